@@ -1,0 +1,24 @@
+"""The evaluation suite on torchattacks: named attacks with exact budgets, verified image by image.
+
+`evaluate` works on any `nn.Module` that returns logits for images in [0, 1]; it shares no code with the training attack.
+Importing this package loads neither torch nor torchattacks.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from attacks.catalog import ATTACKS, Attack, names
+
+if TYPE_CHECKING:
+    from attacks.evaluation import Evaluation, evaluate
+
+__all__ = ["ATTACKS", "Attack", "Evaluation", "evaluate", "names"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("evaluate", "Evaluation"):
+        from attacks import evaluation
+
+        return getattr(evaluation, name)
+    raise AttributeError(f"module 'attacks' has no attribute {name!r}")

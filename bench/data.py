@@ -1,0 +1,169 @@
+"""Images as uint8 tensors: loading, the fixed splits, getting the official files, augmentation on the device.
+
+Splits never depend on a limit or on the run's seed. They are drawn with numpy's `RandomState`, whose stream numpy
+promises not to change: test of digits with seed 0, validation with seed 1, training order with seed 2.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import shutil
+import socket
+import tarfile
+import tempfile
+import urllib.error
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bench import datasets
+from bench.datasets import Dataset
+from bench.errors import BenchError, UsageError
+
+TIMEOUT = 10.0  # seconds without a byte before a download counts as failed
+OFFLINE = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, RuntimeError)
+
+
+@dataclass(frozen=True)
+class Split:
+    """x: (N, C, H, W) uint8; y: (N,) int64."""
+
+    x: Tensor
+    y: Tensor
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def to(self, device: torch.device | str) -> Split:
+        return Split(self.x.to(device), self.y.to(device))
+
+
+@dataclass(frozen=True)
+class Data:
+    """The three splits as used, and the sha256 that identifies them."""
+
+    info: Dataset
+    train: Split
+    val: Split
+    test: Split
+    sha256: str
+
+    def to(self, device: torch.device | str) -> Data:
+        splits = (split.to(device) for split in (self.train, self.val, self.test))
+        return Data(self.info, *splits, sha256=self.sha256)
+
+
+def load(name: str, root: str | Path, limit_train: int | None = None, limit_test: int | None = None) -> Data:
+    """The data set `name` from the folder `root`, on the CPU; limits keep the first so many training or test images.
+
+    Raises UsageError for an unknown name or a limit out of range, BenchError for missing or damaged files.
+    """
+    info = datasets.get(name)
+    pool, test = scans() if name == "digits" else official(name, Path(root))
+    chosen = stratified(pool.y.numpy(), info.num_val, seed=1)
+    rest = np.setdiff1d(np.arange(len(pool)), chosen)
+    order = np.random.RandomState(2).permutation(rest)[: limit("train", limit_train, len(rest))]
+    end = limit("test", limit_test, len(test))
+    splits = Split(pool.x[order], pool.y[order]), Split(pool.x[chosen], pool.y[chosen]), Split(test.x[:end], test.y[:end])
+    return Data(info, *splits, sha256=digest(chosen, *splits))
+
+
+def limit(which: str, given: int | None, size: int) -> int:
+    if given is not None and not 1 <= given <= size:
+        raise UsageError(f"a {which} limit of {given:,} is out of range: the {which} set has {size:,} images")
+    return size if given is None else given
+
+
+def stratified(y: np.ndarray[Any, Any], n: int, seed: int) -> np.ndarray[Any, Any]:
+    """`n` sorted positions whose classes are in the proportions of `y`."""
+    order = np.random.RandomState(seed).permutation(len(y))
+    quantile = np.empty(len(y))
+    for label in np.unique(y):
+        members = order[y[order] == label]
+        quantile[members] = (np.arange(len(members)) + 0.5) / len(members)
+    return np.sort(order[np.argsort(quantile[order], kind="stable")[:n]])
+
+
+def digest(chosen: np.ndarray[Any, Any], *splits: Split) -> str:
+    """sha256 over the validation positions and each split's shape, pixels and labels."""
+    sha = hashlib.sha256(chosen.astype("<i8").tobytes())
+    for split in splits:
+        sha.update(str(tuple(split.x.shape)).encode())
+        sha.update(split.x.contiguous().numpy())
+        sha.update(split.y.numpy().astype("<i8"))
+    return sha.hexdigest()
+
+
+def scans() -> tuple[Split, Split]:
+    """scikit-learn's digits (values 0 to 16) as training pool and test set."""
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    x = torch.from_numpy(np.rint(images * 255 / 16).astype(np.uint8)).view(-1, 1, 8, 8)
+    y = torch.from_numpy(labels.astype(np.int64))
+    chosen = stratified(labels, 360, seed=0)
+    rest = np.setdiff1d(np.arange(len(y)), chosen)
+    return Split(x[rest], y[rest]), Split(x[chosen], y[chosen])
+
+
+def source(name: str) -> Any:
+    """torchvision's class; for STL-10 without the 2.5 GB unlabelled file, which its integrity check insists on."""
+    from torchvision import datasets as vision
+
+    if name == "stl10":
+        return type("LabelledSTL10", (vision.STL10,), {"train_list": vision.STL10.train_list[:2]})
+    return {"cifar10": vision.CIFAR10, "cifar100": vision.CIFAR100}[name]
+
+
+def manifest(cls: Any) -> dict[str, str]:
+    """The md5 of each official file that is needed, by file name."""
+    meta = [(cls.meta["filename"], cls.meta["md5"])] if hasattr(cls, "meta") else []
+    return dict([*cls.train_list, *cls.test_list, *meta])
+
+
+def fault(cls: Any, folder: Path) -> str | None:
+    """What is wrong with the first official file that is missing or damaged in `folder`; None if all is well."""
+    from torchvision.datasets.utils import check_integrity
+
+    for file, md5 in manifest(cls).items():
+        path = folder / file
+        if not path.is_file():
+            return f"{file} is missing from {str(folder)!r}"
+        if not check_integrity(path, md5):
+            return f"{str(path)!r} is damaged or cut short ({path.stat().st_size:,} bytes, not the official md5)"
+    return None
+
+
+def official(name: str, root: Path) -> tuple[Split, Split]:
+    """Training pool and test set through torchvision, which checks every file before it reads one."""
+    cls = source(name)
+    folder, remedy = root / cls.base_folder, f"run `python -m bench data fetch {name}`"
+    if not folder.is_dir():
+        raise BenchError(f"{name} is not under {str(root)!r}: {remedy}, or put the official folder {cls.base_folder} there")
+    try:
+        halves = [cls(root, **{"split": part} if name == "stl10" else {"train": part == "train"}) for part in ("train", "test")]
+    except (RuntimeError, OSError, ValueError) as error:
+        raise BenchError(f"{name}: {fault(cls, folder) or one_line(error)}: {remedy}") from error
+    return (pack(halves[0]), pack(halves[1]))
+
+
+def pack(half: Any) -> Split:
+    labels = half.labels if hasattr(half, "labels") else half.targets
+    images = half.data if hasattr(half, "labels") else half.data.transpose(0, 3, 1, 2)  # torchvision's CIFAR is HWC
+    y = torch.from_numpy(np.asarray(labels).astype(np.int64))
+    return Split(torch.from_numpy(np.ascontiguousarray(images)), y)
+
+
+def verify(name: str, root: str | Path) -> str:
+    """One line with counts and sha256; raises BenchError as `load` does."""
+    data = load(name, root)
+    counts = f"{len(data.train):,} train, {len(data.val):,} validation, {len(data.test):,} test"
+    return f"{name}: {counts}, {'x'.join(map(str, data.info.shape))}, sha256 {data.sha256}"

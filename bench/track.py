@@ -1,0 +1,162 @@
+"""The record: one MLflow run per finished, failed or running spec, under one parent run per row of the leaderboard."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
+
+from bench.errors import BenchError
+from bench.spec import Spec
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+FINISHED, RUNNING, FAILED, KILLED = "FINISHED", "RUNNING", "FAILED", "KILLED"
+# MLflow's client retries a dead server for minutes; one short retry is enough to tell.
+BOUNDS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
+
+
+def tracking_uri(root: Path) -> str:
+    """The environment's MLFLOW_TRACKING_URI, or a sqlite file under `root`."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.resolve() / 'mlflow.db'}"
+
+
+class Store:
+    """The MLflow store of one root folder. Opening creates what is missing, under a lock."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.uri = tracking_uri(root)
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            (root / ".writable").touch()
+            (root / ".writable").unlink()
+        except OSError as error:
+            raise BenchError(f"cannot write to {root}: {error.strerror}; choose another folder with --store") from error
+        self.client = self._open()
+
+    def _open(self) -> MlflowClient:
+        for name, value in BOUNDS.items():
+            os.environ.setdefault(name, value)
+        for name in ("alembic", "mlflow"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+        from mlflow import MlflowClient
+
+        try:
+            # Several processes that open a fresh database at once would all try to create its tables.
+            with FileLock(self.root / "store.lock", timeout=120):
+                client = MlflowClient(self.uri)
+                client.search_experiments(max_results=1)
+        except Exception as error:  # MLflow raises many kinds: dead server, locked or foreign database, bad address
+            reason = str(error).strip().splitlines()[0][:200]
+            raise BenchError(f"the MLflow store {self.uri} cannot be opened: {reason}") from error
+        return client
+
+    def experiment(self, suite: str) -> str:
+        """The id of the suite's experiment, created on first use."""
+        with FileLock(self.root / "store.lock", timeout=120):
+            found = self.client.get_experiment_by_name(suite)
+            if found:
+                return str(found.experiment_id)
+            local = self.uri.startswith("sqlite:")
+            location = (self.root / "artifacts").resolve().as_uri() if local else None
+            return self.client.create_experiment(suite, artifact_location=location)
+
+    def find(self, spec: Spec, status: str) -> Run | None:
+        """The newest run of exactly this spec with this status."""
+        runs = self.client.search_runs(
+            [self.experiment(spec.suite)],
+            f"tags.spec_id = '{spec.id}' and attributes.status = '{status}'",
+            order_by=["attributes.start_time DESC"],
+            max_results=1,
+        )
+        return runs[0] if runs else None
+
+    def unfinished(self) -> list[Run]:
+        """Runs that are marked as running, in all experiments; a killed process leaves such a mark."""
+        ids = [e.experiment_id for e in self.client.search_experiments()]
+        return list(self.client.search_runs(ids, "attributes.status = 'RUNNING' and tags.spec_id != ''")) if ids else []
+
+    def begin(self, spec: Spec, tags: dict[str, str]) -> Record:
+        """The record of a spec that is not finished: its interrupted run if there is one, else a new run."""
+        for status in (RUNNING, KILLED, FAILED):
+            if run := self.find(spec, status):
+                self.client.update_run(run.info.run_id, status=RUNNING)
+                return Record(self, run.info.run_id)
+        experiment = self.experiment(spec.suite)
+        parent = self._group(experiment, spec, tags)
+        run = self.client.create_run(
+            experiment,
+            run_name=f"{spec.method} seed {spec.seed}",
+            tags={**tags, "mlflow.parentRunId": parent},
+        )
+        record = Record(self, run.info.run_id)
+        record.params(spec.flat())
+        record.text("spec.json", json.dumps(json.loads(spec.json()), indent=2))
+        return record
+
+    def _group(self, experiment: str, spec: Spec, tags: dict[str, str]) -> str:
+        """The parent run of all seeds of one leaderboard row."""
+        keys = ("dataset", "student", "method", "teacher", "variant")
+        same = " and ".join(f"tags.{key} = '{tags[key]}'" for key in keys)
+        found = self.client.search_runs([experiment], f"tags.role = 'group' and {same}", max_results=1)
+        if found:
+            return str(found[0].info.run_id)
+        name = " ".join(tags[key] for key in keys if tags[key])
+        run = self.client.create_run(experiment, run_name=name, tags={**{k: tags[k] for k in keys}, "role": "group"})
+        self.client.set_terminated(run.info.run_id)
+        return str(run.info.run_id)
+
+
+class Record:
+    """One run being written."""
+
+    def __init__(self, store: Store, run_id: str) -> None:
+        self.client, self.run_id = store.client, run_id
+        history = self.client.get_metric_history(run_id, "epoch")
+        self.logged = max((metric.step for metric in history), default=-1)
+
+    def params(self, values: dict[str, Any]) -> None:
+        from mlflow.entities import Param
+
+        self.client.log_batch(self.run_id, params=[Param(k, str(v)) for k, v in values.items()])
+
+    def epoch(self, values: dict[str, float], step: int) -> None:
+        """Logs one epoch's metrics in one call; an epoch that is already there is left alone."""
+        if step > self.logged:
+            self.metrics(values, step)
+            self.logged = step
+
+    def metrics(self, values: dict[str, float], step: int = 0) -> None:
+        """Logs the finite values; the others become tags, because MLflow stores infinity as a large number."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        finite = [Metric(k, float(v), now, step) for k, v in values.items() if math.isfinite(v)]
+        self.client.log_batch(self.run_id, metrics=finite)
+        for name in (name for name, value in values.items() if not math.isfinite(value)):
+            self.client.set_tag(self.run_id, f"not_finite.{name}", str(values[name]))
+
+    def tag(self, name: str, value: str) -> None:
+        self.client.set_tag(self.run_id, name, value)
+
+    def text(self, name: str, content: str) -> None:
+        self.client.log_text(self.run_id, content, name)
+
+    def file(self, path: Path, folder: str | None = None) -> None:
+        self.client.log_artifact(self.run_id, str(path), folder)
+
+    def end(self, status: str, note: str = "") -> None:
+        """Marks the run; a store that has died meanwhile is not allowed to hide the reason."""
+        with suppress(Exception) if status != FINISHED else suppress():
+            self.client.set_tag(self.run_id, "status_note", note)
+            self.client.set_terminated(self.run_id, status)

@@ -1,0 +1,35 @@
+"""MLflow record -> DataFrame -> tables -> Markdown, HTML and CSV. No torch here, and nothing heavy at import."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+__all__ = ["write"]
+
+
+def write(tracking_uri: str, out: Path, suite: str | None = None) -> list[Path]:
+    """Write leaderboard.md, leaderboard.csv (one line per finished run) and one HTML page per suite into `out`.
+
+    `suite` restricts all of them to one suite ("digits" or "digits@1"). A store with nothing in it still gives every
+    file, and they say how to make a first run. Returns the paths written.
+    Raises store.StoreError when the store cannot be read (nothing is written then) and OSError when `out` cannot be.
+    """
+    from leaderboards import html, markdown, store
+
+    runs = store.collect(tracking_uri, suite)
+    files = {"leaderboard.md": markdown.render(runs, suite), "leaderboard.csv": runs.to_csv(index=False)}
+    files |= html.pages(runs, suite)
+    out.mkdir(parents=True, exist_ok=True)
+    return [_replace(out / name, text) for name, text in files.items()]
+
+
+def _replace(path: Path, text: str) -> Path:
+    """Write `text` to `path` so that a reader sees the old file or the new one, never half of it."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path

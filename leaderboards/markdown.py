@@ -1,0 +1,97 @@
+"""Tables in GitHub's Markdown; every name in them is text, whatever characters it holds."""
+
+from __future__ import annotations
+
+import html
+import math
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from leaderboards.table import SECONDS, Cell, Column, Group, Row, Section, sections
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ABOUT = (
+    "Accuracy in percent on the test set, for the checkpoint that validation chose; mean ± sample standard deviation "
+    "where there are several seeds. Sorted by AutoAttack, best in bold. Columns marked *last* and *averaged* are the "
+    "other two checkpoints of the same runs."
+)
+
+
+def first_run(suite: str | None) -> str:
+    """The command that puts a first row into a suite."""
+    name = suite or "digits"
+    return f"python -m bench run --method gacd --suite {name.partition('@')[0]}"
+
+
+def render(runs: pd.DataFrame, suite: str | None = None) -> str:
+    """One section per suite version, one table per dataset and student, from store.collect's frame."""
+    parts = [part for section in sections(runs) for part in _section(section)]
+    if not parts:
+        parts = ["There are no finished runs yet. Make the first:", _fenced(first_run(suite))]
+    return "\n\n".join(["# Leaderboard", *([ABOUT] if len(runs) else []), *parts]) + "\n"
+
+
+def escape(text: str) -> str:
+    """`text` as it is, in a table cell or a list: no HTML, no Markdown, one line."""
+    text = html.escape(re.sub(r"\s+", " ", text).strip(), quote=False)
+    return re.sub(r"([\\|*`\[\]~]|(?<!\w)_|_(?!\w))", r"\\\1", text)
+
+
+def number(cell: Cell, column: Column) -> str:
+    """ "45.3", "45.3 ± 1.2" with several seeds, "-" where nothing was measured."""
+    if not cell.n:
+        return "-"
+    scale = 1 / 60 if column.metric == SECONDS else 100
+    spread = "" if math.isnan(cell.sd) else f" ± {cell.sd * scale:.1f}"
+    return f"{cell.mean * scale:.1f}{spread}"
+
+
+def _section(section: Section) -> Iterator[str]:
+    yield f"## {escape(section.experiment)}"
+    for group in section.groups:
+        yield from _group(group)
+    if section.teachers:
+        yield from _group(section.teachers)
+
+
+def _group(group: Group) -> Iterator[str]:
+    yield f"### {escape(group.title)}"
+    if group.ranked:
+        yield "\n".join(_table(group))
+    yield group.noise
+    if group.incomplete:
+        yield "Incomplete, not ranked:"
+        yield "\n".join(f"- {_who(row)}: no {', '.join(map(escape, row.missing))}" for row in group.incomplete)
+    noted = [row for row in (*group.ranked, *group.incomplete) if row.notes]
+    if noted:
+        yield "Notes:"
+        yield "\n".join(f"- {_who(row)}: {escape('; '.join(row.notes))}" for row in noted)
+
+
+def _table(group: Group) -> Iterator[str]:
+    yield _line(*group.heads, *(escape(column.label) for column in group.columns))
+    texts = len(group.heads) - 1
+    yield _line(*["---"] * texts, *["---:"] * (1 + len(group.columns)))
+    for row in group.ranked:
+        yield _line(*map(escape, group.lead(row)), *(_cell(group, row, column) for column in group.columns))
+
+
+def _cell(group: Group, row: Row, column: Column) -> str:
+    text = number(row[column.metric], column)
+    return f"**{text}**" if row[column.metric].mean == group.best(column) else text
+
+
+def _who(row: Row) -> str:
+    seeds = "1 seed" if row.seeds == 1 else f"{row.seeds} seeds"
+    return f"{escape(row.label)}, teacher {escape(row.teacher)}, {seeds}"
+
+
+def _line(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _fenced(text: str) -> str:
+    return f"```sh\n{text}\n```"

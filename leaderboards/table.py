@@ -1,0 +1,198 @@
+"""Runs -> groups of rows: means and spread over seeds, sorted by AutoAttack, with what the test set can tell apart."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from leaderboards.noise import sentence
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+RANK = "test/aa"  # the ranking number: AutoAttack on the checkpoint that validation chose
+LABELS = {
+    "clean": "Clean",
+    "fgsm": "FGSM",
+    "pgd20": "PGD-20",
+    "pgd20_trades": "PGD-20 (0.003)",
+    "cw_inf": "CW-inf",
+    "aa": "AutoAttack",
+    "worst": "Worst",
+}
+CHECKPOINTS = {"test_last": "last", "test_averaged": "averaged"}
+SECONDS = "cost/train_seconds"
+KEYS = ("dataset", "student", "method", "variant", "changed", "teacher")  # what makes a row; runs in it are seeds
+PROTOCOL = ("training.", "eps", "inner_", "limit_", "attacks")  # params that make two runs different experiments
+
+
+@dataclass(frozen=True)
+class Column:
+    """A metric and its heading; accuracies are drawn in percent, cost in minutes."""
+
+    metric: str
+    label: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A metric over the seeds of a row: mean and sample standard deviation (NaN for fewer than two values)."""
+
+    mean: float
+    sd: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method with one setting; `changed` names what differs from the protocol of the rows around it."""
+
+    method: str
+    variant: str
+    changed: str
+    dataset: str
+    student: str
+    teacher: str
+    seeds: int
+    cells: dict[str, Cell]
+    commands: tuple[str, ...]
+    notes: tuple[str, ...]
+    missing: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        setting = "; ".join(filter(None, (self.variant, self.changed)))
+        return f"{self.method} ({setting})" if setting else self.method
+
+    def __getitem__(self, metric: str) -> Cell:
+        return self.cells.get(metric, Cell(math.nan, math.nan, 0))
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows that compete (one dataset, one student): `ranked` by AutoAttack, `incomplete` without it.
+
+    The teachers of a suite are one group, for reference: all of them are listed in `ranked`.
+    """
+
+    title: str
+    columns: tuple[Column, ...]
+    ranked: tuple[Row, ...]
+    incomplete: tuple[Row, ...]
+    noise: str
+    of_teachers: bool = False
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        return ("Method", "Data", "Network", "Seeds") if self.of_teachers else ("Method", "Teacher", "Seeds")
+
+    def lead(self, row: Row) -> tuple[str, ...]:
+        """What stands under `heads`."""
+        middle = (row.dataset, row.student) if self.of_teachers else (row.teacher,)
+        return (row.label, *middle, str(row.seeds))
+
+    def best(self, column: Column) -> float:
+        """The highest mean of an accuracy among ranked rows; NaN for cost and for a lone row."""
+        means = [row[column.metric].mean for row in self.ranked if row[column.metric].n]
+        return max(means) if len(means) > 1 and column.metric != SECONDS else math.nan
+
+
+@dataclass(frozen=True)
+class Section:
+    """One version of one suite."""
+
+    experiment: str
+    suite: str
+    groups: tuple[Group, ...]
+    teachers: Group | None
+    runs: pd.DataFrame
+
+
+def sections(runs: pd.DataFrame) -> list[Section]:
+    """Sections by suite name, newest version first, from store.collect's frame; superseded runs do not count."""
+    current = runs[~runs["superseded"].astype(bool)]
+    found = []
+    for (_, _, experiment), part in current.groupby(["suite", "version", "experiment"]):
+        found.append(_section(str(experiment), part))
+    return sorted(found, key=lambda section: (section.suite, -int(section.runs["version"].iloc[0])))
+
+
+def _section(experiment: str, runs: pd.DataFrame) -> Section:
+    teachers = runs[runs["role"] == "teacher"]
+    groups = [
+        _group(f"{dataset}, {student}", part)
+        for (dataset, student), part in runs[runs["role"] != "teacher"].groupby(["dataset", "student"])
+    ]
+    table = _group("Teachers", teachers, of_teachers=True) if len(teachers) else None
+    return Section(experiment, str(runs["suite"].iloc[0]), tuple(groups), table, runs)
+
+
+def _group(title: str, runs: pd.DataFrame, of_teachers: bool = False) -> Group:
+    columns = _columns(runs)
+    usual = {name: Counter(runs[name].fillna("")).most_common(1)[0][0] for name in _protocol(runs)}
+    keyed = runs.assign(changed=[_changed(run, usual) for run in runs.to_dict("records")])
+    rows = [_row(columns, part) for _, part in keyed.groupby(list(KEYS))]
+    rows.sort(key=lambda row: (-row[RANK].mean if row[RANK].n else 1, row.label))
+    ranked = tuple(row for row in rows if row[RANK].n or of_teachers)
+    incomplete = () if of_teachers else tuple(row for row in rows if not row[RANK].n)
+    return Group(
+        title, columns, ranked, incomplete, sentence(runs, ranked[0][RANK].mean if ranked else math.nan), of_teachers
+    )
+
+
+def _protocol(runs: pd.DataFrame) -> list[str]:
+    return [name for name in runs.columns if name.startswith(tuple(f"param/{key}" for key in PROTOCOL))]
+
+
+def _changed(run: dict[Any, Any], usual: dict[str, str]) -> str:
+    """What this run did under another protocol: such runs are another row, never another seed of the same."""
+    # a param that a run never recorded is not a change, and NaN is the only value unequal to itself
+    own = {name: run[name] for name in usual if run[name] == run[name]}
+    return ", ".join(f"{name[6:]}={value}" for name, value in own.items() if value != usual[name] and usual[name] != "")
+
+
+def _columns(runs: pd.DataFrame) -> tuple[Column, ...]:
+    """Accuracies that some run has, known attacks in the usual order, then other checkpoints, then cost."""
+    present = [str(name) for name in runs.columns if runs[name].notna().any()]
+    names = [name[5:] for name in present if name.startswith("test/") and name != "test/n" and not name.endswith("_n")]
+    others = [name for name in names if name not in LABELS]
+    order = [*[name for name in LABELS if name in names and name not in ("aa", "worst")], *others]
+    order += [name for name in ("aa", "worst") if name in names]
+    columns = [Column(f"test/{name}", LABELS.get(name, name)) for name in order]
+    for checkpoint, word in CHECKPOINTS.items():
+        attack = next((name for name in ("aa", "pgd20") if f"{checkpoint}/{name}" in present), None)
+        columns += [Column(f"{checkpoint}/{attack}", f"{LABELS[attack]}, {word}")] if attack else []
+    return (*columns, *([Column(SECONDS, "Train min")] if SECONDS in present else []))
+
+
+def _row(columns: Iterable[Column], runs: pd.DataFrame) -> Row:
+    """The runs of one setting, a seed each, as a row."""
+    cells = {column.metric: _cell(column.metric, runs[column.metric]) for column in columns}
+    missing = [column.label for column in columns if not cells[column.metric].n and column.metric.startswith("test/")]
+    missing += [] if RANK in cells else [LABELS["aa"]]
+    return Row(
+        **{key: str(runs[key].iloc[0]) for key in KEYS},
+        seeds=len(runs),
+        cells=cells,
+        commands=tuple(dict.fromkeys(command for command in runs["command"] if command)),
+        notes=tuple(_notes(runs, cells[RANK].n if RANK in cells else 0)),
+        missing=tuple(missing),
+    )
+
+
+def _notes(runs: pd.DataFrame, scored: int) -> list[str]:
+    """What a reader should know before trusting the row."""
+    notes = sorted({note for note in runs["status_note"] if note})
+    dirty = int((runs["code_dirty"] == "true").sum())
+    notes += [f"uncommitted code in {dirty} of {len(runs)} runs"] if dirty else []
+    return notes + ([f"AutoAttack on {scored} of {len(runs)} seeds"] if 0 < scored < len(runs) else [])
+
+
+def _cell(metric: str, values: pd.Series[Any]) -> Cell:
+    values = values.dropna()
+    if metric != SECONDS:
+        values = values[values.between(0, 1)]
+    return Cell(float(values.mean()), float(values.std(ddof=1)), len(values))

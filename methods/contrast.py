@@ -1,0 +1,93 @@
+"""A contrastive critic between teacher and student features, after CRD (Tian, Krishnan and Isola, "Contrastive
+Representation Distillation", ICLR 2020), with live positives and negatives that differ in class.
+
+The critic of an anchor with N negatives is h = r / (r + N), r = exp(t.s / tau) / Z, for projected unit features t and s.
+Z is the running mean of the exponential over random pairs: without it exp(1 / 0.07) saturates h at 1, and with it a
+random pair scores 1 / (1 + N). CRD's M, the size of the training set, cancels.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Z_MOMENTUM = 0.99
+
+
+class Contrast(nn.Module):
+    """Projections of both features, log Z, and (bank > 0) queues of past embeddings with labels, -1 where empty."""
+
+    log_z: Tensor
+    bank_s: Tensor
+    bank_t: Tensor
+    bank_y: Tensor
+
+    def __init__(
+        self, student_width: int, teacher_width: int, dim: int, tau: float, estimator: str, bank: int = 0
+    ) -> None:
+        super().__init__()
+        self.tau, self.estimator = tau, estimator
+        self.project_s = nn.Linear(student_width, dim)
+        self.project_t = nn.Linear(teacher_width, dim)
+        self.register_buffer("log_z", torch.tensor(math.nan))
+        self.register_buffer("bank_s", torch.zeros(bank, dim))
+        self.register_buffer("bank_t", torch.zeros(bank, dim))
+        self.register_buffer("bank_y", torch.full((bank,), -1))
+
+    def embed_s(self, f: Tensor) -> Tensor:
+        """(B, student width) -> (B, dim), unit length."""
+        return F.normalize(self.project_s(f).float(), dim=1)
+
+    def embed_t(self, f: Tensor) -> Tensor:
+        """(B, teacher width) -> (B, dim), unit length."""
+        return F.normalize(self.project_t(f).float(), dim=1)
+
+    def forward(self, f_t: Tensor, f_s: Tensor, y: Tensor, symmetric: bool) -> tuple[Tensor, Tensor]:
+        """Losses per anchor, (B,) each: that of the positive pair and that of the negatives.
+
+        f_t: (B, teacher width), f_s: (B, student width), y: (B,). The teacher is the anchor; `symmetric` adds the
+        direction in which the student is.
+        """
+        t, s = self.embed_t(f_t), self.embed_s(f_s)
+        if self.training:
+            self._track_z(t @ s.T / self.tau)
+        others_s, others_t, labels = (self.bank_s, self.bank_t, self.bank_y) if len(self.bank_y) else (s, t, y)
+        allowed = (labels[None] != y[:, None]) & (labels[None] >= 0)
+        pairs = (t * s).sum(dim=1) / self.tau
+        positive, negative = self._anchored(pairs, t @ others_s.T / self.tau, allowed)
+        if symmetric:
+            again, more = self._anchored(pairs, s @ others_t.T / self.tau, allowed)
+            positive, negative = positive + again, negative + more
+        if self.training and len(self.bank_y):
+            self._push(s.detach(), t.detach(), y)
+        return positive, negative
+
+    def _anchored(self, pairs: Tensor, scores: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
+        """pairs: (B,) score of each anchor's positive; scores, allowed: (B, K) candidates for negatives."""
+        if self.estimator == "infonce":
+            scores = scores.masked_fill(~allowed, -math.inf)
+            return -pairs, torch.cat([pairs[:, None], scores], dim=1).logsumexp(dim=1)
+        log_n = allowed.sum(dim=1).clamp(min=1).log()
+        positive = F.softplus(log_n - (pairs - self.log_z))  # -log h
+        negative = F.softplus(scores - self.log_z - log_n[:, None])  # -log (1 - h)
+        return positive, (negative * allowed).sum(dim=1)
+
+    @torch.no_grad()
+    def _track_z(self, scores: Tensor) -> None:
+        """Moves Z towards the mean exponential over pairs of different images: scores (B, B)."""
+        off = scores[~torch.eye(len(scores), dtype=torch.bool, device=scores.device)]
+        if not len(off):
+            return
+        now = off.logsumexp(dim=0) - math.log(len(off))
+        old = torch.where(self.log_z.isnan(), now, self.log_z)
+        self.log_z.copy_(torch.logaddexp(old + math.log(Z_MOMENTUM), now + math.log(1 - Z_MOMENTUM)))
+
+    @torch.no_grad()
+    def _push(self, s: Tensor, t: Tensor, y: Tensor) -> None:
+        """First in, first out."""
+        size = len(self.bank_y)
+        for bank, new in ((self.bank_s, s), (self.bank_t, t), (self.bank_y, y)):
+            bank.copy_(torch.cat([new, bank])[:size])

@@ -1,0 +1,88 @@
+"""The one training attack: projected gradient ascent on any objective inside an l-inf ball and [0, 1].
+
+Evaluation attacks live in `attacks` and share no code with this one, so that one bug cannot hide in both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Objective = Callable[[nn.Module, Tensor], Tensor]
+Start = Literal["uniform", "gauss", "none"]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """An l-inf attack budget in pixel units of [0, 1]: radius, step size, number of steps."""
+
+    eps: float = 8 / 255
+    step: float = 2 / 255
+    steps: int = 10
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.eps <= 1 or self.step < 0 or self.steps < 0:
+            raise ValueError(f"attack budget out of range: eps {self.eps}, step {self.step}, steps {self.steps}")
+        if self.eps and self.steps > 1 and self.step > self.eps:
+            raise ValueError(f"step {self.step} is larger than eps {self.eps}: swapped?")
+
+
+@contextmanager
+def mode(net: nn.Module, training: bool) -> Iterator[None]:
+    """Puts every module of `net` in train or eval mode and restores each one's own mode afterwards."""
+    before = [(module, module.training) for module in net.modules()]
+    net.train(training)
+    try:
+        yield
+    finally:
+        for module, was in before:
+            module.training = was
+
+
+def ce(y: Tensor) -> Objective:
+    """Cross-entropy with the labels y: (B,)."""
+    return lambda net, adv: F.cross_entropy(net(adv), y, reduction="sum")
+
+
+def kl_to(target: Tensor) -> Objective:
+    """KL(softmax(target) || softmax(net(adv))) for fixed logits `target`: (B, C)."""
+    soft = target.softmax(dim=1)
+    return lambda net, adv: F.kl_div(F.log_softmax(net(adv), dim=1), soft, reduction="sum")
+
+
+def pgd(
+    net: nn.Module,
+    x: Tensor,
+    objective: Objective,
+    budget: Budget,
+    *,
+    start: Start = "uniform",
+    bn: Literal["eval", "train"] = "eval",
+) -> Tensor:
+    """Adversarial images for x: (B, C, H, W) in [0, 1], that ascend `objective(net, adv)`, a sum over the batch.
+
+    start: uniform in the ball, "gauss" (0.001 N(0, 1)) or none. bn: the mode `net` is attacked in; in "train" its
+    BatchNorm statistics move at every step. Gradients are taken for the input only; parameters' .grad stay untouched.
+    """
+    adv = x + _noise(x, budget.eps, start)
+    with torch.enable_grad(), mode(net, bn == "train"):
+        for _ in range(budget.steps):
+            adv = adv.detach().clamp(0, 1).requires_grad_()
+            (gradient,) = torch.autograd.grad(objective(net, adv), adv)
+            adv = adv.detach() + budget.step * gradient.sign()
+            adv = torch.minimum(torch.maximum(adv, x - budget.eps), x + budget.eps)
+    return adv.detach().clamp(0, 1)
+
+
+def _noise(x: Tensor, eps: float, start: Start) -> Tensor:
+    if start == "none" or eps == 0:
+        return torch.zeros_like(x)
+    if start == "gauss":
+        return (0.001 * torch.randn(x.shape, device=x.device)).clamp(-eps, eps)
+    return (2 * torch.rand(x.shape, device=x.device) - 1) * eps

@@ -1,0 +1,24 @@
+"""Standard training on clean images: cross-entropy, no attack, no teacher. The floor of every robustness table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from methods.base import Batch, Method, Nets
+
+
+@dataclass(frozen=True)
+class Natural(Method):
+    """CE(S(x), y)."""
+
+    requires = ()
+    adversarial = False
+
+    def loss(self, nets: Nets, batch: Batch) -> dict[str, Tensor]:
+        return {"ce": F.cross_entropy(nets.student(batch.x), batch.y)}
+
+
+METHOD = Natural

@@ -1,0 +1,30 @@
+"""PGD adversarial training.
+
+Paper: Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", ICLR 2018.
+From the paper: inner maximisation and outer minimisation of the cross-entropy. The attack sees the student in eval
+mode, as everywhere in this benchmark.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from methods.base import Batch, Method, Nets
+from methods.inner import ce, pgd
+
+
+@dataclass(frozen=True)
+class PgdAt(Method):
+    """CE(S(x~), y), x~ = argmax CE(S(x~), y)."""
+
+    requires = ()
+
+    def loss(self, nets: Nets, batch: Batch) -> dict[str, Tensor]:
+        adv = pgd(nets.student, batch.x, ce(batch.y), batch.budget)
+        return {"ce_adv": F.cross_entropy(nets.student(adv), batch.y)}
+
+
+METHOD = PgdAt
