@@ -72,7 +72,11 @@ def load(name: str, root: str | Path, limit_train: int | None = None, limit_test
     rest = np.setdiff1d(np.arange(len(pool)), chosen)
     order = np.random.RandomState(2).permutation(rest)[: limit("train", limit_train, len(rest))]
     end = limit("test", limit_test, len(test))
-    splits = Split(pool.x[order], pool.y[order]), Split(pool.x[chosen], pool.y[chosen]), Split(test.x[:end], test.y[:end])
+    splits = (
+        Split(pool.x[order], pool.y[order]),
+        Split(pool.x[chosen], pool.y[chosen]),
+        Split(test.x[:end], test.y[:end]),
+    )
     return Data(info, *splits, sha256=digest(chosen, *splits))
 
 
@@ -147,9 +151,14 @@ def official(name: str, root: Path) -> tuple[Split, Split]:
     cls = source(name)
     folder, remedy = root / cls.base_folder, f"run `python -m bench data fetch {name}`"
     if not folder.is_dir():
-        raise BenchError(f"{name} is not under {str(root)!r}: {remedy}, or put the official folder {cls.base_folder} there")
+        raise BenchError(
+            f"{name} is not under {str(root)!r}: {remedy}, or put the official folder {cls.base_folder} there"
+        )
     try:
-        halves = [cls(root, **{"split": part} if name == "stl10" else {"train": part == "train"}) for part in ("train", "test")]
+        halves = [
+            cls(root, **{"split": part} if name == "stl10" else {"train": part == "train"})
+            for part in ("train", "test")
+        ]
     except (RuntimeError, OSError, ValueError) as error:
         raise BenchError(f"{name}: {fault(cls, folder) or one_line(error)}: {remedy}") from error
     return (pack(halves[0]), pack(halves[1]))
@@ -167,3 +176,97 @@ def verify(name: str, root: str | Path) -> str:
     data = load(name, root)
     counts = f"{len(data.train):,} train, {len(data.val):,} validation, {len(data.test):,} test"
     return f"{name}: {counts}, {'x'.join(map(str, data.info.shape))}, sha256 {data.sha256}"
+
+
+def fetch(name: str, root: str | Path) -> str:
+    """Downloads the official files that are missing, then verifies; returns `verify`'s line.
+
+    Raises BenchError that says what to put where when the network does not answer.
+    """
+    info, root = datasets.get(name), Path(root)
+    if name != "digits" and fault(source(name), root / source(name).base_folder):
+        cls = source(name)
+        files = ", ".join(manifest(cls))
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            with quick():
+                cls(root, download=True)
+        except OFFLINE as error:
+            raise BenchError(
+                f"{info.name} cannot be downloaded ({one_line(error)}): put the folder {cls.base_folder} ({files}) into "
+                f"{str(root)!r}, or run `python -m bench data import {name} FILE_OR_FOLDER`"
+            ) from error
+        except OSError as error:
+            raise BenchError(f"cannot write to {str(root)!r}: {error.strerror}") from error
+    return verify(name, root)
+
+
+def import_data(name: str, given: str | Path, root: str | Path) -> str:
+    """Copies the official files of a folder or tar archive under `root`, then verifies; returns `verify`'s line.
+
+    Nothing is copied unless every file has its official md5. Raises BenchError otherwise.
+    """
+    datasets.get(name)
+    if name == "digits":
+        raise UsageError("digits comes with scikit-learn: there is nothing to import")
+    cls, given, target = source(name), Path(given), Path(root) / source(name).base_folder
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = unpacked(given, Path(scratch))
+        found = {file: next(folder.rglob(file), folder / file) for file in manifest(cls)}
+        places = {path.parent for path in found.values()}
+        if wrong := fault(cls, places.pop() if len(places) == 1 else folder):
+            raise BenchError(f"{str(given)!r} does not hold the official {name}: {wrong}")
+        try:
+            target.mkdir(parents=True, exist_ok=True)
+            for file, path in found.items():
+                shutil.copyfile(path, target / f"{file}.part")
+                (target / f"{file}.part").replace(target / file)
+        except OSError as error:
+            raise BenchError(f"cannot write to {str(target)!r}: {error.strerror}") from error
+    return verify(name, root)
+
+
+def unpacked(given: Path, scratch: Path) -> Path:
+    """The folder given, or the content of the archive given, extracted into `scratch` without leaving it."""
+    if given.is_dir():
+        return given
+    try:
+        with tarfile.open(given) as archive:
+            archive.extractall(scratch, filter="data")
+    except (OSError, tarfile.TarError, EOFError) as error:
+        raise BenchError(f"{str(given)!r} is neither a folder nor a readable tar archive: {one_line(error)}") from error
+    return scratch
+
+
+@contextmanager
+def quick() -> Iterator[None]:
+    """Bounds how long a silent server is waited for."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(TIMEOUT)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def one_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+
+
+def to_float(x: Tensor) -> Tensor:
+    """uint8 (B, C, H, W) -> float32 in [0, 1]."""
+    return x.float() / 255
+
+
+def augment(x: Tensor, pad: int, flip: bool) -> Tensor:
+    """Crops each image of (B, C, H, W) at its own place after zero padding, and mirrors each with probability 1/2."""
+    b, c, h, w = x.shape
+    top, left = torch.randint(0, 2 * pad + 1, (2, b, 1), device=x.device)
+    rows = top + torch.arange(h, device=x.device)
+    columns = left + torch.arange(w, device=x.device)
+    if flip:
+        mirrored = torch.rand(b, 1, device=x.device) < 0.5
+        columns = torch.where(mirrored, columns.flip(1), columns)
+    image = torch.arange(b, device=x.device)[:, None, None, None]
+    channel = torch.arange(c, device=x.device)[None, :, None, None]
+    return F.pad(x, (pad,) * 4)[image, channel, rows[:, None, :, None], columns[:, None, None, :]]

@@ -1,0 +1,72 @@
+"""The networks by name. No torch until one is built.
+
+resnet18, resnet18-w<k>     ResNet-18 with the CIFAR stem, first stage k channels wide (64 unless told)
+resnet<d>-w<k>              the three-stage CIFAR ResNet of depth d = 6n + 2, first stage k channels wide
+mobilenetv2                 MobileNetV2 for CIFAR
+wrn<d>-<k>                  WideResNet of depth d = 6n + 4 and widening factor k
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from bench.datasets import Dataset
+from bench.errors import UsageError, unknown
+
+if TYPE_CHECKING:
+    from methods.base import Net
+
+EXAMPLES = ("mobilenetv2", "resnet18", "resnet18-w16", "resnet20-w16", "resnet8-w4", "wrn28-10", "wrn34-10")
+PATTERN = re.compile(r"(?P<resnet18>resnet18(-w(?P<w18>\d+))?)|(?P<mobile>mobilenetv2)|"
+                     r"resnet(?P<depth>\d+)-w(?P<width>\d+)|wrn(?P<wide>\d+)-(?P<factor>\d+)")  # fmt: skip
+
+
+def check(arch: str) -> None:
+    """Raises UsageError unless `build` would accept `arch`."""
+    _parse(arch)
+
+
+def build(arch: str, info: Dataset) -> Net:
+    """A freshly initialised network for a data set, with its normalisation inside. Raises UsageError for a bad name."""
+    family, sizes = _parse(arch)
+    if family == "wrn":
+        from bench.models.wideresnet import WideResNet
+
+        return WideResNet(info, *sizes)
+    if family == "mobilenetv2":
+        from bench.models.mobilenet import MobileNetV2
+
+        return MobileNetV2(info)
+    from bench.models.resnet import ResNet
+
+    if family == "resnet18":
+        return ResNet(info, blocks=(2, 2, 2, 2), width=sizes[0])
+    return ResNet(info, blocks=((sizes[0] - 2) // 6,) * 3, width=sizes[1])
+
+
+def _parse(arch: str) -> tuple[str, tuple[int, ...]]:
+    """Family and its sizes."""
+    match = PATTERN.fullmatch(arch)
+    if not match:
+        raise unknown("model", arch, EXAMPLES)
+    part = match.groupdict()
+    if part["mobile"]:
+        return "mobilenetv2", ()
+    if part["resnet18"]:
+        return "resnet18", (_positive(arch, part["w18"] or "64"),)
+    if part["wide"]:
+        return "wrn", (_depth(arch, part["wide"], 4), _positive(arch, part["factor"]))
+    return "resnet", (_depth(arch, part["depth"], 2), _positive(arch, part["width"]))
+
+
+def _positive(arch: str, text: str) -> int:
+    if not 1 <= int(text) <= 1024:
+        raise UsageError(f"model {arch!r}: the width must be between 1 and 1024")
+    return int(text)
+
+
+def _depth(arch: str, text: str, plus: int) -> int:
+    if int(text) < 6 + plus or (int(text) - plus) % 6:
+        raise UsageError(f"model {arch!r}: the depth must be 6n + {plus}, such as {6 + plus} or {12 + plus}")
+    return int(text)

@@ -1,0 +1,99 @@
+"""Checkpoint files: written atomically, read without unpickling code, checked by hash, keys of other releases included."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.datasets import Dataset
+from bench.errors import BenchError
+from bench.models import build
+from methods.base import Net
+
+WRAPPERS = ("state_dict", "model_state_dict", "model", "net")  # where releases keep the tensors
+PREFIXES = (
+    "module.",
+    "basic_net.",
+    "model.",
+    "net.",
+    "1.",
+)  # DataParallel, the attack wrappers, (normalise, net) pairs
+UNUSED = ("sub_block1.", "num_batches_tracked")
+
+
+def save(path: Path, content: dict[str, Any]) -> None:
+    """Writes so that a reader, or a process killed at any moment, leaves the old file or the new one."""
+    part = path.with_name(path.name + ".part")
+    with part.open("wb") as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read(path: Path, sha256: str | None = None) -> dict[str, Any]:
+    """The content of a checkpoint file on the CPU. Raises BenchError if it is missing, not one, or not the one hashed."""
+    try:
+        if sha256 and (found := sha256_of(path)) != sha256.lower():
+            raise BenchError(f"{str(path)!r} has sha256 {found[:16]}..., not {sha256[:16]}...: another or damaged file")
+        content = torch.load(path, weights_only=True, map_location="cpu")
+    except FileNotFoundError as error:
+        raise BenchError(f"there is no checkpoint {str(path)!r}") from error
+    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, AttributeError) as error:
+        raise BenchError(f"{str(path)!r} is not a checkpoint of tensors alone, or is damaged") from error
+    if not isinstance(content, dict):
+        raise BenchError(f"{str(path)!r} holds a {type(content).__name__}, not a checkpoint's dictionary of tensors")
+    return content
+
+
+def load(path: Path, arch: str, info: Dataset, sha256: str | None = None) -> Net:
+    """The network `arch` with the tensors of a checkpoint, in eval mode on the CPU.
+
+    Takes this project's files and those of the authors and RobustBench. A file without `mean` and `std` was trained on
+    raw pixels, so the network then normalises nothing. Raises BenchError where file and architecture do not match.
+    """
+    net = build(arch, info)
+    state = tensors(read(path, sha256))
+    if not state:
+        raise BenchError(f"{str(path)!r} holds no tensors of a network")
+    state.setdefault("mean", torch.zeros_like(net.mean))
+    state.setdefault("std", torch.ones_like(net.std))
+    own = {key for key in net.state_dict() if not key.endswith(UNUSED)}
+    odd = own ^ state.keys()
+    if odd:
+        raise BenchError(f"{str(path)!r} is not a {arch}: {len(odd)} of {len(own)} tensors differ, {min(odd)!r} first")
+    for name, tensor in net.state_dict().items():
+        if name in state and tensor.numel() != state[name].numel():
+            shapes = f"{tuple(state[name].shape)}, not {tuple(tensor.shape)}"
+            raise BenchError(f"{str(path)!r} is not a {arch} for {info.name}: {name} has shape {shapes}")
+        if name in state:
+            state[name] = state[name].view_as(tensor)
+    net.load_state_dict(state, strict=False)
+    return net.eval()
+
+
+def tensors(content: dict[str, Any]) -> dict[str, Tensor]:
+    """The network's tensors of a checkpoint under this project's names."""
+    for name in WRAPPERS:
+        if isinstance(content.get(name), dict):
+            return tensors(content[name])
+    state = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    for prefix in PREFIXES:
+        if any(key.startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix).removeprefix("0."): value for key, value in state.items()}
+            return tensors(state)
+    return {
+        key: value for key, value in state.items() if not key.startswith(UNUSED[:1]) and not key.endswith(UNUSED[1:])
+    }

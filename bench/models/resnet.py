@@ -1,0 +1,61 @@
+"""ResNets for small images: stem of one 3x3 convolution, no early pooling.
+
+He et al., "Deep Residual Learning for Image Recognition", CVPR 2016. Parameter names are those of the CIFAR ResNet-18
+that this literature shares, so that its checkpoints load.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bench.datasets import Dataset
+from methods.base import Net
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions and a shortcut, which is a 1x1 convolution where the shape changes."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.shortcut = nn.Sequential()
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
+
+
+class ResNet(Net):
+    """Stages of `blocks` blocks; each stage after the first halves the image and doubles the channels."""
+
+    def __init__(self, info: Dataset, blocks: tuple[int, ...], width: int) -> None:
+        super().__init__(info.mean, info.std)
+        self.num_classes = info.num_classes
+        self.width = width * 2 ** (len(blocks) - 1)
+        self.conv1 = nn.Conv2d(info.shape[0], width, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.stages = len(blocks)
+        inputs = width
+        for stage, count in enumerate(blocks):
+            outputs = width * 2**stage
+            layer = [Block(inputs, outputs, 1 if stage == 0 else 2)]
+            layer += [Block(outputs, outputs, 1) for _ in range(count - 1)]
+            self.add_module(f"layer{stage + 1}", nn.Sequential(*layer))
+            inputs = outputs
+        self.linear = nn.Linear(self.width, self.num_classes)
+
+    def features(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(self.normalise(x))))
+        for stage in range(self.stages):
+            out = getattr(self, f"layer{stage + 1}")(out)
+        return out.mean(dim=(2, 3))
+
+    def head(self, f: Tensor) -> Tensor:
+        logits: Tensor = self.linear(f)
+        return logits
