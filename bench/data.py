@@ -57,12 +57,17 @@ class Data:
     sha256: str
 
     def to(self, device: torch.device | str) -> Data:
-        splits = (split.to(device) for split in (self.train, self.val, self.test))
-        return Data(self.info, *splits, sha256=self.sha256)
+        return Data(self.info, self.train.to(device), self.val.to(device), self.test.to(device), self.sha256)
 
 
-def load(name: str, root: str | Path, limit_train: int | None = None, limit_test: int | None = None) -> Data:
-    """The data set `name` from the folder `root`, on the CPU; limits keep the first so many training or test images.
+def load(
+    name: str,
+    root: str | Path,
+    limit_train: int | None = None,
+    limit_test: int | None = None,
+    limit_val: int | None = None,
+) -> Data:
+    """The data set `name` from the folder `root`, on the CPU; limits keep the first so many images of a split.
 
     Raises UsageError for an unknown name or a limit out of range, BenchError for missing or damaged files.
     """
@@ -70,6 +75,7 @@ def load(name: str, root: str | Path, limit_train: int | None = None, limit_test
     pool, test = scans() if name == "digits" else official(name, Path(root))
     chosen = stratified(pool.y.numpy(), info.num_val, seed=1)
     rest = np.setdiff1d(np.arange(len(pool)), chosen)
+    chosen = chosen[: limit("validation", limit_val, len(chosen))]
     order = np.random.RandomState(2).permutation(rest)[: limit("train", limit_train, len(rest))]
     end = limit("test", limit_test, len(test))
     splits = (
@@ -101,8 +107,8 @@ def digest(chosen: np.ndarray[Any, Any], *splits: Split) -> str:
     sha = hashlib.sha256(chosen.astype("<i8").tobytes())
     for split in splits:
         sha.update(str(tuple(split.x.shape)).encode())
-        sha.update(split.x.contiguous().numpy())
-        sha.update(split.y.numpy().astype("<i8"))
+        sha.update(memoryview(split.x.contiguous().numpy()))
+        sha.update(split.y.numpy().astype("<i8").tobytes())
     return sha.hexdigest()
 
 
@@ -176,6 +182,11 @@ def verify(name: str, root: str | Path) -> str:
     data = load(name, root)
     counts = f"{len(data.train):,} train, {len(data.val):,} validation, {len(data.test):,} test"
     return f"{name}: {counts}, {'x'.join(map(str, data.info.shape))}, sha256 {data.sha256}"
+
+
+def missing(name: str, root: str | Path) -> bool:
+    """Whether the folder of the official files is not there at all."""
+    return name != "digits" and not (Path(root) / source(name).base_folder).is_dir()
 
 
 def fetch(name: str, root: str | Path) -> str:

@@ -1,12 +1,178 @@
-"""The command-line options, one dataclass a verb: defaults, help text and types in one place. No torch here."""
+"""The command-line options, one dataclass a verb: defaults, types and help text in one place. No torch here."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-import tyro
+from tyro.conf import FlagCreatePairsOff, Positional, arg
 
-STORE = Path("runs")
-DATA = Path("data")
+Number = Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: the suite's)")]
+StoreFolder = Annotated[Path, arg(metavar="DIR", help="where records, teachers and unfinished work live")]
+DataFolder = Annotated[Path, arg(metavar="DIR", help="where the data sets live")]
+Device = Annotated[str, arg(metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps")]
+
+
+@dataclass(frozen=True)
+class Common:
+    """What every verb that trains or attacks needs."""
+
+    store: StoreFolder = Path("runs")
+    data_root: DataFolder = Path("data")
+    device: Device = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol(Common):
+    """What a run may change of its suite; each change is part of the record."""
+
+    suite: Annotated[str, arg(metavar="NAME", help="the protocol; see `list`")] = "digits"
+    dataset: Annotated[
+        str,
+        arg(metavar="NAMES", help="some of the suite's data sets, with commas", help_behavior_hint="(default: all)"),
+    ] = ""
+    limit_train: Annotated[Number, arg(help="use the first N training images, teachers too")] = None
+    limit_test: Annotated[Number, arg(help="use the first N test images, teachers too")] = None
+    precision: Annotated[Literal["fp32", "bf16"], arg(help="bf16: autocast in training; attacks stay fp32")] = "fp32"
+    force: Annotated[FlagCreatePairsOff[bool], arg(help="repeat what is already recorded")] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(Protocol):
+    """Train students with one or more methods, evaluate them, record everything.
+
+    What is already recorded is skipped, what was interrupted is resumed, teachers are trained on first use.
+    """
+
+    method: Annotated[str, arg(metavar="NAMES", help="one method, several with commas, or all")]
+    student: Annotated[
+        str, arg(metavar="NAMES", help="models, with commas", help_behavior_hint="(default: the suite's)")
+    ] = ""
+    teacher: Annotated[str, arg(metavar="NAME", help="robust, natural or an imported teacher")] = "robust"
+    seeds: Annotated[str, arg(metavar="LIST", help="such as 0,1,2", help_behavior_hint="(default: the suite's)")] = ""
+    epochs: Annotated[Number, arg(help="for the students", help_behavior_hint="(default: the suite's)")] = None
+    dry_run: Annotated[FlagCreatePairsOff[bool], arg(help="show what would be done, with an estimate, and stop")] = (
+        False
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherTrain(Protocol):
+    """Train a suite's teacher now, as `run` does on first use."""
+
+    role: Annotated[Literal["robust", "natural"], arg(help="which of the suite's teachers")] = "robust"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherImport(Common):
+    """Take a checkpoint file as a teacher: the authors', RobustBench's or this project's key names."""
+
+    name: Positional[Annotated[str, arg(help="what `--teacher` shall call it")]]
+    file: Positional[Annotated[Path, arg(help="the checkpoint")]]
+    arch: Annotated[str, arg(metavar="MODEL", help="such as wrn34-10; see `list`")]
+    dataset: Annotated[str, arg(metavar="NAME", help="what it was trained on")]
+    sha256: Annotated[str, arg(metavar="HEX", help="refuse the file unless this is its hash")] = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherList:
+    """List the teachers at hand."""
+
+    store: StoreFolder = Path("runs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherVerify(Common):
+    """Check a teacher's file against its hash, and measure it: clean accuracy and PGD-20 on test images."""
+
+    name: Positional[Annotated[str, arg(help="as `teacher list` shows it")]]
+    suite: Annotated[
+        str, arg(metavar="NAME", help="whose eps to use", help_behavior_hint="(default: the first with its data set)")
+    ] = ""
+    limit_test: Annotated[Number, arg(help="use the first N test images")] = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(Common):
+    """Attack any checkpoint file."""
+
+    checkpoint: Annotated[Path, arg(metavar="FILE")]
+    arch: Annotated[str, arg(metavar="MODEL", help="such as resnet18; see `list`")]
+    dataset: Annotated[str, arg(metavar="NAME")]
+    attacks: Annotated[str, arg(metavar="NAMES", help="with commas; see `list`")] = "fgsm,pgd20,pgd20_trades,cw_inf,aa"
+    eps: Annotated[
+        float | None,
+        arg(
+            metavar="X",
+            help="l-inf radius, pixels in [0, 1]",
+            help_behavior_hint="(default: that of the data set's suites)",
+        ),
+    ] = None
+    limit_test: Annotated[Number, arg(help="use the first N test images")] = None
+    batch_size: Annotated[int, arg(metavar="N", help="images attacked at once")] = 250
+    seed: Annotated[int, arg(metavar="N", help="of the attacks' random numbers")] = 0
+    sha256: Annotated[str, arg(metavar="HEX", help="refuse the file unless this is its hash")] = ""
+    out: Annotated[Path | None, arg(metavar="FILE", help="per-image verdicts, an .npz; a second call continues it")] = (
+        None
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leaderboard:
+    """Write leaderboard.md, leaderboard.csv and a page per suite from the record."""
+
+    suite: Annotated[str, arg(metavar="NAME", help="one suite", help_behavior_hint="(default: all)")] = ""
+    out: Annotated[Path, arg(metavar="DIR")] = Path("leaderboard")
+    store: StoreFolder = Path("runs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class List:
+    """List methods, suites, data sets, models and attacks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFetch:
+    """Download a data set's official files."""
+
+    name: Positional[str]
+    data_root: DataFolder = Path("data")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataImport:
+    """Take a data set's official files from a folder or a tar archive."""
+
+    name: Positional[str]
+    source: Positional[Path]
+    data_root: DataFolder = Path("data")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataVerify:
+    """Check a data set's files and print its counts and hash."""
+
+    name: Positional[str]
+    data_root: DataFolder = Path("data")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doctor(Common):
+    """Report device, versions, a throughput probe, data sets and interrupted runs."""
+
+
+VERBS: dict[str, type[Any]] = {
+    "run": Run,
+    "evaluate": Evaluate,
+    "teacher train": TeacherTrain,
+    "teacher import": TeacherImport,
+    "teacher list": TeacherList,
+    "teacher verify": TeacherVerify,
+    "leaderboard": Leaderboard,
+    "list": List,
+    "data fetch": DataFetch,
+    "data import": DataImport,
+    "data verify": DataVerify,
+    "doctor": Doctor,
+}

@@ -5,7 +5,7 @@ A change of any number that can alter a result is a new version; old records kee
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from bench.errors import unknown
@@ -52,7 +52,9 @@ class Suite:
     inner_step: float
     inner_steps: int
     attacks: tuple[str, ...] = ("fgsm", "pgd20", "pgd20_trades", "cw_inf", "aa")
+    full_checkpoints: tuple[str, ...] = ("best",)  # these get every attack; the others all but AutoAttack
     limit_train: int | None = None
+    limit_val: int | None = None
     limit_test: int | None = None
     limit_aa: int | None = None  # AutoAttack on the first so many test images
     seeds: tuple[int, ...] = (0,)
@@ -62,25 +64,79 @@ class Suite:
         return f"{self.name}@{self.version}"
 
 
-MINUTE = Training(epochs=30, lr=0.1, schedule="onecycle")
+QUICK = Training(epochs=30, lr=0.1, schedule="onecycle", averaging="ema", ema_decay=0.98)
 
 DIGITS = Suite(
     name="digits",
     version=1,
-    about="scikit-learn's 8x8 scanned digits: no download, two tiny students, minutes on a laptop",
+    about="scikit-learn's 8x8 scanned digits, two tiny students: nothing to download, minutes on a laptop",
     datasets=("digits",),
     students=("resnet8-w4", "resnet8-w8"),
-    teachers={
-        "robust": Teacher("resnet8-w32", "trades", MINUTE),
-        "natural": Teacher("resnet8-w32", "natural", MINUTE),
-    },
-    training=MINUTE,
+    teachers={"robust": Teacher("resnet8-w32", "trades", QUICK), "natural": Teacher("resnet8-w32", "natural", QUICK)},
+    training=QUICK,
     eps=0.15,
     inner_step=0.0375,
     inner_steps=10,
 )
 
-SUITES = {suite.name: suite for suite in (DIGITS,)}
+MINI = Training(epochs=12, lr=0.1, schedule="onecycle", averaging="ema", ema_decay=0.99)
+
+CIFAR_MINI = Suite(
+    name="cifar-mini",
+    version=1,
+    about="10,000 training and 1,000 test images of CIFAR-10, a small student: a quarter of an hour on two CPU cores",
+    datasets=("cifar10",),
+    students=("resnet8-w16-s2",),
+    teachers={
+        "robust": Teacher("resnet18-w16-s2", "trades", MINI),
+        "natural": Teacher("resnet18-w16-s2", "natural", MINI),
+    },
+    training=MINI,
+    eps=8 / 255,
+    inner_step=2.5 / 255,
+    inner_steps=5,
+    limit_train=10_000,
+    limit_val=500,
+    limit_test=1_000,
+    limit_aa=500,
+)
+
+LONG = Training(epochs=200, milestones=(0.5, 0.75), averaging="ema", ema_decay=0.9995)
+
+CIFAR = Suite(
+    name="cifar",
+    version=1,
+    about="CIFAR-10 and CIFAR-100 in full, ResNet-18 and MobileNetV2, 200 epochs, ResNet-18 teacher: for a GPU",
+    datasets=("cifar10", "cifar100"),
+    students=("resnet18", "mobilenetv2"),
+    teachers={"robust": Teacher("resnet18", "trades", LONG), "natural": Teacher("resnet18", "natural", LONG)},
+    training=LONG,
+    eps=8 / 255,
+    inner_step=2 / 255,
+    inner_steps=10,
+    full_checkpoints=("best", "last", "averaged"),
+)
+
+FAST = Training(epochs=30, schedule="onecycle", averaging="ema", ema_decay=0.999)
+
+CIFAR_FAST = replace(
+    CIFAR,
+    name="cifar-fast",
+    about="the cifar suite in 30 epochs with a one-cycle schedule: for a GPU",
+    teachers={"robust": Teacher("resnet18", "trades", FAST), "natural": Teacher("resnet18", "natural", FAST)},
+    training=FAST,
+    full_checkpoints=("best",),
+)
+
+STL = replace(
+    CIFAR,
+    name="stl",
+    about="STL-10, 96x96 images, 4,500 of them labelled for training: for a GPU",
+    datasets=("stl10",),
+    full_checkpoints=("best",),
+)
+
+SUITES = {suite.name: suite for suite in (DIGITS, CIFAR_MINI, CIFAR, CIFAR_FAST, STL)}
 
 
 def get(name: str) -> Suite:

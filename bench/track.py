@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -156,7 +156,7 @@ class Record:
         self.client.log_artifact(self.run_id, str(path), folder)
 
     def end(self, status: str, note: str = "") -> None:
-        """Marks the run; a store that has died meanwhile is not allowed to hide the reason."""
-        with suppress(Exception) if status != FINISHED else suppress():
+        """Marks the run; unless it finished, a store that has died meanwhile may not hide why."""
+        with nullcontext() if status == FINISHED else suppress(Exception):
             self.client.set_tag(self.run_id, "status_note", note)
             self.client.set_terminated(self.run_id, status)

@@ -20,7 +20,6 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from bench import data as data_module
 from bench.data import Data, Split
-from bench.datasets import Dataset
 from bench.errors import BenchError, UsageError
 from bench.models.checkpoint import save
 from bench.spec import Spec
@@ -40,7 +39,9 @@ class Objective(nn.Module):
         self.method = method
         self.student = student
         self.parts = nn.ModuleDict(method.build(student, teachers, num_train))
-        self.nets = Nets(student, {role: net.eval().requires_grad_(False) for role, net in teachers.items()}, self.parts)
+        self.nets = Nets(
+            student, {role: net.eval().requires_grad_(False) for role, net in teachers.items()}, self.parts
+        )
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         return self.method.loss(self.nets, batch)
@@ -73,8 +74,8 @@ def derive(*parts: object) -> int:
 class Trainer:
     """Trains one objective as its spec says, in a folder of its own from which it resumes."""
 
-    def __init__(self, objective: Objective, data: Data, info: Dataset, spec: Spec, work: Path) -> None:
-        self.objective, self.data, self.info, self.spec, self.work = objective, data, info, spec, work
+    def __init__(self, objective: Objective, data: Data, spec: Spec, work: Path) -> None:
+        self.objective, self.data, self.spec, self.work = objective, data, spec, work
         training = spec.training
         if training.batch > len(data.train.x):
             raise UsageError(f"a batch of {training.batch} is larger than the {len(data.train.x)} training images")
@@ -111,9 +112,9 @@ class Trainer:
             for name, term in self.step(batch, epoch * self.steps + step).items():
                 sums[name] = sums.get(name, torch.zeros_like(term)) + term
             tick("train", epoch * self.steps + step + 1, self.spec.training.epochs * self.steps)
-        if self.averaged and self.spec.training.averaging == "swa":
-            if epoch >= self.spec.training.swa_start * self.spec.training.epochs:
-                self.averaged.update_parameters(self.objective.student)
+        training = self.spec.training
+        if self.averaged and training.averaging == "swa" and epoch >= training.swa_start * training.epochs:
+            self.averaged.update_parameters(self.objective.student)
         means = {f"train/{name}": (total / self.steps).item() for name, total in sums.items()}
         for name, value in means.items():
             if not math.isfinite(value):
@@ -126,7 +127,7 @@ class Trainer:
         order = torch.randperm(len(train.x), device=self.device)
         for step in range(self.steps):
             index = order[step * size : (step + 1) * size]
-            x = data_module.augment(data_module.to_float(train.x[index]), self.info.pad, self.info.flip)
+            x = data_module.augment(data_module.to_float(train.x[index]), self.data.info.pad, self.data.info.flip)
             epochs = self.spec.training.epochs
             yield Batch(x, train.y[index], index, epoch, epochs, len(train.x), self.budget)
 
@@ -195,7 +196,7 @@ def average(student: Net, training: Training) -> AveragedModel | None:
     """The running average of the student, BatchNorm statistics included: per step for EMA, per epoch for SWA."""
     if training.averaging == "none":
         return None
-    ema = get_ema_multi_avg_fn(training.ema_decay) if training.averaging == "ema" else None
+    ema = get_ema_multi_avg_fn(training.ema_decay) if training.averaging == "ema" else None  # type: ignore[no-untyped-call]
     return AveragedModel(student, multi_avg_fn=ema, use_buffers=True)
 
 

@@ -2,6 +2,7 @@
 
 resnet18, resnet18-w<k>     ResNet-18 with the CIFAR stem, first stage k channels wide (64 unless told)
 resnet<d>-w<k>              the three-stage CIFAR ResNet of depth d = 6n + 2, first stage k channels wide
+...-s2                      either ResNet with a stem of stride 2, a quarter of the cost
 mobilenetv2                 MobileNetV2 for CIFAR
 wrn<d>-<k>                  WideResNet of depth d = 6n + 4 and widening factor k
 """
@@ -17,9 +18,20 @@ from bench.errors import UsageError, unknown
 if TYPE_CHECKING:
     from methods.base import Net
 
-EXAMPLES = ("mobilenetv2", "resnet18", "resnet18-w16", "resnet20-w16", "resnet8-w4", "wrn28-10", "wrn34-10")
-PATTERN = re.compile(r"(?P<resnet18>resnet18(-w(?P<w18>\d+))?)|(?P<mobile>mobilenetv2)|"
-                     r"resnet(?P<depth>\d+)-w(?P<width>\d+)|wrn(?P<wide>\d+)-(?P<factor>\d+)")  # fmt: skip
+EXAMPLES = (
+    "mobilenetv2",
+    "resnet18",
+    "resnet18-w16",
+    "resnet18-w16-s2",
+    "resnet20-w16",
+    "resnet8-w4",
+    "wrn28-10",
+    "wrn34-10",
+)
+PATTERN = re.compile(
+    r"(?P<mobile>mobilenetv2)|wrn(?P<wide>\d+)-(?P<factor>\d+)"
+    r"|(resnet18(-w(?P<w18>\d+))?|resnet(?P<depth>\d+)-w(?P<width>\d+))(?P<stem>-s2)?"
+)
 
 
 def check(arch: str) -> None:
@@ -40,9 +52,10 @@ def build(arch: str, info: Dataset) -> Net:
         return MobileNetV2(info)
     from bench.models.resnet import ResNet
 
+    *shape, stem = sizes
     if family == "resnet18":
-        return ResNet(info, blocks=(2, 2, 2, 2), width=sizes[0])
-    return ResNet(info, blocks=((sizes[0] - 2) // 6,) * 3, width=sizes[1])
+        return ResNet(info, blocks=(2, 2, 2, 2), width=shape[0], stem=stem)
+    return ResNet(info, blocks=((shape[0] - 2) // 6,) * 3, width=shape[1], stem=stem)
 
 
 def _parse(arch: str) -> tuple[str, tuple[int, ...]]:
@@ -53,11 +66,12 @@ def _parse(arch: str) -> tuple[str, tuple[int, ...]]:
     part = match.groupdict()
     if part["mobile"]:
         return "mobilenetv2", ()
-    if part["resnet18"]:
-        return "resnet18", (_positive(arch, part["w18"] or "64"),)
     if part["wide"]:
         return "wrn", (_depth(arch, part["wide"], 4), _positive(arch, part["factor"]))
-    return "resnet", (_depth(arch, part["depth"], 2), _positive(arch, part["width"]))
+    stem = 2 if part["stem"] else 1
+    if part["depth"] and part["depth"] != "18":
+        return "resnet", (_depth(arch, part["depth"], 2), _positive(arch, part["width"]), stem)
+    return "resnet18", (_positive(arch, part["w18"] or part["width"] or "64"), stem)
 
 
 def _positive(arch: str, text: str) -> int:

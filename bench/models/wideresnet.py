@@ -27,7 +27,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         active = F.relu(self.bn1(x))
         out = self.conv2(F.relu(self.bn2(self.conv1(active))))
-        return out + (x if self.convShortcut is None else self.convShortcut(active))
+        kept: Tensor = x if self.convShortcut is None else self.convShortcut(active)
+        return out + kept
 
 
 class Stage(nn.Module):

@@ -1,0 +1,183 @@
+"""One cell from start to record: build, train, evaluate each checkpoint, log. Interrupted at any point, it continues."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor
+
+import attacks
+from bench import data as data_module
+from bench import environment, models, teachers
+from bench.data import Data
+from bench.errors import BenchError
+from bench.models import checkpoint
+from bench.plan import Cell, work
+from bench.spec import Spec
+from bench.teachers import Card
+from bench.track import FAILED, FINISHED, KILLED, Record, Store
+from bench.train import Objective, Trainer, derive
+from methods.base import Net
+
+Tick = Callable[[str, int, int], None]
+CHECKPOINTS = {"best": "test", "last": "test_last", "averaged": "test_averaged"}  # file -> prefix of its metrics
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """Where and with what cells are carried out."""
+
+    store: Store
+    device: torch.device
+    code: dict[str, str]  # commit and state of the source
+
+    @property
+    def root(self) -> Path:
+        return self.store.root
+
+
+def execute(cell: Cell, shop: Workshop, data: Data, passes: float, tick: Tick, force: bool) -> str:
+    """Carries the cell out and records it; returns a line with its result.
+
+    Raises BenchError for what stops this cell; whatever stops it, the record says so and the state stays on disk.
+    """
+    folder = work(shop.root, cell.spec)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder.with_suffix(".lock"), timeout=0):
+            if force:
+                shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(exist_ok=True)
+            return record(cell, shop, data, passes, tick, folder)
+    except Timeout as error:
+        raise BenchError("another process is working on it") from error
+
+
+def record(cell: Cell, shop: Workshop, data: Data, passes: float, tick: Tick, folder: Path) -> str:
+    """Runs the cell under an MLflow run whose status always tells how it ended."""
+    logged = shop.store.begin(cell.spec, tags(cell, shop.code))
+    try:
+        logged.text("environment.json", json.dumps(environment.describe(shop.device) | describe(data), indent=2))
+        logged.metrics({"cost/student_passes": passes})
+        result = carry_out(cell, shop, data, logged, tick, folder)
+    except KeyboardInterrupt:
+        logged.end(KILLED, "interrupted")
+        raise
+    except Exception as error:
+        logged.end(FAILED, " ".join(str(error).split())[:300] or type(error).__name__)
+        if isinstance(error, BenchError):
+            raise
+        with suppress(Exception):
+            logged.text("traceback.txt", traceback.format_exc())
+        raise BenchError(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
+    logged.end(FINISHED)
+    shutil.rmtree(folder)
+    return result
+
+
+def carry_out(cell: Cell, shop: Workshop, data: Data, logged: Record, tick: Tick, folder: Path) -> str:
+    spec = cell.spec
+    trainer = Trainer(objective(cell, shop, data), data.to(shop.device), spec, folder)
+    state = trainer.fit(logged.epoch, tick)
+    logged.metrics({"cost/train_seconds": state.seconds})
+    accuracy = {}
+    for name, prefix in CHECKPOINTS.items():
+        path = folder / f"{name}.pt"
+        if not path.exists():
+            continue
+        net = checkpoint.load(path, spec.arch, data.info).to(shop.device)
+        found = evaluate(net, spec, data.test, name in spec.full_checkpoints, folder / f"flags_{name}", tick)
+        logged.metrics({f"{prefix}/{key}": value for key, value in found.items() if not key.startswith("cost/")})
+        accuracy[name] = found
+        logged.file(path, "checkpoints")
+        logged.tag(f"sha256.{name}", checkpoint.sha256_of(path))
+    for flags in sorted(folder.glob("flags_*.npz")):
+        logged.file(flags, "flags")
+    total = {key for found in accuracy.values() for key in found if key.startswith("cost/")}
+    logged.metrics({key: sum(found.get(key, 0.0) for found in accuracy.values()) for key in total})
+    if spec.role == "teacher":
+        best = folder / "best.pt"
+        origin = f"trained here, {spec.suite}, spec {spec.id}"
+        teachers.keep(shop.root, best, Card(cell.identity, spec.arch, spec.dataset, checkpoint.sha256_of(best), origin))
+    shown = {key: accuracy["best"][key] for key in ("clean", "pgd20", "aa") if key in accuracy["best"]}
+    return ", ".join(f"{key} {100 * value:.1f}" for key, value in shown.items())
+
+
+def objective(cell: Cell, shop: Workshop, data: Data) -> Objective:
+    """Student, teachers and parts on the device; initial weights depend on the seed alone."""
+    spec = cell.spec
+    frozen = {}
+    for role, identity in spec.teachers.items():
+        card = teachers.find(shop.root, identity, spec.dataset)
+        frozen[role] = teachers.load(shop.root, card, data.info).to(shop.device)
+    torch.manual_seed(derive("init", spec.seed))
+    student = models.build(spec.arch, data.info).to(shop.device)
+    return Objective(cell.method, student, frozen, len(data.train)).to(shop.device)
+
+
+def evaluate(net: Net, spec: Spec, test: data_module.Split, full: bool, stem: Path, tick: Tick) -> dict[str, float]:
+    """Accuracies by attack with `worst`, counts `n` and `aa_n`, and `cost/...`; AutoAttack only if `full`.
+
+    AutoAttack sees the first `limit_aa` images; `worst` is over those images that saw every attack.
+    """
+    x, y = data_module.to_float(test.x), test.y
+    device = next(net.parameters()).device
+    x, y = x.to(device), y.to(device)
+    start = time.perf_counter()
+    quick = [name for name in spec.attacks if name != "aa"]
+    first = run_attacks(net, x, y, quick, spec, stem.with_suffix(".npz"), tick)
+    parts, worst = [first], first.worst
+    values = {"n": float(len(x)), **first.accuracy()}
+    if full and "aa" in spec.attacks:
+        count = min(spec.limit_aa or len(x), len(x))
+        second = run_attacks(net, x[:count], y[:count], ["aa"], spec, stem.with_name(f"{stem.name}_aa.npz"), tick)
+        parts.append(second)
+        worst = worst[:count] & second.worst
+        values |= {"aa": second.accuracy()["aa"], "aa_n": float(count)}
+    costs = [cost for part in parts for cost in part.cost.values()]
+    return values | {
+        "worst": worst.float().mean().item(),
+        "cost/eval_seconds": time.perf_counter() - start,
+        "cost/eval_forwards": float(sum(cost.forwards for cost in costs)),
+        "cost/eval_backwards": float(sum(cost.backwards for cost in costs)),
+    }
+
+
+def run_attacks(
+    net: Net, x: Tensor, y: Tensor, names: list[str], spec: Spec, path: Path, tick: Tick
+) -> attacks.Evaluation:
+    return attacks.evaluate(net, x, y, names, eps=spec.eps, record=path, progress=tick)
+
+
+def tags(cell: Cell, code: dict[str, str]) -> dict[str, str]:
+    """What people and leaderboards look a run up by."""
+    spec = cell.spec
+    return {
+        "role": spec.role,
+        "spec_id": spec.id,
+        "suite": spec.suite,
+        "dataset": spec.dataset,
+        "method": spec.method,
+        "student": spec.arch,
+        "teacher": spec.teacher,
+        "variant": cell.variant,
+        "seed": str(spec.seed),
+        "command": cell.command,
+        **code,
+    }
+
+
+def describe(data: Data) -> dict[str, object]:
+    """The data as used."""
+    sizes = {"num_train": len(data.train), "num_val": len(data.val), "num_test": len(data.test)}
+    return {"data": {**dataclasses.asdict(data.info), **sizes, "sha256": data.sha256}}

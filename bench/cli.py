@@ -1,0 +1,216 @@
+"""The command line: finds the verb, parses its options with tyro, turns every expected error into one line."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import itertools
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from bench.errors import BenchError, UsageError, unknown
+
+SUMMARY = {
+    "run": "train students with one or more methods, evaluate, record",
+    "evaluate": "attack any checkpoint file",
+    "teacher": "train, import, list or verify a teacher",
+    "leaderboard": "turn the record into tables and pages",
+    "list": "methods, suites, data sets, models, attacks",
+    "data": "fetch, import or verify a data set",
+    "doctor": "device, versions, throughput, data, interrupted runs",
+}
+METAVARS: dict[Any, str] = {float: "X", int: "N"}
+EXAMPLE = "python -m bench run --method gacd --suite digits"
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point: exits with 0 (done), 1 (something failed) or 2 (wrong usage)."""
+    for stop in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(stop, _interrupt)
+    try:
+        code = dispatch(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
+    except BenchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues", file=sys.stderr)
+        code = 130
+    except BrokenPipeError:  # the reader, `head` say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    sys.exit(code)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def dispatch(argv: list[str]) -> int:
+    """Runs the verb of `argv`; raises BenchError."""
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(overview())
+        return 0
+    if argv[0] == "--version":
+        from bench import __version__
+
+        print(__version__)
+        return 0
+    verb, rest = find_verb(argv)
+    if verb is None:
+        print(overview(argv[0]))
+        return 0
+    options, hyper = parse(verb, rest)
+    return handler(verb)(options, hyper) if verb == "run" else handler(verb)(options)
+
+
+def overview(group: str = "") -> str:
+    """The help text of the whole program or of a verb that has actions."""
+    if group:
+        from bench.options import VERBS
+
+        actions = [name for name in VERBS if name.startswith(f"{group} ")]
+        lines = [f"  {name:16}{(VERBS[name].__doc__ or '').splitlines()[0]}" for name in actions]
+        return "\n".join([f"usage: python -m bench {group} ACTION [options]", "", *lines])
+    lines = [f"  {verb:14}{text}" for verb, text in SUMMARY.items()]
+    text = [
+        "usage: python -m bench VERB [options]",
+        "",
+        "A benchmark of adversarial-robustness distillation.",
+        "",
+        *lines,
+    ]
+    return "\n".join([*text, "", "`python -m bench VERB --help` lists a verb's options. To begin:", f"  {EXAMPLE}"])
+
+
+def find_verb(argv: list[str]) -> tuple[str | None, list[str]]:
+    """The verb with its action, and the words after; None for a verb with actions of which only the help is wanted."""
+    from bench.options import VERBS
+
+    first = argv[0]
+    if first not in SUMMARY:
+        raise unknown("command", first, SUMMARY)
+    if first in VERBS:
+        return first, argv[1:]
+    actions = [name.split()[1] for name in VERBS if name.startswith(f"{first} ")]
+    if len(argv) < 2 or argv[1] in ("-h", "--help"):
+        if len(argv) < 2:
+            raise UsageError(f"`{first}` needs an action: {', '.join(actions)}")
+        return None, []
+    if argv[1] not in actions:
+        raise unknown(f"{first} action", argv[1], actions)
+    return f"{first} {argv[1]}", argv[2:]
+
+
+def handler(verb: str) -> Callable[..., int]:
+    """The function of `bench.verbs` or `bench.run` that carries a verb out; torch is imported no earlier."""
+    if verb in ("run", "teacher train"):
+        from bench import run
+
+        return run.run if verb == "run" else run.train_teacher
+    from bench import verbs
+
+    found: Callable[..., int] = getattr(verbs, verb.replace(" ", "_"))
+    return found
+
+
+def parse(verb: str, argv: list[str]) -> tuple[Any, dict[str, Any]]:
+    """The verb's options, and for `run` the method's hyper-parameters that were given. Raises UsageError."""
+    from bench.options import VERBS
+
+    form = VERBS[verb]
+    names = method_names(argv) if verb == "run" else []
+    extra = flags(names[0]) if len(names) == 1 else []
+    if extra:
+        form = dataclasses.make_dataclass(form.__name__, extra, bases=(form,), frozen=True, kw_only=True)
+        form.__doc__ = VERBS[verb].__doc__
+    check_flags(verb, form, argv, names)
+    values = parsed(verb, form, argv)
+    return values, {name: getattr(values, name) for name, _, _ in extra}
+
+
+def method_names(argv: list[str]) -> list[str]:
+    """The methods that `--method` names, checked; none if it is missing or `all`."""
+    import methods
+
+    given = [value for flag, value in itertools.pairwise([*argv, ""]) if flag == "--method"]
+    given += [word.partition("=")[2] for word in argv if word.startswith("--method=")]
+    if not given or given[-1] == "all":
+        return []
+    names = given[-1].split(",")
+    for name in names:
+        if name not in methods.names():
+            raise unknown("method", name, [*methods.names(), "all"])
+    return names
+
+
+def flags(method: str) -> list[tuple[str, Any, Any]]:
+    """The method's hyper-parameters as dataclass fields."""
+    from typing import Annotated, Literal, get_type_hints
+
+    from tyro.conf import arg
+
+    import methods
+
+    form = methods.load(method)
+    hints = get_type_hints(form)
+    fields = []
+    for field in dataclasses.fields(form):
+        choices = field.metadata["search"]["choices"]
+        kind = Literal[choices] if choices else hints[field.name]
+        about = arg(help=f"{method}: {field.metadata['help']}", metavar=METAVARS.get(kind))
+        fields.append((field.name, Annotated[kind, about], dataclasses.field(default=field.default)))
+    return fields
+
+
+def check_flags(verb: str, form: type[Any], argv: list[str], names: list[str]) -> None:
+    """Raises UsageError for the first unknown flag, with the nearest right spelling."""
+    known = ["--help", *(f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(form))]
+    known += [
+        f"--no-{field.name.replace('_', '-')}" for field in dataclasses.fields(form) if field.default in (True, False)
+    ]
+    for word in argv:
+        flag = word.partition("=")[0].replace("_", "-")
+        if not word.startswith("--") or flag in known:
+            continue
+        near = difflib.get_close_matches(flag, known, n=1, cutoff=0.6)
+        hint = f"did you mean {near[0]}?" if near else f"`python -m bench {verb} --help` lists them"
+        if verb == "run" and len(names) != 1 and not near:
+            hint = "a method's own flags need exactly one --method"
+        raise UsageError(f"unknown flag {flag}: {hint}")
+
+
+def parsed(verb: str, form: type[Any], argv: list[str]) -> Any:
+    """The options by tyro; its boxed errors become a UsageError of one line."""
+    import tyro
+
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(form, args=argv, prog=f"python -m bench {verb}")
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise UsageError(f"{one_line(said.getvalue())} (`python -m bench {verb} --help`)") from None
+
+
+def one_line(box: str) -> str:
+    """The cause in tyro's framed message."""
+    lines = [re.sub(r"[│╭╮╰╯]", "", line).strip() for line in box.splitlines()]
+    missing = [line for line in lines if line.startswith("--")]
+    if any("Required options" in line for line in lines):
+        return f"missing: {', '.join(missing)}"
+    words = paragraph(lines[1:])
+    return re.sub(r": no type matching .*? could be instantiated from ", ": cannot use ", words)
+
+
+def paragraph(lines: list[str]) -> str:
+    """The lines up to the first rule or empty one, joined."""
+    end = next((i for i, line in enumerate(lines) if not line or line.startswith("─")), len(lines))
+    return " ".join(lines[:end]).rstrip(".")

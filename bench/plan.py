@@ -1,0 +1,191 @@
+"""From options to cells: every run that a command asks for, teachers first. No torch until a method is loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import methods
+from bench import datasets, models, suites, teachers
+from bench.errors import UsageError, unknown
+from bench.options import Protocol, Run
+from bench.spec import Spec
+from bench.suites import Suite
+from methods.base import Method
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run to make: its spec, the method it names, and how people see it."""
+
+    spec: Spec
+    method: Method
+    variant: str  # hyper-parameters that are not the default ones, as text
+    command: str  # what repeats this one run
+
+    @property
+    def identity(self) -> str:
+        """The name of the teacher that this cell makes, if it makes one."""
+        return f"{self.spec.arch}-{self.spec.method}-{self.spec.id[:8]}"
+
+
+def plan(options: Run, hyper: dict[str, Any]) -> list[Cell]:
+    """The cells of a `run`, each teacher that they need before them. Raises UsageError for what does not exist."""
+    suite = resolve(options)
+    students = names(options.student) or suite.students
+    for arch in students:
+        models.check(arch)
+    makers = [make(name, hyper) for name in (methods.names() if options.method == "all" else names(options.method))]
+    seeds = numbers(options.seeds) or suite.seeds
+    needed: dict[str, Cell] = {}
+    cells = []
+    for dataset in chosen(options, suite):
+        for name, method in makers:
+            found = identities(options, suite, dataset, method, needed)
+            for arch in students:
+                for seed in seeds:
+                    spec = student(options, suite, dataset, arch, (name, method), found, seed)
+                    cells.append(Cell(spec, method, variant(method), command(options, spec, method)))
+    return [*needed.values(), *cells]
+
+
+def teacher(options: Protocol, suite: Suite, dataset: str, role: str) -> Cell:
+    """The cell that trains the suite's teacher of a role."""
+    recipe = suite.teachers[role]
+    name, method = make(recipe.method, {})
+    base = common(options, suite, dataset)
+    spec = Spec(role="teacher", arch=recipe.arch, method=name, teachers={}, seed=0, training=recipe.training,
+                hyper=dataclasses.asdict(method), **base)  # fmt: skip
+    words = ["teacher", "train", "--suite", suite.name, "--dataset", dataset, "--role", role]
+    return Cell(spec, method, "", say(words, options))
+
+
+def student(
+    options: Run,
+    suite: Suite,
+    dataset: str,
+    arch: str,
+    method: tuple[str, Method],
+    found: dict[str, str],
+    seed: int,
+) -> Spec:
+    """The spec of one student; `found` maps the roles of its teachers to identities."""
+    epochs = suite.training.epochs if options.epochs is None else options.epochs
+    if epochs < 1:
+        raise UsageError(f"--epochs {epochs}: at least 1")
+    training = replace(suite.training, epochs=epochs)
+    return Spec(role="student", arch=arch, method=method[0], teachers=found, seed=seed, training=training,
+                hyper=dataclasses.asdict(method[1]), **common(options, suite, dataset))  # fmt: skip
+
+
+def common(options: Protocol, suite: Suite, dataset: str) -> dict[str, Any]:
+    """The part of a spec that teachers and students share."""
+    return {
+        "suite": suite.id,
+        "dataset": dataset,
+        "eps": suite.eps,
+        "inner_step": suite.inner_step,
+        "inner_steps": suite.inner_steps,
+        "attacks": suite.attacks,
+        "full_checkpoints": suite.full_checkpoints,
+        "precision": options.precision,
+        "limit_train": suite.limit_train if options.limit_train is None else options.limit_train,
+        "limit_val": suite.limit_val,
+        "limit_test": suite.limit_test if options.limit_test is None else options.limit_test,
+        "limit_aa": suite.limit_aa,
+    }
+
+
+def identities(options: Run, suite: Suite, dataset: str, method: Method, needed: dict[str, Cell]) -> dict[str, str]:
+    """The identity of the teacher for each role the method reads; those to be trained here are added to `needed`."""
+    found = {}
+    for role in method.requires:
+        name = options.teacher if role == "robust" else role
+        if name in suite.teachers:
+            cell = teacher(options, suite, dataset, name)
+            needed[cell.identity] = cell
+            found[role] = cell.identity
+        else:
+            found[role] = teachers.find(options.store, name, dataset).identity
+    return found
+
+
+def resolve(options: Protocol) -> Suite:
+    return suites.get(options.suite)
+
+
+def chosen(options: Protocol, suite: Suite) -> tuple[str, ...]:
+    """The data sets asked for; a suite covers only its own."""
+    asked = names(options.dataset) or suite.datasets
+    for name in asked:
+        datasets.get(name)
+        if name not in suite.datasets:
+            raise UsageError(f"suite {suite.name} is not for {name}: it covers {', '.join(suite.datasets)}")
+    return asked
+
+
+def make(name: str, hyper: dict[str, Any]) -> tuple[str, Method]:
+    """A method by name with its hyper-parameters. Raises UsageError for values out of range."""
+    try:
+        return name, methods.load(name)(**hyper)
+    except KeyError as error:
+        raise unknown("method", name, methods.names()) from error
+    except ValueError as error:
+        raise UsageError(f"{name}: {error}") from error
+
+
+def names(text: str) -> tuple[str, ...]:
+    """A list with commas. Raises UsageError for empty or repeated names."""
+    found = tuple(word.strip() for word in text.split(",")) if text else ()
+    for word in found:
+        if not word or found.count(word) > 1:
+            raise UsageError(f"{text!r} names {word!r} twice" if word else f"{text!r} has an empty name")
+    return found
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """Seeds with commas. Raises UsageError for what is no seed or is given twice."""
+    try:
+        seeds = tuple(int(word) for word in names(text))
+    except ValueError as error:
+        raise UsageError(f"--seeds {text!r}: whole numbers with commas, such as 0,1,2") from error
+    if any(seed < 0 for seed in seeds) or len(set(seeds)) < len(seeds):
+        raise UsageError(f"--seeds {text!r}: each seed once, none negative")
+    return seeds
+
+
+def changes(method: Method) -> dict[str, Any]:
+    """The hyper-parameters whose values are not the defaults."""
+    return {f.name: v for f in dataclasses.fields(method) if (v := getattr(method, f.name)) != f.default}
+
+
+def variant(method: Method) -> str:
+    return ", ".join(f"{name}={value}" for name, value in changes(method).items())
+
+
+def command(options: Run, spec: Spec, method: Method) -> str:
+    """The command line that repeats one student."""
+    words = ["run", "--method", spec.method, "--suite", options.suite, "--dataset", spec.dataset]
+    words += ["--student", spec.arch, "--seeds", str(spec.seed)]
+    words += ["--teacher", options.teacher] if method.requires and options.teacher != "robust" else []
+    words += ["--epochs", str(options.epochs)] if options.epochs is not None else []
+    for name, value in changes(method).items():
+        flag = name.replace("_", "-")
+        words += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
+    return say(words, options)
+
+
+def say(words: list[str], options: Protocol) -> str:
+    for name in ("limit_train", "limit_test"):
+        value = getattr(options, name)
+        words += [f"--{name.replace('_', '-')}", str(value)] if value is not None else []
+    words += ["--precision", options.precision] if options.precision != "fp32" else []
+    return f"python -m bench {shlex.join(words)}"
+
+
+def work(store: Path, spec: Spec) -> Path:
+    """The folder in which an unfinished run of a spec keeps its state."""
+    return store / "work" / spec.id

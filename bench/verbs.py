@@ -1,0 +1,231 @@
+"""The smaller verbs: each takes its options and returns an exit code."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench import data, datasets, models, options, suites, teachers
+from bench.datasets import Dataset
+from bench.errors import BenchError, UsageError, unknown
+from bench.plan import names
+from bench.progress import Progress
+from bench.suites import Suite
+
+if TYPE_CHECKING:
+    import torch
+
+    from attacks import Evaluation
+    from methods.base import Net
+
+
+def evaluate(given: options.Evaluate) -> int:
+    """Attacks a checkpoint and prints a line for each attack."""
+    from attacks import catalog
+    from bench import environment
+    from bench.models import checkpoint
+
+    info, chosen = datasets.get(given.dataset), names(given.attacks)
+    for name in chosen:
+        if name not in catalog.names():
+            raise unknown("attack", name, catalog.names())
+    eps = suite_for(info).eps if given.eps is None else given.eps
+    if not 0 <= eps <= 1 or given.batch_size < 1:
+        raise UsageError(f"--eps {eps} --batch-size {given.batch_size}: eps within [0, 1], batch size at least 1")
+    models.check(given.arch)
+    device = environment.device(given.device)
+    net = checkpoint.load(given.checkpoint, given.arch, info, given.sha256 or None).to(device)
+    test = data.load(given.dataset, given.data_root, limit_test=given.limit_test).test
+    result = attacked(net, test, chosen, eps, device, given.batch_size, given.seed, given.out)
+    report(result, len(test), eps)
+    return 0
+
+
+def suite_for(info: Dataset) -> Suite:
+    """The first suite that covers a data set."""
+    return next(suite for suite in suites.SUITES.values() if info.name in suite.datasets)
+
+
+def attacked(
+    net: Net,
+    test: data.Split,
+    chosen: tuple[str, ...],
+    eps: float,
+    device: torch.device,
+    batch_size: int = 250,
+    seed: int = 0,
+    out: Path | None = None,
+) -> Evaluation:
+    """Attacks `net` on a test split with progress on standard error."""
+    import attacks
+
+    x, y = data.to_float(test.x).to(device), test.y.to(device)
+    try:
+        if out:
+            out.parent.mkdir(parents=True, exist_ok=True)
+        with Progress([(0.0, 0.0)]) as progress:
+            progress.start("evaluate")
+            return attacks.evaluate(
+                net, x, y, chosen, eps=eps, seed=seed, batch_size=batch_size, record=out, progress=progress.tick
+            )
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    except OSError as error:
+        raise BenchError(f"cannot write {str(out)!r}: {error.strerror}") from error
+
+
+def report(result: Evaluation, count: int, eps: float) -> None:
+    """Prints accuracies and what they cost."""
+    print(f"{count} test images, l-inf {eps:.4g}")
+    for name, value in result.accuracy().items():
+        cost = result.cost.get(name)
+        spent = f"{cost.seconds:8.1f} s {cost.forwards / count:8.0f} forward passes an image" if cost else ""
+        print(f"{name:14}{100 * value:6.2f} %{spent}")
+
+
+def teacher_import(given: options.TeacherImport) -> int:
+    """Copies a checkpoint among the teachers after it has been loaded into its architecture."""
+    from bench.models import checkpoint
+
+    info = datasets.get(given.dataset)
+    models.check(given.arch)
+    if not given.name.replace("_", "").replace("-", "").isalnum() or given.name in ("robust", "natural"):
+        raise UsageError(f"teacher name {given.name!r}: letters, digits, - and _, neither robust nor natural")
+    checkpoint.load(given.file, given.arch, info, given.sha256 or None)
+    sha256 = checkpoint.sha256_of(given.file)
+    card = teachers.Card(
+        f"{given.name}-{sha256[:8]}", given.arch, info.name, sha256, f"imported from {given.file.name}"
+    )
+    teachers.keep(given.store, given.file, card)
+    print(f"{card.identity} is ready: `run --teacher {given.name}`; `teacher verify {given.name}` measures it first")
+    return 0
+
+
+def teacher_list(given: options.TeacherList) -> int:
+    """A line for each teacher."""
+    for card in teachers.cards(given.store):
+        print(f"{card.identity:40} {card.arch:16} {card.dataset:10} {card.sha256[:16]} {card.origin}")
+    return 0
+
+
+def teacher_verify(given: options.TeacherVerify) -> int:
+    """Checks hash and keys, then measures clean accuracy and PGD-20."""
+    from bench import environment
+
+    card = teachers.find(given.store, given.name)
+    info, device = datasets.get(card.dataset), environment.device(given.device)
+    suite = suites.get(given.suite) if given.suite else suite_for(info)
+    net = teachers.load(given.store, card, info).to(device)
+    print(f"{card.identity}: file has sha256 {card.sha256}, a {card.arch} for {card.dataset}")
+    limit = min(given.limit_test or 1000, 360 if info.name == "digits" else 8000)
+    test = data.load(card.dataset, given.data_root, limit_test=limit).test
+    report(attacked(net, test, ("pgd20",), suite.eps, device), len(test), suite.eps)
+    return 0
+
+
+def leaderboard(given: options.Leaderboard) -> int:
+    """Writes the pages and says where they are."""
+    import leaderboards
+    from bench.track import tracking_uri
+    from leaderboards.store import StoreError
+
+    if given.suite and given.suite.partition("@")[0] not in suites.SUITES:
+        raise unknown("suite", given.suite, suites.SUITES)
+    try:
+        paths = leaderboards.write(tracking_uri(given.store), given.out, given.suite or None)
+    except StoreError as error:
+        raise BenchError(str(error)) from error
+    except OSError as error:
+        raise BenchError(f"cannot write to {str(given.out)!r}: {error.strerror}") from error
+    for path in paths:
+        print(path)
+    return 0
+
+
+def list(_: options.List) -> int:
+    """Everything that has a name."""
+    import methods
+    from attacks import catalog
+
+    sections = {
+        "methods": {name: about_method(name) for name in methods.names()},
+        "suites": {name: suite.about for name, suite in suites.SUITES.items()},
+        "data sets": {name: info.about for name, info in datasets.DATASETS.items()},
+        "models": dict.fromkeys(models.EXAMPLES, ""),
+        "attacks": catalog.ABOUT,
+    }
+    for title, entries in sections.items():
+        print(title)
+        for name, about in entries.items():
+            print(f"  {name:18}{about}".rstrip())
+    return 0
+
+
+def about_method(name: str) -> str:
+    """First line of a method's class, with its defaults; a broken plugin says what is wrong and harms no other."""
+    import methods
+
+    try:
+        method = methods.load(name)
+    except Exception as error:  # whatever an outside package does when imported
+        return f"cannot be loaded: {type(error).__name__}: {error}"
+    values = ", ".join(f"{field.name}={field.default}" for field in dataclasses.fields(method))
+    formula = (method.__doc__ or "").strip().splitlines()[0]
+    return f"{formula}{f' [{values}]' if values else ''}"
+
+
+def data_fetch(given: options.DataFetch) -> int:
+    print(data.fetch(given.name, given.data_root))
+    return 0
+
+
+def data_import(given: options.DataImport) -> int:
+    print(data.import_data(given.name, given.source, given.data_root))
+    return 0
+
+
+def data_verify(given: options.DataVerify) -> int:
+    print(data.verify(given.name, given.data_root))
+    return 0
+
+
+def doctor(given: options.Doctor) -> int:
+    """What this machine offers and what lies around: nothing is changed."""
+    from bench import environment
+    from bench.track import Store
+
+    device = environment.device(given.device)
+    for name, value in environment.describe(device).items():
+        print(f"{name:14}{value}")
+    for suite in suites.SUITES.values():
+        print(f"{suite.name:14}{images_per_second(suite, device)}")
+    for name in datasets.DATASETS:
+        try:
+            print(data.verify(name, given.data_root))
+        except BenchError as error:
+            print(f"{name}: {error}")
+    if not given.store.exists():
+        print(f"no record yet in {str(given.store)!r}")
+        return 0
+    store = Store(given.store)
+    print(f"record: {store.uri}")
+    for run in store.unfinished():
+        print(f"interrupted or running: {run.info.run_name}: {run.data.tags.get('command', '')}")
+    return 0
+
+
+def images_per_second(suite: Suite, device: torch.device) -> str:
+    """Throughput of the suite's first student, the unit of every cost: one forward and one backward pass."""
+    import torch
+
+    net = models.build(suite.students[0], datasets.get(suite.datasets[0])).to(device)
+    x = torch.rand(32, *datasets.get(suite.datasets[0]).shape, device=device)
+    count, start = 0, time.perf_counter()
+    while time.perf_counter() - start < 0.5:
+        net(x).sum().backward()
+        count += len(x)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return f"{suite.students[0]}: {count / (time.perf_counter() - start):,.0f} images a second, forward and backward"
