@@ -107,7 +107,7 @@ def digest(chosen: np.ndarray[Any, Any], *splits: Split) -> str:
     sha = hashlib.sha256(chosen.astype("<i8").tobytes())
     for split in splits:
         sha.update(str(tuple(split.x.shape)).encode())
-        sha.update(memoryview(split.x.contiguous().numpy()))
+        sha.update(split.x.contiguous().numpy().data)
         sha.update(split.y.numpy().astype("<i8").tobytes())
     return sha.hexdigest()
 

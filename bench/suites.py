@@ -64,7 +64,7 @@ class Suite:
         return f"{self.name}@{self.version}"
 
 
-QUICK = Training(epochs=30, lr=0.1, schedule="onecycle", averaging="ema", ema_decay=0.98)
+QUICK = Training(epochs=30, batch=64, lr=0.2, schedule="onecycle", averaging="ema", ema_decay=0.98)
 
 DIGITS = Suite(
     name="digits",
@@ -72,14 +72,14 @@ DIGITS = Suite(
     about="scikit-learn's 8x8 scanned digits, two tiny students: nothing to download, minutes on a laptop",
     datasets=("digits",),
     students=("resnet8-w4", "resnet8-w8"),
-    teachers={"robust": Teacher("resnet8-w32", "trades", QUICK), "natural": Teacher("resnet8-w32", "natural", QUICK)},
+    teachers={"robust": Teacher("resnet8-w16", "trades", QUICK), "natural": Teacher("resnet8-w16", "natural", QUICK)},
     training=QUICK,
     eps=0.15,
-    inner_step=0.0375,
-    inner_steps=10,
+    inner_step=0.06,
+    inner_steps=5,
 )
 
-MINI = Training(epochs=12, lr=0.1, schedule="onecycle", averaging="ema", ema_decay=0.99)
+MINI = Training(epochs=10, lr=0.1, schedule="onecycle", averaging="ema", ema_decay=0.99)
 
 CIFAR_MINI = Suite(
     name="cifar-mini",
@@ -88,8 +88,8 @@ CIFAR_MINI = Suite(
     datasets=("cifar10",),
     students=("resnet8-w16-s2",),
     teachers={
-        "robust": Teacher("resnet18-w16-s2", "trades", MINI),
-        "natural": Teacher("resnet18-w16-s2", "natural", MINI),
+        "robust": Teacher("resnet14-w16-s2", "trades", MINI),
+        "natural": Teacher("resnet14-w16-s2", "natural", MINI),
     },
     training=MINI,
     eps=8 / 255,

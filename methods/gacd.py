@@ -40,7 +40,7 @@ class Gacd(Method):
     beta: float = hp(1.0, "A7: exponent of the weight", low=0.1, high=2.0, log=True)
     weigh: str = hp("all", "A7: what the weight multiplies", choices=("all", "positive"))
     lambda_ce: float = hp(1.0, "A8: weight of the cross-entropy", low=0.1, high=2.0, log=True)
-    lambda_con: float = hp(0.8, "A8: weight of the contrast", low=0.05, high=2.0, log=True)
+    lambda_con: float = hp(0.2, "A8: weight of the contrast", low=0.05, high=2.0, log=True)
     lambda_kd: float = hp(0.0, "A8: weight of the soft labels", low=0.0, high=1.0)
     tau_kd: float = hp(4.0, "A8: temperature of the soft labels", low=1.0, high=20.0, log=True)
     two_stage: bool = hp(False, "A8: half the epochs contrast alone, then the classifier on frozen features")

@@ -27,8 +27,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         active = F.relu(self.bn1(x))
         out = self.conv2(F.relu(self.bn2(self.conv1(active))))
-        kept: Tensor = x if self.convShortcut is None else self.convShortcut(active)
-        return out + kept
+        out = out + (x if self.convShortcut is None else self.convShortcut(active))
+        return out
 
 
 class Stage(nn.Module):
