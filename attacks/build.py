@@ -34,10 +34,15 @@ class MarginPGD(torchattacks.PGD):  # type: ignore[misc]
         return adv
 
 
-def build(attack: Attack, model: nn.Module, eps: float, num_classes: int, seed: int) -> Any:
-    """The torchattacks object of one component against `model`. Raises ValueError where the loss is undefined."""
+def check(attack: Attack, num_classes: int) -> None:
+    """Raises ValueError where an attack's loss is undefined for so few classes."""
     if attack.kind == "apgd-t" and num_classes < 4:
         raise ValueError(f"APGD-T's DLR loss needs at least 4 classes, the model has {num_classes}")
+
+
+def build(attack: Attack, model: nn.Module, eps: float, num_classes: int, seed: int) -> Any:
+    """The torchattacks object of one component against `model`. Raises ValueError as `check` does."""
+    check(attack, num_classes)
     step = attack.step * eps / REFERENCE_EPS if attack.step else None
     targets = min(num_classes - 1, MAX_TARGETS)
     match attack.kind:

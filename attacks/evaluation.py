@@ -11,13 +11,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
+import torchattacks
 from torch import Tensor, nn
 
-from attacks.build import build
+from attacks.build import build, check
 from attacks.catalog import ATTACKS
 from attacks.view import View, frozen
 
@@ -75,24 +75,25 @@ def evaluate(
     Raises ValueError for what cannot be evaluated; eps = 0 gives the clean verdict.
     """
     chosen = list(attacks)
-    judge = frozen(net)
-    with torch.no_grad():
-        num_classes = _check(judge, x, y, chosen, eps)
-    setting = Setting(eps, seed, batch_size, num_classes)
-    result = Evaluation(_correct(judge, x, y, batch_size).cpu())
-    key = _fingerprint(judge, x, y, setting)
-    if record:
-        _restore(record, key, chosen, result)
-    for name in chosen:
-        if name in result.robust:
-            continue
-        view = View(net, x[:2])
-        start = time.perf_counter()
-        result.robust[name] = _attack(name, view, judge, x, y, result.clean, setting, progress)
-        result.cost[name] = Cost(time.perf_counter() - start, view.forwards, view.backwards)
+    with isolated(seed):
+        judge = frozen(net)
+        setting = Setting(eps, seed, batch_size, _check(judge, x, y, chosen, eps, batch_size))
+        known = Evaluation(_correct(judge, x, y, batch_size).cpu())
+        key = _fingerprint(judge, x, y, setting)
         if record:
-            _save(record, key, result)
-    return result
+            record.parent.mkdir(parents=True, exist_ok=True)
+            _restore(record, key, known)
+        for name in chosen:
+            if name in known.robust:
+                continue
+            view = View(net, x[:2])
+            start = time.perf_counter()
+            known.robust[name] = _attack(name, view, judge, x, y, known.clean, setting, progress)
+            known.cost[name] = Cost(time.perf_counter() - start, view.forwards, view.backwards)
+            if record:
+                _save(record, key, known)
+    robust, cost = ({name: found[name] for name in chosen} for found in (known.robust, known.cost))
+    return Evaluation(known.clean, robust, cost)
 
 
 @dataclass(frozen=True)
@@ -127,16 +128,16 @@ def _attack(
                 progress(f"{name} {part.kind}" if len(ATTACKS[name]) > 1 else name, done, len(left))
             rows = left[done : done + setting.batch_size].to(x.device)
             images, labels = x[rows], y[rows]
-            with isolated(x.device, setting.seed):
+            with isolated(setting.seed):
                 adv = attack(images, labels)
             standing[rows.cpu()] = ~_broken(judge, images, labels, adv, setting.eps, part.kind).cpu()
     return standing
 
 
 @contextmanager
-def isolated(device: torch.device, seed: int) -> Iterator[None]:
-    """Gradients on, random state seeded inside and restored outside."""
-    devices = [device] if device.type == "cuda" else []
+def isolated(seed: int) -> Iterator[None]:
+    """Gradients on, random state of every device seeded inside and restored outside."""
+    devices = range(torch.cuda.device_count())
     with torch.random.fork_rng(devices=devices), torch.inference_mode(False), torch.enable_grad():
         torch.manual_seed(seed)
         yield
@@ -148,40 +149,54 @@ def _broken(judge: nn.Module, x: Tensor, y: Tensor, adv: Tensor, eps: float, kin
     outside = (adv - x).abs().amax() > eps + 1e-6 or adv.amin() < 0 or adv.amax() > 1 or not adv.isfinite().all()
     if outside:
         raise RuntimeError(f"{kind} returned images outside the ball of {eps:.6g} or outside [0, 1]")
-    with torch.no_grad():
-        return torch.as_tensor(judge(adv).argmax(dim=1) != y)
+    return _predict(judge, adv) != y
 
 
-def _check(judge: nn.Module, x: Tensor, y: Tensor, chosen: list[str], eps: float) -> int:
+@torch.no_grad()
+def _predict(judge: nn.Module, x: Tensor) -> Tensor:
+    """Classes (N,). Raises ValueError for what is not finite logits (N, K): no verdict can come from NaN."""
+    logits: Tensor = judge(x)
+    if logits.ndim != 2 or len(logits) != len(x) or not logits.isfinite().all():
+        raise ValueError(f"the model must return finite logits (N, K), not {tuple(logits.shape)} or NaN")
+    return logits.argmax(dim=1)
+
+
+def _check(judge: nn.Module, x: Tensor, y: Tensor, chosen: list[str], eps: float, batch_size: int) -> int:
     """Number of classes; raises ValueError naming the value that cannot be used."""
     missing = [name for name in chosen if name not in ATTACKS]
     if missing:
         raise ValueError(f"unknown attack {missing[0]!r}: choose from {', '.join(ATTACKS)}")
     if not 0 <= eps <= 1:
         raise ValueError(f"eps = {eps} is outside [0, 1]")
-    if not len(x) or len(x) != len(y):
-        raise ValueError(f"{len(x)} images and {len(y)} labels")
-    if x.dtype != torch.float32 or x.amin() < 0 or x.amax() > 1:
+    if batch_size < 1:
+        raise ValueError(f"batch_size = {batch_size}: at least 1")
+    if not len(x) or y.shape != x.shape[:1] or y.dtype != torch.int64:
+        raise ValueError(f"{len(x)} images need as many int64 labels (N,), these are {tuple(y.shape)} {y.dtype}")
+    if x.dtype != torch.float32 or not (x.amin() >= 0 and x.amax() <= 1):  # false for NaN too
         raise ValueError(f"images must be float32 in [0, 1], these are {x.dtype} in [{x.amin():.3g}, {x.amax():.3g}]")
-    logits = judge(x[:2])
-    if logits.ndim != 2 or not logits.isfinite().all():
-        raise ValueError(f"the model must return finite logits (N, K), not {tuple(logits.shape)} or NaN")
-    classes: int = logits.shape[1]
+    _predict(judge, x[:2])
+    with torch.no_grad():
+        classes: int = judge(x[:2]).shape[1]
     if y.amin() < 0 or y.amax() >= classes:
         raise ValueError(f"labels go from {y.amin()} to {y.amax()}, the model has {classes} outputs")
+    for part in (part for name in chosen for part in ATTACKS[name]):
+        check(part, classes)
     return classes
 
 
-@torch.no_grad()
 def _correct(judge: nn.Module, x: Tensor, y: Tensor, batch_size: int) -> Tensor:
-    batches = zip(torch.split(x, batch_size), torch.split(y, batch_size), strict=True)
-    return torch.cat([judge(images).argmax(dim=1) == labels for images, labels in batches])
+    return torch.cat([_predict(judge, images) for images in torch.split(x, batch_size)]) == y
 
 
 def _fingerprint(judge: nn.Module, x: Tensor, y: Tensor, setting: Setting) -> str:
-    """Identifies model, data and settings, so that verdicts of something else are never taken for these."""
-    digest = hashlib.sha256(repr(setting).encode())
-    for tensor in (*judge.state_dict().values(), x, y):
+    """Identifies model, data, attacks and settings, so that verdicts of something else are never taken for these.
+
+    The logits stand for what tensors do not tell: activations, constants, the order of the layers.
+    """
+    digest = hashlib.sha256(repr((setting, ATTACKS, torchattacks.__version__)).encode())
+    with torch.no_grad():
+        logits = judge(x[:8])
+    for tensor in (*judge.state_dict().values(), logits, x, y):
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
@@ -198,16 +213,15 @@ def _save(record: Path, key: str, result: Evaluation) -> None:
     part.replace(record)
 
 
-def _restore(record: Path, key: str, chosen: list[str], result: Evaluation) -> None:
+def _restore(record: Path, key: str, known: Evaluation) -> None:
     """Takes over what `record` holds of the same evaluation; a damaged or foreign file is ignored and replaced."""
     try:
         with np.load(record, allow_pickle=False) as saved:
             if str(saved["key"]) != key:
                 return
-            costs = json.loads(str(saved["costs"]))
-            for name in chosen:
-                if name in costs:
-                    result.robust[name] = torch.from_numpy(saved[f"robust_{name}"])
-                    result.cost[name] = Cost(**costs[name])
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+            costs = {name: Cost(**cost) for name, cost in json.loads(str(saved["costs"])).items()}
+            robust = {name: torch.from_numpy(saved[f"robust_{name}"]) for name in costs}
+    except Exception:  # a damaged archive fails in more ways than can be named
         return
+    known.cost.update(costs)
+    known.robust.update(robust)

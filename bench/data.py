@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import lzma
 import shutil
 import socket
 import tarfile
 import tempfile
 import urllib.error
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -208,7 +210,7 @@ def fetch(name: str, root: str | Path) -> str:
                 f"{str(root)!r}, or run `python -m bench data import {name} FILE_OR_FOLDER`"
             ) from error
         except OSError as error:
-            raise BenchError(f"cannot write to {str(root)!r}: {error.strerror}") from error
+            raise BenchError(f"cannot write to {str(root)!r}: {error.strerror or one_line(error)}") from error
     return verify(name, root)
 
 
@@ -223,7 +225,9 @@ def import_data(name: str, given: str | Path, root: str | Path) -> str:
     cls, given, target = source(name), Path(given), Path(root) / source(name).base_folder
     with tempfile.TemporaryDirectory() as scratch:
         folder = unpacked(given, Path(scratch))
-        found = {file: next(folder.rglob(file), folder / file) for file in manifest(cls)}
+        found = {
+            file: next((path for path in folder.rglob(file) if path.is_file()), folder / file) for file in manifest(cls)
+        }
         places = {path.parent for path in found.values()}
         if wrong := fault(cls, places.pop() if len(places) == 1 else folder):
             raise BenchError(f"{str(given)!r} does not hold the official {name}: {wrong}")
@@ -244,7 +248,7 @@ def unpacked(given: Path, scratch: Path) -> Path:
     try:
         with tarfile.open(given) as archive:
             archive.extractall(scratch, filter="data")
-    except (OSError, tarfile.TarError, EOFError) as error:
+    except (OSError, EOFError, tarfile.TarError, zlib.error, lzma.LZMAError) as error:
         raise BenchError(f"{str(given)!r} is neither a folder nor a readable tar archive: {one_line(error)}") from error
     return scratch
 

@@ -81,6 +81,6 @@ def _positive(arch: str, text: str) -> int:
 
 
 def _depth(arch: str, text: str, plus: int) -> int:
-    if int(text) < 6 + plus or (int(text) - plus) % 6:
-        raise UsageError(f"model {arch!r}: the depth must be 6n + {plus}, such as {6 + plus} or {12 + plus}")
+    if not 6 + plus <= int(text) <= 1024 or (int(text) - plus) % 6:
+        raise UsageError(f"model {arch!r}: the depth must be 6n + {plus}, such as {6 + plus}, and at most 1024")
     return int(text)

@@ -1,0 +1,824 @@
+"""Attacks against models whose exact worst case is known, and everything around them: state, record, refusals, cost."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import torchattacks
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from attacks import ATTACKS, Attack, Evaluation, evaluate, evaluation, names
+from attacks import view as view_module
+from attacks.build import MAX_TARGETS, build
+from attacks.view import View
+from bench import data, models
+from bench.datasets import CIFAR10, DIGITS, Dataset
+
+EPS = 8 / 255
+QUICK = (Attack("apgd-ce", 3), Attack("apgd-t", 3), Attack("fab-t", 3), Attack("square", 30))
+SHAPE = (3, 4, 4)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> str:
+    """A cascade of every AutoAttack component with a tiny budget, under a name of its own."""
+    monkeypatch.setitem(ATTACKS, "quick", QUICK)
+    return "quick"
+
+
+def images(n: int, seed: int = 0) -> Tensor:
+    """Far from 0 and 1, so that clipping never plays a role."""
+    return torch.rand(n, *SHAPE, generator=torch.Generator().manual_seed(seed)) * 0.4 + 0.3
+
+
+def linear(classes: int, *, disjoint: bool = False, shift: float = 0.0, seed: int = 0) -> nn.Sequential:
+    """Logits W x + b with b = shift - W 0.5, so that all classes occur.
+
+    `disjoint`: each pixel serves one class with weight 1 or -1; then one signed step is the worst case for all classes.
+    """
+    draw = torch.Generator().manual_seed(seed)
+    size = SHAPE[0] * SHAPE[1] * SHAPE[2]
+    layer = nn.Linear(size, classes)
+    weight = torch.randn(classes, size, generator=draw)
+    if disjoint:
+        weight = weight.sign() * (torch.arange(size) % classes == torch.arange(classes)[:, None])
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+        layer.bias.copy_(shift - weight.sum(dim=1) / 2)
+    return nn.Sequential(nn.Flatten(), layer)
+
+
+def distance(net: nn.Sequential, x: Tensor, y: Tensor) -> Tensor:
+    """Exact l-inf distance to the nearest wrong decision, min_j (z_y - z_j) / ||w_y - w_j||_1; negative where wrong."""
+    weight = net[1].weight.detach().double()
+    logits = x.flatten(1).double() @ weight.T + net[1].bias.detach().double()
+    margin = logits.gather(1, y[:, None]) - logits
+    ratio = margin / (weight[y][:, None] - weight).abs().sum(dim=2)
+    return ratio.scatter(1, y[:, None], torch.inf).amin(dim=1)
+
+
+def divide(reach: Tensor) -> float:
+    """An eps in the widest relative gap of the middle half of the positive distances."""
+    found = reach[reach > 0].sort().values
+    found = found[len(found) // 4 : -len(found) // 4]
+    at = int((found[1:] / found[:-1]).argmax())
+    return float((found[at] * found[at + 1]).sqrt())
+
+
+def case(net: nn.Sequential, n: int = 24) -> tuple[Tensor, Tensor]:
+    """Images with the model's own labels, except that every eighth is wrong."""
+    x = images(n)
+    z = net(x)
+    y = z.argmax(dim=1)
+    y[::8] = (y[::8] + 1) % z.shape[1]
+    return x, y
+
+
+@pytest.mark.parametrize("shift", [0.0, -50.0])
+@pytest.mark.parametrize(
+    ("name", "classes", "disjoint"),
+    [
+        ("fgsm", 2, False),
+        ("fgsm", 5, True),
+        ("pgd20", 2, False),
+        ("pgd20", 5, True),
+        ("pgd20_trades", 2, False),
+        ("cw_inf", 2, False),
+        ("cw_inf", 5, True),
+    ],
+)
+def test_verdict_is_the_exact_one(name: str, classes: int, disjoint: bool, shift: float) -> None:
+    net = linear(classes, disjoint=disjoint, shift=shift)
+    x, y = case(net, 40)
+    if shift:
+        assert net(x).max() < 0  # torchattacks' own margin losses have no gradient here
+    reach = distance(net, x, y)
+    eps = divide(reach)
+    found = evaluate(net, x, y, (name,), eps=eps)
+    assert found.clean.tolist() == (reach > 0).tolist()
+    assert found.robust[name].tolist() == (reach > eps).tolist()
+    assert 5 < int(found.robust[name].sum()) < int(found.clean.sum()) - 5
+
+
+@pytest.mark.parametrize("classes", [4, 6])
+def test_autoattack_verdict_is_the_exact_one(classes: int) -> None:
+    net = linear(classes)
+    x, y = case(net)
+    reach = distance(net, x, y)
+    eps = divide(reach)
+    assert evaluate(net, x, y, ("aa",), eps=eps).robust["aa"].tolist() == (reach > eps).tolist()
+    assert 3 < int((reach > eps).sum()) < int((reach > 0).sum()) - 3
+
+
+OFFICIAL = {
+    "apgd-ce": (torchattacks.APGD, {"steps": 100, "n_restarts": 1, "loss": "ce", "eot_iter": 1, "thr_decr": 0.75}),
+    "apgd-t": (torchattacks.APGDT, {"steps": 100, "n_restarts": 1, "eot_iter": 1, "thr_decr": 0.75}),
+    "fab-t": (
+        torchattacks.FAB,
+        {"steps": 100, "n_restarts": 1, "alpha_max": 0.1, "eta": 1.05, "beta": 0.9, "multi_targeted": True},
+    ),
+    "square": (
+        torchattacks.Square,
+        {"n_queries": 5000, "n_restarts": 1, "p_init": 0.8, "loss": "margin", "rescale_schedule": False},
+    ),
+}
+
+
+@pytest.mark.parametrize(("classes", "targets"), [(4, 3), (10, 9), (100, 9)])
+def test_autoattack_has_the_official_budgets(classes: int, targets: int) -> None:
+    assert [part.kind for part in ATTACKS["aa"]] == list(OFFICIAL)
+    for part in ATTACKS["aa"]:
+        cls, budget = OFFICIAL[part.kind]
+        attack = build(part, linear(classes), EPS, classes, seed=3)
+        assert type(attack) is cls
+        common = {"norm": "Linf", "eps": EPS, "seed": 3, "targeted": False}
+        assert {key: getattr(attack, key) for key in budget | common} == budget | common
+        if part.kind in ("apgd-t", "fab-t"):
+            assert attack.n_target_classes == targets <= MAX_TARGETS
+
+
+@pytest.mark.parametrize("eps", [EPS, 4 / 255, 0.15])
+@pytest.mark.parametrize(
+    ("name", "steps", "step"), [("pgd20", 20, 2 / 255), ("pgd20_trades", 20, 0.003), ("cw_inf", 30, 2 / 255)]
+)
+def test_steps_are_the_published_ones_and_scale_with_eps(name: str, steps: int, step: float, eps: float) -> None:
+    (part,) = ATTACKS[name]
+    attack = build(part, linear(4), eps, 4, seed=0)
+    assert (attack.steps, attack.eps, attack.targeted) == (steps, eps, False)
+    assert attack.alpha == pytest.approx(step * eps / EPS, rel=1e-12)
+    assert attack.random_start is True
+
+
+def test_fgsm_has_one_step_of_eps_and_no_random_start() -> None:
+    net, x = linear(2), images(6)
+    y = net(x).argmax(dim=1)
+    attack = build(*ATTACKS["fgsm"], net, 0.05, 2, seed=0)
+    ways = (net[1].weight[1 - y] - net[1].weight[y]).sign().view_as(x)
+    torch.testing.assert_close(attack(x, y), x + 0.05 * ways)
+
+
+@pytest.mark.parametrize("name", ["fgsm", "pgd20", "cw_inf", "aa"])
+def test_eps_zero_is_the_clean_verdict(name: str) -> None:
+    net = linear(4)
+    x, y = case(net)
+    found = evaluate(net, x, y, (name,), eps=0.0)
+    assert torch.equal(found.robust[name], found.clean)
+    assert torch.equal(found.clean, net(x).argmax(dim=1) == y)
+    assert 0 < int(found.clean.sum()) < len(y)
+
+
+def test_robust_is_a_subset_of_clean_and_worst_the_conjunction(quick: str) -> None:
+    net = linear(5)
+    x, y = case(net, 60)
+    found = evaluate(net, x, y, ("fgsm", "pgd20", quick), eps=0.006)
+    assert not any((verdict & ~found.clean).any() for verdict in found.robust.values())
+    assert len({tuple(verdict.tolist()) for verdict in found.robust.values()}) > 1
+    assert torch.equal(found.worst, found.robust["fgsm"] & found.robust["pgd20"] & found.robust[quick])
+    assert found.accuracy()["worst"] == found.worst.float().mean().item() > 0
+
+
+@pytest.mark.parametrize(
+    ("clean", "robust", "worst"),
+    [
+        ([1, 1, 0], {}, [1, 1, 0]),
+        ([1, 1, 0], {"a": [1, 0, 1]}, [1, 0, 0]),
+        ([1, 1, 1], {"a": [1, 0, 1], "b": [0, 1, 1]}, [0, 0, 1]),
+    ],
+)
+def test_worst_and_accuracy(clean: list[int], robust: dict[str, list[int]], worst: list[int]) -> None:
+    found = Evaluation(torch.tensor(clean).bool(), {name: torch.tensor(row).bool() for name, row in robust.items()})
+    assert found.worst.int().tolist() == worst
+    rows = {"clean": clean, **robust, "worst": worst}
+    assert found.accuracy() == pytest.approx({name: sum(row) / 3 for name, row in rows.items()})
+
+
+# What evaluation leaves behind
+
+
+class Overheated(nn.Module):
+    """Fails as soon as it is attacked."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.requires_grad:
+            raise RuntimeError("overheated")
+        return x
+
+
+class Noise(nn.Module):
+    """A randomised defence."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 0.01 * torch.randn_like(x)
+
+
+def digits_net(*extra: nn.Module) -> nn.Sequential:
+    """In training mode but for one BatchNorm, one parameter frozen, gradients everywhere else."""
+    net = models.build("resnet8-w4", DIGITS)
+    net.layer2[0].bn1.eval()
+    net.linear.bias.requires_grad_(False)
+    for parameter in net.parameters():
+        parameter.grad = torch.full_like(parameter, 0.5) if parameter.requires_grad else None
+    return nn.Sequential(*extra, net)
+
+
+def state(net: nn.Module) -> dict[str, Any]:
+    """All that evaluation must leave as it was, in a form that `==` compares."""
+    tensors = dict(net.state_dict(keep_vars=True))
+    grads = {f"{name}.grad": parameter.grad for name, parameter in net.named_parameters()}
+    held = {
+        name: t if t is None else (id(t), t.requires_grad, t.dtype, hash(t.detach().numpy().tobytes()))
+        for name, t in (tensors | grads).items()
+    }
+    return held | {
+        "torch random": hash(torch.get_rng_state().numpy().tobytes()),
+        "numpy random": hash(np.random.get_state()[1].tobytes()),
+        "python random": hash(random.getstate()),
+        "gradient mode": torch.is_grad_enabled(),
+        "modes": [module.training for module in net.modules()],
+    }
+
+
+@pytest.mark.parametrize(
+    ("extra", "fails"),
+    [
+        ((), None),
+        ((), "progress"),
+        ((Overheated(),), "overheated"),
+        ((Noise(),), None),
+    ],
+)
+def test_everything_is_left_as_it_was(extra: tuple[nn.Module, ...], fails: str | None, quick: str) -> None:
+    net = digits_net(*extra)
+    x = torch.rand(12, *DIGITS.shape)
+    with torch.no_grad():
+        y = copy.deepcopy(net).eval()(x).argmax(dim=1)
+    kept = x.clone(), y.clone()
+
+    def progress(name: str, done: int, total: int) -> None:
+        if fails == "progress" and name == "quick square":
+            raise RuntimeError("progress")
+
+    before = state(net)
+    with pytest.raises(RuntimeError, match=fails) if fails else contextlib.nullcontext():
+        evaluate(net, x, y, ("fgsm", "pgd20", "cw_inf", quick), eps=0.001, progress=progress)
+    assert state(net) == before
+    assert torch.equal(x, kept[0])
+    assert torch.equal(y, kept[1])
+
+
+@pytest.mark.parametrize("context", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_works_in_any_gradient_mode(context: Callable[[], Any], quick: str) -> None:
+    net = linear(4)
+    x, y = case(net)
+    with context():
+        found = evaluate(net, x, y, ("fgsm", "pgd20", "cw_inf", quick), eps=0.006)
+    assert 0 < int(found.worst.sum()) < int(found.clean.sum())
+
+
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """Every batch of adversarial images that an attack returns, in order."""
+    kept: list[Tensor] = []
+
+    def recording(*given: Any) -> Callable[[Tensor, Tensor], Tensor]:
+        attack = build(*given)
+
+        def run(x: Tensor, y: Tensor) -> Tensor:
+            kept.append(attack(x, y))
+            return kept[-1]
+
+        return run
+
+    monkeypatch.setattr(evaluation, "build", recording)
+    return kept
+
+
+@pytest.mark.parametrize("name", ["pgd20", "cw_inf", "quick"])
+def test_the_seed_alone_decides(name: str, taken: list[Tensor], quick: str) -> None:
+    net = linear(5)
+    x, y = case(net)
+
+    def run(seed: int, *before: str) -> tuple[list[bool], list[Tensor]]:
+        taken.clear()
+        found = evaluate(net, x, y, (*before, name), eps=0.006, seed=seed, batch_size=9)
+        return found.robust[name].tolist(), list(taken)
+
+    verdict, first = run(0)
+    torch.manual_seed(123)
+    torch.rand(7)
+    again, later = run(0, "fgsm", "pgd20_trades")
+    assert verdict == again
+    assert all(torch.equal(a, b) for a, b in zip(first, later[-len(first) :], strict=True))
+    _, other = run(1)
+    assert len(other) != len(first) or not all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+# The record
+
+
+@pytest.fixture
+def task() -> dict[str, Any]:
+    """An evaluation in which attacks differ: some images stand under each, and not the same ones."""
+    net = linear(5)
+    x, y = case(net, 60)
+    return {"net": net, "x": x, "y": y, "eps": 0.006}
+
+
+@pytest.fixture
+def no_attack(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Call it to make every further attack an error."""
+
+    def refuse(*given: Any) -> None:
+        raise AssertionError("attacked")
+
+    return lambda: monkeypatch.setattr(evaluation, "build", refuse)
+
+
+def test_verdicts_are_written_after_each_attack(task: dict[str, Any], tmp_path: Path) -> None:
+    record, seen = tmp_path / "verdicts.npz", {}
+
+    def progress(name: str, done: int, total: int) -> None:
+        seen[name] = set(np.load(record)) if record.exists() else set()
+
+    evaluate(**task, attacks=("fgsm", "pgd20", "cw_inf"), record=record, progress=progress)
+    assert [{key for key in seen[name] if key.startswith("robust_")} for name in ("fgsm", "pgd20", "cw_inf")] == [
+        set(),
+        {"robust_fgsm"},
+        {"robust_fgsm", "robust_pgd20"},
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["verdicts.npz"]
+
+
+def test_recorded_verdicts_are_taken_over(
+    task: dict[str, Any], tmp_path: Path, no_attack: Callable[[], None], quick: str
+) -> None:
+    chosen, record = ("fgsm", quick), tmp_path / "verdicts.npz"
+    first = evaluate(**task, attacks=chosen, record=record)
+    no_attack()
+    again = evaluate(**task, attacks=chosen, record=record)
+    assert torch.equal(first.clean, again.clean)
+    assert all(torch.equal(first.robust[name], again.robust[name]) for name in chosen)
+    assert again.robust[quick].dtype == torch.bool
+    assert first.cost == again.cost
+    assert first.robust["fgsm"].tolist() != first.robust[quick].tolist()
+
+
+def test_an_attack_more_keeps_the_recorded_ones(
+    task: dict[str, Any], tmp_path: Path, no_attack: Callable[[], None], quick: str
+) -> None:
+    record = tmp_path / "verdicts.npz"
+    evaluate(**task, attacks=("fgsm",), record=record)
+    grown = evaluate(**task, attacks=("fgsm", quick), record=record)
+    no_attack()
+    assert evaluate(**task, attacks=(quick, "fgsm"), record=record).robust.keys() == grown.robust.keys()
+
+
+def test_asking_for_another_attack_keeps_the_recorded_ones(
+    task: dict[str, Any], tmp_path: Path, no_attack: Callable[[], None]
+) -> None:
+    record = tmp_path / "verdicts.npz"
+    evaluate(**task, attacks=("fgsm",), record=record)
+    evaluate(**task, attacks=("pgd20",), record=record)
+    no_attack()
+    evaluate(**task, attacks=("fgsm",), record=record)
+
+
+def same_tensors_other_function(net: nn.Sequential) -> nn.Sequential:
+    return nn.Sequential(net[0], net[1], nn.Softplus())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"net": linear(5, seed=1)},
+        {"net": same_tensors_other_function(linear(5))},
+        {"x": images(60, seed=1)},
+        {"y": torch.zeros(60, dtype=torch.int64)},
+        {"seed": 1},
+        {"eps": 0.0061},
+        {"batch_size": 20},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_verdicts_of_something_else_are_not_taken_over(
+    change: dict[str, Any], task: dict[str, Any], tmp_path: Path, no_attack: Callable[[], None]
+) -> None:
+    record = tmp_path / "verdicts.npz"
+    evaluate(**task, attacks=("fgsm",), record=record)
+    no_attack()
+    evaluate(**task, attacks=("fgsm",), record=record)
+    with pytest.raises(AssertionError, match="attacked"):
+        evaluate(**(task | change), attacks=("fgsm",), record=record)
+
+
+def flipped(content: bytes) -> bytes:
+    """The same archive in which the compressed verdicts begin with a block of a type that does not exist."""
+    name = content.index(b"robust_fgsm.npy")
+    extra = int.from_bytes(content[name - 2 : name], "little")  # the local header ends with its two lengths
+    at = name + len("robust_fgsm.npy") + extra
+    return content[:at] + bytes([content[at] | 0b110]) + content[at + 1 :]
+
+
+def an_array(content: bytes) -> bytes:
+    return (
+        b"\x93NUMPY\x01\x00v\x00{'descr': '<f8', 'fortran_order': False, 'shape': (1,), }".ljust(127)
+        + b"\n"
+        + b"\0" * 8
+    )
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: b"",
+        lambda content: b"not an archive\n" * 50,
+        lambda content: content[:100],
+        lambda content: content[:-30],
+        lambda content: content[1:],
+        flipped,
+        an_array,
+    ],
+    ids=["empty", "text", "head", "cut", "beheaded", "flipped", "array"],
+)
+def test_a_damaged_record_is_ignored_and_replaced(
+    damage: Callable[[bytes], bytes], task: dict[str, Any], tmp_path: Path, no_attack: Callable[[], None]
+) -> None:
+    record = tmp_path / "verdicts.npz"
+    first = evaluate(**task, attacks=("fgsm",), record=record)
+    record.write_bytes(damage(record.read_bytes()))
+    again = evaluate(**task, attacks=("fgsm",), record=record)
+    assert torch.equal(first.robust["fgsm"], again.robust["fgsm"])
+    no_attack()
+    evaluate(**task, attacks=("fgsm",), record=record)
+
+
+def test_an_interrupted_evaluation_goes_on_and_ends_the_same(
+    task: dict[str, Any], tmp_path: Path, quick: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen, record = ("pgd20", quick, "fgsm"), tmp_path / "verdicts.npz"
+    whole = evaluate(**task, attacks=chosen, batch_size=16)
+
+    def stop(name: str, done: int, total: int) -> None:
+        if name == "quick square":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(**task, attacks=chosen, batch_size=16, record=record, progress=stop)
+    run: list[str] = []
+    monkeypatch.setattr(evaluation, "build", lambda part, *rest: (run.append(part.kind), build(part, *rest))[1])
+    resumed = evaluate(**task, attacks=chosen, batch_size=16, record=record)
+    assert run == [*(part.kind for part in QUICK), "fgsm"]
+    assert resumed.robust.keys() == whole.robust.keys()
+    assert all(torch.equal(resumed.robust[name], whole.robust[name]) for name in chosen)
+    assert len({tuple(verdict.tolist()) for verdict in whole.robust.values()}) > 1
+
+
+# Refusals
+
+
+class Shaped(nn.Module):
+    """A linear model whose output went through something."""
+
+    def __init__(self, change: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.net = linear(4)
+        self.change = change
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.change(self.net(x))
+
+
+def late(bad: float) -> Tensor:
+    """Five images of which the last has one bad pixel."""
+    x = images(5)
+    x[4, 0, 0, 0] = bad
+    return x
+
+
+REFUSED = [
+    ({"y": torch.tensor([0, 1, 2, 3, 4])}, "from 0 to 4"),
+    ({"y": torch.tensor([0, 1, 2, 3, -1])}, "from -1 to 3"),
+    ({"x": late(1.5)}, r"1\.5\]"),
+    ({"x": late(-0.25)}, r"\[-0\.25"),
+    ({"x": (images(5) * 255).to(torch.uint8)}, "uint8"),
+    ({"x": images(5).double()}, "float64"),
+    ({"x": images(5).half()}, "float16"),
+    ({"x": images(0), "y": torch.zeros(0, dtype=torch.int64)}, "0 images"),
+    ({"y": torch.tensor([0, 1, 2, 3])}, "5 images need as many"),
+    ({"net": Shaped(lambda z: z * torch.nan)}, "NaN"),
+    ({"net": Shaped(lambda z: z.view(-1, 4, 1, 1))}, r"\(2, 4, 1, 1\)"),
+    ({"net": Shaped(lambda z: z[:, 0])}, r"\(2,\)"),
+    ({"eps": -0.1}, r"-0\.1"),
+    ({"eps": 8.0}, r"8\.0"),
+    ({"eps": float("nan")}, "nan"),
+    ({"attacks": ("fgsm", "pgd2")}, "'pgd2'.*pgd20"),
+    ({"attacks": "aa"}, "'a'"),
+    ({"net": linear(3), "y": torch.zeros(5, dtype=torch.int64), "attacks": ("aa",)}, "4 classes.* 3"),
+    ({"x": late(float("nan"))}, "nan"),
+    ({"net": Shaped(lambda z: z.mean(dim=0, keepdim=True))}, r"\(1, 4\)"),
+    ({"y": torch.zeros(5, 1, dtype=torch.int64)}, r"\(5, 1\)"),
+    ({"y": torch.zeros(5, dtype=torch.int32)}, "int32"),
+    ({"y": torch.zeros(5)}, "float32"),
+    ({"batch_size": 0}, "0"),
+]
+
+
+@pytest.mark.parametrize(("change", "named"), REFUSED)
+def test_what_cannot_be_evaluated_is_refused_by_name(change: dict[str, Any], named: str) -> None:
+    good: dict[str, Any] = {"net": linear(4), "x": images(5), "y": torch.tensor([0, 1, 2, 3, 0]), "attacks": ("fgsm",)}
+    evaluate(**good)
+    with pytest.raises(ValueError, match=named):
+        evaluate(**(good | change))
+
+
+def test_too_few_classes_are_refused_before_anything_runs() -> None:
+    begun: list[str] = []
+    net = linear(3)
+    with pytest.raises(ValueError, match="4 classes"):
+        evaluate(net, *case(net), ("fgsm", "aa"), progress=lambda name, *counts: begun.append(name))
+    assert begun == []
+
+
+def test_a_record_that_cannot_be_written_is_refused_before_anything_runs(task: dict[str, Any], tmp_path: Path) -> None:
+    begun: list[str] = []
+    with contextlib.suppress(ValueError, OSError):
+        record = tmp_path / "no such folder" / "verdicts.npz"
+        evaluate(**task, attacks=("fgsm",), record=record, progress=lambda name, *counts: begun.append(name))
+        return  # making the folder is as good
+    assert begun == []
+
+
+def from_black_to_white(x: Tensor) -> Tensor:
+    return (x - 0.3) / 0.4
+
+
+def with_nan(x: Tensor) -> Tensor:
+    adv = x.clone()
+    adv[-1, 0, 0, 0] = torch.nan
+    return adv
+
+
+@pytest.mark.parametrize(
+    ("change", "allowed"),
+    [
+        (lambda x: x, True),
+        (lambda x: (x + EPS).clamp(0, 1), True),
+        (lambda x: (x + EPS * 1.001).clamp(0, 1), False),
+        (lambda x: (x - 0.5).clamp(0, 1), False),
+        (lambda x: x + EPS, False),  # in the ball, above 1
+        (lambda x: x - EPS, False),  # in the ball, below 0
+        (with_nan, False),
+    ],
+)
+def test_only_images_of_the_ball_count(
+    change: Callable[[Tensor], Tensor], allowed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = linear(4)
+    x = from_black_to_white(images(24))
+    x[:, 0, 0, 0], x[:, 0, 0, 1] = 0.0, 1.0
+    y = net(x).argmax(dim=1)
+    monkeypatch.setattr(evaluation, "build", lambda *given: lambda images, labels: change(images))
+    if allowed:
+        found = evaluate(net, x, y, ("fgsm",), eps=EPS)
+        assert torch.equal(found.robust["fgsm"], net(change(x)).argmax(dim=1) == y)
+    else:
+        with pytest.raises(RuntimeError, match=r"fgsm returned images outside the ball of 0\.0313"):
+            evaluate(net, x, y, ("fgsm",), eps=EPS)
+
+
+# The view
+
+
+def lively(net: nn.Module, x: Tensor) -> nn.Module:
+    """BatchNorm with weights that matter and the statistics of `x`, in evaluation mode."""
+    draw = torch.Generator().manual_seed(0)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+            nn.init.uniform_(module.weight, 0.5, 1.5, generator=draw)
+            nn.init.normal_(module.bias, 0, 0.2, generator=draw)
+    with torch.no_grad():
+        net.train()(x)
+    return net.eval()
+
+
+def count(net: nn.Module, kind: type[nn.Module]) -> int:
+    return sum(isinstance(module, kind) for module in net.modules())
+
+
+@pytest.mark.parametrize(
+    ("arch", "info", "left"),
+    [("resnet8-w4", DIGITS, 0), ("mobilenetv2", CIFAR10, 0), ("wrn10-1", CIFAR10, 4)],  # WRN: the others follow a sum
+)
+def test_folded_logits_are_the_models(arch: str, info: Dataset, left: int) -> None:
+    x = torch.rand(6, *info.shape, generator=torch.Generator().manual_seed(1))
+    net = lively(models.build(arch, info), x)
+    with torch.no_grad():
+        want = net(x)
+    assert (want[0] - want[1]).abs().max() > 0.01 * want.abs().max()
+    view = View(net.train(), x[:2])
+    assert isinstance(view.net, GraphModule)
+    assert count(view.net, nn.BatchNorm2d) == left < count(net, nn.BatchNorm2d)
+    assert (want - view(x)).abs().max() <= 1e-4 * want.abs().max()
+
+
+class Branching(nn.Module):
+    """Control flow that depends on the data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.bn = nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.bn(self.conv(x)).mean(dim=(2, 3))
+        return out if x.mean() > 0.5 else -out
+
+
+class Shared(nn.Module):
+    """One convolution before two BatchNorms: folding both into it is wrong."""
+
+    def __init__(self, scale: float = 1.0) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.one = nn.BatchNorm2d(4)
+        self.two = nn.BatchNorm2d(4)
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * (self.one(self.conv(x)) - self.two(self.conv(1 - x))).mean(dim=(2, 3))
+
+
+@pytest.mark.parametrize("make", [Branching, Shared, lambda: Shared(1e-6)])
+def test_what_cannot_be_folded_is_attacked_as_it_is(make: Callable[[], nn.Module]) -> None:
+    x = images(6)
+    net = lively(make(), x)
+    view = View(net, x[:2])
+    assert not isinstance(view.net, GraphModule)
+    assert torch.equal(view(x), net(x))
+    assert torch.equal(view(1 - x), net(1 - x))
+
+
+def test_folding_that_changes_logits_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, x = linear(4), images(4)
+    monkeypatch.setattr(view_module, "fuse", lambda model: linear(4, shift=0.01))
+    assert torch.equal(View(net, x)(x), net(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_logits_of_the_view_are_fresh_and_float32(dtype: torch.dtype) -> None:
+    kept = torch.ones(4, 4, dtype=dtype)
+    view = View(Shaped(lambda z: kept), images(2))
+    logits = view(images(4))
+    logits.fill_(-torch.inf)
+    assert logits.dtype == torch.float32
+    assert kept.eq(1).all()
+
+
+class Tally(torch.autograd.Function):
+    """Counts images both ways, independently of the view."""
+
+    forwards = backwards = 0
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        Tally.forwards += len(x)
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        Tally.backwards += len(gradient)
+        return gradient
+
+
+class Tallied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = linear(5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(Tally.apply(x))
+
+
+@pytest.mark.parametrize("part", [*QUICK, *(ATTACKS[name][0] for name in ("fgsm", "pgd20", "cw_inf"))], ids=str)
+def test_view_counts_what_passes_through_the_model(part: Attack) -> None:
+    net = Tallied()
+    x, y = case(net.net)
+    right = net(x).argmax(dim=1) == y
+    view = View(net, x[:2])
+    Tally.forwards = Tally.backwards = 0
+    build(part, view, 0.006, 5, seed=0)(x[right], y[right])
+    assert (view.forwards, view.backwards) == (Tally.forwards, Tally.backwards)
+    assert view.forwards > 0
+    assert (view.backwards > 0) == (part.kind != "square")
+
+
+@pytest.mark.parametrize(("name", "passes"), [("fgsm", 1), ("pgd20", 20), ("pgd20_trades", 20), ("cw_inf", 30)])
+def test_cost_is_steps_times_correct_images(name: str, passes: int) -> None:
+    net = linear(4)
+    x, y = case(net)
+    found = evaluate(net, x, y, (name,), eps=0.006, batch_size=10)
+    cost = found.cost[name]
+    assert (cost.forwards, cost.backwards) == (passes * int(found.clean.sum()),) * 2
+    assert cost.seconds > 0
+
+
+def test_progress_tells_part_done_and_total(quick: str) -> None:
+    net = linear(4)
+    x, y = case(net)
+    seen: list[tuple[str, int, int]] = []
+    found = evaluate(net, x, y, ("fgsm", quick), eps=0.006, batch_size=10, progress=lambda *told: seen.append(told))
+    n = int(found.clean.sum())
+    assert [told for told in seen if told[0] == "fgsm"] == [("fgsm", done, n) for done in range(0, n, 10)]
+    parts = [told for told in seen if told[0] != "fgsm"]
+    assert parts[0] == ("quick apgd-ce", 0, n)
+    assert list(dict.fromkeys(name for name, *_ in parts)) == [f"quick {part.kind}" for part in QUICK]
+    totals = [total for _, done, total in parts if done == 0]
+    assert totals == sorted(totals, reverse=True)
+    assert totals[1] < n  # later parts only get what the ones before left
+
+
+# Agreement with torchattacks run by hand
+
+
+def trained(classes: int) -> tuple[nn.Module, Tensor, Tensor]:
+    """A small convolutional net with BatchNorm, trained on the first digits; with 16 test images and labels."""
+    torch.manual_seed(0)
+    digits = data.load("digits", "")
+    some = digits.train.y < classes
+    x, y = data.to_float(digits.train.x[some]), digits.train.y[some]
+    net = nn.Sequential(
+        nn.Conv2d(1, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(128, classes)
+    )
+    optimiser = torch.optim.Adam(net.parameters(), lr=0.01)
+    for _ in range(40):
+        optimiser.zero_grad()
+        F.cross_entropy(net(x), y).backward()
+        optimiser.step()
+    held = digits.test.y < classes
+    return net, data.to_float(digits.test.x[held])[:16], digits.test.y[held][:16]
+
+
+def by_hand(net: nn.Module, x: Tensor, y: Tensor, classes: int, eps: float) -> tuple[Tensor, list[int]]:
+    """The official cascade written out on an unfolded copy: verdicts, and how many images each part left."""
+    plain = copy.deepcopy(net).eval()
+    for parameter in plain.parameters():
+        parameter.requires_grad = False
+    parts = [
+        torchattacks.APGD(plain, eps=eps, steps=100, seed=0),
+        torchattacks.APGDT(plain, eps=eps, steps=100, seed=0, n_classes=classes),
+        torchattacks.FAB(plain, norm="Linf", eps=eps, steps=100, seed=0, multi_targeted=True, n_classes=classes),
+        torchattacks.Square(plain, eps=eps, n_queries=5000, seed=0, resc_schedule=False),
+    ]
+    standing, left = plain(x).argmax(dim=1) == y, []
+    with torch.random.fork_rng():
+        for part in parts:
+            rows = standing.nonzero().flatten()
+            adv = part(x[rows], y[rows])
+            assert (adv - x[rows]).abs().max() <= eps + 1e-6
+            standing[rows] = plain(adv).argmax(dim=1) == y[rows]
+            left.append(int(standing.sum()))
+    return standing, left
+
+
+@pytest.mark.slow
+def test_autoattack_agrees_with_torchattacks_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, x, y = trained(classes=4)
+    eps = 0.12
+    want, left = by_hand(net, x, y, 4, eps)
+    standing: list[int] = []
+    original = evaluation._broken
+
+    def watching(*given: Any) -> Tensor:
+        broken = original(*given)
+        standing.append(int((~broken).sum()))
+        return broken
+
+    monkeypatch.setattr(evaluation, "_broken", watching)
+    found = evaluate(net, x, y, ("aa",), eps=eps)
+    assert found.robust["aa"].tolist() == want.tolist()
+    assert standing == left
+    assert 0 < int(want.sum()) < int(found.clean.sum())
+
+
+def test_names_and_abouts() -> None:
+    from attacks.catalog import ABOUT
+
+    assert names() == list(ATTACKS) == list(ABOUT)
+
+
+def test_import_is_cheap() -> None:
+    code = "import sys, attacks; attacks.names(); assert not {'torch', 'torchattacks', 'bench'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,463 @@
+"""Networks by name, against the literature's parameter counts; checkpoints of every origin, and what is refused."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bench import models
+from bench.datasets import CIFAR10, CIFAR100, DATASETS, DIGITS, Dataset
+from bench.errors import BenchError, UsageError
+from bench.models import checkpoint
+from methods.base import Net
+
+SMALL = ("resnet8-w4", "resnet18-w4-s2", "mobilenetv2", "wrn10-1")
+State = dict[str, Any]
+
+
+def lively(arch: str, info: Dataset, seed: int = 0) -> Net:
+    """A network in evaluation mode whose BatchNorm statistics and biases are those of random images."""
+    torch.manual_seed(seed)
+    net = models.build(arch, info)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.bias, 0, 0.2)
+            module.momentum = 1.0
+    with torch.no_grad():
+        net.train()(images(info, 8))
+    return net.eval()
+
+
+def images(info: Dataset, n: int = 2) -> Tensor:
+    return torch.rand(n, *info.shape, generator=torch.Generator().manual_seed(n))
+
+
+@pytest.mark.parametrize("info", DATASETS.values(), ids=DATASETS)
+@pytest.mark.parametrize("arch", models.EXAMPLES)
+def test_every_example_classifies_every_data_set(arch: str, info: Dataset) -> None:
+    models.check(arch)
+    with torch.device("meta"):  # shapes without arithmetic, so the largest networks too
+        net = models.build(arch, info)
+        features = net.features(torch.empty(3, *info.shape))
+        logits = net.head(features)
+    assert features.shape == (3, net.width)
+    assert logits.shape == (3, net.num_classes) == (3, info.num_classes)
+
+
+@pytest.mark.parametrize(
+    ("arch", "info", "count"),
+    [
+        ("resnet18", CIFAR10, 11_173_962),
+        ("resnet18", CIFAR100, 11_220_132),
+        ("resnet20-w16", CIFAR10, 272_474),
+        ("mobilenetv2", CIFAR10, 2_296_922),
+        ("wrn28-10", CIFAR10, 36_479_194),
+        ("wrn34-10", CIFAR10, 46_160_474),
+        ("wrn34-10", CIFAR100, 46_218_164),
+    ],
+)
+def test_parameter_counts_are_those_of_the_literature(arch: str, info: Dataset, count: int) -> None:
+    with torch.device("meta"):
+        net = models.build(arch, info)
+    assert sum(parameter.numel() for parameter in net.parameters()) == count
+
+
+@pytest.mark.parametrize(
+    ("arch", "width"),
+    [
+        ("resnet18", 512),
+        ("resnet18-w64", 512),
+        ("resnet18-s2", 512),
+        ("resnet18-w16", 128),
+        ("resnet20-w16", 64),
+        ("mobilenetv2", 1280),
+        ("wrn28-10", 640),
+        ("wrn10-1", 64),
+    ],
+)
+def test_the_name_states_the_width(arch: str, width: int) -> None:
+    with torch.device("meta"):
+        assert models.build(arch, CIFAR10).width == width
+
+
+@pytest.mark.parametrize(("arch", "quarter"), [("resnet8-w4", "resnet8-w4-s2"), ("resnet18-w4", "resnet18-w4-s2")])
+def test_a_stem_of_stride_2_has_a_quarter_of_the_pixels(arch: str, quarter: str) -> None:
+    sizes: list[int] = []
+    for name in (arch, quarter):
+        net = models.build(name, CIFAR10)
+        net.layer1.register_forward_hook(lambda module, given, out: sizes.append(out.shape[2:].numel()))
+        assert net(images(CIFAR10)).shape == (2, 10)
+    assert sizes == [1024, 256]
+
+
+@pytest.mark.parametrize("info", [DIGITS, CIFAR100], ids=["digits", "cifar100"])
+@pytest.mark.parametrize("arch", SMALL)
+def test_forward_is_head_of_features(arch: str, info: Dataset) -> None:
+    net, x = lively(arch, info), images(info, 3)
+    with torch.no_grad():
+        logits, features = net(x), net.features(x)
+        assert torch.equal(logits, net.head(features))
+    assert features.shape == (3, net.width)
+    assert logits.shape == (3, info.num_classes)
+    assert not torch.allclose(logits[0], logits[1], rtol=1e-3)
+
+
+@pytest.mark.parametrize("arch", SMALL)
+def test_normalisation_is_inside(arch: str) -> None:
+    net, x = lively(arch, CIFAR10), images(CIFAR10, 3)
+    mean, std = (torch.tensor(value).view(1, 3, 1, 1) for value in (CIFAR10.mean, CIFAR10.std))
+    assert torch.equal(net.mean, mean)
+    assert torch.equal(net.std, std)
+    with torch.no_grad():
+        logits = net(x)
+        net.mean.zero_()
+        net.std.fill_(1)
+        torch.testing.assert_close(net((x - mean) / std), logits)
+        assert not torch.allclose(net(x), logits, rtol=1e-3)
+    assert {"mean", "std"} <= net.state_dict().keys()
+
+
+class Plain:
+    """Layers of a state dictionary by name, applied as functions."""
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+
+    def conv(self, name: str, x: Tensor, stride: int = 1, groups: int = 1) -> Tensor:
+        weight = self.state[f"{name}.weight"]
+        return F.conv2d(x, weight, stride=stride, padding=weight.shape[-1] // 2, groups=groups)
+
+    def bn(self, name: str, x: Tensor) -> Tensor:
+        kinds = ("running_mean", "running_var", "weight", "bias")
+        return F.batch_norm(x, *(self.state[f"{name}.{kind}"] for kind in kinds))
+
+    def pooled(self, name: str, x: Tensor) -> Tensor:
+        return F.linear(x.mean(dim=(2, 3)), self.state[f"{name}.weight"], self.state[f"{name}.bias"])
+
+
+def resnet18(net: Plain, x: Tensor) -> Tensor:
+    """He et al. 2016: two blocks a stage, 3x3 stem without pooling."""
+    x = F.relu(net.bn("bn1", net.conv("conv1", x)))
+    for stage, block in ((stage, block) for stage in range(1, 5) for block in range(2)):
+        at, stride = f"layer{stage}.{block}", 2 if stage > 1 and block == 0 else 1
+        out = net.bn(
+            f"{at}.bn2", net.conv(f"{at}.conv2", F.relu(net.bn(f"{at}.bn1", net.conv(f"{at}.conv1", x, stride))))
+        )
+        kept = net.bn(f"{at}.shortcut.1", net.conv(f"{at}.shortcut.0", x, stride)) if stride == 2 else x
+        x = F.relu(out + kept)
+    return net.pooled("linear", x)
+
+
+def wrn16(net: Plain, x: Tensor) -> Tensor:
+    """Zagoruyko and Komodakis 2016: BatchNorm and ReLU first; a changed width takes the shortcut from behind them."""
+    x = net.conv("conv1", x)
+    for stage, block in ((stage, block) for stage in range(1, 4) for block in range(2)):
+        at, stride = f"block{stage}.layer.{block}", 2 if stage > 1 and block == 0 else 1
+        active = F.relu(net.bn(f"{at}.bn1", x))
+        out = net.conv(f"{at}.conv2", F.relu(net.bn(f"{at}.bn2", net.conv(f"{at}.conv1", active, stride))))
+        x = out + (net.conv(f"{at}.convShortcut", active, stride) if block == 0 else x)
+    return net.pooled("fc", F.relu(net.bn("bn1", x)))
+
+
+def mobilenetv2(net: Plain, x: Tensor) -> Tensor:
+    """Sandler et al. 2018, table 2, with the first two strides 1, ReLU and a 1x1 shortcut where only the width changes."""
+    x = F.relu(net.bn("bn1", net.conv("conv1", x)))
+    strides = [1, 1, 1, 2, 1, 1, 2, 1, 1, 1, 1, 1, 1, 2, 1, 1, 1]
+    for i, stride in enumerate(strides):
+        at = f"layers.{i}"
+        out = F.relu(net.bn(f"{at}.bn1", net.conv(f"{at}.conv1", x)))
+        out = F.relu(net.bn(f"{at}.bn2", net.conv(f"{at}.conv2", out, stride, groups=out.shape[1])))
+        out = net.bn(f"{at}.bn3", net.conv(f"{at}.conv3", out))
+        if stride == 1 and x.shape[1] != out.shape[1]:
+            x = net.bn(f"{at}.shortcut.1", net.conv(f"{at}.shortcut.0", x))
+        x = out + x if stride == 1 else out
+    return net.pooled("linear", F.relu(net.bn("bn2", net.conv("conv2", x))))
+
+
+@pytest.mark.parametrize(
+    ("arch", "reference"), [("resnet18-w4", resnet18), ("wrn16-2", wrn16), ("mobilenetv2", mobilenetv2)]
+)
+def test_logits_are_those_of_the_published_architecture(
+    arch: str, reference: Callable[[Plain, Tensor], Tensor]
+) -> None:
+    net, x = lively(arch, CIFAR10), images(CIFAR10)
+    with torch.no_grad():
+        torch.testing.assert_close(net(x), reference(Plain(net.state_dict()), (x - net.mean) / net.std))
+
+
+@pytest.mark.parametrize(
+    ("arch", "said"),
+    [
+        ("resnet-18", "did you mean 'resnet18'"),
+        ("resnet20", "did you mean 'resnet20-w16'"),
+        ("resnet8-w4-s3", "did you mean 'resnet8-w4'"),
+        ("mobilenet", "did you mean 'mobilenetv2'"),
+        ("wrn-28-10", "did you mean 'wrn28-10'"),
+        ("wrn34-10x", "did you mean 'wrn34-10'"),
+        ("resnet18\n", "did you mean 'resnet18'"),
+        ("", "choose from mobilenetv2, resnet18"),
+        ("vgg", "choose from mobilenetv2, resnet18"),
+        ("resnet19-w4", "depth must be 6n [+] 2"),
+        ("resnet2-w4", "depth must be 6n [+] 2"),
+        ("wrn33-2", "depth must be 6n [+] 4"),
+        ("wrn4-2", "depth must be 6n [+] 4"),
+        ("resnet18-w0", "width must be between"),
+        ("resnet8-w1025", "width must be between"),
+        ("wrn10-0", "width must be between"),
+    ],
+)
+@pytest.mark.parametrize("call", [models.check, lambda arch: models.build(arch, DIGITS)], ids=["check", "build"])
+def test_names_out_of_pattern_are_refused(call: Callable[[str], Any], arch: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said) as caught:
+        call(arch)
+    assert repr(arch) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+# Checkpoints
+
+
+def prefixed(state: State, prefix: str) -> State:
+    return {f"{prefix}{name}": tensor for name, tensor in state.items()}
+
+
+def without_normalisation(state: State) -> State:
+    return {name: tensor for name, tensor in state.items() if name not in ("mean", "std")}
+
+
+def pair(state: State, shape: tuple[int, ...] = (-1,)) -> State:
+    """A (normalise, net) sequence."""
+    first = {f"0.{name}": state[name].view(shape) for name in ("mean", "std")}
+    return first | prefixed(without_normalisation(state), "1.")
+
+
+def trades(state: State) -> State:
+    """With the block that the TRADES release stores and never uses; trained on raw pixels."""
+    unused = {name.replace("block1", "sub_block1"): tensor * 2 for name, tensor in state.items() if "block1." in name}
+    assert unused
+    return without_normalisation(state) | unused
+
+
+def old(state: State) -> State:
+    """As before BatchNorm counted its batches."""
+    return {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
+
+
+DRESSES: dict[str, Callable[[State], State]] = {
+    "plain": lambda state: state,
+    "without counters": old,
+    "DataParallel": lambda state: prefixed(state, "module."),
+    "state_dict": lambda state: {"state_dict": state, "epoch": 76, "best": 0.5},
+    "model_state_dict": lambda state: {"model_state_dict": state, "optimizer": {"lr": 0.1}},
+    "net": lambda state: {"net": prefixed(state, "module."), "acc": 84.9, "epoch": 200},
+    "model in state_dict": lambda state: {"state_dict": {"model": state}},
+    "attack wrapper": lambda state: prefixed(state, "module.basic_net."),
+    "model attribute": lambda state: prefixed(state, "module.model."),
+    "pair": pair,
+    "pair of images": lambda state: pair(state, (1, -1, 1, 1)),
+    "pair in DataParallel": lambda state: {"state_dict": prefixed(pair(state), "module.")},
+    "pair in model": lambda state: prefixed(pair(state), "model."),
+    "float64": lambda state: {name: t.double() if t.is_floating_point() else t for name, t in state.items()},
+}
+RAW: dict[str, Callable[[State], State]] = {
+    "raw pixels": without_normalisation,
+    "raw pixels in DataParallel": lambda state: {"state_dict": prefixed(without_normalisation(state), "module.")},
+}
+
+
+@pytest.mark.parametrize("arch", SMALL)
+@pytest.mark.parametrize("dress", [*DRESSES, *RAW])
+def test_checkpoints_of_every_origin_load(arch: str, dress: str, tmp_path: Path) -> None:
+    net, file = lively(arch, DIGITS), tmp_path / "net.pt"
+    checkpoint.save(file, (DRESSES | RAW)[dress](net.state_dict()))
+    loaded = checkpoint.load(file, arch, DIGITS)
+    if dress in RAW:
+        assert (loaded.mean.item(), loaded.std.item()) == (0, 1)
+        net.mean.zero_()
+        net.std.fill_(1)
+    assert not any(module.training for module in loaded.modules())
+    x = images(DIGITS, 3)
+    with torch.no_grad():
+        assert torch.equal(loaded(x), net(x))
+        assert not torch.equal(models.build(arch, DIGITS).eval()(x), net(x))
+
+
+def test_the_trades_release_loads(tmp_path: Path) -> None:
+    net, file = lively("wrn10-1", CIFAR10), tmp_path / "net.pt"
+    checkpoint.save(file, prefixed(trades(net.state_dict()), "module."))
+    loaded = checkpoint.load(file, "wrn10-1", CIFAR10)
+    net.mean.zero_()
+    net.std.fill_(1)
+    with torch.no_grad():
+        assert torch.equal(loaded(images(CIFAR10)), net(images(CIFAR10)))
+
+
+def test_what_is_saved_is_read_again(tmp_path: Path) -> None:
+    net, file = lively("resnet8-w4", DIGITS), tmp_path / "net.pt"
+    checkpoint.save(file, {"state_dict": net.state_dict(), "epoch": 3, "val": 0.25, "names": ["a"]})
+    content = checkpoint.read(file, checkpoint.sha256_of(file).upper())
+    assert (content["epoch"], content["val"], content["names"]) == (3, 0.25, ["a"])
+    assert all(torch.equal(content["state_dict"][name], tensor) for name, tensor in net.state_dict().items())
+    assert [path.name for path in tmp_path.iterdir()] == ["net.pt"]
+
+
+def test_another_hash_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "net.pt"
+    checkpoint.save(file, models.build("resnet8-w4", DIGITS).state_dict())
+    right = checkpoint.sha256_of(file)
+    assert checkpoint.load(file, "resnet8-w4", DIGITS, right)
+    file.write_bytes(file.read_bytes() + b"\0")
+    with pytest.raises(BenchError, match=f"sha256 {checkpoint.sha256_of(file)[:16]}.*not {right[:16]}") as caught:
+        checkpoint.load(file, "resnet8-w4", DIGITS, right)
+    assert "\n" not in str(caught.value)
+
+
+class Payload:
+    """Code that runs when it is unpickled."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[Any, tuple[str, str]]:
+        return open, (str(self.file), "w")
+
+
+@pytest.mark.parametrize("write", ["pickle", "legacy", "zip"])
+def test_code_in_a_checkpoint_never_runs(write: str, tmp_path: Path) -> None:
+    file, trace = tmp_path / "net.pt", tmp_path / "trace"
+    content = {"state_dict": Payload(trace)}
+    if write == "pickle":
+        file.write_bytes(pickle.dumps(content, protocol=2))
+    else:
+        torch.save(content, file, _use_new_zipfile_serialization=write == "zip")
+    with pytest.raises(BenchError, match="not a checkpoint of tensors alone") as caught:
+        checkpoint.load(file, "resnet8-w4", DIGITS)
+    assert "\n" not in str(caught.value)
+    assert not trace.exists()
+    if write != "pickle":
+        torch.load(file, weights_only=False)["state_dict"].close()
+        assert trace.exists()  # it does run where it is trusted
+
+
+def state(arch: str = "resnet8-w4", info: Dataset = DIGITS) -> State:
+    return models.build(arch, info).state_dict()
+
+
+def saved(content: Any) -> Callable[[Path], None]:
+    return lambda file: torch.save(content() if callable(content) else content, file)
+
+
+def cut(share: float, zipped: bool = True) -> Callable[[Path], None]:
+    def write(file: Path) -> None:
+        torch.save(state(), file, _use_new_zipfile_serialization=zipped)
+        file.write_bytes(file.read_bytes()[: int(share * file.stat().st_size)])
+
+    return write
+
+
+def beginning(file: Path) -> None:
+    """A legacy file that ends within the length of a name."""
+    torch.save(state(), file, _use_new_zipfile_serialization=False)
+    content = file.read_bytes()
+    file.write_bytes(content[: content.index(b"conv1.weight") - 2])
+
+
+def transposed() -> State:
+    whole = state()
+    return whole | {"linear.weight": whole["linear.weight"].T.contiguous()}
+
+
+DAMAGED = "not a checkpoint of tensors alone, or is damaged"
+REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "missing": (lambda file: None, "there is no checkpoint"),
+    "a folder": (lambda file: file.mkdir(), DAMAGED),
+    "empty": (lambda file: file.touch(), DAMAGED),
+    "text": (lambda file: file.write_text("Not Found\n"), DAMAGED),
+    "page": (lambda file: file.write_text("<!DOCTYPE html>\n<html>moved</html>"), DAMAGED),
+    "pointer": (lambda file: file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n"), DAMAGED),
+    "cut zip": (cut(0.5), DAMAGED),
+    "zip without end": (cut(0.99), DAMAGED),
+    "first bytes of a zip": (cut(0.01), DAMAGED),
+    "cut legacy file": (cut(0.5, zipped=False), DAMAGED),
+    "whole module": (saved(lambda: models.build("resnet8-w4", DIGITS)), DAMAGED),
+    "list": (saved([torch.zeros(3)]), "holds a list, not"),
+    "tensor": (saved(torch.zeros(3)), "holds a Tensor, not"),
+    "nothing": (saved({}), "no tensors of a network"),
+    "only numbers": (saved({"epoch": 3, "state_dict": {}}), "no tensors of a network"),
+    "deeper": (saved(lambda: state("resnet14-w4")), r"not a resnet8-w4: .*tensors differ, 'layer1\.1"),
+    "another family": (saved(lambda: state("wrn10-1")), "not a resnet8-w4: .*tensors differ"),
+    "wider": (saved(lambda: state("resnet8-w8")), r"not a resnet8-w4 for digits: \S+ has shape"),
+    "more classes": (
+        saved(lambda: state("resnet8-w4", CIFAR100)),
+        r"resnet8-w4 for digits: \S+ has shape",
+    ),
+    "head of 20 classes": (
+        saved(lambda: state() | {"linear.weight": torch.zeros(20, 16), "linear.bias": torch.zeros(20)}),
+        r"linear\.weight has shape \(20, 16\), not \(10, 16\)",
+    ),
+    "no head": (saved(lambda: {k: v for k, v in state().items() if "linear" not in k}), r"2 of .*'linear\.bias'"),
+    "one more": (saved(lambda: state() | {"extra": torch.zeros(1)}), "1 of .* tensors differ, 'extra'"),
+    "error page": (lambda file: file.write_text("error: access denied\n"), DAMAGED),
+    "beginning of a legacy file": (beginning, DAMAGED),
+    "transposed": (saved(transposed), r"linear\.weight has shape \(16, 10\), not \(10, 16\)"),
+}
+
+
+@pytest.mark.parametrize(("write", "said"), [pytest.param(*case, id=name) for name, case in REFUSED.items()])
+def test_what_does_not_fit_is_refused_in_one_line(write: Callable[[Path], Any], said: str, tmp_path: Path) -> None:
+    file = tmp_path / "net.pt"
+    write(file)
+    with pytest.raises(BenchError, match=said) as caught:
+        checkpoint.load(file, "resnet8-w4", DIGITS)
+    assert re.search(re.escape(repr(str(file))), str(caught.value))
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 1
+
+
+def half_written(content: Any, file: Any) -> None:
+    file.write(b"half")
+    raise OSError(28, "No space left on device")
+
+
+def refuse(*given: Any) -> None:
+    raise OSError(5, "Input/output error")
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "broken"), [(torch, "save", half_written), (os, "fsync", refuse), (Path, "replace", refuse)]
+)
+def test_a_failed_write_leaves_the_old_file(
+    owner: Any, name: str, broken: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "net.pt"
+    checkpoint.save(file, {"epoch": 1})
+    before = file.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, broken)
+        with pytest.raises(OSError, match=r"No space|Input/output"):
+            checkpoint.save(file, {"epoch": 2})
+    assert file.read_bytes() == before
+    checkpoint.save(file, {"epoch": 3})
+    assert checkpoint.read(file) == {"epoch": 3}
+    assert [path.name for path in tmp_path.iterdir()] == ["net.pt"]
+
+
+def test_the_file_is_on_disk_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+    fsync, replace = os.fsync, Path.replace
+    monkeypatch.setattr(os, "fsync", lambda file: (events.append("fsync"), fsync(file))[1])
+    monkeypatch.setattr(
+        Path, "replace", lambda self, to: (events.append(f"{self.name} -> {to.name}"), replace(self, to))
+    )
+    checkpoint.save(tmp_path / "net.pt", {"epoch": 1})
+    assert events == ["fsync", "net.pt.part -> net.pt"]
