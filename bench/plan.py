@@ -56,7 +56,7 @@ def teacher(options: Protocol, suite: Suite, dataset: str, role: str) -> Cell:
     """The cell that trains the suite's teacher of a role."""
     recipe = suite.teachers[role]
     name, method = make(recipe.method, {})
-    base = common(options, suite, dataset)
+    base = common(options, suite, dataset) | ({"limit_aa": recipe.limit_aa} if recipe.limit_aa else {})
     spec = Spec(role="teacher", arch=recipe.arch, method=name, teachers={}, seed=0, training=recipe.training,
                 hyper=dataclasses.asdict(method), **base)  # fmt: skip
     words = ["teacher", "train", "--suite", suite.name, "--dataset", dataset, "--role", role]
