@@ -170,14 +170,16 @@ def flags(method: str) -> list[tuple[str, Any, Any]]:
 
 
 def check_flags(verb: str, form: type[Any], argv: list[str], names: list[str]) -> None:
-    """Raises UsageError for the first unknown flag, with the nearest right spelling."""
+    """Raises UsageError for a flag given twice, or for the first unknown one with the nearest right spelling."""
     known = ["--help", *(f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(form))]
     known += [
         f"--no-{field.name.replace('_', '-')}" for field in dataclasses.fields(form) if field.default in (True, False)
     ]
-    for word in argv:
-        flag = word.partition("=")[0].replace("_", "-")
-        if not word.startswith("--") or flag in known:
+    given = [word.partition("=")[0].replace("_", "-") for word in argv if word.startswith("--")]
+    for flag in given:
+        if given.count(flag) > 1:
+            raise UsageError(f"{flag} is given twice")
+        if flag in known:
             continue
         near = difflib.get_close_matches(flag, known, n=1, cutoff=0.6)
         hint = f"did you mean {near[0]}?" if near else f"`python -m bench {verb} --help` lists them"

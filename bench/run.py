@@ -91,6 +91,7 @@ def loader(root: Path) -> Callable[..., Data]:
 
     def load(name: str, *limits: int | None) -> Data:
         if data_module.missing(name, root):
+            print(f"{name} is not under {root}: fetching it", file=sys.stderr)
             data_module.fetch(name, root)
         return data_module.load(name, root, *limits)
 

@@ -47,10 +47,10 @@ class Store:
     def _open(self) -> MlflowClient:
         for name, value in BOUNDS.items():
             os.environ.setdefault(name, value)
-        for name in ("alembic", "mlflow"):
-            logging.getLogger(name).setLevel(logging.WARNING)
         from mlflow import MlflowClient
 
+        for name in ("alembic", "mlflow"):  # after the import, which sets its own levels
+            logging.getLogger(name).setLevel(logging.WARNING)
         try:
             # Several processes that open a fresh database at once would all try to create its tables.
             with FileLock(self.root / "store.lock", timeout=120):

@@ -32,8 +32,10 @@ def evaluate(given: options.Evaluate) -> int:
         if name not in catalog.names():
             raise unknown("attack", name, catalog.names())
     eps = suite_for(info).eps if given.eps is None else given.eps
-    if not 0 <= eps <= 1 or given.batch_size < 1:
-        raise UsageError(f"--eps {eps} --batch-size {given.batch_size}: eps within [0, 1], batch size at least 1")
+    if not 0 <= eps <= 1:
+        raise UsageError(f"--eps {eps}: between 0 and 1, in pixels of [0, 1], such as 8/255 = 0.03137")
+    if given.batch_size < 1:
+        raise UsageError(f"--batch-size {given.batch_size}: at least 1")
     models.check(given.arch)
     device = environment.device(given.device)
     net = checkpoint.load(given.checkpoint, given.arch, info, given.sha256 or None).to(device)

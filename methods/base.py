@@ -7,6 +7,7 @@ the command line, the documentation and the tuner read them from here.
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -123,7 +124,7 @@ def check_range(field: dataclasses.Field[Any], value: Any) -> None:
     choices = field.metadata.get("search", {}).get("choices")
     if choices and value not in choices:
         raise ValueError(f"{field.name} = {value!r}: choose from {', '.join(map(str, choices))}")
-    if isinstance(value, float) and not torch.isfinite(torch.tensor(value)):
+    if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{field.name} = {value!r} is not finite")
 
 

@@ -39,11 +39,16 @@ class Contrast(nn.Module):
 
     def embed_s(self, f: Tensor) -> Tensor:
         """(B, student width) -> (B, dim), unit length."""
-        return F.normalize(self.project_s(f).float(), dim=1)
+        return self._unit(self.project_s, f)
 
     def embed_t(self, f: Tensor) -> Tensor:
         """(B, teacher width) -> (B, dim), unit length."""
-        return F.normalize(self.project_t(f).float(), dim=1)
+        return self._unit(self.project_t, f)
+
+    def _unit(self, project: nn.Linear, f: Tensor) -> Tensor:
+        """In full precision also under autocast: exp(1 / tau) would multiply bf16's rounding."""
+        with torch.autocast(f.device.type, enabled=False):
+            return F.normalize(project(f.to(project.weight.dtype)).float(), dim=1)
 
     def forward(self, f_t: Tensor, f_s: Tensor, y: Tensor, symmetric: bool) -> tuple[Tensor, Tensor]:
         """Losses per anchor, (B,) each: that of the positive pair and that of the negatives.
@@ -51,7 +56,11 @@ class Contrast(nn.Module):
         f_t: (B, teacher width), f_s: (B, student width), y: (B,). The teacher is the anchor; `symmetric` adds the
         direction in which the student is.
         """
-        t, s = self.embed_t(f_t), self.embed_s(f_s)
+        with torch.autocast(f_t.device.type, enabled=False):
+            return self._losses(self.embed_t(f_t), self.embed_s(f_s), y, symmetric)
+
+    def _losses(self, t: Tensor, s: Tensor, y: Tensor, symmetric: bool) -> tuple[Tensor, Tensor]:
+        """`forward` for embeddings t, s: (B, dim)."""
         if self.training:
             self._track_z(t @ s.T / self.tau)
         others_s, others_t, labels = s, t, y

@@ -27,7 +27,7 @@ class Budget:
     steps: int = 10
 
     def __post_init__(self) -> None:
-        if not 0 <= self.eps <= 1 or self.step < 0 or self.steps < 0:
+        if not 0 <= self.eps <= 1 or not 0 <= self.step <= 1 or self.steps < 0:
             raise ValueError(f"attack budget out of range: eps {self.eps}, step {self.step}, steps {self.steps}")
         if self.eps and self.steps > 1 and self.step > self.eps:
             raise ValueError(f"step {self.step} is larger than eps {self.eps}: swapped?")

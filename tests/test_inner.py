@@ -39,7 +39,15 @@ def labels() -> Tensor:
 
 @pytest.mark.parametrize(
     "values",
-    [(-0.1, 0.01, 1), (1.1, 0.01, 1), (0.1, -0.01, 1), (0.1, 0.01, -1), (2 / 255, 8 / 255, 10), (float("nan"), 0.1, 1)],
+    [
+        (-0.1, 0.01, 1),
+        (1.1, 0.01, 1),
+        (0.1, -0.01, 1),
+        (0.1, 0.01, -1),
+        (2 / 255, 8 / 255, 10),
+        (float("nan"), 0.1, 1),
+        (0.1, float("nan"), 1),
+    ],
 )
 def test_budget_refuses(values: tuple[float, float, int]) -> None:
     with pytest.raises(ValueError, match=r"out of range|swapped"):

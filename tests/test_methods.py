@@ -536,6 +536,20 @@ def test_gacd_two_stages() -> None:
         assert (nets.parts["contrast"].get_parameter("project_s.weight").grad is not None) == (epoch < 2.5)
 
 
+def test_gacd_attacks_features_while_the_classifier_is_untrained(monkeypatch: pytest.MonkeyPatch) -> None:
+    starts = []
+
+    def spy(net: nn.Module, x: Tensor, objective: Objective, budget: Budget, start: str = "uniform") -> Tensor:
+        starts.append(start)
+        return pgd(net, x, objective, budget)
+
+    monkeypatch.setattr("methods.gacd.pgd", spy)
+    case = Gacd(two_stage=True)
+    for epoch in range(4):
+        case.loss(flat_nets(case), dataclasses.replace(flat_batch(SOME), epoch=epoch, epochs=4))
+    assert starts == ["gauss", "gauss", "uniform", "uniform"]
+
+
 @pytest.mark.parametrize("estimator", ["nce", "infonce"])
 def test_gacd_negatives_from_the_bank(estimator: str) -> None:
     """The second batch is contrasted with the first one's embeddings of other classes; the empty places do not count."""

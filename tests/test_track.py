@@ -1,0 +1,125 @@
+"""The record in a real MLflow store: one run a spec, what is kept, several processes at once, stores that fail."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import multiprocessing
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench import plan
+from bench.errors import BenchError
+from bench.options import Run
+from bench.spec import Spec
+from bench.track import FAILED, FINISHED, KILLED, RUNNING, Store
+
+SPEC = plan.plan(Run(method="natural"), {})[0].spec
+TAGS = {
+    "role": "student",
+    "spec_id": SPEC.id,
+    "dataset": "digits",
+    "student": SPEC.arch,
+    "method": "natural",
+    "teacher": "none",
+    "variant": "",
+}
+
+
+@pytest.fixture(autouse=True)
+def local(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("store")
+
+
+def other(seed: int) -> tuple[Spec, dict[str, str]]:
+    spec = dataclasses.replace(SPEC, seed=seed)
+    return spec, TAGS | {"spec_id": spec.id}
+
+
+@pytest.mark.parametrize("status", [RUNNING, KILLED, FAILED])
+def test_an_unfinished_run_goes_on_as_the_same_run(status: str, shared: Path) -> None:
+    store = Store(shared)
+    spec, tags = other(hash(status) % 1000 + 10)
+    first = store.begin(spec, tags)
+    first.epoch({"train/ce": 1.0, "epoch": 0.0}, 0)
+    if status != RUNNING:
+        first.end(status, "because")
+    again = store.begin(spec, tags)
+    assert again.run_id == first.run_id
+    again.epoch({"train/ce": 9.0, "epoch": 0.0}, 0)  # already there
+    again.epoch({"train/ce": 0.5, "epoch": 1.0}, 1)
+    history = store.client.get_metric_history(first.run_id, "train/ce")
+    assert sorted((metric.step, metric.value) for metric in history) == [(0, 1.0), (1, 0.5)]
+    again.end(FINISHED)
+    assert store.find(spec, FINISHED) is not None
+    assert store.begin(spec, tags).run_id != first.run_id
+
+
+def test_record_holds_spec_params_and_parent(shared: Path) -> None:
+    store = Store(shared)
+    records = [store.begin(*other(seed)) for seed in (1, 2)]
+    runs = [store.client.get_run(record.run_id) for record in records]
+    parents = {run.data.tags["mlflow.parentRunId"] for run in runs}
+    assert len(parents) == 1
+    assert store.client.get_run(parents.pop()).data.tags["role"] == "group"
+    assert runs[0].data.params["training.epochs"] == str(SPEC.training.epochs)
+    assert runs[0].data.params["eps"] == "0.15"
+    assert [file.path for file in store.client.list_artifacts(records[0].run_id)] == ["spec.json"]
+    assert {run.info.run_id for run in store.unfinished()} >= {record.run_id for record in records}
+
+
+def test_what_is_not_finite_is_a_tag(shared: Path) -> None:
+    store = Store(shared)
+    record = store.begin(*other(3))
+    record.metrics({"test/aa": 0.5, "test/x": math.nan, "test/y": math.inf})
+    data = store.client.get_run(record.run_id).data
+    assert data.metrics == {"test/aa": 0.5}
+    assert (data.tags["not_finite.test/x"], data.tags["not_finite.test/y"]) == ("nan", "inf")
+
+
+def opened(root: str) -> str:
+    logging.disable(logging.CRITICAL)
+    store = Store(Path(root))
+    return store.experiment("digits@1")
+
+
+@pytest.mark.slow
+def test_several_processes_open_a_fresh_store_at_once(tmp_path: Path) -> None:
+    with multiprocessing.get_context("spawn").Pool(4) as pool:
+        assert len(set(pool.map(opened, [str(tmp_path)] * 4))) == 1
+
+
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [
+        ("http://127.0.0.1:9", "cannot be opened"),
+        ("sqlite:////dev/null/x.db", "cannot be opened"),
+        ("nonsense://x", "cannot be opened"),
+    ],
+)
+def test_a_store_that_fails_is_one_line(uri: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(BenchError, match=said) as caught:
+        Store(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BenchError, match="choose another folder with --store"):
+        Store(tmp_path / "file" / "runs")
+
+
+def test_opening_prints_nothing(tmp_path: Path) -> None:
+    code = f"from bench.track import Store; from pathlib import Path; Store(Path({str(tmp_path)!r}))"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout + done.stderr == ""
