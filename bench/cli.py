@@ -183,7 +183,7 @@ def check_flags(verb: str, form: type[Any], argv: list[str], names: list[str]) -
             continue
         near = difflib.get_close_matches(flag, known, n=1, cutoff=0.6)
         hint = f"did you mean {near[0]}?" if near else f"`python -m bench {verb} --help` lists them"
-        if verb == "run" and len(names) != 1 and not near:
+        if len(names) > 1 and any(flag == f"--{name.replace('_', '-')}" for m in names for name, _, _ in flags(m)):
             hint = "a method's own flags need exactly one --method"
         raise UsageError(f"unknown flag {flag}: {hint}")
 
@@ -205,7 +205,7 @@ def parsed(verb: str, form: type[Any], argv: list[str]) -> Any:
 def one_line(box: str) -> str:
     """The cause in tyro's framed message."""
     lines = [re.sub(r"[│╭╮╰╯]", "", line).strip() for line in box.splitlines()]
-    missing = [line for line in lines if line.startswith("--")]
+    missing = [line for line in lines if re.match(r"--\w", line)]
     if any("Required options" in line for line in lines):
         return f"missing: {', '.join(missing)}"
     words = paragraph(lines[1:])

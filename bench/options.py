@@ -34,7 +34,9 @@ class Protocol(Common):
     ] = ""
     limit_train: Annotated[Number, arg(help="use the first N training images, teachers too")] = None
     limit_test: Annotated[Number, arg(help="use the first N test images, teachers too")] = None
-    precision: Annotated[Literal["fp32", "bf16"], arg(help="bf16: autocast in training; evaluation stays fp32")] = "fp32"
+    precision: Annotated[Literal["fp32", "bf16"], arg(help="bf16: autocast in training; evaluation stays fp32")] = (
+        "fp32"
+    )
     force: Annotated[FlagCreatePairsOff[bool], arg(help="repeat what is already recorded")] = False
 
 

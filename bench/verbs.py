@@ -223,7 +223,7 @@ def images_per_second(suite: Suite, device: torch.device) -> str:
     import torch
 
     net = models.build(suite.students[0], datasets.get(suite.datasets[0])).to(device)
-    x = torch.rand(32, *datasets.get(suite.datasets[0]).shape, device=device)
+    x = torch.rand(4, *datasets.get(suite.datasets[0]).shape, device=device)
     count, start = 0, time.perf_counter()
     while time.perf_counter() - start < 0.5:
         net(x).sum().backward()

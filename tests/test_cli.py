@@ -1,0 +1,153 @@
+"""Bad input through the command line: one clear line on standard error, exit code 2 or 1, nothing recorded is lost."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import methods
+from bench import cli, datasets, models
+from bench.models import checkpoint
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Each test in a folder of its own with a good and a bad checkpoint; signal handlers restored."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    torch.manual_seed(0)
+    net = models.build("resnet8-w4", datasets.DIGITS)
+    checkpoint.save(tmp_path / "net.pt", {"state_dict": net.state_dict()})
+    (tmp_path / "page.pt").write_text("error: access denied\n")
+    (tmp_path / "file").write_text("")
+    (tmp_path / "cut" / "cifar-10-batches-py").mkdir(parents=True)
+    (tmp_path / "cut" / "cifar-10-batches-py" / "data_batch_1").write_bytes(b"half")
+    handlers = {name: signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for name, handler in handlers.items():
+        signal.signal(name, handler)
+
+
+def bench(words: str) -> int:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(words.split())
+    assert isinstance(stop.value.code, int)
+    return stop.value.code
+
+
+RUN = "run --suite digits --method"
+EVALUATE = "evaluate --arch resnet8-w4 --dataset digits --attacks fgsm --checkpoint"
+BAD = [
+    ("rnu", 2, "unknown command 'rnu': did you mean 'run'?"),
+    ("teacher", 2, "`teacher` needs an action: train, import, list, verify"),
+    ("data fetsh cifar10", 2, "unknown data action 'fetsh': did you mean 'fetch'?"),
+    ("run", 2, "missing: --method"),
+    (f"{RUN} gcad", 2, "unknown method 'gcad': did you mean 'gacd'?"),
+    (f"{RUN} gacd,ard,gacd", 2, "names 'gacd' twice"),
+    (f"{RUN} gacd,", 2, "unknown method ''"),
+    ("run --method gacd --suite digit", 2, "unknown suite 'digit': did you mean 'digits'?"),
+    (f"{RUN} gacd --dataset cifar01", 2, "unknown dataset 'cifar01': did you mean 'cifar10'?"),
+    (f"{RUN} gacd --dataset cifar10", 2, "suite digits is not for cifar10: it covers digits"),
+    (f"{RUN} gacd --student resnet81", 2, "unknown model 'resnet81': did you mean 'resnet18'?"),
+    (f"{RUN} gacd --student resnet9-w4", 2, "the depth must be 6n + 2"),
+    (f"{RUN} gacd --teacher nobody", 2, "unknown teacher 'nobody': choose from natural, robust"),
+    (f"{RUN} gacd --tua 0.1", 2, "unknown flag --tua: did you mean --tau?"),
+    (f"{RUN} gacd,ard --estimator nce", 2, "a method's own flags need exactly one --method"),
+    (f"{RUN} gacd --tau abc", 2, "could not convert string to float: 'abc'"),
+    (f"{RUN} gacd --tau nan", 2, "tau = nan is not finite"),
+    (f"{RUN} gacd --estimator nec", 2, "invalid choice 'nec'"),
+    (f"{RUN} gacd --seeds 0,0", 2, "names '0' twice"),
+    (f"{RUN} gacd --seeds 0,00", 2, "each seed once"),
+    (f"{RUN} gacd --seeds 0 --seeds 1", 2, "--seeds is given twice"),
+    (f"{RUN} gacd --seeds one", 2, "whole numbers with commas"),
+    (f"{RUN} gacd --seeds=-1", 2, "none negative"),
+    (f"{RUN} gacd --epochs 0", 2, "--epochs 0: at least 1"),
+    (f"{RUN} gacd --limit-train 10", 2, "a batch of 64 is larger than the 10 training images"),
+    (f"{RUN} gacd --limit-train 99999", 2, "a train limit of 99,999 is out of range: the train set has 1,257"),
+    (f"{RUN} gacd --limit-test 0", 2, "a test limit of 0 is out of range"),
+    (f"{RUN} gacd --device cdua", 2, "--device cdua: there is no such device here"),
+    (f"{RUN} gacd --store file/runs", 1, "cannot write to file/runs: Not a directory; choose another folder"),
+    ("run --method gacd --suite cifar-mini --data-root cut", 1, "data_batch_1"),
+    ("evaluate", 2, "missing: --checkpoint"),
+    (f"{EVALUATE} none.pt", 1, "there is no checkpoint 'none.pt'"),
+    (f"{EVALUATE} page.pt", 1, "'page.pt' is not a checkpoint of tensors alone, or is damaged"),
+    (f"{EVALUATE} net.pt --sha256 {'0' * 64}", 1, "another or damaged file"),
+    (f"{EVALUATE} net.pt --eps -0.1", 2, "--eps -0.1: between 0 and 1"),
+    (f"{EVALUATE} net.pt --batch-size 0", 2, "--batch-size 0: at least 1"),
+    (f"{EVALUATE} net.pt --limit-test 361", 2, "a test limit of 361 is out of range"),
+    (f"{EVALUATE} net.pt --out file/x.npz", 1, "cannot write 'file/x.npz'"),
+    ("evaluate --arch resnet8-w8 --dataset digits --checkpoint net.pt", 1, "'net.pt' is not a resnet8-w8 for digits"),
+    ("evaluate --arch resnet8-w4 --dataset digits --checkpoint net.pt --attacks pdg20", 2, "did you mean 'pgd20'?"),
+    ("data verify cifar10", 1, "cifar10 is not under 'data': run `python -m bench data fetch cifar10`, or put"),
+    ("data verify cifar10 --data-root cut", 1, "is damaged or cut short (4 bytes, not the official md5)"),
+    ("data import digits file", 2, "there is nothing to import"),
+    ("data import cifar10 file", 1, "neither a folder nor a readable tar archive"),
+    ("teacher import mine page.pt --arch resnet8-w4 --dataset digits", 1, "is not a checkpoint of tensors alone"),
+    ("teacher import robust net.pt --arch resnet8-w4 --dataset digits", 2, "neither robust nor natural"),
+    ("teacher verify nobody", 2, "unknown teacher 'nobody'"),
+    ("leaderboard --suite digit", 2, "unknown suite 'digit': did you mean 'digits'?"),
+    ("leaderboard --out file/x", 1, "cannot write to 'file/x': Not a directory"),
+]
+
+
+@pytest.mark.parametrize(("words", "code", "said"), BAD, ids=[words for words, *_ in BAD])
+def test_bad_input_is_one_line(words: str, code: int, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench(words) == code
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert lines[-1].startswith("error: ")
+    assert said in lines[-1]
+    assert not any("Traceback" in line for line in lines)
+    assert len([line for line in lines if line.startswith("error")]) == 1
+
+
+def test_no_network_says_what_to_put_where(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr("socket.getaddrinfo", unreachable)
+    assert bench("run --method gacd --suite cifar --dry-run") == 1
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("error: cifar10 cannot be downloaded (")
+    assert "put the folder cifar-10-batches-py (data_batch_1, " in last
+    assert "into 'data', or run `python -m bench data import cifar10 FILE_OR_FOLDER`" in last
+
+
+def test_eps_zero_is_clean_and_a_large_batch_is_fine(capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench("evaluate --arch resnet8-w4 --dataset digits --checkpoint net.pt --eps 0 --batch-size 9999") == 0
+    values = [line.split()[1] for line in capsys.readouterr().out.splitlines()[1:]]
+    assert len(values) == 7
+    assert len(set(values)) == 1
+
+
+@pytest.mark.parametrize("words", ["", "--help", "teacher --help", "data -h"])
+def test_help(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench(words) == 0
+    assert "usage: python -m bench" in capsys.readouterr().out
+
+
+def test_help_of_a_method_lists_its_switches(capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench("run --method gacd --help") == 0
+    text = capsys.readouterr().out
+    assert all(flag in text for flag in ("--estimator", "--lambda-con", "--two-stage", "A7"))
+
+
+def test_list_names_everything(capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench("list") == 0
+    text = capsys.readouterr().out
+    for name in (*methods.names(), "cifar-fast", "stl10", "wrn34-10", "pgd20_trades", "lambda_con=0.2"):
+        assert name in text
+
+
+def test_a_broken_plugin_harms_no_other(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from importlib.metadata import EntryPoint
+
+    point = EntryPoint("broken", "no.such.module:Method", "bench.methods")
+    monkeypatch.setattr(methods, "entry_points", lambda group: [point])
+    assert bench("list") == 0
+    text = capsys.readouterr().out
+    assert "broken            cannot be loaded: ModuleNotFoundError" in text
+    assert "gacd" in text

@@ -1,0 +1,172 @@
+"""The whole program on digits: run, skip, resume after a kill, survive a failing cell, evaluate, leaderboard."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from bench import cli
+from bench.errors import BenchError
+from bench.probe import Cost
+from methods.natural import Natural
+
+SMALL = "--suite digits --student resnet8-w4 --limit-train 128 --limit-test 8"
+COST = Cost(train=1.0, evaluate=1.0, student_passes=1.0)
+pytestmark = pytest.mark.e2e
+
+
+def bench(words: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """The program in a process and a folder of its own."""
+    command = [sys.executable, "-m", "bench", *words.split()]
+    return subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True)
+
+
+def environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+
+
+def runs(folder: Path) -> list[Run]:
+    """Every run of the store but the parents."""
+    client = MlflowClient(f"sqlite:///{folder / 'runs' / 'mlflow.db'}")
+    found = client.search_runs([e.experiment_id for e in client.search_experiments()], order_by=["start_time"])
+    return [run for run in found if run.data.tags["role"] != "group"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """After the README's first command, on a few images."""
+    folder = tmp_path_factory.mktemp("whole")
+    start = time.perf_counter()
+    done = bench(f"run --method gacd --epochs 1 {SMALL}", folder)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"2 to do, 0 already recorded", done.stderr)
+    assert re.search(r"about \d+ (s|min) in all", done.stderr)
+    assert re.search(r"\[2/2\] digits resnet8-w4 gacd seed 0: clean .*, aa ", done.stderr)
+    assert time.perf_counter() - start < 60
+    return folder
+
+
+def test_everything_is_recorded(folder: Path) -> None:
+    teacher, student = runs(folder)
+    assert [run.info.status for run in (teacher, student)] == ["FINISHED", "FINISHED"]
+    assert (teacher.data.tags["role"], student.data.tags["role"]) == ("teacher", "student")
+    attacks = {"clean", "fgsm", "pgd20", "pgd20_trades", "cw_inf", "aa", "worst", "n", "aa_n"}
+    assert {name[5:] for name in student.data.metrics if name.startswith("test/")} == attacks
+    metrics = student.data.metrics
+    assert metrics["test/worst"] <= metrics["test/aa"] <= metrics["test/clean"]
+    assert {"val/robust", "train/contrast", "train/ce_adv", "cost/train_seconds", "test_averaged/pgd20"} < set(metrics)
+    client = MlflowClient(f"sqlite:///{folder / 'runs' / 'mlflow.db'}")
+    files = {f.path for top in ("", "checkpoints", "flags") for f in client.list_artifacts(student.info.run_id, top)}
+    assert files >= {"spec.json", "environment.json", "checkpoints/best.pt", "checkpoints/averaged.pt"}
+    assert files >= {"flags/flags_best.npz", "flags/flags_best_aa.npz", "flags/flags_last.npz"}
+    assert not list((folder / "runs" / "work").glob("*/"))
+
+
+def test_the_same_command_does_nothing(folder: Path) -> None:
+    before = [run.info.run_id for run in runs(folder)]
+    done = bench(f"run --method gacd --epochs 1 {SMALL}", folder)
+    assert (done.returncode, done.stderr.strip()) == (0, "0 to do, 2 already recorded in runs")
+    assert [run.info.run_id for run in runs(folder)] == before
+
+
+def test_evaluate_gives_the_recorded_numbers(folder: Path) -> None:
+    student = runs(folder)[1]
+    file = Path(student.info.artifact_uri.removeprefix("file://")) / "checkpoints" / "best.pt"
+    done = bench(f"evaluate --checkpoint {file} --arch resnet8-w4 --dataset digits --limit-test 8", folder)
+    assert done.returncode == 0, done.stderr
+    shown = dict(re.findall(r"^(\w+) +(\d+\.\d+) %", done.stdout, flags=re.MULTILINE))
+    assert len(shown) == 7
+    assert {name: float(value) / 100 for name, value in shown.items()} == pytest.approx(
+        {name: student.data.metrics[f"test/{name}"] for name in shown}, abs=1e-4
+    )
+
+
+def test_leaderboard(folder: Path) -> None:
+    done = bench("leaderboard", folder)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [
+        f"leaderboard/{name}" for name in ("leaderboard.md", "leaderboard.csv", "digits.html")
+    ]
+    text = (folder / "leaderboard" / "leaderboard.md").read_text()
+    assert re.search(r"^\| gacd \| resnet8-w16-trades \| 1 \|", text, flags=re.MULTILINE)
+    assert "gacd" in (folder / "leaderboard" / "digits.html").read_text()
+
+
+def test_teacher_is_cached_and_verified_by_hash(folder: Path) -> None:
+    assert "trained here, digits@1" in bench("teacher list", folder).stdout
+    done = bench("teacher verify resnet8-w16-trades --limit-test 8", folder)
+    assert re.search(r"file has sha256 [0-9a-f]{64}, a resnet8-w16 for digits", done.stdout)
+    (file,) = (folder / "runs" / "teachers").glob("*.pt")
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1])
+    done = bench(f"run --method ard --epochs 1 {SMALL}", folder)
+    file.write_bytes(whole)
+    assert done.returncode == 1
+    assert "another or damaged file; delete it to have the teacher made again" in done.stderr
+
+
+def test_doctor_reports_and_changes_nothing(folder: Path) -> None:
+    before = sorted(folder.rglob("*"))
+    done = bench("doctor", folder)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"digits +resnet8-w4: [\d,]+ images a second", done.stdout)
+    assert "1,257 train, 180 validation, 360 test" in done.stdout
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_a_killed_run_resumes_and_ends_the_same(tmp_path: Path) -> None:
+    words = f"run --method natural --epochs 12 {SMALL}"
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    running = subprocess.Popen(
+        [sys.executable, "-m", "bench", *words.split()], cwd=tmp_path / "a", env=environment(), stderr=subprocess.PIPE
+    )
+    while running.poll() is None and not list((tmp_path / "a").glob("runs/work/*/state.pt")):
+        time.sleep(0.01)
+    assert running.poll() is None, "it ended before it could be killed"
+    running.send_signal(signal.SIGKILL)
+    running.communicate()
+    assert "interrupted or running: natural seed 0" in bench("doctor", tmp_path / "a").stdout
+    for name in ("a", "b"):
+        assert bench(words, tmp_path / name).returncode == 0
+    (resumed,), (whole,) = runs(tmp_path / "a"), runs(tmp_path / "b")
+    assert resumed.info.status == "FINISHED"
+    timed = ("cost/train_seconds", "cost/eval_seconds")
+    assert {k: v for k, v in resumed.data.metrics.items() if k not in timed} == {
+        k: v for k, v in whole.data.metrics.items() if k not in timed
+    }
+    assert resumed.data.tags["sha256.last"] == whole.data.tags["sha256.last"]
+
+
+def test_one_failing_cell_stops_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with monkeypatch.context() as patch:
+
+        def fail(*_: object) -> None:
+            raise BenchError("out of luck")
+
+        patch.setattr(Natural, "loss", fail)
+        patch.setattr("bench.run.estimate", lambda todo, *_: [COST] * len(todo))
+        words = f"run --method natural,pgd_at,kd --teacher natural --epochs 1 {SMALL}"
+        assert cli.dispatch(words.split()) == 1
+    said = capsys.readouterr().err
+    assert said.count("failed: out of luck") == 2  # the natural teacher, too
+    assert re.search(r"kd seed 0: not run, its teacher resnet8-w16-natural-\w+ failed", said)
+    states = {run.data.tags["method"]: run.info.status for run in runs(tmp_path)}
+    assert states == {"natural": "FAILED", "pgd_at": "FINISHED"}
+    assert {run.data.tags.get("status_note") for run in runs(tmp_path)} == {"out of luck", ""}
+    assert cli.dispatch(words.split()) == 0
+    assert "3 to do, 1 already recorded" in capsys.readouterr().err
+    assert {run.info.status for run in runs(tmp_path)} == {"FINISHED"}
