@@ -74,8 +74,8 @@ DIGITS = Suite(
     datasets=("digits",),
     students=("resnet8-w4", "resnet8-w8"),
     teachers={
-        "robust": Teacher("resnet8-w16", "trades", replace(QUICK, epochs=20), limit_aa=100),
-        "natural": Teacher("resnet8-w16", "natural", replace(QUICK, epochs=20), limit_aa=100),
+        "robust": Teacher("resnet8-w16", "trades", QUICK, limit_aa=100),
+        "natural": Teacher("resnet8-w16", "natural", QUICK, limit_aa=100),
     },
     training=QUICK,
     eps=0.15,

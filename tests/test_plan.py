@@ -18,7 +18,7 @@ from bench.suites import Suite
 
 # A changed id disowns every record of its suite: change the suite's version with it, never these lines alone.
 GOLDEN = {
-    "digits": ("f199e65143bc17d4", "41a2d0ff7142ef4c"),
+    "digits": ("842921f4ab24c30c", "87bd2ce43b68fe96"),
     "cifar-mini": ("30867987642f86f8", "dd3b9649a2b60fb9"),
     "cifar": ("d4d447889bbca554", "a01dc3c287ea1a37"),
     "cifar-fast": ("870438b4d8b51dfa", "9889e93c630f02a4"),
