@@ -45,7 +45,8 @@ def _topics(runs: pd.DataFrame) -> Iterator[tuple[str, str]]:
     yield "Data", join(say("first {} training images", "limit_train"), say("first {} test images", "limit_test"))
     yield (
         "Checkpoint",
-        "the one with the best validation robustness; the test set is read once, at the end",
+        "the one with the best validation accuracy under PGD (clean, for methods without an inner attack); "
+        "the test set is read once, at the end",
     )
     yield "Attacks", ", ".join(_attacks(runs))
     yield "Seeds", _value(runs, "seed") or " / ".join(sorted(set(runs["seed"]) - {""}))
