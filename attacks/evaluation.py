@@ -92,8 +92,9 @@ def evaluate(
             known.cost[name] = Cost(time.perf_counter() - start, view.forwards, view.backwards)
             if record:
                 _save(record, key, known)
-    robust, cost = ({name: found[name] for name in chosen} for found in (known.robust, known.cost))
-    return Evaluation(known.clean, robust, cost)
+    return Evaluation(
+        known.clean, {name: known.robust[name] for name in chosen}, {name: known.cost[name] for name in chosen}
+    )
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import re
 import time
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -57,8 +58,8 @@ class Store:
                 client = MlflowClient(self.uri)
                 client.search_experiments(max_results=1)
         except Exception as error:  # MLflow raises many kinds: dead server, locked or foreign database, bad address
-            reason = str(error).strip().splitlines()[0][:200]
-            raise BenchError(f"the MLflow store {self.uri} cannot be opened: {reason}") from error
+            said = f"the MLflow store {self.uri} cannot be opened: {str(error).strip().splitlines()[0][:200]}"
+            raise BenchError(re.sub(r"//[^@/\s]*@", "//", said)) from error  # no password in it
         return client
 
     def experiment(self, suite: str) -> str:

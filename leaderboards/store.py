@@ -55,7 +55,7 @@ def collect(tracking_uri: str, suite: str | None = None) -> pd.DataFrame:
             rows = list(_rows(tracking_uri, suite)) if _reachable(tracking_uri) else []
     except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
         cause = str(error).strip().splitlines() or [type(error).__name__]
-        raise StoreError(f"cannot read the tracking store {_public(tracking_uri)}: {cause[0]}") from error
+        raise StoreError(_public(f"cannot read the tracking store {tracking_uri}: {cause[0]}")) from error
     return _frame(rows)
 
 
@@ -147,6 +147,6 @@ def _bounded() -> Iterator[None]:
             os.environ.pop(name, None)
 
 
-def _public(tracking_uri: str) -> str:
-    """The address without a password in it."""
-    return re.sub(r"//[^@/]*@", "//", tracking_uri)
+def _public(message: str) -> str:
+    """The message with no password in its addresses."""
+    return re.sub(r"//[^@/\s]*@", "//", message)

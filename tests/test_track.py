@@ -101,7 +101,7 @@ def test_several_processes_open_a_fresh_store_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("uri", "said"),
     [
-        ("http://127.0.0.1:9", "cannot be opened"),
+        ("http://user:secret@127.0.0.1:9", "store http://127.0.0.1:9 cannot be opened"),
         ("sqlite:////dev/null/x.db", "cannot be opened"),
         ("nonsense://x", "cannot be opened"),
     ],
@@ -111,6 +111,7 @@ def test_a_store_that_fails_is_one_line(uri: str, said: str, tmp_path: Path, mon
     with pytest.raises(BenchError, match=said) as caught:
         Store(tmp_path)
     assert "\n" not in str(caught.value)
+    assert "secret" not in str(caught.value)
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:

@@ -26,9 +26,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         active = F.relu(self.bn1(x))
-        out = self.conv2(F.relu(self.bn2(self.conv1(active))))
-        out = out + (x if self.convShortcut is None else self.convShortcut(active))
-        return out
+        out: Tensor = self.conv2(F.relu(self.bn2(self.conv1(active))))
+        return out + (x if self.convShortcut is None else self.convShortcut(active))
 
 
 class Stage(nn.Module):
