@@ -31,8 +31,7 @@ EXAMPLE = "python -m bench run --method gacd --suite digits"
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point: exits with 0 (done), 1 (something failed) or 2 (wrong usage)."""
-    for stop in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(stop, _interrupt)
+    catch_signals()
     try:
         code = dispatch(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
@@ -46,6 +45,12 @@ def main(argv: list[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     sys.exit(code)
+
+
+def catch_signals() -> None:
+    """Lets a process that is told to stop note in the record that it did."""
+    for stop in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(stop, _interrupt)
 
 
 def _interrupt(*_: object) -> None:

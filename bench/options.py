@@ -37,6 +37,7 @@ class Protocol(Common):
     precision: Annotated[Literal["fp32", "bf16"], arg(help="bf16: autocast in training; evaluation stays fp32")] = (
         "fp32"
     )
+    workers: Annotated[int, arg(metavar="N", help="processes that share the cores, a run each")] = 1
     force: Annotated[FlagCreatePairsOff[bool], arg(help="repeat what is already recorded")] = False
 
 

@@ -27,6 +27,11 @@ class Cell:
     command: str  # what repeats this one run
 
     @property
+    def label(self) -> str:
+        """A name for people, unique in a grid."""
+        return f"{self.spec.label}{f' ({self.variant})' if self.variant else ''}"
+
+    @property
     def identity(self) -> str:
         """The name of the teacher that this cell makes, if it makes one."""
         return f"{self.spec.arch}-{self.spec.method}-{self.spec.id[:8]}"

@@ -76,6 +76,26 @@ class Progress:
         return rest + own + pace * evaluate
 
 
+@dataclass
+class Tally:
+    """Cells that run side by side: a line for each that is over."""
+
+    total: int
+    console: Console = field(default_factory=lambda: Console(file=sys.stderr, highlight=False))
+    over: int = 0
+
+    def __post_init__(self) -> None:
+        self.began = time.monotonic()
+
+    def add(self, label: str, result: str) -> None:
+        """One more is over; the time left is scaled from the time taken by the number of cells."""
+        self.over += 1
+        spent = time.monotonic() - self.began
+        left = self.total - self.over
+        rest = f"about {duration(spent * left / self.over)} left" if left else f"{duration(spent)} in all"
+        self.console.print(f"[{self.over}/{self.total}] {label}: {result} ({rest})", markup=False, soft_wrap=True)
+
+
 def duration(seconds: float) -> str:
     """ "42 s", "7 min", "3.4 h"."""
     if seconds < 90:

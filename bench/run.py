@@ -1,4 +1,4 @@
-"""The grid: says what it is about to do, does it cell by cell, survives a cell that fails."""
+"""The grid: what is still to do, what it will take, said before it is done."""
 
 from __future__ import annotations
 
@@ -12,17 +12,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from bench import cell as cell_module
-from bench import data as data_module
-from bench import datasets, environment, plan, probe, teachers
+from bench import datasets, environment, execute, plan, probe, teachers
 from bench.cell import Workshop
 from bench.data import Data
-from bench.errors import BenchError, UsageError
+from bench.errors import UsageError
 from bench.options import Protocol, Run, TeacherTrain
 from bench.plan import Cell
 from bench.probe import Cost
-from bench.progress import Progress, duration
-from bench.spec import Spec
+from bench.progress import duration
 from bench.track import FINISHED, Store
 
 
@@ -39,41 +36,23 @@ def train_teacher(options: TeacherTrain) -> int:
 
 def grid(options: Protocol, cells: list[Cell], dry_run: bool = False) -> int:
     """Carries out the cells that are not recorded yet, in order; 1 if one of them failed."""
+    if options.workers < 1:
+        raise UsageError(f"--workers {options.workers}: at least 1")
     console = Console(file=sys.stderr, highlight=False)
     device = environment.device(options.device)
-    load = functools.cache(loader(options.data_root))
+    load = functools.cache(execute.loader(options.data_root))
     shop = Workshop(Store(options.store), device, environment.code())
     todo = [cell for cell in cells if not done(cell, cells, shop, options.force)]
     console.print(f"{len(todo)} to do, {len(cells) - len(todo)} already recorded in {options.store}")
     if not todo:
         return 0
     for cell in todo:
-        check(cell, load(*place(cell.spec)))
+        check(cell, load(*execute.place(cell.spec)))
     costs = estimate(todo, load, options.store, device)
     console.print(overview(todo, costs))
     total = sum(cost.train + cost.evaluate for cost in costs)
-    console.print(f"on {environment.device_name(device)}, about {duration(total)} in all")
-    return 0 if dry_run else carry_out(options, shop, todo, costs, load)
-
-
-def carry_out(options: Protocol, shop: Workshop, todo: list[Cell], costs: list[Cost], load: Callable[..., Data]) -> int:
-    """Executes the cells; one that fails is named and the others go on."""
-    failed: set[str] = set()
-    with Progress([(cost.train, cost.evaluate) for cost in costs]) as progress:
-        for cell, cost in zip(todo, costs, strict=True):
-            progress.start(label(cell))
-            if lost := failed & set(cell.spec.teachers.values()):
-                failed.add(cell.spec.id)
-                progress.finish(f"not run, its teacher {lost.pop()} failed")
-                continue
-            try:
-                data, force = load(*place(cell.spec)), options.force
-                result = cell_module.execute(cell, shop, data, cost.student_passes, progress.tick, force)
-            except BenchError as error:
-                failed |= {cell.spec.id, cell.identity}
-                result = f"failed: {error}"
-            progress.finish(result)
-    return 1 if failed else 0
+    console.print(f"on {environment.device_name(device)}, about {duration(total / options.workers)} in all")
+    return 0 if dry_run else execute.carry_out(options, shop, todo, costs, load)
 
 
 def done(cell: Cell, cells: list[Cell], shop: Workshop, force: bool) -> bool:
@@ -84,23 +63,6 @@ def done(cell: Cell, cells: list[Cell], shop: Workshop, force: bool) -> bool:
     if cell.spec.role == "teacher" and not teachers.exists(shop.root, cell.identity):
         return False
     return shop.store.find(cell.spec, FINISHED) is not None
-
-
-def loader(root: Path) -> Callable[..., Data]:
-    """Loads a data set with limits, fetching it first where it is missing."""
-
-    def load(name: str, *limits: int | None) -> Data:
-        if data_module.missing(name, root):
-            print(f"{name} is not under {root}: fetching it", file=sys.stderr)
-            data_module.fetch(name, root)
-        return data_module.load(name, root, *limits)
-
-    return load
-
-
-def place(spec: Spec) -> tuple[str, int | None, int | None, int | None]:
-    """What `data.load` needs to know."""
-    return spec.dataset, spec.limit_train, spec.limit_test, spec.limit_val
 
 
 def check(cell: Cell, data: Data) -> None:
@@ -122,16 +84,12 @@ def estimate(todo: list[Cell], load: Callable[..., Data], store: Path, device: t
         archs = {
             role: made.get(identity) or teachers.find(store, identity).arch for role, identity in spec.teachers.items()
         }
-        data = load(*place(spec))
+        data = load(*execute.place(spec))
         key = (spec.role, spec.dataset, spec.arch, spec.method, tuple(archs.items()))
         if key not in known:
             known[key] = probe.measure(cell, archs, (len(data.train), len(data.test)), device)
         costs.append(known[key])
     return costs
-
-
-def label(cell: Cell) -> str:
-    return f"{cell.spec.label}{f' ({cell.variant})' if cell.variant else ''}"
 
 
 def overview(todo: list[Cell], costs: list[Cost]) -> Table:

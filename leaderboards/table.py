@@ -26,7 +26,15 @@ LABELS = {
 CHECKPOINTS = {"test_last": "last", "test_averaged": "averaged"}
 SECONDS = "cost/train_seconds"
 KEYS = ("dataset", "student", "method", "variant", "changed", "teacher")  # what makes a row; runs in it are seeds
-PROTOCOL = ("training.", "eps", "inner_", "limit_", "attacks", "precision", "teachers.")  # params that make two runs different experiments
+PROTOCOL = (
+    "training.",
+    "eps",
+    "inner_",
+    "limit_",
+    "attacks",
+    "precision",
+    "teachers.",
+)  # params that make two runs different experiments
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from methods.base import Batch, Budget, Method, Net, Nets
 RESERVED = frozenset(
     {"store", "data_root", "device", "suite", "dataset", "limit_train", "limit_test", "precision", "force"}
     | {"method", "student", "teacher", "seeds", "epochs", "dry_run"}
-    | {"help", "executor", "config", "base"}
+    | {"help", "executor", "workers", "config", "base"}
 )
 EPOCHS = 3
 NUM_TRAIN = 64

@@ -113,7 +113,9 @@ def fill(tracked: Store) -> None:
     tracked.run("trades", 0.83, role="teacher", student="resnet8-w32", teacher="none", metrics=scores(0.98, 0.84, 70))
     tracked.run("natural", None, role="teacher", student="resnet8-w32", teacher="none", metrics=scores(0.99, 0.02, 40))
     named = dict.fromkeys(("variant", "student", "teacher", "status_note", "command", "dataset"), NASTY)
-    tracked.run(f"$x$ {NASTY}", 0.4, metrics=scores(0.8, 0.5, 9) | {"test/square: 5000": 0.6, "test/aa_n": 100}, **named)
+    tracked.run(
+        f"$x$ {NASTY}", 0.4, metrics=scores(0.8, 0.5, 9) | {"test/square: 5000": 0.6, "test/aa_n": 100}, **named
+    )
     tracked.run("old", 0.9, experiment="digits@0", metrics=scores(0.9, 0.9, 9))
     tracked.run("pgd_at", 0.45, experiment="cifar@1", dataset="cifar10", metrics={"test/clean": 0.8})
     tracked.run("pgd_at", 0.45, experiment="somebody else's", metrics={"test/clean": 0.8})

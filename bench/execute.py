@@ -1,0 +1,126 @@
+"""Cells carried out one by one, or side by side in processes that share the cores; one that fails stops no other."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import concurrent.futures.process
+import multiprocessing
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from bench import cell as cell_module
+from bench import cli
+from bench import data as data_module
+from bench.cell import Workshop
+from bench.data import Data
+from bench.errors import BenchError
+from bench.options import Protocol
+from bench.plan import Cell
+from bench.probe import Cost
+from bench.progress import Progress, Tally
+from bench.spec import Spec
+from bench.track import Store
+
+
+def carry_out(options: Protocol, shop: Workshop, todo: list[Cell], costs: list[Cost], load: Callable[..., Data]) -> int:
+    """Executes the cells and returns the exit code; teachers come before the students that need them."""
+    if options.workers > 1:
+        return side_by_side(options, shop, todo, costs)
+    return one_by_one(options, shop, todo, costs, load)
+
+
+def one_by_one(
+    options: Protocol, shop: Workshop, todo: list[Cell], costs: list[Cost], load: Callable[..., Data]
+) -> int:
+    """Executes the cells in order; one that fails is named and the others go on."""
+    failed: set[str] = set()
+    with Progress([(cost.train, cost.evaluate) for cost in costs]) as progress:
+        for cell, cost in zip(todo, costs, strict=True):
+            progress.start(cell.label)
+            result, good = lost(cell, failed) or attempt(cell, shop, load, cost, progress.tick, options.force)
+            failed |= set() if good else {cell.identity}
+            progress.finish(result)
+    return 1 if failed else 0
+
+
+def side_by_side(options: Protocol, shop: Workshop, todo: list[Cell], costs: list[Cost]) -> int:
+    """Executes the cells in processes that share the cores, all teachers first."""
+    failed: set[str] = set()
+    threads = max(torch.get_num_threads() // options.workers, 1)
+    tally = Tally(len(todo))
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(options.workers, context, cli.catch_signals) as pool:
+        try:
+            for role in ("teacher", "student"):
+                wave = [pair for pair in zip(todo, costs, strict=True) if pair[0].spec.role == role]
+                hopeless = {cell.label: result[0] for cell, _ in wave if (result := lost(cell, failed))}
+                for name, cause in hopeless.items():
+                    tally.add(name, cause)
+                running = {
+                    pool.submit(alone, options, shop.device, shop.code, cell, cost, threads): cell
+                    for cell, cost in wave
+                    if cell.label not in hopeless
+                }
+                for future in concurrent.futures.as_completed(running):
+                    result = outcome(future)
+                    tally.add(running[future].label, result[0])
+                    failed |= set() if result[1] else {running[future].identity}
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
+    return 1 if failed else 0
+
+
+def alone(
+    options: Protocol, device: torch.device, code: dict[str, str], cell: Cell, cost: Cost, threads: int
+) -> tuple[str, bool]:
+    """`attempt` in a process of its own."""
+    torch.set_num_threads(threads)
+    shop = Workshop(Store(options.store), device, code)
+    return attempt(cell, shop, loader(options.data_root), cost, lambda *_: None, options.force)
+
+
+def outcome(future: concurrent.futures.Future[tuple[str, bool]]) -> tuple[str, bool]:
+    try:
+        return future.result()
+    except concurrent.futures.process.BrokenProcessPool:
+        return "failed: a worker process died; the same command continues", False
+
+
+def lost(cell: Cell, failed: set[str]) -> tuple[str, bool] | None:
+    """The result of a cell whose teacher failed; None for others. `failed`: identities."""
+    missing = failed & set(cell.spec.teachers.values())
+    return (f"not run, its teacher {missing.pop()} failed", False) if missing else None
+
+
+def attempt(
+    cell: Cell, shop: Workshop, load: Callable[..., Data], cost: Cost, tick: cell_module.Tick, force: bool
+) -> tuple[str, bool]:
+    """A line with the cell's result or the cause of its failure, and whether all went well."""
+    try:
+        data = load(*place(cell.spec))
+        return cell_module.execute(cell, shop, data, cost.student_passes, tick, force), True
+    except BenchError as error:
+        return f"failed: {error}", False
+
+
+def loader(root: Path) -> Callable[..., Data]:
+    """Loads a data set with limits, fetching it first where it is missing."""
+
+    def load(name: str, *limits: int | None) -> Data:
+        if data_module.missing(name, root):
+            print(f"{name} is not under {root}: fetching it", file=sys.stderr)
+            data_module.fetch(name, root)
+        return data_module.load(name, root, *limits)
+
+    return load
+
+
+def place(spec: Spec) -> tuple[str, int | None, int | None, int | None]:
+    """What `data.load` needs to know."""
+    return spec.dataset, spec.limit_train, spec.limit_test, spec.limit_val
