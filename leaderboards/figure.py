@@ -67,7 +67,9 @@ def _limits(values: Iterable[float]) -> tuple[float, float]:
 
 def _names(axes: Axes, rows: Sequence[Row]) -> None:
     points = [tuple(axes.transData.transform((100 * row[CLEAN].mean, 100 * row[RANK].mean))) for row in rows]
-    labels = [row.label if len(row.label) <= LONGEST else f"{row.label[: LONGEST - 1]}…" for row in rows]
+    plain = [row.label for row in rows]
+    labels = [row.label if plain.count(row.label) == 1 else f"{row.label}, {row.teacher}" for row in rows]
+    labels = [label if len(label) <= LONGEST else f"{label[: LONGEST - 1]}…" for label in labels]
     sizes = [(0.62 * FONT * len(label), 1.3 * FONT) for label in labels]
     bounds = axes.get_window_extent()
     boxes = place(points, sizes, (bounds.x0, bounds.y0, bounds.x1, bounds.y1))

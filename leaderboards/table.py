@@ -26,15 +26,7 @@ LABELS = {
 CHECKPOINTS = {"test_last": "last", "test_averaged": "averaged"}
 SECONDS = "cost/train_seconds"
 KEYS = ("dataset", "student", "method", "variant", "changed", "teacher")  # what makes a row; runs in it are seeds
-PROTOCOL = (
-    "training.",
-    "eps",
-    "inner_",
-    "limit_",
-    "attacks",
-    "precision",
-    "teachers.",
-)  # params that make two runs different experiments
+PROTOCOL = ("training.", "eps", "inner_", "limit_", "attacks", "precision")  # params that make another experiment
 
 
 @dataclass(frozen=True)
@@ -140,8 +132,10 @@ def _section(experiment: str, runs: pd.DataFrame) -> Section:
 
 def _group(title: str, runs: pd.DataFrame, of_teachers: bool = False) -> Group:
     columns = _columns(runs)
-    usual = {name: Counter(runs[name].fillna("")).most_common(1)[0][0] for name in _protocol(runs)}
-    keyed = runs.assign(changed=[_changed(run, usual) for run in runs.to_dict("records")])
+    usual = {
+        teacher: _usual(runs, PROTOCOL) | _usual(part, ("teachers.",)) for teacher, part in runs.groupby("teacher")
+    }
+    keyed = runs.assign(changed=[_changed(run, usual[run["teacher"]]) for run in runs.to_dict("records")])
     rows = [_row(columns, part) for _, part in keyed.groupby(list(KEYS))]
     rows.sort(key=lambda row: (-row[RANK].mean if row[RANK].n else 1, row.label))
     ranked = tuple(row for row in rows if row[RANK].n or of_teachers)
@@ -151,8 +145,10 @@ def _group(title: str, runs: pd.DataFrame, of_teachers: bool = False) -> Group:
     )
 
 
-def _protocol(runs: pd.DataFrame) -> list[str]:
-    return [name for name in runs.columns if name.startswith(tuple(f"param/{key}" for key in PROTOCOL))]
+def _usual(runs: pd.DataFrame, keys: tuple[str, ...]) -> dict[str, str]:
+    """The most common value of each recorded parameter whose name starts with one of `keys`."""
+    names = [name for name in runs.columns if name.startswith(tuple(f"param/{key}" for key in keys))]
+    return {name: Counter(runs[name].fillna("")).most_common(1)[0][0] for name in names}
 
 
 def _changed(run: dict[Any, Any], usual: dict[str, str]) -> str:

@@ -195,6 +195,16 @@ def test_markdown_golden(runs: pd.DataFrame) -> None:
     assert GOLDEN in markdown.render(named.dropna(axis="columns", how="all"))
 
 
+def test_another_teacher_of_the_same_name_is_another_row(tmp_path: Path) -> None:
+    tracked = Store(f"sqlite:///{tmp_path}/mlflow.db")
+    for seed, teacher in enumerate(("big-1", "big-1", "big-2")):
+        tracked.run("ard", 0.5, seed=str(seed), teacher="big", params={"teachers.robust": teacher})
+    tracked.run("ard", 0.4, teacher="small", params={"teachers.robust": "small-3"})
+    (section,) = table.sections(store.collect(f"sqlite:///{tmp_path}/mlflow.db"))
+    rows = sorted((row.label, row.teacher, row.seeds) for row in section.groups[0].ranked)
+    assert rows == [("ard", "big", 2), ("ard", "small", 1), ("ard (teachers.robust=big-2)", "big", 1)]
+
+
 def test_sections_come_newest_version_first(runs: pd.DataFrame) -> None:
     assert [section.experiment for section in table.sections(runs)] == ["cifar@1", "digits@1", "digits@0"]
 
