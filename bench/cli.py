@@ -9,11 +9,11 @@ import io
 import itertools
 import os
 import re
-import signal
 import sys
 from collections.abc import Callable
 from typing import Any
 
+from bench import signals
 from bench.errors import BenchError, UsageError, unknown
 
 SUMMARY = {
@@ -31,7 +31,7 @@ EXAMPLE = "python -m bench run --method gacd --suite digits"
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point: exits with 0 (done), 1 (something failed) or 2 (wrong usage)."""
-    catch_signals()
+    signals.catch()
     try:
         code = dispatch(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
@@ -45,16 +45,6 @@ def main(argv: list[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     sys.exit(code)
-
-
-def catch_signals() -> None:
-    """Lets a process that is told to stop note in the record that it did."""
-    for stop in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(stop, _interrupt)
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
 
 
 def dispatch(argv: list[str]) -> int:

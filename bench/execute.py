@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 from bench import cell as cell_module
-from bench import cli
 from bench import data as data_module
+from bench import signals
 from bench.cell import Workshop
 from bench.data import Data
 from bench.errors import BenchError
@@ -52,7 +52,7 @@ def side_by_side(options: Protocol, shop: Workshop, todo: list[Cell], costs: lis
     threads = max(torch.get_num_threads() // options.workers, 1)
     tally = Tally(len(todo))
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(options.workers, context, cli.catch_signals) as pool:
+    with concurrent.futures.ProcessPoolExecutor(options.workers, context, signals.catch) as pool:
         try:
             for role in ("teacher", "student"):
                 wave = [pair for pair in zip(todo, costs, strict=True) if pair[0].spec.role == role]

@@ -121,8 +121,8 @@ def teacher_verify(given: options.TeacherVerify) -> int:
     suite = suites.get(given.suite) if given.suite else suite_for(info)
     net = teachers.load(given.store, card, info).to(device)
     print(f"{card.identity}: file has sha256 {card.sha256}, a {card.arch} for {card.dataset}")
-    limit = min(given.limit_test or 1000, 360 if info.name == "digits" else 8000)
-    test = data.load(card.dataset, given.data_root, limit_test=limit).test
+    whole = data.load(card.dataset, given.data_root).test
+    test = data.Split(whole.x[: given.limit_test], whole.y[: given.limit_test])
     report(attacked(net, test, ("pgd20",), suite.eps, device), len(test), suite.eps)
     return 0
 
