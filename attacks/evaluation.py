@@ -214,6 +214,15 @@ def _save(record: Path, key: str, result: Evaluation) -> None:
     part.replace(record)
 
 
+def is_record(path: Path) -> bool:
+    """Whether a file holds verdicts, of whatever evaluation."""
+    try:
+        with np.load(path, allow_pickle=False) as saved:
+            return {"key", "costs", "clean"} <= set(saved)
+    except Exception:  # a file of another kind fails in more ways than can be named
+        return False
+
+
 def _restore(record: Path, key: str, known: Evaluation) -> None:
     """Takes over what `record` holds of the same evaluation; a damaged or foreign file is ignored and replaced."""
     try:

@@ -57,10 +57,17 @@ def execute(cell: Cell, shop: Workshop, data: Data, passes: float, tick: Tick, f
         with FileLock(folder.with_suffix(".lock"), timeout=0):
             if force:
                 shutil.rmtree(folder, ignore_errors=True)
+            elif shop.store.find(cell.spec, FINISHED) and not lacks_teacher(cell, shop):
+                return "recorded by another process meanwhile"
             folder.mkdir(exist_ok=True)
             return record(cell, shop, data, passes, tick, folder)
     except Timeout as error:
         raise BenchError("another process is working on it") from error
+
+
+def lacks_teacher(cell: Cell, shop: Workshop) -> bool:
+    """Whether this is a teacher's cell and the teacher's file is missing, whatever the record says."""
+    return cell.spec.role == "teacher" and not teachers.exists(shop.root, cell.identity)
 
 
 def record(cell: Cell, shop: Workshop, data: Data, passes: float, tick: Tick, folder: Path) -> str:

@@ -52,27 +52,26 @@ def side_by_side(options: Protocol, shop: Workshop, todo: list[Cell], costs: lis
     threads = max(torch.get_num_threads() // options.workers, 1)
     tally = Tally(len(todo))
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(options.workers, context, signals.catch) as pool:
-        try:
-            for role in ("teacher", "student"):
-                wave = [pair for pair in zip(todo, costs, strict=True) if pair[0].spec.role == role]
-                hopeless = {cell.label: result[0] for cell, _ in wave if (result := lost(cell, failed))}
-                for name, cause in hopeless.items():
-                    tally.add(name, cause)
-                running = {
-                    pool.submit(alone, options, shop.device, shop.code, cell, cost, threads): cell
-                    for cell, cost in wave
-                    if cell.label not in hopeless
-                }
+    for role in ("teacher", "student"):
+        wave = [pair for pair in zip(todo, costs, strict=True) if pair[0].spec.role == role]
+        with concurrent.futures.ProcessPoolExecutor(options.workers, context, signals.catch_in_worker) as pool:
+            try:
+                running = {}
+                for cell, cost in wave:
+                    if result := lost(cell, failed):
+                        failed.add(cell.identity)
+                        tally.add(cell.label, result[0])
+                    else:
+                        running[pool.submit(alone, options, shop.device, shop.code, cell, cost, threads)] = cell
                 for future in concurrent.futures.as_completed(running):
                     result = outcome(future)
-                    tally.add(running[future].label, result[0])
                     failed |= set() if result[1] else {running[future].identity}
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in multiprocessing.active_children():
-                process.terminate()
-            raise
+                    tally.add(running[future].label, result[0])
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                for process in multiprocessing.active_children():
+                    process.terminate()
+                raise
     return 1 if failed else 0
 
 
@@ -107,6 +106,8 @@ def attempt(
         return cell_module.execute(cell, shop, data, cost.student_passes, tick, force), True
     except BenchError as error:
         return f"failed: {error}", False
+    except Exception as error:  # the store, say, that has gone away since it was opened
+        return f"failed: {type(error).__name__}: {' '.join(str(error).split())[:300]}", False
 
 
 def loader(root: Path) -> Callable[..., Data]:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import datasets, environment, execute, plan, probe, teachers
-from bench.cell import Workshop
+from bench.cell import Workshop, lacks_teacher
 from bench.data import Data
 from bench.errors import UsageError
 from bench.options import Protocol, Run, TeacherTrain
@@ -60,9 +60,7 @@ def done(cell: Cell, cells: list[Cell], shop: Workshop, force: bool) -> bool:
     needed = any(cell.identity in other.spec.teachers.values() for other in cells)
     if force and not needed:
         return False
-    if cell.spec.role == "teacher" and not teachers.exists(shop.root, cell.identity):
-        return False
-    return shop.store.find(cell.spec, FINISHED) is not None
+    return not lacks_teacher(cell, shop) and shop.store.find(cell.spec, FINISHED) is not None
 
 
 def check(cell: Cell, data: Data) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.datasets import Dataset
-from bench.errors import BenchError, unknown
+from bench.errors import BenchError, UsageError, unknown
 
 if TYPE_CHECKING:
     from methods.base import Net
@@ -51,6 +51,8 @@ def find(store: Path, name: str, dataset: str | None = None) -> Card:
         return fitting[-1]
     if named:
         raise BenchError(f"teacher {name!r} was trained on {named[0].dataset}, not on {dataset}")
+    if name in ("robust", "natural"):
+        raise UsageError(f"{name!r} is a role in a suite: `teacher list` shows the names of the teachers at hand")
     raise unknown("teacher", name, {"robust", "natural", *(card.name for card in known)})
 
 

@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import re
+import tempfile
 import time
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -39,8 +40,8 @@ class Store:
         self.uri = tracking_uri(root)
         try:
             root.mkdir(parents=True, exist_ok=True)
-            (root / ".writable").touch()
-            (root / ".writable").unlink()
+            with tempfile.TemporaryFile(dir=root):
+                pass
         except OSError as error:
             raise BenchError(f"cannot write to {root}: {error.strerror}; choose another folder with --store") from error
         self.client = self._open()
@@ -89,18 +90,17 @@ class Store:
 
     def begin(self, spec: Spec, tags: dict[str, str]) -> Record:
         """The record of a spec that is not finished: its interrupted run if there is one, else a new run."""
-        for status in (RUNNING, KILLED, FAILED):
-            if run := self.find(spec, status):
-                self.client.update_run(run.info.run_id, status=RUNNING)
-                return Record(self, run.info.run_id)
-        experiment = self.experiment(spec.suite)
-        parent = self._group(experiment, spec, tags)
-        run = self.client.create_run(
-            experiment,
-            run_name=f"{spec.method} seed {spec.seed}",
-            tags={**tags, "mlflow.parentRunId": parent},
-        )
-        record = Record(self, run.info.run_id)
+        run = next((run for status in (RUNNING, KILLED, FAILED) if (run := self.find(spec, status))), None)
+        if run:
+            self.client.update_run(run.info.run_id, status=RUNNING)
+        else:
+            experiment = self.experiment(spec.suite)
+            run = self.client.create_run(
+                experiment,
+                run_name=f"{spec.method} seed {spec.seed}",
+                tags={**tags, "mlflow.parentRunId": self._group(experiment, spec, tags)},
+            )
+        record = Record(self, run.info.run_id)  # filled in both cases: it may have been killed before it was
         record.params(spec.flat())
         record.text("spec.json", json.dumps(json.loads(spec.json()), indent=2))
         return record

@@ -21,7 +21,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from bench import data as data_module
 from bench.data import Data, Split
 from bench.errors import BenchError, UsageError
-from bench.models.checkpoint import save
+from bench.models.checkpoint import read, save
 from bench.spec import Spec
 from bench.suites import Training
 from methods.base import Batch, Budget, Method, Net, Nets
@@ -184,7 +184,10 @@ class Trainer:
         path = self.work / "state.pt"
         if not path.exists():
             return
-        saved = torch.load(path, weights_only=True, map_location=self.device)
+        try:
+            saved = read(path)
+        except BenchError as error:
+            raise BenchError(f"{error}; --force begins this run again") from error
         self.objective.load_state_dict(saved["objective"])
         self.optimiser.load_state_dict(saved["optimiser"])
         if self.averaged:

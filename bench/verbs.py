@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 def evaluate(given: options.Evaluate) -> int:
     """Attacks a checkpoint and prints a line for each attack."""
     from attacks import catalog
+    from attacks.evaluation import is_record
     from bench import environment
     from bench.models import checkpoint
 
@@ -34,6 +35,10 @@ def evaluate(given: options.Evaluate) -> int:
     eps = suite_for(info).eps if given.eps is None else given.eps
     if not 0 <= eps <= 1:
         raise UsageError(f"--eps {eps}: between 0 and 1, in pixels of [0, 1], such as 8/255 = 0.03137")
+    if not 0 <= given.seed < 2**63:
+        raise UsageError(f"--seed {given.seed}: between 0 and 2^63 - 1")
+    if given.out and given.out.exists() and not is_record(given.out):
+        raise UsageError(f"--out {str(given.out)!r} exists and holds no verdicts: choose another file")
     if given.batch_size < 1:
         raise UsageError(f"--batch-size {given.batch_size}: at least 1")
     models.check(given.arch)
@@ -100,6 +105,11 @@ def teacher_import(given: options.TeacherImport) -> int:
     card = teachers.Card(
         f"{given.name}-{sha256[:8]}", given.arch, info.name, sha256, f"imported from {given.file.name}"
     )
+    namesakes = [
+        other for other in teachers.cards(given.store) if (other.name, other.dataset) == (card.name, info.name)
+    ]
+    if any(other.identity != card.identity for other in namesakes):
+        raise UsageError(f"there is another teacher called {given.name!r} for {info.name}: choose another name")
     teachers.keep(given.store, given.file, card)
     print(f"{card.identity} is ready: `run --teacher {given.name}`; `teacher verify {given.name}` measures it first")
     return 0
@@ -116,6 +126,8 @@ def teacher_verify(given: options.TeacherVerify) -> int:
     """Checks hash and keys, then measures clean accuracy and PGD-20."""
     from bench import environment
 
+    if given.limit_test is not None and given.limit_test < 1:
+        raise UsageError(f"--limit-test {given.limit_test}: at least 1")
     card = teachers.find(given.store, given.name)
     info, device = datasets.get(card.dataset), environment.device(given.device)
     suite = suites.get(given.suite) if given.suite else suite_for(info)

@@ -82,6 +82,8 @@ def load(path: Path, arch: str, info: Dataset, sha256: str | None = None) -> Net
         if name in state and tensor.shape != state[name].shape:
             shapes = f"{tuple(state[name].shape)}, not {tuple(tensor.shape)}"
             raise BenchError(f"{str(path)!r} is not a {arch} for {info.name}: {name} has shape {shapes}")
+        if name in state and (state[name].is_complex() or state[name].is_meta or state[name].layout != torch.strided):
+            raise BenchError(f"{str(path)!r} holds {name} as something else than a plain tensor of real numbers")
         if name in state and not state[name].isfinite().all():
             raise BenchError(f"{str(path)!r} holds values that are not finite in {name}")
     net.load_state_dict(state, strict=False)
