@@ -77,7 +77,7 @@ def record(cell: Cell, shop: Workshop, data: Data, passes: float, tick: Tick, fo
         logged.text("environment.json", json.dumps(environment.describe(shop.device) | describe(data), indent=2))
         logged.metrics({"cost/student_passes": passes})
         result = carry_out(cell, shop, data, logged, tick, folder)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
         logged.end(KILLED, "interrupted")
         raise
     except Exception as error:

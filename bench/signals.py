@@ -6,6 +6,9 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
+
+GRACE = 5.0  # seconds for the record to be marked
 
 
 def catch() -> None:
@@ -15,8 +18,9 @@ def catch() -> None:
 
 
 def catch_in_worker() -> None:
-    """`catch`, and the death of the parent process, however sudden, counts as SIGTERM."""
-    catch()
+    """For a process of a pool: its parent decides when to stop, and the parent's death, however sudden, stops it too."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _leave)
     threading.Thread(target=_follow_parent, daemon=True).start()
 
 
@@ -24,7 +28,13 @@ def _follow_parent() -> None:
     if parent := multiprocessing.parent_process():
         parent.join()
         os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(GRACE)
+        os._exit(1)  # the pool's own loop would wait for work for ever
 
 
 def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
+
+
+def _leave(*_: object) -> None:
+    raise SystemExit(1)  # not KeyboardInterrupt, of which multiprocessing prints a traceback

@@ -22,6 +22,8 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     torch.manual_seed(0)
     net = models.build("resnet8-w4", datasets.DIGITS)
     checkpoint.save(tmp_path / "net.pt", {"state_dict": net.state_dict()})
+    odd = net.state_dict() | {"linear.bias": torch.zeros(10, dtype=torch.complex64)}
+    checkpoint.save(tmp_path / "complex.pt", {"state_dict": odd})
     (tmp_path / "page.pt").write_text("error: access denied\n")
     (tmp_path / "file").write_text("")
     (tmp_path / "cut" / "cifar-10-batches-py").mkdir(parents=True)
@@ -88,6 +90,11 @@ BAD = [
     ("data import cifar10 file", 1, "neither a folder nor a readable tar archive"),
     ("teacher import mine page.pt --arch resnet8-w4 --dataset digits", 1, "is not a checkpoint of tensors alone"),
     ("teacher import robust net.pt --arch resnet8-w4 --dataset digits", 2, "neither robust nor natural"),
+    (f"{EVALUATE} net.pt --seed=-1", 2, "--seed -1: between 0 and 2^63 - 1"),
+    (f"{EVALUATE} net.pt --out page.pt", 2, "--out 'page.pt' exists and holds no verdicts"),
+    (f"{EVALUATE} complex.pt", 1, "holds linear.bias as something else than a plain tensor of real numbers"),
+    ("teacher verify robust", 2, "'robust' is a role in a suite"),
+    ("teacher verify nobody --limit-test 0", 2, "--limit-test 0: at least 1"),
     ("teacher verify nobody", 2, "unknown teacher 'nobody'"),
     ("leaderboard --suite digit", 2, "unknown suite 'digit': did you mean 'digits'?"),
     ("leaderboard --out file/x", 1, "cannot write to 'file/x': Not a directory"),

@@ -145,13 +145,8 @@ def test_a_killed_run_resumes_and_ends_the_same(tmp_path: Path) -> None:
     words = f"run --method natural --epochs 12 {SMALL}"
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    running = subprocess.Popen(
-        [sys.executable, "-m", "bench", *words.split()], cwd=tmp_path / "a", env=environment(), stderr=subprocess.PIPE
-    )
-    while running.poll() is None and not list((tmp_path / "a").glob("runs/work/*/state.pt")):
-        time.sleep(0.01)
-    assert running.poll() is None, "it ended before it could be killed"
-    running.send_signal(signal.SIGKILL)
+    running = start(words, tmp_path / "a")
+    running.kill()
     running.communicate()
     assert "interrupted or running: natural seed 0" in bench("doctor", tmp_path / "a").stdout
     for name in ("a", "b"):
@@ -163,6 +158,50 @@ def test_a_killed_run_resumes_and_ends_the_same(tmp_path: Path) -> None:
         k: v for k, v in whole.data.metrics.items() if k not in timed
     }
     assert resumed.data.tags["sha256.last"] == whole.data.tags["sha256.last"]
+
+
+def workers(parent: int) -> list[int]:
+    """Worker processes of a running program."""
+    found = subprocess.run(["pgrep", "-P", str(parent), "-f", "spawn_main"], capture_output=True, text=True).stdout
+    return [int(pid) for pid in found.split()]
+
+
+def start(words: str, folder: Path) -> subprocess.Popen[str]:
+    """The program in the background, once one of its workers has begun to train."""
+    command = [sys.executable, "-m", "bench", *words.split()]
+    running = subprocess.Popen(command, cwd=folder, env=environment(), stderr=subprocess.PIPE, text=True)
+    while running.poll() is None and not list(folder.glob("runs/work/*/state.pt")):
+        time.sleep(0.01)
+    assert running.poll() is None, "it ended before it could be killed"
+    return running
+
+
+def test_workers_do_not_outlive_a_killed_program(tmp_path: Path) -> None:
+    words = f"run --method natural --workers 2 --epochs 40 {SMALL}"
+    running = start(words, tmp_path)
+    left = workers(running.pid)
+    assert left
+    running.kill()
+    running.communicate()
+    deadline = time.monotonic() + 60
+    while any(Path(f"/proc/{pid}").exists() for pid in left) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in left)
+    assert bench(words, tmp_path).returncode == 0
+
+
+def test_a_worker_that_dies_loses_its_own_wave_only(tmp_path: Path) -> None:
+    words = f"run --method kd,pgd_at --teacher natural --workers 2 --epochs 1 {SMALL}"
+    running = start(words, tmp_path)
+    for pid in workers(running.pid):
+        os.kill(pid, signal.SIGKILL)
+    said = running.communicate()[1]
+    assert running.returncode == 1
+    assert "Traceback" not in said
+    assert "natural seed 0: failed: a worker process died; the same command continues" in said
+    assert "kd seed 0: not run, its teacher" in said
+    assert re.search(r"pgd_at seed 0: clean", said)
+    assert bench(words, tmp_path).returncode == 0
 
 
 def test_one_failing_cell_stops_no_other(

@@ -100,6 +100,12 @@ def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
     assert ticks == []
 
 
+def test_a_damaged_state_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "state.pt").write_bytes(b"half")
+    with pytest.raises(BenchError, match=r"state\.pt' is not a checkpoint .*; --force begins this run again"):
+        trainer(tmp_path).fit(ignore, ignore)
+
+
 def test_seed_alone_decides(tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         trainer(tmp_path / name, seed=seed).fit(ignore, ignore)
