@@ -11,14 +11,19 @@ from typing import TYPE_CHECKING, Any
 from attacks.catalog import ATTACKS, Attack, names
 
 if TYPE_CHECKING:
-    from attacks.evaluation import Evaluation, evaluate
+    from attacks.evaluation import evaluate
+    from attacks.result import Evaluation
 
 __all__ = ["ATTACKS", "Attack", "Evaluation", "evaluate", "names"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("evaluate", "Evaluation"):
-        from attacks import evaluation
+    if name == "evaluate":
+        from attacks.evaluation import evaluate
 
-        return getattr(evaluation, name)
+        return evaluate
+    if name == "Evaluation":
+        from attacks.result import Evaluation
+
+        return Evaluation
     raise AttributeError(f"module 'attacks' has no attribute {name!r}")

@@ -1,45 +1,142 @@
-"""The named attacks as values. No torch here.
+"""The named attacks and controls as values. No torch here.
 
 A name stands for one or more components, run one after the other on the images that the ones before left standing.
-Step sizes are stated for eps = 8/255 and scale with eps, so that at 8/255 they are the published ones.
+Step sizes are stated for eps = 8/255 in l-inf and scale with eps, so that at 8/255 they are the published ones; in L2
+the step is 2.5 eps / steps, the rule of Madry's group.
+
+`NAME@SURROGATE` runs an attack against another network and tries the images on the one that is evaluated: transfer.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["fgsm", "pgd", "cw", "apgd-ce", "apgd-t", "fab-t", "square"]
+Kind = Literal[
+    "fgsm", "pgd", "cw", "mifgsm", "tpgd", "eotpgd", "deepfool", "cw-l2",
+    "apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square",
+]  # fmt: skip
+Norm = Literal["Linf", "L2"]
 
 
 @dataclass(frozen=True)
 class Attack:
-    """One component: what it is, its iterations (queries for Square), its step at eps = 8/255 where it has one."""
+    """One component: what it is, its iterations (queries for Square), its step at eps = 8/255 where it has one.
+
+    restarts: random restarts (rounds of the search for c in CW-L2); eot: gradients averaged over so many passes.
+    """
 
     kind: Kind
     steps: int
     step: float | None = None
+    restarts: int = 1
+    eot: int = 1
 
+
+BOTH, LINF, L2 = ("Linf", "L2"), ("Linf",), ("L2",)
+NORMS: dict[str, tuple[str, ...]] = {
+    "fgsm": LINF, "pgd": BOTH, "cw": BOTH, "mifgsm": LINF, "tpgd": LINF, "eotpgd": LINF, "deepfool": L2, "cw-l2": L2,
+    "apgd-ce": BOTH, "apgd-dlr": BOTH, "apgd-t": BOTH, "fab": BOTH, "fab-t": BOTH, "square": BOTH,
+}  # fmt: skip
+SEARCHING = ("deepfool", "cw-l2")  # look for the nearest adversarial image, wherever it is
+TRANSFERABLE = (
+    "fgsm",
+    "pgd",
+    "cw",
+    "mifgsm",
+    "tpgd",
+)  # return their last iterate whether it fools the surrogate or not
+FEWEST = {"apgd-dlr": 3, "apgd-t": 4}  # classes below which the loss is undefined
 
 AUTOATTACK = (Attack("apgd-ce", 100), Attack("apgd-t", 100), Attack("fab-t", 100), Attack("square", 5000))
+PLUS = (
+    Attack("apgd-ce", 100, restarts=5),
+    Attack("apgd-dlr", 100, restarts=5),
+    Attack("fab", 100, restarts=5),
+    Attack("square", 5000),
+    Attack("apgd-t", 100),
+    Attack("fab-t", 100),
+)
+RAND = (Attack("apgd-ce", 100, eot=20), Attack("apgd-dlr", 100, eot=20))
 
 ATTACKS: dict[str, tuple[Attack, ...]] = {
     "fgsm": (Attack("fgsm", 1),),
+    "pgd10": (Attack("pgd", 10, 2 / 255),),
     "pgd20": (Attack("pgd", 20, 2 / 255),),
+    "pgd50": (Attack("pgd", 50, 2 / 255),),
+    "pgd100": (Attack("pgd", 100, 2 / 255),),
     "pgd20_trades": (Attack("pgd", 20, 0.003),),
     "cw_inf": (Attack("cw", 30, 2 / 255),),
+    "mifgsm": (Attack("mifgsm", 10, 2 / 255),),
+    "tpgd": (Attack("tpgd", 20, 2 / 255),),
+    "eotpgd": (Attack("eotpgd", 20, 2 / 255, eot=10),),
+    "deepfool": (Attack("deepfool", 50),),
+    "cw_l2": (Attack("cw-l2", 1000, restarts=9),),
+    "apgd_ce": (Attack("apgd-ce", 100),),
+    "apgd_dlr": (Attack("apgd-dlr", 100),),
+    "apgd_t": (Attack("apgd-t", 100),),
+    "fab_t": (Attack("fab-t", 100),),
+    "square": (Attack("square", 5000),),
     "aa": AUTOATTACK,
+    "aa_plus": PLUS,
+    "aa_rand": RAND,
 }
 
 ABOUT = {
     "fgsm": "one signed step of eps, no random start (Goodfellow et al. 2015)",
+    "pgd10": "10 steps of 2/255, uniform start, cross-entropy, last iterate (Madry et al. 2018)",
     "pgd20": "20 steps of 2/255, uniform start, cross-entropy, last iterate; the literature's PGD_SAT",
+    "pgd50": "50 steps of 2/255, as above",
+    "pgd100": "100 steps of 2/255, as above",
     "pgd20_trades": "20 steps of 0.003, uniform start, cross-entropy, last iterate; the literature's PGD_TRADES",
     "cw_inf": "30 steps of 2/255, uniform start, on the margin max_{c != y} z_c - z_y, last iterate",
+    "mifgsm": "10 steps of 2/255 with momentum 1; an image whose gradient vanishes stays where it is (Dong et al. 2018)",
+    "tpgd": "20 steps of 2/255 on the KL divergence from the clean prediction (Zhang et al. 2019)",
+    "eotpgd": "20 steps of 2/255, each on the mean of 10 gradients, for randomised models (Athalye et al. 2018)",
+    "deepfool": "nearest boundary by linearisation, 50 steps; L2 (Moosavi-Dezfooli et al. 2016)",
+    "cw_l2": "9 rounds of 1,000 Adam steps of 0.01 in tanh space, kappa 0; L2 (Carlini and Wagner 2017)",
+    "apgd_ce": "Auto-PGD on the cross-entropy, 100 steps (Croce and Hein 2020)",
+    "apgd_dlr": "Auto-PGD on the untargeted DLR loss, 100 steps",
+    "apgd_t": "Auto-PGD on the targeted DLR loss, 100 steps, 9 targets",
+    "fab_t": "FAB, 100 steps, 9 targets (Croce and Hein 2020)",
+    "square": "Square, 5,000 queries: no gradients (Andriushchenko et al. 2020)",
     "aa": "AutoAttack standard: APGD-CE, APGD-T, FAB-T (100 steps, 9 targets), Square (5,000 queries)",
+    "aa_plus": "AutoAttack plus: five restarts of APGD-CE, APGD-DLR and FAB, then Square, APGD-T, FAB-T",
+    "aa_rand": "AutoAttack rand, for randomised models: APGD-CE and APGD-DLR on the mean of 20 gradients",
 }
+
+CORRUPTIONS = ("noise", "blur", "contrast", "jpeg")
+SEVERITIES = (1, 2, 3, 4, 5)
+CONTROLS = {f"{kind}-{severity}": (kind, severity) for kind in CORRUPTIONS for severity in SEVERITIES}
 
 
 def names() -> list[str]:
-    """All attack names that `evaluate` accepts."""
+    """All attack names that `evaluate` accepts; controls are named in CONTROLS."""
     return list(ATTACKS)
+
+
+def expand(chosen: Iterable[str]) -> list[str]:
+    """The names asked for, "corruptions" written out."""
+    return [name for given in chosen for name in (CONTROLS if given == "corruptions" else (given,))]
+
+
+def components(name: str, num_classes: int) -> tuple[Attack, ...]:
+    """The components of an attack for so many classes.
+
+    AutoAttack's are those whose losses are defined: with three classes APGD-DLR stands in for APGD-T, with two neither
+    is left. Raises ValueError where a single attack is undefined.
+    """
+    parts = ATTACKS[name]
+    if name.startswith("aa"):
+        return tuple(part for part in (_defined(part, num_classes) for part in parts) if part)
+    for part in parts:
+        if num_classes < FEWEST.get(part.kind, 2):
+            raise ValueError(f"{name} needs at least {FEWEST.get(part.kind, 2)} classes, the model has {num_classes}")
+    return parts
+
+
+def _defined(part: Attack, num_classes: int) -> Attack | None:
+    if num_classes >= FEWEST.get(part.kind, 2):
+        return part
+    return Attack("apgd-dlr", part.steps) if part.kind == "apgd-t" and num_classes == 3 else None

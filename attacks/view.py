@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -16,27 +18,91 @@ def frozen(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model).eval().requires_grad_(False)
 
 
+def size(delta: Tensor, norm: str) -> Tensor:
+    """The norm of each perturbation: (B, ...) -> (B,)."""
+    flat = delta.flatten(1)
+    return flat.abs().amax(dim=1) if norm == "Linf" else flat.norm(dim=1)
+
+
+class AllBroken(Exception):
+    """Nothing is left to attack in a watched batch."""
+
+
+class Watch:
+    """Which images x: (B, C, H, W) of a batch still stand, and the first adversarial image found for each of the others."""
+
+    def __init__(self, x: Tensor, y: Tensor, reach: float, norm: str) -> None:
+        self.x, self.y, self.reach, self.norm = x, y, reach, norm
+        self.standing = torch.ones(len(x), dtype=torch.bool, device=x.device)
+        self.found = x.clone()
+
+    def merge(self, adv: Tensor) -> Tensor:
+        """The images found here, those of `adv` where none was."""
+        return torch.where(self.standing.view(-1, *[1] * (adv.ndim - 1)), adv, self.found)
+
+
 class View(nn.Module):
     """A frozen copy with BatchNorm folded where that can be traced; counts the images that pass through.
 
-    Returns fresh float32 logits: some attacks write into what the model returns.
+    Returns fresh float32 logits: some attacks write into what the model returns. Within `watching`, an image leaves as
+    soon as the unfolded copy misclassifies it inside the ball: it is not passed through the network again, and the
+    attack gets its last logits without a gradient. No image's logits depend on another's, so no verdict changes.
     """
 
     def __init__(self, model: nn.Module, sample: Tensor) -> None:
         super().__init__()
         self.forwards = 0
         self.backwards = 0
-        self.net = _folded(frozen(model), sample)
+        self.judge = frozen(model)
+        self.net = _folded(self.judge, sample)
+        self.watch: Watch | None = None
+        self.last = torch.empty(0)  # logits of the watched batch, the last ones of those that left
         self.anchor = nn.Parameter(torch.empty(0, device=sample.device), requires_grad=False)  # torchattacks reads it
 
     def forward(self, x: Tensor) -> Tensor:
-        self.forwards += len(x)
-        logits: Tensor = self.net(x).float()
+        if self.watch is None or len(x) != len(self.watch.x):
+            return self._logits(x)
+        return self._watched(x, self.watch)
+
+    @contextmanager
+    def watching(self, x: Tensor, y: Tensor, reach: float, norm: str) -> Iterator[Watch]:
+        """Drops images of the batch x as they are broken within `reach`; leaves the block when none is left."""
+        self.watch = Watch(x, y, reach, norm)
+        try:
+            yield self.watch
+        except AllBroken:
+            pass
+        finally:
+            self.watch = None
+
+    def _watched(self, x: Tensor, watch: Watch) -> Tensor:
+        rows = watch.standing.nonzero().squeeze(1)
+        whole = len(rows) == len(x)
+        logits = self._logits(x if whole else x[rows])
+        filled = logits if whole else self.last.index_put((rows,), logits)
+        with torch.no_grad():
+            wrong = rows[logits.argmax(dim=1) != watch.y[rows]]
+            wrong = wrong[size(x[wrong] - watch.x[wrong], watch.norm) <= watch.reach]
+            if len(wrong):
+                wrong = wrong[self._count(self.judge(x[wrong])).argmax(dim=1) != watch.y[wrong]]
+                watch.found[wrong] = x[wrong]
+                watch.standing[wrong] = False
+                if not watch.standing.any():
+                    raise AllBroken
+            self.last = filled.detach().clone()
+        return filled
+
+    def _logits(self, x: Tensor) -> Tensor:
+        logits = self._count(self.net(x).float())
         if logits.requires_grad:
-            logits.register_hook(self._count)  # type: ignore[no-untyped-call]
+            logits.register_hook(self._count_back)  # type: ignore[no-untyped-call]
         return logits.clone()
 
-    def _count(self, gradient: Tensor) -> None:
+    def _count(self, logits: Tensor) -> Tensor:
+        self.forwards += len(logits)
+        return logits
+
+    def _count_back(self, gradient: Tensor) -> None:
         self.backwards += len(gradient)
 
 

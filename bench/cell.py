@@ -30,6 +30,7 @@ from bench.train import Objective, Trainer, derive
 from methods.base import Net
 
 Tick = Callable[[str, int, int], None]
+PROBES = 64  # test images for the sanity flags
 CHECKPOINTS = {"best": "test", "last": "test_last", "averaged": "test_averaged"}  # file -> prefix of its metrics
 
 
@@ -97,19 +98,22 @@ def carry_out(cell: Cell, shop: Workshop, data: Data, logged: Record, tick: Tick
     trainer = Trainer(objective(cell, shop, data), data.to(shop.device), spec, folder)
     state = trainer.fit(logged.epoch, tick)
     logged.metrics({"cost/train_seconds": state.seconds})
-    accuracy = {}
+    accuracy, flags = {}, dict[str, str]()
     for name, prefix in CHECKPOINTS.items():
         path = folder / f"{name}.pt"
         if not path.exists():
             continue
         net = checkpoint.load(path, spec.arch, data.info).to(shop.device)
-        found = evaluate(net, spec, data.test, name in spec.full_checkpoints, folder / f"flags_{name}", tick)
+        full = name in spec.full_checkpoints
+        found, doubts = evaluate(net, spec, data.test, full, folder / f"verdicts_{name}", tick)
+        flags |= doubts if name == "best" else {}
         logged.metrics({f"{prefix}/{key}": value for key, value in found.items() if not key.startswith("cost/")})
         accuracy[name] = found
         logged.file(path, "checkpoints")
         logged.tag(f"sha256.{name}", checkpoint.sha256_of(path))
-    for flags in sorted(folder.glob("flags_*.npz")):
-        logged.file(flags, "flags")
+    for verdicts in sorted(folder.glob("verdicts_*.npz")):
+        logged.file(verdicts, "verdicts")
+    logged.tag("flags", json.dumps(flags))
     total = {key for found in accuracy.values() for key in found if key.startswith("cost/")}
     logged.metrics({key: sum(found.get(key, 0.0) for found in accuracy.values()) for key in total})
     if spec.role == "teacher":
@@ -132,38 +136,43 @@ def objective(cell: Cell, shop: Workshop, data: Data) -> Objective:
     return Objective(cell.method, student, frozen, len(data.train)).to(shop.device)
 
 
-def evaluate(net: Net, spec: Spec, test: data_module.Split, full: bool, stem: Path, tick: Tick) -> dict[str, float]:
-    """Accuracies by attack with `worst`, counts `n` and `aa_n`, and `cost/...`; AutoAttack only if `full`.
+def evaluate(
+    net: Net, spec: Spec, test: data_module.Split, full: bool, stem: Path, tick: Tick
+) -> tuple[dict[str, float], dict[str, str]]:
+    """Accuracies by attack with `worst`, counts `n` and `aa_n`, and `cost/...`; then the sanity flags.
 
-    AutoAttack sees the first `limit_aa` images; `worst` is over those images that saw every attack.
+    AutoAttack and flags only if `full`. AutoAttack sees the first `limit_aa` images; `worst` is over those images that
+    saw every attack.
     """
     x, y = data_module.to_float(test.x), test.y
     device = next(net.parameters()).device
     x, y = x.to(device), y.to(device)
     start = time.perf_counter()
     quick = [name for name in spec.attacks if name != "aa"]
-    first = run_attacks(net, x, y, quick, spec, stem.with_suffix(".npz"), tick)
-    parts, worst = [first], first.worst
+    first = run_attacks(net, x, y, quick, spec, stem.with_suffix(".npz"), tick, PROBES if full else 0)
+    parts, worst, flags = [first], first.worst, first.flags
     values = {"n": float(len(x)), **first.accuracy()}
     if full and "aa" in spec.attacks:
         count = min(spec.limit_aa or len(x), len(x))
         second = run_attacks(net, x[:count], y[:count], ["aa"], spec, stem.with_name(f"{stem.name}_aa.npz"), tick)
         parts.append(second)
-        worst = worst[:count] & second.worst
+        both = first.first(count) | second
+        worst, flags = both.worst, flags | both.contradictions()
         values |= {"aa": second.accuracy()["aa"], "aa_n": float(count)}
     costs = [cost for part in parts for cost in part.cost.values()]
-    return values | {
+    values |= {
         "worst": worst.float().mean().item(),
         "cost/eval_seconds": time.perf_counter() - start,
         "cost/eval_forwards": float(sum(cost.forwards for cost in costs)),
         "cost/eval_backwards": float(sum(cost.backwards for cost in costs)),
     }
+    return values, flags
 
 
 def run_attacks(
-    net: Net, x: Tensor, y: Tensor, names: list[str], spec: Spec, path: Path, tick: Tick
+    net: Net, x: Tensor, y: Tensor, names: list[str], spec: Spec, path: Path, tick: Tick, probes: int = 0
 ) -> attacks.Evaluation:
-    return attacks.evaluate(net, x, y, names, eps=spec.eps, record=path, progress=tick)
+    return attacks.evaluate(net, x, y, names, eps=spec.eps, probes=probes, record=path, progress=tick)
 
 
 def tags(cell: Cell, code: dict[str, str]) -> dict[str, str]:

@@ -69,7 +69,7 @@ QUICK = Training(epochs=30, batch=64, lr=0.2, schedule="onecycle", averaging="em
 
 DIGITS = Suite(
     name="digits",
-    version=1,
+    version=2,
     about="scikit-learn's 8x8 scanned digits, two tiny students: nothing to download, minutes on a laptop",
     datasets=("digits",),
     students=("resnet8-w4", "resnet8-w8"),
@@ -77,7 +77,7 @@ DIGITS = Suite(
         "robust": Teacher("resnet8-w16", "trades", QUICK, limit_aa=100),
         "natural": Teacher("resnet8-w16", "natural", QUICK, limit_aa=100),
     },
-    training=QUICK,
+    training=replace(QUICK, epochs=36),
     eps=0.15,
     inner_step=0.06,
     inner_steps=5,

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def evaluate(given: options.Evaluate) -> int:
     """Attacks a checkpoint and prints a line for each attack."""
     from attacks import catalog
-    from attacks.evaluation import is_record
+    from attacks.record import is_record
     from bench import environment
     from bench.models import checkpoint
 

@@ -26,6 +26,7 @@ TAGS = (
     "teacher",
     "seed",
     "status_note",
+    "flags",
     "code_dirty",
     "command",
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Iterable
@@ -190,9 +191,18 @@ def _row(columns: Iterable[Column], runs: pd.DataFrame) -> Row:
 def _notes(runs: pd.DataFrame, scored: int) -> list[str]:
     """What a reader should know before trusting the row."""
     notes = sorted({note for note in runs["status_note"] if note})
+    notes += _flags(runs["flags"])
     dirty = int((runs["code_dirty"] == "true").sum())
     notes += [f"uncommitted code in {dirty} of {len(runs)} runs"] if dirty else []
     return notes + ([f"AutoAttack on {scored} of {len(runs)} seeds"] if 0 < scored < len(runs) else [])
+
+
+def _flags(recorded: pd.Series[Any]) -> list[str]:
+    """The sanity flags of the runs, each with the evidence of the first run that has it."""
+    found = [json.loads(text) for text in recorded if text]
+    evidence = {name: text for flags in reversed(found) for name, text in flags.items()}
+    counts = Counter(name for flags in found for name in flags)
+    return [f"flag {name} in {counts[name]} of {len(recorded)} runs: {evidence[name]}" for name in sorted(counts)]
 
 
 def _cell(metric: str, values: pd.Series[Any]) -> Cell:

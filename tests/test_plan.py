@@ -18,7 +18,7 @@ from bench.suites import Suite
 
 # A changed id disowns every record of its suite: change the suite's version with it, never these lines alone.
 GOLDEN = {
-    "digits": ("842921f4ab24c30c", "87bd2ce43b68fe96"),
+    "digits": ("9b6184ee2d30297e", "bdff410215962b1d"),
     "cifar-mini": ("30867987642f86f8", "dd3b9649a2b60fb9"),
     "cifar": ("d4d447889bbca554", "a01dc3c287ea1a37"),
     "cifar-fast": ("870438b4d8b51dfa", "9889e93c630f02a4"),

@@ -83,9 +83,9 @@ def test_everything_is_recorded(folder: Path) -> None:
     assert metrics["test/worst"] <= metrics["test/aa"] <= metrics["test/clean"]
     assert {"val/robust", "train/contrast", "train/ce_adv", "cost/train_seconds", "test_averaged/pgd20"} < set(metrics)
     client = MlflowClient(f"sqlite:///{folder / 'runs' / 'mlflow.db'}")
-    files = {f.path for top in ("", "checkpoints", "flags") for f in client.list_artifacts(student.info.run_id, top)}
+    files = {f.path for top in ("", "checkpoints", "verdicts") for f in client.list_artifacts(student.info.run_id, top)}
     assert files >= {"spec.json", "environment.json", "checkpoints/best.pt", "checkpoints/averaged.pt"}
-    assert files >= {"flags/flags_best.npz", "flags/flags_best_aa.npz", "flags/flags_last.npz"}
+    assert files >= {"verdicts/verdicts_best.npz", "verdicts/verdicts_best_aa.npz", "verdicts/verdicts_last.npz"}
     assert not list((folder / "runs" / "work").glob("*/"))
 
 
@@ -120,7 +120,7 @@ def test_leaderboard(folder: Path) -> None:
 
 
 def test_teacher_is_cached_and_verified_by_hash(folder: Path) -> None:
-    assert "trained here, digits@1" in bench("teacher list", folder).stdout
+    assert "trained here, digits@2" in bench("teacher list", folder).stdout
     done = bench("teacher verify resnet8-w16-trades --limit-test 8", folder)
     assert re.search(r"file has sha256 [0-9a-f]{64}, a resnet8-w16 for digits", done.stdout)
     (file,) = (folder / "runs" / "teachers").glob("*.pt")

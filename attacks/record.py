@@ -1,0 +1,81 @@
+"""The file that holds the verdicts of one evaluation, so that it can stop and go on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torchattacks
+from torch import Tensor, nn
+
+from attacks.catalog import ATTACKS
+from attacks.result import Cost, Evaluation
+
+
+def fingerprint(networks: Iterable[nn.Module], x: Tensor, y: Tensor, setting: str) -> str:
+    """Identifies networks, data, attacks and settings, so that verdicts of something else are never taken for these.
+
+    The logits stand for what tensors do not tell: activations, constants, the order of the layers.
+    """
+    digest = hashlib.sha256(repr((setting, ATTACKS, torchattacks.__version__)).encode())
+    for net in networks:
+        with torch.no_grad():
+            logits = net(x[:8])
+        for tensor in (*net.state_dict().values(), logits):
+            digest.update(content(tensor))
+    for tensor in (x, y):
+        digest.update(content(tensor))
+    return digest.hexdigest()
+
+
+def content(tensor: Tensor) -> bytes:
+    """The bytes of a tensor of any type."""
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+
+
+def save(record: Path, key: str, result: Evaluation) -> None:
+    """Writes atomically: verdicts as one array each, costs and flags as JSON."""
+    costs = json.dumps({name: vars(cost) for name, cost in result.cost.items()})
+    flags = json.dumps(result.flags if result.probed else None)
+    arrays: dict[str, Any] = {f"robust_{name}": verdict.numpy() for name, verdict in result.robust.items()}
+    arrays |= {f"control_{name}": verdict.numpy() for name, verdict in result.control.items()}
+    part = record.with_name(record.name + ".part")
+    with part.open("wb") as file:
+        np.savez_compressed(file, key=key, costs=costs, flags=flags, clean=result.clean.numpy(), **arrays)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(record)
+
+
+def is_record(path: Path) -> bool:
+    """Whether a file holds verdicts, of whatever evaluation."""
+    try:
+        with np.load(path, allow_pickle=False) as saved:
+            return {"key", "costs", "clean"} <= set(saved)
+    except Exception:  # a file of another kind fails in more ways than can be named
+        return False
+
+
+def restore(record: Path, key: str, known: Evaluation) -> None:
+    """Takes over what `record` holds of the same evaluation; a damaged or foreign file is ignored and replaced."""
+    try:
+        with np.load(record, allow_pickle=False) as saved:
+            if str(saved["key"]) != key:
+                return
+            costs = {name: Cost(**cost) for name, cost in json.loads(str(saved["costs"])).items()}
+            flags = json.loads(str(saved["flags"]))
+            verdicts = {
+                name: torch.from_numpy(saved[name]) for name in saved if name.startswith(("robust_", "control_"))
+            }
+    except Exception:  # a damaged archive fails in more ways than can be named
+        return
+    known.cost.update(costs)
+    known.robust.update({name[7:]: verdict for name, verdict in verdicts.items() if name.startswith("robust_")})
+    known.control.update({name[8:]: verdict for name, verdict in verdicts.items() if name.startswith("control_")})
+    known.flags, known.probed = flags or {}, flags is not None

@@ -1,0 +1,173 @@
+"""Sanity flags: signs that a model hides its gradients or that an evaluation cannot be believed.
+
+Each test is small and states its threshold; the literature it follows is Athalye et al. 2018 ("Obfuscated gradients"),
+Carlini et al. 2019 ("On evaluating adversarial robustness") and the checks of the official AutoAttack. A flag does not say
+that the model is not robust: it says that the numbers do not show it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attacks.build import REFERENCE_EPS, build
+from attacks.catalog import Attack
+from attacks.components import margin
+from attacks.view import View, size
+
+if TYPE_CHECKING:
+    from attacks.evaluation import Setting
+
+Found = Iterator[tuple[str, str]]
+MODAL = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)  # behave otherwise in training mode
+RANDOM = "randomised-output"
+
+
+def training_mode(net: nn.Module) -> dict[str, str]:
+    """A model handed over in training mode: it is evaluated in eval mode, where BatchNorm and dropout differ."""
+    left = sum(isinstance(module, MODAL) and module.training for module in net.modules())
+    return {"training-mode": f"{left} layers of BatchNorm or dropout were left in training mode"} if left else {}
+
+
+def probe(view: View, x: Tensor, y: Tensor, setting: Setting) -> dict[str, str]:
+    """Flags of a model on a few images x: (n, C, H, W), labels y: (n,): name -> evidence. Repeatable."""
+    from attacks.evaluation import isolated
+
+    if not setting.eps:
+        return {}
+    with isolated(setting.seed):
+        flags = dict(_outputs(view.judge, x, y))
+        with torch.no_grad():
+            right = view.judge(x).argmax(dim=1) == y
+        if right.any():
+            flags |= _gradients(view.judge, x[right], y[right], setting)
+            flags |= _attacks(view, x[right], y[right], setting)
+    return flags
+
+
+def _outputs(net: nn.Module, x: Tensor, y: Tensor) -> Found:
+    """What can be told without gradients: randomness, dependence on the batch, probabilities instead of logits."""
+    with torch.no_grad():
+        passes = torch.stack([net(x) for _ in range(5)])
+        alone = torch.cat([net(image[None]) for image in x[:32]])
+    logits, units = passes[0], F.normalize(passes, dim=2)
+    spread = float((units[:, None] - units[None]).norm(dim=3).max())
+    counts = (passes.argmax(dim=2) == y).sum(dim=1)
+    if spread > 1e-4 or counts.min() < counts.max():
+        yield RANDOM, f"five passes differ by {spread:.2g} in unit logits; use aa_rand and eotpgd"
+    else:
+        off = float((net(x[:32]).detach() - alone).abs().max() / alone.abs().max().clamp(min=1e-12))
+        if off > 1e-3:
+            yield "batch-dependent-output", f"logits of an image alone and in a batch differ by {off:.2g}, relatively"
+    if logits.min() >= -1e-5 and logits.max() <= 1 + 1e-5 and (logits.sum(dim=1) - 1).abs().max() < 1e-5:
+        yield "softmax-output", "every output is a probability distribution, not logits"
+
+
+def _gradients(net: nn.Module, x: Tensor, y: Tensor, setting: Setting) -> Found:
+    """Gradients of exactly zero for more than 1 % of the images, and gradients that finite differences do not confirm."""
+    start = (x + setting.eps * (2 * torch.rand(x.shape, device=x.device) - 1)).clamp(0, 1)
+    for name, loss in LOSSES.items():
+        for where, images in (("the images", x), ("random starts", start)):
+            zero = float((_gradient(net, images, y, loss).flatten(1).abs().amax(dim=1) == 0).float().mean())
+            if zero > 0.01:
+                yield f"zero-gradient-{name}", f"{zero:.0%} at {where}"
+    step = setting.eps / 8 if setting.norm == "Linf" else setting.eps / 8 / x[0].numel() ** 0.5
+    gradient = _gradient(net, x, y, margin)
+    way = gradient.sign()
+    with torch.no_grad():
+        rise = (margin(net(x + step * way), y) - margin(net(x - step * way), y)) / (2 * step)
+    ratio = rise / gradient.abs().flatten(1).sum(dim=1).clamp(min=1e-30)
+    faithful = float(((ratio >= 0.5) & (ratio <= 2)).float().mean())
+    if faithful < 0.8:
+        yield "gradient-not-faithful", f"finite differences confirm {faithful:.0%} of the gradients of the margin"
+
+
+def _attacks(view: View, x: Tensor, y: Tensor, setting: Setting) -> Found:
+    """Small attacks on correctly classified images that must stand in a known order.
+
+    Two accuracies are taken for different when they are more than max(1 %, 2 images) apart.
+    """
+    few = max(0.01, 2 / len(x))
+
+    def fooled(attack: Attack, eps: float = setting.eps) -> tuple[float, float, Tensor]:
+        """Accuracy, mean cross-entropy and the images broken."""
+        torch.manual_seed(setting.seed)
+        adv = build(attack, view, eps, setting.num_classes, setting.seed, setting.norm)(x, y).detach()
+        with torch.no_grad():
+            logits = view.judge(adv)
+        wrong = logits.argmax(dim=1) != y
+        return 1 - float(wrong.float().mean()), float(F.cross_entropy(logits, y)), wrong
+
+    one, *_, one_wrong = fooled(_steps(1, setting.eps))
+    ten, *_ = fooled(_steps(10))
+    fifty, *_, wrong = fooled(_steps(50))
+    by_margin, *_, margin_wrong = fooled(Attack("cw", 20, 2 / 255))
+    *_, square_wrong = fooled(Attack("square", 200))
+    noise = _corner(view.judge, x, y, setting)
+    if one > noise + few:
+        yield "noise-beats-one-step", f"one step {one:.1%}, random noise {noise:.1%}"
+    if ten > one + few:
+        yield "one-step-beats-many", f"1 step {one:.1%}, 10 steps {ten:.1%}"
+    if fifty > ten + few:
+        yield "more-steps-weaker", f"10 steps {ten:.1%}, 50 steps {fifty:.1%}"
+    if ten - fifty > few + 0.02:
+        yield "not-converged", f"10 steps {ten:.1%}, 50 steps {fifty:.1%}"
+    if fifty - by_margin > 0.10:
+        yield "cross-entropy-too-weak", f"50 steps on the cross-entropy {fifty:.1%}, 20 on the margin {by_margin:.1%}"
+    alone = int((square_wrong & ~(one_wrong | wrong | margin_wrong)).sum())
+    if alone > max(0.002 * len(x), 1):
+        yield "black-box-beats-white-box", f"200 queries of Square broke {alone} that no gradient had"
+    yield from _growth([(eps, *fooled(_steps(20), eps)[:2]) for eps in _radii(setting, x)], few)
+
+
+def _growth(rows: list[tuple[float, float, float]], few: float) -> Found:
+    """What a larger ball must bring, for rows of (eps, accuracy, loss): lower accuracy, in the end 0, and higher loss."""
+    for (small, better, low), (large, worse, high) in pairwise(rows):
+        if worse > better + few:
+            yield "larger-eps-weaker", f"eps {small:.3g}: {better:.1%}, eps {large:.3g}: {worse:.1%}"
+        if high < 0.99 * low and worse > 0:  # an attack on what is broken has nothing left to raise
+            yield "larger-eps-lower-loss", f"eps {small:.3g}: {low:.3g}, eps {large:.3g}: {high:.3g}"
+    least = min(accuracy for _, accuracy, _ in rows)
+    if least > few / 2:
+        yield "unbounded-attack-fails", f"{least:.1%} stand at eps {rows[-1][0]:.3g}"
+
+
+def _radii(setting: Setting, x: Tensor) -> list[float]:
+    """From a quarter of eps to the whole cube."""
+    everything = 1.0 if setting.norm == "Linf" else float(x[0].numel() ** 0.5)
+    return [eps for factor in (0.25, 1.0, 4.0) if (eps := factor * setting.eps) < everything / 2] + [
+        everything / 2,
+        everything,
+    ]
+
+
+def _steps(count: int, step: float = 2 / 255) -> Attack:
+    """PGD with `count` steps; a single one is as large as the ball."""
+    return Attack("pgd", count, REFERENCE_EPS if count == 1 else step)
+
+
+def _corner(net: nn.Module, x: Tensor, y: Tensor, setting: Setting) -> float:
+    """Accuracy under one random perturbation of full size."""
+    way = torch.randn(x.shape, device=x.device)
+    way = way.sign() if setting.norm == "Linf" else way / size(way, "L2").view(-1, 1, 1, 1)
+    with torch.no_grad():
+        return float((net((x + setting.eps * way).clamp(0, 1)).argmax(dim=1) == y).float().mean())
+
+
+def _gradient(net: nn.Module, x: Tensor, y: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    images = x.detach().clone().requires_grad_()
+    logits = net(images)
+    if not logits.requires_grad:
+        return torch.zeros_like(x)
+    return torch.autograd.grad(loss(logits, y).sum(), images, allow_unused=True)[0].nan_to_num()
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "cross-entropy": lambda logits, y: F.cross_entropy(logits, y, reduction="none"),
+    "margin": margin,
+}
