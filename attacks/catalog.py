@@ -116,6 +116,11 @@ def names() -> list[str]:
     return list(ATTACKS)
 
 
+def transfers(name: str) -> bool:
+    """Whether an attack can be made on a surrogate."""
+    return ATTACKS[name][0].kind in TRANSFERABLE
+
+
 def expand(chosen: Iterable[str]) -> list[str]:
     """The names asked for, "corruptions" written out."""
     return [name for given in chosen for name in (CONTROLS if given == "corruptions" else (given,))]

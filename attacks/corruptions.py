@@ -59,7 +59,7 @@ def jpeg(x: Tensor, quality: float) -> Tensor:
     planes = torch.einsum("kc,nchw->nkhw", matrix, x)
     luma = _quantised(planes[:, :1] - 128, table(LUMA, quality, x))
     chroma = _quantised(F.avg_pool2d(planes[:, 1:], 2), table(CHROMA, quality, x))
-    planes = torch.cat([luma + 128, F.interpolate(chroma, scale_factor=2)], dim=1)
+    planes = torch.cat([luma + 128, F.interpolate(chroma, scale_factor=2, mode="bilinear")], dim=1)
     return torch.einsum("kc,nchw->nkhw", matrix.inverse(), planes)[..., :height, :width].round().div(255)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from attacks import sanity
 from attacks.build import build, check
-from attacks.catalog import ATTACKS, CONTROLS, SEARCHING, TRANSFERABLE, Attack, components, expand
+from attacks.catalog import ATTACKS, CONTROLS, SEARCHING, Attack, components, expand, transfers
 from attacks.corruptions import corrupt
 from attacks.record import fingerprint, restore, save
 from attacks.result import Cost, Evaluation
@@ -209,8 +209,8 @@ def _check_name(name: str, surrogates: Mapping[str, nn.Module]) -> None:
         raise ValueError(f"unknown attack {name!r}: choose from {', '.join(ATTACKS)}, corruptions")
     if at and surrogate not in surrogates:
         raise ValueError(f"{name}: there is no surrogate {surrogate!r}, only {', '.join(surrogates) or 'none'}")
-    if at and ATTACKS[base][0].kind not in TRANSFERABLE:
-        able = ", ".join(able for able, parts in ATTACKS.items() if parts[0].kind in TRANSFERABLE)
+    if at and not transfers(base):
+        able = ", ".join(filter(transfers, ATTACKS))
         raise ValueError(f"{name}: {base} stops where the surrogate is fooled; these transfer: {able}")
 
 

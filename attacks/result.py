@@ -72,7 +72,7 @@ class Evaluation:
         but for Square, where it is the 0.2 % of the official AutoAttack and at least 2 images.
         """
         n, flags = len(self.clean), {}
-        few, accuracy = max(0.01, 2 / n), self.accuracy()
+        few, accuracy = max(0.01, 2 / n) + 1e-6, self.accuracy()
 
         def gap(weak: str, strong: str) -> float:
             """By how much accuracy under the stronger attack exceeds that under the weaker one."""

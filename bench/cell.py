@@ -78,6 +78,7 @@ def record(cell: Cell, shop: Workshop, data: Data, passes: float, tick: Tick, fo
         logged.text("environment.json", json.dumps(environment.describe(shop.device) | describe(data), indent=2))
         logged.metrics({"cost/student_passes": passes})
         result = carry_out(cell, shop, data, logged, tick, folder)
+        logged.end(FINISHED)
     except (KeyboardInterrupt, SystemExit):
         logged.end(KILLED, "interrupted")
         raise
@@ -88,7 +89,6 @@ def record(cell: Cell, shop: Workshop, data: Data, passes: float, tick: Tick, fo
         with suppress(Exception):
             logged.text("traceback.txt", traceback.format_exc())
         raise BenchError(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
-    logged.end(FINISHED)
     shutil.rmtree(folder)
     return result
 

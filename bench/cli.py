@@ -32,14 +32,16 @@ EXAMPLE = "python -m bench run --method gacd --suite digits"
 def main(argv: list[str] | None = None) -> None:
     """Entry point: exits with 0 (done), 1 (something failed) or 2 (wrong usage)."""
     signals.catch()
+    argv = sys.argv[1:] if argv is None else argv
     try:
-        code = dispatch(sys.argv[1:] if argv is None else argv)
+        code = dispatch(argv)
         sys.stdout.flush()
     except BenchError as error:
         print(f"error: {error}", file=sys.stderr)
         code = error.exit_code
     except KeyboardInterrupt:
-        print("interrupted; the same command continues", file=sys.stderr)
+        again = "the same command without --force" if "--force" in argv else "the same command"
+        print(f"interrupted; {again} continues", file=sys.stderr)
         code = 130
     except BrokenPipeError:  # the reader, `head` say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -98,20 +98,27 @@ class TeacherVerify(Common):
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(Common):
-    """Attack any checkpoint file."""
+    """Attack any checkpoint file. "corruptions" among the attacks adds noise, blur, contrast and JPEG as a control."""
 
     checkpoint: Annotated[Path, arg(metavar="FILE")]
     arch: Annotated[str, arg(metavar="MODEL", help="such as resnet18; see `list`")]
     dataset: Annotated[str, arg(metavar="NAME")]
     attacks: Annotated[str, arg(metavar="NAMES", help="with commas; see `list`")] = "fgsm,pgd20,pgd20_trades,cw_inf,aa"
+    norm: Annotated[Literal["Linf", "L2"], arg(help="what the perturbation is measured in")] = "Linf"
     eps: Annotated[
         float | None,
         arg(
             metavar="X",
-            help="l-inf radius, pixels in [0, 1]",
-            help_behavior_hint="(default: that of the data set's suites)",
+            help="radius, pixels in [0, 1]",
+            help_behavior_hint="(default: that of the data set's suites in Linf, 0.5 in L2)",
         ),
     ] = None
+    surrogate: Annotated[
+        Path | None, arg(metavar="FILE", help="another checkpoint, on which NAME@surrogate makes its images")
+    ] = None
+    surrogate_arch: Annotated[
+        str, arg(metavar="MODEL", help="of the surrogate", help_behavior_hint="(default: --arch)")
+    ] = ""
     limit_test: Annotated[Number, arg(help="use the first N test images")] = None
     batch_size: Annotated[int, arg(metavar="N", help="images attacked at once")] = 250
     seed: Annotated[int, arg(metavar="N", help="of the attacks' random numbers")] = 0

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bench import data, datasets, models, options, suites, teachers
 from bench.datasets import Dataset
@@ -29,11 +30,14 @@ def evaluate(given: options.Evaluate) -> int:
     from bench.models import checkpoint
 
     info, chosen = datasets.get(given.dataset), names(given.attacks)
-    for name in chosen:
-        if name not in catalog.names():
-            raise unknown("attack", name, catalog.names())
-    eps = suite_for(info).eps if given.eps is None else given.eps
-    if not 0 <= eps <= 1:
+    for name in catalog.expand(chosen):
+        base, at, surrogate = name.partition("@")
+        if base not in catalog.ATTACKS and name not in catalog.CONTROLS:
+            raise unknown("attack", name, [*catalog.ATTACKS, "corruptions", *catalog.CONTROLS])
+        if at and (surrogate != "surrogate" or not given.surrogate):
+            raise UsageError(f"{name}: write {base}@surrogate and give the file with --surrogate")
+    eps = given.eps if given.eps is not None else suite_for(info).eps if given.norm == "Linf" else 0.5
+    if not 0 <= eps <= (1 if given.norm == "Linf" else math.inf):
         raise UsageError(f"--eps {eps}: between 0 and 1, in pixels of [0, 1], such as 8/255 = 0.03137")
     if not 0 <= given.seed < 2**63:
         raise UsageError(f"--seed {given.seed}: between 0 and 2^63 - 1")
@@ -44,9 +48,13 @@ def evaluate(given: options.Evaluate) -> int:
     models.check(given.arch)
     device = environment.device(given.device)
     net = checkpoint.load(given.checkpoint, given.arch, info, given.sha256 or None).to(device)
+    surrogates = {}
+    if given.surrogate:
+        surrogates["surrogate"] = checkpoint.load(given.surrogate, given.surrogate_arch or given.arch, info).to(device)
     test = data.load(given.dataset, given.data_root, limit_test=given.limit_test).test
-    result = attacked(net, test, chosen, eps, device, given.batch_size, given.seed, given.out)
-    report(result, len(test), eps)
+    setting = {"eps": eps, "norm": given.norm, "seed": given.seed, "batch_size": given.batch_size}
+    result = attacked(net, test, chosen, device, given.out, surrogates=surrogates, **setting)
+    report(result, len(test), f"{'l-inf' if given.norm == 'Linf' else 'L2'} {eps:.4g}")
     return 0
 
 
@@ -59,13 +67,11 @@ def attacked(
     net: Net,
     test: data.Split,
     chosen: tuple[str, ...],
-    eps: float,
     device: torch.device,
-    batch_size: int = 250,
-    seed: int = 0,
     out: Path | None = None,
+    **setting: Any,
 ) -> Evaluation:
-    """Attacks `net` on a test split with progress on standard error."""
+    """Attacks `net` on a test split with progress on standard error; `setting` goes to `attacks.evaluate`."""
     import attacks
 
     x, y = data.to_float(test.x).to(device), test.y.to(device)
@@ -74,22 +80,22 @@ def attacked(
             out.parent.mkdir(parents=True, exist_ok=True)
         with Progress([(0.0, 0.0)]) as progress:
             progress.start("evaluate")
-            return attacks.evaluate(
-                net, x, y, chosen, eps=eps, seed=seed, batch_size=batch_size, record=out, progress=progress.tick
-            )
+            return attacks.evaluate(net, x, y, chosen, record=out, progress=progress.tick, **setting)
     except ValueError as error:
         raise UsageError(str(error)) from error
     except OSError as error:
         raise BenchError(f"cannot write {str(out)!r}: {error.strerror}") from error
 
 
-def report(result: Evaluation, count: int, eps: float) -> None:
-    """Prints accuracies and what they cost."""
-    print(f"{count} test images, l-inf {eps:.4g}")
+def report(result: Evaluation, count: int, threat: str) -> None:
+    """Prints accuracies, what they cost, and why they may not be believed."""
+    print(f"{count} test images, {threat}")
     for name, value in result.accuracy().items():
         cost = result.cost.get(name)
         spent = f"{cost.seconds:8.1f} s {cost.forwards / count:8.0f} forward passes an image" if cost else ""
         print(f"{name:14}{100 * value:6.2f} %{spent}")
+    for name, evidence in result.flags.items():
+        print(f"flag {name}: {evidence}")
 
 
 def teacher_import(given: options.TeacherImport) -> int:
@@ -135,7 +141,7 @@ def teacher_verify(given: options.TeacherVerify) -> int:
     print(f"{card.identity}: file has sha256 {card.sha256}, a {card.arch} for {card.dataset}")
     whole = data.load(card.dataset, given.data_root).test
     test = data.Split(whole.x[: given.limit_test], whole.y[: given.limit_test])
-    report(attacked(net, test, ("pgd20",), suite.eps, device), len(test), suite.eps)
+    report(attacked(net, test, ("pgd20",), device, eps=suite.eps), len(test), f"l-inf {suite.eps:.4g}")
     return 0
 
 
@@ -163,12 +169,14 @@ def list(_: options.List) -> int:
     import methods
     from attacks import catalog
 
+    transfers = ", ".join(name for name in catalog.ATTACKS if catalog.transfers(name))
     sections = {
         "methods": {name: about_method(name) for name in methods.names()},
         "suites": {name: suite.about for name, suite in suites.SUITES.items()},
         "data sets": {name: info.about for name, info in datasets.DATASETS.items()},
         "models": dict.fromkeys(models.EXAMPLES, ""),
-        "attacks": catalog.ABOUT,
+        "attacks": catalog.ABOUT | {"NAME@surrogate": "transfer: made on another network (" + transfers + ")"},
+        "controls": {"corruptions": "noise-1 to noise-5, blur-, contrast- and jpeg-: common corruptions, in no ball"},
     }
     for title, entries in sections.items():
         print(title)

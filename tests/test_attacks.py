@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 import torchattacks
 from torch import Tensor, nn
 from torch.fx import GraphModule
@@ -23,7 +22,7 @@ from attacks import ATTACKS, Attack, Evaluation, evaluate, evaluation, names
 from attacks import view as view_module
 from attacks.build import MAX_TARGETS, build
 from attacks.view import View
-from bench import data, models
+from bench import models
 from bench.datasets import CIFAR10, DIGITS, Dataset
 
 EPS = 8 / 255
@@ -60,12 +59,12 @@ def linear(classes: int, *, disjoint: bool = False, shift: float = 0.0, seed: in
     return nn.Sequential(nn.Flatten(), layer)
 
 
-def distance(net: nn.Sequential, x: Tensor, y: Tensor) -> Tensor:
-    """Exact l-inf distance to the nearest wrong decision, min_j (z_y - z_j) / ||w_y - w_j||_1; negative where wrong."""
+def distance(net: nn.Sequential, x: Tensor, y: Tensor, norm: str = "Linf") -> Tensor:
+    """Exact distance to the nearest wrong decision, min_j (z_y - z_j) / ||w_y - w_j||, dual norm; negative where wrong."""
     weight = net[1].weight.detach().double()
     logits = x.flatten(1).double() @ weight.T + net[1].bias.detach().double()
     margin = logits.gather(1, y[:, None]) - logits
-    ratio = margin / (weight[y][:, None] - weight).abs().sum(dim=2)
+    ratio = margin / (weight[y][:, None] - weight).norm(p=1 if norm == "Linf" else 2, dim=2)
     return ratio.scatter(1, y[:, None], torch.inf).amin(dim=1)
 
 
@@ -112,14 +111,50 @@ def test_verdict_is_the_exact_one(name: str, classes: int, disjoint: bool, shift
     assert 5 < int(found.robust[name].sum()) < int(found.clean.sum()) - 5
 
 
-@pytest.mark.parametrize("classes", [4, 6])
-def test_autoattack_verdict_is_the_exact_one(classes: int) -> None:
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+@pytest.mark.parametrize("classes", [2, 3, 4, 6])
+def test_autoattack_verdict_is_the_exact_one(classes: int, norm: str) -> None:
     net = linear(classes)
     x, y = case(net)
-    reach = distance(net, x, y)
+    reach = distance(net, x, y, norm)
     eps = divide(reach)
-    assert evaluate(net, x, y, ("aa",), eps=eps).robust["aa"].tolist() == (reach > eps).tolist()
+    assert evaluate(net, x, y, ("aa",), eps=eps, norm=norm).robust["aa"].tolist() == (reach > eps).tolist()
     assert 3 < int((reach > eps).sum()) < int((reach > 0).sum()) - 3
+
+
+# In l-inf the last iterate of a fixed step may hang just inside a boundary between three classes, so those have two.
+REACHING = [
+    *[(name, 2, "Linf") for name in ("pgd10", "pgd50", "pgd100", "mifgsm", "tpgd", "eotpgd", "apgd_ce", "fab_t")],
+    *[(name, 5, "Linf") for name in ("apgd_t", "fab_t")],
+    *[(name, 2, "L2") for name in ("pgd100", "cw_inf", "apgd_ce", "fab_t", "deepfool", "cw_l2")],
+    *[(name, 5, "L2") for name in ("apgd_t", "fab_t", "cw_l2")],
+]
+
+
+@pytest.mark.parametrize("shift", [0.0, -50.0])
+@pytest.mark.parametrize(("name", "classes", "norm"), REACHING)
+def test_verdict_of_every_white_box_attack_is_the_exact_one(
+    name: str, classes: int, norm: str, shift: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ATTACKS, "cw_l2", (Attack("cw-l2", 150, restarts=9),))
+    net = linear(classes, shift=shift)
+    x, y = case(net, 40)
+    reach = distance(net, x, y, norm)
+    eps = divide(reach)
+    found = evaluate(net, x, y, (name,), eps=eps, norm=norm, probes=0)
+    assert found.robust[name].tolist() == (reach > eps).tolist()
+    assert 5 < int(found.robust[name].sum()) < int(found.clean.sum()) - 5
+
+
+def test_transfer_is_made_on_the_surrogate_and_judged_on_the_model() -> None:
+    net, other = linear(4), linear(4, seed=1)
+    x, y = case(net, 60)
+    found = evaluate(net, x, y, ("fgsm", "fgsm@other", "fgsm@self"), eps=0.02, surrogates={"other": other, "self": net})
+    (part,) = ATTACKS["fgsm"]
+    made = build(part, View(other, x), 0.02, 4, 0)(x, y)
+    assert found.robust["fgsm@other"].tolist() == (found.clean & (net(made).argmax(dim=1) == y)).tolist()
+    assert torch.equal(found.robust["fgsm@self"], found.robust["fgsm"])
+    assert int(found.robust["fgsm"].sum()) < int(found.robust["fgsm@other"].sum()) < int(found.clean.sum())
 
 
 OFFICIAL = {
@@ -531,6 +566,13 @@ REFUSED = [
     ({"y": torch.zeros(5, dtype=torch.int32)}, "int32"),
     ({"y": torch.zeros(5)}, "float32"),
     ({"batch_size": 0}, "0"),
+    ({"norm": "L1"}, "'L1': Linf or L2"),
+    ({"norm": "L2"}, "fgsm is an attack in Linf, not in L2"),
+    ({"attacks": ("deepfool",)}, "deepfool is an attack in L2, not in Linf"),
+    ({"eps": -1.0, "norm": "L2", "attacks": ("pgd20",)}, "negative"),
+    ({"attacks": ("fgsm@teacher",)}, "no surrogate 'teacher', only none"),
+    ({"attacks": ("aa@t",), "surrogates": {"t": linear(4)}}, "aa stops where .* these transfer: fgsm, pgd10"),
+    ({"net": linear(1), "y": torch.zeros(5, dtype=torch.int64)}, "single output"),
 ]
 
 
@@ -747,69 +789,6 @@ def test_progress_tells_part_done_and_total(quick: str) -> None:
     totals = [total for _, done, total in parts if done == 0]
     assert totals == sorted(totals, reverse=True)
     assert totals[1] < n  # later parts only get what the ones before left
-
-
-# Agreement with torchattacks run by hand
-
-
-def trained(classes: int) -> tuple[nn.Module, Tensor, Tensor]:
-    """A small convolutional net with BatchNorm, trained on the first digits; with 16 test images and labels."""
-    torch.manual_seed(0)
-    digits = data.load("digits", "")
-    some = digits.train.y < classes
-    x, y = data.to_float(digits.train.x[some]), digits.train.y[some]
-    net = nn.Sequential(
-        nn.Conv2d(1, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(128, classes)
-    )
-    optimiser = torch.optim.Adam(net.parameters(), lr=0.01)
-    for _ in range(40):
-        optimiser.zero_grad()
-        F.cross_entropy(net(x), y).backward()
-        optimiser.step()
-    held = digits.test.y < classes
-    return net, data.to_float(digits.test.x[held])[:16], digits.test.y[held][:16]
-
-
-def by_hand(net: nn.Module, x: Tensor, y: Tensor, classes: int, eps: float) -> tuple[Tensor, list[int]]:
-    """The official cascade written out on an unfolded copy: verdicts, and how many images each part left."""
-    plain = copy.deepcopy(net).eval()
-    for parameter in plain.parameters():
-        parameter.requires_grad = False
-    parts = [
-        torchattacks.APGD(plain, eps=eps, steps=100, seed=0),
-        torchattacks.APGDT(plain, eps=eps, steps=100, seed=0, n_classes=classes),
-        torchattacks.FAB(plain, norm="Linf", eps=eps, steps=100, seed=0, multi_targeted=True, n_classes=classes),
-        torchattacks.Square(plain, eps=eps, n_queries=5000, seed=0, resc_schedule=False),
-    ]
-    standing, left = plain(x).argmax(dim=1) == y, []
-    with torch.random.fork_rng():
-        for part in parts:
-            rows = standing.nonzero().flatten()
-            adv = part(x[rows], y[rows])
-            assert (adv - x[rows]).abs().max() <= eps + 1e-6
-            standing[rows] = plain(adv).argmax(dim=1) == y[rows]
-            left.append(int(standing.sum()))
-    return standing, left
-
-
-@pytest.mark.slow
-def test_autoattack_agrees_with_torchattacks_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    net, x, y = trained(classes=4)
-    eps = 0.12
-    want, left = by_hand(net, x, y, 4, eps)
-    standing: list[int] = []
-    original = evaluation._broken
-
-    def watching(*given: Any) -> Tensor:
-        broken = original(*given)
-        standing.append(int((~broken).sum()))
-        return broken
-
-    monkeypatch.setattr(evaluation, "_broken", watching)
-    found = evaluate(net, x, y, ("aa",), eps=eps)
-    assert found.robust["aa"].tolist() == want.tolist()
-    assert standing == left
-    assert 0 < int(want.sum()) < int(found.clean.sum())
 
 
 def test_names_and_abouts() -> None:

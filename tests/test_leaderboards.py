@@ -106,7 +106,8 @@ def fill(tracked: Store) -> None:
     tracked.run("rslad", 0.74, spec_id="again", metrics=scores(0.96, 0.76, 150) | {"test_last/aa": 0.7})
     tracked.run("rslad", 0.95, spec_id="again", status="FAILED", metrics=scores(1, 1, 1))
     tracked.run("rslad", 0.72, seed="1", metrics=scores(0.94, 0.74, 90))
-    tracked.run("kd", 0.0, teacher="natural", code_dirty="true", metrics=scores(0.96, 0.05, 30))
+    doubts = '{"softmax-output": "every output is a probability distribution, not logits"}'
+    tracked.run("kd", 0.0, teacher="natural", code_dirty="true", flags=doubts, metrics=scores(0.96, 0.05, 30))
     tracked.run("ard", None, metrics={"test/clean": 0.9, "test/pgd20": float("inf"), "cost/train_seconds": 30})
     tracked.run("iad", None, status="RUNNING", metrics={"test/clean": 0.9})
     tracked.run("iad", 0.5, status="KILLED", metrics={"test/clean": 0.9})

@@ -1,0 +1,185 @@
+"""How much faster the evaluation suite is than what people run today, and whether it agrees with the official AutoAttack.
+
+    pytest tests/bench_evaluation.py [-k speed] [--benchmark-json FILE]
+
+Not collected with the tests: it takes an hour on two cores, most of it the references. A speed case times a reference and
+then the suite, in one run on the same model and images, and fails where the ratio is under the one claimed in
+docs/evaluation.md or a verdict differs. Models are trained here, for a minute or two, on the real CIFAR-10.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchattacks
+from pyautoattack import AutoAttack
+from torch import Tensor, nn
+
+from attacks import evaluate
+from attacks.components import MarginPGD
+from bench import data, models
+from bench.datasets import CIFAR10
+from methods.base import Budget
+from methods.inner import ce, pgd
+
+EPS, SEED, BATCH = 8 / 255, 0, 250
+SUITE = ("fgsm", "pgd20", "pgd20_trades", "cw_inf", "aa")
+ROOT = os.environ.get("BENCH_DATA_ROOT", "data")
+pytestmark = pytest.mark.skipif(bool(data.missing("cifar10", ROOT)), reason="needs the real CIFAR-10 under data/")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model and how many test images it is attacked on; the ratios that the whole suite and AutoAttack must reach."""
+
+    arch: str
+    robust: bool
+    images: int
+    suite: float
+    autoattack: float | None
+
+
+CASES = {
+    "robust, width 16": Case("resnet8-w16-s2", True, 128, 2.0, 1.6),
+    "robust, width 64": Case("resnet8-w64-s2", True, 32, 1.6, 1.25),
+    "undefended, width 16": Case("resnet8-w16-s2", False, 128, 8.0, None),
+}
+
+
+def fitted(case: Case, steps: int = 300) -> nn.Module:
+    """Trained for some hundred steps of 64 images, adversarially if robust."""
+    torch.manual_seed(0)
+    cifar = data.load("cifar10", ROOT, limit_train=10_000)
+    x, y = data.to_float(cifar.train.x), cifar.train.y
+    net = models.build(case.arch, CIFAR10)
+    optimiser = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9, weight_decay=5e-4)
+    rate = torch.optim.lr_scheduler.OneCycleLR(optimiser, 0.1, steps)
+    for _ in range(steps):
+        rows = torch.randint(len(x), (64,))
+        images = pgd(net, x[rows], ce(y[rows]), Budget(EPS, EPS / 1.5, 2 if case.robust else 0), start="none")
+        net.train()
+        optimiser.zero_grad()
+        F.cross_entropy(net(images), y[rows]).backward()
+        optimiser.step()
+        rate.step()
+    return net.eval()
+
+
+def components(net: nn.Module) -> list[Any]:
+    """AutoAttack's, from torchattacks as it is, with the official budgets."""
+    return [
+        torchattacks.APGD(net, eps=EPS, steps=100, seed=SEED),
+        torchattacks.APGDT(net, eps=EPS, steps=100, seed=SEED),
+        torchattacks.FAB(net, norm="Linf", eps=EPS, steps=100, seed=SEED, multi_targeted=True),
+        torchattacks.Square(net, eps=EPS, n_queries=5000, seed=SEED, resc_schedule=False),
+    ]
+
+
+def one_after_the_other(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Every attack on all images, as a script would run them: what stands under AutoAttack's components."""
+    for attack in (
+        torchattacks.FGSM(net, eps=EPS),
+        torchattacks.PGD(net, eps=EPS, alpha=2 / 255, steps=20),
+        torchattacks.PGD(net, eps=EPS, alpha=0.003, steps=20),
+        MarginPGD(net, "Linf", eps=EPS, alpha=2 / 255, steps=30),
+    ):
+        attack(x, y)
+    standing = net(x).argmax(dim=1) == y
+    for attack in components(net):
+        standing &= net(attack(x, y)).argmax(dim=1) == y
+    return standing
+
+
+def cascade(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """AutoAttack with broken images dropped between its components."""
+    standing = net(x).argmax(dim=1) == y
+    for attack in components(net.requires_grad_(False)):
+        rows = standing.nonzero().flatten()
+        if len(rows):
+            standing[rows] = net(attack(x[rows], y[rows])).argmax(dim=1) == y[rows]
+    return standing
+
+
+def timed(run: Callable[[], Tensor]) -> tuple[float, Tensor]:
+    with torch.random.fork_rng():
+        torch.manual_seed(SEED)
+        start = time.perf_counter()
+        found = run()
+        return time.perf_counter() - start, found
+
+
+@cache
+def network(name: str) -> nn.Module:
+    return fitted(CASES[name])
+
+
+def images(count: int) -> tuple[Tensor, Tensor]:
+    test = data.load("cifar10", ROOT, limit_test=count).test
+    return data.to_float(test.x), test.y
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda name: name.replace(", ", " "))
+def task(request: pytest.FixtureRequest) -> tuple[Case, nn.Module, Tensor, Tensor]:
+    case = CASES[request.param]
+    return case, network(request.param), *images(case.images)
+
+
+def compare(
+    benchmark: Any, task: tuple[Case, nn.Module, Tensor, Tensor], names: tuple[str, ...], reference: Any
+) -> float:
+    _, net, x, y = task
+    slow, want = timed(lambda: reference(copy.deepcopy(net), x, y))
+    found = benchmark.pedantic(
+        lambda: evaluate(net, x, y, names, eps=EPS, seed=SEED, batch_size=BATCH, probes=0), rounds=1
+    )
+    ratio = slow / float(benchmark.stats.stats.min)
+    benchmark.extra_info |= {"reference_seconds": slow, "ratio": ratio, "standing": int(want.sum()), "images": len(x)}
+    print(f"\n{task[0]}: {slow:.1f} s / {slow / ratio:.1f} s = {ratio:.2f}, {int(want.sum())} of {len(x)} stand")
+    assert torch.equal(found.robust["aa"], want)
+    return ratio
+
+
+def test_speed_of_the_suite_against_one_attack_after_the_other(
+    benchmark: Any, task: tuple[Case, nn.Module, Tensor, Tensor]
+) -> None:
+    assert compare(benchmark, task, SUITE, one_after_the_other) >= task[0].suite
+
+
+def test_speed_of_autoattack_against_the_plain_cascade(
+    benchmark: Any, task: tuple[Case, nn.Module, Tensor, Tensor]
+) -> None:
+    if task[0].autoattack is None:
+        pytest.skip("nothing is left to drop")
+    assert compare(benchmark, task, ("aa",), cascade) >= task[0].autoattack
+
+
+def official(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """The official AutoAttack's verdicts."""
+    attack = AutoAttack(copy.deepcopy(net).requires_grad_(False), eps=EPS, seed=SEED)
+    return attack.run_standard_evaluation(x, y, batch_size=BATCH)[1] == y
+
+
+@pytest.mark.parametrize("name", ["robust, width 16", "undefended, width 16"])
+def test_agreement_on_every_image(name: str) -> None:
+    net, (x, y) = network(name), images(512)
+    want = official(net, x, y)
+    found = evaluate(net, x, y, ("aa",), eps=EPS, seed=SEED, batch_size=BATCH, probes=0).robust["aa"]
+    print(f"\n{name}: official {int(want.sum())} of 512, here {int(found.sum())}, {int((found != want).sum())} differ")
+    assert torch.equal(found, want)
+
+
+def test_agreement_with_another_seed_and_partition() -> None:
+    net, (x, y) = network("robust, width 16"), images(1000)
+    want = official(net, x, y)
+    found = evaluate(net, x, y, ("aa",), eps=EPS, seed=SEED + 1, batch_size=100, probes=0).robust["aa"]
+    print(f"\nofficial {int(want.sum())} of 1000, here {int(found.sum())}, {int((found != want).sum())} differ")
+    assert int(found.sum()) <= int(want.sum()) + 2

@@ -1,0 +1,87 @@
+"""Images that leave an attack as soon as they are broken: fewer passes, the same verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from tasks import Task, trained
+from torch import Tensor
+
+from attacks import evaluate
+from attacks.view import View, Watch, size
+
+
+@pytest.fixture(scope="module")
+def task() -> Task:
+    return trained(10)
+
+
+@pytest.fixture
+def never(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing leaves early."""
+
+    @contextmanager
+    def watching(self: View, x: Tensor, y: Tensor, reach: float, norm: str) -> Iterator[Watch]:
+        yield Watch(x, y, reach, norm)
+
+    monkeypatch.setattr(View, "watching", watching)
+
+
+CASES = [("apgd_ce", "Linf", 0.12), ("apgd_t", "Linf", 0.12), ("fab_t", "Linf", 0.12), ("apgd_ce", "L2", 0.6),
+         ("apgd_t", "L2", 0.6), ("fab_t", "L2", 0.6), ("aa", "Linf", 0.3)]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "norm", "eps"), CASES)
+def test_fewer_passes_same_verdicts(
+    name: str, norm: str, eps: float, task: Task, request: pytest.FixtureRequest
+) -> None:
+    early = evaluate(*task, (name,), eps=eps, norm=norm, probes=0)
+    request.getfixturevalue("never")
+    late = evaluate(*task, (name,), eps=eps, norm=norm, probes=0)
+    assert torch.equal(early.robust[name], late.robust[name])
+    assert early.cost[name].forwards < 0.98 * late.cost[name].forwards
+    assert not early.robust[name].all()
+
+
+def test_a_broken_image_is_not_passed_on_and_the_others_are_not_moved(task: Task) -> None:
+    net, x, y = task
+    right = net(x).argmax(dim=1) == y
+    x, y = x[right][:6], y[right][:6]
+    wrong = y.clone()
+    wrong[2] = (y[2] + 1) % 10  # "misclassified" from the start
+    view = View(net, x)
+    with view.watching(x, wrong, 0.1, "Linf") as watch:
+        first = view(x)
+        assert watch.standing.tolist() == [True, True, False, True, True, True]
+        before = view.forwards
+        moved = (x + 0.01).requires_grad_()
+        second = view(moved)
+        assert view.forwards - before == 5
+        assert torch.equal(second[2], first[2])
+        (gradient,) = torch.autograd.grad(second.sum(), moved)
+    assert (gradient.flatten(1).abs().amax(dim=1) > 0).tolist() == watch.standing.tolist()
+    torch.testing.assert_close(second[[0, 1, 3, 4, 5]], view(x + 0.01)[[0, 1, 3, 4, 5]])
+    assert torch.equal(watch.merge(x + 1)[2], x[2])
+    assert torch.equal(watch.merge(x + 1)[3], x[3] + 1)
+
+
+def test_outside_the_ball_nothing_leaves(task: Task) -> None:
+    net, x, _ = task
+    view, wrong = View(net, x), (net(x).argmax(dim=1) + 1) % 10
+    with view.watching(x, wrong, 0.05, "Linf") as watch:
+        view((x + 0.06).clamp(0, 1))
+        assert watch.standing[size((x + 0.06).clamp(0, 1) - x, "Linf") > 0.05].all()
+        view(x)
+    assert not watch.standing.any()  # and the block ended there
+
+
+def test_only_what_the_unfolded_model_confirms_leaves(task: Task) -> None:
+    net, x, _ = task
+    view = View(net, x)
+    view.net = torch.nn.Sequential(view.net, torch.nn.Softmin(dim=1))  # an acceleration gone wrong
+    with view.watching(x, net(x).argmax(dim=1), 0.1, "Linf") as watch:
+        assert (view(x).argmax(dim=1) != net(x).argmax(dim=1)).all()
+        assert watch.standing.all()

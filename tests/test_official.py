@@ -1,0 +1,121 @@
+"""Verdicts against the official AutoAttack, image by image: the registry's `pyautoattack` carries its attack files."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from pyautoattack import AutoAttack
+from tasks import Task, trained
+from torch import Tensor, nn
+
+from attacks import evaluate
+from attacks.build import build
+from attacks.catalog import ATTACKS, components
+from attacks.view import View
+
+
+@pytest.fixture(scope="module")
+def task() -> Task:
+    return trained(10)
+
+
+def official(task: Task, eps: float, norm: str = "Linf", batch_size: int = 250, **kind: Any) -> Tensor:
+    """The official verdicts (N,) with seed 0; `targets` are those of APGD-T and FAB-T."""
+    net, x, y = copy.deepcopy(task[0]).requires_grad_(False), task[1], task[2]
+    targets = kind.pop("targets", 9)
+    attack = AutoAttack(net, eps=eps, norm=norm, seed=0, **kind)
+    if kind.get("version") == "custom":
+        attack.apgd.n_restarts = 1
+    attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = targets
+    with torch.random.fork_rng():
+        _, classes = attack.run_standard_evaluation(x, y, batch_size=batch_size)
+    return classes == y
+
+
+def telling(verdict: Tensor) -> bool:
+    """Whether some images fell and some stand: without both, equal verdicts say nothing."""
+    return 0 < int(verdict.sum()) < len(verdict) - 1
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("Linf", 0.12), ("L2", 0.6)])
+@pytest.mark.parametrize("batch_size", [250, 10])
+def test_standard(task: Task, norm: str, eps: float, batch_size: int) -> None:
+    want = official(task, eps, norm, batch_size)
+    found = evaluate(*task, ("aa",), eps=eps, norm=norm, batch_size=batch_size, probes=0)
+    assert found.robust["aa"].tolist() == want.tolist()
+    assert telling(want)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("norm", "eps"), [("Linf", 0.12), ("L2", 0.6)])
+@pytest.mark.parametrize("version", ["plus", "rand"])
+def test_plus_and_rand(task: Task, version: str, norm: str, eps: float) -> None:
+    want = official(task, eps, norm, version=version)
+    assert (
+        evaluate(*task, (f"aa_{version}",), eps=eps, norm=norm, probes=0).robust[f"aa_{version}"].tolist()
+        == want.tolist()
+    )
+    assert telling(want)
+
+
+@pytest.mark.parametrize(
+    ("classes", "parts"),
+    [(3, ["apgd-ce", "apgd-dlr", "fab-t", "square"]), (2, ["apgd-ce", "fab-t", "square"])],
+)
+def test_two_and_three_classes_keep_the_losses_that_are_defined(classes: int, parts: list[str]) -> None:
+    task = trained(classes)
+    assert [part.kind for part in components("aa", classes)] == parts
+    want = official(task, 0.2, version="custom", attacks=parts, targets=classes - 1)
+    found = evaluate(*task, ("aa",), eps=0.2, probes=0)
+    assert found.robust["aa"].tolist() == want.tolist()
+    assert list(found.cost["aa"].broken) == parts
+    assert telling(want)
+
+
+def test_a_hundred_classes_have_nine_targets() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 100))
+    x = torch.rand(12, 3, 8, 8)
+    y = net(x).argmax(dim=1)
+    want = official((net, x, y), 0.01)
+    assert evaluate(net, x, y, ("aa",), eps=0.01, probes=0).robust["aa"].tolist() == want.tolist()
+    assert telling(want)
+
+
+@pytest.mark.parametrize("at", [0, 5])
+def test_one_image(task: Task, at: int) -> None:
+    one = (task[0], task[1][at : at + 1], task[2][at : at + 1])
+    assert evaluate(*one, ("aa",), eps=0.12, probes=0).robust["aa"].tolist() == official(one, 0.12).tolist()
+
+
+def test_no_images(task: Task) -> None:
+    found = evaluate(task[0], task[1][:0], task[2][:0], ("aa", "fgsm"))
+    assert found.robust["aa"].shape == found.clean.shape == (0,)
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+@pytest.mark.parametrize("name", ["apgd_ce", "apgd_dlr", "apgd_t", "fab_t", "square"])
+def test_images_that_stand_saw_the_official_attack(task: Task, name: str, norm: str) -> None:
+    """Component by component on all images: those that are not broken end as the official attack leaves them."""
+    net, x, y = task
+    eps = 0.12 if norm == "Linf" else 0.6
+    theirs = AutoAttack(copy.deepcopy(net).requires_grad_(False), eps=eps, norm=norm, seed=0)
+    with torch.random.fork_rng():
+        match name:
+            case "apgd_ce" | "apgd_dlr":
+                theirs.apgd.loss = name[5:]
+                want = theirs.apgd.perturb(x, y)
+            case "apgd_t":
+                want = theirs.apgd_targeted.perturb(x, y)
+            case "fab_t":
+                theirs.fab.targeted, theirs.fab.n_restarts = True, 1
+                want = theirs.fab.perturb(x, y)
+            case _:
+                want = theirs.square.perturb(x, y)
+        adv = build(*ATTACKS[name], View(net, x[:2]), eps, 10, 0, norm)(x, y)
+    assert torch.equal(net(adv).argmax(dim=1) == y, net(want).argmax(dim=1) == y)
+    if name == "square":  # its images are those of the random search, step by step
+        torch.testing.assert_close(adv, want, rtol=0, atol=1e-5)
