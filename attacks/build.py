@@ -14,15 +14,17 @@ REFERENCE_EPS = 8 / 255
 MAX_TARGETS = 9  # the official AutoAttack's, also for more than ten classes
 
 
-def check(attack: Attack, norm: str) -> None:
-    """Raises ValueError where an attack has no form for a norm."""
+def check(attack: Attack, norm: str, pixels: tuple[int, ...]) -> None:
+    """Raises ValueError where an attack has no form for a norm, or for images of so few pixels."""
     if norm not in NORMS[attack.kind]:
         raise ValueError(f"{attack.kind} is an attack in {NORMS[attack.kind][0]}, not in {norm}")
+    if attack.kind == "square" and norm == "L2" and min(pixels) < 5:
+        shape = "x".join(map(str, pixels))
+        raise ValueError(f"square in L2 needs images of at least 5x5 pixels, these are {shape}")
 
 
 def build(attack: Attack, model: View, eps: float, num_classes: int, seed: int, norm: str = "Linf") -> Any:
-    """The torchattacks object of one component against `model`. Raises ValueError as `check` does."""
-    check(attack, norm)
+    """The torchattacks object of one component against `model`; `check` says what there is none for."""
     steps, targets = attack.steps, min(num_classes - 1, MAX_TARGETS)
     if attack.step and norm == "Linf":
         budget = {"eps": eps, "alpha": attack.step * eps / REFERENCE_EPS, "steps": steps}

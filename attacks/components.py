@@ -12,6 +12,8 @@ import torch
 import torchattacks
 from torch import Tensor, nn
 
+from attacks.projection import without_sort
+
 SLACK = 1e-6  # of eps: what rounding adds to an iterate that was clipped to the ball
 
 
@@ -70,7 +72,7 @@ class FAB(torchattacks.FAB):  # type: ignore[misc]
 
     def _watched(self, run: Callable[..., Tensor], x: Tensor, y: Tensor, use_rand_start: bool) -> Tensor:
         adv = x
-        with self.model.watching(x, y, self.eps, self.norm) as watch:
+        with without_sort(), self.model.watching(x, y, self.eps, self.norm) as watch:
             adv = run(x, y, use_rand_start)
         merged: Tensor = watch.merge(adv)
         return merged

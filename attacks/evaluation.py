@@ -83,7 +83,7 @@ def evaluate(
             return Evaluation(none, dict.fromkeys(chosen, none))
         known = Evaluation(_correct(target.judge, x, y, batch_size).cpu())
         networks = [target.judge, *(frozen(target.surrogates[name]) for name in sorted(target.surrogates))]
-        key = fingerprint(networks, x, y, repr((setting, probes)))
+        key = fingerprint(networks, x, y, {**vars(setting), "probes": probes})
         if record:
             record.parent.mkdir(parents=True, exist_ok=True)
             restore(record, key, known)
@@ -125,7 +125,8 @@ def _attack(
                 adv = attack(images, labels).detach()
             standing[rows.cpu()] = ~_broken(target.judge, images, labels, adv, setting, part).cpu()
         broken[part.kind] = before - int(standing.sum())
-    return standing, Cost(time.perf_counter() - start, view.forwards, view.backwards, broken)
+    seconds = time.perf_counter() - start
+    return standing, Cost(seconds, view.forwards, view.backwards, broken, str(x.device))
 
 
 def _corrupted(name: str, judge: nn.Module, x: Tensor, y: Tensor, setting: Setting) -> Tensor:
@@ -198,7 +199,7 @@ def _check(target: Target, x: Tensor, y: Tensor, chosen: list[str], setting: Set
         raise ValueError("the model has a single output: there is no other class to be taken for")
     for name in chosen:
         for part in () if name in CONTROLS else components(name.partition("@")[0], classes):
-            check(part, setting.norm)
+            check(part, setting.norm, tuple(x.shape[2:]))
     return classes
 
 

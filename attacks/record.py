@@ -18,12 +18,13 @@ from attacks.catalog import ATTACKS
 from attacks.result import Cost, Evaluation
 
 
-def fingerprint(networks: Iterable[nn.Module], x: Tensor, y: Tensor, setting: str) -> str:
-    """Identifies networks, data, attacks and settings, so that verdicts of something else are never taken for these.
+def fingerprint(networks: Iterable[nn.Module], x: Tensor, y: Tensor, setting: dict[str, Any]) -> str:
+    """The setting as JSON with what identifies networks, data and attacks: verdicts of something else are never taken
+    for these.
 
     The logits stand for what tensors do not tell: activations, constants, the order of the layers.
     """
-    digest = hashlib.sha256(repr((setting, ATTACKS, torchattacks.__version__)).encode())
+    digest = hashlib.sha256(repr(ATTACKS).encode())
     for net in networks:
         with torch.no_grad():
             logits = net(x[:8])
@@ -31,7 +32,8 @@ def fingerprint(networks: Iterable[nn.Module], x: Tensor, y: Tensor, setting: st
             digest.update(content(tensor))
     for tensor in (x, y):
         digest.update(content(tensor))
-    return digest.hexdigest()
+    setting = setting | {"torchattacks": torchattacks.__version__, "sha256": digest.hexdigest()}
+    return json.dumps(setting, sort_keys=True)
 
 
 def content(tensor: Tensor) -> bytes:

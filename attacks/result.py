@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass
 class Cost:
-    """What an attack took: wall-clock seconds, images passed forwards and backwards through the model.
+    """What an attack took: wall-clock seconds, images passed forwards and backwards through the model, the device.
 
     `broken`: how many images each of its components broke.
     """
@@ -20,6 +20,12 @@ class Cost:
     forwards: int = 0
     backwards: int = 0
     broken: dict[str, int] = field(default_factory=dict)
+    device: str = "cpu"
+
+    @property
+    def images_per_second(self) -> float:
+        """Passes in either direction, a second."""
+        return (self.forwards + self.backwards) / self.seconds if self.seconds else 0.0
 
 
 @dataclass

@@ -165,6 +165,7 @@ def evaluate(
         "cost/eval_seconds": time.perf_counter() - start,
         "cost/eval_forwards": float(sum(cost.forwards for cost in costs)),
         "cost/eval_backwards": float(sum(cost.backwards for cost in costs)),
+        **{f"cost/{name}_seconds": cost.seconds for part in parts for name, cost in part.cost.items()},
     }
     return values, flags
 

@@ -92,7 +92,10 @@ def report(result: Evaluation, count: int, threat: str) -> None:
     print(f"{count} test images, {threat}")
     for name, value in result.accuracy().items():
         cost = result.cost.get(name)
-        spent = f"{cost.seconds:8.1f} s {cost.forwards / count:8.0f} forward passes an image" if cost else ""
+        spent = ""
+        if cost:
+            spent = f"{cost.seconds:8.1f} s {cost.forwards / count:8.0f} forward passes an image"
+            spent += f" {cost.images_per_second:9.0f} passes/s"
         print(f"{name:14}{100 * value:6.2f} %{spent}")
     for name, evidence in result.flags.items():
         print(f"flag {name}: {evidence}")

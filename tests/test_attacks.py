@@ -27,7 +27,7 @@ from bench.datasets import CIFAR10, DIGITS, Dataset
 
 EPS = 8 / 255
 QUICK = (Attack("apgd-ce", 3), Attack("apgd-t", 3), Attack("fab-t", 3), Attack("square", 30))
-SHAPE = (3, 4, 4)
+SHAPE = (3, 5, 5)
 
 
 @pytest.fixture
@@ -122,12 +122,12 @@ def test_autoattack_verdict_is_the_exact_one(classes: int, norm: str) -> None:
     assert 3 < int((reach > eps).sum()) < int((reach > 0).sum()) - 3
 
 
-# In l-inf the last iterate of a fixed step may hang just inside a boundary between three classes, so those have two.
+# Last iterates hang inside a boundary between three classes, and CW-L2 descends towards one class: those have two.
 REACHING = [
-    *[(name, 2, "Linf") for name in ("pgd10", "pgd50", "pgd100", "mifgsm", "tpgd", "eotpgd", "apgd_ce", "fab_t")],
+    *[(name, 2, "Linf") for name in ("pgd10", "pgd50", "pgd100", "mifgsm", "eotpgd", "apgd_ce", "fab_t")],
     *[(name, 5, "Linf") for name in ("apgd_t", "fab_t")],
     *[(name, 2, "L2") for name in ("pgd100", "cw_inf", "apgd_ce", "fab_t", "deepfool", "cw_l2")],
-    *[(name, 5, "L2") for name in ("apgd_t", "fab_t", "cw_l2")],
+    *[(name, 5, "L2") for name in ("apgd_t", "fab_t")],
 ]
 
 
@@ -136,7 +136,7 @@ REACHING = [
 def test_verdict_of_every_white_box_attack_is_the_exact_one(
     name: str, classes: int, norm: str, shift: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(ATTACKS, "cw_l2", (Attack("cw-l2", 150, restarts=9),))
+    monkeypatch.setitem(ATTACKS, "cw_l2", (Attack("cw-l2", 300, restarts=12),))
     net = linear(classes, shift=shift)
     x, y = case(net, 40)
     reach = distance(net, x, y, norm)
@@ -340,7 +340,7 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     return kept
 
 
-@pytest.mark.parametrize("name", ["pgd20", "cw_inf", "quick"])
+@pytest.mark.parametrize("name", ["pgd20_trades", "cw_inf", "quick"])
 def test_the_seed_alone_decides(name: str, taken: list[Tensor], quick: str) -> None:
     net = linear(5)
     x, y = case(net)
@@ -353,7 +353,7 @@ def test_the_seed_alone_decides(name: str, taken: list[Tensor], quick: str) -> N
     verdict, first = run(0)
     torch.manual_seed(123)
     torch.rand(7)
-    again, later = run(0, "fgsm", "pgd20_trades")
+    again, later = run(0, "fgsm", "pgd20")
     assert verdict == again
     assert all(torch.equal(a, b) for a, b in zip(first, later[-len(first) :], strict=True))
     _, other = run(1)
@@ -572,6 +572,15 @@ REFUSED = [
     ({"eps": -1.0, "norm": "L2", "attacks": ("pgd20",)}, "negative"),
     ({"attacks": ("fgsm@teacher",)}, "no surrogate 'teacher', only none"),
     ({"attacks": ("aa@t",), "surrogates": {"t": linear(4)}}, "aa stops where .* these transfer: fgsm, pgd10"),
+    (
+        {
+            "x": images(5)[..., :4],
+            "net": nn.Sequential(nn.Flatten(), nn.Linear(60, 4)),
+            "norm": "L2",
+            "attacks": ("aa",),
+        },
+        "square in L2 needs images of at least 5x5 pixels, these are 5x4",
+    ),
     ({"net": linear(1), "y": torch.zeros(5, dtype=torch.int64)}, "single output"),
 ]
 

@@ -43,6 +43,7 @@ def bench(words: str) -> int:
 
 RUN = "run --suite digits --method"
 EVALUATE = "evaluate --arch resnet8-w4 --dataset digits --attacks fgsm --checkpoint"
+ATTACK = "evaluate --arch resnet8-w4 --dataset digits --checkpoint net.pt --attacks"
 BAD = [
     ("rnu", 2, "unknown command 'rnu': did you mean 'run'?"),
     ("teacher", 2, "`teacher` needs an action: train, import, list, verify"),
@@ -84,6 +85,12 @@ BAD = [
     (f"{EVALUATE} net.pt --out file/x.npz", 1, "cannot write 'file/x.npz'"),
     ("evaluate --arch resnet8-w8 --dataset digits --checkpoint net.pt", 1, "'net.pt' is not a resnet8-w8 for digits"),
     ("evaluate --arch resnet8-w4 --dataset digits --checkpoint net.pt --attacks pdg20", 2, "did you mean 'pgd20'?"),
+    (f"{ATTACK} fgsm@surrogate", 2, "write fgsm@surrogate and give the file with --surrogate"),
+    (f"{ATTACK} aa@surrogate --surrogate net.pt", 2, "aa stops where the surrogate is fooled"),
+    (f"{ATTACK} fgsm --surrogate none.pt", 1, "there is no checkpoint 'none.pt'"),
+    (f"{ATTACK} fgsm --norm L2", 2, "fgsm is an attack in Linf, not in L2"),
+    (f"{ATTACK} fgsm --norm L3", 2, "invalid choice 'L3'"),
+    (f"{ATTACK} noise-6", 2, "did you mean 'noise-"),
     ("data verify cifar10", 1, "cifar10 is not under 'data': run `python -m bench data fetch cifar10`, or put"),
     ("data verify cifar10 --data-root cut", 1, "is damaged or cut short (4 bytes, not the official md5)"),
     ("data import digits file", 2, "there is nothing to import"),

@@ -108,6 +108,19 @@ def test_evaluate_gives_the_recorded_numbers(folder: Path) -> None:
     )
 
 
+def test_evaluate_in_another_norm_from_a_surrogate_and_under_corruptions(folder: Path) -> None:
+    file = Path(runs(folder)[1].info.artifact_uri.removeprefix("file://")) / "checkpoints" / "best.pt"
+    (teacher,) = (folder / "runs" / "teachers").glob("*.pt")
+    net = f"evaluate --checkpoint {file} --arch resnet8-w4 --dataset digits --limit-test 40"
+    away = f"--surrogate {teacher} --surrogate-arch resnet8-w16 --attacks pgd20,pgd20@surrogate,corruptions"
+    done = bench(f"{net} {away}", folder)
+    assert done.returncode == 0, done.stderr
+    shown = dict(re.findall(r"^(\S+) +(\d+\.\d+) %", done.stdout, flags=re.MULTILINE))
+    assert len(shown) == 4 + 20
+    assert "40 test images, l-inf 0.15" in done.stdout
+    assert "40 test images, L2 0.5" in bench(f"{net} --norm L2 --attacks pgd20", folder).stdout
+
+
 def test_leaderboard(folder: Path) -> None:
     done = bench("leaderboard", folder)
     assert done.returncode == 0, done.stderr
