@@ -75,7 +75,7 @@ class Evaluation:
         """Flags that the verdicts themselves raise.
 
         A weaker attack may beat a stronger one on a few images by chance: each rule has a tolerance of max(1 %, 2 images),
-        but for Square, where it is the 0.2 % of the official AutoAttack and at least 2 images.
+        but for attacks without gradients, where it is the 0.2 % of the official AutoAttack and at least 3 images.
         """
         n, flags = len(self.clean), {}
         few, accuracy = max(0.01, 2 / n) + 1e-6, self.accuracy()
@@ -93,13 +93,13 @@ class Evaluation:
                 flags["pgd-far-above-aa"] = f"{weak} {accuracy[weak]:.1%}, AutoAttack {accuracy['aa']:.1%}"
         for name, cost in self.cost.items():
             last = list(cost.broken)[-1:] == ["square"] and len(cost.broken) > 1
-            if last and cost.broken["square"] > max(0.002 * n, 1):
+            if last and cost.broken["square"] > max(0.002 * n, 3):
                 flags["black-box-beats-white-box"] = (
                     f"{name}: Square broke {cost.broken['square']} that no gradient had"
                 )
         white = [verdict for name, verdict in self.robust.items() if "@" not in name]
         for name, verdict in self.robust.items():
             alone = int((~verdict & torch.stack(white).all(dim=0) & self.clean).sum()) if white else 0
-            if "@" in name and alone > max(0.002 * n, 1):
+            if "@" in name and alone > max(0.002 * n, 3):
                 flags["transfer-beats-white-box"] = f"{name} broke {alone} that no attack on the model itself had"
         return flags

@@ -120,7 +120,7 @@ def _attacks(view: View, x: Tensor, y: Tensor, setting: Setting) -> Found:
     if fifty - by_margin > 0.10:
         yield "cross-entropy-too-weak", f"50 steps on the cross-entropy {fifty:.1%}, 20 on the margin {by_margin:.1%}"
     alone = int((square_wrong & ~(one_wrong | wrong | margin_wrong)).sum())
-    if alone > max(0.002 * len(x), 1):
+    if alone > max(0.002 * len(x), 3):
         yield "black-box-beats-white-box", f"200 queries of Square broke {alone} that no gradient had"
     yield from _growth([(eps, *fooled(_steps(20), eps)[:2]) for eps in _radii(setting, x)], few)
 

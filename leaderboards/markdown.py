@@ -65,10 +65,10 @@ def _group(group: Group) -> Iterator[str]:
     if group.incomplete:
         yield "Incomplete, not ranked:"
         yield "\n".join(f"- {_who(row)}: no {', '.join(map(escape, row.missing))}" for row in group.incomplete)
-    noted = [row for row in (*group.ranked, *group.incomplete) if row.notes]
+    noted = [row for row in (*group.ranked, *group.incomplete) if row.remarks]
     if noted:
         yield "Notes:"
-        yield "\n".join(f"- {_who(row)}: {escape('; '.join(row.notes))}" for row in noted)
+        yield "\n".join(f"- {_who(row)}: {escape('; '.join(row.remarks))}" for row in noted)
 
 
 def _table(group: Group) -> Iterator[str]:

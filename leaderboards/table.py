@@ -62,6 +62,12 @@ class Row:
     commands: tuple[str, ...]
     notes: tuple[str, ...]
     missing: tuple[str, ...] = ()
+    flags: tuple[tuple[str, str], ...] = ()  # name of a sanity flag, how often it was raised and on what evidence
+
+    @property
+    def remarks(self) -> list[str]:
+        """Notes and flags as text."""
+        return [*self.notes, *(f"flag {name} {text}" for name, text in self.flags)]
 
     @property
     def label(self) -> str:
@@ -185,24 +191,24 @@ def _row(columns: Iterable[Column], runs: pd.DataFrame) -> Row:
         commands=tuple(dict.fromkeys(command for command in runs["command"] if command)),
         notes=tuple(_notes(runs, cells[RANK].n if RANK in cells else 0)),
         missing=tuple(missing),
+        flags=tuple(_flags(runs["flags"])),
     )
 
 
 def _notes(runs: pd.DataFrame, scored: int) -> list[str]:
     """What a reader should know before trusting the row."""
     notes = sorted({note for note in runs["status_note"] if note})
-    notes += _flags(runs["flags"])
     dirty = int((runs["code_dirty"] == "true").sum())
     notes += [f"uncommitted code in {dirty} of {len(runs)} runs"] if dirty else []
     return notes + ([f"AutoAttack on {scored} of {len(runs)} seeds"] if 0 < scored < len(runs) else [])
 
 
-def _flags(recorded: pd.Series[Any]) -> list[str]:
+def _flags(recorded: pd.Series[Any]) -> list[tuple[str, str]]:
     """The sanity flags of the runs, each with the evidence of the first run that has it."""
     found = [json.loads(text) for text in recorded if text]
     evidence = {name: text for flags in reversed(found) for name, text in flags.items()}
     counts = Counter(name for flags in found for name in flags)
-    return [f"flag {name} in {counts[name]} of {len(recorded)} runs: {evidence[name]}" for name in sorted(counts)]
+    return [(name, f"in {counts[name]} of {len(recorded)} runs: {evidence[name]}") for name in sorted(counts)]
 
 
 def _cell(metric: str, values: pd.Series[Any]) -> Cell:

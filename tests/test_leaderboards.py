@@ -38,8 +38,8 @@ Incomplete, not ranked:
 
 Notes:
 
-- kd, teacher natural, 1 seed: flag softmax-output in 1 of 1 runs: every output is a probability distribution, not logits; \
-uncommitted code in 1 of 1 runs
+- kd, teacher natural, 1 seed: uncommitted code in 1 of 1 runs; flag softmax-output in 1 of 1 runs: every output is a \
+probability distribution, not logits
 """
 
 

@@ -155,14 +155,14 @@ def verdicts(**standing: int) -> Evaluation:
         (verdicts(pgd20=50, aa=41), None),
         (verdicts(fgsm=50, pgd20=52, pgd10=49, pgd50=51), None),
         (verdicts(**{"pgd20": 50, "pgd20@teacher": 40}), "transfer-beats-white-box"),
-        (verdicts(**{"pgd20": 50, "pgd20@teacher": 49}), None),
+        (verdicts(**{"pgd20": 50, "pgd20@teacher": 47}), None),
     ],
 )
 def test_verdicts_that_contradict_each_other(found: Evaluation, flag: str | None) -> None:
     assert list(found.contradictions()) == ([flag] if flag else [])
 
 
-@pytest.mark.parametrize(("square", "flagged"), [(2, True), (1, False)])
+@pytest.mark.parametrize(("square", "flagged"), [(4, True), (3, False)])
 def test_square_after_the_white_box_attacks(square: int, flagged: bool) -> None:
     found = verdicts(aa=40)
     found.cost["aa"] = Cost(broken={"apgd-ce": 50, "apgd-t": 8, "fab-t": 0, "square": square})
