@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,13 +14,35 @@ from torch import Tensor, nn
 
 from attacks import evaluate
 from attacks.build import build
-from attacks.catalog import ATTACKS, components
+from attacks.catalog import ATTACKS, Attack, components
 from attacks.view import View
+
+STEPS, QUERIES = 20, 500
 
 
 @pytest.fixture(scope="module")
 def task() -> Task:
     return trained(10)
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fifth of the steps and a tenth of the queries, here and there."""
+
+    def less(part: Attack) -> Attack:
+        return replace(part, steps=QUERIES if part.kind == "square" else STEPS)
+
+    for name in ("aa", "aa_plus", "aa_rand", "apgd_ce", "apgd_dlr", "apgd_t", "fab_t", "square"):
+        monkeypatch.setitem(ATTACKS, name, tuple(map(less, ATTACKS[name])))
+    start = AutoAttack.__init__
+
+    def shortened(self: AutoAttack, *given: Any, **named: Any) -> None:
+        start(self, *given, **named)
+        for apgd in (self.apgd, self.apgd_targeted):
+            apgd.n_iter, apgd.n_iter_2, apgd.n_iter_min, apgd.size_decr = STEPS, 4, 1, 1
+        self.fab.n_iter, self.square.n_queries = STEPS, QUERIES
+
+    monkeypatch.setattr(AutoAttack, "__init__", shortened)
 
 
 def official(task: Task, eps: float, norm: str = "Linf", batch_size: int = 250, **kind: Any) -> Tensor:
@@ -40,6 +63,15 @@ def telling(verdict: Tensor) -> bool:
     return 0 < int(verdict.sum()) < len(verdict) - 1
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("norm", "eps"), [("Linf", 0.12), ("L2", 0.6)])
+def test_standard_with_the_full_budgets(task: Task, norm: str, eps: float) -> None:
+    want = official(task, eps, norm)
+    assert evaluate(*task, ("aa",), eps=eps, norm=norm, probes=0).robust["aa"].tolist() == want.tolist()
+    assert telling(want)
+
+
+@pytest.mark.usefixtures("short")
 @pytest.mark.parametrize(("norm", "eps"), [("Linf", 0.12), ("L2", 0.6)])
 @pytest.mark.parametrize("batch_size", [250, 10])
 def test_standard(task: Task, norm: str, eps: float, batch_size: int) -> None:
@@ -49,7 +81,7 @@ def test_standard(task: Task, norm: str, eps: float, batch_size: int) -> None:
     assert telling(want)
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("short")
 @pytest.mark.parametrize(("norm", "eps"), [("Linf", 0.12), ("L2", 0.6)])
 @pytest.mark.parametrize("version", ["plus", "rand"])
 def test_plus_and_rand(task: Task, version: str, norm: str, eps: float) -> None:
@@ -61,6 +93,7 @@ def test_plus_and_rand(task: Task, version: str, norm: str, eps: float) -> None:
     assert telling(want)
 
 
+@pytest.mark.usefixtures("short")
 @pytest.mark.parametrize(
     ("classes", "eps", "parts"),
     [(3, 0.2, ["apgd-ce", "apgd-dlr", "fab-t", "square"]), (2, 0.4, ["apgd-ce", "fab-t", "square"])],
@@ -75,6 +108,7 @@ def test_two_and_three_classes_keep_the_losses_that_are_defined(classes: int, ep
     assert telling(want)
 
 
+@pytest.mark.usefixtures("short")
 def test_a_hundred_classes_have_nine_targets() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 100))
@@ -85,6 +119,7 @@ def test_a_hundred_classes_have_nine_targets() -> None:
     assert telling(want)
 
 
+@pytest.mark.usefixtures("short")
 @pytest.mark.parametrize("at", [0, 5])
 def test_one_image(task: Task, at: int) -> None:
     one = (task[0], task[1][at : at + 1], task[2][at : at + 1])
@@ -96,6 +131,7 @@ def test_no_images(task: Task) -> None:
     assert found.robust["aa"].shape == found.clean.shape == (0,)
 
 
+@pytest.mark.usefixtures("short")
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
 @pytest.mark.parametrize("name", ["apgd_ce", "apgd_dlr", "apgd_t", "fab_t", "square"])
 def test_images_that_stand_saw_the_official_attack(task: Task, name: str, norm: str) -> None:
