@@ -18,9 +18,9 @@ def check(attack: Attack, norm: str, pixels: tuple[int, ...]) -> None:
     """Raises ValueError where an attack has no form for a norm, or for images of so few pixels."""
     if norm not in NORMS[attack.kind]:
         raise ValueError(f"{attack.kind} is an attack in {NORMS[attack.kind][0]}, not in {norm}")
-    if attack.kind == "square" and norm == "L2" and min(pixels) < 5:
+    if attack.kind == "square" and (len(set(pixels)) > 1 or (norm == "L2" and min(pixels) < 5)):
         shape = "x".join(map(str, pixels))
-        raise ValueError(f"square in L2 needs images of at least 5x5 pixels, these are {shape}")
+        raise ValueError(f"Square needs images as wide as high, in L2 of at least 5x5 pixels; these are {shape}")
 
 
 def build(attack: Attack, model: View, eps: float, num_classes: int, seed: int, norm: str = "Linf") -> Any:

@@ -3,47 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from attacks import sanity
-from attacks.build import build, check
-from attacks.catalog import ATTACKS, CONTROLS, SEARCHING, Attack, components, expand, transfers
+from attacks.build import build
+from attacks.catalog import ATTACKS, CONTROLS, SEARCHING, Attack, components, expand
 from attacks.corruptions import corrupt
+from attacks.isolation import isolated
 from attacks.record import fingerprint, restore, save
+from attacks.request import Setting, Target, check_model, check_request, predict, private
 from attacks.result import Cost, Evaluation
 from attacks.view import View, frozen, size
 
 Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What every attack of one evaluation shares."""
-
-    eps: float
-    norm: str
-    seed: int
-    batch_size: int
-    num_classes: int = 0
-
-
-@dataclass(frozen=True)
-class Target:
-    """The model under attack, and where adversarial images for it come from."""
-
-    net: nn.Module
-    judge: nn.Module  # a frozen copy, in full precision: the only one whose verdict counts
-    surrogates: Mapping[str, nn.Module] = field(default_factory=dict)
-
-    def source(self, name: str) -> nn.Module:
-        """The network that an attack of this name climbs on."""
-        return self.surrogates[name.partition("@")[2]] if "@" in name else self.net
 
 
 def evaluate(
@@ -70,23 +47,28 @@ def evaluate(
     `seed`. An adversarial image counts only if it lies in the ball and in [0, 1] and a fresh forward pass of the
     untouched model misclassifies it. `net`, its modes, its gradients and the global random state are left as they were.
     probes: images for the sanity flags, which say why the numbers may not be believed; 0 leaves them out. With
-    `record` (an .npz file), verdicts are written after each attack and found again.
+    `record` (an .npz file), verdicts are written after each attack and found again; other evaluations need other files.
 
     Raises ValueError for what cannot be evaluated; eps = 0 gives the clean verdict, no images empty verdicts.
     """
-    chosen, setting = expand(attacks), Setting(eps, norm, seed, batch_size)
+    chosen, setting, x = expand(attacks), Setting(eps, norm, seed, batch_size), x.detach()
     with isolated(seed):
-        target = Target(net, frozen(net), surrogates or {})
-        setting = replace(setting, num_classes=_check(target, x, y, chosen, setting))
+        used = {
+            name: (surrogates or {}).get(name) for name in sorted({name.partition("@")[2] for name in chosen} - {""})
+        }
+        check_request(chosen, used, x, y, setting)
+        target = Target(net, private(net), {name: other for name, other in used.items() if other is not None})
         if not len(x):
-            none = torch.zeros(0, dtype=torch.bool)
-            return Evaluation(none, dict.fromkeys(chosen, none))
+            return _empty(chosen)
+        setting = replace(setting, num_classes=check_model(target, x, y, chosen, setting))
         known = Evaluation(_correct(target.judge, x, y, batch_size).cpu())
-        networks = [target.judge, *(frozen(target.surrogates[name]) for name in sorted(target.surrogates))]
-        key = fingerprint(networks, x, y, {**vars(setting), "probes": probes})
+        key = ""
         if record:
+            networks = [target.judge, *(frozen(other) for other in target.surrogates.values())]
+            key = fingerprint(networks, x, y, vars(setting))
             record.parent.mkdir(parents=True, exist_ok=True)
             restore(record, key, known)
+            save(record, key, known)  # what cannot be written is told before hours of work
         for name in chosen:
             if name in known.robust or name in known.control:
                 continue
@@ -96,10 +78,11 @@ def evaluate(
                 known.robust[name], known.cost[name] = _attack(name, target, x, y, known.clean, setting, progress)
             if record:
                 save(record, key, known)
-        if probes and not known.probed:
+        if probes and known.probed != probes:
             view = View(net, x[:2])
-            known.flags = sanity.training_mode(net) | sanity.probe(view, x[:probes], y[:probes], setting)
-            known.probed = True
+            known.flags = sanity.training_mode(net, target.judge, x[:8])
+            known.flags |= sanity.probe(view, x[:probes], y[:probes], setting)
+            known.probed = probes
             if record:
                 save(record, key, known)
     return known.of(chosen)
@@ -124,7 +107,7 @@ def _attack(
             with isolated(setting.seed):
                 adv = attack(images, labels).detach()
             standing[rows.cpu()] = ~_broken(target.judge, images, labels, adv, setting, part).cpu()
-        broken[part.kind] = before - int(standing.sum())
+        broken[part.kind] = broken.get(part.kind, 0) + before - int(standing.sum())
     seconds = time.perf_counter() - start
     return standing, Cost(seconds, view.forwards, view.backwards, broken, str(x.device))
 
@@ -133,21 +116,12 @@ def _corrupted(name: str, judge: nn.Module, x: Tensor, y: Tensor, setting: Setti
     """Which of all images are classified correctly under a corruption: (N,)."""
     with isolated(setting.seed):
         parts = [
-            _predict(judge, corrupt(images, *CONTROLS[name])) == labels
+            predict(judge, corrupt(images, *CONTROLS[name])) == labels
             for images, labels in zip(
                 torch.split(x, setting.batch_size), torch.split(y, setting.batch_size), strict=True
             )
         ]
     return torch.cat(parts).cpu()
-
-
-@contextmanager
-def isolated(seed: int) -> Iterator[None]:
-    """Gradients on, random state of every device seeded inside and restored outside."""
-    devices = range(torch.cuda.device_count())
-    with torch.random.fork_rng(devices=devices), torch.inference_mode(False), torch.enable_grad():
-        torch.manual_seed(seed)
-        yield
 
 
 def _broken(judge: nn.Module, x: Tensor, y: Tensor, adv: Tensor, setting: Setting, part: Attack) -> Tensor:
@@ -162,58 +136,16 @@ def _broken(judge: nn.Module, x: Tensor, y: Tensor, adv: Tensor, setting: Settin
         raise RuntimeError(
             f"{part.kind} returned images outside the ball of {setting.eps:.6g} ({setting.norm}) or outside [0, 1]"
         )
-    return _predict(judge, adv) != y
+    return predict(judge, adv) != y
 
 
-@torch.no_grad()
-def _predict(judge: nn.Module, x: Tensor) -> Tensor:
-    """Classes (N,). Raises ValueError for what is not finite logits (N, K): no verdict can come from NaN."""
-    logits: Tensor = judge(x)
-    if logits.ndim != 2 or len(logits) != len(x) or not logits.isfinite().all():
-        raise ValueError(f"the model must return finite logits (N, K), not {tuple(logits.shape)} or NaN")
-    return logits.argmax(dim=1)
-
-
-def _check(target: Target, x: Tensor, y: Tensor, chosen: list[str], setting: Setting) -> int:
-    """Number of classes, 0 where there are no images; raises ValueError naming the value that cannot be used."""
-    for name in chosen:
-        _check_name(name, target.surrogates)
-    if not 0 <= setting.eps <= (1 if setting.norm == "Linf" else float("inf")):
-        raise ValueError(f"eps = {setting.eps} is {'negative or NaN' if setting.norm == 'L2' else 'outside [0, 1]'}")
-    if setting.norm not in ("Linf", "L2"):
-        raise ValueError(f"norm {setting.norm!r}: Linf or L2")
-    if setting.batch_size < 1:
-        raise ValueError(f"batch_size = {setting.batch_size}: at least 1")
-    if not len(x):
-        return 0
-    if y.shape != x.shape[:1] or x.ndim < 2 or y.dtype != torch.int64:
-        raise ValueError(f"{len(x)} images need as many int64 labels (N,), these are {tuple(y.shape)} {y.dtype}")
-    if x.dtype != torch.float32 or not (x.amin() >= 0 and x.amax() <= 1):  # false for NaN too
-        raise ValueError(f"images must be float32 in [0, 1], these are {x.dtype} in [{x.amin():.3g}, {x.amax():.3g}]")
-    _predict(target.judge, x[:2])
-    with torch.no_grad():
-        classes: int = target.judge(x[:2]).shape[1]
-    if y.amin() < 0 or y.amax() >= classes:
-        raise ValueError(f"labels go from {y.amin()} to {y.amax()}, the model has {classes} outputs")
-    if classes < 2:
-        raise ValueError("the model has a single output: there is no other class to be taken for")
-    for name in chosen:
-        for part in () if name in CONTROLS else components(name.partition("@")[0], classes):
-            check(part, setting.norm, tuple(x.shape[2:]))
-    return classes
-
-
-def _check_name(name: str, surrogates: Mapping[str, nn.Module]) -> None:
-    """Raises ValueError for an attack that does not exist or cannot be transferred."""
-    base, at, surrogate = name.partition("@")
-    if base not in ATTACKS and name not in CONTROLS:
-        raise ValueError(f"unknown attack {name!r}: choose from {', '.join(ATTACKS)}, corruptions")
-    if at and surrogate not in surrogates:
-        raise ValueError(f"{name}: there is no surrogate {surrogate!r}, only {', '.join(surrogates) or 'none'}")
-    if at and not transfers(base):
-        able = ", ".join(filter(transfers, ATTACKS))
-        raise ValueError(f"{name}: {base} stops where the surrogate is fooled; these transfer: {able}")
+def _empty(chosen: list[str]) -> Evaluation:
+    none = torch.zeros(0, dtype=torch.bool)
+    robust = [name for name in chosen if name not in CONTROLS]
+    controls = [name for name in chosen if name in CONTROLS]
+    costs = {name: Cost() for name in robust}
+    return Evaluation(none, dict.fromkeys(robust, none), dict.fromkeys(controls, none), costs)
 
 
 def _correct(judge: nn.Module, x: Tensor, y: Tensor, batch_size: int) -> Tensor:
-    return torch.cat([_predict(judge, images) for images in torch.split(x, batch_size)]) == y
+    return torch.cat([predict(judge, images) for images in torch.split(x, batch_size)]) == y

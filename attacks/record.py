@@ -36,15 +36,23 @@ def fingerprint(networks: Iterable[nn.Module], x: Tensor, y: Tensor, setting: di
     return json.dumps(setting, sort_keys=True)
 
 
-def content(tensor: Tensor) -> bytes:
-    """The bytes of a tensor of any type."""
+class ForeignRecordError(ValueError):
+    """The file holds something else than verdicts of this evaluation."""
+
+
+def content(state: Any) -> bytes:
+    """The bytes of a tensor of any type, the text of anything else."""
+    return repr(state).encode() if not isinstance(state, Tensor) else _bytes(state)
+
+
+def _bytes(tensor: Tensor) -> bytes:
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 def save(record: Path, key: str, result: Evaluation) -> None:
     """Writes atomically: verdicts as one array each, costs and flags as JSON."""
     costs = json.dumps({name: vars(cost) for name, cost in result.cost.items()})
-    flags = json.dumps(result.flags if result.probed else None)
+    flags = json.dumps({"found": result.flags, "probed": result.probed})
     arrays: dict[str, Any] = {f"robust_{name}": verdict.numpy() for name, verdict in result.robust.items()}
     arrays |= {f"control_{name}": verdict.numpy() for name, verdict in result.control.items()}
     part = record.with_name(record.name + ".part")
@@ -65,19 +73,37 @@ def is_record(path: Path) -> bool:
 
 
 def restore(record: Path, key: str, known: Evaluation) -> None:
-    """Takes over what `record` holds of the same evaluation; a damaged or foreign file is ignored and replaced."""
+    """Takes over what `record` holds of the same evaluation; a damaged file is ignored.
+
+    Raises ForeignRecordError for a sound file that holds something else.
+    """
     try:
         with np.load(record, allow_pickle=False) as saved:
-            if str(saved["key"]) != key:
-                return
+            held = str(saved["key"]) if "key" in saved else ""
+            if held != key:
+                raise ForeignRecordError(f"{str(record)!r} holds {difference(held, key)}")
             costs = {name: Cost(**cost) for name, cost in json.loads(str(saved["costs"])).items()}
             flags = json.loads(str(saved["flags"]))
             verdicts = {
                 name: torch.from_numpy(saved[name]) for name in saved if name.startswith(("robust_", "control_"))
             }
+    except ForeignRecordError:
+        raise
     except Exception:  # a damaged archive fails in more ways than can be named
         return
     known.cost.update(costs)
     known.robust.update({name[7:]: verdict for name, verdict in verdicts.items() if name.startswith("robust_")})
     known.control.update({name[8:]: verdict for name, verdict in verdicts.items() if name.startswith("control_")})
-    known.flags, known.probed = flags or {}, flags is not None
+    known.flags, known.probed = flags["found"], flags["probed"]
+
+
+def difference(held: str, wanted: str) -> str:
+    """What sets a record apart from the one wanted, in words."""
+    try:
+        there, here = json.loads(held), json.loads(wanted)
+        apart = [f"{name} {there[name]}, not {here[name]}" for name in here if there[name] != here[name]]
+    except (ValueError, KeyError, TypeError):
+        return "no verdicts"
+    if apart and not apart[0].startswith("sha256"):
+        return f"another evaluation: {apart[0]}"
+    return "verdicts on another model, other images or by other attacks"

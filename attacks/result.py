@@ -41,7 +41,7 @@ class Evaluation:
     control: dict[str, Tensor] = field(default_factory=dict)
     cost: dict[str, Cost] = field(default_factory=dict)
     flags: dict[str, str] = field(default_factory=dict)
-    probed: bool = False
+    probed: int = 0  # images that the flags were looked for on
 
     @property
     def worst(self) -> Tensor:
@@ -77,7 +77,9 @@ class Evaluation:
         A weaker attack may beat a stronger one on a few images by chance: each rule has a tolerance of max(1 %, 2 images),
         but for attacks without gradients, where it is the 0.2 % of the official AutoAttack and at least 3 images.
         """
-        n, flags = len(self.clean), {}
+        n, flags = len(self.clean), dict[str, str]()
+        if not n:
+            return flags
         few, accuracy = max(0.01, 2 / n) + 1e-6, self.accuracy()
 
         def gap(weak: str, strong: str) -> float:
@@ -97,9 +99,10 @@ class Evaluation:
                 flags["black-box-beats-white-box"] = (
                     f"{name}: Square broke {cost.broken['square']} that no gradient had"
                 )
-        white = [verdict for name, verdict in self.robust.items() if "@" not in name]
-        for name, verdict in self.robust.items():
-            alone = int((~verdict & torch.stack(white).all(dim=0) & self.clean).sum()) if white else 0
-            if "@" in name and alone > max(0.002 * n, 3):
-                flags["transfer-beats-white-box"] = f"{name} broke {alone} that no attack on the model itself had"
+        white = [verdict for name, verdict in self.robust.items() if "@" not in name and name != "square"]
+        for name, verdict in self.robust.items() if white else ():
+            alone = int((~verdict & torch.stack(white).all(dim=0)).sum())
+            if alone > max(0.002 * n, 3) and ("@" in name or name == "square"):
+                flag = "transfer-beats-white-box" if "@" in name else "black-box-beats-white-box"
+                flags[flag] = f"{name} broke {alone} that no gradient of the model had"
         return flags

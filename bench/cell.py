@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 import attacks
+from attacks.record import ForeignRecordError
 from bench import data as data_module
 from bench import environment, models, teachers
 from bench.data import Data
@@ -173,7 +174,11 @@ def evaluate(
 def run_attacks(
     net: Net, x: Tensor, y: Tensor, names: list[str], spec: Spec, path: Path, tick: Tick, probes: int = 0
 ) -> attacks.Evaluation:
-    return attacks.evaluate(net, x, y, names, eps=spec.eps, probes=probes, record=path, progress=tick)
+    try:
+        return attacks.evaluate(net, x, y, names, eps=spec.eps, probes=probes, record=path, progress=tick)
+    except ForeignRecordError:  # of an earlier version of the attacks
+        path.unlink()
+        return attacks.evaluate(net, x, y, names, eps=spec.eps, probes=probes, record=path, progress=tick)
 
 
 def tags(cell: Cell, code: dict[str, str]) -> dict[str, str]:

@@ -103,7 +103,14 @@ class Evaluate(Common):
     checkpoint: Annotated[Path, arg(metavar="FILE")]
     arch: Annotated[str, arg(metavar="MODEL", help="such as resnet18; see `list`")]
     dataset: Annotated[str, arg(metavar="NAME")]
-    attacks: Annotated[str, arg(metavar="NAMES", help="with commas; see `list`")] = "fgsm,pgd20,pgd20_trades,cw_inf,aa"
+    attacks: Annotated[
+        str,
+        arg(
+            metavar="NAMES",
+            help="with commas; see `list`",
+            help_behavior_hint="(default: fgsm,pgd20,pgd20_trades,cw_inf,aa in Linf, pgd20,aa in L2)",
+        ),
+    ] = ""
     norm: Annotated[Literal["Linf", "L2"], arg(help="what the perturbation is measured in")] = "Linf"
     eps: Annotated[
         float | None,

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from methods.base import Net
 
 
+DEFAULT_ATTACKS = {"Linf": ("fgsm", "pgd20", "pgd20_trades", "cw_inf", "aa"), "L2": ("pgd20", "aa")}
+
+
 def evaluate(given: options.Evaluate) -> int:
     """Attacks a checkpoint and prints a line for each attack."""
     from attacks import catalog
@@ -29,13 +32,15 @@ def evaluate(given: options.Evaluate) -> int:
     from bench import environment
     from bench.models import checkpoint
 
-    info, chosen = datasets.get(given.dataset), names(given.attacks)
+    info, chosen = datasets.get(given.dataset), names(given.attacks) or DEFAULT_ATTACKS[given.norm]
     for name in catalog.expand(chosen):
         base, at, surrogate = name.partition("@")
         if base not in catalog.ATTACKS and name not in catalog.CONTROLS:
             raise unknown("attack", name, [*catalog.ATTACKS, "corruptions", *catalog.CONTROLS])
         if at and (surrogate != "surrogate" or not given.surrogate):
             raise UsageError(f"{name}: write {base}@surrogate and give the file with --surrogate")
+    if (given.surrogate or given.surrogate_arch) and not any("@" in name for name in chosen):
+        raise UsageError("--surrogate is for attacks such as pgd20@surrogate: name one with --attacks")
     eps = given.eps if given.eps is not None else suite_for(info).eps if given.norm == "Linf" else 0.5
     if not 0 <= eps <= (1 if given.norm == "Linf" else math.inf):
         raise UsageError(f"--eps {eps}: between 0 and 1, in pixels of [0, 1], such as 8/255 = 0.03137")

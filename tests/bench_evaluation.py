@@ -50,7 +50,7 @@ class Case:
 
 CASES = {
     "robust, width 16": Case("resnet8-w16-s2", True, 128, 2.0, 1.6),
-    "robust, width 64": Case("resnet8-w64-s2", True, 32, 1.6, 1.25),
+    "robust, width 64": Case("resnet8-w64-s2", True, 16, 1.6, 1.25),
     "undefended, width 16": Case("resnet8-w16-s2", False, 128, 8.0, None),
 }
 

@@ -21,6 +21,7 @@ from torch.fx import GraphModule
 from attacks import ATTACKS, Attack, Evaluation, evaluate, evaluation, names
 from attacks import view as view_module
 from attacks.build import MAX_TARGETS, build
+from attacks.record import ForeignRecordError
 from attacks.view import View
 from bench import models
 from bench.datasets import CIFAR10, DIGITS, Dataset
@@ -455,8 +456,24 @@ def test_verdicts_of_something_else_are_not_taken_over(
     evaluate(**task, attacks=("fgsm",), record=record)
     no_attack()
     evaluate(**task, attacks=("fgsm",), record=record)
-    with pytest.raises(AssertionError, match="attacked"):
+    kept = record.read_bytes()
+    with pytest.raises(ForeignRecordError, match=r"verdicts\.npz' holds (another evaluation: |verdicts on another)"):
         evaluate(**(task | change), attacks=("fgsm",), record=record)
+    assert record.read_bytes() == kept
+
+
+def test_a_file_of_another_kind_is_left_alone(task: dict[str, Any], tmp_path: Path) -> None:
+    np.savez(tmp_path / "mine.npz", a=np.arange(3))
+    with pytest.raises(ForeignRecordError, match=r"mine\.npz' holds no verdicts"):
+        evaluate(**task, attacks=("fgsm",), record=tmp_path / "mine.npz")
+    assert list(np.load(tmp_path / "mine.npz")) == ["a"]
+
+
+def test_more_probes_keep_the_verdicts(task: dict[str, Any], tmp_path: Path, no_attack: Callable[[], None]) -> None:
+    record = tmp_path / "verdicts.npz"
+    evaluate(**task, attacks=("fgsm",), probes=8, record=record)
+    no_attack()
+    assert evaluate(**task, attacks=("fgsm",), probes=16, record=record).probed == 16
 
 
 def flipped(content: bytes) -> bytes:
@@ -551,7 +568,7 @@ REFUSED = [
     ({"x": (images(5) * 255).to(torch.uint8)}, "uint8"),
     ({"x": images(5).double()}, "float64"),
     ({"x": images(5).half()}, "float16"),
-    ({"y": torch.tensor([0, 1, 2, 3])}, "5 images need as many"),
+    ({"y": torch.tensor([0, 1, 2, 3])}, "with as many int64"),
     ({"net": Shaped(lambda z: z * torch.nan)}, "NaN"),
     ({"net": Shaped(lambda z: z.view(-1, 4, 1, 1))}, r"\(2, 4, 1, 1\)"),
     ({"net": Shaped(lambda z: z[:, 0])}, r"\(2,\)"),
@@ -567,11 +584,20 @@ REFUSED = [
     ({"y": torch.zeros(5, dtype=torch.int32)}, "int32"),
     ({"y": torch.zeros(5)}, "float32"),
     ({"batch_size": 0}, "0"),
+    ({"norm": "L2", "eps": float("inf"), "attacks": ("pgd20",)}, "eps = inf is outside"),
+    ({"x": images(5).flatten(1)}, r"must be \(N, C, H, W\)"),
+    ({"net": Shaped(lambda z: (z, z))}, "not tuple"),
+    ({"net": nn.Conv2d(1, 4, 3)}, r"the model fails on images \(3, 5, 5\): RuntimeError"),
+    ({"attacks": ("fgsm@s",), "surrogates": {"s": linear(5)}}, "surrogate s has 5 outputs, the model 4"),
+    (
+        {"attacks": ("blur-1",), "x": images(5)[..., :4], "net": nn.Sequential(nn.Flatten(), nn.Linear(60, 4))},
+        "blur needs",
+    ),
     ({"norm": "L1"}, "'L1': Linf or L2"),
     ({"norm": "L2"}, "fgsm is an attack in Linf, not in L2"),
     ({"attacks": ("deepfool",)}, "deepfool is an attack in L2, not in Linf"),
-    ({"eps": -1.0, "norm": "L2", "attacks": ("pgd20",)}, "negative"),
-    ({"attacks": ("fgsm@teacher",)}, "no surrogate 'teacher', only none"),
+    ({"eps": -1.0, "norm": "L2", "attacks": ("pgd20",)}, "eps = -1.0 is outside"),
+    ({"attacks": ("fgsm@teacher",)}, "no surrogate 'teacher' was given"),
     ({"attacks": ("aa@t",), "surrogates": {"t": linear(4)}}, "aa stops where .* these transfer: fgsm, pgd10"),
     (
         {
@@ -580,7 +606,7 @@ REFUSED = [
             "norm": "L2",
             "attacks": ("aa",),
         },
-        "square in L2 needs images of at least 5x5 pixels, these are 5x4",
+        "Square needs images as wide as high.* 5x4",
     ),
     ({"net": linear(1), "y": torch.zeros(5, dtype=torch.int64)}, "single output"),
 ]
@@ -604,10 +630,8 @@ def test_too_few_classes_are_refused_before_anything_runs() -> None:
 
 def test_a_record_that_cannot_be_written_is_refused_before_anything_runs(task: dict[str, Any], tmp_path: Path) -> None:
     begun: list[str] = []
-    with contextlib.suppress(ValueError, OSError):
-        record = tmp_path / "no such folder" / "verdicts.npz"
-        evaluate(**task, attacks=("fgsm",), record=record, progress=lambda name, *counts: begun.append(name))
-        return  # making the folder is as good
+    with pytest.raises(OSError, match="directory"):
+        evaluate(**task, attacks=("fgsm",), record=tmp_path, progress=lambda name, *counts: begun.append(name))
     assert begun == []
 
 
@@ -720,6 +744,62 @@ def test_what_cannot_be_folded_is_attacked_as_it_is(make: Callable[[], nn.Module
     assert not isinstance(view.net, GraphModule)
     assert torch.equal(view(x), net(x))
     assert torch.equal(view(1 - x), net(1 - x))
+
+
+class StraightThrough(torch.autograd.Function):
+    """Rounds, and lets the gradient through: what BPDA does, and what tracing forgets."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return (x * 4).round() / 4
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return gradient
+
+
+class Before(nn.Module):
+    """A network behind some function of the image."""
+
+    def __init__(self, change: Callable[[Tensor], Tensor], net: nn.Module) -> None:
+        super().__init__()
+        self.change, self.net = change, net
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(self.change(x))
+
+
+def test_custom_gradients_are_what_attacks_climb() -> None:
+    x = torch.rand(6, *DIGITS.shape)
+    net = Before(StraightThrough.apply, lively(models.build("resnet8-w4", DIGITS), x))
+    view = View(net, x)
+    assert not isinstance(view.net, GraphModule)
+    images = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(view(images).sum(), images)
+    assert (gradient != 0).any()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda x: (x > 0.5).float(), lambda x: x.detach(), lambda x: x.detach().clone().requires_grad_()],
+    ids=["binary", "detached", "another leaf"],
+)
+def test_a_model_that_no_gradient_enters_is_attacked_in_vain_and_flagged(change: Callable[[Tensor], Tensor]) -> None:
+    net = Before(change, linear(4))
+    x = torch.rand(40, *SHAPE)
+    y = net(x).argmax(dim=1)
+    found = evaluate(net, x, y, ("fgsm", "pgd20", "cw_inf", "apgd_ce"), eps=0.1)
+    assert {"zero-gradient-cross-entropy", "zero-gradient-margin"} <= found.flags.keys()
+
+
+def test_the_view_stays_in_eval_mode_and_its_judge_untouched() -> None:
+    x = torch.rand(6, *DIGITS.shape)
+    net = lively(models.build("resnet8-w4", DIGITS), x)
+    view = View(net.train(), x)
+    before = {name: value.clone() for name, value in view.judge.state_dict().items()}
+    build(*ATTACKS["pgd10"], view, EPS, 10, 0)(x, torch.zeros(6, dtype=torch.int64))
+    assert not any(module.training for module in view.modules())
+    assert all(torch.equal(value, before[name]) for name, value in view.judge.state_dict().items())
 
 
 def test_folding_that_changes_logits_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
