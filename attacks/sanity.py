@@ -49,7 +49,7 @@ def probe(view: View, x: Tensor, y: Tensor, setting: Setting) -> dict[str, str]:
             right = view.judge(x).argmax(dim=1) == y
         if right.any():
             flags |= _gradients(view.judge, x[right], y[right], setting)
-            flags |= _attacks(view, x[right], y[right], setting)
+            flags |= _attacks(view, x[right], y[right], setting, len(x))
     return flags
 
 
@@ -90,12 +90,12 @@ def _gradients(net: nn.Module, x: Tensor, y: Tensor, setting: Setting) -> Found:
         yield "gradient-not-faithful", f"finite differences confirm {faithful:.0%} of the gradients of the margin"
 
 
-def _attacks(view: View, x: Tensor, y: Tensor, setting: Setting) -> Found:
-    """Small attacks on correctly classified images that must stand in a known order.
+def _attacks(view: View, x: Tensor, y: Tensor, setting: Setting, total: int) -> Found:
+    """Small attacks on the correctly classified ones of `total` images that must stand in a known order.
 
     Two accuracies are taken for different when they are more than max(1 %, 2 images) apart.
     """
-    few = max(0.01, 2 / len(x))
+    few = max(0.01, 2 / total) + 1e-6
 
     def fooled(attack: Attack, eps: float = setting.eps) -> tuple[float, float, Tensor]:
         """Accuracy, mean cross-entropy and the images broken."""
@@ -104,13 +104,13 @@ def _attacks(view: View, x: Tensor, y: Tensor, setting: Setting) -> Found:
         with torch.no_grad():
             logits = view.judge(adv)
         wrong = logits.argmax(dim=1) != y
-        return 1 - float(wrong.float().mean()), float(F.cross_entropy(logits, y)), wrong
+        return int((~wrong).sum()) / total, float(F.cross_entropy(logits, y)), wrong
 
     one, *_, one_wrong = fooled(_steps(1, setting.eps))
     ten, *_ = fooled(_steps(10))
     fifty, *_, wrong = fooled(_steps(50))
     by_margin, *_, margin_wrong = fooled(Attack("cw", 20, 2 / 255))
-    noise = _corner(view.judge, x, y, setting)
+    noise = _corner(view.judge, x, y, setting) / total
     if one > noise + few:
         yield "noise-beats-one-step", f"one step {one:.1%}, random noise {noise:.1%}"
     if ten > one + few:
@@ -124,7 +124,7 @@ def _attacks(view: View, x: Tensor, y: Tensor, setting: Setting) -> Found:
     square = Attack("square", 200)
     possible = len(set(x.shape[2:])) == 1 and x.shape[2] >= 5
     alone = int((fooled(square)[2] & ~(one_wrong | wrong | margin_wrong)).sum()) if possible else 0
-    if alone > max(0.002 * len(x), 3):
+    if alone > max(0.002 * total, 3):
         yield "black-box-beats-white-box", f"200 queries of Square broke {alone} that no gradient had"
     yield from _growth([(eps, *fooled(_steps(20), eps)[:2]) for eps in _radii(setting, x)], few)
 
@@ -155,12 +155,12 @@ def _steps(count: int, step: float = 2 / 255) -> Attack:
     return Attack("pgd", count, REFERENCE_EPS if count == 1 else step)
 
 
-def _corner(net: nn.Module, x: Tensor, y: Tensor, setting: Setting) -> float:
-    """Accuracy under one random perturbation of full size."""
+def _corner(net: nn.Module, x: Tensor, y: Tensor, setting: Setting) -> int:
+    """How many images stand under one random perturbation of full size."""
     way = torch.randn(x.shape, device=x.device)
     way = way.sign() if setting.norm == "Linf" else way / size(way, "L2").view(-1, 1, 1, 1)
     with torch.no_grad():
-        return float((net((x + setting.eps * way).clamp(0, 1)).argmax(dim=1) == y).float().mean())
+        return int((net((x + setting.eps * way).clamp(0, 1)).argmax(dim=1) == y).sum())
 
 
 def _gradient(net: nn.Module, x: Tensor, y: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor:

@@ -46,24 +46,25 @@ class Case:
     images: int
     suite: float
     autoattack: float | None
+    steps: int = 300  # of training
 
 
 CASES = {
-    "robust, width 16": Case("resnet8-w16-s2", True, 128, 2.0, 1.6),
-    "robust, width 64": Case("resnet8-w64-s2", True, 16, 1.6, 1.25),
-    "undefended, width 16": Case("resnet8-w16-s2", False, 128, 8.0, None),
+    "robust, width 16": Case("resnet8-w16-s2", True, 384, 2.0, 1.6),
+    "robust, width 64": Case("resnet8-w64-s2", True, 64, 1.6, 1.25),
+    "undefended, width 16": Case("resnet8-w16-s2", False, 384, 8.0, None, steps=1500),
 }
 
 
-def fitted(case: Case, steps: int = 300) -> nn.Module:
+def fitted(case: Case) -> nn.Module:
     """Trained for some hundred steps of 64 images, adversarially if robust."""
     torch.manual_seed(0)
     cifar = data.load("cifar10", ROOT, limit_train=10_000)
     x, y = data.to_float(cifar.train.x), cifar.train.y
     net = models.build(case.arch, CIFAR10)
     optimiser = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9, weight_decay=5e-4)
-    rate = torch.optim.lr_scheduler.OneCycleLR(optimiser, 0.1, steps)
-    for _ in range(steps):
+    rate = torch.optim.lr_scheduler.OneCycleLR(optimiser, 0.1, case.steps)
+    for _ in range(case.steps):
         rows = torch.randint(len(x), (64,))
         images = pgd(net, x[rows], ce(y[rows]), Budget(EPS, EPS / 1.5, 2 if case.robust else 0), start="none")
         net.train()
