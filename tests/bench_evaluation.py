@@ -3,8 +3,8 @@
     pytest tests/bench_evaluation.py [-k speed] [--benchmark-json FILE]
 
 Not collected with the tests: it takes an hour on two cores, most of it the references. A speed case times a reference and
-then the suite, in one run on the same model and images, and fails where the ratio is under the one claimed in
-docs/evaluation.md or a verdict differs. Models are trained here, for a minute or two, on the real CIFAR-10.
+then the suite, in one run on the same model and images, and fails where the ratio is under its target (what is reached:
+docs/evaluation.md) or a verdict differs. Models are trained here, for a minute or two, on the real CIFAR-10.
 """
 
 from __future__ import annotations

@@ -556,16 +556,9 @@ def test_augmentation_is_seeded() -> None:
     assert not torch.equal(made[0], made[2])
 
 
-def test_digits_are_never_mirrored(digits: Data) -> None:
-    torch.manual_seed(0)
-    assert DIGITS.flip is False
+def test_digits_are_neither_moved_nor_mirrored(digits: Data) -> None:
     x = digits.train.x[:200]
-    made = augment(x, DIGITS.pad, DIGITS.flip)
-    assert all(
-        any(not mirrored for *_, mirrored in offsets(before, after, DIGITS.pad))
-        for before, after in zip(x, made, strict=True)
-    )
-    assert not torch.equal(x, made)
+    assert torch.equal(augment(x, DIGITS.pad, DIGITS.flip), x)
 
 
 def test_to_float_is_exact() -> None:
