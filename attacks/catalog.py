@@ -17,7 +17,6 @@ Kind = Literal[
     "fgsm", "pgd", "cw", "mifgsm", "tpgd", "eotpgd", "deepfool", "cw-l2",
     "apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square",
 ]  # fmt: skip
-Norm = Literal["Linf", "L2"]
 
 
 @dataclass(frozen=True)
@@ -40,13 +39,8 @@ NORMS: dict[str, tuple[str, ...]] = {
     "apgd-ce": BOTH, "apgd-dlr": BOTH, "apgd-t": BOTH, "fab": BOTH, "fab-t": BOTH, "square": BOTH,
 }  # fmt: skip
 SEARCHING = ("deepfool", "cw-l2")  # look for the nearest adversarial image, wherever it is
-TRANSFERABLE = (
-    "fgsm",
-    "pgd",
-    "cw",
-    "mifgsm",
-    "tpgd",
-)  # return their last iterate whether it fools the surrogate or not
+# These return their last iterate, whether or not it fools the surrogate.
+TRANSFERABLE = ("fgsm", "pgd", "cw", "mifgsm", "tpgd")
 FEWEST = {"apgd-dlr": 3, "apgd-t": 4}  # classes below which the loss is undefined
 
 AUTOATTACK = (Attack("apgd-ce", 100), Attack("apgd-t", 100), Attack("fab-t", 100), Attack("square", 5000))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -62,13 +63,7 @@ def evaluate(
             return _empty(chosen)
         setting = replace(setting, num_classes=check_model(target, x, y, chosen, setting))
         known = Evaluation(_correct(target.judge, x, y, batch_size).cpu())
-        key = ""
-        if record:
-            networks = [target.judge, *(frozen(other) for other in target.surrogates.values())]
-            key = fingerprint(networks, x, y, vars(setting))
-            record.parent.mkdir(parents=True, exist_ok=True)
-            restore(record, key, known)
-            save(record, key, known)  # what cannot be written is told before hours of work
+        keep = _recorded(record, target, x, y, setting, known)
         for name in chosen:
             if name in known.robust or name in known.control:
                 continue
@@ -76,16 +71,29 @@ def evaluate(
                 known.control[name] = _corrupted(name, target.judge, x, y, setting)
             else:
                 known.robust[name], known.cost[name] = _attack(name, target, x, y, known.clean, setting, progress)
-            if record:
-                save(record, key, known)
+            keep()
         if probes and known.probed != probes:
             view = View(net, x[:2])
             known.flags = sanity.training_mode(net, target.judge, x[:8])
             known.flags |= sanity.probe(view, x[:probes], y[:probes], setting)
             known.probed = probes
-            if record:
-                save(record, key, known)
+            keep()
     return known.of(chosen)
+
+
+def _recorded(
+    record: Path | None, target: Target, x: Tensor, y: Tensor, setting: Setting, known: Evaluation
+) -> Callable[[], None]:
+    """Takes over what `record` holds into `known`; returns what writes `known` there. Raises as `restore` does."""
+    if record is None:
+        return lambda: None
+    networks = [target.judge, *(frozen(other) for other in target.surrogates.values())]
+    key = fingerprint(networks, x, y, vars(setting))
+    record.parent.mkdir(parents=True, exist_ok=True)
+    restore(record, key, known)
+    keep = partial(save, record, key, known)
+    keep()  # what cannot be written is told before hours of work
+    return keep
 
 
 def _attack(

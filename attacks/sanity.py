@@ -20,7 +20,7 @@ from attacks.build import REFERENCE_EPS, build
 from attacks.catalog import Attack
 from attacks.components import margin
 from attacks.isolation import isolated
-from attacks.view import View, size
+from attacks.view import View, input_gradient, size
 
 if TYPE_CHECKING:
     from attacks.request import Setting
@@ -164,11 +164,7 @@ def _corner(net: nn.Module, x: Tensor, y: Tensor, setting: Setting) -> int:
 
 
 def _gradient(net: nn.Module, x: Tensor, y: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    images = x.detach().clone().requires_grad_()
-    logits = net(images)
-    if not logits.requires_grad:
-        return torch.zeros_like(x)
-    (gradient,) = torch.autograd.grad(loss(logits, y).sum(), images, allow_unused=True)
+    gradient = input_gradient(net, x, lambda logits: loss(logits, y))
     return torch.zeros_like(x) if gradient is None else gradient.nan_to_num()
 
 

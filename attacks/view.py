@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -55,7 +55,7 @@ class View(nn.Module):
         self.forwards = 0
         self.backwards = 0
         self.judge = frozen(model)
-        gradient = _gradient(self.judge, sample)
+        gradient = input_gradient(self.judge, sample, _mixture)
         self.connected = gradient is not None
         self.net = self.judge if gradient is None else _folded(self.judge, sample, gradient)
         self.watch: Watch | None = None
@@ -122,7 +122,7 @@ def _folded(model: nn.Module, sample: Tensor, gradient: Tensor) -> nn.Module:
         folded = fuse(model).to(memory_format=torch.channels_last)
         with torch.no_grad():
             want, got, *again = model(sample), folded(sample), model(sample), model(sample)
-        other = _gradient(folded, sample)
+        other = input_gradient(folded, sample, _mixture)
     except Exception:  # tracing fails in many ways on models that are not plain graphs; folding is only for speed
         return model
     same = (
@@ -134,12 +134,16 @@ def _folded(model: nn.Module, sample: Tensor, gradient: Tensor) -> nn.Module:
     return folded if same else model
 
 
-def _gradient(model: nn.Module, sample: Tensor) -> Tensor | None:
-    """The input gradient of a fixed mixture of logits; None where no graph leads to the input."""
+def input_gradient(model: nn.Module, x: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor | None:
+    """The gradient of the summed loss of the logits for images x: (B, ...); None where no graph leads to them."""
     with torch.inference_mode(False), torch.enable_grad():
-        images = sample.detach().clone().requires_grad_()
+        images = x.detach().clone().requires_grad_()
         logits = model(images)
         if not logits.requires_grad:
             return None
-        mixture = torch.linspace(-1, 2, logits.shape[1], device=logits.device, dtype=logits.dtype)
-        return torch.autograd.grad((logits * mixture).sum(), images, allow_unused=True)[0]
+        return torch.autograd.grad(loss(logits).sum(), images, allow_unused=True)[0]
+
+
+def _mixture(logits: Tensor) -> Tensor:
+    """A fixed combination that depends on every logit."""
+    return logits * torch.linspace(-1, 2, logits.shape[1], device=logits.device, dtype=logits.dtype)
