@@ -32,7 +32,12 @@ from methods.base import Net
 
 Tick = Callable[[str, int, int], None]
 PROBES = 64  # test images for the sanity flags
-CHECKPOINTS = {"best": "test", "last": "test_last", "averaged": "test_averaged"}  # file -> prefix of its metrics
+CHECKPOINTS = {
+    "best": "test",
+    "last": "test_last",
+    "ema": "test_ema",
+    "swa": "test_swa",
+}  # file -> prefix of its metrics
 
 
 @dataclass(frozen=True)

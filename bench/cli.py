@@ -123,7 +123,7 @@ def parse(verb: str, argv: list[str]) -> tuple[Any, dict[str, Any]]:
 
     form = VERBS[verb]
     names = method_names(argv) if verb == "run" else []
-    extra = flags(names[0]) if len(names) == 1 else []
+    extra = flags(names[0], "--official" in argv) if len(names) == 1 else []
     if extra:
         form = dataclasses.make_dataclass(form.__name__, extra, bases=(form,), frozen=True, kw_only=True)
         form.__doc__ = VERBS[verb].__doc__
@@ -147,22 +147,26 @@ def method_names(argv: list[str]) -> list[str]:
     return names
 
 
-def flags(method: str) -> list[tuple[str, Any, Any]]:
-    """The method's hyper-parameters as dataclass fields."""
+def flags(method: str, official: bool = False) -> list[tuple[str, Any, Any]]:
+    """The method's hyper-parameters as dataclass fields, their defaults those of the authors' script if `official`."""
     from typing import Annotated, Literal, get_type_hints
 
     from tyro.conf import arg
 
     import methods
+    from methods import base
 
     form = methods.load(method)
+    usual = base.official(form) if official else {}
     hints = get_type_hints(form)
     fields = []
     for field in dataclasses.fields(form):
         choices = field.metadata["search"]["choices"]
         kind = Literal[choices] if choices else hints[field.name]
         about = arg(help=f"{method}: {field.metadata['help']}", metavar=METAVARS.get(kind))
-        fields.append((field.name, Annotated[kind, about], dataclasses.field(default=field.default)))
+        fields.append(
+            (field.name, Annotated[kind, about], dataclasses.field(default=usual.get(field.name, field.default)))
+        )
     return fields
 
 

@@ -14,6 +14,7 @@ from bench.errors import UsageError, unknown
 from bench.options import Protocol, Run
 from bench.spec import Spec
 from bench.suites import Suite
+from methods import base
 from methods.base import Method
 
 
@@ -43,7 +44,8 @@ def plan(options: Run, hyper: dict[str, Any]) -> list[Cell]:
     students = names(options.student) or suite.students
     for arch in students:
         models.check(arch)
-    makers = [make(name, hyper) for name in (methods.names() if options.method == "all" else names(options.method))]
+    asked = methods.names() if options.method == "all" else names(options.method)
+    makers = [make(name, hyper, options.official) for name in asked]
     seeds = numbers(options.seeds) or suite.seeds
     needed: dict[str, Cell] = {}
     cells = []
@@ -53,7 +55,7 @@ def plan(options: Run, hyper: dict[str, Any]) -> list[Cell]:
             for arch in students:
                 for seed in seeds:
                     spec = student(options, suite, dataset, arch, (name, method), found, seed)
-                    cells.append(Cell(spec, method, variant(method), command(options, spec, method)))
+                    cells.append(Cell(spec, method, variant(options, method), command(options, spec, method)))
     return [*needed.values(), *cells]
 
 
@@ -61,9 +63,9 @@ def teacher(options: Protocol, suite: Suite, dataset: str, role: str) -> Cell:
     """The cell that trains the suite's teacher of a role."""
     recipe = suite.teachers[role]
     name, method = make(recipe.method, {})
-    base = common(options, suite, dataset) | ({"limit_aa": recipe.limit_aa} if recipe.limit_aa else {})
+    shared = common(options, suite, dataset) | ({"limit_aa": recipe.limit_aa} if recipe.limit_aa else {})
     spec = Spec(role="teacher", arch=recipe.arch, method=name, teachers={}, seed=0, training=recipe.training,
-                hyper=dataclasses.asdict(method), **base)  # fmt: skip
+                hyper=dataclasses.asdict(method), **shared)  # fmt: skip
     words = ["teacher", "train", "--suite", suite.name, "--dataset", dataset, "--role", role]
     return Cell(spec, method, "", say(words, options))
 
@@ -78,10 +80,13 @@ def student(
     seed: int,
 ) -> Spec:
     """The spec of one student; `found` maps the roles of its teachers to identities."""
-    epochs = suite.training.epochs if options.epochs is None else options.epochs
-    if epochs < 1:
-        raise UsageError(f"--epochs {epochs}: at least 1")
-    training = replace(suite.training, epochs=epochs)
+    if options.epochs is not None and options.epochs < 1:
+        raise UsageError(f"--epochs {options.epochs}: at least 1")
+    if not 0 <= options.awp <= 1:
+        raise UsageError(f"--awp {options.awp}: between 0 and 1")
+    changed = {field: value for field, value, _ in method[1].recipe} if options.official else {}
+    changed |= {"epochs": options.epochs} if options.epochs is not None else {}
+    training = replace(suite.training, **changed, awp=options.awp)
     return Spec(role="student", arch=arch, method=method[0], teachers=found, seed=seed, training=training,
                 hyper=dataclasses.asdict(method[1]), **common(options, suite, dataset))  # fmt: skip
 
@@ -132,10 +137,14 @@ def chosen(options: Protocol, suite: Suite) -> tuple[str, ...]:
     return asked
 
 
-def make(name: str, hyper: dict[str, Any]) -> tuple[str, Method]:
-    """A method by name with its hyper-parameters. Raises UsageError for values out of range."""
+def make(name: str, hyper: dict[str, Any], official: bool = False) -> tuple[str, Method]:
+    """A method by name with its hyper-parameters; `official` where none are given, as the authors' script sets them.
+
+    Raises UsageError for values out of range.
+    """
     try:
-        return name, methods.load(name)(**hyper)
+        form = methods.load(name)
+        return name, form(**(hyper or (base.official(form) if official else {})))
     except KeyError as error:
         raise unknown("method", name, methods.names()) from error
     except ValueError as error:
@@ -162,13 +171,18 @@ def numbers(text: str) -> tuple[int, ...]:
     return seeds
 
 
-def changes(method: Method) -> dict[str, Any]:
-    """The hyper-parameters whose values are not the defaults."""
-    return {f.name: v for f in dataclasses.fields(method) if (v := getattr(method, f.name)) != f.default}
+def changes(method: Method, official: bool) -> dict[str, Any]:
+    """The hyper-parameters whose values are not the defaults, or not the official ones."""
+    usual = {field.name: field.default for field in dataclasses.fields(method)}
+    usual |= base.official(type(method)) if official else {}
+    return {name: value for name, value in dataclasses.asdict(method).items() if value != usual[name]}
 
 
-def variant(method: Method) -> str:
-    return ", ".join(f"{name}={value}" for name, value in changes(method).items())
+def variant(options: Run, method: Method) -> str:
+    """How a student's training differs from the method's default, for people."""
+    words = [f"{name}={value}" for name, value in changes(method, options.official).items()]
+    words = ["official", *words] if options.official else words
+    return ", ".join([*words, f"awp={options.awp}"] if options.awp else words)
 
 
 def command(options: Run, spec: Spec, method: Method) -> str:
@@ -177,7 +191,9 @@ def command(options: Run, spec: Spec, method: Method) -> str:
     words += ["--student", spec.arch, "--seeds", str(spec.seed)]
     words += ["--teacher", options.teacher] if method.requires and options.teacher != "robust" else []
     words += ["--epochs", str(options.epochs)] if options.epochs is not None else []
-    for name, value in changes(method).items():
+    words += ["--official"] if options.official else []
+    words += ["--awp", str(options.awp)] if options.awp else []
+    for name, value in changes(method, options.official).items():
         flag = name.replace("_", "-")
         words += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
     return say(words, options)

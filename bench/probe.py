@@ -61,7 +61,8 @@ def step(objective: Objective, cell: Cell, size: int, device: torch.device) -> t
     stem = next(module for module in objective.student.modules() if isinstance(module, nn.Conv2d))
     hook = stem.register_forward_pre_hook(count)
     start = clock(device)
-    torch.stack(list(objective.train()(batch).values())).sum().backward()  # type: ignore[no-untyped-call]
+    objective.train()
+    torch.stack(list(objective(batch, objective.attack(batch)).values())).sum().backward()  # type: ignore[no-untyped-call]
     seconds = clock(device) - start
     hook.remove()
     return seconds, sum(seen) / size

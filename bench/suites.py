@@ -22,10 +22,11 @@ class Training:
     weight_decay: float = 5e-4
     schedule: Literal["multistep", "onecycle"] = "multistep"
     milestones: tuple[float, ...] = (0.5, 0.75)  # fractions of the epochs; the rate falls tenfold at each
-    averaging: Literal["none", "ema", "swa"] = "none"
+    averaging: tuple[str, ...] = ("ema", "swa")  # which averages of the weights are kept beside best and last
     ema_decay: float = 0.999
     swa_start: float = 0.5  # fraction of the epochs
     validate_every: int = 1  # epochs
+    awp: float = 0.0  # size of the adversarial weight perturbation, relative to the weights
 
 
 @dataclass(frozen=True)
@@ -65,11 +66,11 @@ class Suite:
         return f"{self.name}@{self.version}"
 
 
-QUICK = Training(epochs=30, batch=64, lr=0.2, schedule="onecycle", averaging="ema", ema_decay=0.98)
+QUICK = Training(epochs=30, batch=64, lr=0.2, schedule="onecycle", ema_decay=0.98)
 
 DIGITS = Suite(
     name="digits",
-    version=2,
+    version=3,
     about="scikit-learn's 8x8 scanned digits, two tiny students: nothing to download, minutes on a laptop",
     datasets=("digits",),
     students=("resnet8-w4", "resnet8-w8"),
@@ -83,11 +84,11 @@ DIGITS = Suite(
     inner_steps=5,
 )
 
-MINI = Training(epochs=10, lr=0.1, schedule="onecycle", averaging="ema", ema_decay=0.99)
+MINI = Training(epochs=10, lr=0.1, schedule="onecycle", ema_decay=0.99)
 
 CIFAR_MINI = Suite(
     name="cifar-mini",
-    version=1,
+    version=2,
     about="10,000 training and 1,000 test images of CIFAR-10, a small student: a quarter of an hour on two CPU cores",
     datasets=("cifar10",),
     students=("resnet8-w16-s2",),
@@ -105,7 +106,7 @@ CIFAR_MINI = Suite(
     limit_aa=500,
 )
 
-LONG = Training(epochs=200, milestones=(0.5, 0.75), averaging="ema", ema_decay=0.9995)
+LONG = Training(epochs=200, milestones=(0.5, 0.75), ema_decay=0.9995)
 
 CIFAR = Suite(
     name="cifar",
@@ -118,10 +119,10 @@ CIFAR = Suite(
     eps=8 / 255,
     inner_step=2 / 255,
     inner_steps=10,
-    full_checkpoints=("best", "last", "averaged"),
+    full_checkpoints=("best", "last", "ema", "swa"),
 )
 
-FAST = Training(epochs=30, schedule="onecycle", averaging="ema", ema_decay=0.999)
+FAST = Training(epochs=30, schedule="onecycle", ema_decay=0.999)
 
 CIFAR_FAST = replace(
     CIFAR,

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from bench import data as data_module
+from bench.awp import perturbed
 from bench.data import Data, Split
 from bench.errors import BenchError, UsageError
 from bench.models.checkpoint import read, save
@@ -43,8 +44,12 @@ class Objective(nn.Module):
             student, {role: net.eval().requires_grad_(False) for role, net in teachers.items()}, self.parts
         )
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        return self.method.loss(self.nets, batch)
+    def attack(self, batch: Batch) -> Tensor:
+        """The method's adversarial images for a batch."""
+        return self.method.attack(self.nets, batch)
+
+    def forward(self, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
+        return self.method.loss(self.nets, batch, adv)
 
 
 @dataclass
@@ -83,13 +88,16 @@ class Trainer:
         self.budget = Budget(spec.eps, spec.inner_step, spec.inner_steps)
         self.steps = len(data.train.x) // training.batch
         self.optimiser = torch.optim.SGD(
-            objective.parameters(), lr=training.lr, momentum=training.momentum, weight_decay=training.weight_decay
+            objective.method.groups(objective.nets),
+            lr=training.lr,
+            momentum=training.momentum,
+            weight_decay=training.weight_decay,
         )
-        self.averaged = average(objective.student, training)
+        self.averages = {kind: average(objective.student, kind, training) for kind in training.averaging}
         self.state = State()
 
     def fit(self, log: Log, tick: Tick) -> State:
-        """Runs the epochs that are left; writes best.pt, last.pt and averaged.pt into the work folder."""
+        """Runs the epochs that are left; writes best.pt, last.pt, ema.pt and swa.pt into the work folder."""
         self._resume()
         for row in self.state.history:
             log(row, int(row["epoch"]))
@@ -112,9 +120,8 @@ class Trainer:
             for name, term in self.step(batch, epoch * self.steps + step).items():
                 sums[name] = sums.get(name, torch.zeros_like(term)) + term
             tick("train", epoch * self.steps + step + 1, self.spec.training.epochs * self.steps)
-        training = self.spec.training
-        if self.averaged and training.averaging == "swa" and epoch >= training.swa_start * training.epochs:
-            self.averaged.update_parameters(self.objective.student)
+        if "swa" in self.averages and epoch >= int(self.spec.training.swa_start * self.spec.training.epochs):
+            self.averages["swa"].update_parameters(self.objective.student)
         means = {f"train/{name}": (total / self.steps).item() for name, total in sums.items()}
         for name, value in means.items():
             if not math.isfinite(value):
@@ -133,17 +140,30 @@ class Trainer:
 
     def step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """One update; returns the detached terms."""
+        rate = learning_rate(self.spec.training, step, self.spec.training.epochs * self.steps)
         for group in self.optimiser.param_groups:
-            group["lr"] = learning_rate(self.spec.training, step, self.spec.training.epochs * self.steps)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.spec.precision == "bf16"):
-            terms = self.objective(batch)
+            group["lr"] = rate * group.get("scale", 1.0)
+        with self.autocast():
+            adv = self.objective.attack(batch)
         self.optimiser.zero_grad(set_to_none=True)
-        torch.stack([term.float() for term in terms.values()]).sum().backward()  # type: ignore[no-untyped-call]
+        student, gamma = self.objective.student, self.spec.training.awp
+        with perturbed(student, self.objective, lambda: self.terms(batch, adv)[1], gamma):
+            terms, total = self.terms(batch, adv)
+            total.backward()  # type: ignore[no-untyped-call]
         self.optimiser.step()
         self.objective.method.after_step(self.objective.nets, batch)
-        if self.averaged and self.spec.training.averaging == "ema":
-            self.averaged.update_parameters(self.objective.student)
+        if "ema" in self.averages:
+            self.averages["ema"].update_parameters(student)
         return {name: term.detach() for name, term in terms.items()}
+
+    def terms(self, batch: Batch, adv: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """The loss's terms and their sum."""
+        with self.autocast():
+            terms = self.objective(batch, adv)
+        return terms, torch.stack([term.float() for term in terms.values()]).sum()
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.spec.precision == "bf16")
 
     def _validate(self, epoch: int) -> dict[str, float]:
         """Clean accuracy and accuracy under PGD with the training budget, on the validation images."""
@@ -162,8 +182,8 @@ class Trainer:
             self._write("best", self.objective.student)
         if state.epoch == self.spec.training.epochs:
             self._write("last", self.objective.student)
-            if self.averaged:
-                self._write("averaged", self.averaged.module)
+            for kind, averaged in self.averages.items():
+                self._write(kind, averaged.module)
         save(self.work / "state.pt", self._snapshot())
 
     def _write(self, name: str, net: nn.Module) -> None:
@@ -172,11 +192,10 @@ class Trainer:
         save(self.work / f"{name}.pt", {"state_dict": net.state_dict(), **meta})
 
     def _snapshot(self) -> dict[str, Any]:
-        averaged = self.averaged.state_dict() if self.averaged else {}
         return {
             "objective": self.objective.state_dict(),
             "optimiser": self.optimiser.state_dict(),
-            "averaged": averaged,
+            "averages": {kind: averaged.state_dict() for kind, averaged in self.averages.items()},
             "state": vars(self.state),
         }
 
@@ -190,16 +209,14 @@ class Trainer:
             raise BenchError(f"{error}; --force begins this run again") from error
         self.objective.load_state_dict(saved["objective"])
         self.optimiser.load_state_dict(saved["optimiser"])
-        if self.averaged:
-            self.averaged.load_state_dict(saved["averaged"])
+        for kind, averaged in self.averages.items():
+            averaged.load_state_dict(saved["averages"][kind])
         self.state = State(**saved["state"])
 
 
-def average(student: Net, training: Training) -> AveragedModel | None:
-    """The running average of the student, BatchNorm statistics included: per step for EMA, per epoch for SWA."""
-    if training.averaging == "none":
-        return None
-    ema = get_ema_multi_avg_fn(training.ema_decay) if training.averaging == "ema" else None  # type: ignore[no-untyped-call]
+def average(student: Net, kind: str, training: Training) -> AveragedModel:
+    """The running average of the student, BatchNorm statistics included: "ema" moves at each step, "swa" each epoch."""
+    ema = get_ema_multi_avg_fn(training.ema_decay) if kind == "ema" else None  # type: ignore[no-untyped-call]
     return AveragedModel(student, multi_avg_fn=ema, use_buffers=True)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from leaderboards import figure, protocol
 from leaderboards.markdown import first_run, number
+from leaderboards.published import HEAD
 from leaderboards.table import RANK, SECONDS, Group, Section, sections
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ def page(suite: str, found: list[Section]) -> str:
         sortable=_sortable,
         protocol=protocol.words,
         settings=protocol.settings,
+        published=HEAD,
         scatter=lambda group: Markup(figure.scatter(group)),
         newest=_newest,
         rank=RANK,

@@ -8,15 +8,16 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from leaderboards.table import SECONDS, Cell, Column, Group, Row, Section, sections
+from leaderboards.published import HEAD
+from leaderboards.table import RANK, SECONDS, Cell, Column, Group, Row, Section, sections
 
 if TYPE_CHECKING:
     import pandas as pd
 
 ABOUT = (
     "Accuracy in percent on the test set, for the checkpoint that validation chose; mean ± sample standard deviation "
-    "where there are several seeds. Sorted by AutoAttack, best in bold. Columns marked *last* and *averaged* are the "
-    "other two checkpoints of the same runs."
+    "where there are several seeds. Sorted by AutoAttack, best in bold. Columns marked *last*, *EMA* and *SWA* are the "
+    "other checkpoints of the same runs: of the last epoch and of two averages of the weights."
 )
 
 
@@ -62,6 +63,8 @@ def _group(group: Group) -> Iterator[str]:
     if group.ranked:
         yield "\n".join(_table(group))
     yield group.noise
+    if group.footnote:
+        yield escape(group.footnote)
     if group.incomplete:
         yield "Incomplete, not ranked:"
         yield "\n".join(f"- {_who(row)}: no {', '.join(map(escape, row.missing))}" for row in group.incomplete)
@@ -72,16 +75,23 @@ def _group(group: Group) -> Iterator[str]:
 
 
 def _table(group: Group) -> Iterator[str]:
-    yield _line(*group.heads, *(escape(column.label) for column in group.columns))
+    apart = bool(group.footnote)  # a last column for what was published
+    yield _line(*group.heads, *(escape(column.label) for column in group.columns), *[f"*{HEAD}*"] * apart)
     texts = len(group.heads) - 1
-    yield _line(*["---"] * texts, *["---:"] * (1 + len(group.columns)))
+    yield _line(*["---"] * texts, *["---:"] * (1 + len(group.columns)), *["---"] * apart)
     for row in group.ranked:
-        yield _line(*map(escape, group.lead(row)), *(_cell(group, row, column) for column in group.columns))
+        cells = (_cell(group, row, column) for column in group.columns)
+        yield _line(*map(escape, group.lead(row)), *cells, *[_published(row)] * apart)
 
 
 def _cell(group: Group, row: Row, column: Column) -> str:
     text = number(row[column.metric], column)
     return f"**{text}**" if row[column.metric].mean == group.best(column) else text
+
+
+def _published(row: Row) -> str:
+    found = row.published
+    return escape(f"{found.span} ({found.remark(row[RANK].mean)})") if found else ""
 
 
 def _who(row: Row) -> str:

@@ -31,7 +31,7 @@ TAGS = (
     "command",
 )
 COLUMNS = ("experiment", "suite", "version", *TAGS, "run_id", "start_time", "superseded")
-METRICS = ("test/", "test_last/", "test_averaged/", "cost/", "val/")
+METRICS = ("test/", "test_last/", "test_ema/", "test_swa/", "cost/", "val/")
 PAGE = 1000
 PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 CONNECT_SECONDS = 10

@@ -9,7 +9,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from leaderboards import published
 from leaderboards.noise import sentence
+from leaderboards.published import Published
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,7 +26,7 @@ LABELS = {
     "aa": "AutoAttack",
     "worst": "Worst",
 }
-CHECKPOINTS = {"test_last": "last", "test_averaged": "averaged"}
+CHECKPOINTS = {"test_last": "last", "test_ema": "EMA", "test_swa": "SWA"}
 SECONDS = "cost/train_seconds"
 KEYS = ("dataset", "student", "method", "variant", "changed", "teacher")  # what makes a row; runs in it are seeds
 PROTOCOL = ("training.", "eps", "inner_", "limit_", "attacks", "precision")  # params that make another experiment
@@ -63,6 +65,7 @@ class Row:
     notes: tuple[str, ...]
     missing: tuple[str, ...] = ()
     flags: tuple[tuple[str, str], ...] = ()  # name of a sanity flag, how often it was raised and on what evidence
+    published: Published | None = None  # never among the cells: nothing here measured it
 
     @property
     def remarks(self) -> list[str]:
@@ -100,6 +103,11 @@ class Group:
         """What stands under `heads`."""
         middle = (row.dataset, row.student) if self.of_teachers else (row.teacher,)
         return (row.label, *middle, str(row.seeds))
+
+    @property
+    def footnote(self) -> str:
+        """What the published values of the ranked rows are; "" where there are none, and then no column for them."""
+        return published.footnote(row.published for row in self.ranked)
 
     def best(self, column: Column) -> float:
         """The highest mean of an accuracy among ranked rows; NaN for cost and for a lone row."""
@@ -192,6 +200,7 @@ def _row(columns: Iterable[Column], runs: pd.DataFrame) -> Row:
         notes=tuple(_notes(runs, cells[RANK].n if RANK in cells else 0)),
         missing=tuple(missing),
         flags=tuple(_flags(runs["flags"])),
+        published=published.find(runs),
     )
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from methods.base import Method
 
-SUPPORT = {"__init__", "base", "contract", "contrast", "inner"}
+SUPPORT = {"__init__", "adaptive", "base", "contract", "contrast", "inner", "recipes"}
 
 
 def builtin() -> list[str]:

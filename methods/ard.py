@@ -1,9 +1,8 @@
 """Adversarially robust distillation (ARD).
 
-Paper: Goldblum, Fowl, Feizi and Goldstein, "Adversarially Robust Distillation", AAAI 2020.
-From the paper: teacher on clean images, student on adversarial ones, inner maximisation of the cross-entropy.
-From the authors' code: alpha = 1, tau = 30. Left out as quirks of that code: KL divided by the number of classes, attack
-in train mode, an extra clean forward of weight 0 (all change BatchNorm statistics or loss scale).
+Paper: Goldblum, Fowl, Feizi and Goldstein, "Adversarially Robust Distillation", AAAI 2020: teacher on clean images,
+student on adversarial ones, inner maximisation of the cross-entropy.
+Code: goldblum/AdversariallyRobustDistillation at 779ade36d6; alpha = 1 and tau = 30 are from it.
 """
 
 from __future__ import annotations
@@ -14,24 +13,35 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from methods.base import Batch, Method, Nets, hp, kl
+from methods.base import Batch, Method, Nets, hp, kl, quirk, scale
 from methods.inner import ce, pgd
+from methods.recipes import STUCK
 
 
 @dataclass(frozen=True)
 class Ard(Method):
     """(1 - alpha) CE(S(x), y) + alpha tau^2 KL(T(x) || S(x~)), softened by tau; x~ = argmax CE(S(x~), y)."""
 
-    alpha: float = hp(1.0, "share of the distillation term", low=0.0, high=1.0)
-    tau: float = hp(30.0, "temperature", low=1.0, high=30.0, log=True)
+    recipe = STUCK
 
-    def loss(self, nets: Nets, batch: Batch) -> dict[str, Tensor]:
-        with torch.no_grad():
-            target = nets.teacher(batch.x)
-        adv = pgd(nets.student, batch.x, ce(batch.y), batch.budget)
-        terms = {"kl_adv": self.alpha * self.tau**2 * kl(target, nets.student(adv), self.tau).mean()}
+    alpha: float = hp(1.0, "share of the distillation term", low=0.0, high=1.0, most=1.0)
+    tau: float = hp(30.0, "temperature", low=1.0, high=30.0, log=True, above=0.0)
+    reduction: str = quirk("batchmean", "mean", "KL averaged over the classes too: a tenth of it on 10 classes")
+    train_mode_attack: bool = quirk(False, True, "BatchNorm's statistics move at each step of the attack")
+    extra_forward: bool = quirk(False, True, "a clean forward of weight 0 moves BatchNorm's statistics")
+
+    def attack(self, nets: Nets, batch: Batch) -> Tensor:
+        return pgd(nets.student, batch.x, ce(batch.y), batch.budget, train=self.train_mode_attack)
+
+    def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
+        target = nets.clean(batch)
+        weight = self.alpha * self.tau**2 * scale(self.reduction, target.shape[1])
+        terms = {"kl_adv": weight * kl(target, nets.student(adv), self.tau).mean()}
         if self.alpha < 1:
             terms["ce"] = (1 - self.alpha) * F.cross_entropy(nets.student(batch.x), batch.y)
+        elif self.extra_forward:
+            with torch.no_grad():
+                nets.student(batch.x)
         return terms
 
 

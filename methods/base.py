@@ -17,7 +17,11 @@ from torch import Tensor, nn
 
 from methods.inner import Budget
 
-__all__ = ["Batch", "Budget", "Method", "Net", "Nets", "hp", "kl"]
+__all__ = ["RECIPE", "Batch", "Budget", "Method", "Net", "Nets", "hp", "kl", "official", "quirk", "scale", "trust"]
+
+
+# What of the training protocol an authors' script may set otherwise: fields of the harness's own description of training.
+RECIPE = ("epochs", "batch", "lr", "weight_decay", "schedule", "milestones", "averaging", "swa_start")
 
 
 class Net(nn.Module):
@@ -66,6 +70,9 @@ class Batch:
     epochs: int
     num_train: int
     budget: Budget
+    known: dict[nn.Module, Tensor] = dataclasses.field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )  # see Nets.clean
 
 
 @dataclass(frozen=True)
@@ -81,6 +88,14 @@ class Nets:
         """The robust teacher: frozen, in eval mode."""
         return self.teachers["robust"]
 
+    def clean(self, batch: Batch, role: str = "robust") -> Tensor:
+        """A teacher's logits of the clean images, (B, C) without gradient, computed once a batch."""
+        teacher = self.teachers[role]
+        if teacher not in batch.known:
+            with torch.no_grad():
+                batch.known[teacher] = teacher(batch.x)
+        return batch.known[teacher]
+
 
 def hp(
     default: Any,
@@ -90,42 +105,106 @@ def hp(
     high: float | None = None,
     log: bool = False,
     choices: tuple[Any, ...] = (),
+    above: float | None = None,
+    most: float | None = None,
+    official: Any = None,
 ) -> Any:
-    """A hyper-parameter: default, meaning and search range (a numeric interval or choices), stated once."""
+    """A hyper-parameter: default, meaning and search range (a numeric interval or choices), stated once.
+
+    Values outside the search range are accepted, unless they are not above `above` (a temperature, say, must be above
+    0), more than `most` (a share 1), or negative where the range is not. official: the value in the authors' script,
+    where it is another.
+    """
     search = {"low": low, "high": high, "log": log, "choices": choices}
-    return dataclasses.field(default=default, metadata={"help": help, "search": search})
+    metadata = {"help": help, "search": search, "above": above, "most": most, "official": official}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def quirk(default: Any, official: Any, why: str) -> Any:
+    """A switch between the paper's loss and what the authors' script does instead, and in what that matters.
+
+    `--official` sets it; it is no hyper-parameter, so it is not tuned.
+    """
+    choices = () if isinstance(default, bool) else (default, official)
+    search = {"low": None, "high": None, "log": False, "choices": choices}
+    return dataclasses.field(default=default, metadata={"help": why, "search": search, "official": official})
 
 
 @dataclass(frozen=True)
 class Method:
-    """Base of all methods. Values are compared, hashed into the record and shown on the command line by field."""
+    """Base of all methods. Values are compared, hashed into the record and shown on the command line by field.
 
-    requires: ClassVar[tuple[str, ...]] = ("robust",)  # roles of the teachers that `loss` reads; () = teacher-free
-    adversarial: ClassVar[bool] = True  # False: no inner attack, so a step costs no attack passes
+    A step is `attack`, `loss` at the images found, the optimiser's update, `after_step`. What a method learns or counts
+    lives in the modules that `build` makes, never in itself.
+    """
+
+    requires: ClassVar[tuple[str, ...]] = ("robust",)  # roles of the teachers that are read; () = teacher-free
+    recipe: ClassVar[tuple[tuple[str, Any, str], ...]] = ()  # what the authors' script sets of RECIPE, what is odd
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             check_range(field, getattr(self, field.name))
 
+    @property
+    def adversarial(self) -> bool:
+        """Whether the loss sees attacked images: cost, and the rule for the best checkpoint, follow it."""
+        return type(self).attack is not Method.attack
+
     def build(self, student: Net, teachers: dict[str, Net], num_train: int) -> dict[str, nn.Module]:
         """Trainable parts and buffers beyond the student, saved with it."""
         return {}
 
-    def loss(self, nets: Nets, batch: Batch) -> dict[str, Tensor]:
-        """Named scalar terms, already weighted; the harness minimises their sum and logs each."""
+    def groups(self, nets: Nets) -> list[dict[str, Any]]:
+        """The optimiser's parameter groups: SGD options, and `scale`, a factor on the suite's learning rate."""
+        return [{"params": [*nets.student.parameters(), *nets.parts.parameters()]}]
+
+    def attack(self, nets: Nets, batch: Batch) -> Tensor:
+        """The inner problem: adversarial images for the batch, (B, C, H, W); the clean ones if there is none."""
+        return batch.x
+
+    def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
+        """The outer problem at the images `adv` that `attack` found: named scalar terms, already weighted.
+
+        The harness minimises their sum and logs each.
+        """
         raise NotImplementedError
 
     def after_step(self, nets: Nets, batch: Batch) -> None:
-        """Runs after the optimiser's step (memory banks, loss weights)."""
+        """Runs after the optimiser's step (loss weights, temperatures)."""
+
+
+def official(form: type[Method]) -> dict[str, Any]:
+    """The hyper-parameters and switches that `--official` sets, by name."""
+    values = {field.name: field.metadata.get("official") for field in dataclasses.fields(form)}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def check_range(field: dataclasses.Field[Any], value: Any) -> None:
-    """Raises ValueError, naming field and value, when a value is not finite or not one of its declared choices."""
-    choices = field.metadata.get("search", {}).get("choices")
-    if choices and value not in choices:
-        raise ValueError(f"{field.name} = {value!r}: choose from {', '.join(map(str, choices))}")
-    if isinstance(value, float) and not math.isfinite(value):
+    """Raises ValueError, naming field and value, for what is not finite, not a declared choice or out of bounds."""
+    search = field.metadata.get("search", {})
+    above, most = field.metadata.get("above"), field.metadata.get("most")
+    if search.get("choices") and value not in search["choices"]:
+        raise ValueError(f"{field.name} = {value!r}: choose from {', '.join(map(str, search['choices']))}")
+    if isinstance(value, (bool, str)):
+        return
+    if not math.isfinite(value):
         raise ValueError(f"{field.name} = {value!r} is not finite")
+    if above is not None and value <= above:
+        raise ValueError(f"{field.name} = {value!r}: more than {above:g}")
+    if value < 0 <= (search.get("low") or 0):
+        raise ValueError(f"{field.name} = {value!r}: not negative")
+    if most is not None and value > most:
+        raise ValueError(f"{field.name} = {value!r}: at most {most:g}")
+
+
+def scale(reduction: str, classes: int) -> float:
+    """What stands before the batch's mean KL: "mean" averages over the classes too, "tenth" as if they were always 10."""
+    return {"batchmean": 1.0, "mean": 1 / classes, "tenth": 0.1}[reduction]
+
+
+def trust(logits: Tensor, y: Tensor) -> Tensor:
+    """The probability of the true class: (B, C), (B,) -> (B,)."""
+    return logits.softmax(dim=1).gather(1, y[:, None]).squeeze(1)
 
 
 def kl(target: Tensor, logits: Tensor, tau: float = 1.0) -> Tensor:

@@ -24,13 +24,13 @@ from typing import Any, ClassVar, get_type_hints
 import torch
 from torch import Tensor, nn
 
-from methods.base import Batch, Budget, Method, Net, Nets
+from methods.base import RECIPE, Batch, Budget, Method, Net, Nets, official
 
 # The flags of `run` and words kept for it: no hyper-parameter may be called so.
 RESERVED = frozenset(
     {"store", "data_root", "device", "suite", "dataset", "limit_train", "limit_test", "precision", "force"}
-    | {"method", "student", "teacher", "seeds", "epochs", "dry_run"}
-    | {"help", "executor", "workers", "config", "base"}
+    | {"method", "student", "teacher", "seeds", "epochs", "official", "awp", "dry_run"}
+    | {"help", "executor", "workers", "config"}
 )
 EPOCHS = 3
 NUM_TRAIN = 64
@@ -79,23 +79,29 @@ def every_epoch(batch: Batch) -> list[Batch]:
     return [dataclasses.replace(batch, epoch=epoch) for epoch in range(batch.epochs)]
 
 
-def total(terms: dict[str, Tensor]) -> Tensor:
+def total(parts: dict[str, Tensor]) -> Tensor:
     """What the harness minimises."""
-    return torch.stack([term.float() for term in terms.values()]).sum()
+    return torch.stack([term.float() for term in parts.values()]).sum()
 
 
-def terms_of(case: Method, nets: Nets, batch: Batch, seed: int = 0) -> dict[str, float]:
-    """The loss as plain numbers, with its random numbers seeded."""
+def terms(case: Method, nets: Nets, batch: Batch) -> dict[str, Tensor]:
+    """The loss at the images that the attack finds."""
+    return case.loss(nets, batch, case.attack(nets, batch))
+
+
+def values(case: Method, nets: Nets, batch: Batch, seed: int = 0) -> dict[str, float]:
+    """The terms as plain numbers, with their random numbers seeded."""
     torch.manual_seed(seed)
-    return {name: term.item() for name, term in case.loss(nets, batch).items()}
+    return {name: term.item() for name, term in terms(case, nets, batch).items()}
 
 
 def train(case: Method, nets: Nets, batches: Sequence[Batch]) -> list[float]:
     """One step a batch, as the harness makes it; returns the losses."""
-    optimiser = torch.optim.SGD(nn.ModuleList([nets.student, nets.parts]).parameters(), lr=0.02)
+    groups = [{**group, "lr": 0.02 * group.get("scale", 1.0)} for group in case.groups(nets)]
+    optimiser = torch.optim.SGD(groups, lr=0.02)
     losses = []
     for batch in batches:
-        loss = total(case.loss(nets, batch))
+        loss = total(terms(case, nets, batch))
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
@@ -143,12 +149,20 @@ class Contract:
             if search["choices"]:
                 assert default in search["choices"], f"{field.name}: default {default!r} is not among the choices"
                 assert all(type(choice) is kind for choice in search["choices"]), f"{field.name}: a choice's type"
-            elif kind is not bool:
+            elif kind in (int, float):
                 low, high = search["low"], search["high"]
                 assert None not in (low, high), f"{field.name}: no search range"
                 assert low < high, f"{field.name}: {low} < {high} is false"
                 assert low <= default <= high, f"{field.name}: {low} <= {default} <= {high} is false"
                 assert low > 0 or not search["log"], f"{field.name}: a logarithmic range starts above 0"
+
+    def test_official_form_is_declared(self, case: Method) -> None:
+        """What `--official` sets can be set, and each deviation of the training says what is odd."""
+        form = type(case)
+        form(**official(form))
+        for name, _, reason in form.recipe:
+            assert name in RECIPE, f"{name}: no field of the training, which has {', '.join(RECIPE)}"
+            assert reason.strip(), f"{name}: no reason"
 
     def test_no_flag_is_shadowed(self, case: Method) -> None:
         taken = RESERVED & {field.name for field in dataclasses.fields(case)}
@@ -173,9 +187,9 @@ class Contract:
         for y in ([0, 0], [1, 2], [label % classes for label in range(12)]):
             nets = networks(case, classes)
             for batch in every_epoch(images(y)):
-                terms = case.loss(nets, batch)
-                assert terms, "no terms"
-                for name, term in terms.items():
+                found = terms(case, nets, batch)
+                assert found, "no terms"
+                for name, term in found.items():
                     assert name.isidentifier(), f"{name!r} is no name"
                     assert term.shape == (), f"{name} has the shape {tuple(term.shape)}"
                     assert term.isfinite(), f"{name} is {term.item()} in epoch {batch.epoch} with labels {y}"
@@ -186,8 +200,8 @@ class Contract:
             nets = networks(case, classes)
             for batch in every_epoch(images([label % classes for label in range(12)])):
                 with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                    terms = case.loss(nets, batch)
-                total(terms).backward()  # type: ignore[no-untyped-call]
+                    found = terms(case, nets, batch)
+                total(found).backward()  # type: ignore[no-untyped-call]
             for name, value in nn.ModuleDict({"student": nets.student, "parts": nets.parts}).named_parameters():
                 if value.requires_grad:
                     gradient = torch.zeros(1) if value.grad is None else value.grad
@@ -222,7 +236,7 @@ class Contract:
         before = [module.training for module in modules], [value.requires_grad for value in values]
         assert nets.student.training, "build changed the student's mode"
         for batch in every_epoch(images([0, 1, 2, 0])):
-            case.loss(nets, batch)
+            terms(case, nets, batch)
             case.after_step(nets, batch)
             assert [module.training for module in modules] == before[0], "a module was left in another mode"
             assert [value.requires_grad for value in values] == before[1], "requires_grad was changed"
@@ -230,7 +244,7 @@ class Contract:
     def test_same_seed_same_terms(self, case: Method) -> None:
         """Bit for bit: random numbers come from torch's generator alone."""
         for batch in every_epoch(images([0, 1, 2, 0])):
-            first, again = (terms_of(case, networks(case), batch) for _ in range(2))
+            first, again = (values(case, networks(case), batch) for _ in range(2))
             assert first == again, f"{first} becomes {again}"
 
     def test_state_is_saved(self, case: Method) -> None:
@@ -243,14 +257,21 @@ class Contract:
         for role, teacher in resumed.teachers.items():
             teacher.load_state_dict(copied(nets.teachers[role]))
         again = type(case)(**dataclasses.asdict(case))
-        expected, found = terms_of(case, nets, batches[2]), terms_of(again, resumed, batches[2])
+        expected, found = values(case, nets, batches[2]), values(again, resumed, batches[2])
         assert expected == found, f"{expected} becomes {found}"
+
+    def test_attack_stays_in_the_ball(self, case: Method) -> None:
+        for batch in every_epoch(images([0, 1, 2, 0])):
+            adv = case.attack(networks(case), batch)
+            assert not adv.requires_grad, "the images require a gradient"
+            assert (adv - batch.x).abs().max() <= batch.budget.eps + 1e-6, "outside the ball"
+            assert torch.equal(adv, adv.clamp(0, 1)), "outside [0, 1]"
 
     def test_attack_is_declared(self, case: Method) -> None:
         """`adversarial` says whether the loss depends on the attack budget: cost and best checkpoint follow it."""
         batch = images([0, 1, 2, 0])
         weak, strong = (
-            [terms_of(case, networks(case), dataclasses.replace(each, budget=budget)) for each in every_epoch(batch)]
+            [values(case, networks(case), dataclasses.replace(each, budget=budget)) for each in every_epoch(batch)]
             for budget in (Budget(0, 0, 0), Budget(0.3, 0.1, 5))
         )
         assert (weak != strong) == case.adversarial, f"adversarial = {case.adversarial} is not what the loss shows"

@@ -14,6 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from methods.base import Nets, trust
+from methods.inner import Objective
+
 Z_MOMENTUM = 0.99
 
 
@@ -102,3 +105,19 @@ class Contrast(nn.Module):
         size = len(self.bank_y)
         for bank, new in ((self.bank_s, s), (self.bank_t, t), (self.bank_y, y)):
             bank.copy_(torch.cat([new, bank])[:size])
+
+
+def weights(kind: str, beta: float, target: Tensor, y: Tensor) -> Tensor:
+    """How far the teacher can be trusted: (B, C) logits, (B,) labels -> (B,) of mean 1, or all 0 if it is never right."""
+    if kind == "none":
+        return torch.ones_like(target[:, 0])
+    w = trust(target, y) ** beta if kind == "prob" else (target.argmax(dim=1) == y).float()
+    return w / w.mean().clamp(min=1e-6)
+
+
+def away(nets: Nets, x: Tensor) -> Objective:
+    """1 - cos between the student's embedding of what is attacked and the teacher's of the clean images x, summed."""
+    contrast: Contrast = nets.parts["contrast"]  # type: ignore[assignment]
+    with torch.no_grad():
+        anchor = contrast.embed_t(nets.teacher.features(x))
+    return lambda net, adv: (1 - (contrast.embed_s(net.features(adv)) * anchor).sum(dim=1)).sum()  # type: ignore[operator]

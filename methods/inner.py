@@ -56,6 +56,16 @@ def kl_to(target: Tensor) -> Objective:
     return lambda net, adv: F.kl_div(F.log_softmax(net(adv), dim=1), soft, reduction="sum")
 
 
+def kl_between(teacher: nn.Module) -> Objective:
+    """KL(softmax(teacher(adv)) || softmax(net(adv))), with the gradient through the frozen teacher as well."""
+
+    def disagreement(net: nn.Module, adv: Tensor) -> Tensor:
+        target, logits = teacher(adv).log_softmax(dim=1), net(adv).log_softmax(dim=1)
+        return F.kl_div(logits, target, reduction="sum", log_target=True)
+
+    return disagreement
+
+
 def pgd(
     net: nn.Module,
     x: Tensor,
@@ -63,15 +73,15 @@ def pgd(
     budget: Budget,
     *,
     start: Start = "uniform",
-    bn: Literal["eval", "train"] = "eval",
+    train: bool = False,
 ) -> Tensor:
     """Adversarial images for x: (B, C, H, W) in [0, 1], that ascend `objective(net, adv)`, a sum over the batch.
 
-    start: uniform in the ball, "gauss" (0.001 N(0, 1)) or none. bn: the mode `net` is attacked in; in "train" its
-    BatchNorm statistics move at every step. Gradients are taken for the input only; parameters' .grad stay untouched.
+    start: uniform in the ball, "gauss" (0.001 N(0, 1)) or none. train: attack `net` in train mode, so that its BatchNorm
+    statistics move at every step. Gradients are taken for the input only; parameters' .grad stay untouched.
     """
     adv = x + _noise(x, budget.eps, start)
-    with torch.enable_grad(), mode(net, bn == "train"):
+    with torch.enable_grad(), mode(net, train):
         for _ in range(budget.steps):
             adv = adv.detach().clamp(0, 1).requires_grad_()
             (gradient,) = torch.autograd.grad(objective(net, adv), adv)

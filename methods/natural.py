@@ -15,9 +15,8 @@ class Natural(Method):
     """CE(S(x), y)."""
 
     requires = ()
-    adversarial = False
 
-    def loss(self, nets: Nets, batch: Batch) -> dict[str, Tensor]:
+    def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
         return {"ce": F.cross_entropy(nets.student(batch.x), batch.y)}
 
 

@@ -22,8 +22,10 @@ class PgdAt(Method):
 
     requires = ()
 
-    def loss(self, nets: Nets, batch: Batch) -> dict[str, Tensor]:
-        adv = pgd(nets.student, batch.x, ce(batch.y), batch.budget)
+    def attack(self, nets: Nets, batch: Batch) -> Tensor:
+        return pgd(nets.student, batch.x, ce(batch.y), batch.budget)
+
+    def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
         return {"ce_adv": F.cross_entropy(nets.student(adv), batch.y)}
 
 

@@ -1,8 +1,8 @@
 """TRADES.
 
 Paper: Zhang et al., "Theoretically Principled Trade-off between Robustness and Accuracy", ICML 2019.
-From the authors' code: the clean target of the outer KL is not detached; the attack starts from Gaussian noise and sees
-the student in eval mode. Under the common protocol step and radius are the suite's (the authors: 0.007 and 0.031).
+Code: yaodongyu/TRADES at 6e8e11b7c2. From it: the clean target of the outer KL is not detached; the attack starts from
+Gaussian noise and sees the student in eval mode. Step and radius are the suite's (the authors: 0.007 and 0.031).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from methods.base import Batch, Method, Nets, hp, kl
 from methods.inner import kl_to, mode, pgd
+from methods.recipes import LIGHT
 
 
 @dataclass(frozen=True)
@@ -22,18 +23,25 @@ class Trades(Method):
     """CE(S(x), y) + beta KL(S(x) || S(x~)), x~ = argmax KL(S(x) || S(x~))."""
 
     requires = ()
+    recipe = (
+        ("epochs", 76, "stops early"),
+        ("schedule", "multistep", "as in the script"),
+        ("milestones", (75 / 76,), "so the rate falls for the last epoch alone"),
+        *LIGHT,
+    )
 
     beta: float = hp(6.0, "weight of the robust term", low=1.0, high=12.0)
 
-    def loss(self, nets: Nets, batch: Batch) -> dict[str, Tensor]:
-        student, x = nets.student, batch.x
-        with torch.no_grad(), mode(student, training=False):
-            target = student(x)
-        adv = pgd(student, x, kl_to(target), batch.budget, start="gauss")
-        clean = student(x)
+    def attack(self, nets: Nets, batch: Batch) -> Tensor:
+        with torch.no_grad(), mode(nets.student, training=False):
+            target = nets.student(batch.x)
+        return pgd(nets.student, batch.x, kl_to(target), batch.budget, start="gauss")
+
+    def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
+        clean = nets.student(batch.x)
         return {
             "ce": F.cross_entropy(clean, batch.y),
-            "kl_adv": self.beta * kl(clean, student(adv)).mean(),
+            "kl_adv": self.beta * kl(clean, nets.student(adv)).mean(),
         }
 
 

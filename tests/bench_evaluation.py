@@ -34,7 +34,10 @@ from methods.inner import ce, pgd
 EPS, SEED, BATCH = 8 / 255, 0, 250
 SUITE = ("fgsm", "pgd20", "pgd20_trades", "cw_inf", "aa")
 ROOT = os.environ.get("BENCH_DATA_ROOT", "data")
-pytestmark = pytest.mark.skipif(bool(data.missing("cifar10", ROOT)), reason="needs the real CIFAR-10 under data/")
+pytestmark = [
+    pytest.mark.timeout(7200),
+    pytest.mark.skipif(bool(data.missing("cifar10", ROOT)), reason="needs the real CIFAR-10 under data/"),
+]
 
 
 @dataclass(frozen=True)

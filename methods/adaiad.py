@@ -1,0 +1,38 @@
+"""AdaIAD: introspective distillation (IAD-I) at AdaAD's adversarial images, where the teacher sees them too.
+
+Paper: Huang et al., "Boosting Accuracy and Robustness of Student Models via Adaptive Adversarial Distillation", CVPR 2023.
+Code: boyellow/AdaAD at 9e5c6e5ff7. From it: the teacher's target at x~, beta = 0.1. Its temperature of 30 is a switch,
+because with it the self term, which is not softened there, is weighed otherwise than in IAD.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from methods.base import Batch, Nets, hp
+from methods.iad import Introspective
+from methods.inner import kl_between, pgd
+
+
+@dataclass(frozen=True)
+class Adaiad(Introspective):
+    """mean_i tau^2 [a_i KL(T(x~) || S(x~)) + (1 - a_i) KL(S(x) || S(x~))], x~ = argmax KL(T(x~) || S(x~)).
+
+    a_i = p_T(y_i | x~_i)^beta.
+    """
+
+    tau: float = hp(1.0, "temperature", low=1.0, high=30.0, log=True, above=0.0, official=30.0)
+
+    def attack(self, nets: Nets, batch: Batch) -> Tensor:
+        return pgd(nets.student, batch.x, kl_between(nets.teacher), batch.budget, start="gauss")
+
+    def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
+        with torch.no_grad():
+            target = nets.teacher(adv)
+        return self.introspect(nets, batch, adv, target, target)
+
+
+METHOD = Adaiad

@@ -1,0 +1,79 @@
+"""Cyclic iterative adversarial robustness distillation (CIARD).
+
+Paper: ICCV 2025: away from the natural teacher's mistakes, while the robust teacher learns on. Code: eminentgu/CIARD at
+93a9a2d9dc, the source of the formula: B-MTARD's temperatures, the push from the natural teacher where it is wrong at x~
+(the student softened by 5), both weights 1, the robust teacher trained from a sixth of the epochs with a thousandth of the
+rate and momentum 0.1. Assumed: the teacher stays in eval mode; its rate follows the suite's.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from methods.adaptive import Uncertainty, decay
+from methods.base import Batch, Method, Net, Nets, hp, kl, quirk
+from methods.inner import ce, mode, pgd
+from methods.recipes import LIGHT, LONGER
+
+
+@dataclass(frozen=True)
+class Ciard(Method):
+    """KL(T(x~) / t || S(x~)) + KL(N(x) / u || S(x)) - m mean_i [N wrong at x~_i] KL(N(x~) || S(x~) / 5); inner CE.
+
+    m: the power of ten that brings the push to the size of the smaller of the others; T: + CE(T(x~), y) after `begin`.
+    """
+
+    requires = ("robust", "natural")
+    recipe = (*LONGER[:1], *LIGHT)
+
+    rate: float = hp(0.001, "step of the temperatures", low=1e-4, high=0.1, log=True)
+    push: float = hp(1.0, "factor of the push; 0: none", low=0.0, high=2.0)
+    begin: float = hp(1 / 6, "share of the epochs before the robust teacher learns", low=0.0, high=1.0, most=1.0)
+    teacher_rate: float = hp(0.001, "its learning rate, in those of the student", low=1e-4, high=0.1, log=True)
+    train_mode_teacher: bool = quirk(
+        False, True, "the robust teacher's BatchNorm statistics drift from the first batch"
+    )
+
+    def build(self, student: Net, teachers: dict[str, Net], num_train: int) -> dict[str, nn.Module]:
+        learner = copy.deepcopy(teachers["robust"]).requires_grad_()
+        return {"uncertainty": Uncertainty(), "teacher": learner}
+
+    def groups(self, nets: Nets) -> list[dict[str, Any]]:
+        slow = {"momentum": 0.1, "weight_decay": 2e-4, "scale": self.teacher_rate}
+        return [{"params": [*nets.student.parameters()]}, {"params": [*nets.parts.parameters()], **slow}]
+
+    def attack(self, nets: Nets, batch: Batch) -> Tensor:
+        return pgd(nets.student, batch.x, ce(batch.y), batch.budget, start="gauss")
+
+    def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
+        with mode(nets.parts["teacher"], self.train_mode_teacher):
+            learner = nets.parts["teacher"](adv)
+        with torch.no_grad():
+            natural = nets.teachers["natural"](adv)
+            soft = nets.parts["uncertainty"](learner.detach(), nets.clean(batch, "natural"))
+        far, near = nets.student(adv), nets.student(batch.x)
+        terms = {"kl_robust": kl(soft[0], far).mean(), "kl_natural": kl(soft[1], near).mean()}
+        wrong = (natural.argmax(dim=1) != batch.y).float()
+        away = (wrong * kl(natural, far / 5)).sum() / wrong.sum().clamp(min=1)
+        smaller = torch.stack([term.detach() for term in terms.values()]).min()
+        terms["push"] = -self.push * magnitude(smaller) / magnitude(away.detach()) * away
+        if batch.epoch >= self.begin * batch.epochs:
+            terms["teacher_ce"] = F.cross_entropy(learner, batch.y)
+        return terms
+
+    def after_step(self, nets: Nets, batch: Batch) -> None:
+        nets.parts["uncertainty"].move(self.rate * decay(batch))  # type: ignore[operator]
+
+
+def magnitude(value: Tensor) -> Tensor:
+    """The power of ten not above it."""
+    return 10 ** value.clamp(min=1e-6).log10().floor()
+
+
+METHOD = Ciard

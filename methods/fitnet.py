@@ -1,0 +1,47 @@
+"""Feature regression (FitNet), a control: does it hand robustness on to match a robust teacher's features?
+
+Paper: Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015. Code: HobbitLong/RepDistiller at b84f547c5d, whose
+weight of 100 is the default. Assumed: penultimate features and not those of the second stage, as networks here promise no
+more; the adversarial form has both networks see x~.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from methods.base import Batch, Method, Net, Nets, hp
+from methods.inner import ce, pgd
+
+
+@dataclass(frozen=True)
+class Fitnet(Method):
+    """CE(S(v), y) + beta MSE(R f_S(v), f_T(v)), R: a linear regressor; v: clean images, or x~ = argmax CE(S(x~), y)."""
+
+    beta: float = hp(100.0, "weight of the regression", low=1.0, high=500.0, log=True)
+    inputs: str = hp("clean", "what both networks see", choices=("clean", "adv"))
+
+    @property
+    def adversarial(self) -> bool:
+        return self.inputs == "adv"
+
+    def build(self, student: Net, teachers: dict[str, Net], num_train: int) -> dict[str, nn.Module]:
+        return {"regressor": nn.Linear(student.width, teachers["robust"].width)}
+
+    def attack(self, nets: Nets, batch: Batch) -> Tensor:
+        return pgd(nets.student, batch.x, ce(batch.y), batch.budget) if self.adversarial else batch.x
+
+    def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
+        with torch.no_grad():
+            target = nets.teacher.features(adv)
+        found = nets.student.features(adv)
+        return {
+            "ce": F.cross_entropy(nets.student.head(found), batch.y),
+            "mse": self.beta * F.mse_loss(nets.parts["regressor"](found), target),
+        }
+
+
+METHOD = Fitnet

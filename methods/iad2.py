@@ -1,0 +1,55 @@
+"""Introspective adversarial distillation, second form (IAD-II), on top of AKD2: with a naturally trained second teacher.
+
+Paper: Zhu et al., "Reliable Adversarial Distillation with Unreliable Teachers", ICLR 2022. Code: ZFancy/IAD at
+a8091a8c75, the source of formula and defaults, as the paper's text could not be read. beta = 0 is AKD2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from methods.base import Batch, Method, Nets, hp, kl, quirk, trust
+from methods.inner import ce, pgd
+from methods.recipes import STUCK
+
+
+@dataclass(frozen=True)
+class Iad2(Method):
+    """(1 - u - v) CE(S(x~), y) + u R + v tau^2 KL(N(x~) || S(x~)), N: the natural teacher; inner CE.
+
+    R = tau^2 mean_i [a_i KL(T(x~) || S(x~)) + (1 - a_i) KL(S(x) || S(x~))], a_i = p_T(y_i | x~_i)^beta; u, v:
+    alpha_robust, alpha_natural.
+    """
+
+    requires = ("robust", "natural")
+    recipe = STUCK
+
+    alpha_robust: float = hp(0.5, "share of the robust teacher and oneself", low=0.0, high=0.7, most=1.0)
+    alpha_natural: float = hp(0.25, "share of the natural teacher", low=0.0, high=0.3, most=1.0)
+    beta: float = hp(0.1, "exponent of the teacher's reliability; 0 trusts the teacher fully", low=0.0, high=1.0)
+    tau: float = hp(1.0, "temperature of the teachers' terms", low=1.0, high=30.0, log=True, above=0.0)
+    begin: float = hp(0.0, "share of the epochs as AKD2", low=0.0, high=0.5, most=1.0, official=0.2)
+    train_mode_attack: bool = quirk(False, True, "BatchNorm's statistics move at each step of the attack")
+
+    def attack(self, nets: Nets, batch: Batch) -> Tensor:
+        return pgd(nets.student, batch.x, ce(batch.y), batch.budget, train=self.train_mode_attack)
+
+    def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
+        with torch.no_grad():
+            robust, natural = nets.teacher(adv), nets.teachers["natural"](adv)
+        a = trust(robust, batch.y) ** (0.0 if batch.epoch < self.begin * batch.epochs else self.beta)
+        far, near = nets.student(adv), nets.student(batch.x)
+        u, v = self.alpha_robust * self.tau**2, self.alpha_natural * self.tau**2
+        return {
+            "ce_adv": (1 - self.alpha_robust - self.alpha_natural) * F.cross_entropy(far, batch.y),
+            "kl_robust": u * (a * kl(robust, far, self.tau)).mean(),
+            "kl_self": u * ((1 - a) * kl(near, far)).mean(),
+            "kl_natural": v * kl(natural, far, self.tau).mean(),
+        }
+
+
+METHOD = Iad2

@@ -1,0 +1,66 @@
+"""Knowledge distillation with input gradient alignment (KDIGA).
+
+Paper: Shao et al., "How and When Adversarial Robustness Transfers in Knowledge Distillation?", arXiv 2110.12072, 2021.
+Code: RulinShao/AdversariallyRobustDistillation at 12e774f4b7. From it: alpha = gamma = 0.5, tau = 1; its second form,
+KDIGA-ARD, has both networks at x~ in the soft term. Assumed: the norm is one for each image, averaged over the batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from methods.base import Batch, Method, Nets, hp, kl, quirk, scale
+from methods.inner import ce, pgd
+
+
+@dataclass(frozen=True)
+class Kdiga(Method):
+    """(1 - alpha) CE(S(x), y) + alpha tau^2 KL(T(v) || S(v)) + gamma mean_i |grad_x CE(S(x_i)) - grad_x CE(T(x_i))|.
+
+    v: clean images, or x~ = argmax CE(S(x~), y).
+    """
+
+    alpha: float = hp(0.5, "share of the soft term", low=0.0, high=1.0, most=1.0)
+    gamma: float = hp(0.5, "weight of the gradients", low=0.05, high=50.0, log=True)
+    tau: float = hp(1.0, "temperature", low=1.0, high=30.0, log=True, above=0.0)
+    inputs: str = hp("clean", "what the soft term sees; adv: KDIGA-ARD", choices=("clean", "adv"))
+    reduction: str = quirk("batchmean", "mean", "KL averaged over the classes too: a tenth of it on 10 classes")
+
+    @property
+    def adversarial(self) -> bool:
+        return self.inputs == "adv"
+
+    def attack(self, nets: Nets, batch: Batch) -> Tensor:
+        return pgd(nets.student, batch.x, ce(batch.y), batch.budget) if self.adversarial else batch.x
+
+    def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
+        x = batch.x.detach().clone().requires_grad_()
+        with torch.enable_grad():
+            near, target = nets.student(x), nets.teacher(x)
+            own, theirs = (gradient(logits, x, batch.y, create) for logits, create in ((near, True), (target, False)))
+        gap = (own - theirs).flatten(1).norm(dim=1)
+        seen, soft = near, target.detach()
+        if self.adversarial:
+            with torch.no_grad():
+                soft = nets.teacher(adv)
+            seen = nets.student(adv)
+        weight = self.alpha * self.tau**2 * scale(self.reduction, soft.shape[1])
+        return {
+            "ce": (1 - self.alpha) * F.cross_entropy(near, batch.y),
+            "kl": weight * kl(soft, seen, self.tau).mean(),
+            "gradient": self.gamma * gap.mean(),
+        }
+
+
+def gradient(logits: Tensor, x: Tensor, y: Tensor, create: bool) -> Tensor:
+    """Of each image's own cross-entropy, shaped as x."""
+    loss = F.cross_entropy(logits.float(), y, reduction="sum")
+    (found,) = torch.autograd.grad(loss, x, create_graph=create, retain_graph=True)
+    return found
+
+
+METHOD = Kdiga

@@ -1,0 +1,34 @@
+"""Training as the authors' scripts do it, where several share it: (field, value, what is odd about it) each.
+
+Fields are those of the harness's own description of training, `methods.base.RECIPE`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+Recipe = tuple[tuple[str, Any, str], ...]
+
+LIGHT: Recipe = (("weight_decay", 2e-4, "less than half of this benchmark's"),)
+
+# ARD, IAD and Fair-ARD
+STUCK: Recipe = (
+    ("epochs", 200, "as in the script"),
+    ("schedule", "multistep", "as in the script"),
+    ("milestones", (0.5,), "the second fall multiplies the base rate again, so it does nothing"),
+    *LIGHT,
+)
+
+# RSLAD and what grew from its script
+FALLS = (215 / 300, 260 / 300, 285 / 300)
+LONGER: Recipe = (
+    ("epochs", 300, "half as long again as the methods it is compared with"),
+    ("schedule", "multistep", "as in the script"),
+    ("milestones", FALLS, "the rate stays high for longer and falls three times"),
+    *LIGHT,
+)
+
+
+def averaged(start: float) -> Recipe:
+    """SWA from a share of the epochs on, as the result."""
+    return (("averaging", ("swa",), "the result is the average's"), ("swa_start", start, "as in the script"))

@@ -1,0 +1,42 @@
+"""Robust representation matching (RRM): no attack; the student's clean features follow a robust teacher's.
+
+Paper: Vaishnavi, Eykholt and Rahmati, "Transferring Adversarial Robustness Through Robust Representation Matching", USENIX
+Security 2022. Code: Ethos-lab/robust-representation-matching at 29d18bba30; the weight 0.005 of the cross-entropy and the
+cosine of the penultimate features are from it. Assumed: a linear projection where the widths differ.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from methods.base import Batch, Method, Net, Nets, hp
+
+
+@dataclass(frozen=True)
+class Rrm(Method):
+    """alpha CE(S(x), y) + mean_i [1 - cos(f_S(x_i), f_T(x_i))], f: penultimate features."""
+
+    recipe = (("epochs", 48, "a quarter of the long suites here; its rate falls as a cosine"),)
+
+    alpha: float = hp(0.005, "weight of the cross-entropy", low=0.001, high=1.0, log=True)
+
+    def build(self, student: Net, teachers: dict[str, Net], num_train: int) -> dict[str, nn.Module]:
+        wide = teachers["robust"].width
+        return {} if wide == student.width else {"project": nn.Linear(student.width, wide)}
+
+    def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
+        with torch.no_grad():
+            target = nets.teacher.features(batch.x)
+        found = nets.student.features(batch.x)
+        seen = nets.parts["project"](found) if "project" in nets.parts else found
+        return {
+            "ce": self.alpha * F.cross_entropy(nets.student.head(found), batch.y),
+            "cosine": 1 - F.cosine_similarity(seen.float(), target.float()).mean(),
+        }
+
+
+METHOD = Rrm

@@ -1,0 +1,77 @@
+"""Sample-wise adaptive adversarial distillation (SAAD; SAAD-C with beta > 0).
+
+Paper: Lee and Chung, arXiv 2512.10275. From it: images on which the teacher is sure are weighed down by its entropy; AdaAD's
+inner problem is linearised, so a step costs one teacher backward and not ten; alpha = 1 and beta = 0.2 for CIFAR-10.
+Code: HongsinLee/saad at 295121c5d2. Assumed: the entropy of the clean term's weight is normalised by log C, and the slope
+has the factor 1.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from methods.base import Batch, Method, Nets, hp, kl, quirk
+from methods.igdm import gradient_gap
+from methods.inner import Objective, pgd
+from methods.recipes import averaged
+
+
+@dataclass(frozen=True)
+class Saad(Method):
+    """mean_i H_i [KL(T(x~) || S(x~)) + alpha IGDM_i] + beta mean_i (1 - H_i / log C) KL(T(x) || S(x)), H: T's entropy at x~.
+
+    x~ = argmax KL(T_lin(x~) || S(x~)); T_lin: clean logits, that of the true class corrected by its gradient.
+    """
+
+    recipe = averaged(95 / 200)
+
+    alpha: float = hp(1.0, "weight of the gradient term (20 on CIFAR-100)", low=0.1, high=30.0, log=True)
+    beta: float = hp(0.0, "weight of the clean term; SAAD-C: 0.2", low=0.0, high=1.0)
+    slope: float = hp(1.0, "factor of the linear correction", low=0.1, high=2.0, log=True)
+    shifted: bool = quirk(False, True, "weights are 5 (H_i - min H), and between 0 and 1 in the clean term")
+    ramp: bool = quirk(False, True, "alpha grows linearly over the epochs, as in IGDM")
+
+    def attack(self, nets: Nets, batch: Batch) -> Tensor:
+        return pgd(nets.student, batch.x, self.linearised(nets.teacher, batch), batch.budget, start="gauss")
+
+    def linearised(self, teacher: nn.Module, batch: Batch) -> Objective:
+        """KL(T_lin(adv) || S(adv)), summed over the batch."""
+        at = batch.x.detach().clone().requires_grad_()
+        with torch.enable_grad():
+            clean = teacher(at)
+            (slope,) = torch.autograd.grad(clean.gather(1, batch.y[:, None]).sum(), at)
+        true = torch.zeros_like(clean).scatter(1, batch.y[:, None], 1.0)
+
+        def disagreement(net: nn.Module, adv: Tensor) -> Tensor:
+            rise = self.slope * (slope * (adv - batch.x)).flatten(1).sum(dim=1, keepdim=True)
+            return kl(clean.detach() + rise * true, net(adv)).sum()
+
+        return disagreement
+
+    def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
+        with torch.no_grad():
+            target = nets.teacher(adv)
+        w, sure = self.weights(target)
+        alpha = self.alpha * (batch.epoch / batch.epochs if self.ramp else 1.0)
+        terms = {
+            "kl_adv": (w * kl(target, nets.student(adv))).mean(),
+            "igdm": alpha * (w * gradient_gap(nets, batch, adv)).mean(),
+        }
+        if self.beta:
+            terms["kl"] = self.beta * (sure * kl(nets.clean(batch), nets.student(batch.x))).mean()
+        return terms
+
+    def weights(self, target: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, C) teacher logits -> weights of the adversarial and the clean terms, (B,) each."""
+        entropy = torch.distributions.Categorical(logits=target.float()).entropy()  # type: ignore[no-untyped-call]
+        if self.shifted:
+            above = entropy - entropy.min()
+            return 5 * above, 1 - above / above.max().clamp(min=1e-6)
+        return entropy, 1 - entropy / math.log(target.shape[1])
+
+
+METHOD = Saad

@@ -1,0 +1,214 @@
+"""Published numbers: the file, the lookup, and their column in every format, apart from what was measured."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from test_leaderboards import NASTY, Reader, Store, scores
+
+import leaderboards
+import methods
+from bench import datasets, suites
+from leaderboards import html, markdown, published, store, table
+
+ROBUST = {"eps": 8 / 255, "limit_train": None}
+
+
+def plant(tracked: Store, method: str, aa: float, experiment: str = "cifar@1", **given: Any) -> None:
+    """A run of the published task unless `given` says otherwise."""
+    named = {"dataset": "cifar10", "student": "resnet18", "teacher": "resnet18-trades"} | given
+    params = ROBUST | named.pop("params", {})
+    metrics = scores(0.84, aa + 0.04, 60) | {"test/n": 10_000, "test/aa_n": 10_000} | named.pop("metrics", {})
+    tracked.run(method, aa, experiment, metrics=metrics, params=params, **named)
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    uri = f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
+    tracked = Store(uri)
+    plant(tracked, "rslad", 0.535)
+    plant(tracked, "rslad", 0.5001, teacher="trades_wrn34-10")
+    plant(tracked, "iad2", 0.4858, teacher="resnet18-pgd_at")
+    plant(tracked, "pgd_at", 0.4011, teacher="none")
+    plant(tracked, "gacd", 0.54)
+    plant(tracked, "rslad", 0.5, dataset="cifar100", student="mobilenetv2", params={"eps": 0.1})
+    plant(tracked, "trades", 0.48, role="teacher", teacher="none")
+    plant(tracked, "rslad", 0.3, "cifar-mini@1", student="resnet8-w16-s2", metrics={"test/n": 1_000, "test/aa_n": 500})
+    tracked.run("rslad", 0.7, "digits@2", metrics=scores(0.95, 0.75, 60))
+    return uri
+
+
+@pytest.fixture(scope="module")
+def runs(uri: str) -> pd.DataFrame:
+    return store.collect(uri)
+
+
+def cells(text: str, title: str) -> list[str]:
+    """The last cell of every line of the Markdown table under a title."""
+    lines = text.partition(f"### {title}\n\n")[2].partition("\n\n")[0].splitlines()
+    return [re.split(r" \| ", line.removesuffix(" |"))[-1] for line in lines]
+
+
+def test_every_number_is_well_formed() -> None:
+    frame = published._numbers()
+    assert set(frame["dataset"]) <= {"cifar10", "cifar100"} <= set(datasets.DATASETS)  # 10,000 test images each
+    assert set(frame["student"]) <= set(suites.CIFAR.students)
+    assert set(frame["attack"]) == {"aa", "clean"}
+    assert frame["accuracy_percent"].between(0, 100).all()
+    assert all(text.strip() for column in frame.columns.drop(["accuracy_percent", "note"]) for text in frame[column])
+    assert set(frame["method"]) <= set(methods.names())
+    assert not frame.duplicated(frame.columns.drop(["place", "note"]).tolist()).any()
+
+
+def test_a_clean_accuracy_is_never_below_its_robust_one() -> None:
+    keys = ["dataset", "student", "method", "teacher", "checkpoint", "source", "place"]
+    both = published._numbers().pivot_table("accuracy_percent", keys, "attack").dropna()
+    assert len(both) > 200
+    assert (both["clean"] > both["aa"]).all()
+
+
+def test_range_is_over_all_teachers_unless_ours_is_published() -> None:
+    rows = published._numbers().query("dataset == 'cifar10' and student == 'resnet18' and method == 'rslad'")
+    values = rows.loc[rows["attack"] == "aa", "accuracy_percent"]
+    every = published.lookup("cifar10", "resnet18", "rslad", "resnet18-trades", "aa")
+    assert every
+    assert (every.low, every.high) == (pytest.approx(values.min() / 100), pytest.approx(values.max() / 100))
+    assert every.teachers == "any teacher"
+    one = published.lookup("cifar10", "resnet18", "rslad", "TRADES_wrn34-10", "aa")
+    assert one
+    assert (one.low, one.high, one.teachers) == (0.5132, 0.5191, "this teacher")
+    assert set(one.sources) < set(every.sources)
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        ("cifar10", "resnet18", "gacd", "resnet18-trades"),
+        ("digits", "resnet18", "rslad", "x"),
+        ("cifar10", "resnet8-w16-s2", "rslad", "x"),
+    ],
+)
+def test_nothing_published_is_none(cell: tuple[str, str, str, str]) -> None:
+    assert published.lookup(*cell, "aa") is None
+
+
+@pytest.mark.parametrize(
+    ("ours", "difference", "remark"),
+    [
+        (0.5, 0.0, "2 sources, any teacher; ours within"),
+        (0.4996, -0.0004, "2 sources, any teacher; ours within"),  # as drawn
+        (0.48, -0.02, "2 sources, any teacher; ours 2.0 below"),
+        (0.533, 0.013, "2 sources, any teacher; ours 1.3 above"),
+        (math.nan, math.nan, "2 sources, any teacher"),
+    ],
+)
+def test_difference(ours: float, difference: float, remark: str) -> None:
+    found = published.Published(0.5, 0.52, "any teacher", ("A", "B"))
+    assert found.difference(ours) == pytest.approx(difference, nan_ok=True)
+    assert found.remark(ours) == remark
+    assert found.span == "50.00 to 52.00"
+    assert published.Published(0.5, 0.5, "", ("A",)).span == "50.00"
+    assert published.Published(0.5, 0.5, "", ("A",)).remark(0.5) == "1 source; ours within"
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"metrics": {"test/aa_n": 1_000}},
+        {"params": {"eps": 0.05}},
+        {"params": {"limit_train": 500}},
+        {"student": "resnet18-w16"},
+        {"dataset": "stl10"},
+    ],
+)
+def test_another_task_has_no_published_value(tmp_path: Path, given: dict[str, Any]) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    plant(Store(uri), "rslad", 0.5, **given)
+    assert published.HEAD not in markdown.render(store.collect(uri))
+    leaderboards.write(uri, tmp_path)
+    assert not [name for name in pd.read_csv(tmp_path / "leaderboard.csv") if name.startswith("published/")]
+
+
+def test_runs_that_did_not_record_their_task_have_none(runs: pd.DataFrame) -> None:
+    assert published.HEAD not in markdown.render(runs[list(store.COLUMNS)].assign(**{"test/aa": 0.5}))
+
+
+def test_markdown_has_a_last_column(runs: pd.DataFrame) -> None:
+    text = markdown.render(runs)
+    head, _, *lines = cells(text, "cifar10, resnet18")
+    assert head == "*Published AA*"
+    assert lines == [
+        "",  # gacd
+        "40.57 to 52.21 (9 sources, any teacher; ours 1.3 above)",
+        "51.32 to 51.91 (3 sources, this teacher; ours 1.3 below)",
+        "48.58 (1 source, this teacher; ours within)",
+        "40.85 to 48.04 (9 sources; ours 0.7 below)",
+    ]
+    assert cells(text, "Teachers")[2] == "46.46 to 49.69 (8 sources; ours within)"
+    assert "Published AA, not measured here and no part of the ranking" in text
+    assert "SAAD (arXiv 2512.10275v1)" in text
+
+
+def test_tables_without_published_values_have_no_column(runs: pd.DataFrame) -> None:
+    text = markdown.render(runs)
+    assert cells(text, "cifar100, mobilenetv2")[0] == "Train min"
+    assert published.HEAD not in text.partition("## digits@2")[2]
+    assert published.HEAD not in text.partition("## cifar-mini@1")[2].partition("\n## ")[0]
+    assert published.HEAD not in html.pages(runs)["digits.html"]
+    assert published.HEAD in html.pages(runs)["cifar.html"]
+
+
+def test_measured_values_are_untouched(runs: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
+    def shown() -> list[Any]:
+        groups = [group for section in table.sections(runs) for group in section.groups]
+        return [
+            (group.columns, group.noise, [(row.label, row.cells) for row in group.ranked], group.best(column))
+            for group in groups
+            for column in group.columns
+        ]
+
+    with_published = shown()
+    monkeypatch.setattr(published, "lookup", lambda *cell: None)
+    assert repr(shown()) == repr(with_published)
+    assert published.HEAD not in markdown.render(runs)
+
+
+def test_page_sets_them_apart(runs: pd.DataFrame) -> None:
+    page = html.pages(runs)["cifar.html"]
+    assert page.count('<th scope="col" class="published">Published AA</th>') == 2  # no button: nothing sorts by it
+    cell = r'<td class="published">40\.57 to 52\.21<span class="setting">9 sources, any teacher; ours 1\.3 above</span></td>'
+    assert len(re.findall(cell, page)) == 1
+    assert page.count('<td class="published"></td>') == 1  # gacd
+    assert "no part of the ranking" in Reader(page).text
+
+
+def test_csv_has_columns_at_its_end(uri: str, runs: pd.DataFrame, tmp_path: Path) -> None:
+    leaderboards.write(uri, tmp_path)
+    read = pd.read_csv(tmp_path / "leaderboard.csv")
+    assert list(read)[: len(runs.columns)] == list(runs)
+    assert all(name.startswith("published/") for name in list(read)[len(runs.columns) :])
+    first = read[(read["method"] == "rslad") & (read["teacher"] == "trades_wrn34-10")].iloc[0]
+    assert (first["published/aa_low"], first["published/aa_high"]) == (0.5132, 0.5191)
+    assert first["published/aa_difference"] == pytest.approx(0.5001 - 0.5132)
+    assert first["published/aa_teachers"] == "this teacher"
+    assert first["published/aa_sources"].count(";") == 2
+    assert first["published/clean_high"] >= first["published/clean_low"] > 0.8
+    assert read.loc[read["method"] == "gacd", "published/aa_low"].isna().all()
+
+
+def test_text_from_the_file_is_text(runs: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = published.Published(0.4, 0.5, NASTY, (NASTY,))
+    monkeypatch.setattr(published, "lookup", lambda *cell: found)
+    text, page = markdown.render(runs), html.pages(runs)["cifar.html"]
+    assert "<script" not in text
+    columns = {
+        len(re.findall(r"(?<!\\)\|", line)) for line in text.splitlines() if line.startswith(("| rslad", "| gacd"))
+    }
+    assert len(columns) <= 2  # with the column and without
+    assert Reader(page).tags.count("script") == 1
+    assert Reader(page).text.count(NASTY) > 5
