@@ -55,6 +55,10 @@ class Run(Protocol):
     teacher: Annotated[str, arg(metavar="NAME", help="robust, natural or an imported teacher")] = "robust"
     seeds: Annotated[str, arg(metavar="LIST", help="such as 0,1,2", help_behavior_hint="(default: the suite's)")] = ""
     epochs: Annotated[Number, arg(help="for the students", help_behavior_hint="(default: the suite's)")] = None
+    official: Annotated[
+        FlagCreatePairsOff[bool], arg(help="as the authors' script does it, oddities included; see docs/methods.md")
+    ] = False
+    awp: Annotated[float, arg(metavar="X", help="adversarial weight perturbation, of this relative size; 0.005, say")] = 0.0
     dry_run: Annotated[FlagCreatePairsOff[bool], arg(help="show what would be done, with an estimate, and stop")] = (
         False
     )
