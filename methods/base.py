@@ -116,7 +116,7 @@ def hp(
     where it is another.
     """
     search = {"low": low, "high": high, "log": log, "choices": choices}
-    metadata = {"help": help, "search": search, "above": above, "most": most, "official": official}
+    metadata = {"help": help, "search": search, "above": above, "most": most, "official": official, "quirk": False}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -127,7 +127,9 @@ def quirk(default: Any, official: Any, why: str) -> Any:
     """
     choices = () if isinstance(default, bool) else (default, official)
     search = {"low": None, "high": None, "log": False, "choices": choices}
-    return dataclasses.field(default=default, metadata={"help": why, "search": search, "official": official})
+    return dataclasses.field(
+        default=default, metadata={"help": why, "search": search, "official": official, "quirk": True}
+    )
 
 
 @dataclass(frozen=True)

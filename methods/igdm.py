@@ -54,19 +54,20 @@ class Igdm(Method):
 
     def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
         terms = self.plain.loss(nets, batch, adv)
+        with torch.no_grad():
+            target = nets.teacher(adv)
         weight = self.alpha * batch.epoch / batch.epochs
-        return {**terms, "igdm": weight * gradient_gap(nets, batch, adv).mean()}
+        return {**terms, "igdm": weight * gradient_gap(nets, 2 * batch.x - adv, target, nets.student(adv)).mean()}
 
     def after_step(self, nets: Nets, batch: Batch) -> None:
         self.plain.after_step(nets, batch)
 
 
-def gradient_gap(nets: Nets, batch: Batch, adv: Tensor) -> Tensor:
-    """The KL divergence of the logit differences, per image: (B,)."""
-    behind = 2 * batch.x - adv
+def gradient_gap(nets: Nets, behind: Tensor, target: Tensor, far: Tensor) -> Tensor:
+    """KL(T(x~) - T(x - d) || S(x~) - S(x - d)) per image, (B,), from x - d and both logits at x~, (B, C)."""
     with torch.no_grad():
-        target = nets.teacher(adv) - nets.teacher(behind)
-    return kl(target, nets.student(adv) - nets.student(behind))
+        target = target - nets.teacher(behind)
+    return kl(target, far - nets.student(behind))
 
 
 METHOD = Igdm

@@ -57,9 +57,10 @@ class Saad(Method):
             target = nets.teacher(adv)
         w, sure = self.weights(target)
         alpha = self.alpha * (batch.epoch / batch.epochs if self.ramp else 1.0)
+        far = nets.student(adv)
         terms = {
-            "kl_adv": (w * kl(target, nets.student(adv))).mean(),
-            "igdm": alpha * (w * gradient_gap(nets, batch, adv)).mean(),
+            "kl_adv": (w * kl(target, far)).mean(),
+            "igdm": alpha * (w * gradient_gap(nets, 2 * batch.x - adv, target, far)).mean(),
         }
         if self.beta:
             terms["kl"] = self.beta * (sure * kl(nets.clean(batch), nets.student(batch.x))).mean()
