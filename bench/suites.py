@@ -110,7 +110,7 @@ LONG = Training(epochs=200, milestones=(0.5, 0.75), ema_decay=0.9995)
 
 CIFAR = Suite(
     name="cifar",
-    version=1,
+    version=2,
     about="CIFAR-10 and CIFAR-100 in full, ResNet-18 and MobileNetV2, 200 epochs, ResNet-18 teacher: for a GPU",
     datasets=("cifar10", "cifar100"),
     students=("resnet18", "mobilenetv2"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pytest
@@ -61,9 +61,9 @@ def test_budget_accepts(values: tuple[float, float, int]) -> None:
 
 
 @pytest.mark.parametrize("steps", [0, 1, 5])
-@pytest.mark.parametrize("bn", ["eval", "train"])
+@pytest.mark.parametrize("train", [False, True])
 @pytest.mark.parametrize("start", STARTS)
-def test_stays_in_ball_and_range(start: Start, bn: Literal["eval", "train"], steps: int) -> None:
+def test_stays_in_ball_and_range(start: Start, train: bool, steps: int) -> None:
     x = images()
     seen = []
 
@@ -71,7 +71,7 @@ def test_stays_in_ball_and_range(start: Start, bn: Literal["eval", "train"], ste
         seen.append(adv.detach().clone())
         return ce(labels())(net, adv)
 
-    adv = pgd(network(), x, objective, Budget(0.1, 0.09, steps), start=start, bn=bn)
+    adv = pgd(network(), x, objective, Budget(0.1, 0.09, steps), start=start, train=train)
     assert len(seen) == steps
     for image in (*seen, adv):
         assert image.min() >= 0
@@ -118,7 +118,7 @@ def test_worst_case_of_a_linear_classifier(start: Start) -> None:
 
 
 def test_steps_have_the_size_of_the_budget() -> None:
-    """One step of a linear model moves each pixel by `step`; the k-th is added until the ball ends."""
+    """One step of a linear model train each pixel by `step`; the k-th is added until the ball ends."""
     x, net = torch.full((1, 1, 2, 2), 0.5), nn.Flatten()
     for steps, moved in ((1, 0.03), (2, 0.06), (3, 0.09), (4, 0.1)):
         adv = pgd(net, x, lambda net, adv: -net(adv).sum(), Budget(0.1, 0.03, steps), start="none")
@@ -171,18 +171,18 @@ def test_gauss_start_stays_in_a_small_ball() -> None:
     assert (started(x, "gauss", 0, 0.0005) - x).abs().max() <= 0.0005 + 1e-7
 
 
-@pytest.mark.parametrize(("bn", "moves"), [("eval", False), ("train", True)])
-def test_batch_statistics(bn: Literal["eval", "train"], moves: bool) -> None:
+@pytest.mark.parametrize("train", [False, True])
+def test_batch_statistics(train: bool) -> None:
     net = network()
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    pgd(net, images(), ce(labels()), BUDGET, bn=bn)
+    pgd(net, images(), ce(labels()), BUDGET, train=train)
     changed = {name for name, value in net.state_dict().items() if not torch.equal(value, before[name])}
-    assert changed == ({"1.running_mean", "1.running_var", "1.num_batches_tracked"} if moves else set())
-    assert net[1].num_batches_tracked - before["1.num_batches_tracked"] == (BUDGET.steps if moves else 0)
+    assert changed == ({"1.running_mean", "1.running_var", "1.num_batches_tracked"} if train else set())
+    assert net[1].num_batches_tracked - before["1.num_batches_tracked"] == (BUDGET.steps if train else 0)
 
 
-@pytest.mark.parametrize("bn", ["eval", "train"])
-def test_modes_of_each_module(bn: Literal["eval", "train"]) -> None:
+@pytest.mark.parametrize("train", [False, True])
+def test_modes_of_each_module(train: bool) -> None:
     """One mode for all during the attack, each one's own afterwards."""
     net, seen = network(), []
 
@@ -191,14 +191,14 @@ def test_modes_of_each_module(bn: Literal["eval", "train"]) -> None:
         return ce(labels())(net, adv)
 
     before = [module.training for module in net.modules()]
-    pgd(net, images(), objective, BUDGET, bn=bn)
-    assert seen == [{bn == "train"}] * BUDGET.steps
+    pgd(net, images(), objective, BUDGET, train=train)
+    assert seen == [{train}] * BUDGET.steps
     assert [module.training for module in net.modules()] == before
     assert len(set(before)) == 2
 
 
-@pytest.mark.parametrize("bn", ["eval", "train"])
-def test_modes_after_an_exception(bn: Literal["eval", "train"]) -> None:
+@pytest.mark.parametrize("train", [False, True])
+def test_modes_after_an_exception(train: bool) -> None:
     net = network()
     before = [module.training for module in net.modules()]
 
@@ -206,7 +206,7 @@ def test_modes_after_an_exception(bn: Literal["eval", "train"]) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        pgd(net, images(), objective, BUDGET, bn=bn)
+        pgd(net, images(), objective, BUDGET, train=train)
     assert [module.training for module in net.modules()] == before
     assert len(set(before)) == 2
 

@@ -81,10 +81,17 @@ def test_everything_is_recorded(folder: Path) -> None:
     assert {name[5:] for name in student.data.metrics if name.startswith("test/")} == attacks
     metrics = student.data.metrics
     assert metrics["test/worst"] <= metrics["test/aa"] <= metrics["test/clean"]
-    assert {"val/robust", "train/contrast", "train/ce_adv", "cost/train_seconds", "test_averaged/pgd20"} < set(metrics)
+    assert {
+        "val/robust",
+        "train/contrast",
+        "train/ce_adv",
+        "cost/train_seconds",
+        "test_ema/pgd20",
+        "test_swa/pgd20",
+    } < set(metrics)
     client = MlflowClient(f"sqlite:///{folder / 'runs' / 'mlflow.db'}")
     files = {f.path for top in ("", "checkpoints", "verdicts") for f in client.list_artifacts(student.info.run_id, top)}
-    assert files >= {"spec.json", "environment.json", "checkpoints/best.pt", "checkpoints/averaged.pt"}
+    assert files >= {"spec.json", "environment.json", "checkpoints/best.pt", "checkpoints/ema.pt", "checkpoints/swa.pt"}
     assert files >= {"verdicts/verdicts_best.npz", "verdicts/verdicts_best_aa.npz", "verdicts/verdicts_last.npz"}
     assert not list((folder / "runs" / "work").glob("*/"))
 

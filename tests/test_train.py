@@ -15,13 +15,23 @@ from bench.errors import BenchError, UsageError
 from bench.spec import Spec
 from bench.suites import Training
 from bench.train import Objective, State, Trainer, derive, learning_rate
-from methods.base import Method
+from methods.base import Method, Nets
 from methods.kd import Kd
 from methods.natural import Natural
 from methods.pgd_at import PgdAt
 
+
+@dataclasses.dataclass(frozen=True)
+class Scaled(PgdAt):
+    """The last layer at half the rate."""
+
+    def groups(self, nets: Nets) -> list[dict[str, Any]]:
+        *rest, weight, bias = nets.student.parameters()
+        return [{"params": rest}, {"params": [weight, bias], "scale": 0.5, "momentum": 0.1}]
+
+
 DATA = data.load("digits", "unused", limit_train=128, limit_test=40, limit_val=40)
-QUICK = Training(epochs=3, batch=32, lr=0.1, schedule="onecycle", averaging="ema", ema_decay=0.5)
+QUICK = Training(epochs=3, batch=32, lr=0.1, schedule="onecycle", ema_decay=0.5)
 
 
 def spec(**changes: Any) -> Spec:
@@ -89,7 +99,7 @@ def test_a_killed_run_resumes_and_ends_with_the_same_bits(killed_after: int, tmp
     again: list[dict[str, float]] = []
     trainer(tmp_path / "killed").fit(lambda row, step: again.append(row), ignore)
     assert again == rows
-    for name in ("best", "last", "averaged"):
+    for name in ("best", "last", "ema", "swa"):
         assert same(tmp_path / "whole" / f"{name}.pt", tmp_path / "killed" / f"{name}.pt")
 
 
@@ -132,9 +142,8 @@ def test_best_by_clean_validation_where_nothing_is_attacked(tmp_path: Path, monk
     assert state.best == 0.9
 
 
-@pytest.mark.parametrize("averaging", ["none", "ema", "swa"])
-def test_averaging(averaging: str, tmp_path: Path) -> None:
-    training = dataclasses.replace(QUICK, averaging=averaging, epochs=4, swa_start=0.5)
+def test_averaging(tmp_path: Path) -> None:
+    training = dataclasses.replace(QUICK, epochs=4, swa_start=0.5)
     run = trainer(tmp_path, Natural(), training=training)
     snapshots = []
     name = "linear.weight"
@@ -147,16 +156,39 @@ def test_averaging(averaging: str, tmp_path: Path) -> None:
 
     run.step = follow  # type: ignore[method-assign]
     run.fit(ignore, ignore)
-    if averaging == "none":
-        assert not (tmp_path / "averaged.pt").exists()
-        return
-    if averaging == "ema":
-        expected = snapshots[0]
-        for snapshot in snapshots[1:]:
-            expected = 0.5 * expected + 0.5 * snapshot
-    else:
-        expected = torch.stack(snapshots[3::4][2:]).mean(dim=0)
-    torch.testing.assert_close(weights(tmp_path / "averaged.pt")[name], expected)
+    ema = snapshots[0]
+    for snapshot in snapshots[1:]:
+        ema = 0.5 * ema + 0.5 * snapshot
+    torch.testing.assert_close(weights(tmp_path / "ema.pt")[name], ema)
+    torch.testing.assert_close(weights(tmp_path / "swa.pt")[name], torch.stack(snapshots[3::4][2:]).mean(dim=0))
+
+
+@pytest.mark.parametrize("averaging", [(), ("swa",)])
+def test_averages_that_are_not_asked_for(averaging: tuple[str, ...], tmp_path: Path) -> None:
+    trainer(tmp_path, Natural(), training=dataclasses.replace(QUICK, averaging=averaging, epochs=1)).fit(ignore, ignore)
+    assert {path.stem for path in tmp_path.glob("*.pt")} == {"state", "best", "last", *averaging}
+    if averaging:  # the average of one epoch is that epoch
+        assert same(tmp_path / "swa.pt", tmp_path / "last.pt")
+
+
+def test_groups_have_their_own_rate_and_momentum(tmp_path: Path) -> None:
+    run = trainer(tmp_path, Scaled())
+    run.step(next(run.batches(0)), 0)
+    rate = learning_rate(QUICK, 0, 12)
+    assert [group["lr"] for group in run.optimiser.param_groups] == [rate, 0.5 * rate]
+    assert [group["momentum"] for group in run.optimiser.param_groups] == [QUICK.momentum, 0.1]
+
+
+def test_awp_changes_the_step_and_nothing_else(tmp_path: Path) -> None:
+    """The same images, the gradient at other weights, BatchNorm's statistics moved once."""
+    plain, moved = (trainer(tmp_path, training=dataclasses.replace(QUICK, awp=gamma)) for gamma in (0.0, 0.01))
+    for run in (plain, moved):
+        torch.manual_seed(0)
+        run.step(next(run.batches(0)), 0)
+    one, other = (run.objective.student.state_dict() for run in (plain, moved))
+    assert one["conv1.weight"].ne(other["conv1.weight"]).any()
+    torch.testing.assert_close(one["conv1.weight"], other["conv1.weight"], atol=0.02, rtol=0)
+    assert {int(state["bn1.num_batches_tracked"]) for state in (one, other)} == {1}
 
 
 def test_teachers_stay_as_they_are(tmp_path: Path) -> None:
