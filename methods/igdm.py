@@ -9,6 +9,7 @@ x - d is not clipped, as in the code: VLM_Distillation's copy at 2b7ef6ed1e.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ class Igdm(Method):
         if self.base == "igdm" or self.base not in methods.names():
             raise ValueError(f"base = {self.base!r}: choose another method, such as adaad or rslad")
 
-    @property
+    @cached_property
     def plain(self) -> Method:
         """The base."""
         return methods.load(self.base)()
