@@ -32,7 +32,9 @@ def perturbed(net: nn.Module, state: nn.Module, loss: Callable[[], Tensor], gamm
         for weight, gradient in zip(weights, gradients, strict=True):
             if gradient is not None:
                 weight.add_(gradient * (gamma * weight.norm() / gradient.norm().clamp(min=1e-12)))
-    yield
-    with torch.no_grad():
-        for weight, was in zip(weights, before, strict=True):
-            weight.copy_(was)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for weight, was in zip(weights, before, strict=True):
+                weight.copy_(was)

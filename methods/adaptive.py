@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
@@ -13,6 +15,20 @@ from methods.recipes import FALLS
 def decay(batch: Batch) -> float:
     """A tenth for each of FALLS that has passed."""
     return float(0.1 ** sum(batch.epoch >= fall * batch.epochs for fall in FALLS))
+
+
+def magnitude(value: Tensor) -> Tensor:
+    """The power of ten not above a positive value."""
+    return 10 ** value.clamp(min=1e-6).log10().floor()
+
+
+def untrained(net: nn.Module) -> nn.Module:
+    """A copy with fresh weights."""
+    fresh = copy.deepcopy(net)
+    for module in fresh.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()  # type: ignore[operator]
+    return fresh
 
 
 class Balance(nn.Module):

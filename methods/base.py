@@ -187,7 +187,7 @@ def check_range(field: dataclasses.Field[Any], value: Any) -> None:
     above, most = field.metadata.get("above"), field.metadata.get("most")
     if search.get("choices") and value not in search["choices"]:
         raise ValueError(f"{field.name} = {value!r}: choose from {', '.join(map(str, search['choices']))}")
-    if isinstance(value, (bool, str)):
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
         return
     if not math.isfinite(value):
         raise ValueError(f"{field.name} = {value!r} is not finite")

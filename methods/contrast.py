@@ -121,3 +121,21 @@ def away(nets: Nets, x: Tensor) -> Objective:
     with torch.no_grad():
         anchor = contrast.embed_t(nets.teacher.features(x))
     return lambda net, adv: (1 - (contrast.embed_s(net.features(adv)) * anchor).sum(dim=1)).sum()  # type: ignore[operator]
+
+
+def nt_xent(a: Tensor, b: Tensor, tau: float) -> Tensor:
+    """Mean over 2 B anchors, the rows of a and b, (B, D) each: rows of the same place attract by their cosine."""
+    views = F.normalize(torch.cat([a, b]).float(), dim=1)
+    scores = (views @ views.T / tau).fill_diagonal_(-torch.inf)
+    return F.cross_entropy(scores, torch.arange(len(views), device=a.device).roll(len(a)))
+
+
+def confusion(target: Tensor, y: Tensor) -> Tensor:
+    """(C, C), columns sum to 1: on the diagonal the accuracy of `target` (B, C) on each class, 1 for one without images."""
+    classes = target.shape[1]
+    hit = (target.argmax(dim=1) == y).float()
+    count = torch.bincount(y, minlength=classes)
+    hits = torch.zeros_like(count, dtype=hit.dtype).index_add(0, y, hit)
+    right = torch.where(count > 0, hits / count.clamp(min=1), 1.0)
+    off = ((1 - right) / max(classes - 1, 1)).expand(classes, classes)
+    return torch.where(torch.eye(classes, dtype=torch.bool, device=y.device), right, off)

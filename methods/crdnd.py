@@ -2,7 +2,8 @@
 
 Paper: Wang et al., "Adversarial Contrastive Distillation with Adaptive Denoising", ICASSP 2023, read in a reproduction
 report (SZU-AdvTech-2023/098 at 7eb0b79). From it: logits, cosines, the temperature 0.5, lambda = 0.2, no labels.
-Assumed: a class's accuracy is measured in the batch; the attack is RSLAD's. The loss ignores the scale of the logits, which
+Assumed: a class's accuracy is measured in the batch; the attack is RSLAD's (the
+reproduction: a CW margin). The loss ignores the scale of the logits, which
 invites gradient masking: published PGD-20 is 10 points above AutoAttack.
 """
 
@@ -11,10 +12,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from methods.base import Batch, Method, Nets, hp, quirk
+from methods.contrast import confusion, nt_xent
 from methods.inner import kl_to, pgd
 from methods.recipes import LIGHT
 
@@ -45,25 +46,9 @@ class Crdnd(Method):
         }
 
     def contrast(self, logits: Tensor, target: Tensor, y: Tensor) -> Tensor:
-        """NT-Xent of the student's corrected logits and the teacher's, (B, C) each, over all 2 B of them as anchors."""
-        if self.denoise:
-            logits = logits @ confusion(target, y).T.to(logits.dtype)
-        views = F.normalize(torch.cat([logits, target]).float(), dim=1)
-        scores = (views @ views.T / self.tau).fill_diagonal_(-torch.inf)
-        partners = torch.arange(len(views), device=y.device).roll(len(y))
-        return F.cross_entropy(scores, partners)
-
-
-def confusion(target: Tensor, y: Tensor) -> Tensor:
-    """(C, C), columns sum to 1: on the diagonal the accuracy on each class of the batch, 1 where it has no image."""
-    classes = target.shape[1]
-    hit = (target.argmax(dim=1) == y).float()
-    count = torch.bincount(y, minlength=classes)
-    right = torch.where(
-        count > 0, torch.zeros_like(count, dtype=hit.dtype).index_add(0, y, hit) / count.clamp(min=1), 1.0
-    )
-    off = ((1 - right) / max(classes - 1, 1)).expand(classes, classes)
-    return torch.where(torch.eye(classes, dtype=torch.bool, device=y.device), right, off)
+        """NT-Xent of the student's corrected logits and the teacher's, (B, C) each."""
+        corrected = logits @ confusion(target, y).T.to(logits.dtype) if self.denoise else logits
+        return nt_xent(corrected, target, self.tau)
 
 
 METHOD = Crdnd

@@ -3,7 +3,7 @@
 Paper: Zhu et al., "Reliable Adversarial Distillation with Unreliable Teachers", ICLR 2022, in the form restated by RSLAD's
 Table 1: the teacher is trusted by its probability of the true class on the student's adversarial image, the student's own
 clean prediction takes the rest. Code: ZFancy/IAD at a8091a8c75; beta = 0.1, tau = 1 and the self target that is not
-detached are from it. The restated formula has no warm-up.
+detached are from it; its unused forwards, which move BatchNorm, are left out. The restated formula has no warm-up.
 """
 
 from __future__ import annotations

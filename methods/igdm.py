@@ -3,7 +3,7 @@
 Paper: Lee, Cho and Kim, "Indirect Gradient Matching for Adversarial Robust Distillation", ICLR 2025. From it: logit
 differences along d = x~ - x expose the input gradient of networks that are locally linear; the weight grows over the
 epochs; alpha = 5 is its value for AdaAD and ResNet-18 on CIFAR-10 (ARD 5, IAD 50, AKD 7, RSLAD 0.9, TRADES 20, PGD-AT 60).
-x - d is not clipped, as in the code: VLM_Distillation's copy at 2b7ef6ed1e.
+x - d is not clipped, as in the code: VLM_Distillation's copy at 2b7ef6ed1e, whose ramp always divides by 200 epochs.
 """
 
 from __future__ import annotations
@@ -16,20 +16,24 @@ import torch
 from torch import Tensor, nn
 
 import methods
-from methods.base import Batch, Method, Net, Nets, hp, kl
+from methods.base import Batch, Method, Net, Nets, hp
+from methods.gradients import gap
+from methods.recipes import LIGHT
 
 
 @dataclass(frozen=True)
 class Igdm(Method):
     """L_base + alpha (epoch / epochs) KL(T(x~) - T(x - d) || S(x~) - S(x - d)), d = x~ - x; x~ is the base's."""
 
+    recipe = LIGHT
+
     base: str = hp("adaad", "the method that is given the term, at its defaults")
     alpha: float = hp(5.0, "weight of the term at the end of training", low=0.5, high=100.0, log=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.base == "igdm" or self.base not in methods.names():
-            raise ValueError(f"base = {self.base!r}: choose another method, such as adaad or rslad")
+        if self.base == "igdm" or self.base not in methods.names() or not self.plain.adversarial:
+            raise ValueError(f"base = {self.base!r}: choose another method with an attack, such as adaad or rslad")
 
     @cached_property
     def plain(self) -> Method:
@@ -39,10 +43,6 @@ class Igdm(Method):
     @property
     def requires(self) -> tuple[str, ...]:  # type: ignore[override]
         return tuple(dict.fromkeys((*self.plain.requires, "robust")))
-
-    @property
-    def adversarial(self) -> bool:
-        return self.plain.adversarial
 
     def build(self, student: Net, teachers: dict[str, Net], num_train: int) -> dict[str, nn.Module]:
         return self.plain.build(student, teachers, num_train)
@@ -58,17 +58,10 @@ class Igdm(Method):
         with torch.no_grad():
             target = nets.teacher(adv)
         weight = self.alpha * batch.epoch / batch.epochs
-        return {**terms, "igdm": weight * gradient_gap(nets, 2 * batch.x - adv, target, nets.student(adv)).mean()}
+        return {**terms, "igdm": weight * gap(nets, 2 * batch.x - adv, target, nets.student(adv)).mean()}
 
     def after_step(self, nets: Nets, batch: Batch) -> None:
         self.plain.after_step(nets, batch)
-
-
-def gradient_gap(nets: Nets, behind: Tensor, target: Tensor, far: Tensor) -> Tensor:
-    """KL(T(x~) - T(x - d) || S(x~) - S(x - d)) per image, (B,), from x - d and both logits at x~, (B, C)."""
-    with torch.no_grad():
-        target = target - nets.teacher(behind)
-    return kl(target, far - nets.student(behind))
 
 
 METHOD = Igdm

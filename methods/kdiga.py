@@ -2,7 +2,8 @@
 
 Paper: Shao et al., "How and When Adversarial Robustness Transfers in Knowledge Distillation?", arXiv 2110.12072, 2021.
 Code: RulinShao/AdversariallyRobustDistillation at 12e774f4b7. From it: alpha = gamma = 0.5, tau = 1; its second form,
-KDIGA-ARD, has both networks at x~ in the soft term. Assumed: the norm is one for each image, averaged over the batch.
+KDIGA-ARD, has both networks at x~ in the soft term. Assumed: the norm is one for each image, averaged over the batch, whose
+BatchNorm statistics tie the student's gradients.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from methods.base import Batch, Method, Nets, hp, kl, quirk, scale
+from methods.gradients import of_loss
 from methods.inner import ce, pgd
+from methods.recipes import STUCK
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,8 @@ class Kdiga(Method):
 
     v: clean images, or x~ = argmax CE(S(x~), y).
     """
+
+    recipe = STUCK[2:3]
 
     alpha: float = hp(0.5, "share of the soft term", low=0.0, high=1.0, most=1.0)
     gamma: float = hp(0.5, "weight of the gradients", low=0.05, high=50.0, log=True)
@@ -41,7 +46,7 @@ class Kdiga(Method):
         x = batch.x.detach().clone().requires_grad_()
         with torch.enable_grad():
             near, target = nets.student(x), nets.teacher(x)
-            own, theirs = (gradient(logits, x, batch.y, create) for logits, create in ((near, True), (target, False)))
+            own, theirs = (of_loss(logits, x, batch.y, create) for logits, create in ((near, True), (target, False)))
         gap = (own - theirs).flatten(1).norm(dim=1)
         seen, soft = near, target.detach()
         if self.adversarial:
@@ -54,13 +59,6 @@ class Kdiga(Method):
             "kl": weight * kl(soft, seen, self.tau).mean(),
             "gradient": self.gamma * gap.mean(),
         }
-
-
-def gradient(logits: Tensor, x: Tensor, y: Tensor, create: bool) -> Tensor:
-    """Of each image's own cross-entropy, shaped as x."""
-    loss = F.cross_entropy(logits.float(), y, reduction="sum")
-    (found,) = torch.autograd.grad(loss, x, create_graph=create, retain_graph=True)
-    return found
 
 
 METHOD = Kdiga

@@ -7,13 +7,13 @@ Code: jaewonalive/PeerAiD at cd12e9210c; weights, temperatures and the attack ar
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from methods.adaptive import untrained
 from methods.base import Batch, Method, Net, Nets, hp, kl, quirk, scale
 from methods.inner import kl_to, mode, pgd
 from methods.recipes import LONGER, averaged
@@ -38,11 +38,7 @@ class Peeraid(Method):
     detach: bool = quirk(True, False, "gradients pass through the student's outputs where they are targets")
 
     def build(self, student: Net, teachers: dict[str, Net], num_train: int) -> dict[str, nn.Module]:
-        peer = copy.deepcopy(student)
-        for module in peer.modules():
-            if hasattr(module, "reset_parameters"):
-                module.reset_parameters()  # type: ignore[operator]
-        return {"peer": peer}
+        return {"peer": untrained(student)}
 
     def attack(self, nets: Nets, batch: Batch) -> Tensor:
         with torch.no_grad(), mode(nets.parts["peer"], training=False):

@@ -12,12 +12,12 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from methods.base import Batch, Method, Nets, hp, kl, quirk
-from methods.igdm import gradient_gap
-from methods.inner import Objective, pgd
-from methods.recipes import averaged
+from methods.gradients import gap, linearised
+from methods.inner import pgd
+from methods.recipes import LIGHT, averaged
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Saad(Method):
     x~ = argmax KL(T_lin(x~) || S(x~)); T_lin: clean logits, that of the true class corrected by its gradient.
     """
 
-    recipe = averaged(95 / 200)
+    recipe = (*LIGHT, *averaged(95 / 200))
 
     alpha: float = hp(1.0, "weight of the gradient term (20 on CIFAR-100)", low=0.1, high=30.0, log=True)
     beta: float = hp(0.0, "weight of the clean term; SAAD-C: 0.2", low=0.0, high=1.0)
@@ -36,21 +36,7 @@ class Saad(Method):
     ramp: bool = quirk(False, True, "alpha grows linearly over the epochs, as in IGDM")
 
     def attack(self, nets: Nets, batch: Batch) -> Tensor:
-        return pgd(nets.student, batch.x, self.linearised(nets.teacher, batch), batch.budget, start="gauss")
-
-    def linearised(self, teacher: nn.Module, batch: Batch) -> Objective:
-        """KL(T_lin(adv) || S(adv)), summed over the batch."""
-        at = batch.x.detach().clone().requires_grad_()
-        with torch.enable_grad():
-            clean = teacher(at)
-            (slope,) = torch.autograd.grad(clean.gather(1, batch.y[:, None]).sum(), at)
-        true = torch.zeros_like(clean).scatter(1, batch.y[:, None], 1.0)
-
-        def disagreement(net: nn.Module, adv: Tensor) -> Tensor:
-            rise = self.slope * (slope * (adv - batch.x)).flatten(1).sum(dim=1, keepdim=True)
-            return kl(clean.detach() + rise * true, net(adv)).sum()
-
-        return disagreement
+        return pgd(nets.student, batch.x, linearised(nets.teacher, batch, self.slope), batch.budget, start="gauss")
 
     def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
         with torch.no_grad():
@@ -60,7 +46,7 @@ class Saad(Method):
         far = nets.student(adv)
         terms = {
             "kl_adv": (w * kl(target, far)).mean(),
-            "igdm": alpha * (w * gradient_gap(nets, 2 * batch.x - adv, target, far)).mean(),
+            "igdm": alpha * (w * gap(nets, 2 * batch.x - adv, target, far)).mean(),
         }
         if self.beta:
             terms["kl"] = self.beta * (sure * kl(nets.clean(batch), nets.student(batch.x))).mean()

@@ -1,0 +1,545 @@
+"""The loss of every method in NumPy, and small networks without BatchNorm, in double precision, to try it on."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+import methods
+from methods.base import Batch, Budget, Method, Net, Nets
+
+Array = NDArray[Any]
+NONE, SOME = Budget(0, 0, 0), Budget(0.1, 0.05, 3)
+LABELS = [0, 1, 2, 2, 2, 1]
+
+
+# --- What to try it on
+
+
+class Flat(Net):
+    """tanh between two matrices, for images (3, 2, 2)."""
+
+    def __init__(self, width: int, num_classes: int) -> None:
+        super().__init__((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+        self.width, self.num_classes = width, num_classes
+        self.first, self.last = nn.Linear(12, width), nn.Linear(width, num_classes)
+        nn.init.normal_(self.first.weight)
+        nn.init.normal_(self.last.weight)
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.first(self.normalise(x).flatten(1)).tanh()
+
+    def head(self, f: Tensor) -> Tensor:
+        return self.last(f)
+
+
+def flat_nets(case: Method, twins: bool = False) -> Nets:
+    """A student, the teachers that `case` requires and its parts, always with the same weights.
+
+    twins: the teachers are copies of the student.
+    """
+    torch.manual_seed(0)
+    student = Flat(5, 3).double()
+    teachers: dict[str, Net] = {
+        role: copy.deepcopy(student) if twins else Flat(7, 3).double() for role in ("robust", "natural")
+    }
+    teachers = {role: teachers[role] for role in case.requires}
+    parts = nn.ModuleDict(case.build(student, teachers, 64))
+    for layer in parts.modules():
+        if isinstance(layer, nn.Linear):
+            layer.double()
+    for teacher in teachers.values():
+        teacher.eval().requires_grad_(False)
+    return Nets(student, teachers, parts)
+
+
+def flat_batch(budget: Budget = SOME, epoch: int = 1, epochs: int = 2) -> Batch:
+    x = torch.rand(len(LABELS), 3, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return Batch(x, torch.tensor(LABELS), torch.arange(len(x)), epoch, epochs, num_train=64, budget=budget)
+
+
+# --- Pieces
+
+
+def linear(layer: nn.Module, x: Array) -> Array:
+    return x @ layer.weight.detach().numpy().T + layer.bias.detach().numpy()
+
+
+def features(net: nn.Module, x: Tensor) -> Array:
+    return np.tanh(linear(net.get_submodule("first"), 2 * x.detach().numpy().reshape(len(x), -1) - 1))
+
+
+def logits(net: nn.Module, x: Tensor) -> Array:
+    return linear(net.get_submodule("last"), features(net, x))
+
+
+def input_gradient(net: nn.Module, x: Tensor, of_logits: Array) -> Array:
+    """Of sum(of_logits * logits), by the chain rule: (B, pixels)."""
+    first, last = (net.get_parameter(f"{layer}.weight").detach().numpy() for layer in ("first", "last"))
+    return 2 * ((of_logits @ last) * (1 - features(net, x) ** 2)) @ first
+
+
+def softmax(z: Array) -> Array:
+    return np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
+
+
+def one_hot(y: Array, classes: int) -> Array:
+    return np.eye(classes)[y]
+
+
+def of_label(z: Array, y: Array) -> Array:
+    return z[np.arange(len(y)), y]
+
+
+def ce(z: Array, y: Array) -> Array:
+    return -np.log(of_label(softmax(z), y))
+
+
+def kl(target: Array, z: Array, tau: float | Array = 1.0) -> Array:
+    return cross(softmax(target / tau), softmax(z / tau))
+
+
+def cross(p: Array, q: Array) -> Array:
+    """KL(p || q) of probabilities."""
+    return (p * np.log(p / q)).sum(axis=1)
+
+
+def entropy(z: Array) -> Array:
+    return -(softmax(z) * np.log(softmax(z))).sum(axis=1)
+
+
+def cosine(a: Array, b: Array) -> Array:
+    return (a * b).sum(axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+
+
+def over(reduction: str, classes: int = 3) -> float:
+    """What the mean over the batch of a sum over the classes is multiplied by."""
+    return {"batchmean": 1, "mean": 1 / classes, "tenth": 1 / 10}[reduction]
+
+
+@dataclass
+class At:
+    """A case, its networks and the images: `s`, `t`, `n` are the logits of student and teachers, `_adv` at x~.
+
+    The formulas read it and no more. What they take from `sg` passes no gradient.
+    """
+
+    m: Any
+    nets: Nets
+    batch: Batch
+    adv: Tensor
+    sg: At = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        self.sg = copy.copy(self)
+        self.sg.nets = copy.deepcopy(self.nets)
+
+    def of(self, m: Method) -> At:
+        """The same for another method."""
+        other = copy.copy(self)
+        other.sg = copy.copy(self.sg)
+        other.m = other.sg.m = m
+        return other
+
+    @property
+    def x(self) -> Tensor:
+        return self.batch.x
+
+    @property
+    def y(self) -> Array:
+        return self.batch.y.numpy()
+
+    @property
+    def progress(self) -> float:
+        return self.batch.epoch / self.batch.epochs
+
+    @property
+    def s(self) -> Array:
+        return logits(self.nets.student, self.x)
+
+    @property
+    def s_adv(self) -> Array:
+        return logits(self.nets.student, self.adv)
+
+    @property
+    def t(self) -> Array:
+        return logits(self.nets.teacher, self.x)
+
+    @property
+    def t_adv(self) -> Array:
+        return logits(self.nets.teacher, self.adv)
+
+    @property
+    def n(self) -> Array:
+        return logits(self.nets.teachers["natural"], self.x)
+
+    @property
+    def n_adv(self) -> Array:
+        return logits(self.nets.teachers["natural"], self.adv)
+
+    def part(self, name: str) -> Array:
+        """The logits at x~ of a network among the parts."""
+        return logits(self.nets.parts[name], self.adv)
+
+    def held(self, name: str) -> Array:
+        """A buffer of the parts."""
+        return self.nets.parts.get_buffer(name).numpy().astype(np.float64)
+
+
+Terms = dict[str, Any]
+
+
+# --- Without a teacher
+
+
+def natural(a: At) -> Terms:
+    return {"ce": ce(a.s, a.y).mean()}
+
+
+def pgd_at(a: At) -> Terms:
+    return {"ce_adv": ce(a.s_adv, a.y).mean()}
+
+
+def trades(a: At) -> Terms:
+    return {"ce": ce(a.s, a.y).mean(), "kl_adv": a.m.beta * kl(a.s, a.s_adv).mean()}
+
+
+def mart(a: At) -> Terms:
+    p = softmax(a.s_adv)
+    rival = np.where(one_hot(a.y, 3) > 0, 0, p).max(axis=1)
+    missed = 1.0000001 - of_label(softmax(a.s), a.y)
+    return {
+        "bce": (-np.log(of_label(p, a.y)) - np.log(1.0001 - rival)).mean(),
+        "kl_adv": a.m.beta * (missed * kl(a.s, a.s_adv)).mean(),
+    }
+
+
+def peeraid(a: At) -> Terms:
+    m, peer, soft = a.m, a.part("peer"), a.m.tau**2 * over(a.m.reduction)
+    target = a.sg if m.detach else a
+    return {
+        "kl_peer": m.l2 * soft * kl(a.sg.part("peer"), a.s_adv, m.tau).mean(),
+        "kl_self": m.l3 * soft * kl(target.s, a.s_adv, m.tau).mean(),
+        "peer_ce": m.g1 * ce(peer, a.y).mean(),
+        "peer_kl": m.g2 * over(m.reduction) * kl(target.s_adv, peer).mean(),
+    }
+
+
+# --- Soft labels of one teacher
+
+
+def kd(a: At) -> Terms:
+    m = a.m
+    return {"ce": (1 - m.alpha) * ce(a.s, a.y).mean(), "kl": m.alpha * m.tau**2 * kl(a.t, a.s, m.tau).mean()}
+
+
+def ard(a: At) -> Terms:
+    m = a.m
+    soft = m.alpha * m.tau**2 * over(m.reduction) * kl(a.t, a.s_adv, m.tau).mean()
+    return {"kl_adv": soft} | ({"ce": (1 - m.alpha) * ce(a.s, a.y).mean()} if m.alpha < 1 else {})
+
+
+def iad(a: At) -> Terms:
+    return introspective(a, a.t)
+
+
+def adaiad(a: At) -> Terms:
+    return introspective(a, a.t_adv)
+
+
+def introspective(a: At, target: Array) -> Terms:
+    """The paper's form, or from `begin` on the script's: the teacher trusted with all, the self term not softened."""
+    m = a.m
+    trust = of_label(softmax(a.t_adv), a.y) ** (m.beta if a.progress >= m.begin else 0)
+    own, tau = (a.sg if m.detach else a).s, (1 if m.plain_self else m.tau)
+    return {
+        "kl_teacher": m.tau**2 * ((1 if m.trust_all else trust) * kl(target, a.s_adv, m.tau)).mean(),
+        "kl_self": tau**2 * ((1 - trust) * kl(own, a.s_adv, tau)).mean(),
+    }
+
+
+def akd(a: At) -> Terms:
+    m = a.m
+    target = {"adv": a.t_adv, "clean": a.t}[m.teacher_input]
+    return {
+        "ce_adv": (1 - m.alpha) * ce(a.s_adv, a.y).mean(),
+        "kl_adv": m.alpha * m.tau**2 * kl(target, a.s_adv, m.tau).mean(),
+    }
+
+
+def rslad(a: At) -> Terms:
+    share, w = a.m.alpha, over(a.m.reduction)
+    return {"kl_adv": share * w * kl(a.t, a.s_adv).mean(), "kl": (1 - share) * w * kl(a.t, a.s).mean()}
+
+
+def fair_rslad(a: At) -> Terms:
+    w, share = a.held("fair.weights")[a.y], a.m.alpha
+    return {"kl_adv": share * (w * kl(a.t, a.s_adv)).mean(), "kl": (1 - share) * (w * kl(a.t, a.s)).mean()}
+
+
+def absld(a: At) -> Terms:
+    share, w, tau = a.m.alpha, over(a.m.reduction), a.held("classes.tau")[:, a.y, None]
+    near, far = (tau[0] * tau[1],) * 2 if a.m.aliased else tau
+    return {
+        "kl_adv": share * w * cross(softmax(a.t / far), softmax(a.s_adv)).mean(),
+        "kl": (1 - share) * w * cross(softmax(a.t / near), softmax(a.s)).mean(),
+    }
+
+
+def adaad(a: At) -> Terms:
+    share, w = a.m.alpha, over(a.m.reduction)
+    clean = {"kl": (1 - share) * w * kl(a.t, a.s).mean()} if share < 1 else {}
+    return {"kl_adv": share * w * kl(a.t_adv, a.s_adv).mean()} | clean
+
+
+def dgad(a: At) -> Terms:
+    right = a.t.argmax(axis=1) == a.y
+    t, t_adv = (corrected(z, a.y) if a.m.swap else z for z in (a.t, a.t_adv))
+    return {
+        "kl_adv": (kl(t_adv, a.s_adv) * right).mean(),
+        "kl": (kl(t, a.s) * ~right).mean(),
+        "mse": a.m.beta * ((softmax(a.s_adv) - softmax(a.s)) ** 2).mean(),
+    }
+
+
+def corrected(z: Array, y: Array) -> Array:
+    """The logit of the true class and the largest one exchanged."""
+    z = z.copy()
+    for row, label in zip(z, y, strict=True):
+        top = row.argmax()
+        row[label], row[top] = row[top], row[label]
+    return z
+
+
+def gap(a: At) -> Array:
+    """IGDM's divergence of the logit differences between x + d and x - d."""
+    behind = a.x - (a.adv - a.x)
+    return kl(a.t_adv - logits(a.nets.teacher, behind), a.s_adv - logits(a.nets.student, behind))
+
+
+def igdm(a: At) -> Terms:
+    terms = REFERENCES[a.m.base](a.of(methods.load(a.m.base)()))
+    return terms | {"igdm": a.m.alpha * a.progress * gap(a).mean()}
+
+
+def saad(a: At) -> Terms:
+    m, h = a.m, entropy(a.t_adv)
+    w, sure = h, 1 - h / np.log(3)
+    if m.shifted:
+        w, sure = 5 * (h - h.min()), 1 - (h - h.min()) / (h.max() - h.min())
+    terms = {
+        "kl_adv": (w * kl(a.t_adv, a.s_adv)).mean(),
+        "igdm": m.alpha * (a.progress if m.ramp else 1) * (w * gap(a)).mean(),
+    }
+    return terms | ({"kl": m.beta * (sure * kl(a.t, a.s)).mean()} if m.beta else {})
+
+
+def kdiga(a: At) -> Terms:
+    m, hot = a.m, one_hot(a.y, 3)
+    own, theirs = (
+        input_gradient(net, a.x, softmax(logits(net, a.x)) - hot) for net in (a.nets.student, a.nets.teacher)
+    )
+    target, seen = (a.t_adv, a.s_adv) if m.inputs == "adv" else (a.t, a.s)
+    return {
+        "ce": (1 - m.alpha) * ce(a.s, a.y).mean(),
+        "kl": m.alpha * m.tau**2 * over(m.reduction) * kl(target, seen, m.tau).mean(),
+        "gradient": m.gamma * np.linalg.norm(own - theirs, axis=1).mean(),
+    }
+
+
+# --- Two teachers
+
+
+def iad2(a: At) -> Terms:
+    m = a.m
+    u, v = m.alpha_robust * m.tau**2, m.alpha_natural * m.tau**2
+    trust = of_label(softmax(a.t_adv), a.y) ** (m.beta if a.progress >= m.begin else 0)
+    return {
+        "ce_adv": (1 - m.alpha_robust - m.alpha_natural) * ce(a.s_adv, a.y).mean(),
+        "kl_robust": u * (trust * kl(a.t_adv, a.s_adv, m.tau)).mean(),
+        "kl_self": u * ((1 - trust) * kl(a.s, a.s_adv)).mean(),
+        "kl_natural": v * kl(a.n_adv, a.s_adv, m.tau).mean(),
+    }
+
+
+def mtard(a: At) -> Terms:
+    w, scale = a.held("balance.weights"), over(a.m.reduction)
+    return {
+        "kl_robust": w[0] * scale * kl(a.t_adv, a.s_adv).mean(),
+        "kl_natural": w[1] * scale * kl(a.n, a.s).mean(),
+    }
+
+
+def bmtard(a: At) -> Terms:
+    w, tau, scale = a.held("balance.weights"), a.held("uncertainty.tau"), over(a.m.reduction)
+    return {
+        "kl_robust": w[0] * scale * cross(softmax(a.t_adv / tau[0]), softmax(a.s_adv)).mean(),
+        "kl_natural": w[1] * scale * cross(softmax(a.n / tau[1]), softmax(a.s)).mean(),
+    }
+
+
+def ciard(a: At) -> Terms:
+    tau, learner, w = a.held("uncertainty.tau"), a.part("teacher"), over(a.m.reduction)
+    terms = {
+        "kl_robust": w * cross(softmax(a.sg.part("teacher") / tau[0]), softmax(a.s_adv)).mean(),
+        "kl_natural": w * cross(softmax(a.n / tau[1]), softmax(a.s)).mean(),
+    }
+    wrong = a.n_adv.argmax(axis=1) != a.y
+    push = w * cross(softmax(a.n_adv), softmax(a.s_adv / 5))[wrong].mean()
+    order = [np.floor(np.log10(value)) for value in (min(terms.values()), push)]
+    terms["push"] = -a.m.push * 10 ** (order[0] - order[1]) * push
+    return terms | ({"teacher_ce": ce(learner, a.y).mean()} if a.progress >= a.m.begin else {})
+
+
+# --- Features
+
+
+def fitnet(a: At) -> Terms:
+    v = a.adv if a.m.inputs == "adv" else a.x
+    error = linear(a.nets.parts["regressor"], features(a.nets.student, v)) - features(a.nets.teacher, v)
+    return {"ce": ce(logits(a.nets.student, v), a.y).mean(), "mse": a.m.beta * (error**2).mean()}
+
+
+def rrm(a: At) -> Terms:
+    f = linear(a.nets.parts["project"], features(a.nets.student, a.x))
+    return {"ce": a.m.alpha * ce(a.s, a.y).mean(), "cosine": 1 - cosine(f, features(a.nets.teacher, a.x)).mean()}
+
+
+def crdnd(a: At) -> Terms:
+    share = a.m.clean_share
+    return {"contrast_adv": (1 - share) * nt_xent(a, a.s_adv, a.t_adv), "contrast": share * nt_xent(a, a.s, a.t)}
+
+
+def nt_xent(a: At, s: Array, t: Array) -> float:
+    """Each of the 2 B logits is an anchor: its image's other view against all others."""
+    if a.m.denoise:
+        s = s @ denoising(t, a.y).T
+    views = np.concatenate([s, t])
+    similar = np.array([cosine(np.broadcast_to(view, views.shape), views) for view in views]) / a.m.tau
+    size, losses = len(s), []
+    for i, row in enumerate(similar):
+        others = np.delete(row, i)
+        losses.append(np.log(np.exp(others).sum()) - row[(i + size) % (2 * size)])
+    return np.mean(losses)
+
+
+def denoising(t: Array, y: Array) -> Array:
+    """Column c: what becomes of class c, the teacher's accuracy on it in place c and the rest spread out."""
+    matrix = np.zeros((3, 3))
+    for c in range(3):
+        right = (t[y == c].argmax(axis=1) == c).mean()
+        matrix[:, c] = (1 - right) / 2
+        matrix[c, c] = right
+    return matrix
+
+
+def crd(a: At) -> Terms:
+    contrast = contrastive(a, a.x, [a.x], np.ones(len(a.y)))
+    return {"contrast": a.m.lambda_con * contrast, "ce": ce(a.s, a.y).mean()}
+
+
+def crd_adv(a: At) -> Terms:
+    contrast = contrastive(a, a.x, [a.adv], np.ones(len(a.y)))
+    return {"contrast": a.m.lambda_con * contrast, "ce": ce(a.s_adv, a.y).mean()}
+
+
+def gacd(a: At) -> Terms:
+    m = a.m
+    u, seen = (a.adv if m.teacher_input == "adv" else a.x), {"adv": [a.adv], "clean": [a.x], "both": [a.adv, a.x]}
+    target = logits(a.nets.teacher, u)
+    w = {
+        "prob": of_label(softmax(target), a.y) ** m.beta,
+        "indicator": 1.0 * (target.argmax(axis=1) == a.y),
+        "none": np.ones(len(a.y)),
+    }[m.weight]
+    contrast = contrastive(a, u, seen[m.student_input], w / w.mean(), of_all=m.weigh == "all")
+    soft = np.mean([kl(target, logits(a.nets.student, v), m.tau_kd).mean() for v in seen[m.student_input]])
+    return {
+        "contrast": m.lambda_con * contrast,
+        "ce_adv": m.lambda_ce * ce(a.s_adv, a.y).mean(),
+        **({"kl": m.lambda_kd * m.tau_kd**2 * soft} if m.lambda_kd else {}),
+    }
+
+
+def contrastive(a: At, u: Tensor, seen: list[Tensor], w: Array, of_all: bool = True) -> float:
+    """The mean over what the student sees; Z passes no gradient and moves from each to the next."""
+    z, losses = 0.0, []
+    for v in seen:
+        mean = exponentials(a.sg, u, v)[~np.eye(len(w), dtype=bool)].mean()
+        z = 0.99 * z + 0.01 * mean if losses else mean
+        e = exponentials(a, u, v)
+        sides = [critic(a.m.estimator, scores, z, a.y) for scores in ([e, e.T] if a.m.symmetric else [e])]
+        positive, negative = (sum(side) for side in zip(*sides, strict=True))
+        losses.append((w * positive + (w if of_all else 1) * negative).mean())
+    return float(np.mean(losses))
+
+
+def exponentials(a: At, u: Tensor, v: Tensor) -> Array:
+    """Of teacher anchor i (row) and student candidate k (column); the positives are on the diagonal."""
+    t, s = embed(a, "t", features(a.nets.teacher, u)), embed(a, "s", features(a.nets.student, v))
+    return np.exp(t @ s.T / a.m.tau)
+
+
+def embed(a: At, side: str, f: Array) -> Array:
+    v = linear(a.nets.parts["contrast"].get_submodule(f"project_{side}"), f)
+    return v / np.linalg.norm(v, axis=1, keepdims=True)
+
+
+def critic(estimator: str, e: Array, z: float, y: Array) -> tuple[Array, Array]:
+    other = y[:, None] != y[None]
+    if estimator == "infonce":
+        return -np.log(np.diag(e)), np.log(np.diag(e) + (e * other).sum(axis=1))
+    r, n = e / z, other.sum(axis=1, keepdims=True)
+    h = r / (r + n)
+    return -np.log(np.diag(h)), -(np.log(1 - h) * other).sum(axis=1)
+
+
+REFERENCES: dict[str, Callable[[At], Terms]] = {
+    form.__name__: form
+    for form in (
+        *(natural, pgd_at, trades, mart, peeraid, kd, ard, iad, adaiad, akd, rslad, fair_rslad, absld, adaad, dgad),
+        *(igdm, saad, kdiga, iad2, mtard, bmtard, ciard, fitnet, rrm, crdnd, crd, crd_adv, gacd),
+    )
+}
+
+
+# --- What the attack ascends, for each image
+
+
+def true_label(a: At) -> Array:
+    return ce(a.s_adv, a.y)
+
+
+def teacher_clean(a: At) -> Array:
+    return kl(a.t, a.s_adv)
+
+
+def teacher_adv(a: At) -> Array:
+    return kl(a.t_adv, a.s_adv)
+
+
+def own_clean(a: At) -> Array:
+    return kl(a.s, a.s_adv)
+
+
+def peer_clean(a: At) -> Array:
+    return kl(logits(a.nets.parts["peer"], a.x), a.s_adv)
+
+
+def linearised(a: At) -> Array:
+    hot, d = one_hot(a.y, 3), (a.adv - a.x).numpy().reshape(len(a.y), -1)
+    slope = (input_gradient(a.nets.teacher, a.x, hot) * d).sum(axis=1, keepdims=True)
+    return kl(a.t + a.m.slope * slope * hot, a.s_adv)
+
+
+def feature_angle(a: At) -> Array:
+    s, t = embed(a, "s", features(a.nets.student, a.adv)), embed(a, "t", features(a.nets.teacher, a.x))
+    return 1 - (s * t).sum(axis=1)
