@@ -15,6 +15,7 @@ from typing import Any
 
 from bench import signals
 from bench.errors import BenchError, UsageError, unknown
+from methods import PluginError
 
 SUMMARY = {
     "run": "train students with one or more methods, evaluate, record",
@@ -24,6 +25,7 @@ SUMMARY = {
     "list": "methods, suites, data sets, models, attacks",
     "data": "fetch, import or verify a data set",
     "doctor": "device, versions, throughput, data, interrupted runs",
+    "new-method": "write the file of a new method and its test",
 }
 METAVARS: dict[Any, str] = {float: "X", int: "N"}
 EXAMPLE = "python -m bench run --method gacd --suite digits"
@@ -39,6 +41,9 @@ def main(argv: list[str] | None = None) -> None:
     except BenchError as error:
         print(f"error: {error}", file=sys.stderr)
         code = error.exit_code
+    except PluginError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 1
     except KeyboardInterrupt:
         again = "the same command without --force" if "--force" in argv else "the same command"
         print(f"interrupted; {again} continues", file=sys.stderr)
@@ -106,11 +111,15 @@ def find_verb(argv: list[str]) -> tuple[str | None, list[str]]:
 
 
 def handler(verb: str) -> Callable[..., int]:
-    """The function of `bench.verbs` or `bench.run` that carries a verb out; torch is imported no earlier."""
+    """The function that carries a verb out, of `bench.verbs` unless said here; torch is imported no earlier."""
     if verb in ("run", "teacher train"):
         from bench import run
 
         return run.run if verb == "run" else run.train_teacher
+    if verb == "new-method":
+        from bench import skeleton
+
+        return skeleton.new_method
     from bench import verbs
 
     found: Callable[..., int] = getattr(verbs, verb.replace(" ", "_"))

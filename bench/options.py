@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 Number = Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: the suite's)")]
+Measured = Annotated[int, arg(metavar="N")]
 StoreFolder = Annotated[Path, arg(metavar="DIR", help="where records, teachers and unfinished work live")]
 DataFolder = Annotated[Path, arg(metavar="DIR", help="where the data sets live")]
 Device = Annotated[str, arg(metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps")]
@@ -58,7 +59,9 @@ class Run(Protocol):
     official: Annotated[
         FlagCreatePairsOff[bool], arg(help="as the authors' script does it, oddities included; see docs/methods.md")
     ] = False
-    awp: Annotated[float, arg(metavar="X", help="adversarial weight perturbation, of this relative size; 0.005, say")] = 0.0
+    awp: Annotated[
+        float, arg(metavar="X", help="adversarial weight perturbation, of this relative size; 0.005, say")
+    ] = 0.0
     dry_run: Annotated[FlagCreatePairsOff[bool], arg(help="show what would be done, with an estimate, and stop")] = (
         False
     )
@@ -73,31 +76,40 @@ class TeacherTrain(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherImport(Common):
-    """Take a checkpoint file as a teacher: the authors', RobustBench's or this project's key names."""
+    """Take a checkpoint file as a teacher, once hash, keys and its accuracy on test images have been checked.
 
-    name: Positional[Annotated[str, arg(help="what `--teacher` shall call it")]]
+    Files of the authors, of RobustBench and of this project. A name that `teacher list` shows as a release brings model,
+    data set, normalisation and the accuracy that is expected; any other name needs --arch and --dataset.
+    """
+
+    name: Positional[Annotated[str, arg(help="a release, or what `--teacher` shall call it")]]
     file: Positional[Annotated[Path, arg(help="the checkpoint")]]
-    arch: Annotated[str, arg(metavar="MODEL", help="such as wrn34-10; see `list`")]
-    dataset: Annotated[str, arg(metavar="NAME", help="what it was trained on")]
+    arch: Annotated[str, arg(metavar="MODEL", help="such as wrn34-10; see `list`")] = ""
+    dataset: Annotated[str, arg(metavar="NAME", help="what it was trained on")] = ""
     sha256: Annotated[str, arg(metavar="HEX", help="refuse the file unless this is its hash")] = ""
+    mean: Annotated[
+        tuple[float, ...], arg(help="per channel, if the file holds none and does not take raw pixels")
+    ] = ()
+    std: Annotated[tuple[float, ...], arg(help="as --mean")] = ()
+    limit_test: Annotated[Measured, arg(help="measure it on the first N test images, 100 or more")] = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherList:
-    """List the teachers at hand."""
+    """List the teachers at hand, and the releases that can be had."""
 
     store: StoreFolder = Path("runs")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherVerify(Common):
-    """Check a teacher's file against its hash, and measure it: clean accuracy and PGD-20 on test images."""
+    """Check a teacher's file against its hash, measure clean accuracy and PGD-20, and write them on its card."""
 
     name: Positional[Annotated[str, arg(help="as `teacher list` shows it")]]
     suite: Annotated[
         str, arg(metavar="NAME", help="whose eps to use", help_behavior_hint="(default: the first with its data set)")
     ] = ""
-    limit_test: Annotated[Number, arg(help="use the first N test images")] = 1000
+    limit_test: Annotated[Measured, arg(help="use the first N test images")] = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +195,14 @@ class Doctor(Common):
     """Report device, versions, a throughput probe, data sets and interrupted runs."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class NewMethod:
+    """Write the file of a new method and its test, which passes, to begin with."""
+
+    name: Positional[Annotated[str, arg(help="what `--method` shall call it")]]
+    out: Annotated[Path, arg(metavar="DIR", help="where to; methods/ of a clone needs no test")] = Path(".")
+
+
 VERBS: dict[str, type[Any]] = {
     "run": Run,
     "evaluate": Evaluate,
@@ -196,4 +216,5 @@ VERBS: dict[str, type[Any]] = {
     "data import": DataImport,
     "data verify": DataVerify,
     "doctor": Doctor,
+    "new-method": NewMethod,
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -44,8 +45,7 @@ def plan(options: Run, hyper: dict[str, Any]) -> list[Cell]:
     students = names(options.student) or suite.students
     for arch in students:
         models.check(arch)
-    asked = methods.names() if options.method == "all" else names(options.method)
-    makers = [make(name, hyper, options.official) for name in asked]
+    makers = [make(name, hyper, options.official) for name in wanted(options.method)]
     seeds = numbers(options.seeds) or suite.seeds
     needed: dict[str, Cell] = {}
     cells = []
@@ -135,6 +135,19 @@ def chosen(options: Protocol, suite: Suite) -> tuple[str, ...]:
         if name not in suite.datasets:
             raise UsageError(f"suite {suite.name} is not for {name}: it covers {', '.join(suite.datasets)}")
     return asked
+
+
+def wanted(text: str) -> list[str]:
+    """The methods named, or "all" that can be used; a plugin that is not used is named in a line of warning."""
+    every, found = text == "all", []
+    for name in methods.names() if every else names(text):
+        inside = name in methods.builtin()
+        fault = methods.fault(name) if (every or inside) and name in methods.plugins() else ""
+        if fault:
+            print(f"warning: plugin {name!r} {fault}", file=sys.stderr)
+        if inside or not fault:
+            found.append(name)
+    return found
 
 
 def make(name: str, hyper: dict[str, Any], official: bool = False) -> tuple[str, Method]:

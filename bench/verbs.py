@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench import data, datasets, models, options, suites, teachers
+from bench import data, datasets, models, options, suites, teachers, zoo
 from bench.datasets import Dataset
 from bench.errors import BenchError, UsageError, unknown
 from bench.plan import names
@@ -107,50 +107,69 @@ def report(result: Evaluation, count: int, threat: str) -> None:
 
 
 def teacher_import(given: options.TeacherImport) -> int:
-    """Copies a checkpoint among the teachers after it has been loaded into its architecture."""
+    """Copies a checkpoint among the teachers once hash, keys and accuracy have been checked."""
     from bench.models import checkpoint
 
-    info = datasets.get(given.dataset)
-    models.check(given.arch)
-    if not given.name.replace("_", "").replace("-", "").isalnum() or given.name in ("robust", "natural"):
-        raise UsageError(f"teacher name {given.name!r}: letters, digits, - and _, neither robust nor natural")
-    checkpoint.load(given.file, given.arch, info, given.sha256 or None)
-    sha256 = checkpoint.sha256_of(given.file)
-    card = teachers.Card(
-        f"{given.name}-{sha256[:8]}", given.arch, info.name, sha256, f"imported from {given.file.name}"
-    )
-    namesakes = [
-        other for other in teachers.cards(given.store) if (other.name, other.dataset) == (card.name, info.name)
-    ]
-    if any(other.identity != card.identity for other in namesakes):
-        raise UsageError(f"there is another teacher called {given.name!r} for {info.name}: choose another name")
+    teachers.check_images(given.limit_test, teachers.FEWEST)
+    release = zoo.resolve(given.name, given.arch, given.dataset, given.sha256.lower(), given.mean, given.std)
+    info = datasets.get(release.dataset)
+    models.check(release.arch)
+    net = checkpoint.load(given.file, release.arch, info, release.sha256 or None, release.mean, release.std)
+    if not release.sha256:
+        checkpoint.check_intact(given.file)
+    card = teachers.draft(given.store, release, checkpoint.sha256_of(given.file), given.file.name)
+    card = teacher_measured(net, card, release, release.eps, given)
     teachers.keep(given.store, given.file, card)
-    print(f"{card.identity} is ready: `run --teacher {given.name}`; `teacher verify {given.name}` measures it first")
+    if not release.sha256:
+        print(f"no sha256 was stated: the card holds the file's own, {card.sha256}")
+    print(f"{card.identity} is ready: `run --teacher {given.name}`")
     return 0
 
 
 def teacher_list(given: options.TeacherList) -> int:
-    """A line for each teacher."""
+    """A line for each teacher at hand, then for each release."""
     for card in teachers.cards(given.store):
-        print(f"{card.identity:40} {card.arch:16} {card.dataset:10} {card.sha256[:16]} {card.origin}")
+        print(f"{card.identity:40} {card.arch:16} {card.dataset:10} {card.sha256[:16]} {card.origin}; {card.measured}")
+    print("\nreleases, for `teacher import NAME FILE` when the file is downloaded (clean and AutoAttack in percent):")
+    for known in zoo.RELEASES:
+        accuracy = f"{known.clean:5.2f} {known.autoattack:5.2f}"
+        print(f"{known.name:40} {known.arch:20} {known.dataset:9} {accuracy}  {known.paper:32} {known.where}")
     return 0
 
 
 def teacher_verify(given: options.TeacherVerify) -> int:
-    """Checks hash and keys, then measures clean accuracy and PGD-20."""
+    """Checks hash and keys, measures clean accuracy and PGD-20, and writes them on the card."""
+    teachers.check_images(given.limit_test, 1)
+    card = teachers.find(given.store, given.name)
+    info = datasets.get(card.dataset)
+    release = zoo.resolve(card.name, card.arch, info.name, "", card.mean, card.std) if card.imported else None
+    eps = suites.get(given.suite).eps if given.suite else release.eps if release else suite_for(info).eps
+    net = teachers.load(given.store, card, info)
+    print(f"{card.identity}: file has sha256 {card.sha256}, a {card.arch} for {card.dataset}")
+    teachers.note(given.store, teacher_measured(net, card, release, eps, given))
+    return 0
+
+
+def teacher_measured(
+    net: Net,
+    card: teachers.Card,
+    release: zoo.Release | None,
+    eps: float,
+    given: options.TeacherImport | options.TeacherVerify,
+) -> teachers.Card:
+    """The card with clean accuracy and PGD-20; raises BenchError where they are not what `release` must have."""
     from bench import environment
 
-    if given.limit_test is not None and given.limit_test < 1:
-        raise UsageError(f"--limit-test {given.limit_test}: at least 1")
-    card = teachers.find(given.store, given.name)
-    info, device = datasets.get(card.dataset), environment.device(given.device)
-    suite = suites.get(given.suite) if given.suite else suite_for(info)
-    net = teachers.load(given.store, card, info).to(device)
-    print(f"{card.identity}: file has sha256 {card.sha256}, a {card.arch} for {card.dataset}")
-    whole = data.load(card.dataset, given.data_root).test
-    test = data.Split(whole.x[: given.limit_test], whole.y[: given.limit_test])
-    report(attacked(net, test, ("pgd20",), device, eps=suite.eps), len(test), f"l-inf {suite.eps:.4g}")
-    return 0
+    device = environment.device(given.device)
+    whole, net = data.load(card.dataset, given.data_root).test, net.to(device)
+    test, total = data.Split(whole.x[: given.limit_test], whole.y[: given.limit_test]), len(whole)
+    if release:
+        teachers.check_clean(net, test, total, release)
+    result = attacked(net, test, ("pgd20",), device, eps=eps)
+    report(result, len(test), f"l-inf {eps:.4g}")
+    clean, pgd20 = (round(100 * result.accuracy()[name], 2) for name in ("clean", "pgd20"))
+    card = dataclasses.replace(card, images=len(test), eps=eps, clean=clean, pgd20=pgd20)
+    return teachers.checked(card, total, release) if release else card
 
 
 def leaderboard(given: options.Leaderboard) -> int:
@@ -194,16 +213,16 @@ def list(_: options.List) -> int:
 
 
 def about_method(name: str) -> str:
-    """First line of a method's class, with its defaults; a broken plugin says what is wrong and harms no other."""
+    """First line of a method's class, with its defaults; what is wrong with a plugin of that name instead or after it."""
     import methods
 
-    try:
-        method = methods.load(name)
-    except Exception as error:  # whatever an outside package does when imported
-        return f"cannot be loaded: {type(error).__name__}: {error}"
+    fault = methods.fault(name) if name in methods.plugins() else ""
+    if fault and name not in methods.builtin():
+        return fault
+    method = methods.load(name)
     values = ", ".join(f"{field.name}={field.default}" for field in dataclasses.fields(method))
-    formula = (method.__doc__ or "").strip().splitlines()[0]
-    return f"{formula}{f' [{values}]' if values else ''}"
+    formula = (method.__doc__ or "").strip().partition("\n")[0]
+    return f"{formula}{f' [{values}]' if values else ''}{f'; a plugin of this name {fault}' if fault else ''}"
 
 
 def data_fetch(given: options.DataFetch) -> int:

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,6 @@ from torch import Tensor, nn
 import methods
 from bench import options
 from methods import contract
-from methods.ard import Ard
 from methods.base import Batch, Method, Nets, hp, official
 from methods.contract import Contract
 from methods.inner import mode
@@ -49,11 +47,6 @@ ROLES = {
     **dict.fromkeys(("natural", "pgd_at", "trades", "mart", "peeraid"), ()),
     **dict.fromkeys(("iad2", "mtard", "bmtard", "ciard"), BOTH),
 }
-NAMES = [
-    *("absld", "adaad", "adaiad", "akd", "ard", "bmtard", "ciard", "crd", "crd_adv", "crdnd", "dgad", "fair_rslad"),
-    *("fitnet", "gacd", "iad", "iad2", "igdm", "kd", "kdiga", "mart", "mtard", "natural", "peeraid", "pgd_at"),
-    *("rrm", "rslad", "saad", "trades"),
-]
 
 
 def cases(name: str) -> list[Method]:
@@ -71,7 +64,7 @@ def test_reserved_names_cover_the_command_line() -> None:
     assert {field.name for field in dataclasses.fields(options.Run)} <= contract.RESERVED
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", methods.builtin())
 def test_teachers_are_asked_for_where_needed(name: str) -> None:
     assert methods.load(name)().requires == ROLES.get(name, ROBUST)
 
@@ -97,23 +90,6 @@ def test_unknown_name() -> None:
         assert name not in methods.names()
         with pytest.raises(KeyError):
             methods.load(name)
-
-
-def test_names_are_those_of_the_files() -> None:
-    assert methods.builtin() == NAMES
-
-
-def test_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Found by entry point, no built-in name taken over, and one that is broken is in nobody's way."""
-    points = [("mine", "methods.ard:Ard"), ("kd", "methods.ard:Ard"), ("broken", "no.such.module:Method")]
-    found = [EntryPoint(name, value, "bench.methods") for name, value in points]
-    monkeypatch.setattr(methods, "entry_points", lambda group: found if group == "bench.methods" else [])
-    assert {"mine", "broken"} == set(methods.names()) - set(methods.builtin())
-    assert methods.names() == sorted(set(methods.names()))
-    assert methods.load("mine") is Ard
-    assert methods.load("kd") is Kd
-    with pytest.raises(Exception, match="No module named 'no'"):
-        methods.load("broken")
 
 
 def test_only_what_is_asked_for_is_imported() -> None:

@@ -140,7 +140,7 @@ def test_leaderboard(folder: Path) -> None:
 
 
 def test_teacher_is_cached_and_verified_by_hash(folder: Path) -> None:
-    assert "trained here, digits@2" in bench("teacher list", folder).stdout
+    assert "trained here, digits@3" in bench("teacher list", folder).stdout
     done = bench("teacher verify resnet8-w16-trades --limit-test 8", folder)
     assert re.search(r"file has sha256 [0-9a-f]{64}, a resnet8-w16 for digits", done.stdout)
     (file,) = (folder / "runs" / "teachers").glob("*.pt")

@@ -4,7 +4,9 @@ resnet18, resnet18-w<k>     ResNet-18 with the CIFAR stem, first stage k channel
 resnet<d>-w<k>              the three-stage CIFAR ResNet of depth d = 6n + 2, first stage k channels wide
 ...-s2                      either ResNet with a stem of stride 2, a quarter of the cost
 mobilenetv2                 MobileNetV2 for CIFAR
+preactresnet18              pre-activation ResNet-18; -w<k> as above
 wrn<d>-<k>                  WideResNet of depth d = 6n + 4 and widening factor k
+...-silu                    either of the last two in DeepMind's layout, with SiLU (Swish) for ReLU
 """
 
 from __future__ import annotations
@@ -20,16 +22,21 @@ if TYPE_CHECKING:
 
 EXAMPLES = (
     "mobilenetv2",
+    "preactresnet18",
+    "preactresnet18-silu",
     "resnet18",
     "resnet18-w16",
     "resnet18-w16-s2",
     "resnet20-w16",
     "resnet8-w4",
     "wrn28-10",
+    "wrn28-10-silu",
     "wrn34-10",
+    "wrn70-16-silu",
 )
 PATTERN = re.compile(
-    r"(?P<mobile>mobilenetv2)|wrn(?P<wide>\d+)-(?P<factor>\d+)"
+    r"(?P<mobile>mobilenetv2)"
+    r"|(wrn(?P<wide>\d+)-(?P<factor>\d+)|preactresnet18(-w(?P<preact>\d+))?)(?P<silu>-silu)?"
     r"|(resnet18(-w(?P<w18>\d+))?|resnet(?P<depth>\d+)-w(?P<width>\d+))(?P<stem>-s2)?"
 )
 
@@ -42,10 +49,18 @@ def check(arch: str) -> None:
 def build(arch: str, info: Dataset) -> Net:
     """A freshly initialised network for a data set, with its normalisation inside. Raises UsageError for a bad name."""
     family, sizes = _parse(arch)
+    if family.endswith("-silu"):
+        from bench.models import silu
+
+        return (silu.WideResNet if family == "wrn-silu" else silu.PreActResNet18)(info, *sizes)
     if family == "wrn":
         from bench.models.wideresnet import WideResNet
 
         return WideResNet(info, *sizes)
+    if family == "preactresnet18":
+        from bench.models.preact import PreActResNet18
+
+        return PreActResNet18(info, *sizes)
     if family == "mobilenetv2":
         from bench.models.mobilenet import MobileNetV2
 
@@ -67,7 +82,9 @@ def _parse(arch: str) -> tuple[str, tuple[int, ...]]:
     if part["mobile"]:
         return "mobilenetv2", ()
     if part["wide"]:
-        return "wrn", (_depth(arch, part["wide"], 4), _positive(arch, part["factor"]))
+        return f"wrn{part['silu'] or ''}", (_depth(arch, part["wide"], 4), _positive(arch, part["factor"]))
+    if arch.startswith("preactresnet18"):
+        return f"preactresnet18{part['silu'] or ''}", (_positive(arch, part["preact"] or "64"),)
     stem = 2 if part["stem"] else 1
     if part["depth"] and part["depth"] != "18":
         return "resnet", (_depth(arch, part["depth"], 2), _positive(arch, part["width"]), stem)

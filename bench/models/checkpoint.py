@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bench.datasets import Dataset
 from bench.errors import BenchError
@@ -42,6 +43,17 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def check_intact(path: Path) -> None:
+    """Raises BenchError if a checksum inside a zip file is wrong, which reading its tensors does not notice."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (OSError, zipfile.BadZipFile):  # the old format has no checksums; `read` tells what is no checkpoint
+        return
+    if damaged:
+        raise BenchError(f"{str(path)!r} is damaged: a checksum inside is wrong, in {damaged!r}")
+
+
 def read(path: Path, sha256: str | None = None) -> dict[str, Any]:
     """The content of a checkpoint file on the CPU. Raises BenchError if it is missing, not one, or not the one hashed."""
     try:
@@ -59,18 +71,28 @@ def read(path: Path, sha256: str | None = None) -> dict[str, Any]:
     return content
 
 
-def load(path: Path, arch: str, info: Dataset, sha256: str | None = None) -> Net:
+def load(
+    path: Path,
+    arch: str,
+    info: Dataset,
+    sha256: str | None = None,
+    mean: tuple[float, ...] = (),
+    std: tuple[float, ...] = (),
+) -> Net:
     """The network `arch` with the tensors of a checkpoint, in eval mode on the CPU.
 
-    Takes this project's files and those of the authors and RobustBench. A file without `mean` and `std` was trained on
-    raw pixels, so the network then normalises nothing. Raises BenchError where file and architecture do not match.
+    Takes this project's files and those of the authors and RobustBench. `mean` and `std`, a value per channel, are for
+    a file that holds none; without them it was trained on raw pixels, and the network normalises nothing. Raises
+    BenchError where file, architecture and number of classes do not match.
     """
     net = build(arch, info)
     state = tensors(read(path, sha256))
     if not state:
         raise BenchError(f"{str(path)!r} holds no tensors of a network")
-    state.setdefault("mean", torch.zeros_like(net.mean))
-    state.setdefault("std", torch.ones_like(net.std))
+    for name, stated, neutral in (("mean", mean, 0.0), ("std", std, 1.0)):
+        state.setdefault(name, torch.tensor(stated or (neutral,) * info.shape[0]))
+        if stated and not is_close(state[name], stated):
+            raise BenchError(f"{str(path)!r} holds a {name} of its own, another one than is stated for it")
     own = {key for key in net.state_dict() if not key.endswith(UNUSED)}
     odd = own ^ state.keys()
     if odd:
@@ -78,6 +100,7 @@ def load(path: Path, arch: str, info: Dataset, sha256: str | None = None) -> Net
     for name in ("mean", "std"):  # other releases keep them flat
         if state[name].numel() == info.shape[0]:
             state[name] = state[name].view(1, -1, 1, 1)
+    check_classes(path, arch, info, net, state)
     for name, tensor in net.state_dict().items():
         if name in state and tensor.shape != state[name].shape:
             shapes = f"{tuple(state[name].shape)}, not {tuple(tensor.shape)}"
@@ -88,6 +111,22 @@ def load(path: Path, arch: str, info: Dataset, sha256: str | None = None) -> Net
             raise BenchError(f"{str(path)!r} holds values that are not finite in {name}")
     net.load_state_dict(state, strict=False)
     return net.eval()
+
+
+def is_close(found: Tensor, stated: tuple[float, ...]) -> bool:
+    """Whether a file's mean or std, a value per channel in any shape, are those stated, to three digits."""
+    return found.numel() == len(stated) and torch.allclose(found.flatten().float(), torch.tensor(stated), atol=1e-3)
+
+
+def check_classes(path: Path, arch: str, info: Dataset, net: Net, state: dict[str, Tensor]) -> None:
+    """Raises BenchError if the last layer of the file tells another number of classes apart than the data set has."""
+    head = next(f"{name}.weight" for name, module in net.named_modules() if isinstance(module, nn.Linear))
+    shape, wanted = tuple(state[head].shape), tuple(net.state_dict()[head].shape)
+    if len(shape) == 2 and shape[0] != wanted[0] and shape[1] == wanted[1]:
+        count = f"{shape[0]} classes, {info.name} has {wanted[0]}"
+        raise BenchError(
+            f"{str(path)!r} is not a {arch} for {info.name}: {head} has shape {shape}, not {wanted}: {count}"
+        )
 
 
 def tensors(content: dict[str, Any]) -> dict[str, Tensor]:

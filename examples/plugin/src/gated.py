@@ -1,0 +1,35 @@
+"""Gated distillation: listen to the teacher where it is right, and to the label elsewhere.
+
+An example of a method from outside the repository, after no paper: adversarial training and distillation take turns
+image by image.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from methods.base import Batch, Method, Nets, hp, kl
+from methods.inner import ce, pgd
+
+
+@dataclass(frozen=True)
+class Gated(Method):
+    """mean_i [g_i KL(T(x_i) || S(x~_i)) + (1 - g_i) CE(S(x~_i), y_i)], g_i = alpha [argmax T(x_i) = y_i]; inner CE."""
+
+    alpha: float = hp(0.9, "weight of a teacher that is right", low=0.0, high=1.0, most=1.0)
+
+    def attack(self, nets: Nets, batch: Batch) -> Tensor:
+        """The inner problem: images that the student gets wrong."""
+        return pgd(nets.student, batch.x, ce(batch.y), batch.budget)
+
+    def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
+        """The outer problem at those images."""
+        target, far = nets.clean(batch), nets.student(adv)
+        gate = self.alpha * (target.argmax(dim=1) == batch.y)
+        return {
+            "kl_adv": (gate * kl(target, far)).mean(),
+            "ce_adv": ((1 - gate) * F.cross_entropy(far, batch.y, reduction="none")).mean(),
+        }

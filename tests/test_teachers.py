@@ -1,0 +1,609 @@
+"""Releases as facts and as networks; what an import verifies, what it refuses, what stands on the card."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bench import data, datasets, models, plan, teachers, zoo
+from bench.cli import main
+from bench.datasets import CIFAR10, CIFAR100, DIGITS, Dataset
+from bench.errors import BenchError, UsageError
+from bench.models import checkpoint
+from bench.options import Run
+from bench.zoo import Release
+from methods.base import Net
+
+State = dict[str, Any]
+Shapes = dict[str, tuple[int, ...]]
+
+
+# The registry
+
+
+@pytest.mark.parametrize("release", zoo.RELEASES, ids=lambda release: f"{release.name} {release.dataset}")
+def test_a_release_is_stated_in_full(release: Release) -> None:
+    info = datasets.get(release.dataset)
+    models.check(release.arch)
+    assert release.where.startswith("https://")
+    assert release.clean is not None
+    assert release.autoattack is not None
+    assert 0 <= release.autoattack < release.clean < 100
+    assert 0 < release.eps <= 8 / 255
+    assert len(release.mean) == len(release.std) in (0, info.shape[0])
+    assert not release.sha256 or re.fullmatch("[0-9a-f]{64}", release.sha256)
+    assert zoo.resolve(release.name, dataset=release.dataset) == release
+
+
+def test_releases_have_a_name_of_their_own_on_each_data_set() -> None:
+    assert len({(release.name, release.dataset) for release in zoo.RELEASES}) == len(zoo.RELEASES)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"name": "Zhang2019Theoretical"}, "did you mean 'Zhang2019Theoretically'.*needs --arch and --dataset"),
+        ({"name": "mine", "arch": "resnet18"}, "'mine' is no known release .*`teacher list`"),
+        ({"name": "Chen2021LTD_WRN34_10"}, "a release for cifar10 and cifar100: say which with --dataset"),
+        ({"name": "Zhang2019Theoretically", "dataset": "cifar100"}, "a release for cifar10: say which"),
+        ({"name": "Zhang2019Theoretically", "arch": "wrn28-10"}, "--arch: the release .* has wrn34-10"),
+        ({"name": "Zhang2019Theoretically", "mean": (0.5, 0.5, 0.5)}, "--mean: the release .* has none"),
+        ({"name": "mine", "arch": "resnet18", "dataset": "cifar01"}, "did you mean 'cifar10'"),
+        ({"name": "robust", "arch": "resnet18", "dataset": "cifar10"}, "neither robust nor natural"),
+        ({"name": "a/b", "arch": "resnet18", "dataset": "cifar10"}, "letters, digits, - and _"),
+        ({"name": "mine", "arch": "resnet18", "dataset": "cifar10", "mean": (0.5,) * 3}, "both with 3 numbers"),
+        ({"name": "mine", "arch": "a", "dataset": "digits", "mean": (0.5,), "std": (0.0,)}, "std above 0"),
+        ({"name": "mine", "arch": "a", "dataset": "digits", "mean": (float("nan"),), "std": (1.0,)}, "--mean and"),
+    ],
+)
+def test_what_a_name_cannot_mean(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said) as caught:
+        zoo.resolve(**given)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_hash_that_is_published_is_not_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = dataclasses.replace(zoo.RELEASES[0], sha256="a" * 64)
+    monkeypatch.setattr(zoo, "RELEASES", (known,))
+    assert zoo.resolve(known.name).sha256 == "a" * 64
+    with pytest.raises(UsageError, match="--sha256: the release"):
+        zoo.resolve(known.name, sha256="b" * 64)
+
+
+# Names and shapes of the tensors, as the releases' published network definitions give them
+
+
+def norm(name: str, channels: int) -> Shapes:
+    kinds = ("weight", "bias", "running_mean", "running_var")
+    return {f"{name}.{kind}": (channels,) for kind in kinds} | {f"{name}.num_batches_tracked": ()}
+
+
+def kernel(name: str, inputs: int, outputs: int, side: int) -> Shapes:
+    return {f"{name}.weight": (outputs, inputs, side, side)}
+
+
+def linear(name: str, inputs: int, outputs: int) -> Shapes:
+    return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
+
+
+def wide(depth: int, factor: int, classes: int, sub_block: bool = False) -> Shapes:
+    """The TRADES release; with `sub_block1`, a copy of block1 that is stored and never used."""
+    widths = [16, 16 * factor, 32 * factor, 64 * factor]
+    shapes = kernel("conv1", 3, 16, 3) | norm("bn1", widths[3]) | linear("fc", widths[3], classes)
+    blocks = [("block1", 1), ("block2", 2), ("block3", 3)] + ([("sub_block1", 1)] if sub_block else [])
+    for name, stage in blocks:
+        for i in range((depth - 4) // 6):
+            at, inputs, outputs = f"{name}.layer.{i}", widths[stage - (i == 0)], widths[stage]
+            shapes |= norm(f"{at}.bn1", inputs) | kernel(f"{at}.conv1", inputs, outputs, 3)
+            shapes |= norm(f"{at}.bn2", outputs) | kernel(f"{at}.conv2", outputs, outputs, 3)
+            shapes |= kernel(f"{at}.convShortcut", inputs, outputs, 1) if inputs != outputs else {}
+    return shapes
+
+
+def deepmind_wide(depth: int, factor: int, classes: int) -> Shapes:
+    widths = [16, 16 * factor, 32 * factor, 64 * factor]
+    shapes = kernel("init_conv", 3, 16, 3) | norm("batchnorm", widths[3]) | linear("logits", widths[3], classes)
+    for stage in range(3):
+        for i in range((depth - 4) // 6):
+            at, inputs, outputs = f"layer.{stage}.block.{i}", widths[stage + (i > 0)], widths[stage + 1]
+            shapes |= norm(f"{at}.batchnorm_0", inputs) | kernel(f"{at}.conv_0", inputs, outputs, 3)
+            shapes |= norm(f"{at}.batchnorm_1", outputs) | kernel(f"{at}.conv_1", outputs, outputs, 3)
+            shapes |= kernel(f"{at}.shortcut", inputs, outputs, 1) if inputs != outputs else {}
+    return shapes
+
+
+def deepmind_preact(classes: int) -> Shapes:
+    shapes = kernel("conv_2d", 3, 64, 3) | norm("batchnorm", 512) | linear("logits", 512, classes)
+    for stage, outputs in enumerate((64, 128, 256, 512)):
+        for i in range(2):
+            at, inputs = f"layer_{stage}.{i}", outputs // 2 if stage and i == 0 else outputs
+            shapes |= norm(f"{at}.batchnorm_0", inputs) | kernel(f"{at}.conv_2d_1", inputs, outputs, 3)
+            shapes |= norm(f"{at}.batchnorm_1", outputs) | kernel(f"{at}.conv_2d_2", outputs, outputs, 3)
+            shapes |= kernel(f"{at}.shortcut", inputs, outputs, 3) if inputs != outputs else {}
+    return shapes
+
+
+def preact(classes: int) -> Shapes:
+    shapes = kernel("conv1", 3, 64, 3) | norm("bn", 512) | linear("linear", 512, classes)
+    for stage, outputs in enumerate((64, 128, 256, 512), 1):
+        for i in range(2):
+            at, inputs = f"layer{stage}.{i}", outputs // 2 if stage > 1 and i == 0 else outputs
+            shapes |= norm(f"{at}.bn1", inputs) | kernel(f"{at}.conv1", inputs, outputs, 3)
+            shapes |= norm(f"{at}.bn2", outputs) | kernel(f"{at}.conv2", outputs, outputs, 3)
+            shapes |= kernel(f"{at}.shortcut.0", inputs, outputs, 1) if inputs != outputs else {}
+    return shapes
+
+
+def residual(classes: int) -> Shapes:
+    shapes = kernel("conv1", 3, 64, 3) | norm("bn1", 64) | linear("linear", 512, classes)
+    for stage, outputs in enumerate((64, 128, 256, 512), 1):
+        for i in range(2):
+            at, inputs = f"layer{stage}.{i}", outputs // 2 if stage > 1 and i == 0 else outputs
+            shapes |= norm(f"{at}.bn1", outputs) | kernel(f"{at}.conv1", inputs, outputs, 3)
+            shapes |= norm(f"{at}.bn2", outputs) | kernel(f"{at}.conv2", outputs, outputs, 3)
+            if inputs != outputs:
+                shapes |= kernel(f"{at}.shortcut.0", inputs, outputs, 1) | norm(f"{at}.shortcut.1", outputs)
+    return shapes
+
+
+LAYOUTS: dict[str, Callable[[int], Shapes]] = {
+    "wrn34-10": lambda classes: wide(34, 10, classes),
+    "wrn34-20": lambda classes: wide(34, 20, classes),
+    "wrn28-10": lambda classes: wide(28, 10, classes),
+    "wrn28-10-silu": lambda classes: deepmind_wide(28, 10, classes),
+    "wrn70-16-silu": lambda classes: deepmind_wide(70, 16, classes),
+    "preactresnet18-silu": deepmind_preact,
+    "preactresnet18": preact,
+    "resnet18": residual,
+}
+
+
+@pytest.mark.parametrize("release", zoo.RELEASES, ids=lambda release: f"{release.name} {release.dataset}")
+def test_the_network_has_the_tensors_of_the_release(release: Release) -> None:
+    info = datasets.get(release.dataset)
+    with torch.device("meta"):
+        net = models.build(release.arch, info)
+    shapes = {name: tuple(tensor.shape) for name, tensor in net.state_dict().items() if name not in ("mean", "std")}
+    assert shapes == LAYOUTS[release.arch](info.num_classes)
+
+
+def test_the_largest_has_the_size_of_the_paper() -> None:
+    with torch.device("meta"):
+        net = models.build("wrn70-16-silu", CIFAR100)
+    assert sum(parameter.numel() for parameter in net.parameters()) == pytest.approx(267e6, rel=2e-3)
+
+
+def planted(shapes: Shapes, seed: int = 0) -> State:
+    """Tensors of these shapes, with variances that are positive."""
+    generator = torch.Generator().manual_seed(seed)
+    state = {name: 0.2 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    for name in state:
+        if name.endswith("running_var"):
+            state[name] = state[name].abs() + 1
+    return state
+
+
+def wang(state: State) -> State:
+    """Averaged weights in a Sequential of one in DataParallel."""
+    return {"model_state_dict": {f"module.0.{name}": t for name, t in state.items()}, "epoch": 2400}
+
+
+FILES: dict[str, tuple[str, Dataset, Shapes, Callable[[State], State]]] = {
+    "TRADES": ("wrn10-1", CIFAR10, wide(10, 1, 10, sub_block=True), lambda state: state),
+    "LTD": ("wrn10-1", CIFAR100, wide(10, 1, 100), lambda state: {"state_dict": state}),
+    "DeepMind": ("wrn10-1-silu", CIFAR100, deepmind_wide(10, 1, 100), lambda state: state),
+    "Wang": ("wrn10-1-silu", CIFAR10, deepmind_wide(10, 1, 10), wang),
+    "DeepMind, PreAct": ("preactresnet18-silu", CIFAR10, deepmind_preact(10), lambda state: state),
+    "Rice": ("preactresnet18", CIFAR100, preact(100), lambda state: {f"module.{n}": t for n, t in state.items()}),
+}
+
+
+def batch_norm(state: State, name: str, x: Tensor) -> Tensor:
+    return F.batch_norm(x, *(state[f"{name}.{kind}"] for kind in ("running_mean", "running_var", "weight", "bias")))
+
+
+def padded(x: Tensor, weight: Tensor, stride: int) -> Tensor:
+    """TensorFlow's "SAME": total padding max((ceil(n / s) - 1) s + 3 - n, 0), the larger half at the end."""
+    total = max((-(-x.shape[-1] // stride) - 1) * stride + 3 - x.shape[-1], 0)
+    low, high = total // 2, total - total // 2
+    return F.conv2d(F.pad(x, (low, high, low, high)), weight, stride=stride)
+
+
+def reference_wide(state: State, x: Tensor) -> Tensor:
+    """Gowal et al. 2020, the network of depth 10: x -> conv -> three blocks -> BatchNorm, Swish, mean, linear."""
+    x = F.conv2d(x, state["init_conv.weight"], padding=1)
+    for stage in range(3):
+        at = f"layer.{stage}.block.0"
+        active = batch_norm(state, f"{at}.batchnorm_0", x)
+        active = active * active.sigmoid()
+        out = padded(active, state[f"{at}.conv_0.weight"], 1 if stage == 0 else 2)
+        out = batch_norm(state, f"{at}.batchnorm_1", out)
+        out = F.conv2d(out * out.sigmoid(), state[f"{at}.conv_1.weight"], padding=1)
+        shortcut = state.get(f"{at}.shortcut.weight")
+        x = out + (x if shortcut is None else F.conv2d(active, shortcut, stride=1 if stage == 0 else 2))
+    x = batch_norm(state, "batchnorm", x)
+    return F.linear((x * x.sigmoid()).mean(dim=(2, 3)), state["logits.weight"], state["logits.bias"])
+
+
+def reference_deepmind_preact(state: State, x: Tensor) -> Tensor:
+    x = F.conv2d(x, state["conv_2d.weight"], padding=1)
+    for stage, i in ((stage, i) for stage in range(4) for i in range(2)):
+        at, stride = f"layer_{stage}.{i}", 2 if stage and i == 0 else 1
+        out = batch_norm(state, f"{at}.batchnorm_0", x)
+        out = batch_norm(
+            state, f"{at}.batchnorm_1", padded(out * out.sigmoid(), state[f"{at}.conv_2d_1.weight"], stride)
+        )
+        out = F.conv2d(out * out.sigmoid(), state[f"{at}.conv_2d_2.weight"], padding=1)
+        x = out + (padded(x, state[f"{at}.shortcut.weight"], stride) if stride == 2 else x)
+    x = batch_norm(state, "batchnorm", x)
+    return F.linear((x * x.sigmoid()).mean(dim=(2, 3)), state["logits.weight"], state["logits.bias"])
+
+
+def reference_preact(state: State, x: Tensor) -> Tensor:
+    x = F.conv2d(x, state["conv1.weight"], padding=1)
+    for stage, i in ((stage, i) for stage in range(1, 5) for i in range(2)):
+        at, stride = f"layer{stage}.{i}", 2 if stage > 1 and i == 0 else 1
+        active = batch_norm(state, f"{at}.bn1", x).relu()
+        out = F.conv2d(active, state[f"{at}.conv1.weight"], stride=stride, padding=1)
+        out = F.conv2d(batch_norm(state, f"{at}.bn2", out).relu(), state[f"{at}.conv2.weight"], padding=1)
+        x = out + (F.conv2d(active, state[f"{at}.shortcut.0.weight"], stride=stride) if stride == 2 else x)
+    x = batch_norm(state, "bn", x).relu()
+    return F.linear(x.mean(dim=(2, 3)), state["linear.weight"], state["linear.bias"])
+
+
+REFERENCES = {
+    "DeepMind": reference_wide,
+    "Wang": reference_wide,
+    "DeepMind, PreAct": reference_deepmind_preact,
+    "Rice": reference_preact,
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_of_each_release_loads_and_computes_what_was_published(name: str, tmp_path: Path) -> None:
+    arch, info, shapes, dress = FILES[name]
+    state, file, x = planted(shapes), tmp_path / "net.pt", torch.rand(2, 3, 32, 32)
+    torch.save(dress(state), file)
+    mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
+    net = checkpoint.load(file, arch, info, mean=mean, std=std)
+    assert net.mean.flatten().tolist() == pytest.approx(mean)
+    assert net.std.flatten().tolist() == pytest.approx(std)
+    kept = {key: tensor for key, tensor in state.items() if not key.endswith("tracked") and "sub_block1" not in key}
+    assert all(torch.equal(net.state_dict()[key], tensor) for key, tensor in kept.items())
+    if name in REFERENCES:
+        scaled = (x - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+        with torch.no_grad():
+            torch.testing.assert_close(net(x), REFERENCES[name](state, scaled), rtol=1e-3, atol=1e-3)
+
+
+def test_statistics_in_the_file_win_and_contradictions_are_refused(tmp_path: Path) -> None:
+    file, state = tmp_path / "net.pt", planted(deepmind_wide(10, 1, 10))
+    torch.save(state | {"mean": torch.tensor([0.1, 0.2, 0.3]), "std": torch.ones(3)}, file)
+    net = checkpoint.load(file, "wrn10-1-silu", CIFAR10, mean=(0.1001, 0.2, 0.3), std=(1.0, 1.0, 1.0))
+    assert net.mean.flatten().tolist() == pytest.approx([0.1, 0.2, 0.3])
+    with pytest.raises(BenchError, match="holds a mean of its own"):
+        checkpoint.load(file, "wrn10-1-silu", CIFAR10, mean=(0.4, 0.2, 0.3), std=(1.0, 1.0, 1.0))
+
+
+def test_another_number_of_classes_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "net.pt"
+    torch.save(planted(wide(10, 1, 100)), file)
+    with pytest.raises(BenchError, match=r"not a wrn10-1 for cifar10: .*100 classes, cifar10 has 10") as caught:
+        checkpoint.load(file, "wrn10-1", CIFAR10)
+    assert "\n" not in str(caught.value)
+
+
+# Import
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder with a store, and a small network that was trained on digits."""
+
+    folder: Path
+    file: Path
+
+    @property
+    def store(self) -> Path:
+        return self.folder / "runs"
+
+    def card(self, name: str) -> teachers.Card:
+        return teachers.find(self.store, name, "digits")
+
+    def changed(self, change: Callable[[State], State]) -> Path:
+        torch.save(change(checkpoint.read(self.file)), self.folder / "changed.pt")
+        return self.folder / "changed.pt"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of a small network that digits are easy for, made in seconds."""
+    torch.manual_seed(0)
+    net, train = models.build("resnet8-w8", DIGITS), data.load("digits", "data").train
+    optimizer = torch.optim.SGD(net.parameters(), 0.05, momentum=0.9)
+    for _ in range(6):
+        for rows in torch.split(torch.randperm(len(train)), 64):
+            loss = F.cross_entropy(net(data.to_float(train.x[rows])), train.y[rows])
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+    file = tmp_path_factory.mktemp("trained") / "net.pt"
+    checkpoint.save(file, net.state_dict())
+    return file
+
+
+@pytest.fixture
+def place(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    monkeypatch.chdir(tmp_path)
+    return Place(tmp_path, trained)
+
+
+def bench(*words: object) -> int:
+    with pytest.raises(SystemExit) as stop:
+        main([str(word) for word in words])
+    assert isinstance(stop.value.code, int)
+    return stop.value.code
+
+
+def take(name: str, file: Path, *more: object) -> int:
+    return bench("teacher", "import", name, file, "--arch", "resnet8-w8", "--dataset", "digits", *more)
+
+
+def refusal(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line of an error."""
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert [line for line in lines if line.startswith("error")] == lines[-1:]
+    return lines[-1]
+
+
+def test_an_import_is_measured_and_its_card_says_so(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    assert take("mine", place.file) == 0
+    said = capsys.readouterr().out
+    sha256 = checkpoint.sha256_of(place.file)
+    assert f"no sha256 was stated: the card holds the file's own, {sha256}" in said
+    card = place.card("mine")
+    assert (card.identity, card.sha256, card.images, card.eps) == (f"mine-{sha256[:8]}", sha256, 360, 0.15)
+    assert card.clean > 90
+    assert card.pgd20 < card.clean
+    assert card.checked
+    assert "unknown before" in card.origin
+    assert f"{card.clean:.2f} %" in said
+    assert teachers.load(place.store, card, DIGITS).num_classes == 10
+    plan.plan(Run(method="kd", teacher="mine", store=place.store), {})
+
+
+def test_a_stated_hash_is_checked(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    sha256 = checkpoint.sha256_of(place.file)
+    assert take("mine", place.file, "--sha256", sha256.upper()) == 0
+    assert "as stated" in place.card("mine").origin
+    capsys.readouterr()
+    assert take("other", place.file, "--sha256", "0" * 64) == 1
+    assert "another or damaged file" in refusal(capsys)
+
+
+def without_statistics(state: State) -> State:
+    return {name: tensor for name, tensor in state.items() if name not in ("mean", "std")}
+
+
+def scaled(state: State) -> State:
+    return state | {"mean": state["mean"] + 3, "std": state["std"] * 2}
+
+
+def shuffled(state: State) -> State:
+    order = torch.arange(10).roll(1)
+    return state | {name: state[name][order] for name in ("linear.weight", "linear.bias")}
+
+
+def wider(state: State) -> State:
+    return state | {"linear.weight": torch.zeros(20, 32), "linear.bias": torch.zeros(20)}
+
+
+def spoilt(state: State) -> State:
+    return state | {"bn1.weight": torch.full_like(state["bn1.weight"], torch.inf)}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (shuffled, "no more than by chance: wrong normalisation, other labels or an untrained network"),
+        (scaled, "wrong normalisation"),
+        (wider, "20 classes, digits has 10"),
+        (spoilt, "holds values that are not finite in bn1.weight"),
+        (lambda state: {"epoch": 3}, "holds no tensors of a network"),
+        (lambda state: models.build("resnet8-w8", DIGITS).state_dict(), "no more than by chance"),
+    ],
+    ids=["other labels", "wrong normalisation", "another class count", "not finite", "no network", "untrained"],
+)
+def test_what_is_refused(
+    change: Callable[[State], State], said: str, place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(1)
+    assert take("mine", place.changed(change)) == 1
+    assert said in refusal(capsys)
+    assert not place.store.exists()
+
+
+def test_a_better_normalisation_is_named_and_can_be_stated(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    bare = place.changed(without_statistics)
+    assert take("mine", bare) == 1
+    assert "if the pixels are normalised by the mean and std of digits" in refusal(capsys)
+    assert take("mine", bare, "--mean", *DIGITS.mean, "--std", *DIGITS.std) == 0
+    card = place.card("mine")
+    assert (card.mean, card.std) == (DIGITS.mean, DIGITS.std)
+    assert card.sha256[:8] not in card.identity  # the statistics are part of what the digits stand for
+    x = torch.rand(3, *DIGITS.shape)
+    with torch.no_grad():
+        whole = checkpoint.load(place.file, "resnet8-w8", DIGITS)
+        torch.testing.assert_close(teachers.load(place.store, card, DIGITS)(x), whole(x))
+
+
+def test_a_flipped_bit_is_found(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    content = bytearray(place.file.read_bytes())
+    content[len(content) // 2] ^= 1
+    flipped = place.folder / "flipped.pt"
+    flipped.write_bytes(content)
+    assert checkpoint.load(flipped, "resnet8-w8", DIGITS)
+    assert take("mine", flipped) == 1
+    assert "a checksum inside is wrong" in refusal(capsys)
+
+
+def test_other_bad_input_is_one_line(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    assert take("mine", place.file) == 0
+    capsys.readouterr()
+    for code, said, name, more in (
+        (2, "--limit-test 99: at least 100", "second", ("--limit-test", 99)),
+        (2, "both with 1 numbers for digits", "second", ("--mean", 0.5, 0.5, "--std", 1, 1)),
+        (1, "there is no checkpoint 'none.pt'", "second", ()),
+    ):
+        assert take(name, Path("none.pt"), *more) == code
+        assert said in refusal(capsys)
+    again = place.changed(lambda state: state | {"extra_epoch": 1})
+    assert take("mine", again) == 2
+    assert "there is another teacher called 'mine' for digits" in refusal(capsys)
+
+
+def test_without_the_data_nothing_is_imported(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(models.build("resnet8-w4", CIFAR10).state_dict(), "net.pt")
+    assert bench("teacher", "import", "mine", "net.pt", "--arch", "resnet8-w4", "--dataset", "cifar10") == 1
+    assert "put the official folder cifar-10-batches-py there" in refusal(capsys)
+    assert not place.store.exists()
+
+
+# A release, played by the small network
+
+
+@pytest.fixture
+def known(place: Place, monkeypatch: pytest.MonkeyPatch) -> Release:
+    """A release of which the small network is a true copy."""
+    net, test = checkpoint.load(place.file, "resnet8-w8", DIGITS), data.load("digits", "data").test
+    clean = teachers.percent(teachers.correct(net, test))
+    release = Release("Known", "digits", "resnet8-w8", "https://", round(clean, 2), 0.0, "", eps=0.15)
+    return publish(release, monkeypatch)
+
+
+def publish(release: Release, monkeypatch: pytest.MonkeyPatch) -> Release:
+    monkeypatch.setattr(zoo, "RELEASES", (release,))
+    return release
+
+
+def test_a_release_needs_its_name_alone(known: Release, place: Place) -> None:
+    assert bench("teacher", "import", "Known", place.file) == 0
+    card = place.card("Known")
+    assert card.arch == known.arch
+    assert card.checked == f"published: clean {known.clean} %, AutoAttack 0.0 %"
+
+
+@pytest.mark.parametrize("shift", [-2.0, 2.0])
+def test_another_accuracy_than_the_published_is_another_network(
+    shift: float, known: Release, place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert known.clean is not None
+    publish(dataclasses.replace(known, clean=known.clean + shift), monkeypatch)
+    assert bench("teacher", "import", "Known", place.file) == 1
+    assert "of Known, give or take 0.5: this is another network" in refusal(capsys)
+
+
+def test_less_robust_under_pgd_than_published_under_autoattack(
+    known: Release, place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    publish(dataclasses.replace(known, autoattack=95.0), monkeypatch)
+    assert bench("teacher", "import", "Known", place.file) == 1
+    assert "withstand PGD-20, AutoAttack leaves Known 95.0 %: this is another network" in refusal(capsys)
+    assert not place.store.exists()
+
+
+def test_a_smaller_radius_than_the_published_proves_nothing_by_its_own(known: Release) -> None:
+    card = teachers.Card("Known-0", "resnet8-w8", "digits", "", teachers.IMPORTED, images=360, eps=0.2, pgd20=10.0)
+    release = dataclasses.replace(known, autoattack=80.0)
+    assert teachers.checked(card, 360, release).checked  # at a larger radius a lower accuracy is no contradiction
+    with pytest.raises(BenchError, match="this is another network"):
+        teachers.checked(dataclasses.replace(card, eps=0.1), 360, release)
+
+
+def test_the_margin_is_that_of_a_sample_without_replacement() -> None:
+    generator = torch.Generator().manual_seed(0)
+    hits = torch.rand(10_000, generator=generator) < 0.85
+    room = teachers.margin(teachers.percent(hits), 1000, 10_000)
+    assert room == pytest.approx(4 * (85 * 15 / 1000 * 0.9) ** 0.5 + 0.5, abs=0.1)
+    drawn = [teachers.percent(hits[torch.randperm(10_000, generator=generator)[:1000]]) for _ in range(2000)]
+    assert max(abs(value - teachers.percent(hits)) for value in drawn) < room
+    spread = torch.tensor(drawn).std().item()
+    assert 4 * spread + 0.5 == pytest.approx(room, rel=0.1)
+    assert teachers.margin(85, 10_000, 10_000) == 0.5  # on all images only rounding is left
+
+
+# The cards of older stores, the lists, `teacher verify`
+
+
+def old(place: Place) -> Path:
+    """A store as an import left it before imports were measured."""
+    assert take("mine", place.file) == 0
+    (path,) = (place.store / "teachers").glob("*.json")
+    fields = json.loads(path.read_text())
+    kept = {name: fields[name] for name in ("identity", "arch", "dataset", "sha256")}
+    path.write_text(json.dumps(kept | {"origin": "imported from net.pt"}))
+    return path
+
+
+def test_an_import_that_was_never_measured_teaches_after_verify(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = old(place)
+    assert bench("teacher", "list") == 0
+    assert "not measured" in capsys.readouterr().out
+    assert bench("run", "--suite", "digits", "--method", "kd", "--teacher", "mine", "--dry-run") == 1
+    assert "'mine' was never measured: run `python -m bench teacher verify mine` first" in refusal(capsys)
+    assert bench("teacher", "verify", "mine", "--limit-test", 50) == 2
+    assert "--limit-test 50: at least 100" in refusal(capsys)
+    assert bench("teacher", "verify", "mine") == 0
+    assert json.loads(path.read_text())["images"] == 360
+    plan.plan(Run(method="kd", teacher="mine", store=place.store), {})
+
+
+def test_a_teacher_trained_here_needs_no_measurement(tmp_path: Path) -> None:
+    card = teachers.Card("a-0", "resnet8-w8", "digits", "0" * 64, "trained here, digits@2, spec 0")
+    (tmp_path / "teachers").mkdir()
+    (tmp_path / "teachers" / "a-0.json").write_text(
+        json.dumps({name: getattr(card, name) for name in ("identity", "arch", "dataset", "sha256", "origin")})
+    )
+    assert teachers.find(tmp_path, "a", "digits") == card
+    with pytest.raises(BenchError, match="was trained on digits, not on cifar10"):
+        teachers.find(tmp_path, "a", "cifar10")
+
+
+def test_the_list_shows_what_is_at_hand_and_what_can_be_had(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    assert take("mine", place.file) == 0
+    capsys.readouterr()
+    assert bench("teacher", "list") == 0
+    said = capsys.readouterr().out
+    assert re.search(r"^mine-\w{8} .*clean \d+\.\d %, PGD-20 \d+\.\d % \(l-inf 0.15, 360 test images\)$", said, re.M)
+    for release in zoo.RELEASES:
+        assert re.search(rf"^{re.escape(release.name)} .*{release.dataset}.*{re.escape(release.where)}$", said, re.M)
+
+
+@pytest.mark.parametrize("arch", ["wrn10-1-silu", "preactresnet18-w4-silu", "preactresnet18-w4"])
+def test_new_networks_can_be_attacked_and_trained(arch: str) -> None:
+    import attacks
+
+    torch.manual_seed(0)
+    net: Net = models.build(arch, DIGITS)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+    x = torch.rand(8, *DIGITS.shape)
+    net(x).sum().backward()
+    assert all(parameter.grad is not None for parameter in net.parameters())
+    y = net.eval()(x).argmax(dim=1)
+    result = attacks.evaluate(net, x, y, ("pgd20",), eps=0.15)
+    assert result.accuracy()["clean"] == 1
+    assert result.accuracy()["pgd20"] < 1
