@@ -26,6 +26,7 @@ from bench.models.checkpoint import read, save
 from bench.spec import Spec
 from bench.suites import Training
 from methods.base import Batch, Budget, Method, Net, Nets
+from methods.fold import fold
 from methods.inner import ce, mode, pgd
 
 Log = Callable[[dict[str, float], int], None]
@@ -40,9 +41,9 @@ class Objective(nn.Module):
         self.method = method
         self.student = student
         self.parts = nn.ModuleDict(method.build(student, teachers, num_train))
-        self.nets = Nets(
-            student, {role: net.eval().requires_grad_(False) for role, net in teachers.items()}, self.parts
-        )
+        for teacher in teachers.values():
+            fold(teacher.eval().requires_grad_(False))
+        self.nets = Nets(student, teachers, self.parts)
 
     def attack(self, batch: Batch) -> Tensor:
         """The method's adversarial images for a batch."""

@@ -6,13 +6,15 @@ Evaluation attacks live in `attacks` and share no code with this one, so that on
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from methods.fold import folded
 
 Objective = Callable[[nn.Module, Tensor], Tensor]
 Start = Literal["uniform", "gauss", "none"]
@@ -78,16 +80,18 @@ def pgd(
     """Adversarial images for x: (B, C, H, W) in [0, 1], that ascend `objective(net, adv)`, a sum over the batch.
 
     start: uniform in the ball, "gauss" (0.001 N(0, 1)) or none. train: attack `net` in train mode, so that its BatchNorm
-    statistics move at every step. Gradients are taken for the input only; parameters' .grad stay untouched.
+    statistics move at every step; in eval mode the objective sees it folded (methods/fold.py). Gradients are taken for the
+    input only; parameters' .grad stay untouched.
     """
     adv = x + _noise(x, budget.eps, start)
-    with torch.enable_grad(), mode(net, train):
+    layout = torch.contiguous_format if train else torch.channels_last
+    with torch.enable_grad(), mode(net, train), nullcontext() if train else folded(net):
         for _ in range(budget.steps):
-            adv = adv.detach().clamp(0, 1).requires_grad_()
+            adv = adv.detach().clamp(0, 1).contiguous(memory_format=layout).requires_grad_()
             (gradient,) = torch.autograd.grad(objective(net, adv), adv)
             adv = adv.detach() + budget.step * gradient.sign()
             adv = torch.minimum(torch.maximum(adv, x - budget.eps), x + budget.eps)
-    return adv.detach().clamp(0, 1)
+    return adv.detach().clamp(0, 1).contiguous()
 
 
 def _noise(x: Tensor, eps: float, start: Start) -> Tensor:
