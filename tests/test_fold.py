@@ -44,7 +44,7 @@ def test_the_same_function_in_double_precision(arch: str) -> None:
 def test_nothing_is_left_behind() -> None:
     net = trained("resnet8-w4")
     modules, state = dict(net.named_modules()), copy.deepcopy(net.state_dict())
-    with pytest.raises(RuntimeError, match="channels|dimension|size"), folded(net):
+    with pytest.raises(RuntimeError, match=r"channels|dimension|size"), folded(net):
         net(torch.rand(2, 5, 7))
     assert all(net.get_submodule(name) is module for name, module in modules.items())
     assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
