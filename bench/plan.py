@@ -46,6 +46,8 @@ def plan(options: Run, hyper: dict[str, Any]) -> list[Cell]:
     for arch in students:
         models.check(arch)
     makers = [make(name, hyper, options.official) for name in wanted(options.method)]
+    if options.official and not any(method.recipe or base.official(type(method)) for _, method in makers):
+        raise UsageError(f"--official: no script of {options.method} is known to do anything otherwise")
     seeds = numbers(options.seeds) or suite.seeds
     needed: dict[str, Cell] = {}
     cells = []

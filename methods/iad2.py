@@ -35,6 +35,11 @@ class Iad2(Method):
     begin: float = hp(0.0, "share of the epochs as AKD2", low=0.0, high=0.5, most=1.0, official=0.2)
     train_mode_attack: bool = quirk(False, True, "BatchNorm's statistics move at each step of the attack")
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.alpha_robust + self.alpha_natural > 1:
+            raise ValueError(f"alpha_robust + alpha_natural = {self.alpha_robust + self.alpha_natural:g}: at most 1")
+
     def attack(self, nets: Nets, batch: Batch) -> Tensor:
         return pgd(nets.student, batch.x, ce(batch.y), batch.budget, train=self.train_mode_attack)
 

@@ -28,7 +28,7 @@ class Mtard(Method):
     requires = ("robust", "natural")
     recipe = LONGER
 
-    eta: float = hp(0.025, "rate of the weights", low=0.001, high=0.1, log=True)
+    eta: float = hp(0.025, "rate of the weights", low=0.001, high=0.1, log=True, most=1.0)
     gamma: float = hp(1.0, "exponent of the relative losses", low=0.1, high=4.0, log=True)
     reduction: str = quirk("batchmean", "tenth", "a tenth of the KL, a smaller loss against the weight decay")
 

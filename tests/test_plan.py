@@ -139,6 +139,9 @@ def test_the_variant_says_what_is_changed() -> None:
         ("--method gacd --dim 0", "gacd: dim = 0: more than 0"),
         ("--method igdm --base igdm", "igdm: base = 'igdm': choose another method"),
         ("--method igdm --base nothing", "igdm: base = 'nothing': choose another method"),
+        ("--method gacd --bank 99999999999", "gacd: bank = 99999999999: at most 1.04858e+06"),
+        ("--method iad2 --alpha-robust 0.9 --alpha-natural 0.9", "iad2: alpha_robust + alpha_natural = 1.8: at most 1"),
+        ("--method gacd --official", "--official: no script of gacd is known to do anything otherwise"),
         ("--method kd --awp -1", "--awp -1.0: between 0 and 1"),
     ],
 )
