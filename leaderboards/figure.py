@@ -20,14 +20,22 @@ COLOURS = {"#010203": "var(--text)", "#040506": "var(--accent)", "#070809": "var
 TEXT, ACCENT, LINE = COLOURS
 FONT = 9.0  # points
 LONGEST = 30  # characters of a label
+NEAR = 0.75  # of the best AutoAttack accuracy: rows below are left out
+
+
+def drawn(group: Group) -> tuple[list[Row], list[Row]]:
+    """Ranked rows with a place in the figure; and those that are left out, so that the others can be told apart."""
+    rows = [row for row in group.ranked if row[CLEAN].n and row[RANK].n]
+    least = NEAR * max((row[RANK].mean for row in rows), default=0.0)
+    return [row for row in rows if row[RANK].mean >= least], [row for row in rows if row[RANK].mean < least]
 
 
 def scatter(group: Group) -> str:
-    """SVG text with a point, its spread over seeds and its name for every ranked row; "" where no row can be drawn."""
+    """SVG text with a point, its spread over seeds and its name for every drawn row; "" where no row can be drawn."""
     import matplotlib
     from matplotlib.figure import Figure
 
-    rows = [row for row in group.ranked if row[CLEAN].n and row[RANK].n]
+    rows, _ = drawn(group)
     if not rows:
         return ""
     with matplotlib.rc_context({"svg.fonttype": "none", "font.size": FONT, "axes.linewidth": 0.6}):

@@ -45,6 +45,7 @@ def page(suite: str, found: list[Section]) -> str:
         settings=protocol.settings,
         published=HEAD,
         scatter=lambda group: Markup(figure.scatter(group)),
+        left_out=lambda group: [row.label for row in figure.drawn(group)[1]],
         newest=_newest,
         rank=RANK,
         seconds=SECONDS,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -38,7 +39,7 @@ def _topics(runs: pd.DataFrame) -> Iterator[tuple[str, str]]:
             say("batches of {}", "training.batch"),
             say("{} schedule", "training.schedule"),
             say("learning rate {}", "training.lr"),
-            say("averaging: {}", "training.averaging"),
+            say("averages of the weights: {}", "training.averaging"),
         ),
     )
     yield "Inner attack", join(say("{} steps", "inner_steps"), say("of {}", "inner_step"))
@@ -54,7 +55,12 @@ def _topics(runs: pd.DataFrame) -> Iterator[tuple[str, str]]:
 
 def _value(runs: pd.DataFrame, name: str) -> str:
     column = f"param/{name}"
-    return " / ".join(sorted(set(runs[column].dropna().astype(str)))) if column in runs else ""
+    return " / ".join(sorted({_words(text) for text in runs[column].dropna().astype(str)})) if column in runs else ""
+
+
+def _words(text: str) -> str:
+    """A parameter as MLflow keeps it, for people: a tuple as a list without brackets and quotes."""
+    return re.sub(r"[()']", "", text).strip(", ") or "none" if text.startswith("(") else text
 
 
 def _attacks(runs: pd.DataFrame) -> list[str]:

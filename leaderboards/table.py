@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 RANK = "test/aa"  # the ranking number: AutoAttack on the checkpoint that validation chose
 LABELS = {
     "clean": "Clean",
+    "aa": "AutoAttack",
+    "worst": "Worst",
     "fgsm": "FGSM",
     "pgd20": "PGD-20",
     "pgd20_trades": "PGD-20 (0.003)",
     "cw_inf": "CW-inf",
-    "aa": "AutoAttack",
-    "worst": "Worst",
 }
 CHECKPOINTS = {"test_last": "last", "test_ema": "EMA", "test_swa": "SWA"}
 SECONDS = "cost/train_seconds"
@@ -174,13 +174,11 @@ def _changed(run: dict[Any, Any], usual: dict[str, str]) -> str:
 
 
 def _columns(runs: pd.DataFrame) -> tuple[Column, ...]:
-    """Accuracies that some run has, known attacks in the usual order, then other checkpoints, then cost."""
+    """Accuracies that some run has, the ranking number behind the clean one, then other checkpoints, then cost."""
     present = [str(name) for name in runs.columns if runs[name].notna().any()]
     names = [name[5:] for name in present if name.startswith("test/") and name != "test/n" and not name.endswith("_n")]
     others = [name for name in names if name not in LABELS]
-    order = [*[name for name in LABELS if name in names and name not in ("aa", "worst")], *others]
-    order += [name for name in ("aa", "worst") if name in names]
-    columns = [Column(f"test/{name}", LABELS.get(name, name)) for name in order]
+    columns = [Column(f"test/{name}", LABELS.get(name, name)) for name in (*filter(names.count, LABELS), *others)]
     for checkpoint, word in CHECKPOINTS.items():
         attack = next((name for name in ("aa", "pgd20") if f"{checkpoint}/{name}" in present), None)
         columns += [Column(f"{checkpoint}/{attack}", f"{LABELS[attack]}, {word}")] if attack else []
