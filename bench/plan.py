@@ -46,8 +46,10 @@ def plan(options: Run, hyper: dict[str, Any]) -> list[Cell]:
     for arch in students:
         models.check(arch)
     makers = [make(name, hyper, options.official) for name in wanted(options.method)]
-    if options.official and not any(method.recipe or base.official(type(method)) for _, method in makers):
+    if options.official and not any(odd(method) for _, method in makers):
         raise UsageError(f"--official: no script of {options.method} is known to do anything otherwise")
+    if options.teacher != "robust" and not any(method.requires for _, method in makers):
+        raise UsageError(f"--teacher {options.teacher}: {options.method} has no teacher")
     seeds = numbers(options.seeds) or suite.seeds
     needed: dict[str, Cell] = {}
     cells = []
@@ -122,6 +124,8 @@ def identities(options: Run, suite: Suite, dataset: str, method: Method, needed:
             found[role] = cell.identity
         else:
             found[role] = teachers.find(options.store, name, dataset).identity
+    if len(set(found.values())) < len(found):
+        raise UsageError(f"--teacher {options.teacher}: {' and '.join(found)} must be two teachers")
     return found
 
 
@@ -193,10 +197,15 @@ def changes(method: Method, official: bool) -> dict[str, Any]:
     return {name: value for name, value in dataclasses.asdict(method).items() if value != usual[name]}
 
 
+def odd(method: Method) -> bool:
+    """Whether the authors' script is known to do something otherwise."""
+    return bool(method.recipe or base.official(type(method)))
+
+
 def variant(options: Run, method: Method) -> str:
     """How a student's training differs from the method's default, for people."""
     words = [f"{name}={value}" for name, value in changes(method, options.official).items()]
-    words = ["official", *words] if options.official else words
+    words = ["official", *words] if options.official and odd(method) else words
     return ", ".join([*words, f"awp={options.awp}"] if options.awp else words)
 
 
@@ -206,7 +215,7 @@ def command(options: Run, spec: Spec, method: Method) -> str:
     words += ["--student", spec.arch, "--seeds", str(spec.seed)]
     words += ["--teacher", options.teacher] if method.requires and options.teacher != "robust" else []
     words += ["--epochs", str(options.epochs)] if options.epochs is not None else []
-    words += ["--official"] if options.official else []
+    words += ["--official"] if options.official and odd(method) else []
     words += ["--awp", str(options.awp)] if options.awp else []
     for name, value in changes(method, options.official).items():
         flag = name.replace("_", "-")

@@ -1,8 +1,8 @@
 """Anti-bias soft label distillation (ABSLD): RSLAD with a temperature of the teacher for each class.
 
-Paper: Zhao, Wang and Wei, "Improving Adversarial Robust Fairness via Anti-Bias Soft Label Distillation", NeurIPS 2024.
-Code: zhaoshiji123/ABSLD at 7407c3ad22. From it: the rate 0.1, the bounds 0.5 and 5, the rule after each epoch. Assumed: the
-inner attack sees the teacher's plain soft labels, as in RSLAD.
+Paper: Zhao, Wang and Wei, "Improving Adversarial Robust Fairness via Anti-Bias Soft Label Distillation", NeurIPS
+2024. Code: zhaoshiji123/ABSLD at 7407c3ad22. From it: the rate 0.1, the bounds 0.5 and 5, the rule after each epoch,
+the attack on the softened labels.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from methods.recipes import LONGER
 
 @dataclass(frozen=True)
 class Absld(Method):
-    """(1 - alpha) KL(T(x) / t_c || S(x)) + alpha KL(T(x) / u_c || S(x~)), c = y; x~ = argmax KL(T(x) || S(x~)).
+    """(1 - alpha) KL(T(x) / t_c || S(x)) + alpha KL(T(x) / u_c || S(x~)), c = y; x~ = argmax KL(T(x) / u_c || S(x~)).
 
     After each epoch t_c falls by rate * g_c / max |g|, g_c: the class's cross-entropy above the mean of the classes; so u_c.
     """
@@ -37,13 +37,19 @@ class Absld(Method):
         return {"classes": ClassTemperatures(student.num_classes)}
 
     def attack(self, nets: Nets, batch: Batch) -> Tensor:
-        return pgd(nets.student, batch.x, kl_to(nets.clean(batch)), batch.budget, start="gauss")
+        target = nets.clean(batch) / self.temperatures(nets, batch)[1]
+        return pgd(nets.student, batch.x, kl_to(target), batch.budget, start="gauss")
 
-    def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
+    def temperatures(self, nets: Nets, batch: Batch) -> Tensor:
+        """Those of each image's class, (2, B, 1): for clean images and for attacked ones."""
         classes: ClassTemperatures = nets.parts["classes"]  # type: ignore[assignment]
         classes.begin(batch, self.rate * decay(batch))
         tau = classes.tau[:, batch.y, None]
-        tau = tau.prod(dim=0).expand_as(tau) if self.aliased else tau
+        return tau.prod(dim=0).expand_as(tau) if self.aliased else tau
+
+    def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
+        classes: ClassTemperatures = nets.parts["classes"]  # type: ignore[assignment]
+        tau = self.temperatures(nets, batch)
         far, near, target = nets.student(adv), nets.student(batch.x), nets.clean(batch)
         with torch.no_grad():
             losses = [F.cross_entropy(logits.float(), batch.y, reduction="none") for logits in (near, far)]

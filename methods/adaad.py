@@ -22,7 +22,7 @@ class Adaad(Method):
     """alpha KL(T(x~) || S(x~)) + (1 - alpha) KL(T(x) || S(x)), x~ = argmax KL(T(x~) || S(x~))."""
 
     alpha: float = hp(1.0, "share of the adversarial term", low=0.25, high=1.0, most=1.0)
-    reduction: str = quirk("batchmean", "mean", "KL averaged over the classes too (its CIFAR-10 script; not CIFAR-100)")
+    reduction: str = quirk("batchmean", "mean10", "KL averaged over the classes too on CIFAR-10, not on CIFAR-100")
     extra_forward: bool = quirk(False, True, "a clean forward of weight 0 moves BatchNorm's statistics")
 
     def attack(self, nets: Nets, batch: Batch) -> Tensor:

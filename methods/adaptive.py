@@ -13,7 +13,7 @@ from methods.recipes import FALLS
 
 
 def decay(batch: Batch) -> float:
-    """A tenth for each of FALLS that has passed."""
+    """A tenth for each of FALLS that has passed, wherever the suite's learning rate falls."""
     return float(0.1 ** sum(batch.epoch >= fall * batch.epochs for fall in FALLS))
 
 
@@ -132,8 +132,10 @@ class ClassWeights(ClassMeans):
         def watched(net: nn.Module, adv: Tensor) -> Tensor:
             heard: list[Tensor] = []
             hook = net.register_forward_hook(lambda _, __, logits: heard.append(logits))
-            value = objective(net, adv)
-            hook.remove()
+            try:
+                value = objective(net, adv)
+            finally:
+                hook.remove()
             survived.add_(heard[-1].argmax(dim=1) == y)
             return value
 

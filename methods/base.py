@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from methods.inner import Budget
+from methods.inner import Budget, full
 
 __all__ = ["RECIPE", "Batch", "Budget", "Method", "Net", "Nets", "hp", "kl", "official", "quirk", "scale", "trust"]
 
@@ -200,13 +200,16 @@ def check_range(field: dataclasses.Field[Any], value: Any) -> None:
 
 
 def scale(reduction: str, classes: int) -> float:
-    """What stands before the batch's mean KL: "mean" averages over the classes too, "tenth" as if they were always 10."""
-    return {"batchmean": 1.0, "mean": 1 / classes, "tenth": 0.1}[reduction]
+    """What stands before the batch's mean KL: "mean" averages over the classes too, "tenth" as if they were always 10.
+
+    "mean10" averages over the classes where they are 10.
+    """
+    return {"batchmean": 1.0, "mean": 1 / classes, "tenth": 0.1, "mean10": 0.1 if classes == 10 else 1.0}[reduction]
 
 
 def trust(logits: Tensor, y: Tensor) -> Tensor:
     """The probability of the true class: (B, C), (B,) -> (B,)."""
-    return logits.softmax(dim=1).gather(1, y[:, None]).squeeze(1)
+    return full(logits).softmax(dim=1).gather(1, y[:, None]).squeeze(1)
 
 
 def kl(target: Tensor, logits: Tensor, tau: float = 1.0) -> Tensor:
@@ -214,6 +217,6 @@ def kl(target: Tensor, logits: Tensor, tau: float = 1.0) -> Tensor:
 
     The target, a teacher say, is the first argument. Take `.mean()` for the "batchmean" reduction.
     """
-    log_p = F.log_softmax(target / tau, dim=1)
-    log_q = F.log_softmax(logits / tau, dim=1)
+    log_p = F.log_softmax(full(target) / tau, dim=1)
+    log_q = F.log_softmax(full(logits) / tau, dim=1)
     return (log_p.exp() * (log_p - log_q)).sum(dim=1)

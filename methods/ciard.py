@@ -1,9 +1,11 @@
 """Cyclic iterative adversarial robustness distillation (CIARD).
 
-Paper: ICCV 2025: away from the natural teacher's mistakes, while the robust teacher learns on. Code: eminentgu/CIARD at
-93a9a2d9dc, the source of the formula: B-MTARD's temperatures, the push from the natural teacher where it is wrong at x~
-(the student softened by 5), both weights 1, the robust teacher trained from a sixth of the epochs with a thousandth of the
-rate and momentum 0.1. Assumed: the teacher stays in eval mode; its rate follows the suite's.
+Paper: Lu, Pang, Zheng, Gu, Du, Liu and Zhou, "CIARD: Cyclic Iterative Adversarial Robustness Distillation", ICCV
+2025: away from the natural teacher's mistakes, while the robust teacher learns on. Code: eminentgu/CIARD at
+93a9a2d9dc, the source of the formula: B-MTARD's temperatures, the push from the natural teacher where it is wrong at
+x~ (the student softened by 5), both weights 1, the robust teacher trained from a sixth of the epochs with a
+thousandth of the rate and momentum 0.1. Assumed: the teacher stays in eval mode; its rate follows the suite's. Left
+out: the script's cosine and exponential schedule.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from methods.recipes import LIGHT, LONGER
 
 @dataclass(frozen=True)
 class Ciard(Method):
-    """KL(T(x~) / t || S(x~)) + KL(N(x) / u || S(x)) - m mean_i [N wrong at x~_i] KL(N(x~) || S(x~) / 5); inner CE.
+    """KL(T(x~) / t || S(x~)) + KL(N(x) / u || S(x)) - m mean KL(N(x~) || S(x~) / 5) where N is wrong; inner CE.
 
     m: the power of ten that brings the push to the size of the smaller of the others; T: + CE(T(x~), y) after `begin`.
     """

@@ -27,7 +27,7 @@ class Igdm(Method):
 
     recipe = LIGHT
 
-    base: str = hp("adaad", "the method that is given the term, at its defaults")
+    base: str = hp("adaad", "the method that is given the term, at its defaults; any whose default attacks")
     alpha: float = hp(5.0, "weight of the term at the end of training", low=0.5, high=100.0, log=True)
 
     def __post_init__(self) -> None:

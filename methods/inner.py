@@ -47,22 +47,27 @@ def mode(net: nn.Module, training: bool) -> Iterator[None]:
             module.training = was
 
 
+def full(logits: Tensor) -> Tensor:
+    """In single precision at least: autocast on a CPU leaves softmax and logarithm in bfloat16."""
+    return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+
+
 def ce(y: Tensor) -> Objective:
     """Cross-entropy with the labels y: (B,)."""
-    return lambda net, adv: F.cross_entropy(net(adv), y, reduction="sum")
+    return lambda net, adv: F.cross_entropy(full(net(adv)), y, reduction="sum")
 
 
 def kl_to(target: Tensor) -> Objective:
     """KL(softmax(target) || softmax(net(adv))) for fixed logits `target`: (B, C)."""
-    soft = target.softmax(dim=1)
-    return lambda net, adv: F.kl_div(F.log_softmax(net(adv), dim=1), soft, reduction="sum")
+    soft = full(target).softmax(dim=1)
+    return lambda net, adv: F.kl_div(F.log_softmax(full(net(adv)), dim=1), soft, reduction="sum")
 
 
 def kl_between(teacher: nn.Module) -> Objective:
     """KL(softmax(teacher(adv)) || softmax(net(adv))), with the gradient through the frozen teacher as well."""
 
     def disagreement(net: nn.Module, adv: Tensor) -> Tensor:
-        target, logits = teacher(adv).log_softmax(dim=1), net(adv).log_softmax(dim=1)
+        target, logits = full(teacher(adv)).log_softmax(dim=1), full(net(adv)).log_softmax(dim=1)
         return F.kl_div(logits, target, reduction="sum", log_target=True)
 
     return disagreement

@@ -27,7 +27,7 @@ class Kdiga(Method):
     v: clean images, or x~ = argmax CE(S(x~), y).
     """
 
-    recipe = STUCK[2:3]
+    recipe = STUCK[1:3]
 
     alpha: float = hp(0.5, "share of the soft term", low=0.0, high=1.0, most=1.0)
     gamma: float = hp(0.5, "weight of the gradients", low=0.05, high=50.0, log=True)

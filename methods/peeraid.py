@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from methods.adaptive import untrained
 from methods.base import Batch, Method, Net, Nets, hp, kl, quirk, scale
 from methods.inner import kl_to, mode, pgd
-from methods.recipes import LONGER, averaged
+from methods.recipes import LIGHT, LONGER, averaged
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,12 @@ class Peeraid(Method):
     """
 
     requires = ()
-    recipe = (*LONGER, *averaged(214 / 300))
+    recipe = (
+        *LONGER[:2],
+        ("milestones", (214 / 300, 259 / 300, 284 / 300), "three late falls"),
+        *LIGHT,
+        *averaged(214 / 300),
+    )
 
     tau: float = hp(5.0, "temperature of the student's terms", low=1.0, high=20.0, log=True, above=0.0)
     l2: float = hp(1.0, "weight of the peer's soft labels", low=0.1, high=10.0, log=True)

@@ -30,5 +30,12 @@ LONGER: Recipe = (
 
 
 def averaged(start: float) -> Recipe:
-    """SWA from a share of the epochs on, as the result."""
-    return (("averaging", ("swa",), "the result is the average's"), ("swa_start", start, "as in the script"))
+    """SWA from a share of the epochs on."""
+    return (
+        (
+            "averaging",
+            ("swa",),
+            "the script reports the average; here it is kept beside and the suite's checkpoint ranks",
+        ),
+        ("swa_start", start, "as in the script, which estimates BatchNorm's statistics anew"),
+    )

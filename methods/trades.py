@@ -26,7 +26,7 @@ class Trades(Method):
     recipe = (
         ("epochs", 76, "stops early"),
         ("schedule", "multistep", "as in the script"),
-        ("milestones", (75 / 76,), "so the rate falls for the last epoch alone"),
+        ("milestones", (74 / 76,), "so the rate falls for the last two epochs alone"),
         *LIGHT,
     )
 

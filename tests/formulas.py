@@ -122,7 +122,7 @@ def cosine(a: Array, b: Array) -> Array:
 
 def over(reduction: str, classes: int = 3) -> float:
     """What the mean over the batch of a sum over the classes is multiplied by."""
-    return {"batchmean": 1, "mean": 1 / classes, "tenth": 1 / 10}[reduction]
+    return {"batchmean": 1, "mean": 1 / classes, "tenth": 1 / 10, "mean10": 1 / 10 if classes == 10 else 1}[reduction]
 
 
 @dataclass
@@ -281,7 +281,7 @@ def rslad(a: At) -> Terms:
 
 
 def fair_rslad(a: At) -> Terms:
-    w, share = a.held("fair.weights")[a.y], a.m.alpha
+    w, share = a.held("fair.weights")[a.y] * over(a.m.reduction), a.m.alpha
     return {"kl_adv": share * (w * kl(a.t, a.s_adv)).mean(), "kl": (1 - share) * (w * kl(a.t, a.s)).mean()}
 
 
@@ -520,6 +520,12 @@ def true_label(a: At) -> Array:
 
 def teacher_clean(a: At) -> Array:
     return kl(a.t, a.s_adv)
+
+
+def teacher_softened(a: At) -> Array:
+    """At the temperatures of the classes for attacked images, or both of them multiplied."""
+    tau = a.held("classes.tau")[:, a.y, None]
+    return cross(softmax(a.t / (tau[0] * tau[1] if a.m.aliased else tau[1])), softmax(a.s_adv))
 
 
 def teacher_adv(a: At) -> Array:

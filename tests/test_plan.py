@@ -153,3 +153,20 @@ def test_what_is_out_of_range_is_refused(words: str, message: str) -> None:
 def test_a_teacher_must_be_of_the_data_set(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="unknown teacher 'nobody'"):
         plan.plan(Run(method="kd", teacher="nobody", store=tmp_path), {})
+
+
+@pytest.mark.parametrize("name", ["mtard", "iad2"])
+def test_two_roles_need_two_teachers(name: str) -> None:
+    with pytest.raises(UsageError, match="--teacher natural: robust and natural must be two teachers"):
+        cells("--method", name, "--teacher", "natural")
+
+
+def test_a_teacher_that_nobody_asks_is_refused() -> None:
+    with pytest.raises(UsageError, match="--teacher natural: pgd_at has no teacher"):
+        cells("--method", "pgd_at", "--teacher", "natural")
+    assert cells("--method", "pgd_at,kd", "--teacher", "natural")
+
+
+def test_official_is_said_where_a_script_differs() -> None:
+    found = {cell.spec.method: cell.variant for cell in cells("--method", "ard,gacd", "--official")}
+    assert (found["ard"], found["gacd"]) == ("official", "")
