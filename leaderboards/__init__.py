@@ -15,14 +15,16 @@ def write(tracking_uri: str, out: Path, suite: str | None = None) -> list[Path]:
     file, and they say how to make a first run. Returns the paths written.
     Raises store.StoreError when the store cannot be read (nothing is written then) and OSError when `out` cannot be.
     """
-    from leaderboards import html, markdown, published, store
+    from leaderboards import html, markdown, published, standing, store, table
 
     runs = store.collect(tracking_uri, suite)
+    found = table.sections(runs)
+    every = standing.beside(published.beside(runs.drop(columns="artifact_uri")), found)
     files = {
-        "leaderboard.md": markdown.render(runs, suite),
-        "leaderboard.csv": published.beside(runs).to_csv(index=False),
+        "leaderboard.md": markdown.render(runs, suite, found),
+        "leaderboard.csv": every.to_csv(index=False),
     }
-    files |= html.pages(runs, suite)
+    files |= html.pages(runs, suite, found)
     out.mkdir(parents=True, exist_ok=True)
     return [_replace(out / name, text) for name, text in files.items()]
 

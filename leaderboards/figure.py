@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import product
 from typing import TYPE_CHECKING
 
@@ -13,6 +15,9 @@ from leaderboards.table import RANK, Group, Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from leaderboards.across import Entry
 
 Box = tuple[float, float, float, float]  # left, bottom, right, top
 CLEAN = "test/clean"
@@ -21,32 +26,52 @@ TEXT, ACCENT, LINE = COLOURS
 FONT = 9.0  # points
 LONGEST = 30  # characters of a label
 NEAR = 0.75  # of the best AutoAttack accuracy: rows below are left out
+MOST = 40  # rows; more names could not be placed
 
 
 def drawn(group: Group) -> tuple[list[Row], list[Row]]:
     """Ranked rows with a place in the figure; and those that are left out, so that the others can be told apart."""
     rows = [row for row in group.ranked if row[CLEAN].n and row[RANK].n]
     least = NEAR * max((row[RANK].mean for row in rows), default=0.0)
-    return [row for row in rows if row[RANK].mean >= least], [row for row in rows if row[RANK].mean < least]
+    count = min(MOST, sum(row[RANK].mean >= least for row in rows))
+    return rows[:count], rows[count:]
 
 
 def scatter(group: Group) -> str:
     """SVG text with a point, its spread over seeds and its name for every drawn row; "" where no row can be drawn."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
     rows, _ = drawn(group)
     if not rows:
         return ""
-    with matplotlib.rc_context({"svg.fonttype": "none", "font.size": FONT, "axes.linewidth": 0.6}):
-        figure = Figure(figsize=(7.2, 4.2), dpi=72, layout="constrained")  # as the SVG writer: a pixel is a point
+    with sheet(4.2) as figure:
         axes = figure.subplots()
         _points(axes, rows)
         figure.draw_without_rendering()  # fixes the layout, so that labels can be placed in pixels
         _names(axes, rows)
-        stream = io.StringIO()
-        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        return svg(figure)
+
+
+@contextmanager
+def sheet(height: float) -> Iterator[Figure]:
+    """A figure of some inches to draw on, and to make text of before it is left."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context({"svg.fonttype": "none", "font.size": FONT, "axes.linewidth": 0.6}):
+        yield Figure(figsize=(7.2, height), dpi=72, layout="constrained")  # as the SVG writer: a pixel is a point
+
+
+def svg(figure: Figure) -> str:
+    """The figure as an <svg> element in the page's colours."""
+    stream = io.StringIO()
+    figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return _inline(stream.getvalue())
+
+
+def labels(rows: Sequence[Row | Entry]) -> list[str]:
+    """A short name for each, with the teacher where two would have the same."""
+    plain = Counter(row.label for row in rows)
+    names = [row.label if plain[row.label] == 1 else f"{row.label}, {row.teacher}" for row in rows]
+    return [name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…" for name in names]
 
 
 def _points(axes: Axes, rows: Sequence[Row]) -> None:
@@ -75,13 +100,11 @@ def _limits(values: Iterable[float]) -> tuple[float, float]:
 
 def _names(axes: Axes, rows: Sequence[Row]) -> None:
     points = [tuple(axes.transData.transform((100 * row[CLEAN].mean, 100 * row[RANK].mean))) for row in rows]
-    plain = [row.label for row in rows]
-    labels = [row.label if plain.count(row.label) == 1 else f"{row.label}, {row.teacher}" for row in rows]
-    labels = [label if len(label) <= LONGEST else f"{label[: LONGEST - 1]}…" for label in labels]
-    sizes = [(0.62 * FONT * len(label), 1.3 * FONT) for label in labels]
+    names = labels(rows)
+    sizes = [(0.62 * FONT * len(name), 1.3 * FONT) for name in names]
     bounds = axes.get_window_extent()
     boxes = place(points, sizes, (bounds.x0, bounds.y0, bounds.x1, bounds.y1))
-    for row, (x, y), (left, bottom, right, top), label in zip(rows, points, boxes, labels, strict=True):
+    for row, (x, y), (left, bottom, right, top), label in zip(rows, points, boxes, names, strict=True):
         offset = ((left + right) / 2 - x, (bottom + top) / 2 - y)
         far = abs(offset[1]) > 2 * FONT
         axes.annotate(

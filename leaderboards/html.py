@@ -7,8 +7,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from leaderboards import figure, protocol
-from leaderboards.markdown import first_run, number
+from leaderboards import diagram, figure, protocol
+from leaderboards.markdown import bracket, first_run, number, share
 from leaderboards.published import HEAD
 from leaderboards.table import RANK, SECONDS, Group, Section, sections
 
@@ -16,14 +16,17 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def pages(runs: pd.DataFrame, suite: str | None = None) -> dict[str, str]:
-    """File name -> HTML for every suite in store.collect's frame; for none, the page of the suite to start with."""
+def pages(runs: pd.DataFrame, suite: str | None = None, found: list[Section] | None = None) -> dict[str, str]:
+    """File name -> HTML for every suite in store.collect's frame; for none, the page of the suite to start with.
+
+    `found` are its sections, where they are known already.
+    """
     by_suite: defaultdict[str, list[Section]] = defaultdict(list)
-    for section in sections(runs):
+    for section in sections(runs) if found is None else found:
         by_suite[section.suite].append(section)
     if not by_suite:
         by_suite[(suite or "digits").partition("@")[0]] = []
-    return {_file(name): page(name, found) for name, found in by_suite.items()}
+    return {_file(name): page(name, part) for name, part in by_suite.items()}
 
 
 def page(suite: str, found: list[Section]) -> str:
@@ -40,6 +43,10 @@ def page(suite: str, found: list[Section]) -> str:
         sections=found,
         first_run=first_run(suite),
         number=number,
+        bracket=bracket,
+        share=share,
+        marked=_marked,
+        diagram=lambda across: Markup(diagram.draw(across)),
         sortable=_sortable,
         protocol=protocol.words,
         settings=protocol.settings,
@@ -55,6 +62,13 @@ def page(suite: str, found: list[Section]) -> str:
 def _sortable(group: Group, metric: str) -> str:
     """The direction in which the table arrives."""
     return "descending" if metric == RANK and group.ranked else "none"
+
+
+def _marked(found: list[Section]) -> bool:
+    """Whether the page has anything that its filter would hide."""
+    groups = [group for section in found for group in (*section.groups, *filter(None, [section.teachers]))]
+    rows = [row for group in groups for row in (*group.ranked, *group.incomplete)]
+    return any(row.marks for row in rows) or any(section.outdated for section in found)
 
 
 def _newest(section: Section) -> str:

@@ -14,6 +14,8 @@ from leaderboards.table import RANK, SECONDS, Cell, Column, Group, Row, Section,
 if TYPE_CHECKING:
     import pandas as pd
 
+    from leaderboards.across import Across, Entry
+
 ABOUT = (
     "Accuracy in percent on the test set, for the checkpoint that validation chose; mean ± sample standard deviation "
     "where there are several seeds. Sorted by AutoAttack, best in bold. Columns marked *last*, *EMA* and *SWA* are the "
@@ -27,9 +29,12 @@ def first_run(suite: str | None) -> str:
     return f"python -m bench run --method gacd --suite {name.partition('@')[0]}"
 
 
-def render(runs: pd.DataFrame, suite: str | None = None) -> str:
-    """One section per suite version, one table per dataset and student, from store.collect's frame."""
-    parts = [part for section in sections(runs) for part in _section(section)]
+def render(runs: pd.DataFrame, suite: str | None = None, found: list[Section] | None = None) -> str:
+    """One section per suite version, one table per dataset and student, from store.collect's frame.
+
+    `found` are its sections, where they are known already.
+    """
+    parts = [part for section in (sections(runs) if found is None else found) for part in _section(section)]
     if not parts:
         parts = ["There are no finished runs yet. Make the first:", _fenced(first_run(suite))]
     return "\n\n".join(["# Leaderboard", *([ABOUT] if len(runs) else []), *parts]) + "\n"
@@ -50,19 +55,41 @@ def number(cell: Cell, column: Column) -> str:
     return f"{cell.mean * scale:.1f}{spread}"
 
 
+def bracket(row: Row) -> str:
+    """ "[77.9, 86.0]", the interval of the ranking number; "" where there is none."""
+    return "[{:.1f}, {:.1f}]".format(*(100 * end for end in row.standing.interval)) if row.standing.interval else ""
+
+
+def share(entry: Entry) -> str:
+    """ "91.2 %" of the teacher's robustness; "-" where there is no teacher to compare with."""
+    return "-" if math.isnan(entry.kept) else f"{100 * entry.kept:.1f} %"
+
+
 def _section(section: Section) -> Iterator[str]:
     yield f"## {escape(section.experiment)}"
     for group in section.groups:
         yield from _group(group)
+    if section.across:
+        yield "### Across tasks"
+        yield "\n".join(_across(section.across))
+        yield escape(section.across.caption)
     if section.teachers:
         yield from _group(section.teachers)
+
+
+def _across(found: Across) -> Iterator[str]:
+    yield _line("Mean rank", "Method", "Teacher", "Kept", *(f"Rank, {escape(task)}" for task in found.tasks))
+    yield _line("---:", "---", "---", "---:", *["---:"] * len(found.tasks))
+    for entry in found.entries:
+        ranks = ("-" if rank is None else str(rank) for rank in entry.ranks)
+        yield _line(f"{entry.mean_rank:.1f}", escape(entry.label), escape(entry.teacher), share(entry), *ranks)
 
 
 def _group(group: Group) -> Iterator[str]:
     yield f"### {escape(group.title)}"
     if group.ranked:
         yield "\n".join(_table(group))
-    yield group.noise
+    yield group.caption
     if group.footnote:
         yield escape(group.footnote)
     if group.incomplete:
@@ -76,17 +103,26 @@ def _group(group: Group) -> Iterator[str]:
 
 def _table(group: Group) -> Iterator[str]:
     apart = bool(group.footnote)  # a last column for what was published
-    yield _line(*group.heads, *(escape(column.label) for column in group.columns), *[f"*{HEAD}*"] * apart)
+    place = not group.of_teachers  # a first column for the rank
+    heads = (
+        *["Rank"] * place,
+        *group.heads,
+        *(escape(column.label) for column in group.columns),
+        *[f"*{HEAD}*"] * apart,
+    )
+    yield _line(*heads)
     texts = len(group.heads) - 1
-    yield _line(*["---"] * texts, *["---:"] * (1 + len(group.columns)), *["---"] * apart)
+    yield _line(*["---:"] * place, *["---"] * texts, *["---:"] * (1 + len(group.columns)), *["---"] * apart)
     for row in group.ranked:
         cells = (_cell(group, row, column) for column in group.columns)
-        yield _line(*map(escape, group.lead(row)), *cells, *[_published(row)] * apart)
+        rank = str(row.standing.rank or "-")
+        yield _line(*[rank] * place, *map(escape, group.lead(row)), *cells, *[_published(row)] * apart)
 
 
 def _cell(group: Group, row: Row, column: Column) -> str:
     text = number(row[column.metric], column)
-    return f"**{text}**" if row[column.metric].mean == group.best(column) else text
+    text = f"**{text}**" if row[column.metric].mean == group.best(column) else text
+    return f"{text} {bracket(row)}".rstrip() if column.metric == RANK else text
 
 
 def _published(row: Row) -> str:

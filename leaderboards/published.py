@@ -59,7 +59,8 @@ class Published:
 
 def find(runs: pd.DataFrame) -> Published | None:
     """AutoAttack as published for the runs of one row; None where it is not, or where not all have the papers' task."""
-    return lookup(*runs[KEYS].iloc[0], "aa") if _same_task(runs).all() else None
+    found = lookup(*runs[KEYS].iloc[0], "aa")
+    return found if found and _same_task(runs).all() else None
 
 
 def footnote(found: Iterable[Published | None]) -> str:

@@ -30,7 +30,7 @@ TAGS = (
     "code_dirty",
     "command",
 )
-COLUMNS = ("experiment", "suite", "version", *TAGS, "run_id", "start_time", "superseded")
+COLUMNS = ("experiment", "suite", "version", *TAGS, "run_id", "artifact_uri", "start_time", "superseded")
 METRICS = ("test/", "test_last/", "test_ema/", "test_swa/", "cost/", "val/")
 PAGE = 1000
 PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
@@ -72,7 +72,13 @@ def _rows(tracking_uri: str, suite: str | None) -> Iterator[dict[str, Any]]:
         ids, finished = [experiment.experiment_id], "attributes.status = 'FINISHED'"
         for run in _paged(client, "search_runs", experiment_ids=ids, filter_string=finished, max_results=PAGE):
             if "mlflow.parentRunId" in run.data.tags:
-                yield place | _row(run)
+                yield place | _row(run) | _moved(tracking_uri, run.info.run_id)
+
+
+def _moved(tracking_uri: str, run_id: str) -> dict[str, str]:
+    """Where the artifacts of a run lie beside a database file, which may have been copied with them from elsewhere."""
+    folder = Path(tracking_uri.removeprefix("sqlite:///")).parent / "artifacts" / run_id / "artifacts"
+    return {"artifact_uri": folder.resolve().as_uri()} if tracking_uri.startswith("sqlite:") and folder.exists() else {}
 
 
 def _paged(client: MlflowClient, search: str, **query: Any) -> Iterator[Any]:
@@ -89,7 +95,8 @@ def _row(run: Any) -> dict[str, Any]:
     tags = {tag: run.data.tags.get(tag, "") for tag in TAGS}
     metrics = {name: _finite(value) for name, value in run.data.metrics.items() if name.startswith(METRICS)}
     params = {f"param/{name}": value for name, value in run.data.params.items()}
-    return {**tags, "run_id": run.info.run_id, "start_time": run.info.start_time, **metrics, **params}
+    info = {name: getattr(run.info, name) for name in ("run_id", "artifact_uri", "start_time")}
+    return {**tags, **info, **metrics, **params}
 
 
 def _finite(value: float) -> float:

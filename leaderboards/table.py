@@ -1,4 +1,4 @@
-"""Runs -> groups of rows: means and spread over seeds, sorted by AutoAttack, with what the test set can tell apart."""
+"""Runs -> groups of rows: means and spread over seeds, sorted by AutoAttack, with the ranks that can be told apart."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from leaderboards import published
-from leaderboards.noise import sentence
+from leaderboards import across, published, standing
+from leaderboards.across import Across
 from leaderboards.published import Published
+from leaderboards.standing import Standing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -66,11 +68,19 @@ class Row:
     missing: tuple[str, ...] = ()
     flags: tuple[tuple[str, str], ...] = ()  # name of a sanity flag, how often it was raised and on what evidence
     published: Published | None = None  # never among the cells: nothing here measured it
+    standing: Standing = field(default_factory=Standing)
+    marks: tuple[str, ...] = ()  # why a reader may want to look at the others alone
+    run_ids: tuple[str, ...] = ()
 
     @property
     def remarks(self) -> list[str]:
         """Notes and flags as text."""
         return [*self.notes, *(f"flag {name} {text}" for name, text in self.flags)]
+
+    @property
+    def score(self) -> float:
+        """What rows are sorted by."""
+        return self[RANK].mean
 
     @property
     def label(self) -> str:
@@ -85,14 +95,14 @@ class Row:
 class Group:
     """Rows that compete (one dataset, one student): `ranked` by AutoAttack, `incomplete` without it.
 
-    The teachers of a suite are one group, for reference: all of them are listed in `ranked`.
+    The teachers of a suite are one group, for reference: all of them are listed in `ranked`, and have no rank.
     """
 
     title: str
     columns: tuple[Column, ...]
     ranked: tuple[Row, ...]
     incomplete: tuple[Row, ...]
-    noise: str
+    caption: str
     of_teachers: bool = False
 
     @property
@@ -111,8 +121,15 @@ class Group:
 
     def best(self, column: Column) -> float:
         """The highest mean of an accuracy among ranked rows; NaN for cost and for a lone row."""
-        means = [row[column.metric].mean for row in self.ranked if row[column.metric].n]
-        return max(means) if len(means) > 1 and column.metric != SECONDS else math.nan
+        return self._best[column.metric]
+
+    @cached_property
+    def _best(self) -> dict[str, float]:
+        found = {}
+        for metric in (column.metric for column in self.columns):
+            means = [row[metric].mean for row in self.ranked if row[metric].n]
+            found[metric] = max(means) if len(means) > 1 and metric != SECONDS else math.nan
+        return found
 
 
 @dataclass(frozen=True)
@@ -124,6 +141,8 @@ class Section:
     groups: tuple[Group, ...]
     teachers: Group | None
     runs: pd.DataFrame
+    across: Across | None
+    outdated: bool = False  # there is a newer version
 
 
 def sections(runs: pd.DataFrame) -> list[Section]:
@@ -132,7 +151,9 @@ def sections(runs: pd.DataFrame) -> list[Section]:
     found = []
     for (_, _, experiment), part in current.groupby(["suite", "version", "experiment"]):
         found.append(_section(str(experiment), part))
-    return sorted(found, key=lambda section: (section.suite, -int(section.runs["version"].iloc[0])))
+    found.sort(key=lambda section: (section.suite, -int(section.runs["version"].iloc[0])))
+    newest = {section.suite: section.experiment for section in reversed(found)}
+    return [replace(section, outdated=newest[section.suite] != section.experiment) for section in found]
 
 
 def _section(experiment: str, runs: pd.DataFrame) -> Section:
@@ -142,7 +163,8 @@ def _section(experiment: str, runs: pd.DataFrame) -> Section:
         for (dataset, student), part in runs[runs["role"] != "teacher"].groupby(["dataset", "student"])
     ]
     table = _group("Teachers", teachers, of_teachers=True) if len(teachers) else None
-    return Section(experiment, str(runs["suite"].iloc[0]), tuple(groups), table, runs)
+    suite = str(runs["suite"].iloc[0])
+    return Section(experiment, suite, tuple(groups), table, runs, across.across(groups, table))
 
 
 def _group(title: str, runs: pd.DataFrame, of_teachers: bool = False) -> Group:
@@ -151,13 +173,23 @@ def _group(title: str, runs: pd.DataFrame, of_teachers: bool = False) -> Group:
         teacher: _usual(runs, PROTOCOL) | _usual(part, ("teachers.",)) for teacher, part in runs.groupby("teacher")
     }
     keyed = runs.assign(changed=[_changed(run, usual[run["teacher"]]) for run in runs.to_dict("records")])
-    rows = [_row(columns, part) for _, part in keyed.groupby(list(KEYS))]
+    parts = [part for _, part in keyed.groupby(list(KEYS))]
+    rows = _stand([_row(columns, part) for part in parts], parts, not of_teachers)
     rows.sort(key=lambda row: (-row[RANK].mean if row[RANK].n else 1, row.label))
     ranked = tuple(row for row in rows if row[RANK].n or of_teachers)
     incomplete = () if of_teachers else tuple(row for row in rows if not row[RANK].n)
-    return Group(
-        title, columns, ranked, incomplete, sentence(runs, ranked[0][RANK].mean if ranked else math.nan), of_teachers
-    )
+    caption = standing.caption(runs, ranked, not of_teachers)
+    return Group(title, columns, ranked, incomplete, caption, of_teachers)
+
+
+def _stand(rows: list[Row], parts: list[pd.DataFrame], compete: bool) -> list[Row]:
+    """The rows with their standing, those that have an AutoAttack accuracy."""
+    scored = [index for index, row in enumerate(rows) if row[RANK].n]
+    found = standing.place([parts[index] for index in scored], RANK, compete)
+    for index, place in zip(scored, found, strict=True):
+        notes = (*rows[index].notes, *([f"no rank: {place.why}"] if place.why and compete else []))
+        rows[index] = replace(rows[index], standing=place, notes=notes)
+    return rows
 
 
 def _usual(runs: pd.DataFrame, keys: tuple[str, ...]) -> dict[str, str]:
@@ -190,8 +222,9 @@ def _row(columns: Iterable[Column], runs: pd.DataFrame) -> Row:
     cells = {column.metric: _cell(column.metric, runs[column.metric]) for column in columns}
     missing = [column.label for column in columns if not cells[column.metric].n and column.metric.startswith("test/")]
     missing += [] if RANK in cells else [LABELS["aa"]]
+    keys: dict[str, Any] = {key: str(runs[key].iloc[0]) for key in KEYS}
     return Row(
-        **{key: str(runs[key].iloc[0]) for key in KEYS},
+        **keys,
         seeds=len(runs),
         cells=cells,
         commands=tuple(dict.fromkeys(command for command in runs["command"] if command)),
@@ -199,7 +232,18 @@ def _row(columns: Iterable[Column], runs: pd.DataFrame) -> Row:
         missing=tuple(missing),
         flags=tuple(_flags(runs["flags"])),
         published=published.find(runs),
+        marks=tuple(_marks(runs)),
+        run_ids=tuple(runs["run_id"]),
     )
+
+
+def _marks(runs: pd.DataFrame) -> list[str]:
+    doubts = {
+        "sanity flag": any(json.loads(text) for text in runs["flags"] if text),
+        "uncommitted code": (runs["code_dirty"] == "true").any(),
+        "another protocol": (runs["changed"] != "").any(),
+    }
+    return [name for name, found in doubts.items() if found]
 
 
 def _notes(runs: pd.DataFrame, scored: int) -> list[str]:

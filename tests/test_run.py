@@ -135,7 +135,7 @@ def test_leaderboard(folder: Path) -> None:
         f"leaderboard/{name}" for name in ("leaderboard.md", "leaderboard.csv", "digits.html")
     ]
     text = (folder / "leaderboard" / "leaderboard.md").read_text()
-    assert re.search(r"^\| gacd \| resnet8-w16-trades \| 1 \|", text, flags=re.MULTILINE)
+    assert re.search(r"^\| 1 \| gacd \| resnet8-w16-trades \| 1 \|", text, flags=re.MULTILINE)
     assert "gacd" in (folder / "leaderboard" / "digits.html").read_text()
 
 

@@ -1,0 +1,340 @@
+"""Intervals, paired differences and shared ranks: exact on small cases, honest in simulation, and blind to order."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import norm
+from test_leaderboards import Store, scores
+
+from leaderboards import across, diagram, html, markdown, rank, standing, store, table, verdicts
+from leaderboards.across import Entry
+from leaderboards.rank import Flags, Task
+
+SEEDS = [(1,), (2,), (3,)]
+
+
+def simulate(
+    rng: np.random.Generator, rows: int, seeds: tuple[int, ...], accuracy: float, luck: float, n: int = 300
+) -> list[Flags]:
+    """Rows of the same accuracy: images differ in difficulty, mostly alike for all rows, and seeds in luck (probits)."""
+    middle = norm.ppf(accuracy) * math.sqrt(1 + 4 + luck**2)
+    hard = rng.normal(size=n)
+    found = []
+    for row in range(rows):
+        own = 2 * (math.sqrt(0.8) * hard + math.sqrt(0.2) * rng.normal(size=n))
+        count = seeds[row % len(seeds)]
+        lucky = luck * rng.normal(size=(count, 1))
+        found.append(middle + own + lucky + rng.normal(size=(count, n)) > 0)
+    return found
+
+
+def flags(*ones: int, n: int) -> Flags:
+    """One line for each number: so many images survive, the first ones."""
+    return np.arange(n) < np.array(ones)[:, None]
+
+
+@pytest.mark.parametrize("seeds", [*SEEDS, (5,)])
+@pytest.mark.parametrize("accuracy", [0.2, 0.8])
+def test_interval_covers_the_truth(seeds: tuple[int, ...], accuracy: float) -> None:
+    rng = np.random.default_rng(0)
+    for luck in (0.0, 0.1) if seeds[0] > 1 else (0.0,):
+        found = [rank.interval(simulate(rng, 1, seeds, accuracy, luck)[0]) for _ in range(1000)]
+        assert 0.93 <= np.mean([low <= accuracy <= high for low, high in found]) <= 0.98
+
+
+@pytest.mark.parametrize("seeds", [*SEEDS, (1, 3)])
+def test_difference_covers_the_truth(seeds: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(1)
+    tasks = [Task.of(simulate(rng, 4, seeds, 0.6, 0.1 * (seeds != (1,)))) for _ in range(400)]
+    found = [task.difference(0, 1) for task in tasks]
+    assert 0.93 <= np.mean([low <= 0 <= high for _, low, high in found]) <= 0.985
+
+
+@pytest.mark.parametrize("seeds", [*SEEDS, (1, 3)])
+def test_equal_methods_share_a_rank(seeds: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(2)
+    tasks = [simulate(rng, 8, seeds, 0.7, 0.1 * (seeds != (1,))) for _ in range(300)]
+    assert np.mean([not Task.of(rows).better().any() for rows in tasks]) >= 0.95
+
+
+def test_a_real_difference_is_found() -> None:
+    rng = np.random.default_rng(3)
+    rows = [*simulate(rng, 3, (3,), 0.8, 0.02), *simulate(rng, 2, (3,), 0.5, 0.02), *simulate(rng, 1, (3,), 0.1, 0.02)]
+    assert rank.ranks(Task.of(rows).better()) == [1, 1, 1, 4, 4, 6]
+
+
+def test_the_pairing_counts() -> None:
+    """Twelve images of a hundred that only one row survives are a difference; unpaired they would be none."""
+    rows = [flags(62, n=100), flags(50, n=100)]
+    assert rank.ranks(Task.of(rows).better()) == [1, 2]
+    shuffled = [rows[0], np.roll(rows[1], 50, axis=1)]
+    assert rank.ranks(Task.of(shuffled).better()) == [1, 1]
+
+
+def test_single_pair_by_hand() -> None:
+    task = Task.of([flags(62, n=100), flags(50, n=100)])
+    gap, low, high = task.difference(0, 1)
+    half = 1.96 * math.sqrt(0.12 * 0.88 / 99)
+    assert (gap, low, high) == pytest.approx((0.12, 0.12 - half, 0.12 + half), abs=0.005)
+    assert task.difference(1, 0)[0] == pytest.approx(-gap)
+    assert task.difference(0, 0) == (0, 0, 0)
+
+
+def test_interval_by_hand() -> None:
+    assert rank.interval(flags(0, n=100)) == pytest.approx((0, 0.037), abs=5e-4)  # Wilson's
+    assert rank.interval(flags(100, n=100)) == pytest.approx((0.963, 1), abs=5e-4)
+    assert rank.interval(flags(50, n=100)) == pytest.approx((0.404, 0.596), abs=1e-3)
+    assert rank.interval(flags(50, 50, n=100)) == pytest.approx((0.404, 0.596), abs=1e-3)  # the same network twice
+    low, high = rank.interval(flags(4000, 6000, n=10_000))
+    assert low == 0  # Student's for two seeds: 0.5 - 12.7 * 0.1
+    assert high == 1
+
+
+def test_seed_variance_is_what_images_do_not_explain() -> None:
+    assert math.isnan(rank.seed_variance(flags(5, n=10)))
+    assert rank.seed_variance(flags(5, 5, n=10)) == 0
+    rng = np.random.default_rng(4)
+    luck = [rank.seed_variance(simulate(rng, 1, (3,), 0.5, 0.2)[0]) for _ in range(500)]
+    assert np.mean(luck) == pytest.approx((0.2 * norm.pdf(0) / math.sqrt(5)) ** 2, rel=0.2)
+    assert np.mean([rank.seed_variance(rng.random((3, 200)) < 0.5) for _ in range(500)]) == pytest.approx(0, abs=1e-4)
+
+
+def test_a_row_of_one_seed_is_given_the_spread_of_the_others() -> None:
+    several = flags(30, 60, 90, n=100)
+    alone = Task.of([several, flags(60, n=100)])
+    assert alone.seeds[1] == pytest.approx(0.3**2)
+    assert 0.08 < 3 * alone.seeds[0] < 0.09  # its own, less what images explain
+    assert (Task.of([flags(60, n=100), flags(30, n=100)]).seeds == 0).all()
+
+
+def test_identical_rows_share_a_rank() -> None:
+    row = flags(40, 42, n=100)
+    assert rank.ranks(Task.of([row, row.copy(), row.copy()]).better()) == [1, 1, 1]
+    assert rank.ranks(Task.of([flags(0, n=100), flags(0, n=100)]).better()) == [1, 1]
+    assert rank.ranks(Task.of([row]).better()) == [1]
+    assert rank.ranks(Task.of([flags(1, n=1)]).better()) == [1]
+
+
+def mixed(seed: int) -> list[Flags]:
+    rng = np.random.default_rng(seed)
+    return [simulate(rng, 1, (1 + row % 3,), 0.3 + 0.04 * row, 0.1)[0] for row in range(10)]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_better_is_an_order(seed: int) -> None:
+    better = Task.of(mixed(seed)).better()
+    assert not (better & better.T).any()
+    assert not ((better.astype(int) @ better.astype(int) > 0) & ~better).any()  # transitive
+    ranks = np.array(rank.ranks(better))
+    assert not (better & (ranks[:, None] >= ranks)).any()
+    assert better.any()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_order_does_not_matter(seed: int) -> None:
+    rows = mixed(seed)
+    order = np.random.default_rng(seed).permutation(len(rows))
+    straight, other = Task.of(rows), Task.of([rows[row] for row in order])
+    assert (straight.better()[np.ix_(order, order)] == other.better()).all()
+    assert other.difference(0, 1) == pytest.approx(straight.difference(*order[:2]), abs=1e-6)
+
+
+def test_many_rows_stay_cheap() -> None:
+    rng = np.random.default_rng(6)
+    task = Task.of([rng.random((1, 50)) < 0.5 for _ in range(500)])
+    assert task.draws.shape == (500, rank.FEWEST)
+    assert not task.better().any()
+
+
+# The record: verdicts that are there, missing, damaged or not what they should be.
+
+
+@pytest.fixture
+def tracked(tmp_path: Path) -> Store:
+    return Store(f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "artifacts")
+
+
+def plant(tracked: Store, method: str, aa: float, n: int = 200, **given: Any) -> Path:
+    """A run with the verdicts of its first images, and where they are."""
+    survived = np.arange(n) < round(aa * n)
+    metrics = scores(0.9, aa, 60) | {"test/n": n}
+    return tracked.verdicts(tracked.run(method, float(survived.mean()), survived=survived, metrics=metrics, **given))
+
+
+def groups(tracked: Store) -> list[table.Group]:
+    return list(table.sections(store.collect(tracked.uri))[0].groups)
+
+
+def placed(group: table.Group) -> list[tuple[str, int | None, str]]:
+    return [(row.method, row.standing.rank, row.standing.why) for row in group.ranked]
+
+
+def test_ranks_of_a_store(tracked: Store) -> None:
+    for method, aa in {"gacd": 0.8, "rslad": 0.79, "kd": 0.1}.items():
+        plant(tracked, method, aa)
+    (group,) = groups(tracked)
+    assert placed(group) == [("gacd", 1, ""), ("rslad", 1, ""), ("kd", 3, "")]
+    assert "networks are compared" in group.caption
+    gap = group.ranked[2].standing.behind
+    assert gap
+    assert gap[0] == pytest.approx(0.7)
+
+
+UNREADABLE = "its verdicts on single images cannot be read"
+WRONG = "its verdicts on single images do not give the recorded accuracy"
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (None, UNREADABLE),
+        (b"", UNREADABLE),
+        (b"not an archive", UNREADABLE),
+        ({"clean": np.ones(200, bool)}, UNREADABLE),
+        ({"robust_aa": np.arange(200) < 100}, WRONG),
+        ({"robust_aa": np.full(200, np.nan)}, WRONG),
+        ({"robust_aa": np.zeros((2, 0), bool)}, WRONG),
+        ({"robust_aa": np.array([{}], object)}, UNREADABLE),
+    ],
+)
+def test_a_row_without_sound_verdicts_stays_unranked(tracked: Store, content: Any, why: str) -> None:
+    plant(tracked, "gacd", 0.8)
+    plant(tracked, "kd", 0.1)
+    path = plant(tracked, "rslad", 0.6)
+    path.unlink()
+    if isinstance(content, dict):
+        np.savez(path, **content)
+    elif content is not None:
+        path.write_bytes(content)
+    (group,) = groups(tracked)
+    assert placed(group) == [("gacd", 1, ""), ("rslad", None, why), ("kd", 2, "")]
+    runs = store.collect(tracked.uri)
+    text = markdown.render(runs)
+    assert f"rslad, teacher robust, 1 seed: no rank: {why}" in text
+    assert "| - | rslad |" in text
+    assert why in html.pages(runs)["digits.html"]
+
+
+def test_one_bad_seed_is_enough(tracked: Store) -> None:
+    plant(tracked, "gacd", 0.8)
+    plant(tracked, "gacd", 0.7, seed="1").unlink()
+    assert placed(groups(tracked)[0]) == [("gacd", None, UNREADABLE)]
+
+
+def test_other_images_are_not_compared(tracked: Store) -> None:
+    plant(tracked, "gacd", 0.8)
+    plant(tracked, "rslad", 0.8)
+    plant(tracked, "ard", 0.7, n=10)
+    plant(tracked, "kd", 0.1)
+    plant(tracked, "kd", 0.1, n=100, seed="1")
+    found = {method: (number, why) for method, number, why in placed(groups(tracked)[0])}
+    assert found["ard"] == (None, "judged on 10 images, most rows on 200")
+    assert found["kd"] == (None, "its seeds were judged on different numbers of images")
+    assert found["gacd"] == found["rslad"] == (1, "")
+
+
+def test_a_copied_store_keeps_its_ranks(tracked: Store, tmp_path: Path) -> None:
+    plant(tracked, "gacd", 0.8)
+    (tmp_path / "copy").mkdir()
+    for name in ("mlflow.db", "artifacts"):
+        (tmp_path / name).rename(tmp_path / "copy" / name)
+    (section,) = table.sections(store.collect(f"sqlite:///{tmp_path}/copy/mlflow.db"))
+    assert placed(section.groups[0]) == [("gacd", 1, "")]
+
+
+def test_verdicts_are_fetched_from_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def download(artifact_uri: str, dst_path: str) -> str:
+        assert artifact_uri == "s3://bucket/run/artifacts/verdicts/verdicts_best_aa.npz"
+        path = Path(dst_path) / "file.npz"
+        np.savez(path, robust_aa=np.arange(4) < 1)
+        return str(path)
+
+    monkeypatch.setattr("mlflow.artifacts.download_artifacts", download)
+    runs = pd.DataFrame({"artifact_uri": ["s3://bucket/run/artifacts"], "test/aa": [0.25]})
+    assert verdicts.read(runs, "test/aa").tolist() == [[True, False, False, False]]
+
+
+def test_csv_says_where_the_row_stands(tracked: Store) -> None:
+    plant(tracked, "gacd", 0.8)
+    plant(tracked, "gacd", 0.81, seed="1", code_dirty="true")
+    plant(tracked, "kd", 0.1)
+    plant(tracked, "trades", 0.9, role="teacher")
+    runs = store.collect(tracked.uri)
+    read = standing.beside(runs, table.sections(runs)).set_index("run_id", drop=False)
+    assert next(iter(read)) == "row/rank"
+    assert read["row/rank"].fillna(0).tolist() == [1, 1, 2, 0]
+    assert read["row/marks"].tolist() == ["uncommitted code", "uncommitted code", "", ""]
+    assert (read["row/aa_low"] < read["row/aa_high"]).all()
+    assert read["row/behind_first"].iloc[2] == pytest.approx(0.705)
+
+
+# Across tasks.
+
+
+def spread(tracked: Store, accuracy: dict[str, tuple[float, ...]], **given: Any) -> None:
+    for method, values in accuracy.items():
+        for place, value in enumerate(values):
+            plant(tracked, method, value, student=f"net{place}", **given)
+
+
+def test_across_tasks(tracked: Store) -> None:
+    spread(tracked, {"gacd": (0.8, 0.7, 0.75), "rslad": (0.7, 0.6, 0.76), "kd": (0.1, 0.2, 0.1)}, teacher="big-trades")
+    plant(tracked, "ard", 0.5, student="net0", teacher="big-trades")
+    plant(tracked, "trades", 0.9, role="teacher", student="big", teacher="none")
+    (section,) = table.sections(store.collect(tracked.uri))
+    found = section.across
+    assert found
+    assert [(entry.label, round(entry.mean_rank, 3)) for entry in found.entries] == [
+        ("gacd", 1.333), ("rslad", 1.667), ("kd", 3.0)
+    ]  # fmt: skip
+    assert found.entries[0].kept == pytest.approx(0.75 / 0.9)
+    assert found.left_out == 1
+    assert found.p == pytest.approx(0.0970, abs=1e-3)
+    assert "cannot be shown to differ" in found.caption
+    assert found.critical == pytest.approx(2.343 * math.sqrt(3 * 4 / (6 * 3)), abs=1e-3)  # Demšar's table 5
+    text = markdown.render(store.collect(tracked.uri))
+    assert "| 1.3 | gacd | big-trades | 83.3 % | 1 | 1 | 1 |" in text
+    assert "critical difference" in html.pages(store.collect(tracked.uri))["digits.html"]
+
+
+def test_one_task_has_nothing_across(tracked: Store) -> None:
+    spread(tracked, {"gacd": (0.8, 0.7), "rslad": (0.7,)})
+    assert table.sections(store.collect(tracked.uri))[0].across is None
+
+
+def test_two_rows_have_no_test_and_no_diagram(tracked: Store) -> None:
+    spread(tracked, {"gacd": (0.8, 0.7), "rslad": (0.7, 0.6)})
+    found = table.sections(store.collect(tracked.uri))[0].across
+    assert found
+    assert math.isnan(found.p)
+    assert diagram.draw(found) == ""
+
+
+def test_friedman_without_differences_is_no_test() -> None:
+    assert math.isnan(across.friedman([[0.5, 0.5]] * 3))
+    assert across.friedman([[0.1, 0.2, 0.1], [0.2, 0.3, 0.2], [0.3, 0.4, 0.3]]) == pytest.approx(math.exp(-3), abs=1e-6)
+
+
+@pytest.mark.parametrize(("rows", "q"), [(2, 1.960), (5, 2.728), (10, 3.164)])
+def test_nemenyi_by_demsars_table(rows: int, q: float) -> None:
+    assert across.nemenyi(rows, 10) == pytest.approx(q * math.sqrt(rows * (rows + 1) / 60), abs=1e-3)
+
+
+def test_bars_of_the_diagram() -> None:
+    entries = [Entry(str(value), "", value, (), math.nan, ()) for value in (1.0, 1.5, 2.5, 4.0, 4.2)]
+    assert across.together(entries, 1.5) == [(1.0, 2.5), (2.5, 4.0), (4.0, 4.2)]
+    assert across.together(entries, 0.1) == []
+    assert across.together(entries, 9) == [(1.0, 4.2)]
+
+
+def test_a_teacher_without_robustness_has_none_to_keep(tracked: Store) -> None:
+    plant(tracked, "kd", 0.05, teacher="big-natural")
+    plant(tracked, "natural", 0.04, role="teacher", student="big", teacher="none")
+    section = table.sections(store.collect(tracked.uri))[0]
+    assert math.isnan(across.kept(section.groups[0].ranked[0], section.teachers))
