@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from methods.adaptive import ClassTemperatures, decay
 from methods.base import Batch, Method, Net, Nets, hp, kl, quirk, scale
-from methods.inner import kl_to, pgd
+from methods.inner import full, kl_to, pgd
 from methods.recipes import LONGER
 
 
@@ -52,7 +52,7 @@ class Absld(Method):
         tau = self.temperatures(nets, batch)
         far, near, target = nets.student(adv), nets.student(batch.x), nets.clean(batch)
         with torch.no_grad():
-            losses = [F.cross_entropy(logits.float(), batch.y, reduction="none") for logits in (near, far)]
+            losses = [F.cross_entropy(full(logits), batch.y, reduction="none") for logits in (near, far)]
             classes.add(torch.stack(losses), batch.y)
         weight = scale(self.reduction, target.shape[1])
         return {

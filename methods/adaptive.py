@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from methods.base import Batch
-from methods.inner import Objective
+from methods.inner import Objective, full
 from methods.recipes import FALLS
 
 
@@ -71,7 +71,7 @@ class Uncertainty(nn.Module):
         """Softens the logits of both, (B, C)."""
         softened = robust / self.tau[0], natural / self.tau[1]
         for i, logits in enumerate(softened):
-            self.entropy[i] = torch.distributions.Categorical(logits=logits.float()).entropy().mean()  # type: ignore[no-untyped-call]
+            self.entropy[i] = torch.distributions.Categorical(logits=full(logits)).entropy().mean()  # type: ignore[no-untyped-call]
         return softened
 
     def move(self, rate: float) -> None:

@@ -1,4 +1,4 @@
-"""All that a method may lean on: the network contract, one batch, the networks, hyper-parameters, the KL divergence.
+"""What every method leans on: the network contract, one batch, the networks, hyper-parameters, the KL divergence.
 
 A method is a frozen dataclass in a file of its own. Its fields are its hyper-parameters, declared once with `hp`:
 the command line, the documentation and the tuner read them from here.

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from methods.base import Nets, trust
-from methods.inner import Objective
+from methods.inner import Objective, full
 
 Z_MOMENTUM = 0.99
 
@@ -125,7 +125,7 @@ def away(nets: Nets, x: Tensor) -> Objective:
 
 def nt_xent(a: Tensor, b: Tensor, tau: float) -> Tensor:
     """Mean over 2 B anchors, the rows of a and b, (B, D) each: rows of the same place attract by their cosine."""
-    views = F.normalize(torch.cat([a, b]).float(), dim=1)
+    views = F.normalize(full(torch.cat([a, b])), dim=1)
     scores = (views @ views.T / tau).fill_diagonal_(-torch.inf)
     return F.cross_entropy(scores, torch.arange(len(views), device=a.device).roll(len(a)))
 

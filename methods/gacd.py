@@ -3,10 +3,11 @@
 Paper: Bai, Chen, Zhao, Wen, Jiang and Kot, "Feature Distillation With Guided Adversarial Contrastive Learning",
 arXiv 2009.09922, 2020. Only its abstract could be read. Certain from it: robustness is transferred through features; the
 objective is contrastive and tied to mutual information; the teacher is the anchor; "sample reweighted estimation" takes
-away the harm of the teacher's mistakes. Everything else is an assumption, A1 to A8 on the switch that changes it: the critic
-is CRD's, the weight is the teacher's trust in the true label, and a cross-entropy on adversarial images trains the
-classifier, because contrast alone ignores the scale of the logits. lambda_con is 0.2 and not CRD's 0.8, which crowds the
-classifier of a small student out (docs/log.md).
+away the harm of the teacher's mistakes. Everything else is an assumption, A1 to A8 on the switch that changes it (A4,
+the projection, and A6, the critic, on those that crd has too): the critic is CRD's, the weight is the teacher's trust
+in the true label, and a cross-entropy on adversarial images trains the classifier, because contrast alone ignores the
+scale of the logits. lambda_con is 0.2 and not CRD's 0.8, which crowds the classifier of a small student out
+(docs/log.md).
 """
 
 from __future__ import annotations

@@ -7,12 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from methods.base import Batch, Nets, kl
-from methods.inner import Objective
+from methods.inner import Objective, full
 
 
 def of_loss(logits: Tensor, x: Tensor, y: Tensor, create: bool) -> Tensor:
     """Of the cross-entropy, summed over the batch, for the images x that gave the logits (B, C): shaped as x."""
-    loss = F.cross_entropy(logits.float(), y, reduction="sum")
+    loss = F.cross_entropy(full(logits), y, reduction="sum")
     (found,) = torch.autograd.grad(loss, x, create_graph=create, retain_graph=True)
     return found
 

@@ -47,9 +47,9 @@ def mode(net: nn.Module, training: bool) -> Iterator[None]:
             module.training = was
 
 
-def full(logits: Tensor) -> Tensor:
+def full(values: Tensor) -> Tensor:
     """In single precision at least: autocast on a CPU leaves softmax and logarithm in bfloat16."""
-    return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+    return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
 
 
 def ce(y: Tensor) -> Objective:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from methods.base import Batch, Method, Net, Nets, hp
+from methods.inner import full
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Rrm(Method):
         seen = nets.parts["project"](found) if "project" in nets.parts else found
         return {
             "ce": self.alpha * F.cross_entropy(nets.student.head(found), batch.y),
-            "cosine": 1 - F.cosine_similarity(seen.float(), target.float()).mean(),
+            "cosine": 1 - F.cosine_similarity(full(seen), full(target)).mean(),
         }
 
 

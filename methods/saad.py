@@ -16,7 +16,7 @@ from torch import Tensor
 
 from methods.base import Batch, Method, Nets, hp, kl, quirk
 from methods.gradients import gap, linearised
-from methods.inner import pgd
+from methods.inner import full, pgd
 from methods.recipes import LIGHT, averaged
 
 
@@ -54,7 +54,7 @@ class Saad(Method):
 
     def weights(self, target: Tensor) -> tuple[Tensor, Tensor]:
         """(B, C) teacher logits -> weights of the adversarial and the clean terms, (B,) each."""
-        entropy = torch.distributions.Categorical(logits=target.float()).entropy()  # type: ignore[no-untyped-call]
+        entropy = torch.distributions.Categorical(logits=full(target)).entropy()  # type: ignore[no-untyped-call]
         if self.shifted:
             above = entropy - entropy.min()
             return 5 * above, 1 - above / above.max().clamp(min=1e-6)

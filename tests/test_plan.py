@@ -16,6 +16,7 @@ from bench.options import Run
 from bench.plan import Cell
 from bench.spec import Spec
 from bench.suites import Suite
+from methods.base import RECIPE
 
 # A changed id disowns every record of its suite: change the suite's version with it, never these lines alone.
 GOLDEN = {
@@ -116,6 +117,10 @@ def test_official_sets_switches_and_training() -> None:
     assert spec.training == expected
     several = {spec.method: spec.hyper for spec in students("--method", "ard,kd", "--official")}
     assert several == {"ard": spec.hyper, "kd": {"alpha": 0.9, "tau": 4.0}}
+
+
+def test_recipes_speak_of_the_training() -> None:
+    assert set(RECIPE) < {field.name for field in dataclasses.fields(suites.Training)}
 
 
 def test_flags_win_over_official() -> None:
