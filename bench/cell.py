@@ -198,6 +198,7 @@ def tags(cell: Cell, code: dict[str, str]) -> dict[str, str]:
         "student": spec.arch,
         "teacher": spec.teacher,
         "variant": cell.variant,
+        "sets": ",".join(cell.sets),
         "seed": str(spec.seed),
         "command": cell.command,
         **code,

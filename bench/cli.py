@@ -11,14 +11,18 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench import signals
 from bench.errors import BenchError, UsageError, unknown
 from methods import PluginError
 
+if TYPE_CHECKING:
+    from bench.config import Config
+
 SUMMARY = {
     "run": "train students with one or more methods, evaluate, record",
+    "tune": "search hyper-parameters on validation images, then test the best",
     "evaluate": "attack any checkpoint file",
     "teacher": "train, import, list or verify a teacher",
     "leaderboard": "turn the record into tables and pages",
@@ -116,6 +120,10 @@ def handler(verb: str) -> Callable[..., int]:
         from bench import run
 
         return run.run if verb == "run" else run.train_teacher
+    if verb == "tune":
+        from bench.tuning import tune
+
+        return tune.tune
     if verb == "new-method":
         from bench import skeleton
 
@@ -131,22 +139,68 @@ def parse(verb: str, argv: list[str]) -> tuple[Any, dict[str, Any]]:
     from bench.options import VERBS
 
     form = VERBS[verb]
-    names = method_names(argv) if verb == "run" else []
-    extra = flags(names[0], "--official" in argv) if len(names) == 1 else []
-    if extra:
-        form = dataclasses.make_dataclass(form.__name__, extra, bases=(form,), frozen=True, kw_only=True)
+    names = method_names(argv) if verb in ("run", "tune") else []
+    config = configuration(argv, names) if verb == "run" else None
+    if config:
+        names = [config.method]
+    usual = config.hyper if config else {}
+    extra = flags(names[0], "--official" in argv, usual) if verb == "run" and len(names) == 1 else []
+    if extra or config:
+        place = defaults(form, config.flags) if config else []
+        form = dataclasses.make_dataclass(form.__name__, extra + place, bases=(form,), frozen=True, kw_only=True)
         form.__doc__ = VERBS[verb].__doc__
     check_flags(verb, form, argv, names)
     values = parsed(verb, form, argv)
+    if verb == "run" and not values.method:
+        raise UsageError("missing: --method, or --config")
     return values, {name: getattr(values, name) for name, _, _ in extra}
+
+
+def configuration(argv: list[str], names: list[str]) -> Config | None:
+    """What `--config` points to, if it is there; its method must be the one that is named, if one is."""
+    from pathlib import Path
+
+    from bench import config
+    from methods import base
+
+    given = flag_values(argv, "--config")
+    if not given:
+        return None
+    found = config.read(Path(given[-1]))
+    if names and names != [found.method]:
+        raise UsageError(f"--method {','.join(names)}: {given[-1]} is for {found.method}")
+    import methods
+
+    if found.method not in methods.names():
+        raise unknown("method", found.method, methods.names())
+    usual = {field.name: field.default for field in dataclasses.fields(methods.load(found.method))}
+    for name, value in found.hyper.items():
+        if name not in usual:
+            raise unknown(f"hyper-parameter of {found.method} in {given[-1]}", name, usual)
+        if not base.fits(value, usual[name]):
+            raise UsageError(f"{given[-1]}: {name} = {value!r} should be a {type(usual[name]).__name__}")
+    return found
+
+
+def defaults(form: type[Any], values: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Options of a verb with other defaults, as dataclass fields."""
+    from typing import get_type_hints
+
+    hints = get_type_hints(form, include_extras=True)
+    return [(name, hints[name], dataclasses.field(default=value)) for name, value in values.items()]
+
+
+def flag_values(argv: list[str], flag: str) -> list[str]:
+    """What is given for a flag, as "--flag VALUE" or "--flag=VALUE"."""
+    given = [value for word, value in itertools.pairwise([*argv, ""]) if word == flag]
+    return given + [word.partition("=")[2] for word in argv if word.startswith(f"{flag}=")]
 
 
 def method_names(argv: list[str]) -> list[str]:
     """The methods that `--method` names, checked; none if it is missing or `all`."""
     import methods
 
-    given = [value for flag, value in itertools.pairwise([*argv, ""]) if flag == "--method"]
-    given += [word.partition("=")[2] for word in argv if word.startswith("--method=")]
+    given = flag_values(argv, "--method")
     if not given or given[-1] == "all":
         return []
     names = given[-1].split(",")
@@ -156,8 +210,8 @@ def method_names(argv: list[str]) -> list[str]:
     return names
 
 
-def flags(method: str, official: bool = False) -> list[tuple[str, Any, Any]]:
-    """The method's hyper-parameters as dataclass fields, their defaults those of the authors' script if `official`."""
+def flags(method: str, official: bool = False, given: dict[str, Any] | None = None) -> list[tuple[str, Any, Any]]:
+    """The method's hyper-parameters as dataclass fields, by default those `given` or, if `official`, the authors'."""
     from typing import Annotated, Literal, get_type_hints
 
     from tyro.conf import arg
@@ -166,7 +220,7 @@ def flags(method: str, official: bool = False) -> list[tuple[str, Any, Any]]:
     from methods import base
 
     form = methods.load(method)
-    usual = base.official(form) if official else {}
+    usual = base.official(form) if official else given or {}
     hints = get_type_hints(form)
     fields = []
     for field in dataclasses.fields(form):

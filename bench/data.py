@@ -68,22 +68,23 @@ def load(
     limit_train: int | None = None,
     limit_test: int | None = None,
     limit_val: int | None = None,
+    test: bool = True,
 ) -> Data:
     """The data set `name` from the folder `root`, on the CPU; limits keep the first so many images of a split.
 
-    Raises UsageError for an unknown name or a limit out of range, BenchError for missing or damaged files.
+    Without `test` the test images are not read at all, and that split is empty. Raises UsageError for an unknown name or a limit out of range, BenchError for missing or damaged files.
     """
     info = datasets.get(name)
-    pool, test = scans() if name == "digits" else official(name, Path(root))
+    pool, held = scans() if name == "digits" else official(name, Path(root), test)
     chosen = stratified(pool.y.numpy(), info.num_val, seed=1)
     rest = np.setdiff1d(np.arange(len(pool)), chosen)
     chosen = chosen[: limit("validation", limit_val, len(chosen))]
     order = np.random.RandomState(2).permutation(rest)[: limit("train", limit_train, len(rest))]
-    end = limit("test", limit_test, len(test))
+    end = limit("test", limit_test, len(held)) if test else 0
     splits = (
         Split(pool.x[order], pool.y[order]),
         Split(pool.x[chosen], pool.y[chosen]),
-        Split(test.x[:end], test.y[:end]),
+        Split(held.x[:end], held.y[:end]),
     )
     return Data(info, *splits, sha256=digest(chosen, *splits))
 
@@ -126,13 +127,16 @@ def scans() -> tuple[Split, Split]:
     return Split(x[rest], y[rest]), Split(x[chosen], y[chosen])
 
 
-def source(name: str) -> Any:
-    """torchvision's class; for STL-10 without the 2.5 GB unlabelled file, which its integrity check insists on."""
+def source(name: str, test: bool = True) -> Any:
+    """torchvision's class; for STL-10 without the 2.5 GB unlabelled file, which its integrity check insists on.
+
+    Without `test` it neither needs nor reads the test set's files.
+    """
     from torchvision import datasets as vision
 
-    if name == "stl10":
-        return type("LabelledSTL10", (vision.STL10,), {"train_list": vision.STL10.train_list[:2]})
-    return {"cifar10": vision.CIFAR10, "cifar100": vision.CIFAR100}[name]
+    cls = {"cifar10": vision.CIFAR10, "cifar100": vision.CIFAR100, "stl10": vision.STL10}[name]
+    changed = {"train_list": cls.train_list[:2]} if name == "stl10" else {}
+    return type(cls.__name__, (cls,), changed | ({} if test else {"test_list": []}))
 
 
 def manifest(cls: Any) -> dict[str, str]:
@@ -154,9 +158,9 @@ def fault(cls: Any, folder: Path) -> str | None:
     return None
 
 
-def official(name: str, root: Path) -> tuple[Split, Split]:
-    """Training pool and test set through torchvision, which checks every file before it reads one."""
-    cls = source(name)
+def official(name: str, root: Path, test: bool = True) -> tuple[Split, Split]:
+    """Training pool and test set (empty without `test`) through torchvision, which checks every file before it reads one."""
+    cls = source(name, test)
     folder, remedy = root / cls.base_folder, f"run `python -m bench data fetch {name}`"
     if not folder.is_dir():
         raise BenchError(
@@ -165,11 +169,12 @@ def official(name: str, root: Path) -> tuple[Split, Split]:
     try:
         halves = [
             cls(root, **{"split": part} if name == "stl10" else {"train": part == "train"})
-            for part in ("train", "test")
+            for part in (("train", "test") if test else ("train",))
         ]
     except (RuntimeError, OSError, ValueError) as error:
         raise BenchError(f"{name}: {fault(cls, folder) or one_line(error)}: {remedy}") from error
-    return (pack(halves[0]), pack(halves[1]))
+    pool, *held = map(pack, halves)
+    return pool, held[0] if test else Split(pool.x[:0], pool.y[:0])
 
 
 def pack(half: Any) -> Split:

@@ -113,11 +113,11 @@ def attempt(
 def loader(root: Path) -> Callable[..., Data]:
     """Loads a data set with limits, fetching it first where it is missing."""
 
-    def load(name: str, *limits: int | None) -> Data:
+    def load(name: str, *limits: int | None, test: bool = True) -> Data:
         if data_module.missing(name, root):
             print(f"{name} is not under {root}: fetching it", file=sys.stderr)
             data_module.fetch(name, root)
-        return data_module.load(name, root, *limits)
+        return data_module.load(name, root, *limits, test=test)
 
     return load
 

@@ -12,6 +12,7 @@ Number = Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: th
 Measured = Annotated[int, arg(metavar="N")]
 StoreFolder = Annotated[Path, arg(metavar="DIR", help="where records, teachers and unfinished work live")]
 DataFolder = Annotated[Path, arg(metavar="DIR", help="where the data sets live")]
+DryRun = Annotated[FlagCreatePairsOff[bool], arg(help="show what would be done, with an estimate, and stop")]
 Device = Annotated[str, arg(metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps")]
 
 
@@ -49,7 +50,14 @@ class Run(Protocol):
     What is already recorded is skipped, what was interrupted is resumed, teachers are trained on first use.
     """
 
-    method: Annotated[str, arg(metavar="NAMES", help="one method, several with commas, or all")]
+    method: Annotated[
+        str,
+        arg(
+            metavar="NAMES",
+            help="one method, several with commas, or all",
+            help_behavior_hint="(required, or --config)",
+        ),
+    ] = ""
     student: Annotated[
         str, arg(metavar="NAMES", help="models, with commas", help_behavior_hint="(default: the suite's)")
     ] = ""
@@ -62,9 +70,65 @@ class Run(Protocol):
     awp: Annotated[
         float, arg(metavar="X", help="adversarial weight perturbation, of this relative size; 0.005, say")
     ] = 0.0
-    dry_run: Annotated[FlagCreatePairsOff[bool], arg(help="show what would be done, with an estimate, and stop")] = (
-        False
-    )
+    config: Annotated[
+        Path | None,
+        arg(metavar="FILE", help="a configuration that `tune` wrote: method, suite, student and all values"),
+    ] = None
+    dry_run: DryRun = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tune(Protocol):
+    """Search a method's hyper-parameters, learning rate and weight decay on validation images, then test once.
+
+    The same command continues a search, and joins it when given on another machine that shares the storage. The best
+    configuration is written to STORE/tuned/ and trained anew, beside the default one, with the seeds of the suite.
+    """
+
+    method: Annotated[
+        str, arg(metavar="NAMES", help="one method, several with commas, or all: the same budget for each")
+    ]
+    trials: Annotated[int, arg(metavar="N", help="the budget of each method")] = 30
+    student: Annotated[
+        str, arg(metavar="NAMES", help="models, with commas", help_behavior_hint="(default: the suite's)")
+    ] = ""
+    teacher: Annotated[str, arg(metavar="NAME", help="robust, natural or an imported teacher")] = "robust"
+    epochs: Annotated[Number, arg(help="of a trial", help_behavior_hint="(default: the suite's)")] = None
+    objectives: Annotated[
+        Literal["robust", "clean,robust"],
+        arg(help="accuracy under PGD with a floor on the clean one, or the Pareto front of both, unpruned"),
+    ] = "robust"
+    min_clean: Annotated[
+        float | None,
+        arg(
+            metavar="X",
+            help="clean accuracy on the validation images that a configuration must keep",
+            help_behavior_hint="(default: the suite's robust teacher's, less 0.1)",
+        ),
+    ] = None
+    sampler: Annotated[
+        Literal["tpe", "gp", "nsga2", "random"],
+        arg(help="gp for few expensive trials, nsga2 for many cheap ones, random as the control"),
+    ] = "tpe"
+    pruner: Annotated[Literal["halving", "hyperband", "none"], arg(help="what stops a trial early")] = "halving"
+    range: Annotated[
+        tuple[str, ...],
+        arg(metavar="NAME=LOW:HIGH", help="another range, also NAME=LOW:HIGH:log, NAME=A,B,C or, fixed, NAME=VALUE"),
+    ] = ()
+    storage: Annotated[
+        str,
+        arg(
+            metavar="PLACE",
+            help="a journal file, sqlite:///FILE, or postgresql://... for several machines",
+            help_behavior_hint="(default: STORE/tuning.journal)",
+        ),
+    ] = ""
+    search_seed: Annotated[int, arg(metavar="N", help="of the trials' training and of the sampler")] = 1000
+    seeds: Annotated[
+        str, arg(metavar="LIST", help="of the final runs, such as 0,1,2", help_behavior_hint="(default: the suite's)")
+    ] = ""
+    search_only: Annotated[FlagCreatePairsOff[bool], arg(help="leave the final runs and the test set alone")] = False
+    dry_run: DryRun = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,6 +269,7 @@ class NewMethod:
 
 VERBS: dict[str, type[Any]] = {
     "run": Run,
+    "tune": Tune,
     "evaluate": Evaluate,
     "teacher train": TeacherTrain,
     "teacher import": TeacherImport,

@@ -5,18 +5,29 @@ from __future__ import annotations
 import dataclasses
 import shlex
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import methods
-from bench import datasets, models, suites, teachers
+from bench import config, datasets, models, suites, teachers
 from bench.errors import UsageError, unknown
 from bench.options import Protocol, Run
 from bench.spec import Spec
 from bench.suites import Suite
 from methods import base
 from methods.base import Method
+
+
+@dataclass(frozen=True)
+class Start:
+    """The values that a student has unless told otherwise: the defaults, the authors' script's, or tuned ones."""
+
+    hyper: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    name: str = ""
+    flags: tuple[str, ...] = ()
+    trials: int = 0  # that it took to find them
 
 
 @dataclass(frozen=True)
@@ -27,6 +38,7 @@ class Cell:
     method: Method
     variant: str  # hyper-parameters that are not the default ones, as text
     command: str  # what repeats this one run
+    sets: tuple[str, ...] = ()  # of the training: what the variant stands for
 
     @property
     def label(self) -> str:
@@ -45,8 +57,9 @@ def plan(options: Run, hyper: dict[str, Any]) -> list[Cell]:
     students = names(options.student) or suite.students
     for arch in students:
         models.check(arch)
-    makers = [make(name, hyper, options.official) for name in wanted(options.method)]
-    if options.official and not any(odd(method) for _, method in makers):
+    starts = {name: start(options, suite, name) for name in wanted(options.method)}
+    makers = [make(name, hyper or found.hyper) for name, found in starts.items()]
+    if options.official and not any(found.name for found in starts.values()):
         raise UsageError(f"--official: no script of {options.method} is known to do anything otherwise")
     if options.teacher != "robust" and not any(method.requires for _, method in makers):
         raise UsageError(f"--teacher {options.teacher}: {options.method} has no teacher")
@@ -58,15 +71,17 @@ def plan(options: Run, hyper: dict[str, Any]) -> list[Cell]:
             found = identities(options, suite, dataset, method, needed)
             for arch in students:
                 for seed in seeds:
-                    spec = student(options, suite, dataset, arch, (name, method), found, seed)
-                    cells.append(Cell(spec, method, variant(options, method), command(options, spec, method)))
+                    begin = starts[name]
+                    spec = student(options, suite, dataset, arch, (name, method), found, seed, begin)
+                    words = variant(options, method, begin), command(options, spec, method, begin)
+                    cells.append(Cell(spec, method, *words, tuple(begin.training)))
     return [*needed.values(), *cells]
 
 
 def teacher(options: Protocol, suite: Suite, dataset: str, role: str) -> Cell:
     """The cell that trains the suite's teacher of a role."""
     recipe = suite.teachers[role]
-    name, method = make(recipe.method, {})
+    name, method = make(recipe.method)
     shared = common(options, suite, dataset) | ({"limit_aa": recipe.limit_aa} if recipe.limit_aa else {})
     spec = Spec(role="teacher", arch=recipe.arch, method=name, teachers={}, seed=0, training=recipe.training,
                 hyper=dataclasses.asdict(method), **shared)  # fmt: skip
@@ -82,17 +97,17 @@ def student(
     method: tuple[str, Method],
     found: dict[str, str],
     seed: int,
+    begin: Start,
 ) -> Spec:
     """The spec of one student; `found` maps the roles of its teachers to identities."""
     if options.epochs is not None and options.epochs < 1:
         raise UsageError(f"--epochs {options.epochs}: at least 1")
     if not 0 <= options.awp <= 1:
         raise UsageError(f"--awp {options.awp}: between 0 and 1")
-    changed = {field: value for field, value, _ in method[1].recipe} if options.official else {}
-    changed |= {"epochs": options.epochs} if options.epochs is not None else {}
+    changed = begin.training | ({"epochs": options.epochs} if options.epochs is not None else {})
     training = replace(suite.training, **changed, awp=options.awp)
     return Spec(role="student", arch=arch, method=method[0], teachers=found, seed=seed, training=training,
-                hyper=dataclasses.asdict(method[1]), **common(options, suite, dataset))  # fmt: skip
+                hyper=dataclasses.asdict(method[1]), tuned=begin.trials, **common(options, suite, dataset))  # fmt: skip
 
 
 def common(options: Protocol, suite: Suite, dataset: str) -> dict[str, Any]:
@@ -156,16 +171,36 @@ def wanted(text: str) -> list[str]:
     return found
 
 
-def make(name: str, hyper: dict[str, Any], official: bool = False) -> tuple[str, Method]:
-    """A method by name with its hyper-parameters; `official` where none are given, as the authors' script sets them.
+def start(options: Run, suite: Suite, name: str) -> Start:
+    """What a method's values are to begin with. Raises UsageError for a configuration that is not for this run."""
+    if options.config:
+        if options.official:
+            raise UsageError("--official and --config: one of them")
+        found = config.read(options.config)
+        if (found.method, found.suite) != (name, suite.id):
+            raise UsageError(f"--config {str(options.config)!r} is for {found.method} in {found.suite}")
+        words = f"tuned, {found.trials} trials"
+        return Start(found.hyper, found.training, words, ("--config", str(options.config)), found.trials)
+    if not options.official:
+        return Start()
+    form = load(name)
+    recipe = {field: value for field, value, _ in form.recipe}
+    known = bool(recipe or base.official(form))
+    return Start(base.official(form), recipe, *(("official", ("--official",)) if known else ()))
 
-    Raises UsageError for values out of range.
-    """
+
+def load(name: str) -> type[Method]:
+    """A method's class by name."""
     try:
-        form = methods.load(name)
-        return name, form(**(hyper or (base.official(form) if official else {})))
+        return methods.load(name)
     except KeyError as error:
         raise unknown("method", name, methods.names()) from error
+
+
+def make(name: str, hyper: dict[str, Any] | None = None) -> tuple[str, Method]:
+    """A method by name with its hyper-parameters. Raises UsageError for values out of range."""
+    try:
+        return name, load(name)(**(hyper or {}))
     except ValueError as error:
         raise UsageError(f"{name}: {error}") from error
 
@@ -190,34 +225,28 @@ def numbers(text: str) -> tuple[int, ...]:
     return seeds
 
 
-def changes(method: Method, official: bool) -> dict[str, Any]:
-    """The hyper-parameters whose values are not the defaults, or not the official ones."""
-    usual = {field.name: field.default for field in dataclasses.fields(method)}
-    usual |= base.official(type(method)) if official else {}
+def changes(method: Method, begin: Start) -> dict[str, Any]:
+    """The hyper-parameters whose values are not those that it began with."""
+    usual = {field.name: field.default for field in dataclasses.fields(method)} | begin.hyper
     return {name: value for name, value in dataclasses.asdict(method).items() if value != usual[name]}
 
 
-def odd(method: Method) -> bool:
-    """Whether the authors' script is known to do something otherwise."""
-    return bool(method.recipe or base.official(type(method)))
-
-
-def variant(options: Run, method: Method) -> str:
+def variant(options: Run, method: Method, begin: Start) -> str:
     """How a student's training differs from the method's default, for people."""
-    words = [f"{name}={value}" for name, value in changes(method, options.official).items()]
-    words = ["official", *words] if options.official and odd(method) else words
+    words = [begin.name] if begin.name else []
+    words += [f"{name}={value}" for name, value in changes(method, begin).items()]
     return ", ".join([*words, f"awp={options.awp}"] if options.awp else words)
 
 
-def command(options: Run, spec: Spec, method: Method) -> str:
+def command(options: Run, spec: Spec, method: Method, begin: Start) -> str:
     """The command line that repeats one student."""
     words = ["run", "--method", spec.method, "--suite", options.suite, "--dataset", spec.dataset]
     words += ["--student", spec.arch, "--seeds", str(spec.seed)]
     words += ["--teacher", options.teacher] if method.requires and options.teacher != "robust" else []
     words += ["--epochs", str(options.epochs)] if options.epochs is not None else []
-    words += ["--official"] if options.official and odd(method) else []
+    words += begin.flags
     words += ["--awp", str(options.awp)] if options.awp else []
-    for name, value in changes(method, options.official).items():
+    for name, value in changes(method, begin).items():
         flag = name.replace("_", "-")
         words += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
     return say(words, options)

@@ -34,6 +34,7 @@ class Spec:
     limit_val: int | None = None
     limit_test: int | None = None
     limit_aa: int | None = None
+    tuned: int = 0  # trials of the search that found its values: a tuned row is another, also where the defaults won
 
     @property
     def id(self) -> str:
@@ -41,7 +42,9 @@ class Spec:
         return hashlib.sha256(self.json().encode()).hexdigest()[:16]
 
     def json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+        """Canonical; without `tuned` where there was no search, so that records from before it was there keep their names."""
+        values = dataclasses.asdict(self)
+        return json.dumps(values if self.tuned else {k: v for k, v in values.items() if k != "tuned"}, sort_keys=True)
 
     @property
     def teacher(self) -> str:

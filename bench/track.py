@@ -91,19 +91,31 @@ class Store:
     def begin(self, spec: Spec, tags: dict[str, str]) -> Record:
         """The record of a spec that is not finished: its interrupted run if there is one, else a new run."""
         run = next((run for status in (RUNNING, KILLED, FAILED) if (run := self.find(spec, status))), None)
-        if run:
-            self.client.update_run(run.info.run_id, status=RUNNING)
-        else:
+        if not run:
             experiment = self.experiment(spec.suite)
-            run = self.client.create_run(
-                experiment,
-                run_name=f"{spec.method} seed {spec.seed}",
-                tags={**tags, "mlflow.parentRunId": self._group(experiment, spec, tags)},
-            )
+            parent = self._group(experiment, spec, tags)
+            run = self._create(experiment, f"{spec.method} seed {spec.seed}", tags, parent)
         record = Record(self, run.info.run_id)  # filled in both cases: it may have been killed before it was
+        self.client.update_run(record.run_id, status=RUNNING)
         record.params(spec.flat())
         record.text("spec.json", json.dumps(json.loads(spec.json()), indent=2))
         return record
+
+    def open(self, experiment: str, name: str, tags: dict[str, str], parent: str, key: tuple[str, ...]) -> Record:
+        """The record of a run that is known by the tags in `key`, whatever became of it; a new one if there is none.
+
+        `experiment`: by name; `parent`: the id of the run that it belongs to, "" for none.
+        """
+        place = self.experiment(experiment)
+        same = " and ".join(f"tags.{name} = '{tags[name]}'" for name in key)
+        found = self.client.search_runs([place], same, max_results=1)
+        record = Record(self, (found[0] if found else self._create(place, name, tags, parent)).info.run_id)
+        self.client.update_run(record.run_id, status=RUNNING)
+        return record
+
+    def _create(self, experiment: str, name: str, tags: dict[str, str], parent: str) -> Run:
+        nested = {"mlflow.parentRunId": parent} if parent else {}
+        return self.client.create_run(experiment, run_name=name, tags=tags | nested)
 
     def _group(self, experiment: str, spec: Spec, tags: dict[str, str]) -> str:
         """The parent run of all seeds of one leaderboard row."""

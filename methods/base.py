@@ -181,6 +181,13 @@ def official(form: type[Method]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
+def fits(value: Any, default: Any) -> bool:
+    """Whether a value is of the type of a default; a whole number will do for a float."""
+    if isinstance(value, bool) or isinstance(default, bool):
+        return isinstance(value, bool) and isinstance(default, bool)
+    return isinstance(value, (int, float) if isinstance(default, float) else type(default))
+
+
 def check_range(field: dataclasses.Field[Any], value: Any) -> None:
     """Raises ValueError, naming field and value, for what is not finite, not a declared choice or out of bounds."""
     search = field.metadata.get("search", {})

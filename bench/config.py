@@ -1,0 +1,89 @@
+"""A tuned configuration as a small TOML file: written by `tune`, read by `run --config`. No torch here."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bench import suites
+from bench.errors import BenchError, UsageError
+from bench.suites import Training
+
+PLACE = ("method", "suite", "dataset", "student", "teacher")
+
+
+@dataclass(frozen=True)
+class Config:
+    """What to run, the values that were found, and how they were found."""
+
+    method: str
+    suite: str  # name@version
+    dataset: str
+    student: str
+    teacher: str
+    hyper: dict[str, Any]
+    training: dict[str, float]
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def trials(self) -> int:
+        """How many trials it cost."""
+        return int(self.provenance.get("trials", 0))
+
+    @property
+    def flags(self) -> dict[str, str]:
+        """The options of `run` that the file stands for."""
+        return {name: getattr(self, name) for name in PLACE} | {"suite": self.suite.partition("@")[0]}
+
+
+def write(path: Path, config: Config) -> None:
+    """Raises BenchError where it cannot be written."""
+    import tomli_w
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(path.name + ".part")
+        part.write_text(tomli_w.dumps(dataclasses.asdict(config)), encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        raise BenchError(f"cannot write {str(path)!r}: {error.strerror}") from error
+
+
+def read(path: Path) -> Config:
+    """Raises UsageError for a file that is no configuration, or one for another version of its suite."""
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        config = Config(**content)
+    except OSError as error:
+        raise UsageError(f"--config {str(path)!r}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"--config {str(path)!r} is no TOML file: {error}") from error
+    except TypeError as error:
+        said = str(error).removeprefix("Config.__init__() ")
+        raise UsageError(f"--config {str(path)!r} is no configuration: {said}") from error
+    if wrong := fault(config):
+        raise UsageError(f"--config {str(path)!r}: {wrong}")
+    return config
+
+
+def fault(config: Config) -> str:
+    """What is wrong with a configuration; "" if nothing is."""
+    for name in PLACE:
+        if not isinstance(getattr(config, name), str):
+            return f"{name} is no text"
+    if not all(isinstance(getattr(config, name), dict) for name in ("hyper", "training", "provenance")):
+        return "hyper, training and provenance are tables"
+    suite = suites.get(config.suite.partition("@")[0])
+    if suite.id != config.suite:
+        return f"found under {config.suite}, and this is {suite.id}: tune again"
+    known = {entry.name for entry in dataclasses.fields(Training) if entry.type in ("int", "float")}
+    for name, value in config.training.items():
+        if name not in known:
+            return f"training.{name}: choose from {', '.join(sorted(known))}"
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
+            return f"training.{name} = {value!r}: a number, not negative"
+    return "" if isinstance(config.provenance.get("trials", 0), int) else "provenance.trials is a whole number"

@@ -1,0 +1,173 @@
+"""What a study found: the best configuration as a file, its figures, its MLflow run."""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from bench import config
+from bench.cell import Workshop
+from bench.config import Config
+from bench.errors import BenchError
+from bench.track import FINISHED, Record
+from bench.tuning import storage
+from bench.tuning import study as study_module
+from bench.tuning.trial import Task
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def best(study: Study, task: Task) -> list[FrozenTrial]:
+    """The best trial, or the Pareto front; by number. Raises BenchError where no trial keeps the clean accuracy."""
+    feasible = [trial for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)) if ok(trial)]
+    if not feasible:
+        raise BenchError(
+            f"{task.plan.name}: no trial has a clean accuracy of {100 * task.floor:.1f} % on the validation images: "
+            "lower --min-clean, or give more trials"
+        )
+    if len(task.plan.objectives) > 1:
+        return sorted(study.best_trials, key=lambda trial: trial.number)
+    return [max(feasible, key=lambda trial: (trial.value, -trial.number))]
+
+
+def ok(trial: FrozenTrial) -> bool:
+    return all(value <= 0 for value in trial.constraints.values())
+
+
+def configuration(trial: FrozenTrial, study: Study, task: Task, shop: Workshop, teacher: str) -> Config:
+    """A trial's values with where they come from."""
+    hyper, training = task.space.split(trial.params)
+    spec, (spent, whole) = task.spec, epochs(study, task)
+    provenance = {
+        "study": study.study_name,
+        "storage": storage.public(task.plan.place),
+        "trial": trial.number,
+        "trials": study_module.done(study),
+        **dict(zip((f"val_{name}" for name in task.plan.objectives), trial.values, strict=True)),
+        "val_clean": trial.user_attrs["clean"],
+        "min_clean": task.floor,
+        "sampler": task.plan.sampler,
+        "pruner": task.plan.pruner,
+        "search_seed": task.plan.seed,
+        "epochs": spent,
+        "epochs_unpruned": whole,
+        "code": shop.code.get("code_commit", ""),
+    }
+    return Config(spec.method, spec.suite, spec.dataset, spec.arch, teacher, hyper, training, provenance)
+
+
+def epochs(study: Study, task: Task) -> tuple[int, int]:
+    """Epochs trained by the trials that are over, and how many it would have been without pruning."""
+    ended = [
+        trial for tries in study_module.attempts(study).values() if study_module.over(tries) for trial in tries[-1:]
+    ]
+    counted = [trial for trial in ended if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
+    return (
+        sum(trial.user_attrs.get("epochs", 0) for trial in counted),
+        len(counted) * task.spec.training.epochs,
+    )
+
+
+def states(study: Study) -> Counter[str]:
+    """How many trials are complete, pruned and failed, each counted once however often it was begun."""
+    ended = [tries[-1] for tries in study_module.attempts(study).values() if study_module.over(tries)]
+    return Counter(trial.state.name.lower().replace("fail", "failed") for trial in ended)
+
+
+def summary(study: Study, task: Task) -> str:
+    """A line for people."""
+    counts, (spent, whole) = states(study), epochs(study, task)
+    text = ", ".join(f"{counts[name]} {name}" for name in ("complete", "pruned", "failed") if counts[name])
+    saved = f"; {spent} of {whole} epochs trained, {100 * (1 - spent / whole):.0f} % saved" if spent < whole else ""
+    return f"{study.study_name}: {text}{saved}"
+
+
+def write(study: Study, task: Task, shop: Workshop, teacher: str) -> list[Path]:
+    """Writes a file for each of the best trials, ends the study's MLflow run with files and figures; returns the paths."""
+    chosen, paths = best(study, task), []
+    for trial in chosen:
+        suffix = f"-trial{trial.number}" if len(chosen) > 1 else ""
+        name = study.study_name.replace("/", "-").replace(",", "-").replace(" ", "-") + suffix
+        path = shop.root / "tuned" / f"{name}.toml"
+        config.write(path, configuration(trial, study, task, shop, teacher))
+        paths.append(path)
+    publish(study, task, shop, paths)
+    return paths
+
+
+def publish(study: Study, task: Task, shop: Workshop, paths: list[Path]) -> None:
+    """The study's MLflow run: counts, best values, a note, the files, the figures that can be drawn."""
+    record = Record(shop.store, task.parent)
+    counts, (spent, whole) = states(study), epochs(study, task)
+    chosen = best(study, task)
+    record.metrics({f"trials/{name}": counts[name] for name in ("complete", "pruned", "failed")})
+    record.metrics({"epochs": spent, "epochs_unpruned": whole})
+    for name, value in zip(task.plan.objectives, chosen[0].values, strict=True):
+        record.metrics({f"best/{name}": value})
+    record.tag("mlflow.note.content", note(study, task, chosen))
+    for path in paths:
+        record.file(path, "tuned")
+    with tempfile.TemporaryDirectory() as folder:
+        for path in draw(study, task, Path(folder)):
+            record.file(path, "figures")
+    record.end(FINISHED, summary(study, task))
+
+
+def note(study: Study, task: Task, chosen: list[FrozenTrial]) -> str:
+    """Markdown for the run's page in MLflow."""
+    names = list(chosen[0].params)
+    lines = [summary(study, task), "", f"| trial | {' | '.join([*task.plan.objectives, *names])} |"]
+    lines += [f"| ---: | {' | '.join('---:' for _ in [*task.plan.objectives, *names])} |"]
+    for trial in chosen:
+        cells = [f"{100 * value:.1f} %" for value in trial.values] + [f"{trial.params.get(name)}" for name in names]
+        lines.append(f"| {trial.number} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def draw(study: Study, task: Task, folder: Path) -> list[Path]:
+    """The study's figures as PNG files; those for which its trials do not suffice are left out."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    from optuna.visualization import matplotlib as plots
+
+    found = []
+    for name, plot in figures(plots, task.plan.objectives).items():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                axes = plot(study)
+            except (ValueError, RuntimeError):  # too few trials, or all with one value
+                pyplot.close("all")
+                continue
+            figure = (axes if hasattr(axes, "figure") else axes.flat[0]).figure
+            figure.set_size_inches(
+                9 if name != "slice" else max(9, 3 * len(axes.flat) if hasattr(axes, "flat") else 9), 5
+            )
+            path = folder / f"{name}.png"
+            figure.savefig(path, dpi=120, bbox_inches="tight")
+            pyplot.close("all")
+            found.append(path)
+    return found
+
+
+def figures(plots: Any, objectives: tuple[str, ...]) -> dict[str, Callable[[Study], Axes]]:
+    """Name -> function that draws it."""
+    if len(objectives) > 1:
+        return {"pareto": lambda study: plots.plot_pareto_front(study, target_names=list(objectives))}
+    return {
+        "history": lambda study: plots.plot_optimization_history(study, target_name="robust accuracy"),
+        "importances": lambda study: plots.plot_param_importances(study),
+        "parallel": lambda study: plots.plot_parallel_coordinate(study, target_name="robust accuracy"),
+        "slice": lambda study: plots.plot_slice(study, target_name="robust accuracy"),
+        "curves": lambda study: plots.plot_intermediate_values(study),
+    }

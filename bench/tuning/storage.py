@@ -1,0 +1,160 @@
+"""Where studies live, opened without races, and which running trials nobody is working on any more.
+
+A path is a journal file, for the processes of one host or a shared folder; sqlite:/// a database file of one host;
+postgresql:// a server for many. Workers show life by Optuna's heartbeats, for which journal files get the same here.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import re
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import optuna
+import sqlalchemy
+from filelock import FileLock
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.storages._heartbeat import BaseHeartbeat
+from optuna.storages.journal import JournalFileBackend
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from bench.errors import BenchError
+
+BEAT, GRACE = 10, 60  # seconds between signs of life, and after how many without one a worker counts as dead
+PATIENCE = 30  # seconds to wait for a locked database
+RETRIES = 10  # of one trial whose workers die
+HERE = socket.gethostname()
+
+
+class Journal(JournalStorage, BaseHeartbeat):
+    """A journal file whose running trials show life: each touches a file beside it."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(JournalFileBackend(str(path)))
+        self.beats = path.with_name(f"{path.name}.alive")
+
+    def record_heartbeat(self, trial_id: int) -> None:
+        self.beats.mkdir(exist_ok=True)
+        (self.beats / str(trial_id)).touch()
+
+    def _get_stale_trial_ids(self, study_id: int) -> list[int]:
+        running = self.get_all_trials(study_id, deepcopy=False, states=(TrialState.RUNNING,))
+        files = {trial._trial_id: self.beats / str(trial._trial_id) for trial in running}
+        return [
+            number for number, file in files.items() if file.exists() and time.time() - file.stat().st_mtime > GRACE
+        ]
+
+    def get_heartbeat_interval(self) -> int:
+        return BEAT
+
+    def get_heartbeat_stale_trial_callback(self) -> Callable[[Study, FrozenTrial], None] | None:
+        return None  # see `release`
+
+
+def public(place: str) -> str:
+    """The storage's name without a password."""
+    return re.sub(r"//[^@/\s]*@", "//", place)
+
+
+@contextmanager
+def told(place: str) -> Iterator[None]:
+    """Turns what a storage raises into one line."""
+    try:
+        yield
+    except (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError, ImportError, OSError) as error:
+        cause = error.__cause__ or error
+        line = (str(cause).strip().splitlines() or [type(cause).__name__])[0][:200]
+        raise BenchError(f"the storage {public(place)} cannot be used: {public(line)}") from error
+    except ValueError as error:  # of a journal that is none
+        raise BenchError(f"the storage {public(place)} cannot be read: {str(error)[:200]}") from error
+
+
+def connect(place: str) -> BaseStorage:
+    """The storage, made ready if it is new, one process at a time."""
+    with told(place):
+        if "://" not in place:
+            path = Path(place)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return Journal(path)
+        url = sqlalchemy.make_url(place)
+        if url.get_backend_name() == "sqlite":
+            with FileLock(f"{url.database}.lock", timeout=PATIENCE):
+                return database(place, {"timeout": PATIENCE})
+        with alone_on(url):
+            return database(place, {"connect_timeout": PATIENCE})
+
+
+def database(place: str, options: dict[str, int]) -> RDBStorage:
+    return RDBStorage(place, {"connect_args": options}, heartbeat_interval=BEAT, grace_period=GRACE)
+
+
+@contextmanager
+def alone_on(url: sqlalchemy.URL) -> Iterator[None]:
+    """Holds an advisory lock of a PostgreSQL server, which hosts without a common folder see too."""
+    engine = sqlalchemy.create_engine(url, connect_args={"connect_timeout": PATIENCE})
+    try:
+        with engine.connect() as connection:
+            if url.get_backend_name() == "postgresql":
+                connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(7468821)"))
+            yield
+    finally:
+        engine.dispose()  # the lock goes with its connection
+
+
+def sign(trial: optuna.Trial) -> None:
+    """Says who works on a trial."""
+    trial.set_user_attr("worker", [HERE, os.getpid(), trial.number])
+
+
+def dead(trial: FrozenTrial) -> bool:
+    """Whether a running trial's process is known to be gone, without waiting for its heartbeat to stop."""
+    host, pid, number = trial.user_attrs.get("worker", ["", 0, -1])
+    if number != trial.number:  # not signed yet, or only by the one it is a copy of
+        age = datetime.datetime.now() - (trial.datetime_start or datetime.datetime.min)
+        return age.total_seconds() > GRACE
+    return host == HERE and not alive(pid)
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def release(study: Study, lock: Path) -> None:
+    """Ends the running trials whose workers are dead, and queues each trial so ended, or interrupted, once again.
+
+    In this order, so that whoever dies in between loses nothing: a failed trial that gives no reason and has no
+    successor gets one from the next process that looks.
+    """
+    with FileLock(lock):
+        optuna.storages.fail_stale_trials(study)
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if dead(trial):
+                study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+        trials = study.get_trials(deepcopy=False)
+        followed = {number for trial in trials for number in history(trial)}
+        again = RetryHeartbeatStaleTrialCallback()
+        for trial in trials:
+            if abandoned(trial) and trial.number not in followed and len(history(trial)) < RETRIES:
+                again(study, trial)
+
+
+def history(trial: FrozenTrial) -> list[int]:
+    """The numbers of the earlier attempts at a trial, the oldest first."""
+    return RetryHeartbeatStaleTrialCallback.retry_history(trial)
+
+
+def abandoned(trial: FrozenTrial) -> bool:
+    """Whether a trial ended by no fault of its own."""
+    return trial.state == TrialState.FAIL and "reason" not in trial.user_attrs

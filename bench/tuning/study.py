@@ -1,0 +1,166 @@
+"""One study: created once, recognised again, its sampler and pruner, and how many of its trials are done."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from filelock import FileLock
+from optuna.distributions import BaseDistribution
+from optuna.pruners import BasePruner, HyperbandPruner, NopPruner, SuccessiveHalvingPruner
+from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.storages import BaseStorage
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from bench.errors import BenchError
+from bench.suites import Training
+from bench.train import derive
+from bench.tuning import storage
+
+SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
+    "tpe": lambda seed: TPESampler(seed=seed),
+    "gp": lambda seed: GPSampler(seed=seed),
+    "nsga2": lambda seed: NSGAIISampler(seed=seed, population_size=20),
+    "random": lambda seed: RandomSampler(seed=seed),
+}
+OVER = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+KEEP = 3  # one in so many trials goes on after each rung of successive halving
+DECIDED = 0.4  # fraction of a one-cycle schedule from which the order of trials says something of the final one
+
+
+class PerTrial(BaseSampler):
+    """A sampler seeded anew from each trial's number: what it proposes depends on the finished trials alone.
+
+    So a study that goes on after a stop proposes what it would have, and two workers never propose the same.
+    """
+
+    def __init__(self, kind: str, seed: int) -> None:
+        self.make, self.seed = SAMPLERS[kind], seed
+        self.inner = self.make(seed)
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        self.inner = self.make(derive(self.seed, trial.number) % 2**32)
+        self.inner.before_trial(study, trial)
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return self.inner.infer_relative_search_space(study, trial)
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        return self.inner.sample_relative(study, trial, search_space)
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        return self.inner.sample_independent(study, trial, param_name, param_distribution)
+
+    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
+        self.inner.after_trial(study, trial, state, values)
+
+
+def least(training: Training) -> int:
+    """The first epoch after which a trial may be pruned: past the fall of the learning rate, early ranks mislead."""
+    share = training.milestones[0] if training.schedule == "multistep" and training.milestones else DECIDED
+    return min(int(share * training.epochs) + 1, training.epochs)
+
+
+def pruner(kind: str, training: Training) -> BasePruner:
+    """The pruner over epochs; `kind`: halving, hyperband or none."""
+    first = least(training)
+    if kind == "halving":
+        return SuccessiveHalvingPruner(min_resource=first, reduction_factor=KEEP)
+    if kind == "hyperband":
+        return HyperbandPruner(min_resource=first, max_resource=training.epochs, reduction_factor=KEEP)
+    return NopPruner()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What makes a study, as plain values that every worker gets."""
+
+    name: str
+    place: str  # the storage
+    objectives: tuple[str, ...]  # "robust", or "clean" and "robust"
+    sampler: str
+    pruner: str
+    seed: int
+    identity: dict[str, Any]  # whatever makes its trials comparable
+
+
+def establish(plan: Plan, training: Training, first: list[dict[str, Any]], lock: Path) -> Study:
+    """The study, created with its first trials if it is new. Raises BenchError where it is another one's.
+
+    One process at a time, and marked once complete: whoever dies half-way, the next completes it.
+    """
+    with FileLock(lock), storage.told(plan.place):
+        store = storage.connect(plan.place)
+        found = optuna.create_study(
+            storage=store,
+            study_name=plan.name,
+            directions=["maximize"] * len(plan.objectives),
+            load_if_exists=True,
+        )
+        recorded = found.user_attrs.get("identity")
+        if recorded is None:
+            for values in first:
+                found.enqueue_trial(values, skip_if_exists=True)
+            found.set_user_attr("identity", json.dumps(plan.identity))
+        elif wrong := difference(json.loads(recorded), json.loads(json.dumps(plan.identity))):
+            raise BenchError(
+                f"study {plan.name!r} in {storage.public(plan.place)} was made with another {wrong}: "
+                "use another --storage, or the old options"
+            )
+    return attach(plan, training, store)
+
+
+def attach(plan: Plan, training: Training, store: BaseStorage) -> Study:
+    """A study that exists, with the sampler and the pruner, which no storage keeps."""
+    return optuna.load_study(
+        study_name=plan.name,
+        storage=store,
+        sampler=PerTrial(plan.sampler, plan.seed),
+        pruner=pruner(plan.pruner, training),
+    )
+
+
+def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """The first entry that differs, with both values; "" if none does."""
+    for key in sorted({*old, *new}):
+        if old.get(key) != new.get(key):
+            if isinstance(old.get(key), dict) and isinstance(new.get(key), dict):
+                return f"{key}: {difference(old[key], new[key])}"
+            return f"{key} ({old.get(key)}, now {new.get(key)})"
+    return ""
+
+
+def attempts(study: Study) -> dict[int, list[FrozenTrial]]:
+    """The trials by the number of their first attempt; what came after the last place of the budget is left out."""
+    found: dict[int, list[FrozenTrial]] = {}
+    for trial in study.get_trials(deepcopy=False):
+        if "surplus" not in trial.user_attrs:
+            found.setdefault((storage.history(trial) or [trial.number])[0], []).append(trial)
+    return found
+
+
+def over(tries: list[FrozenTrial]) -> bool:
+    """Whether a trial has its result, however often it was begun."""
+    last = tries[-1]
+    given_up = storage.abandoned(last) and len(storage.history(last)) >= storage.RETRIES
+    return given_up or any(trial.state in OVER and not storage.abandoned(trial) for trial in tries)
+
+
+def done(study: Study) -> int:
+    """How many trials have their result."""
+    return sum(over(tries) for tries in attempts(study).values())
+
+
+def waiting(study: Study, budget: int) -> bool:
+    """Whether there is a trial to begin: one that waits, or a free place."""
+    found = attempts(study)
+    return len(found) < budget or any(trial.state == TrialState.WAITING for tries in found.values() for trial in tries)

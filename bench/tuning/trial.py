@@ -1,0 +1,160 @@
+"""One trial: a training run as the suite says it, judged on validation images; the test set is not even loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+import methods
+from bench import cell as cell_module
+from bench.cell import Workshop
+from bench.data import Data
+from bench.errors import BenchError
+from bench.models import checkpoint
+from bench.plan import Cell
+from bench.spec import Spec
+from bench.track import FAILED, FINISHED, KILLED, Record
+from bench.train import Trainer, accuracy
+from bench.tuning import storage
+from bench.tuning.space import Space
+from bench.tuning.study import Plan, attempts
+from methods.base import Budget
+
+STEPS = 20  # of the attack that judges a trial: more than the inner attack's, against masked gradients
+
+
+@dataclass(frozen=True)
+class Task:
+    """What every worker needs to carry out trials of one study."""
+
+    plan: Plan
+    space: Space
+    spec: Spec  # of the default configuration
+    parent: str  # the study's MLflow run
+    budget: int  # trials
+    floor: float  # clean accuracy on the validation images that a trial must reach
+    work: Path
+
+
+def objective(trial: optuna.Trial, study: Study, task: Task, shop: Workshop, data: Data) -> float | tuple[float, ...]:
+    """The trial's value or values. Raises TrialPruned, or BenchError for one that failed, its reason noted."""
+    storage.sign(trial)
+    if surplus(trial, study, task.budget):
+        trial.set_user_attr("surplus", True)
+        trial.set_user_attr("reason", "the study had its trials already")
+        raise BenchError("surplus")
+    hyper, training = task.space.suggest(trial)
+    spec = replace(task.spec, hyper=hyper, training=replace(task.spec.training, **training))
+    record = begin(trial, task, shop, hyper | training)
+    try:
+        values = train(trial, study, spec, task, shop, data, record)
+        record.tag("state", "complete")
+        record.end(FINISHED)
+    except optuna.TrialPruned as error:
+        record.tag("state", "pruned")
+        record.end(FINISHED, str(error))
+        raise
+    except optuna.exceptions.UpdateFinishedTrialError:
+        raise  # others took this process for dead: the record is theirs
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        record.tag("state", "failed")
+        record.end(FAILED, reason)
+        trial.set_user_attr("reason", reason)
+        raise BenchError(reason) from error
+    except BaseException:
+        record.end(KILLED, "interrupted")
+        raise
+    shutil.rmtree(folder_of(task, trial.number), ignore_errors=True)
+    return values
+
+
+def surplus(trial: optuna.Trial, study: Study, budget: int) -> bool:
+    """Whether workers that looked at the same time began more trials than there are places."""
+    first = sorted(attempts(study))
+    return trial.number in first and first.index(trial.number) >= budget
+
+
+def begin(trial: optuna.Trial, task: Task, shop: Workshop, values: dict[str, Any]) -> Record:
+    """The trial's MLflow run: that of its first attempt if there was one."""
+    number = (storage.history(frozen(trial)) or [trial.number])[0]
+    tags = {"role": "trial", "study": task.plan.name, "trial": str(number), "worker": storage.HERE}
+    record = shop.store.open(task.spec.suite + " tuning", f"trial {number}", tags, task.parent, ("study", "trial"))
+    record.params(values)
+    return record
+
+
+def train(
+    trial: optuna.Trial, study: Study, spec: Spec, task: Task, shop: Workshop, data: Data, record: Record
+) -> float | tuple[float, ...]:
+    """Trains, reporting each epoch; then attacks the best checkpoint on the validation images."""
+    single, folder = len(task.plan.objectives) == 1, folder_of(task, trial.number)
+    inherit(trial, task, folder)
+    method = methods.load(spec.method)(**spec.hyper)
+    trainer = Trainer(cell_module.objective(Cell(spec, method, "", ""), shop, data), data, spec, folder)
+
+    def log(row: dict[str, float], epoch: int) -> None:
+        record.epoch(row, epoch)
+        if single and "val/robust" in row:
+            trial.report(row["val/robust"], epoch + 1)
+            if trial.should_prune():
+                trial.set_user_attr("epochs", epoch + 1)
+                trial.set_constraint("clean", task.floor - row["val/clean"])
+                raise optuna.TrialPruned(f"pruned after epoch {epoch + 1}: {100 * row['val/robust']:.1f} % robust")
+
+    state = trainer.fit(log, lambda *_: None)
+    net = checkpoint.load(folder / "best.pt", spec.arch, data.info).to(shop.device)
+    clean, robust = accuracy(net, data.val, Budget(spec.eps, spec.eps / 4, STEPS))
+    trial.set_user_attr("epochs", state.epoch)
+    trial.set_user_attr("clean", clean)
+    trial.set_constraint("clean", task.floor - clean)
+    record.metrics({"tune/clean": clean, "tune/robust": robust, "cost/train_seconds": state.seconds})
+    found = {"clean": clean, "robust": robust}
+    return robust if single else tuple(found[name] for name in task.plan.objectives)
+
+
+def folder_of(task: Task, number: int) -> Path:
+    return task.work / f"trial-{number}"
+
+
+def inherit(trial: optuna.Trial, task: Task, folder: Path) -> None:
+    """Takes over what an earlier attempt left; one that is not dead after all finds its folder gone, and gives up."""
+    for number in reversed(storage.history(frozen(trial))):
+        earlier = folder_of(task, number)
+        if (earlier / "state.pt").exists():
+            earlier.rename(folder)
+            return
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def frozen(trial: optuna.Trial) -> FrozenTrial:
+    return trial.study.get_trials(deepcopy=False)[trial.number]
+
+
+def say(study: Study, number: int, budget: int) -> None:
+    """A line on how a trial ended."""
+    trial = study.get_trials(deepcopy=False)[number]
+    value = {
+        TrialState.COMPLETE: lambda: ", ".join(f"{100 * value:.1f} %" for value in trial.values),
+        TrialState.PRUNED: lambda: f"pruned after {trial.user_attrs.get('epochs')} epochs",
+    }.get(trial.state, lambda: f"failed: {trial.user_attrs.get('reason', 'interrupted')}")
+    if "surplus" not in trial.user_attrs:
+        settings = ", ".join(f"{name} {shown(value)}" for name, value in trial.params.items())
+        print(f"{study.study_name}: trial {number} of {budget}: {value()} ({settings})", file=sys.stderr, flush=True)
+
+
+def shown(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def quiet(spec: Spec) -> Spec:
+    """A trial's spec: no averages, which nothing here looks at."""
+    return dataclasses.replace(spec, training=replace(spec.training, averaging=()))

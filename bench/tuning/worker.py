@@ -1,0 +1,113 @@
+"""Processes that carry out the trials of a study until it has its budget; one that dies is replaced."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import sys
+import time
+from pathlib import Path
+
+import optuna
+import torch
+
+from bench import data as data_module
+from bench import execute, signals
+from bench.cell import Workshop
+from bench.errors import BenchError
+from bench.options import Tune
+from bench.track import Store
+from bench.tuning import storage, trial
+from bench.tuning import study as study_module
+from bench.tuning.trial import Task
+
+PAUSE = 1.0  # seconds between looks when other workers have the last trials
+DEATHS = 30  # of workers after which something is wrong with more than one of them
+
+
+def work(options: Tune, task: Task, shop: Workshop) -> None:
+    """Carries out trials one after another until the study has its budget. Raises BenchError where the storage fails."""
+    optuna.logging.set_verbosity(optuna.logging.CRITICAL)
+    logging.getLogger("optuna").setLevel(logging.CRITICAL)
+    spec = task.spec
+    load = execute.loader(options.data_root)
+    data = load(*execute.place(spec), test=False)
+    with storage.told(task.plan.place):
+        study = study_module.attach(task.plan, spec.training, storage.connect(task.plan.place))
+        while study_module.done(study) < task.budget:
+            storage.release(study, lock(options.store))
+            if study_module.waiting(study, task.budget):
+                attempt(study, task, shop, data)
+            else:
+                time.sleep(PAUSE)
+
+
+def attempt(study: optuna.Study, task: Task, shop: Workshop, data: data_module.Data) -> None:
+    """One trial. An interrupted one is told as failed without a reason, so that it is queued again."""
+    number: list[int] = []
+
+    def objective(found: optuna.Trial) -> float | tuple[float, ...]:
+        number.append(found.number)
+        try:
+            return trial.objective(found, study, task, shop, data)
+        except SystemExit:
+            raise KeyboardInterrupt from None  # which Optuna knows
+
+    try:
+        study.optimize(objective, n_trials=1, catch=(BenchError,))
+    except (optuna.exceptions.UpdateFinishedTrialError, ValueError, FileNotFoundError):
+        if not number or study.trials[number[0]].state not in study_module.OVER:
+            raise
+        return  # this process had been taken for dead, and the trial is another's now
+    trial.say(study, number[0], task.budget)
+
+
+def lock(store: Path) -> Path:
+    return store / "tuning.lock"
+
+
+def process(options: Tune, task: Task, device: torch.device, code: dict[str, str], threads: int) -> None:
+    """`work` in a process of its own."""
+    signals.catch_in_worker()
+    torch.set_num_threads(threads)
+    try:
+        work(options, task, Workshop(Store(options.store), device, code))
+    except BenchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def together(options: Tune, task: Task, shop: Workshop) -> None:
+    """`options.workers` processes until the study has its budget. Raises BenchError if they fail again and again."""
+    if options.workers == 1:
+        return work(options, task, shop)
+    context = multiprocessing.get_context("spawn")
+    threads = max(torch.get_num_threads() // options.workers, 1)
+    arguments = (options, task, shop.device, shop.code, threads)
+    running: list[multiprocessing.process.BaseProcess] = []
+    deaths, begun = 0, 0
+    try:
+        while begun < options.workers or running:
+            while len(running) < options.workers and begun < options.workers + deaths:
+                running.append(context.Process(target=process, args=arguments))
+                running[-1].start()
+                begun += 1
+            time.sleep(PAUSE / 4)
+            ended = [each for each in running if not each.is_alive()]
+            running = [each for each in running if each.is_alive()]
+            for each in ended:
+                if each.exitcode in (1, 2):
+                    raise BenchError("a worker failed; the same command continues")
+                if each.exitcode:
+                    deaths += 1
+                    print(f"a worker died ({each.exitcode}) and is replaced", file=sys.stderr)
+            if deaths > DEATHS:
+                raise BenchError(f"{deaths} workers died")
+    finally:
+        for each in running:
+            each.terminate()
+        for each in running:
+            each.join(signals.GRACE)
+    return None
