@@ -158,19 +158,18 @@ def parse(verb: str, argv: list[str]) -> tuple[Any, dict[str, Any]]:
 
 def configuration(argv: list[str], names: list[str]) -> Config | None:
     """What `--config` points to, if it is there; its method must be the one that is named, if one is."""
-    from pathlib import Path
-
-    from bench import config
-    from methods import base
-
     given = flag_values(argv, "--config")
     if not given:
         return None
+    from pathlib import Path
+
+    import methods
+    from bench import config
+    from methods import base
+
     found = config.read(Path(given[-1]))
     if names and names != [found.method]:
         raise UsageError(f"--method {','.join(names)}: {given[-1]} is for {found.method}")
-    import methods
-
     if found.method not in methods.names():
         raise unknown("method", found.method, methods.names())
     usual = {field.name: field.default for field in dataclasses.fields(methods.load(found.method))}

@@ -68,11 +68,13 @@ def load(
     limit_train: int | None = None,
     limit_test: int | None = None,
     limit_val: int | None = None,
+    *,
     test: bool = True,
 ) -> Data:
     """The data set `name` from the folder `root`, on the CPU; limits keep the first so many images of a split.
 
-    Without `test` the test images are not read at all, and that split is empty. Raises UsageError for an unknown name or a limit out of range, BenchError for missing or damaged files.
+    Without `test` the test images are not read at all, and that split is empty. Raises UsageError for an unknown name
+    or a limit out of range, BenchError for missing or damaged files.
     """
     info = datasets.get(name)
     pool, held = scans() if name == "digits" else official(name, Path(root), test)

@@ -42,7 +42,7 @@ class Spec:
         return hashlib.sha256(self.json().encode()).hexdigest()[:16]
 
     def json(self) -> str:
-        """Canonical; without `tuned` where there was no search, so that records from before it was there keep their names."""
+        """Canonical; `tuned` only where there was a search, so that records from before it existed keep their names."""
         values = dataclasses.asdict(self)
         return json.dumps(values if self.tuned else {k: v for k, v in values.items() if k != "tuned"}, sort_keys=True)
 

@@ -9,12 +9,14 @@ import os
 import re
 import tempfile
 import time
-from contextlib import nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
+from bench.database import alone_on
 from bench.errors import BenchError
 from bench.spec import Spec
 
@@ -55,7 +57,7 @@ class Store:
             logging.getLogger(name).setLevel(logging.WARNING)
         try:
             # Several processes that open a fresh database at once would all try to create its tables.
-            with FileLock(self.root / "store.lock", timeout=120):
+            with self._alone():
                 client = MlflowClient(self.uri)
                 client.search_experiments(max_results=1)
         except Exception as error:  # MLflow raises many kinds: dead server, locked or foreign database, bad address
@@ -63,9 +65,18 @@ class Store:
             raise BenchError(re.sub(r"//[^@/\s]*@", "//", said)) from error  # no password in it
         return client
 
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Holds off the other processes that use this folder or, on PostgreSQL, this server."""
+        with FileLock(self.root / "store.lock", timeout=120), alone_on(self.uri):
+            yield
+
     def experiment(self, suite: str) -> str:
         """The id of the suite's experiment, created on first use."""
-        with FileLock(self.root / "store.lock", timeout=120):
+        found = self.client.get_experiment_by_name(suite)
+        if found:
+            return str(found.experiment_id)
+        with self._alone():
             found = self.client.get_experiment_by_name(suite)
             if found:
                 return str(found.experiment_id)
@@ -108,8 +119,10 @@ class Store:
         """
         place = self.experiment(experiment)
         same = " and ".join(f"tags.{name} = '{tags[name]}'" for name in key)
-        found = self.client.search_runs([place], same, max_results=1)
-        record = Record(self, (found[0] if found else self._create(place, name, tags, parent)).info.run_id)
+        with self._alone():
+            found = self.client.search_runs([place], same, max_results=1)
+            run = found[0] if found else self._create(place, name, tags, parent)
+        record = Record(self, run.info.run_id)
         self.client.update_run(record.run_id, status=RUNNING)
         return record
 

@@ -22,6 +22,7 @@ TAGS = (
     "dataset",
     "method",
     "variant",
+    "sets",
     "student",
     "teacher",
     "seed",

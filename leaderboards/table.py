@@ -193,15 +193,23 @@ def _stand(rows: list[Row], parts: list[pd.DataFrame], compete: bool) -> list[Ro
 
 
 def _usual(runs: pd.DataFrame, keys: tuple[str, ...]) -> dict[str, str]:
-    """The most common value of each recorded parameter whose name starts with one of `keys`."""
+    """The most common value of each recorded parameter whose name starts with one of `keys`.
+
+    Runs whose variant sets some of them, as tuned ones do, count only where there are no others.
+    """
     names = [name for name in runs.columns if name.startswith(tuple(f"param/{key}" for key in keys))]
-    return {name: Counter(runs[name].fillna("")).most_common(1)[0][0] for name in names}
+    plain = runs[runs["sets"] == ""] if (runs["sets"] == "").any() else runs
+    return {name: Counter(plain[name].fillna("")).most_common(1)[0][0] for name in names}
 
 
 def _changed(run: dict[Any, Any], usual: dict[str, str]) -> str:
-    """What this run did under another protocol: such runs are another row, never another seed of the same."""
+    """What this run did under another protocol: such runs are another row, never another seed of the same.
+
+    What its variant stands for, as "official" and "tuned" do, is not said again.
+    """
+    sets = {f"param/training.{name}" for name in run["sets"].split(",")}
     # a param that a run never recorded is not a change, and NaN is the only value unequal to itself
-    own = {name: run[name] for name in usual if run[name] == run[name]}
+    own = {name: run[name] for name in usual if run[name] == run[name] and name not in sets}
     return ", ".join(f"{name[6:]}={value}" for name, value in own.items() if value != usual[name] and usual[name] != "")
 
 
@@ -241,7 +249,7 @@ def _marks(runs: pd.DataFrame) -> list[str]:
     doubts = {
         "sanity flag": any(json.loads(text) for text in runs["flags"] if text),
         "uncommitted code": (runs["code_dirty"] == "true").any(),
-        "another protocol": (runs["changed"] != "").any(),
+        "another protocol": ((runs["changed"] != "") | (runs["sets"] != "")).any(),
     }
     return [name for name, found in doubts.items() if found]
 

@@ -7,7 +7,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
@@ -20,9 +20,6 @@ from bench.track import FINISHED, Record
 from bench.tuning import storage
 from bench.tuning import study as study_module
 from bench.tuning.trial import Task
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 
 def best(study: Study, task: Task) -> list[FrozenTrial]:
@@ -142,26 +139,23 @@ def draw(study: Study, task: Task, folder: Path) -> list[Path]:
 
     found = []
     for name, plot in figures(plots, task.plan.objectives).items():
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
-                axes = plot(study)
-            except (ValueError, RuntimeError):  # too few trials, or all with one value
-                pyplot.close("all")
-                continue
-            figure = (axes if hasattr(axes, "figure") else axes.flat[0]).figure
-            figure.set_size_inches(
-                9 if name != "slice" else max(9, 3 * len(axes.flat) if hasattr(axes, "flat") else 9), 5
-            )
-            path = folder / f"{name}.png"
-            figure.savefig(path, dpi=120, bbox_inches="tight")
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                plot(study)
+        except (ValueError, RuntimeError):  # too few trials, or all with one value
             pyplot.close("all")
-            found.append(path)
+            continue
+        figure = pyplot.gcf()
+        figure.set_size_inches(max(9, 3 * len(figure.axes)) if name == "slice" else 9, 5)
+        found.append(folder / f"{name}.png")
+        figure.savefig(found[-1], dpi=120, bbox_inches="tight")
+        pyplot.close("all")
     return found
 
 
-def figures(plots: Any, objectives: tuple[str, ...]) -> dict[str, Callable[[Study], Axes]]:
-    """Name -> function that draws it."""
+def figures(plots: Any, objectives: tuple[str, ...]) -> dict[str, Callable[[Study], object]]:
+    """Name -> function that draws it as the current figure."""
     if len(objectives) > 1:
         return {"pareto": lambda study: plots.plot_pareto_front(study, target_names=list(objectives))}
     return {

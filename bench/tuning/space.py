@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 from optuna.distributions import (
     BaseDistribution,
@@ -120,7 +120,7 @@ def check(spaces: dict[str, Space], given: tuple[str, ...]) -> None:
 
 def parameter(field: dataclasses.Field[Any]) -> Parameter:
     """A hyper-parameter with its declared range, widened to hold its default."""
-    search, default = field.metadata["search"], field.default
+    search, default = field.metadata["search"], cast(Any, field.default)
     if isinstance(default, bool):
         return Parameter(field.name, default, CategoricalDistribution((False, True)))
     if search["choices"]:

@@ -24,6 +24,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from bench.database import alone_on
 from bench.errors import BenchError
 
 BEAT, GRACE = 10, 60  # seconds between signs of life, and after how many without one a worker counts as dead
@@ -67,7 +68,10 @@ def told(place: str) -> Iterator[None]:
     """Turns what a storage raises into one line."""
     try:
         yield
-    except (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError, ImportError, OSError) as error:
+    except ModuleNotFoundError as error:
+        hint = "pip install 'robust-distill-bench[postgresql]'"
+        raise BenchError(f"the storage {public(place)} needs {error.name}: {hint}") from error
+    except (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError, OSError) as error:
         cause = error.__cause__ or error
         line = (str(cause).strip().splitlines() or [type(cause).__name__])[0][:200]
         raise BenchError(f"the storage {public(place)} cannot be used: {public(line)}") from error
@@ -86,25 +90,17 @@ def connect(place: str) -> BaseStorage:
         if url.get_backend_name() == "sqlite":
             with FileLock(f"{url.database}.lock", timeout=PATIENCE):
                 return database(place, {"timeout": PATIENCE})
-        with alone_on(url):
+        with alone_on(place):
             return database(place, {"connect_timeout": PATIENCE})
 
 
 def database(place: str, options: dict[str, int]) -> RDBStorage:
-    return RDBStorage(place, {"connect_args": options}, heartbeat_interval=BEAT, grace_period=GRACE)
-
-
-@contextmanager
-def alone_on(url: sqlalchemy.URL) -> Iterator[None]:
-    """Holds an advisory lock of a PostgreSQL server, which hosts without a common folder see too."""
-    engine = sqlalchemy.create_engine(url, connect_args={"connect_timeout": PATIENCE})
     try:
-        with engine.connect() as connection:
-            if url.get_backend_name() == "postgresql":
-                connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(7468821)"))
-            yield
-    finally:
-        engine.dispose()  # the lock goes with its connection
+        return RDBStorage(place, {"connect_args": options}, heartbeat_interval=BEAT, grace_period=GRACE)
+    except RuntimeError as error:  # of Optuna, about the version of the tables
+        raise BenchError(
+            f"{public(place)} holds tables of another Optuna, or of MLflow, which needs a database of its own"
+        ) from error
 
 
 def sign(trial: optuna.Trial) -> None:

@@ -34,7 +34,7 @@ DECIDED = 0.4  # fraction of a one-cycle schedule from which the order of trials
 
 
 class PerTrial(BaseSampler):
-    """A sampler seeded anew from each trial's number: what it proposes depends on the finished trials alone.
+    """A sampler seeded anew for each trial, from its place in the study: the finished trials decide what it proposes.
 
     So a study that goes on after a stop proposes what it would have, and two workers never propose the same.
     """
@@ -44,7 +44,8 @@ class PerTrial(BaseSampler):
         self.inner = self.make(seed)
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        self.inner = self.make(derive(self.seed, trial.number) % 2**32)
+        place = sum(not storage.history(each) for each in study.get_trials(deepcopy=False)[: trial.number])
+        self.inner = self.make(derive(self.seed, place) % 2**32)
         self.inner.before_trial(study, trial)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:

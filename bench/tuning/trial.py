@@ -140,15 +140,25 @@ def frozen(trial: optuna.Trial) -> FrozenTrial:
 
 
 def say(study: Study, number: int, budget: int) -> None:
-    """A line on how a trial ended."""
+    """Prints a line on how a trial ended."""
     trial = study.get_trials(deepcopy=False)[number]
-    value = {
-        TrialState.COMPLETE: lambda: ", ".join(f"{100 * value:.1f} %" for value in trial.values),
-        TrialState.PRUNED: lambda: f"pruned after {trial.user_attrs.get('epochs')} epochs",
-    }.get(trial.state, lambda: f"failed: {trial.user_attrs.get('reason', 'interrupted')}")
-    if "surplus" not in trial.user_attrs:
-        settings = ", ".join(f"{name} {shown(value)}" for name, value in trial.params.items())
-        print(f"{study.study_name}: trial {number} of {budget}: {value()} ({settings})", file=sys.stderr, flush=True)
+    if "surplus" in trial.user_attrs:
+        return
+    first = (storage.history(trial) or [number])[0]
+    settings = ", ".join(f"{name} {shown(value)}" for name, value in trial.params.items())
+    line = f"{study.study_name}: trial {first + 1} of {budget}: {ending(trial)} ({settings})"
+    print(line, file=sys.stderr, flush=True)
+
+
+def ending(trial: FrozenTrial) -> str:
+    """How a trial ended, for people."""
+    match trial.state:
+        case TrialState.COMPLETE:
+            return ", ".join(f"{100 * value:.1f} %" for value in trial.values)
+        case TrialState.PRUNED:
+            return f"pruned after {trial.user_attrs['epochs']} epochs"
+        case _:
+            return f"failed: {trial.user_attrs.get('reason', 'interrupted')}"
 
 
 def shown(value: Any) -> str:

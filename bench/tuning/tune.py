@@ -44,7 +44,8 @@ def tune(options: Tune) -> int:
     }
     space_module.check(spaces, options.range)
     if options.dry_run:
-        return foresee(options, students, spaces)
+        return foresee(options, cells, spaces)
+    storage.connect(place(options))  # what cannot be reached is told before anything is trained
     judges = {} if options.min_clean is not None else guards(options, students)
     needed = {cell.identity: cell for cell in [*judges.values(), *cells] if cell.spec.role == "teacher"}
     if needed and (code := run.grid(teaching(options), list(needed.values()))):
@@ -96,6 +97,11 @@ def teaching(options: Tune) -> Run:
     return replace(search(options), force=False)
 
 
+def place(options: Tune) -> str:
+    """The storage of the studies."""
+    return options.storage or str(options.store / "tuning.journal")
+
+
 def guards(options: Tune, students: list[Cell]) -> dict[str, Cell]:
     """The robust teacher of each data set, whose clean accuracy sets the floor for every method alike."""
     suite = plan.resolve(options)
@@ -145,9 +151,8 @@ def prepare(options: Tune, cell: Cell, space: Space, floor: float, shop: Worksho
         "search space": space.describe(),
         "protocol": settled,
     }
-    place = options.storage or str(options.store / "tuning.journal")
-    study = study_module.Plan(name, place, objectives, options.sampler, pruner, options.search_seed, identity)
-    work = options.store / "work" / "tuning" / hashlib.sha256(f"{name} {place}".encode()).hexdigest()[:16]
+    study = study_module.Plan(name, place(options), objectives, options.sampler, pruner, options.search_seed, identity)
+    work = options.store / "work" / "tuning" / hashlib.sha256(f"{name} {study.place}".encode()).hexdigest()[:16]
     tags = {"role": "study", "study": name, "method": spec.method, "student": spec.arch, "dataset": spec.dataset}
     record = shop.store.open(spec.suite + " tuning", f"tune {name}", tags, "", ("role", "study"))
     record.params(
@@ -159,13 +164,13 @@ def prepare(options: Tune, cell: Cell, space: Space, floor: float, shop: Worksho
 def final(options: Tune, cell: Cell, path: Path) -> int:
     """Trains default and best configuration with fresh seeds and tests each once, as `run` would."""
     spec = cell.spec
-    words = {"method": spec.method, "student": spec.arch, "teacher": options.teacher, "seeds": options.seeds}
-    given = Run(**shared(options) | {"dataset": spec.dataset}, **words)
+    words = {"dataset": spec.dataset, "method": spec.method, "student": spec.arch}
+    given = Run(**shared(options) | words | {"teacher": options.teacher, "seeds": options.seeds})
     found = plan.plan(replace(given, config=path), {})
     return run.grid(given, [*plan.plan(given, {}), *[cell for cell in found if cell.spec.role == "student"]])
 
 
-def foresee(options: Tune, students: list[Cell], spaces: dict[str, Space]) -> int:
+def foresee(options: Tune, cells: list[Cell], spaces: dict[str, Space]) -> int:
     """Prints what would be searched and what it would take."""
     console = Console(file=sys.stderr, highlight=False)
     load = execute.loader(options.data_root)
@@ -175,12 +180,14 @@ def foresee(options: Tune, students: list[Cell], spaces: dict[str, Space]) -> in
         for found in (*space.hyper, *space.training):
             table.add_row(found.name, trial_module.shown(found.default), found.words)
         console.print(table)
-    costs = run.estimate(students, load, options.store, device)
-    training = students[0].spec.training
-    seconds = options.trials * sum(cost.train for cost in costs) / options.workers
+    costs = zip(cells, run.estimate(cells, load, options.store, device), strict=True)
+    each = [cost.train for cell, cost in costs if cell.spec.role == "student"]
+    training = next(cell.spec.training for cell in cells if cell.spec.role == "student")
+    seconds = options.trials * sum(each) / options.workers
     console.print(
-        f"{options.trials} trials of {training.epochs} epochs for each of {len(students)} searches with {options.sampler}, "
+        f"{options.trials} trials of {training.epochs} epochs for each of {len(each)} searches with {options.sampler}, "
         f"pruner {options.pruner} from epoch {study_module.least(training)}: at most about {duration(seconds)} on "
-        f"{environment.device_name(device)}, then the final runs"
+        f"{environment.device_name(device)}, then the final runs",
+        soft_wrap=True,
     )
     return 0
