@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import optuna
 import pytest
 from mlflow import MlflowClient
@@ -126,11 +127,23 @@ def test_trials_that_run_at_once_are_not_the_same() -> None:
     assert len({study.ask().suggest_float("x", 0, 1) for _ in range(8)}) == 8
 
 
-@pytest.mark.parametrize("suite", suites.SUITES.values(), ids=suites.SUITES)
-def test_pruning_begins_after_the_rate_has_fallen(suite: suites.Suite) -> None:
-    first, training = study_module.least(suite.training), suite.training
-    assert first > (0.5 if training.schedule == "multistep" else 0.3) * training.epochs
-    assert first < training.epochs
+def test_rungs_are_whole_schedules() -> None:
+    assert study_module.rungs("halving", 36) == study_module.rungs("hyperband", 36) == (9, 36)
+    assert study_module.rungs("none", 36) == (36,)
+    assert study_module.rungs("halving", 3) == (3,)
+
+
+@pytest.mark.parametrize("kind", ["halving", "hyperband"])
+def test_about_one_in_four_goes_on(kind: str) -> None:
+    study = optuna.create_study(direction="maximize", pruner=study_module.pruner(kind, 36), study_name="s")
+    going = 0
+    for value in np.random.RandomState(0).permutation(80):
+        trial = study.ask()
+        trial.report(float(value), 9)
+        going += not trial.should_prune()
+        study.tell(trial, float(value))
+    low, high = {"halving": (10, 30), "hyperband": (31, 60)}[kind]  # one of hyperband's two brackets prunes nothing
+    assert low <= going <= high
 
 
 # --- storages
@@ -153,11 +166,11 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 def plan(place: str, name: str = "study", **changes: object) -> Plan:
     identity = {"suite": "digits@3", "search space": {"alpha": "a"}} | changes
-    return Plan(name, place, ("robust",), "tpe", "halving", 0, identity)
+    return Plan(name, place, ("robust",), "tpe", "halving", 0, 36, identity)
 
 
 def made(place: str, tmp_path: Path, name: str, first: tuple[dict[str, float], ...] = ()) -> Study:
-    return study_module.establish(plan(place, name), TRAINING, list(first), tmp_path / "lock")
+    return study_module.establish(plan(place, name), list(first), tmp_path / "lock")
 
 
 def test_a_dead_workers_trial_is_queued_again_once(place: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
@@ -239,7 +252,7 @@ def test_a_study_is_recognised(place: str, tmp_path: Path, request: pytest.Fixtu
         ({"search space": {"alpha": "b"}}, r"another search space: alpha \(a, now b\)"),
     ):
         with pytest.raises(BenchError, match=said) as caught:
-            study_module.establish(plan(place, name, **changed), TRAINING, [], tmp_path / "lock")
+            study_module.establish(plan(place, name, **changed), [], tmp_path / "lock")
         assert "secret" not in str(caught.value)
 
 

@@ -18,7 +18,6 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from bench.errors import BenchError
-from bench.suites import Training
 from bench.train import derive
 from bench.tuning import storage
 
@@ -29,8 +28,7 @@ SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
     "random": lambda seed: RandomSampler(seed=seed),
 }
 OVER = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
-KEEP = 3  # one in so many trials goes on after each rung of successive halving
-DECIDED = 0.4  # fraction of a one-cycle schedule from which the order of trials says something of the final one
+KEEP = 4  # one in so many trials goes on from a rung to the next, and rungs lie this factor of epochs apart
 
 
 class PerTrial(BaseSampler):
@@ -65,19 +63,22 @@ class PerTrial(BaseSampler):
         self.inner.after_trial(study, trial, state, values)
 
 
-def least(training: Training) -> int:
-    """The first epoch after which a trial may be pruned: past the fall of the learning rate, early ranks mislead."""
-    share = training.milestones[0] if training.schedule == "multistep" and training.milestones else DECIDED
-    return min(int(share * training.epochs) + 1, training.epochs)
+def rungs(kind: str, epochs: int) -> tuple[int, ...]:
+    """The lengths, in epochs, of the schedules that a trial goes through, unless it is pruned between them.
+
+    Each is a whole schedule, learning rate falling to its end: in the middle of one, the robust accuracies of trials
+    order them the wrong way round (docs/tuning.md).
+    """
+    return (epochs // KEEP, epochs) if kind != "none" and epochs >= KEEP else (epochs,)
 
 
-def pruner(kind: str, training: Training) -> BasePruner:
-    """The pruner over epochs; `kind`: halving, hyperband or none."""
-    first = least(training)
+def pruner(kind: str, epochs: int) -> BasePruner:
+    """The pruner over rungs; `kind`: halving, hyperband or none."""
+    first = rungs(kind, epochs)[0]
     if kind == "halving":
         return SuccessiveHalvingPruner(min_resource=first, reduction_factor=KEEP)
     if kind == "hyperband":
-        return HyperbandPruner(min_resource=first, max_resource=training.epochs, reduction_factor=KEEP)
+        return HyperbandPruner(min_resource=first, max_resource=epochs, reduction_factor=KEEP)
     return NopPruner()
 
 
@@ -91,10 +92,11 @@ class Plan:
     sampler: str
     pruner: str
     seed: int
+    epochs: int
     identity: dict[str, Any]  # whatever makes its trials comparable
 
 
-def establish(plan: Plan, training: Training, first: list[dict[str, Any]], lock: Path) -> Study:
+def establish(plan: Plan, first: list[dict[str, Any]], lock: Path) -> Study:
     """The study, created with its first trials if it is new. Raises BenchError where it is another one's.
 
     One process at a time, and marked once complete: whoever dies half-way, the next completes it.
@@ -110,23 +112,23 @@ def establish(plan: Plan, training: Training, first: list[dict[str, Any]], lock:
         recorded = found.user_attrs.get("identity")
         if recorded is None:
             for values in first:
-                found.enqueue_trial(values, skip_if_exists=True)
+                found.enqueue_trial(values, user_attrs={"kept": True}, skip_if_exists=True)
             found.set_user_attr("identity", json.dumps(plan.identity))
         elif wrong := difference(json.loads(recorded), json.loads(json.dumps(plan.identity))):
             raise BenchError(
                 f"study {plan.name!r} in {storage.public(plan.place)} was made with another {wrong}: "
                 "use another --storage, or the old options"
             )
-    return attach(plan, training, store)
+    return attach(plan, store)
 
 
-def attach(plan: Plan, training: Training, store: BaseStorage) -> Study:
+def attach(plan: Plan, store: BaseStorage) -> Study:
     """A study that exists, with the sampler and the pruner, which no storage keeps."""
     return optuna.load_study(
         study_name=plan.name,
         storage=store,
         sampler=PerTrial(plan.sampler, plan.seed),
-        pruner=pruner(plan.pruner, training),
+        pruner=pruner(plan.pruner, plan.epochs),
     )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import torch
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
@@ -22,8 +23,9 @@ from bench.models import checkpoint
 from bench.plan import Cell
 from bench.spec import Spec
 from bench.track import FAILED, FINISHED, KILLED, Record
-from bench.train import Trainer, accuracy
+from bench.train import Trainer, accuracy, derive
 from bench.tuning import storage
+from bench.tuning import study as study_module
 from bench.tuning.space import Space
 from bench.tuning.study import Plan, attempts
 from methods.base import Budget
@@ -53,28 +55,31 @@ def objective(trial: optuna.Trial, study: Study, task: Task, shop: Workshop, dat
         raise BenchError("surplus")
     hyper, training = task.space.suggest(trial)
     spec = replace(task.spec, hyper=hyper, training=replace(task.spec.training, **training))
-    record = begin(trial, task, shop, hyper | training)
+    record, folder = begin(trial, task, shop, hyper | training), folder_of(task, trial.number)
     try:
         values = train(trial, study, spec, task, shop, data, record)
-        record.tag("state", "complete")
-        record.end(FINISHED)
+        end(record, folder, "complete")
     except optuna.TrialPruned as error:
-        record.tag("state", "pruned")
-        record.end(FINISHED, str(error))
+        end(record, folder, "pruned", str(error))
         raise
     except optuna.exceptions.UpdateFinishedTrialError:
-        raise  # others took this process for dead: the record is theirs
+        raise  # others took this process for dead: record and folder are theirs
     except Exception as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        record.tag("state", "failed")
-        record.end(FAILED, reason)
+        end(record, folder, "failed", reason)
         trial.set_user_attr("reason", reason)
         raise BenchError(reason) from error
     except BaseException:
         record.end(KILLED, "interrupted")
         raise
-    shutil.rmtree(folder_of(task, trial.number), ignore_errors=True)
     return values
+
+
+def end(record: Record, folder: Path, state: str, note: str = "") -> None:
+    """Marks the record of a trial that will not be taken up again, and clears its folder away."""
+    record.tag("state", state)
+    record.end(FAILED if state == "failed" else FINISHED, note)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def surplus(trial: optuna.Trial, study: Study, budget: int) -> bool:
@@ -95,44 +100,50 @@ def begin(trial: optuna.Trial, task: Task, shop: Workshop, values: dict[str, Any
 def train(
     trial: optuna.Trial, study: Study, spec: Spec, task: Task, shop: Workshop, data: Data, record: Record
 ) -> float | tuple[float, ...]:
-    """Trains, reporting each epoch; then attacks the best checkpoint on the validation images."""
-    single, folder = len(task.plan.objectives) == 1, folder_of(task, trial.number)
-    inherit(trial, task, folder)
+    """Goes through the rungs, each a schedule of its own; the value is that of the last one's best checkpoint."""
+    inherit(trial, task)
+    folder = folder_of(task, trial.number)
+    spent, rungs = 0, study_module.rungs(task.plan.pruner, spec.training.epochs)
+    for epochs in rungs:
+        short = replace(spec, training=replace(spec.training, epochs=epochs))
+        found = rung(short, folder / f"{epochs}", shop, data, record, spent)
+        spent += epochs
+        trial.set_user_attr("epochs", spent)
+        if len(task.plan.objectives) == 1:
+            trial.report(found["robust"], epochs)
+            if epochs < rungs[-1] and trial.should_prune() and not trial.user_attrs.get("kept"):
+                trial.set_constraint("clean", task.floor - found["clean"])
+                raise optuna.TrialPruned(f"pruned after {epochs} epochs: {100 * found['robust']:.1f} % robust")
+    trial.set_user_attr("clean", found["clean"])
+    trial.set_constraint("clean", task.floor - found["clean"])
+    record.metrics({f"tune/{name}": value for name, value in found.items()})
+    values = tuple(found[name] for name in task.plan.objectives)
+    return values if len(values) > 1 else values[0]
+
+
+def rung(spec: Spec, folder: Path, shop: Workshop, data: Data, record: Record, before: int) -> dict[str, float]:
+    """One schedule; accuracies of its best checkpoint on validation images. `before`: epochs of the trial so far."""
+    folder.mkdir(parents=True, exist_ok=True)
     method = methods.load(spec.method)(**spec.hyper)
     trainer = Trainer(cell_module.objective(Cell(spec, method, "", ""), shop, data), data, spec, folder)
-
-    def log(row: dict[str, float], epoch: int) -> None:
-        record.epoch(row, epoch)
-        if single and "val/robust" in row:
-            trial.report(row["val/robust"], epoch + 1)
-            if trial.should_prune():
-                trial.set_user_attr("epochs", epoch + 1)
-                trial.set_constraint("clean", task.floor - row["val/clean"])
-                raise optuna.TrialPruned(f"pruned after epoch {epoch + 1}: {100 * row['val/robust']:.1f} % robust")
-
-    state = trainer.fit(log, lambda *_: None)
+    state = trainer.fit(lambda row, epoch: record.epoch(row, before + epoch), lambda *_: None)
+    record.metrics({"cost/train_seconds": state.seconds}, before)
     net = checkpoint.load(folder / "best.pt", spec.arch, data.info).to(shop.device)
+    torch.manual_seed(derive("judge", spec.seed))
     clean, robust = accuracy(net, data.val, Budget(spec.eps, spec.eps / 4, STEPS))
-    trial.set_user_attr("epochs", state.epoch)
-    trial.set_user_attr("clean", clean)
-    trial.set_constraint("clean", task.floor - clean)
-    record.metrics({"tune/clean": clean, "tune/robust": robust, "cost/train_seconds": state.seconds})
-    found = {"clean": clean, "robust": robust}
-    return robust if single else tuple(found[name] for name in task.plan.objectives)
+    return {"clean": clean, "robust": robust}
 
 
 def folder_of(task: Task, number: int) -> Path:
     return task.work / f"trial-{number}"
 
 
-def inherit(trial: optuna.Trial, task: Task, folder: Path) -> None:
+def inherit(trial: optuna.Trial, task: Task) -> None:
     """Takes over what an earlier attempt left; one that is not dead after all finds its folder gone, and gives up."""
     for number in reversed(storage.history(frozen(trial))):
-        earlier = folder_of(task, number)
-        if (earlier / "state.pt").exists():
-            earlier.rename(folder)
+        if folder_of(task, number).exists():
+            folder_of(task, number).rename(folder_of(task, trial.number))
             return
-    folder.mkdir(parents=True, exist_ok=True)
 
 
 def frozen(trial: optuna.Trial) -> FrozenTrial:

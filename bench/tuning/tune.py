@@ -102,6 +102,11 @@ def place(options: Tune) -> str:
     return options.storage or str(options.store / "tuning.journal")
 
 
+def pruning(options: Tune) -> str:
+    """The pruner; Optuna has none for two objectives."""
+    return options.pruner if options.objectives == "robust" else "none"
+
+
 def guards(options: Tune, students: list[Cell]) -> dict[str, Cell]:
     """The robust teacher of each data set, whose clean accuracy sets the floor for every method alike."""
     suite = plan.resolve(options)
@@ -119,12 +124,11 @@ def clean(guard: Cell, shop: Workshop, load: Callable[..., Data]) -> float:
 def one(options: Tune, cell: Cell, space: Space, floor: float, shop: Workshop) -> int:
     """One study from where it stands to its end, and the final runs; returns the exit code."""
     task = prepare(options, cell, space, floor, shop)
-    training = task.spec.training
-    study = study_module.establish(task.plan, training, space.first(type(cell.method)), worker.lock(options.store))
+    study = study_module.establish(task.plan, space.first(type(cell.method)), worker.lock(options.store))
     if study_module.done(study) < options.trials:
         worker.together(options, task, shop)
         with storage.told(task.plan.place):
-            study = study_module.attach(task.plan, training, storage.connect(task.plan.place))
+            study = study_module.attach(task.plan, storage.connect(task.plan.place))
     print(outcome.summary(study, task), file=sys.stderr)
     paths = outcome.write(study, task, shop, options.teacher)
     for path in paths:
@@ -141,7 +145,7 @@ def prepare(options: Tune, cell: Cell, space: Space, floor: float, shop: Worksho
     name = "/".join([options.suite, spec.dataset, spec.arch, spec.method])
     name += f"/{options.teacher}" if spec.teachers and options.teacher != "robust" else ""
     name += "/pareto" if len(objectives) > 1 else ""
-    pruner = "none" if len(objectives) > 1 else options.pruner
+    pruner = pruning(options)
     settled = {key: value for key, value in dataclasses.asdict(spec).items() if key not in ("hyper", "training")}
     settled["training"] = {k: v for k, v in dataclasses.asdict(spec.training).items() if k not in space_module.TRAINING}
     identity = {
@@ -151,7 +155,9 @@ def prepare(options: Tune, cell: Cell, space: Space, floor: float, shop: Worksho
         "search space": space.describe(),
         "protocol": settled,
     }
-    study = study_module.Plan(name, place(options), objectives, options.sampler, pruner, options.search_seed, identity)
+    study = study_module.Plan(
+        name, place(options), objectives, options.sampler, pruner, options.search_seed, spec.training.epochs, identity
+    )
     work = options.store / "work" / "tuning" / hashlib.sha256(f"{name} {study.place}".encode()).hexdigest()[:16]
     tags = {"role": "study", "study": name, "method": spec.method, "student": spec.arch, "dataset": spec.dataset}
     record = shop.store.open(spec.suite + " tuning", f"tune {name}", tags, "", ("role", "study"))
@@ -182,12 +188,12 @@ def foresee(options: Tune, cells: list[Cell], spaces: dict[str, Space]) -> int:
         console.print(table)
     costs = zip(cells, run.estimate(cells, load, options.store, device), strict=True)
     each = [cost.train for cell, cost in costs if cell.spec.role == "student"]
-    training = next(cell.spec.training for cell in cells if cell.spec.role == "student")
+    epochs = next(cell.spec.training.epochs for cell in cells if cell.spec.role == "student")
+    rungs = " and ".join(map(str, study_module.rungs(pruning(options), epochs)))
     seconds = options.trials * sum(each) / options.workers
     console.print(
-        f"{options.trials} trials of {training.epochs} epochs for each of {len(each)} searches with {options.sampler}, "
-        f"pruner {options.pruner} from epoch {study_module.least(training)}: at most about {duration(seconds)} on "
-        f"{environment.device_name(device)}, then the final runs",
+        f"{options.trials} trials of {rungs} epochs for each of {len(each)} searches with {options.sampler}: "
+        f"about {duration(seconds)} without pruning on {environment.device_name(device)}, then the final runs",
         soft_wrap=True,
     )
     return 0

@@ -33,7 +33,7 @@ def work(options: Tune, task: Task, shop: Workshop) -> None:
     load = execute.loader(options.data_root)
     data = load(*execute.place(spec), test=False)
     with storage.told(task.plan.place):
-        study = study_module.attach(task.plan, spec.training, storage.connect(task.plan.place))
+        study = study_module.attach(task.plan, storage.connect(task.plan.place))
         while study_module.done(study) < task.budget:
             storage.release(study, lock(options.store))
             if study_module.waiting(study, task.budget):
