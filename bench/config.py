@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import math
 import tomllib
 from dataclasses import dataclass, field
@@ -33,6 +35,12 @@ class Config:
     def trials(self) -> int:
         """How many trials it cost."""
         return int(self.provenance.get("trials", 0))
+
+    @property
+    def label(self) -> str:
+        """Its name in tables, the same for the same values alone."""
+        values = json.dumps([self.hyper, self.training], sort_keys=True)
+        return f"tuned, {self.trials} trials, {hashlib.sha256(values.encode()).hexdigest()[:4]}"
 
     @property
     def flags(self) -> dict[str, str]:

@@ -179,8 +179,7 @@ def start(options: Run, suite: Suite, name: str) -> Start:
         found = config.read(options.config)
         if (found.method, found.suite) != (name, suite.id):
             raise UsageError(f"--config {str(options.config)!r} is for {found.method} in {found.suite}")
-        words = f"tuned, {found.trials} trials"
-        return Start(found.hyper, found.training, words, ("--config", str(options.config)), found.trials)
+        return Start(found.hyper, found.training, found.label, ("--config", str(options.config)), found.trials)
     if not options.official:
         return Start()
     form = load(name)

@@ -147,7 +147,9 @@ def draw(study: Study, task: Task, folder: Path) -> list[Path]:
             pyplot.close("all")
             continue
         figure = pyplot.gcf()
-        figure.set_size_inches(max(9, 3 * len(figure.axes)) if name == "slice" else 9, 5)
+        figure.set_size_inches(4 * len(figure.axes) if name == "slice" else 9, 5)
+        if name == "parallel":
+            figure.axes[0].set_title("")  # it lies under the legend
         found.append(folder / f"{name}.png")
         figure.savefig(found[-1], dpi=120, bbox_inches="tight")
         pyplot.close("all")
@@ -163,5 +165,4 @@ def figures(plots: Any, objectives: tuple[str, ...]) -> dict[str, Callable[[Stud
         "importances": lambda study: plots.plot_param_importances(study),
         "parallel": lambda study: plots.plot_parallel_coordinate(study, target_name="robust accuracy"),
         "slice": lambda study: plots.plot_slice(study, target_name="robust accuracy"),
-        "curves": lambda study: plots.plot_intermediate_values(study),
     }
