@@ -26,6 +26,7 @@ SUMMARY = {
     "evaluate": "attack any checkpoint file",
     "teacher": "train, import, list or verify a teacher",
     "leaderboard": "turn the record into tables and pages",
+    "ui": "MLflow's own pages on the record",
     "list": "methods, suites, data sets, models, attacks",
     "data": "fetch, import or verify a data set",
     "doctor": "device, versions, throughput, data, interrupted runs",
@@ -124,6 +125,10 @@ def handler(verb: str) -> Callable[..., int]:
         from bench.tuning import tune
 
         return tune.tune
+    if verb == "ui":
+        from bench import ui
+
+        return ui.ui
     if verb == "new-method":
         from bench import skeleton
 

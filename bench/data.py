@@ -130,10 +130,7 @@ def scans() -> tuple[Split, Split]:
 
 
 def source(name: str, test: bool = True) -> Any:
-    """torchvision's class; for STL-10 without the 2.5 GB unlabelled file, which its integrity check insists on.
-
-    Without `test` it neither needs nor reads the test set's files.
-    """
+    """torchvision's class, made to do without STL-10's 2.5 GB of unlabelled images and, unless `test`, the test set."""
     from torchvision import datasets as vision
 
     cls = {"cifar10": vision.CIFAR10, "cifar100": vision.CIFAR100, "stl10": vision.STL10}[name]

@@ -217,11 +217,20 @@ class Evaluate(Common):
 
 @dataclass(frozen=True, kw_only=True)
 class Leaderboard:
-    """Write leaderboard.md, leaderboard.csv and a page per suite from the record."""
+    """Write the tables as Markdown, LaTeX, JSON and CSV and a page per suite, from the record."""
 
     suite: Annotated[str, arg(metavar="NAME", help="one suite", help_behavior_hint="(default: all)")] = ""
     out: Annotated[Path, arg(metavar="DIR")] = Path("leaderboard")
     store: StoreFolder = Path("runs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ui:
+    """Open MLflow's own pages on the record, for this machine alone unless told otherwise; Ctrl-C ends it."""
+
+    store: StoreFolder = Path("runs")
+    host: Annotated[str, arg(metavar="NAME", help="0.0.0.0 lets other machines in, without a password")] = "127.0.0.1"
+    port: Annotated[int, arg(metavar="N")] = 5000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,6 +285,7 @@ VERBS: dict[str, type[Any]] = {
     "teacher list": TeacherList,
     "teacher verify": TeacherVerify,
     "leaderboard": Leaderboard,
+    "ui": Ui,
     "list": List,
     "data fetch": DataFetch,
     "data import": DataImport,

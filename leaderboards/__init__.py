@@ -1,4 +1,4 @@
-"""MLflow record -> DataFrame -> tables -> Markdown, HTML and CSV. No torch here, and nothing heavy at import."""
+"""MLflow record -> DataFrame -> tables -> Markdown, HTML, LaTeX, JSON, CSV. No torch here, and nothing heavy at import."""
 
 from __future__ import annotations
 
@@ -9,19 +9,21 @@ __all__ = ["write"]
 
 
 def write(tracking_uri: str, out: Path, suite: str | None = None) -> list[Path]:
-    """Write leaderboard.md, leaderboard.csv (one line per finished run) and one HTML page per suite into `out`.
+    """Write leaderboard.md, .tex, .json, .csv (one line per finished run) and one HTML page per suite into `out`.
 
     `suite` restricts all of them to one suite ("digits" or "digits@1"). A store with nothing in it still gives every
     file, and they say how to make a first run. Returns the paths written.
     Raises store.StoreError when the store cannot be read (nothing is written then) and OSError when `out` cannot be.
     """
-    from leaderboards import html, markdown, published, standing, store, table
+    from leaderboards import export, html, latex, markdown, published, standing, store, table
 
     runs = store.collect(tracking_uri, suite)
     found = table.sections(runs)
     every = standing.beside(published.beside(runs.drop(columns="artifact_uri")), found)
     files = {
         "leaderboard.md": markdown.render(runs, suite, found),
+        "leaderboard.tex": latex.render(found),
+        "leaderboard.json": export.render(found),
         "leaderboard.csv": every.to_csv(index=False),
     }
     files |= html.pages(runs, suite, found)

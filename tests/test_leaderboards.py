@@ -198,14 +198,15 @@ def test_a_store_not_made_yet_is_empty_and_stays_unmade(tmp_path: Path) -> None:
     database, out = tmp_path / "mlflow.db", tmp_path / "new" / "out"
     written = leaderboards.write(f"sqlite:///{database}", out)
     assert not database.exists()
-    assert sorted(path.name for path in written) == ["digits.html", "leaderboard.csv", "leaderboard.md"]
-    for path in written[0], written[2]:
+    files = ["digits.html", *(f"leaderboard.{kind}" for kind in ("csv", "json", "md", "tex"))]
+    assert sorted(path.name for path in written) == files
+    for path in written[0], written[-1]:
         assert "python -m bench run --method gacd --suite digits" in path.read_text()
 
 
 def test_write_everything(uri: str, tmp_path: Path) -> None:
     written = leaderboards.write(uri, tmp_path)
-    names = ["cifar.html", "digits.html", "leaderboard.csv", "leaderboard.md"]
+    names = ["cifar.html", "digits.html", *(f"leaderboard.{kind}" for kind in ("csv", "json", "md", "tex"))]
     assert sorted(path.name for path in written) == names == sorted(os.listdir(tmp_path))
     assert len(pd.read_csv(tmp_path / "leaderboard.csv")) == 14
 

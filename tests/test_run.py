@@ -132,7 +132,8 @@ def test_leaderboard(folder: Path) -> None:
     done = bench("leaderboard", folder)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [
-        f"leaderboard/{name}" for name in ("leaderboard.md", "leaderboard.csv", "digits.html")
+        f"leaderboard/{name}"
+        for name in (*(f"leaderboard.{kind}" for kind in ("md", "tex", "json", "csv")), "digits.html")
     ]
     text = (folder / "leaderboard" / "leaderboard.md").read_text()
     assert re.search(r"^\| 1 \| gacd \| resnet8-w16-trades \| 1 \|", text, flags=re.MULTILINE)

@@ -1,0 +1,100 @@
+"""LaTeX and JSON from the store of test_leaderboards, which holds everything that a store can hold."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from test_leaderboards import NASTY, Store, fill, scores
+
+from leaderboards import export, latex, markdown, store, table
+
+GOLDEN = r"""
+    Rank & Method & Teacher & Seeds & Clean & AutoAttack & Worst & PGD-20 & AutoAttack, last & Train min \\
+    \midrule
+    1 & rslad & robust & 2 & \underline{95.0 $\pm$ 1.4} & \textbf{73.0 $\pm$ 1.4} [60.0, 84.9] & \textbf{73.0 $\pm$ 1.4} & \underline{75.0 $\pm$ 1.4} & \textbf{70.0} & 2.0 $\pm$ 0.7 \\
+    1 & gacd (tau=0.1) & robust & 3 & \textbf{96.0 $\pm$ 1.0} & \underline{72.0 $\pm$ 1.0} [62.5, 80.0] & \underline{72.0 $\pm$ 1.0} & \textbf{76.0 $\pm$ 1.0} & \underline{68.0} & 1.0 $\pm$ 0.0 \\
+    3 & gacd (tau=0.1; training.epochs=2) & robust & 1 & 50.0 & 20.0 [13.3, 28.9] & 20.0 & 30.0 & -- & 0.1 \\
+    4 & kd & natural & 1 & \textbf{96.0} & 0.0 [0.0, 3.7] & 0.0 & 5.0 & -- & 0.5 \\
+    \bottomrule
+"""  # noqa: E501
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+    folder = tmp_path_factory.mktemp("store")
+    uri = f"sqlite:///{folder}/mlflow.db"
+    fill(Store(uri, folder / "artifacts"))
+    return store.collect(uri)
+
+
+@pytest.fixture(scope="module")
+def found(runs: pd.DataFrame) -> list[table.Section]:
+    return table.sections(runs)
+
+
+def test_latex_is_golden(runs: pd.DataFrame) -> None:
+    named = runs[(runs["experiment"] == "digits@1") & ~runs["dataset"].eq(NASTY)].dropna(axis="columns", how="all")
+    assert GOLDEN in latex.render(table.sections(named))
+
+
+def test_names_are_text_in_latex(found: list[table.Section]) -> None:
+    text = latex.render(found)
+    assert r"\$x\$ \textless{}script\textgreater{}alert(\textquotedbl{}x\textquotedbl{})" in text
+    assert text.count("{") == text.count("}") + text.count(r"\{") - text.count(r"\}")
+    assert latex.escape("\\x_y^2~{50%} #1 [a]") == (
+        r"\textbackslash{}x\_y\textasciicircum{}2\textasciitilde{}\{50\%\} \#1 {[}a]"
+    )
+
+
+@pytest.mark.skipif(not shutil.which("pdflatex"), reason="needs pdflatex")
+def test_latex_compiles(found: list[table.Section], tmp_path: Path) -> None:
+    head = r"\documentclass{article}\usepackage[T1]{fontenc}\usepackage{booktabs,graphicx}\begin{document}"
+    (tmp_path / "t.tex").write_text(f"{head}\n{latex.render(found)}\n\\end{{document}}\n")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:]
+
+
+def test_json_says_what_the_tables_say(found: list[table.Section]) -> None:
+    content = json.loads(export.render(found))
+    assert content["schema"] == {"name": "robust-distill-bench/leaderboard", "version": 1}
+    assert [suite["suite"] for suite in content["suites"]] == [section.experiment for section in found]
+    for suite, section in zip(content["suites"], found, strict=True):
+        for task, group in zip(suite["tasks"], section.groups, strict=True):
+            for row, shown in zip(task["rows"], (*group.ranked, *group.incomplete), strict=True):
+                assert (row["method"], row["rank"]) == (shown.method, shown.standing.rank)
+                for column in group.columns:
+                    cell = row["cells"].get(column.metric)
+                    assert (cell is None) == (not shown[column.metric].n)
+                    assert cell is None or cell["mean"] == shown[column.metric].mean
+    assert NASTY in json.dumps(content, ensure_ascii=False).replace('\\"', '"')
+    lone = content["suites"][-1]["tasks"][0]["rows"][0]["cells"]["test/aa"]
+    assert (lone["n"], lone["sd"]) == (1, None)
+
+
+def test_an_empty_store_gives_empty_tables() -> None:
+    assert json.loads(export.render([]))["suites"] == []
+    assert latex.render([]).startswith("%")
+
+
+def test_tuned_rows_are_rows_of_their_own_with_short_names(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    tracked = Store(uri, tmp_path / "artifacts")
+    for seed in range(2):
+        tuned: dict[str, Any] = {"variant": "tuned, 30 trials, a1b2", "sets": "lr,weight_decay", "seed": str(seed)}
+        tracked.run("rslad", 0.8, params={"training.lr": 0.3}, metrics=scores(0.9, 0.85, 9), **tuned)
+        tracked.run("rslad", 0.7, params={"training.lr": 0.2}, metrics=scores(0.9, 0.75, 9), seed=str(seed))
+    odd = {"training.lr": 0.2, "training.epochs": 5}
+    tracked.run("rslad", 0.6, params=odd, metrics=scores(0.9, 0.7, 9), variant="official", sets="lr")
+    (section,) = table.sections(store.collect(uri))
+    rows = {row.label: row for row in section.groups[0].ranked}
+    assert list(rows) == ["rslad (tuned, 30 trials, a1b2)", "rslad", "rslad (official; training.epochs=5)"]
+    assert [row.seeds for row in rows.values()] == [2, 2, 1]
+    assert [row.marks for row in rows.values()] == [("another protocol",), (), ("another protocol",)]
+    assert "tuned, 30 trials, a1b2" in markdown.render(store.collect(uri))
