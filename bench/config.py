@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +14,8 @@ from typing import Any
 
 from bench import suites
 from bench.errors import BenchError, UsageError
-from bench.suites import Training
 
+TRAINING = ("lr", "momentum", "weight_decay")  # what a configuration may set
 PLACE = ("method", "suite", "dataset", "student", "teacher")
 
 
@@ -37,10 +38,14 @@ class Config:
         return int(self.provenance.get("trials", 0))
 
     @property
+    def digest(self) -> str:
+        """Four hex digits, the same for the same values alone."""
+        return hashlib.sha256(json.dumps([self.hyper, self.training], sort_keys=True).encode()).hexdigest()[:4]
+
+    @property
     def label(self) -> str:
-        """Its name in tables, the same for the same values alone."""
-        values = json.dumps([self.hyper, self.training], sort_keys=True)
-        return f"tuned, {self.trials} trials, {hashlib.sha256(values.encode()).hexdigest()[:4]}"
+        """Its name in tables."""
+        return f"tuned, {self.trials} trials, {self.digest}"
 
     @property
     def flags(self) -> dict[str, str]:
@@ -54,7 +59,7 @@ def write(path: Path, config: Config) -> None:
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(path.name + ".part")
+        part = path.with_name(f"{path.name}.{os.getpid()}.part")  # several processes may end a search together
         part.write_text(tomli_w.dumps(dataclasses.asdict(config)), encoding="utf-8")
         part.replace(path)
     except OSError as error:
@@ -88,10 +93,9 @@ def fault(config: Config) -> str:
     suite = suites.get(config.suite.partition("@")[0])
     if suite.id != config.suite:
         return f"found under {config.suite}, and this is {suite.id}: tune again"
-    known = {entry.name for entry in dataclasses.fields(Training) if entry.type in ("int", "float")}
     for name, value in config.training.items():
-        if name not in known:
-            return f"training.{name}: choose from {', '.join(sorted(known))}"
+        if name not in TRAINING:
+            return f"training.{name}: choose from {', '.join(TRAINING)}"
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
             return f"training.{name} = {value!r}: a number, not negative"
     return "" if isinstance(config.provenance.get("trials", 0), int) else "provenance.trials is a whole number"

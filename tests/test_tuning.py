@@ -88,6 +88,8 @@ def test_ranges_can_be_given() -> None:
         (("alpha=a:b",), "could not convert"),
         (("alpha=0.5:1", "alpha=0:1"), "each parameter once"),
         (("lr=0:1:log",), "lr"),
+        (("lr=0.1:inf",), "finite"),
+        (("alpha=nan:1",), "finite"),
     ],
 )
 def test_a_bad_range_is_one_line(given: tuple[str, ...], said: str) -> None:
@@ -98,8 +100,34 @@ def test_a_bad_range_is_one_line(given: tuple[str, ...], said: str) -> None:
 def test_a_range_for_a_parameter_that_no_method_has_is_an_error() -> None:
     spaces = {"rslad": space_module.space(form("rslad"), TRAINING, ("tau=1:4",))}
     with pytest.raises(UsageError, match="unknown parameter 'tau'"):
-        space_module.check(spaces, ("tau=1:4",))
-    space_module.check(spaces | {"ard": space_module.space(form("ard"), TRAINING, ("tau=1:4",))}, ("tau=1:4",))
+        space_module.check({"rslad": form("rslad")}, spaces, ("tau=1:4",))
+    spaces["ard"] = space_module.space(form("ard"), TRAINING, ("tau=1:4",))
+    space_module.check({name: form(name) for name in spaces}, spaces, ("tau=1:4",))
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "said"),
+    [
+        ("rslad", "alpha=-5:-1", "alpha = -5.0: not negative"),
+        ("rslad", "lr=0:1", "lr = 0.0: more than 0"),
+        ("gacd", "weight=foo,prob", "weight = 'foo'"),
+        ("igdm", "base=ard,nothing", "base = 'nothing'"),
+        ("iad2", "alpha_robust=0:0.9", "at most 1"),
+    ],
+)
+def test_a_range_that_the_method_cannot_take_is_told_at_once(name: str, given: str, said: str) -> None:
+    found = space_module.space(form(name), TRAINING, (given,))
+    with pytest.raises(UsageError, match=said):
+        space_module.check({name: form(name)}, {name: found}, (given,))
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_every_declared_range_can_be_taken(name: str) -> None:
+    space_module.check({name: form(name)}, {name: space_module.space(form(name), TRAINING)}, ())
+
+
+def test_first_trials_stay_inside_a_given_range() -> None:
+    assert [t["begin"] for t in space_module.space(form("iad"), TRAINING, ("begin=0:0.2",)).first(form("iad"))] == [0.0]
 
 
 # --- sampler and pruner
@@ -122,9 +150,11 @@ def test_a_search_that_goes_on_proposes_what_it_would_have(kind: str) -> None:
     assert len({trial["x"] for trial in searched(kind, (14,))}) == 14
 
 
-def test_trials_that_run_at_once_are_not_the_same() -> None:
-    study = optuna.create_study(sampler=study_module.PerTrial("tpe", 0))
-    assert len({study.ask().suggest_float("x", 0, 1) for _ in range(8)}) == 8
+@pytest.mark.parametrize("pruner", ["none", "halving", "hyperband"])
+def test_trials_that_run_at_once_are_not_the_same(pruner: str) -> None:
+    sampler, pruning = study_module.PerTrial("random", 0), study_module.pruner(pruner, 36)
+    study = optuna.create_study(sampler=sampler, pruner=pruning, study_name="s")
+    assert len({study.ask().suggest_float("x", 0, 1) for _ in range(30)}) == 30
 
 
 def test_rungs_are_whole_schedules() -> None:
@@ -169,24 +199,27 @@ def plan(place: str, name: str = "study", **changes: object) -> Plan:
     return Plan(name, place, ("robust",), "tpe", "halving", 0, 36, identity)
 
 
-def made(place: str, tmp_path: Path, name: str, first: tuple[dict[str, float], ...] = ()) -> Study:
-    return study_module.establish(plan(place, name), list(first), tmp_path / "lock")
+def made(place: str, name: str, first: tuple[dict[str, float], ...] = ()) -> Study:
+    return study_module.establish(plan(place, name), list(first), 0.5, False)
 
 
 def test_a_dead_workers_trial_is_queued_again_once(place: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    study = made(place, tmp_path, request.node.name)
+    study = made(place, request.node.name)
     trial = study.ask()
     x = trial.suggest_float("x", 0, 1)
+    trial.report(0.5, 9)
+    assert not trial.should_prune()
     done = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
     trial.set_user_attr("worker", [storage.HERE, int(done.stdout), trial.number])
     mine = study.ask()
     storage.sign(mine)
     for _ in range(3):
-        storage.release(study, tmp_path / "lock")
+        storage.release(study, place)
     states = [found.state for found in study.trials]
     assert states == [TrialState.FAIL, TrialState.RUNNING, TrialState.WAITING]
     again = study.ask()
     assert (again.number, again.suggest_float("x", 0, 1)) == (2, x)
+    assert not [key for key in study.trials[2].system_attrs if key.startswith("completed_rung")]
     assert study_module.done(study) == 0
     study.tell(again, 1.0)
     assert study_module.done(study) == 1
@@ -198,7 +231,7 @@ def test_a_silent_worker_of_another_host_counts_as_dead(
 ) -> None:
     monkeypatch.setattr(storage, "BEAT", 1)
     monkeypatch.setattr(storage, "GRACE", 2)
-    study = made(place, tmp_path, request.node.name)
+    study = made(place, request.node.name)
     store = study._storage
     silent, lively = study.ask(), study.ask()
     for trial in (silent, lively):
@@ -207,7 +240,7 @@ def test_a_silent_worker_of_another_host_counts_as_dead(
     deadline = datetime.datetime.now() + datetime.timedelta(seconds=6)
     while datetime.datetime.now() < deadline:
         backend(store).record_heartbeat(lively._trial_id)
-        storage.release(study, tmp_path / "lock")
+        storage.release(study, place)
     states = [trial.state for trial in study.trials]
     assert states == [TrialState.FAIL, TrialState.RUNNING, TrialState.WAITING]
 
@@ -219,41 +252,46 @@ def backend(store: optuna.storages.BaseStorage) -> storage.BaseHeartbeat:
 
 
 def test_a_trial_that_nobody_signed_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    study = made(str(tmp_path / "journal"), tmp_path, "study")
+    place = str(tmp_path / "journal")
+    study = made(str(tmp_path / "journal"), "study")
     study.ask()
-    storage.release(study, tmp_path / "lock")
+    storage.release(study, place)
     assert [trial.state for trial in study.trials] == [TrialState.RUNNING]
     monkeypatch.setattr(storage, "GRACE", -1)
-    storage.release(study, tmp_path / "lock")
+    storage.release(study, place)
     assert [trial.state for trial in study.trials] == [TrialState.FAIL, TrialState.WAITING]
 
 
 def test_a_failure_with_a_reason_is_final_and_one_without_is_not_for_ever(tmp_path: Path) -> None:
-    study = made(str(tmp_path / "journal"), tmp_path, "study")
+    place = str(tmp_path / "journal")
+    study = made(str(tmp_path / "journal"), "study")
     diverged = study.ask()
     diverged.set_user_attr("reason", "kl became nan")
     study.tell(diverged, state=TrialState.FAIL)
-    storage.release(study, tmp_path / "lock")
+    storage.release(study, place)
     assert (len(study.trials), study_module.done(study)) == (1, 1)
     for _ in range(storage.RETRIES + 3):
         if study_module.done(study) < 2:
             study.tell(study.ask(), state=TrialState.FAIL)
-            storage.release(study, tmp_path / "lock")
+            storage.release(study, place)
     assert (len(study.trials), study_module.done(study)) == (storage.RETRIES + 2, 2)
 
 
 def test_a_study_is_recognised(place: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     name = request.node.name
-    made(place, tmp_path, name, ({"x": 0.5},))
-    study = made(place, tmp_path, name, ({"x": 0.5},))
+    made(place, name, ({"x": 0.5},))
+    study = made(place, name, ({"x": 0.5},))
     assert [trial.state for trial in study.trials] == [TrialState.WAITING]
     for changed, said in (
         ({"suite": "digits@2"}, r"another suite \(digits@3, now digits@2\)"),
         ({"search space": {"alpha": "b"}}, r"another search space: alpha \(a, now b\)"),
     ):
         with pytest.raises(BenchError, match=said) as caught:
-            study_module.establish(plan(place, name, **changed), [], tmp_path / "lock")
+            study_module.establish(plan(place, name, **changed), [], 0.5, False)
         assert "secret" not in str(caught.value)
+    assert study_module.establish(plan(place, name), [], 0.6, False).user_attrs["floor"] == 0.5
+    with pytest.raises(BenchError, match=r"another clean accuracy to keep \(0.5, now 0.6\)"):
+        study_module.establish(plan(place, name), [], 0.6, True)
 
 
 @pytest.mark.parametrize(
@@ -262,6 +300,7 @@ def test_a_study_is_recognised(place: str, tmp_path: Path, request: pytest.Fixtu
         ("postgresql://me:secret@127.0.0.1:1/none", "cannot be used: .*[Cc]onnection"),
         ("sqlite:////proc/none/db", "cannot be used"),
         ("nonsense://x", "cannot be used"),
+        ("sqlite://", "is no file"),
     ],
 )
 def test_a_storage_that_cannot_be_reached_is_one_line(address: str, said: str) -> None:
@@ -281,12 +320,32 @@ def test_a_database_of_mlflow_is_told(tmp_path: Path) -> None:
 def test_a_locked_or_foreign_file_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage, "PATIENCE", 1)
     place = f"sqlite:///{tmp_path / 'db'}"
-    made(place, tmp_path, "study")
+    made(place, "study")
     with sqlite3.connect(tmp_path / "db") as holder:
         holder.execute("BEGIN EXCLUSIVE")
         with pytest.raises(BenchError, match="database is locked"):
-            made(place, tmp_path, "study")
+            made(place, "study")
         holder.rollback()
-    (tmp_path / "other").write_bytes(os.urandom(4096))
-    with pytest.raises(BenchError, match="cannot be"):
-        made(str(tmp_path / "other"), tmp_path, "study")
+    for content in (os.urandom(4096), b'{"some": "thing"}\n'):
+        (tmp_path / "other").write_bytes(content)
+        with pytest.raises(BenchError, match="cannot be used"):
+            made(str(tmp_path / "other"), "study")
+
+
+def test_passwords_are_not_shown() -> None:
+    assert storage.public("postgresql://me:secret@host/db") == "postgresql://host/db"
+    assert "secret" not in storage.public("postgresql://host/db?user=me&password=secret")
+
+
+def test_two_that_look_at_once_queue_a_dead_trial_once(place: str, request: pytest.FixtureRequest) -> None:
+    name = request.node.name
+    study = made(place, name)
+    trial = study.ask()
+    trial.set_user_attr("worker", [storage.HERE, 2**22 + 1, trial.number])
+    code = (
+        f"from bench.tuning import storage, study; p = study.Plan({name!r}, {place!r}, ('robust',), 'tpe', 'none', 0, 36, {{}}); "
+        f"storage.release(study.attach(p, storage.connect({place!r})), {place!r})"
+    )
+    running = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE) for _ in range(3)]
+    assert [each.communicate()[1][-500:] if each.wait() else 0 for each in running] == [0, 0, 0]
+    assert [found.state for found in study.trials] == [TrialState.FAIL, TrialState.WAITING]

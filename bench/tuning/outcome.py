@@ -25,6 +25,10 @@ from bench.tuning.trial import Task
 def best(study: Study, task: Task) -> list[FrozenTrial]:
     """The best trial, or the Pareto front; by number. Raises BenchError where no trial keeps the clean accuracy."""
     feasible = [trial for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)) if ok(trial)]
+    if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+        reasons = Counter(trial.user_attrs["reason"] for trial in study.trials if "reason" in trial.user_attrs)
+        said = "".join(f": {reason}" for reason, _ in reasons.most_common(1))
+        raise BenchError(f"{task.plan.name}: no trial was completed{said}")
     if not feasible:
         raise BenchError(
             f"{task.plan.name}: no trial has a clean accuracy of {100 * task.floor:.1f} % on the validation images: "
@@ -61,22 +65,20 @@ def configuration(trial: FrozenTrial, study: Study, task: Task, shop: Workshop, 
     return Config(spec.method, spec.suite, spec.dataset, spec.arch, teacher, hyper, training, provenance)
 
 
+def results(study: Study) -> list[FrozenTrial]:
+    """The last attempt at each trial that is over."""
+    return [tries[-1] for tries in study_module.attempts(study).values() if study_module.over(tries)]
+
+
 def epochs(study: Study, task: Task) -> tuple[int, int]:
     """Epochs trained by the trials that are over, and how many it would have been without pruning."""
-    ended = [
-        trial for tries in study_module.attempts(study).values() if study_module.over(tries) for trial in tries[-1:]
-    ]
-    counted = [trial for trial in ended if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
-    return (
-        sum(trial.user_attrs.get("epochs", 0) for trial in counted),
-        len(counted) * task.spec.training.epochs,
-    )
+    counted = [trial for trial in results(study) if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
+    return sum(trial.user_attrs.get("epochs", 0) for trial in counted), len(counted) * task.spec.training.epochs
 
 
 def states(study: Study) -> Counter[str]:
     """How many trials are complete, pruned and failed, each counted once however often it was begun."""
-    ended = [tries[-1] for tries in study_module.attempts(study).values() if study_module.over(tries)]
-    return Counter(trial.state.name.lower().replace("fail", "failed") for trial in ended)
+    return Counter(trial.state.name.lower().replace("fail", "failed") for trial in results(study))
 
 
 def summary(study: Study, task: Task) -> str:
@@ -88,23 +90,24 @@ def summary(study: Study, task: Task) -> str:
 
 
 def write(study: Study, task: Task, shop: Workshop, teacher: str) -> list[Path]:
-    """Writes a file for each of the best trials, ends the study's MLflow run with files and figures; returns the paths."""
+    """Writes a file for each of the best trials, ends the study's MLflow run with files and figures; returns the paths.
+
+    A file's name ends with the digest of its values, so that a later one does not take its place.
+    """
     chosen, paths = best(study, task), []
     for trial in chosen:
-        suffix = f"-trial{trial.number}" if len(chosen) > 1 else ""
-        name = study.study_name.replace("/", "-").replace(",", "-").replace(" ", "-") + suffix
-        path = shop.root / "tuned" / f"{name}.toml"
-        config.write(path, configuration(trial, study, task, shop, teacher))
+        found = configuration(trial, study, task, shop, teacher)
+        path = shop.root / "tuned" / f"{study.study_name.replace('/', '-')}-{found.digest}.toml"
+        config.write(path, found)
         paths.append(path)
-    publish(study, task, shop, paths)
+    publish(study, task, shop, chosen, paths)
     return paths
 
 
-def publish(study: Study, task: Task, shop: Workshop, paths: list[Path]) -> None:
+def publish(study: Study, task: Task, shop: Workshop, chosen: list[FrozenTrial], paths: list[Path]) -> None:
     """The study's MLflow run: counts, best values, a note, the files, the figures that can be drawn."""
     record = Record(shop.store, task.parent)
     counts, (spent, whole) = states(study), epochs(study, task)
-    chosen = best(study, task)
     record.metrics({f"trials/{name}": counts[name] for name in ("complete", "pruned", "failed")})
     record.metrics({"epochs": spent, "epochs_unpruned": whole})
     for name, value in zip(task.plan.objectives, chosen[0].values, strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -44,6 +45,25 @@ class Parameter:
                 return trial.suggest_categorical(self.name, found.choices)
         return self.default
 
+    def holds(self, value: Any) -> bool:
+        """Whether a value lies in the range."""
+        match self.distribution:
+            case FloatDistribution() | IntDistribution() as found:
+                return bool(found.low <= value <= found.high)
+            case CategoricalDistribution() as found:
+                return value in found.choices
+        return bool(value == self.default)
+
+    @property
+    def ends(self) -> tuple[Any, ...]:
+        """The outermost values, or all choices."""
+        match self.distribution:
+            case FloatDistribution() | IntDistribution() as found:
+                return (found.low, found.high)
+            case CategoricalDistribution() as found:
+                return tuple(found.choices)
+        return (self.default,)
+
     @property
     def words(self) -> str:
         """The range for people."""
@@ -82,7 +102,10 @@ class Space:
     def first(self, form: type[Method]) -> list[dict[str, Any]]:
         """The searched values to try before any other: the harness's defaults, then those of the authors' script."""
         default = {parameter.name: parameter.default for parameter in self.searched}
-        theirs = {name: value for name, value in base.official(form).items() if name in default}
+        ranges = {parameter.name: parameter for parameter in self.searched}
+        theirs = {
+            name: value for name, value in base.official(form).items() if name in ranges and ranges[name].holds(value)
+        }
         return [default] if default | theirs == default else [default, default | theirs]
 
     def describe(self) -> dict[str, str]:
@@ -110,12 +133,22 @@ def space(form: type[Method], training: Training, given: tuple[str, ...] = ()) -
     return Space(*groups)
 
 
-def check(spaces: dict[str, Space], given: tuple[str, ...]) -> None:
-    """Raises UsageError for a range whose parameter none of the methods has."""
+def check(forms: dict[str, type[Method]], spaces: dict[str, Space], given: tuple[str, ...]) -> None:
+    """Raises UsageError for a range whose parameter none of the methods has, or whose ends one cannot take."""
     known = sorted({found.name for each in spaces.values() for found in (*each.hyper, *each.training)})
     for name, _ in map(split, given):
         if name not in known:
             raise unknown("parameter", name, known)
+    for method, found in spaces.items():
+        usual = {parameter.name: parameter.default for parameter in found.hyper}
+        for parameter in (*found.hyper, *found.training):
+            for value in parameter.ends:
+                try:
+                    if parameter in found.training and (value < 0 or (value == 0 and parameter.name == "lr")):
+                        raise ValueError(f"{parameter.name} = {value}: more than 0")
+                    forms[method](**usual | ({parameter.name: value} if parameter in found.hyper else {}))
+                except ValueError as error:
+                    raise UsageError(f"--range: {method}: {error}") from error
 
 
 def parameter(field: dataclasses.Field[Any]) -> Parameter:
@@ -159,6 +192,8 @@ def changed(found: Parameter, text: str | None) -> Parameter:
     try:
         if numeric and len(words) in (2, 3) and words[2:] in ([], ["log"]):
             low, high = kind(words[0]), kind(words[1])
+            if not (math.isfinite(low) and math.isfinite(high)):
+                raise ValueError("the ends must be finite")
             return replace(
                 found,
                 default=min(max(found.default, low), high),

@@ -12,7 +12,7 @@ import re
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import optuna
@@ -29,7 +29,7 @@ from bench.errors import BenchError
 
 BEAT, GRACE = 10, 60  # seconds between signs of life, and after how many without one a worker counts as dead
 PATIENCE = 30  # seconds to wait for a locked database
-RETRIES = 10  # of one trial whose workers die
+RETRIES = 20  # of one trial whose workers die or are interrupted
 HERE = socket.gethostname()
 
 
@@ -60,38 +60,54 @@ class Journal(JournalStorage, BaseHeartbeat):
 
 def public(place: str) -> str:
     """The storage's name without a password."""
-    return re.sub(r"//[^@/\s]*@", "//", place)
+    return re.sub(r"(password=)[^&\s]*", r"\1***", re.sub(r"//[^@/\s]*@", "//", place))
 
 
 @contextmanager
-def told(place: str) -> Iterator[None]:
-    """Turns what a storage raises into one line."""
+def told(place: str, *more: type[Exception]) -> Iterator[None]:
+    """Turns what a storage raises into one line; `more`: kinds of errors that only a storage can have raised here."""
+    kinds: tuple[type[Exception], ...] = (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError, *more)
     try:
         yield
     except ModuleNotFoundError as error:
         hint = "pip install 'robust-distill-bench[postgresql]'"
         raise BenchError(f"the storage {public(place)} needs {error.name}: {hint}") from error
-    except (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError, OSError) as error:
+    except kinds as error:
         cause = error.__cause__ or error
         line = (str(cause).strip().splitlines() or [type(cause).__name__])[0][:200]
         raise BenchError(f"the storage {public(place)} cannot be used: {public(line)}") from error
-    except ValueError as error:  # of a journal that is none
-        raise BenchError(f"the storage {public(place)} cannot be read: {str(error)[:200]}") from error
+
+
+def file_of(place: str) -> str:
+    """The file of a journal or of a sqlite database; "" for a server. Raises BenchError for sqlite without a file."""
+    if "://" not in place:
+        return place
+    url = sqlalchemy.make_url(place)
+    if url.get_backend_name() != "sqlite":
+        return ""
+    if not url.database:
+        raise BenchError(f"the storage {place} is no file: sqlite:///FILE")
+    return url.database
+
+
+@contextmanager
+def guard(place: str, purpose: str) -> Iterator[None]:
+    """Holds off every other process that uses the storage for the same purpose, on whatever machine."""
+    file = file_of(place)
+    with FileLock(f"{file}.{purpose}.lock") if file else alone_on(place, purpose):
+        yield
 
 
 def connect(place: str) -> BaseStorage:
-    """The storage, made ready if it is new, one process at a time."""
-    with told(place):
-        if "://" not in place:
-            path = Path(place)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            return Journal(path)
-        url = sqlalchemy.make_url(place)
-        if url.get_backend_name() == "sqlite":
-            with FileLock(f"{url.database}.lock", timeout=PATIENCE):
-                return database(place, {"timeout": PATIENCE})
-        with alone_on(place):
-            return database(place, {"connect_timeout": PATIENCE})
+    """The storage, made ready if it is new, one process at a time. Raises BenchError."""
+    with told(place, OSError, ValueError, KeyError):
+        file = file_of(place)
+        if file:
+            Path(file).parent.mkdir(parents=True, exist_ok=True)
+        with guard(place, "open"):
+            if file == place:
+                return Journal(Path(place))
+            return database(place, {"timeout": PATIENCE} if file else {"connect_timeout": PATIENCE})
 
 
 def database(place: str, options: dict[str, int]) -> RDBStorage:
@@ -127,28 +143,54 @@ def alive(pid: int) -> bool:
     return True
 
 
-def release(study: Study, lock: Path) -> None:
+def release(study: Study, place: str) -> None:
     """Ends the running trials whose workers are dead, and queues each trial so ended, or interrupted, once again.
 
     In this order, so that whoever dies in between loses nothing: a failed trial that gives no reason and has no
     successor gets one from the next process that looks.
     """
-    with FileLock(lock):
-        optuna.storages.fail_stale_trials(study)
+    with guard(place, "study"):
+        with suppress(optuna.exceptions.UpdateFinishedTrialError):
+            optuna.storages.fail_stale_trials(study)
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             if dead(trial):
                 study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
         trials = study.get_trials(deepcopy=False)
         followed = {number for trial in trials for number in history(trial)}
-        again = RetryHeartbeatStaleTrialCallback()
         for trial in trials:
             if abandoned(trial) and trial.number not in followed and len(history(trial)) < RETRIES:
-                again(study, trial)
+                study.add_trial(successor(trial))
+
+
+def successor(trial: FrozenTrial) -> FrozenTrial:
+    """The trial once more, as Optuna's RetryHeartbeatStaleTrialCallback writes it.
+
+    But without its rungs, which would spare it the pruner, and with a list of its own: that callback appends to the
+    failed trial's.
+    """
+    kept = {
+        key: value
+        for key, value in trial.system_attrs.items()
+        if not key.startswith(("completed_rung_", "constraints"))
+    }
+    attempts = [*history(trial), trial.number]
+    return optuna.create_trial(
+        state=TrialState.WAITING,
+        params=trial.params,
+        distributions=trial.distributions,
+        user_attrs={"kept": True} if trial.user_attrs.get("kept") else {},
+        system_attrs=kept | {"failed_trial": attempts[0], "retry_history": attempts},
+    )
 
 
 def history(trial: FrozenTrial) -> list[int]:
     """The numbers of the earlier attempts at a trial, the oldest first."""
     return RetryHeartbeatStaleTrialCallback.retry_history(trial)
+
+
+def followed(study: Study, number: int) -> bool:
+    """Whether a trial has been queued again."""
+    return any(number in history(trial) for trial in study.get_trials(deepcopy=False))
 
 
 def abandoned(trial: FrozenTrial) -> bool:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import optuna
-from filelock import FileLock
 from optuna.distributions import BaseDistribution
 from optuna.pruners import BasePruner, HyperbandPruner, NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
@@ -42,7 +41,8 @@ class PerTrial(BaseSampler):
         self.inner = self.make(seed)
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        place = sum(not storage.history(each) for each in study.get_trials(deepcopy=False)[: trial.number])
+        whole = study._storage.get_all_trials(study._study_id, deepcopy=False)  # Hyperband shows a part alone
+        place = sum(not storage.history(each) for each in whole if each.number < trial.number)
         self.inner = self.make(derive(self.seed, place) % 2**32)
         self.inner.before_trial(study, trial)
 
@@ -96,29 +96,33 @@ class Plan:
     identity: dict[str, Any]  # whatever makes its trials comparable
 
 
-def establish(plan: Plan, first: list[dict[str, Any]], lock: Path) -> Study:
+def establish(plan: Plan, first: list[dict[str, Any]], floor: float, given: bool) -> Study:
     """The study, created with its first trials if it is new. Raises BenchError where it is another one's.
 
-    One process at a time, and marked once complete: whoever dies half-way, the next completes it.
+    floor: the clean accuracy to keep, which a study takes from whoever creates it; another one is an error if it is
+    `given`. The attribute `id` tells this study from others of its name. Whoever dies half-way, the next completes it.
     """
-    with FileLock(lock), storage.told(plan.place):
-        store = storage.connect(plan.place)
+    store = storage.connect(plan.place)
+    with storage.told(plan.place, OSError, ValueError, KeyError), storage.guard(plan.place, "study"):
         found = optuna.create_study(
             storage=store,
             study_name=plan.name,
             directions=["maximize"] * len(plan.objectives),
             load_if_exists=True,
         )
-        recorded = found.user_attrs.get("identity")
-        if recorded is None:
+        if "identity" not in found.user_attrs:
             for values in first:
                 found.enqueue_trial(values, user_attrs={"kept": True}, skip_if_exists=True)
+            found.set_user_attr("id", uuid.uuid4().hex[:16])
+            found.set_user_attr("floor", floor)
             found.set_user_attr("identity", json.dumps(plan.identity))
-        elif wrong := difference(json.loads(recorded), json.loads(json.dumps(plan.identity))):
-            raise BenchError(
-                f"study {plan.name!r} in {storage.public(plan.place)} was made with another {wrong}: "
-                "use another --storage, or the old options"
-            )
+    kept = {"clean accuracy to keep": floor if given else found.user_attrs["floor"]}
+    recorded = json.loads(found.user_attrs["identity"]) | {"clean accuracy to keep": found.user_attrs["floor"]}
+    if wrong := difference(recorded, json.loads(json.dumps(plan.identity)) | kept):
+        raise BenchError(
+            f"study {plan.name!r} in {storage.public(plan.place)} was made with another {wrong}: "
+            "use another --storage, or the old options"
+        )
     return attach(plan, store)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,8 +10,10 @@ from typing import Any
 
 import optuna
 import torch
+from mlflow.exceptions import MlflowException
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
 import methods
 from bench import cell as cell_module
@@ -40,14 +41,19 @@ class Task:
     plan: Plan
     space: Space
     spec: Spec  # of the default configuration
-    parent: str  # the study's MLflow run
+    study: str  # its id
+    parent: str  # its MLflow run
     budget: int  # trials
     floor: float  # clean accuracy on the validation images that a trial must reach
     work: Path
 
 
 def objective(trial: optuna.Trial, study: Study, task: Task, shop: Workshop, data: Data) -> float | tuple[float, ...]:
-    """The trial's value or values. Raises TrialPruned, or BenchError for one that failed, its reason noted."""
+    """The trial's value or values. Raises TrialPruned; BenchError for one that failed, its reason noted.
+
+    What is no fault of the trial's, such as a full disk or a storage that is gone, is raised as it is: such a trial is
+    queued again.
+    """
     storage.sign(trial)
     if surplus(trial, study, task.budget):
         trial.set_user_attr("surplus", True)
@@ -55,50 +61,59 @@ def objective(trial: optuna.Trial, study: Study, task: Task, shop: Workshop, dat
         raise BenchError("surplus")
     hyper, training = task.space.suggest(trial)
     spec = replace(task.spec, hyper=hyper, training=replace(task.spec.training, **training))
-    record, folder = begin(trial, task, shop, hyper | training), folder_of(task, trial.number)
+    record = begin(trial, study, task, shop, hyper | training)
     try:
-        values = train(trial, study, spec, task, shop, data, record)
-        end(record, folder, "complete")
+        values = train(trial, spec, task, shop, data, record)
     except optuna.TrialPruned as error:
-        end(record, folder, "pruned", str(error))
+        end(record, "pruned", str(error))
         raise
-    except optuna.exceptions.UpdateFinishedTrialError:
-        raise  # others took this process for dead: record and folder are theirs
+    except (optuna.exceptions.OptunaError, SQLAlchemyError, MlflowException, OSError):
+        if not storage.followed(
+            study, trial.number
+        ):  # else this process had been taken for dead: the record is another's
+            record.end(KILLED, "interrupted")
+        raise
     except Exception as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        end(record, folder, "failed", reason)
         trial.set_user_attr("reason", reason)
+        end(record, "failed", reason)
         raise BenchError(reason) from error
     except BaseException:
         record.end(KILLED, "interrupted")
         raise
+    end(record, "complete")
     return values
 
 
-def end(record: Record, folder: Path, state: str, note: str = "") -> None:
-    """Marks the record of a trial that will not be taken up again, and clears its folder away."""
+def end(record: Record, state: str, note: str = "") -> None:
+    """Marks the record of a trial that will not be taken up again."""
     record.tag("state", state)
     record.end(FAILED if state == "failed" else FINISHED, note)
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def surplus(trial: optuna.Trial, study: Study, budget: int) -> bool:
     """Whether workers that looked at the same time began more trials than there are places."""
-    first = sorted(attempts(study))
-    return trial.number in first and first.index(trial.number) >= budget
+    return place(trial.number, study) >= budget and not trial.user_attrs.get("kept")
 
 
-def begin(trial: optuna.Trial, task: Task, shop: Workshop, values: dict[str, Any]) -> Record:
+def place(number: int, study: Study) -> int:
+    """Which trial of the study an attempt belongs to, from 0."""
+    tries = attempts(study)
+    first = next((first for first, own in tries.items() if any(trial.number == number for trial in own)), number)
+    return sorted({*tries, first}).index(first)
+
+
+def begin(trial: optuna.Trial, study: Study, task: Task, shop: Workshop, values: dict[str, Any]) -> Record:
     """The trial's MLflow run: that of its first attempt if there was one."""
-    number = (storage.history(frozen(trial)) or [trial.number])[0]
-    tags = {"role": "trial", "study": task.plan.name, "trial": str(number), "worker": storage.HERE}
+    number = str(place(trial.number, study))
+    tags = {"role": "trial", "study": task.study, "trial": number, "worker": storage.HERE}
     record = shop.store.open(task.spec.suite + " tuning", f"trial {number}", tags, task.parent, ("study", "trial"))
     record.params(values)
     return record
 
 
 def train(
-    trial: optuna.Trial, study: Study, spec: Spec, task: Task, shop: Workshop, data: Data, record: Record
+    trial: optuna.Trial, spec: Spec, task: Task, shop: Workshop, data: Data, record: Record
 ) -> float | tuple[float, ...]:
     """Goes through the rungs, each a schedule of its own; the value is that of the last one's best checkpoint."""
     inherit(trial, task)
@@ -140,14 +155,10 @@ def folder_of(task: Task, number: int) -> Path:
 
 def inherit(trial: optuna.Trial, task: Task) -> None:
     """Takes over what an earlier attempt left; one that is not dead after all finds its folder gone, and gives up."""
-    for number in reversed(storage.history(frozen(trial))):
+    for number in reversed(storage.history(trial.study.get_trials(deepcopy=False)[trial.number])):
         if folder_of(task, number).exists():
             folder_of(task, number).rename(folder_of(task, trial.number))
             return
-
-
-def frozen(trial: optuna.Trial) -> FrozenTrial:
-    return trial.study.get_trials(deepcopy=False)[trial.number]
 
 
 def say(study: Study, number: int, budget: int) -> None:
@@ -155,9 +166,8 @@ def say(study: Study, number: int, budget: int) -> None:
     trial = study.get_trials(deepcopy=False)[number]
     if "surplus" in trial.user_attrs:
         return
-    first = (storage.history(trial) or [number])[0]
     settings = ", ".join(f"{name} {shown(value)}" for name, value in trial.params.items())
-    line = f"{study.study_name}: trial {first + 1} of {budget}: {ending(trial)} ({settings})"
+    line = f"{study.study_name}: trial {place(number, study) + 1} of {budget}: {ending(trial)} ({settings})"
     print(line, file=sys.stderr, flush=True)
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import optuna
+from optuna.study import Study
 from rich.console import Console
 from rich.table import Table
 
@@ -17,10 +18,10 @@ from bench import environment, execute, plan, run, teachers
 from bench.cell import Workshop
 from bench.data import Data
 from bench.errors import BenchError, UsageError
-from bench.options import Run, Tune
+from bench.options import Protocol, Run, Tune
 from bench.plan import Cell
 from bench.progress import duration
-from bench.track import Store
+from bench.track import FAILED, KILLED, Record, Store
 from bench.train import accuracy
 from bench.tuning import outcome, storage, worker
 from bench.tuning import space as space_module
@@ -30,26 +31,27 @@ from bench.tuning.space import Space
 from bench.tuning.trial import Task
 from methods.base import Budget
 
+UNSEEN = ("hyper", "limit_test", "limit_aa", "attacks", "full_checkpoints", "tuned")  # of a spec, by a search
 ALLOWANCE = 0.1  # how far below the robust teacher's clean accuracy a configuration may fall
 
 
 def tune(options: Tune) -> int:
     """Returns the exit code: 1 if the search of one method failed."""
     check(options)
+    optuna.logging.set_verbosity(optuna.logging.CRITICAL)
     cells = plan.plan(search(options), {})
     students = [cell for cell in cells if cell.spec.role == "student"]
-    suite = plan.resolve(options)
-    spaces = {
-        cell.spec.method: space_module.space(type(cell.method), cell.spec.training, options.range) for cell in students
-    }
-    space_module.check(spaces, options.range)
+    forms = {cell.spec.method: type(cell.method) for cell in students}
+    spaces = {name: space_module.space(form, students[0].spec.training, options.range) for name, form in forms.items()}
+    space_module.check(forms, spaces, options.range)
     if options.dry_run:
         return foresee(options, cells, spaces)
     storage.connect(place(options))  # what cannot be reached is told before anything is trained
     judges = {} if options.min_clean is not None else guards(options, students)
     needed = {cell.identity: cell for cell in [*judges.values(), *cells] if cell.spec.role == "teacher"}
-    if needed and (code := run.grid(teaching(options), list(needed.values()))):
-        return code
+    with storage.guard(place(options), "teachers"):  # others that join wait for them
+        if needed and (code := run.grid(search(options), list(needed.values()))):
+            return code
     shop = Workshop(Store(options.store), environment.device(options.device), environment.code())
     load = execute.loader(options.data_root)
     failed = 0
@@ -58,11 +60,10 @@ def tune(options: Tune) -> int:
             floor = options.min_clean
             if floor is None:
                 floor = clean(judges[cell.spec.dataset], shop, load) - ALLOWANCE
-            failed |= one(options, cell, spaces[cell.spec.method], floor, shop)
+            failed = max(failed, one(options, cell, spaces[cell.spec.method], floor, shop))
         except BenchError as error:
             print(f"error: {error}", file=sys.stderr)
             failed = max(failed, error.exit_code)
-    print(f"tuned under {suite.id}: `python -m bench leaderboard` shows the rows", file=sys.stderr)
     return failed
 
 
@@ -74,6 +75,8 @@ def check(options: Tune) -> None:
         raise UsageError(f"--trials {options.trials} --workers {options.workers}: at least 1")
     if options.min_clean is not None and not 0 <= options.min_clean <= 1:
         raise UsageError(f"--min-clean {options.min_clean}: between 0 and 1")
+    if options.search_seed < 0:
+        raise UsageError(f"--search-seed {options.search_seed}: not negative")
     if options.search_seed in (plan.numbers(options.seeds) or plan.resolve(options).seeds):
         raise UsageError(f"--search-seed {options.search_seed}: not one of the final runs', which must be fresh")
 
@@ -88,13 +91,7 @@ def search(options: Tune) -> Run:
 
 def shared(options: Tune) -> dict[str, Any]:
     """The options that every verb which trains has."""
-    from bench.options import Protocol
-
     return {field.name: getattr(options, field.name) for field in dataclasses.fields(Protocol)}
-
-
-def teaching(options: Tune) -> Run:
-    return replace(search(options), force=False)
 
 
 def place(options: Tune) -> str:
@@ -123,57 +120,73 @@ def clean(guard: Cell, shop: Workshop, load: Callable[..., Data]) -> float:
 
 def one(options: Tune, cell: Cell, space: Space, floor: float, shop: Workshop) -> int:
     """One study from where it stands to its end, and the final runs; returns the exit code."""
-    task = prepare(options, cell, space, floor, shop)
-    study = study_module.establish(task.plan, space.first(type(cell.method)), worker.lock(options.store))
-    if study_module.done(study) < options.trials:
-        worker.together(options, task, shop)
-        with storage.told(task.plan.place):
-            study = study_module.attach(task.plan, storage.connect(task.plan.place))
-    print(outcome.summary(study, task), file=sys.stderr)
-    paths = outcome.write(study, task, shop, options.teacher)
+    studied = describe(options, cell, space)
+    first = space.first(type(cell.method))
+    study = study_module.establish(studied, first, round(floor, 6), options.min_clean is not None)
+    task = prepare(options, cell, space, studied, study, shop)
+    record = Record(shop.store, task.parent)
+    try:
+        if study_module.done(study) < task.budget:
+            worker.together(options, task, shop)
+            study = study_module.attach(studied, storage.connect(studied.place))
+        print(outcome.summary(study, task), file=sys.stderr)
+        paths = outcome.write(study, task, shop, teacher(options, cell))
+    except BenchError as error:
+        record.end(FAILED, str(error))
+        raise
+    except BaseException:
+        record.end(KILLED, "interrupted")
+        raise
     for path in paths:
         print(path)
-    if options.search_only or len(options.objectives.split(",")) > 1:
+    if options.search_only or len(studied.objectives) > 1:
         return 0
-    return final(options, cell, paths[0])
+    with storage.guard(studied.place, "final"):  # others that have joined wait, and find them recorded
+        return final(options, cell, paths[0])
 
 
-def prepare(options: Tune, cell: Cell, space: Space, floor: float, shop: Workshop) -> Task:
-    """The study's description, with its MLflow run."""
+def teacher(options: Tune, cell: Cell) -> str:
+    """The teacher that is asked for, unless the method has none."""
+    return options.teacher if cell.method.requires else "robust"
+
+
+def describe(options: Tune, cell: Cell, space: Space) -> study_module.Plan:
+    """The study as plain values; what its trials do not see, such as the attacks on test images, is left out."""
     spec = trial_module.quiet(cell.spec)
     objectives = tuple(options.objectives.split(","))
     name = "/".join([options.suite, spec.dataset, spec.arch, spec.method])
-    name += f"/{options.teacher}" if spec.teachers and options.teacher != "robust" else ""
+    name += f"/{options.teacher}" if teacher(options, cell) != "robust" else ""
     name += "/pareto" if len(objectives) > 1 else ""
-    pruner = pruning(options)
-    settled = {key: value for key, value in dataclasses.asdict(spec).items() if key not in ("hyper", "training")}
-    settled["training"] = {k: v for k, v in dataclasses.asdict(spec.training).items() if k not in space_module.TRAINING}
-    identity = {
-        "objectives": options.objectives,
-        "clean accuracy to keep": round(floor, 6),
-        "suite": spec.suite,
-        "search space": space.describe(),
-        "protocol": settled,
-    }
-    study = study_module.Plan(
-        name, place(options), objectives, options.sampler, pruner, options.search_seed, spec.training.epochs, identity
-    )
-    work = options.store / "work" / "tuning" / hashlib.sha256(f"{name} {study.place}".encode()).hexdigest()[:16]
-    tags = {"role": "study", "study": name, "method": spec.method, "student": spec.arch, "dataset": spec.dataset}
-    record = shop.store.open(spec.suite + " tuning", f"tune {name}", tags, "", ("role", "study"))
-    record.params(
-        {"sampler": options.sampler, "pruner": pruner} | {f"range.{k}": v for k, v in space.describe().items()}
-    )
-    return Task(study, space, spec, record.run_id, options.trials, floor, work)
+    settled = {key: value for key, value in dataclasses.asdict(spec).items() if key not in UNSEEN}
+    settled["training"] = {k: v for k, v in settled["training"].items() if k not in space_module.TRAINING}
+    identity = {"objectives": options.objectives, "search space": space.describe(), "protocol": settled}
+    return study_module.Plan(
+        name, place(options), objectives, options.sampler, pruning(options), options.search_seed, spec.training.epochs,
+        identity,
+    )  # fmt: skip
+
+
+def prepare(options: Tune, cell: Cell, space: Space, studied: study_module.Plan, study: Study, shop: Workshop) -> Task:
+    """What the workers need, with the study's MLflow run."""
+    spec, number = trial_module.quiet(cell.spec), study.user_attrs["id"]
+    tags = {"role": "study", "study": number, "method": spec.method, "student": spec.arch, "dataset": spec.dataset}
+    tags |= {"sampler": options.sampler, "pruner": studied.pruner}
+    record = shop.store.open(spec.suite + " tuning", f"tune {studied.name}", tags, "", ("role", "study"))
+    record.params({f"range.{name}": text for name, text in space.describe().items()})
+    budget = max(options.trials, len(space.first(type(cell.method))))
+    work = options.store / "work" / "tuning" / number
+    return Task(studied, space, spec, number, record.run_id, budget, study.user_attrs["floor"], work)
 
 
 def final(options: Tune, cell: Cell, path: Path) -> int:
     """Trains default and best configuration with fresh seeds and tests each once, as `run` would."""
     spec = cell.spec
-    words = {"dataset": spec.dataset, "method": spec.method, "student": spec.arch}
-    given = Run(**shared(options) | words | {"teacher": options.teacher, "seeds": options.seeds})
+    words = {"dataset": spec.dataset, "method": spec.method, "student": spec.arch, "teacher": teacher(options, cell)}
+    given = Run(**shared(options) | words | {"seeds": options.seeds})
     found = plan.plan(replace(given, config=path), {})
-    return run.grid(given, [*plan.plan(given, {}), *[cell for cell in found if cell.spec.role == "student"]])
+    code = run.grid(given, [*plan.plan(given, {}), *[cell for cell in found if cell.spec.role == "student"]])
+    print("`python -m bench leaderboard` shows the rows", file=sys.stderr)
+    return code
 
 
 def foresee(options: Tune, cells: list[Cell], spaces: dict[str, Space]) -> int:
@@ -189,11 +202,12 @@ def foresee(options: Tune, cells: list[Cell], spaces: dict[str, Space]) -> int:
     costs = zip(cells, run.estimate(cells, load, options.store, device), strict=True)
     each = [cost.train for cell, cost in costs if cell.spec.role == "student"]
     epochs = next(cell.spec.training.epochs for cell in cells if cell.spec.role == "student")
-    rungs = " and ".join(map(str, study_module.rungs(pruning(options), epochs)))
-    seconds = options.trials * sum(each) / options.workers
+    rungs = study_module.rungs(pruning(options), epochs)
+    seconds = options.trials * sum(each) * sum(rungs) / epochs / options.workers
     console.print(
-        f"{options.trials} trials of {rungs} epochs for each of {len(each)} searches with {options.sampler}: "
-        f"about {duration(seconds)} without pruning on {environment.device_name(device)}, then the final runs",
+        f"{options.trials} trials of {' and '.join(map(str, rungs))} epochs for each of {len(each)} searches "
+        f"with {options.sampler}: "
+        f"at most about {duration(seconds)} on {environment.device_name(device)}, then the final runs",
         soft_wrap=True,
     )
     return 0

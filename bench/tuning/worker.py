@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import multiprocessing
+import shutil
 import sys
 import time
-from pathlib import Path
 
 import optuna
 import torch
+from mlflow.exceptions import MlflowException
 
 from bench import data as data_module
 from bench import execute, signals
@@ -26,20 +26,26 @@ DEATHS = 30  # of workers after which something is wrong with more than one of t
 
 
 def work(options: Tune, task: Task, shop: Workshop) -> None:
-    """Carries out trials one after another until the study has its budget. Raises BenchError where the storage fails."""
+    """Carries out trials one after another until the study has its budget.
+
+    Raises BenchError where the storage or the record fails, or the disk: no trial is lost by that.
+    """
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
-    logging.getLogger("optuna").setLevel(logging.CRITICAL)
-    spec = task.spec
-    load = execute.loader(options.data_root)
-    data = load(*execute.place(spec), test=False)
-    with storage.told(task.plan.place):
-        study = study_module.attach(task.plan, storage.connect(task.plan.place))
-        while study_module.done(study) < task.budget:
-            storage.release(study, lock(options.store))
-            if study_module.waiting(study, task.budget):
-                attempt(study, task, shop, data)
-            else:
-                time.sleep(PAUSE)
+    data = execute.loader(options.data_root)(*execute.place(task.spec), test=False).to(shop.device)
+    place = task.plan.place
+    store = storage.connect(place)
+    try:
+        with storage.told(place):
+            study = study_module.attach(task.plan, store)
+            while study_module.done(study) < task.budget:
+                storage.release(study, place)
+                if study_module.waiting(study, task.budget):
+                    attempt(study, task, shop, data)
+                else:
+                    time.sleep(PAUSE)
+    except (MlflowException, OSError) as error:
+        said = " ".join(str(error).split())[:300] or type(error).__name__
+        raise BenchError(f"{task.plan.name} cannot go on: {said}") from error
 
 
 def attempt(study: optuna.Study, task: Task, shop: Workshop, data: data_module.Data) -> None:
@@ -55,15 +61,12 @@ def attempt(study: optuna.Study, task: Task, shop: Workshop, data: data_module.D
 
     try:
         study.optimize(objective, n_trials=1, catch=(BenchError,))
-    except (optuna.exceptions.UpdateFinishedTrialError, ValueError, FileNotFoundError):
-        if not number or study.trials[number[0]].state not in study_module.OVER:
+    except (optuna.exceptions.OptunaError, ValueError, FileNotFoundError):
+        if not number or not storage.followed(study, number[0]):
             raise
         return  # this process had been taken for dead, and the trial is another's now
+    shutil.rmtree(trial.folder_of(task, number[0]), ignore_errors=True)
     trial.say(study, number[0], task.budget)
-
-
-def lock(store: Path) -> Path:
-    return store / "tuning.lock"
 
 
 def process(options: Tune, task: Task, device: torch.device, code: dict[str, str], threads: int) -> None:
@@ -75,7 +78,7 @@ def process(options: Tune, task: Task, device: torch.device, code: dict[str, str
     except BenchError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
         sys.exit(130)
 
 
@@ -89,7 +92,7 @@ def together(options: Tune, task: Task, shop: Workshop) -> None:
     running: list[multiprocessing.process.BaseProcess] = []
     deaths, begun = 0, 0
     try:
-        while begun < options.workers or running:
+        while running or begun < options.workers + deaths:
             while len(running) < options.workers and begun < options.workers + deaths:
                 running.append(context.Process(target=process, args=arguments))
                 running[-1].start()
