@@ -120,6 +120,17 @@ def test_the_same_command_does_nothing_and_more_trials_go_on(folder: Path) -> No
     counted(found(folder), 6)
 
 
+def test_another_search_space_is_refused_and_needs_another_storage(folder: Path) -> None:
+    words = f"tune {FEW} --trials 1 --range lr=0.1:0.3 --search-only"
+    code, _, said = bench(words, folder)
+    assert (code, len(said.splitlines())) == (1, 1), said
+    assert "was made with another search space: lr" in said
+    code, _, said = bench(f"{words} --storage runs/other.journal --pruner none", folder)
+    assert code == 0, said
+    (first, second) = runs(f"sqlite:///{folder / 'runs/mlflow.db'}", "study")
+    assert (first.info.status, second.data.tags["pruner"]) == ("FINISHED", "none")
+
+
 def test_a_configuration_is_used(folder: Path) -> None:
     file = next((folder / "runs/tuned").iterdir()).relative_to(folder)
     code, _, said = bench(f"run --config {file} --limit-train 128 --limit-test 8 --seeds 0,7 --dry-run", folder)
@@ -178,16 +189,46 @@ def test_four_commands_at_once_on_a_fresh_store(tmp_path: Path) -> None:
     assert len(runs(f"sqlite:///{tmp_path / 'runs/mlflow.db'}", "study")) == 1
 
 
+def test_two_whole_commands_at_once_test_the_result_once(tmp_path: Path) -> None:
+    words = "tune --suite digits --method rslad --student resnet8-w4 --limit-train 128 --limit-test 8 --epochs 1"
+    running = [start(f"{words} --trials 2 --min-clean 0 --seeds 0", tmp_path) for _ in range(2)]
+    said = [each.communicate()[1] for each in running]
+    assert [each.returncode for each in running] == [0, 0], said
+    counted(found(tmp_path, name="digits/digits/resnet8-w4/rslad"), 2)
+    students = runs(f"sqlite:///{tmp_path / 'runs/mlflow.db'}", "student")
+    assert sorted(bool(run.data.tags["sets"]) for run in students) == [False, True]
+    assert len(runs(f"sqlite:///{tmp_path / 'runs/mlflow.db'}", "teacher")) == 1
+
+
+def test_a_teacher_is_for_methods_that_have_one(tmp_path: Path) -> None:
+    words = (
+        "--method kd,pgd_at --student resnet8-w4 --limit-train 128 --limit-test 8 --epochs 1 --min-clean 0 --trials 1"
+    )
+    code, out, said = bench(f"tune {words} --teacher natural --seeds 0", tmp_path)
+    assert code == 0, said
+    assert len(out.split()) == 2
+    students = runs(f"sqlite:///{tmp_path / 'runs/mlflow.db'}", "student")
+    assert sorted((run.data.tags["method"], run.data.tags["teacher"]) for run in students) == [
+        ("kd", "resnet8-w16-natural"), ("kd", "resnet8-w16-natural"), ("pgd_at", "none"), ("pgd_at", "none"),
+    ]  # fmt: skip
+
+
+def workers(parent: int) -> list[int]:
+    """The processes of a running program that carry out trials."""
+    words = ["pgrep", "-P", str(parent), "-f", "spawn_main"]
+    return [int(pid) for pid in subprocess.run(words, capture_output=True, text=True).stdout.split()]
+
+
 def test_killed_workers_lose_nothing(tmp_path: Path) -> None:
     running = start(f"tune {FEW} --trials 8 --workers 2 --search-only", tmp_path)
     dice, killed = random.Random(0), 0
     while running.poll() is None and killed < 4:
         time.sleep(dice.uniform(1, 3))
-        at_work = subprocess.run(
-            ["pgrep", "-P", str(running.pid), "-f", "spawn_main"], capture_output=True, text=True
-        ).stdout.split()
-        if at_work and (tmp_path / "runs/tuning.journal").exists():
-            os.kill(int(dice.choice(at_work)), signal.SIGKILL)
+        at_work = workers(running.pid)
+        if len(at_work) < 2 or not (tmp_path / "runs/tuning.journal").exists():
+            continue
+        for pid in at_work if not killed else [dice.choice(at_work)]:  # both at once, then one by one
+            os.kill(pid, signal.SIGKILL)
             killed += 1
     said = running.communicate()[1]
     assert running.returncode == 0, said

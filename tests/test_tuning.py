@@ -343,7 +343,8 @@ def test_two_that_look_at_once_queue_a_dead_trial_once(place: str, request: pyte
     trial = study.ask()
     trial.set_user_attr("worker", [storage.HERE, 2**22 + 1, trial.number])
     code = (
-        f"from bench.tuning import storage, study; p = study.Plan({name!r}, {place!r}, ('robust',), 'tpe', 'none', 0, 36, {{}}); "
+        "from bench.tuning import storage, study; "
+        f"p = study.Plan({name!r}, {place!r}, ('robust',), 'tpe', 'none', 0, 36, {{}}); "
         f"storage.release(study.attach(p, storage.connect({place!r})), {place!r})"
     )
     running = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE) for _ in range(3)]
