@@ -29,8 +29,7 @@ class Adaad(Method):
         return pgd(nets.student, batch.x, kl_between(nets.teacher), batch.budget, start="gauss")
 
     def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
-        with torch.no_grad():
-            target = nets.teacher(adv)
+        target = nets.at(adv)
         weight = scale(self.reduction, target.shape[1])
         terms = {"kl_adv": weight * self.alpha * kl(target, nets.student(adv)).mean()}
         if self.alpha < 1:

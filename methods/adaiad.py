@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from methods.base import Batch, Nets, hp
@@ -30,8 +29,7 @@ class Adaiad(Introspective):
         return pgd(nets.student, batch.x, kl_between(nets.teacher), batch.budget, start="gauss")
 
     def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
-        with torch.no_grad():
-            target = nets.teacher(adv)
+        target = nets.at(adv)
         return self.introspect(nets, batch, adv, target, target)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -29,8 +28,7 @@ class Akd(Method):
         return pgd(nets.student, batch.x, ce(batch.y), batch.budget)
 
     def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
-        with torch.no_grad():
-            target = nets.teacher(adv) if self.teacher_input == "adv" else nets.clean(batch)
+        target = nets.at(adv) if self.teacher_input == "adv" else nets.clean(batch)
         far = nets.student(adv)
         return {
             "ce_adv": (1 - self.alpha) * F.cross_entropy(far, batch.y),

@@ -92,9 +92,14 @@ class Nets:
         """A teacher's logits of the clean images, (B, C) without gradient, computed once a batch."""
         teacher = self.teachers[role]
         if teacher not in batch.known:
-            with torch.no_grad():
-                batch.known[teacher] = teacher(batch.x)
+            batch.known[teacher] = self.at(batch.x, role)
         return batch.known[teacher]
+
+    @torch.no_grad()
+    def at(self, x: Tensor, role: str = "robust") -> Tensor:
+        """A teacher's logits of any images, (B, C) without gradient."""
+        logits: Tensor = self.teachers[role](x)
+        return logits
 
 
 def hp(

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from methods.base import Batch, Method, Nets, hp, quirk
@@ -37,8 +36,7 @@ class Crdnd(Method):
         return pgd(nets.student, batch.x, kl_to(nets.clean(batch)), batch.budget, start="gauss")
 
     def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
-        with torch.no_grad():
-            target = nets.teacher(adv)
+        target = nets.at(adv)
         far, near = nets.student(adv), nets.student(batch.x)
         return {
             "contrast_adv": (1 - self.clean_share) * self.contrast(far, target, batch.y),

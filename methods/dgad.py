@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -33,8 +32,7 @@ class Dgad(Method):
 
     def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
         clean = nets.clean(batch)
-        with torch.no_grad():
-            target = nets.teacher(adv)
+        target = nets.at(adv)
         right = (clean.argmax(dim=1) == batch.y).float()
         if self.swap:
             clean, target = swapped(clean, batch.y), swapped(target, batch.y)

@@ -19,9 +19,7 @@ def of_loss(logits: Tensor, x: Tensor, y: Tensor, create: bool) -> Tensor:
 
 def gap(nets: Nets, behind: Tensor, target: Tensor, far: Tensor) -> Tensor:
     """KL(T(x~) - T(x - d) || S(x~) - S(x - d)) per image, (B,), from x - d and both logits at x~, (B, C)."""
-    with torch.no_grad():
-        target = target - nets.teacher(behind)
-    return kl(target, far - nets.student(behind))
+    return kl(target - nets.at(behind), far - nets.student(behind))
 
 
 def linearised(teacher: nn.Module, batch: Batch, factor: float) -> Objective:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from methods.base import Batch, Method, Nets, hp, kl, quirk, trust
@@ -53,9 +52,7 @@ class Iad(Introspective):
         return pgd(nets.student, batch.x, ce(batch.y), batch.budget, train=self.train_mode_attack)
 
     def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
-        with torch.no_grad():
-            at_adv = nets.teacher(adv)
-        return self.introspect(nets, batch, adv, nets.clean(batch), at_adv)
+        return self.introspect(nets, batch, adv, nets.clean(batch), nets.at(adv))
 
 
 METHOD = Iad

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -44,8 +43,7 @@ class Iad2(Method):
         return pgd(nets.student, batch.x, ce(batch.y), batch.budget, train=self.train_mode_attack)
 
     def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
-        with torch.no_grad():
-            robust, natural = nets.teacher(adv), nets.teachers["natural"](adv)
+        robust, natural = nets.at(adv), nets.at(adv, "natural")
         a = trust(robust, batch.y) ** (0.0 if batch.epoch < self.begin * batch.epochs else self.beta)
         far, near = nets.student(adv), nets.student(batch.x)
         u, v = self.alpha_robust * self.tau**2, self.alpha_natural * self.tau**2

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 import methods
@@ -55,8 +54,7 @@ class Igdm(Method):
 
     def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
         terms = self.plain.loss(nets, batch, adv)
-        with torch.no_grad():
-            target = nets.teacher(adv)
+        target = nets.at(adv)
         weight = self.alpha * batch.epoch / batch.epochs
         return {**terms, "igdm": weight * gap(nets, 2 * batch.x - adv, target, nets.student(adv)).mean()}
 

@@ -50,9 +50,7 @@ class Kdiga(Method):
         gap = (own - theirs).flatten(1).norm(dim=1)
         seen, soft = near, target.detach()
         if self.adversarial:
-            with torch.no_grad():
-                soft = nets.teacher(adv)
-            seen = nets.student(adv)
+            soft, seen = nets.at(adv), nets.student(adv)
         weight = self.alpha * self.tau**2 * scale(self.reduction, soft.shape[1])
         return {
             "ce": (1 - self.alpha) * F.cross_entropy(near, batch.y),

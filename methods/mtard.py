@@ -40,8 +40,7 @@ class Mtard(Method):
 
     def targets(self, nets: Nets, batch: Batch, adv: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of the robust teacher at adv and of the natural one at x."""
-        with torch.no_grad():
-            return nets.teacher(adv), nets.clean(batch, "natural")
+        return nets.at(adv), nets.clean(batch, "natural")
 
     def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
         robust, natural = self.targets(nets, batch, adv)

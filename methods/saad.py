@@ -39,8 +39,7 @@ class Saad(Method):
         return pgd(nets.student, batch.x, linearised(nets.teacher, batch, self.slope), batch.budget, start="gauss")
 
     def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
-        with torch.no_grad():
-            target = nets.teacher(adv)
+        target = nets.at(adv)
         w, sure = self.weights(target)
         alpha = self.alpha * (batch.epoch / batch.epochs if self.ramp else 1.0)
         far = nets.student(adv)
