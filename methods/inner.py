@@ -47,6 +47,14 @@ def mode(net: nn.Module, training: bool) -> Iterator[None]:
             module.training = was
 
 
+@torch.no_grad()
+def settled(net: nn.Module, x: Tensor) -> Tensor:
+    """The logits of x, (B, C), that a network in training has in eval mode, as a target without gradient."""
+    with mode(net, training=False):
+        logits: Tensor = net(x)
+    return logits
+
+
 def full(values: Tensor) -> Tensor:
     """In single precision at least: autocast on a CPU leaves softmax and logarithm in bfloat16."""
     return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from methods.adaptive import untrained
 from methods.base import Batch, Method, Net, Nets, hp, kl, quirk, scale
-from methods.inner import kl_to, mode, pgd
-from methods.recipes import LIGHT, LONGER, averaged
+from methods.inner import kl_to, pgd, settled
+from methods.recipes import LATE
 
 
 @dataclass(frozen=True)
@@ -27,12 +26,7 @@ class Peeraid(Method):
     """
 
     requires = ()
-    recipe = (
-        *LONGER[:2],
-        ("milestones", (214 / 300, 259 / 300, 284 / 300), "three late falls"),
-        *LIGHT,
-        *averaged(214 / 300),
-    )
+    recipe = LATE
 
     tau: float = hp(5.0, "temperature of the student's terms", low=1.0, high=20.0, log=True, above=0.0)
     l2: float = hp(1.0, "weight of the peer's soft labels", low=0.1, high=10.0, log=True)
@@ -46,8 +40,7 @@ class Peeraid(Method):
         return {"peer": untrained(student)}
 
     def attack(self, nets: Nets, batch: Batch) -> Tensor:
-        with torch.no_grad(), mode(nets.parts["peer"], training=False):
-            target = nets.parts["peer"](batch.x)
+        target = settled(nets.parts["peer"], batch.x)
         return pgd(nets.student, batch.x, kl_to(target), batch.budget, start="gauss")
 
     def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:

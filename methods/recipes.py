@@ -39,3 +39,12 @@ def averaged(start: float) -> Recipe:
         ),
         ("swa_start", start, "as in the script, which estimates BatchNorm's statistics anew"),
     )
+
+
+# PeerAiD: one epoch earlier than RSLAD, and the average from the first fall on
+LATE: Recipe = (
+    *LONGER[:2],
+    ("milestones", (214 / 300, 259 / 300, 284 / 300), "three late falls"),
+    *LIGHT,
+    *averaged(214 / 300),
+)

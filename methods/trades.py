@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from methods.base import Batch, Method, Nets, hp, kl
-from methods.inner import kl_to, mode, pgd
+from methods.inner import kl_to, pgd, settled
 from methods.recipes import LIGHT
 
 
@@ -33,8 +32,7 @@ class Trades(Method):
     beta: float = hp(6.0, "weight of the robust term", low=1.0, high=12.0)
 
     def attack(self, nets: Nets, batch: Batch) -> Tensor:
-        with torch.no_grad(), mode(nets.student, training=False):
-            target = nets.student(batch.x)
+        target = settled(nets.student, batch.x)
         return pgd(nets.student, batch.x, kl_to(target), batch.budget, start="gauss")
 
     def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
