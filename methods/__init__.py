@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from methods.base import Method
 
 GROUP = "bench.methods"
-SUPPORT = {"__init__", "adaptive", "base", "contract", "contrast", "fold", "gradients", "inner", "recipes"}
+SUPPORT = {"__init__", "adaptive", "base", "contract", "contrast", "fold", "forms", "gradients", "inner", "recipes"}
 PATIENCE = 5  # seconds for the import of a plugin that nobody asked for; that of torch is not counted
 
 

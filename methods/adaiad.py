@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from methods.base import Batch, Nets, hp
-from methods.iad import Introspective
+from methods.forms import Introspective
 from methods.inner import kl_between, pgd
 
 
