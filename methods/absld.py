@@ -9,13 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from methods.adaptive import ClassTemperatures, decay
+from methods.adaptive import ClassTemperatures
 from methods.base import Batch, Method, Net, Nets, hp, kl, quirk, scale
-from methods.inner import full, kl_to, pgd
+from methods.inner import kl_to, pgd
 from methods.recipes import LONGER
 
 
@@ -43,17 +41,13 @@ class Absld(Method):
     def temperatures(self, nets: Nets, batch: Batch) -> Tensor:
         """Those of each image's class, (2, B, 1): for clean images and for attacked ones."""
         classes: ClassTemperatures = nets.parts["classes"]  # type: ignore[assignment]
-        classes.begin(batch, self.rate * decay(batch))
-        tau = classes.tau[:, batch.y, None]
+        tau = classes.of(batch, self.rate)
         return tau.prod(dim=0).expand_as(tau) if self.aliased else tau
 
     def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
-        classes: ClassTemperatures = nets.parts["classes"]  # type: ignore[assignment]
         tau = self.temperatures(nets, batch)
         far, near, target = nets.student(adv), nets.student(batch.x), nets.clean(batch)
-        with torch.no_grad():
-            losses = [F.cross_entropy(full(logits), batch.y, reduction="none") for logits in (near, far)]
-            classes.add(torch.stack(losses), batch.y)
+        nets.parts["classes"].observe(near, far, batch.y)  # type: ignore[operator]
         weight = scale(self.reduction, target.shape[1])
         return {
             "kl_adv": weight * self.alpha * kl(target / tau[1], far).mean(),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from methods.base import Batch
@@ -20,6 +22,18 @@ def decay(batch: Batch) -> float:
 def magnitude(value: Tensor) -> Tensor:
     """The power of ten not above a positive value."""
     return 10 ** value.clamp(min=1e-6).log10().floor()
+
+
+def by_entropy(target: Tensor, shifted: bool) -> tuple[Tensor, Tensor]:
+    """SAAD's weights of the adversarial and the clean term, (B,) each, from the entropies of a teacher's logits (B, C).
+
+    The entropies, and 1 - their share of log C. shifted: both of what they are above the least, the first 5 times.
+    """
+    entropy = torch.distributions.Categorical(logits=full(target)).entropy()  # type: ignore[no-untyped-call]
+    if shifted:
+        above = entropy - entropy.min()
+        return 5 * above, 1 - above / above.max().clamp(min=1e-6)
+    return entropy, 1 - entropy / math.log(target.shape[1])
 
 
 def untrained(net: nn.Module) -> nn.Module:
@@ -150,6 +164,16 @@ class ClassTemperatures(ClassMeans):
     def __init__(self, num_classes: int) -> None:
         super().__init__(num_classes, 2)
         self.register_buffer("tau", torch.ones(2, num_classes))
+
+    def of(self, batch: Batch, rate: float) -> Tensor:
+        """Those of each image's class, (2, B, 1), which have moved where an epoch begins."""
+        self.begin(batch, rate * decay(batch))
+        return self.tau[:, batch.y, None]
+
+    @torch.no_grad()
+    def observe(self, near: Tensor, far: Tensor, y: Tensor) -> None:
+        """Adds the cross-entropies of the student's logits of both kinds of images, (B, C) each."""
+        self.add(torch.stack([F.cross_entropy(full(logits), y, reduction="none") for logits in (near, far)]), y)
 
     def change(self, means: Tensor, strength: float) -> None:
         """means: (2, C) cross-entropies; strength: the rate."""

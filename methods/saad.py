@@ -8,15 +8,14 @@ has the factor 1.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
+from methods.adaptive import by_entropy
 from methods.base import Batch, Method, Nets, hp, kl, quirk
 from methods.gradients import gap, linearised
-from methods.inner import full, pgd
+from methods.inner import pgd
 from methods.recipes import LIGHT, averaged
 
 
@@ -53,11 +52,7 @@ class Saad(Method):
 
     def weights(self, target: Tensor) -> tuple[Tensor, Tensor]:
         """(B, C) teacher logits -> weights of the adversarial and the clean terms, (B,) each."""
-        entropy = torch.distributions.Categorical(logits=full(target)).entropy()  # type: ignore[no-untyped-call]
-        if self.shifted:
-            above = entropy - entropy.min()
-            return 5 * above, 1 - above / above.max().clamp(min=1e-6)
-        return entropy, 1 - entropy / math.log(target.shape[1])
+        return by_entropy(target, self.shifted)
 
 
 METHOD = Saad
