@@ -17,6 +17,15 @@ def of_loss(logits: Tensor, x: Tensor, y: Tensor, create: bool) -> Tensor:
     return found
 
 
+def of_both(nets: Nets, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """Both networks' gradients at the clean images: the norm of their difference, (B,), and both logits, (B, C)."""
+    x = batch.x.detach().clone().requires_grad_()
+    with torch.enable_grad():
+        logits, target = nets.student(x), nets.teacher(x)
+        own, theirs = of_loss(logits, x, batch.y, create=True), of_loss(target, x, batch.y, create=False)
+    return (own - theirs).flatten(1).norm(dim=1), logits, target.detach()
+
+
 def gap(nets: Nets, behind: Tensor, target: Tensor, far: Tensor) -> Tensor:
     """KL(T(x~) - T(x - d) || S(x~) - S(x - d)) per image, (B,), from x - d and both logits at x~, (B, C)."""
     return kl(target - nets.at(behind), far - nets.student(behind))

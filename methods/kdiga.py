@@ -10,12 +10,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from methods.base import Batch, Method, Nets, hp, kl, quirk, scale
-from methods.gradients import of_loss
+from methods.gradients import of_both
 from methods.inner import ce, pgd
 from methods.recipes import STUCK
 
@@ -43,19 +42,13 @@ class Kdiga(Method):
         return pgd(nets.student, batch.x, ce(batch.y), batch.budget) if self.adversarial else batch.x
 
     def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
-        x = batch.x.detach().clone().requires_grad_()
-        with torch.enable_grad():
-            near, target = nets.student(x), nets.teacher(x)
-            own, theirs = (of_loss(logits, x, batch.y, create) for logits, create in ((near, True), (target, False)))
-        gap = (own - theirs).flatten(1).norm(dim=1)
-        seen, soft = near, target.detach()
-        if self.adversarial:
-            soft, seen = nets.at(adv), nets.student(adv)
+        apart, near, target = of_both(nets, batch)
+        soft, seen = (nets.at(adv), nets.student(adv)) if self.adversarial else (target, near)
         weight = self.alpha * self.tau**2 * scale(self.reduction, soft.shape[1])
         return {
             "ce": (1 - self.alpha) * F.cross_entropy(near, batch.y),
             "kl": weight * kl(soft, seen, self.tau).mean(),
-            "gradient": self.gamma * gap.mean(),
+            "gradient": self.gamma * apart.mean(),
         }
 
 
