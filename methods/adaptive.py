@@ -19,9 +19,10 @@ def decay(batch: Batch) -> float:
     return float(0.1 ** sum(batch.epoch >= fall * batch.epochs for fall in FALLS))
 
 
-def magnitude(value: Tensor) -> Tensor:
-    """The power of ten not above a positive value."""
-    return 10 ** value.clamp(min=1e-6).log10().floor()
+def magnitude(*values: Tensor) -> Tensor:
+    """The power of ten not above the smallest of positive values, without gradient."""
+    smallest = torch.stack([value.detach() for value in values]).min()
+    return 10 ** smallest.clamp(min=1e-6).log10().floor()
 
 
 def by_entropy(target: Tensor, shifted: bool) -> tuple[Tensor, Tensor]:
@@ -81,8 +82,9 @@ class Uncertainty(nn.Module):
         self.register_buffer("tau", torch.ones(2))
         self.register_buffer("entropy", torch.ones(2))
 
+    @torch.no_grad()
     def forward(self, robust: Tensor, natural: Tensor) -> tuple[Tensor, Tensor]:
-        """Softens the logits of both, (B, C)."""
+        """Softens the logits of both, (B, C), into targets without gradient."""
         softened = robust / self.tau[0], natural / self.tau[1]
         for i, logits in enumerate(softened):
             self.entropy[i] = torch.distributions.Categorical(logits=full(logits)).entropy().mean()  # type: ignore[no-untyped-call]

@@ -10,28 +10,23 @@ out: the script's cosine and exponential schedule.
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
-from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from methods.adaptive import Uncertainty, decay, magnitude
-from methods.base import Batch, Method, Net, Nets, hp, kl, quirk, scale
-from methods.inner import ce, mode, pgd
+from methods.base import Batch, Net, Nets, hp, kl, quirk, scale
+from methods.forms import LearningTeacher, TwoTeachers
 from methods.recipes import LIGHT, LONGER
 
 
 @dataclass(frozen=True)
-class Ciard(Method):
+class Ciard(LearningTeacher, TwoTeachers):
     """KL(T(x~) / t || S(x~)) + KL(N(x) / u || S(x)) - m mean KL(N(x~) || S(x~) / 5) where N is wrong; inner CE.
 
     m: the power of ten that brings the push to the size of the smaller of the others; T: + CE(T(x~), y) after `begin`.
     """
 
-    requires = ("robust", "natural")
     recipe = (*LONGER[:1], *LIGHT)
 
     rate: float = hp(0.001, "step of the temperatures", low=1e-4, high=0.1, log=True)
@@ -44,32 +39,18 @@ class Ciard(Method):
     reduction: str = quirk("batchmean", "mean", "KL averaged over the classes too: a tenth of it on 10 classes")
 
     def build(self, student: Net, teachers: dict[str, Net], num_train: int) -> dict[str, nn.Module]:
-        learner = copy.deepcopy(teachers["robust"]).requires_grad_()
-        return {"uncertainty": Uncertainty(), "teacher": learner}
-
-    def groups(self, nets: Nets) -> list[dict[str, Any]]:
-        slow = {"momentum": 0.1, "weight_decay": 2e-4, "scale": self.teacher_rate}
-        return [{"params": [*nets.student.parameters()]}, {"params": [*nets.parts.parameters()], **slow}]
-
-    def attack(self, nets: Nets, batch: Batch) -> Tensor:
-        return pgd(nets.student, batch.x, ce(batch.y), batch.budget, start="gauss")
+        return {"uncertainty": Uncertainty(), **super().build(student, teachers, num_train)}
 
     def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
-        with mode(nets.parts["teacher"], self.train_mode_teacher):
-            learner = nets.parts["teacher"](adv)
-        with torch.no_grad():
-            natural = nets.teachers["natural"](adv)
-            soft = nets.parts["uncertainty"](learner.detach(), nets.clean(batch, "natural"))
+        learner, natural = self.learner(nets, adv), nets.at(adv, "natural")
+        soft = nets.parts["uncertainty"](learner, nets.clean(batch, "natural"))
         far, near = nets.student(adv), nets.student(batch.x)
         weight = scale(self.reduction, far.shape[1])
         terms = {"kl_robust": weight * kl(soft[0], far).mean(), "kl_natural": weight * kl(soft[1], near).mean()}
         wrong = (natural.argmax(dim=1) != batch.y).float()
         away = weight * (wrong * kl(natural, far / 5)).sum() / wrong.sum().clamp(min=1)
-        smaller = torch.stack([term.detach() for term in terms.values()]).min()
-        terms["push"] = -self.push * magnitude(smaller) / magnitude(away.detach()) * away
-        if batch.epoch >= self.begin * batch.epochs:
-            terms["teacher_ce"] = F.cross_entropy(learner, batch.y)
-        return terms
+        terms["push"] = -self.push * magnitude(*terms.values()) / magnitude(away) * away
+        return {**terms, **self.lesson(batch, learner)}
 
     def after_step(self, nets: Nets, batch: Batch) -> None:
         nets.parts["uncertainty"].move(self.rate * decay(batch))  # type: ignore[operator]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import methods
 from methods.base import Batch, Method, Net, Nets, hp, kl, quirk, trust
+from methods.inner import ce, mode, pgd
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,42 @@ class Introspective(Method):
             "kl_teacher": self.tau**2 * ((1 if self.trust_all else a) * kl(target, far, self.tau)).mean(),
             "kl_self": tau**2 * ((1 - a) * kl(own, far, tau)).mean(),
         }
+
+
+class TwoTeachers(Method):
+    """What MTARD, B-MTARD and CIARD share: a robust teacher for attacked images, a natural one for clean ones; inner CE."""
+
+    requires = ("robust", "natural")
+
+    def attack(self, nets: Nets, batch: Batch) -> Tensor:
+        return pgd(nets.student, batch.x, ce(batch.y), batch.budget, start="gauss")
+
+
+class LearningTeacher(Method):
+    """A copy of the robust teacher, the part "teacher", that learns on beside the student, as in CIARD."""
+
+    # declared by who inherits, so that they stand in the order of its own
+    begin: float
+    teacher_rate: float
+    train_mode_teacher: bool
+
+    def build(self, student: Net, teachers: dict[str, Net], num_train: int) -> dict[str, nn.Module]:
+        return {"teacher": copy.deepcopy(teachers["robust"]).requires_grad_()}
+
+    def groups(self, nets: Nets) -> list[dict[str, Any]]:
+        slow = {"momentum": 0.1, "weight_decay": 2e-4, "scale": self.teacher_rate}
+        return [{"params": [*nets.student.parameters()]}, {"params": [*nets.parts.parameters()], **slow}]
+
+    def learner(self, nets: Nets, adv: Tensor) -> Tensor:
+        """The copy's logits, (B, C), with their gradient."""
+        with mode(nets.parts["teacher"], self.train_mode_teacher):
+            logits: Tensor = nets.parts["teacher"](adv)
+        return logits
+
+    def lesson(self, batch: Batch, logits: Tensor) -> dict[str, Tensor]:
+        """The copy's own term for its logits, (B, C), from a share of the epochs on."""
+        begun = batch.epoch >= self.begin * batch.epochs
+        return {"teacher_ce": F.cross_entropy(logits, batch.y)} if begun else {}
 
 
 @dataclass(frozen=True)

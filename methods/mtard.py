@@ -13,19 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from methods.adaptive import Balance, decay
-from methods.base import Batch, Method, Net, Nets, hp, kl, quirk, scale
-from methods.inner import ce, pgd
+from methods.base import Batch, Net, Nets, hp, kl, quirk, scale
+from methods.forms import TwoTeachers
 from methods.recipes import LONGER
 
 
 @dataclass(frozen=True)
-class Mtard(Method):
+class Mtard(TwoTeachers):
     """w KL(T(x~) || S(x~)) + (1 - w) KL(N(x) || S(x)), N: the natural teacher; x~ = argmax CE(S(x~), y).
 
     r = (term / its first value)^gamma for both; after each step 1 - w moves by eta towards r_N / (r_T + r_N).
     """
 
-    requires = ("robust", "natural")
     recipe = LONGER
 
     eta: float = hp(0.025, "rate of the weights", low=0.001, high=0.1, log=True, most=1.0)
@@ -34,9 +33,6 @@ class Mtard(Method):
 
     def build(self, student: Net, teachers: dict[str, Net], num_train: int) -> dict[str, nn.Module]:
         return {"balance": Balance()}
-
-    def attack(self, nets: Nets, batch: Batch) -> Tensor:
-        return pgd(nets.student, batch.x, ce(batch.y), batch.budget, start="gauss")
 
     def targets(self, nets: Nets, batch: Batch, adv: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of the robust teacher at adv and of the natural one at x."""
