@@ -9,13 +9,14 @@ random pair scores 1 / (1 + N). CRD's M, the size of the training set, cancels.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from methods.base import Nets, trust
-from methods.inner import Objective, full
+from methods.base import Batch, Nets, kl, trust
+from methods.inner import full, pgd
 
 Z_MOMENTUM = 0.99
 
@@ -115,12 +116,57 @@ def weights(kind: str, beta: float, target: Tensor, y: Tensor) -> Tensor:
     return w / w.mean().clamp(min=1e-6)
 
 
-def away(nets: Nets, x: Tensor) -> Objective:
-    """1 - cos between the student's embedding of what is attacked and the teacher's of the clean images x, summed."""
+class Seen(NamedTuple):
+    """What teacher and student make of the images that they see, u and v."""
+
+    anchor: Tensor  # the teacher's features of u, (B, teacher width), without gradient
+    target: Tensor  # its logits of u, (B, C), without gradient
+    far: Tensor  # the student's features of x~, (B, student width), whatever v is
+    found: list[Tensor]  # those of each v
+
+
+def see(nets: Nets, x: Tensor, adv: Tensor, teacher_input: str, student_input: str, learn: bool) -> Seen:
+    """u is "clean" or "adv", v one of them or "both". learn: the student's features keep their gradient."""
+    with torch.no_grad():
+        anchor = nets.teacher.features(adv if teacher_input == "adv" else x)
+        target = nets.teacher.head(anchor)
+    far = nets.student.features(adv)
+    near = nets.student.features(x) if student_input != "adv" else far
+    if not learn:
+        far, near = far.detach(), near.detach()
+    return Seen(anchor, target, far, {"adv": [far], "clean": [near], "both": [far, near]}[student_input])
+
+
+def guided(nets: Nets, seen: Seen, y: Tensor, w: Tensor, symmetric: bool, weigh: str) -> Tensor:
+    """The mean contrastive loss over all v, weighted by w, (B,); weigh: "all" of it or the "positive" pairs alone."""
+    losses = []
+    for found in seen.found:
+        positive, negative = nets.parts["contrast"](seen.anchor, found, y, symmetric)
+        losses.append((w * positive + (w if weigh == "all" else 1.0) * negative).mean())
+    return torch.stack(losses).mean()
+
+
+def soft(nets: Nets, seen: Seen, tau: float) -> Tensor:
+    """The mean KL(T(u) || S(v)) over all v, softened by tau."""
+    return torch.stack([kl(seen.target, nets.student.head(found), tau).mean() for found in seen.found]).mean()
+
+
+def stages(batch: Batch, two: bool) -> tuple[bool, bool]:
+    """Whether this epoch trains the features by contrast, and whether it trains the classifier; half each if `two`."""
+    first = batch.epoch < batch.epochs / 2
+    return (first, not first) if two else (True, True)
+
+
+def turned(nets: Nets, batch: Batch) -> Tensor:
+    """Images for which 1 - cos between the student's embedding of them and the teacher's of the clean ones is large."""
     contrast: Contrast = nets.parts["contrast"]  # type: ignore[assignment]
     with torch.no_grad():
-        anchor = contrast.embed_t(nets.teacher.features(x))
-    return lambda net, adv: (1 - (contrast.embed_s(net.features(adv)) * anchor).sum(dim=1)).sum()  # type: ignore[operator]
+        anchor = contrast.embed_t(nets.teacher.features(batch.x))
+
+    def angle(net: nn.Module, adv: Tensor) -> Tensor:
+        return (1 - (contrast.embed_s(net.features(adv)) * anchor).sum(dim=1)).sum()  # type: ignore[operator]
+
+    return pgd(nets.student, batch.x, angle, batch.budget, start="gauss")
 
 
 def nt_xent(a: Tensor, b: Tensor, tau: float) -> Tensor:

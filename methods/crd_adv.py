@@ -1,7 +1,8 @@
 """CRD on adversarial images, a control: what GACD becomes without its sample weights.
 
 Paper of the critic: Tian, Krishnan and Isola, "Contrastive Representation Distillation", ICLR 2020. Assumed, as in gacd: the
-student embeds x~, the teacher x; the attack is that of the cross-entropy; the contrast weighs 0.2.
+student embeds x~, the teacher x; the attack is that of the cross-entropy; the contrast weighs 0.2 and not CRD's 0.8, which
+crowds the classifier of a small student out (docs/log.md).
 """
 
 from __future__ import annotations

@@ -1,27 +1,23 @@
 """Guided adversarial contrastive distillation (GACD), a reconstruction.
 
-Paper: Bai, Chen, Zhao, Wen, Jiang and Kot, "Feature Distillation With Guided Adversarial Contrastive Learning",
-arXiv 2009.09922, 2020. Only its abstract could be read. Certain from it: robustness is transferred through features; the
+Paper: Bai, Chen, Zhao, Wen, Jiang and Kot, "Feature Distillation With Guided Adversarial Contrastive Learning", arXiv
+2009.09922, 2020. Only its abstract could be read. Certain from it: robustness is transferred through features; the
 objective is contrastive and tied to mutual information; the teacher is the anchor; "sample reweighted estimation" takes
-away the harm of the teacher's mistakes. Everything else is an assumption, A1 to A8 on the switch that changes it (A4,
-the projection, and A6, the critic, on those that crd has too): the critic is CRD's, the weight is the teacher's trust
-in the true label, and a cross-entropy on adversarial images trains the classifier, because contrast alone ignores the
-scale of the logits. lambda_con is 0.2 and not CRD's 0.8, which crowds the classifier of a small student out
-(docs/log.md).
+away the harm of its mistakes. All else is assumed, A1 to A8 on the switch that changes it (A4, the projection, and A6, the
+critic, on those that crd has too): CRD's critic, the teacher's trust in the true label as the weight, and a cross-entropy
+on adversarial images for the classifier, because contrast alone ignores the scale of the logits.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from methods.base import Batch, Nets, hp, kl
-from methods.contrast import away, weights
+from methods.base import Batch, Nets, hp
+from methods.contrast import guided, see, soft, stages, turned, weights
 from methods.crd_adv import CrdAdv
-from methods.inner import pgd
 
 
 @dataclass(frozen=True)
@@ -42,38 +38,21 @@ class Gacd(CrdAdv):
     tau_kd: float = hp(4.0, "A8: temperature of the soft labels", low=1.0, high=20.0, log=True, above=0.0)
     two_stage: bool = hp(False, "A8: half the epochs contrast alone, then the classifier on frozen features")
 
-    def stage(self, batch: Batch) -> tuple[bool, bool]:
-        """Whether this epoch trains the features by contrast, and whether it trains the classifier."""
-        first = batch.epoch < batch.epochs / 2
-        return (first, not first) if self.two_stage else (True, True)
-
     def attack(self, nets: Nets, batch: Batch) -> Tensor:
-        if self.inner == "ce" and self.stage(batch)[1]:
-            return super().attack(nets, batch)
-        return pgd(nets.student, batch.x, away(nets, batch.x), batch.budget, start="gauss")
+        _, classifying = stages(batch, self.two_stage)
+        return super().attack(nets, batch) if self.inner == "ce" and classifying else turned(nets, batch)
 
     def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
-        student, (contrasting, classifying) = nets.student, self.stage(batch)
-        with torch.no_grad():
-            anchor = nets.teacher.features(adv if self.teacher_input == "adv" else batch.x)
-            target = nets.teacher.head(anchor)
-        far = student.features(adv)
-        near = student.features(batch.x) if self.student_input != "adv" else far
-        seen = {"adv": [far], "clean": [near], "both": [far, near]}[self.student_input]
+        contrasting, classifying = stages(batch, self.two_stage)
+        seen = see(nets, batch.x, adv, self.teacher_input, self.student_input, learn=contrasting)
         terms = {}
         if contrasting:
-            w = weights(self.weight, self.beta, target, batch.y)
-            losses = []
-            for found in seen:
-                positive, negative = nets.parts["contrast"](anchor, found, batch.y, self.symmetric)
-                losses.append((w * positive + (w if self.weigh == "all" else 1.0) * negative).mean())
-            terms["contrast"] = self.lambda_con * torch.stack(losses).mean()
+            w = weights(self.weight, self.beta, seen.target, batch.y)
+            terms["contrast"] = self.lambda_con * guided(nets, seen, batch.y, w, self.symmetric, self.weigh)
         if classifying:
-            far, seen = (far, seen) if contrasting else (far.detach(), [found.detach() for found in seen])
-            terms["ce_adv"] = self.lambda_ce * F.cross_entropy(student.head(far), batch.y)
+            terms["ce_adv"] = self.lambda_ce * F.cross_entropy(nets.student.head(seen.far), batch.y)
             if self.lambda_kd:
-                soft = torch.stack([kl(target, student.head(found), self.tau_kd).mean() for found in seen]).mean()
-                terms["kl"] = self.lambda_kd * self.tau_kd**2 * soft
+                terms["kl"] = self.lambda_kd * self.tau_kd**2 * soft(nets, seen, self.tau_kd)
         return terms
 
 
