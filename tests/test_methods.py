@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,12 @@ class TestEveryMethod(Contract):
 
 def test_reserved_names_cover_the_command_line() -> None:
     assert {field.name for field in dataclasses.fields(options.Run)} <= contract.RESERVED
+
+
+@pytest.mark.parametrize("name", methods.builtin())
+def test_a_method_fits_on_a_page(name: str) -> None:
+    """What is longer shares something with other methods, or could."""
+    assert len(Path(methods.__path__[0], f"{name}.py").read_text().splitlines()) < 60
 
 
 @pytest.mark.parametrize("name", methods.builtin())
