@@ -158,7 +158,8 @@ def parse(verb: str, argv: list[str]) -> tuple[Any, dict[str, Any]]:
     values = parsed(verb, form, argv)
     if verb == "run" and not values.method:
         raise UsageError("missing: --method, or --config")
-    return values, {name: getattr(values, name) for name, _, _ in extra}
+    plain = VERBS[verb](**{field.name: getattr(values, field.name) for field in dataclasses.fields(VERBS[verb])})
+    return plain, {name: getattr(values, name) for name, _, _ in extra}  # plain: worker processes get it by pickle
 
 
 def configuration(argv: list[str], names: list[str]) -> Config | None:

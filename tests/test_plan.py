@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 import re
 import shlex
 from pathlib import Path
@@ -51,6 +52,12 @@ def test_suites_are_consistent(suite: Suite) -> None:
     assert suite.inner_step * suite.inner_steps > suite.eps
     assert set(suite.full_checkpoints) <= {"best", "last", *suite.training.averaging}
     assert "aa" in suite.attacks
+
+
+@pytest.mark.parametrize("words", ["--method rslad", "--method rslad --alpha 0.9 --workers 2", "--method ard,rslad"])
+def test_options_reach_worker_processes(words: str) -> None:
+    options, _ = cli.parse("run", words.split())
+    assert pickle.loads(pickle.dumps(options)) == options
 
 
 def test_a_grid_is_every_combination_with_each_teacher_once() -> None:
