@@ -24,11 +24,12 @@ from bench.tuning.trial import Task
 
 def best(study: Study, task: Task) -> list[FrozenTrial]:
     """The best trial, or the Pareto front; by number. Raises BenchError where no trial keeps the clean accuracy."""
-    feasible = [trial for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)) if ok(trial)]
-    if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    if not complete:
         reasons = Counter(trial.user_attrs["reason"] for trial in study.trials if "reason" in trial.user_attrs)
         said = "".join(f": {reason}" for reason, _ in reasons.most_common(1))
         raise BenchError(f"{task.plan.name}: no trial was completed{said}")
+    feasible = [trial for trial in complete if all(value <= 0 for value in trial.constraints.values())]
     if not feasible:
         raise BenchError(
             f"{task.plan.name}: no trial has a clean accuracy of {100 * task.floor:.1f} % on the validation images: "
@@ -37,10 +38,6 @@ def best(study: Study, task: Task) -> list[FrozenTrial]:
     if len(task.plan.objectives) > 1:
         return sorted(study.best_trials, key=lambda trial: trial.number)
     return [max(feasible, key=lambda trial: (trial.value, -trial.number))]
-
-
-def ok(trial: FrozenTrial) -> bool:
-    return all(value <= 0 for value in trial.constraints.values())
 
 
 def configuration(trial: FrozenTrial, study: Study, task: Task, shop: Workshop, teacher: str) -> Config:
@@ -89,7 +86,7 @@ def summary(study: Study, task: Task) -> str:
     return f"{study.study_name}: {text}{saved}"
 
 
-def write(study: Study, task: Task, shop: Workshop, teacher: str) -> list[Path]:
+def write(study: Study, task: Task, shop: Workshop, teacher: str, record: Record) -> list[Path]:
     """Writes a file for each of the best trials, ends the study's MLflow run with files and figures; returns the paths.
 
     A file's name ends with the digest of its values, so that a later one does not take its place.
@@ -100,13 +97,12 @@ def write(study: Study, task: Task, shop: Workshop, teacher: str) -> list[Path]:
         path = shop.root / "tuned" / f"{study.study_name.replace('/', '-')}-{found.digest}.toml"
         config.write(path, found)
         paths.append(path)
-    publish(study, task, shop, chosen, paths)
+    publish(study, task, record, chosen, paths)
     return paths
 
 
-def publish(study: Study, task: Task, shop: Workshop, chosen: list[FrozenTrial], paths: list[Path]) -> None:
+def publish(study: Study, task: Task, record: Record, chosen: list[FrozenTrial], paths: list[Path]) -> None:
     """The study's MLflow run: counts, best values, a note, the files, the figures that can be drawn."""
-    record = Record(shop.store, task.parent)
     counts, (spent, whole) = states(study), epochs(study, task)
     record.metrics({f"trials/{name}": counts[name] for name in ("complete", "pruned", "failed")})
     record.metrics({"epochs": spent, "epochs_unpruned": whole})

@@ -21,10 +21,8 @@ from bench.suites import Training
 from methods import base
 from methods.base import Method
 
-TRAINING = {
-    "lr": 4.0,
-    "weight_decay": 5.0,
-}  # searched on a logarithmic scale, from default / factor to default * factor
+# Searched on a logarithmic scale, from default / factor to default * factor.
+TRAINING = {"lr": 4.0, "weight_decay": 5.0}
 
 
 @dataclass(frozen=True)

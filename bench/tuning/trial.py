@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -68,9 +67,8 @@ def objective(trial: optuna.Trial, study: Study, task: Task, shop: Workshop, dat
         end(record, "pruned", str(error))
         raise
     except (optuna.exceptions.OptunaError, SQLAlchemyError, MlflowException, OSError):
-        if not storage.followed(
-            study, trial.number
-        ):  # else this process had been taken for dead: the record is another's
+        # with a successor, this process had been taken for dead, and the record is another's
+        if not storage.followed(study, trial.number):
             record.end(KILLED, "interrupted")
         raise
     except Exception as error:
@@ -188,4 +186,4 @@ def shown(value: Any) -> str:
 
 def quiet(spec: Spec) -> Spec:
     """A trial's spec: no averages, which nothing here looks at."""
-    return dataclasses.replace(spec, training=replace(spec.training, averaging=()))
+    return replace(spec, training=replace(spec.training, averaging=()))

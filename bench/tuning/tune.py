@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from mlflow.exceptions import MlflowException
 from optuna.study import Study
 from rich.console import Console
 from rich.table import Table
@@ -60,10 +61,11 @@ def tune(options: Tune) -> int:
             floor = options.min_clean
             if floor is None:
                 floor = clean(judges[cell.spec.dataset], shop, load) - ALLOWANCE
-            failed = max(failed, one(options, cell, spaces[cell.spec.method], floor, shop))
-        except BenchError as error:
-            print(f"error: {error}", file=sys.stderr)
-            failed = max(failed, error.exit_code)
+            with storage.told(place(options)):
+                failed = max(failed, one(options, cell, spaces[cell.spec.method], floor, shop))
+        except (BenchError, MlflowException) as error:
+            print(f"error: {' '.join(str(error).split())[:300]}", file=sys.stderr)
+            failed = max(failed, error.exit_code if isinstance(error, BenchError) else 1)
     return failed
 
 
@@ -130,7 +132,7 @@ def one(options: Tune, cell: Cell, space: Space, floor: float, shop: Workshop) -
             worker.together(options, task, shop)
             study = study_module.attach(studied, storage.connect(studied.place))
         print(outcome.summary(study, task), file=sys.stderr)
-        paths = outcome.write(study, task, shop, teacher(options, cell))
+        paths = outcome.write(study, task, shop, teacher(options, cell), record)
     except BenchError as error:
         record.end(FAILED, str(error))
         raise
@@ -206,8 +208,8 @@ def foresee(options: Tune, cells: list[Cell], spaces: dict[str, Space]) -> int:
     seconds = options.trials * sum(each) * sum(rungs) / epochs / options.workers
     console.print(
         f"{options.trials} trials of {' and '.join(map(str, rungs))} epochs for each of {len(each)} searches "
-        f"with {options.sampler}: "
-        f"at most about {duration(seconds)} on {environment.device_name(device)}, then the final runs",
+        f"with {options.sampler}: at most about {duration(seconds)} on {environment.device_name(device)}, "
+        "then the final runs",
         soft_wrap=True,
     )
     return 0
