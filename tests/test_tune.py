@@ -15,6 +15,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+import server
 import sqlalchemy
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -23,7 +24,6 @@ from optuna.trial import TrialState
 
 from bench import cli, data
 from bench.tuning import storage, study, trial
-from tests import server
 
 NAME = "digits/digits/resnet8-w4/pgd_at"
 FEW = "--suite digits --method pgd_at --student resnet8-w4 --limit-train 128 --limit-test 8 --epochs 4 --min-clean 0"

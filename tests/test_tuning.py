@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import optuna
 import pytest
+import server
 from mlflow import MlflowClient
 from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.study import Study
@@ -27,7 +28,6 @@ from bench.tuning import storage
 from bench.tuning import study as study_module
 from bench.tuning.study import Plan
 from methods.base import Method
-from tests import server
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning", "ignore:Heartbeat of storage")
 TRAINING = suites.DIGITS.training
