@@ -164,16 +164,17 @@ def test_rungs_are_whole_schedules() -> None:
 
 
 @pytest.mark.parametrize("kind", ["halving", "hyperband"])
-def test_about_one_in_four_goes_on(kind: str) -> None:
+def test_about_one_in_five_goes_on(kind: str) -> None:
     study = optuna.create_study(direction="maximize", pruner=study_module.pruner(kind, 36), study_name="s")
-    going = 0
+    going = []
     for value in np.random.RandomState(0).permutation(80):
         trial = study.ask()
         trial.report(float(value), 9)
-        going += not trial.should_prune()
+        going.append(not trial.should_prune())
         study.tell(trial, float(value))
-    low, high = {"halving": (10, 30), "hyperband": (31, 60)}[kind]  # one of hyperband's two brackets prunes nothing
-    assert low <= going <= high
+    low, high = {"halving": (10, 20), "hyperband": (31, 60)}[kind]  # one of hyperband's two brackets prunes nothing
+    assert low <= sum(going) <= high
+    assert any(going[:4]) == (kind == "hyperband")
 
 
 # --- storages
@@ -208,7 +209,7 @@ def test_a_dead_workers_trial_is_queued_again_once(place: str, tmp_path: Path, r
     trial = study.ask()
     x = trial.suggest_float("x", 0, 1)
     trial.report(0.5, 9)
-    assert not trial.should_prune()
+    trial.should_prune()  # which notes the rung
     done = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
     trial.set_user_attr("worker", [storage.HERE, int(done.stdout), trial.number])
     mine = study.ask()

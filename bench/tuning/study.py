@@ -27,7 +27,8 @@ SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
     "random": lambda seed: RandomSampler(seed=seed),
 }
 OVER = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
-KEEP = 4  # one in so many trials goes on from a rung to the next, and rungs lie this factor of epochs apart
+SHORT = 4  # the first of two rungs is a schedule of the epochs divided by this
+KEEP = 5  # halving lets about one in so many trials go on; among fewer trials than that, none
 
 
 class PerTrial(BaseSampler):
@@ -69,16 +70,16 @@ def rungs(kind: str, epochs: int) -> tuple[int, ...]:
     Each is a whole schedule, learning rate falling to its end: in the middle of one, the robust accuracies of trials
     order them the wrong way round (docs/tuning.md).
     """
-    return (epochs // KEEP, epochs) if kind != "none" and epochs >= KEEP else (epochs,)
+    return (epochs // SHORT, epochs) if kind != "none" and epochs >= SHORT else (epochs,)
 
 
 def pruner(kind: str, epochs: int) -> BasePruner:
     """The pruner over rungs; `kind`: halving, hyperband or none."""
     first = rungs(kind, epochs)[0]
     if kind == "halving":
-        return SuccessiveHalvingPruner(min_resource=first, reduction_factor=KEEP)
+        return SuccessiveHalvingPruner(min_resource=first, reduction_factor=KEEP, bootstrap_count=KEEP - 1)
     if kind == "hyperband":
-        return HyperbandPruner(min_resource=first, max_resource=epochs, reduction_factor=KEEP)
+        return HyperbandPruner(min_resource=first, max_resource=epochs, reduction_factor=SHORT)
     return NopPruner()
 
 
