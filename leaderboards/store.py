@@ -29,7 +29,9 @@ TAGS = (
     "status_note",
     "flags",
     "code_dirty",
+    "code_commit",
     "command",
+    "sha256.best",
 )
 COLUMNS = ("experiment", "suite", "version", *TAGS, "run_id", "artifact_uri", "start_time", "superseded")
 METRICS = ("test/", "test_last/", "test_ema/", "test_swa/", "cost/", "val/")

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import io
-import tempfile
 import zipfile
-from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlparse
-from urllib.request import url2pathname
+
+from leaderboards import artifacts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,21 +39,13 @@ def _one(uri: str, accuracy: float) -> Flags:
     import numpy as np
 
     try:
-        with zipfile.ZipFile(_open(uri)) as archive, archive.open(f"{FLAGS}.npy") as file:  # no other array is read
+        with (
+            zipfile.ZipFile(io.BytesIO(artifacts.read(uri, FILE))) as archive,
+            archive.open(f"{FLAGS}.npy") as file,
+        ):  # no other array is read
             flags = np.lib.format.read_array(file, allow_pickle=False)
     except Exception as error:  # stores and damaged archives fail in more ways than can be named
         raise VerdictError("its verdicts on single images cannot be read") from error
     if flags.dtype != np.bool_ or flags.ndim != 1 or not flags.size or abs(float(flags.mean()) - accuracy) > 1e-5:
         raise VerdictError("its verdicts on single images do not give the recorded accuracy")
     return flags
-
-
-def _open(uri: str) -> Path | io.BytesIO:
-    """The file where it lies on this machine, its content where the store is elsewhere."""
-    place = urlparse(uri)
-    if place.scheme in ("", "file"):
-        return Path(url2pathname(place.path)) / FILE
-    from mlflow.artifacts import download_artifacts
-
-    with tempfile.TemporaryDirectory() as folder:
-        return io.BytesIO(Path(download_artifacts(artifact_uri=f"{uri}/{FILE}", dst_path=folder)).read_bytes())
