@@ -3,44 +3,43 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from leaderboards import artifacts
+from leaderboards import artifacts, fields, record, store
 
 if TYPE_CHECKING:
     import pandas as pd
-
-CURVES = ("train/", "val/", "lr")
-COLUMNS = ("run_id", "metric", "step", "value")
 
 
 def curves(source: str | Path, runs: pd.DataFrame) -> pd.DataFrame:
     """The metrics of each epoch ("train/...", "val/...", "lr") of `runs`, which store.collect took from `source`.
 
-    `source`: a tracking URI, or as a Path the folder of record files.
-
     Columns: run_id and metric (categories), step (int), value (finite); by run in the order of `runs`, metric and step.
+    Raises store.StoreError.
     """
     import pandas as pd
-    from mlflow import MlflowClient
 
-    client = MlflowClient(tracking_uri=str(source))
-    rows = []
-    for run in runs["run_id"]:
-        for name in sorted(client.get_run(run).data.metrics):
-            if name.startswith(CURVES):
-                points = {metric.step: metric.value for metric in client.get_metric_history(run, name)}
-                rows += [(run, name, step, value) for step, value in sorted(points.items()) if math.isfinite(value)]
-    return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"run_id": "category", "metric": "category"})
+    ids = list(runs["run_id"])
+    with store.opened(source) as reader:
+        found = reader.curves(ids)
+    found = found[found["value"].abs() < store.LARGEST]
+    names = sorted(found["metric"].unique())
+    found = found.assign(
+        run_id=pd.Categorical(found["run_id"], categories=ids), metric=pd.Categorical(found["metric"], categories=names)
+    )
+    key = list(fields.POINT[:3])
+    return found.sort_values(key, kind="stable").drop_duplicates(key, keep="last").reset_index(drop=True)
 
 
 def environment(run: Mapping[str, Any]) -> dict[str, Any]:
     """What a run, a row of store.collect's frame, ran on: device, versions, data; {} where that is missing or damaged."""
+    uri = str(run["artifact_uri"])
     try:
-        found = json.loads(artifacts.read(str(run["artifact_uri"]), "environment.json"))
+        if record.holds(uri):
+            return record.at(uri).environment
+        found = json.loads(artifacts.read(uri, "environment.json"))
     except Exception:  # stores and damaged files fail in more ways than can be named
         return {}
     return found if isinstance(found, dict) else {}

@@ -1,161 +1,98 @@
-"""The MLflow store as one DataFrame: a line per finished run, whatever the store holds besides."""
+"""A store of runs as one DataFrame: a line per finished run, whatever the store holds besides."""
 
 from __future__ import annotations
 
-import logging
-import math
-import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Protocol
+
+from leaderboards import client, database, fields, record
 
 if TYPE_CHECKING:
     import pandas as pd
-    from mlflow import MlflowClient
 
-EXPERIMENT = re.compile(r"(?P<suite>.+)@(?P<version>\d+)")
-TAGS = (
-    "role",
-    "spec_id",
-    "dataset",
-    "method",
-    "variant",
-    "sets",
-    "student",
-    "teacher",
-    "seed",
-    "status_note",
-    "flags",
-    "code_dirty",
-    "code_commit",
-    "command",
-    "sha256.best",
-)
-COLUMNS = ("experiment", "suite", "version", *TAGS, "run_id", "artifact_uri", "start_time", "superseded")
-METRICS = ("test/", "test_last/", "test_ema/", "test_swa/", "cost/", "val/")
-PAGE = 1000
-PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
-CONNECT_SECONDS = 10
+COLUMNS = ("experiment", "suite", "version", *fields.TAGS, "run_id", "artifact_uri", "start_time", "superseded")
+DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+SERVER = re.compile("(?!file:)[a-z0-9+-]+:")
+LARGEST = 1e300  # MLflow stores infinity as about 1.8e308
 
 
 class StoreError(ConnectionError):
-    """The tracking store cannot be read; the message is one line."""
+    """The store cannot be read; the message is one line."""
 
 
-def collect(tracking_uri: str, suite: str | None = None) -> pd.DataFrame:
+class Reader(Protocol):
+    """One kind of store."""
+
+    def runs(self, suite: str | None) -> tuple[pd.DataFrame, list[str]]:
+        """Finished runs: fields.PLACE (start_time in ms), fields.TAGS, metrics, "param/..."; and what was left out."""
+
+    def curves(self, runs: Sequence[str]) -> pd.DataFrame:
+        """Columns fields.POINT, in any order, of the runs with these ids."""
+
+
+def collect(source: str | Path, suite: str | None = None) -> pd.DataFrame:
     """Finished runs of every experiment named <suite>@<version>, oldest first; `suite` picks one ("digits", "digits@1").
 
-    Columns: COLUMNS (text, "" where absent; version int, start_time in UTC, superseded bool: a newer run has the same
-    spec_id), metrics under their own names (fractions, seconds or counts; NaN where absent or not finite) and params as
-    "param/<name>" (text). A store that does not exist yet is an empty one. Raises StoreError when it cannot be read.
+    `source`: a tracking URI, or as a Path a folder of record files (record.py). Columns: COLUMNS (text, "" where absent;
+    version int, start_time in UTC, superseded bool: a newer run has the same spec_id), metrics under their own names
+    (fractions, seconds or counts; NaN where absent or not finite) and params as "param/<name>" (text). What could not be
+    used is said in attrs["problems"], a list of lines. A store that does not exist yet is an empty one. Raises
+    StoreError when it cannot be read.
     """
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
-
-    try:
-        with _bounded():
-            rows = list(_rows(tracking_uri, suite)) if _reachable(tracking_uri) else []
-    except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
-        cause = str(error).strip().splitlines() or [type(error).__name__]
-        raise StoreError(_public(f"cannot read the tracking store {tracking_uri}: {cause[0]}")) from error
-    return _frame(rows)
-
-
-def _rows(tracking_uri: str, suite: str | None) -> Iterator[dict[str, Any]]:
-    from mlflow import MlflowClient
-
-    client = MlflowClient(tracking_uri=tracking_uri)
-    for experiment in _paged(client, "search_experiments", max_results=PAGE):
-        match = EXPERIMENT.fullmatch(experiment.name)
-        if match is None or suite not in (None, match["suite"], experiment.name):
-            continue
-        place = {"experiment": experiment.name, "suite": match["suite"], "version": int(match["version"])}
-        ids, finished = [experiment.experiment_id], "attributes.status = 'FINISHED'"
-        for run in _paged(client, "search_runs", experiment_ids=ids, filter_string=finished, max_results=PAGE):
-            if "mlflow.parentRunId" in run.data.tags:
-                yield place | _row(run) | _moved(tracking_uri, run.info.run_id)
-
-
-def _moved(tracking_uri: str, run_id: str) -> dict[str, str]:
-    """Where the artifacts of a run lie beside a database file, which may have been copied with them from elsewhere."""
-    folder = Path(tracking_uri.removeprefix("sqlite:///")).parent / "artifacts" / run_id / "artifacts"
-    return {"artifact_uri": folder.resolve().as_uri()} if tracking_uri.startswith("sqlite:") and folder.exists() else {}
-
-
-def _paged(client: MlflowClient, search: str, **query: Any) -> Iterator[Any]:
-    token: str | None = None
-    while True:
-        page = getattr(client, search)(page_token=token, **query)
-        yield from page
-        token = page.token
-        if not token:
-            return
-
-
-def _row(run: Any) -> dict[str, Any]:
-    tags = {tag: run.data.tags.get(tag, "") for tag in TAGS}
-    metrics = {name: _finite(value) for name, value in run.data.metrics.items() if name.startswith(METRICS)}
-    params = {f"param/{name}": value for name, value in run.data.params.items()}
-    info = {name: getattr(run.info, name) for name in ("run_id", "artifact_uri", "start_time")}
-    return {**tags, **info, **metrics, **params}
-
-
-def _finite(value: float) -> float:
-    """NaN for what MLflow made of a number that was not finite: it stores inf as about 1.8e308."""
-    return value if abs(value) < 1e300 else math.nan
-
-
-def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    import pandas as pd
-
-    rows = sorted(rows, key=lambda row: row["start_time"])
-    frame = pd.DataFrame(rows).reindex(columns=[*COLUMNS, *sorted({key for row in rows for key in row} - {*COLUMNS})])
-    frame["start_time"] = pd.to_datetime(frame["start_time"], unit="ms", utc=True)
-    same = frame[["experiment", "spec_id"]].duplicated(keep="last")
-    frame["superseded"] = same & (frame["spec_id"] != "")
-    return frame
-
-
-def _reachable(tracking_uri: str) -> bool:
-    """False for a store not made yet, so that looking does not create one; raises at once where a server is down.
-
-    One attempt of our own, because MLflow tries a dead database again and again for minutes.
-    """
-    if tracking_uri.startswith(("http://", "https://")):
-        return True
-    if "://" not in tracking_uri or tracking_uri.startswith("file:"):
-        return Path(tracking_uri.removeprefix("file://").removeprefix("file:")).exists()
-    import sqlalchemy
-
-    url = sqlalchemy.make_url(tracking_uri)
-    local = url.get_backend_name() == "sqlite"
-    if local and not (url.database and Path(url.database).exists()):
-        return False
-    engine = sqlalchemy.create_engine(url, connect_args={} if local else {"connect_timeout": CONNECT_SECONDS})
-    try:
-        return "experiments" in sqlalchemy.inspect(engine).get_table_names()  # else MLflow would add its tables here
-    finally:
-        engine.dispose()
+    with opened(source) as reader:
+        found, problems = reader.runs(suite)
+    return _frame(found, problems)
 
 
 @contextmanager
-def _bounded() -> Iterator[None]:
-    """Short retries and no log lines of MLflow's own while the store is read; what the user has set stays."""
-    before = {name: os.environ.get(name) for name in PATIENCE}
-    os.environ.update({name: value for name, value in PATIENCE.items() if before[name] is None})
-    loggers = [logging.getLogger(name) for name in ("mlflow", "urllib3", "alembic")]
-    levels = [logger.level for logger in loggers]
+def opened(source: str | Path) -> Iterator[Reader]:
+    """The store behind `source`; an empty one if there is none yet, which is not made by looking.
+
+    Raises StoreError when it cannot be read, here or in the block.
+    """
+    from sqlalchemy.exc import SQLAlchemyError
+
+    if isinstance(source, Path):
+        yield record.Folder(source)
+        return
+    of_database = source.startswith(DATABASES)
+    local = None if of_database or SERVER.match(source) else Path(re.sub("^file:(//)?", "", source))
     try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-        for name in [name for name, value in before.items() if value is None]:
-            os.environ.pop(name, None)
+        if local and not local.exists():
+            yield record.Folder()
+        else:
+            with database.connect(source) if of_database else client.connect(source) as reader:
+                yield reader
+    except (SQLAlchemyError, OSError, ImportError) as error:
+        cause = str(error).strip().splitlines() or [type(error).__name__]
+        raise StoreError(_public(f"cannot read the tracking store {source}: {cause[0]}")) from error
+
+
+def _frame(found: pd.DataFrame, problems: list[str]) -> pd.DataFrame:
+    """The runs of a Reader in order, with every column that `collect` states."""
+    import pandas as pd
+
+    frame = found.reindex(columns=[*COLUMNS, *sorted({*found.columns} - {*COLUMNS})])
+    tags, metrics = list(fields.TAGS), [name for name in frame if name.startswith(fields.METRICS)]
+    frame[tags] = frame[tags].astype(object).where(frame[tags].notna(), "").astype(str)
+    numbers = frame[metrics].apply(pd.to_numeric, errors="coerce").astype(float)
+    frame[metrics] = numbers.where(numbers.abs() < LARGEST)
+    parts = frame["experiment"].astype(str).str.rsplit("@", n=1)
+    frame["suite"], frame["version"] = parts.str[0], parts.str[1].astype(int)
+    nameless = (frame["method"] == "") | (frame["dataset"] == "")
+    damaged = ~frame["flags"].map(fields.sound).astype(bool)
+    frame.loc[damaged, "flags"] = ""
+    frame = frame[~nameless].sort_values(["start_time", "run_id"], ignore_index=True)
+    frame["start_time"] = pd.to_datetime(frame["start_time"], unit="ms", utc=True)
+    same = frame[["experiment", "spec_id"]].duplicated(keep="last")
+    frame["superseded"] = same & (frame["spec_id"] != "")
+    for wrong, what in (nameless, "say no method or no data set and are left out"), (damaged, "have unreadable flags"):
+        problems += [f"{int(wrong.sum())} finished runs {what}"] if wrong.any() else []
+    frame.attrs["problems"] = problems
+    return frame
 
 
 def _public(message: str) -> str:

@@ -17,7 +17,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 
 import leaderboards
-from leaderboards import figure, html, markdown, store, table
+from leaderboards import client, figure, html, markdown, store, table
 
 NASTY = '<script>alert("x")</script>|`*\'&'
 GOLDEN = """\
@@ -168,9 +168,24 @@ def test_collect_keeps_finished_children_of_suites(runs: pd.DataFrame) -> None:
     assert runs.loc[runs["method"] == "ard", "test/pgd20"].isna().all()
 
 
-def test_collect_reads_every_page(uri: str, runs: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "PAGE", 2)
-    assert set(store.collect(uri)["run_id"]) == set(runs["run_id"])
+def by_client(uri: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    with client.connect(uri) as reader:
+        found = reader.runs(None)
+        return store._frame(*found), reader.curves(list(found[0]["run_id"]))
+
+
+@pytest.mark.parametrize("page", [2, 1000])
+def test_the_database_says_what_the_client_says(
+    uri: str, runs: pd.DataFrame, page: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "PAGE", page)
+    frame, _ = by_client(uri)
+    pd.testing.assert_frame_equal(frame, runs)
+    assert (
+        frame.attrs
+        == runs.attrs
+        == {"problems": ["runs that did not finish are left out: 1 FAILED, 1 KILLED, 1 RUNNING"]}
+    )
 
 
 @pytest.mark.parametrize(("suite", "count"), [("cifar", 1), ("digits@0", 1), ("digits", 13), ("none", 0)])

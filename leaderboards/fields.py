@@ -1,0 +1,42 @@
+"""What of a run counts here: its experiment's name, its tags, its metrics, its curves."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable
+
+EXPERIMENT = re.compile(r"(?P<suite>.+)@(?P<version>\d+)")
+FINISHED = "FINISHED"
+PARENT = "mlflow.parentRunId"  # a tag of single runs; runs without it stand for groups
+IDENTITY = ("role", "spec_id", "dataset", "method", "student", "teacher", "seed")
+CHECKSUMS = ("sha256.best", "sha256.last", "sha256.ema", "sha256.swa")
+NOTED = ("variant", "sets", "status_note", "flags", "code_dirty", "code_commit", "command")
+TAGS = (*IDENTITY, *NOTED, *CHECKSUMS)
+PLACE = ("experiment", "run_id", "artifact_uri", "start_time")
+METRICS = ("test/", "test_last/", "test_ema/", "test_swa/", "cost/", "val/")
+CURVES = ("train/", "val/", "lr")
+POINT = ("run_id", "metric", "step", "value")
+
+
+def wanted(experiment: str, suite: str | None) -> bool:
+    """Whether an experiment holds runs of a suite: of `suite` ("digits" or "digits@1") if one is given."""
+    match = EXPERIMENT.fullmatch(experiment)
+    return match is not None and suite in (None, match["suite"], experiment)
+
+
+def unfinished(statuses: Iterable[str]) -> list[str]:
+    """A line that counts the runs that are left out because they did not finish, if there are any."""
+    counts = Counter(status for status in statuses if status != FINISHED)
+    said = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
+    return [f"runs that did not finish are left out: {said}"] if counts else []
+
+
+def sound(flags: str) -> bool:
+    """Whether the tag of the sanity flags is what the benchmark writes: a JSON object of texts, or nothing."""
+    try:
+        found = json.loads(flags or "{}")
+    except ValueError:
+        return False
+    return isinstance(found, dict) and all(isinstance(text, str) for text in found.values())

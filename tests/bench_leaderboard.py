@@ -1,0 +1,145 @@
+"""How long a leaderboard of many runs takes, and how much memory: seconds and peak resident size for 1,000 to 10,000 runs.
+
+    pytest -s tests/bench_leaderboard.py [--benchmark-json FILE]
+
+Not collected with the tests. A task is 50 settings of 10 seeds, each run with 50 parameters, 36 epochs of 5 curves and the
+verdicts on 1,000 images; the runs are written into MLflow's tables at once, which takes seconds. What is measured runs in
+a process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import sqlalchemy
+from mlflow import MlflowClient
+from mlflow.store.tracking.dbmodels import models
+
+from bench.spec import Spec
+from bench.suites import DIGITS
+
+pytestmark = pytest.mark.timeout(3600)
+SETTINGS, SEEDS, EPOCHS, IMAGES = 50, 10, 36, 1000
+SUITE = "digits@3"
+CURVES = ("train/kl_adv", "train/kl_nat", "val/clean", "val/pgd", "epoch")
+ATTACKS = ("clean", "fgsm", "pgd20", "pgd20_trades", "cw_inf", "worst")
+COSTS = ("train_seconds", "student_passes", "eval_seconds", "eval_forwards", "eval_backwards", "aa_seconds")
+MEASURE = """
+import json, pathlib, resource, sys, time
+from leaderboards import details, store, table
+def timed(work, *given):
+    start = time.perf_counter()
+    found = work(*given)
+    seconds[work.__name__] = time.perf_counter() - start
+    size[work.__name__] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return found
+seconds, size = {}, {}
+import mlflow, pandas, scipy.stats, sqlalchemy
+runs = timed(store.collect, sys.argv[1])
+timed(table.sections, runs)
+timed(details.curves, sys.argv[1], runs)
+print(json.dumps({"runs": len(runs), "seconds": seconds, "size": size}))
+"""
+
+
+def make(folder: Path, tasks: int) -> str:
+    """A store of `tasks` x 50 settings x 10 seeds with all artifacts but checkpoints; returns its tracking URI."""
+    uri, rng = f"sqlite:///{folder / 'mlflow.db'}", np.random.default_rng(0)
+    place = folder / "artifacts"
+    experiment = int(MlflowClient(uri).create_experiment(SUITE, artifact_location=place.as_uri()))
+    engine = sqlalchemy.create_engine(uri)
+    with engine.begin() as connection:
+        for task in range(tasks):
+            found: dict[type, list[dict[str, Any]]] = {}
+            for setting in range(SETTINGS):
+                right = rng.random(IMAGES) < rng.uniform(0.3, 0.7)
+                parent = _run(found, experiment, place, 0, {"role": "group"})
+                for seed in range(SEEDS):
+                    survived = right ^ (rng.random(IMAGES) < 0.1)
+                    _cell(found, experiment, place, parent, _spec(task, setting, seed), survived)
+            for model, rows in found.items():
+                connection.execute(sqlalchemy.insert(model), rows)
+    engine.dispose()
+    return uri
+
+
+def _spec(task: int, setting: int, seed: int) -> Spec:
+    hyper = {"alpha": setting / 100, "tau": 1.0, "beta": 6.0, "gamma": 2.0, "base": "rslad"}
+    return Spec(suite=SUITE, role="student", dataset=f"data{task % 4}", arch=f"net{task // 4}", method=f"m{setting % 25}",
+                hyper=hyper, teachers={"robust": "teacher-trades-01234567"}, seed=seed, training=DIGITS.training,
+                eps=DIGITS.eps, inner_step=DIGITS.inner_step, inner_steps=DIGITS.inner_steps, attacks=DIGITS.attacks,
+                full_checkpoints=DIGITS.full_checkpoints, precision="fp32")  # fmt: skip
+
+
+def _run(
+    found: dict[type, list[dict[str, Any]]], experiment: int, place: Path, start: int, tags: dict[str, str]
+) -> str:
+    run = uuid.uuid4().hex
+    found.setdefault(models.SqlRun, []).append(
+        {"run_uuid": run, "name": tags.get("method", ""), "status": "FINISHED", "start_time": start, "end_time": start,
+         "lifecycle_stage": "active", "artifact_uri": (place / run / "artifacts").as_uri(), "experiment_id": experiment,
+         "source_type": "LOCAL", "source_name": "", "entry_point_name": "", "user_id": "", "source_version": ""}
+    )  # fmt: skip
+    found.setdefault(models.SqlTag, []).extend({"run_uuid": run, "key": k, "value": v} for k, v in tags.items())
+    return run
+
+
+def _cell(
+    found: dict[type, list[dict[str, Any]]], experiment: int, place: Path, parent: str, spec: Spec, survived: Any
+) -> None:
+    """One finished run with parameters, curves, results and files, as `bench run` leaves it."""
+    start = 1_700_000_000_000 + 1000 * len(found[models.SqlRun])
+    tags = {
+        "mlflow.parentRunId": parent, "mlflow.runName": f"{spec.method} seed {spec.seed}", "role": spec.role,
+        "spec_id": spec.id, "suite": spec.suite, "dataset": spec.dataset, "method": spec.method, "student": spec.arch,
+        "teacher": spec.teacher, "variant": f"alpha={spec.hyper['alpha']}", "sets": "", "seed": str(spec.seed),
+        "command": f"python -m bench run --method {spec.method} --alpha {spec.hyper['alpha']} --seeds {spec.seed}",
+        "code_commit": "0" * 40, "code_dirty": "false", "flags": "{}", "status_note": "",
+        **{f"sha256.{name}": uuid.uuid4().hex * 2 for name in ("best", "last", "ema", "swa")},
+    }  # fmt: skip
+    run = _run(found, experiment, place, start, tags)
+    found.setdefault(models.SqlParam, []).extend(
+        {"run_uuid": run, "key": key, "value": str(value)} for key, value in spec.flat().items()
+    )
+    aa = float(survived.mean())
+    scores = {f"{of}/{name}": aa + 0.01 * n for of in ("test", "test_last", "test_ema", "test_swa")
+              for n, name in enumerate(ATTACKS)}  # fmt: skip
+    scores |= {"test/aa": aa, "test/n": IMAGES, "test/aa_n": IMAGES} | dict.fromkeys((f"cost/{c}" for c in COSTS), 60.0)
+    points = [(name, epoch, 1 / (1 + epoch)) for name in CURVES for epoch in range(EPOCHS)]
+    last = [point for point in points if point[1] == EPOCHS - 1] + [(name, 0, value) for name, value in scores.items()]
+    for model, rows in (
+        (models.SqlMetric, points + [(name, 0, value) for name, value in scores.items()]),
+        (
+            models.SqlLatestMetric,
+            last,
+        ),
+    ):
+        found.setdefault(model, []).extend(
+            {"run_uuid": run, "key": key, "value": value, "step": step, "timestamp": start, "is_nan": False}
+            for key, step, value in rows
+        )
+    files = place / run / "artifacts"
+    (files / "verdicts").mkdir(parents=True)
+    (files / "spec.json").write_text(spec.json())
+    (files / "environment.json").write_text(json.dumps({"device": "cpu", "torch": "2.14.0", "data": {"sha256": "0"}}))
+    np.savez_compressed(files / "verdicts" / "verdicts_best_aa.npz", key="", clean=survived, robust_aa=survived)
+
+
+@pytest.mark.parametrize("tasks", [2, 6, 20], ids=lambda tasks: f"{tasks * SETTINGS * SEEDS}-runs")
+def test_many_runs(tasks: int, benchmark: Any, tmp_path: Path) -> None:
+    uri = benchmark.pedantic(make, (tmp_path, tasks), rounds=1)
+    said = subprocess.run([sys.executable, "-c", MEASURE, uri], check=True, capture_output=True, text=True).stdout
+    found = json.loads(said)
+    benchmark.extra_info |= found
+    words = (f"{name} {took:.1f} s ({found['size'][name]:.0f} MiB)" for name, took in found["seconds"].items())
+    print(f"\n{found['runs']:,} runs: {', '.join(words)}")
+    assert found["runs"] == tasks * SETTINGS * SEEDS
+    assert sum(found["seconds"].values()) < 30
+    assert max(found["size"].values()) < 1024
