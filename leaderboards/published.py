@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -27,6 +27,7 @@ ABOUT = (
     "where there are any), schedules and checkpoint rules differ; many checkpoints were chosen on the test set."
 )
 KEYS = ["dataset", "student", "method", "teacher"]
+ATTACKS = ("clean", "aa")
 TEST_IMAGES, EPS = 10_000, 8 / 255  # of every number in the file
 
 
@@ -57,10 +58,10 @@ class Published:
         return what if math.isnan(ours) else f"{what}; ours {where}"
 
 
-def find(runs: pd.DataFrame) -> Published | None:
-    """AutoAttack as published for the runs of one row; None where it is not, or where not all have the papers' task."""
-    found = lookup(*runs[KEYS].iloc[0], "aa")
-    return found if found and _same_task(runs).all() else None
+def find(runs: Sequence[Mapping[Any, Any]]) -> Published | None:
+    """AutoAttack as published for the runs of one row; None where it is not, or unless all are `as_published`."""
+    found = lookup(*(runs[0][key] for key in KEYS), "aa")
+    return found if found and all(run["as_published"] for run in runs) else None
 
 
 def footnote(found: Iterable[Published | None]) -> str:
@@ -73,19 +74,19 @@ def beside(runs: pd.DataFrame) -> pd.DataFrame:
     """store.collect's frame with columns "published/..." at its end, where anything is published for one of its runs."""
     import pandas as pd
 
-    same = _same_task(runs)
-    columns = [_columns(run) if ok else {} for run, ok in zip(runs.to_dict("records"), same, strict=True)]
+    told = runs.reindex(columns=[*KEYS, *(f"test/{attack}" for attack in ATTACKS)]).to_dict("records")
+    columns = [_columns(run) if same else {} for run, same in zip(told, same_task(runs), strict=True)]
     return pd.concat([runs, pd.DataFrame(columns, index=runs.index)], axis="columns")
 
 
 @cache
 def lookup(dataset: str, student: str, method: str, teacher: str, attack: str) -> Published | None:
     """The published values of a cell; those with a teacher of the same name where there are any, else all."""
-    rows = _numbers().query("dataset == @dataset and student == @student and method == @method and attack == @attack")
+    rows = _cells().get((dataset, student, method, attack))
+    if rows is None:
+        return None
     own = rows[rows["teacher"].map(_words) == _words(teacher)]
     chosen = rows if own.empty else own
-    if chosen.empty:
-        return None
     teachers = "any teacher" if own.empty else "this teacher" if teacher != "none" else ""
     low, high = (round(percent / 100, 4) for percent in chosen["accuracy_percent"].agg(["min", "max"]))
     return Published(low, high, teachers, tuple(chosen["source"].unique()))
@@ -94,16 +95,16 @@ def lookup(dataset: str, student: str, method: str, teacher: str, attack: str) -
 def _columns(run: dict[Any, Any]) -> dict[str, Any]:
     """What `beside` says of one run, accuracies in [0, 1]."""
     said: dict[str, Any] = {}
-    for attack in ("clean", "aa"):
+    for attack in ATTACKS:
         if found := lookup(*(run[key] for key in KEYS), attack):
-            ours = run.get(f"test/{attack}", math.nan)
+            ours = run[f"test/{attack}"]
             values = (found.low, found.high, round(found.difference(ours), 6), found.teachers, "; ".join(found.sources))
             names = ("low", "high", "difference", "teachers", "sources")
             said |= {f"published/{attack}_{name}": value for name, value in zip(names, values, strict=True)}
     return said
 
 
-def _same_task(runs: pd.DataFrame) -> pd.Series[bool]:
+def same_task(runs: pd.DataFrame) -> pd.Series[bool]:
     """Whether a run had the method as published, all training and test images and the papers' budget; unrecorded: no."""
     import pandas as pd
 
@@ -111,6 +112,11 @@ def _same_task(runs: pd.DataFrame) -> pd.Series[bool]:
     facts = runs.reindex(columns=names).apply(pd.to_numeric, errors="coerce")
     whole = facts["test/aa_n"].fillna(facts["test/n"]).eq(TEST_IMAGES) & facts["param/limit_train"].isna()
     return runs["variant"].isin(["", "official"]) & whole & facts["param/eps"].sub(EPS).abs().lt(1e-6)
+
+
+@cache
+def _cells() -> dict[Any, pd.DataFrame]:
+    return dict(iter(_numbers().groupby(["dataset", "student", "method", "attack"])))
 
 
 @cache

@@ -12,7 +12,7 @@ from leaderboards import rank, verdicts
 if TYPE_CHECKING:
     import pandas as pd
 
-    from leaderboards.table import Row, Section
+    from leaderboards.table import Row, Run, Section
 
 RANKED = (
     " Rank is one more than the number of rows that are significantly better, so rows that share a rank are not separated "
@@ -33,7 +33,7 @@ class Standing:
     why: str = ""  # there is no rank
 
 
-def place(rows: Sequence[pd.DataFrame], metric: str, compete: bool) -> list[Standing]:
+def place(rows: Sequence[Sequence[Run]], metric: str, compete: bool) -> list[Standing]:
     """The standing of rows, each given by its runs; those that `compete` must have been judged on the same images."""
     flags = [_flags(runs, metric) for runs in rows]
     known = {index: found for index, found in enumerate(flags) if not isinstance(found, str)}
@@ -58,7 +58,7 @@ def _alone(flags: rank.Flags) -> Standing:
     return Standing(interval=rank.interval(flags))
 
 
-def _flags(runs: pd.DataFrame, metric: str) -> rank.Flags | str:
+def _flags(runs: Sequence[Run], metric: str) -> rank.Flags | str:
     """The verdicts of a row, or why there are none."""
     try:
         return verdicts.read(runs, metric)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
 
 from leaderboards import across, published, standing
 from leaderboards.across import Across
@@ -31,7 +33,19 @@ LABELS = {
 CHECKPOINTS = {"test_last": "last", "test_ema": "EMA", "test_swa": "SWA"}
 SECONDS = "cost/train_seconds"
 KEYS = ("dataset", "student", "method", "variant", "changed", "teacher")  # what makes a row; runs in it are seeds
+TOLD = (
+    *KEYS,
+    "sets",
+    "status_note",
+    "flags",
+    "code_dirty",
+    "command",
+    "run_id",
+    "artifact_uri",
+)  # of a run, by its row
 PROTOCOL = ("training.", "eps", "inner_", "limit_", "attacks", "precision")  # params that make another experiment
+
+Run: TypeAlias = dict[Any, Any]  # one line of store.collect's frame, as far as its row needs it
 
 
 @dataclass(frozen=True)
@@ -169,11 +183,12 @@ def _section(experiment: str, runs: pd.DataFrame) -> Section:
 
 def _group(title: str, runs: pd.DataFrame, of_teachers: bool = False) -> Group:
     columns = _columns(runs)
-    usual = {
-        teacher: _usual(runs, PROTOCOL) | _usual(part, ("teachers.",)) for teacher, part in runs.groupby("teacher")
-    }
-    keyed = runs.assign(changed=[_changed(run, usual[run["teacher"]]) for run in runs.to_dict("records")])
-    parts = [part for _, part in keyed.groupby(list(KEYS))]
+    told = [*TOLD, *dict.fromkeys([RANK, *(column.metric for column in columns)])]
+    known = runs.reindex(columns=told).assign(changed=_changed(runs), as_published=published.same_task(runs))
+    by_key: defaultdict[tuple[str, ...], list[Run]] = defaultdict(list)
+    for run in known.to_dict("records"):
+        by_key[tuple(run[key] for key in KEYS)].append(run)
+    parts = [part for _, part in sorted(by_key.items())]
     rows = _stand([_row(columns, part) for part in parts], parts, not of_teachers)
     rows.sort(key=lambda row: (-row[RANK].mean if row[RANK].n else 1, row.label))
     ranked = tuple(row for row in rows if row[RANK].n or of_teachers)
@@ -182,7 +197,7 @@ def _group(title: str, runs: pd.DataFrame, of_teachers: bool = False) -> Group:
     return Group(title, columns, ranked, incomplete, caption, of_teachers)
 
 
-def _stand(rows: list[Row], parts: list[pd.DataFrame], compete: bool) -> list[Row]:
+def _stand(rows: list[Row], parts: list[list[Run]], compete: bool) -> list[Row]:
     """The rows with their standing, those that have an AutoAttack accuracy."""
     scored = [index for index, row in enumerate(rows) if row[RANK].n]
     found = standing.place([parts[index] for index in scored], RANK, compete)
@@ -202,15 +217,21 @@ def _usual(runs: pd.DataFrame, keys: tuple[str, ...]) -> dict[str, str]:
     return {name: Counter(plain[name].fillna("")).most_common(1)[0][0] for name in names}
 
 
-def _changed(run: dict[Any, Any], usual: dict[str, str]) -> str:
-    """What this run did under another protocol: such runs are another row, never another seed of the same.
+def _changed(runs: pd.DataFrame) -> list[str]:
+    """What each run did under another protocol: such runs are another row, never another seed of the same.
 
-    What its variant stands for, as "official" and "tuned" do, is not said again.
+    What its variant stands for, as "official" and "tuned" do, is not said again, and a parameter that was never recorded
+    is not a change.
     """
-    sets = {f"param/training.{name}" for name in run["sets"].split(",")}
-    # a param that a run never recorded is not a change, and NaN is the only value unequal to itself
-    own = {name: run[name] for name in usual if run[name] == run[name] and name not in sets}
-    return ", ".join(f"{name[6:]}={value}" for name, value in own.items() if value != usual[name] and usual[name] != "")
+    said: dict[Any, list[str]] = {index: [] for index in runs.index}
+    protocol = _usual(runs, PROTOCOL)
+    for _, part in runs.groupby("teacher"):
+        for name, usual in (protocol | _usual(part, ("teachers.",))).items():
+            own = part[name]
+            for index, value in own[own.notna() & (own != usual)].items() if usual else ():
+                if name.removeprefix("param/training.") not in runs["sets"][index].split(","):
+                    said[index].append(f"{name[6:]}={value}")
+    return [", ".join(changes) for changes in said.values()]
 
 
 def _columns(runs: pd.DataFrame) -> tuple[Column, ...]:
@@ -225,53 +246,53 @@ def _columns(runs: pd.DataFrame) -> tuple[Column, ...]:
     return (*columns, *([Column(SECONDS, "Train min")] if SECONDS in present else []))
 
 
-def _row(columns: Iterable[Column], runs: pd.DataFrame) -> Row:
+def _row(columns: Iterable[Column], runs: list[Run]) -> Row:
     """The runs of one setting, a seed each, as a row."""
-    cells = {column.metric: _cell(column.metric, runs[column.metric]) for column in columns}
+    cells = {column.metric: _cell(column.metric, runs) for column in columns}
     missing = [column.label for column in columns if not cells[column.metric].n and column.metric.startswith("test/")]
     missing += [] if RANK in cells else [LABELS["aa"]]
-    keys: dict[str, Any] = {key: str(runs[key].iloc[0]) for key in KEYS}
+    flags = [json.loads(run["flags"] or "{}") for run in runs]
     return Row(
-        **keys,
+        **{key: runs[0][key] for key in KEYS},
         seeds=len(runs),
         cells=cells,
-        commands=tuple(dict.fromkeys(command for command in runs["command"] if command)),
+        commands=tuple(dict.fromkeys(run["command"] for run in runs if run["command"])),
         notes=tuple(_notes(runs, cells[RANK].n if RANK in cells else 0)),
         missing=tuple(missing),
-        flags=tuple(_flags(runs["flags"])),
+        flags=tuple(_flags(flags)),
         published=published.find(runs),
-        marks=tuple(_marks(runs)),
-        run_ids=tuple(runs["run_id"]),
+        marks=tuple(_marks(runs, flags)),
+        run_ids=tuple(run["run_id"] for run in runs),
     )
 
 
-def _marks(runs: pd.DataFrame) -> list[str]:
+def _marks(runs: list[Run], flags: list[dict[str, str]]) -> list[str]:
     doubts = {
-        "sanity flag": any(json.loads(text) for text in runs["flags"] if text),
-        "uncommitted code": (runs["code_dirty"] == "true").any(),
-        "another protocol": ((runs["changed"] != "") | (runs["sets"] != "")).any(),
+        "sanity flag": any(flags),
+        "uncommitted code": any(run["code_dirty"] == "true" for run in runs),
+        "another protocol": any(run["changed"] or run["sets"] for run in runs),
     }
     return [name for name, found in doubts.items() if found]
 
 
-def _notes(runs: pd.DataFrame, scored: int) -> list[str]:
+def _notes(runs: list[Run], scored: int) -> list[str]:
     """What a reader should know before trusting the row."""
-    notes = sorted({note for note in runs["status_note"] if note})
-    dirty = int((runs["code_dirty"] == "true").sum())
+    notes = sorted({run["status_note"] for run in runs if run["status_note"]})
+    dirty = sum(run["code_dirty"] == "true" for run in runs)
     notes += [f"uncommitted code in {dirty} of {len(runs)} runs"] if dirty else []
     return notes + ([f"AutoAttack on {scored} of {len(runs)} seeds"] if 0 < scored < len(runs) else [])
 
 
-def _flags(recorded: pd.Series[Any]) -> list[tuple[str, str]]:
+def _flags(found: list[dict[str, str]]) -> list[tuple[str, str]]:
     """The sanity flags of the runs, each with the evidence of the first run that has it."""
-    found = [json.loads(text) for text in recorded if text]
     evidence = {name: text for flags in reversed(found) for name, text in flags.items()}
     counts = Counter(name for flags in found for name in flags)
-    return [(name, f"in {counts[name]} of {len(recorded)} runs: {evidence[name]}") for name in sorted(counts)]
+    return [(name, f"in {counts[name]} of {len(found)} runs: {evidence[name]}") for name in sorted(counts)]
 
 
-def _cell(metric: str, values: pd.Series[Any]) -> Cell:
-    values = values.dropna()
-    if metric != SECONDS:
-        values = values[values.between(0, 1)]
-    return Cell(float(values.mean()), float(values.std(ddof=1)), len(values))
+def _cell(metric: str, runs: list[Run]) -> Cell:
+    """Of the values that can be: accuracies lie between 0 and 1; NaN lies nowhere."""
+    values = [run[metric] for run in runs if 0 <= run[metric] <= (math.inf if metric == SECONDS else 1)]
+    if not values:
+        return Cell(math.nan, math.nan, 0)
+    return Cell(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else math.nan, len(values))

@@ -4,37 +4,36 @@ from __future__ import annotations
 
 import io
 import zipfile
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from leaderboards import artifacts, record
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from leaderboards.rank import Flags
 
 FILE = "verdicts/verdicts_best_aa.npz"
 FLAGS = "robust_aa"
+WRONG = "its verdicts on single images do not give the recorded accuracy"
 
 
 class VerdictError(ValueError):
     """Why there are no verdicts to rank by; one line."""
 
 
-def read(runs: pd.DataFrame, metric: str) -> Flags:
+def read(runs: Iterable[Mapping[str, Any]], metric: str) -> Flags:
     """Seed x image: whether the image survived, for every run that has `metric`, the accuracy they must add up to.
 
     Raises VerdictError where a file is missing, damaged, or not that of its run; one is enough.
     """
     import numpy as np
 
-    scored = runs[runs[metric].between(0, 1)]
-    flags = [of(str(uri)) for uri in scored["artifact_uri"]]
-    if any(abs(float(line.mean()) - told) > record.AGREE for line, told in zip(flags, scored[metric], strict=True)):
-        raise VerdictError("its verdicts on single images do not give the recorded accuracy")
-    if len({line.size for line in flags}) != 1:
+    scored = [(of(run["artifact_uri"]), run[metric]) for run in runs if 0 <= run[metric] <= 1]
+    if any(abs(float(flags.mean()) - accuracy) > record.AGREE for flags, accuracy in scored):
+        raise VerdictError(WRONG)
+    if len({flags.size for flags, _ in scored}) != 1:
         raise VerdictError("its seeds were judged on different numbers of images")
-    return np.stack(flags)
+    return np.stack([flags for flags, _ in scored])
 
 
 def of(uri: str) -> Flags:
@@ -47,8 +46,8 @@ def of(uri: str) -> Flags:
         content = io.BytesIO(artifacts.read(uri, FILE))
         with zipfile.ZipFile(content) as archive, archive.open(f"{FLAGS}.npy") as file:  # no other array is read
             flags = np.lib.format.read_array(file, allow_pickle=False)
-        if flags.dtype != np.bool_ or flags.ndim != 1 or not flags.size:
-            raise ValueError(f"{flags.dtype} {flags.shape}")
     except Exception as error:  # stores and damaged archives fail in more ways than can be named
         raise VerdictError("its verdicts on single images cannot be read") from error
+    if flags.dtype != np.bool_ or flags.ndim != 1 or not flags.size:
+        raise VerdictError(WRONG)
     return flags

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 from scipy.stats import norm
 from test_leaderboards import Store, scores
@@ -256,7 +255,7 @@ def test_verdicts_are_fetched_from_elsewhere(tmp_path: Path, monkeypatch: pytest
         return str(path)
 
     monkeypatch.setattr("mlflow.artifacts.download_artifacts", download)
-    runs = pd.DataFrame({"artifact_uri": ["s3://bucket/run/artifacts"], "test/aa": [0.25]})
+    runs = [{"artifact_uri": "s3://bucket/run/artifacts", "test/aa": 0.25}]
     assert verdicts.read(runs, "test/aa").tolist() == [[True, False, False, False]]
 
 
