@@ -26,6 +26,8 @@ SUMMARY = {
     "evaluate": "attack any checkpoint file",
     "teacher": "train, import, list or verify a teacher",
     "leaderboard": "turn the record into tables and pages",
+    "export": "write finished runs as small files for other checkouts",
+    "import": "check such files and take them into the record",
     "ui": "MLflow's own pages on the record",
     "list": "methods, suites, data sets, models, attacks",
     "data": "fetch, import or verify a data set",
@@ -125,6 +127,10 @@ def handler(verb: str) -> Callable[..., int]:
         from bench.tuning import tune
 
         return tune.tune
+    if verb in ("export", "import"):
+        from bench import records
+
+        return records.export if verb == "export" else records.take
     if verb == "ui":
         from bench import ui
 

@@ -222,6 +222,37 @@ class Leaderboard:
     suite: Annotated[str, arg(metavar="NAME", help="one suite", help_behavior_hint="(default: all)")] = ""
     out: Annotated[Path, arg(metavar="DIR")] = Path("leaderboard")
     store: StoreFolder = Path("runs")
+    records: Annotated[
+        Path | None, arg(metavar="DIR", help="from record files, such as leaderboards/results, not from the store")
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """Write finished runs as records, a small file each without tensors, for another checkout to import."""
+
+    runs: Positional[Annotated[tuple[str, ...], arg(metavar="RUN", help="ids of MLflow runs")]] = ()
+    suite: Annotated[str, arg(metavar="NAME", help="all finished runs of a suite, such as digits or digits@3")] = ""
+    out: Annotated[Path, arg(metavar="DIR", help="where to")] = Path("records")
+    store: StoreFolder = Path("runs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Import(Common):
+    """Check records and take them into the store; one that is wrong is refused in a line, and the others go on.
+
+    Another spec, suite version or checksum than it states, accuracies that its verdicts on single images do not give, and
+    other numbers for a spec that is recorded already are refused.
+    """
+
+    sources: Positional[Annotated[tuple[Path, ...], arg(metavar="FILE-OR-DIR", help="records, or folders of them")]]
+    verify: Annotated[
+        FlagCreatePairsOff[bool], arg(help="run the evaluation again on the checkpoint, and refuse other numbers")
+    ] = False
+    checkpoint: Annotated[
+        Path | None,
+        arg(metavar="FILE", help="for --verify", help_behavior_hint="(default: the one in the store with its sha256)"),
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,6 +316,8 @@ VERBS: dict[str, type[Any]] = {
     "teacher list": TeacherList,
     "teacher verify": TeacherVerify,
     "leaderboard": Leaderboard,
+    "export": Export,
+    "import": Import,
     "ui": Ui,
     "list": List,
     "data fetch": DataFetch,

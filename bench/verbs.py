@@ -181,7 +181,7 @@ def leaderboard(given: options.Leaderboard) -> int:
     if given.suite and given.suite.partition("@")[0] not in suites.SUITES:
         raise unknown("suite", given.suite, suites.SUITES)
     try:
-        paths = leaderboards.write(tracking_uri(given.store), given.out, given.suite or None)
+        paths = leaderboards.write(given.records or tracking_uri(given.store), given.out, given.suite or None)
     except StoreError as error:
         raise BenchError(str(error)) from error
     except OSError as error:

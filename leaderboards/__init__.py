@@ -8,7 +8,7 @@ from pathlib import Path
 __all__ = ["write"]
 
 
-def write(tracking_uri: str, out: Path, suite: str | None = None) -> list[Path]:
+def write(source: str | Path, out: Path, suite: str | None = None) -> list[Path]:
     """Write leaderboard.md, .tex, .json, .csv (one line per finished run) and one HTML page per suite into `out`.
 
     `suite` restricts all of them to one suite ("digits" or "digits@1"). A store with nothing in it still gives every
@@ -17,7 +17,7 @@ def write(tracking_uri: str, out: Path, suite: str | None = None) -> list[Path]:
     """
     from leaderboards import export, html, latex, markdown, published, standing, store, table
 
-    runs = store.collect(tracking_uri, suite)
+    runs = store.collect(source, suite)
     found = table.sections(runs)
     every = standing.beside(published.beside(runs.drop(columns="artifact_uri")), found)
     files = {

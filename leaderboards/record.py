@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from leaderboards.rank import Flags
 
+SCHEMA = {"name": "robust-distill-bench/record", "version": 1}  # the version changes with the meaning of a field
 LARGEST = 1_000_000  # bytes of a file
 Hex16 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
 Hex32 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
@@ -46,10 +47,8 @@ class Part(BaseModel):
 
 
 class Schema(Part):
-    """The version changes with the meaning of a field."""
-
-    name: Literal["robust-distill-bench/record"] = "robust-distill-bench/record"
-    version: Literal[1] = 1
+    name: Literal["robust-distill-bench/record"]
+    version: Literal[1]
 
 
 class Spec(Part, extra="allow"):
@@ -74,12 +73,6 @@ class Verdicts(Part):
     images: int = Field(gt=0, lt=8 * LARGEST)
     survived: str
 
-    @classmethod
-    def of(cls, flags: Flags) -> Verdicts:
-        import numpy as np
-
-        return cls(images=flags.size, survived=base64.b64encode(np.packbits(flags).tobytes()).decode())
-
     @property
     def flags(self) -> Flags:
         """(images,) bool. Raises ValueError for another number of bits."""
@@ -98,7 +91,7 @@ class Record(Part):
     fractions, seconds or counts. curves: (epoch, value).
     """
 
-    schema_: Schema = Field(Schema(), alias="schema")
+    schema_: Schema = Field(alias="schema")
     spec_id: Hex16
     run_id: Hex32
     start_time: int = Field(ge=0, lt=2**42)
@@ -185,16 +178,37 @@ def read(path: Path) -> Record:
     if len(content) > LARGEST:
         raise RecordError(f"larger than {LARGEST:,} bytes")
     try:
-        from_json(content, allow_inf_nan=False)
+        json.dumps(from_json(content, allow_inf_nan=False), allow_nan=False)  # 1e400 is read as infinity
     except ValueError as error:
         raise RecordError(f"not JSON: {error}") from error
+    return _checked(content)
+
+
+def packed(flags: Flags) -> dict[str, Any]:
+    """(images,) bool as Verdicts have them."""
+    import numpy as np
+
+    return {"images": flags.size, "survived": base64.b64encode(np.packbits(flags).tobytes()).decode()}
+
+
+def made(**content: Any) -> Record:
+    """The record with this content. Raises RecordError where it is not one."""
+    return _checked(_json(content | {"schema": SCHEMA}).encode())
+
+
+def _checked(content: bytes) -> Record:
     try:
         return Record.model_validate_json(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(step) for step in first["loc"])
-        said = " ".join(first["msg"].removeprefix("Value error, ").split())
-        raise RecordError(f"{place}: {said}" if place else said) from error
+        raise RecordError(first(error)) from error
+
+
+def first(error: ValidationError) -> str:
+    """What is wrong first, in one line: where, and why."""
+    wrong = error.errors()[0]
+    place = ".".join(str(step) for step in wrong["loc"])
+    said = " ".join(wrong["msg"].removeprefix("Value error, ").split())
+    return f"{place}: {said}" if place else said
 
 
 def holds(uri: str) -> bool:

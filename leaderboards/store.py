@@ -56,6 +56,8 @@ def opened(source: str | Path) -> Iterator[Reader]:
     from sqlalchemy.exc import SQLAlchemyError
 
     if isinstance(source, Path):
+        if not source.is_dir():
+            raise StoreError(f"cannot read records: there is no folder {str(source)!r}")
         yield record.Folder(source)
         return
     of_database = source.startswith(DATABASES)

@@ -1,0 +1,211 @@
+"""The verbs `export` and `import`: finished runs as small files that another checkout takes into its store."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bench import options, suites, track
+from bench.errors import BenchError, UsageError
+from bench.spec import Spec
+from bench.track import FINISHED, Store, tracking_uri
+from leaderboards import artifacts, details, fields, record, verdicts
+from leaderboards.record import Record, RecordError
+from leaderboards.store import StoreError, collect
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+BATCH = 1000  # metrics that MLflow takes at once
+GROUP = ("dataset", "student", "method", "teacher", "variant")  # what the parent of a run is known by
+
+
+def export(given: options.Export) -> int:
+    """Writes a file for each run; 1 if one could not be."""
+    if bool(given.runs) == bool(given.suite):
+        raise UsageError("name runs by their MLflow ids, or with --suite all finished runs of a suite")
+    source = tracking_uri(given.store)
+    try:
+        runs = collect(source, given.suite or None)
+        runs = runs[~runs["superseded"]] if given.suite else runs[runs["run_id"].isin(given.runs)]
+        curves = details.curves(source, runs)
+        given.out.mkdir(parents=True, exist_ok=True)
+    except StoreError as error:
+        raise BenchError(str(error)) from error
+    except OSError as error:
+        raise BenchError(f"cannot write to {str(given.out)!r}: {error.strerror}") from error
+    points = dict(iter(curves.groupby("run_id", observed=True)))
+    found = {run["run_id"]: run for run in runs.to_dict("records")}
+    if not found and given.suite:
+        raise BenchError(f"no finished run of {given.suite!r} in {source}")
+
+    def write(name: str) -> str:
+        if name not in found:
+            raise RecordError("no finished run of a suite has this id")
+        made = of(found[name], points.get(name))
+        (given.out / made.name).write_text(made.text(), encoding="utf-8")
+        return str(given.out / made.name)
+
+    return each(given.runs or found, write)
+
+
+def of(run: dict[str, Any], curves: pd.DataFrame | None) -> Record:
+    """The record of a run in store.collect's frame, with its part of details.curves. Raises RecordError."""
+    points = dict[str, list[tuple[int, float]]]()
+    for name, step, value in curves[["metric", "step", "value"]].itertuples(index=False) if curves is not None else ():
+        points.setdefault(name, []).append((step, value))
+    metrics = {name: value for name, value in run.items() if name.startswith(fields.METRICS) and value == value}
+    try:
+        spec = json.loads(artifacts.read(run["artifact_uri"], "spec.json"))
+        survived = verdicts.of(run["artifact_uri"]) if "test/aa" in metrics else None
+    except verdicts.VerdictError as error:
+        raise RecordError(str(error)) from error
+    except Exception as error:  # stores fail in more ways than can be named
+        raise RecordError("its spec.json is missing or damaged") from error
+    return record.made(
+        spec_id=run["spec_id"],
+        run_id=run["run_id"],
+        start_time=run["start_time"].value // 1_000_000,
+        spec=spec,
+        tags={name: run[name] for name in fields.NOTED},
+        checksums={name.removeprefix("sha256."): run[name] for name in fields.CHECKSUMS if run[name]},
+        metrics={name: value for name, value in metrics.items() if name not in points},
+        curves=points,
+        environment=details.environment(run),
+        verdicts=None if survived is None else record.packed(survived),
+    )
+
+
+def take(given: options.Import) -> int:
+    """Takes records into the store; 1 if one was refused."""
+    paths = [
+        path for source in given.sources for path in ([*sorted(source.glob("*.json"))] if source.is_dir() else [source])
+    ]
+    if not paths:
+        raise BenchError(f"no record, a file NAME.json, in {', '.join(map(str, given.sources))}")
+    shelf = Shelf(Store(given.store))
+
+    def one(path: Path) -> str:
+        found = record.read(path)
+        spec = resolved(found)
+        if given.verify:
+            from bench import reproduce
+
+            print(f"{path}: {reproduce.verify(found, spec, shelf.store.uri, given)}")
+        return f"{path}: {shelf.take(found, spec)}"
+
+    return each(paths, one)
+
+
+def each(names: Iterable[Any], work: Callable[[Any], str]) -> int:
+    """Prints what became of each name, or why nothing did; 1 if there was one such."""
+    failed = 0
+    for name in names:
+        try:
+            print(work(name))
+        except (BenchError, RecordError) as error:
+            print(f"error: {name}: {error}", file=sys.stderr)
+            failed = 1
+    return failed
+
+
+def resolved(found: Record) -> Spec:
+    """The spec of a record. Raises RecordError unless its suite is one of this checkout, in this version."""
+    suite, _, version = found.spec.suite.rpartition("@")
+    known = suites.SUITES.get(suite)
+    if not known:
+        raise RecordError(f"unknown suite {suite!r}: here are {', '.join(suites.SUITES)}")
+    if known.version != int(version):
+        age = "stale" if int(version) < known.version else "newer"
+        raise RecordError(f"{age} protocol version: {found.spec.suite}, this checkout has {known.id}")
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        spec = TypeAdapter(Spec).validate_python(found.spec.model_dump())
+    except ValidationError as error:
+        raise RecordError(f"spec.{record.first(error)}") from error
+    if spec.id != found.spec_id:
+        raise RecordError("spec: it has fields or values that this version does not write")
+    return spec
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """A store that takes records in; `groups`: the ids of parent runs by experiment and GROUP."""
+
+    store: Store
+    groups: dict[str, dict[tuple[str, ...], str]] = field(default_factory=dict)
+
+    def take(self, found: Record, spec: Spec) -> str:
+        """What became of a sound record, in words. Raises RecordError if the store has other numbers for its spec."""
+        held = self.store.find(spec, FINISHED)
+        if not held:
+            return f"taken in as run {self._add(found, spec)}"
+        there = {name: held.data.tags.get(name) for name in fields.CHECKSUMS} | results(held.data.metrics)
+        here = {name: found.row().get(name) for name in fields.CHECKSUMS} | results(found.metrics)
+        for name in sorted(there.keys() | here.keys()):
+            if there.get(name) != here.get(name):
+                other = f"{name} {here.get(name)}, not {there.get(name)}"
+                raise RecordError(f"run {held.info.run_id} has the same spec and other numbers: {other}")
+        return f"recorded already as run {held.info.run_id}, skipped"
+
+    def _add(self, found: Record, spec: Spec) -> str:
+        """The id of a new run with all that the record says. Raises RecordError if MLflow refuses a part of it."""
+        from mlflow.exceptions import MlflowException
+
+        client, experiment, run = self.store.client, self.store.experiment(spec.suite), ""
+        tags = {"variant": "", "suite": spec.suite} | {n: v for n, v in found.row().items() if n in fields.TAGS}
+        try:
+            tags[fields.PARENT] = self._group(experiment, tags)
+            name = f"{spec.method} seed {spec.seed}"
+            run = str(client.create_run(experiment, found.start_time, tags, name).info.run_id)
+            self._fill(track.Record(self.store, run), found, spec)
+            client.set_terminated(run, FINISHED, end_time=found.start_time)
+        except MlflowException as error:
+            if run:
+                client.delete_run(run)
+            raise RecordError(f"MLflow refuses it: {str(error).splitlines()[0][:300]}") from error
+        return run
+
+    def _fill(self, run: track.Record, found: Record, spec: Spec) -> None:
+        from mlflow.entities import Metric
+
+        points = [(name, 0, value) for name, value in found.metrics.items()]
+        points += [(name, step, value) for name, curve in found.curves.items() for step, value in curve]
+        metrics = [Metric(name, value, found.start_time, step) for name, step, value in points]
+        for start in range(0, len(metrics), BATCH):
+            run.client.log_batch(run.run_id, metrics=metrics[start : start + BATCH])
+        run.params(spec.flat())
+        run.text("spec.json", json.dumps(found.spec.model_dump(), indent=2))
+        run.text("environment.json", json.dumps(found.environment, indent=2))
+        if found.verdicts:
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / Path(verdicts.FILE).name
+                np.savez_compressed(path, robust_aa=found.survived)
+                run.file(path, str(Path(verdicts.FILE).parent))
+
+    def _group(self, experiment: str, tags: dict[str, str]) -> str:
+        """The parent of a record's run, compared here because no filter of MLflow's can hold both kinds of quotes."""
+        client = self.store.client
+        if experiment not in self.groups:
+            every = client.search_runs([experiment], "tags.role = 'group'", max_results=50_000)
+            self.groups[experiment] = {tuple(r.data.tags.get(n, "") for n in GROUP): r.info.run_id for r in every}
+        key = tuple(tags[name] for name in GROUP)
+        if key not in self.groups[experiment]:
+            shared = {**dict(zip(GROUP, key, strict=True)), "role": "group"}
+            run = client.create_run(experiment, run_name=" ".join(filter(None, key)), tags=shared).info.run_id
+            client.set_terminated(run)
+            self.groups[experiment][key] = run
+        return self.groups[experiment][key]
+
+
+def results(metrics: dict[str, float]) -> dict[str, float]:
+    """Those that another evaluation of the same checkpoints must give again."""
+    return {name: value for name, value in metrics.items() if name.startswith("test")}
