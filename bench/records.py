@@ -6,7 +6,6 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 BATCH = 1000  # metrics that MLflow takes at once
-GROUP = ("dataset", "student", "method", "teacher", "variant")  # what the parent of a run is known by
 
 
 def export(given: options.Export) -> int:
@@ -90,7 +88,7 @@ def take(given: options.Import) -> int:
     ]
     if not paths:
         raise BenchError(f"no record, a file NAME.json, in {', '.join(map(str, given.sources))}")
-    shelf = Shelf(Store(given.store))
+    store = Store(given.store)
 
     def one(path: Path) -> str:
         found = record.read(path)
@@ -98,8 +96,8 @@ def take(given: options.Import) -> int:
         if given.verify:
             from bench import reproduce
 
-            print(f"{path}: {reproduce.verify(found, spec, shelf.store.uri, given)}")
-        return f"{path}: {shelf.take(found, spec)}"
+            print(f"{path}: {reproduce.verify(found, spec, store.uri, given)}")
+        return f"{path}: {keep(store, found, spec)}"
 
     return each(paths, one)
 
@@ -136,74 +134,56 @@ def resolved(found: Record) -> Spec:
     return spec
 
 
-@dataclass(frozen=True)
-class Shelf:
-    """A store that takes records in; `groups`: the ids of parent runs by experiment and GROUP."""
+def keep(store: Store, found: Record, spec: Spec) -> str:
+    """What became of a sound record, in words. Raises RecordError if the store has other numbers for its spec."""
+    held = store.find(spec, FINISHED)
+    if not held:
+        return f"taken in as run {add(store, found, spec)}"
+    there = {name: held.data.tags.get(name) for name in fields.CHECKSUMS} | results(held.data.metrics)
+    here = {name: found.row().get(name) for name in fields.CHECKSUMS} | results(found.metrics)
+    for name in sorted(there.keys() | here.keys()):
+        if there.get(name) != here.get(name):
+            other = f"{name} {here.get(name)}, not {there.get(name)}"
+            raise RecordError(f"run {held.info.run_id} has the same spec and other numbers: {other}")
+    return f"recorded already as run {held.info.run_id}, skipped"
 
-    store: Store
-    groups: dict[str, dict[tuple[str, ...], str]] = field(default_factory=dict)
 
-    def take(self, found: Record, spec: Spec) -> str:
-        """What became of a sound record, in words. Raises RecordError if the store has other numbers for its spec."""
-        held = self.store.find(spec, FINISHED)
-        if not held:
-            return f"taken in as run {self._add(found, spec)}"
-        there = {name: held.data.tags.get(name) for name in fields.CHECKSUMS} | results(held.data.metrics)
-        here = {name: found.row().get(name) for name in fields.CHECKSUMS} | results(found.metrics)
-        for name in sorted(there.keys() | here.keys()):
-            if there.get(name) != here.get(name):
-                other = f"{name} {here.get(name)}, not {there.get(name)}"
-                raise RecordError(f"run {held.info.run_id} has the same spec and other numbers: {other}")
-        return f"recorded already as run {held.info.run_id}, skipped"
+def add(store: Store, found: Record, spec: Spec) -> str:
+    """The id of a new run with all that the record says. Raises RecordError if MLflow refuses a part of it."""
+    from mlflow.exceptions import MlflowException
 
-    def _add(self, found: Record, spec: Spec) -> str:
-        """The id of a new run with all that the record says. Raises RecordError if MLflow refuses a part of it."""
-        from mlflow.exceptions import MlflowException
+    experiment, run = store.experiment(spec.suite), ""
+    tags = {"variant": "", "suite": spec.suite} | {name: v for name, v in found.row().items() if name in fields.TAGS}
+    try:
+        tags[fields.PARENT] = store.group(experiment, tags)
+        name = f"{spec.method} seed {spec.seed}"
+        run = str(store.client.create_run(experiment, found.start_time, tags, name).info.run_id)
+        fill(track.Record(store, run), found, spec)
+        store.client.set_terminated(run, FINISHED, end_time=found.start_time)
+    except MlflowException as error:
+        if run:
+            store.client.delete_run(run)
+        raise RecordError(f"MLflow refuses it: {str(error).splitlines()[0][:300]}") from error
+    return run
 
-        client, experiment, run = self.store.client, self.store.experiment(spec.suite), ""
-        tags = {"variant": "", "suite": spec.suite} | {n: v for n, v in found.row().items() if n in fields.TAGS}
-        try:
-            tags[fields.PARENT] = self._group(experiment, tags)
-            name = f"{spec.method} seed {spec.seed}"
-            run = str(client.create_run(experiment, found.start_time, tags, name).info.run_id)
-            self._fill(track.Record(self.store, run), found, spec)
-            client.set_terminated(run, FINISHED, end_time=found.start_time)
-        except MlflowException as error:
-            if run:
-                client.delete_run(run)
-            raise RecordError(f"MLflow refuses it: {str(error).splitlines()[0][:300]}") from error
-        return run
 
-    def _fill(self, run: track.Record, found: Record, spec: Spec) -> None:
-        from mlflow.entities import Metric
+def fill(run: track.Record, found: Record, spec: Spec) -> None:
+    """Parameters, metrics and artifacts of a record."""
+    from mlflow.entities import Metric
 
-        points = [(name, 0, value) for name, value in found.metrics.items()]
-        points += [(name, step, value) for name, curve in found.curves.items() for step, value in curve]
-        metrics = [Metric(name, value, found.start_time, step) for name, step, value in points]
-        for start in range(0, len(metrics), BATCH):
-            run.client.log_batch(run.run_id, metrics=metrics[start : start + BATCH])
-        run.params(spec.flat())
-        run.text("spec.json", json.dumps(found.spec.model_dump(), indent=2))
-        run.text("environment.json", json.dumps(found.environment, indent=2))
-        if found.verdicts:
-            with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder) / Path(verdicts.FILE).name
-                np.savez_compressed(path, robust_aa=found.survived)
-                run.file(path, str(Path(verdicts.FILE).parent))
-
-    def _group(self, experiment: str, tags: dict[str, str]) -> str:
-        """The parent of a record's run, compared here because no filter of MLflow's can hold both kinds of quotes."""
-        client = self.store.client
-        if experiment not in self.groups:
-            every = client.search_runs([experiment], "tags.role = 'group'", max_results=50_000)
-            self.groups[experiment] = {tuple(r.data.tags.get(n, "") for n in GROUP): r.info.run_id for r in every}
-        key = tuple(tags[name] for name in GROUP)
-        if key not in self.groups[experiment]:
-            shared = {**dict(zip(GROUP, key, strict=True)), "role": "group"}
-            run = client.create_run(experiment, run_name=" ".join(filter(None, key)), tags=shared).info.run_id
-            client.set_terminated(run)
-            self.groups[experiment][key] = run
-        return self.groups[experiment][key]
+    points = [(name, 0, value) for name, value in found.metrics.items()]
+    points += [(name, step, value) for name, curve in found.curves.items() for step, value in curve]
+    metrics = [Metric(name, value, found.start_time, step) for name, step, value in points]
+    for start in range(0, len(metrics), BATCH):
+        run.client.log_batch(run.run_id, metrics=metrics[start : start + BATCH])
+    run.params(spec.flat())
+    run.text("spec.json", json.dumps(found.spec.model_dump(), indent=2))
+    run.text("environment.json", json.dumps(found.environment, indent=2))
+    if found.verdicts:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / Path(verdicts.FILE).name
+            np.savez_compressed(path, robust_aa=found.survived)
+            run.file(path, str(Path(verdicts.FILE).parent))
 
 
 def results(metrics: dict[str, float]) -> dict[str, float]:

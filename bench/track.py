@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 FINISHED, RUNNING, FAILED, KILLED = "FINISHED", "RUNNING", "FAILED", "KILLED"
 # MLflow's client retries a dead server for minutes; one short retry is enough to tell.
+PAGE = 50_000  # the most runs that MLflow gives at once
 BOUNDS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
 
 
@@ -104,7 +105,7 @@ class Store:
         run = next((run for status in (RUNNING, KILLED, FAILED) if (run := self.find(spec, status))), None)
         if not run:
             experiment = self.experiment(spec.suite)
-            parent = self._group(experiment, spec, tags)
+            parent = self.group(experiment, tags)
             run = self._create(experiment, f"{spec.method} seed {spec.seed}", tags, parent)
         record = Record(self, run.info.run_id)  # filled in both cases: it may have been killed before it was
         self.client.update_run(record.run_id, status=RUNNING)
@@ -130,13 +131,14 @@ class Store:
         nested = {"mlflow.parentRunId": parent} if parent else {}
         return self.client.create_run(experiment, run_name=name, tags=tags | nested)
 
-    def _group(self, experiment: str, spec: Spec, tags: dict[str, str]) -> str:
+    def group(self, experiment: str, tags: dict[str, str]) -> str:
         """The parent run of all seeds of one leaderboard row."""
         keys = ("dataset", "student", "method", "teacher", "variant")
-        same = " and ".join(f"tags.{key} = '{tags[key]}'" for key in keys)
-        found = self.client.search_runs([experiment], f"tags.role = 'group' and {same}", max_results=1)
-        if found:
-            return str(found[0].info.run_id)
+        plain = [key for key in keys if re.fullmatch(r"[\w@.+=, -]*", tags[key])]  # no filter can hold every character
+        same = " and ".join(["tags.role = 'group'", *(f"tags.{key} = '{tags[key]}'" for key in plain)])
+        for run in self.client.search_runs([experiment], same, max_results=1 if plain == [*keys] else PAGE):
+            if all(run.data.tags.get(key) == tags[key] for key in keys):
+                return str(run.info.run_id)
         name = " ".join(tags[key] for key in keys if tags[key])
         run = self.client.create_run(experiment, run_name=name, tags={**{k: tags[k] for k in keys}, "role": "group"})
         self.client.set_terminated(run.info.run_id)
