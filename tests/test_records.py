@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -78,6 +80,17 @@ def origin(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Store(tmp_path_factory.mktemp("empty")).root
+
+
+@pytest.fixture
+def home(empty: Path, tmp_path: Path) -> Path:
+    """A fresh store, copied because MLflow takes seconds to make one."""
+    return Path(shutil.copytree(empty, tmp_path / "home"))
+
+
+@pytest.fixture(scope="module")
 def records(origin: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("records")
     assert cli.dispatch(["export", "--suite", "digits", "--store", str(origin), "--out", str(folder)]) == 0
@@ -107,9 +120,9 @@ def curves_by_spec(source: str | Path, runs: pd.DataFrame) -> pd.DataFrame:
     return found.assign(run_id=found["run_id"].astype(str).map(runs.set_index("run_id")["spec_id"]))
 
 
-def test_another_store_gives_the_same_leaderboard(origin: Path, records: Path, tmp_path: Path) -> None:
-    assert take(tmp_path, records) == 0
-    sources: tuple[str | Path, ...] = uri(origin), uri(tmp_path), records
+def test_another_store_gives_the_same_leaderboard(origin: Path, records: Path, home: Path) -> None:
+    assert take(home, records) == 0
+    sources: tuple[str | Path, ...] = uri(origin), uri(home), records
     first, *others = (store.collect(source) for source in sources)
     assert len(first) == 6
     assert first["param/hyper.base"].isin([NASTY]).sum() == first["command"].eq(NASTY).sum() == 1
@@ -135,20 +148,20 @@ def test_records_are_small_and_readably_named(records: Path) -> None:
 
 
 def test_again_is_skipped_and_other_numbers_are_refused(
-    records: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    records: Path, home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     one = min(records.glob("*rslad*"))
-    assert take(tmp_path, one) == take(tmp_path, one) == 0
+    assert take(home, one) == take(home, one) == 0
     assert "recorded already" in capsys.readouterr().out
     other = tmp_path / "other.json"
     for change in ({"metrics": {"test/clean": 0.91}}, {"checksums": {"best": "a" * 64}}):
         content = json.loads(one.read_text())
         other.write_text(json.dumps({**content, **{name: content[name] | values for name, values in change.items()}}))
-        assert take(tmp_path, other) == 1
+        assert take(home, other) == 1
         said = capsys.readouterr().err
         assert "same spec and other numbers: " in said
         assert said.count("\n") == 1
-    assert len(store.collect(uri(tmp_path))) == 1
+    assert len(store.collect(uri(home))) == 1
 
 
 def bare(content: dict[str, Any]) -> str:
@@ -220,30 +233,39 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], str], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", BAD)
-def test_a_bad_record_is_refused_in_one_line(
-    name: str, records: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    change, why = BAD[name]
+@pytest.fixture(scope="module")
+def refused(empty: Path, records: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], str]:
+    """What is printed as errors and as results when every bad record is imported together with a good one."""
+    folder, home = tmp_path_factory.mktemp("bad"), tmp_path_factory.mktemp("home")
+    shutil.copytree(empty, home, dirs_exist_ok=True)
     good, one = sorted(records.glob("*ard-seed*"))
-    bad = tmp_path / "bad.json"
-    bad.write_text(change(json.loads(one.read_text())), encoding="utf-8")
-    shutil.copy(good, tmp_path / "good.json")
-    home = tmp_path / "home"
-    assert take(home, tmp_path) == 1
-    said = capsys.readouterr()
-    assert said.err.startswith(f"error: {bad}: ")
-    assert why in said.err
-    assert said.err.count("\n") == 1
-    assert "good.json: taken in as run " in said.out
+    for number, (change, _) in enumerate(BAD.values()):
+        (folder / f"bad{number}.json").write_text(change(json.loads(one.read_text())), encoding="utf-8")
+    shutil.copy(good, folder / "good.json")
+    with contextlib.redirect_stderr(io.StringIO()) as errors, contextlib.redirect_stdout(io.StringIO()) as results:
+        assert take(home, folder) == 1
     assert len(store.collect(uri(home))) == 1
+    return errors.getvalue().replace(f"{folder}/", "").splitlines(), results.getvalue()
 
 
-def test_what_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert take(tmp_path / "home", tmp_path / "none.json") == 1
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_record_is_refused_in_one_line(name: str, refused: tuple[list[str], str]) -> None:
+    (line,) = (line for line in refused[0] if line.startswith(f"error: bad{[*BAD].index(name)}.json: "))
+    assert BAD[name][1] in line
+
+
+def test_the_others_are_taken_in(refused: tuple[list[str], str]) -> None:
+    errors, results = refused
+    assert len(errors) == len(BAD)
+    assert results.count("\n") == 1
+    assert "good.json: taken in as run " in results
+
+
+def test_what_is_not_there(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert take(home, tmp_path / "none.json") == 1
     assert capsys.readouterr().err == f"error: {tmp_path / 'none.json'}: No such file or directory\n"
     with pytest.raises(cli.BenchError, match="no record, a file NAME"):
-        take(tmp_path / "home", tmp_path)
+        take(home, home)
 
 
 def test_export_names_what_it_cannot_write(origin: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -348,18 +370,18 @@ def test_verified_where_the_checkpoint_is(judged: tuple[Path, Path], capsys: pyt
 
 
 def test_verified_with_a_file_and_not_without(
-    judged: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    judged: tuple[Path, Path], home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, path = judged
     verify = ("--verify", "--device", "cpu")
-    assert take(tmp_path, path, more=verify) == 1
+    assert take(home, path, more=verify) == 1
     assert "not verified: no checkpoint " in capsys.readouterr().err
     other = tmp_path / "other.pt"
     checkpoint.save(other, {"state_dict": {}})
-    assert take(tmp_path, path, more=(*verify, "--checkpoint", str(other))) == 1
+    assert take(home, path, more=(*verify, "--checkpoint", str(other))) == 1
     assert "another or damaged file" in capsys.readouterr().err
-    assert store.collect(uri(tmp_path)).empty
-    assert take(tmp_path, path, more=(*verify, "--checkpoint", str(folder / "best.pt"))) == 0
+    assert store.collect(uri(home)).empty
+    assert take(home, path, more=(*verify, "--checkpoint", str(folder / "best.pt"))) == 0
     assert "taken in as run" in capsys.readouterr().out
 
 
@@ -375,6 +397,7 @@ def test_what_is_not_reproduced_is_refused(
     judged: tuple[Path, Path],
     change: Callable[[dict[str, Any]], str],
     why: str,
+    home: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -382,9 +405,9 @@ def test_what_is_not_reproduced_is_refused(
     bad = tmp_path / "bad.json"
     bad.write_text(change(json.loads(path.read_text())))
     words = ("--verify", "--device", "cpu", "--checkpoint", str(folder / "best.pt"))
-    assert take(tmp_path, bad, more=words) == 1
+    assert take(home, bad, more=words) == 1
     assert why in capsys.readouterr().err
-    assert store.collect(uri(tmp_path)).empty
+    assert store.collect(uri(home)).empty
 
 
 @pytest.mark.parametrize(("share", "may"), [(0.0, 0), (reproduce.ELSEWHERE, 1), (0.02, 4)])
