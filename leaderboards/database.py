@@ -85,7 +85,7 @@ class Database:
         ):
             query = query.where(query.selected_columns[0].in_(chosen))
             rows = self.connection.execute(query, execution_options={"yield_per": 10_000})
-            columns |= {prefix + name: values for name, values in _pivot(rows, position).items()}
+            columns |= {prefix + name: values for name, values in _pivot(rows.partitions(), position).items()}
         return pd.DataFrame(columns), fields.unfinished(run.status for run in every)
 
     def curves(self, runs: Sequence[str]) -> pd.DataFrame:
@@ -99,7 +99,7 @@ class Database:
         position, names = {run: index for index, run in enumerate(runs)}, dict[str, int]()
         parts = [np.empty((0, 4))]
         for start in range(0, len(runs), BATCH):
-            found = self.connection.execute(query.where(points.run_uuid.in_(runs[start : start + BATCH])))
+            found = self.connection.execute(query.where(points.run_uuid.in_(runs[start : start + BATCH]))).all()
             rows = [(position[run], names.setdefault(key, len(names)), step, value) for run, key, step, value in found]
             parts.append(np.array(rows, dtype=float).reshape(-1, 4))
         run, metric, step, value = np.concatenate(parts).T
@@ -125,14 +125,15 @@ class Database:
         return folder.as_uri() if folder and folder.exists() else recorded
 
 
-def _pivot(rows: Iterable[Any], position: dict[str, int]) -> dict[str, list[Any]]:
+def _pivot(parts: Iterable[Iterable[Any]], position: dict[str, int]) -> dict[str, list[Any]]:
     """(run, name, value) -> a column for each name, None where a run has no value; equal values are one object."""
     columns: dict[str, list[Any]] = {}
     known: dict[Any, Any] = {}
-    for run, name, value in rows:
-        if name not in columns:
-            columns[name] = [None] * len(position)
-        columns[name][position[run]] = known.setdefault(value, value)
+    for rows in parts:  # a part at a time: row by row costs SQLAlchemy as much as the rest
+        for run, name, value in rows:
+            if name not in columns:
+                columns[name] = [None] * len(position)
+            columns[name][position[run]] = known.setdefault(value, value)
     return columns
 
 

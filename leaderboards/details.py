@@ -19,16 +19,12 @@ def curves(source: str | Path, runs: pd.DataFrame) -> pd.DataFrame:
     Columns: run_id and metric (categories), step (int), value (finite); by run in the order of `runs`, metric and step.
     Raises store.StoreError.
     """
-    import pandas as pd
-
     ids = list(runs["run_id"])
     with store.opened(source) as reader:
         found = reader.curves(ids)
-    found = found[found["value"].abs() < store.LARGEST]
-    names = sorted(found["metric"].unique())
-    found = found.assign(
-        run_id=pd.Categorical(found["run_id"], categories=ids), metric=pd.Categorical(found["metric"], categories=names)
-    )
+    found = found[found["value"].abs() < store.LARGEST].copy()
+    for name, values in ("run_id", ids), ("metric", sorted(found["metric"].unique())):
+        found[name] = found[name].astype("category").cat.set_categories(values)
     key = list(fields.POINT[:3])
     return found.sort_values(key, kind="stable").drop_duplicates(key, keep="last").reset_index(drop=True)
 

@@ -109,7 +109,7 @@ def same_task(runs: pd.DataFrame) -> pd.Series[bool]:
     import pandas as pd
 
     names = ["param/eps", "param/limit_train", "test/n", "test/aa_n"]
-    facts = runs.reindex(columns=names).apply(pd.to_numeric, errors="coerce")
+    facts = runs.reindex(columns=names).apply(pd.to_numeric, errors="coerce").astype(float)
     whole = facts["test/aa_n"].fillna(facts["test/n"]).eq(TEST_IMAGES) & facts["param/limit_train"].isna()
     return runs["variant"].isin(["", "official"]) & whole & facts["param/eps"].sub(EPS).abs().lt(1e-6)
 

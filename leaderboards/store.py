@@ -88,7 +88,7 @@ def _frame(found: pd.DataFrame, problems: list[str]) -> pd.DataFrame:
     damaged = ~frame["flags"].map(fields.sound).astype(bool)
     frame.loc[damaged, "flags"] = ""
     frame = frame[~nameless].sort_values(["start_time", "run_id"], ignore_index=True)
-    frame["start_time"] = pd.to_datetime(frame["start_time"], unit="ms", utc=True)
+    frame["start_time"] = pd.to_datetime(frame["start_time"].fillna(0), unit="ms", utc=True)
     same = frame[["experiment", "spec_id"]].duplicated(keep="last")
     frame["superseded"] = same & (frame["spec_id"] != "")
     for wrong, what in (nameless, "say no method or no data set and are left out"), (damaged, "have unreadable flags"):

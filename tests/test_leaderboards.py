@@ -170,8 +170,8 @@ def test_collect_keeps_finished_children_of_suites(runs: pd.DataFrame) -> None:
 
 def by_client(uri: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     with client.connect(uri) as reader:
-        found = reader.runs(None)
-        return store._frame(*found), reader.curves(list(found[0]["run_id"]))
+        frame = store._frame(*reader.runs(None))
+        return frame, reader.curves(list(frame["run_id"]))
 
 
 @pytest.mark.parametrize("page", [2, 1000])

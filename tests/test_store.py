@@ -1,0 +1,151 @@
+"""Stores of every kind say the same, and what is wrong with one is said instead of stopping the page."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from mlflow.entities import Metric
+from test_leaderboards import Store, by_client
+
+import leaderboards
+from leaderboards import details, store
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with curves that hold what a curve can hold."""
+    folder = tmp_path_factory.mktemp("made")
+    tracked = Store(f"sqlite:///{folder}/mlflow.db", folder / "artifacts")
+    for method in ("rslad", "ard"):
+        run = tracked.run(method, 0.5, metrics={"test/clean": 0.9, "test/pgd20": float("nan")})
+        points = [
+            ("train/ce", 1.0, 1),
+            ("train/ce", 2.0, 0),
+            ("train/ce", 3.0, 10),
+            ("val/robust", 0.4, 0),
+            ("lr", 0.1, 0),
+        ]
+        points += [("val/robust", float("nan"), 1), ("train/kl", float("inf"), 0), ("trainer", 5.0, 0)]
+        tracked.client.log_batch(run, metrics=[Metric(name, value, 0, step) for name, value, step in points])
+        tracked.client.log_text(run, '{"device": "cpu"}', "environment.json")
+    return folder
+
+
+@pytest.fixture
+def folder(made: Path, tmp_path: Path) -> Path:
+    """A copy to spoil."""
+    for name in ("mlflow.db", "artifacts"):
+        source = made / name
+        (tmp_path / name).symlink_to(source) if source.is_dir() else (tmp_path / name).write_bytes(source.read_bytes())
+    return tmp_path
+
+
+def uri(folder: Path) -> str:
+    return f"sqlite:///{folder}/mlflow.db"
+
+
+def spoil(folder: Path, *statements: str) -> None:
+    with sqlite3.connect(folder / "mlflow.db") as database:
+        for statement in statements:
+            database.execute(statement)
+
+
+def test_curves_are_finite_and_in_order(made: Path) -> None:
+    runs = store.collect(uri(made))
+    found = details.curves(uri(made), runs)
+    one = found[found["run_id"] == runs["run_id"][0]].drop(columns="run_id")
+    assert [tuple(point) for point in one.itertuples(index=False)] == [
+        ("lr", 0, 0.1), ("train/ce", 0, 2.0), ("train/ce", 1, 1.0), ("train/ce", 10, 3.0), ("val/robust", 0, 0.4)
+    ]  # fmt: skip
+    assert found["run_id"].drop_duplicates().tolist() == runs["run_id"].tolist()
+    assert details.curves(uri(made), runs[::-1])["run_id"][0] == runs["run_id"][1]
+    assert details.curves(uri(made), runs[:0]).empty
+
+
+def test_the_client_gives_the_same_curves(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = store.collect(uri(made))
+    expected = details.curves(uri(made), runs)
+    monkeypatch.setattr(store, "DATABASES", ())
+    pd.testing.assert_frame_equal(details.curves(uri(made), runs), expected)
+
+
+def test_a_store_in_files_is_read_through_the_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    files, base = (tmp_path / "mlruns").as_uri(), f"sqlite:///{tmp_path}/mlflow.db"
+    for source in (files, base):
+        tracked = Store(source)
+        tracked.run("rslad", 0.5, spec_id="a", metrics={"test/clean": 0.9, "train/ce": 1.0})
+        tracked.run("ard", None, spec_id="b", variant="$x$ 'y' \"z\"")
+        tracked.run("kd", 0.5, spec_id="c", status="RUNNING")
+    in_files, in_base = store.collect(files), store.collect(base)
+    drop = ["run_id", "artifact_uri"]
+    pd.testing.assert_frame_equal(in_files.drop(columns=drop), in_base.drop(columns=drop))
+    assert in_files.attrs == in_base.attrs == {"problems": ["runs that did not finish are left out: 1 RUNNING"]}
+    pd.testing.assert_series_equal(details.curves(files, in_files)["value"], details.curves(base, in_base)["value"])
+    assert store.collect((tmp_path / "none").as_uri()).empty
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "ALTER TABLE latest_metrics RENAME COLUMN is_nan TO nan",
+        "DROP TABLE params",
+        "ALTER TABLE runs RENAME COLUMN run_uuid TO run_id",
+    ],
+)
+def test_another_version_of_mlflow_is_said_and_the_page_is_built(statement: str, folder: Path, tmp_path: Path) -> None:
+    spoil(folder, "DROP INDEX IF EXISTS index_params_run_uuid", statement)
+    runs = store.collect(uri(folder))
+    assert runs.empty
+    (problem,) = runs.attrs["problems"]
+    assert problem.startswith("the store is of another version of MLflow, without ")
+    assert leaderboards.write(uri(folder), tmp_path / "out")
+
+
+def test_a_store_that_mlflow_would_migrate_is_read_as_it_is(folder: Path, made: Path) -> None:
+    spoil(folder, "UPDATE alembic_version SET version_num = '0'", "ALTER TABLE experiments ADD COLUMN later INTEGER")
+    before = (folder / "mlflow.db").read_bytes()
+    assert len(store.collect(uri(folder))) == 2
+    assert (folder / "mlflow.db").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("statement", "problem", "left"),
+    [
+        ("UPDATE tags SET value = '{\"a\": 1' WHERE key = 'flags'", "2 finished runs have unreadable flags", 2),
+        ("UPDATE tags SET value = '[1]' WHERE key = 'flags'", "2 finished runs have unreadable flags", 2),
+        ("DELETE FROM tags WHERE key = 'method'", "2 finished runs say no method or no data set and are left out", 0),
+        ("UPDATE runs SET status = 'FAILED'", "runs that did not finish are left out: 2 FAILED", 0),
+        ("DELETE FROM latest_metrics", "", 2),
+        ("DELETE FROM params", "", 2),
+        ("UPDATE tags SET value = NULL WHERE key = 'command'", "", 2),
+        ("UPDATE latest_metrics SET value = 0, is_nan = 1", "", 2),
+    ],
+)
+def test_half_written_runs(statement: str, problem: str, left: int, folder: Path, tmp_path: Path) -> None:
+    spoil(
+        folder,
+        "INSERT OR IGNORE INTO tags (key, value, run_uuid) SELECT 'flags', '{}', run_uuid FROM tags WHERE key = 'method'",
+        statement,
+    )
+    runs = store.collect(uri(folder))
+    assert len(runs) == left
+    assert runs.attrs["problems"] == ([problem] if problem else [])
+    pd.testing.assert_frame_equal(
+        by_client(uri(folder))[0].drop(columns="artifact_uri"), runs.drop(columns="artifact_uri")
+    )
+    assert leaderboards.write(uri(folder), tmp_path / "out")
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "[1]", "\0"])
+def test_a_missing_or_damaged_environment_is_empty(content: Any, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "environment.json").write_text(content)
+    assert details.environment({"artifact_uri": tmp_path.as_uri()}) == {}
+    (tmp_path / "environment.json").write_text('{"torch": "2"}')
+    assert details.environment({"artifact_uri": tmp_path.as_uri()}) == {"torch": "2"}
