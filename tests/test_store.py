@@ -137,7 +137,7 @@ def test_half_written_runs(statement: str, problem: str, left: int, folder: Path
     assert len(runs) == left
     assert runs.attrs["problems"] == ([problem] if problem else [])
     pd.testing.assert_frame_equal(
-        by_client(uri(folder))[0].drop(columns="artifact_uri"), runs.drop(columns="artifact_uri")
+        by_client(uri(folder)).drop(columns="artifact_uri"), runs.drop(columns="artifact_uri")
     )
     assert leaderboards.write(uri(folder), tmp_path / "out")
 
