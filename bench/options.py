@@ -217,10 +217,13 @@ class Evaluate(Common):
 
 @dataclass(frozen=True, kw_only=True)
 class Leaderboard:
-    """Write the tables as Markdown, LaTeX, JSON and CSV and a page per suite, from the record."""
+    """Write a site, to be opened from its index.html, and the tables as Markdown, LaTeX, JSON and CSV, from the record."""
 
     suite: Annotated[str, arg(metavar="NAME", help="one suite", help_behavior_hint="(default: all)")] = ""
     out: Annotated[Path, arg(metavar="DIR")] = Path("leaderboard")
+    figures: Annotated[FlagCreatePairsOff[bool], arg(help="figures for papers too, in DIR/figures; seconds a task")] = (
+        False
+    )
     store: StoreFolder = Path("runs")
     records: Annotated[
         Path | None, arg(metavar="DIR", help="from record files, such as leaderboards/results, not from the store")

@@ -175,13 +175,15 @@ def teacher_measured(
 def leaderboard(given: options.Leaderboard) -> int:
     """Writes the pages and says where they are."""
     import leaderboards
+    from bench.about import about
     from bench.track import tracking_uri
     from leaderboards.store import StoreError
 
     if given.suite and given.suite.partition("@")[0] not in suites.SUITES:
         raise unknown("suite", given.suite, suites.SUITES)
     try:
-        paths = leaderboards.write(given.records or tracking_uri(given.store), given.out, given.suite or None)
+        source = given.records or tracking_uri(given.store)
+        paths = leaderboards.write(source, given.out, given.suite or None, about, given.figures)
     except StoreError as error:
         raise BenchError(str(error)) from error
     except OSError as error:

@@ -1,42 +1,70 @@
-"""MLflow record -> DataFrame -> tables -> Markdown, HTML, LaTeX, JSON, CSV. No torch here, and nothing heavy at import."""
+"""MLflow record -> DataFrame -> tables -> a site, Markdown, LaTeX, JSON, CSV. No torch here, and nothing heavy at import."""
 
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from leaderboards.about import About
 
 __all__ = ["write"]
 
+STATIC = Path(__file__).parent / "static"
 
-def write(source: str | Path, out: Path, suite: str | None = None) -> list[Path]:
-    """Write leaderboard.md, .tex, .json, .csv (one line per finished run) and one HTML page per suite into `out`.
 
-    `suite` restricts all of them to one suite ("digits" or "digits@1"). A store with nothing in it still gives every
-    file, and they say how to make a first run. Returns the paths written.
+def write(
+    source: str | Path,
+    out: Path,
+    suite: str | None = None,
+    about: Callable[[str], About | None] = lambda name: None,
+    figures: bool = False,
+) -> list[Path]:
+    """Write leaderboard.md, .tex, .json, .csv (one line per finished run) and a site into `out`; returns where to begin.
+
+    `source` is what store.collect takes. The site is index.html with a page for each task, method and run in folders
+    beside it. `suite` restricts everything to one suite ("digits" or "digits@1"); `about` tells what a method is;
+    `figures` adds each task's figures and the critical-difference diagrams for papers, SVG and PDF, in figures/: seconds
+    a task. A store with nothing in it still gives every file, and they say how to make a first run.
     Raises store.StoreError when the store cannot be read (nothing is written then) and OSError when `out` cannot be.
     """
-    from leaderboards import export, html, latex, markdown, published, standing, store, table
+    from leaderboards import details, export, latex, markdown, pages, papers, published, standing, store, table
+    from leaderboards.curves import Curves
+    from leaderboards.site import Site
 
     runs = store.collect(source, suite)
     found = table.sections(runs)
     every = standing.beside(published.beside(runs.drop(columns="artifact_uri")), found)
-    files = {
+    tables = {
         "leaderboard.md": markdown.render(runs, suite, found),
         "leaderboard.tex": latex.render(found),
         "leaderboard.json": export.render(found),
         "leaderboard.csv": every.to_csv(index=False),
     }
-    files |= html.pages(runs, suite, found)
-    out.mkdir(parents=True, exist_ok=True)
-    return [_replace(out / name, text) for name, text in files.items()]
+    curves = Curves.of_frame(details.curves(source, runs[~runs["superseded"].astype(bool)]))
+    site = Site(runs, found, curves, details.environment, about, suite)
+    for folder in ("assets", "tasks", "methods", "runs", *["figures"] * figures):
+        (out / folder).mkdir(parents=True, exist_ok=True)
+    for name, text in tables.items():
+        _replace(out / name, text.encode())
+    for name, text in pages.pages(site):
+        _replace(out / name, text.encode())
+    for name, content in papers.figures(site) if figures else ():
+        _replace(out / name, content)
+    for file in STATIC.iterdir():
+        shutil.copyfile(file, out / "assets" / file.name)
+    return [out / name for name in ("index.html", *tables)]
 
 
-def _replace(path: Path, text: str) -> Path:
-    """Write `text` to `path` so that a reader sees the old file or the new one, never half of it."""
+def _replace(path: Path, content: bytes) -> None:
+    """Write `content` to `path` so that a reader sees the old file or the new one, never half of it."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        part.write_text(text, encoding="utf-8")
+        part.write_bytes(content)
         part.replace(path)
-    finally:
+    except OSError:
         part.unlink(missing_ok=True)
-    return path
+        raise

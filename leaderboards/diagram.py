@@ -1,59 +1,88 @@
-"""Critical-difference diagram (Demšar 2006): rows on a line by mean rank, those that cannot be told apart under one bar."""
+"""Critical-difference diagram (Demšar 2006): rows on a line by mean rank, those that cannot be told apart under one bar.
+
+Laid out here once, in pixels from the top left; a page draws it as SVG, `draw` for papers by matplotlib.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 from leaderboards import figure
 from leaderboards.across import Across, together
-from leaderboards.figure import ACCENT, LINE, MOST, TEXT
+from leaderboards.figure import ACCENT, LINE, TEXT
+from leaderboards.views import MOST, labels
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-STEP = 1.0  # between two labels, in the height of one
-
-
-def draw(found: Across) -> str:
-    """SVG text; "" for too few rows to compare or too many to read."""
-    count = len(found.entries)
-    if not 3 <= count <= MOST:
-        return ""
-    bars = together(found.entries, found.critical)
-    labels = (count + 1) // 2
-    with figure.sheet(0.26 * (labels + 3) + 0.1 * len(bars)) as page:
-        axes = page.subplots()
-        low, high = 1, max(count, 1 + found.critical)
-        axes.set_xlim(low - 0.6 * (high - low), high + 0.6 * (high - low))  # room for names on both sides
-        axes.set_ylim(-labels - 0.6 - 0.35 * len(bars), 2.4)
-        axes.axis("off")
-        _scale(axes, count, found.critical)
-        for place, span in enumerate(bars):
-            axes.plot(span, [-0.3 - 0.35 * place] * 2, color=ACCENT, linewidth=3, solid_capstyle="round")
-        _rows(axes, found, -0.3 - 0.35 * len(bars), (low, high))
-        return figure.svg(page)
+WIDTH, LEFT, RIGHT = 720, 250, 470  # the scale of mean ranks lies between the last two, names on both sides
+AXIS, STEP, BAR = 66, 19, 8  # the scale from the top; between two names; between two bars
+Kind = Literal["scale", "lead", "bar"]
 
 
-def _scale(axes: Axes, count: int, critical: float) -> None:
-    """The line of mean ranks, and over it the critical difference as a length."""
-    every = max(1, round(count / 12))
-    axes.plot([1, count], [0, 0], color=TEXT, linewidth=0.8)
-    for rank in range(1, count + 1, every):
-        axes.plot([rank, rank], [0, 0.15], color=TEXT, linewidth=0.8)
-        axes.text(rank, 0.3, str(rank), ha="center", va="bottom", color=TEXT)
-    axes.plot([1, 1 + critical], [1.4, 1.4], color=TEXT, linewidth=1.6)
-    axes.text(1 + critical / 2, 1.5, f"critical difference {critical:.1f}", ha="center", va="bottom", color=TEXT)
+@dataclass(frozen=True)
+class Label:
+    x: float
+    y: float
+    text: str
+    anchor: Literal["start", "middle", "end"]
 
 
-def _rows(axes: Axes, found: Across, top: float, ends: tuple[float, float]) -> None:
-    """The better half is named on the left, from the best down, the other on the right, from the worst down."""
+@dataclass(frozen=True)
+class Diagram:
+    """`lines` are polylines with what they are for; `dots` are the rows' mean ranks."""
+
+    height: float
+    lines: tuple[tuple[Kind, tuple[tuple[float, float], ...]], ...]
+    dots: tuple[tuple[float, float], ...]
+    labels: tuple[Label, ...]
+    width: float = WIDTH
+
+
+def layout(found: Across) -> Diagram | None:
+    """None for too few rows to compare or too many to read."""
     count, half = len(found.entries), (len(found.entries) + 1) // 2
-    gap = 0.03 * (ends[1] - ends[0])
-    for place, (entry, name) in enumerate(zip(found.entries, figure.labels(found.entries), strict=True)):
-        left = place < half
-        height = top - STEP * (1 + (place if left else count - 1 - place))
-        end = ends[0] - gap if left else ends[1] + gap
-        axes.plot([entry.mean_rank, entry.mean_rank, end], [0, height, height], color=LINE, linewidth=0.8, zorder=0)
-        axes.plot([entry.mean_rank], [0], "o", ms=4, color=ACCENT)
-        side = "right" if left else "left"
-        axes.text(end - gap if left else end + gap, height, name, ha=side, va="center", color=TEXT, parse_math=False)
+    if not 3 <= count <= MOST:
+        return None
+    end = max(count, 1 + found.critical)
+
+    def at(rank: float) -> float:
+        return round(LEFT + (RIGHT - LEFT) * (rank - 1) / (end - 1), 1)
+
+    ticks = range(1, count + 1, max(1, round(count / 8)))
+    lines: list[tuple[Kind, tuple[tuple[float, float], ...]]] = [("scale", ((at(1), AXIS), (at(count), AXIS)))]
+    lines += [("scale", ((at(rank), AXIS - 5), (at(rank), AXIS))) for rank in ticks]
+    lines += [("scale", ((at(1), 26), (at(1 + found.critical), 26)))]
+    said = [Label(at(rank), AXIS - 10, str(rank), "middle") for rank in ticks]
+    said += [Label(at(1 + found.critical / 2), 18, f"critical difference {found.critical:.1f}", "middle")]
+    spans = together(found.entries, found.critical)
+    lines += [("bar", ((at(a), AXIS + BAR * n), (at(b), AXIS + BAR * n))) for n, (a, b) in enumerate(spans, 1)]
+    top = AXIS + BAR * len(spans)
+    for place, (entry, name) in enumerate(zip(found.entries, labels(found.entries), strict=True)):
+        left = place < half  # the better half from the best down, the other from the worst down
+        y = top + STEP * (1 + (place if left else count - 1 - place))
+        x, edge = at(entry.mean_rank), LEFT - 12 if left else RIGHT + 12
+        lines.append(("lead", ((x, AXIS), (x, y), (edge, y))))
+        said.append(Label(edge + (-6 if left else 6), y + 4, name, "end" if left else "start"))
+    dots = tuple((at(entry.mean_rank), AXIS) for entry in found.entries)
+    leads_first = sorted(lines, key=lambda line: line[0] != "lead")
+    return Diagram(top + STEP * (half + 1), tuple(leads_first), dots, tuple(said))
+
+
+def draw(found: Diagram) -> Figure:
+    """The same by matplotlib, a pixel a point."""
+    looks = {"scale": (TEXT, 0.8), "lead": (LINE, 0.8), "bar": (ACCENT, 3.0)}
+    sides = {"start": "left", "middle": "center", "end": "right"}
+    with figure.sheet(found.height / 72, found.width / 72) as page:
+        axes = page.add_axes((0, 0, 1, 1))
+        axes.set_xlim(0, found.width)
+        axes.set_ylim(found.height, 0)
+        axes.axis("off")
+        for kind, points in found.lines:
+            colour, width = looks[kind]
+            axes.plot(*zip(*points, strict=True), color=colour, linewidth=width, solid_capstyle="round")
+        axes.plot(*zip(*found.dots, strict=True), "o", ms=4, color=ACCENT)
+        for label in found.labels:
+            axes.text(label.x, label.y, label.text, ha=sides[label.anchor], color=TEXT, parse_math=False)
+        return page

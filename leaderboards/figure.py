@@ -1,115 +1,134 @@
-"""Robust against clean accuracy as an inline SVG that takes its colours from the page around it."""
+"""Views as figures for papers, by matplotlib: SVG and PDF, text as text, in fixed colours on nothing."""
 
 from __future__ import annotations
 
-import hashlib
 import io
-import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
-from leaderboards.table import RANK, Group, Row
+from leaderboards.charts import MANY
+from leaderboards.views import Series, View
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from leaderboards.across import Entry
-
 Box = tuple[float, float, float, float]  # left, bottom, right, top
-CLEAN = "test/clean"
-COLOURS = {"#010203": "var(--text)", "#040506": "var(--accent)", "#070809": "var(--line)"}  # stand-ins -> the page's
-TEXT, ACCENT, LINE = COLOURS
+TEXT, SOFT, ACCENT, LINE = "#1f2328", "#656c76", "#0b6e75", "#d9d6d0"
+COLOURS = (ACCENT, "#b35c00", "#6a4fb3", "#b3365b", "#2f6db3", "#5f6f10", "#8a4b2a", "#50565e")
+MARKERS = ("o", "D", "s", "^", "X", "P", "*", "h")
 FONT = 9.0  # points
-LONGEST = 30  # characters of a label
-NEAR = 0.75  # of the best AutoAttack accuracy: rows below are left out
-MOST = 40  # rows; more names could not be placed
-
-
-def drawn(group: Group) -> tuple[list[Row], list[Row]]:
-    """Ranked rows with a place in the figure; and those that are left out, so that the others can be told apart."""
-    rows = [row for row in group.ranked if row[CLEAN].n and row[RANK].n]
-    least = NEAR * max((row[RANK].mean for row in rows), default=0.0)
-    count = min(MOST, sum(row[RANK].mean >= least for row in rows))
-    return rows[:count], rows[count:]
-
-
-def scatter(group: Group) -> str:
-    """SVG text with a point, its spread over seeds and its name for every drawn row; "" where no row can be drawn."""
-    rows, _ = drawn(group)
-    if not rows:
-        return ""
-    with sheet(4.2) as figure:
-        axes = figure.subplots()
-        _points(axes, rows)
-        figure.draw_without_rendering()  # fixes the layout, so that labels can be placed in pixels
-        _names(axes, rows)
-        return svg(figure)
+LOOK: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "robust-distill-bench",  # the same ids each time
+    "pdf.fonttype": 42,  # journals refuse Type 3
+    "font.size": FONT,
+    "axes.linewidth": 0.6,
+}
+WITHOUT_DATE: dict[str, dict[str, Any]] = {"svg": {"Date": None, "Creator": None}, "pdf": {"CreationDate": None}}
 
 
 @contextmanager
-def sheet(height: float) -> Iterator[Figure]:
-    """A figure of some inches to draw on, and to make text of before it is left."""
+def sheet(height: float, width: float = 7.2) -> Iterator[Figure]:
+    """A figure of some inches to draw on."""
     import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context({"svg.fonttype": "none", "font.size": FONT, "axes.linewidth": 0.6}):
-        yield Figure(figsize=(7.2, height), dpi=72, layout="constrained")  # as the SVG writer: a pixel is a point
+    with matplotlib.rc_context(LOOK):
+        yield Figure(figsize=(width, height), dpi=72)  # as the SVG writer: a pixel is a point
 
 
-def svg(figure: Figure) -> str:
-    """The figure as an <svg> element in the page's colours."""
-    stream = io.StringIO()
-    figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return _inline(stream.getvalue())
+def save(figure: Figure, kind: Literal["svg", "pdf"]) -> bytes:
+    """The file, the same for the same figure."""
+    import matplotlib
+
+    stream = io.BytesIO()
+    with matplotlib.rc_context(LOOK):
+        figure.savefig(stream, format=kind, transparent=True, metadata=WITHOUT_DATE[kind])
+    return stream.getvalue()
 
 
-def labels(rows: Sequence[Row | Entry]) -> list[str]:
-    """A short name for each, with the teacher where two would have the same."""
-    plain = Counter(row.label for row in rows)
-    names = [row.label if plain[row.label] == 1 else f"{row.label}, {row.teacher}" for row in rows]
-    return [name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…" for name in names]
+def draw(view: View) -> Figure:
+    """The view, with the name of every point that lies in its frame."""
+    with sheet(0.5 + 0.22 * len(view.rows) + 0.3 if view.rows else 4.2) as page:
+        page.set_layout_engine("constrained")
+        axes = page.subplots()
+        loud = [series for series in view.series if not series.quiet]
+        for series in view.series:
+            _series(axes, series, 0 if series.quiet else loud.index(series), len(loud))
+        _axes(axes, view)
+        if any(series.name for series in view.series) and len(view.series) in range(2, MANY + 1):
+            axes.legend(
+                frameon=False, labelcolor=TEXT, ncols=4, loc="lower left", bbox_to_anchor=(0, 1), handletextpad=0.3
+            )
+        page.draw_without_rendering()  # fixes the layout, so that labels can be placed in pixels
+        for series in view.series:
+            if series.names:
+                _names(axes, series)
+        return page
 
 
-def _points(axes: Axes, rows: Sequence[Row]) -> None:
-    for row in rows:
-        x, y = row[CLEAN], row[RANK]
-        spread = [100 * cell.sd if cell.sd == cell.sd else 0 for cell in (x, y)]
-        axes.errorbar(
-            100 * x.mean, 100 * y.mean, xerr=spread[0], yerr=spread[1], fmt="o", ms=5, color=ACCENT, elinewidth=0.8
+def _series(axes: Axes, series: Series, place: int, count: int) -> None:
+    colour = SOFT if series.quiet else COLOURS[place % len(COLOURS)]
+    marker = MARKERS[place % len(MARKERS)] if count > 1 else "o"
+    label = f"\u200b{series.name}" if series.name.startswith("_") else series.name  # else matplotlib would hide it
+    if series.line:
+        axes.plot(
+            series.x, series.y, ":" if series.quiet else "-o", ms=3, color=colour, linewidth=1, label=label, zorder=1
         )
-    axes.set_xlim(*_limits(100 * row[CLEAN].mean for row in rows))
-    axes.set_ylim(*_limits(100 * row[RANK].mean for row in rows))
-    axes.set_xlabel("Clean accuracy, %", color=TEXT)
-    axes.set_ylabel("AutoAttack accuracy, %", color=TEXT)
+        return
+    spread: dict[str, Any] = {"elinewidth": 0.8}
+    if series.low and series.high:
+        for axis, middle, low, high in zip("xy", (series.x, series.y), series.low, series.high, strict=True):
+            ends = [[_length(v - a) for v, a in zip(middle, low, strict=True)]]
+            ends.append([_length(b - v) for v, b in zip(middle, high, strict=True)])
+            spread[f"{axis}err"] = ends
+    size, alpha = (3, 0.55) if series.quiet else (5, 1)
+    axes.errorbar(series.x, series.y, fmt=marker, ms=size, alpha=alpha, color=colour, label=label, **spread)
+
+
+def _length(value: float) -> float:
+    return 0.0 if math.isnan(value) else max(0.0, value)
+
+
+def _axes(axes: Axes, view: View) -> None:
+    if view.log_x:
+        axes.set_xscale("log")
+    for name, frame in zip("xy", view.frame, strict=True):
+        if frame:
+            axes.set(**{f"{name}lim": frame})
+    if view.rows:
+        axes.set_ylim(len(view.rows) - 0.4, -0.6)
+        axes.set_yticks(range(len(view.rows)), view.rows, parse_math=False)
+    axes.set_xlabel(view.x_title, color=TEXT)
+    axes.set_ylabel(view.y_title, color=TEXT)
     axes.grid(color=LINE, linewidth=0.6)
+    axes.set_axisbelow(True)
     axes.tick_params(colors=TEXT, length=0)
     axes.spines[:].set_color(LINE)
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _limits(values: Iterable[float]) -> tuple[float, float]:
-    """Room for labels around the points, and at least six points wide: small differences should look small."""
-    values = list(values)
-    middle, half = (min(values) + max(values)) / 2, max(3.0, 0.62 * (max(values) - min(values)))
-    return middle - half, middle + half
-
-
-def _names(axes: Axes, rows: Sequence[Row]) -> None:
-    points = [tuple(axes.transData.transform((100 * row[CLEAN].mean, 100 * row[RANK].mean))) for row in rows]
-    names = labels(rows)
-    sizes = [(0.62 * FONT * len(name), 1.3 * FONT) for name in names]
+def _names(axes: Axes, series: Series) -> None:
+    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+    inside = [
+        (x, y, name)
+        for x, y, name in zip(series.x, series.y, series.names, strict=True)
+        if left <= x <= right and low <= y <= high
+    ]
+    points = [tuple(axes.transData.transform((x, y))) for x, y, _ in inside]
+    sizes = [(0.62 * FONT * len(name), 1.3 * FONT) for *_, name in inside]
     bounds = axes.get_window_extent()
     boxes = place(points, sizes, (bounds.x0, bounds.y0, bounds.x1, bounds.y1))
-    for row, (x, y), (left, bottom, right, top), label in zip(rows, points, boxes, names, strict=True):
-        offset = ((left + right) / 2 - x, (bottom + top) / 2 - y)
+    for (x, y, name), (across, up), box in zip(inside, points, boxes, strict=True):
+        offset = ((box[0] + box[2]) / 2 - across, (box[1] + box[3]) / 2 - up)
         far = abs(offset[1]) > 2 * FONT
         axes.annotate(
-            label,
-            (100 * row[CLEAN].mean, 100 * row[RANK].mean),
+            name,
+            (x, y),
             xytext=offset,
             textcoords="offset points",
             ha="center",
@@ -146,15 +165,3 @@ def _overlap(a: Box, b: Box) -> float:
 def _outside(box: Box, bounds: Box) -> float:
     over = (bounds[0] - box[0], bounds[1] - box[1], box[2] - bounds[2], box[3] - bounds[3])
     return sum(max(0.0, excess) for excess in over)
-
-
-def _inline(svg: str) -> str:
-    """The <svg> element alone, in the page's colours, with ids that no other figure on the page has."""
-    svg = svg[svg.index("<svg") :]
-    for colour, variable in COLOURS.items():
-        svg = svg.replace(colour, variable)
-    prefix = hashlib.sha256(svg.encode()).hexdigest()[:8]
-    svg = re.sub(r'((?:\sid=|xlink:href=)"#?|url\(#)', rf"\g<1>f{prefix}-", svg)
-    return re.sub(r'<svg (.*?)width="[^"]*"', r'<svg role="img" \1', svg, count=1, flags=re.DOTALL).replace(
-        'height="', 'data-height="', 1
-    )

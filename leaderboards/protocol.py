@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from leaderboards.table import LABELS
 
-if TYPE_CHECKING:
-    import pandas as pd
+Record = Mapping[str, Any]  # a line of store.collect's frame
 
 
-def words(runs: pd.DataFrame) -> list[tuple[str, str]]:
+def words(runs: Sequence[Record]) -> list[tuple[str, str]]:
     """(topic, sentence) pairs; a value that differs between runs is given as "a / b", an unrecorded one is left out."""
     return [(topic, text) for topic, text in _topics(runs) if text]
 
 
-def settings(runs: pd.DataFrame) -> list[tuple[str, str]]:
+def settings(runs: Sequence[Record]) -> list[tuple[str, str]]:
     """Every recorded parameter that has one value in all runs, by name."""
-    names = [str(name) for name in runs.columns if str(name).startswith("param/")]
-    return [(name[6:], str(runs[name].iloc[0])) for name in names if runs[name].nunique(dropna=False) == 1]
+    names = sorted({name for run in runs for name in run if name.startswith("param/")})
+    shared = ((name, {run.get(name) for run in runs}) for name in names)
+    return [(name[6:], str(value)) for name, values in shared if len(values) == 1 and known(value := values.pop())]
 
 
-def _topics(runs: pd.DataFrame) -> Iterator[tuple[str, str]]:
+def known(value: Any) -> bool:
+    """Whether a run recorded it: absent fields of a frame are NaN."""
+    return value is not None and value == value
+
+
+def _topics(runs: Sequence[Record]) -> Iterator[tuple[str, str]]:
     def say(template: str, name: str) -> str:
         value = _value(runs, name)
         return template.format(value) if value not in ("", "None") else ""
@@ -50,12 +55,15 @@ def _topics(runs: pd.DataFrame) -> Iterator[tuple[str, str]]:
         "the test set is read once, at the end",
     )
     yield "Attacks", ", ".join(_attacks(runs))
-    yield "Seeds", _value(runs, "seed") or " / ".join(sorted(set(runs["seed"]) - {""}))
+    yield "Seeds", _value(runs, "seed") or " / ".join(sorted({run["seed"] for run in runs} - {""}))
 
 
-def _value(runs: pd.DataFrame, name: str) -> str:
-    column = f"param/{name}"
-    return " / ".join(sorted({_words(text) for text in runs[column].dropna().astype(str)})) if column in runs else ""
+def _value(runs: Iterable[Record], name: str) -> str:
+    return " / ".join(sorted(map(_words, _distinct(runs, f"param/{name}"))))
+
+
+def _distinct(runs: Iterable[Record], name: str) -> list[str]:
+    return [*dict.fromkeys(str(value) for run in runs if known(value := run.get(name)))]
 
 
 def _words(text: str) -> str:
@@ -63,7 +71,7 @@ def _words(text: str) -> str:
     return re.sub(r"[()']", "", text).strip(", ") or "none" if text.startswith("(") else text
 
 
-def _attacks(runs: pd.DataFrame) -> list[str]:
-    tried = [str(name)[5:] for name in runs.columns if str(name).startswith("test/") and runs[name].notna().any()]
-    known = [label for name, label in LABELS.items() if name in tried and name not in ("clean", "worst")]
-    return known + [name for name in tried if name not in LABELS and name != "n" and not name.endswith("_n")]
+def _attacks(runs: Iterable[Record]) -> list[str]:
+    tried = {name[5:]: None for run in runs for name, value in run.items() if name.startswith("test/") and known(value)}
+    labelled = [label for name, label in LABELS.items() if name in tried and name not in ("clean", "worst")]
+    return labelled + [name for name in tried if name not in LABELS and name != "n" and not name.endswith("_n")]

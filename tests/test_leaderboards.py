@@ -6,20 +6,21 @@ import os
 import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import sites
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 
 import leaderboards
-from leaderboards import client, figure, html, markdown, store, table
+from leaderboards import client, figure, markdown, store, table
 
 NASTY = '<script>alert("x")</script>|`*\'&'
+KINDS = ("md", "tex", "json", "csv")
 GOLDEN = """\
 ### digits, resnet8-w4
 
@@ -152,11 +153,6 @@ def runs(uri: str) -> pd.DataFrame:
     return store.collect(uri)
 
 
-@pytest.fixture(scope="module")
-def page(runs: pd.DataFrame) -> str:
-    return html.pages(runs)["digits.html"]
-
-
 def test_collect_keeps_finished_children_of_suites(runs: pd.DataFrame) -> None:
     assert len(runs) == 14
     assert set(runs["experiment"]) == {"digits@0", "digits@1", "cifar@1"}
@@ -212,16 +208,20 @@ def test_a_store_not_made_yet_is_empty_and_stays_unmade(tmp_path: Path) -> None:
     database, out = tmp_path / "mlflow.db", tmp_path / "new" / "out"
     written = leaderboards.write(f"sqlite:///{database}", out)
     assert not database.exists()
-    files = ["digits.html", *(f"leaderboard.{kind}" for kind in ("csv", "json", "md", "tex"))]
-    assert sorted(path.name for path in written) == files
-    for path in written[0], written[-1]:
+    assert [path.name for path in written] == ["index.html", *(f"leaderboard.{kind}" for kind in KINDS)]
+    for path in written[:2]:
         assert "python -m bench run --method gacd --suite digits" in path.read_text()
 
 
 def test_write_everything(uri: str, tmp_path: Path) -> None:
-    written = leaderboards.write(uri, tmp_path)
-    names = ["cifar.html", "digits.html", *(f"leaderboard.{kind}" for kind in ("csv", "json", "md", "tex"))]
-    assert sorted(path.name for path in written) == names == sorted(os.listdir(tmp_path))
+    leaderboards.write(uri, tmp_path)
+    kinds = {path.parent.name: sorted(tmp_path.glob(f"{path.parent.name}/*")) for path in tmp_path.glob("*/*")}
+    counts = {name: len(paths) for name, paths in kinds.items()}
+    assert counts == {"assets": 7, "tasks": 4, "methods": 9, "runs": 13}
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == [
+        "index.html",
+        *(f"leaderboard.{kind}" for kind in sorted(KINDS)),
+    ]
     assert len(pd.read_csv(tmp_path / "leaderboard.csv")) == 14
 
 
@@ -265,65 +265,6 @@ def test_escape(text: str, escaped: str) -> None:
     assert markdown.escape(text) == escaped
 
 
-class Reader(HTMLParser):
-    """Counts tags, collects attributes and text."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.attributes: list[tuple[str, str | None]] = []
-        self.text = ""
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += attrs
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-
-def test_page_shows_names_as_text_and_loads_nothing(page: str) -> None:
-    read = Reader(page)
-    assert read.tags.count("script") == 1
-    assert read.text.count(NASTY) > 5
-    assert "b" not in read.tags
-    assert not {"src", "srcset", "onclick", "onload"} & {name for name, _ in read.attributes}
-    links = [value for name, value in read.attributes if name in ("href", "xlink:href")]
-    assert all(value and value.startswith("#") for value in links)
-    ids = [value for name, value in read.attributes if name == "id"]
-    assert len(ids) == len(set(ids))
-
-
-def test_page_holds_tables_figures_protocol_and_commands(page: str) -> None:
-    read = Reader(page)
-    assert read.tags.count("table") == 4  # two students, the teachers and the older version
-    assert read.tags.count("svg") == 3
-    assert "gacd (tau=0.1)" in read.text.partition("<svg")[0] + read.text
-    assert "l-infinity, eps 0.15" in read.text
-    assert "python -m bench run --suite digits" in read.text
-    assert read.text.index("digits@1") < read.text.index("digits@0")
-    assert "13" not in re.findall(r"(\d+) finished runs?", read.text)  # the superseded run is not counted
-    assert "11" in re.findall(r"(\d+) finished runs?", read.text)
-
-
-def test_page_marks_rows_that_a_reader_may_hide(page: str) -> None:
-    marks = re.findall(r'<(\w+) data-marked="([^"]*)"', page)
-    rows = ["another protocol", "sanity flag; uncommitted code"]
-    assert sorted(marks) == [("section", "older protocol version"), *(("tr", mark) for mark in rows)]
-    assert page.count('id="unmarked"') == 1
-
-
-def test_page_without_marks_has_nothing_to_hide(runs: pd.DataFrame) -> None:
-    assert 'id="unmarked"' not in html.pages(runs)["cifar.html"]
-
-
-def test_figure_takes_its_colours_from_the_page(page: str) -> None:
-    svg = page[page.index("<svg") : page.index("</svg>")]
-    assert "var(--accent)" in svg
-    assert not any(stand_in in svg for stand_in in figure.COLOURS)
-
-
 def test_labels_keep_apart() -> None:
     points = [(100.0, 100.0), (104.0, 101.0), (98.0, 103.0), (101.0, 97.0)]
     boxes = figure.place(points, [(60.0, 12.0)] * 4, (0.0, 0.0, 400.0, 300.0))
@@ -334,7 +275,9 @@ def test_labels_keep_apart() -> None:
 def test_runs_without_any_metric_are_listed(runs: pd.DataFrame) -> None:
     bare = runs[list(store.COLUMNS)]
     assert "no AutoAttack" in markdown.render(bare)
-    assert "not recorded" in html.pages(bare)["digits.html"]
+    site = sites.render(bare)
+    assert "no run has an AutoAttack accuracy yet" in site["tasks/digits@1-digits-resnet8-w4.html"]
+    assert "No accuracy was recorded." in site[f"runs/{bare['run_id'].iloc[-1]}.html"]
 
 
 def test_import_is_cheap() -> None:

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sites
 from scipy.stats import norm
 from test_leaderboards import Store, scores
 
-from leaderboards import across, diagram, html, markdown, rank, standing, store, table, verdicts
+from leaderboards import across, diagram, markdown, rank, standing, store, table, verdicts
 from leaderboards.across import Entry
 from leaderboards.rank import Flags, Task
 
@@ -217,7 +218,7 @@ def test_a_row_without_sound_verdicts_stays_unranked(tracked: Store, content: An
     text = markdown.render(runs)
     assert f"rslad, teacher robust, 1 seed: no rank: {why}" in text
     assert "| - | rslad |" in text
-    assert why in html.pages(runs)["digits.html"]
+    assert f"no rank: {why}" in sites.task(runs, "digits@1")
 
 
 def test_one_bad_seed_is_enough(tracked: Store) -> None:
@@ -299,7 +300,7 @@ def test_across_tasks(tracked: Store) -> None:
     assert found.critical == pytest.approx(2.343 * math.sqrt(3 * 4 / (6 * 3)), abs=1e-3)  # Demšar's table 5
     text = markdown.render(store.collect(tracked.uri))
     assert "| 1.3 | gacd | big-trades | 83.3 % | 1 | 1 | 1 |" in text
-    assert "critical difference" in html.pages(store.collect(tracked.uri))["digits.html"]
+    assert "critical difference 1.9" in sites.render(store.collect(tracked.uri))["index.html"]
 
 
 def test_one_task_has_nothing_across(tracked: Store) -> None:
@@ -312,7 +313,7 @@ def test_two_rows_have_no_test_and_no_diagram(tracked: Store) -> None:
     found = table.sections(store.collect(tracked.uri))[0].across
     assert found
     assert math.isnan(found.p)
-    assert diagram.draw(found) == ""
+    assert diagram.layout(found) is None
 
 
 def test_friedman_without_differences_is_no_test() -> None:

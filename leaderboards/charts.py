@@ -1,0 +1,126 @@
+"""Views as figures for plotly.js: plain data, in colours that the page names and site.js fills in."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from leaderboards.views import Series, View
+
+SYMBOLS = ("circle", "diamond", "square", "triangle-up", "x", "cross", "star", "hexagon")
+COLOURS = 8  # that the page has, as --c1 to --c8
+MANY = 12  # lines; a legend would be taller than the figure
+ROW = 23  # pixels
+HEAD = 100
+TALL = 420
+DIGITS = 5  # significant
+
+
+def chart(view: View) -> dict[str, Any]:
+    """Data and layout as Plotly.react takes them, with the title and caption of the view."""
+    loud = [series for series in view.series if not series.quiet]
+    traces = [_trace(view, series, 0 if series.quiet else loud.index(series), len(loud)) for series in view.series]
+    return {"name": view.name, "title": view.title, "caption": view.caption, "data": traces, "layout": _layout(view)}
+
+
+def _trace(view: View, series: Series, place: int, count: int) -> dict[str, Any]:
+    """Loud series have a colour each and, where a row has several, a symbol each."""
+    colour = "--soft" if series.quiet else f"--c{place % COLOURS + 1}"
+    trace: dict[str, Any] = {
+        "type": "scatter",
+        "name": plain(series.name),
+        "showlegend": bool(series.name),
+        "mode": "lines" if series.line else "markers",
+        "x": [*series.x] if isinstance(series.x, range) else numbers(series.x),
+        "y": [*series.y] if isinstance(series.y, range) else numbers(series.y),
+        "hovertemplate": _hover(view, series),
+    }
+    if series.line:
+        dash = "dot" if series.quiet else "solid"
+        trace["line"] = {"color": colour, "width": 1.5 if series.quiet else 2, "dash": dash}
+    else:
+        symbol = SYMBOLS[place % len(SYMBOLS)] if count > 1 else "circle"
+        trace["marker"] = {"color": colour, "size": 6 if series.quiet else 9, "symbol": symbol}
+    if series.low and series.high:
+        for axis, middle, low, high in zip("xy", (series.x, series.y), series.low, series.high, strict=True):
+            trace |= _bars(axis, middle, low, high)
+    if series.names:
+        trace["customdata"] = [plain(name) for name in series.names]
+    if any(series.shown):
+        trace["mode"] = "markers+text"
+        trace["text"] = [plain(name) if shown else "" for name, shown in zip(series.names, series.shown, strict=True)]
+        trace["textposition"] = "top left"
+    return trace
+
+
+def _bars(axis: str, middle: Sequence[float], low: Sequence[float], high: Sequence[float]) -> dict[str, Any]:
+    up = [end - value if end == end else 0 for value, end in zip(middle, high, strict=True)]
+    down = [value - end if end == end else 0 for value, end in zip(middle, low, strict=True)]
+    if not any((*up, *down)):
+        return {}
+    shape = {"type": "data", "symmetric": False, "color": "--error", "thickness": 1.5, "width": 0}
+    return {f"error_{axis}": shape | {"array": numbers(up), "arrayminus": numbers(down)}}
+
+
+def _hover(view: View, series: Series) -> str:
+    who = "%{customdata}<br>" if series.names else ""
+    if view.rows:
+        return "%{y}: %{x:.1f}<extra>%{fullData.name}</extra>"
+    epochs = view.x_title == "Epoch"
+    return (
+        f"{who}%{{x{'' if epochs else ':.3~g'}}}, %{{y:.4~g}}<extra>{'%{fullData.name}' if series.name else ''}</extra>"
+    )
+
+
+def _layout(view: View) -> dict[str, Any]:
+    x: dict[str, Any] = {"title": {"text": view.x_title}, "automargin": True}
+    y: dict[str, Any] = {"title": {"text": view.y_title}, "automargin": True}
+    for axis, frame in zip((x, y), view.frame, strict=True):
+        axis |= {"range": list(frame)} if frame else {}
+    if view.log_x:
+        marks = _marks([value for series in view.series for value in series.x])
+        x |= {"type": "log", "tickvals": marks, "ticktext": [f"{mark:g}" for mark in marks]}
+    named = [series.name for series in view.series if series.name]
+    layout: dict[str, Any] = {
+        "xaxis": x,
+        "yaxis": y,
+        "showlegend": len(view.series) > 1 and len(named) <= MANY,
+        "legend": {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"},
+        "height": TALL,
+        "hovermode": "closest",
+    }
+    if view.rows:  # the scale on top, where reading begins
+        count = len(view.rows)
+        x["side"] = "top"
+        y |= {
+            "tickvals": [*range(count)],
+            "ticktext": [plain(name) for name in view.rows],
+            "range": [count - 0.4, -0.6],
+        }
+        layout["legend"] |= {"yref": "container", "yanchor": "top"}
+        layout |= {"height": HEAD + ROW * count, "margin": {"t": HEAD - 10, "b": 10}}
+    return layout
+
+
+def _marks(values: Sequence[float]) -> list[float]:
+    """1, 2 and 5 times the powers of ten that `values` span."""
+    low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
+    return [float(f"{step}e{power}") for power in range(low, high + 1) for step in (1, 2, 5)]
+
+
+def plain(name: str) -> str:
+    """Plotly takes a few tags and entities in its texts for markup; this is shown as it was."""
+    return html.escape(name, quote=False)
+
+
+def numbers(values: Sequence[float]) -> list[float | None]:
+    """Short enough to send, as JSON can say it."""
+    import numpy as np
+
+    array = np.asarray(values, dtype=float)
+    finite = np.isfinite(array)
+    top = float(np.abs(array).max(initial=0.0, where=finite))
+    short: list[float] = array.round(DIGITS - math.ceil(math.log10(top)) if top else 0).tolist()
+    return [*short] if finite.all() else [value if ok else None for value, ok in zip(short, finite, strict=True)]

@@ -1,0 +1,226 @@
+"""The pages: tables in plain HTML, charts as data beside them; no network, no server, every name escaped by the engine."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from leaderboards import charts, diagram, markdown, protocol, views
+from leaderboards.about import About, Parameter
+from leaderboards.curves import mean, of_method, of_run
+from leaderboards.published import HEAD
+from leaderboards.site import Place, Record, Site, Task
+from leaderboards.table import CHECKPOINTS, LABELS, RANK, SECONDS, Section
+
+if TYPE_CHECKING:
+    import jinja2
+
+FOLDER = Path(__file__).parent / "templates"
+LINES = 24  # of a chart of curves; more cannot be told apart
+
+
+def pages(site: Site) -> Iterator[tuple[str, str]]:
+    """(path, HTML) of every page, one at a time: there may be thousands."""
+    engine = _engine(site)
+    yield "index.html", engine.get_template("index.html.j2").render(root="", **_index(site))
+    template = engine.get_template("task.html.j2")
+    for task in site.tasks:
+        yield task.path, template.render(root="../", **_task(site, task))
+    template = engine.get_template("method.html.j2")
+    for name, places in site.methods.items():
+        yield site.method_paths[name], template.render(root="../", **_method(site, name, places))
+    template = engine.get_template("run.html.j2")
+    for place in site.places:
+        words = protocol.words([site.records[run] for run in place.row.run_ids])
+        for run in place.row.run_ids:
+            yield site.run_paths[run], template.render(root="../", protocol=tuple(words), **_run(site, place, run))
+
+
+def _engine(site: Site) -> jinja2.Environment:
+    import jinja2
+
+    engine = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(FOLDER),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        auto_reload=False,
+    )
+    engine.policies["json.dumps_kwargs"] = {"allow_nan": False, "ensure_ascii": False, "separators": (",", ":")}
+    engine.globals |= {
+        "methods": site.method_paths,
+        "runs": site.run_paths,
+        "records": site.records,
+        "number": markdown.number,
+        "bracket": markdown.bracket,
+        "percent": percent,
+        "many": many,
+        "published": HEAD,
+        "rank": RANK,
+        "seconds": SECONDS,
+    }
+    parts: Any = engine.get_template("parts.html.j2").module
+    engine.globals["pairs"] = lru_cache(maxsize=64)(parts.pairs)  # the same for many runs, one after the other
+    return engine
+
+
+def percent(value: float, unit: str = "") -> str:
+    """A fraction in percent; "-" for NaN."""
+    return "-" if math.isnan(value) else f"{100 * value:.1f}{unit}"
+
+
+def many(count: int, noun: str) -> str:
+    """ "1 run", "2,000 runs"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def _index(site: Site) -> dict[str, Any]:
+    current = [section for section in site.sections if not section.outdated]
+    return {
+        "problems": site.problems,
+        "first_run": markdown.first_run(site.suite),
+        "boards": [
+            (title, tasks)
+            for title, old in (("Tasks", False), ("Older protocol versions", True))
+            if (tasks := [task for task in site.tasks if task.section.outdated is old])
+        ],
+        "suites": current,
+        "older": [section for section in site.sections if section.outdated],
+        "tasks_of": lambda section: [task for task in site.tasks if task.section is section],
+        "protocol": lambda section: protocol.words(_records(site, section)),
+        "settings": lambda section: protocol.settings(_records(site, section)),
+        "diagram": diagram.layout,
+        "overview": [_overview(name, places, site.about(name)) for name, places in site.methods.items()],
+        "total": sum(task.runs for task in site.tasks),
+    }
+
+
+def _records(site: Site, section: Section) -> list[Record]:
+    return [site.records[run] for run in section.runs["run_id"]]
+
+
+def _overview(name: str, places: Sequence[Place], about: About | None) -> dict[str, Any]:
+    """A method over all its current tasks."""
+    tasks = [place for place in places if place.task and not place.section.outdated]
+    shares = [place.kept for place in tasks if not math.isnan(place.kept)]
+    return {
+        "name": name,
+        "title": about.title if about else "",
+        "tasks": len({place.task.path for place in tasks if place.task}),
+        "firsts": len({place.task.path for place in tasks if place.task and place.row.standing.rank == 1}),
+        "kept": max(shares, default=math.nan),
+        "runs": sum(place.row.seeds for place in places),
+    }
+
+
+def _task(site: Site, task: Task) -> dict[str, Any]:
+    records = [site.records[run] for row in task.rows for run in row.run_ids]
+    return {
+        "task": task,
+        "flagged": [row for row in task.rows if row.flags],
+        "protocol": protocol.words(records),
+        "charts": [charts.chart(view) for view in views.of_task(task.group, site.records)],
+    }
+
+
+def _method(site: Site, name: str, places: Sequence[Place]) -> dict[str, Any]:
+    means = [(_line(place), mean([site.curves.of(run) for run in place.row.run_ids])) for place in places]
+    lines = [(label, curves) for label, curves in means if curves]
+    drawn = of_method(lines[:LINES])
+    about = site.about(name)
+    return {
+        "name": name,
+        "about": about,
+        "places": places,
+        "parameters": [*_parameters(about, _values(site, places))],
+        "charts": [charts.chart(view) for view in drawn],
+        "more": max(0, len(lines) - LINES),
+    }
+
+
+def _line(place: Place) -> str:
+    row = place.row
+    return ", ".join(filter(None, (place.section.experiment, row.dataset, row.student, row.variant, row.changed)))
+
+
+def _values(site: Site, places: Iterable[Place]) -> dict[str, list[str]]:
+    """The recorded values of each hyper-parameter."""
+    found: dict[str, dict[str, None]] = {}
+    for record in (site.records[run] for place in places for run in place.row.run_ids):
+        for key, value in record.items():
+            if key.startswith("param/hyper.") and protocol.known(value):
+                found.setdefault(key[12:], {})[str(value)] = None
+    return {key: sorted(values) for key, values in found.items()}
+
+
+def _parameters(about: About | None, values: Mapping[str, list[str]]) -> Iterator[tuple[Parameter, list[str]]]:
+    """Each hyper-parameter and its recorded values; those that were recorded alone come last."""
+    told = about.parameters if about else ()
+    names = {parameter.name for parameter in told}
+    for parameter in (*told, *(Parameter(name) for name in values if name not in names)):
+        yield parameter, values.get(parameter.name, [])
+
+
+def _run(site: Site, place: Place, run: str) -> dict[str, Any]:
+    record = site.records[run]
+    curves = site.curves.of(run)
+    drawn = of_run(curves)
+    return {
+        "place": place,
+        "row": place.row,
+        "record": record,
+        "settings": tuple(_settings(record)),
+        "numbers": [*_numbers(record)],
+        "kinds": {"test": "best", **CHECKPOINTS},
+        "cost": [
+            _spent(key[5:], value) for key, value in record.items() if key[:5] == "cost/" and protocol.known(value)
+        ],
+        "flags": _flags(record["flags"]),
+        "environment": tuple(_flat(site.environment(record))),
+        "charts": [charts.chart(view) for view in drawn],
+        "others": [other for other in place.row.run_ids if other != run],
+    }
+
+
+def _settings(record: Record) -> Iterator[tuple[str, str]]:
+    """Every recorded parameter but the seed, which stands above."""
+    for key, value in record.items():
+        if key[:6] == "param/" and key != "param/seed" and protocol.known(value):
+            yield key[6:], value
+
+
+def _numbers(record: Record) -> Iterator[tuple[str, list[float]]]:
+    """(attack, accuracy of each checkpoint), the known attacks first."""
+    prefixes = ("test", *CHECKPOINTS)
+    tried = {key.partition("/")[2] for key in record if key.startswith(prefixes) and key[-2:] not in ("/n", "_n")}
+    for name in [*filter(tried.__contains__, LABELS), *sorted(tried - LABELS.keys())]:
+        values = [float(record.get(f"{prefix}/{name}", math.nan)) for prefix in prefixes]
+        if any(value == value for value in values):
+            yield LABELS.get(name, name), values
+
+
+def _spent(name: str, value: float) -> tuple[str, str]:
+    what, _, seconds = name.replace("_", " ").rpartition(" seconds")
+    return (what, f"{value:,.1f} s") if what and not seconds else (name.replace("_", " "), f"{value:,.10g}")
+
+
+def _flags(text: str) -> dict[str, str]:
+    try:
+        found = json.loads(text or "{}")
+    except ValueError:
+        return {"damaged": "the record of the flags cannot be read"}
+    return {str(name): str(evidence) for name, evidence in found.items()} if isinstance(found, dict) else {}
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """One level: nested names are joined by a space."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name} ")
+        else:
+            yield f"{prefix}{name}", str(value)

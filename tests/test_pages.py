@@ -1,0 +1,227 @@
+"""The pages as they are without JavaScript: text, tables, links, and the numbers that charts are drawn from."""
+
+from __future__ import annotations
+
+import json
+import posixpath
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import sites
+from sites import Reader
+from test_leaderboards import KINDS, NASTY, Store, fill
+
+import leaderboards
+from leaderboards import pages, store, table
+from leaderboards.about import About, Parameter
+from leaderboards.curves import Curves
+from leaderboards.site import Site, files
+
+TASK = [
+    ["Rank", "Method", "AutoAttack", "Teacher", "Seeds", "Clean", "Worst", "PGD-20", "AutoAttack, last", "Train min"],
+    ["1", "rslad", "73.0 ± 1.4 [60.0, 84.9]", "robust", "run of seed s0 run of seed s1", "95.0 ± 1.4", "73.0 ± 1.4",
+     "75.0 ± 1.4", "70.0", "2.0 ± 0.7"],
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("store")
+    uri = f"sqlite:///{folder}/mlflow.db"
+    fill(Store(uri, folder / "artifacts"))
+    return uri
+
+
+@pytest.fixture(scope="module")
+def runs(uri: str) -> pd.DataFrame:
+    return store.collect(uri)
+
+
+@pytest.fixture(scope="module")
+def site(runs: pd.DataFrame) -> dict[str, str]:
+    return sites.render(runs)
+
+
+@pytest.fixture(scope="module")
+def page(site: dict[str, str]) -> str:
+    return site["tasks/digits@1-digits-resnet8-w4.html"]
+
+
+def test_every_name_is_text_on_every_page(site: dict[str, str]) -> None:
+    allowed = {"assets/dataTables.min.js", "assets/plotly-basic.min.js", "assets/site.js", None}
+    for path, text in site.items():
+        read = Reader(text)
+        scripts = [dict(attributes) for tag, attributes in read.elements if tag == "script"]
+        assert {(script.get("src") or "").removeprefix("../") or None for script in scripts} <= allowed
+        assert "b" not in read.tags
+        assert not [name for name, _ in read.attributes if name.startswith("on")]
+        ids = [value for name, value in read.attributes if name == "id"]
+        assert len(ids) == len(set(ids)), path
+    pages = [path for path, text in site.items() if NASTY in Reader(text).text]
+    assert {path.partition("/")[0] for path in pages} == {"index.html", "tasks", "methods", "runs"}
+
+
+def test_links_lead_to_pages(site: dict[str, str]) -> None:
+    beside = {f"leaderboard.{kind}" for kind in KINDS}
+    static = {f"assets/{file.name}" for file in leaderboards.STATIC.iterdir()}
+    for path, text in site.items():
+        found = [value for name, value in Reader(text).attributes if name in ("href", "src") and value]
+        targets = {
+            posixpath.normpath(posixpath.join(posixpath.dirname(path), link)) for link in found if link[0] != "#"
+        }
+        assert targets - {"data:,", "../data:,", *beside, *static} <= site.keys() | {
+            f"{posixpath.dirname(path)}/data:,"
+        }
+
+
+def test_file_names_are_safe_and_never_shared() -> None:
+    keys = [
+        ("a", "b-c"),
+        ("a-b", "c"),
+        ("A-b", "c"),
+        ("../x",),
+        ("",),
+        ("ä" * 300,),
+        ("x" * 300,),
+        ("con/..",),
+        ("..",),
+    ]
+    names = files(keys)
+    assert len({name.lower() for name in names.values()}) == len(keys)
+    assert all(re.fullmatch(r"[A-Za-z0-9@_-][A-Za-z0-9@._-]{0,100}", name) for name in names.values())
+    assert files([("digits@3", "digits", "net")]) == {("digits@3", "digits", "net"): "digits@3-digits-net"}
+
+
+def test_front_page_shows_every_task(site: dict[str, str]) -> None:
+    read = Reader(site["index.html"])
+    assert read.tables["Tasks"] == [
+        ["Task", "First rank", "AutoAttack", "Kept", "Rows", "Runs"],
+        ["cifar10, resnet8-w4 cifar@1", "pgd_at", "45.0", "-", "1", "1"],
+        ["digits, resnet8-w4 digits@1", "rslad, gacd (tau=0.1)", "73.0 ± 1.4 [60.0, 84.9]", "-", "5", "8"],
+        [f"{NASTY}, {NASTY} digits@1", f"$x$ {NASTY} ({NASTY})", "40.0 [30.9, 49.8]", "-", "1", "1"],
+    ]
+    assert [line[0] for line in read.tables["Older protocol versions"]] == ["Task", "digits, resnet8-w4 digits@0"]
+    assert ["trades", "83.0 [74.4, 89.1]", "digits", "resnet8-w32"] in [line[:4] for line in read.tables["Teachers"]]
+    assert "l-infinity, eps 0.15 in pixels of [0, 1]" in read.text
+
+
+def test_task_page_holds_the_table(page: str) -> None:
+    read = Reader(page)
+    assert read.tables["digits, resnet8-w4"] == TASK
+    assert "no AutoAttack, Worst, PGD-20" in read.text
+    assert "softmax-output in 1 of 1 runs: every output is a probability distribution, not logits" in read.text
+
+
+def test_charts_hold_what_was_measured(page: str) -> None:
+    charts = {chart["name"]: chart for chart in Reader(page).data[0]}
+    assert [*charts] == ["scatter", "seeds", "attacks", "last", "cost"]
+    front, points = charts["scatter"]["data"]
+    assert (points["customdata"], points["x"], points["y"]) == (
+        ["rslad", "gacd (tau=0.1)", "gacd (tau=0.1; training.epochs=2)"[:33] + "…", "kd"],
+        [95, 96, 50, 96],
+        [73, 72, 20, 0],
+    )
+    assert (front["x"], front["y"]) == ([95, 96], [73, 72])
+    assert "no row beats in both: rslad and gacd (tau=0.1)." in charts["scatter"]["caption"]
+    assert "2 rows lie below the frame" in charts["scatter"]["caption"]
+    dots, means = charts["seeds"]["data"]
+    assert sorted(zip(dots["y"], dots["x"], strict=True)) == [(0, 72), (0, 74), (1, 71), (1, 72), (1, 73)]
+    assert means["error_x"]["array"][0] == pytest.approx(84.9 - 73, abs=0.1)
+    assert "From best to last, rslad loses most: 3.0 points." in charts["last"]["caption"]
+    assert [mark["x"] for mark in charts["cost"]["data"]] == [[2, 1, 0.1, 0.5]]
+
+
+def test_accuracy_against_eps_is_drawn_where_there_are_several(tmp_path: Path) -> None:
+    tracked = Store(f"sqlite:///{tmp_path}/mlflow.db")
+    for eps, aa in ((0.15, 0.7), (0.15, 0.7), (0.1, 0.8), (0.05, 0.9)):
+        tracked.run("trades", aa, params={"eps": eps}, metrics={"test/clean": 0.95})
+    tracked.run("kd", 0.1, metrics={"test/clean": 0.99})
+    text = sites.task(store.collect(tracked.uri), "digits@1")
+    (chart,) = (chart for chart in Reader(text).data[0] if chart["name"] == "eps")
+    assert [(line["name"], line["x"], line["y"]) for line in chart["data"]] == [
+        ("trades, robust", [0.05, 0.1, 0.15], [90, 80, 70])
+    ]
+
+
+def test_run_page_holds_what_there_is_to_know(uri: str, tmp_path: Path) -> None:
+    leaderboards.write(uri, tmp_path)
+    pages = [Reader(path.read_text()) for path in sorted(tmp_path.glob("runs/*.html"))]
+    (read,) = (page for page in pages if "softmax-output" in page.text)
+    assert read.tables["Accuracy in percent by attack and checkpoint"][:2] == [
+        ["Attack", "best", "last", "EMA", "SWA"],
+        ["Clean", "96.0", "-", "-", "-"],
+    ]
+    for said in (
+        "every output is a probability distribution, not logits",
+        "python -m bench run --suite digits",
+        "no checksum was recorded",
+        "with uncommitted changes",
+        "l-infinity, eps 0.15",
+        "30.0 s",
+        "Not recorded, or the file is missing.",
+    ):
+        assert said in read.text
+
+
+def test_curves_are_drawn_run_by_run_and_averaged_by_method(runs: pd.DataFrame) -> None:
+    seeds = runs.loc[(runs["method"] == "gacd") & (runs["test/aa"] > 0.5), "run_id"].tolist()
+    lines = [
+        (run, "val/robust", step, 0.1 * step + 0.01 * place) for place, run in enumerate(seeds) for step in range(5)
+    ]
+    lines += [(run, "train/ce", step, 2.0 - step) for run in seeds[:1] for step in (0, 2, 4)]
+    frame = pd.DataFrame(lines, columns=["run_id", "metric", "step", "value"])
+    frame = frame.sort_values(["run_id", "metric", "step"]).astype({"run_id": "category", "metric": "category"})
+    site = Site(runs, table.sections(runs), Curves.of_frame(frame))
+    found = dict(pages.pages(site))
+    validation, losses = Reader(found[f"runs/{seeds[0]}.html"]).data[0]
+    assert validation["data"][0]["y"] == [0, 10, 20, 30, 40]
+    assert (losses["data"][0]["x"], losses["data"][0]["y"]) == ([0, 2, 4], [2, 0, -2])
+    assert "robust from 0 to 40, highest 40 at epoch 4" in validation["caption"]
+    charts = Reader(found["methods/gacd.html"]).data[0]
+    assert [chart["title"] for chart in charts] == ["Robust validation accuracy", "Loss: ce"]
+    assert charts[0]["data"][0]["y"] == pytest.approx([1, 11, 21, 31, 41])
+    assert "No curves were recorded." in found[f"runs/{runs['run_id'].iloc[-1]}.html"]
+
+
+def test_method_page_shows_formula_and_recorded_values(runs: pd.DataFrame) -> None:
+    told = About("A title.", "a < b & <i>c</i>", "A paper.", (Parameter("alpha", "5 / 6", "0.5 to 1", "share"),))
+    known = runs.assign(**{"param/hyper.alpha": "0.9", "param/hyper.new": "1"})
+    site = Site(known, table.sections(known), about=lambda name: told if name == "kd" else None)
+    found = dict(pages.pages(site))
+    read = Reader(found["methods/kd.html"])
+    assert "a < b & <i>c</i>" in read.text
+    assert read.tables["Hyper-parameters of kd"][1:] == [
+        ["alpha", "0.9", "5 / 6", "0.5 to 1", "share"],
+        ["new", "1", "", "", ""],
+    ]
+    assert "does not know the method" in found["methods/ard.html"]
+
+
+def test_what_could_not_be_read_is_said(runs: pd.DataFrame) -> None:
+    broken = runs.copy()
+    broken.attrs["problems"] = [f"2 runs: {NASTY}"]
+    assert f"2 runs: {NASTY}" in Reader(sites.render(broken)["index.html"]).text
+
+
+def test_marked_rows_can_be_hidden(page: str, site: dict[str, str]) -> None:
+    marks = [json.loads(value or "") for name, value in Reader(page).attributes if name == "data-marks"]
+    assert marks == [["another protocol"], ["sanity flag", "uncommitted code"]]
+    boxes = [dict(attributes) for tag, attributes in Reader(page).elements if tag == "input"]
+    assert {box["value"] for box in boxes if box["type"] == "checkbox"} == {mark for row in marks for mark in row}
+    assert "checkbox" not in site["tasks/cifar@1-cifar10-resnet8-w4.html"]
+
+
+def test_figures_for_papers(uri: str, tmp_path: Path) -> None:
+    leaderboards.write(uri, tmp_path, "digits@1", figures=True)
+    kinds = ("scatter", "seeds", "attacks", "last", "cost")
+    plain = {f"digits@1-digits-resnet8-w4-{kind}.{end}" for kind in kinds for end in ("svg", "pdf")}
+    found = {path.name: path.read_bytes() for path in tmp_path.glob("figures/*")}
+    assert plain <= found.keys()
+    assert all(content.startswith(b"%PDF" if name.endswith("pdf") else b"<?xml") for name, content in found.items())
+    assert not any(b"<script" in content for content in found.values())
+    assert b"rslad" in found["digits@1-digits-resnet8-w4-scatter.svg"]
+    again = leaderboards.write(uri, tmp_path, "digits@1", figures=True)
+    assert again
+    assert found == {path.name: path.read_bytes() for path in tmp_path.glob("figures/*")}
