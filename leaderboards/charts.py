@@ -32,13 +32,14 @@ def _trace(view: View, series: Series, place: int, count: int) -> dict[str, Any]
         "type": "scatter",
         "name": plain(series.name),
         "showlegend": bool(series.name),
-        "mode": "lines" if series.line else "markers",
+        "mode": "markers",
         "x": [*series.x] if isinstance(series.x, range) else numbers(series.x),
         "y": [*series.y] if isinstance(series.y, range) else numbers(series.y),
         "hovertemplate": _hover(view, series),
     }
     if series.line:
         dash = "dot" if series.quiet else "solid"
+        trace["mode"] = "lines" if len(series.x) > 1 else "markers"
         trace["line"] = {"color": colour, "width": 1.5 if series.quiet else 2, "dash": dash}
     else:
         symbol = SYMBOLS[place % len(SYMBOLS)] if count > 1 else "circle"

@@ -54,7 +54,7 @@ class View:
 
 def of_task(group: Group, records: Records) -> list[View]:
     """Every view of a task for which something was measured; accuracies in percent."""
-    made = [scatter(group), seeds(group, records), attacks(group), overfitting(group), cost(group)]
+    made = [scatter(group), seeds(group, records), attacks(group), overfitting(group, records), cost(group)]
     return [view for view in (*made, radii(group, records)) if view]
 
 
@@ -115,7 +115,7 @@ def attacks(group: Group) -> View | None:
     return View("attacks", "Attacks", said + _cut(group), "Accuracy, %", "", series, tuple(labels(rows)))
 
 
-def overfitting(group: Group) -> View | None:
+def overfitting(group: Group, records: Records) -> View | None:
     """The checkpoint that validation chose beside the last one and the averages: robust overfitting."""
     rows = _some(group)
     attack = _both(rows)
@@ -123,15 +123,11 @@ def overfitting(group: Group) -> View | None:
         return None
     kinds = {"test": "best", **CHECKPOINTS}
     series = [_dots(rows, f"{prefix}/{attack}", word) for prefix, word in kinds.items()]
-    drops = [
-        (row[f"test/{attack}"].mean - row[f"test_last/{attack}"].mean, name)
-        for row, name in zip(rows, labels(rows), strict=True)
-        if row[f"test_last/{attack}"].n and row[f"test/{attack}"].n
-    ]
-    worst, name = max(drops)
+    lost = [(_drop(row, attack, records), name) for row, name in zip(rows, labels(rows), strict=True)]
+    worst, name = max((pair for pair in lost if pair[0] == pair[0]), default=(0.0, ""))
     said = "The checkpoint that validation chose (best) beside that of the last epoch and averages of the weights. "
-    lost = f"{name} loses most: {100 * worst:.1f} points" if worst > 0 else "no row loses"
-    said += f"From best to last, {lost}."
+    most = f"{name} loses most: {percent(worst):.1f} points" if worst > 0 else "no row loses"
+    said += f"From best to last, {most}."
     label = f"{LABELS[attack]} accuracy, %"
     kept = tuple(one for one in series if one.x)
     return View("last", "Best and last", said + _cut(group), label, "", kept, tuple(labels(rows)))
@@ -228,6 +224,14 @@ def _both(rows: Sequence[Row]) -> str:
         if any(row[f"test_last/{name}"].n and row[f"test/{name}"].n for row in rows):
             return name
     return ""
+
+
+def _drop(row: Row, attack: str, records: Records) -> float:
+    """Mean loss of accuracy from the best checkpoint to the last, over the runs that have both; NaN for none."""
+    runs = [records[run] for run in row.run_ids]
+    drops = [run.get(f"test/{attack}", math.nan) - run.get(f"test_last/{attack}", math.nan) for run in runs]
+    known = [drop for drop in drops if drop == drop]
+    return sum(known) / len(known) if known else math.nan
 
 
 def _dots(rows: Sequence[Row], metric: str, name: str) -> Series:

@@ -162,7 +162,7 @@ def test_tables_without_published_values_have_no_column(runs: pd.DataFrame) -> N
     assert published.HEAD not in text.partition("## digits@2")[2]
     assert published.HEAD not in text.partition("## cifar-mini@1")[2].partition("\n## ")[0]
     assert published.HEAD not in sites.task(runs, "digits@2")
-    assert published.HEAD in sites.task(runs, "cifar@2-cifar10-resnet18")
+    assert published.HEAD in sites.task(runs, "cifar@1-cifar10-resnet18")
 
 
 def test_measured_values_are_untouched(runs: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,7 +181,7 @@ def test_measured_values_are_untouched(runs: pd.DataFrame, monkeypatch: pytest.M
 
 
 def test_page_sets_them_apart(runs: pd.DataFrame) -> None:
-    page = sites.task(runs, "cifar@2-cifar10-resnet18")
+    page = sites.task(runs, "cifar@1-cifar10-resnet18")
     assert page.count('<th scope="col" class="text published">Published AA</th>') == 1
     said = "9 sources, any teacher; ours 1.3 above"
     assert page.count(f'<td class="text published">40.57 to 52.21<span class="setting">{said}</span></td>') == 1
@@ -207,7 +207,7 @@ def test_csv_has_columns_at_its_end(uri: str, runs: pd.DataFrame, tmp_path: Path
 def test_text_from_the_file_is_text(runs: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
     found = published.Published(0.4, 0.5, NASTY, (NASTY,))
     monkeypatch.setattr(published, "lookup", lambda *cell: found)
-    text, page = markdown.render(runs), sites.task(runs, "cifar@2-cifar10-resnet18")
+    text, page = markdown.render(runs), sites.task(runs, "cifar@1-cifar10-resnet18")
     assert "<script" not in text
     columns = {
         len(re.findall(r"(?<!\\)\|", line))

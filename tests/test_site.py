@@ -1,0 +1,217 @@
+"""The site in a real browser, opened from its files: sorting, searching, links, charts, dark mode, a phone, no script."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow.entities import Metric
+from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
+from test_leaderboards import NASTY, Store, fill, scores
+
+import leaderboards
+from bench.about import about
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
+pytestmark = [pytest.mark.skipif(not CHROMIUM, reason="needs a Chromium"), pytest.mark.e2e]
+TASK = "tasks/digits@1-digits-resnet8-w4.html"
+METHODS = "tbody th a"
+ROWS = ["rslad", "gacd", "gacd", "kd"]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("store")
+    tracked = Store(f"sqlite:///{folder}/mlflow.db", folder / "artifacts")
+    fill(tracked)
+    run = tracked.run("gacd", 0.72, variant="tau=0.1", seed="3", metrics=scores(0.96, 0.76, 60))
+    curves = {"val/clean": 0.1, "val/robust": 0.05, "train/kl_adv": 0.2, "lr": 0.01}
+    points = [Metric(name, slope * epoch, 0, epoch) for name, slope in curves.items() for epoch in range(6)]
+    tracked.client.log_batch(run, metrics=points)
+    for student in ("net1", "net2"):
+        for method, aa in (("rslad", 0.5), ("kd", 0.1), ("gacd", 0.45)):
+            tracked.run(method, aa, "pair@1", student=student, metrics=scores(0.9, aa, 9))
+    leaderboards.write(tracked.uri, folder / "site", about=about)
+    return folder / "site"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as started:
+        yield started.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        )
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """A page that may complain of nothing and fetch nothing but files."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    page, complaints = context.new_page(), list[str]()
+
+    def hear(message: ConsoleMessage) -> None:
+        if message.type in ("error", "warning"):
+            complaints.append(message.text)
+
+    page.on("console", hear)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on(
+        "request", lambda request: complaints.append(request.url) if request.url[:5] not in ("file:", "data:") else 0
+    )
+    yield page
+    context.close()
+    assert complaints == []
+
+
+def visible(page: Page) -> list[str]:
+    return page.locator("table.data").first.locator(METHODS).all_inner_texts()
+
+
+def chart(page: Page) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = page.evaluate("document.querySelector('.plot').data")
+    return found
+
+
+def paths(site: Path) -> list[str]:
+    """One page of every kind, and those with names that want to be more than text."""
+    nasty = [path for path in sorted(site.glob("*/*.html")) if "script" in path.name]
+    kinds = [next(site.glob(f"{kind}/*.html")) for kind in ("methods", "runs")]
+    return ["index.html", TASK, *(str(path.relative_to(site)) for path in (*kinds, *nasty))]
+
+
+def test_links_lead_from_front_to_task_to_run_to_method(site: Path, page: Page) -> None:
+    page.goto((site / "index.html").as_uri())
+    page.get_by_role("link", name="digits, resnet8-w4").first.click()
+    assert page.title() == "digits, resnet8-w4 · digits@1"
+    page.get_by_role("row", name="gacd").first.get_by_role("link", name="run of seed").last.click()
+    assert page.get_by_role("heading", level=1).inner_text() == "gacd tau=0.1"
+    assert "python -m bench run --suite digits" in page.get_by_role("main").inner_text()
+    page.get_by_role("navigation").get_by_role("link", name="gacd").click()
+    assert page.get_by_role("heading", name="Formula").is_visible()
+    page.get_by_role("navigation").get_by_role("link", name="Leaderboard").click()
+    assert page.url.endswith("/index.html")
+
+
+def test_a_click_and_a_key_sort(site: Path, page: Page) -> None:
+    page.goto((site / TASK).as_uri())
+    assert visible(page) == ROWS
+    ranking = page.locator("thead th", has_text="AutoAttack").first
+    assert ranking.get_attribute("aria-sort") == "descending"
+    page.locator("thead th", has_text="PGD-20").click()
+    assert visible(page) == ["gacd", "rslad", "gacd", "kd"]
+    assert page.locator("thead th", has_text="PGD-20").get_attribute("aria-sort") == "descending"
+    assert ranking.get_attribute("aria-sort") is None
+    page.get_by_role("button", name="Method: Activate to sort").focus()
+    page.keyboard.press("Enter")
+    assert visible(page) == ["gacd", "gacd", "kd", "rslad"]
+    for order in ("descending", "ascending"):  # what was not measured comes last in both
+        page.locator("thead th", has_text="AutoAttack, last").click()
+        assert page.locator("thead th", has_text="AutoAttack, last").get_attribute("aria-sort") == order
+        assert sorted(visible(page)[2:]) == ["gacd", "kd"]
+
+
+def test_search_and_marks_filter(site: Path, page: Page) -> None:
+    page.goto((site / TASK).as_uri())
+    search = page.get_by_role("searchbox", name="Search rows")
+    search.fill("gacd")
+    assert visible(page) == ["gacd", "gacd"]
+    assert page.locator("output").first.inner_text() == "2 of 4 rows"
+    page.get_by_role("checkbox", name="another protocol").check()
+    assert visible(page) == ["gacd"]
+    search.fill("")
+    assert visible(page) == ["rslad", "gacd", "kd"]
+    page.get_by_role("checkbox", name="sanity flag").check()
+    assert visible(page) == ["rslad", "gacd"]
+    page.get_by_role("checkbox", name="another protocol").uncheck()
+    assert visible(page) == ["rslad", "gacd", "gacd"]
+
+
+def test_charts_show_the_numbers_of_the_table(site: Path, page: Page) -> None:
+    page.goto((site / TASK).as_uri())
+    front, points = chart(page)
+    assert page.locator(".plot svg").first.is_visible()
+    assert (front["x"], front["y"]) == ([95, 96], [73, 72])
+    shown = [round(float(text.split()[0]), 1) for text in page.locator("tbody td.bar").all_inner_texts()]
+    assert [round(value, 1) for value in points["y"]] == shown
+    assert page.get_by_role("img", name="Chart: Robust and clean").is_visible()
+    page.get_by_role("radio", name="Robust and clean").focus()
+    page.keyboard.press("ArrowRight")
+    assert page.get_by_role("img", name="Chart: Intervals and seeds").is_visible()
+    assert sorted(chart(page)[0]["x"]) == [71, 72, 72, 72, 73, 74]
+    assert "dots are seeds" in page.locator("figcaption").inner_text()
+
+
+def test_curves_of_a_run_and_of_its_method(site: Path, page: Page) -> None:
+    (path,) = (path for path in site.glob("runs/*.html") if '"name":"kl_adv"' in path.read_text())
+    page.goto(path.as_uri())
+    assert [(line["name"], line["y"][-1]) for line in chart(page)] == [("clean", 50), ("robust", 25)]
+    page.get_by_role("radio", name="Loss terms").check()
+    assert [(line["name"], line["y"]) for line in chart(page)][1:] == [("kl_adv", [0, 0.2, 0.4, 0.6, 0.8, 1])]
+    page.goto((site / "methods" / "gacd.html").as_uri())
+    assert chart(page)[0]["y"] == [0, 5, 10, 15, 20, 25]
+
+
+def test_names_are_text_in_tables_and_charts(site: Path, page: Page) -> None:
+    (path,) = site.glob("tasks/*script*.html")
+    page.goto(path.as_uri())
+    page.get_by_role("radio", name="Intervals and seeds").check()
+    assert (page.locator(".plot .ytick text").first.text_content() or "").startswith("$x$ <script>alert")
+    assert NASTY in page.get_by_role("heading", level=1).inner_text()
+
+
+def test_the_critical_difference_diagram_names_every_row(site: Path, page: Page) -> None:
+    page.goto((site / "index.html").as_uri())
+    drawn = page.get_by_role("img", name="Critical-difference diagram of pair@1")
+    assert {"rslad", "kd", "gacd", "critical difference 2.3"} <= {*drawn.locator("text").all_text_contents()}
+
+
+def test_dark_mode_reaches_page_and_chart(site: Path, page: Page) -> None:
+    page.goto((site / TASK).as_uri())
+
+    def colours() -> tuple[str, str]:
+        ground: str = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        ink: str = page.evaluate("document.querySelector('.plot')._fullLayout.font.color")
+        return ground, ink
+
+    assert colours() == ("rgb(251, 250, 248)", "#1f2328")
+    page.emulate_media(color_scheme="dark")
+    page.wait_for_function("document.querySelector('.plot')._fullLayout.font.color !== '#1f2328'")
+    assert colours() == ("rgb(19, 21, 23)", "#e4e6e8")
+
+
+@pytest.mark.parametrize("width", [375, 1280])
+def test_nothing_is_wider_than_the_window(site: Path, page: Page, width: int) -> None:
+    page.set_viewport_size({"width": width, "height": 700})
+    for path in paths(site):
+        page.goto((site / path).as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, path
+
+
+def test_pages_have_landmarks_and_captions(site: Path, page: Page) -> None:
+    for path in paths(site):
+        page.goto((site / path).as_uri())
+        assert page.get_by_role("main").count() == page.get_by_role("heading", level=1).count() == 1
+        assert page.locator("table:not(:has(> caption))").count() == 0
+        assert page.locator("[role=img]:not([aria-label])").count() == 0
+        assert page.locator("[role=region]:not([aria-label])").count() == 0
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Skip to the content"
+
+
+def test_without_scripts_the_tables_are_there(site: Path, browser: Browser) -> None:
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto((site / TASK).as_uri())
+    assert visible(page) == ROWS
+    assert not page.locator(".tools").first.is_visible()
+    assert not page.locator("figure.charts").is_visible()
+    context.close()
+
+
+def test_an_empty_store_says_how_to_begin(page: Page, tmp_path: Path) -> None:
+    leaderboards.write(f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "site")
+    page.goto((tmp_path / "site" / "index.html").as_uri())
+    assert page.get_by_text("python -m bench run --method gacd --suite digits").is_visible()
