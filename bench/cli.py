@@ -131,6 +131,10 @@ def handler(verb: str) -> Callable[..., int]:
         from bench import records
 
         return records.export if verb == "export" else records.take
+    if verb == "leaderboard":
+        from bench import board
+
+        return board.leaderboard
     if verb == "ui":
         from bench import ui
 

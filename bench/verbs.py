@@ -172,27 +172,6 @@ def teacher_measured(
     return teachers.checked(card, total, release) if release else card
 
 
-def leaderboard(given: options.Leaderboard) -> int:
-    """Writes the pages and says where they are."""
-    import leaderboards
-    from bench.about import about
-    from bench.track import tracking_uri
-    from leaderboards.store import StoreError
-
-    if given.suite and given.suite.partition("@")[0] not in suites.SUITES:
-        raise unknown("suite", given.suite, suites.SUITES)
-    try:
-        source = given.records or tracking_uri(given.store)
-        paths = leaderboards.write(source, given.out, given.suite or None, about, given.figures)
-    except StoreError as error:
-        raise BenchError(str(error)) from error
-    except OSError as error:
-        raise BenchError(f"cannot write to {str(given.out)!r}: {error.strerror}") from error
-    for path in paths:
-        print(path)
-    return 0
-
-
 def list(_: options.List) -> int:
     """Everything that has a name."""
     import methods

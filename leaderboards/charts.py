@@ -15,7 +15,7 @@ MANY = 12  # lines; a legend would be taller than the figure
 ROW = 23  # pixels
 HEAD = 100
 TALL = 420
-DIGITS = 5  # significant
+DIGITS = 4  # significant
 
 
 def chart(view: View) -> dict[str, Any]:
@@ -33,8 +33,8 @@ def _trace(view: View, series: Series, place: int, count: int) -> dict[str, Any]
         "name": plain(series.name),
         "showlegend": bool(series.name),
         "mode": "markers",
-        "x": [*series.x] if isinstance(series.x, range) else numbers(series.x),
-        "y": [*series.y] if isinstance(series.y, range) else numbers(series.y),
+        **_values("x", series.x),
+        **_values("y", series.y),
         "hovertemplate": _hover(view, series),
     }
     if series.line:
@@ -114,6 +114,11 @@ def _marks(values: Sequence[float]) -> list[float]:
 def plain(name: str) -> str:
     """Plotly takes a few tags and entities in its texts for markup; this is shown as it was."""
     return html.escape(name, quote=False)
+
+
+def _values(axis: str, values: Sequence[float]) -> dict[str, Any]:
+    """A range is named by its beginning alone."""
+    return {f"{axis}0": values.start} if isinstance(values, range) else {axis: numbers(values)}
 
 
 def numbers(values: Sequence[float]) -> list[float | None]:

@@ -1,0 +1,26 @@
+"""The verb `leaderboard`, apart from the others: they bring torch, which takes longer than all the pages."""
+
+from __future__ import annotations
+
+import leaderboards
+from bench import options, suites
+from bench.about import about
+from bench.errors import BenchError, unknown
+from bench.track import tracking_uri
+from leaderboards.store import StoreError
+
+
+def leaderboard(given: options.Leaderboard) -> int:
+    """Writes the pages and says where they are."""
+    if given.suite and given.suite.partition("@")[0] not in suites.SUITES:
+        raise unknown("suite", given.suite, suites.SUITES)
+    try:
+        source = given.records or tracking_uri(given.store)
+        paths = leaderboards.write(source, given.out, given.suite or None, about, given.figures)
+    except StoreError as error:
+        raise BenchError(str(error)) from error
+    except OSError as error:
+        raise BenchError(f"cannot write to {str(given.out)!r}: {error.strerror}") from error
+    for path in paths:
+        print(path)
+    return 0
