@@ -43,11 +43,11 @@ const colour = name => getComputedStyle(document.documentElement).getPropertyVal
 
 function theme() {
   const axis = { gridcolor: colour("--line"), linecolor: colour("--line"), zeroline: false, title: { standoff: 12 } };
+  const font = { family: getComputedStyle(document.body).fontFamily, size: 13, color: colour("--text") };
   return {
-    font: { family: getComputedStyle(document.body).fontFamily, size: 13, color: colour("--text") },
-    paper_bgcolor: "transparent", plot_bgcolor: "transparent", margin: { l: 56, r: 16, t: 28, b: 52 },
-    xaxis: axis, yaxis: axis,
-    hoverlabel: { bgcolor: colour("--card"), bordercolor: colour("--line"), font: { color: colour("--text") } },
+    font, paper_bgcolor: "transparent", plot_bgcolor: "transparent", margin: { l: 56, r: 16, t: 28, b: 52 },
+    xaxis: axis, yaxis: axis, hoverlabel: { bgcolor: colour("--card"), bordercolor: colour("--line"), font },
+    modebar: { bgcolor: "transparent", color: colour("--soft"), activecolor: colour("--text") },
   };
 }
 
