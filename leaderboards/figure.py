@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Box = tuple[float, float, float, float]  # left, bottom, right, top
-TEXT, SOFT, ACCENT, LINE = "#1f2328", "#656c76", "#0b6e75", "#d9d6d0"
+TEXT, SOFT, ACCENT, LINE, BARS = "#1f2328", "#656c76", "#0b6e75", "#d9d6d0", "#9cc5c6"
 COLOURS = (ACCENT, "#b35c00", "#6a4fb3", "#b3365b", "#2f6db3", "#5f6f10", "#8a4b2a", "#50565e")
 MARKERS = ("o", "D", "s", "^", "X", "P", "*", "h")
 FONT = 9.0  # points
@@ -47,7 +47,7 @@ def save(figure: Figure, kind: Literal["svg", "pdf"]) -> bytes:
 
     stream = io.BytesIO()
     with matplotlib.rc_context(LOOK):
-        figure.savefig(stream, format=kind, transparent=True, metadata=WITHOUT_DATE[kind])
+        figure.savefig(stream, format=kind, transparent=True, bbox_inches="tight", metadata=WITHOUT_DATE[kind])
     return stream.getvalue()
 
 
@@ -80,7 +80,7 @@ def _series(axes: Axes, series: Series, place: int, count: int) -> None:
             series.x, series.y, ":" if series.quiet else "-o", ms=3, color=colour, linewidth=1, label=label, zorder=1
         )
         return
-    spread: dict[str, Any] = {"elinewidth": 0.8}
+    spread: dict[str, Any] = {"elinewidth": 1.0, "ecolor": BARS}
     if series.low and series.high:
         for axis, middle, low, high in zip("xy", (series.x, series.y), series.low, series.high, strict=True):
             ends = [[_length(v - a) for v, a in zip(middle, low, strict=True)]]

@@ -174,34 +174,32 @@ def _run(site: Site, place: Place, run: str) -> dict[str, Any]:
         "place": place,
         "row": place.row,
         "record": record,
-        "settings": tuple(_settings(record)),
-        "numbers": [*_numbers(record)],
+        "settings": tuple((name, value) for name, value in _recorded(site, "param", record) if name != "seed"),
+        "numbers": [*_numbers(site, record)],
         "kinds": {"test": "best", **CHECKPOINTS},
-        "cost": [
-            _spent(key[5:], value) for key, value in record.items() if key[:5] == "cost/" and protocol.known(value)
-        ],
+        "cost": [_spent(name, value) for name, value in _recorded(site, "cost", record)],
         "flags": _flags(record["flags"]),
         "environment": tuple(_flat(site.environment(record))),
         "charts": [charts.chart(view) for view in drawn],
-        "others": [other for other in place.row.run_ids if other != run],
+        "others": [
+            (site.run_paths[other], site.records[other]["seed"] or other) for other in place.row.run_ids if other != run
+        ],
     }
 
 
-def _settings(record: Record) -> Iterator[tuple[str, str]]:
-    """Every recorded parameter but the seed, which stands above."""
-    for key, value in record.items():
-        if key[:6] == "param/" and key != "param/seed" and protocol.known(value):
-            yield key[6:], value
+def _recorded(site: Site, kind: str, record: Record) -> Iterator[tuple[str, Any]]:
+    for name in site.columns.get(kind, ()):
+        value = record[f"{kind}/{name}"]
+        if protocol.known(value):
+            yield name, value
 
 
-def _numbers(record: Record) -> Iterator[tuple[str, list[float]]]:
-    """(attack, accuracy of each checkpoint), the known attacks first."""
-    prefixes = ("test", *CHECKPOINTS)
-    tried = {key.partition("/")[2] for key in record if key.startswith(prefixes) and key[-2:] not in ("/n", "_n")}
-    for name in [*filter(tried.__contains__, LABELS), *sorted(tried - LABELS.keys())]:
-        values = [float(record.get(f"{prefix}/{name}", math.nan)) for prefix in prefixes]
+def _numbers(site: Site, record: Record) -> Iterator[tuple[str, list[str]]]:
+    """(attack, accuracy of each checkpoint in percent)."""
+    for name in site.attacks:
+        values = [record.get(f"{kind}/{name}", math.nan) for kind in ("test", *CHECKPOINTS)]
         if any(value == value for value in values):
-            yield LABELS.get(name, name), values
+            yield LABELS.get(name, name), [percent(value) for value in values]
 
 
 def _spent(name: str, value: float) -> tuple[str, str]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from leaderboards.about import About
 from leaderboards.across import kept
 from leaderboards.curves import Curves
-from leaderboards.table import RANK, Group, Row, Section
+from leaderboards.table import CHECKPOINTS, LABELS, RANK, Group, Row, Section
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -97,6 +97,21 @@ class Site:
         """The frame's lines by run id, superseded runs left out."""
         current = self.collected[~self.collected["superseded"].astype(bool)]
         return {str(record["run_id"]): record for record in current.to_dict("records")}
+
+    @cached_property
+    def columns(self) -> dict[str, list[str]]:
+        """What was recorded of any run, by what stands before the slash, as "param" or "test"."""
+        found: dict[str, list[str]] = {}
+        for name in map(str, self.collected.columns):
+            found.setdefault(name.partition("/")[0], []).append(name.partition("/")[2])
+        return found
+
+    @cached_property
+    def attacks(self) -> list[str]:
+        """Every attack on any checkpoint of any run, the known ones first."""
+        tried = {name for kind in ("test", *CHECKPOINTS) for name in self.columns.get(kind, ())}
+        others = sorted(name for name in tried - LABELS.keys() if name != "n" and not name.endswith("_n"))
+        return [*filter(tried.__contains__, LABELS), *others]
 
     @cached_property
     def tasks(self) -> list[Task]:
