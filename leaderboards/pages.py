@@ -203,8 +203,9 @@ def _numbers(site: Site, record: Record) -> Iterator[tuple[str, list[str]]]:
 
 
 def _spent(name: str, value: float) -> tuple[str, str]:
-    what, _, seconds = name.replace("_", " ").rpartition(" seconds")
-    return (what, f"{value:,.1f} s") if what and not seconds else (name.replace("_", " "), f"{value:,.10g}")
+    what = name.removesuffix("_seconds")
+    said = LABELS.get(what, what.replace("_", " "))
+    return (said, f"{value:,.1f} s") if what != name else (said, f"{value:,.10g}")
 
 
 def _flags(text: str) -> dict[str, str]:
