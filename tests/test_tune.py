@@ -11,6 +11,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import optuna
@@ -28,6 +29,7 @@ from bench.tuning import storage, study, trial
 NAME = "digits/digits/resnet8-w4/pgd_at"
 FEW = "--suite digits --method pgd_at --student resnet8-w4 --limit-train 128 --limit-test 8 --epochs 4 --min-clean 0"
 ROOT = os.environ.get("BENCH_DATA_ROOT", "data")
+ROUNDS = int(os.environ.get("BENCH_ROUNDS", "1"))  # of starts at once; before a release 20, which are 20 kills, too
 pytestmark = [pytest.mark.e2e, pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")]
 
 
@@ -180,13 +182,36 @@ def test_a_bad_configuration_is_one_line(
     assert said in error
 
 
-def test_four_commands_at_once_on_a_fresh_store(tmp_path: Path) -> None:
-    running = [start(f"tune {FEW} --trials 6 --epochs 1 --search-only".replace("--epochs 4 ", ""), tmp_path)
-               for _ in range(4)]  # fmt: skip
+@pytest.fixture
+def postgresql() -> Iterator[str]:
+    if not server.installed():
+        pytest.skip("needs PostgreSQL's programs")
+    with server.postgresql() as address:
+        yield address
+
+
+def another(address: str) -> str:
+    """A second database of the same server: Optuna and MLflow keep the version of their tables under one name."""
+    with sqlalchemy.create_engine(address, isolation_level="AUTOCOMMIT").connect() as connection:
+        connection.execute(sqlalchemy.text("CREATE DATABASE mlflow"))
+    return address.replace("/postgres", "/mlflow")
+
+
+@pytest.mark.parametrize("turn", range(ROUNDS))
+@pytest.mark.parametrize("kind", ["files", "server"])
+def test_four_commands_at_once_on_a_fresh_store(
+    kind: str, turn: int, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    place, record = "runs/tuning.journal", f"sqlite:///{tmp_path / 'runs/mlflow.db'}"
+    if kind == "server":
+        place = request.getfixturevalue("postgresql")
+        record = another(place)
+    words = f"tune {FEW} --trials 6 --search-only --storage {place}".replace("--epochs 4", "--epochs 1")
+    running = [start(words, tmp_path, MLFLOW_TRACKING_URI=record) for _ in range(4)]
     said = [each.communicate()[1] for each in running]
     assert [each.returncode for each in running] == [0] * 4, said
-    counted(found(tmp_path), 6)
-    assert len(runs(f"sqlite:///{tmp_path / 'runs/mlflow.db'}", "study")) == 1
+    counted(found(tmp_path, place if kind == "server" else ""), 6)
+    assert len(runs(record, "study")) == 1
 
 
 def test_two_whole_commands_at_once_test_the_result_once(tmp_path: Path) -> None:
@@ -219,23 +244,37 @@ def workers(parent: int) -> list[int]:
     return [int(pid) for pid in subprocess.run(words, capture_output=True, text=True).stdout.split()]
 
 
+def begun(folder: Path) -> dict[int, int]:
+    """The processes that have a trial, each with the trial's number."""
+    if not (folder / "runs/tuning.journal").exists():
+        return {}
+    with suppress(KeyError):  # there is no study yet
+        running = found(folder).get_trials(deepcopy=False, states=[TrialState.RUNNING])
+        return {trial.user_attrs["worker"][1]: trial.number for trial in running if "worker" in trial.user_attrs}
+    return {}
+
+
 def test_killed_workers_lose_nothing(tmp_path: Path) -> None:
-    running = start(f"tune {FEW} --trials 8 --workers 2 --search-only", tmp_path)
+    kills = max(4, ROUNDS)
+    running = start(f"tune {FEW} --trials {4 * kills} --workers 2 --search-only", tmp_path)
     dice, killed = random.Random(0), 0
-    while running.poll() is None and killed < 4:
-        time.sleep(dice.uniform(1, 3))
-        at_work = workers(running.pid)
-        if len(at_work) < 2 or not (tmp_path / "runs/tuning.journal").exists():
+    while running.poll() is None and killed < kills:
+        time.sleep(dice.uniform(0, 2))
+        at_work, busy = workers(running.pid), begun(tmp_path)
+        if len(at_work) < 2 or not busy:
             continue
         for pid in at_work if not killed else [dice.choice(at_work)]:  # both at once, then one by one
             os.kill(pid, signal.SIGKILL)
             killed += 1
+            print(f"{time.strftime('%X')} kill {killed}: process {pid}, trial {busy.get(pid, 'not begun')}")
     said = running.communicate()[1]
     assert running.returncode == 0, said
-    assert said.count("a worker died (-9) and is replaced") == killed == 4
-    counted(found(tmp_path), 8)
-    assert len(runs(f"sqlite:///{tmp_path / 'runs/mlflow.db'}", "trial")) == 8
+    assert said.count("a worker died (-9) and is replaced") == killed == kills
+    counted(found(tmp_path), 4 * kills)
+    assert len(runs(f"sqlite:///{tmp_path / 'runs/mlflow.db'}", "trial")) == 4 * kills
     assert not list((tmp_path / "runs/work/tuning").glob("*/trial-*"))
+    print("\n".join(f"trial {place}: {[each.state.name for each in tries]}"
+                    for place, tries in enumerate(study.attempts(found(tmp_path)).values())))  # fmt: skip
 
 
 def test_an_interrupted_search_goes_on_where_it_was(tmp_path: Path) -> None:
@@ -342,20 +381,10 @@ def test_a_dry_run_shows_space_and_cost(tmp_path: Path) -> None:
     assert not list((tmp_path / "runs").glob("tuning*"))
 
 
-@pytest.fixture
-def postgresql() -> Iterator[str]:
-    if not server.installed():
-        pytest.skip("needs PostgreSQL's programs")
-    with server.postgresql() as address:
-        yield address
-
-
 def test_two_machines_and_one_postgresql_server(postgresql: str, tmp_path: Path) -> None:
     for name in ("a", "b"):  # two machines: their stores are apart
         (tmp_path / name).mkdir()
-    with sqlalchemy.create_engine(postgresql, isolation_level="AUTOCOMMIT").connect() as connection:
-        connection.execute(sqlalchemy.text("CREATE DATABASE mlflow"))
-    record = postgresql.replace("/postgres", "/mlflow")  # both keep the version of their tables under the same name
+    record = another(postgresql)
     words = f"tune {FEW} --trials 4 --workers 2 --search-only --storage {postgresql}"
     running = [start(words, tmp_path / name, MLFLOW_TRACKING_URI=record) for name in ("a", "b")]
     said = [each.communicate()[1] for each in running]
