@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from filelock import FileLock, Timeout
@@ -19,16 +20,20 @@ from torch import Tensor
 import attacks
 from attacks.record import ForeignRecordError
 from bench import data as data_module
-from bench import environment, models, teachers
+from bench import environment, links, models, note, teachers
 from bench.data import Data
 from bench.errors import BenchError
 from bench.models import checkpoint
+from bench.note import Outcome
 from bench.plan import Cell, work
 from bench.spec import Spec
 from bench.teachers import Card
 from bench.track import FAILED, FINISHED, KILLED, Record, Store
 from bench.train import Objective, Trainer, derive
 from methods.base import Net
+
+if TYPE_CHECKING:
+    from mlflow.entities import LoggedModel
 
 Tick = Callable[[str, int, int], None]
 PROBES = 64  # test images for the sanity flags
@@ -83,7 +88,9 @@ def record(cell: Cell, shop: Workshop, data: Data, passes: float, tick: Tick, fo
     try:
         logged.text("environment.json", json.dumps(environment.describe(shop.device) | describe(data), indent=2))
         logged.metrics({"cost/student_passes": passes})
-        result = carry_out(cell, shop, data, logged, tick, folder)
+        with logged.aside("inputs"):
+            links.inputs(logged, cell.spec, data)
+        outcome = carry_out(cell, shop, data, logged, tick, folder)
         logged.end(FINISHED)
     except (KeyboardInterrupt, SystemExit):
         logged.end(KILLED, "interrupted")
@@ -96,38 +103,66 @@ def record(cell: Cell, shop: Workshop, data: Data, passes: float, tick: Tick, fo
             logged.text("traceback.txt", traceback.format_exc())
         raise BenchError(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
     shutil.rmtree(folder)
-    return result
+    shown = {key: outcome.accuracy["best"][key] for key in ("clean", "pgd20", "aa") if key in outcome.accuracy["best"]}
+    return ", ".join(f"{key} {100 * value:.1f}" for key, value in shown.items())
 
 
-def carry_out(cell: Cell, shop: Workshop, data: Data, logged: Record, tick: Tick, folder: Path) -> str:
+def carry_out(cell: Cell, shop: Workshop, data: Data, logged: Record, tick: Tick, folder: Path) -> Outcome:
+    """Trains, evaluates each checkpoint and logs all of it; then what makes the run easy to read in MLflow."""
     spec = cell.spec
     trainer = Trainer(objective(cell, shop, data), data.to(shop.device), spec, folder)
-    state = trainer.fit(logged.epoch, tick)
+    state = trainer.fit(lambda row, epoch: logged.epoch(total(row), epoch), tick)
     logged.metrics({"cost/train_seconds": state.seconds})
+    hashes = {
+        name: checkpoint.sha256_of(folder / f"{name}.pt") for name in CHECKPOINTS if (folder / f"{name}.pt").exists()
+    }
+    model = None
+    with logged.aside("model"):
+        model = links.checkpoint(logged, cell, tags(cell, shop.code))
     accuracy, flags = {}, dict[str, str]()
-    for name, prefix in CHECKPOINTS.items():
+    for name in hashes:
         path = folder / f"{name}.pt"
-        if not path.exists():
-            continue
         net = checkpoint.load(path, spec.arch, data.info).to(shop.device)
         full = name in spec.full_checkpoints
         found, doubts = evaluate(net, spec, data.test, full, folder / f"verdicts_{name}", tick)
         flags |= doubts if name == "best" else {}
-        logged.metrics({f"{prefix}/{key}": value for key, value in found.items() if not key.startswith("cost/")})
+        values = {f"{CHECKPOINTS[name]}/{key}": value for key, value in found.items() if not key.startswith("cost/")}
+        logged.metrics(values, link=links.link(model, data, values) if name == "best" else {})
         accuracy[name] = found
         logged.file(path, "checkpoints")
-        logged.tag(f"sha256.{name}", checkpoint.sha256_of(path))
     for verdicts in sorted(folder.glob("verdicts_*.npz")):
         logged.file(verdicts, "verdicts")
-    logged.tag("flags", json.dumps(flags))
-    total = {key for found in accuracy.values() for key in found if key.startswith("cost/")}
-    logged.metrics({key: sum(found.get(key, 0.0) for found in accuracy.values()) for key in total})
+    logged.tags({"flags": json.dumps(flags)} | {f"sha256.{name}": digest for name, digest in hashes.items()})
+    costs = {key for found in accuracy.values() for key in found if key.startswith("cost/")}
+    logged.metrics({key: sum(found.get(key, 0.0) for found in accuracy.values()) for key in costs})
     if spec.role == "teacher":
         best = folder / "best.pt"
         origin = f"trained here, {spec.suite}, spec {spec.id}"
-        teachers.keep(shop.root, best, Card(cell.identity, spec.arch, spec.dataset, checkpoint.sha256_of(best), origin))
-    shown = {key: accuracy["best"][key] for key in ("clean", "pgd20", "aa") if key in accuracy["best"]}
-    return ", ".join(f"{key} {100 * value:.1f}" for key, value in shown.items())
+        teachers.keep(shop.root, best, Card(cell.identity, spec.arch, spec.dataset, hashes["best"], origin))
+    judge = "val/robust" if cell.method.adversarial else "val/clean"
+    chosen = next(row for row in state.history if row.get(judge) == state.best)
+    outcome = Outcome(state.history, chosen, accuracy, flags, state.seconds)
+    present(cell, shop, logged, model, outcome, folder)
+    return outcome
+
+
+def total(row: dict[str, float]) -> dict[str, float]:
+    """An epoch's metrics with the sum of the loss's terms, the one curve that all methods have in common."""
+    return {"train/loss": sum(value for name, value in row.items() if name.startswith("train/"))} | row
+
+
+def present(
+    cell: Cell, shop: Workshop, logged: Record, model: LoggedModel | None, outcome: Outcome, folder: Path
+) -> None:
+    """Note, figures and aliases of a run whose numbers are in."""
+    with logged.aside("note"):
+        logged.tag(note.TAG, note.of_run(cell.spec, tags(cell, shop.code), outcome, logged.run_id))
+    with logged.aside("figures"):
+        note.draw(outcome, folder / note.FIGURES)
+        logged.files(folder / note.FIGURES, note.FIGURES)
+    if model:
+        with logged.aside("alias"):
+            links.register(shop.store, logged, cell, model, outcome)
 
 
 def objective(cell: Cell, shop: Workshop, data: Data) -> Objective:

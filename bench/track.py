@@ -9,13 +9,14 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
+from bench import note
 from bench.database import alone_on
 from bench.errors import BenchError
 from bench.spec import Spec
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 FINISHED, RUNNING, FAILED, KILLED = "FINISHED", "RUNNING", "FAILED", "KILLED"
+NONE: Mapping[str, str] = {}
 # MLflow's client retries a dead server for minutes; one short retry is enough to tell.
 PAGE = 50_000  # the most runs that MLflow gives at once
 BOUNDS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
@@ -58,7 +60,7 @@ class Store:
             logging.getLogger(name).setLevel(logging.WARNING)
         try:
             # Several processes that open a fresh database at once would all try to create its tables.
-            with self._alone():
+            with self.alone():
                 client = MlflowClient(self.uri)
                 client.search_experiments(max_results=1)
         except Exception as error:  # MLflow raises many kinds: dead server, locked or foreign database, bad address
@@ -67,7 +69,7 @@ class Store:
         return client
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
+    def alone(self) -> Iterator[None]:
         """Holds off the other processes that use this folder or, on PostgreSQL, this server."""
         with FileLock(self.root / "store.lock", timeout=120), alone_on(self.uri):
             yield
@@ -77,7 +79,7 @@ class Store:
         found = self.client.get_experiment_by_name(suite)
         if found:
             return str(found.experiment_id)
-        with self._alone():
+        with self.alone():
             found = self.client.get_experiment_by_name(suite)
             if found:
                 return str(found.experiment_id)
@@ -106,7 +108,7 @@ class Store:
         if not run:
             experiment = self.experiment(spec.suite)
             parent = self.group(experiment, tags)
-            run = self._create(experiment, f"{spec.method} seed {spec.seed}", tags, parent)
+            run = self._create(experiment, f"{note.title(tags)} seed {spec.seed}", tags, parent)
         record = Record(self, run.info.run_id)  # filled in both cases: it may have been killed before it was
         self.client.update_run(record.run_id, status=RUNNING)
         record.params(spec.flat())
@@ -120,7 +122,7 @@ class Store:
         """
         place = self.experiment(experiment)
         same = " and ".join(f"tags.{name} = '{tags[name]}'" for name in key)
-        with self._alone():
+        with self.alone():
             found = self.client.search_runs([place], same, max_results=1)
             run = found[0] if found else self._create(place, name, tags, parent)
         record = Record(self, run.info.run_id)
@@ -139,8 +141,9 @@ class Store:
         for run in self.client.search_runs([experiment], same, max_results=1 if plain == [*keys] else PAGE):
             if all(run.data.tags.get(key) == tags[key] for key in keys):
                 return str(run.info.run_id)
-        name = " ".join(tags[key] for key in keys if tags[key])
-        run = self.client.create_run(experiment, run_name=name, tags={**{k: tags[k] for k in keys}, "role": "group"})
+        shared = {key: tags[key] for key in keys} | {"role": "group"}
+        run = self._create(experiment, f"{note.title(tags)}, all seeds", shared, "")
+        self.client.set_tag(run.info.run_id, note.TAG, note.of_group(tags, experiment, run.info.run_id))
         self.client.set_terminated(run.info.run_id)
         return str(run.info.run_id)
 
@@ -164,24 +167,44 @@ class Record:
             self.metrics(values, step)
             self.logged = step
 
-    def metrics(self, values: dict[str, float], step: int = 0) -> None:
-        """Logs the finite values; the others become tags, because MLflow stores infinity as a large number."""
-        from mlflow.entities import Metric
+    def metrics(self, values: dict[str, float], step: int = 0, link: Mapping[str, str] = NONE) -> None:
+        """Logs the finite values; the others become tags, because MLflow stores infinity as a large number.
+
+        `link`: the logged model and the data set that they belong to, as `links.link` gives them.
+        """
+        from mlflow.entities import Metric, RunTag
 
         now = int(time.time() * 1000)
-        finite = [Metric(k, float(v), now, step) for k, v in values.items() if math.isfinite(v)]
-        self.client.log_batch(self.run_id, metrics=finite)
-        for name in (name for name, value in values.items() if not math.isfinite(value)):
-            self.client.set_tag(self.run_id, f"not_finite.{name}", str(values[name]))
+        finite = [Metric(k, float(v), now, step, **link) for k, v in values.items() if math.isfinite(v)]
+        others = [RunTag(f"not_finite.{k}", str(v)) for k, v in values.items() if not math.isfinite(v)]
+        self.client.log_batch(self.run_id, metrics=finite, tags=others)
 
     def tag(self, name: str, value: str) -> None:
         self.client.set_tag(self.run_id, name, value)
+
+    def tags(self, values: dict[str, str]) -> None:
+        from mlflow.entities import RunTag
+
+        self.client.log_batch(self.run_id, tags=[RunTag(name, value) for name, value in values.items()])
+
+    @contextmanager
+    def aside(self, what: str) -> Iterator[None]:
+        """For what only helps to read a run: its failure is a tag, `missing.<what>`, and never fails the run."""
+        try:
+            yield
+        except Exception as error:  # MLflow's own, the database's, the disk's, matplotlib's
+            with suppress(Exception):
+                self.tag(f"missing.{what}", f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
 
     def text(self, name: str, content: str) -> None:
         self.client.log_text(self.run_id, content, name)
 
     def file(self, path: Path, folder: str | None = None) -> None:
         self.client.log_artifact(self.run_id, str(path), folder)
+
+    def files(self, path: Path, folder: str) -> None:
+        """All files of the folder `path`."""
+        self.client.log_artifacts(self.run_id, str(path), folder)
 
     def end(self, status: str, note: str = "") -> None:
         """Marks the run; unless it finished, a store that has died meanwhile may not hide why."""

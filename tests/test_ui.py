@@ -1,22 +1,37 @@
-"""MLflow's server on the record: it answers with the record's runs, for this machine alone, and ends when told to."""
+"""MLflow's server on the record: it answers with the record's runs, for this machine alone, and ends when told to.
+
+A real browser looks at its pages.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+import records
 
 from bench import cli
 from bench.errors import BenchError, UsageError
 from bench.track import Store
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+# MLflow's own: a request of its page that its server does not know, and what Chromium then says; a harmless notice
+OWN = re.compile(r"/users/current$|status of 404|ResizeObserver")
 
 
 def free() -> int:
@@ -24,36 +39,90 @@ def free() -> int:
         return int(taken.getsockname()[1])
 
 
-@pytest.mark.e2e
-def test_it_serves_the_record(tmp_path: Path) -> None:
-    Store(tmp_path / "runs").experiment("digits@3")
+@contextmanager
+def served(folder: Path) -> Iterator[list[str]]:
+    """`bench ui` on the record of `folder`: the lines that it prints, the first of them with its address."""
     port = free()
     clean = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
     command = [sys.executable, "-m", "bench", "ui", "--port", str(port)]
-    running = subprocess.Popen(command, cwd=tmp_path, env=clean, stdout=subprocess.PIPE, text=True)
+    running = subprocess.Popen(command, cwd=folder, env=clean, stdout=subprocess.PIPE, text=True)
     try:
         assert running.stdout
-        assert f"http://127.0.0.1:{port} shows sqlite" in running.stdout.readline()
-        asked = urllib.request.Request(
-            f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/search",
-            data=b'{"max_results": 10}',
-            headers={"Content-Type": "application/json"},
-        )
+        lines = [running.stdout.readline(), running.stdout.readline()]
+        assert f"http://127.0.0.1:{port} shows sqlite" in lines[0]
         deadline = time.monotonic() + 120
         while True:
             try:
-                answer = json.load(urllib.request.urlopen(asked, timeout=10))
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=10)
                 break
             except OSError:
                 assert running.poll() is None
                 assert time.monotonic() < deadline
                 time.sleep(0.5)
-        assert "digits@3" in {experiment["name"] for experiment in answer["experiments"]}
+        yield lines
     finally:
         running.send_signal(signal.SIGTERM)
         assert running.wait(60) == 130
     with pytest.raises(OSError, match="refused"):
         urllib.request.urlopen(f"http://127.0.0.1:{port}", timeout=10)
+
+
+@pytest.mark.e2e
+def test_it_serves_the_record(tmp_path: Path) -> None:
+    Store(tmp_path / "runs").experiment("digits@3")
+    with served(tmp_path) as lines:
+        asked = urllib.request.Request(
+            f"{lines[0].split()[0]}/api/2.0/mlflow/experiments/search",
+            data=b'{"max_results": 10}',
+            headers={"Content-Type": "application/json"},
+        )
+        answer = json.load(urllib.request.urlopen(asked, timeout=10))
+        assert "digits@3" in {experiment["name"] for experiment in answer["experiments"]}
+
+
+@pytest.fixture
+def page() -> Iterator[Page]:
+    """A page of a headless browser."""
+    api = pytest.importorskip("playwright.sync_api")
+    chromium = shutil.which("chromium")
+    if not chromium:
+        pytest.skip("no chromium")
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    with (
+        api.sync_playwright() as playwright,
+        playwright.chromium.launch(executable_path=chromium, args=flags) as browser,
+    ):
+        yield browser.new_page(viewport={"width": 1500, "height": 1000})
+
+
+@pytest.mark.e2e
+def test_people_find_methods_side_by_side_then_a_run_and_its_note(
+    tmp_path: Path, page: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    place, nasty = records.shop(tmp_path / "runs"), "<img src=x onerror=alert(1)>|`*"
+    records.execute(records.cell("natural", variant=nasty), place)
+    records.execute(records.cell("pgd_at"), place)
+    broken: list[str] = []
+    page.on("pageerror", lambda error: broken.append(str(error)))
+    page.on("dialog", lambda dialog: broken.append(dialog.message))
+    page.on("response", lambda answer: broken.append(answer.url) if answer.status >= 400 else None)
+    page.on("console", lambda said: broken.append(said.text) if said.type == "error" else None)
+    with served(tmp_path) as lines:
+        page.goto(lines[1].split()[-1])
+        for text in ("Group: natural", "Group: pgd_at", "Parallel Coordinates", "test/clean vs. test/aa"):
+            page.get_by_text(text).first.wait_for(timeout=60_000)
+        page.get_by_text(f"natural ({nasty}) resnet8-w4 digits seed 0").first.click()
+        page.get_by_text("Show more").click(timeout=60_000)
+        note = page.locator("table", has_text="checkpoint")
+        assert "90.0" in note.inner_text(timeout=60_000)
+        page.wait_for_function(
+            "[...document.images].filter(i => /get-artifact/.test(i.src) && i.naturalWidth).length == 2"
+        )
+        page.get_by_role("link", name="Models", exact=True).click()
+        page.get_by_text("pgd_at resnet8-w4 seed 0").first.wait_for(timeout=60_000)
+    ours = [said for said in broken if not OWN.search(said)]
+    assert ours == []
 
 
 def test_a_port_in_use_or_no_record_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

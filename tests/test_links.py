@@ -1,0 +1,186 @@
+"""What MLflow's pages can follow from a run: data set, logged model, aliases, note, figures; none of it fails a run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import records
+from mlflow import MlflowClient
+from mlflow.entities import Run as Recorded
+from mlflow.exceptions import MlflowException
+
+from bench import cell as cell_module
+from bench import data, links, note, plan
+from bench.note import Outcome
+from bench.options import Run
+from bench.track import Store
+from leaderboards import store as leaderboard
+
+NASTY = '<script>alert("x")</script>|`*_$\\'
+MODEL = "digits@3.digits.resnet8-w4"
+
+
+@pytest.fixture(autouse=True)
+def local(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """After one run."""
+    folder = tmp_path_factory.mktemp("links")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        records.execute(records.cell(variant=NASTY), records.shop(folder))
+    return folder
+
+
+def runs(client: MlflowClient, role: str = "student") -> list[Recorded]:
+    place = client.get_experiment_by_name("digits@3")
+    assert place
+    return list(client.search_runs([place.experiment_id], f"tags.role = '{role}'"))
+
+
+def models(client: MlflowClient) -> list[Any]:
+    place = client.get_experiment_by_name("digits@3")
+    assert place
+    return list(client.search_logged_models([place.experiment_id]))
+
+
+def test_data_and_checkpoint_are_linked_to_run_and_metrics(folder: Path) -> None:
+    client = Store(folder).client
+    (run,), (model,) = runs(client), models(client)
+    (given,) = run.inputs.dataset_inputs
+    assert (given.dataset.name, len(given.dataset.digest)) == ("digits", 32)
+    known = json.loads((folder / "artifacts" / run.info.run_id / "artifacts" / "environment.json").read_text())
+    assert known["data"]["sha256"].startswith(given.dataset.digest)
+    assert [output.model_id for output in run.outputs.model_outputs] == [model.model_id]
+    assert (model.status, model.source_run_id) == ("READY", run.info.run_id)
+    linked = {metric.key: (metric.value, metric.dataset_digest) for metric in model.metrics}
+    assert linked["test/aa"] == (0.5, given.dataset.digest)
+    assert not {name for name in linked if not name.startswith("test/")}
+    assert run.data.metrics["test/aa"] == 0.5
+    assert model.tags["checkpoint"] == f"runs:/{run.info.run_id}/checkpoints/best.pt"
+
+
+def test_tensors_are_stored_once_and_the_alias_gives_them(folder: Path, tmp_path: Path) -> None:
+    store = Store(folder)
+    assert len(list((folder / "artifacts").rglob("*.pt"))) == 4
+    version = store.client.get_model_version_by_alias(MODEL, "best")
+    (run,) = runs(store.client)
+    assert version.run_id == run.info.run_id
+    assert version.source == f"runs:/{run.info.run_id}/checkpoints"
+
+
+def test_the_note_says_all_and_text_stays_text(folder: Path) -> None:
+    client = Store(folder).client
+    (run,), (group,) = runs(client), runs(client, "group")
+    text = run.data.tags[note.TAG]
+    assert "| best | 90.0 | 75.0 | 62.5 | 62.5 | 50.0 | 50.0 |" in text
+    assert "| SWA | 90.0 | 75.0 | 62.5 | 62.5 | - | 50.0 |" in text
+    for part in ("8 test images", "**pgd-far-above-aa**", "Teacher: none", "uncommitted", run.data.tags["command"]):
+        assert part in text
+    assert run.info.run_name == f"natural ({NASTY}) resnet8-w4 digits seed 0"
+    assert "<script" not in group.data.tags[note.TAG]
+    assert f"tags.mlflow.parentRunId = '{group.info.run_id}'" in group.data.tags[note.TAG]
+    children = client.search_runs([group.info.experiment_id], f"tags.mlflow.parentRunId = '{group.info.run_id}'")
+    assert [child.info.run_id for child in children] == [run.info.run_id]
+    figures = folder / "artifacts" / run.info.run_id / "artifacts" / "figures"
+    assert {path.name for path in figures.iterdir()} == {"curves.png", "attacks.png"}
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in figures.iterdir())
+
+
+def test_leaderboards_see_the_run_alone(folder: Path) -> None:
+    Store(folder).experiment("digits@3 tuning")
+    assert list(leaderboard.collect(f"sqlite:///{folder / 'mlflow.db'}")["test/aa"]) == [0.5]
+
+
+def fails(error: BaseException) -> Callable[..., Any]:
+    def call(*_: Any, **__: Any) -> None:
+        raise error
+
+    return call
+
+
+@pytest.mark.parametrize("call", ["log_outputs", "log_artifacts", "set_registered_model_alias"])
+def test_a_run_that_is_killed_and_goes_on_makes_nothing_twice(
+    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, made = records.shop(tmp_path), records.cell()
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, call, fails(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            records.execute(made, place)
+    records.execute(made, place)
+    client = place.store.client
+    (run,), (model,) = runs(client), models(client)
+    assert run.info.status == "FINISHED"
+    assert not [tag for tag in run.data.tags if tag.startswith("missing.")]
+    assert [output.model_id for output in run.outputs.model_outputs] == [model.model_id]
+    assert len(run.inputs.dataset_inputs) == 1
+    assert [metric.key for metric in model.metrics].count("test/aa") == 1
+    assert len(client.search_model_versions(f"name = '{MODEL}'")) == 1
+    assert client.get_model_version_by_alias(MODEL, "best").run_id == run.info.run_id
+
+
+@pytest.mark.parametrize(
+    ("owner", "call", "missing"),
+    [
+        (MlflowClient, "log_inputs", "inputs"),
+        (MlflowClient, "create_logged_model", "model"),
+        (MlflowClient, "create_model_version", "alias"),
+        (note, "of_run", "note"),
+        (note, "draw", "figures"),
+    ],
+)
+def test_what_only_helps_to_read_fails_no_run(
+    owner: Any, call: str, missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = records.shop(tmp_path)
+    monkeypatch.setattr(owner, call, fails(MlflowException("no room")))
+    assert "aa 50.0" in records.execute(records.cell(), place)
+    (run,) = runs(place.store.client)
+    assert (run.info.status, run.data.metrics["test/aa"]) == ("FINISHED", 0.5)
+    assert {tag: run.data.tags[tag] for tag in run.data.tags if tag.startswith("missing.")} == {
+        f"missing.{missing}": "MlflowException: no room"
+    }
+
+
+def outcome(val: float, aa: float) -> Outcome:
+    return Outcome([], {"val/robust": val}, {"best": {"aa": aa}}, {}, 1.0)
+
+
+def test_the_alias_follows_validation_and_never_the_test_images(tmp_path: Path) -> None:
+    store, held = Store(tmp_path), []
+    for seed, (val, aa) in enumerate([(0.4, 0.3), (0.3, 0.9), (0.4, 0.9), (0.5, 0.1)]):
+        made = records.cell(seed=seed)
+        tags = cell_module.tags(made, {})
+        record = store.begin(made.spec, tags)
+        links.register(store, record, made, links.checkpoint(record, made, tags), outcome(val, aa))
+        version = store.client.get_model_version_by_alias(MODEL, "best")
+        held.append(store.client.get_run(str(version.run_id)).data.params["seed"])
+    assert held == ["0", "0", "0", "3"]
+
+
+def test_the_checkpoint_that_taught_has_its_alias_and_is_an_input_of_what_it_taught(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    pupil = records.cell("rslad")
+    teacher = plan.plan(Run(method="rslad", student="resnet8-w4", limit_train=128, limit_test=8), {})[0]
+    assert [teacher.identity] == list(pupil.spec.teachers.values())
+    images = data.load("digits", "", 128, 8)
+    tags = cell_module.tags(teacher, {})
+    record = store.begin(teacher.spec, tags)
+    model = links.checkpoint(record, teacher, tags)
+    links.register(store, record, teacher, model, outcome(0.5, 0.5))
+    name = f"digits@3.digits.{teacher.identity}"
+    assert store.client.get_model_version_by_alias(name, "teacher").run_id == record.run_id
+    taught = store.begin(pupil.spec, cell_module.tags(pupil, {}))
+    for _ in range(2):
+        links.inputs(taught, pupil.spec, images)
+    inputs = store.client.get_run(taught.run_id).inputs
+    assert [given.model_id for given in inputs.model_inputs] == [model.model_id]
+    assert len(inputs.dataset_inputs) == 1
