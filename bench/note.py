@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 TAG = "mlflow.note.content"
 LONGEST = 8000  # characters that MLflow keeps of a tag
 FIGURES = "figures"
+# Runs lie folded under their parents, out of the charts' sight, unless they are sorted by a metric.
+UNFOLDED = {"workflowType": "machine_learning", "compareRunsMode": "CHART", "orderByKey": "metrics.`test/aa`"}
 CHECKPOINTS = {"best": "best", "last": "last", "ema": "EMA", "swa": "SWA"}
 
 
@@ -45,8 +47,8 @@ def of_run(spec: Spec, tags: dict[str, str], found: Outcome, run_id: str) -> str
     text = [
         table(found.accuracy),
         f"Accuracy in percent, {images}. {choice(spec, found)}",
-        "\n".join(["Sanity flags:", "", *flags] if flags else ["No sanity flag was raised."]),
         "\n".join(facts(spec, tags, found)),
+        "\n".join(["Sanity flags:", "", *flags] if flags else ["No sanity flag was raised."]),
         f"~~~\n{tags['command']}\n~~~",
         " ".join(image(run_id, name) for name in ("curves", "attacks")),
     ]
@@ -55,7 +57,7 @@ def of_run(spec: Spec, tags: dict[str, str], found: Outcome, run_id: str) -> str
 
 def of_group(tags: dict[str, str], experiment: str, run_id: str) -> str:
     """The note of a parent run, which is a row of the leaderboard; `experiment`: its id."""
-    query = {"searchFilter": f"tags.mlflow.parentRunId = '{run_id}'", "compareRunsMode": "CHART"}
+    query = {"searchFilter": f"tags.mlflow.parentRunId = '{run_id}'", **UNFOLDED}
     return (
         f"One row of the leaderboard: {plain(title(tags))}, teacher {plain(tags['teacher'])}. The runs below it are its "
         f"seeds and hold the numbers. [Compare its seeds](#/experiments/{experiment}/runs?{urlencode(query)}), which is "

@@ -21,6 +21,7 @@ VIEW = "methods"  # what an address calls it
 COLUMNS = ("test/clean", "test/pgd20", "test/aa", "val/robust")
 SETTING = ("student", "teacher", "variant", "seed")
 SHARED = ("training.epochs", "training.lr", "training.weight_decay", "training.awp")  # hyper-parameters of all methods
+CURVES = ("val/robust", "val/clean", "train/loss")
 AXES = ("test/clean", "test/fgsm", "test/pgd20", "test/cw_inf", "test/aa")
 
 
@@ -70,9 +71,7 @@ def view() -> dict[str, Any]:
     charts: tuple[dict[str, Any], ...] = (
         {"type": "PARALLEL", "selectedParams": SHARED, "selectedMetrics": AXES, "showAllRuns": True},
         {"type": "SCATTER", "xaxis": clean, "yaxis": aa},
-        {"type": "LINE", "metricKey": "val/robust", "selectedMetricKeys": ["val/robust"]},
-        {"type": "LINE", "metricKey": "val/clean", "selectedMetricKeys": ["val/clean"]},
-        {"type": "LINE", "metricKey": "train/loss", "selectedMetricKeys": ["train/loss"]},
+        *({"type": "LINE", "metricKey": name, "selectedMetricKeys": [name], "lineSmoothness": 0} for name in CURVES),
         {"type": "BAR", "metricKey": "test/aa"},
     )
     common = {"metricSectionId": "comparison", "runsCountToCompare": 100, "deleted": False, "isGenerated": False}

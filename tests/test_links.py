@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 import records
 from mlflow import MlflowClient
+from mlflow.artifacts import download_artifacts
 from mlflow.entities import Run as Recorded
 from mlflow.exceptions import MlflowException
 
 from bench import cell as cell_module
 from bench import data, links, note, plan
+from bench.models.checkpoint import sha256_of
 from bench.note import Outcome
 from bench.options import Run
 from bench.track import Store
@@ -67,13 +69,17 @@ def test_data_and_checkpoint_are_linked_to_run_and_metrics(folder: Path) -> None
     assert model.tags["checkpoint"] == f"runs:/{run.info.run_id}/checkpoints/best.pt"
 
 
-def test_tensors_are_stored_once_and_the_alias_gives_them(folder: Path, tmp_path: Path) -> None:
+def test_tensors_are_stored_once_and_the_alias_gives_them(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = Store(folder)
     assert len(list((folder / "artifacts").rglob("*.pt"))) == 4
     version = store.client.get_model_version_by_alias(MODEL, "best")
     (run,) = runs(store.client)
     assert version.run_id == run.info.run_id
-    assert version.source == f"runs:/{run.info.run_id}/checkpoints"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store.uri)
+    got = Path(download_artifacts(artifact_uri=f"models:/{MODEL}@best", dst_path=str(tmp_path))) / "best.pt"
+    assert sha256_of(got) == run.data.tags["sha256.best"]
 
 
 def test_the_note_says_all_and_text_stays_text(folder: Path) -> None:

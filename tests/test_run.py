@@ -169,7 +169,7 @@ def test_a_killed_run_resumes_and_ends_the_same(tmp_path: Path) -> None:
     running = start(words, tmp_path / "a")
     running.kill()
     running.communicate()
-    assert "interrupted or running: natural seed 0" in bench("doctor", tmp_path / "a").stdout
+    assert "interrupted or running: natural resnet8-w4 digits seed 0" in bench("doctor", tmp_path / "a").stdout
     for name in ("a", "b"):
         assert bench(words, tmp_path / name).returncode == 0
     (resumed,), (whole,) = runs(tmp_path / "a"), runs(tmp_path / "b")
