@@ -138,7 +138,7 @@ class Store:
         keys = ("dataset", "student", "method", "teacher", "variant")
         plain = [key for key in keys if re.fullmatch(r"[\w@.+=, -]*", tags[key])]  # no filter can hold every character
         same = " and ".join(["tags.role = 'group'", *(f"tags.{key} = '{tags[key]}'" for key in plain)])
-        for run in self.client.search_runs([experiment], same, max_results=1 if plain == [*keys] else PAGE):
+        for run in self.client.search_runs([experiment], same, max_results=PAGE):
             if all(run.data.tags.get(key) == tags[key] for key in keys):
                 return str(run.info.run_id)
         shared = {key: tags[key] for key in keys} | {"role": "group"}

@@ -15,7 +15,7 @@ from urllib.parse import urlencode
 from bench import options
 from bench.errors import BenchError, UsageError
 from bench.track import Store, tracking_uri
-from leaderboards.store import EXPERIMENT
+from leaderboards.fields import EXPERIMENT
 
 VIEW = "methods"  # what an address calls it
 COLUMNS = ("test/clean", "test/pgd20", "test/aa", "val/robust")
