@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bench import options, suites, track
+from bench import note, options, suites, track
 from bench.errors import BenchError, UsageError
 from bench.spec import Spec
 from bench.track import FINISHED, Store, tracking_uri
@@ -156,7 +156,7 @@ def add(store: Store, found: Record, spec: Spec) -> str:
     tags = {"variant": "", "suite": spec.suite} | {name: v for name, v in found.row().items() if name in fields.TAGS}
     try:
         tags[fields.PARENT] = store.group(experiment, tags)
-        name = f"{spec.method} seed {spec.seed}"
+        name = f"{note.title(tags)} seed {spec.seed}"
         run = str(store.client.create_run(experiment, found.start_time, tags, name).info.run_id)
         fill(track.Record(store, run), found, spec)
         store.client.set_terminated(run, FINISHED, end_time=found.start_time)
