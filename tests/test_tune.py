@@ -245,7 +245,7 @@ def workers(parent: int) -> list[int]:
 
 
 def begun(folder: Path) -> dict[int, int]:
-    """The processes that have a trial, each with the trial's number."""
+    """The processes that have a trial, dead ones that no other has noticed too; each with the trial's number."""
     if not (folder / "runs/tuning.journal").exists():
         return {}
     with suppress(KeyError):  # there is no study yet
@@ -261,7 +261,7 @@ def test_killed_workers_lose_nothing(tmp_path: Path) -> None:
     while running.poll() is None and killed < kills:
         time.sleep(dice.uniform(0, 2))
         at_work, busy = workers(running.pid), begun(tmp_path)
-        if len(at_work) < 2 or not busy:
+        if len(at_work) < 2 or not busy.keys() & {*at_work}:
             continue
         for pid in at_work if not killed else [dice.choice(at_work)]:  # both at once, then one by one
             os.kill(pid, signal.SIGKILL)
