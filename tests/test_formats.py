@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from test_leaderboards import NASTY, Store, fill, scores
 
+import leaderboards
 from leaderboards import export, latex, markdown, store, table
 
 GOLDEN = r"""
@@ -23,6 +24,28 @@ GOLDEN = r"""
     4 & kd & natural & 1 & \textbf{96.0} & 0.0 [0.0, 3.7] & 0.0 & 5.0 & -- & 0.5 \\
     \bottomrule
 """  # noqa: E501
+GOLDEN_ROW = {
+    "dataset": "digits", "student": "resnet8-w4", "method": "rslad", "variant": "", "changed": "", "teacher": "robust",
+    "seeds": 2, "rank": 1, "interval": [0.6, 0.8485], "behind_first": [0, 0, 0],
+    "cells": {
+        "test/clean": {"mean": 0.95, "sd": 0.0141, "n": 2}, "test/aa": {"mean": 0.73, "sd": 0.0141, "n": 2},
+        "test/worst": {"mean": 0.73, "sd": 0.0141, "n": 2}, "test/pgd20": {"mean": 0.75, "sd": 0.0141, "n": 2},
+        "test_last/aa": {"mean": 0.7, "sd": None, "n": 1}, "cost/train_seconds": {"mean": 120, "sd": 42.4264, "n": 2},
+    },
+    "missing": [], "flags": {}, "marks": [], "notes": [], "published": None,
+    "commands": ["python -m bench run --suite digits"],
+}  # fmt: skip
+GOLDEN_LINES = """\
+row/rank,row/aa_low,row/aa_high,row/behind_first,row/behind_first_low,row/behind_first_high,row/marks,experiment,method
+1,0.6246,0.7995,0.0100,-0.0180,0.0380,,digits@1,gacd
+1,0.6246,0.7995,0.0100,-0.0180,0.0380,,digits@1,gacd
+1,0.6246,0.7995,0.0100,-0.0180,0.0380,,digits@1,gacd
+3,0.1331,0.2893,0.5300,0.4289,0.6311,another protocol,digits@1,gacd
+,,,,,,,digits@1,rslad
+1,0.6000,0.8485,0.0000,0.0000,0.0000,,digits@1,rslad
+1,0.6000,0.8485,0.0000,0.0000,0.0000,,digits@1,rslad
+4,0.0000,0.0370,0.7300,0.6339,0.8261,sanity flag; uncommitted code,digits@1,kd
+"""
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +64,23 @@ def found(runs: pd.DataFrame) -> list[table.Section]:
 def test_latex_is_golden(runs: pd.DataFrame) -> None:
     named = runs[(runs["experiment"] == "digits@1") & ~runs["dataset"].eq(NASTY)].dropna(axis="columns", how="all")
     assert GOLDEN in latex.render(table.sections(named))
+
+
+def test_a_row_in_json_is_golden(runs: pd.DataFrame) -> None:
+    content = json.loads(export.render(table.sections(runs)), parse_float=lambda text: round(float(text), 4))
+    task = next(suite for suite in content["suites"] if suite["suite"] == "digits@1")["tasks"][-1]
+    row = next(row for row in task["rows"] if row["method"] == "rslad")
+    assert len(row.pop("runs")) == 2
+    assert row | {"cells": {name: row["cells"][name] for name in GOLDEN_ROW["cells"]}} == GOLDEN_ROW  # type: ignore[attr-defined]
+
+
+def test_csv_is_golden(tmp_path: Path) -> None:
+    fill(Store(f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "artifacts"))
+    leaderboards.write(f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "out")
+    lines = pd.read_csv(tmp_path / "out" / "leaderboard.csv", dtype={"row/rank": "Int64"})
+    known = lines[(lines["experiment"] == "digits@1") & (lines["student"] == "resnet8-w4")]
+    known = known[known["method"].isin(["gacd", "rslad", "kd"])]
+    assert known[GOLDEN_LINES.partition("\n")[0].split(",")].to_csv(index=False, float_format="%.4f") == GOLDEN_LINES
 
 
 def test_names_are_text_in_latex(found: list[table.Section]) -> None:
