@@ -133,11 +133,19 @@ def test_leaderboard(folder: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [
         f"leaderboard/{name}"
-        for name in (*(f"leaderboard.{kind}" for kind in ("md", "tex", "json", "csv")), "digits.html")
+        for name in ("index.html", *(f"leaderboard.{kind}" for kind in ("md", "tex", "json", "csv")))
     ]
     text = (folder / "leaderboard" / "leaderboard.md").read_text()
     assert re.search(r"^\| 1 \| gacd \| resnet8-w16-trades \| 1 \|", text, flags=re.MULTILINE)
-    assert "gacd" in (folder / "leaderboard" / "digits.html").read_text()
+    assert "gacd" in (folder / "leaderboard" / "index.html").read_text()
+    pages = [path.read_text() for path in (folder / "leaderboard" / "runs").glob("*.html")]
+    assert pages
+    for page in pages:  # what every run records
+        assert "python -m bench run" in page
+        assert re.search(r"sha256 [0-9a-f]{64}", page)
+        assert re.search(r"<dt>device</dt><dd>\w+</dd>", page)
+        assert '"name":"val"' in page
+        assert '"name":"train"' in page
 
 
 def test_teacher_is_cached_and_verified_by_hash(folder: Path) -> None:
