@@ -14,10 +14,10 @@ import torch
 from bench import cell as cell_module
 from bench import data as data_module
 from bench import signals
+from bench.arguments import Protocol
 from bench.cell import Workshop
 from bench.data import Data
 from bench.errors import BenchError
-from bench.options import Protocol
 from bench.plan import Cell
 from bench.probe import Cost
 from bench.progress import Progress, Tally

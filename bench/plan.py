@@ -11,8 +11,9 @@ from typing import Any
 
 import methods
 from bench import config, datasets, models, suites, teachers
+from bench.arguments import Protocol
 from bench.errors import UsageError, unknown
-from bench.options import Protocol, Run
+from bench.options import Run
 from bench.spec import Spec
 from bench.suites import Suite
 from methods import base

@@ -13,10 +13,11 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import datasets, environment, execute, plan, probe, teachers
+from bench.arguments import Protocol
 from bench.cell import Workshop, lacks_teacher
 from bench.data import Data
 from bench.errors import UsageError
-from bench.options import Protocol, Run, TeacherTrain
+from bench.options import Run, TeacherTrain
 from bench.plan import Cell
 from bench.probe import Cost
 from bench.progress import duration

@@ -16,10 +16,11 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import environment, execute, plan, run, teachers
+from bench.arguments import Protocol
 from bench.cell import Workshop
 from bench.data import Data
 from bench.errors import BenchError, UsageError
-from bench.options import Protocol, Run, Tune
+from bench.options import Run, Tune
 from bench.plan import Cell
 from bench.progress import duration
 from bench.track import FAILED, KILLED, Record, Store

@@ -1,0 +1,43 @@
+"""What the options of several verbs share: single ones, and those of every verb that trains or attacks. No torch here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import FlagCreatePairsOff, arg
+
+Number = Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: the suite's)")]
+Measured = Annotated[int, arg(metavar="N")]
+StoreFolder = Annotated[Path, arg(metavar="DIR", help="where records, teachers and unfinished work live")]
+DataFolder = Annotated[Path, arg(metavar="DIR", help="where the data sets live")]
+DryRun = Annotated[FlagCreatePairsOff[bool], arg(help="show what would be done, with an estimate, and stop")]
+Device = Annotated[str, arg(metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps")]
+
+
+@dataclass(frozen=True)
+class Common:
+    """What every verb that trains or attacks needs."""
+
+    store: StoreFolder = Path("runs")
+    data_root: DataFolder = Path("data")
+    device: Device = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol(Common):
+    """What a run may change of its suite; each change is part of the record."""
+
+    suite: Annotated[str, arg(metavar="NAME", help="the protocol; see `list`")] = "digits"
+    dataset: Annotated[
+        str,
+        arg(metavar="NAMES", help="some of the suite's data sets, with commas", help_behavior_hint="(default: all)"),
+    ] = ""
+    limit_train: Annotated[Number, arg(help="use the first N training images, teachers too")] = None
+    limit_test: Annotated[Number, arg(help="use the first N test images, teachers too")] = None
+    precision: Annotated[Literal["fp32", "bf16"], arg(help="bf16: autocast in training; evaluation stays fp32")] = (
+        "fp32"
+    )
+    workers: Annotated[int, arg(metavar="N", help="processes that share the cores, a run each")] = 1
+    force: Annotated[FlagCreatePairsOff[bool], arg(help="repeat what is already recorded")] = False
