@@ -108,8 +108,8 @@ def each(names: Iterable[Any], work: Callable[[Any], str]) -> int:
     for name in names:
         try:
             print(work(name))
-        except (BenchError, RecordError) as error:
-            print(f"error: {name}: {error}", file=sys.stderr)
+        except (BenchError, RecordError, ValueError, LookupError, OSError) as error:  # the last three of a lying spec
+            print(f"error: {name}: {' '.join(str(error).split())[:300] or type(error).__name__}", file=sys.stderr)
             failed = 1
     return failed
 
@@ -120,7 +120,7 @@ def resolved(found: Record) -> Spec:
     known = suites.SUITES.get(suite)
     if not known:
         raise RecordError(f"unknown suite {suite!r}: here are {', '.join(suites.SUITES)}")
-    if known.version != int(version):
+    if found.spec.suite != known.id:
         age = "stale" if int(version) < known.version else "newer"
         raise RecordError(f"{age} protocol version: {found.spec.suite}, this checkout has {known.id}")
     from pydantic import TypeAdapter, ValidationError
@@ -138,6 +138,7 @@ def keep(store: Store, found: Record, spec: Spec) -> str:
     """What became of a sound record, in words. Raises RecordError if the store has other numbers for its spec."""
     held = store.find(spec, FINISHED)
     if not held:
+        once(store, found, spec)
         return f"taken in as run {add(store, found, spec)}"
     there = {name: held.data.tags.get(name) for name in fields.CHECKSUMS} | results(held.data.metrics)
     here = {name: found.row().get(name) for name in fields.CHECKSUMS} | results(found.metrics)
@@ -148,22 +149,38 @@ def keep(store: Store, found: Record, spec: Spec) -> str:
     return f"recorded already as run {held.info.run_id}, skipped"
 
 
+def once(store: Store, found: Record, spec: Spec) -> None:
+    """Raises RecordError if the checkpoint is in the store under another seed."""
+    sha256 = found.checksums.get("best", "none")
+    for run in store.client.search_runs([store.experiment(spec.suite)], f"tags.`sha256.best` = '{sha256}'"):
+        if run.data.tags.get("seed") != str(spec.seed):
+            raise RecordError(f"its checkpoint is that of run {run.info.run_id}, which has another seed")
+
+
 def add(store: Store, found: Record, spec: Spec) -> str:
-    """The id of a new run with all that the record says. Raises RecordError if MLflow refuses a part of it."""
+    """The id of a new run with all that the record says. Raises RecordError if MLflow refuses a part of it.
+
+    Half a run, left by an import that was killed, is nobody's to go on with, and is deleted when the record comes again.
+    """
     from mlflow.exceptions import MlflowException
 
     experiment, run = store.experiment(spec.suite), ""
     tags = {"variant": "", "suite": spec.suite} | {name: v for name, v in found.row().items() if name in fields.TAGS}
+    for half in store.client.search_runs([experiment], f"tags.{track.IMPORTING} = '{spec.id}'"):
+        store.client.delete_run(half.info.run_id)
     try:
-        tags[fields.PARENT] = store.group(experiment, tags)
+        parent = {fields.PARENT: store.group(experiment, tags), track.IMPORTING: spec.id}
         name = f"{note.title(tags)} seed {spec.seed}"
-        run = str(store.client.create_run(experiment, found.start_time, tags, name).info.run_id)
+        run = str(store.client.create_run(experiment, found.start_time, tags | parent, name).info.run_id)
         fill(track.Record(store, run), found, spec)
         store.client.set_terminated(run, FINISHED, end_time=found.start_time)
-    except MlflowException as error:
+        store.client.delete_tag(run, track.IMPORTING)
+    except BaseException as error:
         if run:
             store.client.delete_run(run)
-        raise RecordError(f"MLflow refuses it: {str(error).splitlines()[0][:300]}") from error
+        if isinstance(error, MlflowException):
+            raise RecordError(f"MLflow refuses it: {str(error).splitlines()[0][:300]}") from error
+        raise
     return run
 
 

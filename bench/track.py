@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 FINISHED, RUNNING, FAILED, KILLED = "FINISHED", "RUNNING", "FAILED", "KILLED"
+IMPORTING = "importing"  # tag of a run that is being taken from a record, and nobody's to go on with
 NONE: Mapping[str, str] = {}
 # MLflow's client retries a dead server for minutes; one short retry is enough to tell.
 PAGE = 50_000  # the most runs that MLflow gives at once
@@ -88,14 +89,14 @@ class Store:
             return self.client.create_experiment(suite, artifact_location=location)
 
     def find(self, spec: Spec, status: str) -> Run | None:
-        """The newest run of exactly this spec with this status."""
+        """The newest run of exactly this spec with this status, unless it is half of an imported one."""
         runs = self.client.search_runs(
             [self.experiment(spec.suite)],
             f"tags.spec_id = '{spec.id}' and attributes.status = '{status}'",
             order_by=["attributes.start_time DESC"],
             max_results=1,
         )
-        return runs[0] if runs else None
+        return runs[0] if runs and IMPORTING not in runs[0].data.tags else None
 
     def unfinished(self) -> list[Run]:
         """Runs that are marked as running, in all experiments; a killed process leaves such a mark."""

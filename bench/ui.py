@@ -31,7 +31,7 @@ def ui(given: options.Ui) -> int:
     if uri.startswith(("http://", "https://")):
         print(f"the record is kept by the server {uri}: open it there")
         return 0
-    if not given.store.exists():
+    if not os.environ.get("MLFLOW_TRACKING_URI") and not given.store.exists():
         raise BenchError(f"no record yet in {str(given.store)!r}")
     check_port(given.host, given.port)
     place = f"http://{given.host}:{given.port}"

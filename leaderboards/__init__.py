@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -55,7 +54,7 @@ def write(
     for name, content in papers.figures(site) if figures else ():
         _replace(out / name, content)
     for file in STATIC.iterdir():
-        shutil.copyfile(file, out / "assets" / file.name)
+        _replace(out / "assets" / file.name, file.read_bytes())
     return [out / name for name in ("index.html", *tables)]
 
 

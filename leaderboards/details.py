@@ -22,7 +22,7 @@ def curves(source: str | Path, runs: pd.DataFrame) -> pd.DataFrame:
     ids = list(runs["run_id"])
     with store.opened(source) as reader:
         found = reader.curves(ids)
-    found = found[found["value"].abs() < store.LARGEST].copy()
+    found = found[(found["value"].abs() < store.LARGEST) & found["metric"].map(fields.curve).astype(bool)].copy()
     for name, values in ("run_id", ids), ("metric", sorted(found["metric"].unique())):
         found[name] = found[name].astype("category").cat.set_categories(values)
     key = list(fields.POINT[:3])

@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 
-EXPERIMENT = re.compile(r"(?P<suite>.+)@(?P<version>\d+)")
+EXPERIMENT = re.compile(r"(?P<suite>.+)@(?P<version>0|[1-9][0-9]{0,5})")
 FINISHED = "FINISHED"
 PARENT = "mlflow.parentRunId"  # a tag of single runs; runs without it stand for groups
 IDENTITY = ("role", "spec_id", "dataset", "method", "student", "teacher", "seed")
@@ -16,7 +16,7 @@ NOTED = ("variant", "sets", "status_note", "flags", "code_dirty", "code_commit",
 TAGS = (*IDENTITY, *NOTED, *CHECKSUMS)
 PLACE = ("experiment", "run_id", "artifact_uri", "start_time")
 METRICS = ("test/", "test_last/", "test_ema/", "test_swa/", "cost/", "val/")
-CURVES = ("train/", "val/", "lr")
+CURVES = ("train/", "val/", "lr")  # how the names of metrics of each epoch begin; "lr" is a whole name
 POINT = ("run_id", "metric", "step", "value")
 
 
@@ -33,10 +33,15 @@ def unfinished(statuses: Iterable[str]) -> list[str]:
     return [f"runs that did not finish are left out: {said}"] if counts else []
 
 
+def curve(metric: str) -> bool:
+    """Whether a metric is one of each epoch."""
+    return metric == "lr" or metric.startswith(("train/", "val/"))
+
+
 def sound(flags: str) -> bool:
     """Whether the tag of the sanity flags is what the benchmark writes: a JSON object of texts, or nothing."""
     try:
         found = json.loads(flags or "{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return isinstance(found, dict) and all(isinstance(text, str) for text in found.values())

@@ -9,6 +9,7 @@ import base64
 import hashlib
 import itertools
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 SCHEMA = {"name": "robust-distill-bench/record", "version": 1}  # the version changes with the meaning of a field
 LARGEST = 1_000_000  # bytes of a file
+MOST = 100_000  # test images: the bootstrap's memory grows with them
+METRIC = re.compile(r"[a-z0-9_@/:. -]+")
 Hex16 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
 Hex32 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
 Hex64 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -54,13 +57,13 @@ class Schema(Part):
 class Spec(Part, extra="allow"):
     """What bench.spec.Spec writes, whose further fields are taken as they are."""
 
-    suite: Annotated[str, StringConstraints(pattern=fields.EXPERIMENT.pattern)]
+    suite: Annotated[str, StringConstraints(pattern=f"^{fields.EXPERIMENT.pattern}$")]
     role: Literal["student", "teacher"]
     dataset: str
     arch: str
     method: str
     teachers: dict[str, str]
-    seed: int
+    seed: int = Field(ge=0, lt=2**63)
 
     @property
     def id(self) -> str:
@@ -70,7 +73,7 @@ class Spec(Part, extra="allow"):
 class Verdicts(Part):
     """Whether each of the first `images` test images survived AutoAttack on the best checkpoint: base64 of packed bits."""
 
-    images: int = Field(gt=0, lt=8 * LARGEST)
+    images: int = Field(gt=0, le=MOST)
     survived: str
 
     @property
@@ -112,12 +115,12 @@ class Record(Part):
         if not fields.sound(self.tags.get("flags", "")):
             raise ValueError("tags.flags: not a JSON object of texts")
         for name, value in self.metrics.items():
-            if name in self.curves or not name.startswith(fields.METRICS):
+            if name in self.curves or not name.startswith(fields.METRICS) or not METRIC.fullmatch(name):
                 raise ValueError(f"metrics: {name!r} does not belong there")
             if name.startswith("test") and not name.endswith(("/n", "_n")) and not 0 <= value <= 1:
                 raise ValueError(f"metrics: {name} = {value} is no accuracy")
         for name, points in self.curves.items():
-            if not name.startswith(fields.CURVES) or any(a >= b for (a, _), (b, _) in itertools.pairwise(points)):
+            if not fields.curve(name) or any(a >= b for (a, _), (b, _) in itertools.pairwise(points)):
                 raise ValueError(f"curves: {name!r} is none, or its epochs are not in order")
         self._check_verdicts()
         return self
@@ -170,6 +173,8 @@ class Record(Part):
 
 def read(path: Path) -> Record:
     """The record in a file. Raises RecordError for whatever is wrong with it."""
+    if path.exists() and not path.is_file():
+        raise RecordError("no regular file")
     try:
         with path.open("rb") as file:
             content = file.read(LARGEST + 1)
@@ -232,14 +237,15 @@ class Folder:
 
         rows, problems, known = [], [], dict[str, str]()
         for path in self._files():
+            name = os.fsencode(path.name).decode(errors="backslashreplace")
             try:
                 found = read(path)
             except RecordError as error:
-                problems.append(f"{path.name} is left out: {error}")
+                problems.append(f"{name} is left out: {error}")
                 continue
             for key in (found.spec_id, found.run_id):
-                if known.setdefault(key, path.name) != path.name:
-                    problems.append(f"{path.name} is left out: {known[key]} is the record of {key} already")
+                if known.setdefault(key, name) != name:
+                    problems.append(f"{name} is left out: {known[key]} is the record of {key} already")
                     break
             else:
                 if fields.wanted(found.spec.suite, suite):

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Record = Mapping[str, Any]
+MADE = re.compile(
+    r"-[0-9a-f]{8}$|^(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE
+)  # as made here; Windows' devices
 
 
 @dataclass(frozen=True)
@@ -158,7 +161,9 @@ def files(keys: Iterable[tuple[str, ...]]) -> dict[tuple[str, ...], str]:
     plain = {key: _safe("-".join(key)) for key in keys}
     count = Counter(name.lower() for name in plain.values())
     return {
-        key: name if name == "-".join(key) and count[name.lower()] == 1 else f"{name}-{_digest(key)}"
+        key: name
+        if name == "-".join(key) and count[name.lower()] == 1 and not MADE.search(name)
+        else f"{name}-{_digest(key)}"
         for key, name in plain.items()
     }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -43,6 +43,7 @@ TOLD = (
     "run_id",
     "artifact_uri",
 )  # of a run, by its row
+OWN = ("param/hyper.", "param/tuned")  # params that a method and its variant settle
 PROTOCOL = ("training.", "eps", "inner_", "limit_", "attacks", "precision")  # params that make another experiment
 
 Run: TypeAlias = dict[Any, Any]  # one line of store.collect's frame, as far as its row needs it
@@ -224,14 +225,30 @@ def _changed(runs: pd.DataFrame) -> list[str]:
     is not a change.
     """
     said: dict[Any, list[str]] = {index: [] for index in runs.index}
+    excused = {index: {f"param/training.{name}" for name in names.split(",")} for index, names in runs["sets"].items()}
     protocol = _usual(runs, PROTOCOL)
     for _, part in runs.groupby("teacher"):
         for name, usual in (protocol | _usual(part, ("teachers.",))).items():
             own = part[name]
             for index, value in own[own.notna() & (own != usual)].items() if usual else ():
-                if name.removeprefix("param/training.") not in runs["sets"][index].split(","):
+                if name not in excused[index]:
                     said[index].append(f"{name[6:]}={value}")
+    for index, name, value in _unusual(runs):
+        said[index].append(f"{name[6:]}={value}")
     return [", ".join(changes) for changes in said.values()]
+
+
+def _unusual(runs: pd.DataFrame) -> Iterator[tuple[Any, str, str]]:
+    """(index, parameter, value) where runs of one method and variant, which says what differs, differ all the same."""
+    same = list(zip(runs["method"], runs["variant"], strict=True))
+    for name in (name for name in runs.columns if name.startswith(OWN)):
+        counts: defaultdict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+        values = runs[name].fillna("").tolist()
+        for key, value in zip(same, values, strict=True):
+            counts[key].update([value] if value else [])
+        for index, key, value in zip(runs.index, same, values, strict=True):
+            if value and len(counts[key]) > 1 and value != counts[key].most_common(1)[0][0]:
+                yield index, name, value
 
 
 def _columns(runs: pd.DataFrame) -> tuple[Column, ...]:

@@ -240,6 +240,18 @@ def test_another_teacher_of_the_same_name_is_another_row(tmp_path: Path) -> None
     assert rows == [("ard", "big", 2), ("ard", "small", 1), ("ard (teachers.robust=big-2)", "big", 1)]
 
 
+def test_what_a_variant_does_not_say_makes_another_row(tmp_path: Path) -> None:
+    tracked = Store(f"sqlite:///{tmp_path}/mlflow.db")
+    for seed in range(3):
+        tracked.run("ard", 0.5, seed=str(seed), params={"hyper.tau": "1.0", "tuned": "0", "eps": "0.1"})
+    tracked.run("ard", 0.9, seed="3", params={"hyper.tau": "2.0", "tuned": "0", "eps": "0.1"})
+    tracked.run("ard", 0.8, seed="4", params={"hyper.tau": "1.0", "tuned": "30", "eps": "0.1"})
+    tracked.run("ard", 0.7, seed="5", params={"hyper.tau": "1.0", "tuned": "0", "eps": "0.01"}, sets="param/eps,eps")
+    (section,) = table.sections(store.collect(f"sqlite:///{tmp_path}/mlflow.db"))
+    rows = [(row.label, row.seeds) for row in section.groups[0].ranked]
+    assert rows == [("ard (hyper.tau=2.0)", 1), ("ard (tuned=30)", 1), ("ard (eps=0.01)", 1), ("ard", 3)]
+
+
 def test_sections_come_newest_version_first(runs: pd.DataFrame) -> None:
     assert [section.experiment for section in table.sections(runs)] == ["cifar@1", "digits@1", "digits@0"]
 

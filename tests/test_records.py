@@ -15,11 +15,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from mlflow import MlflowClient
 
 from bench import cell, cli, data, environment, models, plan, reproduce, suites
+from bench import records as records_module
 from bench.models import checkpoint
 from bench.options import Run
 from bench.plan import Cell
+from bench.records import resolved
 from bench.track import FINISHED, Record, Store
 from leaderboards import details, export, markdown, record, store, table
 from leaderboards.record import RecordError
@@ -218,6 +221,14 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], str], str]] = {
     "stale": (suite("digits@2"), "stale protocol version: digits@2, this checkout has digits@3"),
     "newer": (suite("digits@99"), "newer protocol version: digits@99, this checkout has digits@3"),
     "unknown suite": (suite("mine@1"), "unknown suite 'mine'"),
+    "no version": (put("spec", "suite", value="digits@3x"), "spec.suite: String should match"),
+    "another 3": (put("spec", "suite", value="digits@03"), "spec.suite: String should match"),
+    "a long version": (put("spec", "suite", value="digits@" + "9" * 5000), "spec.suite: String should match"),
+    "no seed": (put("spec", "seed", value=-1), "spec.seed: Input should be greater"),
+    "many seeds": (put("spec", "seed", value=10**30), "spec.seed: "),
+    "deep flags": (put("tags", "flags", value="[" * 100_000), "tags.flags: not a JSON object"),
+    "like a heading": (put("metrics", "test/AutoAttack", value=0.99), "metrics: 'test/AutoAttack' does not belong"),
+    "like a rate": (put("curves", "lrX", value=[[0, 0.1]]), "curves: 'lrX' is none"),
     "accuracy changed": (put("metrics", "test/aa", value=0.99), "verdicts: AutoAttack accuracy "),
     "no accuracy": (put("metrics", "test/clean", value=1.2), "metrics: test/clean = 1.2 is no accuracy"),
     "verdicts gone": (put("verdicts", value=None), "there must be both or neither"),
@@ -229,8 +240,44 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], str], str]] = {
     "tag": (put("tags", "mlflow.user", value="me"), "tags: 'mlflow.user' does not belong there"),
     "metric": (put("metrics", "<b>", value=1.0), "metrics: '<b>' does not belong there"),
     "epochs": (put("curves", "val/robust", value=[[1, 0.5], [0, 0.5]]), "its epochs are not in order"),
-    "for MLflow": (put("metrics", "cost/<b>", value=1.0), "MLflow refuses it: "),
+    "for MLflow": (put("metrics", "cost/" + 300 * "b", value=1.0), "MLflow refuses it: "),
 }
+
+
+def test_one_network_is_not_two_seeds(
+    records: Path, home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (path, *_) = sorted(records.glob("*ard-seed*"))
+    assert take(home, path) == 0
+    content = json.loads(path.read_text()) | {"run_id": "0" * 32}
+    content["spec"]["seed"] = 77
+    content["spec_id"] = record.Spec(**content["spec"]).id
+    (tmp_path / "again.json").write_text(json.dumps(content))
+    assert take(home, tmp_path / "again.json") == 1
+    assert "its checkpoint is that of run " in capsys.readouterr().err
+
+
+def test_an_import_that_was_stopped_leaves_nothing_to_go_on_with(
+    records: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (path, *_) = sorted(records.glob("*ard-seed*"))
+    spec = resolved(record.read(path))
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(records_module, "fill", stop)
+        patch.setattr(MlflowClient, "delete_run", lambda *_: None)  # as SIGKILL would
+        with pytest.raises(KeyboardInterrupt):
+            take(home, path)
+    there = Store(home)
+    halves = [there.experiment(spec.suite)], f"tags.importing = '{spec.id}'"
+    assert len(there.client.search_runs(*halves)) == 1
+    assert there.find(spec, "RUNNING") is None
+    assert take(home, path) == 0
+    assert not there.client.search_runs(*halves)
+    assert len(store.collect(uri(home))) == 1
 
 
 @pytest.fixture(scope="module")
