@@ -133,7 +133,8 @@ def one(options: Tune, cell: Cell, space: Space, floor: float, shop: Workshop) -
             worker.together(options, task, shop)
             study = study_module.attach(studied, storage.connect(studied.place))
         print(outcome.summary(study, task), file=sys.stderr)
-        paths = outcome.write(study, task, shop, teacher(options, cell), record)
+        with storage.guard(studied.place, "outcome"):  # on a server two that write one tag at once would collide
+            paths = outcome.write(study, task, shop, teacher(options, cell), record)
     except BenchError as error:
         record.end(FAILED, str(error))
         raise
