@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from leaderboards import across, published, standing
+from leaderboards import across, published, settings, standing
 from leaderboards.across import Across
 from leaderboards.published import Published
 from leaderboards.standing import Standing
@@ -43,8 +43,6 @@ TOLD = (
     "run_id",
     "artifact_uri",
 )  # of a run, by its row
-OWN = ("param/hyper.", "param/tuned")  # params that a method and its variant settle
-PROTOCOL = ("training.", "eps", "inner_", "limit_", "attacks", "precision")  # params that make another experiment
 
 Run: TypeAlias = dict[Any, Any]  # one line of store.collect's frame, as far as its row needs it
 
@@ -185,7 +183,7 @@ def _section(experiment: str, runs: pd.DataFrame) -> Section:
 def _group(title: str, runs: pd.DataFrame, of_teachers: bool = False) -> Group:
     columns = _columns(runs)
     told = [*TOLD, *dict.fromkeys([RANK, *(column.metric for column in columns)])]
-    known = runs.reindex(columns=told).assign(changed=_changed(runs), as_published=published.same_task(runs))
+    known = runs.reindex(columns=told).assign(changed=settings.changed(runs), as_published=published.same_task(runs))
     by_key: defaultdict[tuple[str, ...], list[Run]] = defaultdict(list)
     for run in known.to_dict("records"):
         by_key[tuple(run[key] for key in KEYS)].append(run)
@@ -206,49 +204,6 @@ def _stand(rows: list[Row], parts: list[list[Run]], compete: bool) -> list[Row]:
         notes = (*rows[index].notes, *([f"no rank: {place.why}"] if place.why and compete else []))
         rows[index] = replace(rows[index], standing=place, notes=notes)
     return rows
-
-
-def _usual(runs: pd.DataFrame, keys: tuple[str, ...]) -> dict[str, str]:
-    """The most common value of each recorded parameter whose name starts with one of `keys`.
-
-    Runs whose variant sets some of them, as tuned ones do, count only where there are no others.
-    """
-    names = [name for name in runs.columns if name.startswith(tuple(f"param/{key}" for key in keys))]
-    plain = runs[runs["sets"] == ""] if (runs["sets"] == "").any() else runs
-    return {name: Counter(plain[name].fillna("")).most_common(1)[0][0] for name in names}
-
-
-def _changed(runs: pd.DataFrame) -> list[str]:
-    """What each run did under another protocol: such runs are another row, never another seed of the same.
-
-    What its variant stands for, as "official" and "tuned" do, is not said again, and a parameter that was never recorded
-    is not a change.
-    """
-    said: dict[Any, list[str]] = {index: [] for index in runs.index}
-    excused = {index: {f"param/training.{name}" for name in names.split(",")} for index, names in runs["sets"].items()}
-    protocol = _usual(runs, PROTOCOL)
-    for _, part in runs.groupby("teacher"):
-        for name, usual in (protocol | _usual(part, ("teachers.",))).items():
-            own = part[name]
-            for index, value in own[own.notna() & (own != usual)].items() if usual else ():
-                if name not in excused[index]:
-                    said[index].append(f"{name[6:]}={value}")
-    for index, name, value in _unusual(runs):
-        said[index].append(f"{name[6:]}={value}")
-    return [", ".join(changes) for changes in said.values()]
-
-
-def _unusual(runs: pd.DataFrame) -> Iterator[tuple[Any, str, str]]:
-    """(index, parameter, value) where runs of one method and variant, which says what differs, differ all the same."""
-    same = list(zip(runs["method"], runs["variant"], strict=True))
-    for name in (name for name in runs.columns if name.startswith(OWN)):
-        counts: defaultdict[tuple[str, str], Counter[str]] = defaultdict(Counter)
-        values = runs[name].fillna("").tolist()
-        for key, value in zip(same, values, strict=True):
-            counts[key].update([value] if value else [])
-        for index, key, value in zip(runs.index, same, values, strict=True):
-            if value and len(counts[key]) > 1 and value != counts[key].most_common(1)[0][0]:
-                yield index, name, value
 
 
 def _columns(runs: pd.DataFrame) -> tuple[Column, ...]:
