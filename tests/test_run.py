@@ -55,7 +55,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert re.search(r"about \d+ (s|min) in all", done.stderr)
     assert re.search(r"\[2/2\] digits resnet8-w4 gacd seed 0: clean .*, aa ", done.stderr)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert after.ru_utime - before.ru_utime < 60  # CPU seconds of one thread: the machine may be shared
+    assert after.ru_utime - before.ru_utime < 90  # CPU seconds of one thread: a busy machine takes half as much again
     return folder
 
 
@@ -141,7 +141,7 @@ def test_leaderboard(folder: Path) -> None:
     pages = [path.read_text() for path in (folder / "leaderboard" / "runs").glob("*.html")]
     assert pages
     for page in pages:  # what every run records
-        assert "python -m bench run" in page
+        assert re.search(r"python -m bench (run|teacher train) ", page)
         assert re.search(r"sha256 [0-9a-f]{64}", page)
         assert re.search(r"<dt>device</dt><dd>\w+</dd>", page)
         assert '"name":"val"' in page
