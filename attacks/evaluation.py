@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -64,18 +65,20 @@ def evaluate(
         setting = replace(setting, num_classes=check_model(target, x, y, chosen, setting))
         known = Evaluation(_correct(target.judge, x, y, batch_size).cpu())
         keep = _recorded(record, target, x, y, setting, known)
+        seen = cache(lambda source: View(source, x[:2]))  # folding takes longer than copying what was folded
         for name in chosen:
             if name in known.robust or name in known.control:
                 continue
             if name in CONTROLS:
                 known.control[name] = _corrupted(name, target.judge, x, y, setting)
             else:
-                known.robust[name], known.cost[name] = _attack(name, target, x, y, known.clean, setting, progress)
+                known.robust[name], known.cost[name] = _attack(
+                    name, target, copy.deepcopy(seen(target.source(name))), x, y, known.clean, setting, progress
+                )
             keep()
         if probes and known.probed != probes:
-            view = View(net, x[:2])
             known.flags = sanity.training_mode(net, target.judge, x[:8])
-            known.flags |= sanity.probe(view, x[:probes], y[:probes], setting)
+            known.flags |= sanity.probe(copy.deepcopy(seen(net)), x[:probes], y[:probes], setting)
             known.probed = probes
             keep()
     return known.of(chosen)
@@ -97,12 +100,19 @@ def _recorded(
 
 
 def _attack(
-    name: str, target: Target, x: Tensor, y: Tensor, clean: Tensor, setting: Setting, progress: Progress | None
+    name: str,
+    target: Target,
+    view: View,
+    x: Tensor,
+    y: Tensor,
+    clean: Tensor,
+    setting: Setting,
+    progress: Progress | None,
 ) -> tuple[Tensor, Cost]:
     """Verdicts (N,) after one named attack on the correctly classified images, and what it took."""
     standing = clean.clone()
     base, start = name.partition("@")[0], time.perf_counter()
-    view, broken = View(target.source(name), x[:2]), dict[str, int]()
+    broken = dict[str, int]()
     for part in components(base, setting.num_classes) if setting.eps else ():
         before = int(standing.sum())
         attack = build(part, view, setting.eps, setting.num_classes, setting.seed, setting.norm)

@@ -55,7 +55,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert re.search(r"about \d+ (s|min) in all", done.stderr)
     assert re.search(r"\[2/2\] digits resnet8-w4 gacd seed 0: clean .*, aa ", done.stderr)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert after.ru_utime - before.ru_utime < 90  # CPU seconds of one thread: a busy machine takes half as much again
+    assert after.ru_utime - before.ru_utime < 60  # CPU seconds of one thread: the machine may be shared
     return folder
 
 
