@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 FINISHED, RUNNING, FAILED, KILLED = "FINISHED", "RUNNING", "FAILED", "KILLED"
 IMPORTING = "importing"  # tag of a run that is being taken from a record, and nobody's to go on with
 NONE: Mapping[str, str] = {}
-# MLflow's client retries a dead server for minutes; one short retry is enough to tell.
 PAGE = 50_000  # the most runs that MLflow gives at once
+# MLflow's client retries a dead server for minutes; one short retry is enough to tell.
 BOUNDS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
 
 

@@ -178,7 +178,7 @@ def _run(site: Site, place: Place, run: str) -> dict[str, Any]:
         "numbers": [*_numbers(site, record)],
         "kinds": {"test": "best", **CHECKPOINTS},
         "cost": [_spent(name, value) for name, value in _recorded(site, "cost", record)],
-        "flags": _flags(record["flags"]),
+        "flags": json.loads(record["flags"] or "{}"),  # store.collect leaves what is sound
         "environment": tuple(_flat(site.environment(record))),
         "charts": [charts.chart(view) for view in drawn],
         "others": [
@@ -206,14 +206,6 @@ def _spent(name: str, value: float) -> tuple[str, str]:
     what = name.removesuffix("_seconds")
     said = LABELS.get(what, what.replace("_", " "))
     return (said, f"{value:,.1f} s") if what != name else (said, f"{value:,.10g}")
-
-
-def _flags(text: str) -> dict[str, str]:
-    try:
-        found = json.loads(text or "{}")
-    except ValueError:
-        return {"damaged": "the record of the flags cannot be read"}
-    return {str(name): str(evidence) for name, evidence in found.items()} if isinstance(found, dict) else {}
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -49,14 +49,6 @@ row/rank,row/aa_low,row/aa_high,row/behind_first,row/behind_first_low,row/behind
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
-    folder = tmp_path_factory.mktemp("store")
-    uri = f"sqlite:///{folder}/mlflow.db"
-    fill(Store(uri, folder / "artifacts"))
-    return store.collect(uri)
-
-
-@pytest.fixture(scope="module")
 def found(runs: pd.DataFrame) -> list[table.Section]:
     return table.sections(runs)
 

@@ -140,19 +140,6 @@ def fill(tracked: Store) -> None:
     tracked.run("pgd_at", 0.45, experiment="somebody else's", metrics={"test/clean": 0.8})
 
 
-@pytest.fixture(scope="module")
-def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("store")
-    uri = f"sqlite:///{folder}/mlflow.db"
-    fill(Store(uri, folder / "artifacts"))
-    return uri
-
-
-@pytest.fixture(scope="module")
-def runs(uri: str) -> pd.DataFrame:
-    return store.collect(uri)
-
-
 def test_collect_keeps_finished_children_of_suites(runs: pd.DataFrame) -> None:
     assert len(runs) == 14
     assert set(runs["experiment"]) == {"digits@0", "digits@1", "cifar@1"}

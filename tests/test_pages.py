@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import sites
 from sites import Reader
-from test_leaderboards import KINDS, NASTY, Store, fill
+from test_leaderboards import KINDS, NASTY, Store
 
 import leaderboards
 from leaderboards import pages, store, table
@@ -30,19 +30,6 @@ TASK = [
     ["4", "kd uncommitted code in 1 of 1 runs ⚑ softmax-output", "0.0 [0.0, 3.7]", "natural", "run of seed s0", "96.0",
      "0.0", "5.0", "-", "0.5"],
 ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("store")
-    uri = f"sqlite:///{folder}/mlflow.db"
-    fill(Store(uri, folder / "artifacts"))
-    return uri
-
-
-@pytest.fixture(scope="module")
-def runs(uri: str) -> pd.DataFrame:
-    return store.collect(uri)
 
 
 @pytest.fixture(scope="module")

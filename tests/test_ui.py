@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Page
 
 # MLflow's own: a request of its page that its server does not know, and what Chromium then says; a harmless notice
-OWN = re.compile(r"/users/current$|status of 404|ResizeObserver|<[a-z]+> attribute ")
+OWN = re.compile(r"/users/current$|status of 404|ResizeObserver")
 
 
 def free() -> int:
