@@ -7,7 +7,7 @@ from typing import Any
 import torchattacks
 
 from attacks.catalog import NORMS, Attack
-from attacks.components import APGD, APGDT, CWL2, FAB, MarginPGD, SquareL2
+from attacks.components import APGD, APGDT, CWL2, FAB, MarginPGD, Square, SquareL2
 from attacks.view import View
 
 REFERENCE_EPS = 8 / 255
@@ -59,5 +59,5 @@ def build(attack: Attack, model: View, eps: float, num_classes: int, seed: int, 
             return FAB(model, **common, steps=steps, multi_targeted=targeted, n_classes=targets + 1)
         case "square":
             # the official schedule of p is written for 10,000 queries and not rescaled to 5,000
-            square = torchattacks.Square if norm == "Linf" else SquareL2
+            square = Square if norm == "Linf" else SquareL2
             return square(model, **common, n_queries=steps, resc_schedule=False)
