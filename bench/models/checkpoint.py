@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import zipfile
 from pathlib import Path
@@ -29,9 +30,11 @@ UNUSED = ("sub_block1.", "num_batches_tracked")
 
 def save(path: Path, content: dict[str, Any]) -> None:
     """Writes so that a reader, or a process killed at any moment, leaves the old file or the new one."""
+    written = io.BytesIO()  # a signal that interrupts writing to a file itself makes torch abort the process
+    torch.save(content, written)
     part = path.with_name(path.name + ".part")
     with part.open("wb") as file:
-        torch.save(content, file)
+        file.write(written.getbuffer())
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)
