@@ -364,9 +364,15 @@ def test_no_feasible_trial_and_one_that_fails(
         ("--storage postgresql://me:secret@127.0.0.1:1/none --min-clean 0", "cannot be used"),
     ],
 )
-def test_bad_input_is_one_line(words: str, said: str, tmp_path: Path) -> None:
-    code, _, error = bench(f"tune --method rslad --student resnet8-w4 --limit-train 128 {words}", tmp_path)
-    assert code in (1, 2), error
+def test_bad_input_is_one_line(
+    words: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(f"tune --method rslad --student resnet8-w4 --limit-train 128 {words}".split())
+    error = capsys.readouterr().err
+    assert stop.value.code in (1, 2), error
     assert said in error
     assert "Traceback" not in error
     assert "secret" not in error
