@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import leaderboards
 from bench import options, suites
 from bench.about import about
@@ -21,6 +23,8 @@ def leaderboard(given: options.Leaderboard) -> int:
         raise BenchError(str(error)) from error
     except OSError as error:
         raise BenchError(f"cannot write to {str(given.out)!r}: {error.strerror}") from error
+    if isinstance(source, str) and source.startswith("sqlite:") and not given.store.is_dir():
+        print(f"nothing is recorded in {str(given.store)!r} yet: the pages are empty", file=sys.stderr)
     for path in paths:
         print(path)
     return 0

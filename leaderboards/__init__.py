@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["write"]
 
 STATIC = Path(__file__).parent / "static"
+OURS = b'<meta name="generator" content="robust-distill-bench">'
 
 
 def write(
@@ -27,7 +28,8 @@ def write(
     `source` is what store.collect takes. The site is index.html with a page for each task, method and run in folders
     beside it. `suite` restricts everything to one suite ("digits" or "digits@1"); `about` tells what a method is;
     `figures` adds each task's figures and the critical-difference diagrams for papers, SVG and PDF, in figures/: seconds
-    a task. A store with nothing in it still gives every file, and they say how to make a first run.
+    a task. A store with nothing in it still gives every file, and they say how to make a first run. Pages that an earlier
+    call left and that are no more are removed.
     Raises store.StoreError when the store cannot be read (nothing is written then) and OSError when `out` cannot be.
     """
     from leaderboards import details, export, latex, markdown, pages, papers, published, standing, store, table
@@ -49,8 +51,11 @@ def write(
         (out / folder).mkdir(parents=True, exist_ok=True)
     for name, text in tables.items():
         _replace(out / name, text.encode())
+    written = set[Path]()
     for name, text in pages.pages(site):
         _replace(out / name, text.encode())
+        written.add(out / name)
+    _sweep(out, written)
     for name, content in papers.figures(site) if figures else ():
         _replace(out / name, content)
     for file in STATIC.iterdir():
@@ -58,8 +63,22 @@ def write(
     return [out / name for name in ("index.html", *tables)]
 
 
+def _sweep(out: Path, written: set[Path]) -> None:
+    """Remove the pages of an earlier site that this one does not have; files that no leaderboard wrote stay."""
+    for path in {path for folder in ("tasks", "methods", "runs") for path in (out / folder).glob("*.html")} - written:
+        with path.open("rb") as file:
+            ours = OURS in file.read(500)
+        if ours:
+            path.unlink()
+
+
 def _replace(path: Path, content: bytes) -> None:
-    """Write `content` to `path` so that a reader sees the old file or the new one, never half of it."""
+    """Write `content` to `path` so that a reader sees the old file or the new one, never half of it.
+
+    Most pages are as they were, and replacing a file waits for the disk on some file systems.
+    """
+    if path.exists() and path.read_bytes() == content:
+        return
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         part.write_bytes(content)

@@ -97,12 +97,16 @@ class Database:
         query = select(points.run_uuid, points.key, points.step, points.value)
         query = query.where(_starts(points.key, fields.CURVES), not_(points.is_nan))
         position, names = {run: index for index, run in enumerate(runs)}, dict[str, int]()
-        parts = [np.empty((0, 4))]
+        parts = [np.empty((4, 0))]
         for start in range(0, len(runs), BATCH):
-            found = self.connection.execute(query.where(points.run_uuid.in_(runs[start : start + BATCH]))).all()
-            rows = [(position[run], names.setdefault(key, len(names)), step, value) for run, key, step, value in found]
-            parts.append(np.array(rows, dtype=float).reshape(-1, 4))
-        run, metric, step, value = np.concatenate(parts).T
+            result = self.connection.execute(query.where(points.run_uuid.in_(runs[start : start + BATCH])))
+            # the driver's rows: SQLAlchemy's own take as long to make as the query
+            if rows := result.cursor.fetchall() if result.cursor else []:
+                run, key, step, value = zip(*rows, strict=True)
+                names |= {name: len(names) + more for more, name in enumerate({*key} - names.keys())}
+                codes = ([*map(position.__getitem__, run)], [*map(names.__getitem__, key)])
+                parts.append(np.array([*codes, step, value], dtype=float))
+        run, metric, step, value = np.concatenate(parts, axis=1)
         return pd.DataFrame(
             {
                 "run_id": pd.Categorical.from_codes(run.astype(int), list(runs)),

@@ -71,7 +71,10 @@ def _words(text: str) -> str:
     return re.sub(r"[()']", "", text).strip(", ") or "none" if text.startswith("(") else text
 
 
-def _attacks(runs: Iterable[Record]) -> list[str]:
-    tried = {name[5:]: None for run in runs for name, value in run.items() if name.startswith("test/") and known(value)}
+def _attacks(runs: Sequence[Record]) -> list[str]:
+    names = (
+        [name for name in runs[0] if name.startswith("test/")] if runs else []
+    )  # a frame's lines have the same names
+    tried = {name[5:]: None for name in names if any(known(run[name]) for run in runs)}
     labelled = [label for name, label in LABELS.items() if name in tried and name not in ("clean", "worst")]
     return labelled + [name for name in tried if name not in LABELS and name != "n" and not name.endswith("_n")]

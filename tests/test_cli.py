@@ -119,6 +119,12 @@ def test_bad_input_is_one_line(words: str, code: int, said: str, capsys: pytest.
     assert len([line for line in lines if line.startswith("error")]) == 1
 
 
+def test_a_store_that_is_not_there_gives_empty_pages_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench("leaderboard --store typo") == 0
+    assert capsys.readouterr().err == "nothing is recorded in 'typo' yet: the pages are empty\n"
+    assert not Path("typo").exists()
+
+
 def test_no_network_says_what_to_put_where(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def unreachable(*_: object, **__: object) -> None:
         raise OSError("Name or service not known")

@@ -192,6 +192,15 @@ def test_method_page_shows_formula_and_recorded_values(runs: pd.DataFrame) -> No
     assert "does not know the method" in found["methods/ard.html"]
 
 
+def test_what_is_no_more_has_no_page(uri: str, tmp_path: Path) -> None:
+    leaderboards.write(uri, tmp_path)
+    assert len([*tmp_path.glob("*/*.html")]) > 10
+    mine = tmp_path / "runs" / "mine.html"
+    mine.write_text("<p>Somebody's own file</p>")
+    leaderboards.write(f"sqlite:///{tmp_path}/none.db", tmp_path)
+    assert [*tmp_path.glob("*/*.html")] == [mine]
+
+
 def test_what_could_not_be_read_is_said(runs: pd.DataFrame) -> None:
     broken = runs.copy()
     broken.attrs["problems"] = [f"2 runs: {NASTY}"]
