@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from mlflow.entities import Metric
+from PIL import Image
 from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
 from test_leaderboards import NASTY, Store, fill, scores
 
@@ -19,6 +21,12 @@ CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.w
 pytestmark = [pytest.mark.skipif(not CHROMIUM, reason="needs a Chromium"), pytest.mark.e2e]
 TASK = "tasks/digits@1-digits-resnet8-w4.html"
 METHODS = "tbody th a"
+ROOT = Path(__file__).parent.parent
+RECORDS = ROOT / "leaderboards" / "results"
+DIGITS = "tasks/digits@3-digits-resnet8-w4.html"
+PICTURES: list[tuple[str, str, Literal["light", "dark"], int]] = [
+    ("task", DIGITS, "light", 1262), ("phone", DIGITS, "dark", 390),
+]  # fmt: skip
 ROWS = ["rslad", "gacd", "gacd", "kd"]
 
 
@@ -200,6 +208,21 @@ def test_pages_have_landmarks_and_captions(site: Path, page: Page) -> None:
         assert page.locator("[role=region]:not([aria-label])").count() == 0
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.textContent") == "Skip to the content"
+
+
+def test_the_pictures_of_the_readme(browser: Browser, tmp_path: Path) -> None:
+    """Taken of the repository's own records; BENCH_PICTURES=docs/images takes those that the README shows."""
+    leaderboards.write(RECORDS, tmp_path / "site", about=about)
+    place = Path(os.environ.get("BENCH_PICTURES", tmp_path))
+    for name, path, scheme, width in PICTURES:
+        with browser.new_page(viewport={"width": width, "height": 1230}, color_scheme=scheme) as page:
+            page.goto((tmp_path / "site" / path).as_uri())
+            page.locator(".plot svg").first.wait_for()
+            page.screenshot(path=place / f"{name}.png")
+        with Image.open(place / f"{name}.png") as picture:
+            assert picture.size == (width, 1230)
+            assert len(picture.convert("RGB").getcolors(1 << 24) or ()) > 100  # text and charts, no empty page
+        assert f"docs/images/{name}.png" in (ROOT / "README.md").read_text()
 
 
 def test_without_scripts_the_tables_are_there(site: Path, browser: Browser) -> None:
