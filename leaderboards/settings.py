@@ -40,7 +40,7 @@ def _usual(runs: pd.DataFrame, keys: tuple[str, ...]) -> dict[str, str]:
     """
     names = [name for name in runs.columns if name.startswith(tuple(f"param/{key}" for key in keys))]
     plain = runs[runs["sets"] == ""] if (runs["sets"] == "").any() else runs
-    return {name: Counter(plain[name].fillna("")).most_common(1)[0][0] for name in names}
+    return {name: Counter(plain[name].fillna("").tolist()).most_common(1)[0][0] for name in names}
 
 
 def _unusual(runs: pd.DataFrame) -> Iterator[tuple[Any, str, str]]:
