@@ -1,4 +1,4 @@
-"""What several files share: a store that holds everything a store can hold, and which tests stay in one process."""
+"""A store that holds everything a store can hold, for the tests that only read it."""
 
 from __future__ import annotations
 
@@ -7,14 +7,6 @@ import pytest
 from test_leaderboards import Store, fill
 
 from leaderboards import store
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several processes (`pytest -n`) a file's tests, which share fixtures, stay in one; whole programs go anywhere."""
-    for item in items:
-        assert isinstance(item, pytest.Function)
-        if not item.get_closest_marker("e2e") or {"folder", "store"} & {*item.fixturenames}:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 @pytest.fixture(scope="session")

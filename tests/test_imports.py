@@ -44,6 +44,7 @@ def test_a_leaf_brings_no_other_package(leaf: str) -> None:
     assert loaded == [leaf]
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("words", [["--help"], ["run", "--help"]])
 def test_help_is_quick(words: list[str]) -> None:
     times = []
