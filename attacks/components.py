@@ -81,8 +81,8 @@ class FAB(torchattacks.FAB):  # type: ignore[misc]
 class Square(torchattacks.Square):  # type: ignore[misc]
     """Square in l-inf without forward passes for proposals that leave an image as it is, of which it makes many.
 
-    A window whose signs are those drawn already changes nothing: half of all small windows with one channel, an eighth
-    with three. Such a proposal is never taken, whatever its margin.
+    A window whose signs are those drawn already changes nothing: half of all windows of a pixel with one channel, an eighth
+    with three. The margin of such a proposal is known, and it is never taken.
     """
 
     best: Tensor

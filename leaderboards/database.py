@@ -103,7 +103,8 @@ class Database:
             # the driver's rows: SQLAlchemy's own take as long to make as the query
             if rows := result.cursor.fetchall() if result.cursor else []:
                 run, key, step, value = zip(*rows, strict=True)
-                names |= {name: len(names) + more for more, name in enumerate({*key} - names.keys())}
+                for name in dict.fromkeys(key):
+                    names.setdefault(name, len(names))
                 codes = ([*map(position.__getitem__, run)], [*map(names.__getitem__, key)])
                 parts.append(np.array([*codes, step, value], dtype=float))
         run, metric, step, value = np.concatenate(parts, axis=1)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import pickle
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -461,3 +463,32 @@ def test_the_file_is_on_disk_before_it_gets_its_name(tmp_path: Path, monkeypatch
     )
     checkpoint.save(tmp_path / "net.pt", {"epoch": 1})
     assert events == ["fsync", "net.pt.part -> net.pt"]
+
+
+INTERRUPTED = """
+import signal, sys, torch
+from pathlib import Path
+from bench.models import checkpoint
+def stop(*_): raise KeyboardInterrupt
+signal.signal(signal.SIGALRM, stop)
+path, content, stopped = Path(sys.argv[1]), {str(n): torch.rand(1000) for n in range(200)}, 0
+for turn in range(100):
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.0002 * (1 + turn))
+        checkpoint.save(path, content)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    except KeyboardInterrupt:
+        stopped += 1
+checkpoint.save(path, content)
+print(stopped, len(checkpoint.read(path)))
+"""
+
+
+def test_an_interruption_while_writing_stays_one(tmp_path: Path) -> None:
+    """In a process of its own: torch aborts it, or raises another error, where it writes to a file itself."""
+    command = [sys.executable, "-c", INTERRUPTED, str(tmp_path / "net.pt")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    stopped, tensors = map(int, done.stdout.split())
+    assert stopped > 5
+    assert tensors == 200
