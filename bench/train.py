@@ -9,15 +9,17 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
+from bench import acceleration
 from bench import data as data_module
 from bench.awp import perturbed
 from bench.data import Data, Split
@@ -88,12 +90,20 @@ class Trainer:
         self.device = next(objective.parameters()).device
         self.budget = Budget(spec.eps, spec.inner_step, spec.inner_steps)
         self.steps = len(data.train.x) // training.batch
+        self.graphs: acceleration.Graphs | None = None
+        self.path = "as written"  # how the steps ran, for the record
+        if self.device.type == "cuda":
+            self.graphs = acceleration.Graphs(self.device)
+            for net in acceleration.networks(objective.nets):
+                net.to(memory_format=torch.channels_last)  # not on a CPU: see methods/fold.py
         self.optimiser = torch.optim.SGD(
             objective.method.groups(objective.nets),
             lr=training.lr,
             momentum=training.momentum,
             weight_decay=training.weight_decay,
+            fused=self.graphs is not None,
         )
+        self.rates = [torch.zeros((), device=self.device) for _ in self.optimiser.param_groups]
         self.averages = {kind: average(objective.student, kind, training) for kind in training.averaging}
         self.state = State()
 
@@ -102,23 +112,41 @@ class Trainer:
         self._resume()
         for row in self.state.history:
             log(row, int(row["epoch"]))
-        for epoch in range(self.state.epoch, self.spec.training.epochs):
+        todo = range(self.state.epoch, self.spec.training.epochs)
+        compiled = self._compile(todo)
+        for epoch in todo:
             start = time.perf_counter()
             row = {"epoch": epoch, **self._epoch(epoch, tick)}
             if (epoch + 1) % self.spec.training.validate_every == 0 or epoch + 1 == self.spec.training.epochs:
-                row |= self._validate(epoch)
+                with acceleration.uncompiled() if compiled else nullcontext():
+                    row |= self._validate(epoch)
             self.state.seconds += time.perf_counter() - start
             self._keep(epoch, row)
             log(row, epoch)
         return self.state
+
+    def _compile(self, todo: range) -> bool:
+        """Compiles the networks on a CUDA device if so much is left that it pays; returns whether it did."""
+        if not self.graphs or len(todo) * len(self.data.train.x) < acceleration.PAYS:
+            return False
+
+        def rehearsal() -> Tensor:
+            batch = self.batch(torch.arange(self.spec.training.batch, device=self.device), todo[0])
+            return self.terms(batch, self.attack(batch))[1]
+
+        self.objective.train()
+        self.path = acceleration.compile_networks(self.objective.nets, rehearsal)
+        return self.path == "compiled"
 
     def _epoch(self, epoch: int, tick: Tick) -> dict[str, float]:
         """One pass over the training images; returns the mean of every loss term."""
         self.objective.train()
         torch.manual_seed(derive(self.spec.seed, epoch))
         sums: dict[str, Tensor] = {}
-        for step, batch in enumerate(self.batches(epoch)):
-            for name, term in self.step(batch, epoch * self.steps + step).items():
+        advance = self.advance(epoch)
+        for step, index in enumerate(self.order()):
+            self.set_rate(epoch * self.steps + step)
+            for name, term in advance(index).items():
                 sums[name] = sums.get(name, torch.zeros_like(term)) + term
             tick("train", epoch * self.steps + step + 1, self.spec.training.epochs * self.steps)
         if "swa" in self.averages and epoch >= int(self.spec.training.swa_start * self.spec.training.epochs):
@@ -129,23 +157,35 @@ class Trainer:
                 raise BenchError(f"{name} became {value} in epoch {epoch}; a lower learning rate may help")
         return means
 
-    def batches(self, epoch: int) -> Iterator[Batch]:
-        """The epoch's batches: shuffled, augmented image by image on the device, the incomplete last one left out."""
-        train, size = self.data.train, self.spec.training.batch
-        order = torch.randperm(len(train.x), device=self.device)
-        for step in range(self.steps):
-            index = order[step * size : (step + 1) * size]
-            x = data_module.augment(data_module.to_float(train.x[index]), self.data.info.pad, self.data.info.flip)
-            epochs = self.spec.training.epochs
-            yield Batch(x, train.y[index], index, epoch, epochs, len(train.x), self.budget)
+    def advance(self, epoch: int) -> acceleration.Work:
+        """The function that makes one update from the positions of a batch's images, in this epoch."""
 
-    def step(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        """One update; returns the detached terms."""
+        def work(index: Tensor) -> dict[str, Tensor]:
+            return self.step(self.batch(index, epoch))
+
+        return self.graphs.replayed(work) if self.graphs else work
+
+    def order(self) -> Sequence[Tensor]:
+        """An epoch's batches as positions in the training set: shuffled, the incomplete last one left out."""
+        shuffled = torch.randperm(len(self.data.train.x), device=self.device)
+        return torch.split(shuffled, self.spec.training.batch)[: self.steps]
+
+    def batch(self, index: Tensor, epoch: int) -> Batch:
+        """The images at these positions, augmented image by image on the device."""
+        train = self.data.train
+        x = data_module.augment(data_module.to_float(train.x[index]), self.data.info.pad, self.data.info.flip)
+        return Batch(x, train.y[index], index, epoch, self.spec.training.epochs, len(train.x), self.budget)
+
+    def set_rate(self, step: int) -> None:
+        """The learning rates of one of the run's steps; on a CUDA device in memory that a captured step reads."""
         rate = learning_rate(self.spec.training, step, self.spec.training.epochs * self.steps)
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate * group.get("scale", 1.0)
-        with self.autocast():
-            adv = self.objective.attack(batch)
+        for group, held in zip(self.optimiser.param_groups, self.rates, strict=True):
+            value = rate * group.get("scale", 1.0)
+            group["lr"] = held.fill_(value) if self.graphs else value
+
+    def step(self, batch: Batch) -> dict[str, Tensor]:
+        """One update at the rates that are set; returns the detached terms."""
+        adv = self.attack(batch)
         self.optimiser.zero_grad(set_to_none=True)
         student, gamma = self.objective.student, self.spec.training.awp
         with perturbed(student, self.objective, lambda: self.terms(batch, adv)[1], gamma):
@@ -156,6 +196,11 @@ class Trainer:
         if "ema" in self.averages:
             self.averages["ema"].update_parameters(student)
         return {name: term.detach() for name, term in terms.items()}
+
+    def attack(self, batch: Batch) -> Tensor:
+        """The images that the method's attack finds."""
+        with self.autocast():
+            return self.objective.attack(batch)
 
     def terms(self, batch: Batch, adv: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """The loss's terms and their sum."""
@@ -215,10 +260,30 @@ class Trainer:
         self.state = State(**saved["state"])
 
 
+class Ema(AveragedModel):
+    """The exponential average of weights and BatchNorm statistics. torch's own waits for the device at each step."""
+
+    def __init__(self, net: Net, decay: float) -> None:
+        super().__init__(net, use_buffers=True)
+        self.decay = decay
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Moves the average; the first time it becomes the network itself."""
+        if self.n_averaged == 0:
+            super().update_parameters(model)
+        else:
+            torch._foreach_lerp_(floats(self.module), floats(model), 1 - self.decay)
+
+
+def floats(net: nn.Module) -> list[Tensor]:
+    """Parameters and buffers that can be averaged."""
+    return [value for value in (*net.parameters(), *net.buffers()) if value.is_floating_point()]
+
+
 def average(student: Net, kind: str, training: Training) -> AveragedModel:
     """The running average of the student, BatchNorm statistics included: "ema" moves at each step, "swa" each epoch."""
-    ema = get_ema_multi_avg_fn(training.ema_decay) if kind == "ema" else None  # type: ignore[no-untyped-call]
-    return AveragedModel(student, multi_avg_fn=ema, use_buffers=True)
+    return Ema(student, training.ema_decay) if kind == "ema" else AveragedModel(student, use_buffers=True)
 
 
 def accuracy(net: Net, split: Split, budget: Budget, batch: int = 250) -> tuple[float, float]:

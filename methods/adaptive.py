@@ -30,11 +30,17 @@ def by_entropy(target: Tensor, shifted: bool) -> tuple[Tensor, Tensor]:
 
     The entropies, and 1 - their share of log C. shifted: both of what they are above the least, the first 5 times.
     """
-    entropy = torch.distributions.Categorical(logits=full(target)).entropy()  # type: ignore[no-untyped-call]
+    entropy = entropies(target)
     if shifted:
         above = entropy - entropy.min()
         return 5 * above, 1 - above / above.max().clamp(min=1e-6)
     return entropy, 1 - entropy / math.log(target.shape[1])
+
+
+def entropies(logits: Tensor) -> Tensor:
+    """Of the softmax of the logits, (B, C): (B,)."""
+    log_p = full(logits).log_softmax(dim=1)
+    return -(log_p.exp() * log_p).sum(dim=1)
 
 
 def untrained(net: nn.Module) -> nn.Module:
@@ -87,7 +93,7 @@ class Uncertainty(nn.Module):
         """Softens the logits of both, (B, C), into targets without gradient."""
         softened = robust / self.tau[0], natural / self.tau[1]
         for i, logits in enumerate(softened):
-            self.entropy[i] = torch.distributions.Categorical(logits=full(logits)).entropy().mean()  # type: ignore[no-untyped-call]
+            self.entropy[i] = entropies(logits).mean()
         return softened
 
     def move(self, rate: float) -> None:
@@ -100,13 +106,19 @@ class ClassMeans(nn.Module):
 
     sums: Tensor
     counts: Tensor
-    epoch: Tensor
 
     def __init__(self, num_classes: int, kinds: int) -> None:
         super().__init__()
         self.register_buffer("sums", torch.zeros(kinds, num_classes))
         self.register_buffer("counts", torch.zeros(num_classes))
-        self.register_buffer("epoch", torch.tensor(0))
+        self.epoch = 0  # known to the host: comparing it must not wait for the device at each step
+
+    def get_extra_state(self) -> Tensor:
+        """The epoch, saved with the rest."""
+        return torch.tensor(self.epoch)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.epoch = int(state)
 
     def begin(self, batch: Batch, strength: float) -> None:
         """Call it once a step, before anything is added."""
@@ -115,7 +127,7 @@ class ClassMeans(nn.Module):
                 self.change(self.sums / self.counts, strength)
             self.sums.zero_()
             self.counts.zero_()
-            self.epoch.fill_(batch.epoch)
+            self.epoch = batch.epoch
 
     def add(self, values: Tensor, y: Tensor) -> None:
         """values: (kinds, B), one of each kind for an image; y: (B,)."""

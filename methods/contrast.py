@@ -93,10 +93,11 @@ class Contrast(nn.Module):
     @torch.no_grad()
     def _track_z(self, scores: Tensor) -> None:
         """Moves Z towards the mean exponential over pairs of different images: scores (B, B)."""
-        off = scores[~torch.eye(len(scores), dtype=torch.bool, device=scores.device)]
-        if not len(off):
+        pairs = len(scores) * (len(scores) - 1)
+        if not pairs:
             return
-        now = off.logsumexp(dim=0) - math.log(len(off))
+        off = scores.masked_fill(torch.eye(len(scores), dtype=torch.bool, device=scores.device), -math.inf)
+        now = off.logsumexp(dim=(0, 1)) - math.log(pairs)
         old = torch.where(self.log_z.isnan(), now, self.log_z)
         self.log_z.copy_(torch.logaddexp(old + math.log(Z_MOMENTUM), now + math.log(1 - Z_MOMENTUM)))
 
@@ -180,8 +181,8 @@ def confusion(target: Tensor, y: Tensor) -> Tensor:
     """(C, C), columns sum to 1: on the diagonal the accuracy of `target` (B, C) on each class, 1 for one without images."""
     classes = target.shape[1]
     hit = (target.argmax(dim=1) == y).float()
-    count = torch.bincount(y, minlength=classes)
-    hits = torch.zeros_like(count, dtype=hit.dtype).index_add(0, y, hit)
+    none = torch.zeros(classes, dtype=hit.dtype, device=y.device)
+    count, hits = none.index_add(0, y, torch.ones_like(hit)), none.index_add(0, y, hit)
     right = torch.where(count > 0, hits / count.clamp(min=1), 1.0)
     off = ((1 - right) / max(classes - 1, 1)).expand(classes, classes)
     return torch.where(torch.eye(classes, dtype=torch.bool, device=y.device), right, off)

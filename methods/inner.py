@@ -47,6 +47,19 @@ def mode(net: nn.Module, training: bool) -> Iterator[None]:
             module.training = was
 
 
+@contextmanager
+def frozen(net: nn.Module) -> Iterator[None]:
+    """Inside, no parameter of `net` needs a gradient: the backward pass of a compiled network would compute it."""
+    trained = [value for value in net.parameters() if value.requires_grad]
+    for value in trained:
+        value.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for value in trained:
+            value.requires_grad_()
+
+
 @torch.no_grad()
 def settled(net: nn.Module, x: Tensor) -> Tensor:
     """The logits of x, (B, C), that a network in training has in eval mode, as a target without gradient."""
@@ -96,15 +109,15 @@ def pgd(
     statistics move at every step; in eval mode the objective sees it folded (methods/fold.py). Gradients are taken for the
     input only; parameters' .grad stay untouched.
     """
-    adv = x + _noise(x, budget.eps, start)
+    adv = (x + _noise(x, budget.eps, start)).clamp(0, 1)
+    low, high = (x - budget.eps).clamp(0, 1), (x + budget.eps).clamp(0, 1)
     layout = torch.contiguous_format if train else torch.channels_last
-    with torch.enable_grad(), mode(net, train), nullcontext() if train else folded(net):
+    with torch.enable_grad(), mode(net, train), frozen(net), nullcontext() if train else folded(net):
         for _ in range(budget.steps):
-            adv = adv.detach().clamp(0, 1).contiguous(memory_format=layout).requires_grad_()
+            adv = adv.detach().contiguous(memory_format=layout).requires_grad_()
             (gradient,) = torch.autograd.grad(objective(net, adv), adv)
-            adv = adv.detach() + budget.step * gradient.sign()
-            adv = torch.minimum(torch.maximum(adv, x - budget.eps), x + budget.eps)
-    return adv.detach().clamp(0, 1).contiguous()
+            adv = adv.detach().add(gradient.sign(), alpha=budget.step).clamp(low, high)
+    return adv.detach().contiguous()
 
 
 def _noise(x: Tensor, eps: float, start: Start) -> Tensor:

@@ -51,6 +51,12 @@ def trainer(work: Path, method: Method | None = None, **changes: Any) -> Trainer
     return Trainer(Objective(method or PgdAt(), student, teachers, len(DATA.train)), DATA, found, work)
 
 
+def one_step(run: Trainer) -> None:
+    """The first of a run."""
+    run.set_rate(0)
+    run.advance(0)(run.order()[0])
+
+
 def ignore(*_: object) -> None:
     pass
 
@@ -149,8 +155,8 @@ def test_averaging(tmp_path: Path) -> None:
     name = "linear.weight"
     step = run.step
 
-    def follow(batch: Any, number: int) -> dict[str, torch.Tensor]:
-        terms = step(batch, number)
+    def follow(batch: Any) -> dict[str, torch.Tensor]:
+        terms = step(batch)
         snapshots.append(run.objective.student.get_parameter(name).detach().clone())
         return terms
 
@@ -173,7 +179,7 @@ def test_averages_that_are_not_asked_for(averaging: tuple[str, ...], tmp_path: P
 
 def test_groups_have_their_own_rate_and_momentum(tmp_path: Path) -> None:
     run = trainer(tmp_path, Scaled())
-    run.step(next(run.batches(0)), 0)
+    one_step(run)
     rate = learning_rate(QUICK, 0, 12)
     assert [group["lr"] for group in run.optimiser.param_groups] == [rate, 0.5 * rate]
     assert [group["momentum"] for group in run.optimiser.param_groups] == [QUICK.momentum, 0.1]
@@ -184,7 +190,7 @@ def test_awp_changes_the_step_and_nothing_else(tmp_path: Path) -> None:
     plain, moved = (trainer(tmp_path, training=dataclasses.replace(QUICK, awp=gamma)) for gamma in (0.0, 0.01))
     for run in (plain, moved):
         torch.manual_seed(0)
-        run.step(next(run.batches(0)), 0)
+        one_step(run)
     one, other = (run.objective.student.state_dict() for run in (plain, moved))
     assert one["conv1.weight"].ne(other["conv1.weight"]).any()
     torch.testing.assert_close(one["conv1.weight"], other["conv1.weight"], atol=0.02, rtol=0)

@@ -1,0 +1,139 @@
+"""What makes training fast on a CUDA device: compiled networks, and an epoch's step captured once and then replayed.
+
+Methods stay plain PyTorch. What cannot be compiled or captured runs as it is written, and the record says so.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from methods.base import Net, Nets
+
+PAYS = 500_000  # training images, all epochs together, from which on compiling, about a minute, is worth it
+Work = Callable[[Tensor], dict[str, Tensor]]
+
+
+def networks(nets: Nets) -> list[Net]:
+    """All that a step may run: student, teachers and what the method keeps among its parts."""
+    return [nets.student, *nets.teachers.values(), *(part for part in nets.parts.modules() if isinstance(part, Net))]
+
+
+def compile_networks(nets: Nets, rehearsal: Callable[[], Tensor]) -> str:
+    """Compiles the networks' features; takes that back where the gradient of `rehearsal()`, a loss, fails with them.
+
+    Returns what was done. A gradient of gradients, for one, cannot be compiled. The rehearsal leaves no trace but in the
+    state of the random number generator.
+    """
+    torch._dynamo.config.recompile_limit = 64  # entries of one class of networks: modes, gradients, shapes, widths
+    for net in networks(nets):
+        faster = torch.compile(type(net).features, dynamic=False)
+        vars(net)["features"] = functools.partial(faster, net)  # a deep copy of the net gets one of its own
+    state = nets.student, nets.parts
+    buffers = [(buffer, buffer.clone()) for module in state for buffer in module.buffers()]
+    try:
+        rehearsal().backward()  # type: ignore[no-untyped-call]
+    except Exception as error:  # whatever the compiler fails with
+        for net in networks(nets):
+            vars(net).pop("features")
+        return f"not compiled ({type(error).__name__})"
+    finally:
+        with torch.no_grad():
+            for buffer, was in buffers:
+                buffer.copy_(was)
+        for module in state:
+            module.zero_grad(set_to_none=True)
+    return "compiled"
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Inside, compiled networks run as they are written: for images in batches of other sizes."""
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+@contextmanager
+def tuned_convolutions() -> Iterator[None]:
+    """Inside, cuDNN tries its algorithms on each new shape, which pays where shapes repeat."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+class Graphs:
+    """Makes of a function of one tensor, which runs many times, a CUDA graph. One after the other, in the same memory."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self.pool = torch.cuda.graph_pool_handle()
+
+    def replayed(self, work: Work) -> Replayed:
+        return Replayed(work, self)
+
+
+class Replayed:
+    """Runs `work` as it is written twice, then captures it and replays that.
+
+    The first call may do what is done once: compile, read what an epoch begins with. Where the second still waits for
+    the device, nothing is captured: a graph holds no decision of the host. `work` must do the same in every later call.
+    """
+
+    def __init__(self, work: Work, graphs: Graphs) -> None:
+        self.work, self.graphs = work, graphs
+        self.calls = 0
+        self.waits = False
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.given: Tensor
+        self.result: dict[str, Tensor]
+
+    def __call__(self, given: Tensor) -> dict[str, Tensor]:
+        """The result of `work`; a replay's is overwritten by the next."""
+        self.calls += 1
+        if self.calls <= 2 or self.waits:
+            return self._as_written(given)
+        if self.graph is None:
+            self._capture(given)
+        assert self.graph
+        self.given.copy_(given)
+        self.graph.replay()
+        return self.result
+
+    def _as_written(self, given: Tensor) -> dict[str, Tensor]:
+        stream, main = self.graphs.stream, torch.cuda.current_stream()
+        stream.wait_stream(main)  # gradients are to be made where they will be captured
+        with torch.cuda.stream(stream):
+            if self.calls == 2:
+                result, self.waits = watched(self.work, given)
+            else:
+                result = self.work(given)
+        main.wait_stream(stream)
+        return result
+
+    def _capture(self, given: Tensor) -> None:
+        self.given = given.clone()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self.graphs.pool, stream=self.graphs.stream):
+            self.result = self.work(self.given)
+        self.graph = graph
+
+
+def watched(work: Work, given: Tensor) -> tuple[dict[str, Tensor], bool]:
+    """The result, and whether the host waited for the device on the way."""
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            result = work(given)
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+    return result, any("synchronizing CUDA operation" in str(warning.message) for warning in heard)
