@@ -16,6 +16,7 @@ from torch import Tensor
 from methods.base import Net, Nets
 
 PAYS = 500_000  # training images, all epochs together, from which on compiling, about a minute, is worth it
+COMPILED, CAPTURED = "compiled", "captured"
 Work = Callable[[Tensor], dict[str, Tensor]]
 
 
@@ -48,7 +49,7 @@ def compile_networks(nets: Nets, rehearsal: Callable[[], Tensor]) -> str:
                 buffer.copy_(was)
         for module in state:
             module.zero_grad(set_to_none=True)
-    return "compiled"
+    return COMPILED
 
 
 @contextmanager

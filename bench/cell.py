@@ -110,9 +110,11 @@ def record(cell: Cell, shop: Workshop, data: Data, passes: float, tick: Tick, fo
 def carry_out(cell: Cell, shop: Workshop, data: Data, logged: Record, tick: Tick, folder: Path) -> Outcome:
     """Trains, evaluates each checkpoint and logs all of it; then what makes the run easy to read in MLflow."""
     spec = cell.spec
+    environment.forget_peak(shop.device)
     trainer = Trainer(objective(cell, shop, data), data.to(shop.device), spec, folder)
     state = trainer.fit(lambda row, epoch: logged.epoch(total(row), epoch), tick)
-    logged.metrics({"cost/train_seconds": state.seconds})
+    logged.metrics({"cost/train_seconds": state.seconds, "cost/peak_bytes": environment.peak_bytes(shop.device)})
+    logged.tags({"training_path": ", ".join(trainer.path) or "as written"})
     hashes = {
         name: checkpoint.sha256_of(folder / f"{name}.pt") for name in CHECKPOINTS if (folder / f"{name}.pt").exists()
     }

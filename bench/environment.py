@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import platform
+import resource
 import subprocess
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -31,6 +33,19 @@ def device_name(found: torch.device) -> str:
     if found.type == "cuda":
         return torch.cuda.get_device_name(found)
     return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def forget_peak(found: torch.device) -> None:
+    """What `peak_bytes` tells begins anew."""
+    if found.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(found)
+
+
+def peak_bytes(found: torch.device) -> float:
+    """The most memory held so far: tensors on a CUDA device, elsewhere the process, from its start."""
+    if found.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(found))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1.0 if sys.platform == "darwin" else 1024.0)
 
 
 def versions() -> dict[str, str]:

@@ -91,7 +91,7 @@ class Trainer:
         self.budget = Budget(spec.eps, spec.inner_step, spec.inner_steps)
         self.steps = len(data.train.x) // training.batch
         self.graphs: acceleration.Graphs | None = None
-        self.path = "as written"  # how the steps ran, for the record
+        self.path: list[str] = []  # what was done to make the steps fast, for the record
         if self.device.type == "cuda":
             self.graphs = acceleration.Graphs(self.device)
             for net in acceleration.networks(objective.nets):
@@ -116,7 +116,8 @@ class Trainer:
         compiled = self._compile(todo)
         for epoch in todo:
             start = time.perf_counter()
-            row = {"epoch": epoch, **self._epoch(epoch, tick)}
+            with acceleration.tuned_convolutions():
+                row = {"epoch": epoch, **self._epoch(epoch, tick)}
             if (epoch + 1) % self.spec.training.validate_every == 0 or epoch + 1 == self.spec.training.epochs:
                 with acceleration.uncompiled() if compiled else nullcontext():
                     row |= self._validate(epoch)
@@ -135,8 +136,8 @@ class Trainer:
             return self.terms(batch, self.attack(batch))[1]
 
         self.objective.train()
-        self.path = acceleration.compile_networks(self.objective.nets, rehearsal)
-        return self.path == "compiled"
+        self.path.append(acceleration.compile_networks(self.objective.nets, rehearsal))
+        return self.path == [acceleration.COMPILED]
 
     def _epoch(self, epoch: int, tick: Tick) -> dict[str, float]:
         """One pass over the training images; returns the mean of every loss term."""
@@ -149,6 +150,8 @@ class Trainer:
             for name, term in advance(index).items():
                 sums[name] = sums.get(name, torch.zeros_like(term)) + term
             tick("train", epoch * self.steps + step + 1, self.spec.training.epochs * self.steps)
+        if isinstance(advance, acceleration.Replayed) and advance.graph and acceleration.CAPTURED not in self.path:
+            self.path.append(acceleration.CAPTURED)
         if "swa" in self.averages and epoch >= int(self.spec.training.swa_start * self.spec.training.epochs):
             self.averages["swa"].update_parameters(self.objective.student)
         means = {f"train/{name}": (total / self.steps).item() for name, total in sums.items()}

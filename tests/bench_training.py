@@ -3,7 +3,7 @@
     pytest tests/bench_training.py [--benchmark-json FILE]
 
 Not collected with the tests. A case times the two alternately, so that a busy machine slows both; the ratio is that of the
-medians. The reference is an RSLAD step as the scripts have it: fp32, channels first, the student itself attacked.
+medians. The reference is tests/reference.py.
 """
 
 from __future__ import annotations
@@ -16,46 +16,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import reference
 import torch
-import torch.nn.functional as F
+from reference import BUDGET
 from torch import Tensor
 
 from bench import data, models
 from bench.spec import Spec
 from bench.suites import Training
 from bench.train import Objective, Trainer
-from methods.base import Budget, Net
+from methods.base import Net
 from methods.rslad import Rslad
 
 pytestmark = pytest.mark.timeout(3600)
-BUDGET = Budget(8 / 255, 2 / 255, 10)
 CASES = {  # student and teacher, batch, rounds, ratio to reach
     "resnet8-w4, digits": ("digits", "resnet8-w4", "resnet8-w16", 64, 21, None),
     "resnet8-w16-s2, cifar-mini": ("cifar10", "resnet8-w16-s2", "resnet14-w16-s2", 128, 11, None),
     "ResNet-18 of width 16": ("cifar10", "resnet18-w16", "resnet18-w16", 64, 5, 1.4),
     "ResNet-18 of width 64": ("cifar10", "resnet18", "resnet18", 32, 3, 1.2),
 }
-
-
-def reference(student: Net, teacher: Net, optimiser: torch.optim.Optimizer, x: Tensor) -> tuple[Tensor, Tensor]:
-    """One step; returns the adversarial images and the loss."""
-    with torch.no_grad():
-        target = teacher(x).softmax(dim=1)
-    student.eval()
-    adv = (x + (0.001 * torch.randn(x.shape)).clamp(-BUDGET.eps, BUDGET.eps)).clamp(0, 1)
-    for _ in range(BUDGET.steps):
-        adv.requires_grad_()
-        loss = F.kl_div(student(adv).log_softmax(dim=1), target, reduction="sum")
-        (gradient,) = torch.autograd.grad(loss, adv)
-        adv = adv.detach() + BUDGET.step * gradient.sign()
-        adv = torch.min(torch.max(adv, x - BUDGET.eps), x + BUDGET.eps).clamp(0, 1)
-    student.train()
-    far, near = (F.kl_div(student(v).log_softmax(dim=1), target, reduction="batchmean") for v in (adv, x))
-    optimiser.zero_grad()
-    loss = 5 / 6 * far + 1 / 6 * near
-    loss.backward()  # type: ignore[no-untyped-call]
-    optimiser.step()
-    return adv.detach(), loss.detach()
 
 
 def harness(dataset: str, arch: str, teacher: Net, batch: int, work: Path) -> Trainer:
@@ -88,7 +67,7 @@ def test_step_of_rslad(name: str, benchmark: Any, tmp_path: Path) -> None:
         one = replace(images)
         torch.manual_seed(number)
         start = time.perf_counter()
-        adv, loss = reference(student, teacher, optimiser, one.x)
+        adv, loss = reference.step(student, teacher, optimiser, one.x)
         middle = time.perf_counter()
         torch.manual_seed(number)
         terms = trainer.step(one)

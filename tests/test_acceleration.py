@@ -1,0 +1,146 @@
+"""What makes training fast: compiled networks are the same function, and no step of a method waits for the device."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.backends.debugging import aot_eager
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import methods
+from bench import acceleration, data, models
+from bench.spec import Spec
+from bench.suites import Training
+from bench.train import Objective, Trainer
+from methods.base import Batch, Method
+
+DATA = data.load("digits", "unused", limit_train=96, limit_test=40, limit_val=40)
+BUFFERS = {"_local_scalar_dense", "nonzero", "masked_select", "bincount", "equal", "unique", "is_nonzero"}
+
+
+class Waits(TorchDispatchMode):
+    """Collects what would make a host wait for a CUDA device: it reads the result, or the size depends on values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.__name__.split(".")[0]
+        masks = name == "index" and any(i is not None and i.dtype == torch.bool for i in args[1])
+        if name in BUFFERS or masks:
+            self.found.add(name)
+        return func(*args, **(kwargs or {}))
+
+
+def trainer(work: Path, method: Method, **changes: Any) -> Trainer:
+    training = Training(epochs=3, batch=32, lr=0.05, **changes)
+    spec = Spec(suite="digits", role="student", dataset="digits", arch="resnet8-w4", method="any", hyper={}, teachers={},
+                seed=0, training=training, eps=0.15, inner_step=0.06, inner_steps=2, attacks=(), full_checkpoints=(),
+                precision="fp32")  # fmt: skip
+    torch.manual_seed(0)
+    student = models.build(spec.arch, DATA.info)
+    teachers = {role: models.build("resnet8-w8", DATA.info) for role in ("robust", "natural")}
+    return Trainer(Objective(method, student, teachers, len(DATA.train)), DATA, spec, work)
+
+
+@pytest.mark.parametrize("name", methods.builtin())
+@pytest.mark.parametrize("official", [False, True], ids=["paper", "official"])
+def test_no_step_waits_for_the_device(name: str, official: bool, tmp_path: Path) -> None:
+    """But the first of an epoch, which may."""
+    form = methods.load(name)
+    run = trainer(tmp_path, form(**(methods.base.official(form) if official else {})))
+    for epoch in range(3):
+        run.objective.train()
+        for number, index in enumerate(run.order()[:2]):
+            with Waits() as waits:
+                batch = run.batch(index, epoch)
+                terms, total = run.terms(batch, run.attack(batch))
+                total.backward()  # type: ignore[no-untyped-call]
+                run.objective.method.after_step(run.objective.nets, batch)
+            assert terms
+            assert number == 0 or not waits.found, f"epoch {epoch}: {waits.found}"
+
+
+def test_waiting_is_noticed() -> None:
+    x = torch.rand(3)
+    for wait in (lambda: x[x > 0.5], lambda: x.sum().item(), lambda: bool(x[0] > 0), lambda: x.nonzero()):
+        with Waits() as waits:
+            wait()
+        assert waits.found
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """Networks are traced and differentiated as on a CUDA device, and no code is generated; an entry for each time."""
+    times: list[int] = []
+    real = torch.compile
+
+    def backend(module: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        times.append(len(inputs))
+        return aot_eager(module, inputs)  # type: ignore[no-untyped-call, no-any-return]
+
+    monkeypatch.setattr(torch, "compile", lambda function, **options: real(function, backend=backend, **options))
+    yield times
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("name", ["rslad", "gacd", "fair_rslad", "ciard", "peeraid", "dgad"])
+def test_compiled_networks_are_the_same_function(name: str, compiled: list[int], tmp_path: Path) -> None:
+    """In double precision; what stands in for folded modules is compiled once."""
+    slow, fast = (trainer(tmp_path, methods.load(name)(), averaging=()) for _ in range(2))
+    for run in (slow, fast):
+        run.objective.double()
+        for teacher in run.objective.nets.teachers.values():
+            teacher.double()
+    assert acceleration.compile_networks(fast.objective.nets, lambda: loss(fast)) == "compiled"
+    for a, b in zip(slow.objective.buffers(), fast.objective.buffers(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+    counts = []
+    for number in range(3):
+        for run in (slow, fast):
+            torch.manual_seed(number)
+            run.set_rate(number)
+            run.step(images(run))
+        counts.append(len(compiled))
+    assert counts[0] == counts[-1] >= 3
+    for (key, a), b in zip(slow.objective.state_dict().items(), fast.objective.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, msg=key)
+
+
+def images(run: Trainer) -> Batch:
+    batch = run.batch(torch.arange(32), 0)
+    return dataclasses.replace(batch, x=batch.x.to(next(run.objective.parameters()).dtype))
+
+
+def loss(run: Trainer) -> Tensor:
+    batch = images(run)
+    return run.terms(batch, run.attack(batch))[1]
+
+
+@pytest.mark.usefixtures("compiled")
+def test_a_copy_of_a_compiled_network_has_its_own_weights(tmp_path: Path) -> None:
+    nets = trainer(tmp_path, methods.load("pgd_at")()).objective.nets
+    acceleration.compile_networks(nets, lambda: nets.student.linear.weight.sum())  # type: ignore[union-attr, operator]
+    other = copy.deepcopy(nets.student)
+    assert vars(other)["features"].args[0] is other
+
+
+@pytest.mark.usefixtures("compiled")
+def test_what_cannot_be_compiled_runs_as_it_is_written(tmp_path: Path) -> None:
+    """A gradient of a gradient."""
+    run = trainer(tmp_path, methods.load("kdiga")())
+    buffers = copy.deepcopy(list(run.objective.buffers()))
+    path = acceleration.compile_networks(run.objective.nets, lambda: loss(run))
+    assert path == "not compiled (RuntimeError)"
+    assert all(torch.equal(a, b) for a, b in zip(buffers, run.objective.buffers(), strict=True))
+    assert all(value.grad is None for value in run.objective.parameters())
+    assert not any("features" in vars(net) for net in acceleration.networks(run.objective.nets))
+    run.step(run.batch(torch.arange(32), 0))
