@@ -77,6 +77,15 @@ class Graphs:
         self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self.pool = torch.cuda.graph_pool_handle()
 
+    @contextmanager
+    def here(self) -> Iterator[None]:
+        """Inside, work goes where graphs are captured: gradients that are made elsewhere stop a capture."""
+        main = torch.cuda.current_stream()
+        self.stream.wait_stream(main)
+        with torch.cuda.stream(self.stream):
+            yield
+        main.wait_stream(self.stream)
+
     def replayed(self, work: Work) -> Replayed:
         return Replayed(work, self)
 
@@ -109,15 +118,11 @@ class Replayed:
         return self.result
 
     def _as_written(self, given: Tensor) -> dict[str, Tensor]:
-        stream, main = self.graphs.stream, torch.cuda.current_stream()
-        stream.wait_stream(main)  # gradients are to be made where they will be captured
-        with torch.cuda.stream(stream):
-            if self.calls == 2:
-                result, self.waits = watched(self.work, given)
-            else:
-                result = self.work(given)
-        main.wait_stream(stream)
-        return result
+        with self.graphs.here():
+            if self.calls != 2:
+                return self.work(given)
+            result, self.waits = watched(self.work, given)
+            return result
 
     def _capture(self, given: Tensor) -> None:
         self.given = given.clone()

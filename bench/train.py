@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from bench import acceleration
 from bench import data as data_module
+from bench.average import Average
 from bench.awp import perturbed
 from bench.data import Data, Split
 from bench.errors import BenchError, UsageError
@@ -104,7 +104,8 @@ class Trainer:
             fused=self.graphs is not None,
         )
         self.rates = [torch.zeros((), device=self.device) for _ in self.optimiser.param_groups]
-        self.averages = {kind: average(objective.student, kind, training) for kind in training.averaging}
+        decay = {"ema": training.ema_decay, "swa": None}  # the first moves at each step, the second each epoch
+        self.averages = {kind: Average(objective.student, decay[kind]) for kind in training.averaging}
         self.state = State()
 
     def fit(self, log: Log, tick: Tick) -> State:
@@ -136,7 +137,8 @@ class Trainer:
             return self.terms(batch, self.attack(batch))[1]
 
         self.objective.train()
-        self.path.append(acceleration.compile_networks(self.objective.nets, rehearsal))
+        with self.graphs.here():
+            self.path.append(acceleration.compile_networks(self.objective.nets, rehearsal))
         return self.path == [acceleration.COMPILED]
 
     def _epoch(self, epoch: int, tick: Tick) -> dict[str, float]:
@@ -153,7 +155,7 @@ class Trainer:
         if isinstance(advance, acceleration.Replayed) and advance.graph and acceleration.CAPTURED not in self.path:
             self.path.append(acceleration.CAPTURED)
         if "swa" in self.averages and epoch >= int(self.spec.training.swa_start * self.spec.training.epochs):
-            self.averages["swa"].update_parameters(self.objective.student)
+            self.averages["swa"].update(self.objective.student)
         means = {f"train/{name}": (total / self.steps).item() for name, total in sums.items()}
         for name, value in means.items():
             if not math.isfinite(value):
@@ -197,7 +199,7 @@ class Trainer:
         self.optimiser.step()
         self.objective.method.after_step(self.objective.nets, batch)
         if "ema" in self.averages:
-            self.averages["ema"].update_parameters(student)
+            self.averages["ema"].update(student)
         return {name: term.detach() for name, term in terms.items()}
 
     def attack(self, batch: Batch) -> Tensor:
@@ -261,32 +263,6 @@ class Trainer:
         for kind, averaged in self.averages.items():
             averaged.load_state_dict(saved["averages"][kind])
         self.state = State(**saved["state"])
-
-
-class Ema(AveragedModel):
-    """The exponential average of weights and BatchNorm statistics. torch's own waits for the device at each step."""
-
-    def __init__(self, net: Net, decay: float) -> None:
-        super().__init__(net, use_buffers=True)
-        self.decay = decay
-
-    @torch.no_grad()
-    def update_parameters(self, model: nn.Module) -> None:
-        """Moves the average; the first time it becomes the network itself."""
-        if self.n_averaged == 0:
-            super().update_parameters(model)
-        else:
-            torch._foreach_lerp_(floats(self.module), floats(model), 1 - self.decay)
-
-
-def floats(net: nn.Module) -> list[Tensor]:
-    """Parameters and buffers that can be averaged."""
-    return [value for value in (*net.parameters(), *net.buffers()) if value.is_floating_point()]
-
-
-def average(student: Net, kind: str, training: Training) -> AveragedModel:
-    """The running average of the student, BatchNorm statistics included: "ema" moves at each step, "swa" each epoch."""
-    return Ema(student, training.ema_decay) if kind == "ema" else AveragedModel(student, use_buffers=True)
 
 
 def accuracy(net: Net, split: Split, budget: Budget, batch: int = 250) -> tuple[float, float]:

@@ -1,6 +1,6 @@
 """How fast a CUDA device trains: the harness against the authors' way of writing the step, one table.
 
-    python tests/throughput.py [--out DIR] [--students A,B] [--teachers A,B] [--batches 128,512] [--minutes 9]
+    python tests/throughput.py [--out DIR] [--students A,B] [--teachers A,B] [--batches 128,512] [--ways "A;B"] [--minutes 9]
 
 Needs the packages alone: the images are random. Writes throughput.json and throughput.md. A step is RSLAD's with PGD-10
 (tests/reference.py). "as written" is the harness in bf16, channels last, folded, and no more; "captured" replays a CUDA
@@ -75,7 +75,7 @@ def rehearsal(run: Trainer, index: torch.Tensor) -> torch.Tensor:
     return run.terms(batch, run.attack(batch))[1]
 
 
-def timed(step: Callable[[torch.Tensor], Any], run: Trainer, seconds: float = 1.5) -> list[float]:
+def timed(step: Callable[[torch.Tensor], Any], run: Trainer, seconds: float = 1.0) -> list[float]:
     """Milliseconds of single steps, after a few to warm up."""
     order, found = run.order(), []
     with acceleration.tuned_convolutions():
@@ -162,6 +162,7 @@ def main() -> None:
     parser.add_argument("--students", default="resnet18,mobilenetv2")
     parser.add_argument("--teachers", default="resnet18,wrn34-10")
     parser.add_argument("--batches", default="128,512,1024")
+    parser.add_argument("--ways", default=";".join(WAYS))
     parser.add_argument("--minutes", type=float, default=9)
     given = parser.parse_args()
     if not torch.cuda.is_available():
@@ -178,7 +179,7 @@ def main() -> None:
         torch.manual_seed(0)
         nets = models.build(names[0], INFO).cuda(), models.build(names[1], INFO).cuda()
         for batch in map(int, given.batches.split(",")):
-            for way in WAYS:
+            for way in given.ways.split(";"):
                 if time.perf_counter() - begun > 60 * given.minutes:
                     continue
                 rows.append(row(way, names, nets, batch, top))
