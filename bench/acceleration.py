@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from methods.base import Net, Nets
+from methods.fold import exempt
 
 PAYS = 500_000  # training images, all epochs together, from which on compiling, about a minute, is worth it
 COMPILED, CAPTURED = "compiled", "captured"
@@ -35,6 +36,7 @@ def compile_networks(nets: Nets, rehearsal: Callable[[], Tensor]) -> str:
     for net in networks(nets):
         faster = torch.compile(type(net).features, dynamic=False)
         vars(net)["features"] = functools.partial(faster, net)  # a deep copy of the net gets one of its own
+        exempt.add(net)
     state = nets.student, nets.parts
     buffers = [(buffer, buffer.clone()) for module in state for buffer in module.buffers()]
     try:
@@ -42,6 +44,7 @@ def compile_networks(nets: Nets, rehearsal: Callable[[], Tensor]) -> str:
     except Exception as error:  # whatever the compiler fails with
         for net in networks(nets):
             vars(net).pop("features")
+            exempt.discard(net)
         return f"not compiled ({type(error).__name__})"
     finally:
         with torch.no_grad():

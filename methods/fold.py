@@ -11,13 +11,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 Pairs = list[tuple[str, str]]  # names of a convolution and of the BatchNorm that alone reads it
+exempt: WeakSet[nn.Module] = WeakSet()  # networks that are left as they are: a compiler fuses BatchNorm itself
 _known: WeakKeyDictionary[nn.Module, Pairs] = WeakKeyDictionary()
 _stand_ins: WeakKeyDictionary[nn.Module, tuple[nn.Conv2d, nn.Identity]] = WeakKeyDictionary()
 
@@ -26,7 +27,7 @@ _stand_ins: WeakKeyDictionary[nn.Module, tuple[nn.Conv2d, nn.Identity]] = WeakKe
 def folded(net: nn.Module) -> Iterator[None]:
     """Inside, `net`, which must be in eval mode, computes with folded copies of its weights that need no gradient.
 
-    The same modules stand in each time, with new weights: a compiled network is compiled once.
+    The same modules stand in each time, with new weights.
     """
     before = fold(net)
     try:
@@ -39,6 +40,8 @@ def folded(net: nn.Module) -> Iterator[None]:
 @torch.no_grad()
 def fold(net: nn.Module) -> dict[str, nn.Module]:
     """Folds `net`, which must be in eval mode, for good; returns the modules that were exchanged, by name."""
+    if net in exempt:
+        return {}
     if net not in _known:
         _known[net] = pairs(net)
     before: dict[str, nn.Module] = {}

@@ -13,7 +13,7 @@ import torch
 
 import attacks
 import methods
-from bench import acceleration, data, models, suites
+from bench import acceleration, data, models
 from bench.models import checkpoint
 from bench.spec import Spec
 from bench.suites import Training
@@ -170,8 +170,22 @@ def test_verdicts_are_those_of_the_cpu() -> None:
 
 @pytest.mark.e2e
 def test_a_whole_run(tmp_path: Path) -> None:
-    suite = suites.DIGITS
-    words = f"run --suite {suite.name} --method rslad --student resnet8-w4 --epochs 2 --seeds 0 --device cuda".split()
+    words = ["run", "--suite", "digits", "--method", "natural", "--student", "resnet8-w4", "--epochs", "2"]
+    words += ["--seeds", "0", "--device", "cuda"]
+        "run",
+        "--suite",
+        "digits",
+        "--method",
+        "natural",
+        "--student",
+        "resnet8-w4",
+        "--epochs",
+        "2",
+        "--seeds",
+        "0",
+        "--device",
+        "cuda",
+    ]
     done = subprocess.run([sys.executable, "-m", "bench", *words], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "clean" in done.stderr + done.stdout
