@@ -172,20 +172,6 @@ def test_verdicts_are_those_of_the_cpu() -> None:
 def test_a_whole_run(tmp_path: Path) -> None:
     words = ["run", "--suite", "digits", "--method", "natural", "--student", "resnet8-w4", "--epochs", "2"]
     words += ["--seeds", "0", "--device", "cuda"]
-        "run",
-        "--suite",
-        "digits",
-        "--method",
-        "natural",
-        "--student",
-        "resnet8-w4",
-        "--epochs",
-        "2",
-        "--seeds",
-        "0",
-        "--device",
-        "cuda",
-    ]
     done = subprocess.run([sys.executable, "-m", "bench", *words], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "clean" in done.stderr + done.stdout
