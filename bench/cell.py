@@ -22,6 +22,7 @@ from attacks.record import ForeignRecordError
 from bench import data as data_module
 from bench import environment, links, models, note, teachers
 from bench.data import Data
+from bench.devices import ALONE, Group
 from bench.errors import BenchError
 from bench.models import checkpoint
 from bench.note import Outcome
@@ -52,6 +53,7 @@ class Workshop:
     store: Store
     device: torch.device
     code: dict[str, str]  # commit and state of the source
+    group: Group = ALONE
 
     @property
     def root(self) -> Path:
@@ -111,8 +113,14 @@ def carry_out(cell: Cell, shop: Workshop, data: Data, logged: Record, tick: Tick
     """Trains, evaluates each checkpoint and logs all of it; then what makes the run easy to read in MLflow."""
     spec = cell.spec
     environment.forget_peak(shop.device)
-    trainer = Trainer(objective(cell, shop, data), data.to(shop.device), spec, folder)
-    state = trainer.fit(lambda row, epoch: logged.epoch(total(row), epoch), tick)
+    shop.group.tell((cell, folder))
+    trainer = Trainer(objective(cell, shop, data), data.to(shop.device), spec, folder, shop.group)
+    try:
+        state = trainer.fit(lambda row, epoch: logged.epoch(total(row), epoch), tick)
+    except Exception as error:
+        if shop.group.size > 1 and not isinstance(error, BenchError):  # which stops all processes alike
+            raise SystemExit(f"{type(error).__name__}: {error}") from error
+        raise
     logged.metrics({"cost/train_seconds": state.seconds, "cost/peak_bytes": environment.peak_bytes(shop.device)})
     logged.tags({"training_path": ", ".join(trainer.path) or "as written"})
     hashes = {

@@ -7,6 +7,7 @@ import concurrent.futures.process
 import multiprocessing
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ from bench.probe import Cost
 from bench.progress import Progress, Tally
 from bench.spec import Spec
 from bench.track import Store
+from bench.train import Trainer
 
 
 def carry_out(options: Protocol, shop: Workshop, todo: list[Cell], costs: list[Cost], load: Callable[..., Data]) -> int:
@@ -30,6 +32,18 @@ def carry_out(options: Protocol, shop: Workshop, todo: list[Cell], costs: list[C
     if options.workers > 1:
         return side_by_side(options, shop, todo, costs)
     return one_by_one(options, shop, todo, costs, load)
+
+
+def assist(options: Protocol, shop: Workshop) -> int:
+    """Trains what rank 0 of the group trains, until it has nothing more; what stops a cell stops it there too."""
+    load = loader(options.data_root)
+    while (said := shop.group.hear()) is not None:
+        cell, folder = said
+        data = load(*place(cell.spec))
+        with suppress(BenchError):
+            made = cell_module.objective(cell, shop, data)
+            Trainer(made, data.to(shop.device), cell.spec, folder, shop.group).fit(lambda *_: None, lambda *_: None)
+    return 0
 
 
 def one_by_one(

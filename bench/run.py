@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from bench import datasets, environment, execute, plan, probe, teachers
+from bench import datasets, devices, environment, execute, plan, probe, teachers
 from bench.arguments import Protocol
 from bench.cell import Workshop, lacks_teacher
 from bench.data import Data
@@ -39,20 +39,34 @@ def grid(options: Protocol, cells: list[Cell], dry_run: bool = False) -> int:
     """Carries out the cells that are not recorded yet, in order; 1 if one of them failed."""
     if options.workers < 1:
         raise UsageError(f"--workers {options.workers}: at least 1")
+    group, device = devices.join(environment.device(options.device))
+    if group.size > 1 and options.workers > 1:
+        raise UsageError("--workers under torchrun: a run has either several devices or the company of others")
+    shop = Workshop(Store(options.store), device, environment.code(), group)
+    try:
+        if not group.leads:
+            return execute.assist(options, shop)
+        code = led(options, cells, dry_run, shop)
+        group.tell(None)  # not after an error: the others may be in the middle of a step, and torchrun ends them
+        return code
+    finally:
+        devices.leave()
+
+
+def led(options: Protocol, cells: list[Cell], dry_run: bool, shop: Workshop) -> int:
+    """`grid` in the process that decides."""
     console = Console(file=sys.stderr, highlight=False)
-    device = environment.device(options.device)
     load = functools.cache(execute.loader(options.data_root))
-    shop = Workshop(Store(options.store), device, environment.code())
     todo = [cell for cell in cells if not done(cell, cells, shop, options.force)]
     console.print(f"{len(todo)} to do, {len(cells) - len(todo)} already recorded in {options.store}")
     if not todo:
         return 0
     for cell in todo:
         check(cell, load(*execute.place(cell.spec)))
-    costs = estimate(todo, load, options.store, device)
+    costs = estimate(todo, load, options.store, shop.device)
     console.print(overview(todo, costs))
     total = sum(cost.train + cost.evaluate for cost in costs)
-    console.print(f"on {environment.device_name(device)}, about {duration(total / options.workers)} in all")
+    console.print(f"on {environment.device_name(shop.device)}, about {duration(total / options.workers)} in all")
     return 0 if dry_run else execute.carry_out(options, shop, todo, costs, load)
 
 

@@ -23,6 +23,7 @@ from bench import data as data_module
 from bench.average import Average
 from bench.awp import perturbed
 from bench.data import Data, Split
+from bench.devices import ALONE, Group
 from bench.errors import BenchError, UsageError
 from bench.models.checkpoint import read, save
 from bench.spec import Spec
@@ -82,16 +83,18 @@ def derive(*parts: object) -> int:
 class Trainer:
     """Trains one objective as its spec says, in a folder of its own from which it resumes."""
 
-    def __init__(self, objective: Objective, data: Data, spec: Spec, work: Path) -> None:
-        self.objective, self.data, self.spec, self.work = objective, data, spec, work
+    def __init__(self, objective: Objective, data: Data, spec: Spec, work: Path, group: Group = ALONE) -> None:
+        self.objective, self.data, self.spec, self.work, self.group = objective, data, spec, work, group
         training = spec.training
         if training.batch > len(data.train.x):
             raise UsageError(f"a batch of {training.batch} is larger than the {len(data.train.x)} training images")
+        if training.batch % group.size:
+            raise UsageError(f"a batch of {training.batch} cannot be shared by {group.size} devices")
         self.device = next(objective.parameters()).device
         self.budget = Budget(spec.eps, spec.inner_step, spec.inner_steps)
         self.steps = len(data.train.x) // training.batch
         self.graphs: acceleration.Graphs | None = None
-        self.path: list[str] = []  # what was done to make the steps fast, for the record
+        self.path = [f"{group.size} devices"] * (group.size > 1)  # what was done to make steps fast, for the record
         if self.device.type == "cuda":
             self.graphs = acceleration.Graphs(self.device)
             for net in acceleration.networks(objective.nets):
@@ -119,6 +122,8 @@ class Trainer:
             start = time.perf_counter()
             with acceleration.tuned_convolutions():
                 row = {"epoch": epoch, **self._epoch(epoch, tick)}
+            if not self.group.leads:
+                continue
             if (epoch + 1) % self.spec.training.validate_every == 0 or epoch + 1 == self.spec.training.epochs:
                 with acceleration.uncompiled() if compiled else nullcontext():
                     row |= self._validate(epoch)
@@ -133,7 +138,7 @@ class Trainer:
             return False
 
         def rehearsal() -> Tensor:
-            batch = self.batch(torch.arange(self.spec.training.batch, device=self.device), todo[0])
+            batch = self.batch(self.order()[0], todo[0])
             return self.terms(batch, self.attack(batch))[1]
 
         self.objective.train()
@@ -147,7 +152,10 @@ class Trainer:
         torch.manual_seed(derive(self.spec.seed, epoch))
         sums: dict[str, Tensor] = {}
         advance = self.advance(epoch)
-        for step, index in enumerate(self.order()):
+        order = self.order()
+        if self.group.size > 1:
+            torch.manual_seed(derive(self.spec.seed, epoch, self.group.rank))
+        for step, index in enumerate(order):
             self.set_rate(epoch * self.steps + step)
             for name, term in advance(index).items():
                 sums[name] = sums.get(name, torch.zeros_like(term)) + term
@@ -156,6 +164,8 @@ class Trainer:
             self.path.append(acceleration.CAPTURED)
         if "swa" in self.averages and epoch >= int(self.spec.training.swa_start * self.spec.training.epochs):
             self.averages["swa"].update(self.objective.student)
+        self.group.average([value for value in self.objective.buffers() if value.is_floating_point()])
+        self.group.average([*sums.values()])
         means = {f"train/{name}": (total / self.steps).item() for name, total in sums.items()}
         for name, value in means.items():
             if not math.isfinite(value):
@@ -168,12 +178,15 @@ class Trainer:
         def work(index: Tensor) -> dict[str, Tensor]:
             return self.step(self.batch(index, epoch))
 
-        return self.graphs.replayed(work) if self.graphs else work
+        return self.graphs.replayed(work) if self.graphs and self.group.size == 1 else work
 
     def order(self) -> Sequence[Tensor]:
-        """An epoch's batches as positions in the training set: shuffled, the incomplete last one left out."""
+        """An epoch's batches, or this device's share of them, as positions in the training set.
+
+        Shuffled, the incomplete last one left out.
+        """
         shuffled = torch.randperm(len(self.data.train.x), device=self.device)
-        return torch.split(shuffled, self.spec.training.batch)[: self.steps]
+        return [self.group.part(index) for index in torch.split(shuffled, self.spec.training.batch)[: self.steps]]
 
     def batch(self, index: Tensor, epoch: int) -> Batch:
         """The images at these positions, augmented image by image on the device."""
@@ -196,6 +209,7 @@ class Trainer:
         with perturbed(student, self.objective, lambda: self.terms(batch, adv)[1], gamma):
             terms, total = self.terms(batch, adv)
             total.backward()  # type: ignore[no-untyped-call]
+        self.group.average([value.grad for value in self.objective.parameters() if value.grad is not None])
         self.optimiser.step()
         self.objective.method.after_step(self.objective.nets, batch)
         if "ema" in self.averages:

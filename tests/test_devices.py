@@ -1,0 +1,139 @@
+"""One run on two processes: the same update as one process makes of the whole batch; the whole program under torchrun."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing
+from torch import Tensor, nn
+
+from bench import data, devices
+from bench.devices import Group
+from bench.errors import UsageError
+from bench.spec import Spec
+from bench.suites import Training
+from bench.train import Objective, Trainer
+from methods.base import Batch, Method, Net, Nets, kl
+from methods.inner import ce, pgd
+
+DATA = data.load("digits", "unused", limit_train=160, limit_test=40, limit_val=40)
+
+
+class Plain(Net):
+    """Without BatchNorm, whose statistics are those of a part of the batch."""
+
+    def __init__(self) -> None:
+        super().__init__((0.0,), (1.0,))
+        self.width, self.num_classes = 16, 10
+        self.hidden, self.last = nn.Linear(64, 16), nn.Linear(16, 10)
+
+    def features(self, x: Tensor) -> Tensor:
+        found: Tensor = torch.tanh(self.hidden(x.flatten(1)))
+        return found
+
+    def head(self, f: Tensor) -> Tensor:
+        logits: Tensor = self.last(f)
+        return logits
+
+
+@dataclasses.dataclass(frozen=True)
+class Steady(Method):
+    """KL(T(x) || S(x~)) + CE(S(x), y) from an attack without random numbers; a buffer that each step moves."""
+
+    def build(self, student: Net, teachers: dict[str, Net], num_train: int) -> dict[str, nn.Module]:
+        return {"seen": nn.BatchNorm1d(1, affine=False)}
+
+    def attack(self, nets: Nets, batch: Batch) -> Tensor:
+        return pgd(nets.student, batch.x, ce(batch.y), batch.budget, start="none")
+
+    def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
+        nets.parts["seen"](batch.x.flatten()[:, None])
+        return {
+            "kl": kl(nets.clean(batch), nets.student(adv)).mean(),
+            "ce": nn.functional.cross_entropy(nets.student(batch.x), batch.y),
+        }
+
+
+def trained(work: Path, group: Group, awp: float = 0.0) -> dict[str, Tensor]:
+    """What two epochs of five batches of 32 leave."""
+    work.mkdir(exist_ok=True)
+    training = Training(epochs=2, batch=32, lr=0.1, averaging=("ema",), awp=awp)
+    spec = Spec(suite="digits", role="student", dataset="digits", arch="plain", method="any", hyper={}, teachers={},
+                seed=0, training=training, eps=0.15, inner_step=0.06, inner_steps=2, attacks=(), full_checkpoints=(),
+                precision="fp32")  # fmt: skip
+    torch.manual_seed(0)
+    objective = Objective(Steady(), Plain(), {"robust": Plain()}, len(DATA.train))
+    run = Trainer(objective, DATA, spec, work, group)
+    rows: list[dict[str, float]] = []
+    run.fit(lambda row, _: rows.append(row), lambda *_: None)
+    last = {key: torch.tensor(value) for key, value in (rows[-1] if rows else {}).items()}
+    return {**objective.state_dict(), **last}
+
+
+def one_of_two(rank: int, work: Path) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    torch.distributed.init_process_group("gloo", init_method=f"file://{work}/meet", rank=rank, world_size=2)
+    torch.save(trained(work / "two", Group(rank, 2)), work / f"{rank}.pt")
+    devices.leave()
+
+
+def test_two_processes_make_the_update_of_one(tmp_path: Path) -> None:
+    """Weights, buffers and the losses that are logged; both processes end with the same."""
+    expected = trained(tmp_path / "one", devices.ALONE)
+    torch.multiprocessing.spawn(one_of_two, (tmp_path,), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    for key in second:
+        assert torch.equal(first[key], second[key]), key
+    for key in expected:
+        if "running_var" not in key and "num_batches" not in key:  # of half a batch
+            torch.testing.assert_close(first[key], expected[key], rtol=1e-4, atol=1e-6, msg=key)
+    assert {path.name for path in (tmp_path / "two").iterdir()} == {path.name for path in (tmp_path / "one").iterdir()}
+
+
+def test_a_batch_that_cannot_be_shared(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="a batch of 32 cannot be shared by 3 devices"):
+        trained(tmp_path, Group(0, 3))
+
+
+def torchrun(words: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "bench"]
+    return subprocess.run([*command, *words.split()], cwd=folder, capture_output=True, text=True)
+
+
+@pytest.mark.e2e
+def test_the_whole_program_on_two_processes(tmp_path: Path) -> None:
+    """A teacher and its student, recorded once; the same command again has nothing to do."""
+    words = (
+        "run --suite digits --method rslad --student resnet8-w4 --epochs 1 --seeds 0 --limit-train 200 --limit-test 40"
+    )
+    done = torchrun(words, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "2 to do, 0 already recorded" in done.stderr
+    assert done.stderr.count("[2/2]") >= 1
+    again = torchrun(words, tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "0 to do, 2 already recorded" in again.stderr
+    told = subprocess.run(
+        [sys.executable, "-m", "bench", "export", "--suite", "digits", "--out", "out"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert told.returncode == 0, told.stderr
+    records = [json.loads(path.read_text()) for path in (tmp_path / "out").glob("*.json")]
+    assert len(records) == 2
+
+
+@pytest.mark.e2e
+def test_what_several_devices_refuse(tmp_path: Path) -> None:
+    done = torchrun("run --suite digits --method natural --student resnet8-w4 --workers 2", tmp_path)
+    assert done.returncode != 0
+    assert "--workers under torchrun" in done.stderr
