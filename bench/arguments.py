@@ -13,6 +13,7 @@ Measured = Annotated[int, arg(metavar="N")]
 StoreFolder = Annotated[Path, arg(metavar="DIR", help="where records, teachers and unfinished work live")]
 DataFolder = Annotated[Path, arg(metavar="DIR", help="where the data sets live")]
 DryRun = Annotated[FlagCreatePairsOff[bool], arg(help="show what would be done, with an estimate, and stop")]
+Speed = Annotated[FlagCreatePairsOff[bool], arg(help="measure what training costs here, suite by suite")]
 Device = Annotated[str, arg(metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps")]
 
 

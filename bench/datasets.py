@@ -12,7 +12,7 @@ class Dataset:
     """One data set. `mean` and `std` are per channel, for pixels in [0, 1]; they go inside the networks.
 
     Training images are zero-padded by `pad` pixels and cropped back to `shape` (C, H, W), and mirrored if `flip`.
-    `num_val` images leave the official training set for validation.
+    `num_val` images leave the official training set for validation, `num_train` stay.
     """
 
     name: str
@@ -22,6 +22,7 @@ class Dataset:
     std: tuple[float, ...]
     pad: int
     flip: bool
+    num_train: int
     num_val: int
     about: str
 
@@ -34,6 +35,7 @@ DIGITS = Dataset(
     std=(0.376,),
     pad=0,  # the scans are centred; a shift by one of eight pixels is a harder task, not more data
     flip=False,  # a mirrored digit is another sign
+    num_train=1_257,
     num_val=180,
     about="scikit-learn's 1,797 scanned digits: 1,257 train, 180 validation, 360 test; nothing to download",
 )
@@ -46,6 +48,7 @@ CIFAR10 = Dataset(
     std=(0.2470, 0.2435, 0.2616),
     pad=4,
     flip=True,
+    num_train=45_000,
     num_val=5_000,
     about="CIFAR-10: 45,000 train, 5,000 validation, 10,000 test",
 )
@@ -58,6 +61,7 @@ CIFAR100 = Dataset(
     std=(0.2673, 0.2564, 0.2762),
     pad=4,
     flip=True,
+    num_train=45_000,
     num_val=5_000,
     about="CIFAR-100, fine labels: 45,000 train, 5,000 validation, 10,000 test",
 )
@@ -70,6 +74,7 @@ STL10 = Dataset(
     std=(0.2603, 0.2566, 0.2713),
     pad=12,
     flip=True,
+    num_train=4_500,
     num_val=500,
     about="STL-10, labelled part: 4,500 train, 500 validation, 8,000 test",
 )

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
-from bench.arguments import Common, DataFolder, DryRun, Measured, Number, Protocol, StoreFolder
+from bench.arguments import Common, DataFolder, DryRun, Measured, Number, Protocol, Speed, StoreFolder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,12 +19,7 @@ class Run(Protocol):
     """
 
     method: Annotated[
-        str,
-        arg(
-            metavar="NAMES",
-            help="one method, several with commas, or all",
-            help_behavior_hint="(required, or --config)",
-        ),
+        str, arg(metavar="NAMES", help="methods, with commas, or all", help_behavior_hint="(required, or --config)")
     ] = ""
     student: Annotated[
         str, arg(metavar="NAMES", help="models, with commas", help_behavior_hint="(default: the suite's)")
@@ -268,6 +263,8 @@ class DataVerify:
 @dataclass(frozen=True, kw_only=True)
 class Doctor(Common):
     """Report device, versions, a throughput probe, data sets and interrupted runs."""
+
+    speed: Speed = False
 
 
 @dataclass(frozen=True, kw_only=True)

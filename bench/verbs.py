@@ -229,8 +229,14 @@ def doctor(given: options.Doctor) -> int:
     device = environment.device(given.device)
     for name, value in environment.describe(device).items():
         print(f"{name:14}{value}")
-    for suite in suites.SUITES.values():
-        print(f"{suite.name:14}{images_per_second(suite, device)}")
+    if given.speed:
+        from bench import speed
+
+        for line in speed.lines(suites.SUITES.values(), device):
+            print(line, flush=True)
+    else:
+        for suite in suites.SUITES.values():
+            print(f"{suite.name:14}{images_per_second(suite, device)}")
     for name in datasets.DATASETS:
         try:
             print(data.verify(name, given.data_root))

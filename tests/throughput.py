@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -31,6 +30,7 @@ from reference import BUDGET
 
 from bench import acceleration, data, datasets, models
 from bench.spec import Spec
+from bench.speed import operations
 from bench.suites import Training
 from bench.train import Objective, Trainer
 from methods.base import Net
@@ -93,13 +93,6 @@ def timed(step: Callable[[torch.Tensor], Any], run: Trainer, seconds: float = 1.
     return found
 
 
-def forward_flops(net: Net) -> int:
-    """Of one image."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        net(torch.rand(1, *INFO.shape, device="cuda"))
-    return int(counter.get_total_flops())
-
-
 def peak(size: int = 8192) -> float:
     """The rate of a bf16 matrix product, FLOP/s."""
     a, b = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
@@ -120,9 +113,7 @@ def row(way: str, names: tuple[str, str], nets: tuple[Net, Net], batch: int, top
     begun = time.perf_counter()
     step, run = steps(way, *nets, batch)
     times = timed(step, run)
-    student, teacher = (forward_flops(net) for net in nets)
-    flops = batch * (teacher + student * (2 * BUDGET.steps + 2 * 3))  # a gradient for images alone costs a forward pass
-    middle = statistics.median(times)
+    flops, middle = batch * operations(*nets, INFO.shape, BUDGET.steps), statistics.median(times)
     return {
         "student": names[0], "teacher": names[1], "batch": batch, "way": way, "ms": middle,
         "low": min(times), "high": max(times), "images_per_second": 1000 * batch / middle,
