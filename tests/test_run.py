@@ -15,7 +15,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from bench import cli, suites
+from bench import cli
 from bench.errors import BenchError
 from bench.probe import Cost
 from methods.natural import Natural
@@ -181,16 +181,6 @@ def test_doctor_reports_and_changes_nothing(folder: Path) -> None:
     assert re.search(r"digits +resnet8-w4: [\d,]+ images a second", done.stdout)
     assert "1,257 train, 180 validation, 360 test" in done.stdout
     assert sorted(folder.rglob("*")) == before
-
-
-def test_doctor_says_what_suites_cost(folder: Path) -> None:
-    done = bench("doctor --speed", folder)
-    assert done.returncode == 0, done.stderr
-    assert re.search(r"convolutions +[\d,]+ GFLOP/s in single precision", done.stdout)
-    for suite in suites.SUITES.values():
-        assert re.search(
-            rf"{suite.name} +{suite.students[0]}: [\d,.]+ images a second of RSLAD, \d+ % of that", done.stdout
-        )
 
 
 def test_a_killed_run_resumes_and_ends_the_same(tmp_path: Path) -> None:
