@@ -144,7 +144,7 @@ class Trainer:
         self.objective.train()
         with self.graphs.here():
             self.path.append(acceleration.compile_networks(self.objective.nets, rehearsal))
-        return self.path == [acceleration.COMPILED]
+        return acceleration.COMPILED in self.path
 
     def _epoch(self, epoch: int, tick: Tick) -> dict[str, float]:
         """One pass over the training images; returns the mean of every loss term."""
@@ -162,10 +162,10 @@ class Trainer:
             tick("train", epoch * self.steps + step + 1, self.spec.training.epochs * self.steps)
         if isinstance(advance, acceleration.Replayed) and advance.graph and acceleration.CAPTURED not in self.path:
             self.path.append(acceleration.CAPTURED)
-        if "swa" in self.averages and epoch >= int(self.spec.training.swa_start * self.spec.training.epochs):
-            self.averages["swa"].update(self.objective.student)
         self.group.average([value for value in self.objective.buffers() if value.is_floating_point()])
         self.group.average([*sums.values()])
+        if "swa" in self.averages and epoch >= int(self.spec.training.swa_start * self.spec.training.epochs):
+            self.averages["swa"].update(self.objective.student)
         means = {f"train/{name}": (total / self.steps).item() for name, total in sums.items()}
         for name, value in means.items():
             if not math.isfinite(value):
@@ -274,6 +274,8 @@ class Trainer:
             raise BenchError(f"{error}; --force begins this run again") from error
         self.objective.load_state_dict(saved["objective"])
         self.optimiser.load_state_dict(saved["optimiser"])
+        for group in self.optimiser.param_groups:
+            group["fused"] = self.graphs is not None  # whatever kind of device it was saved on
         for kind, averaged in self.averages.items():
             averaged.load_state_dict(saved["averages"][kind])
         self.state = State(**saved["state"])
