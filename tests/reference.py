@@ -1,10 +1,13 @@
-"""A training step of RSLAD as the authors' scripts have it, which the harness is measured against.
+"""Training steps as the authors' scripts have them, which the harness is measured against.
 
 fp32 (convolutions in TF32 on a CUDA device, PyTorch's default), channels first, the student itself attacked, nothing
-compiled.
+compiled. Only what slows a step is theirs: attack, losses and BatchNorm's modes are those of the harness's defaults.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -15,22 +18,52 @@ from methods.base import Budget, Net
 BUDGET = Budget(8 / 255, 2 / 255, 10)
 
 
-def step(student: Net, teacher: Net, optimiser: torch.optim.Optimizer, x: Tensor) -> tuple[Tensor, Tensor]:
-    """One step on the images x: (B, C, H, W); returns the adversarial images and the loss."""
+def rslad(student: Net, teacher: Net, optimiser: torch.optim.Optimizer, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """One step on the images x: (B, C, H, W) with labels y: (B,); returns the adversarial images and the loss."""
     with torch.no_grad():
         target = teacher(x).softmax(dim=1)
+    noise = (0.001 * torch.randn_like(x)).clamp(-BUDGET.eps, BUDGET.eps)
+    adv = attacked(student, x, noise, lambda logits: F.kl_div(logits.log_softmax(dim=1), target, reduction="sum"))
+    far, near = (F.kl_div(student(v).log_softmax(dim=1), target, reduction="batchmean") for v in (adv, x))
+    return adv, updated(optimiser, 5 / 6 * far + 1 / 6 * near)
+
+
+def ard(student: Net, teacher: Net, optimiser: torch.optim.Optimizer, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """As `rslad`."""
+    with torch.no_grad():
+        target = (teacher(x) / 30).softmax(dim=1)
+    noise = (2 * torch.rand_like(x) - 1) * BUDGET.eps
+    adv = attacked(student, x, noise, lambda logits: F.cross_entropy(logits, y, reduction="sum"))
+    loss = 30**2 * F.kl_div((student(adv) / 30).log_softmax(dim=1), target, reduction="batchmean")
+    return adv, updated(optimiser, loss)
+
+
+def attacked(student: Net, x: Tensor, noise: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:
+    """PGD on the network in eval mode."""
     student.eval()
-    adv = (x + (0.001 * torch.randn_like(x)).clamp(-BUDGET.eps, BUDGET.eps)).clamp(0, 1)
+    adv = (x + noise).clamp(0, 1)
     for _ in range(BUDGET.steps):
         adv.requires_grad_()
-        loss = F.kl_div(student(adv).log_softmax(dim=1), target, reduction="sum")
-        (gradient,) = torch.autograd.grad(loss, adv)
+        (gradient,) = torch.autograd.grad(loss(student(adv)), adv)
         adv = adv.detach() + BUDGET.step * gradient.sign()
         adv = torch.min(torch.max(adv, x - BUDGET.eps), x + BUDGET.eps).clamp(0, 1)
     student.train()
-    far, near = (F.kl_div(student(v).log_softmax(dim=1), target, reduction="batchmean") for v in (adv, x))
+    return adv.detach()
+
+
+def updated(optimiser: torch.optim.Optimizer, loss: Tensor) -> Tensor:
     optimiser.zero_grad()
-    loss = 5 / 6 * far + 1 / 6 * near
     loss.backward()  # type: ignore[no-untyped-call]
     optimiser.step()
-    return adv.detach(), loss.detach()
+    return loss.detach()
+
+
+def loaded(root: Path, images: int, batch: int, workers: int) -> Iterator[list[Tensor]]:
+    """An epoch of CIFAR-10 batches from torchvision's files, transforms and a DataLoader's processes."""
+    from torch.utils.data import DataLoader, Subset
+    from torchvision import datasets, transforms
+
+    steps = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
+    found = datasets.CIFAR10(str(root), transform=transforms.Compose(steps))
+    chosen = Subset(found, range(images))
+    yield from DataLoader(chosen, batch, shuffle=True, drop_last=True, num_workers=workers)

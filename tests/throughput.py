@@ -60,7 +60,12 @@ def steps(way: str, student: Net, teacher: Net, batch: int) -> tuple[Callable[[t
     if way == "reference":
         plain, taught_by = copy.deepcopy(student).to(memory_format=torch.contiguous_format), copy.deepcopy(teacher)
         optimiser = torch.optim.SGD(plain.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
-        return lambda index: reference.step(plain, taught_by, optimiser, run.batch(index, 0).x), run
+
+        def plainly(index: torch.Tensor) -> object:
+            batch = run.batch(index, 0)
+            return reference.rslad(plain, taught_by, optimiser, batch.x, batch.y)
+
+        return plainly, run
     run.objective.train()
     run.set_rate(0)
     if "compiled" in way:
