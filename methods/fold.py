@@ -20,15 +20,11 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 Pairs = list[tuple[str, str]]  # names of a convolution and of the BatchNorm that alone reads it
 exempt: WeakSet[nn.Module] = WeakSet()  # networks that are left as they are: a compiler fuses BatchNorm itself
 _known: WeakKeyDictionary[nn.Module, Pairs] = WeakKeyDictionary()
-_stand_ins: WeakKeyDictionary[nn.Module, tuple[nn.Conv2d, nn.Identity]] = WeakKeyDictionary()
 
 
 @contextmanager
 def folded(net: nn.Module) -> Iterator[None]:
-    """Inside, `net`, which must be in eval mode, computes with folded copies of its weights that need no gradient.
-
-    The same modules stand in each time, with new weights.
-    """
+    """Inside, `net`, which must be in eval mode, computes with folded copies of its weights that need no gradient."""
     before = fold(net)
     try:
         yield
@@ -49,8 +45,8 @@ def fold(net: nn.Module) -> dict[str, nn.Module]:
         conv, norm = net.get_submodule(name), net.get_submodule(norm_name)
         if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
             before |= {name: conv, norm_name: norm}
-            for place, module in zip((name, norm_name), merged(conv, norm), strict=True):
-                net.set_submodule(place, module)
+            net.set_submodule(name, merged(conv, norm))
+            net.set_submodule(norm_name, nn.Identity().train(norm.training))
     return before
 
 
@@ -74,29 +70,20 @@ def pairs(net: nn.Module) -> Pairs:
     return found
 
 
-def merged(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[nn.Conv2d, nn.Identity]:
-    """A convolution, with the hooks of `conv`, that computes both, in autocast's precision, and what is left of `norm`."""
+def merged(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
+    """A convolution, with the hooks of `conv`, that computes both, in autocast's precision."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
     weight, bias = fuse_conv_bn_weights(
         conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
     )
-    if conv not in _stand_ins:
-        both = copy.copy(conv)
-        both._parameters = {}
-        _stand_ins[conv] = both, nn.Identity().train(norm.training)
-    both, nothing = _stand_ins[conv]
-    put(both, "weight", weight.contiguous(memory_format=torch.channels_last))
-    put(both, "bias", bias)
-    return both, nothing
+    both = copy.copy(conv)
+    both._parameters = {"weight": frozen(weight.contiguous(memory_format=torch.channels_last)), "bias": frozen(bias)}
+    return both
 
 
-def put(module: nn.Module, name: str, value: Tensor) -> None:
-    """Writes a parameter that needs no gradient in place, or anew where device or precision are others."""
+def frozen(value: Tensor) -> nn.Parameter:
+    """Rounded once here, where autocast would do it at each step of an attack."""
     kind = value.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else value.dtype
-    old = module._parameters.get(name)
-    if old is not None and (old.dtype, old.device, old.shape) == (dtype, value.device, value.shape):
-        old.copy_(value)
-    else:
-        module._parameters[name] = nn.Parameter(value.detach().to(dtype), requires_grad=False)
+    return nn.Parameter(value.detach().to(dtype), requires_grad=False)
