@@ -284,7 +284,7 @@ def test_an_interrupted_search_goes_on_where_it_was(tmp_path: Path) -> None:
         time.sleep(0.02)
     running.terminate()
     said = running.communicate()[1]
-    assert (running.returncode, "the same command continues" in said, "Traceback" in said) == (130, True, False)
+    assert (running.returncode, "the same command continues" in said, "Traceback" in said) == (130, True, False), said
     code, _, said = bench(words, tmp_path)
     assert code == 0, said
     counted(found(tmp_path), 2)
