@@ -7,7 +7,10 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 GRACE = 5.0  # seconds for the record to be marked
 
 
@@ -22,6 +25,23 @@ def catch_in_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _leave)
     threading.Thread(target=_follow_parent, daemon=True).start()
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """An interruption inside comes at the end, as soon as what is inside is done."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    waiting: list[int] = []
+    before = {stop: signal.signal(stop, lambda number, _: waiting.append(number)) for stop in STOPS}
+    try:
+        yield
+    finally:
+        for stop, handler in before.items():
+            signal.signal(stop, signal.SIG_DFL if handler is None else handler)
+        for number in waiting[:1]:
+            signal.raise_signal(number)
 
 
 def _follow_parent() -> None:

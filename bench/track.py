@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from bench import note
+from bench import note, signals
 from bench.database import alone_on
 from bench.errors import BenchError
 from bench.spec import Spec
@@ -154,13 +154,16 @@ class Record:
 
     def __init__(self, store: Store, run_id: str) -> None:
         self.client, self.run_id = store.client, run_id
+        # A write to SQLite that is broken off stays open, and the database is locked when the run is to be marked.
+        self.whole = signals.held if store.uri.startswith("sqlite:") else nullcontext
         history = self.client.get_metric_history(run_id, "epoch")
         self.logged = max((metric.step for metric in history), default=-1)
 
     def params(self, values: dict[str, Any]) -> None:
         from mlflow.entities import Param
 
-        self.client.log_batch(self.run_id, params=[Param(k, str(v)) for k, v in values.items()])
+        with self.whole():
+            self.client.log_batch(self.run_id, params=[Param(k, str(v)) for k, v in values.items()])
 
     def epoch(self, values: dict[str, float], step: int) -> None:
         """Logs one epoch's metrics in one call; an epoch that is already there is left alone."""
@@ -178,15 +181,18 @@ class Record:
         now = int(time.time() * 1000)
         finite = [Metric(k, float(v), now, step, **link) for k, v in values.items() if math.isfinite(v)]
         others = [RunTag(f"not_finite.{k}", str(v)) for k, v in values.items() if not math.isfinite(v)]
-        self.client.log_batch(self.run_id, metrics=finite, tags=others)
+        with self.whole():
+            self.client.log_batch(self.run_id, metrics=finite, tags=others)
 
     def tag(self, name: str, value: str) -> None:
-        self.client.set_tag(self.run_id, name, value)
+        with self.whole():
+            self.client.set_tag(self.run_id, name, value)
 
     def tags(self, values: dict[str, str]) -> None:
         from mlflow.entities import RunTag
 
-        self.client.log_batch(self.run_id, tags=[RunTag(name, value) for name, value in values.items()])
+        with self.whole():
+            self.client.log_batch(self.run_id, tags=[RunTag(name, value) for name, value in values.items()])
 
     @contextmanager
     def aside(self, what: str) -> Iterator[None]:

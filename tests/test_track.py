@@ -6,13 +6,15 @@ import dataclasses
 import logging
 import math
 import multiprocessing
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from bench import plan
+from bench import plan, signals
 from bench.errors import BenchError
 from bench.options import Run
 from bench.spec import Spec
@@ -124,3 +126,28 @@ def test_opening_prints_nothing(tmp_path: Path) -> None:
     code = f"from bench.track import Store; from pathlib import Path; Store(Path({str(tmp_path)!r}))"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout + done.stderr == ""
+
+
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+def test_an_interruption_waits_for_a_write(
+    stop: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And then comes, with what was written in the record and the database free for the mark."""
+    before = signal.signal(signal.SIGTERM, signals._interrupt)
+    try:
+        record = Store(tmp_path).open("x@1 tuning", "any", {"number": "1"}, "", ("number",))
+        write = record.client.log_batch
+
+        def interrupted(*args: Any, **kwargs: Any) -> None:
+            signal.raise_signal(stop)
+            write(*args, **kwargs)
+
+        monkeypatch.setattr(record.client, "log_batch", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            record.metrics({"val/clean": 0.5})
+        record.end("KILLED", "interrupted")
+        run = record.client.get_run(record.run_id)
+        assert run.data.metrics["val/clean"] == 0.5
+        assert (run.info.status, run.data.tags["status_note"]) == ("KILLED", "interrupted")
+    finally:
+        signal.signal(signal.SIGTERM, before)
