@@ -16,7 +16,7 @@ from torch import Tensor
 from methods.base import Net, Nets
 from methods.fold import exempt
 
-PAYS = 500_000  # training images, all epochs together, from which on compiling, about a minute, is worth it
+PAYS = 500_000  # training images, all epochs together, from which on compiling, half a minute or more, is worth it
 COMPILED, CAPTURED = "compiled", "captured"
 Work = Callable[[Tensor], dict[str, Tensor]]
 

@@ -48,7 +48,7 @@ def mode(net: nn.Module, training: bool) -> Iterator[None]:
 
 
 @contextmanager
-def frozen(net: nn.Module) -> Iterator[None]:
+def images_alone(net: nn.Module) -> Iterator[None]:
     """Inside, no parameter of `net` needs a gradient: the backward pass of a compiled network would compute it."""
     trained = [value for value in net.parameters() if value.requires_grad]
     for value in trained:
@@ -112,7 +112,7 @@ def pgd(
     adv = (x + _noise(x, budget.eps, start)).clamp(0, 1)
     low, high = (x - budget.eps).clamp(0, 1), (x + budget.eps).clamp(0, 1)
     layout = torch.contiguous_format if train else torch.channels_last
-    with torch.enable_grad(), mode(net, train), frozen(net), nullcontext() if train else folded(net):
+    with torch.enable_grad(), mode(net, train), images_alone(net), nullcontext() if train else folded(net):
         for _ in range(budget.steps):
             adv = adv.detach().contiguous(memory_format=layout).requires_grad_()
             (gradient,) = torch.autograd.grad(objective(net, adv), adv)

@@ -89,7 +89,7 @@ def test_two_processes_make_the_update_of_one(tmp_path: Path) -> None:
     """Weights, buffers and the losses that are logged; both processes end with the same."""
     expected = trained(tmp_path / "one", devices.ALONE)
     torch.multiprocessing.spawn(one_of_two, (tmp_path,), nprocs=2)
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     for key in second:
         assert torch.equal(first[key], second[key]), key
     for key in expected:
