@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import concurrent.futures.process
 import multiprocessing
+import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -95,7 +96,10 @@ def alone(
     """`attempt` in a process of its own."""
     torch.set_num_threads(threads)
     shop = Workshop(Store(options.store), device, code)
-    return attempt(cell, shop, loader(options.data_root), cost, lambda *_: None, options.force)
+    try:
+        return attempt(cell, shop, loader(options.data_root), cost, lambda *_: None, options.force)
+    except SystemExit:
+        os._exit(1)  # told to stop: the pool would keep this to itself and take up the next cell
 
 
 def outcome(future: concurrent.futures.Future[tuple[str, bool]]) -> tuple[str, bool]:
