@@ -1,4 +1,4 @@
-"""What makes training fast on a CUDA device: compiled networks, and an epoch's step captured once and then replayed.
+"""What makes training fast on a CUDA device: compiled networks, and a step captured once and then replayed.
 
 Methods stay plain PyTorch. What cannot be compiled or captured runs as it is written, and the record says so.
 """
@@ -9,16 +9,30 @@ import functools
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from methods.base import Net, Nets
+from methods.base import Batch, Net, Nets
 from methods.fold import exempt
 
 PAYS = 500_000  # training images, all epochs together, from which on compiling, half a minute or more, is worth it
 COMPILED, CAPTURED = "compiled", "captured"
 Work = Callable[[Tensor], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Observed(Batch):
+    """A batch that notes when its epoch is read: a step that never reads it may be replayed in other epochs too."""
+
+    read: set[str]
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "epoch":
+            object.__getattribute__(self, "read").add(name)
+        return object.__getattribute__(self, name)
 
 
 def networks(nets: Nets) -> list[Net]:
@@ -74,11 +88,13 @@ def tuned_convolutions() -> Iterator[None]:
 
 
 class Graphs:
-    """Makes of a function of one tensor, which runs many times, a CUDA graph. One after the other, in the same memory."""
+    """Makes of an epoch's step, a function of one tensor, a CUDA graph. One after the other, in the same memory."""
 
     def __init__(self, device: torch.device) -> None:
         self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self.pool = torch.cuda.graph_pool_handle()
+        self.read: set[str] = set()  # what steps read of that which differs between epochs
+        self.last: Replayed | None = None
 
     @contextmanager
     def here(self) -> Iterator[None]:
@@ -90,7 +106,10 @@ class Graphs:
         main.wait_stream(self.stream)
 
     def replayed(self, work: Work) -> Replayed:
-        return Replayed(work, self)
+        """An epoch's step; that of the epoch before where it is captured and would be the same."""
+        if not self.last or not self.last.graph or self.read:
+            self.last = Replayed(work, self)
+        return self.last
 
 
 class Replayed:

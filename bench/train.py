@@ -192,7 +192,8 @@ class Trainer:
         """The images at these positions, augmented image by image on the device."""
         train = self.data.train
         x = data_module.augment(data_module.to_float(train.x[index]), self.data.info.pad, self.data.info.flip)
-        return Batch(x, train.y[index], index, epoch, self.spec.training.epochs, len(train.x), self.budget)
+        epochs, read = self.spec.training.epochs, self.graphs.read if self.graphs else set()
+        return acceleration.Observed(x, train.y[index], index, epoch, epochs, len(train), self.budget, read)
 
     def set_rate(self, step: int) -> None:
         """The learning rates of one of the run's steps; on a CUDA device in memory that a captured step reads."""

@@ -154,8 +154,10 @@ def soft(nets: Nets, seen: Seen, tau: float) -> Tensor:
 
 def stages(batch: Batch, two: bool) -> tuple[bool, bool]:
     """Whether this epoch trains the features by contrast, and whether it trains the classifier; half each if `two`."""
+    if not two:
+        return True, True
     first = batch.epoch < batch.epochs / 2
-    return (first, not first) if two else (True, True)
+    return first, not first
 
 
 def turned(nets: Nets, batch: Batch) -> Tensor:

@@ -70,6 +70,15 @@ def test_no_step_waits_for_the_device(name: str, official: bool, tmp_path: Path)
             assert number == 0 or not waits.found, f"epoch {epoch}: {waits.found}"
 
 
+@pytest.mark.parametrize(("name", "depends"), [("rslad", False), ("gacd", False), ("fair_rslad", True), ("igdm", True)])
+def test_a_step_that_depends_on_its_epoch_is_known(name: str, depends: bool, tmp_path: Path) -> None:
+    run = trainer(tmp_path, methods.load(name)())
+    batch = run.batch(run.order()[0], 1)
+    run.step(batch)
+    assert isinstance(batch, acceleration.Observed)
+    assert batch.read == ({"epoch"} if depends else set())
+
+
 def test_waiting_is_noticed() -> None:
     x = torch.rand(3)
     for wait in (lambda: x[x > 0.5], lambda: x.sum().item(), lambda: bool(x[0] > 0), lambda: x.nonzero()):

@@ -78,6 +78,13 @@ def test_a_captured_step_is_the_step_as_written(name: str, tmp_path: Path) -> No
         torch.testing.assert_close(a[key], b[key], rtol=1e-3, atol=1e-4, equal_nan=True, msg=key)
 
 
+@pytest.mark.parametrize(("name", "depends"), [("rslad", False), ("igdm", True)])
+def test_a_step_is_captured_anew_where_it_depends_on_its_epoch(name: str, depends: bool, tmp_path: Path) -> None:
+    run = trainer(tmp_path, methods.load(name)())
+    first, second = (epoch(run, number, captured=True) for number in range(2))
+    assert (first is not second) == depends
+
+
 def test_a_run_falls_and_resumes(tmp_path: Path) -> None:
     rows: list[dict[str, float]] = []
     whole = trainer(tmp_path / "whole", methods.load("rslad")())
