@@ -7,7 +7,8 @@ from typing import Any
 import torchattacks
 
 from attacks.catalog import NORMS, Attack
-from attacks.components import APGD, APGDT, CWL2, FAB, MarginPGD, Square, SquareL2
+from attacks.components import APGD, APGDT, CWL2, FAB, MarginPGD
+from attacks.square import Square, SquareL2
 from attacks.view import View
 
 REFERENCE_EPS = 8 / 255

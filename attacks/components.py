@@ -78,54 +78,6 @@ class FAB(torchattacks.FAB):  # type: ignore[misc]
         return merged
 
 
-class Square(torchattacks.Square):  # type: ignore[misc]
-    """Square in l-inf without forward passes for proposals that leave an image as it is, of which it makes many.
-
-    A window whose signs are those drawn already changes nothing: half of all windows of a pixel with one channel, an eighth
-    with three. The margin of such a proposal is known, and it is never taken.
-    """
-
-    best: Tensor
-    margin: Tensor
-
-    def attack_single_run(self, x: Tensor, y: Tensor) -> Any:
-        self.best, self.margin = x[:0], y[:0]
-        return super().attack_single_run(x, y)
-
-    def margin_and_loss(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """The margins of proposals x for the images that stand, twice: the loss is the margin."""
-        if not len(self.best):
-            self.best, self.margin = x.clone(), super().margin_and_loss(x, y)[0]
-            return self.margin.clone(), self.margin.clone()
-        standing = self.margin > 0
-        if not standing.all():
-            self.best, self.margin = self.best[standing], self.margin[standing]
-        moved = (x != self.best).flatten(1).any(dim=1).nonzero().squeeze(1)
-        margin = self.margin.clone()
-        if len(moved):
-            margin[moved] = super().margin_and_loss(x[moved], y[moved])[0]
-            taken = moved[margin[moved] < self.margin[moved]]
-            self.best[taken], self.margin[taken] = x[taken], margin[taken]
-        return margin, margin
-
-
-class SquareL2(torchattacks.Square):  # type: ignore[misc]
-    """Square in L2 with the norm of its windows taken channel by channel, as in the official code (D10).
-
-    Every query asks for three norms: of the perturbation, of its two windows, of the new perturbation.
-    """
-
-    def attack_single_run(self, x: Tensor, y: Tensor) -> Any:
-        self.asked = 0
-        return super().attack_single_run(x, y)
-
-    def lp_norm(self, x: Tensor) -> Tensor:
-        self.asked += 1
-        dims = (2, 3) if self.asked % 3 == 2 else (1, 2, 3)
-        norm: Tensor = (x**2).sum(dim=dims, keepdim=True).sqrt()
-        return norm
-
-
 class MarginPGD(torchattacks.PGD):  # type: ignore[misc]
     """PGD on the margin max_{c != y} z_c - z_y, in l-inf the "CW" of the robustness literature.
 

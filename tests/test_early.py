@@ -12,6 +12,7 @@ from tasks import Task, trained
 from torch import Tensor
 
 from attacks import evaluate
+from attacks.square import Square
 from attacks.view import View, Watch, size
 
 
@@ -46,6 +47,23 @@ def test_fewer_passes_same_verdicts(
     assert torch.equal(early.robust[name], late.robust[name])
     assert early.cost[name].forwards < 0.98 * late.cost[name].forwards
     assert not early.robust[name].all()
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 12, 12)])
+@pytest.mark.parametrize("count", [3, 90])
+def test_queries_tried_together_are_the_same_search(shape: tuple[int, ...], count: int) -> None:
+    """In double precision, image by image; some are broken on the way and some are not."""
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(shape[0], 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.LazyLinear(5)
+    ).double()
+    x = torch.rand(count, *shape, dtype=torch.float64)
+    y = net(x).argmax(dim=1)
+    options = {"norm": "Linf", "eps": 0.02, "n_queries": 700, "seed": 3, "resc_schedule": False}
+    with torch.no_grad():
+        found, want = (kind(net, **options)(x, y) for kind in (Square, torchattacks.Square))
+        assert 0 < (net(want).argmax(dim=1) == y).float().mean() < 1
+    torch.testing.assert_close(found, want, rtol=0, atol=1e-12)
 
 
 def test_a_broken_image_is_not_passed_on_and_the_others_are_not_moved(task: Task) -> None:
