@@ -14,7 +14,7 @@ from bench.plan import Cell
 from bench.train import Objective
 from methods.base import Batch, Budget
 
-SMALL, SLOW = 8, 0.25  # images in the first try; seconds beyond which a full batch is not tried
+FEW, SMALL, SLOW = 2, 8, 0.25  # images before the first try and in it; seconds beyond which a full batch is not tried
 # Forward passes of evaluation per test image (a backward pass counts as one), where half of the images stand.
 PASSES = {"fgsm": 2, "pgd20": 40, "pgd20_trades": 40, "cw_inf": 60, "aa": 4000}
 
@@ -34,8 +34,7 @@ def measure(cell: Cell, teachers: dict[str, str], sizes: tuple[int, int], device
     student = models.build(spec.arch, info).to(device)
     frozen = {role: models.build(arch, info).to(device) for role, arch in teachers.items()}
     objective = Objective(cell.method, student, frozen, sizes[0]).to(device)
-    if device.type == "cuda":
-        step(objective, cell, SMALL, device)  # libraries are loaded
+    step(objective, cell, FEW, device)  # libraries are loaded
     seconds, passes = step(objective, cell, SMALL, device)
     per_image = seconds / SMALL
     if seconds < SLOW:
