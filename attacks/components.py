@@ -1,4 +1,4 @@
-"""Components that torchattacks lacks or gets wrong, and its own ones made to leave broken images alone.
+"""Components that torchattacks lacks or gets wrong, and its own ones made to leave broken images alone; see square.py too.
 
 The numbers after D are those of the defects in docs/evaluation.md.
 """

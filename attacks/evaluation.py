@@ -35,7 +35,6 @@ def evaluate(
     norm: str = "Linf",
     seed: int = 0,
     batch_size: int = 250,
-    search: str = "fp32",
     surrogates: Mapping[str, nn.Module] | None = None,
     probes: int = 64,
     record: Path | None = None,
@@ -48,15 +47,13 @@ def evaluate(
     units. Each named attack starts from all correctly classified images; inside a name, each component gets what the
     one before left, in consecutive batches of `batch_size`, as the official AutoAttack does; every batch starts from
     `seed`. An adversarial image counts only if it lies in the ball and in [0, 1] and a fresh forward pass of the
-    untouched model in full precision misclassifies it. search: "bf16" lets attacks run the network under bfloat16
-    autocast, which is faster on some devices and may break fewer images. `net`, its modes, its gradients and the global
-    random state are left as they were.
+    untouched model misclassifies it. `net`, its modes, its gradients and the global random state are left as they were.
     probes: images for the sanity flags, which say why the numbers may not be believed; 0 leaves them out. With
     `record` (an .npz file), verdicts are written after each attack and found again; other evaluations need other files.
 
     Raises ValueError for what cannot be evaluated; eps = 0 gives the clean verdict, no images empty verdicts.
     """
-    chosen, setting, x = expand(attacks), Setting(eps, norm, seed, batch_size, search), x.detach()
+    chosen, setting, x = expand(attacks), Setting(eps, norm, seed, batch_size), x.detach()
     with isolated(seed):
         used = {
             name: (surrogates or {}).get(name) for name in sorted({name.partition("@")[2] for name in chosen} - {""})
@@ -115,7 +112,6 @@ def _attack(
     """Verdicts (N,) after one named attack on the correctly classified images, and what it took."""
     standing = clean.clone()
     base, start = name.partition("@")[0], time.perf_counter()
-    view.search = setting.search
     broken = dict[str, int]()
     for part in components(base, setting.num_classes) if setting.eps else ():
         before = int(standing.sum())

@@ -22,7 +22,6 @@ class Setting:
     norm: str
     seed: int
     batch_size: int
-    search: str = "fp32"
     num_classes: int = 0
 
 
@@ -55,8 +54,6 @@ def check_request(
     largest = 1.0 if setting.norm == "Linf" else max(x[0].numel(), 1) ** 0.5 if len(x) else math.inf
     if not 0 <= setting.eps <= largest:
         raise ValueError(f"eps = {setting.eps} is outside [0, {largest:.4g}], which holds the whole cube")
-    if setting.search not in ("fp32", "bf16"):
-        raise ValueError(f"search {setting.search!r}: fp32 or bf16")
     if setting.batch_size < 1:
         raise ValueError(f"batch_size = {setting.batch_size}: at least 1")
     if len(x) and (x.dtype != torch.float32 or not (x.amin() >= 0 and x.amax() <= 1)):  # false for NaN too

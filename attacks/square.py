@@ -1,4 +1,4 @@
-"""Square of torchattacks: in l-inf with several queries in one forward pass, in L2 as in the official code.
+"""Square of torchattacks on the margin: in l-inf with several queries in one forward pass, in L2 as in the official code.
 
 Andriushchenko et al., "Square Attack", ECCV 2020.
 """
@@ -14,7 +14,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 AHEAD = 8  # queries that are tried together at most: what follows one that is taken was tried for nothing
-ENOUGH = 512  # images in a forward pass, from which on more together is not faster
+ENOUGH = (
+    512  # images in a forward pass, from which on more together is not faster; without gradients they fit in memory
+)
 EVEN = 16  # forward passes take a multiple of so many images: the libraries prepare for each size anew
 
 

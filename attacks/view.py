@@ -54,7 +54,6 @@ class View(nn.Module):
         super().__init__()
         self.forwards = 0
         self.backwards = 0
-        self.search = "fp32"  # the precision of what attacks see
         self.judge = frozen(model)
         gradient = input_gradient(self.judge, sample, _mixture)
         self.connected = gradient is not None
@@ -98,8 +97,7 @@ class View(nn.Module):
         return filled
 
     def _logits(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.search == "bf16"):
-            logits = self._count(self.net(x).float())
+        logits = self._count(self.net(x).float())
         if x.requires_grad and not self.connected:  # a gradient of zero, for attacks to fail on and flags to tell
             logits = logits.detach() + 0 * x.flatten(1).sum(dim=1, keepdim=True)
         if logits.requires_grad:

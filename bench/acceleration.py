@@ -9,7 +9,7 @@ import functools
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ Work = Callable[[Tensor], dict[str, Tensor]]
 class Observed(Batch):
     """A batch that notes when its epoch is read: a step that never reads it may be replayed in other epochs too."""
 
-    read: set[str]
+    read: set[str] = field(repr=False, compare=False)
 
     def __getattribute__(self, name: str) -> Any:
         if name == "epoch":
@@ -104,6 +104,14 @@ class Graphs:
         with torch.cuda.stream(self.stream):
             yield
         main.wait_stream(self.stream)
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Inside, a captured step may be used again; afterwards its memory is free, and what it refers to."""
+        try:
+            yield
+        finally:
+            self.last = None
 
     def replayed(self, work: Work) -> Replayed:
         """An epoch's step; that of the epoch before where it is captured and would be the same."""

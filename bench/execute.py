@@ -94,9 +94,9 @@ def alone(
     options: Protocol, device: torch.device, code: dict[str, str], cell: Cell, cost: Cost, threads: int
 ) -> tuple[str, bool]:
     """`attempt` in a process of its own."""
-    torch.set_num_threads(threads)
-    shop = Workshop(Store(options.store), device, code)
     try:
+        torch.set_num_threads(threads)
+        shop = Workshop(Store(options.store), device, code)
         return attempt(cell, shop, loader(options.data_root), cost, lambda *_: None, options.force)
     except SystemExit:
         os._exit(1)  # told to stop: the pool would keep this to itself and take up the next cell

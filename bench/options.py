@@ -172,9 +172,6 @@ class Evaluate(Common):
     limit_test: Annotated[Number, arg(help="use the first N test images")] = None
     batch_size: Annotated[int, arg(metavar="N", help="images attacked at once")] = 250
     seed: Annotated[int, arg(metavar="N", help="of the attacks' random numbers")] = 0
-    search: Annotated[
-        Literal["fp32", "bf16"], arg(help="precision that attacks see the network in; verdicts are of fp32")
-    ] = "fp32"
     sha256: Annotated[str, arg(metavar="HEX", help="refuse the file unless this is its hash")] = ""
     out: Annotated[Path | None, arg(metavar="FILE", help="per-image verdicts, an .npz; a second call continues it")] = (
         None

@@ -118,18 +118,19 @@ class Trainer:
             log(row, int(row["epoch"]))
         todo = range(self.state.epoch, self.spec.training.epochs)
         compiled = self._compile(todo)
-        for epoch in todo:
-            start = time.perf_counter()
-            with acceleration.tuned_convolutions():
-                row = {"epoch": epoch, **self._epoch(epoch, tick)}
-            if not self.group.leads:
-                continue
-            if (epoch + 1) % self.spec.training.validate_every == 0 or epoch + 1 == self.spec.training.epochs:
-                with acceleration.uncompiled() if compiled else nullcontext():
-                    row |= self._validate(epoch)
-            self.state.seconds += time.perf_counter() - start
-            self._keep(epoch, row)
-            log(row, epoch)
+        with self.graphs.kept() if self.graphs else nullcontext():
+            for epoch in todo:
+                start = time.perf_counter()
+                with acceleration.tuned_convolutions():
+                    row = {"epoch": epoch, **self._epoch(epoch, tick)}
+                if not self.group.leads:
+                    continue
+                if (epoch + 1) % self.spec.training.validate_every == 0 or epoch + 1 == self.spec.training.epochs:
+                    with acceleration.uncompiled() if compiled else nullcontext():
+                        row |= self._validate(epoch)
+                self.state.seconds += time.perf_counter() - start
+                self._keep(epoch, row)
+                log(row, epoch)
         return self.state
 
     def _compile(self, todo: range) -> bool:

@@ -57,13 +57,7 @@ def evaluate(given: options.Evaluate) -> int:
     if given.surrogate:
         surrogates["surrogate"] = checkpoint.load(given.surrogate, given.surrogate_arch or given.arch, info).to(device)
     test = data.load(given.dataset, given.data_root, limit_test=given.limit_test).test
-    setting = {
-        "eps": eps,
-        "norm": given.norm,
-        "seed": given.seed,
-        "batch_size": given.batch_size,
-        "search": given.search,
-    }
+    setting = {"eps": eps, "norm": given.norm, "seed": given.seed, "batch_size": given.batch_size}
     result = attacked(net, test, chosen, device, given.out, surrogates=surrogates, **setting)
     report(result, len(test), f"{'l-inf' if given.norm == 'Linf' else 'L2'} {eps:.4g}")
     return 0

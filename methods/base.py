@@ -74,6 +74,10 @@ class Batch:
         default_factory=dict, init=False, repr=False, compare=False
     )  # see Nets.clean
 
+    def reached(self, share: float) -> bool:
+        """Whether this share of the epochs is done; a share of 0 always is, and the epoch is not looked at."""
+        return share == 0 or self.epoch >= share * self.epochs
+
 
 @dataclass(frozen=True)
 class Nets:
@@ -142,7 +146,8 @@ class Method:
     """Base of all methods. Values are compared, hashed into the record and shown on the command line by field.
 
     A step is `attack`, `loss` at the images found, the optimiser's update, `after_step`. What a method learns or counts
-    lives in the modules that `build` makes, never in itself.
+    lives in the modules that `build` makes, never in itself, and as tensors: on a CUDA device steps are recorded and
+    replayed, so that other values of Python, but for `Batch.epoch`, are those of the first steps.
     """
 
     requires: ClassVar[tuple[str, ...]] = ("robust",)  # roles of the teachers that are read; () = teacher-free

@@ -28,8 +28,7 @@ class Introspective(Method):
 
     def introspect(self, nets: Nets, batch: Batch, adv: Tensor, target: Tensor, at_adv: Tensor) -> dict[str, Tensor]:
         """The loss for the teacher's target and its logits at the adversarial images, (B, C) each."""
-        begun = batch.epoch >= self.begin * batch.epochs
-        a = trust(at_adv, batch.y) ** (self.beta if begun else 0.0)
+        a = trust(at_adv, batch.y) ** (self.beta if batch.reached(self.begin) else 0.0)
         far, own = nets.student(adv), nets.student(batch.x)
         own, tau = own.detach() if self.detach else own, 1.0 if self.plain_self else self.tau
         return {
@@ -70,8 +69,7 @@ class LearningTeacher(Method):
 
     def lesson(self, batch: Batch, logits: Tensor) -> dict[str, Tensor]:
         """The copy's own term for its logits, (B, C), from a share of the epochs on."""
-        begun = batch.epoch >= self.begin * batch.epochs
-        return {"teacher_ce": F.cross_entropy(logits, batch.y)} if begun else {}
+        return {"teacher_ce": F.cross_entropy(logits, batch.y)} if batch.reached(self.begin) else {}
 
 
 @dataclass(frozen=True)

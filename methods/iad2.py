@@ -44,7 +44,7 @@ class Iad2(Method):
 
     def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
         robust, natural = nets.at(adv), nets.at(adv, "natural")
-        a = trust(robust, batch.y) ** (0.0 if batch.epoch < self.begin * batch.epochs else self.beta)
+        a = trust(robust, batch.y) ** (self.beta if batch.reached(self.begin) else 0.0)
         far, near = nets.student(adv), nets.student(batch.x)
         u, v = self.alpha_robust * self.tau**2, self.alpha_natural * self.tau**2
         return {

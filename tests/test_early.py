@@ -50,7 +50,7 @@ def test_fewer_passes_same_verdicts(
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 12, 12)])
-@pytest.mark.parametrize("count", [3, 90])
+@pytest.mark.parametrize("count", [1, 3, 90, 300])  # 300: most of the time one query at a time
 def test_queries_tried_together_are_the_same_search(shape: tuple[int, ...], count: int) -> None:
     """In double precision, image by image; some are broken on the way and some are not."""
     torch.manual_seed(0)
@@ -62,7 +62,7 @@ def test_queries_tried_together_are_the_same_search(shape: tuple[int, ...], coun
     options = {"norm": "Linf", "eps": 0.02, "n_queries": 700, "seed": 3, "resc_schedule": False}
     with torch.no_grad():
         found, want = (kind(net, **options)(x, y) for kind in (Square, torchattacks.Square))
-        assert 0 < (net(want).argmax(dim=1) == y).float().mean() < 1
+        assert count == 1 or 0 < (net(want).argmax(dim=1) == y).float().mean() < 1
     torch.testing.assert_close(found, want, rtol=0, atol=1e-12)
 
 

@@ -66,7 +66,7 @@ def epoch(run: Trainer, number: int, captured: bool) -> acceleration.Work:
 
 @pytest.mark.parametrize("name", methods.builtin())
 def test_a_captured_step_is_the_step_as_written(name: str, tmp_path: Path) -> None:
-    """After two epochs, of which the steps from the third on are replayed, weights, buffers and averages agree."""
+    """After two epochs, replayed from the third step on, or from the third of each, weights, buffers and averages agree."""
     one, other = (trainer(tmp_path, methods.load(name)()) for _ in range(2))
     for number in range(2):
         advance = epoch(one, number, captured=True)

@@ -234,14 +234,17 @@ def test_workers_do_not_outlive_a_killed_program(tmp_path: Path) -> None:
 
 def test_told_to_stop_no_worker_takes_up_the_next_cell(tmp_path: Path) -> None:
     """Five cells: when the program is told to stop, two run and one waits already where workers fetch the next."""
-    words = f"run --method natural --epochs 100 --seeds 0,1,2,3,4 --workers 2 {SMALL}"
+    words = f"run --method natural --epochs 400 --seeds 0,1,2,3,4 --workers 2 {SMALL}"
     running = start(words, tmp_path)
+    while len(list(tmp_path.glob("runs/work/*/state.pt"))) < 2:
+        time.sleep(0.01)
     left = workers(running.pid)
     running.send_signal(signal.SIGTERM)
     said = running.communicate(timeout=60)[1]
     assert said.endswith("interrupted; the same command continues\n")
     assert not any(Path(f"/proc/{pid}").exists() for pid in left)
-    assert len(list(tmp_path.glob("runs/work/*/"))) <= 2, "another cell was begun"
+    assert len(list(tmp_path.glob("runs/work/*/"))) == 2, "another cell was begun"
+    assert [run.info.status for run in runs(tmp_path)] == ["KILLED"] * 2
 
 
 def test_a_worker_that_dies_loses_its_own_wave_only(tmp_path: Path) -> None:
