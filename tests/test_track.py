@@ -133,7 +133,7 @@ def test_an_interruption_waits_for_a_write(
     stop: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And then comes, with what was written in the record and the database free for the mark."""
-    before = signal.signal(signal.SIGTERM, signals._interrupt)
+    before = signal.signal(stop, signals._interrupt)  # SIGINT is ignored where the tests run in the background
     try:
         record = Store(tmp_path).open("x@1 tuning", "any", {"number": "1"}, "", ("number",))
         write = record.client.log_batch
@@ -150,4 +150,4 @@ def test_an_interruption_waits_for_a_write(
         assert run.data.metrics["val/clean"] == 0.5
         assert (run.info.status, run.data.tags["status_note"]) == ("KILLED", "interrupted")
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(stop, before)
