@@ -14,9 +14,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 AHEAD = 8  # queries that are tried together at most: what follows one that is taken was tried for nothing
-ENOUGH = (
-    512  # images in a forward pass, from which on more together is not faster; without gradients they fit in memory
-)
+ENOUGH = 512  # images in a forward pass, from which on more are not faster; without gradients they fit in memory
 EVEN = 16  # forward passes take a multiple of so many images: the libraries prepare for each size anew
 
 

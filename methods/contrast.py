@@ -156,8 +156,8 @@ def stages(batch: Batch, two: bool) -> tuple[bool, bool]:
     """Whether this epoch trains the features by contrast, and whether it trains the classifier; half each if `two`."""
     if not two:
         return True, True
-    first = batch.epoch < batch.epochs / 2
-    return first, not first
+    second = batch.reached(0.5)
+    return not second, second
 
 
 def turned(nets: Nets, batch: Batch) -> Tensor:
