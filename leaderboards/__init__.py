@@ -38,7 +38,8 @@ def write(
 
     runs = store.collect(source, suite)
     found = table.sections(runs)
-    every = standing.beside(published.beside(runs.drop(columns="artifact_uri")), found)
+    rows = (row for section in found for row in section.rows)
+    every = standing.beside(published.beside(runs.drop(columns="artifact_uri")), rows)
     tables = {
         "leaderboard.md": markdown.render(runs, suite, found),
         "leaderboard.tex": latex.render(found),

@@ -12,12 +12,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
 
 from leaderboards.rank import LEVEL
-
-if TYPE_CHECKING:
-    from leaderboards.table import Group, Row
+from leaderboards.rows import Group, Row
 
 ROBUST = 0.1  # AutoAttack accuracy from which a teacher has robustness that could be kept
 
@@ -29,6 +26,7 @@ class Entry:
     label: str
     teacher: str
     mean_rank: float
+    scores: tuple[float, ...]  # AutoAttack accuracy, by task
     ranks: tuple[int | None, ...]  # shared ranks, by task
     kept: float  # AutoAttack accuracy as a share of the teacher's, averaged over tasks; NaN without such a teacher
     marks: tuple[str, ...]
@@ -117,6 +115,7 @@ def _entry(rows: Sequence[Row], mean_rank: float, teachers: Group | None) -> Ent
         rows[0].label,
         rows[0].teacher,
         mean_rank,
+        tuple(row.score for row in rows),
         tuple(row.standing.rank for row in rows),
         sum(shares) / len(shares) if shares else math.nan,
         tuple(dict.fromkeys(mark for row in rows for mark in row.marks)),

@@ -7,7 +7,8 @@ import json
 import math
 from typing import Any
 
-from leaderboards.table import Group, Row, Section
+from leaderboards.rows import Group, Row
+from leaderboards.table import Section
 
 SCHEMA = {"name": "robust-distill-bench/leaderboard", "version": 1}  # the version changes with the meaning of a field
 
@@ -32,7 +33,7 @@ def _group(group: Group) -> dict[str, Any]:
         "title": group.title,
         "caption": group.caption,
         "columns": [dataclasses.asdict(column) for column in group.columns],
-        "rows": [_row(row) for row in (*group.ranked, *group.incomplete)],
+        "rows": [_row(row) for row in group.rows],
     }
 
 

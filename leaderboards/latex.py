@@ -7,7 +7,8 @@ import re
 from collections.abc import Iterator
 
 from leaderboards.markdown import bracket, number
-from leaderboards.table import RANK, SECONDS, Column, Group, Row, Section
+from leaderboards.rows import RANK, SECONDS, Column, Group, Row
+from leaderboards.table import Section
 
 HEAD = r"""% Written by `python -m bench leaderboard`. Needs \usepackage[T1]{fontenc}, \usepackage{booktabs} and
 % \usepackage{graphicx}. Accuracy in percent; best in bold, second underlined; in brackets the 95 % interval."""

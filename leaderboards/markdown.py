@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from leaderboards.published import HEAD
-from leaderboards.table import RANK, SECONDS, Cell, Column, Group, Row, Section, sections
+from leaderboards.rows import RANK, SECONDS, Cell, Column, Group, Row
+from leaderboards.table import Section, sections
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,11 +79,13 @@ def _section(section: Section) -> Iterator[str]:
 
 
 def _across(found: Across) -> Iterator[str]:
-    yield _line("Mean rank", "Method", "Teacher", "Kept", *(f"Rank, {escape(task)}" for task in found.tasks))
-    yield _line("---:", "---", "---", "---:", *["---:"] * len(found.tasks))
+    heads = (f"{what}, {escape(task)}" for task in found.tasks for what in ("AutoAttack", "Rank"))
+    yield _line("Mean rank", "Method", "Teacher", "Kept", *heads)
+    yield _line("---:", "---", "---", "---:", *["---:"] * 2 * len(found.tasks))
     for entry in found.entries:
-        ranks = ("-" if rank is None else str(rank) for rank in entry.ranks)
-        yield _line(f"{entry.mean_rank:.1f}", escape(entry.label), escape(entry.teacher), share(entry), *ranks)
+        placed = zip(entry.scores, entry.ranks, strict=True)
+        cells = (text for score, rank in placed for text in (f"{100 * score:.1f}", str(rank or "-")))
+        yield _line(f"{entry.mean_rank:.1f}", escape(entry.label), escape(entry.teacher), share(entry), *cells)
 
 
 def _group(group: Group) -> Iterator[str]:
@@ -95,7 +98,7 @@ def _group(group: Group) -> Iterator[str]:
     if group.incomplete:
         yield "Incomplete, not ranked:"
         yield "\n".join(f"- {_who(row)}: no {', '.join(map(escape, row.missing))}" for row in group.incomplete)
-    noted = [row for row in (*group.ranked, *group.incomplete) if row.remarks]
+    noted = [row for row in group.rows if row.remarks]
     if noted:
         yield "Notes:"
         yield "\n".join(f"- {_who(row)}: {escape('; '.join(row.remarks))}" for row in noted)

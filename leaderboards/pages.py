@@ -13,8 +13,9 @@ from leaderboards import charts, diagram, markdown, protocol, views
 from leaderboards.about import About, Parameter
 from leaderboards.curves import mean, of_method, of_run
 from leaderboards.published import HEAD
+from leaderboards.rows import CHECKPOINTS, LABELS, RANK, SECONDS
 from leaderboards.site import Place, Record, Site, Task
-from leaderboards.table import CHECKPOINTS, LABELS, RANK, SECONDS, Section
+from leaderboards.table import Section
 
 if TYPE_CHECKING:
     import jinja2
@@ -60,6 +61,7 @@ def _engine(site: Site) -> jinja2.Environment:
         "bracket": markdown.bracket,
         "percent": percent,
         "many": many,
+        "zip": zip,
         "published": HEAD,
         "rank": RANK,
         "seconds": SECONDS,

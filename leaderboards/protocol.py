@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from leaderboards.table import LABELS
+from leaderboards.rows import LABELS
 
 Record = Mapping[str, Any]  # a line of store.collect's frame
 

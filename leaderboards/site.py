@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from leaderboards.about import About
 from leaderboards.across import kept
 from leaderboards.curves import Curves
-from leaderboards.table import CHECKPOINTS, LABELS, RANK, Group, Row, Section
+from leaderboards.rows import CHECKPOINTS, LABELS, RANK, Group, Row
+from leaderboards.table import Section
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,7 +47,7 @@ class Task:
 
     @property
     def rows(self) -> tuple[Row, ...]:
-        return (*self.group.ranked, *self.group.incomplete)
+        return self.group.rows
 
     @property
     def runs(self) -> int:
@@ -130,10 +131,7 @@ class Site:
         """Every row of the site, tasks first."""
         students = [Place(task.section, task, row) for task in self.tasks for row in task.rows]
         taught = [
-            Place(section, None, row)
-            for section in self.sections
-            if section.teachers
-            for row in (*section.teachers.ranked, *section.teachers.incomplete)
+            Place(section, None, row) for section in self.sections if section.teachers for row in section.teachers.rows
         ]
         return students + taught
 
@@ -178,5 +176,5 @@ def _digest(key: tuple[str, ...]) -> str:
 
 def _two(group: Group) -> tuple[str, str]:
     """Dataset and student, which all rows of a task share."""
-    row = (*group.ranked, *group.incomplete)[0]
+    row = group.rows[0]
     return row.dataset, row.student

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from leaderboards import rank, verdicts
+from leaderboards.rows import Row, Run, Standing
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from leaderboards.table import Row, Run, Section
 
 RANKED = (
     " Rank is one more than the number of rows that are significantly better, so rows that share a rank are not separated "
@@ -21,16 +20,6 @@ RANKED = (
 ONE_SEED = " No row has several seeds: networks are compared, not methods."
 SOME_ONE_SEED = " A row of one seed is compared with the average spread of the others."
 BRACKETS = " In brackets is the row's own 95 % interval over images{}."
-
-
-@dataclass(frozen=True)
-class Standing:
-    """Accuracies in [0, 1]. Nothing but `why` where verdicts are missing; no rank for rows that do not compete."""
-
-    rank: int | None = None
-    interval: tuple[float, float] | None = None
-    behind: tuple[float, float, float] | None = None  # the row of highest accuracy less this one, with its interval
-    why: str = ""  # there is no rank
 
 
 def place(rows: Sequence[Sequence[Run]], metric: str, compete: bool) -> list[Standing]:
@@ -81,15 +70,13 @@ def caption(runs: pd.DataFrame, rows: Iterable[Row], compete: bool) -> str:
     return said + (RANKED + alone) * (compete and len(shown) > 1) + BRACKETS.format(over)
 
 
-def beside(frame: pd.DataFrame, sections: Iterable[Section]) -> pd.DataFrame:
-    """A frame of runs behind columns "row/..." that say where the row of each run stands; empty for superseded runs."""
+def beside(frame: pd.DataFrame, rows: Iterable[Row]) -> pd.DataFrame:
+    """A frame of runs behind columns "row/..." that say where the row of each run stands; empty for runs of no row."""
     import pandas as pd
 
     found: dict[str, dict[str, object]] = {}
-    for section in sections:
-        groups = [*section.groups, *([section.teachers] if section.teachers else [])]
-        for row in (row for group in groups for row in (*group.ranked, *group.incomplete)):
-            found |= dict.fromkeys(row.run_ids, _columns(row))
+    for row in rows:
+        found |= dict.fromkeys(row.run_ids, _columns(row))
     columns = list(_columns(None))
     told = pd.DataFrame([found.get(run, {}) for run in frame["run_id"]], index=frame.index, columns=columns)
     told["row/rank"] = told["row/rank"].astype("Int64")

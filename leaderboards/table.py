@@ -5,33 +5,20 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from leaderboards import across, published, settings, standing
 from leaderboards.across import Across
-from leaderboards.published import Published
-from leaderboards.standing import Standing
+from leaderboards.rows import CHECKPOINTS, LABELS, RANK, SECONDS, Cell, Column, Group, Row, Run
 
 if TYPE_CHECKING:
     import pandas as pd
 
-RANK = "test/aa"  # the ranking number: AutoAttack on the checkpoint that validation chose
-LABELS = {
-    "clean": "Clean",
-    "aa": "AutoAttack",
-    "worst": "Worst",
-    "fgsm": "FGSM",
-    "pgd20": "PGD-20",
-    "pgd20_trades": "PGD-20 (0.003)",
-    "cw_inf": "CW-inf",
-}
-CHECKPOINTS = {"test_last": "last", "test_ema": "EMA", "test_swa": "SWA"}
-SECONDS = "cost/train_seconds"
 KEYS = ("dataset", "student", "method", "variant", "changed", "teacher")  # what makes a row; runs in it are seeds
 TOLD = (
     *KEYS,
@@ -43,106 +30,6 @@ TOLD = (
     "run_id",
     "artifact_uri",
 )  # of a run, by its row
-
-Run: TypeAlias = dict[Any, Any]  # one line of store.collect's frame, as far as its row needs it
-
-
-@dataclass(frozen=True)
-class Column:
-    """A metric and its heading; accuracies are drawn in percent, cost in minutes."""
-
-    metric: str
-    label: str
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A metric over the seeds of a row: mean and sample standard deviation (NaN for fewer than two values)."""
-
-    mean: float
-    sd: float
-    n: int
-
-
-@dataclass(frozen=True)
-class Row:
-    """One method with one setting; `changed` names what differs from the protocol of the rows around it."""
-
-    method: str
-    variant: str
-    changed: str
-    dataset: str
-    student: str
-    teacher: str
-    seeds: int
-    cells: dict[str, Cell]
-    commands: tuple[str, ...]
-    notes: tuple[str, ...]
-    missing: tuple[str, ...] = ()
-    flags: tuple[tuple[str, str], ...] = ()  # name of a sanity flag, how often it was raised and on what evidence
-    published: Published | None = None  # never among the cells: nothing here measured it
-    standing: Standing = field(default_factory=Standing)
-    marks: tuple[str, ...] = ()  # why a reader may want to look at the others alone
-    run_ids: tuple[str, ...] = ()
-
-    @property
-    def remarks(self) -> list[str]:
-        """Notes and flags as text."""
-        return [*self.notes, *(f"flag {name} {text}" for name, text in self.flags)]
-
-    @property
-    def score(self) -> float:
-        """What rows are sorted by."""
-        return self[RANK].mean
-
-    @property
-    def label(self) -> str:
-        setting = "; ".join(filter(None, (self.variant, self.changed)))
-        return f"{self.method} ({setting})" if setting else self.method
-
-    def __getitem__(self, metric: str) -> Cell:
-        return self.cells.get(metric, Cell(math.nan, math.nan, 0))
-
-
-@dataclass(frozen=True)
-class Group:
-    """Rows that compete (one dataset, one student): `ranked` by AutoAttack, `incomplete` without it.
-
-    The teachers of a suite are one group, for reference: all of them are listed in `ranked`, and have no rank.
-    """
-
-    title: str
-    columns: tuple[Column, ...]
-    ranked: tuple[Row, ...]
-    incomplete: tuple[Row, ...]
-    caption: str
-    of_teachers: bool = False
-
-    @property
-    def heads(self) -> tuple[str, ...]:
-        return ("Method", "Data", "Network", "Seeds") if self.of_teachers else ("Method", "Teacher", "Seeds")
-
-    def lead(self, row: Row) -> tuple[str, ...]:
-        """What stands under `heads`."""
-        middle = (row.dataset, row.student) if self.of_teachers else (row.teacher,)
-        return (row.label, *middle, str(row.seeds))
-
-    @property
-    def footnote(self) -> str:
-        """What the published values of the ranked rows are; "" where there are none, and then no column for them."""
-        return published.footnote(row.published for row in self.ranked)
-
-    def best(self, column: Column) -> float:
-        """The highest mean of an accuracy among ranked rows; NaN for cost and for a lone row."""
-        return self._best[column.metric]
-
-    @cached_property
-    def _best(self) -> dict[str, float]:
-        found = {}
-        for metric in (column.metric for column in self.columns):
-            means = [row[metric].mean for row in self.ranked if row[metric].n]
-            found[metric] = max(means) if len(means) > 1 and metric != SECONDS else math.nan
-        return found
 
 
 @dataclass(frozen=True)
@@ -156,6 +43,11 @@ class Section:
     runs: pd.DataFrame
     across: Across | None
     outdated: bool = False  # there is a newer version
+
+    @property
+    def rows(self) -> Iterator[Row]:
+        """Of all groups, the teachers' last."""
+        return chain.from_iterable(group.rows for group in (*self.groups, self.teachers) if group)
 
 
 def sections(runs: pd.DataFrame) -> list[Section]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from leaderboards.table import CHECKPOINTS, LABELS, RANK, SECONDS, Cell, Group, Row
+from leaderboards.rows import CHECKPOINTS, LABELS, RANK, SECONDS, Cell, Group, Row
 
 if TYPE_CHECKING:
     from leaderboards.across import Entry

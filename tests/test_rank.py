@@ -15,6 +15,7 @@ from test_leaderboards import Store, scores
 from leaderboards import across, diagram, markdown, rank, standing, store, table, verdicts
 from leaderboards.across import Entry
 from leaderboards.rank import Flags, Task
+from leaderboards.rows import Group
 
 SEEDS = [(1,), (2,), (3,)]
 
@@ -167,11 +168,11 @@ def plant(tracked: Store, method: str, aa: float, n: int = 200, **given: Any) ->
     return tracked.verdicts(tracked.run(method, float(survived.mean()), survived=survived, metrics=metrics, **given))
 
 
-def groups(tracked: Store) -> list[table.Group]:
+def groups(tracked: Store) -> list[Group]:
     return list(table.sections(store.collect(tracked.uri))[0].groups)
 
 
-def placed(group: table.Group) -> list[tuple[str, int | None, str]]:
+def placed(group: Group) -> list[tuple[str, int | None, str]]:
     return [(row.method, row.standing.rank, row.standing.why) for row in group.ranked]
 
 
@@ -266,7 +267,7 @@ def test_csv_says_where_the_row_stands(tracked: Store) -> None:
     plant(tracked, "kd", 0.1)
     plant(tracked, "trades", 0.9, role="teacher")
     runs = store.collect(tracked.uri)
-    read = standing.beside(runs, table.sections(runs)).set_index("run_id", drop=False)
+    read = standing.beside(runs, table.sections(runs)[0].rows).set_index("run_id", drop=False)
     assert next(iter(read)) == "row/rank"
     assert read["row/rank"].fillna(0).tolist() == [1, 1, 2, 0]
     assert read["row/marks"].tolist() == ["uncommitted code", "uncommitted code", "", ""]
@@ -299,7 +300,7 @@ def test_across_tasks(tracked: Store) -> None:
     assert "cannot be shown to differ" in found.caption
     assert found.critical == pytest.approx(2.343 * math.sqrt(3 * 4 / (6 * 3)), abs=1e-3)  # Demšar's table 5
     text = markdown.render(store.collect(tracked.uri))
-    assert "| 1.3 | gacd | big-trades | 83.3 % | 1 | 1 | 1 |" in text
+    assert "| 1.3 | gacd | big-trades | 83.3 % | 80.0 | 1 | 70.0 | 1 | 75.0 | 1 |" in text
     assert "critical difference 1.9" in sites.render(store.collect(tracked.uri))["index.html"]
 
 
@@ -327,7 +328,7 @@ def test_nemenyi_by_demsars_table(rows: int, q: float) -> None:
 
 
 def test_bars_of_the_diagram() -> None:
-    entries = [Entry(str(value), "", value, (), math.nan, ()) for value in (1.0, 1.5, 2.5, 4.0, 4.2)]
+    entries = [Entry(str(value), "", value, (), (), math.nan, ()) for value in (1.0, 1.5, 2.5, 4.0, 4.2)]
     assert across.together(entries, 1.5) == [(1.0, 2.5), (2.5, 4.0), (4.0, 4.2)]
     assert across.together(entries, 0.1) == []
     assert across.together(entries, 9) == [(1.0, 4.2)]
