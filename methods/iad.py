@@ -20,7 +20,10 @@ from methods.recipes import STUCK
 
 @dataclass(frozen=True)
 class Iad(Introspective):
-    """mean_i tau^2 [a_i KL(T(x) || S(x~)) + (1 - a_i) KL(S(x) || S(x~))], a_i = p_T(y_i | x~_i)^beta; inner CE."""
+    """mean_i tau^2 [a_i KL(T(x) || S(x~)) + (1 - a_i) KL(S(x) || S(x~))], a_i = p_T(y_i | x~_i)^beta; inner CE.
+
+    Both terms are softened by tau.
+    """
 
     recipe = STUCK
 

@@ -20,8 +20,8 @@ from methods.recipes import STUCK
 class Iad2(Method):
     """(1 - u - v) CE(S(x~), y) + u R + v tau^2 KL(N(x~) || S(x~)), N: the natural teacher; inner CE.
 
-    R = tau^2 mean_i [a_i KL(T(x~) || S(x~)) + (1 - a_i) KL(S(x) || S(x~))], a_i = p_T(y_i | x~_i)^beta; u, v:
-    alpha_robust, alpha_natural.
+    R = tau^2 mean_i [a_i KL(T(x~) || S(x~)) + (1 - a_i) KL(S(x) || S(x~))], a_i = p_T(y_i | x~_i)^beta; the teachers'
+    terms are softened by tau; u, v: alpha_robust, alpha_natural.
     """
 
     requires = ("robust", "natural")
