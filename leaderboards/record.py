@@ -158,7 +158,10 @@ class Record(Part):
     def row(self) -> dict[str, Any]:
         """As store.Reader gives it, but for the place of the file."""
         spec = self.spec
-        teacher = " + ".join(identity.rsplit("-", 1)[0] for identity in spec.teachers.values()) or "none"
+        teachers = [
+            spec.teachers[role] for role in sorted(spec.teachers, reverse=True)
+        ]  # robust first, as in a run's tag
+        teacher = " + ".join(identity.rsplit("-", 1)[0] for identity in teachers) or "none"
         last = {
             name: points[-1][1] for name, points in self.curves.items() if points and name.startswith(fields.METRICS)
         }

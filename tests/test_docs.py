@@ -18,7 +18,9 @@ def test_methods_page_is_current() -> None:
 def test_results_are_those_of_the_records() -> None:
     """The page whole, and what the README shows of it: the tasks of a suite side by side."""
     rendered = markdown.render(store.collect(ROOT / "leaderboards" / "results"))
-    again = "python -m bench leaderboard --records leaderboards/results --out OUT; OUT/leaderboard.md is docs/results.md"
+    again = (
+        "python -m bench leaderboard --records leaderboards/results --out OUT; OUT/leaderboard.md is docs/results.md"
+    )
     assert (ROOT / "docs" / "results.md").read_text() == rendered, again
     across = rendered.partition("### Across tasks\n\n")[2].partition("\n\n")[0]
     assert across
