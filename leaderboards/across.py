@@ -47,6 +47,7 @@ class Across:
         """What the numbers mean and what they show."""
         rows = len(self.entries)
         said = f"Mean rank by AutoAttack accuracy over {len(self.tasks)} tasks: {'; '.join(self.tasks)}. "
+        said += "Under each task is that accuracy in percent, its rank beside it. "
         said += "Kept is the AutoAttack accuracy as a share of the teacher's, averaged over tasks."
         if self.left_out:
             said += f" Left out are {self.left_out} rows that are not in every task."

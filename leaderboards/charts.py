@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 from leaderboards.views import Series, View
@@ -52,7 +53,9 @@ def _trace(view: View, series: Series, place: int, count: int) -> dict[str, Any]
     if any(series.shown):
         trace["mode"] = "markers+text"
         trace["text"] = [plain(name) if shown else "" for name, shown in zip(series.names, series.shown, strict=True)]
-        trace["textposition"] = "top left"
+        # to either side in turn: rows that are shown come down the Pareto front, one close below the other
+        order = list(accumulate(series.shown))
+        trace["textposition"] = ["top left" if count % 2 else "top right" for count in order]
     return trace
 
 

@@ -79,7 +79,7 @@ def _section(section: Section) -> Iterator[str]:
 
 
 def _across(found: Across) -> Iterator[str]:
-    heads = (f"{what}, {escape(task)}" for task in found.tasks for what in ("AutoAttack", "Rank"))
+    heads = (head for task in found.tasks for head in (escape(task), "Rank"))
     yield _line("Mean rank", "Method", "Teacher", "Kept", *heads)
     yield _line("---:", "---", "---", "---:", *["---:"] * 2 * len(found.tasks))
     for entry in found.entries:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 CLEAN = "test/clean"
 ROBUST = "AutoAttack accuracy, %"
 LONGEST = 34  # characters of a label
-NEAR = 0.75  # of the best AutoAttack accuracy: rows below lie outside the frame, so that the others can be told apart
+NEAR = 0.85  # of the best AutoAttack accuracy: rows below lie outside the frame, so that the others can be told apart
 MOST = 40  # rows in a figure; more names could not be placed
 Records = Mapping[str, Mapping[str, Any]]  # store.collect's lines by run id
 Span = tuple[float, float]
