@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from bench.suites import Training
+from leaderboards import fields
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Spec:
     @property
     def teacher(self) -> str:
         """The teachers' names without their hashes, for people."""
-        return " + ".join(identity.rsplit("-", 1)[0] for identity in self.teachers.values()) or "none"
+        return fields.taught_by(self.teachers)
 
     @property
     def label(self) -> str:

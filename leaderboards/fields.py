@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 EXPERIMENT = re.compile(r"(?P<suite>.+)@(?P<version>0|[1-9][0-9]{0,5})")
 FINISHED = "FINISHED"
@@ -24,6 +24,11 @@ def wanted(experiment: str, suite: str | None) -> bool:
     """Whether an experiment holds runs of a suite: of `suite` ("digits" or "digits@1") if one is given."""
     match = EXPERIMENT.fullmatch(experiment)
     return match is not None and suite in (None, match["suite"], experiment)
+
+
+def taught_by(teachers: Mapping[str, str]) -> str:
+    """The names of teachers, given by role, without their hashes: robust before natural, whatever order a file has."""
+    return " + ".join(identity.rsplit("-", 1)[0] for _, identity in sorted(teachers.items(), reverse=True)) or "none"
 
 
 def unfinished(statuses: Iterable[str]) -> list[str]:

@@ -158,17 +158,13 @@ class Record(Part):
     def row(self) -> dict[str, Any]:
         """As store.Reader gives it, but for the place of the file."""
         spec = self.spec
-        teachers = [
-            spec.teachers[role] for role in sorted(spec.teachers, reverse=True)
-        ]  # robust first, as in a run's tag
-        teacher = " + ".join(identity.rsplit("-", 1)[0] for identity in teachers) or "none"
         last = {
             name: points[-1][1] for name, points in self.curves.items() if points and name.startswith(fields.METRICS)
         }
         return {
             "experiment": spec.suite, "run_id": self.run_id, "start_time": self.start_time,
             "role": spec.role, "spec_id": self.spec_id, "dataset": spec.dataset, "method": spec.method,
-            "student": spec.arch, "teacher": teacher, "seed": str(spec.seed),
+            "student": spec.arch, "teacher": fields.taught_by(spec.teachers), "seed": str(spec.seed),
             **self.tags, **{f"sha256.{name}": sha256 for name, sha256 in self.checksums.items()}, **self.metrics, **last,
             **{f"param/{name}": value for name, value in _flat("", {"tuned": 0} | spec.model_dump())},
         }  # fmt: skip

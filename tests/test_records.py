@@ -376,6 +376,15 @@ def test_the_repositorys_own_records_are_valid() -> None:
     assert store.collect(RESULTS).attrs["problems"] == []
 
 
+def test_two_teachers_have_one_name_whatever_their_order() -> None:
+    found = next(each for each in map(record.read, sorted(RESULTS.glob("*.json"))) if len(each.spec.teachers) == 2)
+    spec = resolved(found)
+    turned = dataclasses.replace(spec, teachers=dict(reversed(spec.teachers.items())))
+    assert turned.id == spec.id
+    names = {each.teacher for each in (spec, turned)} | {found.row()["teacher"]}
+    assert names == {"resnet8-w16-trades + resnet8-w16-natural"}
+
+
 # Evaluation again.
 
 
