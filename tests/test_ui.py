@@ -26,12 +26,18 @@ import records
 from bench import cli
 from bench.errors import BenchError, UsageError
 from bench.track import Store
+from bench.ui import AXES, SHARED
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
-# MLflow's own: a request of its page that its server does not know, and what Chromium then says; a harmless notice
-OWN = re.compile(r"/users/current$|status of 404|ResizeObserver")
+# MLflow's own: a request of its page that its server does not know, and what Chromium then says; a harmless notice;
+# parallel coordinates drawn before their width is known, on a slow machine: they are drawn again, which is checked
+OWN = re.compile(r"/users/current$|status of 404|ResizeObserver|<\w+> attribute \w+: Expected .*NaN")
+DRAWN = """() => {
+  const axes = [...document.querySelectorAll('.parcoords .dimension')].map(axis => axis.getAttribute('transform'))
+  return axes.length == %d && axes.every(place => /^translate\\(\\d/.test(place))
+}"""
 
 
 def free() -> int:
@@ -112,6 +118,7 @@ def test_people_find_methods_side_by_side_then_a_run_and_its_note(
         page.goto(lines[1].split()[-1])
         for text in ("Group: natural", "Group: pgd_at", "Parallel Coordinates", "test/clean vs. test/aa"):
             page.get_by_text(text).first.wait_for(timeout=60_000)
+        page.wait_for_function(DRAWN % len(SHARED + AXES), timeout=60_000)
         page.get_by_text(f"natural ({nasty}) resnet8-w4 digits seed 0").first.click()
         page.get_by_text("Show more").click(timeout=60_000)
         note = page.locator("table", has_text="checkpoint")
