@@ -7,7 +7,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -18,9 +18,6 @@ from bench.track import FINISHED, Store, tracking_uri
 from leaderboards import artifacts, details, fields, record, verdicts
 from leaderboards.record import Record, RecordError
 from leaderboards.store import StoreError, collect
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 BATCH = 1000  # metrics that MLflow takes at once
 
@@ -39,7 +36,6 @@ def export(given: options.Export) -> int:
         raise BenchError(str(error)) from error
     except OSError as error:
         raise BenchError(f"cannot write to {str(given.out)!r}: {error.strerror}") from error
-    points = dict(iter(curves.groupby("run_id", observed=True)))
     found = {run["run_id"]: run for run in runs.to_dict("records")}
     if not found and given.suite:
         raise BenchError(f"no finished run of {given.suite!r} in {source}")
@@ -47,18 +43,15 @@ def export(given: options.Export) -> int:
     def write(name: str) -> str:
         if name not in found:
             raise RecordError("no finished run of a suite has this id")
-        made = of(found[name], points.get(name))
+        made = of(found[name], curves.get(name, {}))
         (given.out / made.name).write_text(made.text(), encoding="utf-8")
         return str(given.out / made.name)
 
     return each(given.runs or found, write)
 
 
-def of(run: dict[str, Any], curves: pd.DataFrame | None) -> Record:
+def of(run: dict[str, Any], curves: fields.Curves) -> Record:
     """The record of a run in store.collect's frame, with its part of details.curves. Raises RecordError."""
-    points = dict[str, list[tuple[int, float]]]()
-    for name, step, value in curves[["metric", "step", "value"]].itertuples(index=False) if curves is not None else ():
-        points.setdefault(name, []).append((step, value))
     metrics = {name: value for name, value in run.items() if name.startswith(fields.METRICS) and value == value}
     try:
         spec = json.loads(artifacts.read(run["artifact_uri"], "spec.json"))
@@ -74,8 +67,8 @@ def of(run: dict[str, Any], curves: pd.DataFrame | None) -> Record:
         spec=spec,
         tags={name: run[name] for name in fields.NOTED},
         checksums={name.removeprefix("sha256."): run[name] for name in fields.CHECKSUMS if run[name]},
-        metrics={name: value for name, value in metrics.items() if name not in points},
-        curves=points,
+        metrics={name: value for name, value in metrics.items() if name not in curves},
+        curves={name: [*zip(*curve, strict=True)] for name, curve in curves.items()},
         environment=details.environment(run),
         verdicts=None if survived is None else record.packed(survived),
     )

@@ -63,14 +63,13 @@ class Client:
                         rows += [_row(experiment.name, run)] if run.info.status == fields.FINISHED else []
         return pd.DataFrame(rows), fields.unfinished(statuses)
 
-    def curves(self, runs: Sequence[str]) -> pd.DataFrame:
-        import pandas as pd
+    def curves(self, runs: Sequence[str]) -> dict[str, fields.Curves]:
+        return {run: dict(self._curves(run)) for run in runs}
 
-        points = []
-        for run in runs:
-            for name in (name for name in self.client.get_run(run).data.metrics if name.startswith(fields.CURVES)):
-                points += [(run, name, point.step, point.value) for point in self.client.get_metric_history(run, name)]
-        return pd.DataFrame(points, columns=list(fields.POINT))
+    def _curves(self, run: str) -> Iterator[tuple[str, fields.Curve]]:
+        for name in filter(fields.curve, self.client.get_run(run).data.metrics):
+            points = self.client.get_metric_history(run, name)
+            yield name, ([point.step for point in points], [point.value for point in points])
 
     def _paged(self, search: str, **query: Any) -> Iterator[Any]:
         token: str | None = None

@@ -12,10 +12,11 @@ from leaderboards import fields
 
 if TYPE_CHECKING:
     import pandas as pd
-    from sqlalchemy import ColumnElement, Connection, TableClause
+    from sqlalchemy import ColumnElement, Connection, Select, TableClause
 
 CONNECT_SECONDS = 10
 BATCH = 1000  # runs whose curves are asked for at once
+PART = 10_000  # rows
 TABLES = {  # what is read of each table; MLflow has had these columns since 1.0
     "experiments": ("experiment_id", "name", "lifecycle_stage"),
     "runs": ("run_uuid", "experiment_id", "status", "lifecycle_stage", "start_time", "artifact_uri"),
@@ -84,38 +85,31 @@ class Database:
             ("param/", select(params.run_uuid, params.key, params.value)),
         ):
             query = query.where(query.selected_columns[0].in_(chosen))
-            rows = self.connection.execute(query, execution_options={"yield_per": 10_000})
-            columns |= {prefix + name: values for name, values in _pivot(rows.partitions(), position).items()}
+            columns |= {prefix + name: values for name, values in _pivot(self._rows(query), position).items()}
         return pd.DataFrame(columns), fields.unfinished(run.status for run in every)
 
-    def curves(self, runs: Sequence[str]) -> pd.DataFrame:
-        import numpy as np
-        import pandas as pd
+    def curves(self, runs: Sequence[str]) -> dict[str, dict[str, fields.Curve]]:
         from sqlalchemy import not_, select
 
         points = _table("metrics").c
         query = select(points.run_uuid, points.key, points.step, points.value)
         query = query.where(_starts(points.key, fields.CURVES), not_(points.is_nan))
-        position, names = {run: index for index, run in enumerate(runs)}, dict[str, int]()
-        parts = [np.empty((4, 0))]
+        found: dict[str, dict[str, Any]] = {run: {} for run in runs}
         for start in range(0, len(runs), BATCH):
-            result = self.connection.execute(query.where(points.run_uuid.in_(runs[start : start + BATCH])))
-            # the driver's rows: SQLAlchemy's own take as long to make as the query
-            if rows := result.cursor.fetchall() if result.cursor else []:
-                run, key, step, value = zip(*rows, strict=True)
-                for name in dict.fromkeys(key):
-                    names.setdefault(name, len(names))
-                codes = ([*map(position.__getitem__, run)], [*map(names.__getitem__, key)])
-                parts.append(np.array([*codes, step, value], dtype=float))
-        run, metric, step, value = np.concatenate(parts, axis=1)
-        return pd.DataFrame(
-            {
-                "run_id": pd.Categorical.from_codes(run.astype(int), list(runs)),
-                "metric": pd.Categorical.from_codes(metric.astype(int), list(names)),
-                "step": step.astype(int),
-                "value": value,
-            }
-        )
+            for run, name, step, value in self._rows(query.where(points.run_uuid.in_(runs[start : start + BATCH]))):
+                curves = found[run]
+                if name not in curves:
+                    curves[name] = ([], [])
+                steps, values = curves[name]
+                steps.append(step)
+                values.append(value)
+        return found
+
+    def _rows(self, query: Select[Any]) -> Iterator[Any]:
+        """The driver's own rows, a part at a time: SQLAlchemy's take as long to make as the query."""
+        with self.connection.execute(query) as result:
+            while rows := result.cursor.fetchmany(PART) if result.cursor else []:
+                yield from rows
 
     def _columns(self) -> dict[str, set[str]]:
         """The columns of each table; none of a table that does not exist."""
@@ -130,15 +124,14 @@ class Database:
         return folder.as_uri() if folder and folder.exists() else recorded
 
 
-def _pivot(parts: Iterable[Iterable[Any]], position: dict[str, int]) -> dict[str, list[Any]]:
+def _pivot(rows: Iterable[tuple[str, str, Any]], position: dict[str, int]) -> dict[str, list[Any]]:
     """(run, name, value) -> a column for each name, None where a run has no value; equal values are one object."""
     columns: dict[str, list[Any]] = {}
     known: dict[Any, Any] = {}
-    for rows in parts:  # a part at a time: row by row costs SQLAlchemy as much as the rest
-        for run, name, value in rows:
-            if name not in columns:
-                columns[name] = [None] * len(position)
-            columns[name][position[run]] = known.setdefault(value, value)
+    for run, name, value in rows:
+        if name not in columns:
+            columns[name] = [None] * len(position)
+        columns[name][position[run]] = known.setdefault(value, value)
     return columns
 
 

@@ -13,20 +13,24 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def curves(source: str | Path, runs: pd.DataFrame) -> pd.DataFrame:
+def curves(source: str | Path, runs: pd.DataFrame) -> dict[str, fields.Curves]:
     """The metrics of each epoch ("train/...", "val/...", "lr") of `runs`, which store.collect took from `source`.
 
-    Columns: run_id and metric (categories), step (int), value (finite); by run in the order of `runs`, metric and step.
-    Raises store.StoreError.
+    By run id, then by name; epochs ascend, and every value is finite. Raises store.StoreError.
     """
-    ids = list(runs["run_id"])
     with store.opened(source) as reader:
-        found = reader.curves(ids)
-    found = found[(found["value"].abs() < store.LARGEST) & found["metric"].map(fields.curve).astype(bool)].copy()
-    for name, values in ("run_id", ids), ("metric", sorted(found["metric"].unique())):
-        found[name] = found[name].astype("category").cat.set_categories(values)
-    key = list(fields.POINT[:3])
-    return found.sort_values(key, kind="stable").drop_duplicates(key, keep="last").reset_index(drop=True)
+        found = reader.curves(list(runs["run_id"]))
+    return {
+        run: {name: curve for name in sorted(filter(fields.curve, metrics)) if (curve := _sound(metrics[name]))[0]}
+        for run, metrics in found.items()
+    }
+
+
+def _sound(curve: fields.Curve) -> fields.Curve:
+    """In order, without values that are none; what was recorded last holds for an epoch."""
+    points = {step: value for step, value in zip(*curve, strict=True) if abs(value) < store.LARGEST}
+    steps = sorted(points)
+    return steps, [points[step] for step in steps]
 
 
 def environment(run: Mapping[str, Any]) -> dict[str, Any]:

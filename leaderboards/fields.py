@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeAlias
 
 EXPERIMENT = re.compile(r"(?P<suite>.+)@(?P<version>0|[1-9][0-9]{0,5})")
 FINISHED = "FINISHED"
@@ -17,7 +18,9 @@ TAGS = (*IDENTITY, *NOTED, *CHECKSUMS)
 PLACE = ("experiment", "run_id", "artifact_uri", "start_time")
 METRICS = ("test/", "test_last/", "test_ema/", "test_swa/", "cost/", "val/")
 CURVES = ("train/", "val/", "lr")  # how the names of metrics of each epoch begin; "lr" is a whole name
-POINT = ("run_id", "metric", "step", "value")
+
+Curve: TypeAlias = tuple[Sequence[int], Sequence[float]]  # epochs, values
+Curves: TypeAlias = Mapping[str, Curve]  # of a run, by metric
 
 
 def wanted(experiment: str, suite: str | None) -> bool:

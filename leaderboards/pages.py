@@ -131,7 +131,7 @@ def _task(site: Site, task: Task) -> dict[str, Any]:
 
 
 def _method(site: Site, name: str, places: Sequence[Place]) -> dict[str, Any]:
-    means = [(_line(place), mean([site.curves.of(run) for run in place.row.run_ids])) for place in places]
+    means = [(_line(place), mean([site.curves.get(run, {}) for run in place.row.run_ids])) for place in places]
     lines = [(label, curves) for label, curves in means if curves]
     drawn = of_method(lines[:LINES])
     about = site.about(name)
@@ -170,7 +170,7 @@ def _parameters(about: About | None, values: Mapping[str, list[str]]) -> Iterato
 
 def _run(site: Site, place: Place, run: str) -> dict[str, Any]:
     record = site.records[run]
-    curves = site.curves.of(run)
+    curves = site.curves.get(run, {})
     drawn = of_run(curves)
     return {
         "place": place,

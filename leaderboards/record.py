@@ -251,16 +251,17 @@ class Folder:
                     rows.append(found.row() | {"artifact_uri": path.resolve().as_uri()})
         return pd.DataFrame(rows), problems
 
-    def curves(self, runs: Sequence[str]) -> pd.DataFrame:
-        import pandas as pd
-
-        points, wanted = [], set(runs)
+    def curves(self, runs: Sequence[str]) -> dict[str, fields.Curves]:
+        every, wanted = dict[str, fields.Curves](), set(runs)
         for path in self._files():
             with suppress(RecordError):
                 found = read(path)
-                for name, curve in found.curves.items() if found.run_id in wanted else ():
-                    points += [(found.run_id, name, *point) for point in curve]
-        return pd.DataFrame(points, columns=list(fields.POINT))
+                if found.run_id in wanted:
+                    every[found.run_id] = {
+                        name: ([step for step, _ in points], [value for _, value in points])
+                        for name, points in found.curves.items()
+                    }
+        return every
 
     def _files(self) -> list[Path]:
         return sorted(self.path.glob("*.json")) if self.path else []

@@ -8,14 +8,14 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from leaderboards.about import About
 from leaderboards.across import kept
-from leaderboards.curves import Curves
-from leaderboards.rows import CHECKPOINTS, LABELS, RANK, Group, Row
+from leaderboards.fields import Curves
+from leaderboards.rows import CHECKPOINTS, LABELS, RANK, Group, Row, lines
 from leaderboards.table import Section
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class Site:
 
     collected: pd.DataFrame
     sections: Sequence[Section]
-    curves: Curves = Curves({})  # noqa: RUF009
+    curves: Mapping[str, Curves] = field(default_factory=dict)
     environment: Callable[[Record], Mapping[str, Any]] = lambda run: {}
     about: Callable[[str], About | None] = lambda name: None
     suite: str | None = None
@@ -100,7 +100,7 @@ class Site:
     def records(self) -> dict[str, Record]:
         """The frame's lines by run id, superseded runs left out."""
         current = self.collected[~self.collected["superseded"].astype(bool)]
-        return {str(record["run_id"]): record for record in current.to_dict("records")}
+        return {str(record["run_id"]): record for record in lines(current)}
 
     @cached_property
     def columns(self) -> dict[str, list[str]]:

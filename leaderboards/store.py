@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -29,8 +29,8 @@ class Reader(Protocol):
     def runs(self, suite: str | None) -> tuple[pd.DataFrame, list[str]]:
         """Finished runs: fields.PLACE (start_time in ms), fields.TAGS, metrics, "param/..."; and what was left out."""
 
-    def curves(self, runs: Sequence[str]) -> pd.DataFrame:
-        """Columns fields.POINT, in any order, of the runs with these ids."""
+    def curves(self, runs: Sequence[str]) -> Mapping[str, fields.Curves]:
+        """Run -> metric -> curve, as recorded, of those of `runs` (ids) that have any."""
 
 
 def collect(source: str | Path, suite: str | None = None) -> pd.DataFrame:

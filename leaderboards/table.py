@@ -14,7 +14,7 @@ import numpy as np
 
 from leaderboards import across, published, settings, standing
 from leaderboards.across import Across
-from leaderboards.rows import CHECKPOINTS, LABELS, RANK, SECONDS, Cell, Column, Group, Row, Run
+from leaderboards.rows import CHECKPOINTS, LABELS, RANK, SECONDS, Cell, Column, Group, Row, Run, lines
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -77,7 +77,7 @@ def _group(title: str, runs: pd.DataFrame, of_teachers: bool = False) -> Group:
     told = [*TOLD, *dict.fromkeys([RANK, *(column.metric for column in columns)])]
     known = runs.reindex(columns=told).assign(changed=settings.changed(runs), as_published=published.same_task(runs))
     by_key: defaultdict[tuple[str, ...], list[Run]] = defaultdict(list)
-    for run in known.to_dict("records"):
+    for run in lines(known):
         by_key[tuple(run[key] for key in KEYS)].append(run)
     parts = [part for _, part in sorted(by_key.items())]
     rows = _stand([_row(columns, part) for part in parts], parts, not of_teachers)

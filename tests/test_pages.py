@@ -16,7 +16,7 @@ from test_leaderboards import KINDS, NASTY, Store
 import leaderboards
 from leaderboards import pages, store, table
 from leaderboards.about import About, Parameter
-from leaderboards.curves import Curves
+from leaderboards.fields import Curve
 from leaderboards.site import Site, files
 
 TASK = [
@@ -160,13 +160,12 @@ def test_run_page_holds_what_there_is_to_know(uri: str, tmp_path: Path) -> None:
 
 def test_curves_are_drawn_run_by_run_and_averaged_by_method(runs: pd.DataFrame) -> None:
     seeds = runs.loc[(runs["method"] == "gacd") & (runs["test/aa"] > 0.5), "run_id"].tolist()
-    lines = [
-        (run, "val/robust", step, 0.1 * step + 0.01 * place) for place, run in enumerate(seeds) for step in range(5)
-    ]
-    lines += [(run, "train/ce", step, 2.0 - step) for run in seeds[:1] for step in (0, 2, 4)]
-    frame = pd.DataFrame(lines, columns=["run_id", "metric", "step", "value"])
-    frame = frame.sort_values(["run_id", "metric", "step"]).astype({"run_id": "category", "metric": "category"})
-    site = Site(runs, table.sections(runs), Curves.of_frame(frame))
+    curves: dict[str, dict[str, Curve]] = {
+        run: {"val/robust": (range(5), [0.1 * step + 0.01 * place for step in range(5)])}
+        for place, run in enumerate(seeds)
+    }
+    curves[seeds[0]]["train/ce"] = ([0, 2, 4], [2.0, 0.0, -2.0])
+    site = Site(runs, table.sections(runs), curves)
     found = dict(pages.pages(site))
     validation, losses = Reader(found[f"runs/{seeds[0]}.html"]).data[0]
     assert validation["data"][0]["y"] == [0, 10, 20, 30, 40]
