@@ -29,8 +29,12 @@ FINISHED, RUNNING, FAILED, KILLED = "FINISHED", "RUNNING", "FAILED", "KILLED"
 IMPORTING = "importing"  # tag of a run that is being taken from a record, and nobody's to go on with
 NONE: Mapping[str, str] = {}
 PAGE = 50_000  # the most runs that MLflow gives at once
-# MLflow's client retries a dead server for minutes; one short retry is enough to tell.
-BOUNDS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
+# MLflow's client retries a dead server for minutes; one short retry is enough to tell. It also prints where each run is.
+BOUNDS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
 
 
 def tracking_uri(root: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 from urllib.parse import urlparse
@@ -13,6 +14,7 @@ def read(uri: str, name: str) -> bytes:
     place = urlparse(uri)
     if place.scheme in ("", "file"):
         return (Path(url2pathname(place.path)) / name).read_bytes()
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # a bar for each of thousands of small files
     from mlflow.artifacts import download_artifacts
 
     with tempfile.TemporaryDirectory() as folder:

@@ -8,8 +8,9 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import server
 from mlflow.entities import Metric
-from test_leaderboards import Store, by_client
+from test_leaderboards import Store, by_client, fill
 
 import leaderboards
 from leaderboards import details, store
@@ -68,6 +69,24 @@ def test_the_client_gives_the_same_curves(made: Path, monkeypatch: pytest.Monkey
     expected = details.curves(uri(made), runs)
     monkeypatch.setattr(store, "DATABASES", ())
     assert details.curves(uri(made), runs) == expected
+
+
+def test_postgresql_says_the_same(tmp_path: Path) -> None:
+    if not server.installed():
+        pytest.skip("needs PostgreSQL's programs")
+    with server.postgresql() as address:
+        place = address.replace("postgresql:", "postgresql+psycopg:")
+        base = f"sqlite:///{tmp_path}/mlflow.db"
+        for source in (place, base):
+            tracked = Store(source)
+            fill(tracked)
+            run = tracked.run("ard", 0.1 + 0.2, metrics={"val/clean": float("nan"), "train/ce": 1e300})
+            points = [Metric("lr", 1 / (3 + step), 0, step) for step in (2, 0, 1)]
+            tracked.client.log_batch(run, metrics=points)
+        there, here = store.collect(place), store.collect(base)
+        drop = ["run_id", "artifact_uri"]
+        pd.testing.assert_frame_equal(there.drop(columns=drop), here.drop(columns=drop))
+        assert [*details.curves(place, there).values()] == [*details.curves(base, here).values()]
 
 
 def test_a_store_in_files_is_read_through_the_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

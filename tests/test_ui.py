@@ -5,7 +5,6 @@ A real browser looks at its pages.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -20,13 +19,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pandas as pd
 import pytest
 import records
+import test_leaderboards
+from test_leaderboards import fill
 
+import leaderboards
 from bench import cli
 from bench.errors import BenchError, UsageError
-from bench.track import Store
 from bench.ui import AXES, SHARED
+from leaderboards import details, store
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -74,16 +77,19 @@ def served(folder: Path) -> Iterator[list[str]]:
 
 
 @pytest.mark.e2e
-def test_it_serves_the_record(tmp_path: Path) -> None:
-    Store(tmp_path / "runs").experiment("digits@3")
+def test_it_serves_the_record(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    uri = f"sqlite:///{tmp_path}/runs/mlflow.db"
+    fill(test_leaderboards.Store(uri, tmp_path / "runs" / "artifacts"))
+    runs = store.collect(uri)
     with served(tmp_path) as lines:
-        asked = urllib.request.Request(
-            f"{lines[0].split()[0]}/api/2.0/mlflow/experiments/search",
-            data=b'{"max_results": 10}',
-            headers={"Content-Type": "application/json"},
-        )
-        answer = json.load(urllib.request.urlopen(asked, timeout=10))
-        assert "digits@3" in {experiment["name"] for experiment in answer["experiments"]}
+        place = lines[0].split()[0]
+        pd.testing.assert_frame_equal(store.collect(place), runs)
+        assert details.curves(place, runs) == details.curves(uri, runs)
+        capfd.readouterr()
+        leaderboards.write(place, tmp_path / "served")
+        assert capfd.readouterr() == ("", "")
+    leaderboards.write(uri, tmp_path / "read")
+    assert (tmp_path / "served" / "leaderboard.md").read_text() == (tmp_path / "read" / "leaderboard.md").read_text()
 
 
 @pytest.fixture
