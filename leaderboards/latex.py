@@ -7,11 +7,13 @@ import re
 from collections.abc import Iterator
 
 from leaderboards.markdown import bracket, number
-from leaderboards.rows import RANK, SECONDS, Column, Group, Row
+from leaderboards.rows import RANK, Column, Group, Row
 from leaderboards.table import Section
 
 HEAD = r"""% Written by `python -m bench leaderboard`. Needs \usepackage[T1]{fontenc}, \usepackage{booktabs} and
-% \usepackage{graphicx}. Accuracy in percent; best in bold, second underlined; in brackets the 95 % interval."""
+% \usepackage{graphicx}. Accuracy in percent; best in bold, second underlined; in brackets the 95 % interval.
+% Other checkpoints, the worst case over all attacks, and times are in leaderboard.csv."""
+NONE = "--"
 SPECIAL = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
@@ -27,7 +29,8 @@ def render(found: list[Section]) -> str:
 
 def escape(text: str) -> str:
     """`text` as LaTeX shows it, on one line."""
-    return "".join(SPECIAL.get(letter, letter) for letter in re.sub(r"\s+", " ", text).strip())
+    shown = "".join(SPECIAL.get(letter, letter) for letter in re.sub(r"\s+", " ", text).strip())
+    return re.sub(r"(?<=\d) \\%", r"~\\%", shown)  # no line ends between a number and its unit
 
 
 def _groups(section: Section) -> list[Group]:
@@ -40,31 +43,44 @@ def _table(section: Section, group: Group) -> str:
 
 def _lines(section: Section, group: Group) -> Iterator[str]:
     place = not group.of_teachers
-    texts = len(group.heads) - 1
-    heads = [*["Rank"] * place, *map(escape, group.heads), *(escape(column.label) for column in group.columns)]
+    columns = [
+        column for column in group.columns if column.metric.startswith("test/") and column.metric != "test/worst"
+    ]
+    heads = [*["Rank"] * place, *map(escape, group.heads), *(escape(column.label) for column in columns)]
+    teachers = _teachers(group)
+    told = ", ".join(f"{short} is {teacher}" for teacher, short in teachers.items() if short != NONE)
+    caption = f"{section.experiment}: {group.title}. {group.caption}{f' Teacher {told}.' if told else ''}"
     yield r"\begin{table}"
-    yield r"  \centering"
-    yield rf"  \caption{{{escape(f'{section.experiment}: {group.title}. {group.caption}')}}}"
-    yield r"  \resizebox{\linewidth}{!}{%"
-    yield rf"  \begin{{tabular}}{{{'r' * place}{'l' * texts}{'r' * (1 + len(group.columns))}}}"
+    yield r"  \centering\small\setlength{\tabcolsep}{4pt}"
+    yield rf"  \caption{{{escape(caption)}}}\smallskip"
+    yield r"  \resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
+    yield rf"  \begin{{tabular}}{{{'r' * place}{'l' * (len(group.heads) - 1)}{'r' * (1 + len(columns))}}}"
     yield r"    \toprule"
     yield rf"    {' & '.join(heads)} \\"
     yield r"    \midrule"
-    second = {column.metric: _second(group, column) for column in group.columns}
+    second = {column.metric: _second(group, column) for column in columns}
     for row in group.ranked:
-        cells = [_cell(group, row, column, second[column.metric]) for column in group.columns]
-        rank = str(row.standing.rank or "--")
-        yield rf"    {' & '.join([*[rank] * place, *map(escape, group.lead(row)), *cells])} \\"
+        lead = [
+            teachers.get(text, text) if place and n == 1 else escape(text) for n, text in enumerate(group.lead(row))
+        ]
+        cells = [_cell(group, row, column, second[column.metric]) for column in columns]
+        yield rf"    {' & '.join([*[str(row.standing.rank or NONE)] * place, *lead, *cells])} \\"
     yield r"    \bottomrule"
     yield r"  \end{tabular}}"
     yield r"\end{table}"
 
 
+def _teachers(group: Group) -> dict[str, str]:
+    """What stands for each teacher in a column too narrow for names."""
+    names = dict.fromkeys(row.teacher for row in group.ranked)
+    return {"none": NONE} | {name: f"T{n}" for n, name in enumerate((n for n in names if n != "none"), start=1)}
+
+
 def _second(group: Group, column: Column) -> float:
-    """The highest mean below the best, of accuracies; NaN where there is none."""
+    """The highest mean below the best; NaN where there is none."""
     best = group.best(column)
     below = [row[column.metric].mean for row in group.ranked if row[column.metric].n and row[column.metric].mean < best]
-    return max(below, default=math.nan) if column.metric != SECONDS else math.nan
+    return max(below, default=math.nan)
 
 
 def _cell(group: Group, row: Row, column: Column, second: float) -> str:
