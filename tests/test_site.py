@@ -11,7 +11,7 @@ from typing import Any, Literal
 import pytest
 from mlflow.entities import Metric
 from PIL import Image
-from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, sync_playwright
 from test_leaderboards import NASTY, Store, fill, scores
 
 import leaderboards
@@ -197,6 +197,22 @@ def test_nothing_is_wider_than_the_window(site: Path, page: Page, width: int) ->
     for path in paths(site):
         page.goto((site / path).as_uri())
         assert page.evaluate("document.documentElement.scrollWidth") <= width, path
+
+
+def test_long_names_leave_room_for_the_chart_on_a_phone(site: Path, page: Page) -> None:
+    def names(path: str) -> Locator:
+        page.goto((site / path).as_uri())
+        page.get_by_role("radio", name="Intervals and seeds").check()
+        return page.locator(".plot .ytick")
+
+    long = "gacd (tau=0.1; training.epochs=2)"
+    found = names(TASK)
+    found.get_by_text(long).wait_for()
+    page.set_viewport_size({"width": 390, "height": 800})
+    found.get_by_text("gacd (tau=0…pochs=2)").wait_for()
+    assert not found.get_by_text(long).count()
+    (path,) = site.glob("tasks/*script*.html")
+    names(f"tasks/{path.name}").get_by_text("$x$ <script…").wait_for()
 
 
 def test_pages_have_landmarks_and_captions(site: Path, page: Page) -> None:

@@ -51,8 +51,14 @@ function theme() {
   };
 }
 
+// Rows of one method differ at the ends of their names. What Plotly takes for markup is escaped, and is one letter.
+function cut(name) {
+  const letters = name.match(/&\w+;|./gsu) || [];
+  return letters.length > 20 ? [...letters.slice(0, 11), "…", ...letters.slice(-8)].join("") : name;
+}
+
 function enhanceCharts() {
-  const dark = matchMedia("(prefers-color-scheme: dark)"), touch = matchMedia("(pointer: coarse)");
+  const dark = matchMedia("(prefers-color-scheme: dark)"), touch = matchMedia("(pointer: coarse)"), narrow = matchMedia("(max-width: 30rem)");
   for (const figure of document.querySelectorAll("figure.charts")) {
     const text = figure.querySelector("script").textContent;
     const plot = figure.querySelector(".plot"), caption = figure.querySelector("figcaption");
@@ -60,6 +66,8 @@ function enhanceCharts() {
       // Colours are names of the page's own properties, as they are at this moment.
       const chart = JSON.parse(text, (key, value) => key === "color" && value.startsWith("--") ? colour(value) : value)[place];
       const layout = { ...chart.layout, template: { layout: theme() }, dragmode: touch.matches ? false : "zoom" };
+      const axis = chart.layout.yaxis;
+      if (narrow.matches && axis.ticktext) axis.ticktext = axis.ticktext.map(cut);
       caption.textContent = chart.caption;
       plot.setAttribute("aria-label", `Chart: ${chart.title}`);
       Plotly.react(plot, chart.data, layout, { responsive: true, displaylogo: false, modeBarButtons: [["toImage", "resetScale2d"]] });
@@ -67,7 +75,7 @@ function enhanceCharts() {
     const choices = [...figure.querySelectorAll("input[type=radio]")];
     const chosen = () => Math.max(0, choices.findIndex(choice => choice.checked));
     for (const choice of choices) choice.addEventListener("change", () => draw(chosen()));
-    dark.addEventListener("change", () => draw(chosen()));
+    for (const query of [dark, narrow]) query.addEventListener("change", () => draw(chosen()));
     figure.hidden = false;
     draw(chosen());
   }
