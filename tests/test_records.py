@@ -379,7 +379,8 @@ def test_the_repositorys_own_records_are_valid() -> None:
 
 
 def test_two_teachers_have_one_name_whatever_their_order() -> None:
-    found = next(each for each in map(record.read, sorted(RESULTS.glob("*.json"))) if len(each.spec.teachers) == 2)
+    found = record.read(next(RESULTS.glob("digits@*-mtard-*.json")))
+    assert len(found.spec.teachers) == 2
     spec = resolved(found)
     turned = dataclasses.replace(spec, teachers=dict(reversed(spec.teachers.items())))
     assert turned.id == spec.id
