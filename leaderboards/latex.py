@@ -47,7 +47,7 @@ def _lines(section: Section, group: Group) -> Iterator[str]:
         column for column in group.columns if column.metric.startswith("test/") and column.metric != "test/worst"
     ]
     heads = [*["Rank"] * place, *map(escape, group.heads), *(escape(column.label) for column in columns)]
-    teachers = _teachers(group)
+    teachers = _teachers(group) if place else {}
     told = ", ".join(f"{short} is {teacher}" for teacher, short in teachers.items() if short != NONE)
     caption = f"{section.experiment}: {group.title}. {group.caption}{f' Teacher {told}.' if told else ''}"
     yield r"\begin{table}"
@@ -60,9 +60,9 @@ def _lines(section: Section, group: Group) -> Iterator[str]:
     yield r"    \midrule"
     second = {column.metric: _second(group, column) for column in columns}
     for row in group.ranked:
-        lead = [
-            teachers.get(text, text) if place and n == 1 else escape(text) for n, text in enumerate(group.lead(row))
-        ]
+        lead = [escape(text) for text in group.lead(row)]
+        if place:
+            lead[group.heads.index("Teacher")] = teachers[row.teacher]
         cells = [_cell(group, row, column, second[column.metric]) for column in columns]
         yield rf"    {' & '.join([*[str(row.standing.rank or NONE)] * place, *lead, *cells])} \\"
     yield r"    \bottomrule"
