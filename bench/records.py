@@ -36,7 +36,7 @@ def export(given: options.Export) -> int:
         raise BenchError(str(error)) from error
     except OSError as error:
         raise BenchError(f"cannot write to {str(given.out)!r}: {error.strerror}") from error
-    found = {run["run_id"]: run for run in runs.to_dict("records")}
+    found = {run["run_id"]: run for run in fields.lines(runs)}
     if not found and given.suite:
         raise BenchError(f"no finished run of {given.suite!r} in {source}")
 

@@ -6,7 +6,10 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 EXPERIMENT = re.compile(r"(?P<suite>.+)@(?P<version>0|[1-9][0-9]{0,5})")
 FINISHED = "FINISHED"
@@ -21,6 +24,12 @@ CURVES = ("train/", "val/", "lr")  # how the names of metrics of each epoch begi
 
 Curve: TypeAlias = tuple[Sequence[int], Sequence[float]]  # epochs, values
 Curves: TypeAlias = Mapping[str, Curve]  # of a run, by metric
+
+
+def lines(runs: pd.DataFrame) -> list[dict[Any, Any]]:
+    """The lines of a frame by the names of its columns; its own to_dict takes three times as long."""
+    names = [*runs.columns]
+    return [dict(zip(names, line, strict=True)) for line in zip(*(runs[name].tolist() for name in names), strict=True)]
 
 
 def wanted(experiment: str, suite: str | None) -> bool:

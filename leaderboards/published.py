@@ -17,6 +17,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from leaderboards import fields
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -74,7 +76,7 @@ def beside(runs: pd.DataFrame) -> pd.DataFrame:
     """store.collect's frame with columns "published/..." at its end, where anything is published for one of its runs."""
     import pandas as pd
 
-    told = runs.reindex(columns=[*KEYS, *(f"test/{attack}" for attack in ATTACKS)]).to_dict("records")
+    told = fields.lines(runs.reindex(columns=[*KEYS, *(f"test/{attack}" for attack in ATTACKS)]))
     columns = [_columns(run) if same else {} for run, same in zip(told, same_task(runs), strict=True)]
     return pd.concat([runs, pd.DataFrame(columns, index=runs.index)], axis="columns")
 

@@ -5,13 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 from leaderboards import published
 from leaderboards.published import Published
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 RANK = "test/aa"  # the ranking number: AutoAttack on the checkpoint that validation chose
 LABELS = {
@@ -27,12 +24,6 @@ CHECKPOINTS = {"test_last": "last", "test_ema": "EMA", "test_swa": "SWA"}
 SECONDS = "cost/train_seconds"
 
 Run: TypeAlias = dict[Any, Any]  # one line of store.collect's frame, as far as its row needs it
-
-
-def lines(runs: pd.DataFrame) -> list[Run]:
-    """The lines of a frame; its own to_dict takes three times as long."""
-    names = [*runs.columns]
-    return [dict(zip(names, line, strict=True)) for line in zip(*(runs[name].tolist() for name in names), strict=True)]
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from leaderboards.about import About
 from leaderboards.across import kept
-from leaderboards.fields import Curves
-from leaderboards.rows import CHECKPOINTS, LABELS, RANK, Group, Row, lines
+from leaderboards.fields import Curves, lines
+from leaderboards.rows import CHECKPOINTS, LABELS, RANK, Group, Row
 from leaderboards.table import Section
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ import numpy as np
 
 from leaderboards import across, published, settings, standing
 from leaderboards.across import Across
-from leaderboards.rows import CHECKPOINTS, LABELS, RANK, SECONDS, Cell, Column, Group, Row, Run, lines
+from leaderboards.fields import lines
+from leaderboards.rows import CHECKPOINTS, LABELS, RANK, SECONDS, Cell, Column, Group, Row, Run
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -65,9 +65,9 @@ function enhanceCharts() {
     const draw = place => {
       // Colours are names of the page's own properties, as they are at this moment.
       const chart = JSON.parse(text, (key, value) => key === "color" && value.startsWith("--") ? colour(value) : value)[place];
-      const layout = { ...chart.layout, template: { layout: theme() }, dragmode: touch.matches ? false : "zoom" };
       const axis = chart.layout.yaxis;
       if (narrow.matches && axis.ticktext) axis.ticktext = axis.ticktext.map(cut);
+      const layout = { ...chart.layout, template: { layout: theme() }, dragmode: touch.matches ? false : "zoom" };
       caption.textContent = chart.caption;
       plot.setAttribute("aria-label", `Chart: ${chart.title}`);
       Plotly.react(plot, chart.data, layout, { responsive: true, displaylogo: false, modeBarButtons: [["toImage", "resetScale2d"]] });
