@@ -1,14 +1,15 @@
-"""How much faster training is than the authors' way of writing it, at the same mathematics: steps, epochs, images.
+"""How much faster training is than the authors' way of writing it: steps, epochs, images, the record of an epoch.
 
     pytest -s tests/bench_training.py [--benchmark-json FILE]
 
-Not collected with the tests. A case times the two alternately, so that a busy machine slows both; the ratio is that of the
-medians. The reference is tests/reference.py.
+Not collected with the tests. Both do the same mathematics. A case times the two alternately, so that a busy machine
+slows both; the ratio is that of the medians. The reference is tests/reference.py.
 """
 
 from __future__ import annotations
 
 import copy
+import itertools
 import os
 import statistics
 import time
@@ -27,6 +28,7 @@ import methods
 from bench import data, datasets, models
 from bench.spec import Spec
 from bench.suites import Training
+from bench.track import Store
 from bench.train import Objective, Trainer
 from methods.base import Net
 
@@ -36,8 +38,10 @@ CASES = {  # method, student and teacher, batch, rounds, ratio to reach
     "rslad, resnet8-w16-s2, cifar-mini": ("rslad", "cifar10", "resnet8-w16-s2", "resnet14-w16-s2", 128, 11, None),
     "rslad, ResNet-18 of width 16": ("rslad", "cifar10", "resnet18-w16", "resnet18-w16", 64, 7, 1.4),
     "ard, ResNet-18 of width 16": ("ard", "cifar10", "resnet18-w16", "resnet18-w16", 64, 7, 1.4),
+    "gacd, ResNet-18 of width 16": ("gacd", "cifar10", "resnet18-w16", "resnet18-w16", 64, 7, 1.4),
     "rslad, ResNet-18 of width 64": ("rslad", "cifar10", "resnet18", "resnet18", 32, 3, 1.2),
     "ard, ResNet-18 of width 64": ("ard", "cifar10", "resnet18", "resnet18", 32, 3, 1.2),
+    "gacd, ResNet-18 of width 64": ("gacd", "cifar10", "resnet18", "resnet18", 32, 3, 1.2),
 }
 ROOT = Path(os.environ.get("BENCH_DATA_ROOT", "data"))
 
@@ -61,8 +65,9 @@ def test_step(name: str, benchmark: Any, tmp_path: Path) -> None:
     torch.manual_seed(1)
     teacher = models.build(taught_by, data.load(dataset, ROOT, limit_train=100, limit_val=10, limit_test=10).info)
     trainer = harness(method, dataset, arch, copy.deepcopy(teacher), batch, tmp_path)
-    student = copy.deepcopy(trainer.objective.student)
-    optimiser = torch.optim.SGD(student.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+    student, parts = copy.deepcopy(trainer.objective.student), copy.deepcopy(trainer.objective.parts)
+    learnt = [*student.parameters(), *parts.parameters()]
+    optimiser = torch.optim.SGD(learnt, lr=0.1, momentum=0.9, weight_decay=5e-4)
     teacher.eval().requires_grad_(False)
     images = trainer.batch(trainer.order()[0], 0)
     trainer.set_rate(0)
@@ -73,7 +78,7 @@ def test_step(name: str, benchmark: Any, tmp_path: Path) -> None:
         one = replace(images)
         torch.manual_seed(number)
         start = time.perf_counter()
-        adv, loss = getattr(reference, method)(student, teacher, optimiser, one.x, one.y)
+        adv, loss = getattr(reference, method)(student, teacher, optimiser, one.x, one.y, *parts.values())
         middle = time.perf_counter()
         torch.manual_seed(number)
         terms = trainer.step(one)
@@ -123,6 +128,33 @@ def test_images(benchmark: Any, tmp_path: Path) -> None:
 
     benchmark.pedantic(harness_epoch, rounds=1)
     compare("images", benchmark, alternately(reference_epoch, harness_epoch, 7))
+
+
+def test_tracking(benchmark: Any, tmp_path: Path) -> None:
+    """The metrics of an epoch in MLflow's database: a call for each, as scripts have it, and the harness's one call."""
+    row = {"epoch": 0.0, "lr": 0.1, "train/kl_adv": 1.5, "train/kl_nat": 0.5, "val/clean": 0.5, "val/robust": 0.3}
+    store = Store(tmp_path)
+    singly, together = (store.open("bench@1", way, {"way": way}, "", ("way",)) for way in ("singly", "together"))
+    steps = {run.run_id: itertools.count() for run in (singly, together)}
+
+    def reference_epoch() -> None:
+        step = next(steps[singly.run_id])
+        for name, value in row.items():
+            store.client.log_metric(singly.run_id, name, value, step=step)
+
+    def harness_epoch() -> None:
+        together.epoch(row, next(steps[together.run_id]))
+
+    reference_epoch()
+    benchmark.pedantic(harness_epoch, rounds=1)
+    compare("tracking", benchmark, alternately(reference_epoch, harness_epoch, 20))
+    for name in row:
+        first, second = (
+            [(point.step, point.value) for point in store.client.get_metric_history(run.run_id, name)]
+            for run in (singly, together)
+        )
+        assert first == second
+        assert len(first) == 22
 
 
 def real(dataset: str) -> None:

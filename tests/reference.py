@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from methods.base import Budget, Net
 
@@ -32,10 +32,38 @@ def ard(student: Net, teacher: Net, optimiser: torch.optim.Optimizer, x: Tensor,
     """As `rslad`."""
     with torch.no_grad():
         target = (teacher(x) / 30).softmax(dim=1)
-    noise = (2 * torch.rand_like(x) - 1) * BUDGET.eps
-    adv = attacked(student, x, noise, lambda logits: F.cross_entropy(logits, y, reduction="sum"))
+    adv = attacked(student, x, uniform(x), lambda logits: F.cross_entropy(logits, y, reduction="sum"))
     loss = 30**2 * F.kl_div((student(adv) / 30).log_softmax(dim=1), target, reduction="batchmean")
     return adv, updated(optimiser, loss)
+
+
+def gacd(
+    student: Net, teacher: Net, optimiser: torch.optim.Optimizer, x: Tensor, y: Tensor, contrast: nn.Module
+) -> tuple[Tensor, Tensor]:
+    """As `rslad`; contrast: both projections and the logarithm of Z, as methods.contrast has them."""
+    with torch.no_grad():
+        anchor = teacher.features(x)
+        trust = teacher.head(anchor).softmax(dim=1)[torch.arange(len(y)), y]
+    adv = attacked(student, x, uniform(x), lambda logits: F.cross_entropy(logits, y, reduction="sum"))
+    features = student.features(adv)
+    t, s = F.normalize(contrast.project_t(anchor)), F.normalize(contrast.project_s(features))
+    scores = (t @ s.T / 0.07).exp()
+    with torch.no_grad():
+        pairs = len(y) * (len(y) - 1)
+        now = (scores.sum() - scores.trace()) / pairs
+        z = now if contrast.log_z.isnan() else 0.99 * contrast.log_z.exp() + 0.01 * now
+        contrast.log_z.copy_(z.log())
+    others = y[None] != y[:, None]
+    count = others.sum(dim=1, keepdim=True).clamp(min=1)
+    forth, back = scores / z / count, scores.T / z / count  # the critic is h = r / (1 + r), r one of these
+    positive = 2 * (1 + 1 / forth.diag()).log()
+    negative = (((1 + forth) * (1 + back)).log() * others).sum(dim=1)
+    guided = trust / trust.mean() * (positive + negative)
+    return adv, updated(optimiser, F.cross_entropy(student.head(features), y) + 0.2 * guided.mean())
+
+
+def uniform(x: Tensor) -> Tensor:
+    return (2 * torch.rand_like(x) - 1) * BUDGET.eps
 
 
 def attacked(student: Net, x: Tensor, noise: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:
