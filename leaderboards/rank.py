@@ -5,7 +5,9 @@ estimated is the accuracy over all images that could have been drawn and all see
 are sampled. Images are many, and are resampled with replacement, the same draw for every row: a paired bootstrap
 (Efron & Tibshirani, An Introduction to the Bootstrap, 1993). Seeds are one to five, and resampling so few would show
 (S - 1) / S of their variance at most: theirs is estimated as in a two-way analysis of variance, drawn from a normal,
-and widened to the quantile of Student's t (Cochran & Cox, Experimental Designs, 1950).
+and widened to the quantile of Student's t (Cochran & Cox, Experimental Designs, 1950). Of the noise of single images, which
+two seeds show as well, the fewer seeds there are the less is taken off: where the difference falls below zero by chance, as
+it often would, seeds would seem to do nothing.
 
 A row's interval uses the row alone. With one seed it is about that one network. Where rows are compared, a seed variance is
 the row's own or the average of the task, whichever is larger: of many rows, some have seeds that agree by chance, and
@@ -39,25 +41,41 @@ def interval(flags: Flags) -> tuple[float, float]:
     """
     images = flags.mean(axis=0)
     mean, n, z = float(images.mean()), images.size, _quantile()
-    variance = float(images.var()) / max(n - 1, 1)
+    variance, seeds = float(images.var()) / max(n - 1, 1), 0.0
+    if len(flags) > 1:
+        count, share = len(flags), _taken_off(len(flags) - 1)
+        whole, noise = _between_seeds(flags)
+        seeds = _student(z, count - 1) * math.sqrt(max(0.0, whole - share * noise) / count)
+        variance = max(0.0, variance - (1 - share) * noise / count)  # it is among the seeds' already
     size = mean * (1 - mean) / variance if variance > 0 else n
     middle, half = mean + z * z / (2 * size), z * math.sqrt(mean * (1 - mean) / size + (z / (2 * size)) ** 2)
     low, high = ((middle + side * half) / (1 + z * z / size) for side in (-1, 1))
-    seeds = 0.0
-    if len(flags) > 1:
-        seeds = _student(z, len(flags) - 1) * math.sqrt(max(0.0, seed_variance(flags)) / len(flags))
     return max(0.0, mean - math.hypot(mean - low, seeds)), min(1.0, mean + math.hypot(high - mean, seeds))
 
 
-def seed_variance(flags: Flags) -> float:
-    """Variance of the accuracy between seeds beyond what single images explain; NaN for one seed, and may be negative."""
-    seeds, n = flags.shape
-    if seeds == 1:
+def seed_variance(flags: Flags, share: float = 1.0) -> float:
+    """Variance of the accuracy between seeds, less a share of what single images explain; NaN for one seed.
+
+    Nothing but that of seeds, on average, for the whole share; then it may be negative.
+    """
+    if len(flags) == 1:
         return math.nan
+    whole, noise = _between_seeds(flags)
+    return whole - share * noise
+
+
+def _between_seeds(flags: Flags) -> tuple[float, float]:
+    """Variance of the accuracy between two seeds or more, and how much of it is the noise of single images."""
+    seeds, n = flags.shape
     by_seed, by_image = flags.mean(axis=1), flags.mean(axis=0)
     residual = flags - by_image - by_seed[:, None] + by_image.mean()
-    noise: float = (residual**2).sum() / ((seeds - 1) * max(n - 1, 1))
-    return float(by_seed.var(ddof=1) - noise / n)
+    noise = (residual**2).sum() / ((seeds - 1) * max(n - 1, 1))
+    return float(by_seed.var(ddof=1)), float(noise / n)
+
+
+def _taken_off(freedom: int) -> float:
+    """The share of the noise of single images that may be taken off a variance with so many degrees of freedom."""
+    return 1 - 2 / (freedom + 1)
 
 
 @dataclass(frozen=True)
@@ -73,9 +91,9 @@ class Task:
     def of(cls, rows: Sequence[Flags]) -> Task:
         """Raises ValueError for rows with different numbers of images."""
         counts = np.array([len(flags) for flags in rows])
-        own = np.array([seed_variance(flags) for flags in rows])
-        whole = np.array([flags.mean(axis=1).var(ddof=1) if len(flags) > 1 else 0.0 for flags in rows])
         freedom = int((counts - 1).sum())
+        own = np.array([seed_variance(flags, _taken_off(freedom)) for flags in rows])
+        whole = np.array([flags.mean(axis=1).var(ddof=1) if len(flags) > 1 else 0.0 for flags in rows])
         shares = (counts - 1) / max(freedom, 1)
         average, one = max(0.0, float((shares * np.nan_to_num(own)).sum())), float((shares * whole).sum())
         variance = np.where(counts > 1, np.fmax(own, average), one) / counts

@@ -44,9 +44,12 @@ def flags(*ones: int, n: int) -> Flags:
 @pytest.mark.parametrize("accuracy", [0.2, 0.8])
 def test_interval_covers_the_truth(seeds: tuple[int, ...], accuracy: float) -> None:
     rng = np.random.default_rng(0)
-    for luck in (0.0, 0.1) if seeds[0] > 1 else (0.0,):
-        found = [rank.interval(simulate(rng, 1, seeds, accuracy, luck)[0]) for _ in range(1000)]
-        assert 0.93 <= np.mean([low <= accuracy <= high for low, high in found]) <= 0.98
+    for luck in (0.0, 0.1, 0.3) if seeds[0] > 1 else (0.0,):
+        found = [rank.interval(simulate(rng, 1, seeds, accuracy, luck)[0]) for _ in range(2000)]
+        most = (
+            0.99 if seeds == (2,) else 0.975
+        )  # two seeds say so little of their spread that the interval errs on one side
+        assert 0.93 <= np.mean([low <= accuracy <= high for low, high in found]) <= most
 
 
 @pytest.mark.parametrize("seeds", [*SEEDS, (1, 3)])
@@ -57,11 +60,15 @@ def test_difference_covers_the_truth(seeds: tuple[int, ...]) -> None:
     assert 0.93 <= np.mean([low <= 0 <= high for _, low, high in found]) <= 0.985
 
 
+@pytest.mark.parametrize("rows", [2, 3, 8])
 @pytest.mark.parametrize("seeds", [*SEEDS, (1, 3)])
-def test_equal_methods_share_a_rank(seeds: tuple[int, ...]) -> None:
+def test_equal_methods_share_a_rank(seeds: tuple[int, ...], rows: int) -> None:
     rng = np.random.default_rng(2)
-    tasks = [simulate(rng, 8, seeds, 0.7, 0.1 * (seeds != (1,))) for _ in range(300)]
-    assert np.mean([not Task.of(rows).better().any() for rows in tasks]) >= 0.95
+    tasks = (simulate(rng, rows, seeds, 0.7, 0.1 * (seeds != (1,))) for _ in range(2400 // rows))
+    shared = [not Task.of(found).better().any() for found in tasks]
+    assert np.mean(shared) >= 0.95 - 2 * math.sqrt(0.05 * 0.95 / len(shared)) * (
+        rows < 8
+    )  # 2,500 of rows (1,) gave 0.951
 
 
 def test_a_real_difference_is_found() -> None:
