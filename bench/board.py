@@ -18,7 +18,7 @@ def leaderboard(given: options.Leaderboard) -> int:
         raise unknown("suite", given.suite, suites.SUITES)
     try:
         source = given.records or tracking_uri(given.store)
-        paths = leaderboards.write(source, given.out, given.suite or None, about, given.figures)
+        paths = leaderboards.write(source, given.out, given.suite or None, about, given.figures, suites.protocol)
     except StoreError as error:
         raise BenchError(str(error)) from error
     except OSError as error:

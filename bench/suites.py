@@ -5,7 +5,7 @@ A change of any number that can alter a result is a new version; old records kee
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 from bench.errors import unknown
@@ -142,6 +142,16 @@ STL = replace(
 )
 
 SUITES = {suite.name: suite for suite in (DIGITS, CIFAR_MINI, CIFAR, CIFAR_FAST, STL)}
+
+
+def protocol(experiment: str) -> dict[str, str]:
+    """What a student of a suite ("digits@3") records as parameters, unless told otherwise; {} for one not known here."""
+    suite = next((suite for suite in SUITES.values() if suite.id == experiment), None)
+    if not suite:
+        return {}
+    values = {f"training.{name}": value for name, value in asdict(suite.training).items()}
+    shared = ("eps", "inner_step", "inner_steps", "attacks", "limit_train", "limit_val", "limit_test", "limit_aa")
+    return {name: str(value) for name, value in (values | {name: getattr(suite, name) for name in shared}).items()}
 
 
 def get(name: str) -> Suite:

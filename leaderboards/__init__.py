@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,11 +37,13 @@ def write(
     suite: str | None = None,
     about: Callable[[str], About | None] = lambda name: None,
     figures: bool = False,
+    protocol: Callable[[str], Mapping[str, str]] = lambda experiment: {},
 ) -> list[Path]:
     """Write leaderboard.md, .tex, .json, .csv (one line per finished run) and a site into `out`; returns where to begin.
 
     `source` is what store.collect takes. The site is index.html with a page for each task, method and run in folders
-    beside it. `suite` restricts everything to one suite ("digits" or "digits@1"); `about` tells what a method is;
+    beside it. `suite` restricts everything to one suite ("digits" or "digits@1"); `about` tells what a method is; `protocol`
+    what runs of an experiment ("digits@1") record as parameters unless they were told otherwise, as far as it is known;
     `figures` adds each task's figures and the critical-difference diagrams for papers, SVG and PDF, in figures/: seconds
     a task. A store with nothing in it still gives every file, and they say how to make a first run. Pages that an earlier
     call left and that are no more are removed.
@@ -51,7 +53,7 @@ def write(
     from leaderboards.site import Site
 
     runs = store.collect(source, suite)
-    found = table.sections(runs)
+    found = table.sections(runs, protocol)
     rows = (row for section in found for row in section.rows)
     every = standing.beside(published.beside(runs.drop(columns="artifact_uri")), rows)
     tables = {

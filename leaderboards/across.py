@@ -48,9 +48,10 @@ class Across:
         rows = len(self.entries)
         said = f"Mean rank by AutoAttack accuracy over {len(self.tasks)} tasks: {'; '.join(self.tasks)}. "
         said += "Under each task is that accuracy in percent, its rank beside it. "
-        said += "Kept is the AutoAttack accuracy as a share of the teacher's, averaged over tasks."
+        said += "Kept is the AutoAttack accuracy as a share of the teacher's, on the images that both were judged on, "
+        said += "averaged over tasks."
         if self.left_out:
-            said += f" Left out are {self.left_out} rows that are not in every task."
+            said += f" Left out are {self.left_out} rows that have no rank in some task."
         if math.isnan(self.p):
             return said
         verdict = "differ" if self.p < 1 - LEVEL else "cannot be shown to differ"
@@ -60,7 +61,7 @@ class Across:
 
 def across(groups: Sequence[Group], teachers: Group | None) -> Across | None:
     """The tasks in `groups` together; None unless two rows or more are in two tasks or more."""
-    tables = [{(row.label, row.teacher): row for row in group.ranked} for group in groups if group.ranked]
+    tables = [{(row.label, row.teacher): row for row in group.contenders} for group in groups if group.ranked]
     every = {key for table in tables for key in table}
     common = sorted(key for key in every if all(key in table for table in tables))
     if len(tables) < 2 or len(common) < 2:
@@ -124,12 +125,23 @@ def _entry(rows: Sequence[Row], mean_rank: float, teachers: Group | None) -> Ent
 
 
 def kept(row: Row, teachers: Group | None) -> float:
-    """The share of its most robust recorded teacher's AutoAttack accuracy that a row has; NaN if that is under ROBUST."""
+    """The share of its most robust recorded teacher's AutoAttack accuracy that a row has; NaN if that is under ROBUST.
+
+    Verdicts are on the first test images, and the two may have been judged on different numbers of them: those that both
+    were judged on count. A teacher that was made or judged under another protocol is none.
+    """
     named = row.teacher.split(" + ")
     found = [
-        teacher.score
+        teacher
         for teacher in (teachers.ranked if teachers else ())
-        if teacher.dataset == row.dataset and f"{teacher.student}-{teacher.method}" in named
+        if teacher.dataset == row.dataset and f"{teacher.student}-{teacher.method}" in named and not teacher.changed
     ]
-    best = max((score for score in found if score >= ROBUST), default=math.nan)
-    return row.score / best
+    teacher = max((one for one in found if one.score >= ROBUST), key=lambda one: one.score, default=None)
+    if teacher is None:
+        return math.nan
+    mine, others = row.standing.images, teacher.standing.images
+    if mine is None or others is None:
+        return row.score / teacher.score
+    both = min(mine.size, others.size)
+    whole = float(others[:both].mean())
+    return float(mine[:both].mean()) / whole if whole else math.nan

@@ -79,7 +79,9 @@ def _teachers(group: Group) -> dict[str, str]:
 def _second(group: Group, column: Column) -> float:
     """The highest mean below the best; NaN where there is none."""
     best = group.best(column)
-    below = [row[column.metric].mean for row in group.ranked if row[column.metric].n and row[column.metric].mean < best]
+    below = [
+        row[column.metric].mean for row in group.contenders if row[column.metric].n and row[column.metric].mean < best
+    ]
     return max(below, default=math.nan)
 
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from leaderboards import published
 from leaderboards.published import Published
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 RANK = "test/aa"  # the ranking number: AutoAttack on the checkpoint that validation chose
 LABELS = {
@@ -51,6 +55,9 @@ class Standing:
     interval: tuple[float, float] | None = None
     behind: tuple[float, float, float] | None = None  # the row of highest accuracy less this one, with its interval
     why: str = ""  # there is no rank
+    images: NDArray[np.float64] | None = field(
+        default=None, compare=False, repr=False
+    )  # of each, the share that survives
 
 
 @dataclass(frozen=True)
@@ -95,7 +102,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Group:
-    """Rows that compete (one dataset, one student): `ranked` by AutoAttack, `incomplete` without it.
+    """Rows of one dataset and one student: `ranked` by AutoAttack, those without a rank last, `incomplete` without it.
 
     The teachers of a suite are one group, for reference: all of them are listed in `ranked`, and have no rank.
     """
@@ -110,6 +117,12 @@ class Group:
     @property
     def rows(self) -> tuple[Row, ...]:
         return (*self.ranked, *self.incomplete)
+
+    @cached_property
+    def contenders(self) -> tuple[Row, ...]:
+        """Rows that have a rank; where none has, all with an AutoAttack accuracy. No other row is best at anything."""
+        scored = [row for row in self.ranked if row[RANK].n or self.of_teachers]
+        return tuple(row for row in scored if row.standing.rank) or tuple(scored)
 
     @property
     def heads(self) -> tuple[str, ...]:
@@ -126,13 +139,13 @@ class Group:
         return published.footnote(row.published for row in self.ranked)
 
     def best(self, column: Column) -> float:
-        """The highest mean of an accuracy among ranked rows; NaN for cost and for a lone row."""
+        """The highest mean of an accuracy among contenders; NaN for cost and for a lone row."""
         return self._best[column.metric]
 
     @cached_property
     def _best(self) -> dict[str, float]:
         found = {}
         for metric in (column.metric for column in self.columns):
-            means = [row[metric].mean for row in self.ranked if row[metric].n]
+            means = [row[metric].mean for row in self.contenders if row[metric].n]
             found[metric] = max(means) if len(means) > 1 and metric != SECONDS else math.nan
         return found

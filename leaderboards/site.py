@@ -37,7 +37,7 @@ class Task:
 
     @property
     def best(self) -> Row | None:
-        return next((row for row in self.group.ranked if row[RANK].n), None)
+        return next((row for row in self.group.contenders if row[RANK].n), None)
 
     @property
     def winners(self) -> list[Row]:

@@ -7,15 +7,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from leaderboards import rank, verdicts
+from leaderboards import rank, settings, verdicts
 from leaderboards.rows import Row, Run, Standing
 
 if TYPE_CHECKING:
     import pandas as pd
 
 RANKED = (
-    " Rank is one more than the number of rows that are significantly better, so rows that share a rank are not separated "
-    "(paired bootstrap over the same images, and over seeds; 95 % for all pairs of the table together)."
+    " Rank is one more than the number of rows that are significantly better (paired bootstrap over the same images, and "
+    "over seeds; 95 % for all pairs of the table together): rows that share a rank are not separated, others need not be."
 )
 ONE_SEED = " No row has several seeds: networks are compared, not methods."
 SOME_ONE_SEED = " A row of one seed is compared with the average spread of the others."
@@ -29,6 +29,9 @@ def place(rows: Sequence[Sequence[Run]], metric: str, compete: bool) -> list[Sta
     standings = [Standing(why=found) if isinstance(found, str) else _alone(found) for found in flags]
     if not compete:
         return standings
+    for index in [index for index in known if settings.threat(rows[index][0])]:
+        standings[index] = replace(standings[index], why=f"attacked with {settings.threat(rows[index][0])}")
+        del known[index]
     usual = Counter(found.shape[1] for found in known.values()).most_common(1)
     same = [index for index, found in known.items() if found.shape[1] == usual[0][0]]
     for index in known.keys() - set(same):
@@ -44,7 +47,7 @@ def place(rows: Sequence[Sequence[Run]], metric: str, compete: bool) -> list[Sta
 
 
 def _alone(flags: rank.Flags) -> Standing:
-    return Standing(interval=rank.interval(flags))
+    return Standing(interval=rank.interval(flags), images=flags.mean(axis=0))
 
 
 def _flags(runs: Sequence[Run], metric: str) -> rank.Flags | str:

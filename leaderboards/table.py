@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -20,6 +20,8 @@ from leaderboards.rows import CHECKPOINTS, LABELS, RANK, SECONDS, Cell, Column, 
 if TYPE_CHECKING:
     import pandas as pd
 
+Protocol: TypeAlias = Callable[[str], Mapping[str, str]]
+NONE: Mapping[str, str] = {}
 KEYS = ("dataset", "student", "method", "variant", "changed", "teacher")  # what makes a row; runs in it are seeds
 TOLD = (
     *KEYS,
@@ -51,21 +53,24 @@ class Section:
         return chain.from_iterable(group.rows for group in (*self.groups, self.teachers) if group)
 
 
-def sections(runs: pd.DataFrame) -> list[Section]:
-    """Sections by suite name, newest version first, from store.collect's frame; superseded runs do not count."""
+def sections(runs: pd.DataFrame, protocol: Protocol = lambda experiment: {}) -> list[Section]:
+    """Sections by suite name, newest version first, from store.collect's frame; superseded runs do not count.
+
+    `protocol`: as leaderboards.write takes it.
+    """
     current = runs[~runs["superseded"].astype(bool)]
     found = []
     for (_, _, experiment), part in current.groupby(["suite", "version", "experiment"]):
-        found.append(_section(str(experiment), part))
+        found.append(_section(str(experiment), part, protocol(str(experiment))))
     found.sort(key=lambda section: (section.suite, -int(section.runs["version"].iloc[0])))
     newest = {section.suite: section.experiment for section in reversed(found)}
     return [replace(section, outdated=newest[section.suite] != section.experiment) for section in found]
 
 
-def _section(experiment: str, runs: pd.DataFrame) -> Section:
+def _section(experiment: str, runs: pd.DataFrame, protocol: Mapping[str, str]) -> Section:
     teachers = runs[runs["role"] == "teacher"]
     groups = [
-        _group(f"{dataset}, {student}", part)
+        _group(f"{dataset}, {student}", part, protocol)
         for (dataset, student), part in runs[runs["role"] != "teacher"].groupby(["dataset", "student"])
     ]
     table = _group("Teachers", teachers, of_teachers=True) if len(teachers) else None
@@ -73,16 +78,18 @@ def _section(experiment: str, runs: pd.DataFrame) -> Section:
     return Section(experiment, suite, tuple(groups), table, runs, across.across(groups, table))
 
 
-def _group(title: str, runs: pd.DataFrame, of_teachers: bool = False) -> Group:
+def _group(title: str, runs: pd.DataFrame, protocol: Mapping[str, str] = NONE, of_teachers: bool = False) -> Group:
     columns = _columns(runs)
     told = [*TOLD, *dict.fromkeys([RANK, *(column.metric for column in columns)])]
-    known = runs.reindex(columns=told).assign(changed=settings.changed(runs), as_published=published.same_task(runs))
+    known = runs.reindex(columns=told).assign(
+        changed=settings.changed(runs, protocol), as_published=published.same_task(runs)
+    )
     by_key: defaultdict[tuple[str, ...], list[Run]] = defaultdict(list)
     for run in lines(known):
         by_key[tuple(run[key] for key in KEYS)].append(run)
     parts = [part for _, part in sorted(by_key.items())]
     rows = _stand([_row(columns, part) for part in parts], parts, not of_teachers)
-    rows.sort(key=lambda row: (-row[RANK].mean if row[RANK].n else 1, row.label))
+    rows.sort(key=lambda row: (row.standing.rank is None, -row[RANK].mean if row[RANK].n else 1, row.label))
     ranked = tuple(row for row in rows if row[RANK].n or of_teachers)
     incomplete = () if of_teachers else tuple(row for row in rows if not row[RANK].n)
     caption = standing.caption(runs, ranked, not of_teachers)

@@ -17,6 +17,7 @@ CLEAN = "test/clean"
 ROBUST = "AutoAttack accuracy, %"
 LONGEST = 34  # characters of a label
 NEAR = 0.85  # of the best AutoAttack accuracy: rows below lie outside the frame, so that the others can be told apart
+LEAST = 1e-3  # seconds of training that a logarithmic scale can show
 MOST = 40  # rows in a figure; more names could not be placed
 Records = Mapping[str, Mapping[str, Any]]  # store.collect's lines by run id
 Span = tuple[float, float]
@@ -60,7 +61,7 @@ def of_task(group: Group, records: Records) -> list[View]:
 
 def scatter(group: Group) -> View | None:
     """Robust against clean accuracy, with the Pareto front."""
-    rows = [row for row in group.ranked if row[CLEAN].n and row[RANK].n]
+    rows = [row for row in group.contenders if row[CLEAN].n and row[RANK].n]
     if not rows:
         return None
     first = front(rows)
@@ -135,7 +136,7 @@ def overfitting(group: Group, records: Records) -> View | None:
 
 def cost(group: Group) -> View | None:
     """Robust accuracy against minutes of training."""
-    rows = [row for row in group.ranked if row[SECONDS].n and row[SECONDS].mean > 0 and row[RANK].n]
+    rows = [row for row in group.contenders if row[SECONDS].mean > LEAST and row[RANK].n]
     if not rows:
         return None
     first = front(rows, lambda row: -row[SECONDS].mean)
@@ -198,7 +199,7 @@ def percent(value: float) -> float:
 
 
 def _some(group: Group) -> list[Row]:
-    return [row for row in group.ranked if row[RANK].n][:MOST]
+    return [row for row in group.contenders if row[RANK].n][:MOST]
 
 
 def _near(rows: Sequence[Row]) -> list[Row]:
@@ -214,7 +215,7 @@ def _below(rows: Sequence[Row], near: Sequence[Row]) -> str:
 
 
 def _cut(group: Group) -> str:
-    count = sum(bool(row[RANK].n) for row in group.ranked)
+    count = sum(bool(row[RANK].n) for row in group.contenders)
     return f" The first {MOST} of {count} rows." if count > MOST else ""
 
 

@@ -12,10 +12,11 @@ import sites
 from scipy.stats import norm
 from test_leaderboards import Store, scores
 
-from leaderboards import across, diagram, markdown, rank, standing, store, table, verdicts
+from leaderboards import across, diagram, markdown, rank, standing, store, table, verdicts, views
 from leaderboards.across import Entry
 from leaderboards.rank import Flags, Task
-from leaderboards.rows import Group
+from leaderboards.rows import RANK, Group
+from leaderboards.site import Site
 
 SEEDS = [(1,), (2,), (3,)]
 
@@ -168,10 +169,10 @@ def tracked(tmp_path: Path) -> Store:
     return Store(f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "artifacts")
 
 
-def plant(tracked: Store, method: str, aa: float, n: int = 200, **given: Any) -> Path:
-    """A run with the verdicts of its first images, and where they are."""
+def plant(tracked: Store, method: str, aa: float, n: int = 200, told: int | None = None, **given: Any) -> Path:
+    """A run with the verdicts of its first images, `told` of them as it says, and where they are."""
     survived = np.arange(n) < round(aa * n)
-    metrics = scores(0.9, aa, 60) | {"test/n": n}
+    metrics = scores(0.9, aa, 60) | {"test/n": told or n}
     return tracked.verdicts(tracked.run(method, float(survived.mean()), survived=survived, metrics=metrics, **given))
 
 
@@ -221,7 +222,7 @@ def test_a_row_without_sound_verdicts_stays_unranked(tracked: Store, content: An
     elif content is not None:
         path.write_bytes(content)
     (group,) = groups(tracked)
-    assert placed(group) == [("gacd", 1, ""), ("rslad", None, why), ("kd", 2, "")]
+    assert placed(group) == [("gacd", 1, ""), ("kd", 2, ""), ("rslad", None, why)]
     runs = store.collect(tracked.uri)
     text = markdown.render(runs)
     assert f"rslad, teacher robust, 1 seed: no rank: {why}" in text
@@ -240,11 +241,48 @@ def test_other_images_are_not_compared(tracked: Store) -> None:
     plant(tracked, "rslad", 0.8)
     plant(tracked, "ard", 0.7, n=10)
     plant(tracked, "kd", 0.1)
-    plant(tracked, "kd", 0.1, n=100, seed="1")
-    found = {method: (number, why) for method, number, why in placed(groups(tracked)[0])}
-    assert found["ard"] == (None, "judged on 10 images, most rows on 200")
+    plant(tracked, "kd", 0.1, n=100, told=200, seed="1")
+    plant(tracked, "rslad", 1.0, n=8, seed="1")
+    (group,) = groups(tracked)
+    found = {row.label: (row.standing.rank, row.standing.why) for row in group.ranked}
+    assert found["ard (images=10)"] == (None, "judged on 10 images, most rows on 200")
     assert found["kd"] == (None, "its seeds were judged on different numbers of images")
+    assert found["rslad (images=8)"] == (None, "judged on 8 images, most rows on 200")
     assert found["gacd"] == found["rslad"] == (1, "")
+
+
+def test_a_row_without_a_rank_is_best_at_nothing(tracked: Store) -> None:
+    """One that was judged on eight images alone, one that was attacked less."""
+    for place in ("net0", "net1"):
+        for method, aa in {"gacd": 0.8, "rslad": 0.7, "kd": 0.1}.items():
+            plant(tracked, method, aa, student=place)
+        plant(tracked, "ard", 1.0, n=8, student=place)
+        plant(tracked, "iad", 0.95, student=place, params={"eps": 0.01})
+    runs = store.collect(tracked.uri)
+    (section,) = table.sections(runs)
+    records = Site(runs, [section]).records
+    for group in section.groups:
+        assert [row.method for row in group.ranked] == ["gacd", "rslad", "kd", "ard", "iad"]
+        assert [row.method for row in group.contenders] == ["gacd", "rslad", "kd"]
+        assert group.ranked[-1].standing.why == "attacked with eps=0.01"
+        assert {group.best(column) for column in group.columns if column.metric == RANK} == {0.8}
+        drawn = [series for view in views.of_task(group, records) for series in view.series]
+        assert all(len(series.y) <= 3 for series in drawn)
+    assert section.across
+    assert [entry.label for entry in section.across.entries] == ["gacd", "rslad", "kd"]
+    for task in Site(runs, [section]).tasks:
+        assert task.best
+        assert (task.best.method, task.best.score) == ("gacd", 0.8)
+
+
+def test_what_a_suite_states_is_no_matter_of_votes(tracked: Store) -> None:
+    plant(tracked, "gacd", 0.8)
+    for seed in range(3):
+        plant(tracked, "rslad", 0.9, seed=str(seed), params={"eps": 0.01})
+    runs = store.collect(tracked.uri)
+    assert table.sections(runs)[0].groups[0].ranked[-1].label == "gacd (eps=0.15)"
+    (group,) = table.sections(runs, {"digits@1": {"eps": "0.15", "unheard.of": "1"}}.__getitem__)[0].groups
+    assert [(row.label, row.standing.rank) for row in group.ranked] == [("gacd", 1), ("rslad (eps=0.01)", None)]
 
 
 def test_a_copied_store_keeps_its_ranks(tracked: Store, tmp_path: Path) -> None:
@@ -339,6 +377,16 @@ def test_bars_of_the_diagram() -> None:
     assert across.together(entries, 1.5) == [(1.0, 2.5), (2.5, 4.0), (4.0, 4.2)]
     assert across.together(entries, 0.1) == []
     assert across.together(entries, 9) == [(1.0, 4.2)]
+
+
+def test_what_is_kept_is_kept_on_the_same_images(tracked: Store) -> None:
+    """The teacher stands on 80 of its 100 images; of the student's 200, 120 are the first, so all of those 100."""
+    plant(tracked, "gacd", 0.6, teacher="big-trades")
+    plant(tracked, "trades", 0.8, n=100, role="teacher", student="big", teacher="none")
+    plant(tracked, "trades", 1.0, n=100, role="teacher", student="big", teacher="none", params={"eps": 0.01})
+    plant(tracked, "natural", 0.0, n=100, role="teacher", student="big", teacher="none")
+    section = table.sections(store.collect(tracked.uri))[0]
+    assert across.kept(section.groups[0].ranked[0], section.teachers) == pytest.approx(1 / 0.8)
 
 
 def test_a_teacher_without_robustness_has_none_to_keep(tracked: Store) -> None:
