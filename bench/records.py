@@ -20,6 +20,7 @@ from leaderboards.record import Record, RecordError
 from leaderboards.store import StoreError, collect
 
 BATCH = 1000  # metrics that MLflow takes at once
+TRAINED = ("role", "dataset", "student", "method", "seed")  # tags, as record.Record.trained has them
 
 
 def export(given: options.Export) -> int:
@@ -143,11 +144,11 @@ def keep(store: Store, found: Record, spec: Spec) -> str:
 
 
 def once(store: Store, found: Record, spec: Spec) -> None:
-    """Raises RecordError if the checkpoint is in the store under another seed."""
+    """Raises RecordError if the checkpoint is in the store under another method, network or seed."""
     sha256 = found.checksums.get("best", "none")
     for run in store.client.search_runs([store.experiment(spec.suite)], f"tags.`sha256.best` = '{sha256}'"):
-        if run.data.tags.get("seed") != str(spec.seed):
-            raise RecordError(f"its checkpoint is that of run {run.info.run_id}, which has another seed")
+        if tuple(run.data.tags.get(name, "") for name in TRAINED) != found.trained:
+            raise RecordError(f"its checkpoint is that of run {run.info.run_id}, of another method, network or seed")
 
 
 def add(store: Store, found: Record, spec: Spec) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -42,10 +43,13 @@ def verify(found: Record, spec: Spec, tracking_uri: str, given: options.Import) 
         stem = folder / verdicts.FILE.removesuffix("_aa.npz")
         with Progress([(0.0, 0.0)]) as progress:
             progress.start(found.name)
-            values, _ = cell.evaluate(net, spec, data.test, "best" in spec.full_checkpoints, stem, progress.tick)
+            values, flags = cell.evaluate(net, spec, data.test, "best" in spec.full_checkpoints, stem, progress.tick)
         here = environment.describe(device)
         share = 0.0 if here.items() <= found.environment.items() else ELSEWHERE
         again = {f"test/{name}": value for name, value in values.items() if not name.startswith("cost/")}
+        told = json.loads(found.tags.get("flags") or "{}")
+        if hidden := sorted(flags.keys() - told.keys()):
+            raise RecordError(f"not reproduced: it does not have the flag {hidden[0]}, {flags[hidden[0]]}")
         return compare(found, again, verdicts.of(folder.as_uri()) if "aa" in values else None, share)
 
 

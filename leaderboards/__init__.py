@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from leaderboards.about import About
 
 __all__ = ["write"]
 
+FORMULA = re.compile(r"[=+@]|-(?![\d.])")
 STATIC = Path(__file__).parent / "static"
 OURS = b'<meta name="generator" content="robust-distill-bench">'
 
@@ -60,17 +64,17 @@ def write(
         "leaderboard.md": markdown.render(runs, suite, found),
         "leaderboard.tex": latex.render(found),
         "leaderboard.json": export.render(found),
-        "leaderboard.csv": every.to_csv(index=False),
+        "leaderboard.csv": _inert(every).to_csv(index=False),
     }
     curves = details.curves(source, runs[~runs["superseded"].astype(bool)])
     site = Site(runs, found, curves, details.environment, about, suite)
     for folder in ("assets", "tasks", "methods", "runs", *["figures"] * figures):
         (out / folder).mkdir(parents=True, exist_ok=True)
     for name, text in tables.items():
-        _replace(out / name, text.encode())
+        _replace(out / name, text.encode(errors="backslashreplace"))
     written = set[Path]()
     for name, text in pages.pages(site):
-        _replace(out / name, text.encode())
+        _replace(out / name, text.encode(errors="backslashreplace"))
         written.add(out / name)
     _sweep(out, written)
     for name, content in papers.figures(site) if figures else ():
@@ -78,6 +82,16 @@ def write(
     for file in STATIC.iterdir():
         _replace(out / "assets" / file.name, file.read_bytes())
     return [out / name for name in ("index.html", *tables)]
+
+
+def _inert(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with an apostrophe before texts that a spreadsheet would take for a formula."""
+
+    def text(value: Any) -> Any:
+        return f"'{value}" if isinstance(value, str) and FORMULA.match(value) else value
+
+    texts = frame.select_dtypes(exclude=["number", "bool", "datetimetz"])
+    return frame.assign(**{str(name): column.map(text) for name, column in texts.items()})
 
 
 def _sweep(out: Path, written: set[Path]) -> None:

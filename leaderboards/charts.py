@@ -17,6 +17,7 @@ ROW = 23  # pixels
 HEAD = 100
 TALL = 420
 DIGITS = 4  # significant
+MOST = 300  # decimals that numpy can round to
 
 
 def chart(view: View) -> dict[str, Any]:
@@ -120,8 +121,10 @@ def plain(name: str) -> str:
 
 
 def _values(axis: str, values: Sequence[float]) -> dict[str, Any]:
-    """A range is named by its beginning alone."""
-    return {f"{axis}0": values.start} if isinstance(values, range) else {axis: numbers(values)}
+    """A range is named by its beginning, and its step unless that is 1."""
+    if not isinstance(values, range):
+        return {axis: numbers(values)}
+    return {f"{axis}0": values.start} | ({f"d{axis}": values.step} if values.step != 1 else {})
 
 
 def numbers(values: Sequence[float]) -> list[float | None]:
@@ -131,5 +134,6 @@ def numbers(values: Sequence[float]) -> list[float | None]:
     array = np.asarray(values, dtype=float)
     finite = np.isfinite(array)
     top = float(np.abs(array).max(initial=0.0, where=finite))
-    short: list[float] = array.round(DIGITS - math.ceil(math.log10(top)) if top else 0).tolist()
+    decimals = min(DIGITS - math.ceil(math.log10(top)), MOST) if top else 0
+    short: list[float] = array.round(decimals).tolist()
     return [*short] if finite.all() else [value if ok else None for value, ok in zip(short, finite, strict=True)]

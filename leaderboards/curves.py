@@ -8,6 +8,7 @@ from statistics import fmean
 from leaderboards.fields import Curve, Curves
 from leaderboards.views import Series, View
 
+POINTS = 120  # of a line; more cannot be told apart, and a page of 200 epochs would be twice as large
 COURSES = {
     "val/": ("Validation", "Accuracy, %", 100.0),
     "train/": ("Loss terms", "Mean over the epoch", 1.0),
@@ -34,14 +35,15 @@ def of_run(curves: Curves) -> list[View]:
     """Metric -> (epochs, values), as training recorded them; accuracies become percent."""
     views = []
     for prefix, (title, y_title, scale) in COURSES.items():
-        series = tuple(
-            Series(name.removeprefix(prefix) or name, _epochs(x), [scale * value for value in y], line=True)
-            for name, (x, y) in curves.items()
+        found = {
+            name.removeprefix(prefix) or name: (steps, [scale * value for value in values])
+            for name, (steps, values) in curves.items()
             if name.startswith(prefix)
-        )
-        if series:
-            said = "; ".join(_course(line, highest=prefix == "val/") for line in series)
-            views.append(View(prefix.strip("/"), title, f"{said}.", "Epoch", y_title, series))
+        }
+        if found:
+            said = "; ".join(_course(name, curve, highest=prefix == "val/") for name, curve in found.items())
+            lines = tuple(_line(name, curve) for name, curve in found.items())
+            views.append(View(prefix.strip("/"), title, f"{said}.", "Epoch", y_title, lines))
     return views
 
 
@@ -54,7 +56,7 @@ def of_method(rows: Sequence[tuple[str, Curves]]) -> list[View]:
     for metric in (*first, *sorted(metrics - {*first})):
         _, y_title, scale = COURSES[f"{metric.partition('/')[0]}/"]
         lines = tuple(
-            Series(name, _epochs(curves[metric][0]), [scale * value for value in curves[metric][1]], line=True)
+            _line(name, (curves[metric][0], [scale * value for value in curves[metric][1]]))
             for name, curves in rows
             if metric in curves
         )
@@ -63,14 +65,24 @@ def of_method(rows: Sequence[tuple[str, Curves]]) -> list[View]:
     return views
 
 
+def _line(name: str, curve: Curve) -> Series:
+    """Every epoch, every second of more than POINTS, and so on, the last among them."""
+    steps, values = curve
+    every = -(-len(steps) // POINTS)
+    first = (len(steps) - 1) % every
+    return Series(name, _epochs(steps[first::every]), values[first::every], line=True)
+
+
 def _epochs(steps: Sequence[int]) -> Sequence[int]:
-    """As a range where none is left out."""
-    first, last = steps[0], steps[-1]
-    return range(first, last + 1) if last - first + 1 == len(steps) else steps
+    """As a range where they lie equally far apart."""
+    apart = steps[1] - steps[0] if len(steps) > 1 else 1
+    regular = range(steps[0], steps[-1] + 1, apart)
+    return regular if [*regular] == [*steps] else steps
 
 
-def _course(line: Series, highest: bool) -> str:
+def _course(name: str, curve: Curve, highest: bool) -> str:
     """Where a line begins and ends, and where it is highest."""
-    said = f"{line.name} from {line.y[0]:.4g} to {line.y[-1]:.4g}"
-    top = max(range(len(line.y)), key=line.y.__getitem__)
-    return f"{said}, highest {line.y[top]:.4g} at epoch {line.x[top]:.0f}" if highest else said
+    steps, values = curve
+    said = f"{name} from {values[0]:.4g} to {values[-1]:.4g}"
+    top = max(range(len(values)), key=values.__getitem__)
+    return f"{said}, highest {values[top]:.4g} at epoch {steps[top]}" if highest else said

@@ -12,7 +12,7 @@ from leaderboards import fields
 
 if TYPE_CHECKING:
     import pandas as pd
-    from sqlalchemy import ColumnElement, Connection, Select, TableClause
+    from sqlalchemy import ColumnElement, Connection, CursorResult, Select, TableClause
 
 CONNECT_SECONDS = 10
 BATCH = 1000  # runs whose curves are asked for at once
@@ -109,10 +109,21 @@ class Database:
         return found
 
     def _rows(self, query: Select[Any]) -> Iterator[Any]:
-        """The driver's own rows, a part at a time: SQLAlchemy's take as long to make as the query."""
+        """The driver's own rows, a part at a time: SQLAlchemy's take as long to make as the query.
+
+        Raises OSError for what the driver cannot read.
+        """
         with self.connection.execute(query) as result:
-            while rows := result.cursor.fetchmany(PART) if result.cursor else []:
+            while rows := self._part(result):
                 yield from rows
+
+    def _part(self, result: CursorResult[Any]) -> Sequence[Any]:
+        try:
+            return result.cursor.fetchmany(PART) if result.cursor else []
+        except (
+            self.connection.dialect.loaded_dbapi.Error
+        ) as error:  # not wrapped, as those of SQLAlchemy's own rows are
+            raise OSError(str(error)) from error
 
     def _columns(self) -> dict[str, set[str]]:
         """The columns of each table; none of a table that does not exist."""

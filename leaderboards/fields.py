@@ -56,9 +56,17 @@ def curve(metric: str) -> bool:
 
 
 def sound(flags: str) -> bool:
-    """Whether the tag of the sanity flags is what the benchmark writes: a JSON object of texts, or nothing."""
+    """Whether the tag of the sanity flags is what the benchmark writes: a JSON object of lines of text, or nothing."""
     try:
         found = json.loads(flags or "{}")
     except (ValueError, RecursionError):
         return False
-    return isinstance(found, dict) and all(isinstance(text, str) for text in found.values())
+    texts = [*found, *found.values()] if isinstance(found, dict) else [None]
+    return all(isinstance(text, str) and text.isprintable() for text in texts)
+
+
+def visible(text: str) -> str:
+    """Letters that are not seen, turn a line around or break it, as their escapes; all others as they are."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

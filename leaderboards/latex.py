@@ -14,10 +14,14 @@ HEAD = r"""% Written by `python -m bench leaderboard`. Needs \usepackage[T1]{fon
 % \usepackage{graphicx}. Accuracy in percent; best in bold, second underlined; in brackets the 95 % interval.
 % Other checkpoints, the worst case over all attacks, and times are in leaderboard.csv."""
 NONE = "--"
+LATIN, SIGNS = (
+    0x180,
+    "\u2013\u2014\u2018\u2019\u201c\u201d\u2026",
+)  # letters below, and a few others, are in every font of the encoding T1
 SPECIAL = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
-    '"': r"\textquotedbl{}", "[": "{[}",
+    '"': r"\textquotedbl{}", "[": "{[}", "`": r"\textasciigrave{}", "'": r"\textquotesingle{}",
 }  # fmt: skip
 
 
@@ -29,8 +33,15 @@ def render(found: list[Section]) -> str:
 
 def escape(text: str) -> str:
     """`text` as LaTeX shows it, on one line."""
-    shown = "".join(SPECIAL.get(letter, letter) for letter in re.sub(r"\s+", " ", text).strip())
+    shown = "".join(map(_letter, re.sub(r"\s+", " ", text).strip()))
+    shown = re.sub("-(?=-)", "-{}", shown)  # two hyphens, no dash
     return re.sub(r"(?<=\d) \\%", r"~\\%", shown)  # no line ends between a number and its unit
+
+
+def _letter(letter: str) -> str:
+    """A letter that the usual fonts lack, by its number: it would be an error, or left out in silence."""
+    known = ord(letter) < LATIN or letter in SIGNS
+    return SPECIAL.get(letter, letter) if known else f"U+{ord(letter):04X}"
 
 
 def _groups(section: Section) -> list[Group]:

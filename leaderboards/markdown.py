@@ -44,7 +44,7 @@ def render(runs: pd.DataFrame, suite: str | None = None, found: list[Section] | 
 def escape(text: str) -> str:
     """`text` as it is, in a table cell or a list: no HTML, no Markdown, one line."""
     text = html.escape(re.sub(r"\s+", " ", text).strip(), quote=False)
-    return re.sub(r"([\\|*`\[\]~]|(?<!\w)_|_(?!\w))", r"\\\1", text)
+    return re.sub(r"([\\|*`\[\]~$]|(?<!\w)_|_(?!\w))", r"\\\1", text)
 
 
 def number(cell: Cell, column: Column) -> str:

@@ -12,7 +12,6 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -36,6 +35,7 @@ METRIC = re.compile(r"[a-z0-9_@/:. -]+")
 Hex16 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
 Hex32 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
 Hex64 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Epoch = Annotated[int, Field(ge=0, lt=2**31)]
 AGREE = 1e-5  # between an accuracy and the verdicts it is the mean of: it was computed in single precision
 
 
@@ -102,7 +102,7 @@ class Record(Part):
     tags: dict[str, str]
     checksums: dict[Literal["best", "last", "ema", "swa"], Hex64]
     metrics: dict[str, float]
-    curves: dict[str, list[tuple[int, float]]]
+    curves: dict[str, list[tuple[Epoch, float]]]
     environment: dict[str, Any]
     verdicts: Verdicts | None
 
@@ -141,6 +141,12 @@ class Record(Part):
         if not self.verdicts:
             raise RecordError("no verdicts on single images")
         return self.verdicts.flags
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """What only one checkpoint can come from; other attacks on it make another spec."""
+        spec = self.spec
+        return spec.role, spec.dataset, spec.arch, spec.method, str(spec.seed)
 
     @property
     def name(self) -> str:
@@ -234,37 +240,45 @@ class Folder:
     def runs(self, suite: str | None) -> tuple[pd.DataFrame, list[str]]:
         import pandas as pd
 
-        rows, problems, known = [], [], dict[str, str]()
-        for path in self._files():
-            name = os.fsencode(path.name).decode(errors="backslashreplace")
-            try:
-                found = read(path)
-            except RecordError as error:
-                problems.append(f"{name} is left out: {error}")
-                continue
-            for key in (found.spec_id, found.run_id):
-                if known.setdefault(key, name) != name:
-                    problems.append(f"{name} is left out: {known[key]} is the record of {key} already")
-                    break
-            else:
-                if fields.wanted(found.spec.suite, suite):
-                    rows.append(found.row() | {"artifact_uri": path.resolve().as_uri()})
+        found, problems = self._records()
+        rows = [
+            record.row() | {"artifact_uri": path.absolute().as_uri()}
+            for path, record in found
+            if fields.wanted(record.spec.suite, suite)
+        ]
         return pd.DataFrame(rows), problems
 
     def curves(self, runs: Sequence[str]) -> dict[str, fields.Curves]:
-        every, wanted = dict[str, fields.Curves](), set(runs)
-        for path in self._files():
-            with suppress(RecordError):
-                found = read(path)
-                if found.run_id in wanted:
-                    every[found.run_id] = {
-                        name: ([step for step, _ in points], [value for _, value in points])
-                        for name, points in found.curves.items()
-                    }
-        return every
+        wanted = set(runs)
+        return {
+            record.run_id: {
+                name: ([step for step, _ in points], [value for _, value in points])
+                for name, points in record.curves.items()
+            }
+            for _, record in self._records()[0]
+            if record.run_id in wanted
+        }
 
-    def _files(self) -> list[Path]:
-        return sorted(self.path.glob("*.json")) if self.path else []
+    def _records(self) -> tuple[list[tuple[Path, Record]], list[str]]:
+        """The records that count, by the names of their files, and why the others do not."""
+        sound, problems, known = [], [], dict[str, tuple[str, Record]]()
+        for path in sorted(self.path.glob("*.json")) if self.path else ():
+            name = os.fsencode(path.name).decode(errors="backslashreplace")
+            try:
+                found = read(path)
+                for key in (found.spec_id, found.run_id):
+                    if key in known:
+                        raise RecordError(f"{known[key][0]} is the record of {key} already")
+                other = known.get(best := found.checksums.get("best", ""))
+                if other and other[1].trained != found.trained:
+                    raise RecordError(f"{other[0]} has the same checkpoint, of another method, network or seed")
+            except RecordError as error:
+                problems.append(f"{name} is left out: {error}")
+                continue
+            for key in (found.spec_id, found.run_id, *[best] * bool(best)):
+                known.setdefault(key, (name, found))
+            sound.append((path, found))
+        return sound, problems
 
 
 def _json(value: Any) -> str:

@@ -77,9 +77,12 @@ def _frame(found: pd.DataFrame, problems: list[str]) -> pd.DataFrame:
     """The runs of a Reader in order, with every column that `collect` states."""
     import pandas as pd
 
+    found = found.rename(columns=fields.visible)
     frame = found.reindex(columns=[*COLUMNS, *sorted({*found.columns} - {*COLUMNS})])
     tags, metrics = list(fields.TAGS), [name for name in frame if name.startswith(fields.METRICS)]
     frame[tags] = frame[tags].astype(object).where(frame[tags].notna(), "").astype(str)
+    for name in (name for name in frame if name in tags or name.startswith("param/")):
+        frame[name] = [fields.visible(value) if isinstance(value, str) else value for value in frame[name]]
     numbers = frame[metrics].apply(pd.to_numeric, errors="coerce").astype(float)
     frame[metrics] = numbers.where(numbers.abs() < LARGEST)
     parts = frame["experiment"].astype(str).str.rsplit("@", n=1)
@@ -88,7 +91,8 @@ def _frame(found: pd.DataFrame, problems: list[str]) -> pd.DataFrame:
     damaged = ~frame["flags"].map(fields.sound).astype(bool)
     frame.loc[damaged, "flags"] = ""
     frame = frame[~nameless].sort_values(["start_time", "run_id"], ignore_index=True)
-    frame["start_time"] = pd.to_datetime(frame["start_time"].fillna(0), unit="ms", utc=True)
+    times = pd.to_datetime(frame["start_time"], unit="ms", utc=True, errors="coerce")
+    frame["start_time"] = times.fillna(pd.Timestamp(0, tz="UTC"))
     same = frame[["experiment", "spec_id"]].duplicated(keep="last")
     frame["superseded"] = same & (frame["spec_id"] != "")
     for wrong, what in (nameless, "say no method or no data set and are left out"), (damaged, "have unreadable flags"):

@@ -31,6 +31,7 @@ TOLD = (
     "code_dirty",
     "command",
     "run_id",
+    "seed",
     "artifact_uri",
 )  # of a run, by its row
 
@@ -87,7 +88,7 @@ def _group(title: str, runs: pd.DataFrame, protocol: Mapping[str, str] = NONE, o
     by_key: defaultdict[tuple[str, ...], list[Run]] = defaultdict(list)
     for run in lines(known):
         by_key[tuple(run[key] for key in KEYS)].append(run)
-    parts = [part for _, part in sorted(by_key.items())]
+    parts = [sorted(part, key=lambda run: (len(run["seed"]), run["seed"])) for _, part in sorted(by_key.items())]
     rows = _stand([_row(columns, part) for part in parts], parts, not of_teachers)
     rows.sort(key=lambda row: (row.standing.rank is None, -row[RANK].mean if row[RANK].n else 1, row.label))
     ranked = tuple(row for row in rows if row[RANK].n or of_teachers)

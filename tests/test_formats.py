@@ -85,6 +85,9 @@ def test_names_are_text_in_latex(found: list[table.Section]) -> None:
     assert latex.escape("\\x_y^2~{50%} #1 [a]") == (
         r"\textbackslash{}x\_y\textasciicircum{}2\textasciitilde{}\{50\%\} \#1 {[}a]"
     )
+    assert latex.escape("--- ``é'' 鳥") == (
+        r"-{}-{}- \textasciigrave{}\textasciigrave{}é\textquotesingle{}\textquotesingle{} U+9CE5"
+    )
 
 
 @pytest.mark.skipif(not shutil.which("pdflatex"), reason="needs pdflatex")

@@ -16,6 +16,7 @@ from test_leaderboards import KINDS, NASTY, Store
 import leaderboards
 from leaderboards import pages, store, table
 from leaderboards.about import About, Parameter
+from leaderboards.curves import of_run
 from leaderboards.fields import Curve
 from leaderboards.site import Site, files
 
@@ -85,6 +86,15 @@ def test_file_names_are_safe_and_never_shared() -> None:
     assert len({name.lower() for name in names.values()}) == len(keys)
     assert all(re.fullmatch(r"[A-Za-z0-9@_-][A-Za-z0-9@._-]{0,100}", name) for name in names.values())
     assert files([("digits@3", "digits", "net")]) == {("digits@3", "digits", "net"): "digits@3-digits-net"}
+
+
+def test_long_curves_are_thinned_and_end_where_they_end() -> None:
+    (view,) = of_run({"val/robust": (range(250), [0.001 * (step % 250) for step in range(250)])})
+    (line,) = view.series
+    assert line.x == range(0, 250, 3)
+    assert (line.y[-1], view.caption) == (pytest.approx(24.9), "robust from 0 to 24.9, highest 24.9 at epoch 249.")
+    (odd,) = of_run({"lr": ([0, 1, 4], [1.0, 2.0, 3.0])})[0].series
+    assert odd.x == [0, 1, 4]
 
 
 def test_front_page_shows_every_task(site: dict[str, str]) -> None:
@@ -169,7 +179,7 @@ def test_curves_are_drawn_run_by_run_and_averaged_by_method(runs: pd.DataFrame) 
     found = dict(pages.pages(site))
     validation, losses = Reader(found[f"runs/{seeds[0]}.html"]).data[0]
     assert validation["data"][0]["y"] == [0, 10, 20, 30, 40]
-    assert (losses["data"][0]["x"], losses["data"][0]["y"]) == ([0, 2, 4], [2, 0, -2])
+    assert [losses["data"][0][name] for name in ("x0", "dx", "y")] == [0, 2, [2, 0, -2]]
     assert "robust from 0 to 40, highest 40 at epoch 4" in validation["caption"]
     charts = Reader(found["methods/gacd.html"]).data[0]
     assert [chart["title"] for chart in charts] == ["Robust validation accuracy", "Loss: ce"]

@@ -239,6 +239,8 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], str], str]] = {
     "many images": (put("verdicts", "images", value=10**12), "verdicts.images: Input should be less than"),
     "checksum": (put("checksums", "best", value="abc"), "checksums.best: String should match"),
     "flags": (put("tags", "flags", value="{"), "tags.flags: not a JSON object"),
+    "flags of no letters": (put("tags", "flags", value='{"a": "\\ud800"}'), "tags.flags: not a JSON object"),
+    "an endless epoch": (put("curves", "val/robust", value=[[10**400, 0.5]]), "curves.val/robust.0.0: "),
     "tag": (put("tags", "mlflow.user", value="me"), "tags: 'mlflow.user' does not belong there"),
     "metric": (put("metrics", "<b>", value=1.0), "metrics: '<b>' does not belong there"),
     "epochs": (put("curves", "val/robust", value=[[1, 0.5], [0, 0.5]]), "its epochs are not in order"),
@@ -249,14 +251,20 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], str], str]] = {
 def test_one_network_is_not_two_seeds(
     records: Path, home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Nor two methods; but what was attacked otherwise as well is another record of the same."""
     (path, *_) = sorted(records.glob("*ard-seed*"))
     assert take(home, path) == 0
-    content = json.loads(path.read_text()) | {"run_id": "0" * 32}
-    content["spec"]["seed"] = 77
-    content["spec_id"] = record.Spec(**content["spec"]).id
-    (tmp_path / "again.json").write_text(json.dumps(content))
-    assert take(home, tmp_path / "again.json") == 1
-    assert "its checkpoint is that of run " in capsys.readouterr().err
+    (tmp_path / "a.json").write_bytes(path.read_bytes())
+    for place, (name, value) in enumerate({"seed": 77, "method": "rslad", "limit_aa": 61}.items()):
+        content = json.loads(path.read_text()) | {"run_id": f"{place:032}"}
+        content["spec"][name] = value
+        content["spec_id"] = record.Spec(**content["spec"]).id
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+        assert take(home, tmp_path / f"{name}.json") == (name != "limit_aa")
+        assert ("its checkpoint is that of run " in capsys.readouterr().err) == (name != "limit_aa")
+    problems = store.collect(tmp_path).attrs["problems"]
+    left_out = "is left out: a.json has the same checkpoint, of another method, network or seed"
+    assert problems == [f"method.json {left_out}", f"seed.json {left_out}"]
 
 
 def test_an_import_that_was_stopped_leaves_nothing_to_go_on_with(
@@ -354,6 +362,7 @@ def test_a_corrupt_record_is_left_out_and_named(records: Path, tmp_path: Path) -
     assert problems[1].startswith(f"zz.json is left out: {second.name} is the record of ")
     assert len(problems) == 2
     assert store.collect(folder, "digits@2").empty
+    assert details.curves(folder, runs).keys() == {*runs["run_id"]}
     words = ["leaderboard", "--records", str(folder), "--out", str(tmp_path / "out"), "--store", str(tmp_path / "none")]
     assert cli.dispatch(words) == 0
     assert "rslad" in (tmp_path / "out" / "leaderboard.md").read_text()
@@ -452,6 +461,7 @@ def test_verified_with_a_file_and_not_without(
         (put("metrics", "test/clean", value=1 / 6), "not reproduced: test/clean is 0.0000 here, recorded 0.1667"),
         (put("metrics", "test/pgd20", value=0.0), "not reproduced: test/pgd20 is in one of "),
         (put("environment", "data", value={"sha256": "0"}), "not verified: it states other data than those here"),
+        (put("tags", "flags", value="{}"), "not reproduced: it does not have the flag planted, a reason"),
     ],
 )
 def test_what_is_not_reproduced_is_refused(
@@ -460,12 +470,16 @@ def test_what_is_not_reproduced_is_refused(
     why: str,
     home: Path,
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder, path = judged
     bad = tmp_path / "bad.json"
     bad.write_text(change(json.loads(path.read_text())))
     words = ("--verify", "--device", "cpu", "--checkpoint", str(folder / "best.pt"))
+    if "planted" in why:
+        evaluate = cell.evaluate
+        monkeypatch.setattr(cell, "evaluate", lambda *given: (evaluate(*given)[0], {"planted": "a reason"}))
     assert take(home, bad, more=words) == 1
     assert why in capsys.readouterr().err
     assert store.collect(uri(home)).empty

@@ -71,6 +71,34 @@ def test_the_client_gives_the_same_curves(made: Path, monkeypatch: pytest.Monkey
     assert details.curves(uri(made), runs) == expected
 
 
+def test_letters_that_are_not_seen_are_shown_by_number(folder: Path) -> None:
+    spoil(folder, "UPDATE tags SET value = 'a' || char(0x202e) || 'b' || char(10) WHERE key = 'method'")
+    assert {*store.collect(uri(folder))["method"]} == {r"a\u202eb\n"}
+
+
+def test_text_that_is_none_is_one_line(folder: Path) -> None:
+    spoil(folder, "UPDATE tags SET value = CAST(x'ff41' AS TEXT) WHERE key = 'method'")
+    with pytest.raises(store.StoreError, match=r"cannot read the tracking store .*UTF-8") as error:
+        store.collect(uri(folder))
+    assert "\n" not in str(error.value)
+
+
+def test_what_no_run_has_does_not_stop_the_pages(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A time without a date, values too small to round, letters that cannot be written, texts for a spreadsheet."""
+    spoil(
+        folder,
+        "UPDATE runs SET start_time = 9000000000000000000",
+        "UPDATE metrics SET value = 1e-310 WHERE key = 'train/ce'",
+        "UPDATE tags SET value = '=1+1' WHERE key = 'variant'",
+    )
+    monkeypatch.setattr("leaderboards.artifacts.read", lambda *_: b'{"device": "\\ud800"}')
+    leaderboards.write(uri(folder), folder / "out")
+    (page, *_) = (folder / "out" / "runs").iterdir()
+    assert "1970-01-01" in page.read_text()
+    assert r"<dd>\ud800</dd>" in page.read_text()
+    assert "'=1+1" in (folder / "out" / "leaderboard.csv").read_text()
+
+
 def test_postgresql_says_the_same(tmp_path: Path) -> None:
     if not server.installed():
         pytest.skip("needs PostgreSQL's programs")
