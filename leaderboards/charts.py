@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Sequence
-from itertools import accumulate
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from leaderboards.views import Series, View
@@ -16,6 +15,8 @@ MANY = 12  # lines; a legend would be taller than the figure
 ROW = 23  # pixels
 HEAD = 100
 TALL = 420
+INSIDE, NARROW = 320, 300  # height within the axes, their width on a phone
+LINE, ASIDE, LETTER = 17, 24, 7  # of a name: its height, how far it stands beside its point, the width of a letter
 DIGITS = 4  # significant
 MOST = 300  # decimals that numpy can round to
 
@@ -51,12 +52,6 @@ def _trace(view: View, series: Series, place: int, count: int) -> dict[str, Any]
             trace |= _bars(axis, middle, low, high)
     if series.names:
         trace["customdata"] = [plain(name) for name in series.names]
-    if any(series.shown):
-        trace["mode"] = "markers+text"
-        trace["text"] = [plain(name) if shown else "" for name, shown in zip(series.names, series.shown, strict=True)]
-        # to either side in turn: rows that are shown come down the Pareto front, one close below the other
-        order = list(accumulate(series.shown))
-        trace["textposition"] = ["top left" if count % 2 else "top right" for count in order]
     return trace
 
 
@@ -96,6 +91,8 @@ def _layout(view: View) -> dict[str, Any]:
         "height": TALL,
         "hovermode": "closest",
     }
+    if names := [*_names(view)]:
+        layout["annotations"] = names
     if view.rows:  # the scale on top, where reading begins
         count = len(view.rows)
         x["side"] = "top"
@@ -107,6 +104,33 @@ def _layout(view: View) -> dict[str, Any]:
         layout["legend"] |= {"yref": "container", "yanchor": "top"}
         layout |= {"height": HEAD + ROW * count, "margin": {"t": HEAD - 10, "b": 10}}
     return layout
+
+
+def _names(view: View) -> Iterator[dict[str, Any]]:
+    """A name above each point that is shown, none on another, with a line to its point; those without room are left out."""
+    points = [
+        (math.log10(x) if view.log_x else x, y, name)
+        for series in view.series
+        for x, y, name, shown in zip(series.x, series.y, series.names, series.shown, strict=False)
+        if shown
+    ]
+    if not points:
+        return
+    across = [math.log10(x) if view.log_x else x for series in view.series for x in series.x]
+    left, right = view.frame[0] or (min(across), max(across))
+    bottom, top = view.frame[1] or (min(y for _, y, _ in points), max(y for _, y, _ in points))
+    above = math.inf  # pixels from the top, of the name before
+    for x, y, name in sorted(points, key=lambda point: point[1]):
+        place = INSIDE * (top - y) / max(top - bottom, 1e-9)
+        above = min(place, above) - LINE
+        if bottom <= y and above >= 0:
+            room = NARROW * (right - x) / max(right - left, 1e-9)
+            side = 1 if room > ASIDE + LETTER * len(name) else -1
+            yield {
+                "x": x, "y": y, "text": plain(name), "ax": ASIDE * side, "ay": above - place,
+                "xanchor": "left" if side > 0 else "right", "arrowhead": 0, "arrowwidth": 1, "arrowcolor": "--soft",
+                "standoff": 5,
+            }  # fmt: skip
 
 
 def _marks(values: Sequence[float]) -> list[float]:

@@ -125,7 +125,7 @@ def _names(axes: Axes, series: Series) -> None:
     boxes = place(points, sizes, (bounds.x0, bounds.y0, bounds.x1, bounds.y1))
     for (x, y, name), (across, up), box in zip(inside, points, boxes, strict=True):
         offset = ((box[0] + box[2]) / 2 - across, (box[1] + box[3]) / 2 - up)
-        far = abs(offset[1]) > 2 * FONT
+        far = abs(offset[1]) > FONT
         axes.annotate(
             name,
             (x, y),
@@ -135,7 +135,7 @@ def _names(axes: Axes, series: Series) -> None:
             va="center",
             color=TEXT,
             parse_math=False,
-            arrowprops={"arrowstyle": "-", "color": LINE, "linewidth": 0.8} if far else None,
+            arrowprops={"arrowstyle": "-", "color": TEXT, "linewidth": 0.5, "alpha": 0.6} if far else None,
         )
 
 

@@ -14,11 +14,12 @@ from sites import Reader
 from test_leaderboards import KINDS, NASTY, Store
 
 import leaderboards
-from leaderboards import pages, store, table
+from leaderboards import charts, pages, store, table
 from leaderboards.about import About, Parameter
 from leaderboards.curves import of_run
 from leaderboards.fields import Curve
 from leaderboards.site import Site, files
+from leaderboards.views import Series, View
 
 TASK = [
     ["Rank", "Method", "AutoAttack", "Teacher", "Seeds", "Clean", "Worst", "PGD-20", "AutoAttack, last", "Train min"],
@@ -86,6 +87,16 @@ def test_file_names_are_safe_and_never_shared() -> None:
     assert len({name.lower() for name in names.values()}) == len(keys)
     assert all(re.fullmatch(r"[A-Za-z0-9@_-][A-Za-z0-9@._-]{0,100}", name) for name in names.values())
     assert files([("digits@3", "digits", "net")]) == {("digits@3", "digits", "net"): "digits@3-digits-net"}
+
+
+def test_names_stand_apart_and_within_a_narrow_frame() -> None:
+    points = Series("", [98.9, 99.0, 97.0], [81.9, 81.6, 80.0], names=["a", "b", "x" * 34], shown=[True] * 3)
+    view = View("scatter", "", "", "", "", (points,), frame=((96, 100), (72, 85)))
+    found = {name["text"]: name for name in charts.chart(view)["layout"]["annotations"]}
+    heights = [320 * (85 - found[name]["y"]) / 13 + found[name]["ay"] for name in ("a", "b", "x" * 34)]
+    assert heights[0] + 17 <= heights[1] <= heights[2] - 17
+    assert [found[name]["xanchor"] for name in ("a", "x" * 34)] == ["left", "right"]
+    assert all(name["ay"] <= -17 for name in found.values())
 
 
 def test_long_curves_are_thinned_and_end_where_they_end() -> None:

@@ -64,7 +64,7 @@ function enhanceCharts() {
     const plot = figure.querySelector(".plot"), caption = figure.querySelector("figcaption");
     const draw = place => {
       // Colours are names of the page's own properties, as they are at this moment.
-      const chart = JSON.parse(text, (key, value) => key === "color" && value.startsWith("--") ? colour(value) : value)[place];
+      const chart = JSON.parse(text, (key, value) => /color$/.test(key) && String(value).startsWith("--") ? colour(value) : value)[place];
       const axis = chart.layout.yaxis;
       if (narrow.matches && axis.ticktext) axis.ticktext = axis.ticktext.map(cut);
       const layout = { ...chart.layout, template: { layout: theme() }, dragmode: touch.matches ? false : "zoom" };
