@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median_low
 from typing import TYPE_CHECKING, Any
 
 from leaderboards.rows import CHECKPOINTS, LABELS, RANK, SECONDS, Cell, Group, Row
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 CLEAN = "test/clean"
 ROBUST = "AutoAttack accuracy, %"
 LONGEST = 34  # characters of a label
-NEAR = 0.85  # of the best AutoAttack accuracy: rows below lie outside the frame, so that the others can be told apart
+NEAR = 0.85  # of the best AutoAttack accuracy: rows of the lower half below it may lie outside the frame
 LEAST = 1e-3  # seconds of training that a logarithmic scale can show
 MOST = 40  # rows in a figure; more names could not be placed
 Records = Mapping[str, Mapping[str, Any]]  # store.collect's lines by run id
@@ -72,7 +73,7 @@ def scatter(group: Group) -> View | None:
     line = [percent(row[CLEAN].mean) for row in first], [percent(row[RANK].mean) for row in first]
     frame = (limits(percent(row[CLEAN].mean) for row in near), limits(percent(row[RANK].mean) for row in near))
     series = (Series("Pareto front", *line, line=True, quiet=True), points)
-    said += _below(rows, near)
+    said += _below(rows, frame[1])
     return View("scatter", "Robust and clean", said, "Clean accuracy, %", ROBUST, series, frame=frame)
 
 
@@ -146,7 +147,7 @@ def cost(group: Group) -> View | None:
     near = _near(rows)
     frame = (None, limits(percent(row[RANK].mean) for row in near))
     title = "Training, minutes (logarithmic)"
-    return View("cost", "Cost", said + _below(rows, near), title, ROBUST, (points,), frame=frame, log_x=True)
+    return View("cost", "Cost", said + _below(rows, frame[1]), title, ROBUST, (points,), frame=frame, log_x=True)
 
 
 def radii(group: Group, records: Records) -> View | None:
@@ -203,13 +204,14 @@ def _some(group: Group) -> list[Row]:
 
 
 def _near(rows: Sequence[Row]) -> list[Row]:
-    """Rows not so far behind the most robust that the others could not be told apart."""
-    best = max(row[RANK].mean for row in rows)
-    return [row for row in rows if row[RANK].mean >= NEAR * best]
+    """Rows not so far behind the most robust that the others could not be told apart; half of them at least."""
+    scores = [row[RANK].mean for row in rows]
+    least = min(NEAR * max(scores), median_low(scores))
+    return [row for row in rows if row[RANK].mean >= least]
 
 
-def _below(rows: Sequence[Row], near: Sequence[Row]) -> str:
-    far = len(rows) - len(near)
+def _below(rows: Sequence[Row], frame: Span) -> str:
+    far = sum(percent(row[RANK].mean) < frame[0] for row in rows)
     lie = "1 row lies" if far == 1 else f"{far} rows lie"
     return f" {lie} below the frame; a double click shows all." if far else ""
 

@@ -139,7 +139,7 @@ def test_charts_hold_what_was_measured(page: str) -> None:
     )
     assert (front["x"], front["y"]) == ([95, 96], [73, 72])
     assert "no row beats in both: rslad and gacd (tau=0.1)." in charts["scatter"]["caption"]
-    assert "2 rows lie below the frame" in charts["scatter"]["caption"]
+    assert "1 row lies below the frame" in charts["scatter"]["caption"]
     dots, means = charts["seeds"]["data"]
     assert sorted(zip(dots["y"], dots["x"], strict=True)) == [(0, 72), (0, 74), (1, 71), (1, 72), (1, 73)]
     assert means["error_x"]["array"][0] == pytest.approx(87.8 - 73, abs=0.1)
