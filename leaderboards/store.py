@@ -82,7 +82,8 @@ def _frame(found: pd.DataFrame, problems: list[str]) -> pd.DataFrame:
     tags, metrics = list(fields.TAGS), [name for name in frame if name.startswith(fields.METRICS)]
     frame[tags] = frame[tags].astype(object).where(frame[tags].notna(), "").astype(str)
     for name in (name for name in frame if name in tags or name.startswith("param/")):
-        frame[name] = [fields.visible(value) if isinstance(value, str) else value for value in frame[name]]
+        odd = {text: fields.visible(text) for text in frame[name].dropna().unique() if not text.isprintable()}
+        frame[name] = frame[name].replace(odd) if odd else frame[name]
     numbers = frame[metrics].apply(pd.to_numeric, errors="coerce").astype(float)
     frame[metrics] = numbers.where(numbers.abs() < LARGEST)
     parts = frame["experiment"].astype(str).str.rsplit("@", n=1)
