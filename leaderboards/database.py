@@ -118,11 +118,10 @@ class Database:
                 yield from rows
 
     def _part(self, result: CursorResult[Any]) -> Sequence[Any]:
+        errors = self.connection.dialect.loaded_dbapi.Error  # not wrapped, as those of SQLAlchemy's own rows are
         try:
             return result.cursor.fetchmany(PART) if result.cursor else []
-        except (
-            self.connection.dialect.loaded_dbapi.Error
-        ) as error:  # not wrapped, as those of SQLAlchemy's own rows are
+        except errors as error:
             raise OSError(str(error)) from error
 
     def _columns(self) -> dict[str, set[str]]:

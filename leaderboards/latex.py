@@ -14,10 +14,8 @@ HEAD = r"""% Written by `python -m bench leaderboard`. Needs \usepackage[T1]{fon
 % \usepackage{graphicx}. Accuracy in percent; best in bold, second underlined; in brackets the 95 % interval.
 % Other checkpoints, the worst case over all attacks, and times are in leaderboard.csv."""
 NONE = "--"
-LATIN, SIGNS = (
-    0x180,
-    "\u2013\u2014\u2018\u2019\u201c\u201d\u2026",
-)  # letters below, and a few others, are in every font of the encoding T1
+LATIN = 0x180  # letters below are in every font of the encoding T1
+SIGNS = "\u2013\u2014\u2018\u2019\u201c\u201d\u2026"  # these, too
 SPECIAL = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",

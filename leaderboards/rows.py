@@ -55,9 +55,7 @@ class Standing:
     interval: tuple[float, float] | None = None
     behind: tuple[float, float, float] | None = None  # the row of highest accuracy less this one, with its interval
     why: str = ""  # there is no rank
-    images: NDArray[np.float64] | None = field(
-        default=None, compare=False, repr=False
-    )  # of each, the share that survives
+    images: NDArray[np.float64] | None = field(default=None, compare=False, repr=False)  # how often each survives
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,7 @@ if TYPE_CHECKING:
 
 OWN = ("param/hyper.", "param/tuned")  # params that a method and its variant settle
 PROTOCOL = ("training.", "eps", "inner_", "limit_", "attacks", "precision")  # params that make another experiment
-COUNTED = {
-    "test/n": "images",
-    "test/aa_n": "images of AutoAttack",
-}  # follow from the parameters, unless a record is wrong
+COUNTED = {"test/n": "images", "test/aa_n": "images of AutoAttack"}  # with equal parameters equal, in a sound record
 
 
 def changed(runs: pd.DataFrame, stated: Mapping[str, str]) -> list[str]:

@@ -182,3 +182,12 @@ def test_a_teacher_that_nobody_asks_is_refused() -> None:
 def test_official_is_said_where_a_script_differs() -> None:
     found = {cell.spec.method: cell.variant for cell in cells("--method", "ard,gacd", "--official")}
     assert (found["ard"], found["gacd"]) == ("official", "")
+
+
+@pytest.mark.parametrize("name", suites.SUITES)
+def test_what_a_suite_states_is_what_its_students_record(name: str) -> None:
+    said = {key: str(value) for key, value in plan.plan(Run(method="natural", suite=name), {})[0].spec.flat().items()}
+    stated = suites.protocol(suites.get(name).id)
+    assert len(stated) == 20
+    assert stated.items() <= said.items()
+    assert suites.protocol(f"{name}@99") == {}
