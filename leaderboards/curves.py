@@ -8,7 +8,7 @@ from statistics import fmean
 from leaderboards.fields import Curve, Curves
 from leaderboards.views import Series, View
 
-POINTS = 120  # of a line; more cannot be told apart, and a page of 200 epochs would be twice as large
+POINTS = 64  # of a line; with more, a site of 100 runs of 200 epochs would be larger than 2 MB
 COURSES = {
     "val/": ("Validation", "Accuracy, %", 100.0),
     "train/": ("Loss terms", "Mean over the epoch", 1.0),
