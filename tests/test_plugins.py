@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -113,7 +114,8 @@ def test_example_runs(installed: Path, store: Path) -> None:
     said = passed(f"-m bench run --method gated --alpha 0.5 {SMALL}", store, installed / "site")
     assert "gated seed 0 (alpha=0.5): clean" in said
     passed("-m bench leaderboard", store)
-    assert "| gated (alpha=0.5) | resnet8-w16-trades |" in (store / "leaderboard" / "leaderboard.md").read_text()
+    text = (store / "leaderboard" / "leaderboard.md").read_text()
+    assert re.search(r"\| gated \(alpha=0.5; [^|]*limit_test=8[^|]*\) \| resnet8-w16-trades \|", text)
 
 
 # --- One file for a built-in method
@@ -135,7 +137,8 @@ def test_a_method_touches_exactly_one_file(store: Path, tmp_path: Path) -> None:
     said = passed(f"-m bench run --method fresh --store {store / 'runs'} {SMALL}", tmp_path)
     assert "fresh seed 0: clean" in said
     passed(f"-m bench leaderboard --store {store / 'runs'}", tmp_path)
-    assert "| fresh | resnet8-w16-trades |" in (tmp_path / "leaderboard" / "leaderboard.md").read_text()
+    text = (tmp_path / "leaderboard" / "leaderboard.md").read_text()
+    assert re.search(r"\| fresh \([^|]*limit_test=8[^|]*\) \| resnet8-w16-trades \|", text)
 
 
 # --- Plugins that cannot be used

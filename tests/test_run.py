@@ -149,7 +149,9 @@ def test_leaderboard(folder: Path) -> None:
         for name in ("index.html", *(f"leaderboard.{kind}" for kind in ("md", "tex", "json", "csv")))
     ]
     text = (folder / "leaderboard" / "leaderboard.md").read_text()
-    assert re.search(r"^\| 1 \| gacd \| resnet8-w16-trades \| 1 \|", text, flags=re.MULTILINE)
+    assert re.search(
+        r"^\| 1 \| gacd \([^|]*limit_test=\d+[^|]*\) \| resnet8-w16-trades \| 1 \|", text, flags=re.MULTILINE
+    )
     assert "gacd" in (folder / "leaderboard" / "index.html").read_text()
     pages = [path.read_text() for path in (folder / "leaderboard" / "runs").glob("*.html")]
     assert pages

@@ -108,8 +108,10 @@ def test_default_and_tuned_rows_stand_side_by_side(folder: Path) -> None:
     code, _, said = bench("leaderboard", folder)
     assert code == 0, said
     text = (folder / "leaderboard/leaderboard.md").read_text()
-    assert re.search(r"^\| 1 \| pgd_at \| none \| 1 \|", text, flags=re.MULTILINE)
-    assert re.search(r"^\| 1 \| pgd_at \(tuned, 5 trials, \w{4}\) \| none \| 1 \|", text, flags=re.MULTILINE)
+    assert re.search(r"^\| 1 \| pgd_at \((?!tuned)[^|]*limit_test=8[^|]*\) \| none \| 1 \|", text, flags=re.MULTILINE)
+    assert re.search(
+        r"^\| 1 \| pgd_at \(tuned, 5 trials, \w{4}; [^|]*limit_test=8[^|]*\) \| none \| 1 \|", text, flags=re.MULTILINE
+    )
     assert "tuning" not in text
 
 
