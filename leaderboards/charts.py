@@ -18,7 +18,7 @@ TALL = 420
 INSIDE, NARROW = 320, 300  # height within the axes, their width on a phone
 LINE, ASIDE, LETTER = 17, 24, 7  # of a name: its height, how far it stands beside its point, the width of a letter
 DIGITS = 4  # significant
-MOST = 300  # decimals that numpy can round to
+DECIMALS = 300  # that numpy can round to
 
 
 def chart(view: View) -> dict[str, Any]:
@@ -158,6 +158,6 @@ def numbers(values: Sequence[float]) -> list[float | None]:
     array = np.asarray(values, dtype=float)
     finite = np.isfinite(array)
     top = float(np.abs(array).max(initial=0.0, where=finite))
-    decimals = min(DIGITS - math.ceil(math.log10(top)), MOST) if top else 0
+    decimals = min(DIGITS - math.ceil(math.log10(top)), DECIMALS) if top else 0
     short: list[float] = array.round(decimals).tolist()
     return [*short] if finite.all() else [value if ok else None for value, ok in zip(short, finite, strict=True)]

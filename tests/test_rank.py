@@ -47,10 +47,7 @@ def test_interval_covers_the_truth(seeds: tuple[int, ...], accuracy: float) -> N
     rng = np.random.default_rng(0)
     for luck in (0.0, 0.1, 0.3) if seeds[0] > 1 else (0.0,):
         found = [rank.interval(simulate(rng, 1, seeds, accuracy, luck)[0]) for _ in range(2000)]
-        most = (
-            0.99 if seeds == (2,) else 0.975
-        )  # two seeds say so little of their spread that the interval errs on one side
-        assert 0.93 <= np.mean([low <= accuracy <= high for low, high in found]) <= most
+        assert 0.93 <= np.mean([low <= accuracy <= high for low, high in found]) <= 0.98
 
 
 @pytest.mark.parametrize("seeds", [*SEEDS, (1, 3)])
