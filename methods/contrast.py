@@ -52,7 +52,7 @@ class Contrast(nn.Module):
     def _unit(self, project: nn.Linear, f: Tensor) -> Tensor:
         """In full precision also under autocast: exp(1 / tau) would multiply bf16's rounding."""
         with torch.autocast(f.device.type, enabled=False):
-            return F.normalize(project(f.to(project.weight.dtype)).float(), dim=1)
+            return F.normalize(full(project(f.to(project.weight.dtype))), dim=1)
 
     def forward(self, f_t: Tensor, f_s: Tensor, y: Tensor, symmetric: bool) -> tuple[Tensor, Tensor]:
         """Losses per anchor, (B,) each: that of the positive pair and that of the negatives.

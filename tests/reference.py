@@ -22,7 +22,7 @@ def rslad(student: Net, teacher: Net, optimiser: torch.optim.Optimizer, x: Tenso
     """One step on the images x: (B, C, H, W) with labels y: (B,); returns the adversarial images and the loss."""
     with torch.no_grad():
         target = teacher(x).softmax(dim=1)
-    noise = (0.001 * torch.randn_like(x)).clamp(-BUDGET.eps, BUDGET.eps)
+    noise = (0.001 * torch.randn(x.shape, device=x.device)).clamp(-BUDGET.eps, BUDGET.eps)
     adv = attacked(student, x, noise, lambda logits: F.kl_div(logits.log_softmax(dim=1), target, reduction="sum"))
     far, near = (F.kl_div(student(v).log_softmax(dim=1), target, reduction="batchmean") for v in (adv, x))
     return adv, updated(optimiser, 5 / 6 * far + 1 / 6 * near)
@@ -63,7 +63,7 @@ def gacd(
 
 
 def uniform(x: Tensor) -> Tensor:
-    return (2 * torch.rand_like(x) - 1) * BUDGET.eps
+    return (2 * torch.rand(x.shape, device=x.device) - 1) * BUDGET.eps
 
 
 def attacked(student: Net, x: Tensor, noise: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:
