@@ -21,6 +21,14 @@ if TYPE_CHECKING:
     import jinja2
 
 FOLDER = Path(__file__).parent / "templates"
+COSTS = {
+    "train_seconds": "Training",
+    "student_passes": "Student's passes for an image, each epoch",
+    "peak_bytes": "Memory at most",
+    "eval_seconds": "Evaluation",
+    "eval_forwards": "Images forward in it",
+    "eval_backwards": "Images backward in it",
+}
 LINES = 24  # of a chart of curves; more cannot be told apart
 
 
@@ -179,7 +187,7 @@ def _run(site: Site, place: Place, run: str) -> dict[str, Any]:
         "settings": tuple((name, value) for name, value in _recorded(site, "param", record) if name != "seed"),
         "numbers": [*_numbers(site, record)],
         "kinds": {"test": "best", **CHECKPOINTS},
-        "cost": [_spent(name, value) for name, value in _recorded(site, "cost", record)],
+        "cost": [*_costs(dict(_recorded(site, "cost", record)))],
         "flags": json.loads(record["flags"] or "{}"),  # store.collect leaves what is sound
         "environment": tuple(_flat(site.environment(record))),
         "charts": [charts.chart(view) for view in drawn],
@@ -204,9 +212,19 @@ def _numbers(site: Site, record: Record) -> Iterator[tuple[str, list[str]]]:
             yield LABELS.get(name, name), [percent(value) for value in values]
 
 
-def _spent(name: str, value: float) -> tuple[str, str]:
+def _costs(spent: Mapping[str, float]) -> Iterator[tuple[str, str]]:
+    """The whole first, then the seconds of each attack."""
+    attacks = [f"{attack}_seconds" for attack in LABELS]
+    for name in dict.fromkeys((*COSTS, *attacks, *spent)):
+        if name in spent:
+            yield _cost(name, spent[name])
+
+
+def _cost(name: str, value: float) -> tuple[str, str]:
     what = name.removesuffix("_seconds")
-    said = LABELS.get(what, what.replace("_", " "))
+    said = COSTS.get(name) or LABELS.get(what, what.replace("_", " "))
+    if name.endswith("_bytes"):
+        return said, f"{value / 2**20:,.0f} MiB"
     return (said, f"{value:,.1f} s") if what != name else (said, f"{value:,.10g}")
 
 

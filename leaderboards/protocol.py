@@ -8,6 +8,7 @@ from typing import Any
 
 from leaderboards.rows import LABELS
 
+FRACTION = re.compile(r"0\.\d{5,}")  # 8/255 has seventeen digits, 0.5 has one
 Record = Mapping[str, Any]  # a line of store.collect's frame
 
 
@@ -67,8 +68,13 @@ def _distinct(runs: Iterable[Record], name: str) -> list[str]:
 
 
 def _words(text: str) -> str:
-    """A parameter as MLflow keeps it, for people: a tuple as a list without brackets and quotes."""
-    return re.sub(r"[()']", "", text).strip(", ") or "none" if text.startswith("(") else text
+    """A parameter as MLflow keeps it, for people: tuples without brackets and quotes, long fractions in short."""
+    if text.startswith("("):
+        return re.sub(r"[()']", "", text).strip(", ") or "none"
+    if not FRACTION.fullmatch(text):
+        return text
+    levels = 255 * float(text)
+    return f"{levels:g}/255" if abs(2 * levels - round(2 * levels)) < 1e-9 else f"{float(text):.4g}"
 
 
 def _attacks(runs: Sequence[Record]) -> list[str]:

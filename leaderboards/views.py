@@ -213,7 +213,7 @@ def _near(rows: Sequence[Row]) -> list[Row]:
 def _below(rows: Sequence[Row], frame: Span) -> str:
     far = sum(percent(row[RANK].mean) < frame[0] for row in rows)
     lie = "1 row lies" if far == 1 else f"{far} rows lie"
-    return f" {lie} below the frame; a double click shows all." if far else ""
+    return f" {lie} below the frame." if far else ""
 
 
 def _cut(group: Group) -> str:

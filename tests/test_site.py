@@ -157,6 +157,23 @@ def test_charts_show_the_numbers_of_the_table(site: Path, page: Page) -> None:
     assert "dots are seeds" in page.locator("figcaption").inner_text()
 
 
+def test_a_key_shows_the_rows_outside_the_frame(site: Path, page: Page) -> None:
+    page.goto((site / "tasks/pair@1-digits-net1.html").as_uri())
+    box = page.get_by_role("checkbox", name="Show the rows outside the frame")
+
+    def lowest() -> float:
+        found: float = page.evaluate("document.querySelector('.plot')._fullLayout.yaxis.range[0]")
+        return found
+
+    assert "1 row lies below the frame" in page.locator("figcaption").inner_text()
+    assert lowest() > 10
+    box.focus()
+    page.keyboard.press("Space")
+    assert lowest() < 10
+    page.get_by_role("radio", name="Intervals and seeds").check()
+    expect(box).to_be_hidden()
+
+
 def test_curves_of_a_run_and_of_its_method(site: Path, page: Page) -> None:
     (path,) = (path for path in site.glob("runs/*.html") if '"name":"kl_adv"' in path.read_text())
     page.goto(path.as_uri())
@@ -225,6 +242,7 @@ def test_pages_have_landmarks_and_captions(site: Path, page: Page) -> None:
         assert page.get_by_role("main").count() == page.get_by_role("heading", level=1).count() == 1
         assert page.locator("table:not(:has(> caption))").count() == 0
         assert page.locator("[role=img]:not([aria-label])").count() == 0
+        assert page.locator("[role=img] :is(a, button)").count() == 0
         assert page.locator("[role=region]:not([aria-label])").count() == 0
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.textContent") == "Skip to the content"

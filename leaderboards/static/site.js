@@ -61,20 +61,29 @@ function enhanceCharts() {
   const dark = matchMedia("(prefers-color-scheme: dark)"), touch = matchMedia("(pointer: coarse)"), narrow = matchMedia("(max-width: 30rem)");
   for (const figure of document.querySelectorAll("figure.charts")) {
     const text = figure.querySelector("script").textContent;
-    const plot = figure.querySelector(".plot"), caption = figure.querySelector("figcaption");
+    const plot = figure.querySelector(".plot"), caption = figure.querySelector("figcaption"), all = figure.querySelector("input[type=checkbox]");
     const draw = place => {
       // Colours are names of the page's own properties, as they are at this moment.
       const chart = JSON.parse(text, (key, value) => /color$/.test(key) && String(value).startsWith("--") ? colour(value) : value)[place];
-      const axis = chart.layout.yaxis;
-      if (narrow.matches && axis.ticktext) axis.ticktext = axis.ticktext.map(cut);
+      const { xaxis, yaxis } = chart.layout;
+      if (narrow.matches && yaxis.ticktext) yaxis.ticktext = yaxis.ticktext.map(cut);
+      const outside = !yaxis.ticktext && yaxis.range && chart.data.some(line => line.y.some(value => value < yaxis.range[0]));
+      all.parentElement.hidden = !outside;
+      if (outside && all.checked) {
+        for (const axis of [xaxis, yaxis]) delete axis.range;
+        delete chart.layout.annotations; // names stand apart only within the frame
+      }
       const layout = { ...chart.layout, template: { layout: theme() }, dragmode: touch.matches ? false : "zoom" };
       caption.textContent = chart.caption;
-      plot.setAttribute("aria-label", `Chart: ${chart.title}`);
       Plotly.react(plot, chart.data, layout, { responsive: true, displaylogo: false, modeBarButtons: [["toImage", "resetScale2d"]] });
+      // The picture alone: what is inside an image, as Plotly's buttons would be, is not read out.
+      const picture = plot.querySelector(".main-svg");
+      picture.setAttribute("role", "img");
+      picture.setAttribute("aria-label", `Chart: ${chart.title}`);
     };
     const choices = [...figure.querySelectorAll("input[type=radio]")];
     const chosen = () => Math.max(0, choices.findIndex(choice => choice.checked));
-    for (const choice of choices) choice.addEventListener("change", () => draw(chosen()));
+    for (const choice of [...choices, all]) choice.addEventListener("change", () => draw(chosen()));
     for (const query of [dark, narrow]) query.addEventListener("change", () => draw(chosen()));
     figure.hidden = false;
     draw(chosen());
