@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 FINISHED, RUNNING, FAILED, KILLED = "FINISHED", "RUNNING", "FAILED", "KILLED"
 IMPORTING = "importing"  # tag of a run that is being taken from a record, and nobody's to go on with
+TUNING = " tuning"  # ends the name of the experiment of a suite's searches
 NONE: Mapping[str, str] = {}
 PAGE = 50_000  # the most runs that MLflow gives at once
 # MLflow's client retries a dead server for minutes; one short retry is enough to tell. It also prints where each run is.

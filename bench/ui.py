@@ -8,21 +8,22 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 from urllib.parse import urlencode
 
 from bench import options
 from bench.errors import BenchError, UsageError
-from bench.track import Store, tracking_uri
+from bench.track import TUNING, Store, tracking_uri
 from leaderboards.fields import EXPERIMENT
 
-VIEW = "methods"  # what an address calls it
 COLUMNS = ("test/clean", "test/pgd20", "test/aa", "val/robust")
 SETTING = ("student", "teacher", "variant", "seed")
 SHARED = ("training.epochs", "training.lr", "training.weight_decay", "training.awp")  # hyper-parameters of all methods
 CURVES = ("val/robust", "val/clean", "train/loss")
 AXES = ("test/clean", "test/fgsm", "test/pgd20", "test/cw_inf", "test/aa")
+JUDGED = ("tune/clean", "tune/robust")  # what a trial is judged by
 
 
 def ui(given: options.Ui) -> int:
@@ -35,7 +36,7 @@ def ui(given: options.Ui) -> int:
         raise BenchError(f"no record yet in {str(given.store)!r}")
     check_port(given.host, given.port)
     place = f"http://{given.host}:{given.port}"
-    lines = [f"{name}, methods side by side: {place}/#{path}" for name, path in views(Store(given.store)).items()]
+    lines = [f"{name} side by side: {place}/#{path}" for name, path in views(Store(given.store)).items()]
     print("\n".join([f"{place} shows {uri}; Ctrl-C ends it", *lines]), flush=True)
     command = [sys.executable, "-m", "mlflow", "ui", "--workers", "1", "--backend-store-uri", uri]
     server = subprocess.Popen([*command, "--host", given.host, "--port", str(given.port)], start_new_session=True)
@@ -48,39 +49,72 @@ def ui(given: options.Ui) -> int:
 
 
 def views(store: Store) -> dict[str, str]:
-    """Experiment -> the page of its view, for every suite of the record; what has no view yet is given one.
+    """What is compared -> the page that does: the methods of every suite, the trials of every method that was tuned.
 
     MLflow keeps a shared view as a tag of the experiment that the page's address names.
     """
     found = {}
-    for experiment in store.client.search_experiments():
-        if EXPERIMENT.fullmatch(experiment.name):
-            tag, value = f"mlflow.sharedViewState.{VIEW}", json.dumps(view())
+    for experiment in sorted(store.client.search_experiments(), key=lambda one: str(one.name)):
+        suite, place = experiment.name.removesuffix(TUNING), experiment.experiment_id
+        if not EXPERIMENT.fullmatch(suite):
+            continue
+        for what, view in ({"methods": methods()} if suite == experiment.name else trials(store, place)).items():
+            key = what.replace(" ", "-")
+            tag, value = f"mlflow.sharedViewState.{key}", json.dumps(view)
             if experiment.tags.get(tag) != value:
-                store.client.set_experiment_tag(experiment.experiment_id, tag, value)
-            query = urlencode(
-                {"workflowType": "machine_learning", "viewStateShareKey": VIEW, "compareRunsMode": "CHART"}
-            )
-            found[experiment.name] = f"/experiments/{experiment.experiment_id}/runs?{query}"
+                store.client.set_experiment_tag(place, tag, value)
+            query = {"workflowType": "machine_learning", "viewStateShareKey": key, "compareRunsMode": "CHART"}
+            found[f"{suite}, {what}"] = f"/experiments/{place}/runs?{urlencode(query)}"
     return found
 
 
-def view() -> dict[str, Any]:
-    """Finished students by method, with the charts that compare them; the names are those of MLflow's pages."""
+def methods() -> dict[str, Any]:
+    """Finished students by method, with the charts that compare them."""
     clean, aa = ({"type": "METRIC", "key": name} for name in ("test/clean", "test/aa"))
-    charts: tuple[dict[str, Any], ...] = (
+    charts: list[dict[str, Any]] = [
         {"type": "PARALLEL", "selectedParams": SHARED, "selectedMetrics": AXES, "showAllRuns": True},
         {"type": "SCATTER", "xaxis": clean, "yaxis": aa},
-        *({"type": "LINE", "metricKey": name, "selectedMetricKeys": [name], "lineSmoothness": 0} for name in CURVES),
+        *map(line, CURVES),
         {"type": "BAR", "metricKey": "test/aa"},
-    )
+    ]
+    by = {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": "method"}]}
+    return page("tags.role = 'student'", "test/aa", COLUMNS, SETTING, charts) | {"groupBy": by}
+
+
+def trials(store: Store, experiment: str) -> dict[str, dict[str, Any]]:
+    """For each method its finished trials, the best first, with parallel coordinates over what was searched."""
+    searched: dict[str, set[str]] = {}
+    for study in store.client.search_runs([experiment], "tags.role = 'study'"):
+        ranges = study.data.params.items()  # the text of a parameter that stayed as it was is its value
+        names = {name.removeprefix("range.") for name, text in ranges if text.startswith("{")}
+        searched.setdefault(study.data.tags["method"], set()).update(names)
+    clean, robust = ({"type": "METRIC", "key": name} for name in JUDGED)
+    found = {}
+    for method, names in sorted(searched.items()):
+        charts: list[dict[str, Any]] = [
+            {"type": "PARALLEL", "selectedParams": sorted(names), "selectedMetrics": JUDGED, "showAllRuns": True},
+            {"type": "SCATTER", "xaxis": clean, "yaxis": robust},
+            line("val/robust"),
+        ]
+        chosen = f"tags.role = 'trial' and tags.method = '{method}'"
+        found[f"trials of {method}"] = page(chosen, "tune/robust", JUDGED, ("student", "dataset", "state"), charts)
+    return found
+
+
+def line(metric: str) -> dict[str, Any]:
+    return {"type": "LINE", "metricKey": metric, "selectedMetricKeys": [metric], "lineSmoothness": 0}
+
+
+def page(
+    chosen: str, order: str, metrics: Sequence[str], tags: Sequence[str], charts: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """Finished runs under a condition; the names are those of MLflow's pages."""
     common = {"metricSectionId": "comparison", "runsCountToCompare": 100, "deleted": False, "isGenerated": False}
     return {
-        "searchFilter": "tags.role = 'student' and attributes.status = 'FINISHED'",
-        "orderByKey": "metrics.`test/aa`",
+        "searchFilter": f"{chosen} and attributes.status = 'FINISHED'",
+        "orderByKey": f"metrics.`{order}`",
         "orderByAsc": False,
-        "groupBy": {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": "method"}]},
-        "selectedColumns": [*(f"metrics.`{name}`" for name in COLUMNS), *(f"tags.`{name}`" for name in SETTING)],
+        "selectedColumns": [*(f"metrics.`{name}`" for name in metrics), *(f"tags.`{name}`" for name in tags)],
         "compareRunCharts": [{"uuid": f"chart-{place}", **common, **chart} for place, chart in enumerate(charts)],
         "compareRunSections": [{"uuid": "comparison", "name": "Comparison", "display": True, "columns": 2}],
     }

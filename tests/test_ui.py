@@ -28,7 +28,8 @@ from test_leaderboards import fill
 import leaderboards
 from bench import cli
 from bench.errors import BenchError, UsageError
-from bench.ui import AXES, SHARED
+from bench.track import FINISHED, TUNING, Store
+from bench.ui import AXES, JUDGED, SHARED
 from leaderboards import details, store
 
 if TYPE_CHECKING:
@@ -49,15 +50,15 @@ def free() -> int:
 
 
 @contextmanager
-def served(folder: Path) -> Iterator[list[str]]:
-    """`bench ui` on the record of `folder`: the lines that it prints, the first of them with its address."""
+def served(folder: Path, views: int = 1) -> Iterator[list[str]]:
+    """`bench ui` on the record of `folder`: the lines that it prints, the first with its address, the others with views."""
     port = free()
     clean = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
     command = [sys.executable, "-m", "bench", "ui", "--port", str(port)]
     running = subprocess.Popen(command, cwd=folder, env=clean, stdout=subprocess.PIPE, text=True)
     try:
         assert running.stdout
-        lines = [running.stdout.readline(), running.stdout.readline()]
+        lines = [running.stdout.readline() for _ in range(1 + views)]
         assert f"http://127.0.0.1:{port} shows sqlite" in lines[0]
         deadline = time.monotonic() + 120
         while True:
@@ -107,20 +108,36 @@ def page() -> Iterator[Page]:
         yield browser.new_page(viewport={"width": 1500, "height": 1000})
 
 
+def search(store: Store) -> None:
+    """Two searches as `bench tune` records them, one of three trials and one of one."""
+    for method, trials in (("rslad", 3), ("kd", 1)):
+        tags = {"study": method, "method": method}
+        whole = store.open(f"digits@3{TUNING}", method, tags | {"role": "study"}, "", ("study", "role"))
+        whole.params({"range.alpha": '{"name": "FloatDistribution"}', "range.tau": "1.0"})
+        whole.end(FINISHED)
+        for number in range(trials):
+            own = tags | {"role": "trial", "trial": f"{number}"}
+            trial = store.open(f"digits@3{TUNING}", f"{method} trial {number}", own, whole.run_id, ("study", "trial"))
+            trial.params({"alpha": number / 10, "tau": 1.0})
+            trial.metrics(dict.fromkeys(JUDGED, number / 5))
+            trial.end(FINISHED)
+
+
 @pytest.mark.e2e
-def test_people_find_methods_side_by_side_then_a_run_and_its_note(
+def test_people_find_methods_side_by_side_then_a_run_its_note_and_trials(
     tmp_path: Path, page: Page, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     place, nasty = records.shop(tmp_path / "runs"), "<img src=x onerror=alert(1)>|`*"
     records.execute(records.cell("natural", variant=nasty), place)
     records.execute(records.cell("pgd_at"), place)
+    search(place.store)
     broken: list[str] = []
     page.on("pageerror", lambda error: broken.append(str(error)))
     page.on("dialog", lambda dialog: broken.append(dialog.message))
     page.on("response", lambda answer: broken.append(answer.url) if answer.status >= 400 else None)
     page.on("console", lambda said: broken.append(said.text) if said.type == "error" else None)
-    with served(tmp_path) as lines:
+    with served(tmp_path, views=3) as lines:
         page.goto(lines[1].split()[-1])
         for text in ("Group: natural", "Group: pgd_at", "Parallel Coordinates", "test/clean vs. test/aa"):
             page.get_by_text(text).first.wait_for(timeout=60_000)
@@ -134,6 +151,10 @@ def test_people_find_methods_side_by_side_then_a_run_and_its_note(
         )
         page.goto(re.sub(r"/runs\?.*", "/models", lines[1].split()[-1]))
         page.get_by_text("pgd_at resnet8-w4 seed 0").first.wait_for(timeout=60_000)
+        page.goto(lines[3].split()[-1])
+        page.get_by_text("rslad trial 2").first.wait_for(timeout=60_000)
+        page.wait_for_function(DRAWN % len(("alpha", *JUDGED)), timeout=60_000)
+        assert not page.get_by_text("kd trial 0").count()
     ours = [said for said in broken if not OWN.search(said)]
     assert ours == []
 

@@ -22,7 +22,7 @@ from bench.errors import BenchError
 from bench.models import checkpoint
 from bench.plan import Cell
 from bench.spec import Spec
-from bench.track import FAILED, FINISHED, KILLED, Record
+from bench.track import FAILED, FINISHED, KILLED, TUNING, Record
 from bench.train import Trainer, accuracy, derive
 from bench.tuning import storage
 from bench.tuning import study as study_module
@@ -105,7 +105,10 @@ def begin(trial: optuna.Trial, study: Study, task: Task, shop: Workshop, values:
     """The trial's MLflow run: that of its first attempt if there was one."""
     number = str(place(trial.number, study))
     tags = {"role": "trial", "study": task.study, "trial": number, "worker": storage.HERE}
-    record = shop.store.open(task.spec.suite + " tuning", f"trial {number}", tags, task.parent, ("study", "trial"))
+    spec = task.spec
+    tags |= {"method": spec.method, "student": spec.arch, "dataset": spec.dataset}
+    name = f"{spec.method} trial {number}"
+    record = shop.store.open(spec.suite + TUNING, name, tags, task.parent, ("study", "trial"))
     record.params(values)
     return record
 

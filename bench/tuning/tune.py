@@ -23,7 +23,7 @@ from bench.errors import BenchError, UsageError
 from bench.options import Run, Tune
 from bench.plan import Cell
 from bench.progress import duration
-from bench.track import FAILED, KILLED, Record, Store
+from bench.track import FAILED, KILLED, TUNING, Record, Store
 from bench.train import accuracy
 from bench.tuning import outcome, storage, worker
 from bench.tuning import space as space_module
@@ -175,7 +175,7 @@ def prepare(options: Tune, cell: Cell, space: Space, studied: study_module.Plan,
     spec, number = trial_module.quiet(cell.spec), study.user_attrs["id"]
     tags = {"role": "study", "study": number, "method": spec.method, "student": spec.arch, "dataset": spec.dataset}
     tags |= {"sampler": options.sampler, "pruner": studied.pruner}
-    record = shop.store.open(spec.suite + " tuning", f"tune {studied.name}", tags, "", ("role", "study"))
+    record = shop.store.open(spec.suite + TUNING, f"tune {studied.name}", tags, "", ("role", "study"))
     record.params({f"range.{name}": text for name, text in space.describe().items()})
     budget = max(options.trials, len(space.first(type(cell.method))))
     work = options.store / "work" / "tuning" / number
