@@ -41,4 +41,7 @@ class Protocol(Common):
         "fp32"
     )
     workers: Annotated[int, arg(metavar="N", help="processes that share the cores, a run each")] = 1
+    sync_batchnorm: Annotated[
+        FlagCreatePairsOff[bool], arg(help="under torchrun, BatchNorm over all devices' images and not over each one's")
+    ] = False
     force: Annotated[FlagCreatePairsOff[bool], arg(help="repeat what is already recorded")] = False

@@ -1,9 +1,9 @@
 """One run on several devices: `torchrun --nproc-per-node N -m bench run ...`.
 
 Each process has a part of every batch and its own random numbers; gradients are averaged once a step, BatchNorm's
-statistics and what else a method keeps in buffers once an epoch. The process of rank 0 is the program; the others train
-what it trains. torch's DistributedDataParallel takes one forward and one backward pass a step; a method may take more,
-and adversarial weight perturbation does.
+running statistics and what else a method keeps in buffers once an epoch. The process of rank 0 is the program; the
+others train what it trains. torch's DistributedDataParallel takes one forward and one backward pass a step; a method
+may take more, and adversarial weight perturbation does.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ class Group:
 
     rank: int = 0
     size: int = 1
+    sync_batchnorm: bool = False  # BatchNorm sees the whole batch, not this process's part
 
     @property
     def leads(self) -> bool:
@@ -65,7 +66,7 @@ class Group:
 ALONE = Group()
 
 
-def join(device: torch.device) -> tuple[Group, torch.device]:
+def join(device: torch.device, sync_batchnorm: bool) -> tuple[Group, torch.device]:
     """The group that torchrun's environment describes, joined, and this process's device of the kind given."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return ALONE, device
@@ -78,7 +79,7 @@ def join(device: torch.device) -> tuple[Group, torch.device]:
         device = torch.device("cuda", place)
         torch.cuda.set_device(device)
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
-    return Group(dist.get_rank(), dist.get_world_size()), device
+    return Group(dist.get_rank(), dist.get_world_size(), sync_batchnorm), device
 
 
 def leave() -> None:

@@ -39,7 +39,7 @@ def grid(options: Protocol, cells: list[Cell], dry_run: bool = False) -> int:
     """Carries out the cells that are not recorded yet, in order; 1 if one of them failed."""
     if options.workers < 1:
         raise UsageError(f"--workers {options.workers}: at least 1")
-    group, device = devices.join(environment.device(options.device))
+    group, device = devices.join(environment.device(options.device), options.sync_batchnorm)
     if group.size > 1 and options.workers > 1:
         raise UsageError("--workers under torchrun: a run has either several devices or the company of others")
     shop = Workshop(Store(options.store), device, environment.code(), group)

@@ -22,6 +22,7 @@ from bench import acceleration
 from bench import data as data_module
 from bench.average import Average
 from bench.awp import perturbed
+from bench.batchnorm import synchronise
 from bench.data import Data, Split
 from bench.devices import ALONE, Group
 from bench.errors import BenchError, UsageError
@@ -95,6 +96,8 @@ class Trainer:
         self.steps = len(data.train.x) // training.batch
         self.graphs: acceleration.Graphs | None = None
         self.path = [f"{group.size} devices"] * (group.size > 1)  # what was done to make steps fast, for the record
+        if group.size > 1 and group.sync_batchnorm:
+            self.path.append(synchronise(objective))
         if self.device.type == "cuda":
             self.graphs = acceleration.Graphs(self.device)
             for net in acceleration.networks(objective.nets):
@@ -135,7 +138,8 @@ class Trainer:
 
     def _compile(self, todo: range) -> bool:
         """Compiles the networks on a CUDA device if so much is left that it pays; returns whether it did."""
-        if not self.graphs or len(todo) * len(self.data.train.x) < acceleration.PAYS:
+        pays = len(todo) * len(self.data.train.x) >= acceleration.PAYS
+        if not self.graphs or not pays or self.group.sync_batchnorm:  # a compiler cannot see across processes
             return False
 
         def rehearsal() -> Tensor:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.multiprocessing
+from mlflow import MlflowClient
 from torch import Tensor, nn
 
 from bench import data, devices
@@ -27,7 +28,7 @@ DATA = data.load("digits", "unused", limit_train=160, limit_test=40, limit_val=4
 
 
 class Plain(Net):
-    """Without BatchNorm, whose statistics are those of a part of the batch."""
+    """Without BatchNorm, whose statistics are those of a part of the batch unless they are synchronised."""
 
     def __init__(self) -> None:
         super().__init__((0.0,), (1.0,))
@@ -41,6 +42,19 @@ class Plain(Net):
     def head(self, f: Tensor) -> Tensor:
         logits: Tensor = self.last(f)
         return logits
+
+
+class Normed(Plain):
+    """With BatchNorm before and behind an activation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3, padding=1)
+        self.first, self.second = nn.BatchNorm2d(4), nn.BatchNorm2d(4, affine=False)
+        self.hidden = nn.Linear(256, 16)
+
+    def features(self, x: Tensor) -> Tensor:
+        return super().features(self.second(torch.relu(self.first(self.conv(x)))))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,15 +75,15 @@ class Steady(Method):
         }
 
 
-def trained(work: Path, group: Group, awp: float = 0.0) -> dict[str, Tensor]:
+def trained(work: Path, group: Group, student: type[Net]) -> dict[str, Tensor]:
     """What two epochs of five batches of 32 leave."""
     work.mkdir(exist_ok=True)
-    training = Training(epochs=2, batch=32, lr=0.1, averaging=("ema",), awp=awp)
+    training = Training(epochs=2, batch=32, lr=0.1, averaging=("ema",))
     spec = Spec(suite="digits", role="student", dataset="digits", arch="plain", method="any", hyper={}, teachers={},
                 seed=0, training=training, eps=0.15, inner_step=0.06, inner_steps=2, attacks=(), full_checkpoints=(),
                 precision="fp32")  # fmt: skip
     torch.manual_seed(0)
-    objective = Objective(Steady(), Plain(), {"robust": Plain()}, len(DATA.train))
+    objective = Objective(Steady(), student(), {"robust": Plain()}, len(DATA.train))
     run = Trainer(objective, DATA, spec, work, group)
     rows: list[dict[str, float]] = []
     run.fit(lambda row, _: rows.append(row), lambda *_: None)
@@ -77,30 +91,37 @@ def trained(work: Path, group: Group, awp: float = 0.0) -> dict[str, Tensor]:
     return {**objective.state_dict(), **last}
 
 
-def one_of_two(rank: int, work: Path) -> None:
+def one_of_two(rank: int, work: Path, student: type[Net], sync_batchnorm: bool) -> None:
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     torch.distributed.init_process_group("gloo", init_method=f"file://{work}/meet", rank=rank, world_size=2)
-    torch.save(trained(work / "two", Group(rank, 2)), work / f"{rank}.pt")
+    torch.save(trained(work / "two", Group(rank, 2, sync_batchnorm), student), work / f"{rank}.pt")
     devices.leave()
 
 
-def test_two_processes_make_the_update_of_one(tmp_path: Path) -> None:
-    """Weights, buffers and the losses that are logged; both processes end with the same."""
-    expected = trained(tmp_path / "one", devices.ALONE)
-    torch.multiprocessing.spawn(one_of_two, (tmp_path,), nprocs=2)
+@pytest.mark.parametrize(("student", "sync_batchnorm"), [(Plain, False), (Normed, True), (Normed, False)])
+def test_two_processes_make_the_update_of_one(student: type[Net], sync_batchnorm: bool, tmp_path: Path) -> None:
+    """Weights, buffers and the losses that are logged; both processes end with the same.
+
+    With BatchNorm only if it is synchronised.
+    """
+    expected = trained(tmp_path / "one", devices.ALONE, student)
+    torch.multiprocessing.spawn(one_of_two, (tmp_path, student, sync_batchnorm), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     for key in second:
         assert torch.equal(first[key], second[key]), key
-    for key in expected:
-        if "running_var" not in key and "num_batches" not in key:  # of half a batch
-            torch.testing.assert_close(first[key], expected[key], rtol=1e-4, atol=1e-6, msg=key)
+    compared = [key for key in expected if "seen" not in key or "mean" in key]  # its variance is that of half a batch
+    if student is Normed and not sync_batchnorm:
+        assert max((first[key] - expected[key]).abs().max() for key in compared) > 0.01
+        return
+    for key in compared:
+        torch.testing.assert_close(first[key], expected[key], rtol=1e-4, atol=1e-6, msg=key)
     assert {path.name for path in (tmp_path / "two").iterdir()} == {path.name for path in (tmp_path / "one").iterdir()}
 
 
 def test_a_batch_that_cannot_be_shared(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="a batch of 32 cannot be shared by 3 devices"):
-        trained(tmp_path, Group(0, 3))
+        trained(tmp_path, Group(0, 3), Plain)
 
 
 def torchrun(words: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -113,6 +134,7 @@ def test_the_whole_program_on_two_processes(tmp_path: Path) -> None:
     """A teacher and its student, recorded once; the same command again has nothing to do."""
     words = (
         "run --suite digits --method rslad --student resnet8-w4 --epochs 1 --seeds 0 --limit-train 200 --limit-test 40"
+        " --sync-batchnorm"
     )
     done = torchrun(words, tmp_path)
     assert done.returncode == 0, done.stderr
@@ -130,6 +152,10 @@ def test_the_whole_program_on_two_processes(tmp_path: Path) -> None:
     assert told.returncode == 0, told.stderr
     records = [json.loads(path.read_text()) for path in (tmp_path / "out").glob("*.json")]
     assert len(records) == 2
+    client = MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
+    places = [place.experiment_id for place in client.search_experiments()]
+    found = {run.data.tags.get("training_path") for run in client.search_runs(places, "tags.role != 'group'")}
+    assert found == {"2 devices, BatchNorm synchronised"}
 
 
 @pytest.mark.e2e
