@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
+from attacks.dense import unrolled
+
 FOLD_TOLERANCE = 1e-4  # relative to the largest logit
 GRADIENT_TOLERANCE = 0.05  # relative, in L2: rounding turns a ReLU here and there, another backward pass everything
 
@@ -119,7 +121,7 @@ def _folded(model: nn.Module, sample: Tensor, gradient: Tensor) -> nn.Module:
     repetition are compared.
     """
     try:
-        folded = fuse(model).to(memory_format=torch.channels_last)
+        folded = unrolled(fuse(model).to(memory_format=torch.channels_last), sample)
         with torch.no_grad():
             want, got, *again = model(sample), folded(sample), model(sample), model(sample)
         other = input_gradient(folded, sample, _mixture)

@@ -1,0 +1,61 @@
+"""Small convolutions as matrices: the same function and the same gradient, and only where they are small."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from attacks.dense import LARGEST, Dense, unrolled
+from attacks.view import View
+from bench import datasets, models
+
+
+@pytest.mark.parametrize(
+    "conv",
+    [
+        nn.Conv2d(3, 4, 3, padding=1),
+        nn.Conv2d(3, 4, 3, stride=2, padding=1, bias=False),
+        nn.Conv2d(3, 6, 1, stride=2, groups=3),
+        nn.Conv2d(3, 4, (2, 3), dilation=2, padding="same", padding_mode="circular"),
+    ],
+)
+def test_a_matrix_does_what_its_convolution_does(conv: nn.Conv2d) -> None:
+    torch.manual_seed(0)
+    conv = conv.double().requires_grad_(False)
+    x = torch.rand(5, 3, 7, 6, dtype=torch.float64).to(memory_format=torch.channels_last).requires_grad_()
+    want = conv(x)
+    got = Dense(conv, x.shape[1:], want.shape[1:])(x)
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+    along = torch.rand_like(want)
+    for one, other in zip(torch.autograd.grad(got, x, along), torch.autograd.grad(want, x, along), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+class Twice(nn.Module):
+    """A large convolution, and a small one that sees images of two shapes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.large = nn.Conv2d(1, 32, 3, padding=1)
+        self.shared = nn.Conv2d(32, 32, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.shared(self.shared(self.large(x))).mean(dim=(2, 3))
+        return found
+
+
+def test_large_convolutions_and_those_of_several_shapes_stay() -> None:
+    x = torch.rand(2, 1, 8, 8)
+    assert 64 * 32 * 64 > LARGEST > 64 * 4 * 64
+    kept = unrolled(Twice(), x)
+    assert not [module for module in kept.modules() if isinstance(module, Dense)]
+
+
+def test_an_attack_sees_matrices_and_the_judge_does_not() -> None:
+    net = models.build("resnet8-w4", datasets.get("digits")).eval()
+    x = torch.rand(9, 1, 8, 8)
+    view = View(net, x[:2])
+    assert len([module for module in view.net.modules() if isinstance(module, Dense)]) == 9
+    assert not [module for module in view.judge.modules() if isinstance(module, Dense)]
+    torch.testing.assert_close(view(x), net(x), rtol=1e-4, atol=1e-5)
