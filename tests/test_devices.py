@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,12 +14,15 @@ import torch.multiprocessing
 from mlflow import MlflowClient
 from torch import Tensor, nn
 
-from bench import data, devices
+import methods
+from bench import data, devices, models
+from bench.data import Data
 from bench.devices import Group
 from bench.errors import UsageError
 from bench.spec import Spec
 from bench.suites import Training
 from bench.train import Objective, Trainer
+from methods import base
 from methods.base import Batch, Method, Net, Nets, kl
 from methods.inner import ce, pgd
 
@@ -77,24 +79,31 @@ class Steady(Method):
 
 def trained(work: Path, group: Group, student: type[Net]) -> dict[str, Tensor]:
     """What two epochs of five batches of 32 leave."""
+    torch.manual_seed(0)
+    return fitted(Objective(Steady(), student(), {"robust": Plain()}, len(DATA.train)), DATA, work, group, epochs=2)
+
+
+def fitted(objective: Objective, found: Data, work: Path, group: Group, epochs: int) -> dict[str, Tensor]:
+    """State and last row of losses after training in batches of 32."""
     work.mkdir(exist_ok=True)
-    training = Training(epochs=2, batch=32, lr=0.1, averaging=("ema",))
+    training = Training(epochs=epochs, batch=32, lr=0.1, averaging=("ema",))
     spec = Spec(suite="digits", role="student", dataset="digits", arch="plain", method="any", hyper={}, teachers={},
                 seed=0, training=training, eps=0.15, inner_step=0.06, inner_steps=2, attacks=(), full_checkpoints=(),
                 precision="fp32")  # fmt: skip
-    torch.manual_seed(0)
-    objective = Objective(Steady(), student(), {"robust": Plain()}, len(DATA.train))
-    run = Trainer(objective, DATA, spec, work, group)
+    run = Trainer(objective, found, spec, work, group)
     rows: list[dict[str, float]] = []
     run.fit(lambda row, _: rows.append(row), lambda *_: None)
     last = {key: torch.tensor(value) for key, value in (rows[-1] if rows else {}).items()}
     return {**objective.state_dict(), **last}
 
 
-def one_of_two(rank: int, work: Path, student: type[Net], sync_batchnorm: bool) -> None:
+def meet(rank: int, work: Path) -> None:
     torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     torch.distributed.init_process_group("gloo", init_method=f"file://{work}/meet", rank=rank, world_size=2)
+
+
+def one_of_two(rank: int, work: Path, student: type[Net], sync_batchnorm: bool) -> None:
+    meet(rank, work)
     torch.save(trained(work / "two", Group(rank, 2, sync_batchnorm), student), work / f"{rank}.pt")
     devices.leave()
 
@@ -117,6 +126,36 @@ def test_two_processes_make_the_update_of_one(student: type[Net], sync_batchnorm
     for key in compared:
         torch.testing.assert_close(first[key], expected[key], rtol=1e-4, atol=1e-6, msg=key)
     assert {path.name for path in (tmp_path / "two").iterdir()} == {path.name for path in (tmp_path / "one").iterdir()}
+
+
+def every_method(rank: int, work: Path) -> None:
+    """Saves, for each method, what one synchronised step leaves of the student."""
+    meet(rank, work)
+    few = data.load("digits", "unused", limit_train=32, limit_test=10, limit_val=10)
+    found = {}
+    for name in methods.names():
+        method = methods.load(name)
+        for official in (False, True):
+            made = method(**base.official(method) if official else {})
+            torch.manual_seed(0)
+            teachers = {role: models.build("resnet8-w4", few.info) for role in made.requires}
+            objective = Objective(made, models.build("resnet8-w4", few.info), teachers, len(few.train))
+            fitted(objective, few, work / f"{name}-{official}", Group(rank, 2, sync_batchnorm=True), epochs=1)
+            found[f"{name} {official}"] = torch.cat(
+                [value.flatten() for value in objective.student.state_dict().values()]
+            )
+    torch.save(found, work / f"{rank}.pt")
+    devices.leave()
+
+
+@pytest.mark.slow
+def test_every_method_takes_the_same_passes_in_both_processes(tmp_path: Path) -> None:
+    """Otherwise they would wait for each other for ever; BatchNorm's running statistics tell of passes, too."""
+    torch.multiprocessing.spawn(every_method, (tmp_path,), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    assert len(first) == 2 * len(methods.names())
+    for name, state in first.items():
+        assert torch.equal(state, second[name]), name
 
 
 def test_a_batch_that_cannot_be_shared(tmp_path: Path) -> None:
