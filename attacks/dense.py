@@ -52,6 +52,6 @@ def unrolled(net: nn.Module, sample: Tensor) -> nn.Module:
         hook.remove()
     for name, found in shapes.items():
         (given, made), *others = found
-        if not others and given.numel() * made.numel() <= LARGEST:
+        if not others and given.numel() * max(given.numel(), made.numel()) <= LARGEST:  # what makes it is square
             net.set_submodule(name, Dense(convs[name], given, made))
     return net
