@@ -30,7 +30,7 @@ from methods.base import RECIPE, Batch, Budget, Method, Net, Nets, official
 RESERVED = frozenset(
     {"store", "data_root", "device", "suite", "dataset", "limit_train", "limit_test", "precision", "force"}
     | {"method", "student", "teacher", "seeds", "epochs", "official", "awp", "dry_run"}
-    | {"help", "executor", "workers", "config"}
+    | {"help", "executor", "workers", "sync_batchnorm", "config"}
 )
 EPOCHS = 3
 NUM_TRAIN = 64

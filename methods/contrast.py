@@ -69,7 +69,11 @@ class Contrast(nn.Module):
             self._track_z(t @ s.T / self.tau)
         others_s, others_t, labels = s, t, y
         if len(self.bank_y):  # clones, because the banks move on before the backward pass
-            others_s, others_t, labels = self.bank_s.clone(), self.bank_t.clone(), self.bank_y.clone()
+            others_s, others_t, labels = (
+                self.bank_s.to(s.dtype, copy=True),
+                self.bank_t.to(t.dtype, copy=True),
+                self.bank_y.clone(),
+            )
         allowed = (labels[None] != y[:, None]) & (labels[None] >= 0)
         pairs = (t * s).sum(dim=1) / self.tau
         positive, negative = self._anchored(pairs, t @ others_s.T / self.tau, allowed)
