@@ -45,8 +45,14 @@ def export(given: options.Export) -> int:
         if name not in found:
             raise RecordError("no finished run of a suite has this id")
         made = of(found[name], curves.get(name, {}))
-        (given.out / made.name).write_text(made.text(), encoding="utf-8")
-        return str(given.out / made.name)
+        path = given.out / made.name
+        part = path.with_suffix(".part")  # a full disk leaves the file of an earlier export as it is
+        try:
+            part.write_text(made.text(), encoding="utf-8")
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+        return str(path)
 
     return each(given.runs or found, write)
 

@@ -121,7 +121,9 @@ def page(
 
 
 def check_port(host: str, port: int) -> None:
-    """Raises UsageError for an address that cannot be listened on."""
+    """Raises UsageError for an address that cannot be listened on, and for an empty one, which is every network's."""
+    if not host or not port:
+        raise UsageError(f"--host {host!r} --port {port}: name an address, and a port from 1 to 65535")
     try:
         with socket.create_server((host, port)):
             pass

@@ -169,6 +169,9 @@ def test_a_port_in_use_or_no_record_is_one_line(tmp_path: Path, monkeypatch: pyt
         cli.dispatch(["ui", "--port", str(taken.getsockname()[1])])
     with pytest.raises(UsageError, match="65535"):
         cli.dispatch(["ui", "--port", "99999"])
+    for words in (["--host", ""], ["--port", "0"]):
+        with pytest.raises(UsageError, match="name an address"):
+            cli.dispatch(["ui", *words])
 
 
 def test_a_server_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
