@@ -607,3 +607,14 @@ def test_new_networks_can_be_attacked_and_trained(arch: str) -> None:
     result = attacks.evaluate(net, x, y, ("pgd20",), eps=0.15)
     assert result.accuracy()["clean"] == 1
     assert result.accuracy()["pgd20"] < 1
+
+
+def test_a_card_without_a_hash_lets_no_file_through(tmp_path: Path) -> None:
+    net = models.build("resnet8-w4", DIGITS)
+    (tmp_path / "teachers").mkdir()
+    checkpoint.save(tmp_path / "teachers" / "a-0.pt", {"state_dict": net.state_dict()})
+    card = teachers.Card("a-0", "resnet8-w4", "digits", "", "trained here, digits@3, spec 0")
+    with pytest.raises(BenchError, match="another or damaged file"):
+        teachers.load(tmp_path, card, DIGITS)
+    whole = dataclasses.replace(card, sha256=checkpoint.sha256_of(tmp_path / "teachers" / "a-0.pt"))
+    assert isinstance(teachers.load(tmp_path, whole, DIGITS), Net)
