@@ -12,7 +12,7 @@ LARGEST = 2**16  # elements of a matrix, up to which it is faster than the convo
 
 
 class Dense(nn.Module):
-    """A convolution on images of one shape: (B, *given) -> (B, *shape)."""
+    """A frozen convolution on images of one shape: (B, *given) -> (B, *shape)."""
 
     matrix: Tensor
     bias: Tensor
@@ -23,10 +23,9 @@ class Dense(nn.Module):
         plain = copy.deepcopy(conv)
         plain.bias = None
         pixels = torch.eye(given.numel(), dtype=weight.dtype, device=weight.device).view(-1, *given)
-        bias = weight.new_zeros(shape[0]) if conv.bias is None else conv.bias.detach()
-        with torch.no_grad():
-            self.register_buffer("matrix", plain(pixels).flatten(1).contiguous())
-            self.register_buffer("bias", bias.repeat_interleave(shape[1:].numel()))
+        bias = weight.new_zeros(shape[0]) if conv.bias is None else conv.bias
+        self.register_buffer("matrix", plain(pixels).flatten(1).contiguous())
+        self.register_buffer("bias", bias.repeat_interleave(shape[1:].numel()))
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.addmm(self.bias, x.flatten(1), self.matrix).view(-1, *self.shape)

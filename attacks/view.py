@@ -115,10 +115,10 @@ class View(nn.Module):
 
 
 def _folded(model: nn.Module, sample: Tensor, gradient: Tensor) -> nn.Module:
-    """Convolutions with BatchNorm folded in, channels last; the model as it is where that changes what an attack sees.
+    """Convolutions with BatchNorm folded in, channels last, small ones as matrices.
 
-    Tracing forgets custom backward passes and bakes in random choices, so logits, their gradient and their
-    repetition are compared.
+    The model as it is where that changes what an attack sees: tracing forgets custom backward passes and bakes in random
+    choices, so logits, their gradient and their repetition are compared.
     """
     try:
         folded = unrolled(fuse(model).to(memory_format=torch.channels_last), sample)

@@ -31,7 +31,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        if not self.training or self.momentum is None:
+        if not self.training:
             return super().forward(x)
         full = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
         total = whole(torch.cat([full.sum(dim=(0, 2, 3)), full.new_full((1,), x.numel() / x.shape[1])]))
@@ -42,8 +42,9 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
             with torch.no_grad():
                 self.num_batches_tracked += 1
-                self.running_mean.lerp_(mean, self.momentum)
-                self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+                share = 1 / self.num_batches_tracked.to(mean) if self.momentum is None else self.momentum
+                self.running_mean.lerp_(mean, share)
+                self.running_var.lerp_(variance * count / (count - 1), share)
         found = centred * (variance + self.eps).rsqrt()[:, None, None]
         if self.affine:
             found = found * self.weight[:, None, None] + self.bias[:, None, None]
@@ -51,6 +52,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 
 
 def whole(part: Tensor) -> Tensor:
+    """The sum over all processes."""
     total: Tensor = Sum.apply(part)
     return total
 

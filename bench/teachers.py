@@ -151,9 +151,8 @@ def load(store: Path, card: Card, info: Dataset) -> Net:
 
     path = store / "teachers" / f"{card.identity}.pt"
     try:
-        return checkpoint.load(
-            path, card.arch, info, card.sha256 or "none", card.mean, card.std
-        )  # "" would not be checked
+        stated = card.sha256 or "none"  # with "" the file would not be checked
+        return checkpoint.load(path, card.arch, info, stated, card.mean, card.std)
     except BenchError as error:
         raise BenchError(f"{error}; delete it to have the teacher made again") from error
 

@@ -59,6 +59,14 @@ class Normed(Plain):
         return super().features(self.second(torch.relu(self.first(self.conv(x)))))
 
 
+class Cumulative(Normed):
+    """Whose running statistics are means over all batches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.BatchNorm2d(4, momentum=None)
+
+
 @dataclasses.dataclass(frozen=True)
 class Steady(Method):
     """KL(T(x) || S(x~)) + CE(S(x), y) from an attack without random numbers; a buffer that each step moves."""
@@ -108,7 +116,9 @@ def one_of_two(rank: int, work: Path, student: type[Net], sync_batchnorm: bool) 
     devices.leave()
 
 
-@pytest.mark.parametrize(("student", "sync_batchnorm"), [(Plain, False), (Normed, True), (Normed, False)])
+@pytest.mark.parametrize(
+    ("student", "sync_batchnorm"), [(Plain, False), (Normed, True), (Cumulative, True), (Normed, False)]
+)
 def test_two_processes_make_the_update_of_one(student: type[Net], sync_batchnorm: bool, tmp_path: Path) -> None:
     """Weights, buffers and the losses that are logged; both processes end with the same.
 

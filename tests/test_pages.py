@@ -14,7 +14,7 @@ from sites import Reader
 from test_leaderboards import KINDS, NASTY, Store
 
 import leaderboards
-from leaderboards import charts, pages, store, table
+from leaderboards import charts, pages, protocol, store, table
 from leaderboards.about import About, Parameter
 from leaderboards.curves import of_run
 from leaderboards.fields import Curve
@@ -157,6 +157,28 @@ def test_accuracy_against_eps_is_drawn_where_there_are_several(tmp_path: Path) -
     assert [(line["name"], line["x"], line["y"]) for line in chart["data"]] == [
         ("trades, robust", [0.05, 0.1, 0.15], [90, 80, 70])
     ]
+
+
+def test_long_fractions_are_short_and_pixels_are_of_255() -> None:
+    recorded = {"eps": str(8 / 255), "inner_step": str(2.5 / 255), "training.lr": "0.2767710726805693"}
+    said = dict(protocol.words([{f"param/{name}": text for name, text in recorded.items()} | {"seed": "0"}]))
+    assert (said["Threat"], said["Inner attack"], said["Training"]) == (
+        "l-infinity, eps 8/255 in pixels of [0, 1]", "of 2.5/255", "learning rate 0.2768",
+    )  # fmt: skip
+
+
+def test_costs_are_the_whole_and_then_each_attack() -> None:
+    spent = {
+        "aa_seconds": 2.0,
+        "peak_bytes": 2.0**21,
+        "odd_seconds": 1.0,
+        "eval_forwards": 1234.0,
+        "train_seconds": 30.0,
+    }
+    assert [*pages._costs(spent)] == [
+        ("Training", "30.0 s"), ("Memory at most", "2 MiB"), ("Images forward in it", "1,234"), ("AutoAttack", "2.0 s"),
+        ("odd", "1.0 s"),
+    ]  # fmt: skip
 
 
 def test_run_page_holds_what_there_is_to_know(uri: str, tmp_path: Path) -> None:

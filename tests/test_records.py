@@ -345,6 +345,25 @@ def test_export_names_what_it_cannot_write(origin: Path, tmp_path: Path, capsys:
             cli.dispatch(["export", *wrong, "--store", str(copy), "--out", str(tmp_path / "out")])
 
 
+def test_an_export_that_fails_leaves_the_earlier_file(
+    origin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["export", store.collect(uri(origin))["run_id"][0], "--store", str(origin), "--out", str(tmp_path)]
+    assert cli.dispatch(words) == 0
+    (made,) = tmp_path.iterdir()
+    before = made.read_bytes()
+
+    def half(self: Path, text: str, **_: Any) -> int:
+        self.write_bytes(text[: len(text) // 2].encode())
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", half)
+        assert cli.dispatch(words) == 1
+    assert "No space left on device" in capsys.readouterr().err
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [before]
+
+
 # A folder as a store.
 
 
