@@ -74,6 +74,11 @@ class Batch:
         default_factory=dict, init=False, repr=False, compare=False
     )  # see Nets.clean
 
+    @property
+    def progress(self) -> float:
+        """The share of the epochs that is done with this one, in (0, 1]."""
+        return (self.epoch + 1) / self.epochs
+
     def reached(self, share: float) -> bool:
         """Whether this share of the epochs is done; a share of 0 always is, and the epoch is not looked at."""
         return share == 0 or self.epoch >= share * self.epochs

@@ -3,7 +3,8 @@
 Paper: Lee, Cho and Kim, "Indirect Gradient Matching for Adversarial Robust Distillation", ICLR 2025. From it: logit
 differences along d = x~ - x expose the input gradient of networks that are locally linear; the weight grows over the
 epochs; alpha = 5 is its value for AdaAD and ResNet-18 on CIFAR-10 (ARD 5, IAD 50, AKD 7, RSLAD 0.9, TRADES 20, PGD-AT 60).
-x - d is not clipped, as in the code: VLM_Distillation's copy at 2b7ef6ed1e, whose ramp always divides by 200 epochs.
+x - d is not clipped and epochs count from 1, as in the code: VLM_Distillation's copy at 2b7ef6ed1e, whose ramp always
+divides by 200. As there, the student sees x~ once for the base and once for the term, so BatchNorm counts it twice.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Igdm(Around):
 
     def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
         terms = super().loss(nets, batch, adv)
-        weight = self.alpha * batch.epoch / batch.epochs
+        weight = self.alpha * batch.progress
         term = gap(nets, 2 * batch.x - adv, nets.at(adv), nets.student(adv)).mean()
         return {**terms, "igdm": weight * term}
 

@@ -40,7 +40,7 @@ class Saad(Method):
     def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
         target = nets.at(adv)
         w, sure = self.weights(target)
-        alpha = self.alpha * (batch.epoch / batch.epochs if self.ramp else 1.0)
+        alpha = self.alpha * (batch.progress if self.ramp else 1.0)
         far = nets.student(adv)
         terms = {
             "kl_adv": (w * kl(target, far)).mean(),

@@ -159,7 +159,7 @@ class At:
 
     @property
     def progress(self) -> float:
-        return self.batch.epoch / self.batch.epochs
+        return (self.batch.epoch + 1) / self.batch.epochs
 
     @property
     def s(self) -> Array:

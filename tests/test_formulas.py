@@ -449,7 +449,7 @@ def test_mtard_with_rates_of_zero_is_a_fixed_half() -> None:
 def test_saad_with_a_constant_weight_is_adaad_and_igdm(ramp: bool) -> None:
     """In a batch of one image the weight, its teacher's entropy, is a factor of the loss."""
     batch = flat_batch()
-    one = dataclasses.replace(batch, x=batch.x[:1], y=batch.y[:1], epoch=1 if ramp else 2)
+    one = dataclasses.replace(batch, x=batch.x[:1], y=batch.y[:1], epoch=0 if ramp else 1)
     nets, adv = flat_nets(Saad()), elsewhere(batch)[:1]
     weight = formulas.entropy(formulas.logits(nets.teacher, adv)).item()
     both = loss(Igdm(alpha=3.0), nets, one, adv)
@@ -542,7 +542,7 @@ def test_igdm_grows_over_the_epochs() -> None:
     nets, adv = flat_nets(Igdm()), elsewhere(flat_batch())
     found = [Igdm(alpha=3.0).loss(nets, flat_batch(SOME, epoch, 4), adv)["igdm"].item() for epoch in range(4)]
     gap = formulas.gap(At(Igdm(), nets, flat_batch(), adv)).mean()
-    assert found == pytest.approx([3 * epoch / 4 * gap for epoch in range(4)], rel=1e-9)
+    assert found == pytest.approx([3 * (epoch + 1) / 4 * gap for epoch in range(4)], rel=1e-9)
 
 
 @pytest.mark.parametrize("case", FORMULAS, ids=label)
