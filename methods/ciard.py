@@ -5,7 +5,7 @@ Paper: Lu, Pang, Zheng, Gu, Du, Liu and Zhou, "CIARD: Cyclic Iterative Adversari
 93a9a2d9dc, the source of the formula: B-MTARD's temperatures, the push from the natural teacher where it is wrong at
 x~ (the student softened by 5), both weights 1, the robust teacher trained from a sixth of the epochs with a
 thousandth of the rate and momentum 0.1. Assumed: the teacher stays in eval mode; its rate follows the suite's. Left
-out: the script's cosine and exponential schedule.
+out: the script's cosine and exponential schedule; that its temperatures stand still from the first milestone on.
 """
 
 from __future__ import annotations

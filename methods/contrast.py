@@ -143,7 +143,10 @@ def see(nets: Nets, x: Tensor, adv: Tensor, teacher_input: str, student_input: s
 
 
 def guided(nets: Nets, seen: Seen, y: Tensor, w: Tensor, symmetric: bool, weigh: str) -> Tensor:
-    """The mean contrastive loss over all v, weighted by w, (B,); weigh: "all" of it or the "positive" pairs alone."""
+    """The mean contrastive loss over all v, weighted by w, (B,); weigh: "all" of it or the "positive" pairs alone.
+
+    Each v moves Z and the queue.
+    """
     losses = []
     for found in seen.found:
         positive, negative = nets.parts["contrast"](seen.anchor, found, y, symmetric)

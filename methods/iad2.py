@@ -1,7 +1,8 @@
 """Introspective adversarial distillation, second form (IAD-II), on top of AKD2: with a naturally trained second teacher.
 
 Paper: Zhu et al., "Reliable Adversarial Distillation with Unreliable Teachers", ICLR 2022. Code: ZFancy/IAD at
-a8091a8c75, the source of formula and defaults, as the paper's text could not be read. beta = 0 is AKD2.
+a8091a8c75, the source of formula and defaults, as the paper's text could not be read. beta = 0 is AKD2. Before `begin`
+S(x) has the weight 0 and passes the student all the same; in the script it does not.
 """
 
 from __future__ import annotations

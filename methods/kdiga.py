@@ -3,7 +3,8 @@
 Paper: Shao et al., "How and When Adversarial Robustness Transfers in Knowledge Distillation?", arXiv 2110.12072, 2021.
 Code: RulinShao/AdversariallyRobustDistillation at 12e774f4b7. From it: alpha = gamma = 0.5, tau = 1; its second form,
 KDIGA-ARD, has both networks at x~ in the soft term. Assumed: the norm is one for each image, averaged over the batch, whose
-BatchNorm statistics tie the student's gradients.
+BatchNorm statistics tie the student's gradients; the script's is one norm of the batch's gradients of the mean loss, over
+the batch size, so its gamma is another.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class Kdiga(Method):
     v: clean images, or x~ = argmax CE(S(x~), y).
     """
 
-    recipe = STUCK[1:3]
+    recipe = STUCK
 
     alpha: float = hp(0.5, "share of the soft term", low=0.0, high=1.0, most=1.0)
     gamma: float = hp(0.5, "weight of the gradients", low=0.05, high=50.0, log=True)

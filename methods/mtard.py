@@ -2,7 +2,7 @@
 
 Paper: Zhao et al., "Enhanced Accuracy and Robustness via Multi-Teacher Adversarial Distillation", ECCV 2022: the two weights
 move so that the term which has fallen less gets more. Code: zhaoshiji123/MTARD at 6480a1b40d; the rates and the attack
-(cross-entropy, Gaussian start) are from it.
+(cross-entropy, Gaussian start) are from it. There the weights move before the step in which they count, here after it.
 """
 
 from __future__ import annotations

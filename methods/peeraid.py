@@ -2,7 +2,8 @@
 
 Paper: Jung, Jang, Song and Lee, "PeerAiD: Improving Adversarial Distillation from a Specialized Peer Tutor", CVPR 2024: the
 peer learns only to withstand the student's adversarial images and is the student's teacher there.
-Code: jaewonalive/PeerAiD at cd12e9210c; weights, temperatures and the attack are from its CIFAR-10 run.
+Code: jaewonalive/PeerAiD at cd12e9210c; weights, temperatures and the attack are from its CIFAR-10 run. Left out: its
+cross-entropy of the student, which only Tiny-ImageNet's run weighs, and its second pass of x~, which only BatchNorm sees.
 """
 
 from __future__ import annotations

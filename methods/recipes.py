@@ -11,7 +11,7 @@ Recipe = tuple[tuple[str, Any, str], ...]
 
 LIGHT: Recipe = (("weight_decay", 2e-4, "less than half of this benchmark's"),)
 
-# ARD, IAD and Fair-ARD
+# ARD, IAD, KDIGA and Fair-ARD
 STUCK: Recipe = (
     ("epochs", 200, "as in the script"),
     ("schedule", "multistep", "as in the script"),

@@ -2,8 +2,8 @@
 
 Paper: Lee and Chung, arXiv 2512.10275. From it: images on which the teacher is sure are weighed down by its entropy; AdaAD's
 inner problem is linearised, so a step costs one teacher backward and not ten; alpha = 1 and beta = 0.2 for CIFAR-10.
-Code: HongsinLee/saad at 295121c5d2. Assumed: the entropy of the clean term's weight is normalised by log C, and the slope
-has the factor 1.
+Code: HongsinLee/saad at 295121c5d2; from it: the slope's factor 1. Left out: with beta = 0 the student's clean pass, which
+only BatchNorm sees. Assumed: the entropy of the clean term's weight is normalised by log C.
 """
 
 from __future__ import annotations
