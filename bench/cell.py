@@ -7,8 +7,8 @@ import json
 import shutil
 import time
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 Tick = Callable[[str, int, int], None]
 PROBES = 64  # test images for the sanity flags
+AGAIN = "again"  # a file in the folder of an unfinished run whose spec is to be repeated, whatever the record says
 CHECKPOINTS = {
     "best": "test",
     "last": "test_last",
@@ -60,23 +61,43 @@ class Workshop:
         return self.store.root
 
 
-def execute(cell: Cell, shop: Workshop, data: Data, passes: float, tick: Tick, force: bool) -> str:
+def execute(cell: Cell, shop: Workshop, data: Data, passes: float, tick: Tick) -> str:
     """Carries the cell out and records it; returns a line with its result.
 
     Raises BenchError for what stops this cell; whatever stops it, the record says so and the state stays on disk.
     """
+    with held(cell, shop) as folder:
+        if recorded(cell, shop):
+            return "recorded by another process meanwhile"
+        folder.mkdir(exist_ok=True)
+        return record(cell, shop, data, passes, tick, folder)
+
+
+@contextmanager
+def held(cell: Cell, shop: Workshop) -> Iterator[Path]:
+    """The folder of a cell's unfinished work, for this process alone. Raises BenchError if another is working there."""
     folder = work(shop.root, cell.spec)
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(folder.with_suffix(".lock"), timeout=0):
-            if force:
-                shutil.rmtree(folder, ignore_errors=True)
-            elif shop.store.find(cell.spec, FINISHED) and not lacks_teacher(cell, shop):
-                return "recorded by another process meanwhile"
-            folder.mkdir(exist_ok=True)
-            return record(cell, shop, data, passes, tick, folder)
+        lock = FileLock(folder.with_suffix(".lock")).acquire(timeout=0)
     except Timeout as error:
         raise BenchError("another process is working on it") from error
+    with lock:
+        yield folder
+
+
+def begin_again(cell: Cell, shop: Workshop) -> None:
+    """Leaves the whole cell to do, until it is done, whether it is recorded, half done or neither."""
+    with suppress(BenchError), held(cell, shop) as folder:  # `execute` says that another process is working on it
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(exist_ok=True)
+        (folder / AGAIN).touch()
+
+
+def recorded(cell: Cell, shop: Workshop) -> bool:
+    """Whether nothing is left to do."""
+    again = (work(shop.root, cell.spec) / AGAIN).exists()
+    return not again and not lacks_teacher(cell, shop) and shop.store.find(cell.spec, FINISHED) is not None
 
 
 def lacks_teacher(cell: Cell, shop: Workshop) -> bool:

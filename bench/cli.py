@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from bench import signals
-from bench.errors import BenchError, UsageError, unknown
+from bench.errors import BenchError, UsageError, again, unknown
 from methods import PluginError
 
 if TYPE_CHECKING:
@@ -52,8 +52,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"error: {error}", file=sys.stderr)
         code = 1
     except KeyboardInterrupt:
-        again = "the same command without --force" if "--force" in argv else "the same command"
-        print(f"interrupted; {again} continues", file=sys.stderr)
+        print(f"interrupted; {again('--force' in argv)} continues", file=sys.stderr)
         code = 130
     except BrokenPipeError:  # the reader, `head` say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -18,6 +18,11 @@ class UsageError(BenchError):
     exit_code = 2
 
 
+def again(force: bool) -> str:
+    """The command that goes on with what was interrupted: `--force` would begin all of it anew."""
+    return "the same command without --force" if force else "the same command"
+
+
 def unknown(kind: str, given: str, known: Iterable[str]) -> UsageError:
     """A `UsageError` for an unknown name that offers the nearest right spelling, or else all names."""
     names = sorted(known)

@@ -19,7 +19,7 @@ from bench import signals
 from bench.arguments import Protocol
 from bench.cell import Workshop
 from bench.data import Data
-from bench.errors import BenchError
+from bench.errors import BenchError, again
 from bench.plan import Cell
 from bench.probe import Cost
 from bench.progress import Progress, Tally
@@ -29,7 +29,12 @@ from bench.train import Trainer
 
 
 def carry_out(options: Protocol, shop: Workshop, todo: list[Cell], costs: list[Cost], load: Callable[..., Data]) -> int:
-    """Executes the cells and returns the exit code; teachers come before the students that need them."""
+    """Executes the cells and returns the exit code; teachers come before the students that need them.
+
+    Those that are forced are all marked first: an interruption leaves none of them out.
+    """
+    for cell in todo if options.force else []:
+        cell_module.begin_again(cell, shop)
     if options.workers > 1:
         return side_by_side(options, shop, todo, costs)
     return one_by_one(options, shop, todo, costs, load)
@@ -55,7 +60,7 @@ def one_by_one(
     with Progress([(cost.train, cost.evaluate) for cost in costs]) as progress:
         for cell, cost in zip(todo, costs, strict=True):
             progress.start(cell.label)
-            result, good = lost(cell, failed) or attempt(cell, shop, load, cost, progress.tick, options.force)
+            result, good = lost(cell, failed) or attempt(cell, shop, load, cost, progress.tick)
             failed |= set() if good else {cell.identity}
             progress.finish(result)
     return 1 if failed else 0
@@ -79,7 +84,7 @@ def side_by_side(options: Protocol, shop: Workshop, todo: list[Cell], costs: lis
                     else:
                         running[pool.submit(alone, options, shop.device, shop.code, cell, cost, threads)] = cell
                 for future in concurrent.futures.as_completed(running):
-                    result = outcome(future)
+                    result = outcome(future, options.force)
                     failed |= set() if result[1] else {running[future].identity}
                     tally.add(running[future].label, result[0])
             except BaseException:
@@ -97,16 +102,16 @@ def alone(
     try:
         torch.set_num_threads(threads)
         shop = Workshop(Store(options.store), device, code)
-        return attempt(cell, shop, loader(options.data_root), cost, lambda *_: None, options.force)
+        return attempt(cell, shop, loader(options.data_root), cost, lambda *_: None)
     except SystemExit:
         os._exit(1)  # told to stop: the pool would keep this to itself and take up the next cell
 
 
-def outcome(future: concurrent.futures.Future[tuple[str, bool]]) -> tuple[str, bool]:
+def outcome(future: concurrent.futures.Future[tuple[str, bool]], force: bool) -> tuple[str, bool]:
     try:
         return future.result()
     except concurrent.futures.process.BrokenProcessPool:
-        return "failed: a worker process died; the same command continues", False
+        return f"failed: a worker process died; {again(force)} continues", False
 
 
 def lost(cell: Cell, failed: set[str]) -> tuple[str, bool] | None:
@@ -116,12 +121,12 @@ def lost(cell: Cell, failed: set[str]) -> tuple[str, bool] | None:
 
 
 def attempt(
-    cell: Cell, shop: Workshop, load: Callable[..., Data], cost: Cost, tick: cell_module.Tick, force: bool
+    cell: Cell, shop: Workshop, load: Callable[..., Data], cost: Cost, tick: cell_module.Tick
 ) -> tuple[str, bool]:
     """A line with the cell's result or the cause of its failure, and whether all went well."""
     try:
         data = load(*place(cell.spec))
-        return cell_module.execute(cell, shop, data, cost.student_passes, tick, force), True
+        return cell_module.execute(cell, shop, data, cost.student_passes, tick), True
     except BenchError as error:
         return f"failed: {error}", False
     except Exception as error:  # the store, say, that has gone away since it was opened

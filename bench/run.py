@@ -14,14 +14,14 @@ from rich.table import Table
 
 from bench import datasets, devices, environment, execute, plan, probe, teachers
 from bench.arguments import Protocol
-from bench.cell import Workshop, lacks_teacher
+from bench.cell import Workshop, recorded
 from bench.data import Data
 from bench.errors import UsageError
 from bench.options import Run, TeacherTrain
 from bench.plan import Cell
 from bench.probe import Cost
 from bench.progress import duration
-from bench.track import FINISHED, Store
+from bench.track import Store
 
 
 def run(options: Run, hyper: dict[str, Any]) -> int:
@@ -73,9 +73,7 @@ def led(options: Protocol, cells: list[Cell], dry_run: bool, shop: Workshop) -> 
 def done(cell: Cell, cells: list[Cell], shop: Workshop, force: bool) -> bool:
     """Whether a cell needs no work. `force` repeats what was asked for, not the teachers that it needs."""
     needed = any(cell.identity in other.spec.teachers.values() for other in cells)
-    if force and not needed:
-        return False
-    return not lacks_teacher(cell, shop) and shop.store.find(cell.spec, FINISHED) is not None
+    return (needed or not force) and recorded(cell, shop)
 
 
 def check(cell: Cell, data: Data) -> None:

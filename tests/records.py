@@ -39,4 +39,4 @@ def execute(made: Cell, place: Workshop, measured: dict[str, float] = MEASURED) 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cell_module, "evaluate", evaluate)
         images = data.load("digits", "", made.spec.limit_train, made.spec.limit_test)
-        return cell_module.execute(made, place, images, 1.0, lambda *_: None, False)
+        return cell_module.execute(made, place, images, 1.0, lambda *_: None)

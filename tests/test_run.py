@@ -12,10 +12,11 @@ import time
 from pathlib import Path
 
 import pytest
+import records
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from bench import cli
+from bench import cell, cli
 from bench.errors import BenchError
 from bench.probe import Cost
 from methods.natural import Natural
@@ -286,3 +287,34 @@ def test_one_failing_cell_stops_no_other(
     assert cli.dispatch(words.split()) == 0
     assert "3 to do, 1 already recorded" in capsys.readouterr().err
     assert {run.info.status for run in runs(tmp_path)} == {"FINISHED"}
+
+
+def test_an_interrupted_repetition_goes_on_without_force(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both what was begun and what was not reached; then nothing is left to do."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(cell, "evaluate", lambda *_: (records.MEASURED, {}))
+    monkeypatch.setattr("bench.run.estimate", lambda todo, *_: [COST] * len(todo))
+    words = f"run --method natural --seeds 0,1 --epochs 1 {SMALL}".split()
+    assert cli.dispatch(words) == 0
+    with monkeypatch.context() as patch:
+
+        def interrupt(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        patch.setattr(cell, "present", interrupt)  # at the end of the first
+        with pytest.raises(KeyboardInterrupt):
+            cli.dispatch([*words, "--force"])
+    assert len(list(tmp_path.glob("runs/work/*/state.pt"))) == 1
+    with monkeypatch.context() as patch:
+        trained: list[int] = []
+        patch.setattr("bench.train.Trainer._keep", lambda self, *_: trained.append(self.spec.seed))
+        assert cli.dispatch(words) == 1  # the second has no checkpoint
+        assert trained == [1]
+    assert cli.dispatch(words) == 0
+    assert cli.dispatch(words) == 0
+    said = re.findall(r"^\d to do, \d", capsys.readouterr().err, flags=re.MULTILINE)
+    assert said == ["2 to do, 0", "2 to do, 0", "2 to do, 0", "1 to do, 1", "0 to do, 2"]
+    assert [run.info.status for run in runs(tmp_path)] == ["FINISHED"] * 4
