@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from bench.errors import UsageError
+from bench.errors import BenchError, UsageError
 
 PATIENCE = timedelta(days=7)  # the others wait while rank 0 evaluates
 
@@ -35,6 +35,16 @@ class Group:
     def leads(self) -> bool:
         """Whether this process validates, writes and speaks."""
         return self.rank == 0
+
+    @property
+    def words(self) -> str:
+        """All of it that can alter what a run becomes."""
+        return f"{self.size} device{'s' * (self.size > 1)}{' with --sync-batchnorm' * self.sync_batchnorm}"
+
+    def go_on(self, begun: str) -> None:
+        """Raises BenchError where a run that was `begun` on other devices, in `words`, would become a mixture."""
+        if begun != self.words:
+            raise BenchError(f"begun on {begun}, not on {self.words}: go on as it began, or --force begins it again")
 
     def part(self, index: Tensor) -> Tensor:
         """This process's share of a batch: (B,) -> (B / size,)."""

@@ -258,8 +258,7 @@ class Trainer:
         save(self.work / "state.pt", self._snapshot())
 
     def _write(self, name: str, net: nn.Module) -> None:
-        spec = self.spec
-        meta = {"arch": spec.arch, "dataset": spec.dataset, "method": spec.method, "spec_id": spec.id}
+        meta = {key: getattr(self.spec, key) for key in ("arch", "dataset", "method")} | {"spec_id": self.spec.id}
         save(self.work / f"{name}.pt", {"state_dict": net.state_dict(), **meta})
 
     def _snapshot(self) -> dict[str, Any]:
@@ -268,16 +267,17 @@ class Trainer:
             "optimiser": self.optimiser.state_dict(),
             "averages": {kind: averaged.state_dict() for kind, averaged in self.averages.items()},
             "state": vars(self.state),
+            "begun": self.group.words,
         }
 
     def _resume(self) -> None:
-        path = self.work / "state.pt"
-        if not path.exists():
+        if not (path := self.work / "state.pt").exists():
             return
         try:
             saved = read(path)
         except BenchError as error:
             raise BenchError(f"{error}; --force begins this run again") from error
+        self.group.go_on(saved.get("begun", self.group.words))  # earlier versions did not note it
         self.objective.load_state_dict(saved["objective"])
         self.optimiser.load_state_dict(saved["optimiser"])
         for group in self.optimiser.param_groups:

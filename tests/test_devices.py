@@ -18,7 +18,7 @@ import methods
 from bench import data, devices, models
 from bench.data import Data
 from bench.devices import Group
-from bench.errors import UsageError
+from bench.errors import BenchError, UsageError
 from bench.spec import Spec
 from bench.suites import Training
 from bench.train import Objective, Trainer
@@ -171,6 +171,17 @@ def test_every_method_takes_the_same_passes_in_both_processes(tmp_path: Path) ->
 def test_a_batch_that_cannot_be_shared(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="a batch of 32 cannot be shared by 3 devices"):
         trained(tmp_path, Group(0, 3), Plain)
+
+
+@pytest.mark.parametrize("group", [Group(0, 2), Group(0, 2, sync_batchnorm=True)])
+def test_a_run_goes_on_with_as_many_devices(group: Group, tmp_path: Path) -> None:
+    """Whoever resumes: one mixed record would tell of the last devices alone."""
+    trained(tmp_path, devices.ALONE, Plain)
+    with pytest.raises(BenchError, match=f"begun on 1 device, not on {group.words}: go on as it began"):
+        trained(tmp_path, group, Plain)
+    with pytest.raises(BenchError, match=r"begun on 2 devices.*, not on 1 device: go on as it began"):
+        devices.ALONE.go_on(group.words)
+    group.go_on(group.words)
 
 
 def torchrun(words: str, folder: Path) -> subprocess.CompletedProcess[str]:
