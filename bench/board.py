@@ -8,7 +8,7 @@ import leaderboards
 from bench import options, suites
 from bench.about import about
 from bench.errors import BenchError, unknown
-from bench.track import tracking_uri
+from bench.track import begun, tracking_uri
 from leaderboards.store import StoreError
 
 
@@ -23,7 +23,7 @@ def leaderboard(given: options.Leaderboard) -> int:
         raise BenchError(str(error)) from error
     except OSError as error:
         raise BenchError(f"cannot write to {str(given.out)!r}: {error.strerror}") from error
-    if isinstance(source, str) and source.startswith("sqlite:") and not given.store.is_dir():
+    if not given.records and not begun(given.store):
         print(f"nothing is recorded in {str(given.store)!r} yet: the pages are empty", file=sys.stderr)
     for path in paths:
         print(path)

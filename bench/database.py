@@ -1,12 +1,27 @@
-"""Databases that several processes may open while they are still empty."""
+"""Databases by their addresses: files of SQLite, and those that several processes may open while still empty."""
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+
+from bench.errors import BenchError
 
 CONNECT_SECONDS = 20
+SQLITE = re.compile(r"sqlite(?:\+\w+)?://(?:/?(?:file:)?([^?]*))(?:\?(.*))?")
+
+
+def file_of(address: str) -> Path | None:
+    """The file of a SQLite database; None for any other kind. Raises BenchError for one in memory, which would be lost."""
+    found = SQLITE.fullmatch(address)
+    if not found:
+        return None
+    if found[1] in ("", ":memory:") or "mode=memory" in (found[2] or ""):
+        raise BenchError(f"{address} is no file but a database in memory, which ends with the program: sqlite:///FILE")
+    return Path(found[1])
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from bench.errors import BenchError, UsageError
 
+NUMBERS, MASTER = ("WORLD_SIZE", "RANK", "LOCAL_RANK"), ("MASTER_ADDR", "MASTER_PORT")  # variables of torchrun
 PATIENCE = timedelta(days=7)  # the others wait while rank 0 evaluates
 
 
@@ -77,9 +78,18 @@ ALONE = Group()
 
 
 def join(device: torch.device, sync_batchnorm: bool) -> tuple[Group, torch.device]:
-    """The group that torchrun's environment describes, joined, and this process's device of the kind given."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    """The group that torchrun's environment describes, joined, and this process's device of the kind given.
+
+    Raises UsageError for an environment that describes none in full, and for more processes than devices.
+    """
+    size = os.environ.get("WORLD_SIZE") or "1"
+    if size == "1":
         return ALONE, device
+    lacking = [name for name in NUMBERS if not os.environ.get(name, "").isdigit()]
+    lacking += [name for name in MASTER if not os.environ.get(name)]
+    if lacking:
+        wrong = f"torchrun's {', '.join(lacking)} are missing or no numbers"
+        raise UsageError(f"WORLD_SIZE={size}, but {wrong}: unset it to train on one device")
     if device.type == "cuda":
         place = int(os.environ["LOCAL_RANK"])
         if place >= torch.cuda.device_count():

@@ -21,7 +21,7 @@ from bench.options import Run, TeacherTrain
 from bench.plan import Cell
 from bench.probe import Cost
 from bench.progress import duration
-from bench.track import Store
+from bench.track import Store, begun
 
 
 def run(options: Run, hyper: dict[str, Any]) -> int:
@@ -42,8 +42,12 @@ def grid(options: Protocol, cells: list[Cell], dry_run: bool = False) -> int:
     group, device = devices.join(environment.device(options.device), options.sync_batchnorm)
     if group.size > 1 and options.workers > 1:
         raise UsageError("--workers under torchrun: a run has either several devices or the company of others")
-    shop = Workshop(Store(options.store), device, environment.code(), group)
     try:
+        if dry_run and not begun(options.store):  # and looking makes none
+            if group.leads:
+                foresee(options, cells, 0, device, functools.cache(execute.loader(options.data_root)))
+            return 0
+        shop = Workshop(Store(options.store), device, environment.code(), group)
         if not group.leads:
             return execute.assist(options, shop)
         code = led(options, cells, dry_run, shop)
@@ -55,19 +59,27 @@ def grid(options: Protocol, cells: list[Cell], dry_run: bool = False) -> int:
 
 def led(options: Protocol, cells: list[Cell], dry_run: bool, shop: Workshop) -> int:
     """`grid` in the process that decides."""
-    console = Console(file=sys.stderr, highlight=False)
     load = functools.cache(execute.loader(options.data_root))
     todo = [cell for cell in cells if not done(cell, cells, shop, options.force)]
-    console.print(f"{len(todo)} to do, {len(cells) - len(todo)} already recorded in {options.store}")
+    costs = foresee(options, todo, len(cells) - len(todo), shop.device, load)
+    return 0 if dry_run or not todo else execute.carry_out(options, shop, todo, costs, load)
+
+
+def foresee(
+    options: Protocol, todo: list[Cell], known: int, device: torch.device, load: Callable[..., Data]
+) -> list[Cost]:
+    """Says what there is to do beside the `known` cells, which are recorded, and what it will take; returns the costs."""
+    console = Console(file=sys.stderr, highlight=False)
+    console.print(f"{len(todo)} to do, {known} already recorded in {options.store}")
     if not todo:
-        return 0
+        return []
     for cell in todo:
         check(cell, load(*execute.place(cell.spec)))
-    costs = estimate(todo, load, options.store, shop.device)
+    costs = estimate(todo, load, options.store, device)
     console.print(overview(todo, costs))
     total = sum(cost.train + cost.evaluate for cost in costs)
-    console.print(f"on {environment.device_name(shop.device)}, about {duration(total / options.workers)} in all")
-    return 0 if dry_run else execute.carry_out(options, shop, todo, costs, load)
+    console.print(f"on {environment.device_name(device)}, about {duration(total / options.workers)} in all")
+    return costs
 
 
 def done(cell: Cell, cells: list[Cell], shop: Workshop, force: bool) -> bool:

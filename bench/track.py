@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from bench import note, signals
-from bench.database import alone_on
-from bench.errors import BenchError
+from bench.database import alone_on, file_of
+from bench.errors import BenchError, UsageError
 from bench.spec import Spec
 
 if TYPE_CHECKING:
@@ -39,8 +39,20 @@ BOUNDS = {
 
 
 def tracking_uri(root: Path) -> str:
-    """The environment's MLFLOW_TRACKING_URI, or a sqlite file under `root`."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.resolve() / 'mlflow.db'}"
+    """The environment's MLFLOW_TRACKING_URI, or a sqlite file under `root`. Raises BenchError for one that keeps nothing."""
+    if re.match(r"\w[\w+]+:(/|$)", str(root)):
+        raise UsageError(f"--store {str(root)!r}: a folder; the address of a database belongs in MLFLOW_TRACKING_URI")
+    if root.is_file():
+        raise UsageError(f"--store {str(root)!r}: a folder, and this is a file")
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path(os.path.realpath(root)) / 'mlflow.db'}"
+    file_of(uri)
+    return uri
+
+
+def begun(root: Path) -> bool:
+    """Whether there is a record that can be looked at without making one: a file that exists, or any server."""
+    file = file_of(tracking_uri(root))
+    return file is None or file.exists()
 
 
 class Store:
@@ -95,8 +107,11 @@ class Store:
 
     def find(self, spec: Spec, status: str) -> Run | None:
         """The newest run of exactly this spec with this status, unless it is half of an imported one."""
+        place = self.client.get_experiment_by_name(spec.suite)
+        if not place:
+            return None
         runs = self.client.search_runs(
-            [self.experiment(spec.suite)],
+            [place.experiment_id],
             f"tags.spec_id = '{spec.id}' and attributes.status = '{status}'",
             order_by=["attributes.start_time DESC"],
             max_results=1,

@@ -15,7 +15,7 @@ from urllib.parse import urlencode
 
 from bench import options
 from bench.errors import BenchError, UsageError
-from bench.track import TUNING, Store, tracking_uri
+from bench.track import TUNING, Store, begun, tracking_uri
 from leaderboards.fields import EXPERIMENT
 
 COLUMNS = ("test/clean", "test/pgd20", "test/aa", "val/robust")
@@ -32,8 +32,8 @@ def ui(given: options.Ui) -> int:
     if uri.startswith(("http://", "https://")):
         print(f"the record is kept by the server {uri}: open it there")
         return 0
-    if not os.environ.get("MLFLOW_TRACKING_URI") and not given.store.exists():
-        raise BenchError(f"no record yet in {str(given.store)!r}")
+    if not begun(given.store):
+        raise BenchError(f"no record yet in {str(given.store)!r}: there is no {uri}")
     check_port(given.host, given.port)
     place = f"http://{given.host}:{given.port}"
     lines = [f"{name} side by side: {place}/#{path}" for name, path in views(Store(given.store)).items()]

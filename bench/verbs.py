@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,9 +61,21 @@ def evaluate(given: options.Evaluate) -> int:
         surrogates["surrogate"] = checkpoint.load(given.surrogate, given.surrogate_arch or given.arch, info).to(device)
     test = data.load(given.dataset, given.data_root, limit_test=given.limit_test).test
     setting = {"eps": eps, "norm": given.norm, "seed": given.seed, "batch_size": given.batch_size}
-    result = attacked(net, test, chosen, device, given.out, surrogates=surrogates, **setting)
+    with room(given.batch_size):
+        result = attacked(net, test, chosen, device, given.out, surrogates=surrogates, **setting)
     report(result, len(test), f"{'l-inf' if given.norm == 'Linf' else 'L2'} {eps:.4g}")
     return 0
+
+
+@contextmanager
+def room(batch: int) -> Iterator[None]:
+    """Raises BenchError where memory does not suffice for batches of so many images."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:  # torch has a class of its own on CUDA devices alone
+        if isinstance(error, RuntimeError) and not re.search("out of memory|allocate memory", str(error)):
+            raise
+        raise BenchError(f"out of memory: a --batch-size below {batch} needs less") from error
 
 
 def suite_for(info: Dataset) -> Suite:
@@ -224,7 +239,7 @@ def data_verify(given: options.DataVerify) -> int:
 def doctor(given: options.Doctor) -> int:
     """What this machine offers and what lies around: nothing is changed."""
     from bench import environment
-    from bench.track import Store
+    from bench.track import Store, begun
 
     device = environment.device(given.device)
     for name, value in environment.describe(device).items():
@@ -242,7 +257,7 @@ def doctor(given: options.Doctor) -> int:
             print(data.verify(name, given.data_root))
         except BenchError as error:
             print(f"{name}: {error}")
-    if not given.store.exists():
+    if not begun(given.store):
         print(f"no record yet in {str(given.store)!r}")
         return 0
     store = Store(given.store)

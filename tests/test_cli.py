@@ -12,6 +12,7 @@ import torch
 import methods
 from bench import cli, datasets, models
 from bench.models import checkpoint
+from bench.probe import Cost
 
 
 @pytest.fixture(autouse=True)
@@ -105,6 +106,8 @@ BAD = [
     ("teacher verify nobody --limit-test 0", 2, "--limit-test 0: at least 1"),
     ("teacher verify nobody", 2, "unknown teacher 'nobody'"),
     ("leaderboard --suite digit", 2, "unknown suite 'digit': did you mean 'digits'?"),
+    ("leaderboard --store file", 2, "--store 'file': a folder, and this is a file"),
+    ("doctor --store sqlite:///x.db", 2, "a folder; the address of a database belongs in MLFLOW_TRACKING_URI"),
     ("leaderboard --out file/x", 1, "cannot write to 'file/x': Not a directory"),
 ]
 
@@ -123,6 +126,57 @@ def test_a_store_that_is_not_there_gives_empty_pages_and_says_so(capsys: pytest.
     assert bench("leaderboard --store typo") == 0
     assert capsys.readouterr().err == "nothing is recorded in 'typo' yet: the pages are empty\n"
     assert not Path("typo").exists()
+
+
+def test_a_dry_run_makes_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("bench.run.estimate", lambda todo, *_: [Cost(1.0, 1.0, 1.0)] * len(todo))
+    before = sorted(Path().rglob("*"))
+    assert bench(f"{RUN} natural --dry-run") == 0
+    said = capsys.readouterr().err
+    assert said.startswith("2 to do, 0 already recorded in runs\n")
+    assert "about 4 s in all" in said
+    assert sorted(Path().rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({}, "RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE, RANK, "),
+        (
+            {"RANK": "first", "LOCAL_RANK": "0", "MASTER_ADDR": "a", "MASTER_PORT": "1"},
+            "RANK are missing or no numbers",
+        ),
+    ],
+)
+def test_half_of_what_torchrun_sets_is_one_line(
+    given: dict[str, str], named: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in ({"WORLD_SIZE": "2"} | given).items():
+        monkeypatch.setenv(name, value)
+    assert bench(f"{RUN} natural --dry-run") == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: WORLD_SIZE=")
+    assert named in last
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB"), MemoryError()],
+)  # fmt: skip
+def test_too_little_memory_names_the_option(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def short(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("attacks.evaluate", short)
+    assert bench(f"{EVALUATE} net.pt --batch-size 9999") == 1
+    assert capsys.readouterr().err.splitlines()[-1] == "error: out of memory: a --batch-size below 9999 needs less"
+    error = RuntimeError("another fault")
+    with pytest.raises(RuntimeError, match="another fault"):
+        cli.main(f"{EVALUATE} net.pt".split())
 
 
 def test_no_network_says_what_to_put_where(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

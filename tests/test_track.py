@@ -18,7 +18,7 @@ from bench import plan, signals
 from bench.errors import BenchError
 from bench.options import Run
 from bench.spec import Spec
-from bench.track import FAILED, FINISHED, KILLED, RUNNING, Store
+from bench.track import FAILED, FINISHED, KILLED, RUNNING, Store, begun
 
 SPEC = plan.plan(Run(method="natural"), {})[0].spec
 TAGS = {
@@ -106,6 +106,12 @@ def test_several_processes_open_a_fresh_store_at_once(tmp_path: Path) -> None:
         ("http://user:secret@127.0.0.1:9", "store http://127.0.0.1:9 cannot be opened"),
         ("sqlite:////dev/null/x.db", "cannot be opened"),
         ("nonsense://x", "cannot be opened"),
+        ("sqlite://", "a database in memory, which ends with the program: sqlite:///FILE"),
+        ("sqlite:///", "a database in memory"),
+        ("sqlite:///:memory:", "a database in memory"),
+        ("sqlite+pysqlite:///:memory:", "a database in memory"),
+        ("sqlite:///file::memory:?uri=true", "a database in memory"),
+        ("sqlite:///file:x?mode=memory&cache=shared&uri=true", "a database in memory"),
     ],
 )
 def test_a_store_that_fails_is_one_line(uri: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,6 +126,26 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(BenchError, match="choose another folder with --store"):
         Store(tmp_path / "file" / "runs")
+
+
+def test_whether_there_is_a_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not begun(tmp_path)
+    (tmp_path / "mlflow.db").touch()
+    assert begun(tmp_path)
+    for uri, there in (
+        (f"sqlite:///{tmp_path}/mlflow.db?timeout=9", True),
+        (f"sqlite:///file:{tmp_path}/mlflow.db?uri=true", True),
+        (f"sqlite:///{tmp_path}/none/mlflow.db", False),
+        ("http://somewhere:5000", True),
+    ):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        assert begun(tmp_path / "typo") is there, uri
+
+
+def test_looking_for_a_run_makes_no_experiment(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    assert store.find(SPEC, FINISHED) is None
+    assert store.client.get_experiment_by_name(SPEC.suite) is None
 
 
 def test_opening_prints_nothing(tmp_path: Path) -> None:

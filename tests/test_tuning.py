@@ -302,6 +302,7 @@ def test_a_study_is_recognised(place: str, tmp_path: Path, request: pytest.Fixtu
         ("sqlite:////proc/none/db", "cannot be used"),
         ("nonsense://x", "cannot be used"),
         ("sqlite://", "is no file"),
+        ("sqlite:///:memory:", "is no file"),
     ],
 )
 def test_a_storage_that_cannot_be_reached_is_one_line(address: str, said: str) -> None:

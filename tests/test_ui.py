@@ -164,7 +164,12 @@ def test_a_port_in_use_or_no_record_is_one_line(tmp_path: Path, monkeypatch: pyt
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with pytest.raises(BenchError, match="no record yet in 'runs'"):
         cli.dispatch(["ui"])
+    assert not Path("runs").exists()
     Path("runs").mkdir()
+    with pytest.raises(BenchError, match="no record yet in 'runs'"):
+        cli.dispatch(["ui"])
+    assert not list(Path("runs").iterdir())
+    Path("runs/mlflow.db").touch()
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(UsageError, match="in use"):
         cli.dispatch(["ui", "--port", str(taken.getsockname()[1])])
     with pytest.raises(UsageError, match="65535"):

@@ -24,7 +24,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from bench.database import alone_on
+from bench import database
 from bench.errors import BenchError
 
 BEAT, GRACE = 10, 60  # seconds between signs of life, and after how many without one a worker counts as dead
@@ -80,21 +80,14 @@ def told(place: str, *more: type[Exception]) -> Iterator[None]:
 
 def file_of(place: str) -> str:
     """The file of a journal or of a sqlite database; "" for a server. Raises BenchError for sqlite without a file."""
-    if "://" not in place:
-        return place
-    url = sqlalchemy.make_url(place)
-    if url.get_backend_name() != "sqlite":
-        return ""
-    if not url.database:
-        raise BenchError(f"the storage {place} is no file: sqlite:///FILE")
-    return url.database
+    return str(database.file_of(place) or "") if "://" in place else place
 
 
 @contextmanager
 def guard(place: str, purpose: str) -> Iterator[None]:
     """Holds off every other process that uses the storage for the same purpose, on whatever machine."""
     file = file_of(place)
-    with FileLock(f"{file}.{purpose}.lock") if file else alone_on(place, purpose):
+    with FileLock(f"{file}.{purpose}.lock") if file else database.alone_on(place, purpose):
         yield
 
 
@@ -107,10 +100,10 @@ def connect(place: str) -> BaseStorage:
         with guard(place, "open"):
             if file == place:
                 return Journal(Path(place))
-            return database(place, {"timeout": PATIENCE} if file else {"connect_timeout": PATIENCE})
+            return tables(place, {"timeout": PATIENCE} if file else {"connect_timeout": PATIENCE})
 
 
-def database(place: str, options: dict[str, int]) -> RDBStorage:
+def tables(place: str, options: dict[str, int]) -> RDBStorage:
     try:
         return RDBStorage(place, {"connect_args": options}, heartbeat_interval=BEAT, grace_period=GRACE)
     except RuntimeError as error:  # of Optuna, about the version of the tables
