@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 import os
 import tomllib
 from dataclasses import dataclass, field
@@ -15,7 +14,11 @@ from typing import Any
 from bench import suites
 from bench.errors import BenchError, UsageError
 
-TRAINING = ("lr", "momentum", "weight_decay")  # what a configuration may set
+TRAINING = {
+    "lr": 100.0,
+    "momentum": 1.0,
+    "weight_decay": 1.0,
+}  # what a configuration may set -> the most that it may be
 PLACE = ("method", "suite", "dataset", "student", "teacher")
 
 
@@ -86,8 +89,9 @@ def read(path: Path) -> Config:
 def fault(config: Config) -> str:
     """What is wrong with a configuration; "" if nothing is."""
     for name in PLACE:
-        if not isinstance(getattr(config, name), str):
-            return f"{name} is no text"
+        value = getattr(config, name)
+        if not isinstance(value, str) or not value:
+            return f"{name} = {value!r} is no name"
     if not all(isinstance(getattr(config, name), dict) for name in ("hyper", "training", "provenance")):
         return "hyper, training and provenance are tables"
     suite = suites.get(config.suite.partition("@")[0])
@@ -96,6 +100,15 @@ def fault(config: Config) -> str:
     for name, value in config.training.items():
         if name not in TRAINING:
             return f"training.{name}: choose from {', '.join(TRAINING)}"
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
-            return f"training.{name} = {value!r}: a number, not negative"
-    return "" if isinstance(config.provenance.get("trials", 0), int) else "provenance.trials is a whole number"
+        if wrong := setting_fault(name, value):
+            return f"training.{wrong}"
+    trials = config.provenance.get("trials", 1)
+    return "" if type(trials) is int and trials > 0 else f"provenance.trials = {trials!r}: a whole number, 1 or more"
+
+
+def setting_fault(name: str, value: Any) -> str:
+    """What is wrong with a value of a setting in TRAINING; "" if nothing is."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if number and 0 <= value <= TRAINING[name] and (value or name != "lr"):
+        return ""
+    return f"{name} = {value!r}: {'more than 0 and' if name == 'lr' else 'not negative and'} at most {TRAINING[name]:g}"

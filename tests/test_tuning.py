@@ -90,6 +90,9 @@ def test_ranges_can_be_given() -> None:
         (("lr=0:1:log",), "lr"),
         (("lr=0.1:inf",), "finite"),
         (("alpha=nan:1",), "finite"),
+        (("lr=nan",), "--range lr=nan: nan is not finite"),
+        (("lr=1e999",), "1e999 is not finite"),
+        (("lr=0.1,nan,0.2",), "nan is not finite"),
     ],
 )
 def test_a_bad_range_is_one_line(given: tuple[str, ...], said: str) -> None:
@@ -110,6 +113,8 @@ def test_a_range_for_a_parameter_that_no_method_has_is_an_error() -> None:
     [
         ("rslad", "alpha=-5:-1", "alpha = -5.0: not negative"),
         ("rslad", "lr=0:1", "lr = 0.0: more than 0"),
+        ("rslad", "lr=1e308", "lr = 1e[+]308: more than 0 and at most 100"),
+        ("rslad", "weight-decay=-1", "weight_decay = -1.0: not negative and at most 1"),
         ("gacd", "weight=foo,prob", "weight = 'foo'"),
         ("igdm", "base=ard,nothing", "base = 'nothing'"),
         ("iad2", "alpha_robust=0:0.9", "at most 1"),

@@ -16,6 +16,7 @@ from optuna.distributions import (
 )
 from optuna.trial import Trial
 
+from bench.config import setting_fault
 from bench.errors import UsageError, unknown
 from bench.suites import Training
 from methods import base
@@ -142,9 +143,10 @@ def check(forms: dict[str, type[Method]], spaces: dict[str, Space], given: tuple
         for parameter in (*found.hyper, *found.training):
             for value in parameter.ends:
                 try:
-                    if parameter in found.training and (value < 0 or (value == 0 and parameter.name == "lr")):
-                        raise ValueError(f"{parameter.name} = {value}: more than 0")
-                    forms[method](**usual | ({parameter.name: value} if parameter in found.hyper else {}))
+                    if parameter in found.hyper:
+                        forms[method](**usual | {parameter.name: value})
+                    elif wrong := setting_fault(parameter.name, value):
+                        raise ValueError(wrong)
                 except ValueError as error:
                     raise UsageError(f"--range: {method}: {error}") from error
 
@@ -189,9 +191,7 @@ def changed(found: Parameter, text: str | None) -> Parameter:
     numeric, words = kind in (int, float), text.split(":")
     try:
         if numeric and len(words) in (2, 3) and words[2:] in ([], ["log"]):
-            low, high = kind(words[0]), kind(words[1])
-            if not (math.isfinite(low) and math.isfinite(high)):
-                raise ValueError("the ends must be finite")
+            low, high = value(kind, words[0]), value(kind, words[1])
             return replace(
                 found,
                 default=min(max(found.default, low), high),
@@ -212,4 +212,7 @@ def value(kind: type[Any], word: str) -> Any:
         if word.lower() not in ("true", "false"):
             raise ValueError(f"{word!r} is neither true nor false")
         return word.lower() == "true"
-    return kind(word)
+    found = kind(word)
+    if kind is float and not math.isfinite(found):
+        raise ValueError(f"{word} is not finite")
+    return found

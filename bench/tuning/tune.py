@@ -78,8 +78,8 @@ def check(options: Tune) -> None:
         raise UsageError(f"--trials {options.trials} --workers {options.workers}: at least 1")
     if options.min_clean is not None and not 0 <= options.min_clean <= 1:
         raise UsageError(f"--min-clean {options.min_clean}: between 0 and 1")
-    if options.search_seed < 0:
-        raise UsageError(f"--search-seed {options.search_seed}: not negative")
+    if not 0 <= options.search_seed < 2**32:  # what numpy's generators, which the samplers use, can take
+        raise UsageError(f"--search-seed {options.search_seed}: not negative and below 2^32")
     if options.search_seed in (plan.numbers(options.seeds) or plan.resolve(options).seeds):
         raise UsageError(f"--search-seed {options.search_seed}: not one of the final runs', which must be fresh")
 
