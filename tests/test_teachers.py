@@ -581,6 +581,31 @@ def test_a_teacher_trained_here_needs_no_measurement(tmp_path: Path) -> None:
         teachers.find(tmp_path, "a", "cifar10")
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("identity", 7, "identity = 7 is not text"),
+        ("arch", ["resnet8-w4"], r"arch = \['resnet8-w4'\] is not text"),
+        ("dataset", None, "dataset = None is not text"),
+        ("sha256", 0, "sha256 = 0 is not text"),
+        ("origin", {}, "origin = {} is not text"),
+        ("images", "360", "images = '360' is not a whole number from 0"),
+        ("images", True, "images = True is not a whole number from 0"),
+        ("images", -1, "images = -1 is not a whole number from 0"),
+        ("clean", "90", "clean = '90' is not a number"),
+        ("eps", float("nan"), "eps = nan is not a number"),
+        ("mean", 0.5, "mean = 0.5 is not a list of numbers"),
+        ("std", ["a"], r"std = \['a'\] is not a list of numbers"),
+    ],
+)
+def test_a_card_of_other_types_names_file_and_field(name: str, value: object, said: str, tmp_path: Path) -> None:
+    card = teachers.Card("a-0", "resnet8-w8", "digits", "0" * 64, "trained here, digits@2, spec 0")
+    (tmp_path / "teachers").mkdir()
+    (tmp_path / "teachers" / "a-0.json").write_text(json.dumps(dataclasses.asdict(card) | {name: value}))
+    with pytest.raises(BenchError, match=rf"a-0\.json': {said}: mend it, or delete it"):
+        teachers.cards(tmp_path)
+
+
 def test_the_list_shows_what_is_at_hand_and_what_can_be_had(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     assert take("mine", place.file) == 0
     capsys.readouterr()
