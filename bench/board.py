@@ -16,6 +16,7 @@ def leaderboard(given: options.Leaderboard) -> int:
     """Writes the pages and says where they are."""
     if given.suite and given.suite.partition("@")[0] not in suites.SUITES:
         raise unknown("suite", given.suite, suites.SUITES)
+    there = given.records or begun(given.store)
     try:
         source = given.records or tracking_uri(given.store)
         paths = leaderboards.write(source, given.out, given.suite or None, about, given.figures, suites.protocol)
@@ -23,7 +24,7 @@ def leaderboard(given: options.Leaderboard) -> int:
         raise BenchError(str(error)) from error
     except OSError as error:
         raise BenchError(f"cannot write to {str(given.out)!r}: {error.strerror}") from error
-    if not given.records and not begun(given.store):
+    if not there:
         print(f"nothing is recorded in {str(given.store)!r} yet: the pages are empty", file=sys.stderr)
     for path in paths:
         print(path)

@@ -7,13 +7,12 @@ import dataclasses
 import difflib
 import io
 import itertools
-import os
 import re
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from bench import signals
+from bench import errors, signals
 from bench.errors import BenchError, UsageError, again, unknown
 from methods import PluginError
 
@@ -41,10 +40,13 @@ EXAMPLE = "python -m bench run --method gacd --suite digits"
 def main(argv: list[str] | None = None) -> None:
     """Entry point: exits with 0 (done), 1 (something failed) or 2 (wrong usage)."""
     signals.catch()
+    errors.open_output()
     argv = sys.argv[1:] if argv is None else argv
+    code: str | int | None
     try:
         code = dispatch(argv)
-        sys.stdout.flush()
+    except SystemExit as stop:  # `--help`, or processes that must end together
+        code = stop.code
     except BenchError as error:
         print(f"error: {error}", file=sys.stderr)
         code = error.exit_code
@@ -54,10 +56,9 @@ def main(argv: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         print(f"interrupted; {again('--force' in argv)} continues", file=sys.stderr)
         code = 130
-    except BrokenPipeError:  # the reader, `head` say, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 1
-    sys.exit(code)
+    except OSError as error:
+        code = errors.of_system(error)
+    sys.exit(errors.of_output() or code)
 
 
 def dispatch(argv: list[str]) -> int:

@@ -102,7 +102,7 @@ class Store:
             if found:
                 return str(found.experiment_id)
             local = self.uri.startswith("sqlite:")
-            location = (self.root / "artifacts").resolve().as_uri() if local else None
+            location = Path(os.path.realpath(self.root / "artifacts")).as_uri() if local else None
             return self.client.create_experiment(suite, artifact_location=location)
 
     def find(self, spec: Spec, status: str) -> Run | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -45,7 +46,7 @@ def connect(uri: str) -> Iterator[Database]:
         with engine.connect() as connection:
             if local:
                 connection.exec_driver_sql(CACHE)
-            yield Database(connection, file.resolve().parent / "artifacts" if file else None)
+            yield Database(connection, Path(os.path.realpath(file)).parent / "artifacts" if file else None)
     finally:
         engine.dispose()
 

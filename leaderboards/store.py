@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -56,7 +57,7 @@ def opened(source: str | Path) -> Iterator[Reader]:
     from sqlalchemy.exc import SQLAlchemyError
 
     if isinstance(source, Path):
-        if not source.is_dir():
+        if not os.path.isdir(source):  # False for a name that is too long, too
             raise StoreError(f"cannot read records: there is no folder {str(source)!r}")
         yield record.Folder(source)
         return

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,6 +31,7 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     checkpoint.save(tmp_path / "complex.pt", {"state_dict": odd})
     (tmp_path / "page.pt").write_text("error: access denied\n")
     (tmp_path / "file").write_text("")
+    (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "cut" / "cifar-10-batches-py").mkdir(parents=True)
     (tmp_path / "cut" / "cifar-10-batches-py" / "data_batch_1").write_bytes(b"half")
     handlers = {name: signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGHUP)}
@@ -45,6 +50,7 @@ def bench(words: str) -> int:
 RUN = "run --suite digits --method"
 EVALUATE = "evaluate --arch resnet8-w4 --dataset digits --attacks fgsm --checkpoint"
 ATTACK = "evaluate --arch resnet8-w4 --dataset digits --checkpoint net.pt --attacks"
+LONG = 256 * "x"  # one byte more than the name of a file may have
 BAD = [
     ("rnu", 2, "unknown command 'rnu': did you mean 'run'?"),
     ("teacher", 2, "`teacher` needs an action: train, import, list, verify"),
@@ -108,6 +114,13 @@ BAD = [
     ("leaderboard --suite digit", 2, "unknown suite 'digit': did you mean 'digits'?"),
     ("leaderboard --store file", 2, "--store 'file': a folder, and this is a file"),
     ("doctor --store sqlite:///x.db", 2, "a folder; the address of a database belongs in MLFLOW_TRACKING_URI"),
+    (f"{RUN} natural --store loop", 1, "cannot write to loop"),
+    (f"{RUN} natural --store {LONG}", 1, "File name too long"),
+    (f"export --suite digits --store {LONG}", 1, "File name too long"),
+    (f"leaderboard --store {LONG}", 1, f"error: '{LONG}': File name too long"),
+    (f"leaderboard --records {LONG}", 1, f"cannot read records: there is no folder '{LONG}'"),
+    (f"data verify cifar10 --data-root {LONG}", 1, "File name too long"),
+    (f"teacher import mine {LONG} --arch resnet8-w4 --dataset digits", 1, f"'{LONG}'"),
     ("leaderboard --out file/x", 1, "cannot write to 'file/x': Not a directory"),
 ]
 
@@ -120,6 +133,39 @@ def test_bad_input_is_one_line(words: str, code: int, said: str, capsys: pytest.
     assert said in lines[-1]
     assert not any("Traceback" in line for line in lines)
     assert len([line for line in lines if line.startswith("error")]) == 1
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: object) -> int:
+        raise OSError(errno.EBADF, "Bad file descriptor")
+
+    monkeypatch.setattr(cli, "dispatch", fail)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        cli.main([])
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    ("output", "said"),
+    [(">&-", "error: standard output is closed\n"), (">/dev/full", "error: No space left on device\n")],
+)
+def test_an_output_that_takes_nothing_is_one_line(output: str, said: str, unbuffered: str) -> None:
+    words = [sys.executable, "-m", "bench", "--help"]
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run(["sh", "-c", f'"$@" {output}', "sh", *words], stderr=subprocess.PIPE, env=environment)
+    assert (done.returncode, done.stderr.decode()) == (1, said)
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("words", ["--help", "run --help"])
+def test_a_reader_that_has_seen_enough_hears_nothing(words: str, unbuffered: str) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "bench", *words.split()]
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, env=environment)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (1, b"")
 
 
 def test_a_store_that_is_not_there_gives_empty_pages_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
