@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 from urllib.parse import urlencode
 
@@ -35,16 +32,22 @@ def ui(given: options.Ui) -> int:
     if not begun(given.store):
         raise BenchError(f"no record yet in {str(given.store)!r}: there is no {uri}")
     check_port(given.host, given.port)
-    place = f"http://{given.host}:{given.port}"
+    place = f"http://{f'[{given.host}]' if ':' in given.host else given.host}:{given.port}"
     lines = [f"{name} side by side: {place}/#{path}" for name, path in views(Store(given.store)).items()]
     print("\n".join([f"{place} shows {uri}; Ctrl-C ends it", *lines]), flush=True)
     command = [sys.executable, "-m", "mlflow", "ui", "--workers", "1", "--backend-store-uri", uri]
-    server = subprocess.Popen([*command, "--host", given.host, "--port", str(given.port)], start_new_session=True)
+    return serve([*command, "--host", given.host, "--port", str(given.port)])
+
+
+def serve(command: Sequence[str]) -> int:
+    """Runs a server, and ends it and all that it starts when this process ends, killed or not; returns its exit code."""
+    script = "read _; kill -s TERM 0"  # the whole group: the server starts others, which it would leave behind
+    end = subprocess.Popen(["sh", "-c", script], stdin=subprocess.PIPE, process_group=0)
+    server = subprocess.Popen(command, process_group=end.pid)
     try:
         return server.wait()
-    finally:  # the server starts others, which a signal to it alone would leave behind
-        with suppress(ProcessLookupError):
-            os.killpg(server.pid, signal.SIGTERM)
+    finally:
+        end.communicate()  # closes what it reads, as the death of this process does
         server.wait()
 
 
@@ -125,7 +128,7 @@ def check_port(host: str, port: int) -> None:
     if not host or not port:
         raise UsageError(f"--host {host!r} --port {port}: name an address, and a port from 1 to 65535")
     try:
-        with socket.create_server((host, port)):
+        with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
             pass
     except (OSError, OverflowError) as error:
         raise UsageError(f"--host {host} --port {port}: {getattr(error, 'strerror', '') or error}") from error

@@ -29,7 +29,7 @@ import leaderboards
 from bench import cli
 from bench.errors import BenchError, UsageError
 from bench.track import FINISHED, TUNING, Store
-from bench.ui import AXES, JUDGED, SHARED
+from bench.ui import AXES, JUDGED, SHARED, check_port, serve
 from leaderboards import details, store
 
 if TYPE_CHECKING:
@@ -177,6 +177,32 @@ def test_a_port_in_use_or_no_record_is_one_line(tmp_path: Path, monkeypatch: pyt
     for words in (["--host", ""], ["--port", "0"]):
         with pytest.raises(UsageError, match="name an address"):
             cli.dispatch(["ui", *words])
+
+
+@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGTERM])
+def test_no_server_outlives_the_program(stop: signal.Signals) -> None:
+    """Nor what the server has started, of which the output is open as long as one of them is alive."""
+    code = "from bench import signals, ui; signals.catch(); ui.serve(['sh', '-c', 'sleep 600 & echo up; wait'])"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as running:
+        assert running.stdout
+        assert running.stdout.readline() == b"up\n"
+        running.send_signal(stop)
+        assert running.stdout.read() == b""
+
+
+def test_the_exit_code_of_the_server_is_kept() -> None:
+    assert serve(["sh", "-c", "exit 3"]) == 3
+
+
+def test_an_address_of_ipv6() -> None:
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6) as taken:
+            port = taken.getsockname()[1]
+            with pytest.raises(UsageError, match=r"--host ::1 --port \d+: .* in use"):
+                check_port("::1", port)
+    except OSError:
+        pytest.skip("no IPv6")
+    check_port("::1", port)
 
 
 def test_a_server_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
