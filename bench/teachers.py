@@ -8,16 +8,17 @@ import hashlib
 import json
 import math
 import shutil
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import NonNegativeInt, TypeAdapter, ValidationError
 
 from bench import datasets
 from bench.datasets import Dataset
 from bench.errors import BenchError, UsageError, unknown
 from bench.zoo import Release
+from leaderboards import record
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,6 +40,8 @@ class Card:
     images, PGD-20 in the l-inf ball of radius `eps`; images = 0: never measured. checked: what they were held against.
     """
 
+    __pydantic_config__: ClassVar = {"strict": True, "extra": "forbid", "allow_inf_nan": False}
+
     identity: str
     arch: str
     dataset: str
@@ -46,7 +49,7 @@ class Card:
     origin: str
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
-    images: int = 0
+    images: NonNegativeInt = 0
     eps: float = 0.0
     clean: float = 0.0
     pgd20: float = 0.0
@@ -70,44 +73,16 @@ class Card:
         )
 
 
-def number(value: Any) -> bool:
-    """Whether JSON gave a number that a float can hold."""
-    return type(value) in (int, float) and abs(value) <= sys.float_info.max
-
-
-FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {  # type in Card -> in words, and whether JSON gave it
-    "str": ("text", lambda value: isinstance(value, str)),
-    "int": ("a whole number from 0", lambda value: type(value) is int and value >= 0),
-    "float": ("a number", number),
-    "tuple[float, ...]": (
-        "a list of numbers",
-        lambda value: isinstance(value, (list, tuple)) and all(map(number, value)),
-    ),
-}
-
-
 def cards(store: Path) -> list[Card]:
     """All teachers of a store, by identity. Raises BenchError for a card that cannot be read."""
-    found = []
+    made, found = TypeAdapter(Card), []
     for path in sorted(store.glob("teachers/*.json")):
         try:
-            card = Card(**json.loads(path.read_text()))
-        except (ValueError, TypeError, OSError) as error:
-            raise BenchError(f"{str(path)!r} is not a teacher's card: delete it and make the teacher again") from error
-        if wrong := fault(card):
-            raise BenchError(f"{str(path)!r}: {wrong}: mend it, or delete it and make the teacher again")
-        found.append(dataclasses.replace(card, mean=tuple(card.mean), std=tuple(card.std)))
+            found.append(made.validate_json(path.read_bytes()))
+        except (ValidationError, OSError) as error:
+            wrong = record.first(error) if isinstance(error, ValidationError) else error.strerror
+            raise BenchError(f"{str(path)!r}: {wrong}: mend it, or delete it and make the teacher again") from error
     return found
-
-
-def fault(card: Card) -> str:
-    """Which field of a card as it was read is of another type than it should be; "" if none is."""
-    for field in dataclasses.fields(card):
-        value = getattr(card, field.name)
-        kind, fits = FIELDS[str(field.type)]
-        if not fits(value):
-            return f"{field.name} = {value!r} is not {kind}"
-    return ""
 
 
 def find(store: Path, name: str, dataset: str | None = None) -> Card:
