@@ -107,7 +107,7 @@ def lacks_teacher(cell: Cell, shop: Workshop) -> bool:
 
 def record(cell: Cell, shop: Workshop, data: Data, passes: float, tick: Tick, folder: Path) -> str:
     """Runs the cell under an MLflow run whose status always tells how it ended."""
-    logged = shop.store.begin(cell.spec, tags(cell, shop.code))
+    logged = shop.store.begin(cell.spec, tags(cell, shop.code, shop.group))
     try:
         logged.text("environment.json", json.dumps(environment.describe(shop.device) | describe(data), indent=2))
         logged.metrics({"cost/student_passes": passes})
@@ -149,7 +149,7 @@ def carry_out(cell: Cell, shop: Workshop, data: Data, logged: Record, tick: Tick
     }
     model = None
     with logged.aside("model"):
-        model = links.checkpoint(logged, cell, tags(cell, shop.code))
+        model = links.checkpoint(logged, cell, tags(cell, shop.code, shop.group))
     accuracy, flags = {}, dict[str, str]()
     for name in hashes:
         path = folder / f"{name}.pt"
@@ -187,7 +187,7 @@ def present(
 ) -> None:
     """Note, figures and aliases of a run whose numbers are in."""
     with logged.aside("note"):
-        logged.tag(note.TAG, note.of_run(cell.spec, tags(cell, shop.code), outcome, logged.run_id))
+        logged.tag(note.TAG, note.of_run(cell.spec, tags(cell, shop.code, shop.group), outcome, logged.run_id))
     with logged.aside("figures"):
         note.draw(outcome, folder / note.FIGURES)
         logged.files(folder / note.FIGURES, note.FIGURES)
@@ -252,7 +252,7 @@ def run_attacks(
         return attacks.evaluate(net, x, y, names, eps=spec.eps, probes=probes, record=path, progress=tick)
 
 
-def tags(cell: Cell, code: dict[str, str]) -> dict[str, str]:
+def tags(cell: Cell, code: dict[str, str], group: Group = ALONE) -> dict[str, str]:
     """What people and leaderboards look a run up by."""
     spec = cell.spec
     return {
@@ -266,7 +266,7 @@ def tags(cell: Cell, code: dict[str, str]) -> dict[str, str]:
         "variant": cell.variant,
         "sets": ",".join(cell.sets),
         "seed": str(spec.seed),
-        "command": cell.command,
+        "command": group.command(cell.command),
         **code,
     }
 

@@ -42,6 +42,13 @@ class Group:
         """All of it that can alter what a run becomes."""
         return f"{self.size} device{'s' * (self.size > 1)}{' with --sync-batchnorm' * self.sync_batchnorm}"
 
+    def command(self, alone: str) -> str:
+        """What starts on these devices the run that `alone`, "python -m bench ...", starts on one."""
+        if self.size == 1:
+            return alone
+        several = alone.replace("python", f"torchrun --nproc-per-node {self.size}", 1)
+        return f"{several} --sync-batchnorm" if self.sync_batchnorm else several
+
     def go_on(self, begun: str) -> None:
         """Raises BenchError where a run that was `begun` on other devices, in `words`, would become a mixture."""
         if begun != self.words:

@@ -212,6 +212,9 @@ def test_the_whole_program_on_two_processes(tmp_path: Path) -> None:
     assert told.returncode == 0, told.stderr
     records = [json.loads(path.read_text()) for path in (tmp_path / "out").glob("*.json")]
     assert len(records) == 2
+    (student,) = [record for record in records if record["spec"]["role"] == "student"]
+    assert student["tags"]["command"].startswith("torchrun --nproc-per-node 2 -m bench run --method rslad ")
+    assert student["tags"]["command"].endswith(" --sync-batchnorm")
     client = MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
     places = [place.experiment_id for place in client.search_experiments()]
     found = {run.data.tags.get("training_path") for run in client.search_runs(places, "tags.role != 'group'")}
