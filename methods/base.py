@@ -76,7 +76,7 @@ class Batch:
 
     @property
     def progress(self) -> float:
-        """The share of the epochs that is done with this one, in (0, 1]."""
+        """The share of the epochs that is done when this one is, in (0, 1]."""
         return (self.epoch + 1) / self.epochs
 
     def reached(self, share: float) -> bool:

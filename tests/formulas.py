@@ -158,7 +158,13 @@ class At:
         return self.batch.y.numpy()
 
     @property
+    def done(self) -> float:
+        """The share of the epochs before this one."""
+        return self.batch.epoch / self.batch.epochs
+
+    @property
     def progress(self) -> float:
+        """With this one."""
         return (self.batch.epoch + 1) / self.batch.epochs
 
     @property
@@ -258,7 +264,7 @@ def adaiad(a: At) -> Terms:
 def introspective(a: At, target: Array) -> Terms:
     """The paper's form, or from `begin` on the script's: the teacher trusted with all, the self term not softened."""
     m = a.m
-    trust = of_label(softmax(a.t_adv), a.y) ** (m.beta if a.progress >= m.begin else 0)
+    trust = of_label(softmax(a.t_adv), a.y) ** (m.beta if a.done >= m.begin else 0)
     own, tau = (a.sg if m.detach else a).s, (1 if m.plain_self else m.tau)
     return {
         "kl_teacher": m.tau**2 * ((1 if m.trust_all else trust) * kl(target, a.s_adv, m.tau)).mean(),
@@ -361,7 +367,7 @@ def kdiga(a: At) -> Terms:
 def iad2(a: At) -> Terms:
     m = a.m
     u, v = m.alpha_robust * m.tau**2, m.alpha_natural * m.tau**2
-    trust = of_label(softmax(a.t_adv), a.y) ** (m.beta if a.progress >= m.begin else 0)
+    trust = of_label(softmax(a.t_adv), a.y) ** (m.beta if a.done >= m.begin else 0)
     return {
         "ce_adv": (1 - m.alpha_robust - m.alpha_natural) * ce(a.s_adv, a.y).mean(),
         "kl_robust": u * (trust * kl(a.t_adv, a.s_adv, m.tau)).mean(),
@@ -396,7 +402,7 @@ def ciard(a: At) -> Terms:
     push = w * cross(softmax(a.n_adv), softmax(a.s_adv / 5))[wrong].mean()
     order = [np.floor(np.log10(value)) for value in (min(terms.values()), push)]
     terms["push"] = -a.m.push * 10 ** (order[0] - order[1]) * push
-    return terms | ({"teacher_ce": ce(learner, a.y).mean()} if a.progress >= a.m.begin else {})
+    return terms | ({"teacher_ce": ce(learner, a.y).mean()} if a.done >= a.m.begin else {})
 
 
 # --- Features
