@@ -7,7 +7,8 @@ from typing import Any
 import torchattacks
 
 from attacks.catalog import NORMS, Attack
-from attacks.components import APGD, APGDT, CWL2, FAB, MarginPGD
+from attacks.components import APGD, APGDT, CWL2, MarginPGD
+from attacks.fab import FAB, FABT
 from attacks.square import Square, SquareL2
 from attacks.view import View
 
@@ -24,8 +25,13 @@ def check(attack: Attack, norm: str, pixels: tuple[int, ...]) -> None:
         raise ValueError(f"Square needs images as wide as high, in L2 of at least 5x5 pixels; these are {shape}")
 
 
-def build(attack: Attack, model: View, eps: float, num_classes: int, seed: int, norm: str = "Linf") -> Any:
-    """The torchattacks object of one component against `model`; `check` says what there is none for."""
+def build(
+    attack: Attack, model: View, eps: float, num_classes: int, seed: int, norm: str = "Linf", batch_size: int = 250
+) -> Any:
+    """The torchattacks object of one component against `model`; `check` says what there is none for.
+
+    batch_size: images that are attacked at once at most, in FAB-T pairs of an image and a target.
+    """
     steps, targets = attack.steps, min(num_classes - 1, MAX_TARGETS)
     if attack.step and norm == "Linf":
         budget = {"eps": eps, "alpha": attack.step * eps / REFERENCE_EPS, "steps": steps}
@@ -55,9 +61,10 @@ def build(attack: Attack, model: View, eps: float, num_classes: int, seed: int, 
             apgd = APGDT(model, **common, steps=steps, loss="dlr")
             apgd.n_target_classes = targets
             return apgd
-        case "fab" | "fab-t":
-            targeted = attack.kind == "fab-t"
-            return FAB(model, **common, steps=steps, multi_targeted=targeted, n_classes=targets + 1)
+        case "fab":
+            return FAB(model, **common, steps=steps, n_classes=targets + 1)
+        case "fab-t":
+            return FABT(model, batch_size, **common, steps=steps, n_classes=targets + 1)
         case "square":
             # the official schedule of p is written for 10,000 queries and not rescaled to 5,000
             square = Square if norm == "Linf" else SquareL2

@@ -1,18 +1,15 @@
-"""Components that torchattacks lacks or gets wrong, and its own ones made to leave broken images alone; see square.py too.
+"""Components that torchattacks lacks or gets wrong, and APGD, whose broken images leave; see fab.py and square.py too.
 
 The numbers after D are those of the defects in docs/evaluation.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torchattacks
 from torch import Tensor, nn
-
-from attacks.projection import without_sort
 
 SLACK = 1e-6  # of eps: what rounding adds to an iterate that was clipped to the ball
 
@@ -59,23 +56,6 @@ class APGDT(APGD):
             _, standing[rows], _, found = self.attack_single_run(x_in[rows], y_in[rows])
             adv[rows] = torch.where(standing[rows].view(-1, 1, 1, 1), adv[rows], found)
         return standing, adv
-
-
-class FAB(torchattacks.FAB):  # type: ignore[misc]
-    """FAB whose images leave with their first misclassified iterate inside the ball."""
-
-    def attack_single_run(self, x: Tensor, y: Tensor, use_rand_start: bool = False) -> Tensor:
-        return self._watched(super().attack_single_run, x, y, use_rand_start)
-
-    def attack_single_run_targeted(self, x: Tensor, y: Tensor, use_rand_start: bool = False) -> Tensor:
-        return self._watched(super().attack_single_run_targeted, x, y, use_rand_start)
-
-    def _watched(self, run: Callable[..., Tensor], x: Tensor, y: Tensor, use_rand_start: bool) -> Tensor:
-        adv = x
-        with without_sort(), self.model.watching(x, y, self.eps, self.norm) as watch:
-            adv = run(x, y, use_rand_start)
-        merged: Tensor = watch.merge(adv)
-        return merged
 
 
 class MarginPGD(torchattacks.PGD):  # type: ignore[misc]

@@ -115,7 +115,7 @@ def _attack(
     broken = dict[str, int]()
     for part in components(base, setting.num_classes) if setting.eps else ():
         before = int(standing.sum())
-        attack = build(part, view, setting.eps, setting.num_classes, setting.seed, setting.norm)
+        attack = build(part, view, setting.eps, setting.num_classes, setting.seed, setting.norm, setting.batch_size)
         left = standing.nonzero().squeeze(1)
         for done in range(0, len(left), setting.batch_size):
             if progress:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch.linalg import vecdot
 from torchattacks.attacks import fab
 
 ROUNDS = 100  # a bound only: a handful is the rule
@@ -18,20 +19,21 @@ def projection_linf(points: Tensor, w: Tensor, b: Tensor) -> Tensor:
     Moving every pixel by at most r towards the plane gains f(r) = sum |w| min(r, room), concave and piecewise linear:
     Newton's method from below finds the exact root in as many rounds as it crosses pieces.
     """
-    excess = (w * points).sum(dim=1) - b
-    up = (w < 0) == (excess >= 0)[:, None]
-    room, weight, need = torch.where(up, 1 - points, points), w.abs(), excess.abs()
+    excess = vecdot(w, points) - b
+    way = w.sign() * torch.where(excess >= 0, -1, 1)[:, None]
+    room = torch.addcmul(way.relu(), way, points, value=-1)  # arithmetic, because masks of pixels are slow on a CPU
+    weight, need = w.abs(), excess.abs()
     reach = need / weight.sum(dim=1).clamp(min=1e-30)
     for _ in range(ROUNDS):
-        moving = weight * (room > reach[:, None])
-        slope, stopped = moving.sum(dim=1), ((weight - moving) * room).sum(dim=1)
-        further = torch.maximum(reach, torch.where(slope > 0, (need - stopped) / slope.clamp(min=1e-30), reach))
+        gained = vecdot(weight, torch.minimum(room, reach[:, None]))
+        slope = vecdot(weight, (room - reach[:, None]).relu_().sign_())
+        step = torch.where(slope > 0, (need - gained) / slope.clamp(min=1e-30), 0)
+        further = torch.maximum(reach, reach + step)
         if torch.equal(further, reach):
             break
         reach = further
-    beyond = need >= (weight * room).sum(dim=1)
-    change = torch.where(beyond[:, None], room, torch.minimum(reach[:, None], room))
-    return torch.where(up, change, -change) * (w != 0)
+    reach = reach.masked_fill(need >= vecdot(weight, room), torch.inf)
+    return torch.minimum(room, reach[:, None]) * way
 
 
 @contextmanager

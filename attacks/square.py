@@ -6,6 +6,8 @@ Andriushchenko et al., "Square Attack", ECCV 2020.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from types import EllipsisType
 from typing import Any
 
 import torch
@@ -16,6 +18,33 @@ from torch.nn.functional import pad
 AHEAD = 8  # queries that are tried together at most: what follows one that is taken was tried for nothing
 ENOUGH = 512  # images in a forward pass, from which on more are not faster; without gradients they fit in memory
 EVEN = 16  # forward passes take a multiple of so many images: the libraries prepare for each size anew
+
+
+Window = tuple[tuple[EllipsisType, slice, slice], Tensor]
+
+
+@dataclass(frozen=True)
+class Search:
+    """Images that still stand: the best found, its margin, the bounds of its pixels and the label of each."""
+
+    best: Tensor
+    margin: Tensor
+    low: Tensor
+    high: Tensor
+    y: Tensor
+
+    def of(self, rows: Tensor) -> Search:
+        return Search(*(value[rows] for value in vars(self).values()))
+
+    def tried(self, windows: list[Window]) -> tuple[Tensor, Tensor]:
+        """What each window would make of each image: (Q, B, C, H, W), and whether that is another image: (Q, B)."""
+        tried = self.best.expand(len(windows), *self.best.shape).clone()
+        moved = torch.empty(tried.shape[:2], dtype=torch.bool, device=tried.device)
+        for images, other, (where, change) in zip(tried, moved, windows, strict=True):
+            before = self.best[where]
+            images[where] = (before + change).clamp(self.low[where], self.high[where])
+            other.copy_((images[where] != before).flatten(1).any(dim=1))
+        return tried, moved
 
 
 class Square(torchattacks.Square):  # type: ignore[misc]
@@ -30,52 +59,58 @@ class Square(torchattacks.Square):  # type: ignore[misc]
         """The search from correctly classified images x: (B, C, H, W); what is broken is not moved any further."""
         _, channels, _, width = x.shape
         with torch.no_grad():
-            best = (x + self.eps * self.random_choice([len(x), channels, 1, width])).clamp(0, 1)
-            margin = self._margin(best, y)
+            found = (x + self.eps * self.random_choice([len(x), channels, 1, width])).clamp(0, 1)
+            low, high = (x - self.eps).clamp(min=0), (x + self.eps).clamp(max=1)
+            left = torch.arange(len(x), device=x.device)
+            search = Search(found.clone(), self._margin(found, y), low, high, y)
             done = 0
-            while done < self.n_queries and (margin > 0).any():
-                rows = (margin > 0).nonzero().squeeze(1)
-                count = min(max(ENOUGH // len(rows), 1), AHEAD, self.n_queries - done)
-                windows = torch.stack([self._window(query, x[0]) for query in range(done, done + count)])
-                best[rows], margin[rows] = self._answered(windows, x[rows], y[rows], best[rows], margin[rows])
+            while True:
+                standing = search.margin > 0
+                if not standing.all():
+                    found[left] = search.best
+                    left, search = left[standing], search.of(standing)
+                if done == self.n_queries or not len(left):
+                    break
+                count = min(max(ENOUGH // len(left), 1), AHEAD, self.n_queries - done)
+                self._ask([self._window(query, x[0]) for query in range(done, done + count)], search)
                 done += count
-        return None, best
+            found[left] = search.best
+        return None, found
 
-    def _window(self, query: int, image: Tensor) -> Tensor:
-        """The change that a query adds to every image: (C, H, W)."""
+    def _window(self, query: int, image: Tensor) -> Window:
+        """Where a query changes every image, and by how much: (C, 1, 1)."""
         channels, height, width = image.shape
         side = max(round(math.sqrt(self.p_selection(query) * height * width)), 1)
         top, left = (int(self.random_int(0, size - side)) for size in (height, width))
-        change = torch.zeros_like(image)
-        change[:, top : top + side, left : left + side] = 2 * self.eps * self.random_choice([channels, 1, 1])
-        return change
+        where = (..., slice(top, top + side), slice(left, left + side))
+        return where, 2 * self.eps * self.random_choice([channels, 1, 1])
 
-    def _answered(self, windows: Tensor, x: Tensor, y: Tensor, best: Tensor, margin: Tensor) -> tuple[Tensor, Tensor]:
-        """The images and margins after queries (Q, C, H, W), one after the other, for images that all still stand."""
-        best, margin = best.clone(), margin.clone()
-        asked = torch.zeros(len(x), dtype=torch.long, device=x.device)  # queries answered, by image
-        order = torch.arange(len(windows), device=x.device)[:, None]
-        left = torch.arange(len(x), device=x.device)
+    def _ask(self, windows: list[Window], search: Search) -> None:
+        """Queries one after the other, for images that all still stand."""
+        order = torch.arange(len(windows), device=search.best.device)[:, None]
+        asked = torch.zeros_like(search.y)  # queries answered, by image
+        left, part = torch.arange(len(asked), device=asked.device), search
         while len(left):
-            tried = (best[left] + windows[:, None]).clamp(x[left] - self.eps, x[left] + self.eps).clamp(0, 1)
-            moved = (tried != best[left]).flatten(2).any(dim=2) & (order >= asked[left])
-            found = margin.new_full(moved.shape, torch.inf)
-            found[moved] = self._margin(tried[moved], y[left].expand(moved.shape)[moved])
-            better = found < margin[left]
+            tried, moved = part.tried(windows)
+            rows = (moved & (order >= asked[left])).flatten().nonzero().squeeze(1)
+            margin = torch.full_like(moved, torch.inf, dtype=part.margin.dtype)
+            margin.view(-1)[rows] = self._margin(tried.flatten(0, 1), part.y.repeat(len(windows)), rows)
+            better = margin < part.margin
             first = better.int().argmax(dim=0)
             taken = better.any(dim=0).nonzero().squeeze(1)
-            left, first, tried, found = left[taken], first[taken], tried[:, taken], found[:, taken]
-            column = torch.arange(len(left), device=x.device)
-            best[left], margin[left], asked[left] = tried[first, column], found[first, column], first + 1
-            left = left[(margin[left] > 0) & (asked[left] < len(windows))]
-        return best, margin
+            left, first = left[taken], first[taken]
+            search.best[left], search.margin[left] = tried[first, taken], margin[first, taken]
+            asked[left] = first + 1
+            left = left[(search.margin[left] > 0) & (asked[left] < len(windows))]
+            part = search.of(left)
 
-    def _margin(self, x: Tensor, y: Tensor) -> Tensor:
-        """The true class's logit above the largest other one."""
-        if not len(x):
+    def _margin(self, x: Tensor, y: Tensor, rows: Tensor | None = None) -> Tensor:
+        """The true class's logit above the largest other one, of all images or of some rows."""
+        rows = torch.arange(len(x), device=x.device) if rows is None else rows
+        if not len(rows):
             return x.new_zeros(0)
-        rows = pad(torch.arange(len(x), device=x.device), (0, -len(x) % EVEN))
-        margin: Tensor = self.margin_and_loss(x[rows], y[rows])[0][: len(x)]
+        even = pad(rows, (0, -len(rows) % EVEN))
+        margin: Tensor = self.margin_and_loss(x.index_select(0, even), y[even])[0][: len(rows)]
         return margin
 
 

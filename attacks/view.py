@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
 from attacks.dense import unrolled
+from attacks.inplace import in_place
 
 FOLD_TOLERANCE = 1e-4  # relative to the largest logit
 GRADIENT_TOLERANCE = 0.05  # relative, in L2: rounding turns a ReLU here and there, another backward pass everything
@@ -81,16 +82,23 @@ class View(nn.Module):
         finally:
             self.watch = None
 
+    def broken(self, adv: Tensor, x: Tensor, y: Tensor, wrong: Tensor, reach: float, norm: str) -> Tensor:
+        """The rows of those of the `wrong` images that lie within `reach` of x and that the unfolded copy gets wrong."""
+        rows = wrong.nonzero().squeeze(1)
+        rows = rows[size(adv[rows] - x[rows], norm) <= reach]
+        if len(rows):
+            rows = rows[self._count(self.judge(adv[rows])).argmax(dim=1) != y[rows]]
+        return rows
+
     def _watched(self, x: Tensor, watch: Watch) -> Tensor:
         rows = watch.standing.nonzero().squeeze(1)
         whole = len(rows) == len(x)
         logits = self._logits(x if whole else x[rows])
         filled = logits if whole else self.last.index_put((rows,), logits)
         with torch.no_grad():
-            wrong = rows[logits.argmax(dim=1) != watch.y[rows]]
-            wrong = wrong[size(x[wrong] - watch.x[wrong], watch.norm) <= watch.reach]
+            wrong = torch.zeros_like(watch.standing).index_put_((rows,), logits.argmax(dim=1) != watch.y[rows])
+            wrong = self.broken(x, watch.x, watch.y, wrong, watch.reach, watch.norm)
             if len(wrong):
-                wrong = wrong[self._count(self.judge(x[wrong])).argmax(dim=1) != watch.y[wrong]]
                 watch.found[wrong] = x[wrong]
                 watch.standing[wrong] = False
                 if not watch.standing.any():
@@ -121,7 +129,7 @@ def _folded(model: nn.Module, sample: Tensor, gradient: Tensor) -> nn.Module:
     choices, so logits, their gradient and their repetition are compared.
     """
     try:
-        folded = unrolled(fuse(model).to(memory_format=torch.channels_last), sample)
+        folded = unrolled(in_place(fuse(model)).to(memory_format=torch.channels_last), sample)
         with torch.no_grad():
             want, got, *again = model(sample), folded(sample), model(sample), model(sample)
         other = input_gradient(folded, sample, _mixture)

@@ -31,6 +31,9 @@ def never(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(View, "watching", watching)
     monkeypatch.setattr("attacks.build.Square", torchattacks.Square)
+    monkeypatch.setattr(
+        "attacks.build.FABT", lambda net, _, **options: torchattacks.FAB(net, **options, multi_targeted=True)
+    )
 
 
 CASES = [("apgd_ce", "Linf", 0.12), ("apgd_t", "Linf", 0.12), ("fab_t", "Linf", 0.12), ("apgd_ce", "L2", 0.6),
