@@ -100,8 +100,8 @@ class Trainer:
             self.path.append(synchronise(objective))
         if self.device.type == "cuda":
             self.graphs = acceleration.Graphs(self.device)
-            for net in acceleration.networks(objective.nets):
-                net.to(memory_format=torch.channels_last)  # not on a CPU: see methods/fold.py
+        for net in acceleration.networks(objective.nets):
+            acceleration.lay_out(net, self.device)
         self.optimiser = torch.optim.SGD(
             objective.method.groups(objective.nets),
             lr=training.lr,

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 import reference
 import torch
-from reference import BUDGET
+from reference import BUDGET, as_released
 from torch import nn
 
 import methods
@@ -66,11 +66,11 @@ def test_step(name: str, benchmark: Any, tmp_path: Path) -> None:
     torch.manual_seed(1)
     teacher = models.build(taught_by, data.load(dataset, ROOT, limit_train=100, limit_val=10, limit_test=10).info)
     trainer = harness(method, dataset, arch, copy.deepcopy(teacher), batch, tmp_path)
-    student, parts = copy.deepcopy(trainer.objective.student), copy.deepcopy(trainer.objective.parts)
-    optimiser = optimiser_of(student, parts)
-    teacher.eval().requires_grad_(False)
     images = trainer.batch(trainer.order()[0], 0)
-    same(method, student, teacher, images)
+    same(method, trainer.objective.student, teacher.eval().requires_grad_(False), images)
+    student, teacher = as_released(trainer.objective.student), as_released(teacher)
+    parts = copy.deepcopy(trainer.objective.parts)
+    optimiser = optimiser_of(student, parts)
     trainer.set_rate(0)
     times: dict[str, list[float]] = {"reference": [], "harness": []}
     for number in range(rounds + 1):  # the first is a warm-up
@@ -99,7 +99,7 @@ def test_epoch(benchmark: Any, tmp_path: Path) -> None:
     torch.manual_seed(1)
     teacher = models.build("resnet14-w16-s2", datasets.get("cifar10")).eval().requires_grad_(False)
     trainer = harness("rslad", "cifar10", "resnet8-w16-s2", copy.deepcopy(teacher), batch, tmp_path, images)
-    student = copy.deepcopy(trainer.objective.student)
+    student, teacher = as_released(trainer.objective.student), as_released(teacher)
     optimiser = torch.optim.SGD(student.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
 
     def reference_epoch() -> None:

@@ -1,11 +1,13 @@
 """Training steps as the authors' scripts have them, which the harness is measured against.
 
 fp32 (convolutions in TF32 on a CUDA device, PyTorch's default), channels first, the student itself attacked, nothing
-compiled. Only what slows a step is theirs: attack, losses and BatchNorm's modes are those of the harness's defaults.
+compiled, ReLUs that overwrite nothing. Only what slows a step is theirs: attack, losses and BatchNorm's modes are those
+of the harness's defaults.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -60,6 +62,22 @@ def gacd(
     negative = (((1 + forth) * (1 + back)).log() * others).sum(dim=1)
     guided = trust / trust.mean() * (positive + negative)
     return adv, updated(optimiser, F.cross_entropy(student.head(features), y) + 0.2 * guided.mean())
+
+
+def as_released(net: Net) -> Net:
+    """A copy as the authors have their networks: weights channels first, ReLUs that make a tensor of their own."""
+    net = copy.deepcopy(net).to(memory_format=torch.contiguous_format)
+    features = net.features
+
+    def plainly(x: Tensor) -> Tensor:
+        ours, F.relu_ = F.relu_, F.relu
+        try:
+            return features(x)
+        finally:
+            F.relu_ = ours
+
+    vars(net)["features"] = plainly
+    return net
 
 
 def uniform(x: Tensor) -> Tensor:

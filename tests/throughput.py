@@ -27,7 +27,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import reference
-from reference import BUDGET
+from reference import BUDGET, as_released
 
 from bench import acceleration, data, datasets, models
 from bench.spec import Spec
@@ -61,7 +61,7 @@ def steps(way: str, student: Net, teacher: Net, batch: int) -> tuple[Callable[[t
     student, teacher = copy.deepcopy(student), copy.deepcopy(teacher)
     run = harness(student, teacher, batch, "fp32" if way in ("reference", TF32) else "bf16")
     if way == "reference":
-        plain, taught_by = copy.deepcopy(student).to(memory_format=torch.contiguous_format), copy.deepcopy(teacher)
+        plain, taught_by = as_released(student), as_released(teacher)
         optimiser = torch.optim.SGD(plain.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
 
         def plainly(index: torch.Tensor) -> object:

@@ -34,8 +34,8 @@ class Block(nn.Module):
             self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        inner = F.relu(self.bn1(self.conv1(x)))
-        inner = F.relu(self.bn2(self.conv2(inner)))
+        inner = F.relu_(self.bn1(self.conv1(x)))
+        inner = F.relu_(self.bn2(self.conv2(inner)))
         out: Tensor = self.bn3(self.conv3(inner))
         return out + self.shortcut(x) if self.residual else out
 
@@ -60,8 +60,8 @@ class MobileNetV2(Net):
         self.linear = nn.Linear(self.width, self.num_classes)
 
     def features(self, x: Tensor) -> Tensor:
-        out = F.relu(self.bn1(self.conv1(self.normalise(x))))
-        out = F.relu(self.bn2(self.conv2(self.layers(out))))
+        out = F.relu_(self.bn1(self.conv1(self.normalise(x))))
+        out = F.relu_(self.bn2(self.conv2(self.layers(out))))
         return out.mean(dim=(2, 3))
 
     def head(self, f: Tensor) -> Tensor:

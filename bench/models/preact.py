@@ -28,8 +28,8 @@ class Block(nn.Module):
             self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False))
 
     def forward(self, x: Tensor) -> Tensor:
-        active = F.relu(self.bn1(x))
-        out: Tensor = self.conv2(F.relu(self.bn2(self.conv1(active))))
+        active = F.relu_(self.bn1(x))
+        out: Tensor = self.conv2(F.relu_(self.bn2(self.conv1(active))))
         return out + (self.shortcut(active) if len(self.shortcut) else x)
 
 
@@ -50,7 +50,7 @@ class PreActResNet18(Net):
 
     def features(self, x: Tensor) -> Tensor:
         out = self.layer4(self.layer3(self.layer2(self.layer1(self.conv1(self.normalise(x))))))
-        return F.relu(self.bn(out)).mean(dim=(2, 3))
+        return F.relu_(self.bn(out)).mean(dim=(2, 3))
 
     def head(self, f: Tensor) -> Tensor:
         logits: Tensor = self.linear(f)

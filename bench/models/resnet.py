@@ -27,8 +27,8 @@ class Block(nn.Module):
             self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        out = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
+        out = F.relu_(self.bn1(self.conv1(x)))
+        return F.relu_(self.bn2(self.conv2(out)) + self.shortcut(x))
 
 
 class ResNet(Net):
@@ -54,7 +54,7 @@ class ResNet(Net):
         self.linear = nn.Linear(self.width, self.num_classes)
 
     def features(self, x: Tensor) -> Tensor:
-        out = F.relu(self.bn1(self.conv1(self.normalise(x))))
+        out = F.relu_(self.bn1(self.conv1(self.normalise(x))))
         for stage in range(self.stages):
             out = getattr(self, f"layer{stage + 1}")(out)
         return out.mean(dim=(2, 3))

@@ -25,8 +25,8 @@ class Block(nn.Module):
         self.convShortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False) if inputs != outputs else None
 
     def forward(self, x: Tensor) -> Tensor:
-        active = F.relu(self.bn1(x))
-        out: Tensor = self.conv2(F.relu(self.bn2(self.conv1(active))))
+        active = F.relu_(self.bn1(x))
+        out: Tensor = self.conv2(F.relu_(self.bn2(self.conv1(active))))
         return out + (x if self.convShortcut is None else self.convShortcut(active))
 
 
@@ -60,7 +60,7 @@ class WideResNet(Net):
 
     def features(self, x: Tensor) -> Tensor:
         out = self.block3(self.block2(self.block1(self.conv1(self.normalise(x)))))
-        return F.relu(self.bn1(out)).mean(dim=(2, 3))
+        return F.relu_(self.bn1(out)).mean(dim=(2, 3))
 
     def head(self, f: Tensor) -> Tensor:
         logits: Tensor = self.fc(f)
