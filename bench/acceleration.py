@@ -1,11 +1,13 @@
-"""What makes training fast: weights that lie channels-last, on a CUDA device compiled networks and captured steps too.
+"""What makes training fast: weights that lie channels-last; on a CUDA device compiled networks and captured steps.
 
 Methods stay plain PyTorch. What cannot be compiled or captured runs as it is written, and the record says so.
 """
 
 from __future__ import annotations
 
+import ctypes
 import functools
+import itertools
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +22,7 @@ from methods.fold import exempt
 
 PAYS = 500_000  # training images, all epochs together, from which on compiling, half a minute or more, is worth it
 NARROW = 16  # channels, as many as a vector of AVX-512 holds
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 COMPILED, CAPTURED = "compiled", "captured"
 Work = Callable[[Tensor], dict[str, Tensor]]
 
@@ -41,18 +44,37 @@ def networks(nets: Nets) -> list[Net]:
     return [nets.student, *nets.teachers.values(), *(part for part in nets.parts.modules() if isinstance(part, Net))]
 
 
-def lay_out(net: nn.Module, device: torch.device) -> None:
-    """Lays the weights channels-last; on a CPU not where their gradient would corrupt the memory.
+def prepare(nets: Nets, device: torch.device) -> list[str]:
+    """Lays weights channels-last and, on a CPU, keeps freed memory; returns what need not be so, for the record."""
+    if device.type not in ("cpu", "cuda"):
+        return []
+    laid = [safe(net) or device.type == "cuda" for net in networks(nets)]
+    for net in itertools.compress(networks(nets), laid):
+        net.to(memory_format=torch.channels_last)
+    if device.type == "cuda":
+        return []
+    return ["channels-last"] * laid[0] + ["memory kept"] * keep_memory()
 
-    The weight gradient of a strided 1x1 convolution of fewer channels than a vector holds writes past its end there
-    (torch 2.14.1 with AVX2: two to seven channels).
+
+def safe(net: nn.Module) -> bool:
+    """Whether the gradient of weights that lie channels-last leaves the rest of the memory alone on a CPU.
+
+    That of a strided 1x1 convolution of fewer channels than a vector holds does not (torch 2.14.1 with AVX2: two to seven
+    channels).
     """
-    narrow = any(
+    return not any(
         isinstance(part, nn.Conv2d) and part.kernel_size == (1, 1) != part.stride and part.in_channels < NARROW
         for part in net.modules()
     )
-    if device.type == "cuda" or not narrow:
-        net.to(memory_format=torch.channels_last)
+
+
+def keep_memory() -> bool:
+    """Has this process keep memory that it frees, with glibc: new pages for big tensors cost a step a tenth of its time."""
+    try:
+        set_option = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # another libc, another system
+        return False
+    return bool(set_option(M_TRIM_THRESHOLD, 2**30) and set_option(M_MMAP_THRESHOLD, 2**30))
 
 
 def compile_networks(nets: Nets, rehearsal: Callable[[], Tensor]) -> str:

@@ -100,8 +100,7 @@ class Trainer:
             self.path.append(synchronise(objective))
         if self.device.type == "cuda":
             self.graphs = acceleration.Graphs(self.device)
-        for net in acceleration.networks(objective.nets):
-            acceleration.lay_out(net, self.device)
+        self.path += acceleration.prepare(objective.nets, self.device)
         self.optimiser = torch.optim.SGD(
             objective.method.groups(objective.nets),
             lr=training.lr,

@@ -93,7 +93,10 @@ def attacked(
 ) -> Evaluation:
     """Attacks `net` on a test split with progress on standard error; `setting` goes to `attacks.evaluate`."""
     import attacks
+    from bench.acceleration import keep_memory
 
+    if device.type == "cpu":
+        keep_memory()
     x, y = data.to_float(test.x).to(device), test.y.to(device)
     try:
         if out:

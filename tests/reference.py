@@ -8,7 +8,9 @@ of the harness's defaults.
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
@@ -78,6 +80,21 @@ def as_released(net: Net) -> Net:
 
     vars(net)["features"] = plainly
     return net
+
+
+def serve(pipe: Connection, method: str, student: Net, teacher: Net, parts: nn.ModuleDict) -> None:
+    """In a process of its own, whose memory is managed as usual: makes a step for each (seed, x, y) that comes, until None.
+
+    Answers with seconds and loss.
+    """
+    student, teacher = as_released(student), as_released(teacher)
+    learnt = [*student.parameters(), *parts.parameters()]
+    optimiser = torch.optim.SGD(learnt, lr=0.1, momentum=0.9, weight_decay=5e-4)
+    for seed, x, y in iter(pipe.recv, None):
+        torch.manual_seed(seed)
+        start = time.perf_counter()
+        _, loss = globals()[method](student, teacher, optimiser, x, y, *parts.values())
+        pipe.send((time.perf_counter() - start, float(loss)))
 
 
 def uniform(x: Tensor) -> Tensor:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import dataclasses
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -155,3 +159,54 @@ def test_what_cannot_be_compiled_runs_as_it_is_written(tmp_path: Path) -> None:
     assert not any("features" in vars(net) for net in acceleration.networks(run.objective.nets))
     run.step(run.batch(torch.arange(32), 0))
     assert fold(run.objective.nets.student.eval()), "its attacks are not folded any more"
+
+
+@pytest.mark.parametrize(
+    ("arch", "safe"),
+    [("resnet8-w4", False), ("resnet8-w8", False), ("resnet8-w16-s2", True), ("resnet18", True), ("mobilenetv2", True)],
+)
+def test_narrow_networks_stay_channels_first_on_a_cpu(arch: str, safe: bool) -> None:
+    assert acceleration.safe(models.build(arch, DATA.info)) is safe
+
+
+STEPS = """
+import sys, torch
+from bench import acceleration, models
+from bench.datasets import CIFAR10
+from methods.base import Nets
+net = models.build(sys.argv[1], CIFAR10)
+assert acceleration.prepare(Nets(net, {}, torch.nn.ModuleDict()), torch.device("cpu"))[0] == "channels-last"
+for _ in range(5):
+    net(torch.rand(20, 3, 32, 32)).square().mean().backward()
+"""
+
+
+@pytest.mark.parametrize("arch", ["resnet8-w16-s2", "mobilenetv2", "wrn10-1", "preactresnet18-w16", "wrn10-1-silu"])
+def test_training_leaves_the_heap_sound(arch: str) -> None:
+    """Under glibc's own checks, which end the process at the first block that was written beyond."""
+    checks = "libc_malloc_debug.so.0"
+    try:
+        ctypes.CDLL(checks)
+    except OSError:
+        pytest.skip(f"needs glibc's {checks}")
+    environment = os.environ | {"LD_PRELOAD": checks, "MALLOC_CHECK_": "3"}
+    done = subprocess.run([sys.executable, "-c", STEPS, arch], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc alone")
+def test_freed_memory_is_used_again_without_new_pages() -> None:
+    script = """
+import resource, torch
+from bench.acceleration import keep_memory
+def pages(count):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(count):
+        torch.zeros(4_000_000).add(1)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / count
+assert keep_memory()
+pages(3)
+print(pages(20))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 100  # of the 7,800 that two such tensors have

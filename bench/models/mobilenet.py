@@ -37,7 +37,7 @@ class Block(nn.Module):
         inner = F.relu_(self.bn1(self.conv1(x)))
         inner = F.relu_(self.bn2(self.conv2(inner)))
         out: Tensor = self.bn3(self.conv3(inner))
-        return out + self.shortcut(x) if self.residual else out
+        return out.add_(self.shortcut(x)) if self.residual else out
 
 
 class MobileNetV2(Net):

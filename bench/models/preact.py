@@ -30,7 +30,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         active = F.relu_(self.bn1(x))
         out: Tensor = self.conv2(F.relu_(self.bn2(self.conv1(active))))
-        return out + (self.shortcut(active) if len(self.shortcut) else x)
+        return out.add_(self.shortcut(active) if len(self.shortcut) else x)
 
 
 class PreActResNet18(Net):

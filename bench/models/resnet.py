@@ -28,7 +28,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu_(self.bn1(self.conv1(x)))
-        return F.relu_(self.bn2(self.conv2(out)) + self.shortcut(x))
+        return F.relu_(self.bn2(self.conv2(out)).add_(self.shortcut(x)))
 
 
 class ResNet(Net):

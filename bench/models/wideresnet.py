@@ -27,7 +27,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         active = F.relu_(self.bn1(x))
         out: Tensor = self.conv2(F.relu_(self.bn2(self.conv1(active))))
-        return out + (x if self.convShortcut is None else self.convShortcut(active))
+        return out.add_(x if self.convShortcut is None else self.convShortcut(active))
 
 
 class Stage(nn.Module):
