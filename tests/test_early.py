@@ -108,3 +108,17 @@ def test_only_what_the_unfolded_model_confirms_leaves(task: Task) -> None:
     with view.watching(x, net(x).argmax(dim=1), 0.1, "Linf") as watch:
         assert (view(x).argmax(dim=1) != net(x).argmax(dim=1)).all()
         assert watch.standing.all()
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 60])
+def test_targets_tried_together_fill_a_batch_and_no_more(
+    batch_size: int, task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passed: list[int] = []
+    forward = View.forward
+    monkeypatch.setattr(View, "forward", lambda self, x: (passed.append(len(x)), forward(self, x))[1])
+    found = evaluate(*task, ("fab_t",), eps=0.12, probes=0, batch_size=batch_size)
+    assert batch_size / 2 < max(passed) <= batch_size
+    whole = evaluate(*task, ("fab_t",), eps=0.12, probes=0)
+    assert torch.equal(found.robust["fab_t"], whole.robust["fab_t"])
+    assert 0 < int(found.robust["fab_t"].sum()) < int(found.clean.sum())
