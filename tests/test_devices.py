@@ -217,11 +217,9 @@ def test_the_whole_program_on_two_processes(tmp_path: Path) -> None:
     assert student["tags"]["command"].endswith(" --sync-batchnorm")
     client = MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
     places = [place.experiment_id for place in client.search_experiments()]
-    found = {
-        run.data.tags["training_path"].removesuffix(", memory kept")
-        for run in client.search_runs(places, "tags.role != 'group'")
-    }
-    assert found == {"2 devices, BatchNorm synchronised"}
+    found = [run.data.tags["training_path"] for run in client.search_runs(places, "tags.role != 'group'")]
+    assert found
+    assert all(path.startswith("2 devices, BatchNorm synchronised") for path in found)
 
 
 @pytest.mark.e2e
