@@ -19,7 +19,6 @@ AHEAD = 8  # queries that are tried together at most: what follows one that is t
 ENOUGH = 512  # images in a forward pass, from which on more are not faster; without gradients they fit in memory
 EVEN = 16  # forward passes take a multiple of so many images: the libraries prepare for each size anew
 
-
 Window = tuple[tuple[EllipsisType, slice, slice], Tensor]
 
 
@@ -62,7 +61,7 @@ class Square(torchattacks.Square):  # type: ignore[misc]
             found = (x + self.eps * self.random_choice([len(x), channels, 1, width])).clamp(0, 1)
             low, high = (x - self.eps).clamp(min=0), (x + self.eps).clamp(max=1)
             left = torch.arange(len(x), device=x.device)
-            search = Search(found.clone(), self._margin(found, y), low, high, y)
+            search = Search(found.clone(), self._margin(found, y, left), low, high, y)
             done = 0
             while True:
                 standing = search.margin > 0
@@ -104,9 +103,8 @@ class Square(torchattacks.Square):  # type: ignore[misc]
             left = left[(search.margin[left] > 0) & (asked[left] < len(windows))]
             part = search.of(left)
 
-    def _margin(self, x: Tensor, y: Tensor, rows: Tensor | None = None) -> Tensor:
-        """The true class's logit above the largest other one, of all images or of some rows."""
-        rows = torch.arange(len(x), device=x.device) if rows is None else rows
+    def _margin(self, x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
+        """The true class's logit above the largest other one, of the images in these rows."""
         if not len(rows):
             return x.new_zeros(0)
         even = pad(rows, (0, -len(rows) % EVEN))

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
 from attacks.dense import unrolled
-from attacks.inplace import in_place
 
 FOLD_TOLERANCE = 1e-4  # relative to the largest logit
 GRADIENT_TOLERANCE = 0.05  # relative, in L2: rounding turns a ReLU here and there, another backward pass everything
@@ -129,7 +128,7 @@ def _folded(model: nn.Module, sample: Tensor, gradient: Tensor) -> nn.Module:
     choices, so logits, their gradient and their repetition are compared.
     """
     try:
-        folded = unrolled(in_place(fuse(model)).to(memory_format=torch.channels_last), sample)
+        folded = unrolled(fuse(model).to(memory_format=torch.channels_last), sample)
         with torch.no_grad():
             want, got, *again = model(sample), folded(sample), model(sample), model(sample)
         other = input_gradient(folded, sample, _mixture)

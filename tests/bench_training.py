@@ -21,8 +21,7 @@ from typing import Any
 import pytest
 import reference
 import torch
-from reference import BUDGET, as_released
-from torch import nn
+from reference import BUDGET, as_released, optimiser_of
 
 import methods
 from bench import data, datasets, models
@@ -103,7 +102,7 @@ def test_epoch(benchmark: Any, tmp_path: Path) -> None:
     teacher = models.build("resnet14-w16-s2", datasets.get("cifar10")).eval().requires_grad_(False)
     trainer = harness("rslad", "cifar10", "resnet8-w16-s2", copy.deepcopy(teacher), batch, tmp_path, images)
     student, teacher = as_released(trainer.objective.student), as_released(teacher)
-    optimiser = torch.optim.SGD(student.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+    optimiser = optimiser_of(student)
 
     def reference_epoch() -> None:
         for x, y in reference.loaded(ROOT, images, batch, os.cpu_count() or 1):
@@ -182,11 +181,6 @@ def compare(name: str, benchmark: Any, times: dict[str, list[float]]) -> float:
     benchmark.extra_info |= {"reference_seconds": slow, "harness_seconds": fast, "ratio": slow / fast}
     print(f"\n{name}: {slow:.3f} s / {fast:.3f} s = {slow / fast:.2f} (each pair {ratios[0]:.2f} to {ratios[-1]:.2f})")
     return slow / fast
-
-
-def optimiser_of(student: Net, parts: nn.Module) -> torch.optim.SGD:
-    learnt = [*student.parameters(), *parts.parameters()]
-    return torch.optim.SGD(learnt, lr=0.1, momentum=0.9, weight_decay=5e-4)
 
 
 def same(method: str, student: Net, teacher: Net, images: Batch) -> None:

@@ -82,14 +82,18 @@ def as_released(net: Net) -> Net:
     return net
 
 
+def optimiser_of(*learning: nn.Module) -> torch.optim.SGD:
+    learnt = [value for module in learning for value in module.parameters()]
+    return torch.optim.SGD(learnt, lr=0.1, momentum=0.9, weight_decay=5e-4)
+
+
 def serve(pipe: Connection, method: str, student: Net, teacher: Net, parts: nn.ModuleDict) -> None:
     """In a process of its own, whose memory is managed as usual: makes a step for each (seed, x, y) that comes, until None.
 
     Answers with seconds and loss.
     """
     student, teacher = as_released(student), as_released(teacher)
-    learnt = [*student.parameters(), *parts.parameters()]
-    optimiser = torch.optim.SGD(learnt, lr=0.1, momentum=0.9, weight_decay=5e-4)
+    optimiser = optimiser_of(student, parts)
     for seed, x, y in iter(pipe.recv, None):
         torch.manual_seed(seed)
         start = time.perf_counter()

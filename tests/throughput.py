@@ -27,7 +27,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import reference
-from reference import BUDGET, as_released
+from reference import BUDGET, as_released, optimiser_of
 
 from bench import acceleration, data, datasets, models
 from bench.spec import Spec
@@ -62,7 +62,7 @@ def steps(way: str, student: Net, teacher: Net, batch: int) -> tuple[Callable[[t
     run = harness(student, teacher, batch, "fp32" if way in ("reference", TF32) else "bf16")
     if way == "reference":
         plain, taught_by = as_released(student), as_released(teacher)
-        optimiser = torch.optim.SGD(plain.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+        optimiser = optimiser_of(plain)
 
         def plainly(index: torch.Tensor) -> object:
             batch = run.batch(index, 0)
