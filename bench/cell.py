@@ -30,7 +30,7 @@ from bench.plan import Cell, work
 from bench.spec import Spec
 from bench.teachers import Card
 from bench.track import FAILED, FINISHED, KILLED, Record, Store
-from bench.train import Objective, Trainer, derive
+from bench.train import STATE, Objective, Trainer, derive
 from methods.base import Net
 
 if TYPE_CHECKING:
@@ -107,7 +107,8 @@ def lacks_teacher(cell: Cell, shop: Workshop) -> bool:
 
 def record(cell: Cell, shop: Workshop, data: Data, passes: float, tick: Tick, folder: Path) -> str:
     """Runs the cell under an MLflow run whose status always tells how it ended."""
-    logged = shop.store.begin(cell.spec, tags(cell, shop.code, shop.group))
+    anew = not (folder / STATE).exists()
+    logged = shop.store.begin(cell.spec, tags(cell, shop.code, shop.group), anew)
     try:
         logged.text("environment.json", json.dumps(environment.describe(shop.device) | describe(data), indent=2))
         logged.metrics({"cost/student_passes": passes})

@@ -123,9 +123,16 @@ class Store:
         ids = [e.experiment_id for e in self.client.search_experiments()]
         return list(self.client.search_runs(ids, "attributes.status = 'RUNNING' and tags.spec_id != ''")) if ids else []
 
-    def begin(self, spec: Spec, tags: dict[str, str]) -> Record:
-        """The record of a spec that is not finished: its interrupted run if there is one, else a new run."""
+    def begin(self, spec: Spec, tags: dict[str, str], anew: bool = False) -> Record:
+        """The record of a spec that is not finished: its interrupted run if there is one, else a new run.
+
+        anew: training begins with its first epoch, so a run that holds epochs already is left as it is.
+        """
         run = next((run for status in (RUNNING, KILLED, FAILED) if (run := self.find(spec, status))), None)
+        if run and anew and Record(self, run.info.run_id).logged >= 0:
+            if run.info.status == RUNNING:  # its process was killed
+                self.client.set_terminated(run.info.run_id, KILLED)
+            run = None
         if not run:
             experiment = self.experiment(spec.suite)
             parent = self.group(experiment, tags)

@@ -35,6 +35,7 @@ from methods.inner import ce, mode, pgd
 
 Log = Callable[[dict[str, float], int], None]
 Tick = Callable[[str, int, int], None]
+STATE = "state.pt"  # file of a run that is not done
 
 
 class Objective(nn.Module):
@@ -254,7 +255,7 @@ class Trainer:
             self._write("last", self.objective.student)
             for kind, averaged in self.averages.items():
                 self._write(kind, averaged.module)
-        save(self.work / "state.pt", self._snapshot())
+        save(self.work / STATE, self._snapshot())
 
     def _write(self, name: str, net: nn.Module) -> None:
         meta = {key: getattr(self.spec, key) for key in ("arch", "dataset", "method")} | {"spec_id": self.spec.id}
@@ -270,7 +271,7 @@ class Trainer:
         }
 
     def _resume(self) -> None:
-        if not (path := self.work / "state.pt").exists():
+        if not (path := self.work / STATE).exists():
             return
         try:
             saved = read(path)

@@ -84,6 +84,7 @@ BAD = [
     ("run --method gacd --suite cifar-mini --data-root cut", 1, "data_batch_1"),
     ("evaluate", 2, "missing: --checkpoint"),
     (f"{EVALUATE} none.pt", 1, "there is no checkpoint 'none.pt'"),
+    (f"{EVALUATE} {'long' * 64}.pt", 1, "cannot be read: File name too long"),
     (f"{EVALUATE} page.pt", 1, "'page.pt' is not a checkpoint of tensors alone, or is damaged"),
     (f"{EVALUATE} net.pt --sha256 {'0' * 64}", 1, "another or damaged file"),
     (f"{EVALUATE} net.pt --eps -0.1", 2, "--eps -0.1: between 0 and 1"),

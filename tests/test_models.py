@@ -382,7 +382,7 @@ def transposed() -> State:
 DAMAGED = "not a checkpoint of tensors alone, or is damaged"
 REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "missing": (lambda file: None, "there is no checkpoint"),
-    "a folder": (lambda file: file.mkdir(), DAMAGED),
+    "a folder": (lambda file: file.mkdir(), "cannot be read: Is a directory"),
     "empty": (lambda file: file.touch(), DAMAGED),
     "text": (lambda file: file.write_text("Not Found\n"), DAMAGED),
     "page": (lambda file: file.write_text("<!DOCTYPE html>\n<html>moved</html>"), DAMAGED),

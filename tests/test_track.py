@@ -66,6 +66,24 @@ def test_an_unfinished_run_goes_on_as_the_same_run(status: str, shared: Path) ->
     assert store.begin(spec, tags).run_id != first.run_id
 
 
+@pytest.mark.parametrize("status", [RUNNING, KILLED, FAILED])
+def test_training_that_begins_again_takes_no_epochs_over(status: str, tmp_path: Path) -> None:
+    """Its folder was lost, or it is forced: the epochs of the run before may be those of other code."""
+    store = Store(tmp_path)
+    spec, tags = other(4)
+    first = store.begin(spec, tags, anew=True)
+    assert store.begin(spec, tags, anew=True).run_id == first.run_id, "nothing to take over"
+    first.epoch({"train/ce": 1.0, "epoch": 0.0}, 0)
+    if status != RUNNING:
+        first.end(status, "because")
+    second = store.begin(spec, tags, anew=True)
+    assert second.run_id != first.run_id
+    assert store.client.get_run(first.run_id).info.status == (KILLED if status == RUNNING else status)
+    assert store.client.get_metric_history(second.run_id, "train/ce") == []
+    second.end(KILLED, "interrupted")
+    assert store.begin(spec, tags).run_id == second.run_id, "the newest goes on"
+
+
 def test_record_holds_spec_params_and_parent(shared: Path) -> None:
     store = Store(shared)
     records = [store.begin(*other(seed)) for seed in (1, 2)]

@@ -68,6 +68,8 @@ def read(path: Path, sha256: str | None = None) -> dict[str, Any]:
     except BenchError:
         raise
     except Exception as error:  # bytes that are no checkpoint fail in more ways than can be named
+        if isinstance(error, OSError) and error.filename:  # a folder, no permission, a name that is too long
+            raise BenchError(f"{str(path)!r} cannot be read: {error.strerror}") from error
         raise BenchError(f"{str(path)!r} is not a checkpoint of tensors alone, or is damaged") from error
     if not isinstance(content, dict):
         raise BenchError(f"{str(path)!r} holds a {type(content).__name__}, not a checkpoint's dictionary of tensors")
