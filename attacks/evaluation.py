@@ -53,17 +53,15 @@ def evaluate(
 
     Raises ValueError for what cannot be evaluated; eps = 0 gives the clean verdict, no images empty verdicts.
     """
-    chosen, setting, x = expand(attacks), Setting(eps, norm, seed, batch_size), x.detach()
+    chosen, setting, x = expand(attacks), Setting(eps, norm, seed, batch_size), x.detach().contiguous()
+    used = {name: (surrogates or {}).get(name) for name in sorted({name.partition("@")[2] for name in chosen} - {""})}
+    check_request(chosen, used, x, y, setting, probes)
     with isolated(seed):
-        used = {
-            name: (surrogates or {}).get(name) for name in sorted({name.partition("@")[2] for name in chosen} - {""})
-        }
-        check_request(chosen, used, x, y, setting)
         target = Target(net, private(net), {name: other for name, other in used.items() if other is not None})
         if not len(x):
             return _empty(chosen)
         setting = replace(setting, num_classes=check_model(target, x, y, chosen, setting))
-        known = Evaluation(_correct(target.judge, x, y, batch_size).cpu())
+        known = Evaluation(_correct(target.judge, x, y, setting).cpu())
         keep = _recorded(record, target, x, y, setting, known)
         seen = cache(lambda source: View(source, x[:2]))  # folding takes longer than copying what was folded
         for name in chosen:
@@ -77,10 +75,11 @@ def evaluate(
                 )
             keep()
         if probes and known.probed != probes:
-            known.flags = sanity.training_mode(net, target.judge, x[:8])
-            known.flags |= sanity.probe(copy.deepcopy(seen(net)), x[:probes], y[:probes], setting)
+            known.flags = sanity.probe(copy.deepcopy(seen(net)), x[:probes], y[:probes], setting)
             known.probed = probes
             keep()
+        if probes:  # never from the record, which does not tell the modes that the model was handed over in
+            known.flags |= sanity.training_mode(net, target.judge, x[:8], setting)
     return known.of(chosen)
 
 
@@ -90,7 +89,7 @@ def _recorded(
     """Takes over what `record` holds into `known`; returns what writes `known` there. Raises as `restore` does."""
     if record is None:
         return lambda: None
-    networks = [target.judge, *(frozen(other) for other in target.surrogates.values())]
+    networks = {"": target.judge} | {name: frozen(other) for name, other in target.surrogates.items()}
     key = fingerprint(networks, x, y, vars(setting))
     record.parent.mkdir(parents=True, exist_ok=True)
     restore(record, key, known)
@@ -124,7 +123,7 @@ def _attack(
             images, labels = x[rows], y[rows]
             with isolated(setting.seed):
                 adv = attack(images, labels).detach()
-            standing[rows.cpu()] = ~_broken(target.judge, images, labels, adv, setting, part).cpu()
+                standing[rows.cpu()] = ~_broken(target.judge, images, labels, adv, setting, part).cpu()
         broken[part.kind] = broken.get(part.kind, 0) + before - int(standing.sum())
     seconds = time.perf_counter() - start
     return standing, Cost(seconds, view.forwards, view.backwards, broken, str(x.device))
@@ -150,6 +149,8 @@ def _broken(judge: nn.Module, x: Tensor, y: Tensor, adv: Tensor, setting: Settin
     outside = ~(size(adv - x, setting.norm) <= setting.eps * (1 + 1e-5) + 1e-6)  # true for NaN too
     if part.kind in SEARCHING:
         adv = torch.where(outside.view(-1, *[1] * (x.ndim - 1)), x, adv)
+    elif adv.isnan().any():
+        raise RuntimeError(f"{part.kind} returned NaN: the model's gradient is not finite where its logits are")
     elif outside.any() or adv.amin() < 0 or adv.amax() > 1:
         raise RuntimeError(
             f"{part.kind} returned images outside the ball of {setting.eps:.6g} ({setting.norm}) or outside [0, 1]"
@@ -165,5 +166,6 @@ def _empty(chosen: list[str]) -> Evaluation:
     return Evaluation(none, dict.fromkeys(robust, none), dict.fromkeys(controls, none), costs)
 
 
-def _correct(judge: nn.Module, x: Tensor, y: Tensor, batch_size: int) -> Tensor:
-    return torch.cat([predict(judge, images) for images in torch.split(x, batch_size)]) == y
+def _correct(judge: nn.Module, x: Tensor, y: Tensor, setting: Setting) -> Tensor:
+    with isolated(setting.seed):
+        return torch.cat([predict(judge, images) for images in torch.split(x, setting.batch_size)]) == y

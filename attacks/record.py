@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,16 @@ from attacks.catalog import ATTACKS
 from attacks.result import Cost, Evaluation
 
 
-def fingerprint(networks: Iterable[nn.Module], x: Tensor, y: Tensor, setting: dict[str, Any]) -> str:
+def fingerprint(networks: Mapping[str, nn.Module], x: Tensor, y: Tensor, setting: dict[str, Any]) -> str:
     """The setting as JSON with what identifies networks, data and attacks: verdicts of something else are never taken
     for these.
 
-    The logits stand for what tensors do not tell: activations, constants, the order of the layers.
+    networks: the model under "", surrogates under their names. The logits stand for what tensors do not tell:
+    activations, constants, the order of the layers.
     """
     digest = hashlib.sha256(repr(ATTACKS).encode())
-    for net in networks:
+    for name, net in networks.items():
+        digest.update(name.encode())
         with torch.no_grad():
             logits = net(x[:8])
         for tensor in (*net.state_dict().values(), logits):

@@ -39,7 +39,7 @@ class Target:
 
 
 def check_request(
-    chosen: list[str], surrogates: Mapping[str, nn.Module | None], x: Tensor, y: Tensor, setting: Setting
+    chosen: list[str], surrogates: Mapping[str, nn.Module | None], x: Tensor, y: Tensor, setting: Setting, probes: int
 ) -> None:
     """Raises ValueError naming the name, number or tensor that cannot be used."""
     for name in chosen:
@@ -51,9 +51,15 @@ def check_request(
             f"images must be (N, C, H, W) with as many int64 labels (N,), these are {tuple(x.shape)} and "
             f"{tuple(y.shape)} {y.dtype}"
         )
+    if 0 in x.shape[1:]:
+        raise ValueError(f"images of no pixels: {tuple(x.shape)}")
     largest = 1.0 if setting.norm == "Linf" else max(x[0].numel(), 1) ** 0.5 if len(x) else math.inf
     if not 0 <= setting.eps <= largest:
         raise ValueError(f"eps = {setting.eps} is outside [0, {largest:.4g}], which holds the whole cube")
+    if not 0 <= setting.seed < 2**63:
+        raise ValueError(f"seed = {setting.seed}: between 0 and 2^63 - 1")
+    if probes < 0:
+        raise ValueError(f"probes = {probes}: 0, which leaves the flags out, or more")
     if setting.batch_size < 1:
         raise ValueError(f"batch_size = {setting.batch_size}: at least 1")
     if len(x) and (x.dtype != torch.float32 or not (x.amin() >= 0 and x.amax() <= 1)):  # false for NaN too

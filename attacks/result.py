@@ -13,8 +13,8 @@ from torch import Tensor
 class Cost:
     """What an attack took: wall-clock seconds, images passed forwards and backwards through the model, the device.
 
-    Counted is all that was passed, also what fills a forward pass or was tried in vain. `broken`: how many images each of
-    its components broke.
+    Counted is all that the attack passed, also what fills a forward pass or was tried in vain; not the pass that verifies
+    what it returned. `broken`: how many images each of its components broke.
     """
 
     seconds: float = 0.0

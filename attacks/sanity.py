@@ -28,12 +28,18 @@ if TYPE_CHECKING:
 Found = Iterator[tuple[str, str]]
 
 
-def training_mode(net: nn.Module, judge: nn.Module, x: Tensor) -> dict[str, str]:
+def training_mode(net: nn.Module, judge: nn.Module, x: Tensor, setting: Setting) -> dict[str, str]:
     """A model handed over in training mode although that changes its logits; it is evaluated in eval mode."""
     if not any(module.training for module in net.modules()):
         return {}
-    with torch.no_grad():
-        apart = float((copy.deepcopy(net)(x) - judge(x)).abs().max())
+    outputs = []
+    for model in (copy.deepcopy(net), judge):
+        with isolated(setting.seed), torch.no_grad():
+            try:
+                outputs.append(model(x.clone()) + 0)
+            except Exception as error:  # of one image, say, BatchNorm has no variance; others return a tuple then
+                return {"training-mode": f"in the modes given the model fails: {type(error).__name__}"}
+    apart = float((outputs[0] - outputs[1]).abs().max())
     return (
         {"training-mode": f"logits differ by {apart:.2g} between the modes given and eval mode"} if apart > 1e-3 else {}
     )
@@ -58,13 +64,14 @@ def _outputs(net: nn.Module, x: Tensor, y: Tensor) -> Found:
     with torch.no_grad():
         passes = torch.stack([net(x) for _ in range(5)])
         alone = torch.cat([net(image[None]) for image in x[:32]])
+        together = net(x[:32])
     logits, units = passes[0], F.normalize(passes, dim=2)
     spread = float((units[:, None] - units[None]).norm(dim=3).max())
     counts = (passes.argmax(dim=2) == y).sum(dim=1)
     if spread > 1e-4 or counts.min() < counts.max():
         yield "randomised-output", f"five passes differ by {spread:.2g} in unit logits; use aa_rand and eotpgd"
     else:
-        off = float((net(x[:32]).detach() - alone).abs().max() / alone.abs().max().clamp(min=1e-12))
+        off = float((together - alone).abs().max() / alone.abs().max().clamp(min=1e-12))
         if off > 1e-3:
             yield "batch-dependent-output", f"logits of an image alone and in a batch differ by {off:.2g}, relatively"
     if logits.min() >= -1e-5 and logits.max() <= 1 + 1e-5 and (logits.sum(dim=1) - 1).abs().max() < 1e-5:
@@ -76,18 +83,47 @@ def _gradients(net: nn.Module, x: Tensor, y: Tensor, setting: Setting) -> Found:
     start = (x + setting.eps * (2 * torch.rand(x.shape, device=x.device) - 1)).clamp(0, 1)
     for name, loss in LOSSES.items():
         for where, images in (("the images", x), ("random starts", start)):
-            zero = float((_gradient(net, images, y, loss).flatten(1).abs().amax(dim=1) == 0).float().mean())
+            zero = float(
+                (_gradient(net, images, y, loss).nan_to_num().flatten(1).abs().amax(dim=1) == 0).float().mean()
+            )
             if zero > 0.01:
                 yield f"zero-gradient-{name}", f"{zero:.0%} at {where}"
-    step = setting.eps / 8 if setting.norm == "Linf" else setting.eps / 8 / x[0].numel() ** 0.5
     gradient = _gradient(net, x, y, margin)
-    way = gradient.sign()
-    with torch.no_grad():
-        rise = (margin(net(x + step * way), y) - margin(net(x - step * way), y)) / (2 * step)
-    ratio = rise / gradient.abs().flatten(1).sum(dim=1).clamp(min=1e-30)
+    finite = float(gradient.isfinite().flatten(1).all(dim=1).float().mean())
+    if finite < 0.99:
+        yield "gradient-not-finite", f"NaN or inf in the gradients of {1 - finite:.0%} of the images"
+    yield from _faithful(net, x, y, gradient.nan_to_num(), setting)
+
+
+def _faithful(net: nn.Module, x: Tensor, y: Tensor, gradient: Tensor, setting: Setting) -> Found:
+    """Gradients of the margin that finite differences do not confirm.
+
+    Along the gradient's own sign, where attacks go, it must have about the size of the difference. Along random signs it
+    must be close to it, and is not where it leaves out some pixels or a branch of the network.
+    """
+    reach = setting.eps if setting.norm == "Linf" else setting.eps / x[0].numel() ** 0.5
+
+    @torch.no_grad()
+    def rise(way: Tensor, step: float) -> Tensor:
+        return (margin(net(x + step * way), y) - margin(net(x - step * way), y)) / (2 * step)
+
+    ratio = rise(gradient.sign(), reach / 8) / gradient.abs().flatten(1).sum(dim=1).clamp(min=1e-30)
     faithful = float(((ratio >= 0.5) & (ratio <= 2)).float().mean())
     if faithful < 0.8:
         yield "gradient-not-faithful", f"finite differences confirm {faithful:.0%} of the gradients of the margin"
+        return
+    ways = [torch.randn(x.shape, device=x.device).sign() for _ in range(4)]
+    told = torch.stack([(gradient * way).flatten(1).sum(dim=1) for way in ways])
+
+    def missed(step: float) -> float:
+        """How far the gradient is off, relative to its norm: root mean square of the signs, median of the images."""
+        differences = torch.stack([rise(way, step) for way in ways])
+        scale = gradient.flatten(1).norm(dim=1).clamp(min=1e-30)
+        return float(((told - differences).square().mean(dim=0).sqrt() / scale).median())
+
+    off = min(missed(reach / 8), missed(reach / 32))  # the long step bends more, the short one is nearer to rounding
+    if off > 0.25:
+        yield "gradient-not-faithful", f"along random signs it is {off:.0%} of its norm off finite differences"
 
 
 def _attacks(view: View, x: Tensor, y: Tensor, setting: Setting, total: int) -> Found:
@@ -165,7 +201,7 @@ def _corner(net: nn.Module, x: Tensor, y: Tensor, setting: Setting) -> int:
 
 def _gradient(net: nn.Module, x: Tensor, y: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     gradient = input_gradient(net, x, lambda logits: loss(logits, y))
-    return torch.zeros_like(x) if gradient is None else gradient.nan_to_num()
+    return torch.zeros_like(x) if gradient is None else gradient
 
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {

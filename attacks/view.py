@@ -18,7 +18,19 @@ GRADIENT_TOLERANCE = 0.05  # relative, in L2: rounding turns a ReLU here and the
 
 def frozen(model: nn.Module) -> nn.Module:
     """A copy in eval mode whose parameters take no gradient."""
-    return copy.deepcopy(model).eval().requires_grad_(False)
+    return Apart(copy.deepcopy(model)).eval().requires_grad_(False)
+
+
+class Apart(nn.Module):
+    """A model that gets a copy of its images: it may write into them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.model(x.clone())
+        return logits
 
 
 def size(delta: Tensor, norm: str) -> Tensor:
@@ -57,7 +69,9 @@ class View(nn.Module):
         self.forwards = 0
         self.backwards = 0
         self.judge = frozen(model)
-        gradient = input_gradient(self.judge, sample, _mixture)
+        gradient = input_gradient(
+            frozen(model), sample, _mixture
+        )  # of a copy: one that keeps its logits is not copied again
         self.connected = gradient is not None
         self.net = self.judge if gradient is None else _folded(self.judge, sample, gradient)
         self.watch: Watch | None = None
@@ -106,6 +120,10 @@ class View(nn.Module):
         return filled
 
     def _logits(self, x: Tensor) -> Tensor:
+        if (
+            x.requires_grad
+        ):  # through weights that lie channels-last it comes back so, which torchattacks' L2 cannot view
+            x.register_hook(Tensor.contiguous)  # type: ignore[no-untyped-call]
         logits = self._count(self.net(x).float())
         if x.requires_grad and not self.connected:  # a gradient of zero, for attacks to fail on and flags to tell
             logits = logits.detach() + 0 * x.flatten(1).sum(dim=1, keepdim=True)

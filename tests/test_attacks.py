@@ -583,7 +583,11 @@ REFUSED = [
     ({"y": torch.zeros(5, 1, dtype=torch.int64)}, r"\(5, 1\)"),
     ({"y": torch.zeros(5, dtype=torch.int32)}, "int32"),
     ({"y": torch.zeros(5)}, "float32"),
-    ({"batch_size": 0}, "0"),
+    ({"batch_size": 0}, "batch_size = 0"),
+    ({"seed": 2**64}, "seed = 18446744073709551616"),
+    ({"seed": -1}, "seed = -1"),
+    ({"probes": -1}, "probes = -1"),
+    ({"x": torch.zeros(5, 3, 0, 0)}, r"images of no pixels: \(5, 3, 0, 0\)"),
     ({"norm": "L2", "eps": float("inf"), "attacks": ("pgd20",)}, "eps = inf is outside"),
     ({"x": images(5).flatten(1)}, r"must be \(N, C, H, W\)"),
     ({"net": Shaped(lambda z: (z, z))}, "not tuple"),
@@ -639,6 +643,9 @@ def from_black_to_white(x: Tensor) -> Tensor:
     return (x - 0.3) / 0.4
 
 
+OUTSIDE = r"fgsm returned images outside the ball of 0\.0313"
+
+
 def with_nan(x: Tensor) -> Tensor:
     adv = x.clone()
     adv[-1, 0, 0, 0] = torch.nan
@@ -646,31 +653,31 @@ def with_nan(x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("change", "allowed"),
+    ("change", "said"),
     [
-        (lambda x: x, True),
-        (lambda x: (x + EPS).clamp(0, 1), True),
-        (lambda x: (x + EPS * 1.001).clamp(0, 1), False),
-        (lambda x: (x - 0.5).clamp(0, 1), False),
-        (lambda x: x + EPS, False),  # in the ball, above 1
-        (lambda x: x - EPS, False),  # in the ball, below 0
-        (with_nan, False),
+        (lambda x: x, ""),
+        (lambda x: (x + EPS).clamp(0, 1), ""),
+        (lambda x: (x + EPS * 1.001).clamp(0, 1), OUTSIDE),
+        (lambda x: (x - 0.5).clamp(0, 1), OUTSIDE),
+        (lambda x: x + EPS, OUTSIDE),  # in the ball, above 1
+        (lambda x: x - EPS, OUTSIDE),  # in the ball, below 0
+        (with_nan, "fgsm returned NaN"),
     ],
 )
 def test_only_images_of_the_ball_count(
-    change: Callable[[Tensor], Tensor], allowed: bool, monkeypatch: pytest.MonkeyPatch
+    change: Callable[[Tensor], Tensor], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     net = linear(4)
     x = from_black_to_white(images(24))
     x[:, 0, 0, 0], x[:, 0, 0, 1] = 0.0, 1.0
     y = net(x).argmax(dim=1)
     monkeypatch.setattr(evaluation, "build", lambda *given: lambda images, labels: change(images))
-    if allowed:
+    if said:
+        with pytest.raises(RuntimeError, match=said):
+            evaluate(net, x, y, ("fgsm",), eps=EPS)
+    else:
         found = evaluate(net, x, y, ("fgsm",), eps=EPS)
         assert torch.equal(found.robust["fgsm"], net(change(x)).argmax(dim=1) == y)
-    else:
-        with pytest.raises(RuntimeError, match=r"fgsm returned images outside the ball of 0\.0313"):
-            evaluate(net, x, y, ("fgsm",), eps=EPS)
 
 
 # The view

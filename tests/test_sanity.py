@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -91,6 +92,7 @@ def of_the_batch(x: Tensor) -> Tensor:
     return F.batch_norm(x, None, None, training=True)
 
 
+PART = torch.rand(8, 8, generator=torch.Generator().manual_seed(0)) < 0.1
 PLANTED: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor], str]] = {
     "logits x1000": (same, lambda z: 1000 * z, "zero-gradient-cross-entropy"),
     "quantised input": (lambda x: (x * 8).round() / 8, same, "zero-gradient-margin"),
@@ -100,6 +102,12 @@ PLANTED: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor],
     "softmax of x20, scaled": (same, lambda z: 20 * (20 * z).softmax(dim=1), "gradient-not-faithful"),
     "shattered gradients": (lambda x: x + 0.02 * torch.sin(400 * x), same, "gradient-not-faithful"),
     "BatchNorm of the batch": (of_the_batch, same, "batch-dependent-output"),
+    "a tenth of the pixels without gradient": (
+        lambda x: torch.where(PART, x.detach(), x),
+        same,
+        "gradient-not-faithful",
+    ),
+    "gradient of NaN": (lambda x: x.sqrt().square(), same, "gradient-not-finite"),
     "dropout left on": (lambda x: F.dropout(x, 0.2, training=True), same, "randomised-output"),
 }
 
@@ -109,6 +117,22 @@ def test_a_planted_obfuscation_is_flagged(name: str, robust: nn.Module, task: Ta
     before, behind, flag = PLANTED[name]
     found = evaluate(Changed(robust, before, behind), *task, ("fgsm",), eps=EPS)
     assert flag in found.flags, found.flags
+
+
+def test_a_branch_without_gradient_is_flagged(robust: nn.Module, task: Task) -> None:
+    other = fitted(mlp, robust=False)
+    found = evaluate(Changed(robust, same, same), *task, ("fgsm",), eps=EPS)
+    assert found.flags == {}
+
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = robust, other
+
+        def forward(self, x: Tensor) -> Tensor:
+            return 0.65 * self.first(x) + 0.35 * self.second(x.detach())
+
+    assert "gradient-not-faithful" in evaluate(Both(), *task, ("fgsm",), eps=EPS).flags
 
 
 def test_training_mode_is_flagged_and_not_used(robust: nn.Module, task: Task) -> None:
@@ -130,6 +154,61 @@ def test_an_honest_model_raises_none(arch: str, adversarial: bool, norm: str, ep
     found = evaluate(net, *task, names, eps=eps, norm=norm)
     assert found.flags == {}
     assert found.clean.float().mean() > 0.9
+
+
+class Modes(nn.Module):
+    """A linear network whose output in training mode is given."""
+
+    def __init__(self, output: Callable[[Tensor], object], noise: float = 0.0) -> None:
+        super().__init__()
+        self.net, self.output, self.noise = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), output, noise
+
+    def forward(self, x: Tensor) -> object:
+        logits = self.net(x + self.noise * torch.randn_like(x))
+        return self.output(logits) if self.training else logits
+
+
+@pytest.mark.parametrize(
+    ("output", "noise", "flagged"),
+    [
+        (same, 0.0, False),
+        (same, 0.1, False),  # random in either mode
+        (lambda z: z + 1, 0.0, True),
+        (lambda z: (z, z), 0.0, True),
+        (nn.BatchNorm1d(10), 0.0, True),  # of one image it fails
+    ],
+)
+def test_modes_that_change_the_output(
+    output: Callable[[Tensor], object], noise: float, flagged: bool, task: Task
+) -> None:
+    x, y = task
+    net = Modes(output, noise).train()
+    found = evaluate(net, x[:1], y[:1], ("pgd10",), eps=EPS, probes=1)
+    assert ("training-mode" in found.flags) == flagged
+
+
+def test_modes_are_not_taken_from_the_record(task: Task, tmp_path: Path) -> None:
+    net = Modes(lambda z: z + 1)
+    flags = [
+        evaluate(net.train(training), *task, ("fgsm",), eps=EPS, record=tmp_path / "v.npz").flags
+        for training in (False, True, False)
+    ]
+    assert ["training-mode" in found for found in flags] == [False, True, False]
+
+
+def test_logits_without_gradients_may_be_others(task: Task) -> None:
+    """Which has nothing to do with the batch."""
+
+    class Switch(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = mlp()
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = self.net(x)
+            return logits * 1.1 if torch.is_grad_enabled() else logits
+
+    assert "batch-dependent-output" not in evaluate(Switch(), *task, ("fgsm",), eps=EPS).flags
 
 
 def test_flags_do_not_depend_on_what_ran_before(robust: nn.Module, task: Task) -> None:

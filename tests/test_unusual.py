@@ -1,0 +1,200 @@
+"""Models and callers that are legal and unlike those of this project: the same verdicts, or one clear error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from attacks import ATTACKS, Attack, evaluate
+from attacks.record import ForeignRecordError
+from bench import models
+from bench.datasets import CIFAR10, DIGITS
+
+EPS = 8 / 255
+QUICK = (Attack("apgd-ce", 3), Attack("apgd-t", 3), Attack("fab-t", 3), Attack("square", 30))
+Task = tuple[Tensor, Tensor]
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setitem(ATTACKS, "quick", QUICK)
+    return "quick"
+
+
+def plain(classes: int = 10) -> nn.Sequential:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(3, 8, 3, 2, 1)
+    return nn.Sequential(conv, nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16, classes)).eval()
+
+
+@pytest.fixture
+def task() -> Task:
+    """Images, with the classes of the network `plain`: all are correct."""
+    x = torch.rand(24, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    return x, plain()(x).argmax(dim=1)
+
+
+class Own(nn.Module):
+    """The network `plain` with a forward pass of its own."""
+
+    def __init__(self, forward: Callable[[nn.Module, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.net, self.way = plain(), forward
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.way(self, x)
+
+
+def in_place(self: nn.Module, x: Tensor) -> Tensor:
+    logits: Tensor = self.net(x.mul_(2).sub_(1).add_(1).div_(2))  # type: ignore[operator]
+    return logits
+
+
+def keeping(self: nn.Module, x: Tensor) -> Tensor:
+    self.kept = self.net(x)  # type: ignore[operator]
+    return self.kept
+
+
+@pytest.mark.parametrize("way", [in_place, keeping])
+def test_models_that_write_into_their_images_or_keep_their_logits(
+    way: Callable[[nn.Module, Tensor], Tensor], task: Task, quick: str
+) -> None:
+    x, y = task
+    names = ("fgsm", "pgd10", "cw_inf", quick)
+    want = evaluate(plain(), x, y, names, eps=EPS, probes=8)
+    before = x.clone()
+    found = evaluate(Own(way), x, y, names, eps=EPS, probes=8)
+    assert torch.equal(x, before)
+    assert found.flags == want.flags
+    for name in names:
+        assert int((found.robust[name] != want.robust[name]).sum()) <= 1, name  # 2x - 1 rounds
+
+
+@pytest.mark.parametrize("info", [CIFAR10, DIGITS], ids=lambda info: info.name)
+@pytest.mark.parametrize("name", ["pgd10", "pgd20", "cw_l2", "apgd_ce", "square", "quick"])
+def test_every_attack_in_l2_on_a_folded_network(name: str, info: object, quick: str) -> None:
+    """Their gradients come back channels-last."""
+    torch.manual_seed(0)
+    net = models.build("resnet8-w4", info).eval()  # type: ignore[arg-type]
+    x = torch.rand(6, *info.shape)  # type: ignore[attr-defined]
+    y = net(x).argmax(dim=1)
+    found = evaluate(net, x, y, (name,), eps=0.5, norm="L2", probes=6)
+    assert len(found.robust[name]) == 6
+
+
+@pytest.mark.parametrize("name", ["pgd10", "tpgd", "cw_inf", "quick"])
+def test_how_images_lie_in_memory_changes_nothing(name: str, task: Task, quick: str) -> None:
+    x, y = task
+    ways = [x, x.contiguous(memory_format=torch.channels_last), x.mT.contiguous().mT]
+    first, *others = (evaluate(plain(), way, y, (name,), eps=EPS, probes=0).robust[name] for way in ways)
+    assert all(torch.equal(first, other) for other in others)
+
+
+def noisy(self: nn.Module, x: Tensor) -> Tensor:
+    logits: Tensor = self.net(x + 0.3 * torch.randn_like(x))  # type: ignore[operator]
+    return logits
+
+
+def test_verdicts_on_a_randomised_model_do_not_depend_on_what_ran_before(task: Task, tmp_path: Path) -> None:
+    net, names = Own(noisy).train(), ("fgsm", "pgd10", "cw_inf")
+    whole = evaluate(net, *task, names, eps=EPS, probes=8)
+    assert not whole.robust["pgd10"].all()
+    assert torch.equal(evaluate(net, *task, ("pgd10",), eps=EPS, probes=0).robust["pgd10"], whole.robust["pgd10"])
+    record = tmp_path / "v.npz"
+    evaluate(net, *task, names[:2], eps=EPS, probes=0, record=record)
+    continued = evaluate(net, *task, names, eps=EPS, probes=8, record=record)
+    assert continued.flags == whole.flags
+    assert all(torch.equal(continued.robust[name], whole.robust[name]) for name in names)
+
+
+def test_a_surrogates_verdicts_are_not_anothers(task: Task, tmp_path: Path) -> None:
+    first, second, record = plain(), models.build("resnet8-w4", CIFAR10), tmp_path / "v.npz"
+    evaluate(plain(), *task, ("pgd10@a", "pgd10@b"), surrogates={"a": first, "b": second}, probes=0, record=record)
+    with pytest.raises(ForeignRecordError):
+        evaluate(plain(), *task, ("pgd10@b", "pgd10@c"), surrogates={"b": first, "c": second}, probes=0, record=record)
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_a_gradient_that_is_not_finite_is_named(norm: str, task: Task) -> None:
+    x, y = task
+    x = (x - 0.2).clamp(0, 1)
+    net = Own(lambda self, x: self.net(x.sqrt().square()))  # type: ignore[operator]
+    y = net(x).argmax(dim=1)
+    if norm == "Linf":  # its sign is 0
+        assert "gradient-not-finite" in evaluate(net, x, y, ("pgd10",), eps=EPS, norm=norm).flags
+    else:
+        with pytest.raises(RuntimeError, match="returned NaN: the model's gradient is not finite"):
+            evaluate(net, x, y, ("pgd10",), eps=EPS, norm=norm)
+
+
+PRECISION: dict[str, Callable[[], object]] = {
+    "as it is": lambda: None,
+    "all TF32": lambda: setattr(torch.backends, "fp32_precision", "tf32"),
+    "all bfloat16": lambda: setattr(torch.backends, "fp32_precision", "bf16"),
+    "matrices TF32": lambda: setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32"),
+    "medium": lambda: torch.set_float32_matmul_precision("medium"),
+    "high": lambda: torch.set_float32_matmul_precision("high"),
+    "no TF32": lambda: setattr(torch.backends.cudnn, "allow_tf32", False),
+}
+LOWERED = (
+    torch.backends.cuda.matmul,
+    torch.backends.cudnn.conv,
+    torch.backends.mkldnn.matmul,
+    torch.backends.mkldnn.conv,
+)
+
+
+def read() -> list[object]:
+    """The settings, old and new; None where PyTorch says that the old ones cannot be read any more."""
+    found: list[object] = [place.fp32_precision for place in LOWERED]
+    for getter in (torch.get_float32_matmul_precision, lambda: torch.backends.cuda.matmul.allow_tf32):
+        try:
+            found.append(getter())
+        except RuntimeError:
+            found.append(None)
+    return found
+
+
+@pytest.fixture
+def precision_as_it_was() -> Iterator[None]:
+    before = torch.backends.cudnn.allow_tf32
+    yield
+    torch.backends.fp32_precision = "none"
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = before
+
+
+@pytest.mark.usefixtures("precision_as_it_was")
+@pytest.mark.parametrize("name", PRECISION)
+def test_full_precision_inside_and_the_callers_outside(name: str, task: Task) -> None:
+    inside: list[object] = []
+
+    def noted(self: nn.Module, x: Tensor) -> Tensor:
+        inside.extend(place.fp32_precision for place in LOWERED)
+        logits: Tensor = self.net(x)  # type: ignore[operator]
+        return logits
+
+    want = evaluate(plain(), *task, ("pgd10",), eps=EPS, probes=0).robust["pgd10"]
+    PRECISION[name]()
+    before = read()
+    found = evaluate(Own(noted), *task, ("pgd10",), eps=EPS, probes=0).robust["pgd10"]
+    assert set(inside) == {"ieee"}
+    assert read() == before
+    assert torch.equal(found, want)
+
+
+def test_the_callers_default_dtype(task: Task, quick: str) -> None:
+    net = plain()
+    want = evaluate(net, *task, ("pgd10", quick), eps=EPS, probes=8)
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = evaluate(net, *task, ("pgd10", quick), eps=EPS, probes=8)
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found.flags == want.flags
+    assert all(torch.equal(found.robust[name], want.robust[name]) for name in want.robust)
