@@ -53,7 +53,7 @@ def check_request(
         )
     if 0 in x.shape[1:]:
         raise ValueError(f"images of no pixels: {tuple(x.shape)}")
-    largest = 1.0 if setting.norm == "Linf" else max(x[0].numel(), 1) ** 0.5 if len(x) else math.inf
+    largest = 1.0 if setting.norm == "Linf" else x[0].numel() ** 0.5 if len(x) else math.inf
     if not 0 <= setting.eps <= largest:
         raise ValueError(f"eps = {setting.eps} is outside [0, {largest:.4g}], which holds the whole cube")
     if not 0 <= setting.seed < 2**63:

@@ -83,9 +83,8 @@ def _gradients(net: nn.Module, x: Tensor, y: Tensor, setting: Setting) -> Found:
     start = (x + setting.eps * (2 * torch.rand(x.shape, device=x.device) - 1)).clamp(0, 1)
     for name, loss in LOSSES.items():
         for where, images in (("the images", x), ("random starts", start)):
-            zero = float(
-                (_gradient(net, images, y, loss).nan_to_num().flatten(1).abs().amax(dim=1) == 0).float().mean()
-            )
+            largest = _gradient(net, images, y, loss).nan_to_num().flatten(1).abs().amax(dim=1)
+            zero = float((largest == 0).float().mean())
             if zero > 0.01:
                 yield f"zero-gradient-{name}", f"{zero:.0%} at {where}"
     gradient = _gradient(net, x, y, margin)

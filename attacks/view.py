@@ -69,9 +69,8 @@ class View(nn.Module):
         self.forwards = 0
         self.backwards = 0
         self.judge = frozen(model)
-        gradient = input_gradient(
-            frozen(model), sample, _mixture
-        )  # of a copy: one that keeps its logits is not copied again
+        # Of another copy: one that keeps its logits, with their graph, could not be copied any more.
+        gradient = input_gradient(frozen(model), sample, _mixture)
         self.connected = gradient is not None
         self.net = self.judge if gradient is None else _folded(self.judge, sample, gradient)
         self.watch: Watch | None = None
@@ -120,9 +119,7 @@ class View(nn.Module):
         return filled
 
     def _logits(self, x: Tensor) -> Tensor:
-        if (
-            x.requires_grad
-        ):  # through weights that lie channels-last it comes back so, which torchattacks' L2 cannot view
+        if x.requires_grad:  # from weights that lie channels-last it would come so, which torchattacks' L2 cannot view
             x.register_hook(Tensor.contiguous)  # type: ignore[no-untyped-call]
         logits = self._count(self.net(x).float())
         if x.requires_grad and not self.connected:  # a gradient of zero, for attacks to fail on and flags to tell

@@ -78,14 +78,15 @@ def test_step(name: str, benchmark: Any, tmp_path: Path) -> None:
     for number in range(rounds + 1):  # the first is a warm-up
         one = replace(images)
         pipe.send((number, one.x, one.y))
-        seconds, loss = pipe.recv()
+        seconds, loss, adv = pipe.recv()
+        if number == 0:  # on the same images: `same` compares the attacks, whose signs turn with rounding here
+            terms = copy.deepcopy(trainer.objective).train()(replace(one), adv)
+            assert float(sum(terms.values())) == pytest.approx(loss, rel=1e-3)
         torch.manual_seed(number)
         start = time.perf_counter()
-        terms = trainer.step(one)
+        trainer.step(one)
         times["reference"].append(seconds)
         times["harness"].append(time.perf_counter() - start)
-        if number == 0:  # `same` is exact; here rounding turns signs of gradients, which moves the loss by up to 0.4 %
-            assert float(sum(terms.values())) == pytest.approx(loss, rel=1e-2)
     pipe.send(None)
     benchmark.pedantic(trainer.step, (replace(images),), rounds=1)
     ratio = compare(name, benchmark, {way: values[1:] for way, values in times.items()})

@@ -1,4 +1,4 @@
-"""A store that holds everything a store can hold, for the tests that only read it."""
+"""What tests of several files share: a store that holds everything a store can hold, and a quick AutoAttack."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import pandas as pd
 import pytest
 from test_leaderboards import Store, fill
 
+from attacks import ATTACKS, Attack
 from leaderboards import store
+
+QUICK = (Attack("apgd-ce", 3), Attack("apgd-t", 3), Attack("fab-t", 3), Attack("square", 30))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -26,3 +29,10 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="session")
 def runs(uri: str) -> pd.DataFrame:
     return store.collect(uri)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> str:
+    """A cascade of every AutoAttack component with a tiny budget, under a name of its own."""
+    monkeypatch.setitem(ATTACKS, "quick", QUICK)
+    return "quick"

@@ -90,15 +90,15 @@ def optimiser_of(*learning: nn.Module) -> torch.optim.SGD:
 def serve(pipe: Connection, method: str, student: Net, teacher: Net, parts: nn.ModuleDict) -> None:
     """In a process of its own, whose memory is managed as usual: makes a step for each (seed, x, y) that comes, until None.
 
-    Answers with seconds and loss.
+    Answers with seconds, loss and adversarial images.
     """
     student, teacher = as_released(student), as_released(teacher)
     optimiser = optimiser_of(student, parts)
     for seed, x, y in iter(pipe.recv, None):
         torch.manual_seed(seed)
         start = time.perf_counter()
-        _, loss = globals()[method](student, teacher, optimiser, x, y, *parts.values())
-        pipe.send((time.perf_counter() - start, float(loss)))
+        adv, loss = globals()[method](student, teacher, optimiser, x, y, *parts.values())
+        pipe.send((time.perf_counter() - start, float(loss), adv))
 
 
 def uniform(x: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import torchattacks
+from conftest import QUICK
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
@@ -27,15 +28,7 @@ from bench import models
 from bench.datasets import CIFAR10, DIGITS, Dataset
 
 EPS = 8 / 255
-QUICK = (Attack("apgd-ce", 3), Attack("apgd-t", 3), Attack("fab-t", 3), Attack("square", 30))
 SHAPE = (3, 5, 5)
-
-
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> str:
-    """A cascade of every AutoAttack component with a tiny budget, under a name of its own."""
-    monkeypatch.setitem(ATTACKS, "quick", QUICK)
-    return "quick"
 
 
 def images(n: int, seed: int = 0) -> Tensor:

@@ -9,20 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attacks import ATTACKS, Attack, evaluate
+from attacks import evaluate
 from attacks.record import ForeignRecordError
 from bench import models
 from bench.datasets import CIFAR10, DIGITS
 
 EPS = 8 / 255
-QUICK = (Attack("apgd-ce", 3), Attack("apgd-t", 3), Attack("fab-t", 3), Attack("square", 30))
 Task = tuple[Tensor, Tensor]
-
-
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setitem(ATTACKS, "quick", QUICK)
-    return "quick"
 
 
 def plain(classes: int = 10) -> nn.Sequential:
