@@ -77,6 +77,11 @@ def keep_memory() -> bool:
     return bool(set_option(M_TRIM_THRESHOLD, 2**30) and set_option(M_MMAP_THRESHOLD, 2**30))
 
 
+def has_bf16(device: torch.device) -> bool:
+    """Whether the device computes in bfloat16: a CPU without its instructions imitates it, ten times slower than fp32."""
+    return device.type != "cpu" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
 def compile_networks(nets: Nets, rehearsal: Callable[[], Tensor]) -> str:
     """Compiles the networks' features; takes that back where the gradient of `rehearsal()`, a loss, fails with them.
 

@@ -5,6 +5,7 @@ A change of any number that can alter a result is a new version; old records kee
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
@@ -27,6 +28,14 @@ class Training:
     swa_start: float = 0.5  # fraction of the epochs
     validate_every: int = 1  # epochs
     awp: float = 0.0  # size of the adversarial weight perturbation, relative to the weights
+
+    def rate(self, step: int, steps: int) -> float:
+        """The learning rate of step `step` of `steps` in all: it falls at the milestones, or rises and falls once."""
+        at = step / steps
+        if self.schedule == "multistep":
+            return self.lr * math.prod(0.1 for milestone in self.milestones if at >= milestone)
+        rise = 0.3
+        return self.lr * min((at + 1 / steps) / rise, (1 - at) / (1 - rise), 1.0)
 
 
 @dataclass(frozen=True)

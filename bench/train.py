@@ -28,7 +28,6 @@ from bench.devices import ALONE, Group
 from bench.errors import BenchError, UsageError
 from bench.models.checkpoint import read, save
 from bench.spec import Spec
-from bench.suites import Training
 from methods.base import Batch, Budget, Method, Net, Nets
 from methods.fold import fold
 from methods.inner import ce, mode, pgd
@@ -68,15 +67,6 @@ class State:
     history: list[dict[str, float]] = field(default_factory=list)
 
 
-def learning_rate(training: Training, step: int, steps: int) -> float:
-    """The rate of step `step` of `steps` in all: milestones at fractions of the run, or one linear rise and fall."""
-    at = step / steps
-    if training.schedule == "multistep":
-        return training.lr * math.prod(0.1 for milestone in training.milestones if at >= milestone)
-    rise = 0.3
-    return training.lr * min((at + 1 / steps) / rise, (1 - at) / (1 - rise), 1.0)
-
-
 def derive(*parts: object) -> int:
     """A 63-bit seed from any values."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
@@ -102,6 +92,9 @@ class Trainer:
         if self.device.type == "cuda":
             self.graphs = acceleration.Graphs(self.device)
         self.path += acceleration.prepare(objective.nets, self.device)
+        self.bf16 = spec.precision == "bf16" and acceleration.has_bf16(self.device)
+        if spec.precision == "bf16":
+            self.path.append("bf16" if self.bf16 else "fp32 (no bf16 here)")
         self.optimiser = torch.optim.SGD(
             objective.method.groups(objective.nets),
             lr=training.lr,
@@ -202,7 +195,7 @@ class Trainer:
 
     def set_rate(self, step: int) -> None:
         """The learning rates of one of the run's steps; on a CUDA device in memory that a captured step reads."""
-        rate = learning_rate(self.spec.training, step, self.spec.training.epochs * self.steps)
+        rate = self.spec.training.rate(step, self.spec.training.epochs * self.steps)
         for group, held in zip(self.optimiser.param_groups, self.rates, strict=True):
             value = rate * group.get("scale", 1.0)
             group["lr"] = held.fill_(value) if self.graphs else value
@@ -234,7 +227,7 @@ class Trainer:
         return terms, torch.stack([term.float() for term in terms.values()]).sum()
 
     def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.spec.precision == "bf16")
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
     def _validate(self, epoch: int) -> dict[str, float]:
         """Clean accuracy and accuracy under PGD with the training budget, on the validation images."""
@@ -258,7 +251,8 @@ class Trainer:
         save(self.work / STATE, self._snapshot())
 
     def _write(self, name: str, net: nn.Module) -> None:
-        meta = {key: getattr(self.spec, key) for key in ("arch", "dataset", "method")} | {"spec_id": self.spec.id}
+        spec = self.spec
+        meta = {"arch": spec.arch, "dataset": spec.dataset, "method": spec.method, "spec_id": spec.id}
         save(self.work / f"{name}.pt", {"state_dict": net.state_dict(), **meta})
 
     def _snapshot(self) -> dict[str, Any]:

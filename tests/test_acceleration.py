@@ -45,11 +45,11 @@ class Waits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def trainer(work: Path, method: Method, **changes: Any) -> Trainer:
+def trainer(work: Path, method: Method, precision: Any = "fp32", **changes: Any) -> Trainer:
     training = Training(epochs=3, batch=32, lr=0.05, **changes)
     spec = Spec(suite="digits", role="student", dataset="digits", arch="resnet8-w4", method="any", hyper={}, teachers={},
                 seed=0, training=training, eps=0.15, inner_step=0.06, inner_steps=2, attacks=(), full_checkpoints=(),
-                precision="fp32")  # fmt: skip
+                precision=precision)  # fmt: skip
     torch.manual_seed(0)
     student = models.build(spec.arch, DATA.info)
     teachers = {role: models.build("resnet8-w8", DATA.info) for role in ("robust", "natural")}
@@ -81,6 +81,39 @@ def test_a_step_that_depends_on_its_epoch_is_known(name: str, depends: bool, tmp
     run.step(batch)
     assert isinstance(batch, acceleration.Observed)
     assert batch.read == ({"epoch"} if depends else set())
+
+
+@pytest.mark.parametrize("name", methods.builtin())
+def test_bf16_is_the_same_loss_up_to_rounding(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each term on the same images. A processor without bfloat16 imitates it here, where it does not otherwise."""
+    monkeypatch.setattr(acceleration, "has_bf16", lambda device: True)
+    found, images = [], []
+    for precision in ("fp32", "bf16"):
+        run = trainer(tmp_path, methods.load(name)(), precision)
+        assert ("bf16" in run.path) == (precision == "bf16")
+        run.objective.train()
+        torch.manual_seed(0)
+        batch = run.batch(run.order()[0], 0)
+        images.append(run.attack(batch))
+        terms, total = run.terms(batch, images[0])
+        total.backward()  # type: ignore[no-untyped-call]
+        found.append({key: value.item() for key, value in terms.items()})
+    assert found[1] != found[0]
+    assert found[1] == pytest.approx(found[0], rel=0.02, abs=0.01)
+
+
+def test_bf16_gives_way_to_fp32_where_the_processor_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(acceleration, "has_bf16", lambda device: False)
+    ends = []
+    for precision in ("fp32", "bf16"):
+        run = trainer(tmp_path / precision, methods.load("rslad")(), precision)
+        run.objective.train()
+        run.set_rate(0)
+        torch.manual_seed(0)
+        run.step(run.batch(run.order()[0], 0))
+        ends.append(run.objective.state_dict())
+    assert run.path[-1] == "fp32 (no bf16 here)"
+    assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0])
 
 
 def test_waiting_is_noticed() -> None:

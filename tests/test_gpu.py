@@ -113,7 +113,7 @@ def test_compiled(name: str, precision: str, tmp_path: Path, monkeypatch: pytest
         rows: list[dict[str, float]] = []
         run = trainer(tmp_path / str(pays), methods.load(name)(), precision=precision)
         run.fit(lambda row, _, rows=rows: rows.append(row), ignore)
-        assert run.path == (["compiled", "captured"] if pays == 1 else ["captured"])
+        assert run.path == ["bf16"] * (precision == "bf16") + ["compiled"] * (pays == 1) + ["captured"]
         checkpoint.load(tmp_path / str(pays) / "best.pt", "resnet8-w8", DATA.info)
         ends.append(sum(value for key, value in rows[-1].items() if key.startswith("train/")))
     assert ends[1] == pytest.approx(ends[0], rel=0.1)

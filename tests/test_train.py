@@ -14,7 +14,7 @@ from bench import data, models, suites
 from bench.errors import BenchError, UsageError
 from bench.spec import Spec
 from bench.suites import Training
-from bench.train import Objective, State, Trainer, derive, learning_rate
+from bench.train import Objective, State, Trainer, derive
 from methods.base import Method, Nets
 from methods.kd import Kd
 from methods.natural import Natural
@@ -80,7 +80,7 @@ def same(a: Path, b: Path) -> bool:
     ],
 )
 def test_schedule(training: Training, rates: list[float]) -> None:
-    assert [learning_rate(training, step, len(rates)) for step in range(len(rates))] == pytest.approx(rates)
+    assert [training.rate(step, len(rates)) for step in range(len(rates))] == pytest.approx(rates)
 
 
 def test_seeds_differ_by_every_part_and_fit_torch() -> None:
@@ -182,7 +182,7 @@ def test_averages_that_are_not_asked_for(averaging: tuple[str, ...], tmp_path: P
 def test_groups_have_their_own_rate_and_momentum(tmp_path: Path) -> None:
     run = trainer(tmp_path, Scaled())
     one_step(run)
-    rate = learning_rate(QUICK, 0, 12)
+    rate = QUICK.rate(0, 12)
     assert [group["lr"] for group in run.optimiser.param_groups] == [rate, 0.5 * rate]
     assert [group["momentum"] for group in run.optimiser.param_groups] == [QUICK.momentum, 0.1]
 
