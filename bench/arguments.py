@@ -37,9 +37,9 @@ class Protocol(Common):
     ] = ""
     limit_train: Annotated[Number, arg(help="use the first N training images, teachers too")] = None
     limit_test: Annotated[Number, arg(help="use the first N test images, teachers too")] = None
-    precision: Annotated[Literal["fp32", "bf16"], arg(help="bf16: autocast in training; evaluation stays fp32")] = (
-        "fp32"
-    )
+    precision: Annotated[
+        Literal["fp32", "bf16"], arg(help="bf16: autocast in training, where the device has it; evaluation stays fp32")
+    ] = "fp32"
     workers: Annotated[int, arg(metavar="N", help="processes that share the cores, a run each")] = 1
     sync_batchnorm: Annotated[
         FlagCreatePairsOff[bool], arg(help="under torchrun, BatchNorm over all devices' images and not over each one's")

@@ -112,6 +112,8 @@ def record(cell: Cell, shop: Workshop, data: Data, passes: float, tick: Tick, fo
     try:
         logged.text("environment.json", json.dumps(environment.describe(shop.device) | describe(data), indent=2))
         logged.metrics({"cost/student_passes": passes})
+        taught = {role: teachers.find(shop.root, name, cell.spec.dataset) for role, name in cell.spec.teachers.items()}
+        logged.tags({f"sha256.teacher.{role}": card.sha256 for role, card in taught.items()})
         with logged.aside("inputs"):
             links.inputs(logged, cell.spec, data)
         outcome = carry_out(cell, shop, data, logged, tick, folder)

@@ -128,13 +128,14 @@ def kept(row: Row, teachers: Group | None) -> float:
     """The share of its most robust recorded teacher's AutoAttack accuracy that a row has; NaN if that is under ROBUST.
 
     Verdicts are on the first test images, and the two may have been judged on different numbers of them: those that both
-    were judged on count. A teacher that was made or judged under another protocol is none.
+    were judged on count. A teacher that was made or judged under another protocol is none, nor one of other weights.
     """
     named = row.teacher.split(" + ")
     found = [
         teacher
         for teacher in (teachers.ranked if teachers else ())
         if teacher.dataset == row.dataset and f"{teacher.student}-{teacher.method}" in named and not teacher.changed
+        if not row.taught or not row.taught.isdisjoint(teacher.weights)
     ]
     teacher = max((one for one in found if one.score >= ROBUST), key=lambda one: one.score, default=None)
     if teacher is None:

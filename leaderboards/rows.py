@@ -78,6 +78,8 @@ class Row:
     standing: Standing = field(default_factory=Standing)
     marks: tuple[str, ...] = ()  # why a reader may want to look at the others alone
     run_ids: tuple[str, ...] = ()
+    weights: frozenset[str] = frozenset()  # sha256 of its best checkpoints
+    taught: frozenset[str] = frozenset()  # of its teachers'; none where that was not recorded
 
     @property
     def remarks(self) -> list[str]:

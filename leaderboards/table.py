@@ -14,7 +14,7 @@ import numpy as np
 
 from leaderboards import across, published, settings, standing
 from leaderboards.across import Across
-from leaderboards.fields import lines
+from leaderboards.fields import CHECKSUMS, TAUGHT, lines
 from leaderboards.rows import CHECKPOINTS, LABELS, RANK, SECONDS, Cell, Column, Group, Row, Run
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ TOLD = (
     "run_id",
     "seed",
     "artifact_uri",
+    *CHECKSUMS,
 )  # of a run, by its row
 
 
@@ -86,7 +87,7 @@ def _group(title: str, runs: pd.DataFrame, protocol: Mapping[str, str] = NONE, o
         changed=settings.changed(runs, protocol), as_published=published.same_task(runs)
     )
     by_key: defaultdict[tuple[str, ...], list[Run]] = defaultdict(list)
-    for run in lines(known):
+    for run in _compared(lines(known)):
         by_key[tuple(run[key] for key in KEYS)].append(run)
     parts = [sorted(part, key=lambda run: (len(run["seed"]), run["seed"])) for _, part in sorted(by_key.items())]
     rows = _stand([_row(columns, part) for part in parts], parts, not of_teachers)
@@ -95,6 +96,17 @@ def _group(title: str, runs: pd.DataFrame, protocol: Mapping[str, str] = NONE, o
     incomplete = () if of_teachers else tuple(row for row in rows if not row[RANK].n)
     caption = standing.caption(runs, ranked, not of_teachers)
     return Group(title, columns, ranked, incomplete, caption, of_teachers)
+
+
+def _compared(runs: list[Run]) -> list[Run]:
+    """The runs of a task, each with `apart`: whether other weights taught it than most runs with teachers of these names.
+
+    Machines and versions round differently, and a teacher trained anew by the same spec is another network.
+    """
+    weights = [(run["teacher"], tuple(run[name] for name in TAUGHT)) for run in runs]
+    counts = Counter(pair for pair in weights if any(pair[1]))
+    usual = {teacher: (teacher, some) for (teacher, some), _ in reversed(counts.most_common())}
+    return [run | {"apart": pair in counts and pair != usual[pair[0]]} for run, pair in zip(runs, weights, strict=True)]
 
 
 def _stand(rows: list[Row], parts: list[list[Run]], compete: bool) -> list[Row]:
@@ -136,6 +148,8 @@ def _row(columns: Iterable[Column], runs: list[Run]) -> Row:
         published=published.find(runs),
         marks=tuple(_marks(runs, flags)),
         run_ids=tuple(run["run_id"] for run in runs),
+        weights=frozenset(run["sha256.best"] for run in runs if run["sha256.best"]),
+        taught=frozenset(run[name] for run in runs for name in TAUGHT if run[name]),
     )
 
 
@@ -153,6 +167,8 @@ def _notes(runs: list[Run], scored: int) -> list[str]:
     notes = sorted({run["status_note"] for run in runs if run["status_note"]})
     dirty = sum(run["code_dirty"] == "true" for run in runs)
     notes += [f"uncommitted code in {dirty} of {len(runs)} runs"] if dirty else []
+    apart = sum(run["apart"] for run in runs)
+    notes += [f"taught by other weights than most rows here in {apart} of {len(runs)} runs"] if apart else []
     return notes + ([f"AutoAttack on {scored} of {len(runs)} seeds"] if 0 < scored < len(runs) else [])
 
 

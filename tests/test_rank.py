@@ -386,6 +386,27 @@ def test_what_is_kept_is_kept_on_the_same_images(tracked: Store) -> None:
     assert across.kept(section.groups[0].ranked[0], section.teachers) == pytest.approx(1 / 0.8)
 
 
+def test_the_same_teacher_trained_twice_is_two(tracked: Store) -> None:
+    """Rows that other weights taught than most say so, and are not compared with a teacher that is not theirs."""
+    ours, others = ({"teacher": "big-trades", "sha256.teacher.robust": digit * 64} for digit in "ab")
+    plant(tracked, "gacd", 0.8, **ours)
+    plant(tracked, "rslad", 0.7, **ours)
+    plant(tracked, "iad", 0.6, **others)
+    plant(tracked, "kd", 0.3, seed="0", **ours)
+    plant(tracked, "kd", 0.2, seed="1", **others)
+    plant(tracked, "ard", 0.5, teacher="big-trades")
+    plant(tracked, "akd", 0.1, teacher="wide-trades", **{"sha256.teacher.robust": "b" * 64})
+    plant(tracked, "trades", 0.9, role="teacher", student="big", teacher="none", **{"sha256.best": "a" * 64})
+    section = table.sections(store.collect(tracked.uri))[0]
+    rows = {row.method: row for row in section.groups[0].ranked}
+    said = "taught by other weights than most rows here in"
+    assert {name: [note for note in row.notes if note.startswith(said)] for name, row in rows.items() if row.notes} == {
+        "iad": [f"{said} 1 of 1 runs"], "kd": [f"{said} 1 of 2 runs"]
+    }  # fmt: skip
+    kept = {name: across.kept(row, section.teachers) for name, row in rows.items()}
+    assert {name for name, share in kept.items() if not math.isnan(share)} == {"gacd", "rslad", "kd", "ard"}
+
+
 def test_a_teacher_without_robustness_has_none_to_keep(tracked: Store) -> None:
     plant(tracked, "kd", 0.05, teacher="big-natural")
     plant(tracked, "natural", 0.04, role="teacher", student="big", teacher="none")

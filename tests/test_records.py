@@ -57,6 +57,7 @@ def plant(tracked: Store, made: Cell, survived: Any, folder: Path, **metrics: fl
     np.savez_compressed(path, clean=survived, robust_aa=survived)
     run.file(path, "verdicts")
     run.tag("sha256.best", made.spec.id * 4)
+    run.tags({f"sha256.teacher.{role}": "ab" * 32 for role in made.spec.teachers})
     run.tag("flags", json.dumps({"softmax-output": NASTY} if made.spec.seed else {}))
     run.end(FINISHED)
     return run

@@ -93,6 +93,8 @@ def test_everything_is_recorded(folder: Path) -> None:
     assert (teacher.data.tags["role"], student.data.tags["role"]) == ("teacher", "student")
     attacks = {"clean", "fgsm", "pgd20", "pgd20_trades", "cw_inf", "aa", "worst", "n", "aa_n"}
     assert {name[5:] for name in student.data.metrics if name.startswith("test/")} == attacks
+    assert student.data.tags["sha256.teacher.robust"] == teacher.data.tags["sha256.best"]
+    assert not [name for name in teacher.data.tags if name.startswith("sha256.teacher")]
     metrics = student.data.metrics
     assert metrics["test/worst"] <= metrics["test/aa"] <= metrics["test/clean"]
     assert {
