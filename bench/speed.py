@@ -10,13 +10,14 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import methods
-from bench import datasets, models, probe
+from bench import acceleration, datasets, models, probe
 from bench.progress import duration
 from bench.suites import Suite
 from bench.train import Objective
 from methods.base import Batch, Budget, Net
 
 SECONDS = 0.5  # of measuring each shape
+ENOUGH = 1.0  # seconds of a step from which on no larger batch is tried
 SHAPES = ((64, 32), (128, 16), (256, 8))  # channels and side of a ResNet-18's stages on CIFAR
 
 
@@ -28,12 +29,12 @@ class Speed:
     share: float
 
 
-def convolutions(device: torch.device) -> float:
-    """The best rate of 3x3 convolutions in single precision, channels-last, forward: FLOP/s."""
+def convolutions(device: torch.device, dtype: torch.dtype = torch.float32) -> float:
+    """The best rate of 3x3 convolutions, channels-last, forward: FLOP/s."""
     best = 0.0
     for channels, side in SHAPES:
-        weight = torch.randn(channels, channels, 3, 3, device=device).contiguous(memory_format=torch.channels_last)
-        x = torch.randn(64, channels, side, side, device=device).contiguous(memory_format=torch.channels_last)
+        shapes = (channels, channels, 3, 3), (64, channels, side, side)
+        weight, x = (torch.randn(shape).to(device, dtype, memory_format=torch.channels_last) for shape in shapes)
         torch.conv2d(x, weight, padding=1)
         count, start = 0, probe.clock(device)
         while time.perf_counter() - start < SECONDS:
@@ -45,14 +46,15 @@ def convolutions(device: torch.device) -> float:
 
 
 def step(suite: Suite, device: torch.device, ceiling: float) -> Speed:
-    """Times RSLAD's step with the suite's first student and robust teacher on random images, as it is written."""
+    """Times RSLAD's step with the suite's first student and robust teacher on random images, not compiled nor captured."""
     info = datasets.get(suite.datasets[0])
     student = models.build(suite.students[0], info).to(device)
     teacher = models.build(suite.teachers["robust"].arch, info).to(device)
     flops = operations(student, teacher, info.shape, suite.inner_steps)
     objective = Objective(methods.load("rslad")(), student, {"robust": teacher}, 1).train()
+    acceleration.prepare(objective.nets, device)
     size, seconds = 0, 0.0
-    while seconds < probe.SLOW and size < suite.training.batch:
+    while seconds < ENOUGH and size < suite.training.batch:
         size = min(8 * size or 1, suite.training.batch)
         seconds = min(once(objective, suite, size, device) for _ in range(2))  # the first may load libraries
     return Speed(size / seconds, flops * size / seconds / ceiling)
@@ -83,7 +85,10 @@ def once(objective: Objective, suite: Suite, size: int, device: torch.device) ->
 def lines(suites: Iterable[Suite], device: torch.device) -> Iterator[str]:
     """For people: the ceiling, then what each suite would cost."""
     ceiling = convolutions(device)
-    yield f"{'convolutions':14}{ceiling / 1e9:,.0f} GFLOP/s in single precision"
+    said = f"{'convolutions':14}{ceiling / 1e9:,.0f} GFLOP/s in single precision"
+    if acceleration.has_bf16(device):
+        said += f", {convolutions(device, torch.bfloat16) / 1e9:,.0f} with --precision bf16"
+    yield said
     for suite in suites:
         found, images = step(suite, device, ceiling), suite.limit_train or datasets.get(suite.datasets[0]).num_train
         epoch = images / found.images

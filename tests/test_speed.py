@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 
-from bench import datasets, models, options, speed, suites, verbs
+from bench import acceleration, datasets, models, options, speed, suites, verbs
 
 
 def test_operations_of_a_step() -> None:
@@ -18,13 +18,16 @@ def test_operations_of_a_step() -> None:
     assert speed.operations(net, net, datasets.DIGITS.shape, steps=5) == (1 + 10 + 6) * forward
 
 
-def test_a_line_for_each_suite(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("bf16", [True, False])
+def test_a_line_for_each_suite(bf16: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "SECONDS", 0.05)
+    monkeypatch.setattr(acceleration, "has_bf16", lambda device: bf16)
     monkeypatch.setattr(suites, "SUITES", {"digits": suites.DIGITS, "cifar-mini": suites.CIFAR_MINI})
     assert verbs.doctor(options.Doctor(speed=True, device="cpu")) == 0
     said = capsys.readouterr().out
     ceiling = float(re.search(r"convolutions +([\d,]+) GFLOP/s in single precision", said)[1].replace(",", ""))  # type: ignore[index]
     assert ceiling > 1
+    assert bool(re.search(r"single precision, [\d,]+ with --precision bf16\n", said)) == bf16
     for name, student in (("digits", "resnet8-w4"), ("cifar-mini", "resnet8-w16-s2")):
         found = re.search(rf"{name} +{student}: [\d.e+]+ images a second of RSLAD, (\d+) % of that; an epoch", said)
         assert found
