@@ -78,7 +78,7 @@ def keep_memory() -> bool:
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether the device computes in bfloat16: a CPU without its instructions imitates it, ten times slower than fp32."""
+    """Whether bfloat16 pays: a CPU without AVX512_BF16 or AMX imitates it, ten times slower than fp32 (Arm's: not tried)."""
     return device.type != "cpu" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 Tick = Callable[[str, int, int], None]
 PROBES = 64  # test images for the sanity flags
+TEACHERS = "teachers.json"  # a file in the folder of an unfinished run: the checkpoints that teach it
 AGAIN = "again"  # a file in the folder of an unfinished run whose spec is to be repeated, whatever the record says
 CHECKPOINTS = {
     "best": "test",
@@ -112,8 +113,8 @@ def record(cell: Cell, shop: Workshop, data: Data, passes: float, tick: Tick, fo
     try:
         logged.text("environment.json", json.dumps(environment.describe(shop.device) | describe(data), indent=2))
         logged.metrics({"cost/student_passes": passes})
-        taught = {role: teachers.find(shop.root, name, cell.spec.dataset) for role, name in cell.spec.teachers.items()}
-        logged.tags({f"sha256.teacher.{role}": card.sha256 for role, card in taught.items()})
+        if cell.spec.teachers:
+            logged.tags({"teacher_sha256": json.dumps(weights(cell, shop, folder))})
         with logged.aside("inputs"):
             links.inputs(logged, cell.spec, data)
         outcome = carry_out(cell, shop, data, logged, tick, folder)
@@ -131,6 +132,16 @@ def record(cell: Cell, shop: Workshop, data: Data, passes: float, tick: Tick, fo
     shutil.rmtree(folder)
     shown = {key: outcome.accuracy["best"][key] for key in ("clean", "pgd20", "aa") if key in outcome.accuracy["best"]}
     return ", ".join(f"{key} {100 * value:.1f}" for key, value in shown.items())
+
+
+def weights(cell: Cell, shop: Workshop, folder: Path) -> dict[str, str]:
+    """The sha256 of each teacher's checkpoint, by role. Raises BenchError if others taught a part of the training before."""
+    spec, path = cell.spec, folder / TEACHERS
+    found = {role: teachers.find(shop.root, name, spec.dataset).sha256 for role, name in spec.teachers.items()}
+    if (folder / STATE).exists() and path.exists() and path.read_text() != json.dumps(found):
+        raise BenchError("another checkpoint of its teacher taught the first part: --force begins this run again")
+    path.write_text(json.dumps(found))
+    return found
 
 
 def carry_out(cell: Cell, shop: Workshop, data: Data, logged: Record, tick: Tick, folder: Path) -> Outcome:

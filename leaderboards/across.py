@@ -128,17 +128,17 @@ def kept(row: Row, teachers: Group | None) -> float:
     """The share of its most robust recorded teacher's AutoAttack accuracy that a row has; NaN if that is under ROBUST.
 
     Verdicts are on the first test images, and the two may have been judged on different numbers of them: those that both
-    were judged on count. A teacher that was made or judged under another protocol is none, nor one of other weights.
+    were judged on count. A teacher that was made or judged under another protocol is none; NaN too if another
+    checkpoint of it taught.
     """
     named = row.teacher.split(" + ")
     found = [
         teacher
         for teacher in (teachers.ranked if teachers else ())
         if teacher.dataset == row.dataset and f"{teacher.student}-{teacher.method}" in named and not teacher.changed
-        if not row.taught or not row.taught.isdisjoint(teacher.weights)
     ]
     teacher = max((one for one in found if one.score >= ROBUST), key=lambda one: one.score, default=None)
-    if teacher is None:
+    if teacher is None or (teacher.weights and any(some and some.isdisjoint(teacher.weights) for some in row.taught)):
         return math.nan
     mine, others = row.standing.images, teacher.standing.images
     if mine is None or others is None:

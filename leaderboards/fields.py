@@ -15,9 +15,9 @@ EXPERIMENT = re.compile(r"(?P<suite>.+)@(?P<version>0|[1-9][0-9]{0,5})")
 FINISHED = "FINISHED"
 PARENT = "mlflow.parentRunId"  # a tag of single runs; runs without it stand for groups
 IDENTITY = ("role", "spec_id", "dataset", "method", "student", "teacher", "seed")
-TAUGHT = ("sha256.teacher.robust", "sha256.teacher.natural")  # of the checkpoints that taught, by role
-CHECKSUMS = ("sha256.best", "sha256.last", "sha256.ema", "sha256.swa", *TAUGHT)
-NOTED = ("variant", "sets", "status_note", "flags", "code_dirty", "code_commit", "command")
+CHECKSUMS = ("sha256.best", "sha256.last", "sha256.ema", "sha256.swa")
+TEXTS = ("flags", "teacher_sha256")  # tags that are JSON objects of lines of text
+NOTED = ("variant", "sets", "status_note", *TEXTS, "training_path", "code_dirty", "code_commit", "command")
 TAGS = (*IDENTITY, *NOTED, *CHECKSUMS)
 PLACE = ("experiment", "run_id", "artifact_uri", "start_time")
 METRICS = ("test/", "test_last/", "test_ema/", "test_swa/", "cost/", "val/")
@@ -56,10 +56,15 @@ def curve(metric: str) -> bool:
     return metric == "lr" or metric.startswith(("train/", "val/"))
 
 
-def sound(flags: str) -> bool:
-    """Whether the tag of the sanity flags is what the benchmark writes: a JSON object of lines of text, or nothing."""
+def texts(tag: str) -> dict[str, str]:
+    """What one of TEXTS says; {} for what is not sound."""
+    return dict(json.loads(tag or "{}")) if sound(tag) else {}
+
+
+def sound(tag: str) -> bool:
+    """Whether one of TEXTS is what the benchmark writes: a JSON object of lines of text, or nothing."""
     try:
-        found = json.loads(flags or "{}")
+        found = json.loads(tag or "{}")
     except (ValueError, RecursionError):
         return False
     texts = [*found, *found.values()] if isinstance(found, dict) else [None]

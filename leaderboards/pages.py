@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from leaderboards import charts, diagram, markdown, protocol, views
+from leaderboards import charts, diagram, fields, markdown, protocol, views
 from leaderboards.about import About, Parameter
 from leaderboards.curves import mean, of_method, of_run
 from leaderboards.published import HEAD
@@ -188,7 +187,8 @@ def _run(site: Site, place: Place, run: str) -> dict[str, Any]:
         "numbers": [*_numbers(site, record)],
         "kinds": {"test": "best", **CHECKPOINTS},
         "cost": [*_costs(dict(_recorded(site, "cost", record)))],
-        "flags": json.loads(record["flags"] or "{}"),  # store.collect leaves what is sound
+        "flags": fields.texts(record["flags"]),
+        "taught": fields.texts(record["teacher_sha256"]),
         "environment": tuple(_flat(site.environment(record))),
         "charts": [charts.chart(view) for view in drawn],
         "others": [

@@ -90,8 +90,8 @@ class Verdicts(Part):
 class Record(Part):
     """One finished run.
 
-    run_id, start_time (ms): in the store that it is from. checksums: sha256 of checkpoints, also of those that taught.
-    metrics: results and costs, fractions, seconds or counts. curves: (epoch, value).
+    run_id, start_time (ms): in the store that it is from. checksums: sha256 of checkpoints. metrics: results and costs,
+    fractions, seconds or counts. curves: (epoch, value).
     """
 
     schema_: Schema = Field(alias="schema")
@@ -100,7 +100,7 @@ class Record(Part):
     start_time: int = Field(ge=0, lt=2**42)
     spec: Spec
     tags: dict[str, str]
-    checksums: dict[Literal["best", "last", "ema", "swa", "teacher.robust", "teacher.natural"], Hex64]
+    checksums: dict[Literal["best", "last", "ema", "swa"], Hex64]
     metrics: dict[str, float]
     curves: dict[str, list[tuple[Epoch, float]]]
     environment: dict[str, Any]
@@ -112,8 +112,8 @@ class Record(Part):
             raise ValueError(f"spec_id is {self.spec_id}, the spec's content gives {self.spec.id}")
         if odd := sorted(self.tags.keys() - {*fields.NOTED}):
             raise ValueError(f"tags: {odd[0]!r} does not belong there")
-        if not fields.sound(self.tags.get("flags", "")):
-            raise ValueError("tags.flags: not a JSON object of texts")
+        if odd := [name for name in fields.TEXTS if not fields.sound(self.tags.get(name, ""))]:
+            raise ValueError(f"tags.{odd[0]}: not a JSON object of texts")
         for name, value in self.metrics.items():
             if name in self.curves or not name.startswith(fields.METRICS) or not METRIC.fullmatch(name):
                 raise ValueError(f"metrics: {name!r} does not belong there")

@@ -79,7 +79,7 @@ class Row:
     marks: tuple[str, ...] = ()  # why a reader may want to look at the others alone
     run_ids: tuple[str, ...] = ()
     weights: frozenset[str] = frozenset()  # sha256 of its best checkpoints
-    taught: frozenset[str] = frozenset()  # of its teachers'; none where that was not recorded
+    taught: tuple[frozenset[str], ...] = ()  # of the teachers' of each run; none where they were not recorded
 
     @property
     def remarks(self) -> list[str]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from leaderboards import across, published, settings, standing
 from leaderboards.across import Across
-from leaderboards.fields import CHECKSUMS, TAUGHT, lines
+from leaderboards.fields import lines, texts
 from leaderboards.rows import CHECKPOINTS, LABELS, RANK, SECONDS, Cell, Column, Group, Row, Run
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 Protocol: TypeAlias = Callable[[str], Mapping[str, str]]
 NONE: Mapping[str, str] = {}
+TEACHERS = "param/teachers."  # and a role: the teacher's identity
+NO_BF16 = "no bf16 here"  # in training_path
 KEYS = ("dataset", "student", "method", "variant", "changed", "teacher")  # what makes a row; runs in it are seeds
 TOLD = (
     *KEYS,
@@ -33,7 +35,9 @@ TOLD = (
     "run_id",
     "seed",
     "artifact_uri",
-    *CHECKSUMS,
+    "sha256.best",
+    "teacher_sha256",
+    "training_path",
 )  # of a run, by its row
 
 
@@ -82,7 +86,8 @@ def _section(experiment: str, runs: pd.DataFrame, protocol: Mapping[str, str]) -
 
 def _group(title: str, runs: pd.DataFrame, protocol: Mapping[str, str] = NONE, of_teachers: bool = False) -> Group:
     columns = _columns(runs)
-    told = [*TOLD, *dict.fromkeys([RANK, *(column.metric for column in columns)])]
+    told = [*TOLD, *(name for name in runs if name.startswith(TEACHERS))]
+    told += dict.fromkeys([RANK, *(column.metric for column in columns)])
     known = runs.reindex(columns=told).assign(
         changed=settings.changed(runs, protocol), as_published=published.same_task(runs)
     )
@@ -99,14 +104,28 @@ def _group(title: str, runs: pd.DataFrame, protocol: Mapping[str, str] = NONE, o
 
 
 def _compared(runs: list[Run]) -> list[Run]:
-    """The runs of a task, each with `apart`: whether other weights taught it than most runs with teachers of these names.
+    """The runs of a task, each with `other_weights`: a line for a teacher of which most runs here had another checkpoint.
 
     Machines and versions round differently, and a teacher trained anew by the same spec is another network.
     """
-    weights = [(run["teacher"], tuple(run[name] for name in TAUGHT)) for run in runs]
-    counts = Counter(pair for pair in weights if any(pair[1]))
-    usual = {teacher: (teacher, some) for (teacher, some), _ in reversed(counts.most_common())}
-    return [run | {"apart": pair in counts and pair != usual[pair[0]]} for run, pair in zip(runs, weights, strict=True)]
+    taught = [_taught(run) for run in runs]
+    counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for name, sha256 in chain.from_iterable(taught):
+        counts[name][sha256] += 1
+    return [run | {"other_weights": [*_others(some, counts)]} for run, some in zip(runs, taught, strict=True)]
+
+
+def _taught(run: Run) -> list[tuple[str, str]]:
+    """(identity, sha256) of each teacher whose checkpoint was recorded."""
+    return [(str(run.get(TEACHERS + role)), sha256) for role, sha256 in texts(run["teacher_sha256"]).items()]
+
+
+def _others(taught: Iterable[tuple[str, str]], counts: Mapping[str, Counter[str]]) -> Iterator[str]:
+    for name, sha256 in taught:
+        (usual, most), *others = counts[name].most_common(2)
+        if others and (sha256 != usual or most == others[0][1]):
+            part = f"{counts[name][sha256]} of {counts[name].total()} runs"
+            yield f"taught by checkpoint {sha256[:8]} of {name}, as {part} here"
 
 
 def _stand(rows: list[Row], parts: list[list[Run]], compete: bool) -> list[Row]:
@@ -149,7 +168,7 @@ def _row(columns: Iterable[Column], runs: list[Run]) -> Row:
         marks=tuple(_marks(runs, flags)),
         run_ids=tuple(run["run_id"] for run in runs),
         weights=frozenset(run["sha256.best"] for run in runs if run["sha256.best"]),
-        taught=frozenset(run[name] for run in runs for name in TAUGHT if run[name]),
+        taught=tuple(frozenset(texts(run["teacher_sha256"]).values()) for run in runs),
     )
 
 
@@ -167,8 +186,9 @@ def _notes(runs: list[Run], scored: int) -> list[str]:
     notes = sorted({run["status_note"] for run in runs if run["status_note"]})
     dirty = sum(run["code_dirty"] == "true" for run in runs)
     notes += [f"uncommitted code in {dirty} of {len(runs)} runs"] if dirty else []
-    apart = sum(run["apart"] for run in runs)
-    notes += [f"taught by other weights than most rows here in {apart} of {len(runs)} runs"] if apart else []
+    notes += sorted({line for run in runs for line in run["other_weights"]})
+    single = sum(NO_BF16 in run["training_path"] for run in runs)
+    notes += [f"in fp32 for want of bf16 in {single} of {len(runs)} runs"] if single else []
     return notes + ([f"AutoAttack on {scored} of {len(runs)} seeds"] if 0 < scored < len(runs) else [])
 
 

@@ -100,6 +100,16 @@ def test_bf16_is_the_same_loss_up_to_rounding(name: str, tmp_path: Path, monkeyp
         found.append({key: value.item() for key, value in terms.items()})
     assert found[1] != found[0]
     assert found[1] == pytest.approx(found[0], rel=0.02, abs=0.01)
+    same = torch.equal(*images)  # the attack runs in bfloat16 too; some methods have none
+    assert same == (not run.objective.method.adversarial)
+
+
+@pytest.mark.parametrize(("bf16", "amx"), [(True, False), (False, True), (False, False)])
+def test_what_has_bf16(bf16: bool, amx: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    assert acceleration.has_bf16(torch.device("cpu")) == (bf16 or amx)
+    assert acceleration.has_bf16(torch.device("cuda"))
 
 
 def test_bf16_gives_way_to_fp32_where_the_processor_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -386,25 +387,54 @@ def test_what_is_kept_is_kept_on_the_same_images(tracked: Store) -> None:
     assert across.kept(section.groups[0].ranked[0], section.teachers) == pytest.approx(1 / 0.8)
 
 
+def taught(**sha256: str) -> dict[str, Any]:
+    """Of a student whose teachers' checkpoints have these letters for their sha256."""
+    names = " + ".join(f"big-{'trades' if role == 'robust' else 'natural'}" for role in sha256)
+    known = {role: 64 * letter for role, letter in sha256.items() if letter != "?"}
+    params = {f"teachers.{role}": f"big-{role}-0123abcd" for role in sha256}
+    return {"teacher": names, "teacher_sha256": json.dumps(known), "params": params}
+
+
 def test_the_same_teacher_trained_twice_is_two(tracked: Store) -> None:
-    """Rows that other weights taught than most say so, and are not compared with a teacher that is not theirs."""
-    ours, others = ({"teacher": "big-trades", "sha256.teacher.robust": digit * 64} for digit in "ab")
-    plant(tracked, "gacd", 0.8, **ours)
-    plant(tracked, "rslad", 0.7, **ours)
-    plant(tracked, "iad", 0.6, **others)
-    plant(tracked, "kd", 0.3, seed="0", **ours)
-    plant(tracked, "kd", 0.2, seed="1", **others)
-    plant(tracked, "ard", 0.5, teacher="big-trades")
-    plant(tracked, "akd", 0.1, teacher="wide-trades", **{"sha256.teacher.robust": "b" * 64})
-    plant(tracked, "trades", 0.9, role="teacher", student="big", teacher="none", **{"sha256.best": "a" * 64})
+    """Also between methods with one teacher and with two; each of two that taught as many runs is not that of most."""
+    plant(tracked, "gacd", 0.8, **taught(robust="a"))
+    plant(tracked, "rslad", 0.7, **taught(robust="a"))
+    plant(tracked, "iad2", 0.6, **taught(robust="b", natural="n"))
+    plant(tracked, "mtard", 0.4, **taught(robust="a", natural="m"))
+    plant(tracked, "kd", 0.3, seed="0", **taught(robust="a"))
+    plant(tracked, "kd", 0.2, seed="1", **taught(robust="b"))
+    plant(tracked, "ard", 0.5, **taught(robust="?"))
     section = table.sections(store.collect(tracked.uri))[0]
-    rows = {row.method: row for row in section.groups[0].ranked}
-    said = "taught by other weights than most rows here in"
-    assert {name: [note for note in row.notes if note.startswith(said)] for name, row in rows.items() if row.notes} == {
-        "iad": [f"{said} 1 of 1 runs"], "kd": [f"{said} 1 of 2 runs"]
+    said = {row.method: [note for note in row.notes if "checkpoint" in note] for row in section.groups[0].rows}
+    other = "taught by checkpoint bbbbbbbb of big-robust-0123abcd, as 2 of 6 runs here"
+    assert said == {
+        "gacd": [], "rslad": [], "ard": [], "kd": [other],
+        "iad2": [other, "taught by checkpoint nnnnnnnn of big-natural-0123abcd, as 1 of 2 runs here"],
+        "mtard": ["taught by checkpoint mmmmmmmm of big-natural-0123abcd, as 1 of 2 runs here"],
     }  # fmt: skip
-    kept = {name: across.kept(row, section.teachers) for name, row in rows.items()}
-    assert {name for name, share in kept.items() if not math.isnan(share)} == {"gacd", "rslad", "kd", "ard"}
+
+
+def test_nothing_is_kept_of_another_teacher(tracked: Store) -> None:
+    plant(tracked, "gacd", 0.8, **taught(robust="a"))
+    plant(tracked, "ard", 0.5, **taught(robust="?"))
+    plant(tracked, "rslad", 0.7, **taught(robust="b"))
+    plant(tracked, "kd", 0.3, seed="0", **taught(robust="a"))
+    plant(tracked, "kd", 0.2, seed="1", **taught(robust="b"))
+    plant(tracked, "iad2", 0.6, **taught(robust="b", natural="n"))
+    for method, aa, letter in (("trades", 0.9, "a"), ("natural", 0.3, "n")):
+        plant(tracked, method, aa, role="teacher", student="big", teacher="none", **{"sha256.best": 64 * letter})
+    section = table.sections(store.collect(tracked.uri))[0]
+    kept = {row.method: across.kept(row, section.teachers) for row in section.groups[0].rows}
+    assert {name for name, share in kept.items() if not math.isnan(share)} == {"gacd", "ard"}
+
+
+def test_fp32_for_want_of_bf16_is_said(tracked: Store) -> None:
+    plant(tracked, "gacd", 0.8, training_path="memory kept, fp32 (no bf16 here)")
+    plant(tracked, "rslad", 0.8, training_path="bf16")
+    rows = table.sections(store.collect(tracked.uri))[0].groups[0].rows
+    assert {row.method: "in fp32 for want of bf16 in 1 of 1 runs" in row.notes for row in rows} == {
+        "gacd": True, "rslad": False
+    }  # fmt: skip
 
 
 def test_a_teacher_without_robustness_has_none_to_keep(tracked: Store) -> None:

@@ -57,7 +57,7 @@ def plant(tracked: Store, made: Cell, survived: Any, folder: Path, **metrics: fl
     np.savez_compressed(path, clean=survived, robust_aa=survived)
     run.file(path, "verdicts")
     run.tag("sha256.best", made.spec.id * 4)
-    run.tags({f"sha256.teacher.{role}": "ab" * 32 for role in made.spec.teachers})
+    run.tags({"teacher_sha256": json.dumps(dict.fromkeys(made.spec.teachers, "ab" * 32)), "training_path": "captured"})
     run.tag("flags", json.dumps({"softmax-output": NASTY} if made.spec.seed else {}))
     run.end(FINISHED)
     return run
@@ -240,6 +240,7 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], str], str]] = {
     "many images": (put("verdicts", "images", value=10**12), "verdicts.images: Input should be less than"),
     "checksum": (put("checksums", "best", value="abc"), "checksums.best: String should match"),
     "flags": (put("tags", "flags", value="{"), "tags.flags: not a JSON object"),
+    "teachers": (put("tags", "teacher_sha256", value="[]"), "tags.teacher_sha256: not a JSON object"),
     "flags of no letters": (put("tags", "flags", value='{"a": "\\ud800"}'), "tags.flags: not a JSON object"),
     "an endless epoch": (put("curves", "val/robust", value=[[10**400, 0.5]]), "curves.val/robust.0.0: "),
     "tag": (put("tags", "mlflow.user", value="me"), "tags: 'mlflow.user' does not belong there"),

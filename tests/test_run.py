@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import resource
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import records
@@ -93,8 +95,8 @@ def test_everything_is_recorded(folder: Path) -> None:
     assert (teacher.data.tags["role"], student.data.tags["role"]) == ("teacher", "student")
     attacks = {"clean", "fgsm", "pgd20", "pgd20_trades", "cw_inf", "aa", "worst", "n", "aa_n"}
     assert {name[5:] for name in student.data.metrics if name.startswith("test/")} == attacks
-    assert student.data.tags["sha256.teacher.robust"] == teacher.data.tags["sha256.best"]
-    assert not [name for name in teacher.data.tags if name.startswith("sha256.teacher")]
+    assert json.loads(student.data.tags["teacher_sha256"]) == {"robust": teacher.data.tags["sha256.best"]}
+    assert "teacher_sha256" not in teacher.data.tags
     metrics = student.data.metrics
     assert metrics["test/worst"] <= metrics["test/aa"] <= metrics["test/clean"]
     assert {
@@ -325,3 +327,19 @@ def test_an_interrupted_repetition_goes_on_without_force(
         "FAILED",
         "FINISHED",
     ]  # the last begins with its first epoch, as a run of its own
+
+
+def test_a_run_does_not_go_on_with_another_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once there is training to go on with; until then it is the teacher that is there."""
+    made, place = records.cell("rslad"), records.shop(tmp_path)
+
+    def begin(sha256: str) -> dict[str, str]:
+        monkeypatch.setattr(cell.teachers, "find", lambda *_: SimpleNamespace(sha256=sha256))
+        return cell.weights(made, place, tmp_path)
+
+    assert begin("a") == {"robust": "a"}
+    assert begin("b") == {"robust": "b"}
+    (tmp_path / cell.STATE).touch()
+    assert begin("b") == {"robust": "b"}
+    with pytest.raises(BenchError, match="another checkpoint of its teacher taught the first part: --force begins"):
+        begin("a")
