@@ -23,7 +23,7 @@ from methods.fold import exempt
 PAYS = 500_000  # training images, all epochs together, from which on compiling, half a minute or more, is worth it
 NARROW = 16  # channels, as many as a vector of AVX-512 holds
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
-COMPILED, CAPTURED = "compiled", "captured"
+COMPILED, CAPTURED, NO_BF16 = "compiled", "captured", "fp32 (no bf16 here)"
 Work = Callable[[Tensor], dict[str, Tensor]]
 
 
@@ -78,7 +78,7 @@ def keep_memory() -> bool:
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether bfloat16 pays: a CPU without AVX512_BF16 or AMX imitates it, ten times slower than fp32 (Arm's: not tried)."""
+    """Whether bfloat16 pays: a CPU without AVX512_BF16 or AMX imitates it, 2 to 15 times slower than fp32."""
     return device.type != "cpu" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 

@@ -1,7 +1,7 @@
 """The one training loop: every method, teachers included.
 
-It is a function of the spec alone: random numbers are seeded anew for each epoch from (seed, epoch), so a run that is
-killed and resumed at an epoch's end continues exactly as it would have.
+It is a function of the spec and the teachers: random numbers are seeded anew for each epoch from (seed, epoch), so a run
+that is killed and resumed at an epoch's end continues exactly as it would have.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class Trainer:
         self.path += acceleration.prepare(objective.nets, self.device)
         self.bf16 = spec.precision == "bf16" and acceleration.has_bf16(self.device)
         if spec.precision == "bf16":
-            self.path.append("bf16" if self.bf16 else "fp32 (no bf16 here)")
+            self.path.append("bf16" if self.bf16 else acceleration.NO_BF16)
         self.optimiser = torch.optim.SGD(
             objective.method.groups(objective.nets),
             lr=training.lr,

@@ -56,19 +56,14 @@ def curve(metric: str) -> bool:
     return metric == "lr" or metric.startswith(("train/", "val/"))
 
 
-def texts(tag: str) -> dict[str, str]:
-    """What one of TEXTS says; {} for what is not sound."""
-    return dict(json.loads(tag or "{}")) if sound(tag) else {}
-
-
-def sound(tag: str) -> bool:
-    """Whether one of TEXTS is what the benchmark writes: a JSON object of lines of text, or nothing."""
+def texts(tag: str) -> dict[str, str] | None:
+    """What one of TEXTS says, {} where it is empty; None where it is not what the benchmark writes."""
     try:
         found = json.loads(tag or "{}")
     except (ValueError, RecursionError):
-        return False
-    texts = [*found, *found.values()] if isinstance(found, dict) else [None]
-    return all(isinstance(text, str) and text.isprintable() for text in texts)
+        return None
+    said = [*found, *found.values()] if isinstance(found, dict) else [None]
+    return found if all(isinstance(text, str) and text.isprintable() for text in said) else None
 
 
 def visible(text: str) -> str:

@@ -187,8 +187,8 @@ def _run(site: Site, place: Place, run: str) -> dict[str, Any]:
         "numbers": [*_numbers(site, record)],
         "kinds": {"test": "best", **CHECKPOINTS},
         "cost": [*_costs(dict(_recorded(site, "cost", record)))],
-        "flags": fields.texts(record["flags"]),
-        "taught": fields.texts(record["teacher_sha256"]),
+        "flags": fields.texts(record["flags"]) or {},
+        "taught": fields.texts(record["teacher_sha256"]) or {},
         "environment": tuple(_flat(site.environment(record))),
         "charts": [charts.chart(view) for view in drawn],
         "others": [

@@ -112,7 +112,7 @@ class Record(Part):
             raise ValueError(f"spec_id is {self.spec_id}, the spec's content gives {self.spec.id}")
         if odd := sorted(self.tags.keys() - {*fields.NOTED}):
             raise ValueError(f"tags: {odd[0]!r} does not belong there")
-        if odd := [name for name in fields.TEXTS if not fields.sound(self.tags.get(name, ""))]:
+        if odd := [name for name in fields.TEXTS if fields.texts(self.tags.get(name, "")) is None]:
             raise ValueError(f"tags.{odd[0]}: not a JSON object of texts")
         for name, value in self.metrics.items():
             if name in self.curves or not name.startswith(fields.METRICS) or not METRIC.fullmatch(name):

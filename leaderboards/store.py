@@ -90,7 +90,7 @@ def _frame(found: pd.DataFrame, problems: list[str]) -> pd.DataFrame:
     parts = frame["experiment"].astype(str).str.rsplit("@", n=1)
     frame["suite"], frame["version"] = parts.str[0], parts.str[1].astype(int)
     nameless = (frame["method"] == "") | (frame["dataset"] == "")
-    damaged = ~frame["flags"].map(fields.sound).astype(bool)
+    damaged = frame["flags"].map(fields.texts).isna()
     frame.loc[damaged, "flags"] = ""
     frame = frame[~nameless].sort_values(["start_time", "run_id"], ignore_index=True)
     times = pd.to_datetime(frame["start_time"], unit="ms", utc=True, errors="coerce")

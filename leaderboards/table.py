@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -117,7 +116,8 @@ def _compared(runs: list[Run]) -> list[Run]:
 
 def _taught(run: Run) -> list[tuple[str, str]]:
     """(identity, sha256) of each teacher whose checkpoint was recorded."""
-    return [(str(run.get(TEACHERS + role)), sha256) for role, sha256 in texts(run["teacher_sha256"]).items()]
+    known = texts(run["teacher_sha256"]) or {}
+    return [(str(run.get(TEACHERS + role)), sha256) for role, sha256 in known.items()]
 
 
 def _others(taught: Iterable[tuple[str, str]], counts: Mapping[str, Counter[str]]) -> Iterator[str]:
@@ -155,7 +155,7 @@ def _row(columns: Iterable[Column], runs: list[Run]) -> Row:
     cells = {column.metric: _cell(column.metric, runs) for column in columns}
     missing = [column.label for column in columns if not cells[column.metric].n and column.metric.startswith("test/")]
     missing += [] if RANK in cells else [LABELS["aa"]]
-    flags = [json.loads(run["flags"] or "{}") for run in runs]
+    flags = [texts(run["flags"]) or {} for run in runs]
     return Row(
         **{key: runs[0][key] for key in KEYS},
         seeds=len(runs),
@@ -168,7 +168,7 @@ def _row(columns: Iterable[Column], runs: list[Run]) -> Row:
         marks=tuple(_marks(runs, flags)),
         run_ids=tuple(run["run_id"] for run in runs),
         weights=frozenset(run["sha256.best"] for run in runs if run["sha256.best"]),
-        taught=tuple(frozenset(texts(run["teacher_sha256"]).values()) for run in runs),
+        taught=tuple(frozenset(sha256 for _, sha256 in _taught(run)) for run in runs),
     )
 
 
