@@ -38,7 +38,7 @@ class Protocol(Common):
     limit_train: Annotated[Number, arg(help="use the first N training images, teachers too")] = None
     limit_test: Annotated[Number, arg(help="use the first N test images, teachers too")] = None
     precision: Annotated[
-        Literal["fp32", "bf16"], arg(help="bf16: autocast in training, on a CPU if it has AVX512_BF16 or AMX")
+        Literal["fp32", "bf16"], arg(help="bf16: autocast in training; fp32 where the device has no bf16")
     ] = "fp32"
     workers: Annotated[int, arg(metavar="N", help="processes that share the cores, a run each")] = 1
     sync_batchnorm: Annotated[

@@ -109,7 +109,12 @@ def test_what_has_bf16(bf16: bool, amx: bool, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     assert acceleration.has_bf16(torch.device("cpu")) == (bf16 or amx)
-    assert acceleration.has_bf16(torch.device("cuda"))
+
+
+@pytest.mark.parametrize("capability", [(7, 5), (8, 0), (12, 0)])
+def test_what_cards_have_bf16(capability: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert acceleration.has_bf16(torch.device("cuda")) == (capability != (7, 5))
 
 
 def test_bf16_gives_way_to_fp32_where_the_processor_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
