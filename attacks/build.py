@@ -22,11 +22,19 @@ def check(attack: Attack, norm: str, pixels: tuple[int, ...]) -> None:
         raise ValueError(f"{attack.kind} is an attack in {NORMS[attack.kind][0]}, not in {norm}")
     if attack.kind == "square" and (len(set(pixels)) > 1 or (norm == "L2" and min(pixels) < 5)):
         shape = "x".join(map(str, pixels))
-        raise ValueError(f"Square needs images as wide as high, in L2 of at least 5x5 pixels; these are {shape}")
+        raise ValueError(
+            f"Square needs images as wide as high, in L2 of at least 5x5 pixels; these are {shape}"
+        )
 
 
 def build(
-    attack: Attack, model: View, eps: float, num_classes: int, seed: int, norm: str = "Linf", batch_size: int = 250
+    attack: Attack,
+    model: View,
+    eps: float,
+    num_classes: int,
+    seed: int,
+    norm: str = "Linf",
+    batch_size: int = 250,
 ) -> Any:
     """The torchattacks object of one component against `model`; `check` says what there is none for.
 
@@ -42,7 +50,9 @@ def build(
         case "fgsm":
             return torchattacks.FGSM(model, eps=eps)
         case "pgd":
-            return (torchattacks.PGD if norm == "Linf" else torchattacks.PGDL2)(model, **budget, random_start=True)
+            return (torchattacks.PGD if norm == "Linf" else torchattacks.PGDL2)(
+                model, **budget, random_start=True
+            )
         case "cw":
             return MarginPGD(model, norm, **budget)
         case "mifgsm":

@@ -43,7 +43,12 @@ SEARCHING = ("deepfool", "cw-l2")  # look for the nearest adversarial image, whe
 TRANSFERABLE = ("fgsm", "pgd", "cw", "mifgsm", "tpgd")
 FEWEST = {"apgd-dlr": 3, "apgd-t": 4}  # classes below which the loss is undefined
 
-AUTOATTACK = (Attack("apgd-ce", 100), Attack("apgd-t", 100), Attack("fab-t", 100), Attack("square", 5000))
+AUTOATTACK = (
+    Attack("apgd-ce", 100),
+    Attack("apgd-t", 100),
+    Attack("fab-t", 100),
+    Attack("square", 5000),
+)
 PLUS = (
     Attack("apgd-ce", 100, restarts=5),
     Attack("apgd-dlr", 100, restarts=5),
@@ -102,7 +107,9 @@ ABOUT = {
 
 CORRUPTIONS = ("noise", "blur", "contrast", "jpeg")
 SEVERITIES = (1, 2, 3, 4, 5)
-CONTROLS = {f"{kind}-{severity}": (kind, severity) for kind in CORRUPTIONS for severity in SEVERITIES}
+CONTROLS = {
+    f"{kind}-{severity}": (kind, severity) for kind in CORRUPTIONS for severity in SEVERITIES
+}
 
 
 def names() -> list[str]:
@@ -131,7 +138,9 @@ def components(name: str, num_classes: int) -> tuple[Attack, ...]:
         return tuple(part for part in (_defined(part, num_classes) for part in parts) if part)
     for part in parts:
         if num_classes < FEWEST.get(part.kind, 2):
-            raise ValueError(f"{name} needs at least {FEWEST.get(part.kind, 2)} classes, the model has {num_classes}")
+            raise ValueError(
+                f"{name} needs at least {FEWEST.get(part.kind, 2)} classes, the model has {num_classes}"
+            )
     return parts
 
 

@@ -43,7 +43,9 @@ class APGDT(APGD):
         loss: Tensor = -(x[rows, y] - x[rows, self.target]) / spread
         return loss
 
-    def perturb(self, x_in: Tensor, y_in: Tensor, best_loss: bool = False, cheap: bool = True) -> tuple[Tensor, Tensor]:
+    def perturb(
+        self, x_in: Tensor, y_in: Tensor, best_loss: bool = False, cheap: bool = True
+    ) -> tuple[Tensor, Tensor]:
         torch.manual_seed(self.seed)
         with torch.no_grad():
             standing, adv = self.get_logits(x_in).argmax(dim=1) == y_in, x_in.clone()
@@ -97,7 +99,9 @@ class CWL2(torchattacks.attack.Attack):  # type: ignore[misc]
     torchattacks' own has one fixed c, and fails on CUDA and where all other logits are negative (D5).
     """
 
-    def __init__(self, model: nn.Module, steps: int, rounds: int, lr: float = 0.01, c: float = 1e-3) -> None:
+    def __init__(
+        self, model: nn.Module, steps: int, rounds: int, lr: float = 0.01, c: float = 1e-3
+    ) -> None:
         super().__init__("CWL2", model)
         self.steps, self.rounds, self.lr, self.c = steps, rounds, lr, c
 
@@ -113,7 +117,9 @@ class CWL2(torchattacks.attack.Attack):  # type: ignore[misc]
             c = torch.where(high.isfinite(), (low + high) / 2, 10 * c)
         return adv
 
-    def _descend(self, images: Tensor, labels: Tensor, c: Tensor, nearest: Tensor, adv: Tensor) -> Tensor:
+    def _descend(
+        self, images: Tensor, labels: Tensor, c: Tensor, nearest: Tensor, adv: Tensor
+    ) -> Tensor:
         """One descent; updates `nearest` and `adv` in place and tells which images it broke."""
         w = torch.atanh((2 * images - 1) * (1 - 1e-6)).requires_grad_()
         adam = torch.optim.Adam([w], lr=self.lr)
@@ -135,7 +141,9 @@ class CWL2(torchattacks.attack.Attack):  # type: ignore[misc]
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
     """max_{c != y} z_c - z_y, positive where misclassified: (B, K), (B,) -> (B,)."""
     true = nn.functional.one_hot(labels, logits.shape[1]).bool()
-    return logits.masked_fill(true, -torch.inf).amax(dim=1) - logits.gather(1, labels[:, None]).squeeze(1)
+    return logits.masked_fill(true, -torch.inf).amax(dim=1) - logits.gather(
+        1, labels[:, None]
+    ).squeeze(1)
 
 
 def length(delta: Tensor) -> Tensor:

@@ -17,7 +17,13 @@ from torchvision.transforms.v2.functional import gaussian_blur
 STRENGTH = {
     "noise": (0.04, 0.06, 0.08, 0.09, 0.10),  # standard deviation
     "blur": (0.4, 0.6, 0.7, 0.8, 1.0),  # standard deviation in pixels
-    "contrast": (0.75, 0.5, 0.4, 0.3, 0.15),  # factor of the distance from the image's mean, channel by channel
+    "contrast": (
+        0.75,
+        0.5,
+        0.4,
+        0.3,
+        0.15,
+    ),  # factor of the distance from the image's mean, channel by channel
     "jpeg": (80.0, 65.0, 58.0, 50.0, 40.0),  # quality
 }
 # ITU-T T.81, annex K: quantisation of luminance and chrominance at quality 50
@@ -30,7 +36,11 @@ CHROMA = (
     (17, 18, 24, 47, 99, 99, 99, 99), (18, 21, 26, 66, 99, 99, 99, 99), (24, 26, 56, 99, 99, 99, 99, 99),
     (47, 66, 99, 99, 99, 99, 99, 99), *((99,) * 8,) * 4,
 )  # fmt: skip
-YCBCR = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))  # ITU-R BT.601, as in JFIF
+YCBCR = (
+    (0.299, 0.587, 0.114),
+    (-0.168736, -0.331264, 0.5),
+    (0.5, -0.418688, -0.081312),
+)  # ITU-R BT.601, as in JFIF
 
 
 def corrupt(x: Tensor, kind: str, severity: int) -> Tensor:
@@ -60,7 +70,11 @@ def jpeg(x: Tensor, quality: float) -> Tensor:
     luma = _quantised(planes[:, :1] - 128, table(LUMA, quality, x))
     chroma = _quantised(F.avg_pool2d(planes[:, 1:], 2), table(CHROMA, quality, x))
     planes = torch.cat([luma + 128, F.interpolate(chroma, scale_factor=2, mode="bilinear")], dim=1)
-    return torch.einsum("kc,nchw->nkhw", matrix.inverse(), planes)[..., :height, :width].round().div(255)
+    return (
+        torch.einsum("kc,nchw->nkhw", matrix.inverse(), planes)[..., :height, :width]
+        .round()
+        .div(255)
+    )
 
 
 def table(base: tuple[tuple[int, ...], ...], quality: float, like: Tensor) -> Tensor:

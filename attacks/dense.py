@@ -8,7 +8,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-LARGEST = 2**16  # elements of a matrix, up to which it is faster than the convolution; measured on a CPU
+LARGEST = (
+    2**16
+)  # elements of a matrix, up to which it is faster than the convolution; measured on a CPU
 
 
 class Dense(nn.Module):
@@ -51,6 +53,8 @@ def unrolled(net: nn.Module, sample: Tensor) -> nn.Module:
         hook.remove()
     for name, found in shapes.items():
         (given, made), *others = found
-        if not others and given.numel() * max(given.numel(), made.numel()) <= LARGEST:  # what makes it is square
+        if (
+            not others and given.numel() * max(given.numel(), made.numel()) <= LARGEST
+        ):  # what makes it is square
             net.set_submodule(name, Dense(convs[name], given, made))
     return net

@@ -53,17 +53,28 @@ def evaluate(
 
     Raises ValueError for what cannot be evaluated; eps = 0 gives the clean verdict, no images empty verdicts.
     """
-    chosen, setting, x = expand(attacks), Setting(eps, norm, seed, batch_size), x.detach().contiguous()
-    used = {name: (surrogates or {}).get(name) for name in sorted({name.partition("@")[2] for name in chosen} - {""})}
+    chosen, setting, x = (
+        expand(attacks),
+        Setting(eps, norm, seed, batch_size),
+        x.detach().contiguous(),
+    )
+    used = {
+        name: (surrogates or {}).get(name)
+        for name in sorted({name.partition("@")[2] for name in chosen} - {""})
+    }
     check_request(chosen, used, x, y, setting, probes)
     with isolated(seed):
-        target = Target(net, private(net), {name: other for name, other in used.items() if other is not None})
+        target = Target(
+            net, private(net), {name: other for name, other in used.items() if other is not None}
+        )
         if not len(x):
             return _empty(chosen)
         setting = replace(setting, num_classes=check_model(target, x, y, chosen, setting))
         known = Evaluation(_correct(target.judge, x, y, setting).cpu())
         keep = _recorded(record, target, x, y, setting, known)
-        seen = cache(lambda source: View(source, x[:2]))  # folding takes longer than copying what was folded
+        seen = cache(
+            lambda source: View(source, x[:2])
+        )  # folding takes longer than copying what was folded
         for name in chosen:
             if name in known.robust or name in known.control:
                 continue
@@ -71,14 +82,23 @@ def evaluate(
                 known.control[name] = _corrupted(name, target.judge, x, y, setting)
             else:
                 known.robust[name], known.cost[name] = _attack(
-                    name, target, copy.deepcopy(seen(target.source(name))), x, y, known.clean, setting, progress
+                    name,
+                    target,
+                    copy.deepcopy(seen(target.source(name))),
+                    x,
+                    y,
+                    known.clean,
+                    setting,
+                    progress,
                 )
             keep()
         if probes and known.probed != probes:
             known.flags = sanity.probe(copy.deepcopy(seen(net)), x[:probes], y[:probes], setting)
             known.probed = probes
             keep()
-        if probes:  # never from the record, which does not tell the modes that the model was handed over in
+        if (
+            probes
+        ):  # never from the record, which does not tell the modes that the model was handed over in
             known.flags |= sanity.training_mode(net, target.judge, x[:8], setting)
     return known.of(chosen)
 
@@ -89,7 +109,9 @@ def _recorded(
     """Takes over what `record` holds into `known`; returns what writes `known` there. Raises as `restore` does."""
     if record is None:
         return lambda: None
-    networks = {"": target.judge} | {name: frozen(other) for name, other in target.surrogates.items()}
+    networks = {"": target.judge} | {
+        name: frozen(other) for name, other in target.surrogates.items()
+    }
     key = fingerprint(networks, x, y, vars(setting))
     record.parent.mkdir(parents=True, exist_ok=True)
     restore(record, key, known)
@@ -114,7 +136,15 @@ def _attack(
     broken = dict[str, int]()
     for part in components(base, setting.num_classes) if setting.eps else ():
         before = int(standing.sum())
-        attack = build(part, view, setting.eps, setting.num_classes, setting.seed, setting.norm, setting.batch_size)
+        attack = build(
+            part,
+            view,
+            setting.eps,
+            setting.num_classes,
+            setting.seed,
+            setting.norm,
+            setting.batch_size,
+        )
         left = standing.nonzero().squeeze(1)
         for done in range(0, len(left), setting.batch_size):
             if progress:
@@ -123,7 +153,9 @@ def _attack(
             images, labels = x[rows], y[rows]
             with isolated(setting.seed):
                 adv = attack(images, labels).detach()
-                standing[rows.cpu()] = ~_broken(target.judge, images, labels, adv, setting, part).cpu()
+                standing[rows.cpu()] = ~_broken(
+                    target.judge, images, labels, adv, setting, part
+                ).cpu()
         broken[part.kind] = broken.get(part.kind, 0) + before - int(standing.sum())
     seconds = time.perf_counter() - start
     return standing, Cost(seconds, view.forwards, view.backwards, broken, str(x.device))
@@ -141,7 +173,9 @@ def _corrupted(name: str, judge: nn.Module, x: Tensor, y: Tensor, setting: Setti
     return torch.cat(parts).cpu()
 
 
-def _broken(judge: nn.Module, x: Tensor, y: Tensor, adv: Tensor, setting: Setting, part: Attack) -> Tensor:
+def _broken(
+    judge: nn.Module, x: Tensor, y: Tensor, adv: Tensor, setting: Setting, part: Attack
+) -> Tensor:
     """Which adversarial images are misclassified. Raises RuntimeError if one is not an image of the ball.
 
     From an attack that looks for the nearest one, an image outside the ball is no error and does not count.
@@ -150,7 +184,9 @@ def _broken(judge: nn.Module, x: Tensor, y: Tensor, adv: Tensor, setting: Settin
     if part.kind in SEARCHING:
         adv = torch.where(outside.view(-1, *[1] * (x.ndim - 1)), x, adv)
     elif adv.isnan().any():
-        raise RuntimeError(f"{part.kind} returned NaN: the model's gradient is not finite where its logits are")
+        raise RuntimeError(
+            f"{part.kind} returned NaN: the model's gradient is not finite where its logits are"
+        )
     elif outside.any() or adv.amin() < 0 or adv.amax() > 1:
         raise RuntimeError(
             f"{part.kind} returned images outside the ball of {setting.eps:.6g} ({setting.norm}) or outside [0, 1]"
@@ -168,4 +204,7 @@ def _empty(chosen: list[str]) -> Evaluation:
 
 def _correct(judge: nn.Module, x: Tensor, y: Tensor, setting: Setting) -> Tensor:
     with isolated(setting.seed):
-        return torch.cat([predict(judge, images) for images in torch.split(x, setting.batch_size)]) == y
+        return (
+            torch.cat([predict(judge, images) for images in torch.split(x, setting.batch_size)])
+            == y
+        )

@@ -63,7 +63,9 @@ class FABT(torchattacks.FAB):  # type: ignore[misc]
             if len(hit):
                 adv[owner[hit]] = point[hit]
                 kept = torch.isin(owner, owner[hit], invert=True)
-                point, x, y, target, owner, wrong = (part[kept] for part in (point, x, y, target, owner, wrong))
+                point, x, y, target, owner, wrong = (
+                    part[kept] for part in (point, x, y, target, owner, wrong)
+                )
                 if not len(owner):
                     return
             back = torch.where(wrong, self.beta, 1.0).view(-1, 1, 1, 1)
@@ -81,5 +83,7 @@ class FABT(torchattacks.FAB):  # type: ignore[misc]
         ways = self.project(near, w, level), self.project(far, w, level)
         length, other = (size(way, self.norm).clamp(min=1e-8) for way in ways)
         pull = (length / (length + other)).clamp(max=self.alpha_max)[:, None]
-        moved = torch.lerp(near.add(ways[0], alpha=self.eta), far.add(ways[1], alpha=self.eta), pull)
+        moved = torch.lerp(
+            near.add(ways[0], alpha=self.eta), far.add(ways[1], alpha=self.eta), pull
+        )
         return moved.clamp_(0, 1).view_as(x)

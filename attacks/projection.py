@@ -21,7 +21,9 @@ def projection_linf(points: Tensor, w: Tensor, b: Tensor) -> Tensor:
     """
     excess = vecdot(w, points) - b
     way = w.sign() * torch.where(excess >= 0, -1, 1)[:, None]
-    room = torch.addcmul(way.relu(), way, points, value=-1)  # arithmetic, because masks of pixels are slow on a CPU
+    room = torch.addcmul(
+        way.relu(), way, points, value=-1
+    )  # arithmetic, because masks of pixels are slow on a CPU
     weight, need = w.abs(), excess.abs()
     reach = need / weight.sum(dim=1).clamp(min=1e-30)
     for _ in range(ROUNDS):

@@ -18,7 +18,9 @@ from attacks.catalog import ATTACKS
 from attacks.result import Cost, Evaluation
 
 
-def fingerprint(networks: Mapping[str, nn.Module], x: Tensor, y: Tensor, setting: dict[str, Any]) -> str:
+def fingerprint(
+    networks: Mapping[str, nn.Module], x: Tensor, y: Tensor, setting: dict[str, Any]
+) -> str:
     """The setting as JSON with what identifies networks, data and attacks: verdicts of something else are never taken
     for these.
 
@@ -55,11 +57,15 @@ def save(record: Path, key: str, result: Evaluation) -> None:
     """Writes atomically: verdicts as one array each, costs and flags as JSON."""
     costs = json.dumps({name: vars(cost) for name, cost in result.cost.items()})
     flags = json.dumps({"found": result.flags, "probed": result.probed})
-    arrays: dict[str, Any] = {f"robust_{name}": verdict.numpy() for name, verdict in result.robust.items()}
+    arrays: dict[str, Any] = {
+        f"robust_{name}": verdict.numpy() for name, verdict in result.robust.items()
+    }
     arrays |= {f"control_{name}": verdict.numpy() for name, verdict in result.control.items()}
     part = record.with_name(record.name + ".part")
     with part.open("wb") as file:
-        np.savez_compressed(file, key=key, costs=costs, flags=flags, clean=result.clean.numpy(), **arrays)
+        np.savez_compressed(
+            file, key=key, costs=costs, flags=flags, clean=result.clean.numpy(), **arrays
+        )
         file.flush()
         os.fsync(file.fileno())
     part.replace(record)
@@ -87,15 +93,21 @@ def restore(record: Path, key: str, known: Evaluation) -> None:
             costs = {name: Cost(**cost) for name, cost in json.loads(str(saved["costs"])).items()}
             flags = json.loads(str(saved["flags"]))
             verdicts = {
-                name: torch.from_numpy(saved[name]) for name in saved if name.startswith(("robust_", "control_"))
+                name: torch.from_numpy(saved[name])
+                for name in saved
+                if name.startswith(("robust_", "control_"))
             }
     except ForeignRecordError:
         raise
     except Exception:  # a damaged archive fails in more ways than can be named
         return
     known.cost.update(costs)
-    known.robust.update({name[7:]: verdict for name, verdict in verdicts.items() if name.startswith("robust_")})
-    known.control.update({name[8:]: verdict for name, verdict in verdicts.items() if name.startswith("control_")})
+    known.robust.update(
+        {name[7:]: verdict for name, verdict in verdicts.items() if name.startswith("robust_")}
+    )
+    known.control.update(
+        {name[8:]: verdict for name, verdict in verdicts.items() if name.startswith("control_")}
+    )
     known.flags, known.probed = flags["found"], flags["probed"]
 
 
@@ -103,7 +115,9 @@ def difference(held: str, wanted: str) -> str:
     """What sets a record apart from the one wanted, in words."""
     try:
         there, here = json.loads(held), json.loads(wanted)
-        apart = [f"{name} {there[name]}, not {here[name]}" for name in here if there[name] != here[name]]
+        apart = [
+            f"{name} {there[name]}, not {here[name]}" for name in here if there[name] != here[name]
+        ]
     except (ValueError, KeyError, TypeError):
         return "no verdicts"
     if apart and not apart[0].startswith("sha256"):

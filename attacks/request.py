@@ -39,7 +39,12 @@ class Target:
 
 
 def check_request(
-    chosen: list[str], surrogates: Mapping[str, nn.Module | None], x: Tensor, y: Tensor, setting: Setting, probes: int
+    chosen: list[str],
+    surrogates: Mapping[str, nn.Module | None],
+    x: Tensor,
+    y: Tensor,
+    setting: Setting,
+    probes: int,
 ) -> None:
     """Raises ValueError naming the name, number or tensor that cannot be used."""
     for name in chosen:
@@ -55,17 +60,25 @@ def check_request(
         raise ValueError(f"images of no pixels: {tuple(x.shape)}")
     largest = 1.0 if setting.norm == "Linf" else x[0].numel() ** 0.5 if len(x) else math.inf
     if not 0 <= setting.eps <= largest:
-        raise ValueError(f"eps = {setting.eps} is outside [0, {largest:.4g}], which holds the whole cube")
+        raise ValueError(
+            f"eps = {setting.eps} is outside [0, {largest:.4g}], which holds the whole cube"
+        )
     if not 0 <= setting.seed < 2**63:
         raise ValueError(f"seed = {setting.seed}: between 0 and 2^63 - 1")
     if probes < 0:
         raise ValueError(f"probes = {probes}: 0, which leaves the flags out, or more")
     if setting.batch_size < 1:
         raise ValueError(f"batch_size = {setting.batch_size}: at least 1")
-    if len(x) and (x.dtype != torch.float32 or not (x.amin() >= 0 and x.amax() <= 1)):  # false for NaN too
-        raise ValueError(f"images must be float32 in [0, 1], these are {x.dtype} in [{x.amin():.3g}, {x.amax():.3g}]")
+    if len(x) and (
+        x.dtype != torch.float32 or not (x.amin() >= 0 and x.amax() <= 1)
+    ):  # false for NaN too
+        raise ValueError(
+            f"images must be float32 in [0, 1], these are {x.dtype} in [{x.amin():.3g}, {x.amax():.3g}]"
+        )
     if min(x.shape[2:]) < 5 and any(CONTROLS.get(name, " ")[0] == "blur" for name in chosen):
-        raise ValueError(f"blur needs images of at least 5x5 pixels, these are {x.shape[2]}x{x.shape[3]}")
+        raise ValueError(
+            f"blur needs images of at least 5x5 pixels, these are {x.shape[2]}x{x.shape[3]}"
+        )
 
 
 def _check_name(name: str, surrogates: Mapping[str, nn.Module | None]) -> None:
@@ -77,14 +90,18 @@ def _check_name(name: str, surrogates: Mapping[str, nn.Module | None]) -> None:
         raise ValueError(f"{name}: no surrogate {surrogate!r} was given")
     if at and not transfers(base):
         able = ", ".join(filter(transfers, ATTACKS))
-        raise ValueError(f"{name}: {base} stops where the surrogate is fooled; these transfer: {able}")
+        raise ValueError(
+            f"{name}: {base} stops where the surrogate is fooled; these transfer: {able}"
+        )
 
 
 def check_model(target: Target, x: Tensor, y: Tensor, chosen: list[str], setting: Setting) -> int:
     """Number of classes; raises ValueError for a model that cannot be evaluated so."""
     classes = _classes(target.judge, x, "the model")
     if y.amin() < 0 or y.amax() >= classes:
-        raise ValueError(f"labels go from {y.amin()} to {y.amax()}, the model has {classes} outputs")
+        raise ValueError(
+            f"labels go from {y.amin()} to {y.amax()}, the model has {classes} outputs"
+        )
     if classes < 2:
         raise ValueError("the model has a single output: there is no other class to be taken for")
     for name, surrogate in target.surrogates.items():
@@ -107,7 +124,9 @@ def _classes(net: nn.Module, x: Tensor, what: str) -> int:
         raise
     except Exception as error:  # its own code fails on these images
         cause = (str(error).strip().splitlines() or [""])[0]
-        raise ValueError(f"{what} fails on images {tuple(x.shape[1:])}: {type(error).__name__}: {cause}") from error
+        raise ValueError(
+            f"{what} fails on images {tuple(x.shape[1:])}: {type(error).__name__}: {cause}"
+        ) from error
 
 
 @torch.no_grad()
@@ -119,7 +138,9 @@ def predict(judge: nn.Module, x: Tensor) -> Tensor:
         raise ValueError(f"the model must return logits (N, K), not {found}")
     if not logits.isfinite().all():
         bad = int((~logits.isfinite().all(dim=1)).sum())
-        raise ValueError(f"the model returned NaN or inf for {bad} of {len(x)} images: there is no verdict on them")
+        raise ValueError(
+            f"the model returned NaN or inf for {bad} of {len(x)} images: there is no verdict on them"
+        )
     return logits.argmax(dim=1)
 
 

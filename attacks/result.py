@@ -66,11 +66,18 @@ class Evaluation:
 
     def first(self, count: int) -> Evaluation:
         """The verdicts of the first `count` images, without costs."""
-        return Evaluation(self.clean[:count], {name: verdict[:count] for name, verdict in self.robust.items()})
+        return Evaluation(
+            self.clean[:count], {name: verdict[:count] for name, verdict in self.robust.items()}
+        )
 
     def __or__(self, other: Evaluation) -> Evaluation:
         """The verdicts of two evaluations of the same images."""
-        return Evaluation(self.clean, self.robust | other.robust, self.control | other.control, self.cost | other.cost)
+        return Evaluation(
+            self.clean,
+            self.robust | other.robust,
+            self.control | other.control,
+            self.cost | other.cost,
+        )
 
     def contradictions(self) -> dict[str, str]:
         """Flags that the verdicts themselves raise.
@@ -85,22 +92,33 @@ class Evaluation:
 
         def gap(weak: str, strong: str) -> float:
             """By how much accuracy under the stronger attack exceeds that under the weaker one."""
-            return accuracy[strong] - accuracy[weak] if {weak, strong} <= self.robust.keys() else 0.0
+            return (
+                accuracy[strong] - accuracy[weak] if {weak, strong} <= self.robust.keys() else 0.0
+            )
 
-        for weak, strong in (("fgsm", "pgd20"), ("pgd10", "pgd50"), ("pgd10", "pgd100"), ("pgd20", "pgd100")):
+        for weak, strong in (
+            ("fgsm", "pgd20"),
+            ("pgd10", "pgd50"),
+            ("pgd10", "pgd100"),
+            ("pgd20", "pgd100"),
+        ):
             if gap(weak, strong) > few:
                 name = "one-step-beats-many" if weak == "fgsm" else "more-steps-weaker"
                 flags[name] = f"{weak} {accuracy[weak]:.1%}, {strong} {accuracy[strong]:.1%}"
         for weak in ("pgd20", "pgd20_trades", "pgd100"):
             if gap("aa", weak) > 0.10:
-                flags["pgd-far-above-aa"] = f"{weak} {accuracy[weak]:.1%}, AutoAttack {accuracy['aa']:.1%}"
+                flags["pgd-far-above-aa"] = (
+                    f"{weak} {accuracy[weak]:.1%}, AutoAttack {accuracy['aa']:.1%}"
+                )
         for name, cost in self.cost.items():
             last = list(cost.broken)[-1:] == ["square"] and len(cost.broken) > 1
             if last and cost.broken["square"] > max(0.002 * n, 3):
                 flags["black-box-beats-white-box"] = (
                     f"{name}: Square broke {cost.broken['square']} that no gradient had"
                 )
-        white = [verdict for name, verdict in self.robust.items() if "@" not in name and name != "square"]
+        white = [
+            verdict for name, verdict in self.robust.items() if "@" not in name and name != "square"
+        ]
         for name, verdict in self.robust.items() if white else ():
             alone = int((~verdict & torch.stack(white).all(dim=0)).sum())
             if alone > max(0.002 * n, 3) and ("@" in name or name == "square"):

@@ -37,11 +37,17 @@ def training_mode(net: nn.Module, judge: nn.Module, x: Tensor, setting: Setting)
         with isolated(setting.seed), torch.no_grad():
             try:
                 outputs.append(model(x.clone()) + 0)
-            except Exception as error:  # of one image, say, BatchNorm has no variance; others return a tuple then
-                return {"training-mode": f"in the modes given the model fails: {type(error).__name__}"}
+            except (
+                Exception
+            ) as error:  # of one image, say, BatchNorm has no variance; others return a tuple then
+                return {
+                    "training-mode": f"in the modes given the model fails: {type(error).__name__}"
+                }
     apart = float((outputs[0] - outputs[1]).abs().max())
     return (
-        {"training-mode": f"logits differ by {apart:.2g} between the modes given and eval mode"} if apart > 1e-3 else {}
+        {"training-mode": f"logits differ by {apart:.2g} between the modes given and eval mode"}
+        if apart > 1e-3
+        else {}
     )
 
 
@@ -69,12 +75,22 @@ def _outputs(net: nn.Module, x: Tensor, y: Tensor) -> Found:
     spread = float((units[:, None] - units[None]).norm(dim=3).max())
     counts = (passes.argmax(dim=2) == y).sum(dim=1)
     if spread > 1e-4 or counts.min() < counts.max():
-        yield "randomised-output", f"five passes differ by {spread:.2g} in unit logits; use aa_rand and eotpgd"
+        yield (
+            "randomised-output",
+            f"five passes differ by {spread:.2g} in unit logits; use aa_rand and eotpgd",
+        )
     else:
         off = float((together - alone).abs().max() / alone.abs().max().clamp(min=1e-12))
         if off > 1e-3:
-            yield "batch-dependent-output", f"logits of an image alone and in a batch differ by {off:.2g}, relatively"
-    if logits.min() >= -1e-5 and logits.max() <= 1 + 1e-5 and (logits.sum(dim=1) - 1).abs().max() < 1e-5:
+            yield (
+                "batch-dependent-output",
+                f"logits of an image alone and in a batch differ by {off:.2g}, relatively",
+            )
+    if (
+        logits.min() >= -1e-5
+        and logits.max() <= 1 + 1e-5
+        and (logits.sum(dim=1) - 1).abs().max() < 1e-5
+    ):
         yield "softmax-output", "every output is a probability distribution, not logits"
 
 
@@ -90,7 +106,10 @@ def _gradients(net: nn.Module, x: Tensor, y: Tensor, setting: Setting) -> Found:
     gradient = _gradient(net, x, y, margin)
     finite = float(gradient.isfinite().flatten(1).all(dim=1).float().mean())
     if finite < 0.99:
-        yield "gradient-not-finite", f"NaN or inf in the gradients of {1 - finite:.0%} of the images"
+        yield (
+            "gradient-not-finite",
+            f"NaN or inf in the gradients of {1 - finite:.0%} of the images",
+        )
     yield from _faithful(net, x, y, gradient.nan_to_num(), setting)
 
 
@@ -109,7 +128,10 @@ def _faithful(net: nn.Module, x: Tensor, y: Tensor, gradient: Tensor, setting: S
     ratio = rise(gradient.sign(), reach / 8) / gradient.abs().flatten(1).sum(dim=1).clamp(min=1e-30)
     faithful = float(((ratio >= 0.5) & (ratio <= 2)).float().mean())
     if faithful < 0.8:
-        yield "gradient-not-faithful", f"finite differences confirm {faithful:.0%} of the gradients of the margin"
+        yield (
+            "gradient-not-faithful",
+            f"finite differences confirm {faithful:.0%} of the gradients of the margin",
+        )
         return
     ways = [torch.randn(x.shape, device=x.device).sign() for _ in range(4)]
     told = torch.stack([(gradient * way).flatten(1).sum(dim=1) for way in ways])
@@ -120,9 +142,14 @@ def _faithful(net: nn.Module, x: Tensor, y: Tensor, gradient: Tensor, setting: S
         scale = gradient.flatten(1).norm(dim=1).clamp(min=1e-30)
         return float(((told - differences).square().mean(dim=0).sqrt() / scale).median())
 
-    off = min(missed(reach / 8), missed(reach / 32))  # the long step bends more, the short one is nearer to rounding
+    off = min(
+        missed(reach / 8), missed(reach / 32)
+    )  # the long step bends more, the short one is nearer to rounding
     if off > 0.25:
-        yield "gradient-not-faithful", f"along random signs it is {off:.0%} of its norm off finite differences"
+        yield (
+            "gradient-not-faithful",
+            f"along random signs it is {off:.0%} of its norm off finite differences",
+        )
 
 
 def _attacks(view: View, x: Tensor, y: Tensor, setting: Setting, total: int) -> Found:
@@ -135,7 +162,9 @@ def _attacks(view: View, x: Tensor, y: Tensor, setting: Setting, total: int) -> 
     def fooled(attack: Attack, eps: float = setting.eps) -> tuple[float, float, Tensor]:
         """Accuracy, mean cross-entropy and the images broken."""
         torch.manual_seed(setting.seed)
-        adv = build(attack, view, eps, setting.num_classes, setting.seed, setting.norm)(x, y).detach()
+        adv = build(attack, view, eps, setting.num_classes, setting.seed, setting.norm)(
+            x, y
+        ).detach()
         with torch.no_grad():
             logits = view.judge(adv)
         wrong = logits.argmax(dim=1) != y
@@ -155,12 +184,18 @@ def _attacks(view: View, x: Tensor, y: Tensor, setting: Setting, total: int) -> 
     if ten - fifty > few + 0.02:
         yield "not-converged", f"10 steps {ten:.1%}, 50 steps {fifty:.1%}"
     if fifty - by_margin > max(0.10, few):
-        yield "cross-entropy-too-weak", f"50 steps on the cross-entropy {fifty:.1%}, 20 on the margin {by_margin:.1%}"
+        yield (
+            "cross-entropy-too-weak",
+            f"50 steps on the cross-entropy {fifty:.1%}, 20 on the margin {by_margin:.1%}",
+        )
     square = Attack("square", 200)
     possible = len(set(x.shape[2:])) == 1 and x.shape[2] >= 5
     alone = int((fooled(square)[2] & ~(one_wrong | wrong | margin_wrong)).sum()) if possible else 0
     if alone > max(0.002 * total, 3):
-        yield "black-box-beats-white-box", f"200 queries of Square broke {alone} that no gradient had"
+        yield (
+            "black-box-beats-white-box",
+            f"200 queries of Square broke {alone} that no gradient had",
+        )
     yield from _growth([(eps, *fooled(_steps(20), eps)[:2]) for eps in _radii(setting, x)], few)
 
 
@@ -168,9 +203,15 @@ def _growth(rows: list[tuple[float, float, float]], few: float) -> Found:
     """What a larger ball must bring, for rows of (eps, accuracy, loss): lower accuracy, in the end 0, and higher loss."""
     for (small, better, low), (large, worse, high) in pairwise(rows):
         if worse > better + few:
-            yield "larger-eps-weaker", f"eps {small:.3g}: {better:.1%}, eps {large:.3g}: {worse:.1%}"
+            yield (
+                "larger-eps-weaker",
+                f"eps {small:.3g}: {better:.1%}, eps {large:.3g}: {worse:.1%}",
+            )
         if high < 0.99 * low and worse > 0:  # an attack on what is broken has nothing left to raise
-            yield "larger-eps-lower-loss", f"eps {small:.3g}: {low:.3g}, eps {large:.3g}: {high:.3g}"
+            yield (
+                "larger-eps-lower-loss",
+                f"eps {small:.3g}: {low:.3g}, eps {large:.3g}: {high:.3g}",
+            )
     least = min(accuracy for _, accuracy, _ in rows)
     if least > few / 2:
         yield "unbounded-attack-fails", f"{least:.1%} stand at eps {rows[-1][0]:.3g}"
@@ -179,7 +220,9 @@ def _growth(rows: list[tuple[float, float, float]], few: float) -> Found:
 def _radii(setting: Setting, x: Tensor) -> list[float]:
     """From a quarter of eps to the whole cube."""
     everything = 1.0 if setting.norm == "Linf" else float(x[0].numel() ** 0.5)
-    return [eps for factor in (0.25, 1.0, 4.0) if (eps := factor * setting.eps) < everything / 2] + [
+    return [
+        eps for factor in (0.25, 1.0, 4.0) if (eps := factor * setting.eps) < everything / 2
+    ] + [
         everything / 2,
         everything,
     ]
@@ -198,7 +241,9 @@ def _corner(net: nn.Module, x: Tensor, y: Tensor, setting: Setting) -> int:
         return int((net((x + setting.eps * way).clamp(0, 1)).argmax(dim=1) == y).sum())
 
 
-def _gradient(net: nn.Module, x: Tensor, y: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+def _gradient(
+    net: nn.Module, x: Tensor, y: Tensor, loss: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
     gradient = input_gradient(net, x, lambda logits: loss(logits, y))
     return torch.zeros_like(x) if gradient is None else gradient
 

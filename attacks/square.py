@@ -17,7 +17,9 @@ from torch.nn.functional import pad
 
 AHEAD = 8  # queries that are tried together at most: what follows one that is taken was tried for nothing
 ENOUGH = 512  # images in a forward pass, from which on more are not faster; without gradients they fit in memory
-EVEN = 16  # forward passes take a multiple of so many images: the libraries prepare for each size anew
+EVEN = (
+    16  # forward passes take a multiple of so many images: the libraries prepare for each size anew
+)
 
 Window = tuple[tuple[EllipsisType, slice, slice], Tensor]
 
@@ -71,7 +73,9 @@ class Square(torchattacks.Square):  # type: ignore[misc]
                 if done == self.n_queries or not len(left):
                     break
                 count = min(max(ENOUGH // len(left), 1), AHEAD, self.n_queries - done)
-                self._ask([self._window(query, x[0]) for query in range(done, done + count)], search)
+                self._ask(
+                    [self._window(query, x[0]) for query in range(done, done + count)], search
+                )
                 done += count
             found[left] = search.best
         return None, found
@@ -93,7 +97,9 @@ class Square(torchattacks.Square):  # type: ignore[misc]
             tried, moved = part.tried(windows)
             rows = (moved & (order >= asked[left])).flatten().nonzero().squeeze(1)
             margin = torch.full_like(moved, torch.inf, dtype=part.margin.dtype)
-            margin.view(-1)[rows] = self._margin(tried.flatten(0, 1), part.y.repeat(len(windows)), rows)
+            margin.view(-1)[rows] = self._margin(
+                tried.flatten(0, 1), part.y.repeat(len(windows)), rows
+            )
             better = margin < part.margin
             first = better.int().argmax(dim=0)
             taken = better.any(dim=0).nonzero().squeeze(1)

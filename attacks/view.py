@@ -13,7 +13,9 @@ from torch.fx.experimental.optimization import fuse
 from attacks.dense import unrolled
 
 FOLD_TOLERANCE = 1e-4  # relative to the largest logit
-GRADIENT_TOLERANCE = 0.05  # relative, in L2: rounding turns a ReLU here and there, another backward pass everything
+GRADIENT_TOLERANCE = (
+    0.05  # relative, in L2: rounding turns a ReLU here and there, another backward pass everything
+)
 
 
 def frozen(model: nn.Module) -> nn.Module:
@@ -75,7 +77,9 @@ class View(nn.Module):
         self.net = self.judge if gradient is None else _folded(self.judge, sample, gradient)
         self.watch: Watch | None = None
         self.last = torch.empty(0)  # logits of the watched batch, the last ones of those that left
-        self.anchor = nn.Parameter(torch.empty(0, device=sample.device), requires_grad=False)  # torchattacks reads it
+        self.anchor = nn.Parameter(
+            torch.empty(0, device=sample.device), requires_grad=False
+        )  # torchattacks reads it
         self.eval()  # torchattacks gives back the mode that it found
 
     def forward(self, x: Tensor) -> Tensor:
@@ -94,7 +98,9 @@ class View(nn.Module):
         finally:
             self.watch = None
 
-    def broken(self, adv: Tensor, x: Tensor, y: Tensor, wrong: Tensor, reach: float, norm: str) -> Tensor:
+    def broken(
+        self, adv: Tensor, x: Tensor, y: Tensor, wrong: Tensor, reach: float, norm: str
+    ) -> Tensor:
         """The rows of those of the `wrong` images that lie within `reach` of x and that the unfolded copy gets wrong."""
         rows = wrong.nonzero().squeeze(1)
         rows = rows[size(adv[rows] - x[rows], norm) <= reach]
@@ -108,7 +114,9 @@ class View(nn.Module):
         logits = self._logits(x if whole else x[rows])
         filled = logits if whole else self.last.index_put((rows,), logits)
         with torch.no_grad():
-            wrong = torch.zeros_like(watch.standing).index_put_((rows,), logits.argmax(dim=1) != watch.y[rows])
+            wrong = torch.zeros_like(watch.standing).index_put_(
+                (rows,), logits.argmax(dim=1) != watch.y[rows]
+            )
             wrong = self.broken(x, watch.x, watch.y, wrong, watch.reach, watch.norm)
             if len(wrong):
                 watch.found[wrong] = x[wrong]
@@ -122,7 +130,9 @@ class View(nn.Module):
         if x.requires_grad:  # from weights that lie channels-last it would come so, which torchattacks' L2 cannot view
             x.register_hook(Tensor.contiguous)  # type: ignore[no-untyped-call]
         logits = self._count(self.net(x).float())
-        if x.requires_grad and not self.connected:  # a gradient of zero, for attacks to fail on and flags to tell
+        if (
+            x.requires_grad and not self.connected
+        ):  # a gradient of zero, for attacks to fail on and flags to tell
             logits = logits.detach() + 0 * x.flatten(1).sum(dim=1, keepdim=True)
         if logits.requires_grad:
             logits.register_hook(self._count_back)  # type: ignore[no-untyped-call]
@@ -147,7 +157,9 @@ def _folded(model: nn.Module, sample: Tensor, gradient: Tensor) -> nn.Module:
         with torch.no_grad():
             want, got, *again = model(sample), folded(sample), model(sample), model(sample)
         other = input_gradient(folded, sample, _mixture)
-    except Exception:  # tracing fails in many ways on models that are not plain graphs; folding is only for speed
+    except (
+        Exception
+    ):  # tracing fails in many ways on models that are not plain graphs; folding is only for speed
         return model
     same = (
         other is not None

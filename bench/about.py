@@ -32,7 +32,13 @@ def about(name: str) -> About | None:
         title, _, rest = (ast.get_docstring(source.tree) or "").partition("\n\n")
         parameters = tuple(_parameters(module, found.name).values())
         return About(_line(title), ast.get_docstring(found) or "", _line(rest), parameters)
-    except (KeyError, OSError, ImportError, SyntaxError, ValueError):  # of a plugin that is gone or keeps no source
+    except (
+        KeyError,
+        OSError,
+        ImportError,
+        SyntaxError,
+        ValueError,
+    ):  # of a plugin that is gone or keeps no source
         return None
 
 
@@ -54,8 +60,14 @@ def _source(module: str) -> Source:
         raise ImportError(module)
     tree = ast.parse(Path(found.origin).read_text(encoding="utf-8"))
     classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
-    imports = (node for node in tree.body if isinstance(node, ast.ImportFrom) and node.module and not node.level)
-    return Source(tree, classes, {name.name: str(node.module) for node in imports for name in node.names})
+    imports = (
+        node
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom) and node.module and not node.level
+    )
+    return Source(
+        tree, classes, {name.name: str(node.module) for node in imports for name in node.names}
+    )
 
 
 def _method(source: Source) -> str:
@@ -85,11 +97,20 @@ def _own(shape: ast.ClassDef) -> Iterator[tuple[str, Parameter]]:
             and ast.unparse(node.value.func) == "hp"
         ):
             default, meaning = node.value.args[:2]
-            given = {word.arg or "": ast.literal_eval(word.value) for word in node.value.keywords if word.arg in SEARCH}
+            given = {
+                word.arg or "": ast.literal_eval(word.value)
+                for word in node.value.keywords
+                if word.arg in SEARCH
+            }
             name = ast.unparse(node.target)
             yield (
                 name,
-                Parameter(name, _value(default), searched(given, ast.unparse(default)), ast.literal_eval(meaning)),
+                Parameter(
+                    name,
+                    _value(default),
+                    searched(given, ast.unparse(default)),
+                    ast.literal_eval(meaning),
+                ),
             )
 
 

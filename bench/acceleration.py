@@ -41,7 +41,11 @@ class Observed(Batch):
 
 def networks(nets: Nets) -> list[Net]:
     """All that a step may run: student, teachers and what the method keeps among its parts."""
-    return [nets.student, *nets.teachers.values(), *(part for part in nets.parts.modules() if isinstance(part, Net))]
+    return [
+        nets.student,
+        *nets.teachers.values(),
+        *(part for part in nets.parts.modules() if isinstance(part, Net)),
+    ]
 
 
 def prepare(nets: Nets, device: torch.device) -> list[str]:
@@ -63,7 +67,9 @@ def safe(net: nn.Module) -> bool:
     channels).
     """
     return not any(
-        isinstance(part, nn.Conv2d) and part.kernel_size == (1, 1) != part.stride and part.in_channels < NARROW
+        isinstance(part, nn.Conv2d)
+        and part.kernel_size == (1, 1) != part.stride
+        and part.in_channels < NARROW
         for part in net.modules()
     )
 
@@ -84,7 +90,11 @@ def has_bf16(device: torch.device) -> bool:
     """
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    return device.type != "cpu" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return (
+        device.type != "cpu"
+        or torch.cpu._is_avx512_bf16_supported()
+        or torch.cpu._is_amx_tile_supported()
+    )
 
 
 def compile_networks(nets: Nets, rehearsal: Callable[[], Tensor]) -> str:
@@ -93,10 +103,14 @@ def compile_networks(nets: Nets, rehearsal: Callable[[], Tensor]) -> str:
     Returns what was done. A gradient of gradients, for one, cannot be compiled. The rehearsal leaves no trace but in the
     state of the random number generator.
     """
-    torch._dynamo.config.recompile_limit = 64  # entries of one class of networks: modes, gradients, shapes, widths
+    torch._dynamo.config.recompile_limit = (
+        64  # entries of one class of networks: modes, gradients, shapes, widths
+    )
     for net in networks(nets):
         faster = torch.compile(type(net).features, dynamic=False)
-        vars(net)["features"] = functools.partial(faster, net)  # a deep copy of the net gets one of its own
+        vars(net)["features"] = functools.partial(
+            faster, net
+        )  # a deep copy of the net gets one of its own
         exempt.add(net)
     state = nets.student, nets.parts
     buffers = [(buffer, buffer.clone()) for module in state for buffer in module.buffers()]

@@ -10,10 +10,16 @@ from tyro.conf import FlagCreatePairsOff, arg
 
 Number = Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: the suite's)")]
 Measured = Annotated[int, arg(metavar="N")]
-StoreFolder = Annotated[Path, arg(metavar="DIR", help="where records, teachers and unfinished work live")]
+StoreFolder = Annotated[
+    Path, arg(metavar="DIR", help="where records, teachers and unfinished work live")
+]
 DataFolder = Annotated[Path, arg(metavar="DIR", help="where the data sets live")]
-DryRun = Annotated[FlagCreatePairsOff[bool], arg(help="show what would be done, with an estimate, and stop")]
-Speed = Annotated[FlagCreatePairsOff[bool], arg(help="measure what training costs here, suite by suite")]
+DryRun = Annotated[
+    FlagCreatePairsOff[bool], arg(help="show what would be done, with an estimate, and stop")
+]
+Speed = Annotated[
+    FlagCreatePairsOff[bool], arg(help="measure what training costs here, suite by suite")
+]
 Device = Annotated[str, arg(metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps")]
 
 
@@ -33,15 +39,21 @@ class Protocol(Common):
     suite: Annotated[str, arg(metavar="NAME", help="the protocol; see `list`")] = "digits"
     dataset: Annotated[
         str,
-        arg(metavar="NAMES", help="some of the suite's data sets, with commas", help_behavior_hint="(default: all)"),
+        arg(
+            metavar="NAMES",
+            help="some of the suite's data sets, with commas",
+            help_behavior_hint="(default: all)",
+        ),
     ] = ""
     limit_train: Annotated[Number, arg(help="use the first N training images, teachers too")] = None
     limit_test: Annotated[Number, arg(help="use the first N test images, teachers too")] = None
     precision: Annotated[
-        Literal["fp32", "bf16"], arg(help="bf16: autocast in training; fp32 where the device has no bf16")
+        Literal["fp32", "bf16"],
+        arg(help="bf16: autocast in training; fp32 where the device has no bf16"),
     ] = "fp32"
     workers: Annotated[int, arg(metavar="N", help="processes that share the cores, a run each")] = 1
     sync_batchnorm: Annotated[
-        FlagCreatePairsOff[bool], arg(help="under torchrun, BatchNorm over all devices' images and not over each one's")
+        FlagCreatePairsOff[bool],
+        arg(help="under torchrun, BatchNorm over all devices' images and not over each one's"),
     ] = False
     force: Annotated[FlagCreatePairsOff[bool], arg(help="repeat what is already recorded")] = False

@@ -26,7 +26,11 @@ class Average(nn.Module):
     @torch.no_grad()
     def update(self, net: nn.Module) -> None:
         """Moves the average; the first time it becomes the network itself."""
-        share = 1 / (int(self.n_averaged) + 1) if self.decay is None or self.n_averaged == 0 else 1 - self.decay
+        share = (
+            1 / (int(self.n_averaged) + 1)
+            if self.decay is None or self.n_averaged == 0
+            else 1 - self.decay
+        )
         if share == 1:
             self.module.load_state_dict(net.state_dict())
         else:

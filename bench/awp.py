@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 
 @contextmanager
-def perturbed(net: nn.Module, state: nn.Module, loss: Callable[[], Tensor], gamma: float) -> Iterator[None]:
+def perturbed(
+    net: nn.Module, state: nn.Module, loss: Callable[[], Tensor], gamma: float
+) -> Iterator[None]:
     """Moves each weight matrix W of `net` by gamma |W| g / |g|, g the gradient of `loss()`, and takes it back at the end.
 
     Biases and BatchNorm's factors stay. Evaluating the loss leaves no trace: buffers of `state`, which holds `net` and

@@ -34,15 +34,25 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         if not self.training:
             return super().forward(x)
         full = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-        total = whole(torch.cat([full.sum(dim=(0, 2, 3)), full.new_full((1,), x.numel() / x.shape[1])]))
+        total = whole(
+            torch.cat([full.sum(dim=(0, 2, 3)), full.new_full((1,), x.numel() / x.shape[1])])
+        )
         count = total[-1]
         mean = total[:-1] / count
         centred = full - mean[:, None, None]
         variance = whole(centred.square().sum(dim=(0, 2, 3))) / count
-        if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
+        if (
+            self.running_mean is not None
+            and self.running_var is not None
+            and self.num_batches_tracked is not None
+        ):
             with torch.no_grad():
                 self.num_batches_tracked += 1
-                share = 1 / self.num_batches_tracked.to(mean) if self.momentum is None else self.momentum
+                share = (
+                    1 / self.num_batches_tracked.to(mean)
+                    if self.momentum is None
+                    else self.momentum
+                )
                 self.running_mean.lerp_(mean, share)
                 self.running_var.lerp_(variance * count / (count - 1), share)
         found = centred * (variance + self.eps).rsqrt()[:, None, None]

@@ -19,13 +19,17 @@ def leaderboard(given: options.Leaderboard) -> int:
     there = given.records or begun(given.store)
     try:
         source = given.records or tracking_uri(given.store)
-        paths = leaderboards.write(source, given.out, given.suite or None, about, given.figures, suites.protocol)
+        paths = leaderboards.write(
+            source, given.out, given.suite or None, about, given.figures, suites.protocol
+        )
     except StoreError as error:
         raise BenchError(str(error)) from error
     except OSError as error:
         raise BenchError(f"cannot write to {str(given.out)!r}: {error.strerror}") from error
     if not there:
-        print(f"nothing is recorded in {str(given.store)!r} yet: the pages are empty", file=sys.stderr)
+        print(
+            f"nothing is recorded in {str(given.store)!r} yet: the pages are empty", file=sys.stderr
+        )
     for path in paths:
         print(path)
     return 0

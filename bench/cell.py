@@ -38,7 +38,9 @@ if TYPE_CHECKING:
 
 Tick = Callable[[str, int, int], None]
 PROBES = 64  # test images for the sanity flags
-TEACHERS = "teachers.json"  # a file in the folder of an unfinished run: the checkpoints that teach it
+TEACHERS = (
+    "teachers.json"  # a file in the folder of an unfinished run: the checkpoints that teach it
+)
 AGAIN = "again"  # a file in the folder of an unfinished run whose spec is to be repeated, whatever the record says
 CHECKPOINTS = {
     "best": "test",
@@ -89,7 +91,10 @@ def held(cell: Cell, shop: Workshop) -> Iterator[Path]:
 
 def begin_again(cell: Cell, shop: Workshop) -> None:
     """Leaves the whole cell to do, until it is done, whether it is recorded, half done or neither."""
-    with suppress(BenchError), held(cell, shop) as folder:  # `execute` says that another process is working on it
+    with (
+        suppress(BenchError),
+        held(cell, shop) as folder,
+    ):  # `execute` says that another process is working on it
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(exist_ok=True)
         (folder / AGAIN).touch()
@@ -98,7 +103,11 @@ def begin_again(cell: Cell, shop: Workshop) -> None:
 def recorded(cell: Cell, shop: Workshop) -> bool:
     """Whether nothing is left to do."""
     again = (work(shop.root, cell.spec) / AGAIN).exists()
-    return not again and not lacks_teacher(cell, shop) and shop.store.find(cell.spec, FINISHED) is not None
+    return (
+        not again
+        and not lacks_teacher(cell, shop)
+        and shop.store.find(cell.spec, FINISHED) is not None
+    )
 
 
 def lacks_teacher(cell: Cell, shop: Workshop) -> bool:
@@ -111,7 +120,10 @@ def record(cell: Cell, shop: Workshop, data: Data, passes: float, tick: Tick, fo
     anew = not (folder / STATE).exists()
     logged = shop.store.begin(cell.spec, tags(cell, shop.code, shop.group), anew)
     try:
-        logged.text("environment.json", json.dumps(environment.describe(shop.device) | describe(data), indent=2))
+        logged.text(
+            "environment.json",
+            json.dumps(environment.describe(shop.device) | describe(data), indent=2),
+        )
         logged.metrics({"cost/student_passes": passes})
         if cell.spec.teachers:
             logged.tags({"teacher_sha256": json.dumps(weights(cell, shop, folder))})
@@ -130,21 +142,32 @@ def record(cell: Cell, shop: Workshop, data: Data, passes: float, tick: Tick, fo
             logged.text("traceback.txt", traceback.format_exc())
         raise BenchError(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
     shutil.rmtree(folder)
-    shown = {key: outcome.accuracy["best"][key] for key in ("clean", "pgd20", "aa") if key in outcome.accuracy["best"]}
+    shown = {
+        key: outcome.accuracy["best"][key]
+        for key in ("clean", "pgd20", "aa")
+        if key in outcome.accuracy["best"]
+    }
     return ", ".join(f"{key} {100 * value:.1f}" for key, value in shown.items())
 
 
 def weights(cell: Cell, shop: Workshop, folder: Path) -> dict[str, str]:
     """The sha256 of each teacher's checkpoint, by role. Raises BenchError if others taught a part of the training before."""
     spec, path = cell.spec, folder / TEACHERS
-    found = {role: teachers.find(shop.root, name, spec.dataset).sha256 for role, name in spec.teachers.items()}
+    found = {
+        role: teachers.find(shop.root, name, spec.dataset).sha256
+        for role, name in spec.teachers.items()
+    }
     if (folder / STATE).exists() and path.exists() and path.read_text() != json.dumps(found):
-        raise BenchError("another checkpoint of its teacher taught the first part: --force begins this run again")
+        raise BenchError(
+            "another checkpoint of its teacher taught the first part: --force begins this run again"
+        )
     path.write_text(json.dumps(found))
     return found
 
 
-def carry_out(cell: Cell, shop: Workshop, data: Data, logged: Record, tick: Tick, folder: Path) -> Outcome:
+def carry_out(
+    cell: Cell, shop: Workshop, data: Data, logged: Record, tick: Tick, folder: Path
+) -> Outcome:
     """Trains, evaluates each checkpoint and logs all of it; then what makes the run easy to read in MLflow."""
     spec = cell.spec
     environment.forget_peak(shop.device)
@@ -153,13 +176,22 @@ def carry_out(cell: Cell, shop: Workshop, data: Data, logged: Record, tick: Tick
     try:
         state = trainer.fit(lambda row, epoch: logged.epoch(total(row), epoch), tick)
     except Exception as error:
-        if shop.group.size > 1 and not isinstance(error, BenchError):  # which stops all processes alike
+        if shop.group.size > 1 and not isinstance(
+            error, BenchError
+        ):  # which stops all processes alike
             raise SystemExit(f"{type(error).__name__}: {error}") from error
         raise
-    logged.metrics({"cost/train_seconds": state.seconds, "cost/peak_bytes": environment.peak_bytes(shop.device)})
+    logged.metrics(
+        {
+            "cost/train_seconds": state.seconds,
+            "cost/peak_bytes": environment.peak_bytes(shop.device),
+        }
+    )
     logged.tags({"training_path": ", ".join(trainer.path) or "as written"})
     hashes = {
-        name: checkpoint.sha256_of(folder / f"{name}.pt") for name in CHECKPOINTS if (folder / f"{name}.pt").exists()
+        name: checkpoint.sha256_of(folder / f"{name}.pt")
+        for name in CHECKPOINTS
+        if (folder / f"{name}.pt").exists()
     }
     model = None
     with logged.aside("model"):
@@ -171,19 +203,27 @@ def carry_out(cell: Cell, shop: Workshop, data: Data, logged: Record, tick: Tick
         full = name in spec.full_checkpoints
         found, doubts = evaluate(net, spec, data.test, full, folder / f"verdicts_{name}", tick)
         flags |= doubts if name == "best" else {}
-        values = {f"{CHECKPOINTS[name]}/{key}": value for key, value in found.items() if not key.startswith("cost/")}
+        values = {
+            f"{CHECKPOINTS[name]}/{key}": value
+            for key, value in found.items()
+            if not key.startswith("cost/")
+        }
         logged.metrics(values, link=links.link(model, data, values) if name == "best" else {})
         accuracy[name] = found
         logged.file(path, "checkpoints")
     for verdicts in sorted(folder.glob("verdicts_*.npz")):
         logged.file(verdicts, "verdicts")
-    logged.tags({"flags": json.dumps(flags)} | {f"sha256.{name}": digest for name, digest in hashes.items()})
+    logged.tags(
+        {"flags": json.dumps(flags)} | {f"sha256.{name}": digest for name, digest in hashes.items()}
+    )
     costs = {key for found in accuracy.values() for key in found if key.startswith("cost/")}
     logged.metrics({key: sum(found.get(key, 0.0) for found in accuracy.values()) for key in costs})
     if spec.role == "teacher":
         best = folder / "best.pt"
         origin = f"trained here, {spec.suite}, spec {spec.id}"
-        teachers.keep(shop.root, best, Card(cell.identity, spec.arch, spec.dataset, hashes["best"], origin))
+        teachers.keep(
+            shop.root, best, Card(cell.identity, spec.arch, spec.dataset, hashes["best"], origin)
+        )
     judge = "val/robust" if cell.method.adversarial else "val/clean"
     chosen = next(row for row in state.history if row.get(judge) == state.best)
     outcome = Outcome(state.history, chosen, accuracy, flags, state.seconds)
@@ -193,15 +233,25 @@ def carry_out(cell: Cell, shop: Workshop, data: Data, logged: Record, tick: Tick
 
 def total(row: dict[str, float]) -> dict[str, float]:
     """An epoch's metrics with the sum of the loss's terms, the one curve that all methods have in common."""
-    return {"train/loss": sum(value for name, value in row.items() if name.startswith("train/"))} | row
+    return {
+        "train/loss": sum(value for name, value in row.items() if name.startswith("train/"))
+    } | row
 
 
 def present(
-    cell: Cell, shop: Workshop, logged: Record, model: LoggedModel | None, outcome: Outcome, folder: Path
+    cell: Cell,
+    shop: Workshop,
+    logged: Record,
+    model: LoggedModel | None,
+    outcome: Outcome,
+    folder: Path,
 ) -> None:
     """Note, figures and aliases of a run whose numbers are in."""
     with logged.aside("note"):
-        logged.tag(note.TAG, note.of_run(cell.spec, tags(cell, shop.code, shop.group), outcome, logged.run_id))
+        logged.tag(
+            note.TAG,
+            note.of_run(cell.spec, tags(cell, shop.code, shop.group), outcome, logged.run_id),
+        )
     with logged.aside("figures"):
         note.draw(outcome, folder / note.FIGURES)
         logged.files(folder / note.FIGURES, note.FIGURES)
@@ -235,12 +285,16 @@ def evaluate(
     x, y = x.to(device), y.to(device)
     start = time.perf_counter()
     quick = [name for name in spec.attacks if name != "aa"]
-    first = run_attacks(net, x, y, quick, spec, stem.with_suffix(".npz"), tick, PROBES if full else 0)
+    first = run_attacks(
+        net, x, y, quick, spec, stem.with_suffix(".npz"), tick, PROBES if full else 0
+    )
     parts, worst, flags = [first], first.worst, first.flags
     values = {"n": float(len(x)), **first.accuracy()}
     if full and "aa" in spec.attacks:
         count = min(spec.limit_aa or len(x), len(x))
-        second = run_attacks(net, x[:count], y[:count], ["aa"], spec, stem.with_name(f"{stem.name}_aa.npz"), tick)
+        second = run_attacks(
+            net, x[:count], y[:count], ["aa"], spec, stem.with_name(f"{stem.name}_aa.npz"), tick
+        )
         parts.append(second)
         both = first.first(count) | second
         worst, flags = both.worst, flags | both.contradictions()
@@ -251,19 +305,34 @@ def evaluate(
         "cost/eval_seconds": time.perf_counter() - start,
         "cost/eval_forwards": float(sum(cost.forwards for cost in costs)),
         "cost/eval_backwards": float(sum(cost.backwards for cost in costs)),
-        **{f"cost/{name}_seconds": cost.seconds for part in parts for name, cost in part.cost.items()},
+        **{
+            f"cost/{name}_seconds": cost.seconds
+            for part in parts
+            for name, cost in part.cost.items()
+        },
     }
     return values, flags
 
 
 def run_attacks(
-    net: Net, x: Tensor, y: Tensor, names: list[str], spec: Spec, path: Path, tick: Tick, probes: int = 0
+    net: Net,
+    x: Tensor,
+    y: Tensor,
+    names: list[str],
+    spec: Spec,
+    path: Path,
+    tick: Tick,
+    probes: int = 0,
 ) -> attacks.Evaluation:
     try:
-        return attacks.evaluate(net, x, y, names, eps=spec.eps, probes=probes, record=path, progress=tick)
+        return attacks.evaluate(
+            net, x, y, names, eps=spec.eps, probes=probes, record=path, progress=tick
+        )
     except ForeignRecordError:  # of an earlier version of the attacks
         path.unlink()
-        return attacks.evaluate(net, x, y, names, eps=spec.eps, probes=probes, record=path, progress=tick)
+        return attacks.evaluate(
+            net, x, y, names, eps=spec.eps, probes=probes, record=path, progress=tick
+        )
 
 
 def tags(cell: Cell, code: dict[str, str], group: Group = ALONE) -> dict[str, str]:

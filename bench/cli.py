@@ -95,7 +95,14 @@ def overview(group: str = "") -> str:
         "",
         *lines,
     ]
-    return "\n".join([*text, "", "`python -m bench VERB --help` lists a verb's options. To begin:", f"  {EXAMPLE}"])
+    return "\n".join(
+        [
+            *text,
+            "",
+            "`python -m bench VERB --help` lists a verb's options. To begin:",
+            f"  {EXAMPLE}",
+        ]
+    )
 
 
 def find_verb(argv: list[str]) -> tuple[str | None, list[str]]:
@@ -159,17 +166,25 @@ def parse(verb: str, argv: list[str]) -> tuple[Any, dict[str, Any]]:
     if config:
         names = [config.method]
     usual = config.hyper if config else {}
-    extra = flags(names[0], "--official" in argv, usual) if verb == "run" and len(names) == 1 else []
+    extra = (
+        flags(names[0], "--official" in argv, usual) if verb == "run" and len(names) == 1 else []
+    )
     if extra or config:
         place = defaults(form, config.flags) if config else []
-        form = dataclasses.make_dataclass(form.__name__, extra + place, bases=(form,), frozen=True, kw_only=True)
+        form = dataclasses.make_dataclass(
+            form.__name__, extra + place, bases=(form,), frozen=True, kw_only=True
+        )
         form.__doc__ = VERBS[verb].__doc__
     check_flags(verb, form, argv, names)
     values = parsed(verb, form, argv)
     if verb == "run" and not values.method:
         raise UsageError("missing: --method, or --config")
-    plain = VERBS[verb](**{field.name: getattr(values, field.name) for field in dataclasses.fields(VERBS[verb])})
-    return plain, {name: getattr(values, name) for name, _, _ in extra}  # plain: worker processes get it by pickle
+    plain = VERBS[verb](
+        **{field.name: getattr(values, field.name) for field in dataclasses.fields(VERBS[verb])}
+    )
+    return plain, {
+        name: getattr(values, name) for name, _, _ in extra
+    }  # plain: worker processes get it by pickle
 
 
 def configuration(argv: list[str], names: list[str]) -> Config | None:
@@ -193,7 +208,9 @@ def configuration(argv: list[str], names: list[str]) -> Config | None:
         if name not in usual:
             raise unknown(f"hyper-parameter of {found.method} in {given[-1]}", name, usual)
         if not base.fits(value, usual[name]):
-            raise UsageError(f"{given[-1]}: {name} = {value!r} should be a {type(usual[name]).__name__}")
+            raise UsageError(
+                f"{given[-1]}: {name} = {value!r} should be a {type(usual[name]).__name__}"
+            )
     return found
 
 
@@ -225,7 +242,9 @@ def method_names(argv: list[str]) -> list[str]:
     return names
 
 
-def flags(method: str, official: bool = False, given: dict[str, Any] | None = None) -> list[tuple[str, Any, Any]]:
+def flags(
+    method: str, official: bool = False, given: dict[str, Any] | None = None
+) -> list[tuple[str, Any, Any]]:
     """The method's hyper-parameters as dataclass fields, by default those `given` or, if `official`, the authors'."""
     from typing import Annotated, Literal, get_type_hints
 
@@ -243,7 +262,11 @@ def flags(method: str, official: bool = False, given: dict[str, Any] | None = No
         kind = Literal[choices] if choices else hints[field.name]
         about = arg(help=f"{method}: {field.metadata['help']}", metavar=METAVARS.get(kind))
         fields.append(
-            (field.name, Annotated[kind, about], dataclasses.field(default=usual.get(field.name, field.default)))
+            (
+                field.name,
+                Annotated[kind, about],
+                dataclasses.field(default=usual.get(field.name, field.default)),
+            )
         )
     return fields
 
@@ -252,7 +275,9 @@ def check_flags(verb: str, form: type[Any], argv: list[str], names: list[str]) -
     """Raises UsageError for a flag given twice, or for the first unknown one with the nearest right spelling."""
     known = ["--help", *(f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(form))]
     known += [
-        f"--no-{field.name.replace('_', '-')}" for field in dataclasses.fields(form) if field.default in (True, False)
+        f"--no-{field.name.replace('_', '-')}"
+        for field in dataclasses.fields(form)
+        if field.default in (True, False)
     ]
     given = [word.partition("=")[0].replace("_", "-") for word in argv if word.startswith("--")]
     for flag in given:
@@ -262,7 +287,9 @@ def check_flags(verb: str, form: type[Any], argv: list[str], names: list[str]) -
             continue
         near = difflib.get_close_matches(flag, known, n=1, cutoff=0.6)
         hint = f"did you mean {near[0]}?" if near else f"`python -m bench {verb} --help` lists them"
-        if len(names) > 1 and any(flag == f"--{name.replace('_', '-')}" for m in names for name, _, _ in flags(m)):
+        if len(names) > 1 and any(
+            flag == f"--{name.replace('_', '-')}" for m in names for name, _, _ in flags(m)
+        ):
             hint = "a method's own flags need exactly one --method"
         raise UsageError(f"unknown flag {flag}: {hint}")
 

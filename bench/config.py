@@ -43,7 +43,9 @@ class Config:
     @property
     def digest(self) -> str:
         """Four hex digits, the same for the same values alone."""
-        return hashlib.sha256(json.dumps([self.hyper, self.training], sort_keys=True).encode()).hexdigest()[:4]
+        return hashlib.sha256(
+            json.dumps([self.hyper, self.training], sort_keys=True).encode()
+        ).hexdigest()[:4]
 
     @property
     def label(self) -> str:
@@ -53,7 +55,9 @@ class Config:
     @property
     def flags(self) -> dict[str, str]:
         """The options of `run` that the file stands for."""
-        return {name: getattr(self, name) for name in PLACE} | {"suite": self.suite.partition("@")[0]}
+        return {name: getattr(self, name) for name in PLACE} | {
+            "suite": self.suite.partition("@")[0]
+        }
 
 
 def write(path: Path, config: Config) -> None:
@@ -62,7 +66,9 @@ def write(path: Path, config: Config) -> None:
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f"{path.name}.{os.getpid()}.part")  # several processes may end a search together
+        part = path.with_name(
+            f"{path.name}.{os.getpid()}.part"
+        )  # several processes may end a search together
         part.write_text(tomli_w.dumps(dataclasses.asdict(config)), encoding="utf-8")
         part.replace(path)
     except OSError as error:
@@ -92,7 +98,9 @@ def fault(config: Config) -> str:
         value = getattr(config, name)
         if not isinstance(value, str) or not value:
             return f"{name} = {value!r} is no name"
-    if not all(isinstance(getattr(config, name), dict) for name in ("hyper", "training", "provenance")):
+    if not all(
+        isinstance(getattr(config, name), dict) for name in ("hyper", "training", "provenance")
+    ):
         return "hyper, training and provenance are tables"
     suite = suites.get(config.suite.partition("@")[0])
     if suite.id != config.suite:
@@ -103,7 +111,11 @@ def fault(config: Config) -> str:
         if wrong := setting_fault(name, value):
             return f"training.{wrong}"
     trials = config.provenance.get("trials", 1)
-    return "" if type(trials) is int and trials > 0 else f"provenance.trials = {trials!r}: a whole number, 1 or more"
+    return (
+        ""
+        if type(trials) is int and trials > 0
+        else f"provenance.trials = {trials!r}: a whole number, 1 or more"
+    )
 
 
 def setting_fault(name: str, value: Any) -> str:

@@ -31,7 +31,13 @@ from bench.datasets import Dataset
 from bench.errors import BenchError, UsageError
 
 TIMEOUT = 10.0  # seconds without a byte before a download counts as failed
-OFFLINE = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, RuntimeError)
+OFFLINE = (
+    urllib.error.URLError,
+    http.client.HTTPException,
+    ConnectionError,
+    TimeoutError,
+    RuntimeError,
+)
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,9 @@ class Data:
     sha256: str
 
     def to(self, device: torch.device | str) -> Data:
-        return Data(self.info, self.train.to(device), self.val.to(device), self.test.to(device), self.sha256)
+        return Data(
+            self.info, self.train.to(device), self.val.to(device), self.test.to(device), self.sha256
+        )
 
 
 def load(
@@ -93,7 +101,9 @@ def load(
 
 def limit(which: str, given: int | None, size: int) -> int:
     if given is not None and not 1 <= given <= size:
-        raise UsageError(f"a {which} limit of {given:,} is out of range: the {which} set has {size:,} images")
+        raise UsageError(
+            f"a {which} limit of {given:,} is out of range: the {which} set has {size:,} images"
+        )
     return size if given is None else given
 
 
@@ -178,7 +188,9 @@ def official(name: str, root: Path, test: bool = True) -> tuple[Split, Split]:
 
 def pack(half: Any) -> Split:
     labels = half.labels if hasattr(half, "labels") else half.targets
-    images = half.data if hasattr(half, "labels") else half.data.transpose(0, 3, 1, 2)  # torchvision's CIFAR is HWC
+    images = (
+        half.data if hasattr(half, "labels") else half.data.transpose(0, 3, 1, 2)
+    )  # torchvision's CIFAR is HWC
     y = torch.from_numpy(np.asarray(labels).astype(np.int64))
     return Split(torch.from_numpy(np.ascontiguousarray(images)), y)
 
@@ -214,7 +226,9 @@ def fetch(name: str, root: str | Path) -> str:
                 f"{str(root)!r}, or run `python -m bench data import {name} FILE_OR_FOLDER`"
             ) from error
         except OSError as error:
-            raise BenchError(f"cannot write to {str(root)!r}: {error.strerror or one_line(error)}") from error
+            raise BenchError(
+                f"cannot write to {str(root)!r}: {error.strerror or one_line(error)}"
+            ) from error
     return verify(name, root)
 
 
@@ -230,7 +244,8 @@ def import_data(name: str, given: str | Path, root: str | Path) -> str:
     with tempfile.TemporaryDirectory() as scratch:
         folder = unpacked(given, Path(scratch))
         found = {
-            file: next((path for path in folder.rglob(file) if path.is_file()), folder / file) for file in manifest(cls)
+            file: next((path for path in folder.rglob(file) if path.is_file()), folder / file)
+            for file in manifest(cls)
         }
         places = {path.parent for path in found.values()}
         if wrong := fault(cls, places.pop() if len(places) == 1 else folder):
@@ -256,13 +271,17 @@ def unpacked(given: Path, scratch: Path) -> Path:
         with tarfile.open(given) as archive:
             for member in archive:
                 if content := archive.extractfile(member) if member.isfile() else None:
-                    inside = [part for part in PurePosixPath(member.name).parts if part not in ("/", "..")]
+                    inside = [
+                        part for part in PurePosixPath(member.name).parts if part not in ("/", "..")
+                    ]
                     target = scratch.joinpath(*inside)
                     target.parent.mkdir(parents=True, exist_ok=True)
                     with target.open("wb") as out:
                         shutil.copyfileobj(content, out)
     except (OSError, EOFError, tarfile.TarError, zlib.error, lzma.LZMAError) as error:
-        raise BenchError(f"{str(given)!r} is neither a folder nor a readable tar archive: {one_line(error)}") from error
+        raise BenchError(
+            f"{str(given)!r} is neither a folder nor a readable tar archive: {one_line(error)}"
+        ) from error
     return scratch
 
 

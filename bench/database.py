@@ -20,7 +20,9 @@ def file_of(address: str) -> Path | None:
     if not found:
         return None
     if found[1] in ("", ":memory:") or "mode=memory" in (found[2] or ""):
-        raise BenchError(f"{address} is no file but a database in memory, which ends with the program: sqlite:///FILE")
+        raise BenchError(
+            f"{address} is no file but a database in memory, which ends with the program: sqlite:///FILE"
+        )
     return Path(found[1])
 
 

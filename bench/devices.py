@@ -20,7 +20,10 @@ from torch import Tensor
 
 from bench.errors import BenchError, UsageError
 
-NUMBERS, MASTER = ("WORLD_SIZE", "RANK", "LOCAL_RANK"), ("MASTER_ADDR", "MASTER_PORT")  # variables of torchrun
+NUMBERS, MASTER = (
+    ("WORLD_SIZE", "RANK", "LOCAL_RANK"),
+    ("MASTER_ADDR", "MASTER_PORT"),
+)  # variables of torchrun
 PATIENCE = timedelta(days=7)  # the others wait while rank 0 evaluates
 
 
@@ -52,7 +55,9 @@ class Group:
     def go_on(self, begun: str) -> None:
         """Raises BenchError where a run that was `begun` on other devices, in `words`, would become a mixture."""
         if begun != self.words:
-            raise BenchError(f"begun on {begun}, not on {self.words}: go on as it began, or --force begins it again")
+            raise BenchError(
+                f"begun on {begun}, not on {self.words}: go on as it began, or --force begins it again"
+            )
 
     def part(self, index: Tensor) -> Tensor:
         """This process's share of a batch: (B,) -> (B / size,)."""
@@ -105,7 +110,9 @@ def join(device: torch.device, sync_batchnorm: bool) -> tuple[Group, torch.devic
             )
         device = torch.device("cuda", place)
         torch.cuda.set_device(device)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE
+    )
     return Group(dist.get_rank(), dist.get_world_size(), sync_batchnorm), device
 
 

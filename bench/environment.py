@@ -14,18 +14,35 @@ import torch
 from bench import __version__
 from bench.errors import UsageError
 
-PACKAGES = ("torch", "torchvision", "torchattacks", "optuna", "mlflow", "pandas", "numpy", "scikit-learn")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "torchattacks",
+    "optuna",
+    "mlflow",
+    "pandas",
+    "numpy",
+    "scikit-learn",
+)
 
 
 def device(name: str) -> torch.device:
     """The device of a name, or the best one there is for "auto". Raises UsageError for one that is not there."""
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = (
+            "cuda"
+            if torch.cuda.is_available()
+            else "mps"
+            if torch.backends.mps.is_available()
+            else "cpu"
+        )
     try:
         found = torch.device(name)
         torch.zeros(1, device=found)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UsageError(f"--device {name}: there is no such device here; auto takes the best one") from error
+        raise UsageError(
+            f"--device {name}: there is no such device here; auto takes the best one"
+        ) from error
     return found
 
 
@@ -45,7 +62,9 @@ def peak_bytes(found: torch.device) -> float:
     """The most memory held so far: tensors on a CUDA device, elsewhere the process, from its start."""
     if found.type == "cuda":
         return float(torch.cuda.max_memory_allocated(found))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1.0 if sys.platform == "darwin" else 1024.0)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1.0 if sys.platform == "darwin" else 1024.0
+    )
 
 
 def versions() -> dict[str, str]:
@@ -60,7 +79,12 @@ def versions() -> dict[str, str]:
 
 
 def describe(found: torch.device) -> dict[str, object]:
-    return {"device": str(found), "device_name": device_name(found), "platform": platform.platform(), **versions()}
+    return {
+        "device": str(found),
+        "device_name": device_name(found),
+        "platform": platform.platform(),
+        **versions(),
+    }
 
 
 def code() -> dict[str, str]:
@@ -75,7 +99,9 @@ def code() -> dict[str, str]:
     try:
         if git("ls-files", "--", __file__) == "":  # installed inside somebody else's checkout
             return {"code_commit": "unknown", "code_dirty": "unknown"}
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", "bench", "methods", "attacks")
+        changed = git(
+            "status", "--porcelain", "--untracked-files=no", "--", "bench", "methods", "attacks"
+        )
         return {"code_commit": git("rev-parse", "HEAD"), "code_dirty": str(bool(changed)).lower()}
     except (OSError, subprocess.SubprocessError):
         return {"code_commit": "unknown", "code_dirty": "unknown"}

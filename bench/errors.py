@@ -66,7 +66,9 @@ def of_system(error: OSError) -> int:
     Raises the error again if it is a bug: of no path, no pipe and no full disk.
     """
     if isinstance(error, BrokenPipeError) or (error.errno in FULL and error.filename is None):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the interpreter would try once more to write what is left
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), 1
+        )  # the interpreter would try once more to write what is left
     elif error.filename is None:
         raise error
     if not isinstance(error, BrokenPipeError):  # whose reader, `head` say, has seen enough

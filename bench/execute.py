@@ -28,7 +28,13 @@ from bench.track import Store
 from bench.train import Trainer
 
 
-def carry_out(options: Protocol, shop: Workshop, todo: list[Cell], costs: list[Cost], load: Callable[..., Data]) -> int:
+def carry_out(
+    options: Protocol,
+    shop: Workshop,
+    todo: list[Cell],
+    costs: list[Cost],
+    load: Callable[..., Data],
+) -> int:
     """Executes the cells and returns the exit code; teachers come before the students that need them.
 
     Those that are forced are all marked first: an interruption leaves none of them out.
@@ -48,12 +54,18 @@ def assist(options: Protocol, shop: Workshop) -> int:
         data = load(*place(cell.spec))
         with suppress(BenchError):
             made = cell_module.objective(cell, shop, data)
-            Trainer(made, data.to(shop.device), cell.spec, folder, shop.group).fit(lambda *_: None, lambda *_: None)
+            Trainer(made, data.to(shop.device), cell.spec, folder, shop.group).fit(
+                lambda *_: None, lambda *_: None
+            )
     return 0
 
 
 def one_by_one(
-    options: Protocol, shop: Workshop, todo: list[Cell], costs: list[Cost], load: Callable[..., Data]
+    options: Protocol,
+    shop: Workshop,
+    todo: list[Cell],
+    costs: list[Cost],
+    load: Callable[..., Data],
 ) -> int:
     """Executes the cells in order; one that fails is named and the others go on."""
     failed: set[str] = set()
@@ -74,7 +86,9 @@ def side_by_side(options: Protocol, shop: Workshop, todo: list[Cell], costs: lis
     context = multiprocessing.get_context("spawn")
     for role in ("teacher", "student"):
         wave = [pair for pair in zip(todo, costs, strict=True) if pair[0].spec.role == role]
-        with concurrent.futures.ProcessPoolExecutor(options.workers, context, signals.catch_in_worker) as pool:
+        with concurrent.futures.ProcessPoolExecutor(
+            options.workers, context, signals.catch_in_worker
+        ) as pool:
             try:
                 running = {}
                 for cell, cost in wave:
@@ -82,7 +96,9 @@ def side_by_side(options: Protocol, shop: Workshop, todo: list[Cell], costs: lis
                         failed.add(cell.identity)
                         tally.add(cell.label, result[0])
                     else:
-                        running[pool.submit(alone, options, shop.device, shop.code, cell, cost, threads)] = cell
+                        running[
+                            pool.submit(alone, options, shop.device, shop.code, cell, cost, threads)
+                        ] = cell
                 for future in concurrent.futures.as_completed(running):
                     result = outcome(future, options.force)
                     failed |= set() if result[1] else {running[future].identity}
@@ -96,7 +112,12 @@ def side_by_side(options: Protocol, shop: Workshop, todo: list[Cell], costs: lis
 
 
 def alone(
-    options: Protocol, device: torch.device, code: dict[str, str], cell: Cell, cost: Cost, threads: int
+    options: Protocol,
+    device: torch.device,
+    code: dict[str, str],
+    cell: Cell,
+    cost: Cost,
+    threads: int,
 ) -> tuple[str, bool]:
     """`attempt` in a process of its own."""
     try:

@@ -41,28 +41,44 @@ def inputs(record: Record, spec: Spec, data: Data) -> None:
 
     before = record.client.get_run(record.run_id).inputs
     known = {model.model_id for model in before.model_inputs} if before else set()
-    taught = [holder(record.client, f"{place(spec)}.{name}", TEACHER) for name in spec.teachers.values()]
+    taught = [
+        holder(record.client, f"{place(spec)}.{name}", TEACHER) for name in spec.teachers.values()
+    ]
     models = {version.tags["model_id"] for version in taught if version} - known
     about = DatasetInput(dataset(data), [InputTag("mlflow.data.context", CONTEXT)])
-    record.client.log_inputs(record.run_id, [about], [LoggedModelInput(model) for model in sorted(models)])
+    record.client.log_inputs(
+        record.run_id, [about], [LoggedModelInput(model) for model in sorted(models)]
+    )
 
 
 def dataset(data: Data) -> Dataset:
     """The data as used, for MLflow; the digest is how its sha256 begins."""
     from mlflow.entities import Dataset
 
-    info, sizes = data.info, {"training": len(data.train), "validation": len(data.val), "test": len(data.test)}
+    info, sizes = (
+        data.info,
+        {"training": len(data.train), "validation": len(data.val), "test": len(data.test)},
+    )
     images, labels = (
         {"type": "tensor", "tensor-spec": {"dtype": dtype, "shape": [-1, *shape]}}
         for dtype, shape in (("uint8", info.shape), ("int64", ()))
     )
-    schema = {"mlflow_tensorspec": {"features": json.dumps([images]), "targets": json.dumps([labels])}}
+    schema = {
+        "mlflow_tensorspec": {"features": json.dumps([images]), "targets": json.dumps([labels])}
+    }
     if info.name == "digits":
         kind, source = "local", {"uri": "sklearn.datasets.load_digits"}
     else:
         kind, source = "http", {"url": data_module.source(info.name).url}
-    profile = {"num_rows": sum(sizes.values()), **sizes, "classes": info.num_classes, "sha256": data.sha256}
-    return Dataset(info.name, data.sha256[:DIGITS], kind, *map(json.dumps, (source, schema, profile)))
+    profile = {
+        "num_rows": sum(sizes.values()),
+        **sizes,
+        "classes": info.num_classes,
+        "sha256": data.sha256,
+    }
+    return Dataset(
+        info.name, data.sha256[:DIGITS], kind, *map(json.dumps, (source, schema, profile))
+    )
 
 
 def checkpoint(record: Record, cell: Cell, tags: dict[str, str]) -> LoggedModel:
@@ -74,7 +90,9 @@ def checkpoint(record: Record, cell: Cell, tags: dict[str, str]) -> LoggedModel:
     found = client.search_logged_models(place, f"source_run_id = '{record.run_id}'", max_results=1)
     model = found[0] if found else create(record, run.info.experiment_id, cell, tags)
     if not (run.outputs and run.outputs.model_outputs):
-        client.log_outputs(record.run_id, [LoggedModelOutput(model.model_id, cell.spec.training.epochs)])
+        client.log_outputs(
+            record.run_id, [LoggedModelOutput(model.model_id, cell.spec.training.epochs)]
+        )
     return model
 
 
@@ -86,16 +104,27 @@ def create(record: Record, experiment: str, cell: Cell, tags: dict[str, str]) ->
         f"{cell.spec.method} {cell.spec.arch} seed {cell.spec.seed}",
         record.run_id,
         {name: tags[name] for name in MODEL_TAGS} | about,
-        {name: str(value) for name, value in cell.spec.flat().items() if name.startswith(("hyper.", "training."))},
+        {
+            name: str(value)
+            for name, value in cell.spec.flat().items()
+            if name.startswith(("hyper.", "training."))
+        },
         "checkpoint",
     )
 
 
 def link(model: LoggedModel | None, data: Data, values: dict[str, float]) -> dict[str, str]:
     """What the metrics `values` say of their model and data; {} without a model, or where it has them already."""
-    if not model or values.items() <= {metric.key: metric.value for metric in model.metrics or []}.items():
+    if (
+        not model
+        or values.items() <= {metric.key: metric.value for metric in model.metrics or []}.items()
+    ):
         return {}
-    return {"model_id": model.model_id, "dataset_name": data.info.name, "dataset_digest": data.sha256[:DIGITS]}
+    return {
+        "model_id": model.model_id,
+        "dataset_name": data.info.name,
+        "dataset_digest": data.sha256[:DIGITS],
+    }
 
 
 def register(store: Store, record: Record, cell: Cell, model: LoggedModel, found: Outcome) -> None:
@@ -115,7 +144,13 @@ def register(store: Store, record: Record, cell: Cell, model: LoggedModel, found
         beaten = alias == BEST and before and float(before.tags["val_robust"]) >= score
         if beaten or (before and before.run_id == record.run_id):
             return
-        promote(store.client, name, alias, record.run_id, {"model_id": model.model_id, "val_robust": score})
+        promote(
+            store.client,
+            name,
+            alias,
+            record.run_id,
+            {"model_id": model.model_id, "val_robust": score},
+        )
 
 
 def promote(client: MlflowClient, name: str, alias: str, run_id: str, tags: dict[str, Any]) -> None:
@@ -143,6 +178,9 @@ def holder(client: MlflowClient, name: str, alias: str) -> ModelVersion | None:
     try:
         return client.get_model_version_by_alias(name, alias)
     except MlflowException as error:
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # no such model, no such alias
+        if error.error_code in (
+            "RESOURCE_DOES_NOT_EXIST",
+            "INVALID_PARAMETER_VALUE",
+        ):  # no such model, no such alias
             return None
         raise

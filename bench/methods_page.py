@@ -45,7 +45,9 @@ def render() -> str:
 def row(name: str, form: type[Method]) -> str:
     """A line of the table."""
     case, count = form(), passes(form())
-    student, teacher = (f"{count[who, 'forward']:g} + {count[who, 'backward']:g}" for who in ("student", "teacher"))
+    student, teacher = (
+        f"{count[who, 'forward']:g} + {count[who, 'backward']:g}" for who in ("student", "teacher")
+    )
     odd = [f"`{field.name}`" for field in dataclasses.fields(form) if official(field) is not None]
     odd += [f"`{field}`" for field, _, _ in form.recipe]
     return f"| [{name}](#{name}) | {', '.join(case.requires) or 'none'} | {student} | {teacher} | {', '.join(odd)} |"
@@ -61,7 +63,8 @@ def section(name: str, form: type[Method]) -> str:
     if tuned:
         parts.append("| Flag | Default | Searched | Meaning |\n| --- | --- | --- | --- |")
         parts += [
-            f"| `--{flag(field)}` | {field.default} | {searched(field)} | {field.metadata['help']} |" for field in tuned
+            f"| `--{flag(field)}` | {field.default} | {searched(field)} | {field.metadata['help']} |"
+            for field in tuned
         ]
         parts.append("")
     odd = [f"- `{field.name}`: {official(field)} instead of {field.default}: {field.metadata['help']}"
@@ -77,7 +80,10 @@ def passes(case: Method) -> Counter[tuple[str, str]]:
     nets, batch = contract.networks(case), contract.every_epoch(contract.images([0, 1, 2, 0]))[-1]
     count: Counter[tuple[str, str]] = Counter()
     watch(nets.student, "student", count)
-    for net in [*nets.teachers.values(), *(part for part in nets.parts.values() if isinstance(part, Net))]:
+    for net in [
+        *nets.teachers.values(),
+        *(part for part in nets.parts.values() if isinstance(part, Net)),
+    ]:
         watch(net, "teacher", count)
     full = dataclasses.replace(batch, budget=Budget(0.1, 0.05, 10))
     contract.train(case, nets, [full])

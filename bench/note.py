@@ -18,7 +18,11 @@ TAG = "mlflow.note.content"
 LONGEST = 8000  # characters that MLflow keeps of a tag
 FIGURES = "figures"
 # Runs lie folded under their parents, out of the charts' sight, unless they are sorted by a metric.
-UNFOLDED = {"workflowType": "machine_learning", "compareRunsMode": "CHART", "orderByKey": "metrics.`test/aa`"}
+UNFOLDED = {
+    "workflowType": "machine_learning",
+    "compareRunsMode": "CHART",
+    "orderByKey": "metrics.`test/aa`",
+}
 CHECKPOINTS = {"best": "best", "last": "last", "ema": "EMA", "swa": "SWA"}
 
 
@@ -67,20 +71,29 @@ def of_group(tags: dict[str, str], experiment: str, run_id: str) -> str:
 
 def plain(text: str) -> str:
     """Text that Markdown and HTML leave as it is."""
-    return "".join(f"\\{c}" if c in r"\`*_{}[]()#+!|~" else c for c in html.escape(text, quote=False))
+    return "".join(
+        f"\\{c}" if c in r"\`*_{}[]()#+!|~" else c for c in html.escape(text, quote=False)
+    )
 
 
 def names(accuracy: dict[str, dict[str, float]]) -> list[str]:
     """The attacks, in the order of evaluation, `worst` last."""
     every = dict.fromkeys(name for found in accuracy.values() for name in found)
-    attacks = [name for name in every if name not in ("n", "aa_n", "worst") and not name.startswith("cost/")]
+    attacks = [
+        name
+        for name in every
+        if name not in ("n", "aa_n", "worst") and not name.startswith("cost/")
+    ]
     return [*attacks, "worst"]
 
 
 def table(accuracy: dict[str, dict[str, float]]) -> str:
     """A line a checkpoint, in percent."""
     columns = names(accuracy)
-    lines = [f"| checkpoint | {' | '.join(map(plain, columns))} |", f"| --- |{' ---: |' * len(columns)}"]
+    lines = [
+        f"| checkpoint | {' | '.join(map(plain, columns))} |",
+        f"| --- |{' ---: |' * len(columns)}",
+    ]
     for name, found in accuracy.items():
         cells = (f"{100 * found[column]:.1f}" if column in found else "-" for column in columns)
         lines.append(f"| {CHECKPOINTS[name]} | {' | '.join(cells)} |")
@@ -97,7 +110,10 @@ def choice(spec: Spec, found: Outcome) -> str:
 
 
 def facts(spec: Spec, tags: dict[str, str], found: Outcome) -> list[str]:
-    teachers = ", ".join(f"{plain(identity)} ({role})" for role, identity in spec.teachers.items()) or "none"
+    teachers = (
+        ", ".join(f"{plain(identity)} ({role})" for role, identity in spec.teachers.items())
+        or "none"
+    )
     evaluation = sum(values.get("cost/eval_seconds", 0.0) for values in found.accuracy.values())
     state = " with uncommitted changes" if tags.get("code_dirty") == "true" else ""
     return [
@@ -109,7 +125,9 @@ def facts(spec: Spec, tags: dict[str, str], found: Outcome) -> list[str]:
 
 def image(run_id: str, name: str) -> str:
     """The figure as MLflow's own server gives it."""
-    return f"![{name}](get-artifact?path={quote(f'{FIGURES}/{name}.png', safe='')}&run_uuid={run_id})"
+    return (
+        f"![{name}](get-artifact?path={quote(f'{FIGURES}/{name}.png', safe='')}&run_uuid={run_id})"
+    )
 
 
 def draw(found: Outcome, folder: Path) -> None:
@@ -121,7 +139,9 @@ def draw(found: Outcome, folder: Path) -> None:
     accuracy, loss = figure.subplots(1, 2)
     curves(accuracy, "validation accuracy, %", found.history, ("val/clean", "val/robust"), 100)
     accuracy.axvline(found.chosen["epoch"], color="0.6", linestyle=":", label="chosen")
-    terms = dict.fromkeys(name for row in found.history for name in row if name.startswith("train/"))
+    terms = dict.fromkeys(
+        name for row in found.history for name in row if name.startswith("train/")
+    )
     curves(loss, "training loss", found.history, terms, 1)
     legends(accuracy, loss)
     figure.subplots_adjust(0.07, 0.15, 0.99, 0.89, wspace=0.18)
@@ -137,10 +157,14 @@ def draw(found: Outcome, folder: Path) -> None:
 def legends(*every: Axes) -> None:
     """Above the axes, where no curve can lie."""
     for axes in every:
-        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 0.99), ncols=6, fontsize=8, frameon=False)
+        axes.legend(
+            loc="lower center", bbox_to_anchor=(0.5, 0.99), ncols=6, fontsize=8, frameon=False
+        )
 
 
-def curves(axes: Axes, label: str, history: list[dict[str, float]], metrics: Iterable[str], scale: float) -> None:
+def curves(
+    axes: Axes, label: str, history: list[dict[str, float]], metrics: Iterable[str], scale: float
+) -> None:
     for name in metrics:
         points = [(row["epoch"], scale * row[name]) for row in history if name in row]
         axes.plot(*zip(*points, strict=True), marker="." if len(points) < 20 else "", label=name)
@@ -153,6 +177,13 @@ def bars(axes: Axes, accuracy: dict[str, dict[str, float]]) -> None:
     attacks, width = names(accuracy)[:-1], 0.8 / len(accuracy)
     for place, (name, found) in enumerate(accuracy.items()):
         heights = [100 * found.get(attack, 0.0) for attack in attacks]
-        axes.bar([x + place * width for x in range(len(attacks))], heights, width, label=CHECKPOINTS[name])
-    axes.set_xticks([x + 0.4 - width / 2 for x in range(len(attacks))], attacks, rotation=20, parse_math=False)
+        axes.bar(
+            [x + place * width for x in range(len(attacks))],
+            heights,
+            width,
+            label=CHECKPOINTS[name],
+        )
+    axes.set_xticks(
+        [x + 0.4 - width / 2 for x in range(len(attacks))], attacks, rotation=20, parse_math=False
+    )
     axes.set_ylabel("test accuracy, %")

@@ -8,7 +8,16 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
-from bench.arguments import Common, DataFolder, DryRun, Measured, Number, Protocol, Speed, StoreFolder
+from bench.arguments import (
+    Common,
+    DataFolder,
+    DryRun,
+    Measured,
+    Number,
+    Protocol,
+    Speed,
+    StoreFolder,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,23 +28,42 @@ class Run(Protocol):
     """
 
     method: Annotated[
-        str, arg(metavar="NAMES", help="methods, with commas, or all", help_behavior_hint="(required, or --config)")
+        str,
+        arg(
+            metavar="NAMES",
+            help="methods, with commas, or all",
+            help_behavior_hint="(required, or --config)",
+        ),
     ] = ""
     student: Annotated[
-        str, arg(metavar="NAMES", help="models, with commas", help_behavior_hint="(default: the suite's)")
+        str,
+        arg(
+            metavar="NAMES", help="models, with commas", help_behavior_hint="(default: the suite's)"
+        ),
     ] = ""
-    teacher: Annotated[str, arg(metavar="NAME", help="robust, natural or an imported teacher")] = "robust"
-    seeds: Annotated[str, arg(metavar="LIST", help="such as 0,1,2", help_behavior_hint="(default: the suite's)")] = ""
-    epochs: Annotated[Number, arg(help="for the students", help_behavior_hint="(default: the suite's)")] = None
+    teacher: Annotated[str, arg(metavar="NAME", help="robust, natural or an imported teacher")] = (
+        "robust"
+    )
+    seeds: Annotated[
+        str, arg(metavar="LIST", help="such as 0,1,2", help_behavior_hint="(default: the suite's)")
+    ] = ""
+    epochs: Annotated[
+        Number, arg(help="for the students", help_behavior_hint="(default: the suite's)")
+    ] = None
     official: Annotated[
-        FlagCreatePairsOff[bool], arg(help="as the authors' script does it, oddities included; see docs/methods.md")
+        FlagCreatePairsOff[bool],
+        arg(help="as the authors' script does it, oddities included; see docs/methods.md"),
     ] = False
     awp: Annotated[
-        float, arg(metavar="X", help="adversarial weight perturbation, of this relative size; 0.005, say")
+        float,
+        arg(metavar="X", help="adversarial weight perturbation, of this relative size; 0.005, say"),
     ] = 0.0
     config: Annotated[
         Path | None,
-        arg(metavar="FILE", help="a configuration that `tune` wrote: method, suite, student and all values"),
+        arg(
+            metavar="FILE",
+            help="a configuration that `tune` wrote: method, suite, student and all values",
+        ),
     ] = None
     dry_run: DryRun = False
 
@@ -49,17 +77,30 @@ class Tune(Protocol):
     """
 
     method: Annotated[
-        str, arg(metavar="NAMES", help="one method, several with commas, or all: the same budget for each")
+        str,
+        arg(
+            metavar="NAMES",
+            help="one method, several with commas, or all: the same budget for each",
+        ),
     ]
     trials: Annotated[int, arg(metavar="N", help="the budget of each method")] = 30
     student: Annotated[
-        str, arg(metavar="NAMES", help="models, with commas", help_behavior_hint="(default: the suite's)")
+        str,
+        arg(
+            metavar="NAMES", help="models, with commas", help_behavior_hint="(default: the suite's)"
+        ),
     ] = ""
-    teacher: Annotated[str, arg(metavar="NAME", help="robust, natural or an imported teacher")] = "robust"
-    epochs: Annotated[Number, arg(help="of a trial", help_behavior_hint="(default: the suite's)")] = None
+    teacher: Annotated[str, arg(metavar="NAME", help="robust, natural or an imported teacher")] = (
+        "robust"
+    )
+    epochs: Annotated[
+        Number, arg(help="of a trial", help_behavior_hint="(default: the suite's)")
+    ] = None
     objectives: Annotated[
         Literal["robust", "clean,robust"],
-        arg(help="accuracy under PGD with a floor on the clean one, or the Pareto front of both, unpruned"),
+        arg(
+            help="accuracy under PGD with a floor on the clean one, or the Pareto front of both, unpruned"
+        ),
     ] = "robust"
     min_clean: Annotated[
         float | None,
@@ -73,10 +114,15 @@ class Tune(Protocol):
         Literal["tpe", "gp", "nsga2", "random"],
         arg(help="gp for few expensive trials, nsga2 for many cheap ones, random as the control"),
     ] = "tpe"
-    pruner: Annotated[Literal["halving", "hyperband", "none"], arg(help="what stops a trial early")] = "halving"
+    pruner: Annotated[
+        Literal["halving", "hyperband", "none"], arg(help="what stops a trial early")
+    ] = "halving"
     range: Annotated[
         tuple[str, ...],
-        arg(metavar="NAME=LOW:HIGH", help="another range, also NAME=LOW:HIGH:log, NAME=A,B,C or, fixed, NAME=VALUE"),
+        arg(
+            metavar="NAME=LOW:HIGH",
+            help="another range, also NAME=LOW:HIGH:log, NAME=A,B,C or, fixed, NAME=VALUE",
+        ),
     ] = ()
     storage: Annotated[
         str,
@@ -86,11 +132,20 @@ class Tune(Protocol):
             help_behavior_hint="(default: STORE/tuning.journal)",
         ),
     ] = ""
-    search_seed: Annotated[int, arg(metavar="N", help="of the trials' training and of the sampler")] = 1000
+    search_seed: Annotated[
+        int, arg(metavar="N", help="of the trials' training and of the sampler")
+    ] = 1000
     seeds: Annotated[
-        str, arg(metavar="LIST", help="of the final runs, such as 0,1,2", help_behavior_hint="(default: the suite's)")
+        str,
+        arg(
+            metavar="LIST",
+            help="of the final runs, such as 0,1,2",
+            help_behavior_hint="(default: the suite's)",
+        ),
     ] = ""
-    search_only: Annotated[FlagCreatePairsOff[bool], arg(help="leave the final runs and the test set alone")] = False
+    search_only: Annotated[
+        FlagCreatePairsOff[bool], arg(help="leave the final runs and the test set alone")
+    ] = False
     dry_run: DryRun = False
 
 
@@ -98,7 +153,9 @@ class Tune(Protocol):
 class TeacherTrain(Protocol):
     """Train a suite's teacher now, as `run` does on first use."""
 
-    role: Annotated[Literal["robust", "natural"], arg(help="which of the suite's teachers")] = "robust"
+    role: Annotated[Literal["robust", "natural"], arg(help="which of the suite's teachers")] = (
+        "robust"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,10 +172,13 @@ class TeacherImport(Common):
     dataset: Annotated[str, arg(metavar="NAME", help="what it was trained on")] = ""
     sha256: Annotated[str, arg(metavar="HEX", help="refuse the file unless this is its hash")] = ""
     mean: Annotated[
-        tuple[float, ...], arg(help="per channel, if the file holds none and does not take raw pixels")
+        tuple[float, ...],
+        arg(help="per channel, if the file holds none and does not take raw pixels"),
     ] = ()
     std: Annotated[tuple[float, ...], arg(help="as --mean")] = ()
-    limit_test: Annotated[Measured, arg(help="measure it on the first N test images, 100 or more")] = 1000
+    limit_test: Annotated[
+        Measured, arg(help="measure it on the first N test images, 100 or more")
+    ] = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +194,12 @@ class TeacherVerify(Common):
 
     name: Positional[Annotated[str, arg(help="as `teacher list` shows it")]]
     suite: Annotated[
-        str, arg(metavar="NAME", help="whose eps to use", help_behavior_hint="(default: the first with its data set)")
+        str,
+        arg(
+            metavar="NAME",
+            help="whose eps to use",
+            help_behavior_hint="(default: the first with its data set)",
+        ),
     ] = ""
     limit_test: Annotated[Measured, arg(help="use the first N test images")] = 1000
 
@@ -154,7 +219,9 @@ class Evaluate(Common):
             help_behavior_hint="(default: fgsm,pgd20,pgd20_trades,cw_inf,aa in Linf, pgd20,aa in L2)",
         ),
     ] = ""
-    norm: Annotated[Literal["Linf", "L2"], arg(help="what the perturbation is measured in")] = "Linf"
+    norm: Annotated[Literal["Linf", "L2"], arg(help="what the perturbation is measured in")] = (
+        "Linf"
+    )
     eps: Annotated[
         float | None,
         arg(
@@ -164,7 +231,8 @@ class Evaluate(Common):
         ),
     ] = None
     surrogate: Annotated[
-        Path | None, arg(metavar="FILE", help="another checkpoint, on which NAME@surrogate makes its images")
+        Path | None,
+        arg(metavar="FILE", help="another checkpoint, on which NAME@surrogate makes its images"),
     ] = None
     surrogate_arch: Annotated[
         str, arg(metavar="MODEL", help="of the surrogate", help_behavior_hint="(default: --arch)")
@@ -173,23 +241,30 @@ class Evaluate(Common):
     batch_size: Annotated[int, arg(metavar="N", help="images attacked at once")] = 250
     seed: Annotated[int, arg(metavar="N", help="of the attacks' random numbers")] = 0
     sha256: Annotated[str, arg(metavar="HEX", help="refuse the file unless this is its hash")] = ""
-    out: Annotated[Path | None, arg(metavar="FILE", help="per-image verdicts, an .npz; a second call continues it")] = (
-        None
-    )
+    out: Annotated[
+        Path | None,
+        arg(metavar="FILE", help="per-image verdicts, an .npz; a second call continues it"),
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Leaderboard:
     """Write a site, to be opened from its index.html, and the tables as Markdown, LaTeX, JSON and CSV, from the record."""
 
-    suite: Annotated[str, arg(metavar="NAME", help="one suite", help_behavior_hint="(default: all)")] = ""
+    suite: Annotated[
+        str, arg(metavar="NAME", help="one suite", help_behavior_hint="(default: all)")
+    ] = ""
     out: Annotated[Path, arg(metavar="DIR")] = Path("leaderboard")
-    figures: Annotated[FlagCreatePairsOff[bool], arg(help="figures for papers too, in DIR/figures; seconds a task")] = (
-        False
-    )
+    figures: Annotated[
+        FlagCreatePairsOff[bool], arg(help="figures for papers too, in DIR/figures; seconds a task")
+    ] = False
     store: StoreFolder = Path("runs")
     records: Annotated[
-        Path | None, arg(metavar="DIR", help="from record files, such as leaderboards/results, not from the store")
+        Path | None,
+        arg(
+            metavar="DIR",
+            help="from record files, such as leaderboards/results, not from the store",
+        ),
     ] = None
 
 
@@ -198,7 +273,9 @@ class Export:
     """Write finished runs as records, a small file each without tensors, for another checkout to import."""
 
     runs: Positional[Annotated[tuple[str, ...], arg(metavar="RUN", help="ids of MLflow runs")]] = ()
-    suite: Annotated[str, arg(metavar="NAME", help="all finished runs of a suite, such as digits or digits@3")] = ""
+    suite: Annotated[
+        str, arg(metavar="NAME", help="all finished runs of a suite, such as digits or digits@3")
+    ] = ""
     out: Annotated[Path, arg(metavar="DIR", help="where to")] = Path("records")
     store: StoreFolder = Path("runs")
 
@@ -211,13 +288,20 @@ class Import(Common):
     other numbers for a spec that is recorded already are refused.
     """
 
-    sources: Positional[Annotated[tuple[Path, ...], arg(metavar="FILE-OR-DIR", help="records, or folders of them")]]
+    sources: Positional[
+        Annotated[tuple[Path, ...], arg(metavar="FILE-OR-DIR", help="records, or folders of them")]
+    ]
     verify: Annotated[
-        FlagCreatePairsOff[bool], arg(help="run the evaluation again on the checkpoint, and refuse other numbers")
+        FlagCreatePairsOff[bool],
+        arg(help="run the evaluation again on the checkpoint, and refuse other numbers"),
     ] = False
     checkpoint: Annotated[
         Path | None,
-        arg(metavar="FILE", help="for --verify", help_behavior_hint="(default: the one in the store with its sha256)"),
+        arg(
+            metavar="FILE",
+            help="for --verify",
+            help_behavior_hint="(default: the one in the store with its sha256)",
+        ),
     ] = None
 
 
@@ -226,7 +310,9 @@ class Ui:
     """Open MLflow's own pages on the record, for this machine alone unless told otherwise; Ctrl-C ends it."""
 
     store: StoreFolder = Path("runs")
-    host: Annotated[str, arg(metavar="NAME", help="0.0.0.0 lets other machines in, without a password")] = "127.0.0.1"
+    host: Annotated[
+        str, arg(metavar="NAME", help="0.0.0.0 lets other machines in, without a password")
+    ] = "127.0.0.1"
     port: Annotated[int, arg(metavar="N")] = 5000
 
 
@@ -272,7 +358,9 @@ class NewMethod:
     """Write the file of a new method and its test, which passes, to begin with."""
 
     name: Positional[Annotated[str, arg(help="what `--method` shall call it")]]
-    out: Annotated[Path, arg(metavar="DIR", help="where to; methods/ of a clone needs no test")] = Path(".")
+    out: Annotated[Path, arg(metavar="DIR", help="where to; methods/ of a clone needs no test")] = (
+        Path(".")
+    )
 
 
 VERBS: dict[str, type[Any]] = {

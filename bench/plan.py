@@ -61,7 +61,9 @@ def plan(options: Run, hyper: dict[str, Any]) -> list[Cell]:
     starts = {name: start(options, suite, name) for name in wanted(options.method)}
     makers = [make(name, hyper or found.hyper) for name, found in starts.items()]
     if options.official and not any(found.name for found in starts.values()):
-        raise UsageError(f"--official: no script of {options.method} is known to do anything otherwise")
+        raise UsageError(
+            f"--official: no script of {options.method} is known to do anything otherwise"
+        )
     if options.teacher != "robust" and not any(method.requires for _, method in makers):
         raise UsageError(f"--teacher {options.teacher}: {options.method} has no teacher")
     seeds = numbers(options.seeds) or suite.seeds
@@ -73,7 +75,9 @@ def plan(options: Run, hyper: dict[str, Any]) -> list[Cell]:
             for arch in students:
                 for seed in seeds:
                     begin = starts[name]
-                    spec = student(options, suite, dataset, arch, (name, method), found, seed, begin)
+                    spec = student(
+                        options, suite, dataset, arch, (name, method), found, seed, begin
+                    )
                     words = variant(options, method, begin), command(options, spec, method, begin)
                     cells.append(Cell(spec, method, *words, tuple(begin.training)))
     return [*needed.values(), *cells]
@@ -83,7 +87,9 @@ def teacher(options: Protocol, suite: Suite, dataset: str, role: str) -> Cell:
     """The cell that trains the suite's teacher of a role."""
     recipe = suite.teachers[role]
     name, method = make(recipe.method)
-    shared = common(options, suite, dataset) | ({"limit_aa": recipe.limit_aa} if recipe.limit_aa else {})
+    shared = common(options, suite, dataset) | (
+        {"limit_aa": recipe.limit_aa} if recipe.limit_aa else {}
+    )
     spec = Spec(role="teacher", arch=recipe.arch, method=name, teachers={}, seed=0, training=recipe.training,
                 hyper=dataclasses.asdict(method), **shared)  # fmt: skip
     words = ["teacher", "train", "--suite", suite.name, "--dataset", dataset, "--role", role]
@@ -129,7 +135,9 @@ def common(options: Protocol, suite: Suite, dataset: str) -> dict[str, Any]:
     }
 
 
-def identities(options: Run, suite: Suite, dataset: str, method: Method, needed: dict[str, Cell]) -> dict[str, str]:
+def identities(
+    options: Run, suite: Suite, dataset: str, method: Method, needed: dict[str, Cell]
+) -> dict[str, str]:
     """The identity of the teacher for each role the method reads; those to be trained here are added to `needed`."""
     found = {}
     for role in method.requires:
@@ -155,7 +163,9 @@ def chosen(options: Protocol, suite: Suite) -> tuple[str, ...]:
     for name in asked:
         datasets.get(name)
         if name not in suite.datasets:
-            raise UsageError(f"suite {suite.name} is not for {name}: it covers {', '.join(suite.datasets)}")
+            raise UsageError(
+                f"suite {suite.name} is not for {name}: it covers {', '.join(suite.datasets)}"
+            )
     return asked
 
 
@@ -179,8 +189,16 @@ def start(options: Run, suite: Suite, name: str) -> Start:
             raise UsageError("--official and --config: one of them")
         found = config.read(options.config)
         if (found.method, found.suite) != (name, suite.id):
-            raise UsageError(f"--config {str(options.config)!r} is for {found.method} in {found.suite}")
-        return Start(found.hyper, found.training, found.label, ("--config", str(options.config)), found.trials)
+            raise UsageError(
+                f"--config {str(options.config)!r} is for {found.method} in {found.suite}"
+            )
+        return Start(
+            found.hyper,
+            found.training,
+            found.label,
+            ("--config", str(options.config)),
+            found.trials,
+        )
     if not options.official:
         return Start()
     form = load(name)
@@ -210,7 +228,9 @@ def names(text: str) -> tuple[str, ...]:
     found = tuple(word.strip() for word in text.split(",")) if text else ()
     for word in found:
         if not word or found.count(word) > 1:
-            raise UsageError(f"{text!r} names {word!r} twice" if word else f"{text!r} has an empty name")
+            raise UsageError(
+                f"{text!r} names {word!r} twice" if word else f"{text!r} has an empty name"
+            )
     return found
 
 
@@ -228,7 +248,9 @@ def numbers(text: str) -> tuple[int, ...]:
 def changes(method: Method, begin: Start) -> dict[str, Any]:
     """The hyper-parameters whose values are not those that it began with."""
     usual = {field.name: field.default for field in dataclasses.fields(method)} | begin.hyper
-    return {name: value for name, value in dataclasses.asdict(method).items() if value != usual[name]}
+    return {
+        name: value for name, value in dataclasses.asdict(method).items() if value != usual[name]
+    }
 
 
 def variant(options: Run, method: Method, begin: Start) -> str:
@@ -242,13 +264,19 @@ def command(options: Run, spec: Spec, method: Method, begin: Start) -> str:
     """The command line that repeats one student."""
     words = ["run", "--method", spec.method, "--suite", options.suite, "--dataset", spec.dataset]
     words += ["--student", spec.arch, "--seeds", str(spec.seed)]
-    words += ["--teacher", options.teacher] if method.requires and options.teacher != "robust" else []
+    words += (
+        ["--teacher", options.teacher] if method.requires and options.teacher != "robust" else []
+    )
     words += ["--epochs", str(options.epochs)] if options.epochs is not None else []
     words += begin.flags
     words += ["--awp", str(options.awp)] if options.awp else []
     for name, value in changes(method, begin).items():
         flag = name.replace("_", "-")
-        words += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
+        words += (
+            [f"--{'' if value else 'no-'}{flag}"]
+            if isinstance(value, bool)
+            else [f"--{flag}", str(value)]
+        )
     return say(words, options)
 
 

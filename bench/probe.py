@@ -14,7 +14,11 @@ from bench.plan import Cell
 from bench.train import Objective
 from methods.base import Batch, Budget
 
-FEW, SMALL, SLOW = 2, 8, 0.25  # images before the first try and in it; seconds beyond which a full batch is not tried
+FEW, SMALL, SLOW = (
+    2,
+    8,
+    0.25,
+)  # images before the first try and in it; seconds beyond which a full batch is not tried
 # Forward passes of evaluation per test image (a backward pass counts as one), where half of the images stand.
 PASSES = {"fgsm": 2, "pgd20": 40, "pgd20_trades": 40, "cw_inf": 60, "aa": 4000}
 
@@ -28,7 +32,9 @@ class Cost:
     student_passes: float
 
 
-def measure(cell: Cell, teachers: dict[str, str], sizes: tuple[int, int], device: torch.device) -> Cost:
+def measure(
+    cell: Cell, teachers: dict[str, str], sizes: tuple[int, int], device: torch.device
+) -> Cost:
     """Times one step on random weights. `teachers`: role -> architecture; sizes: training and test images."""
     spec, info = cell.spec, datasets.get(cell.spec.dataset)
     student = models.build(spec.arch, info).to(device)
@@ -41,7 +47,9 @@ def measure(cell: Cell, teachers: dict[str, str], sizes: tuple[int, int], device
         size = min(spec.training.batch, sizes[0])
         per_image = step(objective, cell, size, device)[0] / size
     forward = inference(student, info.shape, device)
-    attacked = {name: spec.limit_aa or sizes[1] if name == "aa" else sizes[1] for name in spec.attacks}
+    attacked = {
+        name: spec.limit_aa or sizes[1] if name == "aa" else sizes[1] for name in spec.attacks
+    }
     others = sum(PASSES[name] * attacked[name] for name in spec.attacks if name not in ("aa",))
     full = len(spec.full_checkpoints) * PASSES["aa"] * min(attacked.get("aa", 0), sizes[1])
     return Cost(spec.training.epochs * sizes[0] * per_image, forward * (3 * others + full), passes)
@@ -70,7 +78,9 @@ def step(objective: Objective, cell: Cell, size: int, device: torch.device) -> t
 
 
 @torch.no_grad()
-def inference(net: methods.base.Net, shape: tuple[int, ...], device: torch.device, size: int = 64) -> float:
+def inference(
+    net: methods.base.Net, shape: tuple[int, ...], device: torch.device, size: int = 64
+) -> float:
     """Seconds of a forward pass per image."""
     net.eval()
     x = torch.rand(size, *shape, device=device)

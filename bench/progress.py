@@ -23,7 +23,9 @@ class Progress:
 
     def __post_init__(self) -> None:
         columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[left]}")
-        self.bar = Bar(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
+        self.bar = Bar(
+            *columns, console=self.console, transient=True, disable=not self.console.is_terminal
+        )
         self.task = self.bar.add_task("", total=1.0, left="")
         self.cell = -1
         self.spent = self.foreseen = 0.0  # of the finished cells
@@ -48,7 +50,9 @@ class Progress:
         seconds = time.monotonic() - self.began
         self.spent += seconds
         self.foreseen += sum(self.estimates[self.cell])
-        self.console.print(f"{self.label}: {result} ({duration(seconds)})", markup=False, soft_wrap=True)
+        self.console.print(
+            f"{self.label}: {result} ({duration(seconds)})", markup=False, soft_wrap=True
+        )
         self.said = time.monotonic()
 
     def tick(self, stage: str, done: int, total: int) -> None:
@@ -62,7 +66,9 @@ class Progress:
         self.bar.update(self.task, description=f"{self.label}: {stage}", completed=share, left=left)
         if not self.console.is_terminal and now - self.said > QUIET:
             self.said = now
-            self.console.print(f"{self.label}: {stage} {share:.0%}, {left}", markup=False, soft_wrap=True)
+            self.console.print(
+                f"{self.label}: {stage} {share:.0%}, {left}", markup=False, soft_wrap=True
+            )
 
     def left(self, now: float, share: float) -> float:
         """Seconds to the end of the grid: training by its own pace, the rest by the probe, corrected by what was."""
@@ -72,7 +78,9 @@ class Progress:
         if self.stage != "train":
             return rest + max(pace * evaluate - (now - self.since), 0.0)
         gained = share - self.first
-        own = (now - self.since) * (1 - share) / gained if gained > 0 else pace * train * (1 - share)
+        own = (
+            (now - self.since) * (1 - share) / gained if gained > 0 else pace * train * (1 - share)
+        )
         return rest + own + pace * evaluate
 
 
@@ -92,8 +100,14 @@ class Tally:
         self.over += 1
         spent = time.monotonic() - self.began
         left = self.total - self.over
-        rest = f"about {duration(spent * left / self.over)} left" if left else f"{duration(spent)} in all"
-        self.console.print(f"[{self.over}/{self.total}] {label}: {result} ({rest})", markup=False, soft_wrap=True)
+        rest = (
+            f"about {duration(spent * left / self.over)} left"
+            if left
+            else f"{duration(spent)} in all"
+        )
+        self.console.print(
+            f"[{self.over}/{self.total}] {label}: {result} ({rest})", markup=False, soft_wrap=True
+        )
 
 
 def duration(seconds: float) -> str:

@@ -20,13 +20,21 @@ from leaderboards.record import Record, RecordError
 from leaderboards.store import StoreError, collect
 
 BATCH = 1000  # metrics that MLflow takes at once
-TRAINED = ("role", "dataset", "student", "method", "seed")  # tags, as record.Record.trained has them
+TRAINED = (
+    "role",
+    "dataset",
+    "student",
+    "method",
+    "seed",
+)  # tags, as record.Record.trained has them
 
 
 def export(given: options.Export) -> int:
     """Writes a file for each run; 1 if one could not be."""
     if bool(given.runs) == bool(given.suite):
-        raise UsageError("name runs by their MLflow ids, or with --suite all finished runs of a suite")
+        raise UsageError(
+            "name runs by their MLflow ids, or with --suite all finished runs of a suite"
+        )
     source = tracking_uri(given.store)
     try:
         runs = collect(source, given.suite or None)
@@ -46,7 +54,9 @@ def export(given: options.Export) -> int:
             raise RecordError("no finished run of a suite has this id")
         made = of(found[name], curves.get(name, {}))
         path = given.out / made.name
-        part = path.with_suffix(".part")  # a full disk leaves the file of an earlier export as it is
+        part = path.with_suffix(
+            ".part"
+        )  # a full disk leaves the file of an earlier export as it is
         try:
             part.write_text(made.text(), encoding="utf-8")
             part.replace(path)
@@ -59,7 +69,11 @@ def export(given: options.Export) -> int:
 
 def of(run: dict[str, Any], curves: fields.Curves) -> Record:
     """The record of a run in store.collect's frame, with its part of details.curves. Raises RecordError."""
-    metrics = {name: value for name, value in run.items() if name.startswith(fields.METRICS) and value == value}
+    metrics = {
+        name: value
+        for name, value in run.items()
+        if name.startswith(fields.METRICS) and value == value
+    }
     try:
         spec = json.loads(artifacts.read(run["artifact_uri"], "spec.json"))
         survived = verdicts.of(run["artifact_uri"]) if "test/aa" in metrics else None
@@ -73,7 +87,9 @@ def of(run: dict[str, Any], curves: fields.Curves) -> Record:
         start_time=run["start_time"].value // 1_000_000,
         spec=spec,
         tags={name: run[name] for name in fields.NOTED},
-        checksums={name.removeprefix("sha256."): run[name] for name in fields.CHECKSUMS if run[name]},
+        checksums={
+            name.removeprefix("sha256."): run[name] for name in fields.CHECKSUMS if run[name]
+        },
         metrics={name: value for name, value in metrics.items() if name not in curves},
         curves={name: [*zip(*curve, strict=True)] for name, curve in curves.items()},
         environment=details.environment(run),
@@ -84,7 +100,9 @@ def of(run: dict[str, Any], curves: fields.Curves) -> Record:
 def take(given: options.Import) -> int:
     """Takes records into the store; 1 if one was refused."""
     paths = [
-        path for source in given.sources for path in ([*sorted(source.glob("*.json"))] if source.is_dir() else [source])
+        path
+        for source in given.sources
+        for path in ([*sorted(source.glob("*.json"))] if source.is_dir() else [source])
     ]
     if not paths:
         raise BenchError(f"no record, a file NAME.json, in {', '.join(map(str, given.sources))}")
@@ -108,8 +126,17 @@ def each(names: Iterable[Any], work: Callable[[Any], str]) -> int:
     for name in names:
         try:
             print(work(name))
-        except (BenchError, RecordError, ValueError, LookupError, OSError) as error:  # the last three of a lying spec
-            print(f"error: {name}: {' '.join(str(error).split())[:300] or type(error).__name__}", file=sys.stderr)
+        except (
+            BenchError,
+            RecordError,
+            ValueError,
+            LookupError,
+            OSError,
+        ) as error:  # the last three of a lying spec
+            print(
+                f"error: {name}: {' '.join(str(error).split())[:300] or type(error).__name__}",
+                file=sys.stderr,
+            )
             failed = 1
     return failed
 
@@ -122,7 +149,9 @@ def resolved(found: Record) -> Spec:
         raise RecordError(f"unknown suite {suite!r}: here are {', '.join(suites.SUITES)}")
     if found.spec.suite != known.id:
         age = "stale" if int(version) < known.version else "newer"
-        raise RecordError(f"{age} protocol version: {found.spec.suite}, this checkout has {known.id}")
+        raise RecordError(
+            f"{age} protocol version: {found.spec.suite}, this checkout has {known.id}"
+        )
     from pydantic import TypeAdapter, ValidationError
 
     try:
@@ -140,21 +169,29 @@ def keep(store: Store, found: Record, spec: Spec) -> str:
     if not held:
         once(store, found, spec)
         return f"taken in as run {add(store, found, spec)}"
-    there = {name: held.data.tags.get(name) for name in fields.CHECKSUMS} | results(held.data.metrics)
+    there = {name: held.data.tags.get(name) for name in fields.CHECKSUMS} | results(
+        held.data.metrics
+    )
     here = {name: found.row().get(name) for name in fields.CHECKSUMS} | results(found.metrics)
     for name in sorted(there.keys() | here.keys()):
         if there.get(name) != here.get(name):
             other = f"{name} {here.get(name)}, not {there.get(name)}"
-            raise RecordError(f"run {held.info.run_id} has the same spec and other numbers: {other}")
+            raise RecordError(
+                f"run {held.info.run_id} has the same spec and other numbers: {other}"
+            )
     return f"recorded already as run {held.info.run_id}, skipped"
 
 
 def once(store: Store, found: Record, spec: Spec) -> None:
     """Raises RecordError if the checkpoint is in the store under another method, network or seed."""
     sha256 = found.checksums.get("best", "none")
-    for run in store.client.search_runs([store.experiment(spec.suite)], f"tags.`sha256.best` = '{sha256}'"):
+    for run in store.client.search_runs(
+        [store.experiment(spec.suite)], f"tags.`sha256.best` = '{sha256}'"
+    ):
         if tuple(run.data.tags.get(name, "") for name in TRAINED) != found.trained:
-            raise RecordError(f"its checkpoint is that of run {run.info.run_id}, of another method, network or seed")
+            raise RecordError(
+                f"its checkpoint is that of run {run.info.run_id}, of another method, network or seed"
+            )
 
 
 def add(store: Store, found: Record, spec: Spec) -> str:
@@ -165,13 +202,17 @@ def add(store: Store, found: Record, spec: Spec) -> str:
     from mlflow.exceptions import MlflowException
 
     experiment, run = store.experiment(spec.suite), ""
-    tags = {"variant": "", "suite": spec.suite} | {name: v for name, v in found.row().items() if name in fields.TAGS}
+    tags = {"variant": "", "suite": spec.suite} | {
+        name: v for name, v in found.row().items() if name in fields.TAGS
+    }
     for half in store.client.search_runs([experiment], f"tags.{track.IMPORTING} = '{spec.id}'"):
         store.client.delete_run(half.info.run_id)
     try:
         parent = {fields.PARENT: store.group(experiment, tags), track.IMPORTING: spec.id}
         name = f"{note.title(tags)} seed {spec.seed}"
-        run = str(store.client.create_run(experiment, found.start_time, tags | parent, name).info.run_id)
+        run = str(
+            store.client.create_run(experiment, found.start_time, tags | parent, name).info.run_id
+        )
         fill(track.Record(store, run), found, spec)
         store.client.set_terminated(run, FINISHED, end_time=found.start_time)
         store.client.delete_tag(run, track.IMPORTING)

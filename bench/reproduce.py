@@ -32,25 +32,37 @@ def verify(found: Record, spec: Spec, tracking_uri: str, given: options.Import) 
         folder = Path(name)
         path = given.checkpoint or fetched(tracking_uri, sha256, folder / "best.pt")
         if not path or not sha256:
-            raise RecordError(f"not verified: no checkpoint {sha256[:16]}... here; give it with --checkpoint FILE")
+            raise RecordError(
+                f"not verified: no checkpoint {sha256[:16]}... here; give it with --checkpoint FILE"
+            )
         data = loader(given.data_root)(*place(spec))
         used = found.environment.get("data")
         if not isinstance(used, dict) or used.get("sha256") != data.sha256:
-            raise RecordError(f"not verified: it states other data than those here, {data.sha256[:16]}...")
+            raise RecordError(
+                f"not verified: it states other data than those here, {data.sha256[:16]}..."
+            )
         device = environment.device(given.device)
         net = checkpoint.load(path, spec.arch, data.info, sha256).to(device)
         (folder / verdicts.FILE).parent.mkdir()
         stem = folder / verdicts.FILE.removesuffix("_aa.npz")
         with Progress([(0.0, 0.0)]) as progress:
             progress.start(found.name)
-            values, flags = cell.evaluate(net, spec, data.test, "best" in spec.full_checkpoints, stem, progress.tick)
+            values, flags = cell.evaluate(
+                net, spec, data.test, "best" in spec.full_checkpoints, stem, progress.tick
+            )
         here = environment.describe(device)
         share = 0.0 if here.items() <= found.environment.items() else ELSEWHERE
-        again = {f"test/{name}": value for name, value in values.items() if not name.startswith("cost/")}
+        again = {
+            f"test/{name}": value for name, value in values.items() if not name.startswith("cost/")
+        }
         told = json.loads(found.tags.get("flags") or "{}")
         if hidden := sorted(flags.keys() - told.keys()):
-            raise RecordError(f"not reproduced: it does not have the flag {hidden[0]}, {flags[hidden[0]]}")
-        return compare(found, again, verdicts.of(folder.as_uri()) if "aa" in values else None, share)
+            raise RecordError(
+                f"not reproduced: it does not have the flag {hidden[0]}, {flags[hidden[0]]}"
+            )
+        return compare(
+            found, again, verdicts.of(folder.as_uri()) if "aa" in values else None, share
+        )
 
 
 def fetched(tracking_uri: str, sha256: str, path: Path) -> Path | None:
@@ -67,15 +79,25 @@ def compare(found: Record, again: dict[str, float], survived: Flags | None, shar
     """Raises RecordError unless accuracies and verdicts are those of the record, up to a share of the images."""
     told = {name: value for name, value in found.metrics.items() if name.startswith("test/")}
     if odd := sorted(told.keys() ^ again.keys()):
-        raise RecordError(f"not reproduced: {odd[0]} is in one of the record and its evaluation here")
+        raise RecordError(
+            f"not reproduced: {odd[0]} is in one of the record and its evaluation here"
+        )
     for name, value in again.items():
-        images = again.get("test/aa_n", again["test/n"]) if name in ("test/aa", "test/worst") else again["test/n"]
+        images = (
+            again.get("test/aa_n", again["test/n"])
+            if name in ("test/aa", "test/worst")
+            else again["test/n"]
+        )
         may = 0.0 if name in COUNTS else int(share * images) / images
         if abs(value - told[name]) > may + AGREE:
-            raise RecordError(f"not reproduced: {name} is {value:.4f} here, recorded {told[name]:.4f}")
+            raise RecordError(
+                f"not reproduced: {name} is {value:.4f} here, recorded {told[name]:.4f}"
+            )
     turned = 0
     if survived is not None:
         turned = int((survived != found.survived).sum())
         if turned > int(share * survived.size):
-            raise RecordError(f"not reproduced: AutoAttack's verdict differs on {turned} of {survived.size} images")
+            raise RecordError(
+                f"not reproduced: AutoAttack's verdict differs on {turned} of {survived.size} images"
+            )
     return f"reproduced {len(again)} numbers; verdicts of AutoAttack differ on {turned} images"

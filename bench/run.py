@@ -32,7 +32,10 @@ def run(options: Run, hyper: dict[str, Any]) -> int:
 def train_teacher(options: TeacherTrain) -> int:
     """The verb `teacher train`."""
     suite = plan.resolve(options)
-    return grid(options, [plan.teacher(options, suite, name, options.role) for name in plan.chosen(options, suite)])
+    return grid(
+        options,
+        [plan.teacher(options, suite, name, options.role) for name in plan.chosen(options, suite)],
+    )
 
 
 def grid(options: Protocol, cells: list[Cell], dry_run: bool = False) -> int:
@@ -41,17 +44,23 @@ def grid(options: Protocol, cells: list[Cell], dry_run: bool = False) -> int:
         raise UsageError(f"--workers {options.workers}: at least 1")
     group, device = devices.join(environment.device(options.device), options.sync_batchnorm)
     if group.size > 1 and options.workers > 1:
-        raise UsageError("--workers under torchrun: a run has either several devices or the company of others")
+        raise UsageError(
+            "--workers under torchrun: a run has either several devices or the company of others"
+        )
     try:
         if dry_run and not begun(options.store):  # and looking makes none
             if group.leads:
-                foresee(options, cells, 0, device, functools.cache(execute.loader(options.data_root)))
+                foresee(
+                    options, cells, 0, device, functools.cache(execute.loader(options.data_root))
+                )
             return 0
         shop = Workshop(Store(options.store), device, environment.code(), group)
         if not group.leads:
             return execute.assist(options, shop)
         code = led(options, cells, dry_run, shop)
-        group.tell(None)  # not after an error: the others may be in the middle of a step, and torchrun ends them
+        group.tell(
+            None
+        )  # not after an error: the others may be in the middle of a step, and torchrun ends them
         return code
     finally:
         devices.leave()
@@ -78,7 +87,9 @@ def foresee(
     costs = estimate(todo, load, options.store, device)
     console.print(overview(todo, costs))
     total = sum(cost.train + cost.evaluate for cost in costs)
-    console.print(f"on {environment.device_name(device)}, about {duration(total / options.workers)} in all")
+    console.print(
+        f"on {environment.device_name(device)}, about {duration(total / options.workers)} in all"
+    )
     return costs
 
 
@@ -97,7 +108,9 @@ def check(cell: Cell, data: Data) -> None:
         )
 
 
-def estimate(todo: list[Cell], load: Callable[..., Data], store: Path, device: torch.device) -> list[Cost]:
+def estimate(
+    todo: list[Cell], load: Callable[..., Data], store: Path, device: torch.device
+) -> list[Cost]:
     """The cost of each cell; cells that differ in seed or data only are probed once."""
     made = {cell.identity: cell.spec.arch for cell in todo if cell.spec.role == "teacher"}
     known: dict[tuple[object, ...], Cost] = {}
@@ -105,7 +118,8 @@ def estimate(todo: list[Cell], load: Callable[..., Data], store: Path, device: t
     for cell in todo:
         spec = cell.spec
         archs = {
-            role: made.get(identity) or teachers.find(store, identity).arch for role, identity in spec.teachers.items()
+            role: made.get(identity) or teachers.find(store, identity).arch
+            for role, identity in spec.teachers.items()
         }
         data = load(*execute.place(spec))
         key = (spec.role, spec.dataset, spec.arch, spec.method, tuple(archs.items()))
@@ -117,7 +131,9 @@ def estimate(todo: list[Cell], load: Callable[..., Data], store: Path, device: t
 
 def overview(todo: list[Cell], costs: list[Cost]) -> Table:
     """What is about to be done, a line for each cell."""
-    table = Table("", "data", "model", "method", "seed", "teacher", "about", box=None, pad_edge=False)
+    table = Table(
+        "", "data", "model", "method", "seed", "teacher", "about", box=None, pad_edge=False
+    )
     for number, (cell, cost) in enumerate(zip(todo, costs, strict=True), 1):
         spec = cell.spec
         model = f"{spec.arch} (teacher)" if spec.role == "teacher" else spec.arch

@@ -57,5 +57,7 @@ def _interrupt(*_: object) -> None:
 
 
 def _leave(*_: object) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a pool says it again when the first worker has left
+    signal.signal(
+        signal.SIGTERM, signal.SIG_IGN
+    )  # a pool says it again when the first worker has left
     raise SystemExit(1)  # not KeyboardInterrupt, of which multiprocessing prints a traceback

@@ -84,14 +84,20 @@ def new_method(given: NewMethod) -> int:
 def check(name: str, form: str, paths: list[Path]) -> None:
     """Raises UsageError for a name that is none, or that something else has."""
     if not re.fullmatch("[a-z][a-z0-9_]*", name, re.ASCII) or keyword.iskeyword(name):
-        raise UsageError(f"{name!r} is no name for a method: a letter, then letters, digits and _, all lower-case")
+        raise UsageError(
+            f"{name!r} is no name for a method: a letter, then letters, digits and _, all lower-case"
+        )
     for path in paths:
         if path.exists():
-            raise UsageError(f"{str(path)!r} exists: choose another name, or another folder with --out")
+            raise UsageError(
+                f"{str(path)!r} exists: choose another name, or another folder with --out"
+            )
     if name in methods.names():
         raise UsageError(f"there is a method {name!r}: choose another name")
     if name in {"all", *methods.SUPPORT} or form in IMPORTED or find_spec(name):
-        raise UsageError(f"the name {name!r} is taken, by a module or the command line: choose another")
+        raise UsageError(
+            f"the name {name!r} is taken, by a module or the command line: choose another"
+        )
 
 
 def write(path: Path, text: str) -> None:

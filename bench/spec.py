@@ -45,7 +45,10 @@ class Spec:
     def json(self) -> str:
         """Canonical; `tuned` only where there was a search, so that records from before it existed keep their names."""
         values = dataclasses.asdict(self)
-        return json.dumps(values if self.tuned else {k: v for k, v in values.items() if k != "tuned"}, sort_keys=True)
+        return json.dumps(
+            values if self.tuned else {k: v for k, v in values.items() if k != "tuned"},
+            sort_keys=True,
+        )
 
     @property
     def teacher(self) -> str:
@@ -65,4 +68,8 @@ class Spec:
 def _flatten(prefix: str, value: Any) -> list[tuple[str, Any]]:
     if not isinstance(value, dict):
         return [(prefix, value)]
-    return [pair for key, item in value.items() for pair in _flatten(f"{prefix}.{key}" if prefix else key, item)]
+    return [
+        pair
+        for key, item in value.items()
+        for pair in _flatten(f"{prefix}.{key}" if prefix else key, item)
+    ]

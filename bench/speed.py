@@ -34,7 +34,10 @@ def convolutions(device: torch.device, dtype: torch.dtype = torch.float32) -> fl
     best = 0.0
     for channels, side in SHAPES:
         shapes = (channels, channels, 3, 3), (64, channels, side, side)
-        weight, x = (torch.randn(shape).to(device, dtype, memory_format=torch.channels_last) for shape in shapes)
+        weight, x = (
+            torch.randn(shape).to(device, dtype, memory_format=torch.channels_last)
+            for shape in shapes
+        )
         torch.conv2d(x, weight, padding=1)
         count, start = 0, probe.clock(device)
         while time.perf_counter() - start < SECONDS:
@@ -56,7 +59,9 @@ def step(suite: Suite, device: torch.device, ceiling: float) -> Speed:
     size, seconds = 0, 0.0
     while seconds < ENOUGH and size < suite.training.batch:
         size = min(8 * size or 1, suite.training.batch)
-        seconds = min(once(objective, suite, size, device) for _ in range(2))  # the first may load libraries
+        seconds = min(
+            once(objective, suite, size, device) for _ in range(2)
+        )  # the first may load libraries
     return Speed(size / seconds, flops * size / seconds / ceiling)
 
 
@@ -73,7 +78,10 @@ def operations(student: Net, teacher: Net, shape: tuple[int, ...], steps: int) -
 def once(objective: Objective, suite: Suite, size: int, device: torch.device) -> float:
     """Seconds of a loss and its gradient."""
     info = datasets.get(suite.datasets[0])
-    x, y = torch.rand(size, *info.shape, device=device), torch.zeros(size, dtype=torch.long, device=device)
+    x, y = (
+        torch.rand(size, *info.shape, device=device),
+        torch.zeros(size, dtype=torch.long, device=device),
+    )
     budget = Budget(suite.eps, suite.inner_step, suite.inner_steps)
     batch = Batch(x, y, torch.arange(size, device=device), 0, 1, size, budget)
     start = probe.clock(device)
@@ -90,7 +98,10 @@ def lines(suites: Iterable[Suite], device: torch.device) -> Iterator[str]:
         said += f", {convolutions(device, torch.bfloat16) / 1e9:,.0f} with --precision bf16"
     yield said
     for suite in suites:
-        found, images = step(suite, device, ceiling), suite.limit_train or datasets.get(suite.datasets[0]).num_train
+        found, images = (
+            step(suite, device, ceiling),
+            suite.limit_train or datasets.get(suite.datasets[0]).num_train,
+        )
         epoch = images / found.images
         yield (
             f"{suite.name:14}{suite.students[0]}: {found.images:,.3g} images a second of RSLAD, {100 * found.share:.0f} % "

@@ -22,8 +22,14 @@ class Training:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     schedule: Literal["multistep", "onecycle"] = "multistep"
-    milestones: tuple[float, ...] = (0.5, 0.75)  # fractions of the epochs; the rate falls tenfold at each
-    averaging: tuple[str, ...] = ("ema", "swa")  # which averages of the weights are kept beside best and last
+    milestones: tuple[float, ...] = (
+        0.5,
+        0.75,
+    )  # fractions of the epochs; the rate falls tenfold at each
+    averaging: tuple[str, ...] = (
+        "ema",
+        "swa",
+    )  # which averages of the weights are kept beside best and last
     ema_decay: float = 0.999
     swa_start: float = 0.5  # fraction of the epochs
     validate_every: int = 1  # epochs
@@ -45,7 +51,9 @@ class Teacher:
     arch: str
     method: str
     training: Training
-    limit_aa: int | None = None  # AutoAttack on the first so many test images; the suite's number unless stated
+    limit_aa: int | None = (
+        None  # AutoAttack on the first so many test images; the suite's number unless stated
+    )
 
 
 @dataclass(frozen=True)
@@ -57,13 +65,17 @@ class Suite:
     about: str
     datasets: tuple[str, ...]
     students: tuple[str, ...]
-    teachers: dict[str, Teacher]  # by role; "robust" is the one that methods distil from unless told otherwise
+    teachers: dict[
+        str, Teacher
+    ]  # by role; "robust" is the one that methods distil from unless told otherwise
     training: Training
     eps: float  # l-inf radius, pixel units of [0, 1], for training and evaluation
     inner_step: float
     inner_steps: int
     attacks: tuple[str, ...] = ("fgsm", "pgd20", "pgd20_trades", "cw_inf", "aa")
-    full_checkpoints: tuple[str, ...] = ("best",)  # these get every attack; the others all but AutoAttack
+    full_checkpoints: tuple[str, ...] = (
+        "best",
+    )  # these get every attack; the others all but AutoAttack
     limit_train: int | None = None
     limit_val: int | None = None
     limit_test: int | None = None
@@ -123,7 +135,10 @@ CIFAR = Suite(
     about="CIFAR-10 and CIFAR-100 in full, ResNet-18 and MobileNetV2, 200 epochs, ResNet-18 teacher: for a GPU",
     datasets=("cifar10", "cifar100"),
     students=("resnet18", "mobilenetv2"),
-    teachers={"robust": Teacher("resnet18", "trades", LONG), "natural": Teacher("resnet18", "natural", LONG)},
+    teachers={
+        "robust": Teacher("resnet18", "trades", LONG),
+        "natural": Teacher("resnet18", "natural", LONG),
+    },
     training=LONG,
     eps=8 / 255,
     inner_step=2 / 255,
@@ -137,7 +152,10 @@ CIFAR_FAST = replace(
     CIFAR,
     name="cifar-fast",
     about="the cifar suite in 30 epochs with a one-cycle schedule: for a GPU",
-    teachers={"robust": Teacher("resnet18", "trades", FAST), "natural": Teacher("resnet18", "natural", FAST)},
+    teachers={
+        "robust": Teacher("resnet18", "trades", FAST),
+        "natural": Teacher("resnet18", "natural", FAST),
+    },
     training=FAST,
     full_checkpoints=("best",),
 )
@@ -159,8 +177,20 @@ def protocol(experiment: str) -> dict[str, str]:
     if not suite:
         return {}
     values = {f"training.{name}": value for name, value in asdict(suite.training).items()}
-    shared = ("eps", "inner_step", "inner_steps", "attacks", "limit_train", "limit_val", "limit_test", "limit_aa")
-    return {name: str(value) for name, value in (values | {name: getattr(suite, name) for name in shared}).items()}
+    shared = (
+        "eps",
+        "inner_step",
+        "inner_steps",
+        "attacks",
+        "limit_train",
+        "limit_val",
+        "limit_test",
+        "limit_aa",
+    )
+    return {
+        name: str(value)
+        for name, value in (values | {name: getattr(suite, name) for name in shared}).items()
+    }
 
 
 def get(name: str) -> Suite:

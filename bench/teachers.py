@@ -68,9 +68,7 @@ class Card:
         """What is known of its accuracy, for people."""
         if not self.images:
             return "not measured"
-        return (
-            f"clean {self.clean:.1f} %, PGD-20 {self.pgd20:.1f} % (l-inf {self.eps:.4g}, {self.images:,} test images)"
-        )
+        return f"clean {self.clean:.1f} %, PGD-20 {self.pgd20:.1f} % (l-inf {self.eps:.4g}, {self.images:,} test images)"
 
 
 def cards(store: Path) -> list[Card]:
@@ -81,7 +79,9 @@ def cards(store: Path) -> list[Card]:
             found.append(made.validate_json(path.read_bytes()))
         except (ValidationError, OSError) as error:
             wrong = record.first(error) if isinstance(error, ValidationError) else error.strerror
-            raise BenchError(f"{str(path)!r}: {wrong}: mend it, or delete it and make the teacher again") from error
+            raise BenchError(
+                f"{str(path)!r}: {wrong}: mend it, or delete it and make the teacher again"
+            ) from error
     return found
 
 
@@ -96,12 +96,16 @@ def find(store: Path, name: str, dataset: str | None = None) -> Card:
     if fitting:
         card = fitting[-1]
         if dataset and card.imported and not card.images:
-            raise BenchError(f"teacher {name!r} was never measured: run `python -m bench teacher verify {name}` first")
+            raise BenchError(
+                f"teacher {name!r} was never measured: run `python -m bench teacher verify {name}` first"
+            )
         return card
     if named:
         raise BenchError(f"teacher {name!r} was trained on {named[0].dataset}, not on {dataset}")
     if name in ("robust", "natural"):
-        raise UsageError(f"{name!r} is a role in a suite: `teacher list` shows the names of the teachers at hand")
+        raise UsageError(
+            f"{name!r} is a role in a suite: `teacher list` shows the names of the teachers at hand"
+        )
     raise unknown("teacher", name, {"robust", "natural", *(card.name for card in known)})
 
 
@@ -123,7 +127,9 @@ def draft(store: Path, release: Release, sha256: str, source: str) -> Card:
     for other in cards(store):
         taken = (other.name, other.dataset) == (card.name, card.dataset)
         if taken and (other.identity, other.arch) != (card.identity, card.arch):
-            raise UsageError(f"there is another teacher called {card.name!r} for {card.dataset}: choose another name")
+            raise UsageError(
+                f"there is another teacher called {card.name!r} for {card.dataset}: choose another name"
+            )
     return card
 
 
@@ -195,9 +201,14 @@ def check_clean(net: Net, test: Split, total: int, release: Release) -> None:
         return
     chance = 100 / info.num_classes
     if clean <= chance + margin(chance, images):
-        raise BenchError(f"{found}, no more than by chance: wrong normalisation, other labels or an untrained network")
+        raise BenchError(
+            f"{found}, no more than by chance: wrong normalisation, other labels or an untrained network"
+        )
     none = (0.0,) * len(info.mean), (1.0,) * len(info.mean)
-    for way, statistics in {"not at all": none, f"by the mean and std of {info.name}": (info.mean, info.std)}.items():
+    for way, statistics in {
+        "not at all": none,
+        f"by the mean and std of {info.name}": (info.mean, info.std),
+    }.items():
         other = correct(renormalised(net, *statistics), test)
         gained, lost = int((other & ~hits).sum()), int((hits & ~other).sum())
         if gained - lost > ERRORS * math.sqrt(gained + lost):
@@ -214,11 +225,17 @@ def checked(card: Card, total: int, release: Release) -> Card:
     """
     known = release.autoattack
     if known is None:
-        return dataclasses.replace(card, checked="better than chance and than other normalisations; none is published")
+        return dataclasses.replace(
+            card, checked="better than chance and than other normalisations; none is published"
+        )
     if card.eps <= release.eps and card.pgd20 < known - margin(known, card.images, total):
         found = f"{card.pgd20:.1f} % of {card.images:,} test images withstand PGD-20"
-        raise BenchError(f"{found}, AutoAttack leaves {release.name} {known} %: this is another network")
-    return dataclasses.replace(card, checked=f"published: clean {release.clean} %, AutoAttack {known} %")
+        raise BenchError(
+            f"{found}, AutoAttack leaves {release.name} {known} %: this is another network"
+        )
+    return dataclasses.replace(
+        card, checked=f"published: clean {release.clean} %, AutoAttack {known} %"
+    )
 
 
 def renormalised(net: Net, mean: tuple[float, ...], std: tuple[float, ...]) -> Net:
@@ -237,7 +254,9 @@ def correct(net: Net, test: Split) -> Tensor:
 
     batches = zip(torch.split(test.x, 250), torch.split(test.y, 250), strict=True)
     with torch.no_grad():
-        return torch.cat([net(to_float(x.to(net.mean.device))).argmax(dim=1).cpu() == y for x, y in batches])
+        return torch.cat(
+            [net(to_float(x.to(net.mean.device))).argmax(dim=1).cpu() == y for x, y in batches]
+        )
 
 
 def percent(hits: Tensor) -> float:

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 FINISHED, RUNNING, FAILED, KILLED = "FINISHED", "RUNNING", "FAILED", "KILLED"
-IMPORTING = "importing"  # tag of a run that is being taken from a record, and nobody's to go on with
+IMPORTING = (
+    "importing"  # tag of a run that is being taken from a record, and nobody's to go on with
+)
 TUNING = " tuning"  # ends the name of the experiment of a suite's searches
 NONE: Mapping[str, str] = {}
 PAGE = 50_000  # the most runs that MLflow gives at once
@@ -41,10 +43,15 @@ BOUNDS = {
 def tracking_uri(root: Path) -> str:
     """The environment's MLFLOW_TRACKING_URI, or a sqlite file under `root`. Raises BenchError for one that keeps nothing."""
     if re.match(r"\w[\w+]+:(/|$)", str(root)):
-        raise UsageError(f"--store {str(root)!r}: a folder; the address of a database belongs in MLFLOW_TRACKING_URI")
+        raise UsageError(
+            f"--store {str(root)!r}: a folder; the address of a database belongs in MLFLOW_TRACKING_URI"
+        )
     if root.is_file():
         raise UsageError(f"--store {str(root)!r}: a folder, and this is a file")
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path(os.path.realpath(root)) / 'mlflow.db'}"
+    uri = (
+        os.environ.get("MLFLOW_TRACKING_URI")
+        or f"sqlite:///{Path(os.path.realpath(root)) / 'mlflow.db'}"
+    )
     file_of(uri)
     return uri
 
@@ -66,7 +73,9 @@ class Store:
             with tempfile.TemporaryFile(dir=root):
                 pass
         except OSError as error:
-            raise BenchError(f"cannot write to {root}: {error.strerror}; choose another folder with --store") from error
+            raise BenchError(
+                f"cannot write to {root}: {error.strerror}; choose another folder with --store"
+            ) from error
         self.client = self._open()
 
     def _open(self) -> MlflowClient:
@@ -121,14 +130,22 @@ class Store:
     def unfinished(self) -> list[Run]:
         """Runs that are marked as running, in all experiments; a killed process leaves such a mark."""
         ids = [e.experiment_id for e in self.client.search_experiments()]
-        return list(self.client.search_runs(ids, "attributes.status = 'RUNNING' and tags.spec_id != ''")) if ids else []
+        return (
+            list(
+                self.client.search_runs(ids, "attributes.status = 'RUNNING' and tags.spec_id != ''")
+            )
+            if ids
+            else []
+        )
 
     def begin(self, spec: Spec, tags: dict[str, str], anew: bool = False) -> Record:
         """The record of a spec that is not finished: its interrupted run if there is one, else a new run.
 
         anew: training begins with its first epoch, so a run that holds epochs already is left as it is.
         """
-        run = next((run for status in (RUNNING, KILLED, FAILED) if (run := self.find(spec, status))), None)
+        run = next(
+            (run for status in (RUNNING, KILLED, FAILED) if (run := self.find(spec, status))), None
+        )
         if run and anew and Record(self, run.info.run_id).logged >= 0:
             if run.info.status == RUNNING:  # its process was killed
                 self.client.set_terminated(run.info.run_id, KILLED)
@@ -137,13 +154,17 @@ class Store:
             experiment = self.experiment(spec.suite)
             parent = self.group(experiment, tags)
             run = self._create(experiment, f"{note.title(tags)} seed {spec.seed}", tags, parent)
-        record = Record(self, run.info.run_id)  # filled in both cases: it may have been killed before it was
+        record = Record(
+            self, run.info.run_id
+        )  # filled in both cases: it may have been killed before it was
         self.client.update_run(record.run_id, status=RUNNING)
         record.params(spec.flat())
         record.text("spec.json", json.dumps(json.loads(spec.json()), indent=2))
         return record
 
-    def open(self, experiment: str, name: str, tags: dict[str, str], parent: str, key: tuple[str, ...]) -> Record:
+    def open(
+        self, experiment: str, name: str, tags: dict[str, str], parent: str, key: tuple[str, ...]
+    ) -> Record:
         """The record of a run that is known by the tags in `key`, whatever became of it; a new one if there is none.
 
         `experiment`: by name; `parent`: the id of the run that it belongs to, "" for none.
@@ -164,14 +185,20 @@ class Store:
     def group(self, experiment: str, tags: dict[str, str]) -> str:
         """The parent run of all seeds of one leaderboard row."""
         keys = ("dataset", "student", "method", "teacher", "variant")
-        plain = [key for key in keys if re.fullmatch(r"[\w@.+=, -]*", tags[key])]  # no filter can hold every character
-        same = " and ".join(["tags.role = 'group'", *(f"tags.{key} = '{tags[key]}'" for key in plain)])
+        plain = [
+            key for key in keys if re.fullmatch(r"[\w@.+=, -]*", tags[key])
+        ]  # no filter can hold every character
+        same = " and ".join(
+            ["tags.role = 'group'", *(f"tags.{key} = '{tags[key]}'" for key in plain)]
+        )
         for run in self.client.search_runs([experiment], same, max_results=PAGE):
             if all(run.data.tags.get(key) == tags[key] for key in keys):
                 return str(run.info.run_id)
         shared = {key: tags[key] for key in keys} | {"role": "group"}
         run = self._create(experiment, f"{note.title(tags)}, all seeds", shared, "")
-        self.client.set_tag(run.info.run_id, note.TAG, note.of_group(tags, experiment, run.info.run_id))
+        self.client.set_tag(
+            run.info.run_id, note.TAG, note.of_group(tags, experiment, run.info.run_id)
+        )
         self.client.set_terminated(run.info.run_id)
         return str(run.info.run_id)
 
@@ -198,7 +225,9 @@ class Record:
             self.metrics(values, step)
             self.logged = step
 
-    def metrics(self, values: dict[str, float], step: int = 0, link: Mapping[str, str] = NONE) -> None:
+    def metrics(
+        self, values: dict[str, float], step: int = 0, link: Mapping[str, str] = NONE
+    ) -> None:
         """Logs the finite values; the others become tags, because MLflow stores infinity as a large number.
 
         `link`: the logged model and the data set that they belong to, as `links.link` gives them.
@@ -206,8 +235,12 @@ class Record:
         from mlflow.entities import Metric, RunTag
 
         now = int(time.time() * 1000)
-        finite = [Metric(k, float(v), now, step, **link) for k, v in values.items() if math.isfinite(v)]
-        others = [RunTag(f"not_finite.{k}", str(v)) for k, v in values.items() if not math.isfinite(v)]
+        finite = [
+            Metric(k, float(v), now, step, **link) for k, v in values.items() if math.isfinite(v)
+        ]
+        others = [
+            RunTag(f"not_finite.{k}", str(v)) for k, v in values.items() if not math.isfinite(v)
+        ]
         with self.whole():
             self.client.log_batch(self.run_id, metrics=finite, tags=others)
 
@@ -219,7 +252,9 @@ class Record:
         from mlflow.entities import RunTag
 
         with self.whole():
-            self.client.log_batch(self.run_id, tags=[RunTag(name, value) for name, value in values.items()])
+            self.client.log_batch(
+                self.run_id, tags=[RunTag(name, value) for name, value in values.items()]
+            )
 
     @contextmanager
     def aside(self, what: str) -> Iterator[None]:
@@ -228,7 +263,10 @@ class Record:
             yield
         except Exception as error:  # MLflow's own, the database's, the disk's, matplotlib's
             with suppress(Exception):
-                self.tag(f"missing.{what}", f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+                self.tag(
+                    f"missing.{what}",
+                    f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
+                )
 
     def text(self, name: str, content: str) -> None:
         self.client.log_text(self.run_id, content, name)

@@ -40,7 +40,9 @@ STATE = "state.pt"  # file of a run that is not done
 class Objective(nn.Module):
     """Student and parts, which are trained and saved, with the frozen teachers beside them; forward gives the terms."""
 
-    def __init__(self, method: Method, student: Net, teachers: dict[str, Net], num_train: int) -> None:
+    def __init__(
+        self, method: Method, student: Net, teachers: dict[str, Net], num_train: int
+    ) -> None:
         super().__init__()
         self.method = method
         self.student = student
@@ -75,18 +77,32 @@ def derive(*parts: object) -> int:
 class Trainer:
     """Trains one objective as its spec says, in a folder of its own from which it resumes."""
 
-    def __init__(self, objective: Objective, data: Data, spec: Spec, work: Path, group: Group = ALONE) -> None:
-        self.objective, self.data, self.spec, self.work, self.group = objective, data, spec, work, group
+    def __init__(
+        self, objective: Objective, data: Data, spec: Spec, work: Path, group: Group = ALONE
+    ) -> None:
+        self.objective, self.data, self.spec, self.work, self.group = (
+            objective,
+            data,
+            spec,
+            work,
+            group,
+        )
         training = spec.training
         if training.batch > len(data.train.x):
-            raise UsageError(f"a batch of {training.batch} is larger than the {len(data.train.x)} training images")
+            raise UsageError(
+                f"a batch of {training.batch} is larger than the {len(data.train.x)} training images"
+            )
         if training.batch % group.size:
-            raise UsageError(f"a batch of {training.batch} cannot be shared by {group.size} devices")
+            raise UsageError(
+                f"a batch of {training.batch} cannot be shared by {group.size} devices"
+            )
         self.device = next(objective.parameters()).device
         self.budget = Budget(spec.eps, spec.inner_step, spec.inner_steps)
         self.steps = len(data.train.x) // training.batch
         self.graphs: acceleration.Graphs | None = None
-        self.path = [f"{group.size} devices"] * (group.size > 1)  # what was done to make steps fast, for the record
+        self.path = [f"{group.size} devices"] * (
+            group.size > 1
+        )  # what was done to make steps fast, for the record
         if group.size > 1 and group.sync_batchnorm:
             self.path.append(synchronise(objective))
         if self.device.type == "cuda":
@@ -103,8 +119,13 @@ class Trainer:
             fused=self.graphs is not None,
         )
         self.rates = [torch.zeros((), device=self.device) for _ in self.optimiser.param_groups]
-        decay = {"ema": training.ema_decay, "swa": None}  # the first moves at each step, the second each epoch
-        self.averages = {kind: Average(objective.student, decay[kind]) for kind in training.averaging}
+        decay = {
+            "ema": training.ema_decay,
+            "swa": None,
+        }  # the first moves at each step, the second each epoch
+        self.averages = {
+            kind: Average(objective.student, decay[kind]) for kind in training.averaging
+        }
         self.state = State()
 
     def fit(self, log: Log, tick: Tick) -> State:
@@ -121,7 +142,10 @@ class Trainer:
                     row = {"epoch": epoch, **self._epoch(epoch, tick)}
                 if not self.group.leads:
                     continue
-                if (epoch + 1) % self.spec.training.validate_every == 0 or epoch + 1 == self.spec.training.epochs:
+                if (
+                    (epoch + 1) % self.spec.training.validate_every == 0
+                    or epoch + 1 == self.spec.training.epochs
+                ):
                     with acceleration.uncompiled() if compiled else nullcontext():
                         row |= self._validate(epoch)
                 self.state.seconds += time.perf_counter() - start
@@ -132,7 +156,9 @@ class Trainer:
     def _compile(self, todo: range) -> bool:
         """Compiles the networks on a CUDA device if so much is left that it pays; returns whether it did."""
         pays = len(todo) * len(self.data.train.x) >= acceleration.PAYS
-        if not self.graphs or not pays or self.group.sync_batchnorm:  # a compiler cannot see across processes
+        if (
+            not self.graphs or not pays or self.group.sync_batchnorm
+        ):  # a compiler cannot see across processes
             return False
 
         def rehearsal() -> Tensor:
@@ -158,16 +184,26 @@ class Trainer:
             for name, term in advance(index).items():
                 sums[name] = sums.get(name, torch.zeros_like(term)) + term
             tick("train", epoch * self.steps + step + 1, self.spec.training.epochs * self.steps)
-        if isinstance(advance, acceleration.Replayed) and advance.graph and acceleration.CAPTURED not in self.path:
+        if (
+            isinstance(advance, acceleration.Replayed)
+            and advance.graph
+            and acceleration.CAPTURED not in self.path
+        ):
             self.path.append(acceleration.CAPTURED)
-        self.group.average([value for value in self.objective.buffers() if value.is_floating_point()])
+        self.group.average(
+            [value for value in self.objective.buffers() if value.is_floating_point()]
+        )
         self.group.average([*sums.values()])
-        if "swa" in self.averages and epoch >= int(self.spec.training.swa_start * self.spec.training.epochs):
+        if "swa" in self.averages and epoch >= int(
+            self.spec.training.swa_start * self.spec.training.epochs
+        ):
             self.averages["swa"].update(self.objective.student)
         means = {f"train/{name}": (total / self.steps).item() for name, total in sums.items()}
         for name, value in means.items():
             if not math.isfinite(value):
-                raise BenchError(f"{name} became {value} in epoch {epoch}; a lower learning rate may help")
+                raise BenchError(
+                    f"{name} became {value} in epoch {epoch}; a lower learning rate may help"
+                )
         return means
 
     def advance(self, epoch: int) -> acceleration.Work:
@@ -184,14 +220,21 @@ class Trainer:
         Shuffled, the incomplete last one left out.
         """
         shuffled = torch.randperm(len(self.data.train.x), device=self.device)
-        return [self.group.part(index) for index in torch.split(shuffled, self.spec.training.batch)[: self.steps]]
+        return [
+            self.group.part(index)
+            for index in torch.split(shuffled, self.spec.training.batch)[: self.steps]
+        ]
 
     def batch(self, index: Tensor, epoch: int) -> Batch:
         """The images at these positions, augmented image by image on the device."""
         train = self.data.train
-        x = data_module.augment(data_module.to_float(train.x[index]), self.data.info.pad, self.data.info.flip)
+        x = data_module.augment(
+            data_module.to_float(train.x[index]), self.data.info.pad, self.data.info.flip
+        )
         epochs, read = self.spec.training.epochs, self.graphs.read if self.graphs else set()
-        return acceleration.Observed(x, train.y[index], index, epoch, epochs, len(train), self.budget, read)
+        return acceleration.Observed(
+            x, train.y[index], index, epoch, epochs, len(train), self.budget, read
+        )
 
     def set_rate(self, step: int) -> None:
         """The learning rates of one of the run's steps; on a CUDA device in memory that a captured step reads."""
@@ -208,7 +251,9 @@ class Trainer:
         with perturbed(student, self.objective, lambda: self.terms(batch, adv)[1], gamma):
             terms, total = self.terms(batch, adv)
             total.backward()  # type: ignore[no-untyped-call]
-        self.group.average([value.grad for value in self.objective.parameters() if value.grad is not None])
+        self.group.average(
+            [value.grad for value in self.objective.parameters() if value.grad is not None]
+        )
         self.optimiser.step()
         self.objective.method.after_step(self.objective.nets, batch)
         if "ema" in self.averages:
@@ -252,7 +297,12 @@ class Trainer:
 
     def _write(self, name: str, net: nn.Module) -> None:
         spec = self.spec
-        meta = {"arch": spec.arch, "dataset": spec.dataset, "method": spec.method, "spec_id": spec.id}
+        meta = {
+            "arch": spec.arch,
+            "dataset": spec.dataset,
+            "method": spec.method,
+            "spec_id": spec.id,
+        }
         save(self.work / f"{name}.pt", {"state_dict": net.state_dict(), **meta})
 
     def _snapshot(self) -> dict[str, Any]:

@@ -17,7 +17,12 @@ from leaderboards.fields import EXPERIMENT
 
 COLUMNS = ("test/clean", "test/pgd20", "test/aa", "val/robust")
 SETTING = ("student", "teacher", "variant", "seed")
-SHARED = ("training.epochs", "training.lr", "training.weight_decay", "training.awp")  # hyper-parameters of all methods
+SHARED = (
+    "training.epochs",
+    "training.lr",
+    "training.weight_decay",
+    "training.awp",
+)  # hyper-parameters of all methods
 CURVES = ("val/robust", "val/clean", "train/loss")
 AXES = ("test/clean", "test/fgsm", "test/pgd20", "test/cw_inf", "test/aa")
 JUDGED = ("tune/clean", "tune/robust")  # what a trial is judged by
@@ -33,7 +38,9 @@ def ui(given: options.Ui) -> int:
         raise BenchError(f"no record yet in {str(given.store)!r}: there is no {uri}")
     check_port(given.host, given.port)
     place = f"http://{f'[{given.host}]' if ':' in given.host else given.host}:{given.port}"
-    lines = [f"{name} side by side: {place}/#{path}" for name, path in views(Store(given.store)).items()]
+    lines = [
+        f"{name} side by side: {place}/#{path}" for name, path in views(Store(given.store)).items()
+    ]
     print("\n".join([f"{place} shows {uri}; Ctrl-C ends it", *lines]), flush=True)
     command = [sys.executable, "-m", "mlflow", "ui", "--workers", "1", "--backend-store-uri", uri]
     return serve([*command, "--host", given.host, "--port", str(given.port)])
@@ -61,12 +68,18 @@ def views(store: Store) -> dict[str, str]:
         suite, place = experiment.name.removesuffix(TUNING), experiment.experiment_id
         if not EXPERIMENT.fullmatch(suite):
             continue
-        for what, view in ({"methods": methods()} if suite == experiment.name else trials(store, place)).items():
+        for what, view in (
+            {"methods": methods()} if suite == experiment.name else trials(store, place)
+        ).items():
             key = what.replace(" ", "-")
             tag, value = f"mlflow.sharedViewState.{key}", json.dumps(view)
             if experiment.tags.get(tag) != value:
                 store.client.set_experiment_tag(place, tag, value)
-            query = {"workflowType": "machine_learning", "viewStateShareKey": key, "compareRunsMode": "CHART"}
+            query = {
+                "workflowType": "machine_learning",
+                "viewStateShareKey": key,
+                "compareRunsMode": "CHART",
+            }
             found[f"{suite}, {what}"] = f"/experiments/{place}/runs?{urlencode(query)}"
     return found
 
@@ -75,7 +88,12 @@ def methods() -> dict[str, Any]:
     """Finished students by method, with the charts that compare them."""
     clean, aa = ({"type": "METRIC", "key": name} for name in ("test/clean", "test/aa"))
     charts: list[dict[str, Any]] = [
-        {"type": "PARALLEL", "selectedParams": SHARED, "selectedMetrics": AXES, "showAllRuns": True},
+        {
+            "type": "PARALLEL",
+            "selectedParams": SHARED,
+            "selectedMetrics": AXES,
+            "showAllRuns": True,
+        },
         {"type": "SCATTER", "xaxis": clean, "yaxis": aa},
         *map(line, CURVES),
         {"type": "BAR", "metricKey": "test/aa"},
@@ -88,47 +106,83 @@ def trials(store: Store, experiment: str) -> dict[str, dict[str, Any]]:
     """For each method its finished trials, the best first, with parallel coordinates over what was searched."""
     searched: dict[str, set[str]] = {}
     for study in store.client.search_runs([experiment], "tags.role = 'study'"):
-        ranges = study.data.params.items()  # the text of a parameter that stayed as it was is its value
+        ranges = (
+            study.data.params.items()
+        )  # the text of a parameter that stayed as it was is its value
         names = {name.removeprefix("range.") for name, text in ranges if text.startswith("{")}
         searched.setdefault(study.data.tags["method"], set()).update(names)
     clean, robust = ({"type": "METRIC", "key": name} for name in JUDGED)
     found = {}
     for method, names in sorted(searched.items()):
         charts: list[dict[str, Any]] = [
-            {"type": "PARALLEL", "selectedParams": sorted(names), "selectedMetrics": JUDGED, "showAllRuns": True},
+            {
+                "type": "PARALLEL",
+                "selectedParams": sorted(names),
+                "selectedMetrics": JUDGED,
+                "showAllRuns": True,
+            },
             {"type": "SCATTER", "xaxis": clean, "yaxis": robust},
             line("val/robust"),
         ]
         chosen = f"tags.role = 'trial' and tags.method = '{method}'"
-        found[f"trials of {method}"] = page(chosen, "tune/robust", JUDGED, ("student", "dataset", "state"), charts)
+        found[f"trials of {method}"] = page(
+            chosen, "tune/robust", JUDGED, ("student", "dataset", "state"), charts
+        )
     return found
 
 
 def line(metric: str) -> dict[str, Any]:
-    return {"type": "LINE", "metricKey": metric, "selectedMetricKeys": [metric], "lineSmoothness": 0}
+    return {
+        "type": "LINE",
+        "metricKey": metric,
+        "selectedMetricKeys": [metric],
+        "lineSmoothness": 0,
+    }
 
 
 def page(
-    chosen: str, order: str, metrics: Sequence[str], tags: Sequence[str], charts: Sequence[dict[str, Any]]
+    chosen: str,
+    order: str,
+    metrics: Sequence[str],
+    tags: Sequence[str],
+    charts: Sequence[dict[str, Any]],
 ) -> dict[str, Any]:
     """Finished runs under a condition; the names are those of MLflow's pages."""
-    common = {"metricSectionId": "comparison", "runsCountToCompare": 100, "deleted": False, "isGenerated": False}
+    common = {
+        "metricSectionId": "comparison",
+        "runsCountToCompare": 100,
+        "deleted": False,
+        "isGenerated": False,
+    }
     return {
         "searchFilter": f"{chosen} and attributes.status = 'FINISHED'",
         "orderByKey": f"metrics.`{order}`",
         "orderByAsc": False,
-        "selectedColumns": [*(f"metrics.`{name}`" for name in metrics), *(f"tags.`{name}`" for name in tags)],
-        "compareRunCharts": [{"uuid": f"chart-{place}", **common, **chart} for place, chart in enumerate(charts)],
-        "compareRunSections": [{"uuid": "comparison", "name": "Comparison", "display": True, "columns": 2}],
+        "selectedColumns": [
+            *(f"metrics.`{name}`" for name in metrics),
+            *(f"tags.`{name}`" for name in tags),
+        ],
+        "compareRunCharts": [
+            {"uuid": f"chart-{place}", **common, **chart} for place, chart in enumerate(charts)
+        ],
+        "compareRunSections": [
+            {"uuid": "comparison", "name": "Comparison", "display": True, "columns": 2}
+        ],
     }
 
 
 def check_port(host: str, port: int) -> None:
     """Raises UsageError for an address that cannot be listened on, and for an empty one, which is every network's."""
     if not host or not port:
-        raise UsageError(f"--host {host!r} --port {port}: name an address, and a port from 1 to 65535")
+        raise UsageError(
+            f"--host {host!r} --port {port}: name an address, and a port from 1 to 65535"
+        )
     try:
-        with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
+        with socket.create_server(
+            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET
+        ):
             pass
     except (OSError, OverflowError) as error:
-        raise UsageError(f"--host {host} --port {port}: {getattr(error, 'strerror', '') or error}") from error
+        raise UsageError(
+            f"--host {host} --port {port}: {getattr(error, 'strerror', '') or error}"
+        ) from error

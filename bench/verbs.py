@@ -43,14 +43,22 @@ def evaluate(given: options.Evaluate) -> int:
         if at and (surrogate != "surrogate" or not given.surrogate):
             raise UsageError(f"{name}: write {base}@surrogate and give the file with --surrogate")
     if (given.surrogate or given.surrogate_arch) and not any("@" in name for name in chosen):
-        raise UsageError("--surrogate is for attacks such as pgd20@surrogate: name one with --attacks")
-    eps = given.eps if given.eps is not None else suite_for(info).eps if given.norm == "Linf" else 0.5
+        raise UsageError(
+            "--surrogate is for attacks such as pgd20@surrogate: name one with --attacks"
+        )
+    eps = (
+        given.eps if given.eps is not None else suite_for(info).eps if given.norm == "Linf" else 0.5
+    )
     if not 0 <= eps <= (1 if given.norm == "Linf" else math.inf):
-        raise UsageError(f"--eps {eps}: between 0 and 1, in pixels of [0, 1], such as 8/255 = 0.03137")
+        raise UsageError(
+            f"--eps {eps}: between 0 and 1, in pixels of [0, 1], such as 8/255 = 0.03137"
+        )
     if not 0 <= given.seed < 2**63:
         raise UsageError(f"--seed {given.seed}: between 0 and 2^63 - 1")
     if given.out and given.out.exists() and not is_record(given.out):
-        raise UsageError(f"--out {str(given.out)!r} exists and holds no verdicts: choose another file")
+        raise UsageError(
+            f"--out {str(given.out)!r} exists and holds no verdicts: choose another file"
+        )
     if given.batch_size < 1:
         raise UsageError(f"--batch-size {given.batch_size}: at least 1")
     models.check(given.arch)
@@ -58,7 +66,9 @@ def evaluate(given: options.Evaluate) -> int:
     net = checkpoint.load(given.checkpoint, given.arch, info, given.sha256 or None).to(device)
     surrogates = {}
     if given.surrogate:
-        surrogates["surrogate"] = checkpoint.load(given.surrogate, given.surrogate_arch or given.arch, info).to(device)
+        surrogates["surrogate"] = checkpoint.load(
+            given.surrogate, given.surrogate_arch or given.arch, info
+        ).to(device)
     test = data.load(given.dataset, given.data_root, limit_test=given.limit_test).test
     setting = {"eps": eps, "norm": given.norm, "seed": given.seed, "batch_size": given.batch_size}
     with room(given.batch_size):
@@ -72,8 +82,13 @@ def room(batch: int) -> Iterator[None]:
     """Raises BenchError where memory does not suffice for batches of so many images."""
     try:
         yield
-    except (RuntimeError, MemoryError) as error:  # torch has a class of its own on CUDA devices alone
-        if isinstance(error, RuntimeError) and not re.search("out of memory|allocate memory", str(error)):
+    except (
+        RuntimeError,
+        MemoryError,
+    ) as error:  # torch has a class of its own on CUDA devices alone
+        if isinstance(error, RuntimeError) and not re.search(
+            "out of memory|allocate memory", str(error)
+        ):
             raise
         raise BenchError(f"out of memory: a --batch-size below {batch} needs less") from error
 
@@ -103,7 +118,9 @@ def attacked(
             out.parent.mkdir(parents=True, exist_ok=True)
         with Progress([(0.0, 0.0)]) as progress:
             progress.start("evaluate")
-            return attacks.evaluate(net, x, y, chosen, record=out, progress=progress.tick, **setting)
+            return attacks.evaluate(
+                net, x, y, chosen, record=out, progress=progress.tick, **setting
+            )
     except ValueError as error:
         raise UsageError(str(error)) from error
     except OSError as error:
@@ -129,10 +146,14 @@ def teacher_import(given: options.TeacherImport) -> int:
     from bench.models import checkpoint
 
     teachers.check_images(given.limit_test, teachers.FEWEST)
-    release = zoo.resolve(given.name, given.arch, given.dataset, given.sha256.lower(), given.mean, given.std)
+    release = zoo.resolve(
+        given.name, given.arch, given.dataset, given.sha256.lower(), given.mean, given.std
+    )
     info = datasets.get(release.dataset)
     models.check(release.arch)
-    net = checkpoint.load(given.file, release.arch, info, release.sha256 or None, release.mean, release.std)
+    net = checkpoint.load(
+        given.file, release.arch, info, release.sha256 or None, release.mean, release.std
+    )
     if not release.sha256:
         checkpoint.check_intact(given.file)
     card = teachers.draft(given.store, release, checkpoint.sha256_of(given.file), given.file.name)
@@ -147,11 +168,17 @@ def teacher_import(given: options.TeacherImport) -> int:
 def teacher_list(given: options.TeacherList) -> int:
     """A line for each teacher at hand, then for each release."""
     for card in teachers.cards(given.store):
-        print(f"{card.identity:40} {card.arch:16} {card.dataset:10} {card.sha256[:16]} {card.origin}; {card.measured}")
-    print("\nreleases, for `teacher import NAME FILE` when the file is downloaded (clean and AutoAttack in percent):")
+        print(
+            f"{card.identity:40} {card.arch:16} {card.dataset:10} {card.sha256[:16]} {card.origin}; {card.measured}"
+        )
+    print(
+        "\nreleases, for `teacher import NAME FILE` when the file is downloaded (clean and AutoAttack in percent):"
+    )
     for known in zoo.RELEASES:
         accuracy = f"{known.clean:5.2f} {known.autoattack:5.2f}"
-        print(f"{known.name:40} {known.arch:20} {known.dataset:9} {accuracy}  {known.paper:32} {known.where}")
+        print(
+            f"{known.name:40} {known.arch:20} {known.dataset:9} {accuracy}  {known.paper:32} {known.where}"
+        )
     return 0
 
 
@@ -160,8 +187,18 @@ def teacher_verify(given: options.TeacherVerify) -> int:
     teachers.check_images(given.limit_test, 1)
     card = teachers.find(given.store, given.name)
     info = datasets.get(card.dataset)
-    release = zoo.resolve(card.name, card.arch, info.name, "", card.mean, card.std) if card.imported else None
-    eps = suites.get(given.suite).eps if given.suite else release.eps if release else suite_for(info).eps
+    release = (
+        zoo.resolve(card.name, card.arch, info.name, "", card.mean, card.std)
+        if card.imported
+        else None
+    )
+    eps = (
+        suites.get(given.suite).eps
+        if given.suite
+        else release.eps
+        if release
+        else suite_for(info).eps
+    )
     net = teachers.load(given.store, card, info)
     print(f"{card.identity}: file has sha256 {card.sha256}, a {card.arch} for {card.dataset}")
     teachers.note(given.store, teacher_measured(net, card, release, eps, given))
@@ -201,8 +238,11 @@ def list(_: options.List) -> int:
         "suites": {name: suite.about for name, suite in suites.SUITES.items()},
         "data sets": {name: info.about for name, info in datasets.DATASETS.items()},
         "models": dict.fromkeys(models.EXAMPLES, ""),
-        "attacks": catalog.ABOUT | {"NAME@surrogate": "transfer: made on another network (" + transfers + ")"},
-        "controls": {"corruptions": "noise-1 to noise-5, blur-, contrast- and jpeg-: common corruptions, in no ball"},
+        "attacks": catalog.ABOUT
+        | {"NAME@surrogate": "transfer: made on another network (" + transfers + ")"},
+        "controls": {
+            "corruptions": "noise-1 to noise-5, blur-, contrast- and jpeg-: common corruptions, in no ball"
+        },
     }
     for title, entries in sections.items():
         print(title)

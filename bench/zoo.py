@@ -203,14 +203,18 @@ def resolve(
     contradicts the release.
     """
     if not name.replace("_", "").replace("-", "").isalnum() or name in ("robust", "natural"):
-        raise UsageError(f"teacher name {name!r}: letters, digits, - and _, neither robust nor natural")
+        raise UsageError(
+            f"teacher name {name!r}: letters, digits, - and _, neither robust nor natural"
+        )
     named = [release for release in RELEASES if release.name == name]
     if not named:
         return _own(name, arch, dataset, sha256, mean, std)
     fitting = [release for release in named if dataset in ("", release.dataset)]
     if len(fitting) != 1:
         known = " and ".join(release.dataset for release in named)
-        raise UsageError(f"{name} is a release for {known}: say which with --dataset, or choose another name")
+        raise UsageError(
+            f"{name} is a release for {known}: say which with --dataset, or choose another name"
+        )
     release = fitting[0]
     stated: dict[str, tuple[object, object]] = {
         "arch": (arch, release.arch),
@@ -220,19 +224,31 @@ def resolve(
     }
     for flag, (given, fact) in stated.items():
         if given and given != fact:
-            raise UsageError(f"--{flag}: the release {name} has {fact or 'none'}; choose another name for another file")
+            raise UsageError(
+                f"--{flag}: the release {name} has {fact or 'none'}; choose another name for another file"
+            )
     return replace(release, sha256=release.sha256 or sha256)
 
 
-def _own(name: str, arch: str, dataset: str, sha256: str, mean: tuple[float, ...], std: tuple[float, ...]) -> Release:
+def _own(
+    name: str, arch: str, dataset: str, sha256: str, mean: tuple[float, ...], std: tuple[float, ...]
+) -> Release:
     """A network of which the accuracy is not known; `eps` is that of the first suite with its data."""
     if not arch or not dataset:
         near = difflib.get_close_matches(name, {release.name for release in RELEASES}, n=1)
         hint = f"did you mean {near[0]!r}?" if near else "`teacher list` shows them"
-        raise UsageError(f"{name!r} is no known release ({hint}), and a file of your own needs --arch and --dataset")
+        raise UsageError(
+            f"{name!r} is no known release ({hint}), and a file of your own needs --arch and --dataset"
+        )
     channels = datasets.get(dataset).shape[0]
     counted = {len(mean), len(std)} in ({0}, {channels})
-    if not counted or not all(map(math.isfinite, (*mean, *std))) or any(value <= 0 for value in std):
-        raise UsageError(f"--mean and --std: both with {channels} numbers for {dataset}, std above 0, or neither")
+    if (
+        not counted
+        or not all(map(math.isfinite, (*mean, *std)))
+        or any(value <= 0 for value in std)
+    ):
+        raise UsageError(
+            f"--mean and --std: both with {channels} numbers for {dataset}, std above 0, or neither"
+        )
     eps = next(suite.eps for suite in suites.SUITES.values() if dataset in suite.datasets)
     return Release(name, dataset, arch, "", None, None, "", sha256, eps, mean, std)

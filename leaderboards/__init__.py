@@ -53,7 +53,18 @@ def write(
     call left and that are no more are removed.
     Raises store.StoreError when the store cannot be read (nothing is written then) and OSError when `out` cannot be.
     """
-    from leaderboards import details, export, latex, markdown, pages, papers, published, standing, store, table
+    from leaderboards import (
+        details,
+        export,
+        latex,
+        markdown,
+        pages,
+        papers,
+        published,
+        standing,
+        store,
+        table,
+    )
     from leaderboards.site import Site
 
     runs = store.collect(source, suite)
@@ -96,7 +107,9 @@ def _inert(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _sweep(out: Path, written: set[Path]) -> None:
     """Remove the pages of an earlier site that this one does not have; files that no leaderboard wrote stay."""
-    for path in {path for folder in ("tasks", "methods", "runs") for path in (out / folder).glob("*.html")} - written:
+    for path in {
+        path for folder in ("tasks", "methods", "runs") for path in (out / folder).glob("*.html")
+    } - written:
         with path.open("rb") as file:
             ours = OURS in file.read(500)
         if ours:

@@ -61,7 +61,11 @@ class Across:
 
 def across(groups: Sequence[Group], teachers: Group | None) -> Across | None:
     """The tasks in `groups` together; None unless two rows or more are in two tasks or more."""
-    tables = [{(row.label, row.teacher): row for row in group.contenders} for group in groups if group.ranked]
+    tables = [
+        {(row.label, row.teacher): row for row in group.contenders}
+        for group in groups
+        if group.ranked
+    ]
     every = {key for table in tables for key in table}
     common = sorted(key for key in every if all(key in table for table in tables))
     if len(tables) < 2 or len(common) < 2:
@@ -135,10 +139,16 @@ def kept(row: Row, teachers: Group | None) -> float:
     found = [
         teacher
         for teacher in (teachers.ranked if teachers else ())
-        if teacher.dataset == row.dataset and f"{teacher.student}-{teacher.method}" in named and not teacher.changed
+        if teacher.dataset == row.dataset
+        and f"{teacher.student}-{teacher.method}" in named
+        and not teacher.changed
     ]
-    teacher = max((one for one in found if one.score >= ROBUST), key=lambda one: one.score, default=None)
-    if teacher is None or (teacher.weights and any(some and some.isdisjoint(teacher.weights) for some in row.taught)):
+    teacher = max(
+        (one for one in found if one.score >= ROBUST), key=lambda one: one.score, default=None
+    )
+    if teacher is None or (
+        teacher.weights and any(some and some.isdisjoint(teacher.weights) for some in row.taught)
+    ):
         return math.nan
     mine, others = row.standing.images, teacher.standing.images
     if mine is None or others is None:

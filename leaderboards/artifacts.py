@@ -14,7 +14,9 @@ def read(uri: str, name: str) -> bytes:
     place = urlparse(uri)
     if place.scheme in ("", "file"):
         return (Path(url2pathname(place.path)) / name).read_bytes()
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # a bar for each of thousands of small files
+    os.environ.setdefault(
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false"
+    )  # a bar for each of thousands of small files
     from mlflow.artifacts import download_artifacts
 
     with tempfile.TemporaryDirectory() as folder:

@@ -16,7 +16,11 @@ ROW = 23  # pixels
 HEAD = 100
 TALL = 420
 INSIDE, NARROW = 320, 300  # height within the axes, their width on a phone
-LINE, ASIDE, LETTER = 17, 24, 7  # of a name: its height, how far it stands beside its point, the width of a letter
+LINE, ASIDE, LETTER = (
+    17,
+    24,
+    7,
+)  # of a name: its height, how far it stands beside its point, the width of a letter
 DIGITS = 4  # significant
 DECIMALS = 300  # that numpy can round to
 
@@ -24,8 +28,17 @@ DECIMALS = 300  # that numpy can round to
 def chart(view: View) -> dict[str, Any]:
     """Data and layout as Plotly.react takes them, with the title and caption of the view."""
     loud = [series for series in view.series if not series.quiet]
-    traces = [_trace(view, series, 0 if series.quiet else loud.index(series), len(loud)) for series in view.series]
-    return {"name": view.name, "title": view.title, "caption": view.caption, "data": traces, "layout": _layout(view)}
+    traces = [
+        _trace(view, series, 0 if series.quiet else loud.index(series), len(loud))
+        for series in view.series
+    ]
+    return {
+        "name": view.name,
+        "title": view.title,
+        "caption": view.caption,
+        "data": traces,
+        "layout": _layout(view),
+    }
 
 
 def _trace(view: View, series: Series, place: int, count: int) -> dict[str, Any]:
@@ -48,14 +61,18 @@ def _trace(view: View, series: Series, place: int, count: int) -> dict[str, Any]
         symbol = SYMBOLS[place % len(SYMBOLS)] if count > 1 else "circle"
         trace["marker"] = {"color": colour, "size": 6 if series.quiet else 9, "symbol": symbol}
     if series.low and series.high:
-        for axis, middle, low, high in zip("xy", (series.x, series.y), series.low, series.high, strict=True):
+        for axis, middle, low, high in zip(
+            "xy", (series.x, series.y), series.low, series.high, strict=True
+        ):
             trace |= _bars(axis, middle, low, high)
     if series.names:
         trace["customdata"] = [plain(name) for name in series.names]
     return trace
 
 
-def _bars(axis: str, middle: Sequence[float], low: Sequence[float], high: Sequence[float]) -> dict[str, Any]:
+def _bars(
+    axis: str, middle: Sequence[float], low: Sequence[float], high: Sequence[float]
+) -> dict[str, Any]:
     up = [end - value if end == end else 0 for value, end in zip(middle, high, strict=True)]
     down = [value - end if end == end else 0 for value, end in zip(middle, low, strict=True)]
     if not any((*up, *down)):
@@ -69,9 +86,7 @@ def _hover(view: View, series: Series) -> str:
     if view.rows:
         return "%{y}: %{x:.1f}<extra>%{fullData.name}</extra>"
     epochs = view.x_title == "Epoch"
-    return (
-        f"{who}%{{x{'' if epochs else ':.3~g'}}}, %{{y:.4~g}}<extra>{'%{fullData.name}' if series.name else ''}</extra>"
-    )
+    return f"{who}%{{x{'' if epochs else ':.3~g'}}}, %{{y:.4~g}}<extra>{'%{fullData.name}' if series.name else ''}</extra>"
 
 
 def _layout(view: View) -> dict[str, Any]:
@@ -160,4 +175,8 @@ def numbers(values: Sequence[float]) -> list[float | None]:
     top = float(np.abs(array).max(initial=0.0, where=finite))
     decimals = min(DIGITS - math.ceil(math.log10(top)), DECIMALS) if top else 0
     short: list[float] = array.round(decimals).tolist()
-    return [*short] if finite.all() else [value if ok else None for value, ok in zip(short, finite, strict=True)]
+    return (
+        [*short]
+        if finite.all()
+        else [value if ok else None for value, ok in zip(short, finite, strict=True)]
+    )

@@ -60,7 +60,11 @@ class Client:
                 for run in self._paged("search_runs", experiment_ids=[experiment.experiment_id]):
                     if fields.PARENT in run.data.tags:
                         statuses.append(run.info.status)
-                        rows += [_row(experiment.name, run)] if run.info.status == fields.FINISHED else []
+                        rows += (
+                            [_row(experiment.name, run)]
+                            if run.info.status == fields.FINISHED
+                            else []
+                        )
         return pd.DataFrame(rows), fields.unfinished(statuses)
 
     def curves(self, runs: Sequence[str]) -> dict[str, fields.Curves]:
@@ -84,6 +88,8 @@ class Client:
 def _row(experiment: str, run: Any) -> dict[str, Any]:
     place = {name: getattr(run.info, name) for name in ("run_id", "artifact_uri", "start_time")}
     tags = {name: value for name, value in run.data.tags.items() if name in fields.TAGS}
-    metrics = {name: value for name, value in run.data.metrics.items() if name.startswith(fields.METRICS)}
+    metrics = {
+        name: value for name, value in run.data.metrics.items() if name.startswith(fields.METRICS)
+    }
     params = {f"param/{name}": value for name, value in run.data.params.items()}
     return {"experiment": experiment, **place, **tags, **metrics, **params}

@@ -27,7 +27,10 @@ def mean(runs: Sequence[Curves]) -> dict[str, Curve]:
             steps = [step for step in steps if all(step in curve for curve in every)]
             curves = [(steps, [curve[step] for step in steps]) for curve in every]
         if steps:
-            found[metric] = steps, [*map(fmean, zip(*(values for _, values in curves), strict=True))]
+            found[metric] = (
+                steps,
+                [*map(fmean, zip(*(values for _, values in curves), strict=True))],
+            )
     return found
 
 
@@ -41,7 +44,9 @@ def of_run(curves: Curves) -> list[View]:
             if name.startswith(prefix)
         }
         if found:
-            said = "; ".join(_course(name, curve, highest=prefix == "val/") for name, curve in found.items())
+            said = "; ".join(
+                _course(name, curve, highest=prefix == "val/") for name, curve in found.items()
+            )
             lines = tuple(_line(name, curve) for name, curve in found.items())
             views.append(View(prefix.strip("/"), title, f"{said}.", "Epoch", y_title, lines))
     return views
@@ -61,7 +66,9 @@ def of_method(rows: Sequence[tuple[str, Curves]]) -> list[View]:
             if metric in curves
         )
         title = titles.get(metric, f"Loss: {metric.partition('/')[2]}")
-        views.append(View(metric, title, "A line a row, averaged over its seeds.", "Epoch", y_title, lines))
+        views.append(
+            View(metric, title, "A line a row, averaged over its seeds.", "Epoch", y_title, lines)
+        )
     return views
 
 

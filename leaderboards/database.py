@@ -21,7 +21,14 @@ PART = 10_000  # rows
 CACHE = "PRAGMA cache_size = -65536"  # KiB; with SQLite's own 2 MiB the same pages are read again and again
 TABLES = {  # what is read of each table; MLflow has had these columns since 1.0
     "experiments": ("experiment_id", "name", "lifecycle_stage"),
-    "runs": ("run_uuid", "experiment_id", "status", "lifecycle_stage", "start_time", "artifact_uri"),
+    "runs": (
+        "run_uuid",
+        "experiment_id",
+        "status",
+        "lifecycle_stage",
+        "start_time",
+        "artifact_uri",
+    ),
     "tags": ("run_uuid", "key", "value"),
     "params": ("run_uuid", "key", "value"),
     "latest_metrics": ("run_uuid", "key", "value", "is_nan"),
@@ -41,12 +48,16 @@ def connect(uri: str) -> Iterator[Database]:
     local = url.get_backend_name() == "sqlite"
     file = Path(url.database or "") if local else None
     url = sqlalchemy.make_url("sqlite://") if file and not file.is_file() else url
-    engine = sqlalchemy.create_engine(url, connect_args={} if local else {"connect_timeout": CONNECT_SECONDS})
+    engine = sqlalchemy.create_engine(
+        url, connect_args={} if local else {"connect_timeout": CONNECT_SECONDS}
+    )
     try:
         with engine.connect() as connection:
             if local:
                 connection.exec_driver_sql(CACHE)
-            yield Database(connection, Path(os.path.realpath(file)).parent / "artifacts" if file else None)
+            yield Database(
+                connection, Path(os.path.realpath(file)).parent / "artifacts" if file else None
+            )
     finally:
         engine.dispose()
 
@@ -63,15 +74,28 @@ class Database:
         from sqlalchemy import case, null, select
 
         there = self._columns()
-        lacks = [f"{table}.{name}" for table, names in TABLES.items() for name in names if name not in there[table]]
+        lacks = [
+            f"{table}.{name}"
+            for table, names in TABLES.items()
+            for name in names
+            if name not in there[table]
+        ]
         if lacks:
             other = f"the store is of another version of MLflow, without {', '.join(lacks)}, and cannot be read"
             return pd.DataFrame(), [other] if there["experiments"] else []
         experiments, runs, tags, params, latest, _ = (_table(name).c for name in TABLES)
-        names = select(experiments.experiment_id, experiments.name).where(experiments.lifecycle_stage == "active")
-        places = {key: name for key, name in self.connection.execute(names) if fields.wanted(name, suite)}
+        names = select(experiments.experiment_id, experiments.name).where(
+            experiments.lifecycle_stage == "active"
+        )
+        places = {
+            key: name for key, name in self.connection.execute(names) if fields.wanted(name, suite)
+        }
         single = select(tags.run_uuid).where(tags.key == fields.PARENT)
-        here = runs.experiment_id.in_(places), runs.lifecycle_stage == "active", runs.run_uuid.in_(single)
+        here = (
+            runs.experiment_id.in_(places),
+            runs.lifecycle_stage == "active",
+            runs.run_uuid.in_(single),
+        )
         every = self.connection.execute(select(*runs).where(*here)).all()
         done = [run for run in every if run.status == fields.FINISHED]
         columns: dict[str, list[Any]] = {
@@ -85,11 +109,19 @@ class Database:
         finite = case((latest.is_nan, null()), else_=latest.value)
         for prefix, query in (
             ("", select(tags.run_uuid, tags.key, tags.value).where(tags.key.in_(fields.TAGS))),
-            ("", select(latest.run_uuid, latest.key, finite).where(_starts(latest.key, fields.METRICS))),
+            (
+                "",
+                select(latest.run_uuid, latest.key, finite).where(
+                    _starts(latest.key, fields.METRICS)
+                ),
+            ),
             ("param/", select(params.run_uuid, params.key, params.value)),
         ):
             query = query.where(query.selected_columns[0].in_(chosen))
-            columns |= {prefix + name: values for name, values in _pivot(self._rows(query), position).items()}
+            columns |= {
+                prefix + name: values
+                for name, values in _pivot(self._rows(query), position).items()
+            }
         return pd.DataFrame(columns), fields.unfinished(run.status for run in every)
 
     def curves(self, runs: Sequence[str]) -> dict[str, dict[str, fields.Curve]]:
@@ -100,7 +132,9 @@ class Database:
         query = query.where(_starts(points.key, fields.CURVES), not_(points.is_nan))
         found: dict[str, dict[str, Any]] = {run: {} for run in runs}
         for start in range(0, len(runs), BATCH):
-            for run, name, step, value in self._rows(query.where(points.run_uuid.in_(runs[start : start + BATCH]))):
+            for run, name, step, value in self._rows(
+                query.where(points.run_uuid.in_(runs[start : start + BATCH]))
+            ):
                 curves = found[run]
                 if name not in curves:
                     curves[name] = ([], [])
@@ -119,7 +153,9 @@ class Database:
                 yield from rows
 
     def _part(self, result: CursorResult[Any]) -> Sequence[Any]:
-        errors = self.connection.dialect.loaded_dbapi.Error  # not wrapped, as those of SQLAlchemy's own rows are
+        errors = (
+            self.connection.dialect.loaded_dbapi.Error
+        )  # not wrapped, as those of SQLAlchemy's own rows are
         try:
             return result.cursor.fetchmany(PART) if result.cursor else []
         except errors as error:
@@ -131,7 +167,10 @@ class Database:
 
         look = sqlalchemy.inspect(self.connection)
         there = look.get_table_names()
-        return {table: {c["name"] for c in look.get_columns(table)} if table in there else set() for table in TABLES}
+        return {
+            table: {c["name"] for c in look.get_columns(table)} if table in there else set()
+            for table in TABLES
+        }
 
     def _moved(self, run: str, recorded: str) -> str:
         folder = self.files / run / "artifacts" if self.files else None
@@ -154,7 +193,9 @@ def _table(name: str) -> TableClause:
     import sqlalchemy
 
     kinds = {"key": sqlalchemy.String, "is_nan": sqlalchemy.Boolean}
-    return sqlalchemy.table(name, *(sqlalchemy.column(column, kinds.get(column)) for column in TABLES[name]))
+    return sqlalchemy.table(
+        name, *(sqlalchemy.column(column, kinds.get(column)) for column in TABLES[name])
+    )
 
 
 def _starts(key: ColumnElement[str], names: Iterable[str]) -> ColumnElement[bool]:

@@ -21,7 +21,11 @@ def curves(source: str | Path, runs: pd.DataFrame) -> dict[str, fields.Curves]:
     with store.opened(source) as reader:
         found = reader.curves(list(runs["run_id"]))
     return {
-        run: {name: curve for name in sorted(filter(fields.curve, metrics)) if (curve := _sound(metrics[name]))[0]}
+        run: {
+            name: curve
+            for name in sorted(filter(fields.curve, metrics))
+            if (curve := _sound(metrics[name]))[0]
+        }
         for run, metrics in found.items()
     }
 

@@ -16,7 +16,11 @@ from leaderboards.views import MOST, labels
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-WIDTH, LEFT, RIGHT = 720, 250, 470  # the scale of mean ranks lies between the last two, names on both sides
+WIDTH, LEFT, RIGHT = (
+    720,
+    250,
+    470,
+)  # the scale of mean ranks lies between the last two, names on both sides
 AXIS, STEP, BAR = 66, 19, 8  # the scale from the top; between two names; between two bars
 Kind = Literal["scale", "lead", "bar"]
 
@@ -51,13 +55,20 @@ def layout(found: Across) -> Diagram | None:
         return round(LEFT + (RIGHT - LEFT) * (rank - 1) / (end - 1), 1)
 
     ticks = range(1, count + 1, max(1, round(count / 8)))
-    lines: list[tuple[Kind, tuple[tuple[float, float], ...]]] = [("scale", ((at(1), AXIS), (at(count), AXIS)))]
+    lines: list[tuple[Kind, tuple[tuple[float, float], ...]]] = [
+        ("scale", ((at(1), AXIS), (at(count), AXIS)))
+    ]
     lines += [("scale", ((at(rank), AXIS - 5), (at(rank), AXIS))) for rank in ticks]
     lines += [("scale", ((at(1), 26), (at(1 + found.critical), 26)))]
     said = [Label(at(rank), AXIS - 10, str(rank), "middle") for rank in ticks]
-    said += [Label(at(1 + found.critical / 2), 18, f"critical difference {found.critical:.1f}", "middle")]
+    said += [
+        Label(at(1 + found.critical / 2), 18, f"critical difference {found.critical:.1f}", "middle")
+    ]
     spans = together(found.entries, found.critical)
-    lines += [("bar", ((at(a), AXIS + BAR * n), (at(b), AXIS + BAR * n))) for n, (a, b) in enumerate(spans, 1)]
+    lines += [
+        ("bar", ((at(a), AXIS + BAR * n), (at(b), AXIS + BAR * n)))
+        for n, (a, b) in enumerate(spans, 1)
+    ]
     top = AXIS + BAR * len(spans)
     for place, (entry, name) in enumerate(zip(found.entries, labels(found.entries), strict=True)):
         left = place < half  # the better half from the best down, the other from the worst down
@@ -81,8 +92,12 @@ def draw(found: Diagram) -> Figure:
         axes.axis("off")
         for kind, points in found.lines:
             colour, width = looks[kind]
-            axes.plot(*zip(*points, strict=True), color=colour, linewidth=width, solid_capstyle="round")
+            axes.plot(
+                *zip(*points, strict=True), color=colour, linewidth=width, solid_capstyle="round"
+            )
         axes.plot(*zip(*found.dots, strict=True), "o", ms=4, color=ACCENT)
         for label in found.labels:
-            axes.text(label.x, label.y, label.text, ha=sides[label.anchor], color=TEXT, parse_math=False)
+            axes.text(
+                label.x, label.y, label.text, ha=sides[label.anchor], color=TEXT, parse_math=False
+            )
         return page

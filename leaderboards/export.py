@@ -10,7 +10,10 @@ from typing import Any
 from leaderboards.rows import Group, Row
 from leaderboards.table import Section
 
-SCHEMA = {"name": "robust-distill-bench/leaderboard", "version": 1}  # the version changes with the meaning of a field
+SCHEMA = {
+    "name": "robust-distill-bench/leaderboard",
+    "version": 1,
+}  # the version changes with the meaning of a field
 
 
 def render(found: list[Section]) -> str:
@@ -46,7 +49,11 @@ def _row(row: Row) -> dict[str, Any]:
         "rank": row.standing.rank,
         "interval": row.standing.interval,
         "behind_first": row.standing.behind,
-        "cells": {metric: _finite(dataclasses.asdict(cell)) for metric, cell in row.cells.items() if cell.n},
+        "cells": {
+            metric: _finite(dataclasses.asdict(cell))
+            for metric, cell in row.cells.items()
+            if cell.n
+        },
         "missing": row.missing,
         "flags": dict(row.flags),
         "marks": row.marks,

@@ -17,11 +17,24 @@ PARENT = "mlflow.parentRunId"  # a tag of single runs; runs without it stand for
 IDENTITY = ("role", "spec_id", "dataset", "method", "student", "teacher", "seed")
 CHECKSUMS = ("sha256.best", "sha256.last", "sha256.ema", "sha256.swa")
 TEXTS = ("flags", "teacher_sha256")  # tags that are JSON objects of lines of text
-NOTED = ("variant", "sets", "status_note", *TEXTS, "training_path", "code_dirty", "code_commit", "command")
+NOTED = (
+    "variant",
+    "sets",
+    "status_note",
+    *TEXTS,
+    "training_path",
+    "code_dirty",
+    "code_commit",
+    "command",
+)
 TAGS = (*IDENTITY, *NOTED, *CHECKSUMS)
 PLACE = ("experiment", "run_id", "artifact_uri", "start_time")
 METRICS = ("test/", "test_last/", "test_ema/", "test_swa/", "cost/", "val/")
-CURVES = ("train/", "val/", "lr")  # how the names of metrics of each epoch begin; "lr" is a whole name
+CURVES = (
+    "train/",
+    "val/",
+    "lr",
+)  # how the names of metrics of each epoch begin; "lr" is a whole name
 
 Curve: TypeAlias = tuple[Sequence[int], Sequence[float]]  # epochs, values
 Curves: TypeAlias = Mapping[str, Curve]  # of a run, by metric
@@ -30,7 +43,10 @@ Curves: TypeAlias = Mapping[str, Curve]  # of a run, by metric
 def lines(runs: pd.DataFrame) -> list[dict[Any, Any]]:
     """The lines of a frame by the names of its columns; its own to_dict takes three times as long."""
     names = [*runs.columns]
-    return [dict(zip(names, line, strict=True)) for line in zip(*(runs[name].tolist() for name in names), strict=True)]
+    return [
+        dict(zip(names, line, strict=True))
+        for line in zip(*(runs[name].tolist() for name in names), strict=True)
+    ]
 
 
 def wanted(experiment: str, suite: str | None) -> bool:
@@ -41,7 +57,12 @@ def wanted(experiment: str, suite: str | None) -> bool:
 
 def taught_by(teachers: Mapping[str, str]) -> str:
     """The names of teachers, given by role, without their hashes: robust before natural, whatever order a file has."""
-    return " + ".join(identity.rsplit("-", 1)[0] for _, identity in sorted(teachers.items(), reverse=True)) or "none"
+    return (
+        " + ".join(
+            identity.rsplit("-", 1)[0] for _, identity in sorted(teachers.items(), reverse=True)
+        )
+        or "none"
+    )
 
 
 def unfinished(statuses: Iterable[str]) -> list[str]:

@@ -28,7 +28,10 @@ LOOK: Any = {
     "font.size": FONT,
     "axes.linewidth": 0.6,
 }
-WITHOUT_DATE: dict[str, dict[str, Any]] = {"svg": {"Date": None, "Creator": None}, "pdf": {"CreationDate": None}}
+WITHOUT_DATE: dict[str, dict[str, Any]] = {
+    "svg": {"Date": None, "Creator": None},
+    "pdf": {"CreationDate": None},
+}
 
 
 @contextmanager
@@ -47,7 +50,9 @@ def save(figure: Figure, kind: Literal["svg", "pdf"]) -> bytes:
 
     stream = io.BytesIO()
     with matplotlib.rc_context(LOOK):
-        figure.savefig(stream, format=kind, transparent=True, bbox_inches="tight", metadata=WITHOUT_DATE[kind])
+        figure.savefig(
+            stream, format=kind, transparent=True, bbox_inches="tight", metadata=WITHOUT_DATE[kind]
+        )
     return stream.getvalue()
 
 
@@ -62,7 +67,12 @@ def draw(view: View) -> Figure:
         _axes(axes, view)
         if any(series.name for series in view.series) and len(view.series) in range(2, MANY + 1):
             axes.legend(
-                frameon=False, labelcolor=TEXT, ncols=4, loc="lower left", bbox_to_anchor=(0, 1), handletextpad=0.3
+                frameon=False,
+                labelcolor=TEXT,
+                ncols=4,
+                loc="lower left",
+                bbox_to_anchor=(0, 1),
+                handletextpad=0.3,
             )
         page.draw_without_rendering()  # fixes the layout, so that labels can be placed in pixels
         for series in view.series:
@@ -74,20 +84,33 @@ def draw(view: View) -> Figure:
 def _series(axes: Axes, series: Series, place: int, count: int) -> None:
     colour = SOFT if series.quiet else COLOURS[place % len(COLOURS)]
     marker = MARKERS[place % len(MARKERS)] if count > 1 else "o"
-    label = f"\u200b{series.name}" if series.name.startswith("_") else series.name  # else matplotlib would hide it
+    label = (
+        f"\u200b{series.name}" if series.name.startswith("_") else series.name
+    )  # else matplotlib would hide it
     if series.line:
         axes.plot(
-            series.x, series.y, ":" if series.quiet else "-o", ms=3, color=colour, linewidth=1, label=label, zorder=1
+            series.x,
+            series.y,
+            ":" if series.quiet else "-o",
+            ms=3,
+            color=colour,
+            linewidth=1,
+            label=label,
+            zorder=1,
         )
         return
     spread: dict[str, Any] = {"elinewidth": 1.0, "ecolor": BARS}
     if series.low and series.high:
-        for axis, middle, low, high in zip("xy", (series.x, series.y), series.low, series.high, strict=True):
+        for axis, middle, low, high in zip(
+            "xy", (series.x, series.y), series.low, series.high, strict=True
+        ):
             ends = [[_length(v - a) for v, a in zip(middle, low, strict=True)]]
             ends.append([_length(b - v) for v, b in zip(middle, high, strict=True)])
             spread[f"{axis}err"] = ends
     size, alpha = (3, 0.55) if series.quiet else (5, 1)
-    axes.errorbar(series.x, series.y, fmt=marker, ms=size, alpha=alpha, color=colour, label=label, **spread)
+    axes.errorbar(
+        series.x, series.y, fmt=marker, ms=size, alpha=alpha, color=colour, label=label, **spread
+    )
 
 
 def _length(value: float) -> float:
@@ -135,24 +158,34 @@ def _names(axes: Axes, series: Series) -> None:
             va="center",
             color=TEXT,
             parse_math=False,
-            arrowprops={"arrowstyle": "-", "color": TEXT, "linewidth": 0.5, "alpha": 0.6} if far else None,
+            arrowprops={"arrowstyle": "-", "color": TEXT, "linewidth": 0.5, "alpha": 0.6}
+            if far
+            else None,
         )
 
 
-def place(points: Sequence[tuple[float, ...]], sizes: Sequence[tuple[float, float]], bounds: Box) -> list[Box]:
+def place(
+    points: Sequence[tuple[float, ...]], sizes: Sequence[tuple[float, float]], bounds: Box
+) -> list[Box]:
     """A box of each size near its point, clear of points, other boxes and the edge as far as there is room (pixels)."""
     taken: list[Box] = [(x - 5, y - 5, x + 5, y + 5) for x, y in points]
     boxes = []
     for (x, y), (width, height) in zip(points, sizes, strict=True):
         near = [(side * (width / 2 + 9), 0.0) for side in (1, -1)]
         rings = [
-            (s * width / 2 * (r > 1), u * r * 1.1 * height) for r, u, s in product(range(1, 7), (1, -1), (0, 1, -1))
+            (s * width / 2 * (r > 1), u * r * 1.1 * height)
+            for r, u, s in product(range(1, 7), (1, -1), (0, 1, -1))
         ]
         options = [
             (x + dx - width / 2, y + dy - height / 2, x + dx + width / 2, y + dy + height / 2)
             for dx, dy in near + rings
         ]
-        best = min(options, key=lambda box: sum(_overlap(box, other) for other in taken) + 10 * _outside(box, bounds))
+        best = min(
+            options,
+            key=lambda box: (
+                sum(_overlap(box, other) for other in taken) + 10 * _outside(box, bounds)
+            ),
+        )
         taken.append(best)
         boxes.append(best)
     return boxes

@@ -53,12 +53,22 @@ def _table(section: Section, group: Group) -> str:
 def _lines(section: Section, group: Group) -> Iterator[str]:
     place = not group.of_teachers
     columns = [
-        column for column in group.columns if column.metric.startswith("test/") and column.metric != "test/worst"
+        column
+        for column in group.columns
+        if column.metric.startswith("test/") and column.metric != "test/worst"
     ]
-    heads = [*["Rank"] * place, *map(escape, group.heads), *(escape(column.label) for column in columns)]
+    heads = [
+        *["Rank"] * place,
+        *map(escape, group.heads),
+        *(escape(column.label) for column in columns),
+    ]
     teachers = _teachers(group) if place else {}
-    told = ", ".join(f"{short} is {teacher}" for teacher, short in teachers.items() if short != NONE)
-    caption = f"{section.experiment}: {group.title}. {group.caption}{f' Teacher {told}.' if told else ''}"
+    told = ", ".join(
+        f"{short} is {teacher}" for teacher, short in teachers.items() if short != NONE
+    )
+    caption = (
+        f"{section.experiment}: {group.title}. {group.caption}{f' Teacher {told}.' if told else ''}"
+    )
     yield r"\begin{table}"
     yield r"  \centering\small\setlength{\tabcolsep}{4pt}"
     yield rf"  \caption{{{escape(caption)}}}\smallskip"
@@ -82,14 +92,18 @@ def _lines(section: Section, group: Group) -> Iterator[str]:
 def _teachers(group: Group) -> dict[str, str]:
     """What stands for each teacher in a column too narrow for names."""
     names = dict.fromkeys(row.teacher for row in group.ranked)
-    return {"none": NONE} | {name: f"T{n}" for n, name in enumerate((n for n in names if n != "none"), start=1)}
+    return {"none": NONE} | {
+        name: f"T{n}" for n, name in enumerate((n for n in names if n != "none"), start=1)
+    }
 
 
 def _second(group: Group, column: Column) -> float:
     """The highest mean below the best; NaN where there is none."""
     best = group.best(column)
     below = [
-        row[column.metric].mean for row in group.contenders if row[column.metric].n and row[column.metric].mean < best
+        row[column.metric].mean
+        for row in group.contenders
+        if row[column.metric].n and row[column.metric].mean < best
     ]
     return max(below, default=math.nan)
 

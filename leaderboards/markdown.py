@@ -35,7 +35,11 @@ def render(runs: pd.DataFrame, suite: str | None = None, found: list[Section] | 
 
     `found` are its sections, where they are known already.
     """
-    parts = [part for section in (sections(runs) if found is None else found) for part in _section(section)]
+    parts = [
+        part
+        for section in (sections(runs) if found is None else found)
+        for part in _section(section)
+    ]
     if not parts:
         parts = ["There are no finished runs yet. Make the first:", _fenced(first_run(suite))]
     return "\n\n".join(["# Leaderboard", *([ABOUT] if len(runs) else []), *parts]) + "\n"
@@ -58,7 +62,11 @@ def number(cell: Cell, column: Column) -> str:
 
 def bracket(row: Row) -> str:
     """ "[77.9, 86.0]", the interval of the ranking number; "" where there is none."""
-    return "[{:.1f}, {:.1f}]".format(*(100 * end for end in row.standing.interval)) if row.standing.interval else ""
+    return (
+        "[{:.1f}, {:.1f}]".format(*(100 * end for end in row.standing.interval))
+        if row.standing.interval
+        else ""
+    )
 
 
 def share(entry: Entry) -> str:
@@ -84,8 +92,16 @@ def _across(found: Across) -> Iterator[str]:
     yield _line("---:", "---", "---", "---:", *["---:"] * 2 * len(found.tasks))
     for entry in found.entries:
         placed = zip(entry.scores, entry.ranks, strict=True)
-        cells = (text for score, rank in placed for text in (f"{100 * score:.1f}", str(rank or "-")))
-        yield _line(f"{entry.mean_rank:.1f}", escape(entry.label), escape(entry.teacher), share(entry), *cells)
+        cells = (
+            text for score, rank in placed for text in (f"{100 * score:.1f}", str(rank or "-"))
+        )
+        yield _line(
+            f"{entry.mean_rank:.1f}",
+            escape(entry.label),
+            escape(entry.teacher),
+            share(entry),
+            *cells,
+        )
 
 
 def _group(group: Group) -> Iterator[str]:
@@ -97,7 +113,9 @@ def _group(group: Group) -> Iterator[str]:
         yield escape(group.footnote)
     if group.incomplete:
         yield "Incomplete, not ranked:"
-        yield "\n".join(f"- {_who(row)}: no {', '.join(map(escape, row.missing))}" for row in group.incomplete)
+        yield "\n".join(
+            f"- {_who(row)}: no {', '.join(map(escape, row.missing))}" for row in group.incomplete
+        )
     noted = [row for row in group.rows if row.remarks]
     if noted:
         yield "Notes:"
@@ -115,11 +133,15 @@ def _table(group: Group) -> Iterator[str]:
     )
     yield _line(*heads)
     texts = len(group.heads) - 1
-    yield _line(*["---:"] * place, *["---"] * texts, *["---:"] * (1 + len(group.columns)), *["---"] * apart)
+    yield _line(
+        *["---:"] * place, *["---"] * texts, *["---:"] * (1 + len(group.columns)), *["---"] * apart
+    )
     for row in group.ranked:
         cells = (_cell(group, row, column) for column in group.columns)
         rank = str(row.standing.rank or "-")
-        yield _line(*[rank] * place, *map(escape, group.lead(row)), *cells, *[_published(row)] * apart)
+        yield _line(
+            *[rank] * place, *map(escape, group.lead(row)), *cells, *[_published(row)] * apart
+        )
 
 
 def _cell(group: Group, row: Row, column: Column) -> str:

@@ -45,7 +45,10 @@ def pages(site: Site) -> Iterator[tuple[str, str]]:
     for place in site.places:
         words = protocol.words([site.records[run] for run in place.row.run_ids])
         for run in place.row.run_ids:
-            yield site.run_paths[run], template.render(root="../", protocol=tuple(words), **_run(site, place, run))
+            yield (
+                site.run_paths[run],
+                template.render(root="../", protocol=tuple(words), **_run(site, place, run)),
+            )
 
 
 def _engine(site: Site) -> jinja2.Environment:
@@ -59,7 +62,11 @@ def _engine(site: Site) -> jinja2.Environment:
         lstrip_blocks=True,
         auto_reload=False,
     )
-    engine.policies["json.dumps_kwargs"] = {"allow_nan": False, "ensure_ascii": False, "separators": (",", ":")}
+    engine.policies["json.dumps_kwargs"] = {
+        "allow_nan": False,
+        "ensure_ascii": False,
+        "separators": (",", ":"),
+    }
     engine.globals |= {
         "methods": site.method_paths,
         "runs": site.run_paths,
@@ -74,7 +81,9 @@ def _engine(site: Site) -> jinja2.Environment:
         "seconds": SECONDS,
     }
     parts: Any = engine.get_template("parts.html.j2").module
-    engine.globals["pairs"] = lru_cache(maxsize=64)(parts.pairs)  # the same for many runs, one after the other
+    engine.globals["pairs"] = lru_cache(maxsize=64)(
+        parts.pairs
+    )  # the same for many runs, one after the other
     return engine
 
 
@@ -104,7 +113,9 @@ def _index(site: Site) -> dict[str, Any]:
         "protocol": lambda section: protocol.words(_records(site, section)),
         "settings": lambda section: protocol.settings(_records(site, section)),
         "diagram": diagram.layout,
-        "overview": [_overview(name, places, site.about(name)) for name, places in site.methods.items()],
+        "overview": [
+            _overview(name, places, site.about(name)) for name, places in site.methods.items()
+        ],
         "total": sum(task.runs for task in site.tasks),
     }
 
@@ -121,7 +132,9 @@ def _overview(name: str, places: Sequence[Place], about: About | None) -> dict[s
         "name": name,
         "title": about.title if about else "",
         "tasks": len({place.task.path for place in tasks if place.task}),
-        "firsts": len({place.task.path for place in tasks if place.task and place.row.standing.rank == 1}),
+        "firsts": len(
+            {place.task.path for place in tasks if place.task and place.row.standing.rank == 1}
+        ),
         "kept": max(shares, default=math.nan),
         "runs": sum(place.row.seeds for place in places),
     }
@@ -138,7 +151,10 @@ def _task(site: Site, task: Task) -> dict[str, Any]:
 
 
 def _method(site: Site, name: str, places: Sequence[Place]) -> dict[str, Any]:
-    means = [(_line(place), mean([site.curves.get(run, {}) for run in place.row.run_ids])) for place in places]
+    means = [
+        (_line(place), mean([site.curves.get(run, {}) for run in place.row.run_ids]))
+        for place in places
+    ]
     lines = [(label, curves) for label, curves in means if curves]
     drawn = of_method(lines[:LINES])
     about = site.about(name)
@@ -154,7 +170,9 @@ def _method(site: Site, name: str, places: Sequence[Place]) -> dict[str, Any]:
 
 def _line(place: Place) -> str:
     row = place.row
-    return ", ".join(filter(None, (place.section.experiment, row.dataset, row.student, row.variant, row.changed)))
+    return ", ".join(
+        filter(None, (place.section.experiment, row.dataset, row.student, row.variant, row.changed))
+    )
 
 
 def _values(site: Site, places: Iterable[Place]) -> dict[str, list[str]]:
@@ -167,7 +185,9 @@ def _values(site: Site, places: Iterable[Place]) -> dict[str, list[str]]:
     return {key: sorted(values) for key, values in found.items()}
 
 
-def _parameters(about: About | None, values: Mapping[str, list[str]]) -> Iterator[tuple[Parameter, list[str]]]:
+def _parameters(
+    about: About | None, values: Mapping[str, list[str]]
+) -> Iterator[tuple[Parameter, list[str]]]:
     """Each hyper-parameter and its recorded values; those that were recorded alone come last."""
     told = about.parameters if about else ()
     names = {parameter.name for parameter in told}
@@ -183,7 +203,9 @@ def _run(site: Site, place: Place, run: str) -> dict[str, Any]:
         "place": place,
         "row": place.row,
         "record": record,
-        "settings": tuple((name, value) for name, value in _recorded(site, "param", record) if name != "seed"),
+        "settings": tuple(
+            (name, value) for name, value in _recorded(site, "param", record) if name != "seed"
+        ),
         "numbers": [*_numbers(site, record)],
         "kinds": {"test": "best", **CHECKPOINTS},
         "cost": [*_costs(dict(_recorded(site, "cost", record)))],
@@ -192,7 +214,9 @@ def _run(site: Site, place: Place, run: str) -> dict[str, Any]:
         "environment": tuple(_flat(site.environment(record))),
         "charts": [charts.chart(view) for view in drawn],
         "others": [
-            (site.run_paths[other], site.records[other]["seed"] or other) for other in place.row.run_ids if other != run
+            (site.run_paths[other], site.records[other]["seed"] or other)
+            for other in place.row.run_ids
+            if other != run
         ],
     }
 

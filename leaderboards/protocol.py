@@ -21,7 +21,11 @@ def settings(runs: Sequence[Record]) -> list[tuple[str, str]]:
     """Every recorded parameter that has one value in all runs, by name."""
     names = sorted({name for run in runs for name in run if name.startswith("param/")})
     shared = ((name, {run.get(name) for run in runs}) for name in names)
-    return [(name[6:], str(value)) for name, values in shared if len(values) == 1 and known(value := values.pop())]
+    return [
+        (name[6:], str(value))
+        for name, values in shared
+        if len(values) == 1 and known(value := values.pop())
+    ]
 
 
 def known(value: Any) -> bool:
@@ -49,7 +53,13 @@ def _topics(runs: Sequence[Record]) -> Iterator[tuple[str, str]]:
         ),
     )
     yield "Inner attack", join(say("{} steps", "inner_steps"), say("of {}", "inner_step"))
-    yield "Data", join(say("first {} training images", "limit_train"), say("first {} test images", "limit_test"))
+    yield (
+        "Data",
+        join(
+            say("first {} training images", "limit_train"),
+            say("first {} test images", "limit_test"),
+        ),
+    )
     yield (
         "Checkpoint",
         "the one with the best validation accuracy under PGD (clean, for methods without an inner attack); "
@@ -82,5 +92,9 @@ def _attacks(runs: Sequence[Record]) -> list[str]:
         [name for name in runs[0] if name.startswith("test/")] if runs else []
     )  # a frame's lines have the same names
     tried = {name[5:]: None for name in names if any(known(run[name]) for run in runs)}
-    labelled = [label for name, label in LABELS.items() if name in tried and name not in ("clean", "worst")]
-    return labelled + [name for name in tried if name not in LABELS and name != "n" and not name.endswith("_n")]
+    labelled = [
+        label for name, label in LABELS.items() if name in tried and name not in ("clean", "worst")
+    ]
+    return labelled + [
+        name for name in tried if name not in LABELS and name != "n" and not name.endswith("_n")
+    ]

@@ -55,7 +55,11 @@ class Published:
         """ "3 sources, any teacher; ours 1.2 below"; nothing about ours where it is NaN."""
         count = "1 source" if len(self.sources) == 1 else f"{len(self.sources)} sources"
         outside = f"{100 * self.difference(ours):+.1f}"
-        where = "within" if outside[1:] == "0.0" else f"{outside[1:]} {'above' if outside[0] == '+' else 'below'}"
+        where = (
+            "within"
+            if outside[1:] == "0.0"
+            else f"{outside[1:]} {'above' if outside[0] == '+' else 'below'}"
+        )
         what = ", ".join(filter(None, (count, self.teachers)))
         return what if math.isnan(ours) else f"{what}; ours {where}"
 
@@ -77,7 +81,9 @@ def beside(runs: pd.DataFrame) -> pd.DataFrame:
     import pandas as pd
 
     told = fields.lines(runs.reindex(columns=[*KEYS, *(f"test/{attack}" for attack in ATTACKS)]))
-    columns = [_columns(run) if same else {} for run, same in zip(told, same_task(runs), strict=True)]
+    columns = [
+        _columns(run) if same else {} for run, same in zip(told, same_task(runs), strict=True)
+    ]
     return pd.concat([runs, pd.DataFrame(columns, index=runs.index)], axis="columns")
 
 
@@ -90,7 +96,9 @@ def lookup(dataset: str, student: str, method: str, teacher: str, attack: str) -
     own = rows[rows["teacher"].map(_words) == _words(teacher)]
     chosen = rows if own.empty else own
     teachers = "any teacher" if own.empty else "this teacher" if teacher != "none" else ""
-    low, high = (round(percent / 100, 4) for percent in chosen["accuracy_percent"].agg(["min", "max"]))
+    low, high = (
+        round(percent / 100, 4) for percent in chosen["accuracy_percent"].agg(["min", "max"])
+    )
     return Published(low, high, teachers, tuple(chosen["source"].unique()))
 
 
@@ -100,9 +108,18 @@ def _columns(run: dict[Any, Any]) -> dict[str, Any]:
     for attack in ATTACKS:
         if found := lookup(*(run[key] for key in KEYS), attack):
             ours = run[f"test/{attack}"]
-            values = (found.low, found.high, round(found.difference(ours), 6), found.teachers, "; ".join(found.sources))
+            values = (
+                found.low,
+                found.high,
+                round(found.difference(ours), 6),
+                found.teachers,
+                "; ".join(found.sources),
+            )
             names = ("low", "high", "difference", "teachers", "sources")
-            said |= {f"published/{attack}_{name}": value for name, value in zip(names, values, strict=True)}
+            said |= {
+                f"published/{attack}_{name}": value
+                for name, value in zip(names, values, strict=True)
+            }
     return said
 
 
@@ -112,8 +129,13 @@ def same_task(runs: pd.DataFrame) -> pd.Series[bool]:
 
     names = ["param/eps", "param/limit_train", "test/n", "test/aa_n"]
     facts = runs.reindex(columns=names).apply(pd.to_numeric, errors="coerce").astype(float)
-    whole = facts["test/aa_n"].fillna(facts["test/n"]).eq(TEST_IMAGES) & facts["param/limit_train"].isna()
-    return runs["variant"].isin(["", "official"]) & whole & facts["param/eps"].sub(EPS).abs().lt(1e-6)
+    whole = (
+        facts["test/aa_n"].fillna(facts["test/n"]).eq(TEST_IMAGES)
+        & facts["param/limit_train"].isna()
+    )
+    return (
+        runs["variant"].isin(["", "official"]) & whole & facts["param/eps"].sub(EPS).abs().lt(1e-6)
+    )
 
 
 @cache

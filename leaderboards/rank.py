@@ -28,7 +28,11 @@ from numpy.typing import NDArray
 
 CAUTION = 1.8
 LEVEL = 0.95  # of an interval, and of all comparisons in a task together
-DRAWS, FEWEST, WORK = 1000, 200, 40_000_000  # resamples; of many rows fewer, so that pairs x resamples stay near WORK
+DRAWS, FEWEST, WORK = (
+    1000,
+    200,
+    40_000_000,
+)  # resamples; of many rows fewer, so that pairs x resamples stay near WORK
 
 Flags: TypeAlias = NDArray[np.bool_]
 Array: TypeAlias = NDArray[np.float64]
@@ -47,11 +51,18 @@ def interval(flags: Flags) -> tuple[float, float]:
         count, share = len(flags), _taken_off(len(flags) - 1)
         whole, noise = _between_seeds(flags)
         seeds = _student(z, count - 1) * math.sqrt(max(0.0, whole - share * noise) / count)
-        variance = max(0.0, variance - (1 - share) * noise / count)  # it is among the seeds' already
+        variance = max(
+            0.0, variance - (1 - share) * noise / count
+        )  # it is among the seeds' already
     size = mean * (1 - mean) / variance if variance > 0 else n
-    middle, half = mean + z * z / (2 * size), z * math.sqrt(mean * (1 - mean) / size + (z / (2 * size)) ** 2)
+    middle, half = (
+        mean + z * z / (2 * size),
+        z * math.sqrt(mean * (1 - mean) / size + (z / (2 * size)) ** 2),
+    )
     low, high = ((middle + side * half) / (1 + z * z / size) for side in (-1, 1))
-    return max(0.0, mean - math.hypot(mean - low, seeds)), min(1.0, mean + math.hypot(high - mean, seeds))
+    return max(0.0, mean - math.hypot(mean - low, seeds)), min(
+        1.0, mean + math.hypot(high - mean, seeds)
+    )
 
 
 def seed_variance(flags: Flags, share: float = 1.0) -> float:
@@ -90,7 +101,9 @@ class Task:
     images: Array  # row x image
     seeds: Array  # variance of each row's mean from its seeds
     freedom: int  # degrees of freedom behind `seeds`; 0 where no row has several
-    order: NDArray[np.intp]  # place of each row in an order that does not depend on how they were given
+    order: NDArray[
+        np.intp
+    ]  # place of each row in an order that does not depend on how they were given
 
     @classmethod
     def of(cls, rows: Sequence[Flags]) -> Task:
@@ -98,9 +111,14 @@ class Task:
         counts = np.array([len(flags) for flags in rows])
         freedom = int((counts - 1).sum())
         own = np.array([seed_variance(flags, _taken_off(freedom)) for flags in rows])
-        whole = np.array([flags.mean(axis=1).var(ddof=1) if len(flags) > 1 else 0.0 for flags in rows])
+        whole = np.array(
+            [flags.mean(axis=1).var(ddof=1) if len(flags) > 1 else 0.0 for flags in rows]
+        )
         shares = (counts - 1) / max(freedom, 1)
-        average, one = max(0.0, float((shares * np.nan_to_num(own)).sum())), float((shares * whole).sum())
+        average, one = (
+            max(0.0, float((shares * np.nan_to_num(own)).sum())),
+            float((shares * whole).sum()),
+        )
         variance = np.where(counts > 1, np.fmax(own, average), one) / counts
         order = np.argsort(sorted(range(len(rows)), key=lambda row: rows[row].tobytes()))
         return cls(np.stack([flags.mean(axis=0) for flags in rows]), variance, freedom, order)
@@ -116,7 +134,9 @@ class Task:
         count = int(np.clip(WORK // rows**2, FEWEST, DRAWS))
         centred = (self.images - self.means[:, None]).astype(np.float32)
         moved = centred @ _resamples(n)[:count].T.astype(np.float32) / n
-        noise = np.random.default_rng(0).standard_normal((rows, count), dtype=np.float32)[self.order]
+        noise = np.random.default_rng(0).standard_normal((rows, count), dtype=np.float32)[
+            self.order
+        ]
         return np.asarray(moved + noise * np.sqrt(self.seeds)[:, None].astype(np.float32))
 
     def better(self) -> NDArray[np.bool_]:
@@ -129,7 +149,9 @@ class Task:
         """
         gap = self.means[:, None] - self.means
         square = (self.images**2).sum(axis=1)
-        images = square[:, None] + square - 2 * self.images @ self.images.T  # second moment: the variance if equal
+        images = (
+            square[:, None] + square - 2 * self.images @ self.images.T
+        )  # second moment: the variance if equal
         images = np.where(images > 1e-9, images, 0) / self.images.shape[1] ** 2
         seeds = self.seeds[:, None] + self.seeds
         error = np.sqrt(images + seeds)
@@ -149,7 +171,9 @@ class Task:
         top = np.zeros(self.draws.shape[1], dtype=np.float32)
         for row in np.flatnonzero(pairs.any(axis=1)):
             others = np.flatnonzero(pairs[row])
-            moves = np.abs(self.draws[others] - self.draws[row]) / error[row, others, None].astype(np.float32)
+            moves = np.abs(self.draws[others] - self.draws[row]) / error[row, others, None].astype(
+                np.float32
+            )
             np.maximum(top, moves.max(axis=0), out=top)
         return float(np.quantile(top, LEVEL, method="higher"))
 
@@ -175,7 +199,9 @@ def ranks(better: NDArray[np.bool_]) -> list[int]:
 def _resamples(n: int) -> NDArray[np.uint8]:
     """Draw x image: how often each of n images is in a resample of n."""
     rng = np.random.default_rng(0)
-    counts = [np.bincount(rng.integers(n, size=n), minlength=n).astype(np.uint8) for _ in range(DRAWS)]
+    counts = [
+        np.bincount(rng.integers(n, size=n), minlength=n).astype(np.uint8) for _ in range(DRAWS)
+    ]
     return np.stack(counts)
 
 

@@ -18,7 +18,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import from_json
 
 from leaderboards import fields
@@ -28,7 +35,10 @@ if TYPE_CHECKING:
 
     from leaderboards.rank import Flags
 
-SCHEMA = {"name": "robust-distill-bench/record", "version": 1}  # the version changes with the meaning of a field
+SCHEMA = {
+    "name": "robust-distill-bench/record",
+    "version": 1,
+}  # the version changes with the meaning of a field
 LARGEST = 1_000_000  # bytes of a file
 MOST = 100_000  # test images: the bootstrap's memory grows with them
 METRIC = re.compile(r"[a-z0-9_@/:. -]+")
@@ -67,7 +77,9 @@ class Spec(Part, extra="allow"):
 
     @property
     def id(self) -> str:
-        return hashlib.sha256(json.dumps(self.model_dump(), sort_keys=True).encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps(self.model_dump(), sort_keys=True).encode()).hexdigest()[
+            :16
+        ]
 
 
 class Verdicts(Part):
@@ -115,12 +127,18 @@ class Record(Part):
         if odd := [name for name in fields.TEXTS if fields.texts(self.tags.get(name, "")) is None]:
             raise ValueError(f"tags.{odd[0]}: not a JSON object of texts")
         for name, value in self.metrics.items():
-            if name in self.curves or not name.startswith(fields.METRICS) or not METRIC.fullmatch(name):
+            if (
+                name in self.curves
+                or not name.startswith(fields.METRICS)
+                or not METRIC.fullmatch(name)
+            ):
                 raise ValueError(f"metrics: {name!r} does not belong there")
             if name.startswith("test") and not name.endswith(("/n", "_n")) and not 0 <= value <= 1:
                 raise ValueError(f"metrics: {name} = {value} is no accuracy")
         for name, points in self.curves.items():
-            if not fields.curve(name) or any(a >= b for (a, _), (b, _) in itertools.pairwise(points)):
+            if not fields.curve(name) or any(
+                a >= b for (a, _), (b, _) in itertools.pairwise(points)
+            ):
                 raise ValueError(f"curves: {name!r} is none, or its epochs are not in order")
         self._check_verdicts()
         return self
@@ -128,12 +146,16 @@ class Record(Part):
     def _check_verdicts(self) -> None:
         told = self.metrics.get("test/aa"), self.metrics.get("test/aa_n")
         if (told[0] is None) != (self.verdicts is None):
-            raise ValueError("AutoAttack accuracy and verdicts on single images: there must be both or neither")
+            raise ValueError(
+                "AutoAttack accuracy and verdicts on single images: there must be both or neither"
+            )
         if self.verdicts and told[0] is not None:
             mean = float(self.verdicts.flags.mean())
             if abs(mean - told[0]) > AGREE or told[1] not in (None, self.verdicts.images):
                 found = f"{mean:.4f} on {self.verdicts.images} images"
-                raise ValueError(f"verdicts: AutoAttack accuracy {found}, recorded is {told[0]:.4f}")
+                raise ValueError(
+                    f"verdicts: AutoAttack accuracy {found}, recorded is {told[0]:.4f}"
+                )
 
     @property
     def survived(self) -> Flags:
@@ -165,7 +187,9 @@ class Record(Part):
         """As store.Reader gives it, but for the place of the file."""
         spec = self.spec
         last = {
-            name: points[-1][1] for name, points in self.curves.items() if points and name.startswith(fields.METRICS)
+            name: points[-1][1]
+            for name, points in self.curves.items()
+            if points and name.startswith(fields.METRICS)
         }
         return {
             "experiment": spec.suite, "run_id": self.run_id, "start_time": self.start_time,
@@ -188,7 +212,9 @@ def read(path: Path) -> Record:
     if len(content) > LARGEST:
         raise RecordError(f"larger than {LARGEST:,} bytes")
     try:
-        json.dumps(from_json(content, allow_inf_nan=False), allow_nan=False)  # 1e400 is read as infinity
+        json.dumps(
+            from_json(content, allow_inf_nan=False), allow_nan=False
+        )  # 1e400 is read as infinity
     except ValueError as error:
         raise RecordError(f"not JSON: {error}") from error
     return _checked(content)
@@ -198,7 +224,10 @@ def packed(flags: Flags) -> dict[str, Any]:
     """(images,) bool as Verdicts have them."""
     import numpy as np
 
-    return {"images": flags.size, "survived": base64.b64encode(np.packbits(flags).tobytes()).decode()}
+    return {
+        "images": flags.size,
+        "survived": base64.b64encode(np.packbits(flags).tobytes()).decode(),
+    }
 
 
 def made(**content: Any) -> Record:
@@ -271,7 +300,9 @@ class Folder:
                         raise RecordError(f"{known[key][0]} is the record of {key} already")
                 other = known.get(best := found.checksums.get("best", ""))
                 if other and other[1].trained != found.trained:
-                    raise RecordError(f"{other[0]} has the same checkpoint, of another method, network or seed")
+                    raise RecordError(
+                        f"{other[0]} has the same checkpoint, of another method, network or seed"
+                    )
             except RecordError as error:
                 problems.append(f"{name} is left out: {error}")
                 continue

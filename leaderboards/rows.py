@@ -53,9 +53,13 @@ class Standing:
 
     rank: int | None = None
     interval: tuple[float, float] | None = None
-    behind: tuple[float, float, float] | None = None  # the row of highest accuracy less this one, with its interval
+    behind: tuple[float, float, float] | None = (
+        None  # the row of highest accuracy less this one, with its interval
+    )
     why: str = ""  # there is no rank
-    images: NDArray[np.float64] | None = field(default=None, compare=False, repr=False)  # how often each survives
+    images: NDArray[np.float64] | None = field(
+        default=None, compare=False, repr=False
+    )  # how often each survives
 
 
 @dataclass(frozen=True)
@@ -73,13 +77,17 @@ class Row:
     commands: tuple[str, ...]
     notes: tuple[str, ...]
     missing: tuple[str, ...] = ()
-    flags: tuple[tuple[str, str], ...] = ()  # name of a sanity flag, how often it was raised and on what evidence
+    flags: tuple[
+        tuple[str, str], ...
+    ] = ()  # name of a sanity flag, how often it was raised and on what evidence
     published: Published | None = None  # never among the cells: nothing here measured it
     standing: Standing = field(default_factory=Standing)
     marks: tuple[str, ...] = ()  # why a reader may want to look at the others alone
     run_ids: tuple[str, ...] = ()
     weights: frozenset[str] = frozenset()  # sha256 of its best checkpoints
-    taught: tuple[frozenset[str], ...] = ()  # of the teachers' of each run; none where they were not recorded
+    taught: tuple[
+        frozenset[str], ...
+    ] = ()  # of the teachers' of each run; none where they were not recorded
 
     @property
     def remarks(self) -> list[str]:
@@ -126,7 +134,11 @@ class Group:
 
     @property
     def heads(self) -> tuple[str, ...]:
-        return ("Method", "Data", "Network", "Seeds") if self.of_teachers else ("Method", "Teacher", "Seeds")
+        return (
+            ("Method", "Data", "Network", "Seeds")
+            if self.of_teachers
+            else ("Method", "Teacher", "Seeds")
+        )
 
     def lead(self, row: Row) -> tuple[str, ...]:
         """What stands under `heads`."""

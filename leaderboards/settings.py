@@ -10,8 +10,18 @@ if TYPE_CHECKING:
     import pandas as pd
 
 OWN = ("param/hyper.", "param/tuned")  # params that a method and its variant settle
-PROTOCOL = ("training.", "eps", "inner_", "limit_", "attacks", "precision")  # params that make another experiment
-COUNTED = {"test/n": "images", "test/aa_n": "images of AutoAttack"}  # with equal parameters equal, in a sound record
+PROTOCOL = (
+    "training.",
+    "eps",
+    "inner_",
+    "limit_",
+    "attacks",
+    "precision",
+)  # params that make another experiment
+COUNTED = {
+    "test/n": "images",
+    "test/aa_n": "images of AutoAttack",
+}  # with equal parameters equal, in a sound record
 
 
 def changed(runs: pd.DataFrame, stated: Mapping[str, str]) -> list[str]:
@@ -21,7 +31,10 @@ def changed(runs: pd.DataFrame, stated: Mapping[str, str]) -> list[str]:
     "official" and "tuned" do, is not said again, and a parameter that was never recorded is not a change.
     """
     said: dict[Any, list[str]] = {index: [] for index in runs.index}
-    excused = {index: {f"param/training.{name}" for name in names.split(",")} for index, names in runs["sets"].items()}
+    excused = {
+        index: {f"param/training.{name}" for name in names.split(",")}
+        for index, names in runs["sets"].items()
+    }
     there = {f"param/{name}": value for name, value in stated.items() if f"param/{name}" in runs}
     protocol = _usual(runs, PROTOCOL) | there
     for _, part in runs.groupby("teacher"):
@@ -48,7 +61,10 @@ def _counted(runs: pd.DataFrame) -> Iterator[tuple[Any, str]]:
     for name in (name for name in COUNTED if name in runs):
         for _, values in runs[name].dropna().groupby(runs["dataset"]):
             usual = Counter(values.tolist()).most_common(1)[0][0]
-            yield from ((index, f"{COUNTED[name]}={value:g}") for index, value in values[values != usual].items())
+            yield from (
+                (index, f"{COUNTED[name]}={value:g}")
+                for index, value in values[values != usual].items()
+            )
 
 
 def _usual(runs: pd.DataFrame, keys: tuple[str, ...]) -> dict[str, str]:
@@ -56,7 +72,9 @@ def _usual(runs: pd.DataFrame, keys: tuple[str, ...]) -> dict[str, str]:
 
     Runs whose variant sets some of them, as tuned ones do, count only where there are no others.
     """
-    names = [name for name in runs.columns if name.startswith(tuple(f"param/{key}" for key in keys))]
+    names = [
+        name for name in runs.columns if name.startswith(tuple(f"param/{key}" for key in keys))
+    ]
     plain = runs[runs["sets"] == ""] if (runs["sets"] == "").any() else runs
     return {name: Counter(plain[name].fillna("").tolist()).most_common(1)[0][0] for name in names}
 

@@ -114,16 +114,23 @@ class Site:
     def attacks(self) -> list[str]:
         """Every attack on any checkpoint of any run, the known ones first."""
         tried = {name for kind in ("test", *CHECKPOINTS) for name in self.columns.get(kind, ())}
-        others = sorted(name for name in tried - LABELS.keys() if name != "n" and not name.endswith("_n"))
+        others = sorted(
+            name for name in tried - LABELS.keys() if name != "n" and not name.endswith("_n")
+        )
         return [*filter(tried.__contains__, LABELS), *others]
 
     @cached_property
     def tasks(self) -> list[Task]:
-        keys = [(section.experiment, *_two(group)) for section in self.sections for group in section.groups]
+        keys = [
+            (section.experiment, *_two(group))
+            for section in self.sections
+            for group in section.groups
+        ]
         paths = files(keys)
         groups = ((section, group) for section in self.sections for group in section.groups)
         return [
-            Task(section, group, f"tasks/{paths[key]}.html") for (section, group), key in zip(groups, keys, strict=True)
+            Task(section, group, f"tasks/{paths[key]}.html")
+            for (section, group), key in zip(groups, keys, strict=True)
         ]
 
     @cached_property
@@ -131,7 +138,10 @@ class Site:
         """Every row of the site, tasks first."""
         students = [Place(task.section, task, row) for task in self.tasks for row in task.rows]
         taught = [
-            Place(section, None, row) for section in self.sections if section.teachers for row in section.teachers.rows
+            Place(section, None, row)
+            for section in self.sections
+            if section.teachers
+            for row in section.teachers.rows
         ]
         return students + taught
 

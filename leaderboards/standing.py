@@ -26,11 +26,15 @@ def place(rows: Sequence[Sequence[Run]], metric: str, compete: bool) -> list[Sta
     """The standing of rows, each given by its runs; those that `compete` must have been judged on the same images."""
     flags = [_flags(runs, metric) for runs in rows]
     known = {index: found for index, found in enumerate(flags) if not isinstance(found, str)}
-    standings = [Standing(why=found) if isinstance(found, str) else _alone(found) for found in flags]
+    standings = [
+        Standing(why=found) if isinstance(found, str) else _alone(found) for found in flags
+    ]
     if not compete:
         return standings
     for index in [index for index in known if settings.threat(rows[index][0])]:
-        standings[index] = replace(standings[index], why=f"attacked with {settings.threat(rows[index][0])}")
+        standings[index] = replace(
+            standings[index], why=f"attacked with {settings.threat(rows[index][0])}"
+        )
         del known[index]
     usual = Counter(found.shape[1] for found in known.values()).most_common(1)
     same = [index for index, found in known.items() if found.shape[1] == usual[0][0]]
@@ -42,7 +46,9 @@ def place(rows: Sequence[Sequence[Run]], metric: str, compete: bool) -> list[Sta
     task = rank.Task.of([known[index] for index in same])
     first = int(task.means.argmax())
     for place, (index, number) in enumerate(zip(same, rank.ranks(task.better()), strict=True)):
-        standings[index] = replace(standings[index], rank=number, behind=task.difference(first, place))
+        standings[index] = replace(
+            standings[index], rank=number, behind=task.difference(first, place)
+        )
     return standings
 
 
@@ -63,13 +69,21 @@ def caption(runs: pd.DataFrame, rows: Iterable[Row], compete: bool) -> str:
     shown = [row for row in rows if row.standing.interval]
     images = _span(runs, "test/n")
     scored = _span(runs, "test/aa_n") or images
-    said = f"{_words(images)} test images" if images else "The number of test images was not recorded"
+    said = (
+        f"{_words(images)} test images" if images else "The number of test images was not recorded"
+    )
     said += f", AutoAttack on {_words(scored)} of them." if scored and scored != images else "."
     if not shown:
         return said
     single = sum(row.seeds == 1 for row in shown)
     alone = ONE_SEED if single == len(shown) else SOME_ONE_SEED if single else ""
-    over = "" if single == len(shown) else ", and over seeds where there are several" if single else " and seeds"
+    over = (
+        ""
+        if single == len(shown)
+        else ", and over seeds where there are several"
+        if single
+        else " and seeds"
+    )
     return said + (RANKED + alone) * (compete and len(shown) > 1) + BRACKETS.format(over)
 
 
@@ -81,7 +95,9 @@ def beside(frame: pd.DataFrame, rows: Iterable[Row]) -> pd.DataFrame:
     for row in rows:
         found |= dict.fromkeys(row.run_ids, _columns(row))
     columns = list(_columns(None))
-    told = pd.DataFrame([found.get(run, {}) for run in frame["run_id"]], index=frame.index, columns=columns)
+    told = pd.DataFrame(
+        [found.get(run, {}) for run in frame["run_id"]], index=frame.index, columns=columns
+    )
     told["row/rank"] = told["row/rank"].astype("Int64")
     return pd.concat([told, frame], axis="columns")
 

@@ -14,7 +14,16 @@ from leaderboards import client, database, fields, record
 if TYPE_CHECKING:
     import pandas as pd
 
-COLUMNS = ("experiment", "suite", "version", *fields.TAGS, "run_id", "artifact_uri", "start_time", "superseded")
+COLUMNS = (
+    "experiment",
+    "suite",
+    "version",
+    *fields.TAGS,
+    "run_id",
+    "artifact_uri",
+    "start_time",
+    "superseded",
+)
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 SERVER = re.compile("(?!file:)[a-z0-9+-]+:")
 LARGEST = 1e300  # MLflow stores infinity as about 1.8e308
@@ -83,7 +92,11 @@ def _frame(found: pd.DataFrame, problems: list[str]) -> pd.DataFrame:
     tags, metrics = list(fields.TAGS), [name for name in frame if name.startswith(fields.METRICS)]
     frame[tags] = frame[tags].astype(object).where(frame[tags].notna(), "").astype(str)
     for name in (name for name in frame if name in tags or name.startswith("param/")):
-        odd = {text: fields.visible(text) for text in frame[name].dropna().unique() if not text.isprintable()}
+        odd = {
+            text: fields.visible(text)
+            for text in frame[name].dropna().unique()
+            if not text.isprintable()
+        }
         frame[name] = frame[name].replace(odd) if odd else frame[name]
     numbers = frame[metrics].apply(pd.to_numeric, errors="coerce").astype(float)
     frame[metrics] = numbers.where(numbers.abs() < LARGEST)
@@ -97,7 +110,10 @@ def _frame(found: pd.DataFrame, problems: list[str]) -> pd.DataFrame:
     frame["start_time"] = times.fillna(pd.Timestamp(0, tz="UTC"))
     same = frame[["experiment", "spec_id"]].duplicated(keep="last")
     frame["superseded"] = same & (frame["spec_id"] != "")
-    for wrong, what in (nameless, "say no method or no data set and are left out"), (damaged, "have unreadable flags"):
+    for wrong, what in (
+        (nameless, "say no method or no data set and are left out"),
+        (damaged, "have unreadable flags"),
+    ):
         problems += [f"{int(wrong.sum())} finished runs {what}"] if wrong.any() else []
     frame.attrs["problems"] = problems
     return frame

@@ -23,7 +23,14 @@ Protocol: TypeAlias = Callable[[str], Mapping[str, str]]
 NONE: Mapping[str, str] = {}
 TEACHERS = "param/teachers."  # and a role: the teacher's identity
 NO_BF16 = "no bf16 here"  # in training_path
-KEYS = ("dataset", "student", "method", "variant", "changed", "teacher")  # what makes a row; runs in it are seeds
+KEYS = (
+    "dataset",
+    "student",
+    "method",
+    "variant",
+    "changed",
+    "teacher",
+)  # what makes a row; runs in it are seeds
 TOLD = (
     *KEYS,
     "sets",
@@ -69,21 +76,27 @@ def sections(runs: pd.DataFrame, protocol: Protocol = lambda experiment: {}) -> 
         found.append(_section(str(experiment), part, protocol(str(experiment))))
     found.sort(key=lambda section: (section.suite, -int(section.runs["version"].iloc[0])))
     newest = {section.suite: section.experiment for section in reversed(found)}
-    return [replace(section, outdated=newest[section.suite] != section.experiment) for section in found]
+    return [
+        replace(section, outdated=newest[section.suite] != section.experiment) for section in found
+    ]
 
 
 def _section(experiment: str, runs: pd.DataFrame, protocol: Mapping[str, str]) -> Section:
     teachers = runs[runs["role"] == "teacher"]
     groups = [
         _group(f"{dataset}, {student}", part, protocol)
-        for (dataset, student), part in runs[runs["role"] != "teacher"].groupby(["dataset", "student"])
+        for (dataset, student), part in runs[runs["role"] != "teacher"].groupby(
+            ["dataset", "student"]
+        )
     ]
     table = _group("Teachers", teachers, of_teachers=True) if len(teachers) else None
     suite = str(runs["suite"].iloc[0])
     return Section(experiment, suite, tuple(groups), table, runs, across.across(groups, table))
 
 
-def _group(title: str, runs: pd.DataFrame, protocol: Mapping[str, str] = NONE, of_teachers: bool = False) -> Group:
+def _group(
+    title: str, runs: pd.DataFrame, protocol: Mapping[str, str] = NONE, of_teachers: bool = False
+) -> Group:
     columns = _columns(runs)
     told = [*TOLD, *(name for name in runs if name.startswith(TEACHERS))]
     told += dict.fromkeys([RANK, *(column.metric for column in columns)])
@@ -93,9 +106,18 @@ def _group(title: str, runs: pd.DataFrame, protocol: Mapping[str, str] = NONE, o
     by_key: defaultdict[tuple[str, ...], list[Run]] = defaultdict(list)
     for run in _compared(lines(known)):
         by_key[tuple(run[key] for key in KEYS)].append(run)
-    parts = [sorted(part, key=lambda run: (len(run["seed"]), run["seed"])) for _, part in sorted(by_key.items())]
+    parts = [
+        sorted(part, key=lambda run: (len(run["seed"]), run["seed"]))
+        for _, part in sorted(by_key.items())
+    ]
     rows = _stand([_row(columns, part) for part in parts], parts, not of_teachers)
-    rows.sort(key=lambda row: (row.standing.rank is None, -row[RANK].mean if row[RANK].n else 1, row.label))
+    rows.sort(
+        key=lambda row: (
+            row.standing.rank is None,
+            -row[RANK].mean if row[RANK].n else 1,
+            row.label,
+        )
+    )
     ranked = tuple(row for row in rows if row[RANK].n or of_teachers)
     incomplete = () if of_teachers else tuple(row for row in rows if not row[RANK].n)
     caption = standing.caption(runs, ranked, not of_teachers)
@@ -111,7 +133,10 @@ def _compared(runs: list[Run]) -> list[Run]:
     counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for name, sha256 in chain.from_iterable(taught):
         counts[name][sha256] += 1
-    return [run | {"other_weights": [*_others(some, counts)]} for run, some in zip(runs, taught, strict=True)]
+    return [
+        run | {"other_weights": [*_others(some, counts)]}
+        for run, some in zip(runs, taught, strict=True)
+    ]
 
 
 def _taught(run: Run) -> list[tuple[str, str]]:
@@ -141,9 +166,16 @@ def _stand(rows: list[Row], parts: list[list[Run]], compete: bool) -> list[Row]:
 def _columns(runs: pd.DataFrame) -> tuple[Column, ...]:
     """Accuracies that some run has, the ranking number behind the clean one, then other checkpoints, then cost."""
     present = [str(name) for name in runs.columns if runs[name].notna().any()]
-    names = [name[5:] for name in present if name.startswith("test/") and name != "test/n" and not name.endswith("_n")]
+    names = [
+        name[5:]
+        for name in present
+        if name.startswith("test/") and name != "test/n" and not name.endswith("_n")
+    ]
     others = [name for name in names if name not in LABELS]
-    columns = [Column(f"test/{name}", LABELS.get(name, name)) for name in (*filter(names.count, LABELS), *others)]
+    columns = [
+        Column(f"test/{name}", LABELS.get(name, name))
+        for name in (*filter(names.count, LABELS), *others)
+    ]
     for checkpoint, word in CHECKPOINTS.items():
         attack = next((name for name in ("aa", "pgd20") if f"{checkpoint}/{name}" in present), None)
         columns += [Column(f"{checkpoint}/{attack}", f"{LABELS[attack]}, {word}")] if attack else []
@@ -153,7 +185,11 @@ def _columns(runs: pd.DataFrame) -> tuple[Column, ...]:
 def _row(columns: Iterable[Column], runs: list[Run]) -> Row:
     """The runs of one setting, a seed each, as a row."""
     cells = {column.metric: _cell(column.metric, runs) for column in columns}
-    missing = [column.label for column in columns if not cells[column.metric].n and column.metric.startswith("test/")]
+    missing = [
+        column.label
+        for column in columns
+        if not cells[column.metric].n and column.metric.startswith("test/")
+    ]
     missing += [] if RANK in cells else [LABELS["aa"]]
     flags = [texts(run["flags"]) or {} for run in runs]
     return Row(
@@ -189,19 +225,30 @@ def _notes(runs: list[Run], scored: int) -> list[str]:
     notes += sorted({line for run in runs for line in run["other_weights"]})
     single = sum(NO_BF16 in run["training_path"] for run in runs)
     notes += [f"in fp32 for want of bf16 in {single} of {len(runs)} runs"] if single else []
-    return notes + ([f"AutoAttack on {scored} of {len(runs)} seeds"] if 0 < scored < len(runs) else [])
+    return notes + (
+        [f"AutoAttack on {scored} of {len(runs)} seeds"] if 0 < scored < len(runs) else []
+    )
 
 
 def _flags(found: list[dict[str, str]]) -> list[tuple[str, str]]:
     """The sanity flags of the runs, each with the evidence of the first run that has it."""
     evidence = {name: text for flags in reversed(found) for name, text in flags.items()}
     counts = Counter(name for flags in found for name in flags)
-    return [(name, f"in {counts[name]} of {len(found)} runs: {evidence[name]}") for name in sorted(counts)]
+    return [
+        (name, f"in {counts[name]} of {len(found)} runs: {evidence[name]}")
+        for name in sorted(counts)
+    ]
 
 
 def _cell(metric: str, runs: list[Run]) -> Cell:
     """Of the values that can be: accuracies lie between 0 and 1; NaN lies nowhere."""
-    values = [run[metric] for run in runs if 0 <= run[metric] <= (math.inf if metric == SECONDS else 1)]
+    values = [
+        run[metric] for run in runs if 0 <= run[metric] <= (math.inf if metric == SECONDS else 1)
+    ]
     if not values:
         return Cell(math.nan, math.nan, 0)
-    return Cell(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else math.nan, len(values))
+    return Cell(
+        float(np.mean(values)),
+        float(np.std(values, ddof=1)) if len(values) > 1 else math.nan,
+        len(values),
+    )

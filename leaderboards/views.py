@@ -56,7 +56,13 @@ class View:
 
 def of_task(group: Group, records: Records) -> list[View]:
     """Every view of a task for which something was measured; accuracies in percent."""
-    made = [scatter(group), seeds(group, records), attacks(group), overfitting(group, records), cost(group)]
+    made = [
+        scatter(group),
+        seeds(group, records),
+        attacks(group),
+        overfitting(group, records),
+        cost(group),
+    ]
     return [view for view in (*made, radii(group, records)) if view]
 
 
@@ -71,10 +77,15 @@ def scatter(group: Group) -> View | None:
     said += f"On the Pareto front, which no row beats in both: {_listed(labels(first))}."
     points = _points(rows, CLEAN, set(map(id, first)))
     line = [percent(row[CLEAN].mean) for row in first], [percent(row[RANK].mean) for row in first]
-    frame = (limits(percent(row[CLEAN].mean) for row in near), limits(percent(row[RANK].mean) for row in near))
+    frame = (
+        limits(percent(row[CLEAN].mean) for row in near),
+        limits(percent(row[RANK].mean) for row in near),
+    )
     series = (Series("Pareto front", *line, line=True, quiet=True), points)
     said += _below(rows, frame[1])
-    return View("scatter", "Robust and clean", said, "Clean accuracy, %", ROBUST, series, frame=frame)
+    return View(
+        "scatter", "Robust and clean", said, "Clean accuracy, %", ROBUST, series, frame=frame
+    )
 
 
 def seeds(group: Group, records: Records) -> View | None:
@@ -97,13 +108,15 @@ def seeds(group: Group, records: Records) -> View | None:
         ([percent(low) for low, _ in ends], none),
         ([percent(high) for _, high in ends], none),
     )
-    single = [Series("Seeds", [x for x, _ in dots], [y for _, y in dots], quiet=True)] if dots else []
-    said = (
-        f"Bars are each row's own 95 % interval{', dots are seeds' if dots else ''}. Rows whose bars overlap may still "
+    single = (
+        [Series("Seeds", [x for x, _ in dots], [y for _, y in dots], quiet=True)] if dots else []
     )
+    said = f"Bars are each row's own 95 % interval{', dots are seeds' if dots else ''}. Rows whose bars overlap may still "
     said += "differ: they are compared on the same images, and the rank says what came of it."
     series = (*single, means)
-    return View("seeds", "Intervals and seeds", said + _cut(group), ROBUST, "", series, tuple(labels(rows)))
+    return View(
+        "seeds", "Intervals and seeds", said + _cut(group), ROBUST, "", series, tuple(labels(rows))
+    )
 
 
 def attacks(group: Group) -> View | None:
@@ -112,9 +125,15 @@ def attacks(group: Group) -> View | None:
     rows = _some(group)
     if not rows or len(columns) < 2:
         return None
-    series = tuple(_dots(rows, column.metric, column.label) for column in columns if column.metric != "test/worst")
+    series = tuple(
+        _dots(rows, column.metric, column.label)
+        for column in columns
+        if column.metric != "test/worst"
+    )
     said = "A long way from PGD-20 to AutoAttack hints at gradients that mislead attacks."
-    return View("attacks", "Attacks", said + _cut(group), "Accuracy, %", "", series, tuple(labels(rows)))
+    return View(
+        "attacks", "Attacks", said + _cut(group), "Accuracy, %", "", series, tuple(labels(rows))
+    )
 
 
 def overfitting(group: Group, records: Records) -> View | None:
@@ -125,7 +144,9 @@ def overfitting(group: Group, records: Records) -> View | None:
         return None
     kinds = {"test": "best", **CHECKPOINTS}
     series = [_dots(rows, f"{prefix}/{attack}", word) for prefix, word in kinds.items()]
-    lost = [(_drop(row, attack, records), name) for row, name in zip(rows, labels(rows), strict=True)]
+    lost = [
+        (_drop(row, attack, records), name) for row, name in zip(rows, labels(rows), strict=True)
+    ]
     worst, name = max((pair for pair in lost if pair[0] == pair[0]), default=(0.0, ""))
     said = "The checkpoint that validation chose (best) beside that of the last epoch and averages of the weights. "
     most = f"{name} loses most: {percent(worst):.1f} points" if worst > 0 else "no row loses"
@@ -147,7 +168,16 @@ def cost(group: Group) -> View | None:
     near = _near(rows)
     frame = (None, limits(percent(row[RANK].mean) for row in near))
     title = "Training, minutes (logarithmic)"
-    return View("cost", "Cost", said + _below(rows, frame[1]), title, ROBUST, (points,), frame=frame, log_x=True)
+    return View(
+        "cost",
+        "Cost",
+        said + _below(rows, frame[1]),
+        title,
+        ROBUST,
+        (points,),
+        frame=frame,
+        log_x=True,
+    )
 
 
 def radii(group: Group, records: Records) -> View | None:
@@ -155,10 +185,16 @@ def radii(group: Group, records: Records) -> View | None:
     lines: dict[tuple[str, ...], dict[float, float]] = {}
     for row in (row for row in group.ranked if row[RANK].n):
         eps = _number(records[row.run_ids[0]].get("param/eps"))
-        rest = ", ".join(part for part in row.changed.split(", ") if not part.startswith(("eps=", "inner_")))
+        rest = ", ".join(
+            part for part in row.changed.split(", ") if not part.startswith(("eps=", "inner_"))
+        )
         if not math.isnan(eps):
-            lines.setdefault((row.method, row.variant, row.teacher, rest), {}).setdefault(eps, percent(row[RANK].mean))
-    several = {key: dict(sorted(points.items())) for key, points in lines.items() if len(points) > 1}
+            lines.setdefault((row.method, row.variant, row.teacher, rest), {}).setdefault(
+                eps, percent(row[RANK].mean)
+            )
+    several = {
+        key: dict(sorted(points.items())) for key, points in lines.items() if len(points) > 1
+    }
     if not several:
         return None
     series = tuple(
@@ -169,7 +205,9 @@ def radii(group: Group, records: Records) -> View | None:
     return View("eps", "Radius", said, "eps, in pixels of [0, 1]", ROBUST, series)
 
 
-def front(rows: Sequence[Row], value: Callable[[Row], float] = lambda row: row[CLEAN].mean) -> list[Row]:
+def front(
+    rows: Sequence[Row], value: Callable[[Row], float] = lambda row: row[CLEAN].mean
+) -> list[Row]:
     """Rows that none surpasses in both `value` and AutoAttack accuracy, the most robust first."""
     found: list[Row] = []
     for row in sorted(rows, key=lambda row: (-row[RANK].mean, -value(row))):
@@ -188,7 +226,9 @@ def limits(values: Iterable[float]) -> Span:
 def labels(rows: Sequence[Row | Entry]) -> list[str]:
     """A short name for each, with the teacher where two would have the same."""
     plain = Counter(row.label for row in rows)
-    return [short(row.label if plain[row.label] == 1 else f"{row.label}, {row.teacher}") for row in rows]
+    return [
+        short(row.label if plain[row.label] == 1 else f"{row.label}, {row.teacher}") for row in rows
+    ]
 
 
 def short(name: str) -> str:
@@ -232,7 +272,10 @@ def _both(rows: Sequence[Row]) -> str:
 def _drop(row: Row, attack: str, records: Records) -> float:
     """Mean loss of accuracy from the best checkpoint to the last, over the runs that have both; NaN for none."""
     runs = [records[run] for run in row.run_ids]
-    drops = [run.get(f"test/{attack}", math.nan) - run.get(f"test_last/{attack}", math.nan) for run in runs]
+    drops = [
+        run.get(f"test/{attack}", math.nan) - run.get(f"test_last/{attack}", math.nan)
+        for run in runs
+    ]
     known = [drop for drop in drops if drop == drop]
     return sum(known) / len(known) if known else math.nan
 

@@ -22,8 +22,21 @@ if TYPE_CHECKING:
     from methods.base import Method
 
 GROUP = "bench.methods"
-SUPPORT = {"__init__", "adaptive", "base", "contract", "contrast", "fold", "forms", "gradients", "inner", "recipes"}
-PATIENCE = 5  # seconds for the import of a plugin that nobody asked for; that of torch is not counted
+SUPPORT = {
+    "__init__",
+    "adaptive",
+    "base",
+    "contract",
+    "contrast",
+    "fold",
+    "forms",
+    "gradients",
+    "inner",
+    "recipes",
+}
+PATIENCE = (
+    5  # seconds for the import of a plugin that nobody asked for; that of torch is not counted
+)
 
 
 class PluginError(Exception):
@@ -32,7 +45,9 @@ class PluginError(Exception):
 
 def builtin() -> list[str]:
     """Names of the methods in this folder."""
-    return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in SUPPORT)
+    return sorted(
+        path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in SUPPORT
+    )
 
 
 def plugins() -> dict[str, list[EntryPoint]]:
@@ -127,10 +142,14 @@ def try_out(point: EntryPoint) -> None:
         errors="replace",
     )
     if done.returncode == -signal.SIGALRM:
-        raise PluginError(f"is left out: its import takes more than {PATIENCE} s; --method with its name waits for it")
+        raise PluginError(
+            f"is left out: its import takes more than {PATIENCE} s; --method with its name waits for it"
+        )
     if done.returncode:
         said = done.stderr.strip().splitlines() if done.returncode == 1 else []
-        raise PluginError(said[-1] if said else f"cannot be loaded: its import ends Python with {done.returncode}")
+        raise PluginError(
+            said[-1] if said else f"cannot be loaded: its import ends Python with {done.returncode}"
+        )
 
 
 def alone(name: str, value: str, seconds: str) -> None:
@@ -146,10 +165,16 @@ def alone(name: str, value: str, seconds: str) -> None:
 
 def origin(points: list[EntryPoint]) -> str:
     """The packages that offer a plugin, or what they point to."""
-    return " and ".join(sorted(f"package {point.dist.name}" if point.dist else point.value for point in points))
+    return " and ".join(
+        sorted(f"package {point.dist.name}" if point.dist else point.value for point in points)
+    )
 
 
 def brief(error: BaseException) -> str:
     """An error in one line; the contract's own words stand alone."""
     text = " ".join(str(error).split())[:300]
-    return text if isinstance(error, (AssertionError, PluginError)) else f"{type(error).__name__}: {text}"
+    return (
+        text
+        if isinstance(error, (AssertionError, PluginError))
+        else f"{type(error).__name__}: {text}"
+    )

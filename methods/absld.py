@@ -28,8 +28,12 @@ class Absld(Method):
 
     alpha: float = hp(5 / 6, "share of the adversarial term", low=0.5, high=1.0, most=1.0)
     rate: float = hp(0.1, "step of the temperatures; 0: RSLAD", low=0.0, high=0.5)
-    aliased: bool = quirk(False, True, "both targets share a tensor, so each is divided by both temperatures")
-    reduction: str = quirk("batchmean", "tenth", "a tenth of the KL, a smaller loss against the weight decay")
+    aliased: bool = quirk(
+        False, True, "both targets share a tensor, so each is divided by both temperatures"
+    )
+    reduction: str = quirk(
+        "batchmean", "tenth", "a tenth of the KL, a smaller loss against the weight decay"
+    )
 
     def build(self, student: Net, teachers: dict[str, Net], num_train: int) -> dict[str, nn.Module]:
         return {"classes": ClassTemperatures(student.num_classes)}

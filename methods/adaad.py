@@ -22,8 +22,12 @@ class Adaad(Method):
     """alpha KL(T(x~) || S(x~)) + (1 - alpha) KL(T(x) || S(x)), x~ = argmax KL(T(x~) || S(x~))."""
 
     alpha: float = hp(1.0, "share of the adversarial term", low=0.25, high=1.0, most=1.0)
-    reduction: str = quirk("batchmean", "mean10", "KL averaged over the classes too on CIFAR-10, not on CIFAR-100")
-    extra_forward: bool = quirk(False, True, "a clean forward of weight 0 moves BatchNorm's statistics")
+    reduction: str = quirk(
+        "batchmean", "mean10", "KL averaged over the classes too on CIFAR-10, not on CIFAR-100"
+    )
+    extra_forward: bool = quirk(
+        False, True, "a clean forward of weight 0 moves BatchNorm's statistics"
+    )
 
     def attack(self, nets: Nets, batch: Batch) -> Tensor:
         return pgd(nets.student, batch.x, kl_between(nets.teacher), batch.budget, start="gauss")
@@ -33,7 +37,9 @@ class Adaad(Method):
         weight = scale(self.reduction, target.shape[1])
         terms = {"kl_adv": weight * self.alpha * kl(target, nets.student(adv)).mean()}
         if self.alpha < 1:
-            terms["kl"] = weight * (1 - self.alpha) * kl(nets.clean(batch), nets.student(batch.x)).mean()
+            terms["kl"] = (
+                weight * (1 - self.alpha) * kl(nets.clean(batch), nets.student(batch.x)).mean()
+            )
         elif self.extra_forward:
             with torch.no_grad():
                 nets.student(batch.x)

@@ -187,7 +187,12 @@ class ClassTemperatures(ClassMeans):
     @torch.no_grad()
     def observe(self, near: Tensor, far: Tensor, y: Tensor) -> None:
         """Adds the cross-entropies of the student's logits of both kinds of images, (B, C) each."""
-        self.add(torch.stack([F.cross_entropy(full(logits), y, reduction="none") for logits in (near, far)]), y)
+        self.add(
+            torch.stack(
+                [F.cross_entropy(full(logits), y, reduction="none") for logits in (near, far)]
+            ),
+            y,
+        )
 
     def change(self, means: Tensor, strength: float) -> None:
         """means: (2, C) cross-entropies; strength: the rate."""

@@ -26,9 +26,15 @@ class Ard(Method):
 
     alpha: float = hp(1.0, "share of the distillation term", low=0.0, high=1.0, most=1.0)
     tau: float = hp(30.0, "temperature", low=1.0, high=30.0, log=True, above=0.0)
-    reduction: str = quirk("batchmean", "mean", "KL averaged over the classes too: a tenth of it on 10 classes")
-    train_mode_attack: bool = quirk(False, True, "BatchNorm's statistics move at each step of the attack")
-    extra_forward: bool = quirk(False, True, "a clean forward of weight 0 moves BatchNorm's statistics")
+    reduction: str = quirk(
+        "batchmean", "mean", "KL averaged over the classes too: a tenth of it on 10 classes"
+    )
+    train_mode_attack: bool = quirk(
+        False, True, "BatchNorm's statistics move at each step of the attack"
+    )
+    extra_forward: bool = quirk(
+        False, True, "a clean forward of weight 0 moves BatchNorm's statistics"
+    )
 
     def attack(self, nets: Nets, batch: Batch) -> Tensor:
         return pgd(nets.student, batch.x, ce(batch.y), batch.budget, train=self.train_mode_attack)

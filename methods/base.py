@@ -17,11 +17,33 @@ from torch import Tensor, nn
 
 from methods.inner import Budget, full
 
-__all__ = ["RECIPE", "Batch", "Budget", "Method", "Net", "Nets", "hp", "kl", "official", "quirk", "scale", "trust"]
+__all__ = [
+    "RECIPE",
+    "Batch",
+    "Budget",
+    "Method",
+    "Net",
+    "Nets",
+    "hp",
+    "kl",
+    "official",
+    "quirk",
+    "scale",
+    "trust",
+]
 
 
 # What of the training protocol an authors' script may set otherwise: fields of the harness's own description of training.
-RECIPE = ("epochs", "batch", "lr", "weight_decay", "schedule", "milestones", "averaging", "swa_start")
+RECIPE = (
+    "epochs",
+    "batch",
+    "lr",
+    "weight_decay",
+    "schedule",
+    "milestones",
+    "averaging",
+    "swa_start",
+)
 
 
 class Net(nn.Module):
@@ -130,7 +152,14 @@ def hp(
     where it is another.
     """
     search = {"low": low, "high": high, "log": log, "choices": choices}
-    metadata = {"help": help, "search": search, "above": above, "most": most, "official": official, "quirk": False}
+    metadata = {
+        "help": help,
+        "search": search,
+        "above": above,
+        "most": most,
+        "official": official,
+        "quirk": False,
+    }
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -142,7 +171,8 @@ def quirk(default: Any, official: Any, why: str) -> Any:
     choices = () if isinstance(default, bool) else (default, official)
     search = {"low": None, "high": None, "log": False, "choices": choices}
     return dataclasses.field(
-        default=default, metadata={"help": why, "search": search, "official": official, "quirk": True}
+        default=default,
+        metadata={"help": why, "search": search, "official": official, "quirk": True},
     )
 
 
@@ -155,8 +185,12 @@ class Method:
     replayed, so that other values of Python, but for `Batch.epoch`, are those of the first steps.
     """
 
-    requires: ClassVar[tuple[str, ...]] = ("robust",)  # roles of the teachers that are read; () = teacher-free
-    recipe: ClassVar[tuple[tuple[str, Any, str], ...]] = ()  # what the authors' script sets of RECIPE, what is odd
+    requires: ClassVar[tuple[str, ...]] = (
+        "robust",
+    )  # roles of the teachers that are read; () = teacher-free
+    recipe: ClassVar[
+        tuple[tuple[str, Any, str], ...]
+    ] = ()  # what the authors' script sets of RECIPE, what is odd
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -208,7 +242,9 @@ def check_range(field: dataclasses.Field[Any], value: Any) -> None:
     search = field.metadata.get("search", {})
     above, most = field.metadata.get("above"), field.metadata.get("most")
     if search.get("choices") and value not in search["choices"]:
-        raise ValueError(f"{field.name} = {value!r}: choose from {', '.join(map(str, search['choices']))}")
+        raise ValueError(
+            f"{field.name} = {value!r}: choose from {', '.join(map(str, search['choices']))}"
+        )
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return
     if not math.isfinite(value):
@@ -226,7 +262,12 @@ def scale(reduction: str, classes: int) -> float:
 
     "mean10" averages over the classes where they are 10.
     """
-    return {"batchmean": 1.0, "mean": 1 / classes, "tenth": 0.1, "mean10": 0.1 if classes == 10 else 1.0}[reduction]
+    return {
+        "batchmean": 1.0,
+        "mean": 1 / classes,
+        "tenth": 0.1,
+        "mean10": 0.1 if classes == 10 else 1.0,
+    }[reduction]
 
 
 def trust(logits: Tensor, y: Tensor) -> Tensor:

@@ -31,12 +31,18 @@ class Ciard(LearningTeacher, TwoTeachers):
 
     rate: float = hp(0.001, "step of the temperatures", low=1e-4, high=0.1, log=True)
     push: float = hp(1.0, "factor of the push; 0: none", low=0.0, high=2.0)
-    begin: float = hp(1 / 6, "share of the epochs before the robust teacher learns", low=0.0, high=1.0, most=1.0)
-    teacher_rate: float = hp(0.001, "its learning rate, in those of the student", low=1e-4, high=0.1, log=True)
+    begin: float = hp(
+        1 / 6, "share of the epochs before the robust teacher learns", low=0.0, high=1.0, most=1.0
+    )
+    teacher_rate: float = hp(
+        0.001, "its learning rate, in those of the student", low=1e-4, high=0.1, log=True
+    )
     train_mode_teacher: bool = quirk(
         False, True, "the robust teacher's BatchNorm statistics drift from the first batch"
     )
-    reduction: str = quirk("batchmean", "mean", "KL averaged over the classes too: a tenth of it on 10 classes")
+    reduction: str = quirk(
+        "batchmean", "mean", "KL averaged over the classes too: a tenth of it on 10 classes"
+    )
 
     def build(self, student: Net, teachers: dict[str, Net], num_train: int) -> dict[str, nn.Module]:
         return {"uncertainty": Uncertainty(), **super().build(student, teachers, num_train)}
@@ -46,7 +52,10 @@ class Ciard(LearningTeacher, TwoTeachers):
         soft = nets.parts["uncertainty"](learner, nets.clean(batch, "natural"))
         far, near = nets.student(adv), nets.student(batch.x)
         weight = scale(self.reduction, far.shape[1])
-        terms = {"kl_robust": weight * kl(soft[0], far).mean(), "kl_natural": weight * kl(soft[1], near).mean()}
+        terms = {
+            "kl_robust": weight * kl(soft[0], far).mean(),
+            "kl_natural": weight * kl(soft[1], near).mean(),
+        }
         wrong = (natural.argmax(dim=1) != batch.y).float()
         away = weight * (wrong * kl(natural, far / 5)).sum() / wrong.sum().clamp(min=1)
         terms["push"] = -self.push * magnitude(*terms.values()) / magnitude(away) * away

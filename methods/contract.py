@@ -28,7 +28,17 @@ from methods.base import RECIPE, Batch, Budget, Method, Net, Nets, official
 
 # The flags of `run` and words kept for it: no hyper-parameter may be called so.
 RESERVED = frozenset(
-    {"store", "data_root", "device", "suite", "dataset", "limit_train", "limit_test", "precision", "force"}
+    {
+        "store",
+        "data_root",
+        "device",
+        "suite",
+        "dataset",
+        "limit_train",
+        "limit_test",
+        "precision",
+        "force",
+    }
     | {"method", "student", "teacher", "seeds", "epochs", "official", "awp", "dry_run"}
     | {"help", "executor", "workers", "sync_batchnorm", "config"}
 )
@@ -43,7 +53,9 @@ class Toy(Net):
     def __init__(self, width: int, num_classes: int) -> None:
         super().__init__((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
         self.width, self.num_classes = width, num_classes
-        self.trunk = nn.Sequential(nn.Conv2d(3, width, 3, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+        self.trunk = nn.Sequential(
+            nn.Conv2d(3, width, 3, bias=False), nn.BatchNorm2d(width), nn.ReLU()
+        )
         self.linear = nn.Linear(width, num_classes)
 
     def features(self, x: Tensor) -> Tensor:
@@ -69,9 +81,13 @@ def networks(case: Method, classes: int = 3, seed: int = 0) -> Nets:
 def images(y: list[int], seed: int = 0) -> Batch:
     """Noisy images of random colours with the labels `y`, from random places in the training set."""
     random = torch.Generator().manual_seed(seed)
-    x = 0.7 * torch.rand(len(y), 3, 1, 1, generator=random) + 0.3 * torch.rand(len(y), 3, 6, 6, generator=random)
+    x = 0.7 * torch.rand(len(y), 3, 1, 1, generator=random) + 0.3 * torch.rand(
+        len(y), 3, 6, 6, generator=random
+    )
     index = torch.randperm(NUM_TRAIN, generator=random)[: len(y)]
-    return Batch(x, torch.tensor(y), index, epoch=0, epochs=EPOCHS, num_train=NUM_TRAIN, budget=BUDGET)
+    return Batch(
+        x, torch.tensor(y), index, epoch=0, epochs=EPOCHS, num_train=NUM_TRAIN, budget=BUDGET
+    )
 
 
 def every_epoch(batch: Batch) -> list[Batch]:
@@ -132,10 +148,16 @@ class Contract:
         """The class states the formula; the module states the paper and what is assumed."""
         form = type(case)
         about = (form.__doc__ or "").strip()
-        assert "__dataclass_params__" in vars(form), f"{form.__name__} lacks @dataclass(frozen=True)"
+        assert "__dataclass_params__" in vars(form), (
+            f"{form.__name__} lacks @dataclass(frozen=True)"
+        )
         assert about, "no class docstring: state the formula"
-        assert not about.startswith(f"{form.__name__}("), "the class docstring is @dataclass's own: state the formula"
-        assert (sys.modules[form.__module__].__doc__ or "").strip(), "no module docstring: state paper and assumptions"
+        assert not about.startswith(f"{form.__name__}("), (
+            "the class docstring is @dataclass's own: state the formula"
+        )
+        assert (sys.modules[form.__module__].__doc__ or "").strip(), (
+            "no module docstring: state paper and assumptions"
+        )
 
     def test_hyper_parameters_are_declared(self, case: Method) -> None:
         """Each has its type, a help text and a search range or choices with the default among them."""
@@ -145,23 +167,35 @@ class Contract:
             assert search is not None, f"{field.name}: declare it with hp(...)"
             assert field.metadata["help"].strip(), f"{field.name}: no help text"
             assert kind in (bool, int, float, str), f"{field.name}: {kind} is no flag's type"
-            assert type(default) is kind, f"{field.name}: default {default!r} is not of type {kind.__name__}"
+            assert type(default) is kind, (
+                f"{field.name}: default {default!r} is not of type {kind.__name__}"
+            )
             if search["choices"]:
-                assert default in search["choices"], f"{field.name}: default {default!r} is not among the choices"
-                assert all(type(choice) is kind for choice in search["choices"]), f"{field.name}: a choice's type"
+                assert default in search["choices"], (
+                    f"{field.name}: default {default!r} is not among the choices"
+                )
+                assert all(type(choice) is kind for choice in search["choices"]), (
+                    f"{field.name}: a choice's type"
+                )
             elif kind in (int, float):
                 low, high = search["low"], search["high"]
                 assert None not in (low, high), f"{field.name}: no search range"
                 assert low < high, f"{field.name}: {low} < {high} is false"
-                assert low <= default <= high, f"{field.name}: {low} <= {default} <= {high} is false"
-                assert low > 0 or not search["log"], f"{field.name}: a logarithmic range starts above 0"
+                assert low <= default <= high, (
+                    f"{field.name}: {low} <= {default} <= {high} is false"
+                )
+                assert low > 0 or not search["log"], (
+                    f"{field.name}: a logarithmic range starts above 0"
+                )
 
     def test_official_form_is_declared(self, case: Method) -> None:
         """What `--official` sets can be set, and each deviation of the training says what is odd."""
         form = type(case)
         form(**official(form))
         for name, _, reason in form.recipe:
-            assert name in RECIPE, f"{name}: no field of the training, which has {', '.join(RECIPE)}"
+            assert name in RECIPE, (
+                f"{name}: no field of the training, which has {', '.join(RECIPE)}"
+            )
             assert reason.strip(), f"{name}: no reason"
 
     def test_no_flag_is_shadowed(self, case: Method) -> None:
@@ -192,7 +226,9 @@ class Contract:
                 for name, term in found.items():
                     assert name.isidentifier(), f"{name!r} is no name"
                     assert term.shape == (), f"{name} has the shape {tuple(term.shape)}"
-                    assert term.isfinite(), f"{name} is {term.item()} in epoch {batch.epoch} with labels {y}"
+                    assert term.isfinite(), (
+                        f"{name} is {term.item()} in epoch {batch.epoch} with labels {y}"
+                    )
 
     def test_gradient_reaches_student_and_parts(self, case: Method, classes: int) -> None:
         """Over the epochs together, in full precision and under bf16 autocast."""
@@ -202,11 +238,15 @@ class Contract:
                 with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
                     found = terms(case, nets, batch)
                 total(found).backward()  # type: ignore[no-untyped-call]
-            for name, value in nn.ModuleDict({"student": nets.student, "parts": nets.parts}).named_parameters():
+            for name, value in nn.ModuleDict(
+                {"student": nets.student, "parts": nets.parts}
+            ).named_parameters():
                 if value.requires_grad:
                     gradient = torch.zeros(1) if value.grad is None else value.grad
                     assert gradient.any(), f"no gradient reaches {name} (bf16: {bf16})"
-                    assert gradient.isfinite().all(), f"the gradient of {name} is not finite (bf16: {bf16})"
+                    assert gradient.isfinite().all(), (
+                        f"the gradient of {name} is not finite (bf16: {bf16})"
+                    )
 
     def test_teachers_and_batch_are_untouched(self, case: Method) -> None:
         """Teachers get no gradient, no update, no train mode; x, y and index stay as they are."""
@@ -221,10 +261,18 @@ class Contract:
             assert torch.equal(batch.index, index), "index was changed"
         for role, teacher in nets.teachers.items():
             for name, value in teacher.state_dict().items():
-                assert torch.equal(value, before[role][name]), f"{name} of teacher {role!r} was changed"
-            assert not any(module.training for module in teacher.modules()), f"teacher {role!r} left eval mode"
-            assert not any(value.requires_grad for value in teacher.parameters()), f"teacher {role!r} was unfrozen"
-            assert all(value.grad is None for value in teacher.parameters()), f"teacher {role!r} has gradients"
+                assert torch.equal(value, before[role][name]), (
+                    f"{name} of teacher {role!r} was changed"
+                )
+            assert not any(module.training for module in teacher.modules()), (
+                f"teacher {role!r} left eval mode"
+            )
+            assert not any(value.requires_grad for value in teacher.parameters()), (
+                f"teacher {role!r} was unfrozen"
+            )
+            assert all(value.grad is None for value in teacher.parameters()), (
+                f"teacher {role!r} has gradients"
+            )
 
     def test_modes_are_restored(self, case: Method) -> None:
         """Each module's own mode and each parameter's requires_grad; `methods.inner.mode` does it."""
@@ -238,8 +286,12 @@ class Contract:
         for batch in every_epoch(images([0, 1, 2, 0])):
             terms(case, nets, batch)
             case.after_step(nets, batch)
-            assert [module.training for module in modules] == before[0], "a module was left in another mode"
-            assert [value.requires_grad for value in values] == before[1], "requires_grad was changed"
+            assert [module.training for module in modules] == before[0], (
+                "a module was left in another mode"
+            )
+            assert [value.requires_grad for value in values] == before[1], (
+                "requires_grad was changed"
+            )
 
     def test_same_seed_same_terms(self, case: Method) -> None:
         """Bit for bit: random numbers come from torch's generator alone."""
@@ -271,10 +323,15 @@ class Contract:
         """`adversarial` says whether the loss depends on the attack budget: cost and best checkpoint follow it."""
         batch = images([0, 1, 2, 0])
         weak, strong = (
-            [values(case, networks(case), dataclasses.replace(each, budget=budget)) for each in every_epoch(batch)]
+            [
+                values(case, networks(case), dataclasses.replace(each, budget=budget))
+                for each in every_epoch(batch)
+            ]
             for budget in (Budget(0, 0, 0), Budget(0.3, 0.1, 5))
         )
-        assert (weak != strong) == case.adversarial, f"adversarial = {case.adversarial} is not what the loss shows"
+        assert (weak != strong) == case.adversarial, (
+            f"adversarial = {case.adversarial} is not what the loss shows"
+        )
 
     def test_loss_falls(self, case: Method) -> None:
         """On one batch, in the first epoch and in the last, once banks and running means had four steps to fill."""

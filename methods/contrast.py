@@ -30,7 +30,13 @@ class Contrast(nn.Module):
     bank_y: Tensor
 
     def __init__(
-        self, student_width: int, teacher_width: int, dim: int, tau: float, estimator: str, bank: int = 0
+        self,
+        student_width: int,
+        teacher_width: int,
+        dim: int,
+        tau: float,
+        estimator: str,
+        bank: int = 0,
     ) -> None:
         super().__init__()
         self.tau, self.estimator = tau, estimator
@@ -54,7 +60,9 @@ class Contrast(nn.Module):
         with torch.autocast(f.device.type, enabled=False):
             return F.normalize(full(project(f.to(project.weight.dtype))), dim=1)
 
-    def forward(self, f_t: Tensor, f_s: Tensor, y: Tensor, symmetric: bool) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, f_t: Tensor, f_s: Tensor, y: Tensor, symmetric: bool
+    ) -> tuple[Tensor, Tensor]:
         """Losses per anchor, (B,) each: that of the positive pair and that of the negatives.
 
         f_t: (B, teacher width), f_s: (B, student width), y: (B,). The teacher is the anchor; `symmetric` adds the
@@ -100,10 +108,14 @@ class Contrast(nn.Module):
         pairs = len(scores) * (len(scores) - 1)
         if not pairs:
             return
-        off = scores.masked_fill(torch.eye(len(scores), dtype=torch.bool, device=scores.device), -math.inf)
+        off = scores.masked_fill(
+            torch.eye(len(scores), dtype=torch.bool, device=scores.device), -math.inf
+        )
         now = off.logsumexp(dim=(0, 1)) - math.log(pairs)
         old = torch.where(self.log_z.isnan(), now, self.log_z)
-        self.log_z.copy_(torch.logaddexp(old + math.log(Z_MOMENTUM), now + math.log(1 - Z_MOMENTUM)))
+        self.log_z.copy_(
+            torch.logaddexp(old + math.log(Z_MOMENTUM), now + math.log(1 - Z_MOMENTUM))
+        )
 
     @torch.no_grad()
     def _push(self, s: Tensor, t: Tensor, y: Tensor) -> None:
@@ -130,7 +142,9 @@ class Seen(NamedTuple):
     found: list[Tensor]  # those of each v
 
 
-def see(nets: Nets, x: Tensor, adv: Tensor, teacher_input: str, student_input: str, learn: bool) -> Seen:
+def see(
+    nets: Nets, x: Tensor, adv: Tensor, teacher_input: str, student_input: str, learn: bool
+) -> Seen:
     """u is "clean" or "adv", v one of them or "both". learn: the student's features keep their gradient."""
     with torch.no_grad():
         anchor = nets.teacher.features(adv if teacher_input == "adv" else x)
@@ -139,7 +153,9 @@ def see(nets: Nets, x: Tensor, adv: Tensor, teacher_input: str, student_input: s
     near = nets.student.features(x) if student_input != "adv" else far
     if not learn:
         far, near = far.detach(), near.detach()
-    return Seen(anchor, target, far, {"adv": [far], "clean": [near], "both": [far, near]}[student_input])
+    return Seen(
+        anchor, target, far, {"adv": [far], "clean": [near], "both": [far, near]}[student_input]
+    )
 
 
 def guided(nets: Nets, seen: Seen, y: Tensor, w: Tensor, symmetric: bool, weigh: str) -> Tensor:
@@ -156,7 +172,9 @@ def guided(nets: Nets, seen: Seen, y: Tensor, w: Tensor, symmetric: bool, weigh:
 
 def soft(nets: Nets, seen: Seen, tau: float) -> Tensor:
     """The mean KL(T(u) || S(v)) over all v, softened by tau."""
-    return torch.stack([kl(seen.target, nets.student.head(found), tau).mean() for found in seen.found]).mean()
+    return torch.stack(
+        [kl(seen.target, nets.student.head(found), tau).mean() for found in seen.found]
+    ).mean()
 
 
 def stages(batch: Batch, two: bool) -> tuple[bool, bool]:

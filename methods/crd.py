@@ -21,16 +21,24 @@ from methods.contrast import Contrast
 class Crd(Method):
     """CE(S(x), y) + lambda_con mean_i l_i, l_i: contrastive loss of anchor i between f_T(x) and f_S(x)."""
 
-    dim: int = hp(128, "size of the projected feature", low=32, high=256, log=True, above=0, most=16384)
+    dim: int = hp(
+        128, "size of the projected feature", low=32, high=256, log=True, above=0, most=16384
+    )
     estimator: str = hp("nce", "form of the critic", choices=("nce", "infonce"))
-    bank: int = hp(0, "past embeddings to draw negatives from; 0: this batch", low=0, high=16384, most=2**20)
+    bank: int = hp(
+        0, "past embeddings to draw negatives from; 0: this batch", low=0, high=16384, most=2**20
+    )
     tau: float = hp(0.07, "temperature of the critic", low=0.05, high=0.5, log=True, above=0.0)
     symmetric: bool = hp(True, "add the student-anchored direction")
     lambda_con: float = hp(0.8, "weight of the contrast", low=0.05, high=2.0, log=True)
 
     def build(self, student: Net, teachers: dict[str, Net], num_train: int) -> dict[str, nn.Module]:
         width = teachers["robust"].width
-        return {"contrast": Contrast(student.width, width, self.dim, self.tau, self.estimator, self.bank)}
+        return {
+            "contrast": Contrast(
+                student.width, width, self.dim, self.tau, self.estimator, self.bank
+            )
+        }
 
     def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
         with torch.no_grad():

@@ -29,7 +29,9 @@ class FairRslad(Method):
 
     alpha: float = hp(5 / 6, "share of the adversarial term", low=0.5, high=1.0, most=1.0)
     power: float = hp(2.0, "exponent of the class weights; 0: RSLAD", low=0.0, high=4.0, most=16.0)
-    reduction: str = quirk("batchmean", "mean", "KL averaged over the classes too: a tenth of it on 10 classes")
+    reduction: str = quirk(
+        "batchmean", "mean", "KL averaged over the classes too: a tenth of it on 10 classes"
+    )
 
     def build(self, student: Net, teachers: dict[str, Net], num_train: int) -> dict[str, nn.Module]:
         return {"fair": ClassWeights(student.num_classes)}

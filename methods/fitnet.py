@@ -32,7 +32,9 @@ class Fitnet(Method):
         return {"regressor": nn.Linear(student.width, teachers["robust"].width)}
 
     def attack(self, nets: Nets, batch: Batch) -> Tensor:
-        return pgd(nets.student, batch.x, ce(batch.y), batch.budget) if self.adversarial else batch.x
+        return (
+            pgd(nets.student, batch.x, ce(batch.y), batch.budget) if self.adversarial else batch.x
+        )
 
     def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
         with torch.no_grad():

@@ -17,7 +17,9 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 Pairs = list[tuple[str, str]]  # names of a convolution and of the BatchNorm that alone reads it
-exempt: WeakSet[nn.Module] = WeakSet()  # networks that are left as they are: a compiler fuses BatchNorm itself
+exempt: WeakSet[nn.Module] = (
+    WeakSet()
+)  # networks that are left as they are: a compiler fuses BatchNorm itself
 _known: WeakKeyDictionary[nn.Module, Pairs] = WeakKeyDictionary()
 
 
@@ -60,7 +62,11 @@ def pairs(net: nn.Module) -> Pairs:
     found = []
     for node in nodes:
         norm = modules.get(node.target) if node.op == "call_module" else None
-        if not isinstance(norm, nn.BatchNorm2d) or norm.running_mean is None or calls.count(node.target) > 1:
+        if (
+            not isinstance(norm, nn.BatchNorm2d)
+            or norm.running_mean is None
+            or calls.count(node.target) > 1
+        ):
             continue
         source = node.args[0]
         alone = source.op == "call_module" and len(source.users) == calls.count(source.target) == 1
@@ -74,10 +80,19 @@ def merged(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
     assert norm.running_mean is not None
     assert norm.running_var is not None
     weight, bias = fuse_conv_bn_weights(
-        conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+        conv.weight,
+        conv.bias,
+        norm.running_mean,
+        norm.running_var,
+        norm.eps,
+        norm.weight,
+        norm.bias,
     )
     both = copy.copy(conv)
-    both._parameters = {"weight": frozen(weight.contiguous(memory_format=torch.channels_last)), "bias": frozen(bias)}
+    both._parameters = {
+        "weight": frozen(weight.contiguous(memory_format=torch.channels_last)),
+        "bias": frozen(bias),
+    }
     return both
 
 

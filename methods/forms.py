@@ -19,20 +19,27 @@ from methods.inner import ce, mode, pgd
 class Introspective(Method):
     """What IAD and AdaIAD share: everything but the attack and the teacher's target."""
 
-    beta: float = hp(0.1, "exponent of the teacher's reliability; 0 trusts the teacher fully", low=0.0, high=1.0)
+    beta: float = hp(
+        0.1, "exponent of the teacher's reliability; 0 trusts the teacher fully", low=0.0, high=1.0
+    )
     tau: float = hp(1.0, "temperature", low=1.0, high=30.0, log=True, above=0.0)
-    begin: float = hp(0.0, "share of the epochs with the teacher alone", low=0.0, high=0.5, most=1.0, official=0.3)
+    begin: float = hp(
+        0.0, "share of the epochs with the teacher alone", low=0.0, high=0.5, most=1.0, official=0.3
+    )
     detach: bool = hp(False, "stop the gradient through the self target S(x)")
     trust_all: bool = quirk(False, True, "the teacher's term is not multiplied by a_i")
     plain_self: bool = quirk(False, True, "no temperature in the self term")
 
-    def introspect(self, nets: Nets, batch: Batch, adv: Tensor, target: Tensor, at_adv: Tensor) -> dict[str, Tensor]:
+    def introspect(
+        self, nets: Nets, batch: Batch, adv: Tensor, target: Tensor, at_adv: Tensor
+    ) -> dict[str, Tensor]:
         """The loss for the teacher's target and its logits at the adversarial images, (B, C) each."""
         a = trust(at_adv, batch.y) ** (self.beta if batch.reached(self.begin) else 0.0)
         far, own = nets.student(adv), nets.student(batch.x)
         own, tau = own.detach() if self.detach else own, 1.0 if self.plain_self else self.tau
         return {
-            "kl_teacher": self.tau**2 * ((1 if self.trust_all else a) * kl(target, far, self.tau)).mean(),
+            "kl_teacher": self.tau**2
+            * ((1 if self.trust_all else a) * kl(target, far, self.tau)).mean(),
             "kl_self": tau**2 * ((1 - a) * kl(own, far, tau)).mean(),
         }
 
@@ -59,7 +66,10 @@ class LearningTeacher(Method):
 
     def groups(self, nets: Nets) -> list[dict[str, Any]]:
         slow = {"momentum": 0.1, "weight_decay": 2e-4, "scale": self.teacher_rate}
-        return [{"params": [*nets.student.parameters()]}, {"params": [*nets.parts.parameters()], **slow}]
+        return [
+            {"params": [*nets.student.parameters()]},
+            {"params": [*nets.parts.parameters()], **slow},
+        ]
 
     def learner(self, nets: Nets, adv: Tensor) -> Tensor:
         """The copy's logits, (B, C), with their gradient."""
@@ -80,8 +90,14 @@ class Around(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.base not in methods.names() or isinstance(self.plain, Around) or not self.plain.adversarial:
-            raise ValueError(f"base = {self.base!r}: choose another method with an attack, such as adaad or rslad")
+        if (
+            self.base not in methods.names()
+            or isinstance(self.plain, Around)
+            or not self.plain.adversarial
+        ):
+            raise ValueError(
+                f"base = {self.base!r}: choose another method with an attack, such as adaad or rslad"
+            )
 
     @cached_property
     def plain(self) -> Method:

@@ -27,20 +27,32 @@ class Gacd(CrdAdv):
     l_i: contrastive loss of anchor i; w_i = p_T(y_i | u_i)^beta scaled to mean 1; u, v: what teacher and student see.
     """
 
-    student_input: str = hp("adv", "A1: what the student embeds, v", choices=("adv", "clean", "both"))
+    student_input: str = hp(
+        "adv", "A1: what the student embeds, v", choices=("adv", "clean", "both")
+    )
     teacher_input: str = hp("clean", "A2: what the teacher embeds, u", choices=("clean", "adv"))
     inner: str = hp("ce", "A5: what the attack maximises", choices=("ce", "feature"))
-    weight: str = hp("prob", "A7: sample weight; none: the ablation", choices=("prob", "indicator", "none"))
+    weight: str = hp(
+        "prob", "A7: sample weight; none: the ablation", choices=("prob", "indicator", "none")
+    )
     beta: float = hp(1.0, "A7: exponent of the weight", low=0.1, high=2.0, log=True)
     weigh: str = hp("all", "A7: what the weight multiplies", choices=("all", "positive"))
     lambda_ce: float = hp(1.0, "A8: weight of the cross-entropy", low=0.1, high=2.0, log=True)
     lambda_kd: float = hp(0.0, "A8: weight of the soft labels", low=0.0, high=1.0)
-    tau_kd: float = hp(4.0, "A8: temperature of the soft labels", low=1.0, high=20.0, log=True, above=0.0)
-    two_stage: bool = hp(False, "A8: half the epochs contrast alone, then the classifier on frozen features")
+    tau_kd: float = hp(
+        4.0, "A8: temperature of the soft labels", low=1.0, high=20.0, log=True, above=0.0
+    )
+    two_stage: bool = hp(
+        False, "A8: half the epochs contrast alone, then the classifier on frozen features"
+    )
 
     def attack(self, nets: Nets, batch: Batch) -> Tensor:
         _, classifying = stages(batch, self.two_stage)
-        return super().attack(nets, batch) if self.inner == "ce" and classifying else turned(nets, batch)
+        return (
+            super().attack(nets, batch)
+            if self.inner == "ce" and classifying
+            else turned(nets, batch)
+        )
 
     def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
         contrasting, classifying = stages(batch, self.two_stage)
@@ -48,7 +60,9 @@ class Gacd(CrdAdv):
         terms = {}
         if contrasting:
             w = weights(self.weight, self.beta, seen.target, batch.y)
-            terms["contrast"] = self.lambda_con * guided(nets, seen, batch.y, w, self.symmetric, self.weigh)
+            terms["contrast"] = self.lambda_con * guided(
+                nets, seen, batch.y, w, self.symmetric, self.weigh
+            )
         if classifying:
             terms["ce_adv"] = self.lambda_ce * F.cross_entropy(nets.student.head(seen.far), batch.y)
             if self.lambda_kd:

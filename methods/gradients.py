@@ -22,7 +22,10 @@ def of_both(nets: Nets, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     x = batch.x.detach().clone().requires_grad_()
     with torch.enable_grad():
         logits, target = nets.student(x), nets.teacher(x)
-        own, theirs = of_loss(logits, x, batch.y, create=True), of_loss(target, x, batch.y, create=False)
+        own, theirs = (
+            of_loss(logits, x, batch.y, create=True),
+            of_loss(target, x, batch.y, create=False),
+        )
     return (own - theirs).flatten(1).norm(dim=1), logits, target.detach()
 
 

@@ -27,7 +27,9 @@ class Iad(Introspective):
 
     recipe = STUCK
 
-    train_mode_attack: bool = quirk(False, True, "BatchNorm's statistics move at each step of the attack")
+    train_mode_attack: bool = quirk(
+        False, True, "BatchNorm's statistics move at each step of the attack"
+    )
 
     def attack(self, nets: Nets, batch: Batch) -> Tensor:
         return pgd(nets.student, batch.x, ce(batch.y), batch.budget, train=self.train_mode_attack)

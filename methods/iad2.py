@@ -28,17 +28,27 @@ class Iad2(Method):
     requires = ("robust", "natural")
     recipe = STUCK
 
-    alpha_robust: float = hp(0.5, "share of the robust teacher and oneself", low=0.0, high=0.7, most=1.0)
+    alpha_robust: float = hp(
+        0.5, "share of the robust teacher and oneself", low=0.0, high=0.7, most=1.0
+    )
     alpha_natural: float = hp(0.25, "share of the natural teacher", low=0.0, high=0.3, most=1.0)
-    beta: float = hp(0.1, "exponent of the teacher's reliability; 0 trusts the teacher fully", low=0.0, high=1.0)
-    tau: float = hp(1.0, "temperature of the teachers' terms", low=1.0, high=30.0, log=True, above=0.0)
+    beta: float = hp(
+        0.1, "exponent of the teacher's reliability; 0 trusts the teacher fully", low=0.0, high=1.0
+    )
+    tau: float = hp(
+        1.0, "temperature of the teachers' terms", low=1.0, high=30.0, log=True, above=0.0
+    )
     begin: float = hp(0.0, "share of the epochs as AKD2", low=0.0, high=0.5, most=1.0, official=0.2)
-    train_mode_attack: bool = quirk(False, True, "BatchNorm's statistics move at each step of the attack")
+    train_mode_attack: bool = quirk(
+        False, True, "BatchNorm's statistics move at each step of the attack"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.alpha_robust + self.alpha_natural > 1:
-            raise ValueError(f"alpha_robust + alpha_natural = {self.alpha_robust + self.alpha_natural:g}: at most 1")
+            raise ValueError(
+                f"alpha_robust + alpha_natural = {self.alpha_robust + self.alpha_natural:g}: at most 1"
+            )
 
     def attack(self, nets: Nets, batch: Batch) -> Tensor:
         return pgd(nets.student, batch.x, ce(batch.y), batch.budget, train=self.train_mode_attack)

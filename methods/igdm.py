@@ -25,8 +25,12 @@ class Igdm(Around):
 
     recipe = LIGHT
 
-    base: str = hp("adaad", "the method that is given the term, at its defaults; any whose default attacks")
-    alpha: float = hp(5.0, "weight of the term at the end of training", low=0.2, high=220.0, log=True)
+    base: str = hp(
+        "adaad", "the method that is given the term, at its defaults; any whose default attacks"
+    )
+    alpha: float = hp(
+        5.0, "weight of the term at the end of training", low=0.2, high=220.0, log=True
+    )
 
     @property
     def requires(self) -> tuple[str, ...]:  # type: ignore[override]

@@ -30,7 +30,9 @@ class Budget:
 
     def __post_init__(self) -> None:
         if not 0 <= self.eps <= 1 or not 0 <= self.step <= 1 or self.steps < 0:
-            raise ValueError(f"attack budget out of range: eps {self.eps}, step {self.step}, steps {self.steps}")
+            raise ValueError(
+                f"attack budget out of range: eps {self.eps}, step {self.step}, steps {self.steps}"
+            )
         if self.eps and self.steps > 1 and self.step > self.eps:
             raise ValueError(f"step {self.step} is larger than eps {self.eps}: swapped?")
 
@@ -112,7 +114,12 @@ def pgd(
     adv = (x + _noise(x, budget.eps, start)).clamp(0, 1)
     low, high = (x - budget.eps).clamp(0, 1), (x + budget.eps).clamp(0, 1)
     layout = torch.contiguous_format if train else torch.channels_last
-    with torch.enable_grad(), mode(net, train), images_alone(net), nullcontext() if train else folded(net):
+    with (
+        torch.enable_grad(),
+        mode(net, train),
+        images_alone(net),
+        nullcontext() if train else folded(net),
+    ):
         for _ in range(budget.steps):
             adv = adv.detach().contiguous(memory_format=layout).requires_grad_()
             (gradient,) = torch.autograd.grad(objective(net, adv), adv)

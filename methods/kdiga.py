@@ -33,14 +33,18 @@ class Kdiga(Method):
     gamma: float = hp(0.5, "weight of the gradients", low=0.05, high=50.0, log=True)
     tau: float = hp(1.0, "temperature", low=1.0, high=30.0, log=True, above=0.0)
     inputs: str = hp("clean", "what the soft term sees; adv: KDIGA-ARD", choices=("clean", "adv"))
-    reduction: str = quirk("batchmean", "mean", "KL averaged over the classes too: a tenth of it on 10 classes")
+    reduction: str = quirk(
+        "batchmean", "mean", "KL averaged over the classes too: a tenth of it on 10 classes"
+    )
 
     @property
     def adversarial(self) -> bool:
         return self.inputs == "adv"
 
     def attack(self, nets: Nets, batch: Batch) -> Tensor:
-        return pgd(nets.student, batch.x, ce(batch.y), batch.budget) if self.adversarial else batch.x
+        return (
+            pgd(nets.student, batch.x, ce(batch.y), batch.budget) if self.adversarial else batch.x
+        )
 
     def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
         apart, near, target = of_both(nets, batch)

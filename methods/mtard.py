@@ -29,7 +29,9 @@ class Mtard(TwoTeachers):
 
     eta: float = hp(0.025, "rate of the weights", low=0.001, high=0.1, log=True, most=1.0)
     gamma: float = hp(1.0, "exponent of the relative losses", low=0.1, high=4.0, log=True)
-    reduction: str = quirk("batchmean", "tenth", "a tenth of the KL, a smaller loss against the weight decay")
+    reduction: str = quirk(
+        "batchmean", "tenth", "a tenth of the KL, a smaller loss against the weight decay"
+    )
 
     def build(self, student: Net, teachers: dict[str, Net], num_train: int) -> dict[str, nn.Module]:
         return {"balance": Balance()}

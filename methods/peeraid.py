@@ -29,13 +29,21 @@ class Peeraid(Method):
     requires = ()
     recipe = LATE
 
-    tau: float = hp(5.0, "temperature of the student's terms", low=1.0, high=20.0, log=True, above=0.0)
+    tau: float = hp(
+        5.0, "temperature of the student's terms", low=1.0, high=20.0, log=True, above=0.0
+    )
     l2: float = hp(1.0, "weight of the peer's soft labels", low=0.1, high=10.0, log=True)
     l3: float = hp(1.0, "weight of the student's own", low=0.1, high=10.0, log=True)
     g1: float = hp(1.0, "weight of the peer's cross-entropy", low=0.1, high=10.0, log=True)
-    g2: float = hp(0.1, "weight of the student's soft labels for the peer", low=0.01, high=10.0, log=True)
-    reduction: str = quirk("batchmean", "mean", "KL averaged over the classes too: a tenth of it on 10 classes")
-    detach: bool = quirk(True, False, "gradients pass through the student's outputs where they are targets")
+    g2: float = hp(
+        0.1, "weight of the student's soft labels for the peer", low=0.01, high=10.0, log=True
+    )
+    reduction: str = quirk(
+        "batchmean", "mean", "KL averaged over the classes too: a tenth of it on 10 classes"
+    )
+    detach: bool = quirk(
+        True, False, "gradients pass through the student's outputs where they are targets"
+    )
 
     def build(self, student: Net, teachers: dict[str, Net], num_train: int) -> dict[str, nn.Module]:
         return {"peer": untrained(student)}

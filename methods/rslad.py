@@ -24,7 +24,9 @@ class Rslad(Method):
     recipe = LONGER
 
     alpha: float = hp(5 / 6, "share of the adversarial term", low=0.5, high=1.0, most=1.0)
-    reduction: str = quirk("batchmean", "tenth", "a tenth of the KL, a smaller loss against the weight decay")
+    reduction: str = quirk(
+        "batchmean", "tenth", "a tenth of the KL, a smaller loss against the weight decay"
+    )
 
     def attack(self, nets: Nets, batch: Batch) -> Tensor:
         return pgd(nets.student, batch.x, kl_to(nets.clean(batch)), batch.budget, start="gauss")

@@ -28,14 +28,24 @@ class Saad(Method):
 
     recipe = (*LIGHT, *averaged(95 / 200))
 
-    alpha: float = hp(1.0, "weight of the gradient term (20 on CIFAR-100)", low=0.1, high=30.0, log=True)
+    alpha: float = hp(
+        1.0, "weight of the gradient term (20 on CIFAR-100)", low=0.1, high=30.0, log=True
+    )
     beta: float = hp(0.0, "weight of the clean term; SAAD-C: 0.2", low=0.0, high=1.0)
     slope: float = hp(1.0, "factor of the linear correction", low=0.1, high=2.0, log=True)
-    shifted: bool = quirk(False, True, "weights are 5 (H_i - min H), and between 0 and 1 in the clean term")
+    shifted: bool = quirk(
+        False, True, "weights are 5 (H_i - min H), and between 0 and 1 in the clean term"
+    )
     ramp: bool = quirk(False, True, "alpha grows linearly over the epochs, as in IGDM")
 
     def attack(self, nets: Nets, batch: Batch) -> Tensor:
-        return pgd(nets.student, batch.x, linearised(nets.teacher, batch, self.slope), batch.budget, start="gauss")
+        return pgd(
+            nets.student,
+            batch.x,
+            linearised(nets.teacher, batch, self.slope),
+            batch.budget,
+            start="gauss",
+        )
 
     def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
         target = nets.at(adv)

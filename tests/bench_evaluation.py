@@ -37,7 +37,9 @@ SUITE = ("fgsm", "pgd20", "pgd20_trades", "cw_inf", "aa")
 ROOT = os.environ.get("BENCH_DATA_ROOT", "data")
 pytestmark = [
     pytest.mark.timeout(7200),
-    pytest.mark.skipif(bool(data.missing("cifar10", ROOT)), reason="needs the real CIFAR-10 under data/"),
+    pytest.mark.skipif(
+        bool(data.missing("cifar10", ROOT)), reason="needs the real CIFAR-10 under data/"
+    ),
 ]
 
 
@@ -70,7 +72,9 @@ def fitted(case: Case) -> nn.Module:
     rate = torch.optim.lr_scheduler.OneCycleLR(optimiser, 0.1, case.steps)
     for _ in range(case.steps):
         rows = torch.randint(len(x), (64,))
-        images = pgd(net, x[rows], ce(y[rows]), Budget(EPS, EPS / 1.5, 2 if case.robust else 0), start="none")
+        images = pgd(
+            net, x[rows], ce(y[rows]), Budget(EPS, EPS / 1.5, 2 if case.robust else 0), start="none"
+        )
         net.train()
         optimiser.zero_grad()
         F.cross_entropy(net(images), y[rows]).backward()
@@ -139,7 +143,10 @@ def task(request: pytest.FixtureRequest) -> tuple[Case, nn.Module, Tensor, Tenso
 
 
 def compare(
-    benchmark: Any, task: tuple[Case, nn.Module, Tensor, Tensor], names: tuple[str, ...], reference: Any
+    benchmark: Any,
+    task: tuple[Case, nn.Module, Tensor, Tensor],
+    names: tuple[str, ...],
+    reference: Any,
 ) -> float:
     _, net, x, y = task
     slow, want = timed(lambda: reference(as_released(net), x, y))
@@ -147,8 +154,15 @@ def compare(
         lambda: evaluate(net, x, y, names, eps=EPS, seed=SEED, batch_size=BATCH, probes=0), rounds=1
     )
     ratio = slow / float(benchmark.stats.stats.min)
-    benchmark.extra_info |= {"reference_seconds": slow, "ratio": ratio, "standing": int(want.sum()), "images": len(x)}
-    print(f"\n{task[0]}: {slow:.1f} s / {slow / ratio:.1f} s = {ratio:.2f}, {int(want.sum())} of {len(x)} stand")
+    benchmark.extra_info |= {
+        "reference_seconds": slow,
+        "ratio": ratio,
+        "standing": int(want.sum()),
+        "images": len(x),
+    }
+    print(
+        f"\n{task[0]}: {slow:.1f} s / {slow / ratio:.1f} s = {ratio:.2f}, {int(want.sum())} of {len(x)} stand"
+    )
     assert torch.equal(found.robust["aa"], want)
     return ratio
 
@@ -177,14 +191,22 @@ def official(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 def test_agreement_on_every_image(name: str) -> None:
     net, (x, y) = network(name), images(512)
     want = official(net, x, y)
-    found = evaluate(net, x, y, ("aa",), eps=EPS, seed=SEED, batch_size=BATCH, probes=0).robust["aa"]
-    print(f"\n{name}: official {int(want.sum())} of 512, here {int(found.sum())}, {int((found != want).sum())} differ")
+    found = evaluate(net, x, y, ("aa",), eps=EPS, seed=SEED, batch_size=BATCH, probes=0).robust[
+        "aa"
+    ]
+    print(
+        f"\n{name}: official {int(want.sum())} of 512, here {int(found.sum())}, {int((found != want).sum())} differ"
+    )
     assert torch.equal(found, want)
 
 
 def test_agreement_with_another_seed_and_partition() -> None:
     net, (x, y) = network("robust, width 16"), images(1000)
     want = official(net, x, y)
-    found = evaluate(net, x, y, ("aa",), eps=EPS, seed=SEED + 1, batch_size=100, probes=0).robust["aa"]
-    print(f"\nofficial {int(want.sum())} of 1000, here {int(found.sum())}, {int((found != want).sum())} differ")
+    found = evaluate(net, x, y, ("aa",), eps=EPS, seed=SEED + 1, batch_size=100, probes=0).robust[
+        "aa"
+    ]
+    print(
+        f"\nofficial {int(want.sum())} of 1000, here {int(found.sum())}, {int((found != want).sum())} differ"
+    )
     assert int(found.sum()) <= int(want.sum()) + 2

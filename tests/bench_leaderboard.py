@@ -31,7 +31,14 @@ SEEDS, EPOCHS, IMAGES = 10, 36, 1000
 SUITE = "digits@3"
 CURVES = ("train/kl_adv", "train/kl_nat", "val/clean", "val/pgd", "epoch")
 ATTACKS = ("clean", "fgsm", "pgd20", "pgd20_trades", "cw_inf", "worst")
-COSTS = ("train_seconds", "student_passes", "eval_seconds", "eval_forwards", "eval_backwards", "aa_seconds")
+COSTS = (
+    "train_seconds",
+    "student_passes",
+    "eval_seconds",
+    "eval_forwards",
+    "eval_backwards",
+    "aa_seconds",
+)
 MEASURE = """
 import json, resource, sys, time
 from pathlib import Path
@@ -73,7 +80,11 @@ def _spec(task: int, setting: int, seed: int) -> Spec:
 
 
 def _run(
-    found: dict[type, list[dict[str, Any]]], experiment: int, place: Path, start: int, tags: dict[str, str]
+    found: dict[type, list[dict[str, Any]]],
+    experiment: int,
+    place: Path,
+    start: int,
+    tags: dict[str, str],
 ) -> str:
     run = uuid.uuid4().hex
     found.setdefault(models.SqlRun, []).append(
@@ -81,12 +92,19 @@ def _run(
          "lifecycle_stage": "active", "artifact_uri": (place / run / "artifacts").as_uri(), "experiment_id": experiment,
          "source_type": "LOCAL", "source_name": "", "entry_point_name": "", "user_id": "", "source_version": ""}
     )  # fmt: skip
-    found.setdefault(models.SqlTag, []).extend({"run_uuid": run, "key": k, "value": v} for k, v in tags.items())
+    found.setdefault(models.SqlTag, []).extend(
+        {"run_uuid": run, "key": k, "value": v} for k, v in tags.items()
+    )
     return run
 
 
 def _cell(
-    found: dict[type, list[dict[str, Any]]], experiment: int, place: Path, parent: str, spec: Spec, survived: Any
+    found: dict[type, list[dict[str, Any]]],
+    experiment: int,
+    place: Path,
+    parent: str,
+    spec: Spec,
+    survived: Any,
 ) -> None:
     """One finished run with parameters, curves, results and files, as `bench run` leaves it."""
     start = 1_700_000_000_000 + 1000 * len(found[models.SqlRun])
@@ -105,9 +123,13 @@ def _cell(
     aa = float(survived.mean())
     scores = {f"{of}/{name}": aa + 0.01 * n for of in ("test", "test_last", "test_ema", "test_swa")
               for n, name in enumerate(ATTACKS)}  # fmt: skip
-    scores |= {"test/aa": aa, "test/n": IMAGES, "test/aa_n": IMAGES} | dict.fromkeys((f"cost/{c}" for c in COSTS), 60.0)
+    scores |= {"test/aa": aa, "test/n": IMAGES, "test/aa_n": IMAGES} | dict.fromkeys(
+        (f"cost/{c}" for c in COSTS), 60.0
+    )
     points = [(name, epoch, 1 / (1 + epoch)) for name in CURVES for epoch in range(EPOCHS)]
-    last = [point for point in points if point[1] == EPOCHS - 1] + [(name, 0, value) for name, value in scores.items()]
+    last = [point for point in points if point[1] == EPOCHS - 1] + [
+        (name, 0, value) for name, value in scores.items()
+    ]
     for model, rows in (
         (models.SqlMetric, points + [(name, 0, value) for name, value in scores.items()]),
         (
@@ -116,24 +138,39 @@ def _cell(
         ),
     ):
         found.setdefault(model, []).extend(
-            {"run_uuid": run, "key": key, "value": value, "step": step, "timestamp": start, "is_nan": False}
+            {
+                "run_uuid": run,
+                "key": key,
+                "value": value,
+                "step": step,
+                "timestamp": start,
+                "is_nan": False,
+            }
             for key, step, value in rows
         )
     files = place / run / "artifacts"
     (files / "verdicts").mkdir(parents=True)
     (files / "spec.json").write_text(spec.json())
-    (files / "environment.json").write_text(json.dumps({"device": "cpu", "torch": "2.14.0", "data": {"sha256": "0"}}))
-    np.savez_compressed(files / "verdicts" / "verdicts_best_aa.npz", key="", clean=survived, robust_aa=survived)
+    (files / "environment.json").write_text(
+        json.dumps({"device": "cpu", "torch": "2.14.0", "data": {"sha256": "0"}})
+    )
+    np.savez_compressed(
+        files / "verdicts" / "verdicts_best_aa.npz", key="", clean=survived, robust_aa=survived
+    )
 
 
 @pytest.mark.parametrize(
-    ("tasks", "settings", "seconds"), [(1, 10, 3), (2, 50, 30), (6, 50, 30), (20, 50, 30)], ids=lambda value: f"{value}"
+    ("tasks", "settings", "seconds"),
+    [(1, 10, 3), (2, 50, 30), (6, 50, 30), (20, 50, 30)],
+    ids=lambda value: f"{value}",
 )
 def test_many_runs(tasks: int, settings: int, seconds: int, benchmark: Any, tmp_path: Path) -> None:
     """CPU seconds of the process, with all its imports, so that a busy machine tells the same."""
     uri = benchmark.pedantic(make, (tmp_path, tasks, settings), rounds=1)
     command = [sys.executable, "-c", MEASURE, uri, str(tmp_path / "site")]
-    wall, cpu, size = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    wall, cpu, size = json.loads(
+        subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    )
     count = len([*(tmp_path / "site" / "runs").iterdir()])
     benchmark.extra_info |= {"runs": count, "wall": wall, "cpu": cpu, "MiB": size}
     print(f"\n{count:,} runs: {wall:.1f} s ({cpu:.1f} s of CPU, {size:.0f} MiB)")

@@ -40,7 +40,9 @@ NETS = {  # data set, student and teacher, batch, rounds
     "ResNet-18 of width 64": ("cifar10", "resnet18", "resnet18", 32, 7),
 }
 CASES = [(networks, "rslad") for networks in NETS]
-CASES += [(networks, method) for networks in NETS for method in ("ard", "gacd") if "ResNet" in networks]
+CASES += [
+    (networks, method) for networks in NETS for method in ("ard", "gacd") if "ResNet" in networks
+]
 TARGETS = {  # the ratio to reach
     ("ResNet-18 of width 16", "fp32"): 1.4,
     ("ResNet-18 of width 16", "bf16"): 2.5,
@@ -54,16 +56,28 @@ ROOT = Path(os.environ.get("BENCH_DATA_ROOT", "data"))
 
 
 def harness(
-    method: str, dataset: str, arch: str, teacher: Net, batch: int, work: Path, images: int = 0, precision: str = "fp32"
+    method: str,
+    dataset: str,
+    arch: str,
+    teacher: Net,
+    batch: int,
+    work: Path,
+    images: int = 0,
+    precision: str = "fp32",
 ) -> Trainer:
     training = Training(epochs=1, batch=batch, averaging=())
     spec = Spec(suite="bench@1", role="student", dataset=dataset, arch=arch, method=method, hyper={}, teachers={},
                 seed=0, training=training, eps=BUDGET.eps, inner_step=BUDGET.step, inner_steps=BUDGET.steps,
                 attacks=(), full_checkpoints=(), precision=precision)  # type: ignore[arg-type]  # fmt: skip
-    found = data.load(dataset, ROOT, limit_train=images or 2 * batch + 20, limit_val=10, limit_test=10)
+    found = data.load(
+        dataset, ROOT, limit_train=images or 2 * batch + 20, limit_val=10, limit_test=10
+    )
     torch.manual_seed(0)
     return Trainer(
-        Objective(methods.load(method)(), models.build(arch, found.info), {"robust": teacher}, 100), found, spec, work
+        Objective(methods.load(method)(), models.build(arch, found.info), {"robust": teacher}, 100),
+        found,
+        spec,
+        work,
     )
 
 
@@ -73,14 +87,20 @@ def test_step(networks: str, precision: str, method: str, benchmark: Any, tmp_pa
     dataset, arch, taught_by, batch, rounds = NETS[networks]
     needs(dataset, precision)
     torch.manual_seed(1)
-    teacher = models.build(taught_by, data.load(dataset, ROOT, limit_train=100, limit_val=10, limit_test=10).info)
-    trainer = harness(method, dataset, arch, copy.deepcopy(teacher), batch, tmp_path, precision=precision)
+    teacher = models.build(
+        taught_by, data.load(dataset, ROOT, limit_train=100, limit_val=10, limit_test=10).info
+    )
+    trainer = harness(
+        method, dataset, arch, copy.deepcopy(teacher), batch, tmp_path, precision=precision
+    )
     images = trainer.batch(trainer.order()[0], 0)
     same(method, trainer.objective.student, teacher.eval().requires_grad_(False), images)
     context = torch.multiprocessing.get_context("spawn")
     pipe, other = context.Pipe()
     objective = trainer.objective
-    nets = copy.deepcopy((objective.student, teacher, objective.parts))  # what is sent is shared memory
+    nets = copy.deepcopy(
+        (objective.student, teacher, objective.parts)
+    )  # what is sent is shared memory
     apart = context.Process(target=reference.serve, args=(other, method, *nets), daemon=True)
     apart.start()
     trainer.set_rate(0)
@@ -89,7 +109,9 @@ def test_step(networks: str, precision: str, method: str, benchmark: Any, tmp_pa
         one = replace(images)
         pipe.send((number, one.x, one.y))
         theirs, loss, adv = pipe.recv()
-        if number == 0:  # on the same images: `same` compares the attacks, whose signs turn with rounding here
+        if (
+            number == 0
+        ):  # on the same images: `same` compares the attacks, whose signs turn with rounding here
             with trainer.autocast():
                 terms = copy.deepcopy(trainer.objective).train()(replace(one), adv)
             assert float(sum(terms.values())) == pytest.approx(loss, rel=CLOSE[precision])
@@ -98,7 +120,11 @@ def test_step(networks: str, precision: str, method: str, benchmark: Any, tmp_pa
         times["harness"].append(seconds(trainer.step, one))
     pipe.send(None)
     benchmark.pedantic(trainer.step, (replace(images),), rounds=1)
-    ratio = compare(f"{method}, {networks}, {precision}", benchmark, {way: values[1:] for way, values in times.items()})
+    ratio = compare(
+        f"{method}, {networks}, {precision}",
+        benchmark,
+        {way: values[1:] for way, values in times.items()},
+    )
     assert ratio >= TARGETS.get((networks, precision), 0)
 
 
@@ -107,12 +133,28 @@ def test_attack(precision: str, benchmark: Any, tmp_path: Path) -> None:
     """How near the attack on a ResNet-18 of width 64 comes to the rate of a matrix product in the same precision."""
     dataset, arch, _, batch, rounds = NETS["ResNet-18 of width 64"]
     needs(dataset, precision)
-    trainer = harness("ard", dataset, arch, models.build(arch, datasets.get(dataset)), batch, tmp_path, 0, precision)
+    trainer = harness(
+        "ard",
+        dataset,
+        arch,
+        models.build(arch, datasets.get(dataset)),
+        batch,
+        tmp_path,
+        0,
+        precision,
+    )
     images, student = trainer.batch(trainer.order()[0], 0), trainer.objective.student
     kind = torch.bfloat16 if precision == "bf16" else torch.float32
-    products = {size: [torch.randn(size, size).to(kind) for _ in range(2)] for size in (1024, 2048, 4096)}
-    rates: dict[str, list[float]] = {"attack": [], **{f"product of {size}": [] for size in products}}
-    whole, rest = (operations(student, student, images.x.shape[1:], steps) for steps in (BUDGET.steps, 0))
+    products = {
+        size: [torch.randn(size, size).to(kind) for _ in range(2)] for size in (1024, 2048, 4096)
+    }
+    rates: dict[str, list[float]] = {
+        "attack": [],
+        **{f"product of {size}": [] for size in products},
+    }
+    whole, rest = (
+        operations(student, student, images.x.shape[1:], steps) for steps in (BUDGET.steps, 0)
+    )
     for _ in range(rounds + 1):
         rates["attack"].append(batch * (whole - rest) / seconds(trainer.attack, replace(images)))
         for size, pair in products.items():
@@ -134,7 +176,9 @@ def test_epoch(benchmark: Any, tmp_path: Path) -> None:
     batch, images = 128, 2048
     torch.manual_seed(1)
     teacher = models.build("resnet14-w16-s2", datasets.get("cifar10")).eval().requires_grad_(False)
-    trainer = harness("rslad", "cifar10", "resnet8-w16-s2", copy.deepcopy(teacher), batch, tmp_path, images)
+    trainer = harness(
+        "rslad", "cifar10", "resnet8-w16-s2", copy.deepcopy(teacher), batch, tmp_path, images
+    )
     student, teacher = as_released(trainer.objective.student), as_released(teacher)
     optimiser = optimiser_of(student)
 
@@ -143,7 +187,11 @@ def test_epoch(benchmark: Any, tmp_path: Path) -> None:
             reference.rslad(student, teacher, optimiser, x, y)
 
     benchmark.pedantic(trainer._epoch, (0, lambda *_: None), rounds=1)
-    compare("epoch", benchmark, alternately(reference_epoch, lambda: trainer._epoch(0, lambda *_: None), 5))
+    compare(
+        "epoch",
+        benchmark,
+        alternately(reference_epoch, lambda: trainer._epoch(0, lambda *_: None), 5),
+    )
 
 
 def test_images(benchmark: Any, tmp_path: Path) -> None:
@@ -167,9 +215,18 @@ def test_images(benchmark: Any, tmp_path: Path) -> None:
 
 def test_tracking(benchmark: Any, tmp_path: Path) -> None:
     """The metrics of an epoch in MLflow's database: a call for each, as scripts have it, and the harness's one call."""
-    row = {"epoch": 0.0, "lr": 0.1, "train/kl_adv": 1.5, "train/kl_nat": 0.5, "val/clean": 0.5, "val/robust": 0.3}
+    row = {
+        "epoch": 0.0,
+        "lr": 0.1,
+        "train/kl_adv": 1.5,
+        "train/kl_nat": 0.5,
+        "val/clean": 0.5,
+        "val/robust": 0.3,
+    }
     store = Store(tmp_path)
-    singly, together = (store.open("bench@1", way, {"way": way}, "", ("way",)) for way in ("singly", "together"))
+    singly, together = (
+        store.open("bench@1", way, {"way": way}, "", ("way",)) for way in ("singly", "together")
+    )
     steps = {run.run_id: itertools.count() for run in (singly, together)}
 
     def reference_epoch() -> None:
@@ -185,7 +242,10 @@ def test_tracking(benchmark: Any, tmp_path: Path) -> None:
     compare("tracking", benchmark, alternately(reference_epoch, harness_epoch, 20))
     for name in row:
         first, second = (
-            [(point.step, point.value) for point in store.client.get_metric_history(run.run_id, name)]
+            [
+                (point.step, point.value)
+                for point in store.client.get_metric_history(run.run_id, name)
+            ]
             for run in (singly, together)
         )
         assert first == second
@@ -205,7 +265,9 @@ def seconds(work: Callable[..., object], *given: object) -> float:
     return time.perf_counter() - start
 
 
-def alternately(slow: Callable[[], object], fast: Callable[[], object], rounds: int) -> dict[str, list[float]]:
+def alternately(
+    slow: Callable[[], object], fast: Callable[[], object], rounds: int
+) -> dict[str, list[float]]:
     """Seconds of each, after a round to warm up."""
     times: dict[str, list[float]] = {"reference": [], "harness": []}
     for number in range(rounds + 1):
@@ -218,8 +280,14 @@ def compare(name: str, benchmark: Any, times: dict[str, list[float]]) -> float:
     """Prints and keeps the medians; returns their ratio."""
     slow, fast = (statistics.median(values) for values in times.values())
     ratios = sorted(a / b for a, b in zip(*times.values(), strict=True))
-    benchmark.extra_info |= {"reference_seconds": slow, "harness_seconds": fast, "ratio": slow / fast}
-    print(f"\n{name}: {slow:.3f} s / {fast:.3f} s = {slow / fast:.2f} (each pair {ratios[0]:.2f} to {ratios[-1]:.2f})")
+    benchmark.extra_info |= {
+        "reference_seconds": slow,
+        "harness_seconds": fast,
+        "ratio": slow / fast,
+    }
+    print(
+        f"\n{name}: {slow:.3f} s / {fast:.3f} s = {slow / fast:.2f} (each pair {ratios[0]:.2f} to {ratios[-1]:.2f})"
+    )
     return slow / fast
 
 
@@ -238,6 +306,8 @@ def same(method: str, student: Net, teacher: Net, images: Batch) -> None:
     terms = objective(few, adv)
     torch.manual_seed(0)
     step = getattr(reference, method)
-    expected, loss = step(student, teacher, optimiser_of(student, parts), few.x, few.y, *parts.values())
+    expected, loss = step(
+        student, teacher, optimiser_of(student, parts), few.x, few.y, *parts.values()
+    )
     torch.testing.assert_close(adv, expected, rtol=0, atol=1e-9)
     torch.testing.assert_close(sum(terms.values()), loss, rtol=1e-9, atol=0)

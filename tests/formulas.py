@@ -49,7 +49,8 @@ def flat_nets(case: Method, twins: bool = False) -> Nets:
     torch.manual_seed(0)
     student = Flat(5, 3).double()
     teachers: dict[str, Net] = {
-        role: copy.deepcopy(student) if twins else Flat(7, 3).double() for role in ("robust", "natural")
+        role: copy.deepcopy(student) if twins else Flat(7, 3).double()
+        for role in ("robust", "natural")
     }
     teachers = {role: teachers[role] for role in case.requires}
     parts = nn.ModuleDict(case.build(student, teachers, 64))
@@ -62,8 +63,12 @@ def flat_nets(case: Method, twins: bool = False) -> Nets:
 
 
 def flat_batch(budget: Budget = SOME, epoch: int = 1, epochs: int = 2) -> Batch:
-    x = torch.rand(len(LABELS), 3, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    return Batch(x, torch.tensor(LABELS), torch.arange(len(x)), epoch, epochs, num_train=64, budget=budget)
+    x = torch.rand(
+        len(LABELS), 3, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
+    return Batch(
+        x, torch.tensor(LABELS), torch.arange(len(x)), epoch, epochs, num_train=64, budget=budget
+    )
 
 
 # --- Pieces
@@ -74,7 +79,9 @@ def linear(layer: nn.Module, x: Array) -> Array:
 
 
 def features(net: nn.Module, x: Tensor) -> Array:
-    return np.tanh(linear(net.get_submodule("first"), 2 * x.detach().numpy().reshape(len(x), -1) - 1))
+    return np.tanh(
+        linear(net.get_submodule("first"), 2 * x.detach().numpy().reshape(len(x), -1) - 1)
+    )
 
 
 def logits(net: nn.Module, x: Tensor) -> Array:
@@ -83,7 +90,9 @@ def logits(net: nn.Module, x: Tensor) -> Array:
 
 def input_gradient(net: nn.Module, x: Tensor, of_logits: Array) -> Array:
     """Of sum(of_logits * logits), by the chain rule: (B, pixels)."""
-    first, last = (net.get_parameter(f"{layer}.weight").detach().numpy() for layer in ("first", "last"))
+    first, last = (
+        net.get_parameter(f"{layer}.weight").detach().numpy() for layer in ("first", "last")
+    )
     return 2 * ((of_logits @ last) * (1 - features(net, x) ** 2)) @ first
 
 
@@ -122,7 +131,12 @@ def cosine(a: Array, b: Array) -> Array:
 
 def over(reduction: str, classes: int = 3) -> float:
     """What the mean over the batch of a sum over the classes is multiplied by."""
-    return {"batchmean": 1, "mean": 1 / classes, "tenth": 1 / 10, "mean10": 1 / 10 if classes == 10 else 1}[reduction]
+    return {
+        "batchmean": 1,
+        "mean": 1 / classes,
+        "tenth": 1 / 10,
+        "mean10": 1 / 10 if classes == 10 else 1,
+    }[reduction]
 
 
 @dataclass
@@ -244,7 +258,10 @@ def peeraid(a: At) -> Terms:
 
 def kd(a: At) -> Terms:
     m = a.m
-    return {"ce": (1 - m.alpha) * ce(a.s, a.y).mean(), "kl": m.alpha * m.tau**2 * kl(a.t, a.s, m.tau).mean()}
+    return {
+        "ce": (1 - m.alpha) * ce(a.s, a.y).mean(),
+        "kl": m.alpha * m.tau**2 * kl(a.t, a.s, m.tau).mean(),
+    }
 
 
 def ard(a: At) -> Terms:
@@ -267,7 +284,8 @@ def introspective(a: At, target: Array) -> Terms:
     trust = of_label(softmax(a.t_adv), a.y) ** (m.beta if a.done >= m.begin else 0)
     own, tau = (a.sg if m.detach else a).s, (1 if m.plain_self else m.tau)
     return {
-        "kl_teacher": m.tau**2 * ((1 if m.trust_all else trust) * kl(target, a.s_adv, m.tau)).mean(),
+        "kl_teacher": m.tau**2
+        * ((1 if m.trust_all else trust) * kl(target, a.s_adv, m.tau)).mean(),
         "kl_self": tau**2 * ((1 - trust) * kl(own, a.s_adv, tau)).mean(),
     }
 
@@ -283,12 +301,18 @@ def akd(a: At) -> Terms:
 
 def rslad(a: At) -> Terms:
     share, w = a.m.alpha, over(a.m.reduction)
-    return {"kl_adv": share * w * kl(a.t, a.s_adv).mean(), "kl": (1 - share) * w * kl(a.t, a.s).mean()}
+    return {
+        "kl_adv": share * w * kl(a.t, a.s_adv).mean(),
+        "kl": (1 - share) * w * kl(a.t, a.s).mean(),
+    }
 
 
 def fair_rslad(a: At) -> Terms:
     w, share = a.held("fair.weights")[a.y] * over(a.m.reduction), a.m.alpha
-    return {"kl_adv": share * (w * kl(a.t, a.s_adv)).mean(), "kl": (1 - share) * (w * kl(a.t, a.s)).mean()}
+    return {
+        "kl_adv": share * (w * kl(a.t, a.s_adv)).mean(),
+        "kl": (1 - share) * (w * kl(a.t, a.s)).mean(),
+    }
 
 
 def absld(a: At) -> Terms:
@@ -351,7 +375,8 @@ def saad(a: At) -> Terms:
 def kdiga(a: At) -> Terms:
     m, hot = a.m, one_hot(a.y, 3)
     own, theirs = (
-        input_gradient(net, a.x, softmax(logits(net, a.x)) - hot) for net in (a.nets.student, a.nets.teacher)
+        input_gradient(net, a.x, softmax(logits(net, a.x)) - hot)
+        for net in (a.nets.student, a.nets.teacher)
     )
     target, seen = (a.t_adv, a.s_adv) if m.inputs == "adv" else (a.t, a.s)
     return {
@@ -410,18 +435,26 @@ def ciard(a: At) -> Terms:
 
 def fitnet(a: At) -> Terms:
     v = a.adv if a.m.inputs == "adv" else a.x
-    error = linear(a.nets.parts["regressor"], features(a.nets.student, v)) - features(a.nets.teacher, v)
+    error = linear(a.nets.parts["regressor"], features(a.nets.student, v)) - features(
+        a.nets.teacher, v
+    )
     return {"ce": ce(logits(a.nets.student, v), a.y).mean(), "mse": a.m.beta * (error**2).mean()}
 
 
 def rrm(a: At) -> Terms:
     f = linear(a.nets.parts["project"], features(a.nets.student, a.x))
-    return {"ce": a.m.alpha * ce(a.s, a.y).mean(), "cosine": 1 - cosine(f, features(a.nets.teacher, a.x)).mean()}
+    return {
+        "ce": a.m.alpha * ce(a.s, a.y).mean(),
+        "cosine": 1 - cosine(f, features(a.nets.teacher, a.x)).mean(),
+    }
 
 
 def crdnd(a: At) -> Terms:
     share = a.m.clean_share
-    return {"contrast_adv": (1 - share) * nt_xent(a, a.s_adv, a.t_adv), "contrast": share * nt_xent(a, a.s, a.t)}
+    return {
+        "contrast_adv": (1 - share) * nt_xent(a, a.s_adv, a.t_adv),
+        "contrast": share * nt_xent(a, a.s, a.t),
+    }
 
 
 def nt_xent(a: At, s: Array, t: Array) -> float:
@@ -429,7 +462,9 @@ def nt_xent(a: At, s: Array, t: Array) -> float:
     if a.m.denoise:
         s = s @ denoising(t, a.y).T
     views = np.concatenate([s, t])
-    similar = np.array([cosine(np.broadcast_to(view, views.shape), views) for view in views]) / a.m.tau
+    similar = (
+        np.array([cosine(np.broadcast_to(view, views.shape), views) for view in views]) / a.m.tau
+    )
     size, losses = len(s), []
     for i, row in enumerate(similar):
         others = np.delete(row, i)
@@ -459,7 +494,10 @@ def crd_adv(a: At) -> Terms:
 
 def gacd(a: At) -> Terms:
     m = a.m
-    u, seen = (a.adv if m.teacher_input == "adv" else a.x), {"adv": [a.adv], "clean": [a.x], "both": [a.adv, a.x]}
+    u, seen = (
+        (a.adv if m.teacher_input == "adv" else a.x),
+        {"adv": [a.adv], "clean": [a.x], "both": [a.adv, a.x]},
+    )
     target = logits(a.nets.teacher, u)
     w = {
         "prob": of_label(softmax(target), a.y) ** m.beta,
@@ -467,7 +505,9 @@ def gacd(a: At) -> Terms:
         "none": np.ones(len(a.y)),
     }[m.weight]
     contrast = contrastive(a, u, seen[m.student_input], w / w.mean(), of_all=m.weigh == "all")
-    soft = np.mean([kl(target, logits(a.nets.student, v), m.tau_kd).mean() for v in seen[m.student_input]])
+    soft = np.mean(
+        [kl(target, logits(a.nets.student, v), m.tau_kd).mean() for v in seen[m.student_input]]
+    )
     return {
         "contrast": m.lambda_con * contrast,
         "ce_adv": m.lambda_ce * ce(a.s_adv, a.y).mean(),
@@ -482,7 +522,9 @@ def contrastive(a: At, u: Tensor, seen: list[Tensor], w: Array, of_all: bool = T
         mean = exponentials(a.sg, u, v)[~np.eye(len(w), dtype=bool)].mean()
         z = 0.99 * z + 0.01 * mean if losses else mean
         e = exponentials(a, u, v)
-        sides = [critic(a.m.estimator, scores, z, a.y) for scores in ([e, e.T] if a.m.symmetric else [e])]
+        sides = [
+            critic(a.m.estimator, scores, z, a.y) for scores in ([e, e.T] if a.m.symmetric else [e])
+        ]
         positive, negative = (sum(side) for side in zip(*sides, strict=True))
         losses.append((w * positive + (w if of_all else 1) * negative).mean())
     return float(np.mean(losses))
@@ -511,7 +553,23 @@ def critic(estimator: str, e: Array, z: float, y: Array) -> tuple[Array, Array]:
 REFERENCES: dict[str, Callable[[At], Terms]] = {
     form.__name__: form
     for form in (
-        *(natural, pgd_at, trades, mart, peeraid, kd, ard, iad, adaiad, akd, rslad, fair_rslad, absld, adaad, dgad),
+        *(
+            natural,
+            pgd_at,
+            trades,
+            mart,
+            peeraid,
+            kd,
+            ard,
+            iad,
+            adaiad,
+            akd,
+            rslad,
+            fair_rslad,
+            absld,
+            adaad,
+            dgad,
+        ),
         *(igdm, saad, kdiga, iad2, mtard, bmtard, ciard, fitnet, rrm, crdnd, crd, crd_adv, gacd),
     )
 }
@@ -553,5 +611,8 @@ def linearised(a: At) -> Array:
 
 
 def feature_angle(a: At) -> Array:
-    s, t = embed(a, "s", features(a.nets.student, a.adv)), embed(a, "t", features(a.nets.teacher, a.x))
+    s, t = (
+        embed(a, "s", features(a.nets.student, a.adv)),
+        embed(a, "t", features(a.nets.teacher, a.x)),
+    )
     return 1 - (s * t).sum(axis=1)

@@ -16,25 +16,47 @@ from bench.options import Run
 from bench.plan import Cell
 from bench.track import Store
 
-MEASURED = {"n": 8.0, "clean": 0.9, "fgsm": 0.75, "pgd20": 0.625, "cw_inf": 0.625, "aa": 0.5, "aa_n": 8.0, "worst": 0.5}
+MEASURED = {
+    "n": 8.0,
+    "clean": 0.9,
+    "fgsm": 0.75,
+    "pgd20": 0.625,
+    "cw_inf": 0.625,
+    "aa": 0.5,
+    "aa_n": 8.0,
+    "worst": 0.5,
+}
 FLAGS = {"pgd-far-above-aa": "pgd20 62.5%, AutoAttack 50%"}
 
 
 def cell(method: str = "natural", seed: int = 0, **changes: Any) -> Cell:
     """A student of `digits` with one epoch on few images."""
-    options = Run(method=method, student="resnet8-w4", seeds=str(seed), epochs=1, limit_train=128, limit_test=8)
+    options = Run(
+        method=method,
+        student="resnet8-w4",
+        seeds=str(seed),
+        epochs=1,
+        limit_train=128,
+        limit_test=8,
+    )
     return dataclasses.replace(plan.plan(options, {})[-1], **changes)
 
 
 def shop(root: Path) -> Workshop:
-    return Workshop(Store(root), torch.device("cpu"), {"code_commit": "0123abc", "code_dirty": "true"})
+    return Workshop(
+        Store(root), torch.device("cpu"), {"code_commit": "0123abc", "code_dirty": "true"}
+    )
 
 
 def execute(made: Cell, place: Workshop, measured: dict[str, float] = MEASURED) -> str:
     """Carries the cell out; AutoAttack is for the checkpoint that the suite names, as in the program."""
 
-    def evaluate(net: Any, spec: Any, test: Any, full: bool, *_: Any) -> tuple[dict[str, float], dict[str, str]]:
-        return {name: value for name, value in measured.items() if full or not name.startswith("aa")}, FLAGS
+    def evaluate(
+        net: Any, spec: Any, test: Any, full: bool, *_: Any
+    ) -> tuple[dict[str, float], dict[str, str]]:
+        return {
+            name: value for name, value in measured.items() if full or not name.startswith("aa")
+        }, FLAGS
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cell_module, "evaluate", evaluate)

@@ -22,33 +22,53 @@ from methods.base import Budget, Net
 BUDGET = Budget(8 / 255, 2 / 255, 10)
 
 
-def rslad(student: Net, teacher: Net, optimiser: torch.optim.Optimizer, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def rslad(
+    student: Net, teacher: Net, optimiser: torch.optim.Optimizer, x: Tensor, y: Tensor
+) -> tuple[Tensor, Tensor]:
     """One step on the images x: (B, C, H, W) with labels y: (B,); returns the adversarial images and the loss."""
     with torch.no_grad():
         target = teacher(x).softmax(dim=1)
     noise = (0.001 * torch.randn(x.shape, device=x.device)).clamp(-BUDGET.eps, BUDGET.eps)
-    adv = attacked(student, x, noise, lambda logits: F.kl_div(logits.log_softmax(dim=1), target, reduction="sum"))
-    far, near = (F.kl_div(student(v).log_softmax(dim=1), target, reduction="batchmean") for v in (adv, x))
+    adv = attacked(
+        student,
+        x,
+        noise,
+        lambda logits: F.kl_div(logits.log_softmax(dim=1), target, reduction="sum"),
+    )
+    far, near = (
+        F.kl_div(student(v).log_softmax(dim=1), target, reduction="batchmean") for v in (adv, x)
+    )
     return adv, updated(optimiser, 5 / 6 * far + 1 / 6 * near)
 
 
-def ard(student: Net, teacher: Net, optimiser: torch.optim.Optimizer, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def ard(
+    student: Net, teacher: Net, optimiser: torch.optim.Optimizer, x: Tensor, y: Tensor
+) -> tuple[Tensor, Tensor]:
     """As `rslad`."""
     with torch.no_grad():
         target = (teacher(x) / 30).softmax(dim=1)
-    adv = attacked(student, x, uniform(x), lambda logits: F.cross_entropy(logits, y, reduction="sum"))
+    adv = attacked(
+        student, x, uniform(x), lambda logits: F.cross_entropy(logits, y, reduction="sum")
+    )
     loss = 30**2 * F.kl_div((student(adv) / 30).log_softmax(dim=1), target, reduction="batchmean")
     return adv, updated(optimiser, loss)
 
 
 def gacd(
-    student: Net, teacher: Net, optimiser: torch.optim.Optimizer, x: Tensor, y: Tensor, contrast: nn.Module
+    student: Net,
+    teacher: Net,
+    optimiser: torch.optim.Optimizer,
+    x: Tensor,
+    y: Tensor,
+    contrast: nn.Module,
 ) -> tuple[Tensor, Tensor]:
     """As `rslad`; contrast: both projections and the logarithm of Z, as methods.contrast has them."""
     with torch.no_grad():
         anchor = teacher.features(x)
         trust = teacher.head(anchor).softmax(dim=1)[torch.arange(len(y)), y]
-    adv = attacked(student, x, uniform(x), lambda logits: F.cross_entropy(logits, y, reduction="sum"))
+    adv = attacked(
+        student, x, uniform(x), lambda logits: F.cross_entropy(logits, y, reduction="sum")
+    )
     features = student.features(adv)
     t, s = F.normalize(contrast.project_t(anchor)), F.normalize(contrast.project_s(features))
     scores = (t @ s.T / 0.07).exp()
@@ -59,7 +79,10 @@ def gacd(
         contrast.log_z.copy_(z.log())
     others = y[None] != y[:, None]
     count = others.sum(dim=1, keepdim=True).clamp(min=1)
-    forth, back = scores / z / count, scores.T / z / count  # the critic is h = r / (1 + r), r one of these
+    forth, back = (
+        scores / z / count,
+        scores.T / z / count,
+    )  # the critic is h = r / (1 + r), r one of these
     positive = 2 * (1 + 1 / forth.diag()).log()
     negative = (((1 + forth) * (1 + back)).log() * others).sum(dim=1)
     guided = trust / trust.mean() * (positive + negative)
@@ -130,7 +153,11 @@ def loaded(root: Path, images: int, batch: int, workers: int) -> Iterator[list[T
     from torch.utils.data import DataLoader, Subset
     from torchvision import datasets, transforms
 
-    steps = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
+    steps = [
+        transforms.RandomCrop(32, padding=4),
+        transforms.RandomHorizontalFlip(),
+        transforms.ToTensor(),
+    ]
     found = datasets.CIFAR10(str(root), transform=transforms.Compose(steps))
     chosen = Subset(found, range(images))
     yield from DataLoader(chosen, batch, shuffle=True, drop_last=True, num_workers=workers)

@@ -38,8 +38,20 @@ def postgresql() -> Iterator[str]:
             subprocess.run(command, check=True, cwd=folder, user=user, stdout=subprocess.DEVNULL)
 
         run("initdb", "-D", str(folder / "data"), "-U", "bench", "--auth=trust", "-N")
-        settings = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories='' -c fsync=off"
-        run("pg_ctl", "-D", str(folder / "data"), "-w", "-l", str(folder / "log"), "-o", settings, "start")
+        settings = (
+            f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories='' -c fsync=off"
+        )
+        run(
+            "pg_ctl",
+            "-D",
+            str(folder / "data"),
+            "-w",
+            "-l",
+            str(folder / "log"),
+            "-o",
+            settings,
+            "start",
+        )
         try:
             yield f"postgresql://bench:secret@127.0.0.1:{port}/postgres"
         finally:

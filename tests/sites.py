@@ -67,6 +67,8 @@ class Reader(HTMLParser):
             return
         self.text += data
         if "caption" in self._inside[-1:]:
-            self.tables[data.partition(":")[0] if data.startswith(("Tasks", "Older")) else data] = self._lines
+            self.tables[data.partition(":")[0] if data.startswith(("Tasks", "Older")) else data] = (
+                self._lines
+            )
         elif {"td", "th"} & set(self._inside) and self._lines and self._lines[-1]:
             self._lines[-1][-1] += data

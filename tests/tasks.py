@@ -18,7 +18,11 @@ def trained(classes: int, steps: int = 60) -> Task:
     some, held = digits.train.y < classes, digits.test.y < classes
     x, y = data.to_float(digits.train.x[some]), digits.train.y[some]
     net = nn.Sequential(
-        nn.Conv2d(1, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(128, classes)
+        nn.Conv2d(1, 8, 3, 2, 1, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(128, classes),
     )
     optimiser = torch.optim.Adam(net.parameters(), lr=0.01)
     for _ in range(steps):

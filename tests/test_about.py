@@ -22,11 +22,19 @@ def test_source_and_class_agree(name: str) -> None:
     assert found.formula == inspect.cleandoc(form.__doc__ or "")
     assert f"{found.title}\n" in methods_page.section(name, form)
     fields = [field for field in dataclasses.fields(form) if not methods_page.is_quirk(field)]
-    said = [(parameter.name, parameter.searched, parameter.meaning) for parameter in found.parameters]
-    assert said == [(field.name, methods_page.searched(field), field.metadata["help"]) for field in fields]
+    said = [
+        (parameter.name, parameter.searched, parameter.meaning) for parameter in found.parameters
+    ]
+    assert said == [
+        (field.name, methods_page.searched(field), field.metadata["help"]) for field in fields
+    ]
     for parameter, field in zip(found.parameters, fields, strict=True):
-        default = fraction(parameter.default) if isinstance(field.default, float) else parameter.default
-        assert default == (field.default if isinstance(field.default, float) else str(field.default))
+        default = (
+            fraction(parameter.default) if isinstance(field.default, float) else parameter.default
+        )
+        assert default == (
+            field.default if isinstance(field.default, float) else str(field.default)
+        )
 
 
 def fraction(text: str) -> float:

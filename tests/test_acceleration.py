@@ -27,7 +27,15 @@ from methods.base import Batch, Method
 from methods.fold import fold
 
 DATA = data.load("digits", "unused", limit_train=96, limit_test=40, limit_val=40)
-BUFFERS = {"_local_scalar_dense", "nonzero", "masked_select", "bincount", "equal", "unique", "is_nonzero"}
+BUFFERS = {
+    "_local_scalar_dense",
+    "nonzero",
+    "masked_select",
+    "bincount",
+    "equal",
+    "unique",
+    "is_nonzero",
+}
 
 
 class Waits(TorchDispatchMode):
@@ -74,8 +82,12 @@ def test_no_step_waits_for_the_device(name: str, official: bool, tmp_path: Path)
             assert number == 0 or not waits.found, f"epoch {epoch}: {waits.found}"
 
 
-@pytest.mark.parametrize(("name", "depends"), [("rslad", False), ("gacd", False), ("fair_rslad", True), ("igdm", True)])
-def test_a_step_that_depends_on_its_epoch_is_known(name: str, depends: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "depends"), [("rslad", False), ("gacd", False), ("fair_rslad", True), ("igdm", True)]
+)
+def test_a_step_that_depends_on_its_epoch_is_known(
+    name: str, depends: bool, tmp_path: Path
+) -> None:
     run = trainer(tmp_path, methods.load(name)())
     batch = run.batch(run.order()[0], 1)
     run.step(batch)
@@ -84,7 +96,9 @@ def test_a_step_that_depends_on_its_epoch_is_known(name: str, depends: bool, tmp
 
 
 @pytest.mark.parametrize("name", methods.builtin())
-def test_bf16_is_the_same_loss_up_to_rounding(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bf16_is_the_same_loss_up_to_rounding(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each term on the same images. A processor without bfloat16 imitates it here, where it does not otherwise."""
     monkeypatch.setattr(acceleration, "has_bf16", lambda device: True)
     found, images = [], []
@@ -117,7 +131,9 @@ def test_what_cards_have_bf16(capability: tuple[int, int], monkeypatch: pytest.M
     assert acceleration.has_bf16(torch.device("cuda")) == (capability != (7, 5))
 
 
-def test_bf16_gives_way_to_fp32_where_the_processor_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bf16_gives_way_to_fp32_where_the_processor_has_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(acceleration, "has_bf16", lambda device: False)
     ends = []
     for precision in ("fp32", "bf16"):
@@ -133,7 +149,12 @@ def test_bf16_gives_way_to_fp32_where_the_processor_has_none(tmp_path: Path, mon
 
 def test_waiting_is_noticed() -> None:
     x = torch.rand(3)
-    for wait in (lambda: x[x > 0.5], lambda: x.sum().item(), lambda: bool(x[0] > 0), lambda: x.nonzero()):
+    for wait in (
+        lambda: x[x > 0.5],
+        lambda: x.sum().item(),
+        lambda: bool(x[0] > 0),
+        lambda: x.nonzero(),
+    ):
         with Waits() as waits:
             wait()
         assert waits.found
@@ -149,13 +170,17 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         times.append(len(inputs))
         return aot_eager(module, inputs)  # type: ignore[no-untyped-call, no-any-return]
 
-    monkeypatch.setattr(torch, "compile", lambda function, **options: real(function, backend=backend, **options))
+    monkeypatch.setattr(
+        torch, "compile", lambda function, **options: real(function, backend=backend, **options)
+    )
     yield times
     torch.compiler.reset()
 
 
 @pytest.mark.parametrize("name", ["rslad", "gacd", "fair_rslad", "ciard", "peeraid", "dgad"])
-def test_compiled_networks_are_the_same_function(name: str, compiled: list[int], tmp_path: Path) -> None:
+def test_compiled_networks_are_the_same_function(
+    name: str, compiled: list[int], tmp_path: Path
+) -> None:
     """In double precision; nothing is compiled again after the first step."""
     slow, fast = (trainer(tmp_path, methods.load(name)(), averaging=()) for _ in range(2))
     for run in (slow, fast):
@@ -173,7 +198,9 @@ def test_compiled_networks_are_the_same_function(name: str, compiled: list[int],
             run.step(images(run))
         counts.append(len(compiled))
     assert counts[0] == counts[-1] >= 3
-    for (key, a), b in zip(slow.objective.state_dict().items(), fast.objective.state_dict().values(), strict=True):
+    for (key, a), b in zip(
+        slow.objective.state_dict().items(), fast.objective.state_dict().values(), strict=True
+    ):
         torch.testing.assert_close(a, b, msg=key)
 
 
@@ -211,7 +238,13 @@ def test_what_cannot_be_compiled_runs_as_it_is_written(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("arch", "safe"),
-    [("resnet8-w4", False), ("resnet8-w8", False), ("resnet8-w16-s2", True), ("resnet18", True), ("mobilenetv2", True)],
+    [
+        ("resnet8-w4", False),
+        ("resnet8-w8", False),
+        ("resnet8-w16-s2", True),
+        ("resnet18", True),
+        ("mobilenetv2", True),
+    ],
 )
 def test_narrow_networks_stay_channels_first_on_a_cpu(arch: str, safe: bool) -> None:
     assert acceleration.safe(models.build(arch, DATA.info)) is safe
@@ -229,7 +262,9 @@ for _ in range(5):
 """
 
 
-@pytest.mark.parametrize("arch", ["resnet8-w16-s2", "mobilenetv2", "wrn10-1", "preactresnet18-w16", "wrn10-1-silu"])
+@pytest.mark.parametrize(
+    "arch", ["resnet8-w16-s2", "mobilenetv2", "wrn10-1", "preactresnet18-w16", "wrn10-1-silu"]
+)
 def test_training_leaves_the_heap_sound(arch: str) -> None:
     """Under glibc's own checks, which end the process at the first block that was written beyond."""
     checks = "libc_malloc_debug.so.0"
@@ -238,7 +273,9 @@ def test_training_leaves_the_heap_sound(arch: str) -> None:
     except OSError:
         pytest.skip(f"needs glibc's {checks}")
     environment = os.environ | {"LD_PRELOAD": checks, "MALLOC_CHECK_": "3"}
-    done = subprocess.run([sys.executable, "-c", STEPS, arch], env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", STEPS, arch], env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -254,5 +291,7 @@ def pages():
 assert keep_memory()
 print(statistics.median(pages() for _ in range(21)))
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
     assert float(done.stdout) < 100  # of the 7,800 that two such tensors have

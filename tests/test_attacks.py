@@ -36,7 +36,9 @@ def images(n: int, seed: int = 0) -> Tensor:
     return torch.rand(n, *SHAPE, generator=torch.Generator().manual_seed(seed)) * 0.4 + 0.3
 
 
-def linear(classes: int, *, disjoint: bool = False, shift: float = 0.0, seed: int = 0) -> nn.Sequential:
+def linear(
+    classes: int, *, disjoint: bool = False, shift: float = 0.0, seed: int = 0
+) -> nn.Sequential:
     """Logits W x + b with b = shift - W 0.5, so that all classes occur.
 
     `disjoint`: each pixel serves one class with weight 1 or -1; then one signed step is the worst case for all classes.
@@ -113,13 +115,19 @@ def test_autoattack_verdict_is_the_exact_one(classes: int, norm: str) -> None:
     x, y = case(net)
     reach = distance(net, x, y, norm)
     eps = divide(reach)
-    assert evaluate(net, x, y, ("aa",), eps=eps, norm=norm).robust["aa"].tolist() == (reach > eps).tolist()
+    assert (
+        evaluate(net, x, y, ("aa",), eps=eps, norm=norm).robust["aa"].tolist()
+        == (reach > eps).tolist()
+    )
     assert 3 < int((reach > eps).sum()) < int((reach > 0).sum()) - 3
 
 
 # Last iterates hang inside a boundary between three classes, and CW-L2 descends towards one class: those have two.
 REACHING = [
-    *[(name, 2, "Linf") for name in ("pgd10", "pgd50", "pgd100", "mifgsm", "eotpgd", "apgd_ce", "fab_t")],
+    *[
+        (name, 2, "Linf")
+        for name in ("pgd10", "pgd50", "pgd100", "mifgsm", "eotpgd", "apgd_ce", "fab_t")
+    ],
     *[(name, 5, "Linf") for name in ("apgd_t", "fab_t")],
     *[(name, 2, "L2") for name in ("pgd100", "cw_inf", "apgd_ce", "fab_t", "deepfool", "cw_l2")],
     *[(name, 5, "L2") for name in ("apgd_t", "fab_t")],
@@ -144,24 +152,57 @@ def test_verdict_of_every_white_box_attack_is_the_exact_one(
 def test_transfer_is_made_on_the_surrogate_and_judged_on_the_model() -> None:
     net, other = linear(4), linear(4, seed=1)
     x, y = case(net, 60)
-    found = evaluate(net, x, y, ("fgsm", "fgsm@other", "fgsm@self"), eps=0.02, surrogates={"other": other, "self": net})
+    found = evaluate(
+        net,
+        x,
+        y,
+        ("fgsm", "fgsm@other", "fgsm@self"),
+        eps=0.02,
+        surrogates={"other": other, "self": net},
+    )
     (part,) = ATTACKS["fgsm"]
     made = build(part, View(other, x), 0.02, 4, 0)(x, y)
-    assert found.robust["fgsm@other"].tolist() == (found.clean & (net(made).argmax(dim=1) == y)).tolist()
+    assert (
+        found.robust["fgsm@other"].tolist()
+        == (found.clean & (net(made).argmax(dim=1) == y)).tolist()
+    )
     assert torch.equal(found.robust["fgsm@self"], found.robust["fgsm"])
-    assert int(found.robust["fgsm"].sum()) < int(found.robust["fgsm@other"].sum()) < int(found.clean.sum())
+    assert (
+        int(found.robust["fgsm"].sum())
+        < int(found.robust["fgsm@other"].sum())
+        < int(found.clean.sum())
+    )
 
 
 OFFICIAL = {
-    "apgd-ce": (torchattacks.APGD, {"steps": 100, "n_restarts": 1, "loss": "ce", "eot_iter": 1, "thr_decr": 0.75}),
-    "apgd-t": (torchattacks.APGD, {"steps": 100, "n_restarts": 1, "loss": "dlr", "eot_iter": 1, "thr_decr": 0.75}),
+    "apgd-ce": (
+        torchattacks.APGD,
+        {"steps": 100, "n_restarts": 1, "loss": "ce", "eot_iter": 1, "thr_decr": 0.75},
+    ),
+    "apgd-t": (
+        torchattacks.APGD,
+        {"steps": 100, "n_restarts": 1, "loss": "dlr", "eot_iter": 1, "thr_decr": 0.75},
+    ),
     "fab-t": (
         torchattacks.FAB,
-        {"steps": 100, "n_restarts": 1, "alpha_max": 0.1, "eta": 1.05, "beta": 0.9, "multi_targeted": True},
+        {
+            "steps": 100,
+            "n_restarts": 1,
+            "alpha_max": 0.1,
+            "eta": 1.05,
+            "beta": 0.9,
+            "multi_targeted": True,
+        },
     ),
     "square": (
         torchattacks.Square,
-        {"n_queries": 5000, "n_restarts": 1, "p_init": 0.8, "loss": "margin", "rescale_schedule": False},
+        {
+            "n_queries": 5000,
+            "n_restarts": 1,
+            "p_init": 0.8,
+            "loss": "margin",
+            "rescale_schedule": False,
+        },
     ),
 }
 
@@ -181,9 +222,12 @@ def test_autoattack_has_the_official_budgets(classes: int, targets: int) -> None
 
 @pytest.mark.parametrize("eps", [EPS, 4 / 255, 0.15])
 @pytest.mark.parametrize(
-    ("name", "steps", "step"), [("pgd20", 20, 2 / 255), ("pgd20_trades", 20, 0.003), ("cw_inf", 30, 2 / 255)]
+    ("name", "steps", "step"),
+    [("pgd20", 20, 2 / 255), ("pgd20_trades", 20, 0.003), ("cw_inf", 30, 2 / 255)],
 )
-def test_steps_are_the_published_ones_and_scale_with_eps(name: str, steps: int, step: float, eps: float) -> None:
+def test_steps_are_the_published_ones_and_scale_with_eps(
+    name: str, steps: int, step: float, eps: float
+) -> None:
     (part,) = ATTACKS[name]
     attack = build(part, View(linear(4), images(2)), eps, 4, seed=0)
     assert (attack.steps, attack.eps, attack.targeted) == (steps, eps, False)
@@ -215,7 +259,9 @@ def test_robust_is_a_subset_of_clean_and_worst_the_conjunction(quick: str) -> No
     found = evaluate(net, x, y, ("fgsm", "pgd20", quick), eps=0.006)
     assert not any((verdict & ~found.clean).any() for verdict in found.robust.values())
     assert len({tuple(verdict.tolist()) for verdict in found.robust.values()}) > 1
-    assert torch.equal(found.worst, found.robust["fgsm"] & found.robust["pgd20"] & found.robust[quick])
+    assert torch.equal(
+        found.worst, found.robust["fgsm"] & found.robust["pgd20"] & found.robust[quick]
+    )
     assert found.accuracy()["worst"] == found.worst.float().mean().item() > 0
 
 
@@ -227,8 +273,12 @@ def test_robust_is_a_subset_of_clean_and_worst_the_conjunction(quick: str) -> No
         ([1, 1, 1], {"a": [1, 0, 1], "b": [0, 1, 1]}, [0, 0, 1]),
     ],
 )
-def test_worst_and_accuracy(clean: list[int], robust: dict[str, list[int]], worst: list[int]) -> None:
-    found = Evaluation(torch.tensor(clean).bool(), {name: torch.tensor(row).bool() for name, row in robust.items()})
+def test_worst_and_accuracy(
+    clean: list[int], robust: dict[str, list[int]], worst: list[int]
+) -> None:
+    found = Evaluation(
+        torch.tensor(clean).bool(), {name: torch.tensor(row).bool() for name, row in robust.items()}
+    )
     assert found.worst.int().tolist() == worst
     rows = {"clean": clean, **robust, "worst": worst}
     assert found.accuracy() == pytest.approx({name: sum(row) / 3 for name, row in rows.items()})
@@ -268,7 +318,9 @@ def state(net: nn.Module) -> dict[str, Any]:
     tensors = dict(net.state_dict(keep_vars=True))
     grads = {f"{name}.grad": parameter.grad for name, parameter in net.named_parameters()}
     held = {
-        name: t if t is None else (id(t), t.requires_grad, t.dtype, hash(t.detach().numpy().tobytes()))
+        name: t
+        if t is None
+        else (id(t), t.requires_grad, t.dtype, hash(t.detach().numpy().tobytes()))
         for name, t in (tensors | grads).items()
     }
     return held | {
@@ -289,7 +341,9 @@ def state(net: nn.Module) -> dict[str, Any]:
         ((Noise(),), None),
     ],
 )
-def test_everything_is_left_as_it_was(extra: tuple[nn.Module, ...], fails: str | None, quick: str) -> None:
+def test_everything_is_left_as_it_was(
+    extra: tuple[nn.Module, ...], fails: str | None, quick: str
+) -> None:
     net = digits_net(*extra)
     x = torch.rand(12, *DIGITS.shape)
     with torch.no_grad():
@@ -352,7 +406,9 @@ def test_the_seed_alone_decides(name: str, taken: list[Tensor], quick: str) -> N
     assert verdict == again
     assert all(torch.equal(a, b) for a, b in zip(first, later[-len(first) :], strict=True))
     _, other = run(1)
-    assert len(other) != len(first) or not all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+    assert len(other) != len(first) or not all(
+        torch.equal(a, b) for a, b in zip(first, other, strict=True)
+    )
 
 
 # The record
@@ -383,7 +439,10 @@ def test_verdicts_are_written_after_each_attack(task: dict[str, Any], tmp_path: 
         seen[name] = set(np.load(record)) if record.exists() else set()
 
     evaluate(**task, attacks=("fgsm", "pgd20", "cw_inf"), record=record, progress=progress)
-    assert [{key for key in seen[name] if key.startswith("robust_")} for name in ("fgsm", "pgd20", "cw_inf")] == [
+    assert [
+        {key for key in seen[name] if key.startswith("robust_")}
+        for name in ("fgsm", "pgd20", "cw_inf")
+    ] == [
         set(),
         {"robust_fgsm"},
         {"robust_fgsm", "robust_pgd20"},
@@ -412,7 +471,10 @@ def test_an_attack_more_keeps_the_recorded_ones(
     evaluate(**task, attacks=("fgsm",), record=record)
     grown = evaluate(**task, attacks=("fgsm", quick), record=record)
     no_attack()
-    assert evaluate(**task, attacks=(quick, "fgsm"), record=record).robust.keys() == grown.robust.keys()
+    assert (
+        evaluate(**task, attacks=(quick, "fgsm"), record=record).robust.keys()
+        == grown.robust.keys()
+    )
 
 
 def test_asking_for_another_attack_keeps_the_recorded_ones(
@@ -450,7 +512,9 @@ def test_verdicts_of_something_else_are_not_taken_over(
     no_attack()
     evaluate(**task, attacks=("fgsm",), record=record)
     kept = record.read_bytes()
-    with pytest.raises(ForeignRecordError, match=r"verdicts\.npz' holds (another evaluation: |verdicts on another)"):
+    with pytest.raises(
+        ForeignRecordError, match=r"verdicts\.npz' holds (another evaluation: |verdicts on another)"
+    ):
         evaluate(**(task | change), attacks=("fgsm",), record=record)
     assert record.read_bytes() == kept
 
@@ -462,7 +526,9 @@ def test_a_file_of_another_kind_is_left_alone(task: dict[str, Any], tmp_path: Pa
     assert list(np.load(tmp_path / "mine.npz")) == ["a"]
 
 
-def test_more_probes_keep_the_verdicts(task: dict[str, Any], tmp_path: Path, no_attack: Callable[[], None]) -> None:
+def test_more_probes_keep_the_verdicts(
+    task: dict[str, Any], tmp_path: Path, no_attack: Callable[[], None]
+) -> None:
     record = tmp_path / "verdicts.npz"
     evaluate(**task, attacks=("fgsm",), probes=8, record=record)
     no_attack()
@@ -472,14 +538,18 @@ def test_more_probes_keep_the_verdicts(task: dict[str, Any], tmp_path: Path, no_
 def flipped(content: bytes) -> bytes:
     """The same archive in which the compressed verdicts begin with a block of a type that does not exist."""
     name = content.index(b"robust_fgsm.npy")
-    extra = int.from_bytes(content[name - 2 : name], "little")  # the local header ends with its two lengths
+    extra = int.from_bytes(
+        content[name - 2 : name], "little"
+    )  # the local header ends with its two lengths
     at = name + len("robust_fgsm.npy") + extra
     return content[:at] + bytes([content[at] | 0b110]) + content[at + 1 :]
 
 
 def an_array(content: bytes) -> bytes:
     return (
-        b"\x93NUMPY\x01\x00v\x00{'descr': '<f8', 'fortran_order': False, 'shape': (1,), }".ljust(127)
+        b"\x93NUMPY\x01\x00v\x00{'descr': '<f8', 'fortran_order': False, 'shape': (1,), }".ljust(
+            127
+        )
         + b"\n"
         + b"\0" * 8
     )
@@ -499,7 +569,10 @@ def an_array(content: bytes) -> bytes:
     ids=["empty", "text", "head", "cut", "beheaded", "flipped", "array"],
 )
 def test_a_damaged_record_is_ignored_and_replaced(
-    damage: Callable[[bytes], bytes], task: dict[str, Any], tmp_path: Path, no_attack: Callable[[], None]
+    damage: Callable[[bytes], bytes],
+    task: dict[str, Any],
+    tmp_path: Path,
+    no_attack: Callable[[], None],
 ) -> None:
     record = tmp_path / "verdicts.npz"
     first = evaluate(**task, attacks=("fgsm",), record=record)
@@ -523,7 +596,9 @@ def test_an_interrupted_evaluation_goes_on_and_ends_the_same(
     with pytest.raises(KeyboardInterrupt):
         evaluate(**task, attacks=chosen, batch_size=16, record=record, progress=stop)
     run: list[str] = []
-    monkeypatch.setattr(evaluation, "build", lambda part, *rest: (run.append(part.kind), build(part, *rest))[1])
+    monkeypatch.setattr(
+        evaluation, "build", lambda part, *rest: (run.append(part.kind), build(part, *rest))[1]
+    )
     resumed = evaluate(**task, attacks=chosen, batch_size=16, record=record)
     assert run == [*(part.kind for part in QUICK), "fgsm"]
     assert resumed.robust.keys() == whole.robust.keys()
@@ -570,7 +645,10 @@ REFUSED = [
     ({"eps": float("nan")}, "nan"),
     ({"attacks": ("fgsm", "pgd2")}, "'pgd2'.*pgd20"),
     ({"attacks": "aa"}, "'a'"),
-    ({"net": linear(3), "y": torch.zeros(5, dtype=torch.int64), "attacks": ("apgd_t",)}, "apgd_t.* 4 classes.* 3"),
+    (
+        {"net": linear(3), "y": torch.zeros(5, dtype=torch.int64), "attacks": ("apgd_t",)},
+        "apgd_t.* 4 classes.* 3",
+    ),
     ({"x": late(float("nan"))}, "nan"),
     ({"net": Shaped(lambda z: z.mean(dim=0, keepdim=True))}, r"\(1, 4\)"),
     ({"y": torch.zeros(5, 1, dtype=torch.int64)}, r"\(5, 1\)"),
@@ -585,9 +663,16 @@ REFUSED = [
     ({"x": images(5).flatten(1)}, r"must be \(N, C, H, W\)"),
     ({"net": Shaped(lambda z: (z, z))}, "not tuple"),
     ({"net": nn.Conv2d(1, 4, 3)}, r"the model fails on images \(3, 5, 5\): RuntimeError"),
-    ({"attacks": ("fgsm@s",), "surrogates": {"s": linear(5)}}, "surrogate s has 5 outputs, the model 4"),
     (
-        {"attacks": ("blur-1",), "x": images(5)[..., :4], "net": nn.Sequential(nn.Flatten(), nn.Linear(60, 4))},
+        {"attacks": ("fgsm@s",), "surrogates": {"s": linear(5)}},
+        "surrogate s has 5 outputs, the model 4",
+    ),
+    (
+        {
+            "attacks": ("blur-1",),
+            "x": images(5)[..., :4],
+            "net": nn.Sequential(nn.Flatten(), nn.Linear(60, 4)),
+        },
         "blur needs",
     ),
     ({"norm": "L1"}, "'L1': Linf or L2"),
@@ -595,7 +680,10 @@ REFUSED = [
     ({"attacks": ("deepfool",)}, "deepfool is an attack in L2, not in Linf"),
     ({"eps": -1.0, "norm": "L2", "attacks": ("pgd20",)}, "eps = -1.0 is outside"),
     ({"attacks": ("fgsm@teacher",)}, "no surrogate 'teacher' was given"),
-    ({"attacks": ("aa@t",), "surrogates": {"t": linear(4)}}, "aa stops where .* these transfer: fgsm, pgd10"),
+    (
+        {"attacks": ("aa@t",), "surrogates": {"t": linear(4)}},
+        "aa stops where .* these transfer: fgsm, pgd10",
+    ),
     (
         {
             "x": images(5)[..., :4],
@@ -611,7 +699,12 @@ REFUSED = [
 
 @pytest.mark.parametrize(("change", "named"), REFUSED)
 def test_what_cannot_be_evaluated_is_refused_by_name(change: dict[str, Any], named: str) -> None:
-    good: dict[str, Any] = {"net": linear(4), "x": images(5), "y": torch.tensor([0, 1, 2, 3, 0]), "attacks": ("fgsm",)}
+    good: dict[str, Any] = {
+        "net": linear(4),
+        "x": images(5),
+        "y": torch.tensor([0, 1, 2, 3, 0]),
+        "attacks": ("fgsm",),
+    }
     evaluate(**good)
     with pytest.raises(ValueError, match=named):
         evaluate(**(good | change))
@@ -621,14 +714,23 @@ def test_too_few_classes_are_refused_before_anything_runs() -> None:
     begun: list[str] = []
     net = linear(3)
     with pytest.raises(ValueError, match="4 classes"):
-        evaluate(net, *case(net), ("fgsm", "apgd_t"), progress=lambda name, *counts: begun.append(name))
+        evaluate(
+            net, *case(net), ("fgsm", "apgd_t"), progress=lambda name, *counts: begun.append(name)
+        )
     assert begun == []
 
 
-def test_a_record_that_cannot_be_written_is_refused_before_anything_runs(task: dict[str, Any], tmp_path: Path) -> None:
+def test_a_record_that_cannot_be_written_is_refused_before_anything_runs(
+    task: dict[str, Any], tmp_path: Path
+) -> None:
     begun: list[str] = []
     with pytest.raises(OSError, match="directory"):
-        evaluate(**task, attacks=("fgsm",), record=tmp_path, progress=lambda name, *counts: begun.append(name))
+        evaluate(
+            **task,
+            attacks=("fgsm",),
+            record=tmp_path,
+            progress=lambda name, *counts: begun.append(name),
+        )
     assert begun == []
 
 
@@ -695,7 +797,11 @@ def count(net: nn.Module, kind: type[nn.Module]) -> int:
 
 @pytest.mark.parametrize(
     ("arch", "info", "left"),
-    [("resnet8-w4", DIGITS, 0), ("mobilenetv2", CIFAR10, 0), ("wrn10-1", CIFAR10, 4)],  # WRN: the others follow a sum
+    [
+        ("resnet8-w4", DIGITS, 0),
+        ("mobilenetv2", CIFAR10, 0),
+        ("wrn10-1", CIFAR10, 4),
+    ],  # WRN: the others follow a sum
 )
 def test_folded_logits_are_the_models(arch: str, info: Dataset, left: int) -> None:
     x = torch.rand(6, *info.shape, generator=torch.Generator().manual_seed(1))
@@ -781,10 +887,16 @@ def test_custom_gradients_are_what_attacks_climb() -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [lambda x: (x > 0.5).float(), lambda x: x.detach(), lambda x: x.detach().clone().requires_grad_()],
+    [
+        lambda x: (x > 0.5).float(),
+        lambda x: x.detach(),
+        lambda x: x.detach().clone().requires_grad_(),
+    ],
     ids=["binary", "detached", "another leaf"],
 )
-def test_a_model_that_no_gradient_enters_is_attacked_in_vain_and_flagged(change: Callable[[Tensor], Tensor]) -> None:
+def test_a_model_that_no_gradient_enters_is_attacked_in_vain_and_flagged(
+    change: Callable[[Tensor], Tensor],
+) -> None:
     net = Before(change, linear(4))
     x = torch.rand(40, *SHAPE)
     y = net(x).argmax(dim=1)
@@ -843,7 +955,9 @@ class Tallied(nn.Module):
         return self.net(Tally.apply(x))
 
 
-@pytest.mark.parametrize("part", [*QUICK, *(ATTACKS[name][0] for name in ("fgsm", "pgd20", "cw_inf"))], ids=str)
+@pytest.mark.parametrize(
+    "part", [*QUICK, *(ATTACKS[name][0] for name in ("fgsm", "pgd20", "cw_inf"))], ids=str
+)
 def test_view_counts_what_passes_through_the_model(part: Attack) -> None:
     net = Tallied()
     x, y = case(net.net)
@@ -856,7 +970,9 @@ def test_view_counts_what_passes_through_the_model(part: Attack) -> None:
     assert (view.backwards > 0) == (part.kind != "square")
 
 
-@pytest.mark.parametrize(("name", "passes"), [("fgsm", 1), ("pgd20", 20), ("pgd20_trades", 20), ("cw_inf", 30)])
+@pytest.mark.parametrize(
+    ("name", "passes"), [("fgsm", 1), ("pgd20", 20), ("pgd20_trades", 20), ("cw_inf", 30)]
+)
 def test_cost_is_steps_times_correct_images(name: str, passes: int) -> None:
     net = linear(4)
     x, y = case(net)
@@ -870,12 +986,24 @@ def test_progress_tells_part_done_and_total(quick: str) -> None:
     net = linear(4)
     x, y = case(net)
     seen: list[tuple[str, int, int]] = []
-    found = evaluate(net, x, y, ("fgsm", quick), eps=0.006, batch_size=10, progress=lambda *told: seen.append(told))
+    found = evaluate(
+        net,
+        x,
+        y,
+        ("fgsm", quick),
+        eps=0.006,
+        batch_size=10,
+        progress=lambda *told: seen.append(told),
+    )
     n = int(found.clean.sum())
-    assert [told for told in seen if told[0] == "fgsm"] == [("fgsm", done, n) for done in range(0, n, 10)]
+    assert [told for told in seen if told[0] == "fgsm"] == [
+        ("fgsm", done, n) for done in range(0, n, 10)
+    ]
     parts = [told for told in seen if told[0] != "fgsm"]
     assert parts[0] == ("quick apgd-ce", 0, n)
-    assert list(dict.fromkeys(name for name, *_ in parts)) == [f"quick {part.kind}" for part in QUICK]
+    assert list(dict.fromkeys(name for name, *_ in parts)) == [
+        f"quick {part.kind}" for part in QUICK
+    ]
     totals = [total for _, done, total in parts if done == 0]
     assert totals == sorted(totals, reverse=True)
     assert totals[1] < n  # later parts only get what the ones before left

@@ -77,10 +77,18 @@ BAD = [
     (f"{RUN} gacd --seeds=-1", 2, "none negative"),
     (f"{RUN} gacd --epochs 0", 2, "--epochs 0: at least 1"),
     (f"{RUN} gacd --limit-train 10", 2, "a batch of 64 is larger than the 10 training images"),
-    (f"{RUN} gacd --limit-train 99999", 2, "a train limit of 99,999 is out of range: the train set has 1,257"),
+    (
+        f"{RUN} gacd --limit-train 99999",
+        2,
+        "a train limit of 99,999 is out of range: the train set has 1,257",
+    ),
     (f"{RUN} gacd --limit-test 0", 2, "a test limit of 0 is out of range"),
     (f"{RUN} gacd --device cdua", 2, "--device cdua: there is no such device here"),
-    (f"{RUN} gacd --store file/runs", 1, "cannot write to file/runs: Not a directory; choose another folder"),
+    (
+        f"{RUN} gacd --store file/runs",
+        1,
+        "cannot write to file/runs: Not a directory; choose another folder",
+    ),
     ("run --method gacd --suite cifar-mini --data-root cut", 1, "data_batch_1"),
     ("evaluate", 2, "missing: --checkpoint"),
     (f"{EVALUATE} none.pt", 1, "there is no checkpoint 'none.pt'"),
@@ -91,8 +99,16 @@ BAD = [
     (f"{EVALUATE} net.pt --batch-size 0", 2, "--batch-size 0: at least 1"),
     (f"{EVALUATE} net.pt --limit-test 361", 2, "a test limit of 361 is out of range"),
     (f"{EVALUATE} net.pt --out file/x.npz", 1, "cannot write 'file/x.npz'"),
-    ("evaluate --arch resnet8-w8 --dataset digits --checkpoint net.pt", 1, "'net.pt' is not a resnet8-w8 for digits"),
-    ("evaluate --arch resnet8-w4 --dataset digits --checkpoint net.pt --attacks pdg20", 2, "did you mean 'pgd20'?"),
+    (
+        "evaluate --arch resnet8-w8 --dataset digits --checkpoint net.pt",
+        1,
+        "'net.pt' is not a resnet8-w8 for digits",
+    ),
+    (
+        "evaluate --arch resnet8-w4 --dataset digits --checkpoint net.pt --attacks pdg20",
+        2,
+        "did you mean 'pgd20'?",
+    ),
     (f"{ATTACK} fgsm@surrogate", 2, "write fgsm@surrogate and give the file with --surrogate"),
     (f"{ATTACK} aa@surrogate --surrogate net.pt", 2, "aa stops where the surrogate is fooled"),
     (f"{ATTACK} fgsm@surrogate --surrogate none.pt", 1, "there is no checkpoint 'none.pt'"),
@@ -100,21 +116,45 @@ BAD = [
     (f"{ATTACK} fgsm --norm L2", 2, "fgsm is an attack in Linf, not in L2"),
     (f"{ATTACK} fgsm --norm L3", 2, "invalid choice 'L3'"),
     (f"{ATTACK} noise-6", 2, "did you mean 'noise-"),
-    ("data verify cifar10", 1, "cifar10 is not under 'data': run `python -m bench data fetch cifar10`, or put"),
-    ("data verify cifar10 --data-root cut", 1, "is damaged or cut short (4 bytes, not the official md5)"),
+    (
+        "data verify cifar10",
+        1,
+        "cifar10 is not under 'data': run `python -m bench data fetch cifar10`, or put",
+    ),
+    (
+        "data verify cifar10 --data-root cut",
+        1,
+        "is damaged or cut short (4 bytes, not the official md5)",
+    ),
     ("data import digits file", 2, "there is nothing to import"),
     ("data import cifar10 file", 1, "neither a folder nor a readable tar archive"),
-    ("teacher import mine page.pt --arch resnet8-w4 --dataset digits", 1, "is not a checkpoint of tensors alone"),
-    ("teacher import robust net.pt --arch resnet8-w4 --dataset digits", 2, "neither robust nor natural"),
+    (
+        "teacher import mine page.pt --arch resnet8-w4 --dataset digits",
+        1,
+        "is not a checkpoint of tensors alone",
+    ),
+    (
+        "teacher import robust net.pt --arch resnet8-w4 --dataset digits",
+        2,
+        "neither robust nor natural",
+    ),
     (f"{EVALUATE} net.pt --seed=-1", 2, "--seed -1: between 0 and 2^63 - 1"),
     (f"{EVALUATE} net.pt --out page.pt", 2, "--out 'page.pt' exists and holds no verdicts"),
-    (f"{EVALUATE} complex.pt", 1, "holds linear.bias as something else than a plain tensor of real numbers"),
+    (
+        f"{EVALUATE} complex.pt",
+        1,
+        "holds linear.bias as something else than a plain tensor of real numbers",
+    ),
     ("teacher verify robust", 2, "'robust' is a role in a suite"),
     ("teacher verify nobody --limit-test 0", 2, "--limit-test 0: at least 1"),
     ("teacher verify nobody", 2, "unknown teacher 'nobody'"),
     ("leaderboard --suite digit", 2, "unknown suite 'digit': did you mean 'digits'?"),
     ("leaderboard --store file", 2, "--store 'file': a folder, and this is a file"),
-    ("doctor --store sqlite:///x.db", 2, "a folder; the address of a database belongs in MLFLOW_TRACKING_URI"),
+    (
+        "doctor --store sqlite:///x.db",
+        2,
+        "a folder; the address of a database belongs in MLFLOW_TRACKING_URI",
+    ),
     (f"{RUN} natural --store loop", 1, "cannot write to loop"),
     (f"{RUN} natural --store {LONG}", 1, "File name too long"),
     (f"export --suite digits --store {LONG}", 1, "File name too long"),
@@ -127,7 +167,9 @@ BAD = [
 
 
 @pytest.mark.parametrize(("words", "code", "said"), BAD, ids=[words for words, *_ in BAD])
-def test_bad_input_is_one_line(words: str, code: int, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input_is_one_line(
+    words: str, code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert bench(words) == code
     lines = capsys.readouterr().err.strip().splitlines()
     assert lines[-1].startswith("error: ")
@@ -148,12 +190,17 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize(
     ("output", "said"),
-    [(">&-", "error: standard output is closed\n"), (">/dev/full", "error: No space left on device\n")],
+    [
+        (">&-", "error: standard output is closed\n"),
+        (">/dev/full", "error: No space left on device\n"),
+    ],
 )
 def test_an_output_that_takes_nothing_is_one_line(output: str, said: str, unbuffered: str) -> None:
     words = [sys.executable, "-m", "bench", "--help"]
     environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
-    done = subprocess.run(["sh", "-c", f'"$@" {output}', "sh", *words], stderr=subprocess.PIPE, env=environment)
+    done = subprocess.run(
+        ["sh", "-c", f'"$@" {output}', "sh", *words], stderr=subprocess.PIPE, env=environment
+    )
     assert (done.returncode, done.stderr.decode()) == (1, said)
 
 
@@ -169,13 +216,17 @@ def test_a_reader_that_has_seen_enough_hears_nothing(words: str, unbuffered: str
     assert (done.returncode, done.stderr) == (1, b"")
 
 
-def test_a_store_that_is_not_there_gives_empty_pages_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_store_that_is_not_there_gives_empty_pages_and_says_so(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert bench("leaderboard --store typo") == 0
     assert capsys.readouterr().err == "nothing is recorded in 'typo' yet: the pages are empty\n"
     assert not Path("typo").exists()
 
 
-def test_a_dry_run_makes_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_makes_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr("bench.run.estimate", lambda todo, *_: [Cost(1.0, 1.0, 1.0)] * len(todo))
     before = sorted(Path().rglob("*"))
     assert bench(f"{RUN} natural --dry-run") == 0
@@ -197,7 +248,10 @@ def test_a_dry_run_makes_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     ],
 )
 def test_half_of_what_torchrun_sets_is_one_line(
-    given: dict[str, str], named: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    given: dict[str, str],
+    named: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     for name, value in ({"WORLD_SIZE": "2"} | given).items():
         monkeypatch.setenv(name, value)
@@ -220,13 +274,18 @@ def test_too_little_memory_names_the_option(
 
     monkeypatch.setattr("attacks.evaluate", short)
     assert bench(f"{EVALUATE} net.pt --batch-size 9999") == 1
-    assert capsys.readouterr().err.splitlines()[-1] == "error: out of memory: a --batch-size below 9999 needs less"
+    assert (
+        capsys.readouterr().err.splitlines()[-1]
+        == "error: out of memory: a --batch-size below 9999 needs less"
+    )
     error = RuntimeError("another fault")
     with pytest.raises(RuntimeError, match="another fault"):
         cli.main(f"{EVALUATE} net.pt".split())
 
 
-def test_no_network_says_what_to_put_where(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_network_says_what_to_put_where(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def unreachable(*_: object, **__: object) -> None:
         raise OSError("Name or service not known")
 
@@ -239,7 +298,12 @@ def test_no_network_says_what_to_put_where(monkeypatch: pytest.MonkeyPatch, caps
 
 
 def test_eps_zero_is_clean_and_a_large_batch_is_fine(capsys: pytest.CaptureFixture[str]) -> None:
-    assert bench("evaluate --arch resnet8-w4 --dataset digits --checkpoint net.pt --eps 0 --batch-size 9999") == 0
+    assert (
+        bench(
+            "evaluate --arch resnet8-w4 --dataset digits --checkpoint net.pt --eps 0 --batch-size 9999"
+        )
+        == 0
+    )
     values = [line.split()[1] for line in capsys.readouterr().out.splitlines()[1:]]
     assert len(values) == 7
     assert len(set(values)) == 1
@@ -260,11 +324,20 @@ def test_help_of_a_method_lists_its_switches(capsys: pytest.CaptureFixture[str])
 def test_list_names_everything(capsys: pytest.CaptureFixture[str]) -> None:
     assert bench("list") == 0
     text = capsys.readouterr().out
-    for name in (*methods.names(), "cifar-fast", "stl10", "wrn34-10", "pgd20_trades", "lambda_con=0.2"):
+    for name in (
+        *methods.names(),
+        "cifar-fast",
+        "stl10",
+        "wrn34-10",
+        "pgd20_trades",
+        "lambda_con=0.2",
+    ):
         assert name in text
 
 
-def test_a_broken_plugin_harms_no_other(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_broken_plugin_harms_no_other(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from importlib.metadata import EntryPoint
 
     point = EntryPoint("broken", "no.such.module:Method", "bench.methods")

@@ -20,7 +20,9 @@ def smooth(n: int = 16, size: int = 32, channels: int = 3) -> Tensor:
     draw = torch.Generator().manual_seed(0)
     grey = torch.rand(n, 1, size // 4, size // 4, generator=draw)
     colour = torch.rand(n, channels, size // 16, size // 16, generator=draw) - 0.5
-    fine, coarse = (nn.functional.interpolate(part, size, mode="bicubic") for part in (grey, colour))
+    fine, coarse = (
+        nn.functional.interpolate(part, size, mode="bicubic") for part in (grey, colour)
+    )
     return ((fine + 0.4 * coarse).clamp(0, 1) * 255).round() / 255
 
 
@@ -28,9 +30,15 @@ def by_pillow(x: Tensor, quality: int) -> Tensor:
     made = []
     for image in (x * 255).round().byte():
         file = io.BytesIO()
-        Image.fromarray(image.permute(1, 2, 0).numpy().squeeze()).save(file, "JPEG", quality=quality)
+        Image.fromarray(image.permute(1, 2, 0).numpy().squeeze()).save(
+            file, "JPEG", quality=quality
+        )
         made.append(
-            torch.from_numpy(np.array(Image.open(file))).float().reshape(*x.shape[2:], -1).permute(2, 0, 1) / 255
+            torch.from_numpy(np.array(Image.open(file)))
+            .float()
+            .reshape(*x.shape[2:], -1)
+            .permute(2, 0, 1)
+            / 255
         )
     return torch.stack(made)
 
@@ -59,7 +67,9 @@ def test_severity_grows_and_images_stay_images(kind: str, shape: tuple[int, int,
     sizes = [float((images - x).abs().mean()) for images in found]
     assert sizes == sorted(sizes)
     assert sizes[0] > 0
-    assert all(images.shape == x.shape and images.amin() >= 0 and images.amax() <= 1 for images in found)
+    assert all(
+        images.shape == x.shape and images.amin() >= 0 and images.amax() <= 1 for images in found
+    )
     assert all(images.dtype == torch.float32 for images in found)
 
 
@@ -68,7 +78,9 @@ def test_closed_forms() -> None:
     mean = x.mean(dim=(2, 3), keepdim=True)
     torch.testing.assert_close(corrupt(x, "contrast", 2), 0.5 * x + 0.5 * mean)
     torch.manual_seed(3)
-    assert float((corrupt(x, "noise", 3) - x).std()) == pytest.approx(STRENGTH["noise"][2], rel=0.02)
+    assert float((corrupt(x, "noise", 3) - x).std()) == pytest.approx(
+        STRENGTH["noise"][2], rel=0.02
+    )
     point = torch.zeros(1, 1, 15, 15)
     point[0, 0, 7, 7] = 1
     blurred = corrupt(point, "blur", 5)[0, 0]

@@ -65,7 +65,10 @@ def test_digits_splits_are_disjoint_and_cover_everything(digits: Data) -> None:
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
-    whole = named(torch.from_numpy(np.rint(images * 255 / 16).astype(np.uint8)).view(-1, 1, 8, 8), torch.tensor(labels))
+    whole = named(
+        torch.from_numpy(np.rint(images * 255 / 16).astype(np.uint8)).view(-1, 1, 8, 8),
+        torch.tensor(labels),
+    )
     assert [len(split) for split in (digits.train, digits.val, digits.test)] == [1257, 180, 360]
     parts = [named(split.x, split.y) for split in (digits.train, digits.val, digits.test)]
     assert sum(parts, Counter()) == whole
@@ -88,8 +91,12 @@ def test_digits_hash_is_golden(digits: Data) -> None:
     assert "1,257 train, 180 validation, 360 test, 1x8x8" in data.verify("digits", "")
 
 
-@pytest.mark.parametrize(("which", "count"), [("train", 100), ("train", 1257), ("val", 30), ("test", 1), ("test", 96)])
-def test_a_limit_keeps_the_first_images_and_nothing_else_changes(digits: Data, which: str, count: int) -> None:
+@pytest.mark.parametrize(
+    ("which", "count"), [("train", 100), ("train", 1257), ("val", 30), ("test", 1), ("test", 96)]
+)
+def test_a_limit_keeps_the_first_images_and_nothing_else_changes(
+    digits: Data, which: str, count: int
+) -> None:
     limited = load("digits", "", **{f"limit_{which}": count})
     for name in ("train", "val", "test"):
         split, whole = getattr(limited, name), getattr(digits, name)
@@ -117,7 +124,9 @@ def test_a_limit_out_of_range_is_named(limit: dict[str, int], size: str) -> None
     assert one_line(caught.value)
 
 
-@pytest.mark.parametrize("y", [[0] * 50 + [1] * 30 + [2] * 20, [0, 1] * 40, list(range(7)) * 9, [3] * 12])
+@pytest.mark.parametrize(
+    "y", [[0] * 50 + [1] * 30 + [2] * 20, [0, 1] * 40, list(range(7)) * 9, [3] * 12]
+)
 @pytest.mark.parametrize("n", [1, 7, 10])
 def test_stratified_is_proportional_sorted_and_seeded(y: list[int], n: int) -> None:
     labels = np.array(y)
@@ -139,8 +148,12 @@ CALLS: list[Callable[[str], Any]] = [
 
 
 @pytest.mark.parametrize("call", CALLS, ids=["load", "verify", "fetch", "import"])
-@pytest.mark.parametrize(("name", "near"), [("cifr10", "cifar10"), ("stl-10", "stl10"), ("digit", "digits")])
-def test_unknown_names_get_the_nearest_spelling(call: Callable[[str], Any], name: str, near: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "near"), [("cifr10", "cifar10"), ("stl-10", "stl10"), ("digit", "digits")]
+)
+def test_unknown_names_get_the_nearest_spelling(
+    call: Callable[[str], Any], name: str, near: str
+) -> None:
     with pytest.raises(UsageError, match=f"unknown dataset '{name}'.*{near}") as caught:
         call(name)
     assert one_line(caught.value)
@@ -151,7 +164,11 @@ def test_unknown_names_get_the_nearest_spelling(call: Callable[[str], Any], name
 
 def test_cifar10_has_the_official_files_and_sizes(cifar10: Data) -> None:
     assert data.fault(vision.CIFAR10, ROOT / "cifar-10-batches-py") is None
-    assert [len(split) for split in (cifar10.train, cifar10.val, cifar10.test)] == [45_000, 5_000, 10_000]
+    assert [len(split) for split in (cifar10.train, cifar10.val, cifar10.test)] == [
+        45_000,
+        5_000,
+        10_000,
+    ]
     assert cifar10.train.x.shape[1:] == cifar10.info.shape
 
 
@@ -208,14 +225,22 @@ def random_images(n: int, *shape: int) -> np.ndarray[Any, Any]:
     return np.random.default_rng(0).integers(0, 256, (n, *shape), dtype=np.uint8)
 
 
-def cifar_files(cls: Any, x: np.ndarray[Any, Any], y: np.ndarray[Any, Any], sizes: list[int]) -> dict[str, bytes]:
+def cifar_files(
+    cls: Any, x: np.ndarray[Any, Any], y: np.ndarray[Any, Any], sizes: list[int]
+) -> dict[str, bytes]:
     """Pickled dictionaries: each row one image, the red plane first, rows from the top."""
     files = {}
     bounds = np.cumsum([0, *sizes])
-    for (file, _), start, end in zip([*cls.train_list, *cls.test_list], bounds, bounds[1:], strict=False):
+    for (file, _), start, end in zip(
+        [*cls.train_list, *cls.test_list], bounds, bounds[1:], strict=False
+    ):
         rows, labels = x[start:end].reshape(end - start, -1), y[start:end].tolist()
         if cls is vision.CIFAR100:
-            entry = {"data": rows, "fine_labels": labels, "coarse_labels": [label // 5 for label in labels]}
+            entry = {
+                "data": rows,
+                "fine_labels": labels,
+                "coarse_labels": [label // 5 for label in labels],
+            }
         else:
             entry = {"data": rows, "labels": labels, "batch_label": file}
         files[file] = pickle.dumps(entry, protocol=2)
@@ -223,7 +248,9 @@ def cifar_files(cls: Any, x: np.ndarray[Any, Any], y: np.ndarray[Any, Any], size
     return files | {cls.meta["filename"]: pickle.dumps(meta, protocol=2)}
 
 
-def stl_files(x: np.ndarray[Any, Any], y: np.ndarray[Any, Any], sizes: list[int]) -> dict[str, bytes]:
+def stl_files(
+    x: np.ndarray[Any, Any], y: np.ndarray[Any, Any], sizes: list[int]
+) -> dict[str, bytes]:
     """Raw bytes: planes column by column; labels from 1. The unlabelled part is not needed."""
     files = {}
     for part, some in (("train", slice(0, sizes[0])), ("test", slice(sizes[0], None))):
@@ -243,7 +270,11 @@ def relist(monkeypatch: pytest.MonkeyPatch, cls: Any, files: dict[str, bytes]) -
 
 
 # images in each file, classes, validation images
-TOYS = {"cifar10": ([12] * 5 + [20], 10, 20), "cifar100": ([300, 50], 100, 100), "stl10": ([40, 12], 10, 10)}
+TOYS = {
+    "cifar10": ([12] * 5 + [20], 10, 20),
+    "cifar100": ([300, 50], 100, 100),
+    "stl10": ([40, 12], 10, 10),
+}
 
 
 @pytest.fixture(params=TOYS)
@@ -260,7 +291,9 @@ def toy(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Toy:
     return Toy(name, cls, files, torch.from_numpy(x), torch.from_numpy(y), sizes[-1])
 
 
-def test_official_files_load_with_right_pixels_labels_and_orientation(toy: Toy, tmp_path: Path) -> None:
+def test_official_files_load_with_right_pixels_labels_and_orientation(
+    toy: Toy, tmp_path: Path
+) -> None:
     toy.put(tmp_path)
     loaded = load(toy.name, tmp_path)
     pool = len(toy.x) - toy.num_test
@@ -275,15 +308,22 @@ def test_official_files_load_with_right_pixels_labels_and_orientation(toy: Toy, 
     assert loaded.train.x.is_contiguous()
     assert {split.x.dtype for split in (loaded.train, loaded.val, loaded.test)} == {torch.uint8}
     assert loaded.train.y.tolist() != sorted(loaded.train.y.tolist())
-    assert load(toy.name, tmp_path).sha256 == loaded.sha256 != load(toy.name, tmp_path, limit_val=5).sha256
+    assert (
+        load(toy.name, tmp_path).sha256
+        == loaded.sha256
+        != load(toy.name, tmp_path, limit_val=5).sha256
+    )
     assert not data.missing(toy.name, tmp_path)
     assert data.missing(toy.name, tmp_path / "elsewhere")
 
 
 @pytest.mark.parametrize(
-    "damage", [lambda whole: whole[:-7], lambda whole: b"", lambda whole: whole[:-1] + b"\xff", None]
+    "damage",
+    [lambda whole: whole[:-7], lambda whole: b"", lambda whole: whole[:-1] + b"\xff", None],
 )
-def test_a_damaged_or_missing_file_is_named(toy: Toy, damage: Callable[[bytes], bytes] | None, tmp_path: Path) -> None:
+def test_a_damaged_or_missing_file_is_named(
+    toy: Toy, damage: Callable[[bytes], bytes] | None, tmp_path: Path
+) -> None:
     folder = toy.put(tmp_path)
     for file, content in toy.files.items():
         (folder / file).unlink()
@@ -343,7 +383,10 @@ def failing(error: Exception) -> Callable[[Path], None]:
     ("error", "said"),
     [
         (urllib.error.URLError(OSError(101, "Network is unreachable")), "Network is unreachable"),
-        (urllib.error.HTTPError("http://x", 404, "Not Found", http.client.HTTPMessage(), None), "404"),
+        (
+            urllib.error.HTTPError("http://x", 404, "Not Found", http.client.HTTPMessage(), None),
+            "404",
+        ),
         (TimeoutError("timed out"), "timed out"),
         (ConnectionResetError(104, "Connection reset by peer"), "reset by peer"),
         (http.client.IncompleteRead(b"half"), "IncompleteRead"),
@@ -364,7 +407,9 @@ def test_without_network_fetch_says_what_to_put_where(
     assert caught.value.exit_code == 1
 
 
-def test_fetch_on_a_full_disk_says_so(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fetch_on_a_full_disk_says_so(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     download_that(monkeypatch, toy, failing(OSError(28, "No space left on device")))
     with pytest.raises(BenchError, match=r"cannot write to .*No space left on device") as caught:
         data.fetch(toy.name, tmp_path)
@@ -403,7 +448,9 @@ def test_import_from_a_folder_or_archive(toy: Toy, form: str, tmp_path: Path) ->
         case "itself":
             given = toy.put(root)
         case _:
-            given = toy.pack(tmp_path / f"given.{form.split()[-1]}", "" if "flat" in form else "./a/b/")
+            given = toy.pack(
+                tmp_path / f"given.{form.split()[-1]}", "" if "flat" in form else "./a/b/"
+            )
     line = data.import_data(toy.name, given, root)
     assert line == data.verify(toy.name, root)
     folder = root / toy.cls.base_folder
@@ -436,7 +483,11 @@ def stray(file: Path) -> None:
 @pytest.mark.parametrize(
     ("suffix", "spoil", "said"),
     [
-        ("tar", lambda file: file.write_text("<html>moved</html>"), "neither a folder nor a readable tar"),
+        (
+            "tar",
+            lambda file: file.write_text("<html>moved</html>"),
+            "neither a folder nor a readable tar",
+        ),
         ("tar", lambda file: file.write_bytes(b""), "neither a folder nor a readable tar"),
         ("tar", lambda file: file.unlink(), "neither a folder nor a readable tar"),
         ("tar", cut, None),
@@ -460,7 +511,9 @@ def test_import_of_a_bad_archive_copies_nothing(
     with pytest.raises(BenchError, match=said) as caught:
         data.import_data(toy.name, given, root)
     assert str(given) in one_line(caught.value)
-    assert {path.name for path in tmp_path.iterdir()} <= {given.name}  # no root, no scratch, nothing that strayed
+    assert {path.name for path in tmp_path.iterdir()} <= {
+        given.name
+    }  # no root, no scratch, nothing that strayed
 
 
 def test_import_of_the_wrong_content_copies_nothing(toy: Toy, tmp_path: Path) -> None:
@@ -510,7 +563,11 @@ def offsets(original: Tensor, made: Tensor, pad: int) -> list[tuple[int, int, bo
     """Each place and mirroring at which `made` (C, H, W) can be cut out of the zero-padded `original`."""
     _, h, w = original.shape
     wide = F.pad(original, (pad,) * 4)
-    windows = {(i, j): wide[:, i : i + h, j : j + w] for i in range(2 * pad + 1) for j in range(2 * pad + 1)}
+    windows = {
+        (i, j): wide[:, i : i + h, j : j + w]
+        for i in range(2 * pad + 1)
+        for j in range(2 * pad + 1)
+    }
     return [
         (*place, mirrored)
         for place, window in windows.items()
@@ -520,8 +577,12 @@ def offsets(original: Tensor, made: Tensor, pad: int) -> list[tuple[int, int, bo
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
-@pytest.mark.parametrize(("pad", "flip"), [(0, False), (0, True), (1, False), (2, True), (2, False)])
-def test_each_image_is_cropped_and_mirrored_on_its_own(pad: int, flip: bool, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    ("pad", "flip"), [(0, False), (0, True), (1, False), (2, True), (2, False)]
+)
+def test_each_image_is_cropped_and_mirrored_on_its_own(
+    pad: int, flip: bool, dtype: torch.dtype
+) -> None:
     torch.manual_seed(0)
     x = torch.randint(1, 256, (200, 3, 7, 9)).to(dtype)
     kept = x.clone()
@@ -540,7 +601,9 @@ def test_each_image_is_cropped_and_mirrored_on_its_own(pad: int, flip: bool, dty
 def test_crop_and_mirror_are_independent() -> None:
     torch.manual_seed(0)
     x = torch.randint(1, 256, (400, 1, 5, 5))
-    found = [offsets(before, after, 1)[0] for before, after in zip(x, augment(x, 1, True), strict=True)]
+    found = [
+        offsets(before, after, 1)[0] for before, after in zip(x, augment(x, 1, True), strict=True)
+    ]
     assert len(set(found)) == 18
     rows = Counter((top, left) for top, left, _ in found)
     assert min(rows.values()) > 20

@@ -23,12 +23,18 @@ from bench import datasets, models
 def test_a_matrix_does_what_its_convolution_does(conv: nn.Conv2d) -> None:
     torch.manual_seed(0)
     conv = conv.double().requires_grad_(False)
-    x = torch.rand(5, 3, 7, 6, dtype=torch.float64).to(memory_format=torch.channels_last).requires_grad_()
+    x = (
+        torch.rand(5, 3, 7, 6, dtype=torch.float64)
+        .to(memory_format=torch.channels_last)
+        .requires_grad_()
+    )
     want = conv(x)
     got = Dense(conv, x.shape[1:], want.shape[1:])(x)
     torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
     along = torch.rand_like(want)
-    for one, other in zip(torch.autograd.grad(got, x, along), torch.autograd.grad(want, x, along), strict=True):
+    for one, other in zip(
+        torch.autograd.grad(got, x, along), torch.autograd.grad(want, x, along), strict=True
+    ):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 
@@ -42,7 +48,9 @@ class Kept(nn.Module):
         self.whole = nn.Conv2d(1, 1, 32)
 
     def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = self.shared(self.shared(self.large(x))).mean(dim=(2, 3)) + self.whole(x).flatten(1)
+        found: Tensor = self.shared(self.shared(self.large(x))).mean(dim=(2, 3)) + self.whole(
+            x
+        ).flatten(1)
         return found
 
 

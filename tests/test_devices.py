@@ -88,10 +88,18 @@ class Steady(Method):
 def trained(work: Path, group: Group, student: type[Net]) -> dict[str, Tensor]:
     """What two epochs of five batches of 32 leave."""
     torch.manual_seed(0)
-    return fitted(Objective(Steady(), student(), {"robust": Plain()}, len(DATA.train)), DATA, work, group, epochs=2)
+    return fitted(
+        Objective(Steady(), student(), {"robust": Plain()}, len(DATA.train)),
+        DATA,
+        work,
+        group,
+        epochs=2,
+    )
 
 
-def fitted(objective: Objective, found: Data, work: Path, group: Group, epochs: int) -> dict[str, Tensor]:
+def fitted(
+    objective: Objective, found: Data, work: Path, group: Group, epochs: int
+) -> dict[str, Tensor]:
     """State and last row of losses after training in batches of 32."""
     work.mkdir(exist_ok=True)
     training = Training(epochs=epochs, batch=32, lr=0.1, averaging=("ema",))
@@ -107,7 +115,9 @@ def fitted(objective: Objective, found: Data, work: Path, group: Group, epochs: 
 
 def meet(rank: int, work: Path) -> None:
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{work}/meet", rank=rank, world_size=2)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{work}/meet", rank=rank, world_size=2
+    )
 
 
 def one_of_two(rank: int, work: Path, student: type[Net], sync_batchnorm: bool) -> None:
@@ -117,9 +127,12 @@ def one_of_two(rank: int, work: Path, student: type[Net], sync_batchnorm: bool) 
 
 
 @pytest.mark.parametrize(
-    ("student", "sync_batchnorm"), [(Plain, False), (Normed, True), (Cumulative, True), (Normed, False)]
+    ("student", "sync_batchnorm"),
+    [(Plain, False), (Normed, True), (Cumulative, True), (Normed, False)],
 )
-def test_two_processes_make_the_update_of_one(student: type[Net], sync_batchnorm: bool, tmp_path: Path) -> None:
+def test_two_processes_make_the_update_of_one(
+    student: type[Net], sync_batchnorm: bool, tmp_path: Path
+) -> None:
     """Weights, buffers and the losses that are logged; both processes end with the same.
 
     With BatchNorm only if it is synchronised.
@@ -129,13 +142,17 @@ def test_two_processes_make_the_update_of_one(student: type[Net], sync_batchnorm
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     for key in second:
         assert torch.equal(first[key], second[key]), key
-    compared = [key for key in expected if "seen" not in key or "mean" in key]  # its variance is that of half a batch
+    compared = [
+        key for key in expected if "seen" not in key or "mean" in key
+    ]  # its variance is that of half a batch
     if student is Normed and not sync_batchnorm:
         assert max((first[key] - expected[key]).abs().max() for key in compared) > 0.01
         return
     for key in compared:
         torch.testing.assert_close(first[key], expected[key], rtol=1e-4, atol=1e-6, msg=key)
-    assert {path.name for path in (tmp_path / "two").iterdir()} == {path.name for path in (tmp_path / "one").iterdir()}
+    assert {path.name for path in (tmp_path / "two").iterdir()} == {
+        path.name for path in (tmp_path / "one").iterdir()
+    }
 
 
 def every_method(rank: int, work: Path) -> None:
@@ -149,8 +166,16 @@ def every_method(rank: int, work: Path) -> None:
             made = method(**base.official(method) if official else {})
             torch.manual_seed(0)
             teachers = {role: models.build("resnet8-w4", few.info) for role in made.requires}
-            objective = Objective(made, models.build("resnet8-w4", few.info), teachers, len(few.train))
-            fitted(objective, few, work / f"{name}-{official}", Group(rank, 2, sync_batchnorm=True), epochs=1)
+            objective = Objective(
+                made, models.build("resnet8-w4", few.info), teachers, len(few.train)
+            )
+            fitted(
+                objective,
+                few,
+                work / f"{name}-{official}",
+                Group(rank, 2, sync_batchnorm=True),
+                epochs=1,
+            )
             found[f"{name} {official}"] = torch.cat(
                 [value.flatten() for value in objective.student.state_dict().values()]
             )
@@ -177,15 +202,28 @@ def test_a_batch_that_cannot_be_shared(tmp_path: Path) -> None:
 def test_a_run_goes_on_with_as_many_devices(group: Group, tmp_path: Path) -> None:
     """Whoever resumes: one mixed record would tell of the last devices alone."""
     trained(tmp_path, devices.ALONE, Plain)
-    with pytest.raises(BenchError, match=f"begun on 1 device, not on {group.words}: go on as it began"):
+    with pytest.raises(
+        BenchError, match=f"begun on 1 device, not on {group.words}: go on as it began"
+    ):
         trained(tmp_path, group, Plain)
-    with pytest.raises(BenchError, match=r"begun on 2 devices.*, not on 1 device: go on as it began"):
+    with pytest.raises(
+        BenchError, match=r"begun on 2 devices.*, not on 1 device: go on as it began"
+    ):
         devices.ALONE.go_on(group.words)
     group.go_on(group.words)
 
 
 def torchrun(words: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "bench"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "bench",
+    ]
     return subprocess.run([*command, *words.split()], cwd=folder, capture_output=True, text=True)
 
 
@@ -213,17 +251,26 @@ def test_the_whole_program_on_two_processes(tmp_path: Path) -> None:
     records = [json.loads(path.read_text()) for path in (tmp_path / "out").glob("*.json")]
     assert len(records) == 2
     (student,) = [record for record in records if record["spec"]["role"] == "student"]
-    assert student["tags"]["command"].startswith("torchrun --nproc-per-node 2 -m bench run --method rslad ")
+    assert student["tags"]["command"].startswith(
+        "torchrun --nproc-per-node 2 -m bench run --method rslad "
+    )
     assert student["tags"]["command"].endswith(" --sync-batchnorm")
     client = MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
     places = [place.experiment_id for place in client.search_experiments()]
-    found = {run.data.tags.get("training_path") for run in client.search_runs(places, "tags.role != 'group'")}
+    found = {
+        run.data.tags.get("training_path")
+        for run in client.search_runs(places, "tags.role != 'group'")
+    }
     kept = ", memory kept" * acceleration.keep_memory()
-    assert found == {f"2 devices, BatchNorm synchronised{laid}{kept}" for laid in (", channels-last", "")}
+    assert found == {
+        f"2 devices, BatchNorm synchronised{laid}{kept}" for laid in (", channels-last", "")
+    }
 
 
 @pytest.mark.e2e
 def test_what_several_devices_refuse(tmp_path: Path) -> None:
-    done = torchrun("run --suite digits --method natural --student resnet8-w4 --workers 2", tmp_path)
+    done = torchrun(
+        "run --suite digits --method natural --student resnet8-w4 --workers 2", tmp_path
+    )
     assert done.returncode != 0
     assert "--workers under torchrun" in done.stderr

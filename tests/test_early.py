@@ -32,7 +32,8 @@ def never(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(View, "watching", watching)
     monkeypatch.setattr("attacks.build.Square", torchattacks.Square)
     monkeypatch.setattr(
-        "attacks.build.FABT", lambda net, _, **options: torchattacks.FAB(net, **options, multi_targeted=True)
+        "attacks.build.FABT",
+        lambda net, _, **options: torchattacks.FAB(net, **options, multi_targeted=True),
     )
 
 
@@ -116,7 +117,9 @@ def test_targets_tried_together_fill_a_batch_and_no_more(
 ) -> None:
     passed: list[int] = []
     forward = View.forward
-    monkeypatch.setattr(View, "forward", lambda self, x: (passed.append(len(x)), forward(self, x))[1])
+    monkeypatch.setattr(
+        View, "forward", lambda self, x: (passed.append(len(x)), forward(self, x))[1]
+    )
     found = evaluate(*task, ("fab_t",), eps=0.12, probes=0, batch_size=batch_size)
     assert batch_size / 2 < max(passed) <= batch_size
     whole = evaluate(*task, ("fab_t",), eps=0.12, probes=0)

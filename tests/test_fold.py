@@ -13,7 +13,14 @@ from bench.datasets import CIFAR10
 from methods.fold import fold, folded, pairs
 from methods.inner import Budget, ce, pgd
 
-ARCHS = ("resnet8-w4", "resnet8-w4-s2", "resnet18-w4", "mobilenetv2", "wrn10-1", "preactresnet18-w4")
+ARCHS = (
+    "resnet8-w4",
+    "resnet8-w4-s2",
+    "resnet18-w4",
+    "mobilenetv2",
+    "wrn10-1",
+    "preactresnet18-w4",
+)
 
 
 def trained(arch: str) -> nn.Module:
@@ -118,7 +125,11 @@ def test_what_cannot_be_folded(form: type[nn.Module]) -> None:
 
 @pytest.mark.parametrize("arch", ARCHS)
 def test_attacks_find_the_same_images(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    net, x, y = trained(arch).double(), torch.rand(3, 3, 32, 32, dtype=torch.float64), torch.tensor([0, 1, 2])
+    net, x, y = (
+        trained(arch).double(),
+        torch.rand(3, 3, 32, 32, dtype=torch.float64),
+        torch.tensor([0, 1, 2]),
+    )
     found = []
     for folding in (True, False):
         if not folding:

@@ -54,7 +54,9 @@ def found(runs: pd.DataFrame) -> list[table.Section]:
 
 
 def test_latex_is_golden(runs: pd.DataFrame) -> None:
-    named = runs[(runs["experiment"] == "digits@1") & ~runs["dataset"].eq(NASTY)].dropna(axis="columns", how="all")
+    named = runs[(runs["experiment"] == "digits@1") & ~runs["dataset"].eq(NASTY)].dropna(
+        axis="columns", how="all"
+    )
     said = latex.render(table.sections(named))
     assert GOLDEN in said
     assert "95~\\% for all pairs" in said
@@ -62,7 +64,9 @@ def test_latex_is_golden(runs: pd.DataFrame) -> None:
 
 
 def test_a_row_in_json_is_golden(runs: pd.DataFrame) -> None:
-    content = json.loads(export.render(table.sections(runs)), parse_float=lambda text: round(float(text), 4))
+    content = json.loads(
+        export.render(table.sections(runs)), parse_float=lambda text: round(float(text), 4)
+    )
     task = next(suite for suite in content["suites"] if suite["suite"] == "digits@1")["tasks"][-1]
     row = next(row for row in task["rows"] if row["method"] == "rslad")
     assert len(row.pop("runs")) == 2
@@ -75,7 +79,10 @@ def test_csv_is_golden(tmp_path: Path) -> None:
     lines = pd.read_csv(tmp_path / "out" / "leaderboard.csv", dtype={"row/rank": "Int64"})
     known = lines[(lines["experiment"] == "digits@1") & (lines["student"] == "resnet8-w4")]
     known = known[known["method"].isin(["gacd", "rslad", "kd"])]
-    assert known[GOLDEN_LINES.partition("\n")[0].split(",")].to_csv(index=False, float_format="%.4f") == GOLDEN_LINES
+    assert (
+        known[GOLDEN_LINES.partition("\n")[0].split(",")].to_csv(index=False, float_format="%.4f")
+        == GOLDEN_LINES
+    )
 
 
 def test_names_are_text_in_latex(found: list[table.Section]) -> None:
@@ -102,7 +109,9 @@ def test_latex_compiles(found: list[table.Section], tmp_path: Path) -> None:
 def test_json_says_what_the_tables_say(found: list[table.Section]) -> None:
     content = json.loads(export.render(found))
     assert content["schema"] == {"name": "robust-distill-bench/leaderboard", "version": 1}
-    assert [suite["suite"] for suite in content["suites"]] == [section.experiment for section in found]
+    assert [suite["suite"] for suite in content["suites"]] == [
+        section.experiment for section in found
+    ]
     for suite, section in zip(content["suites"], found, strict=True):
         for task, group in zip(suite["tasks"], section.groups, strict=True):
             for row, shown in zip(task["rows"], (*group.ranked, *group.incomplete), strict=True):
@@ -125,14 +134,32 @@ def test_tuned_rows_are_rows_of_their_own_with_short_names(tmp_path: Path) -> No
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     tracked = Store(uri, tmp_path / "artifacts")
     for seed in range(2):
-        tuned: dict[str, Any] = {"variant": "tuned, 30 trials, a1b2", "sets": "lr,weight_decay", "seed": str(seed)}
-        tracked.run("rslad", 0.8, params={"training.lr": 0.3}, metrics=scores(0.9, 0.85, 9), **tuned)
-        tracked.run("rslad", 0.7, params={"training.lr": 0.2}, metrics=scores(0.9, 0.75, 9), seed=str(seed))
+        tuned: dict[str, Any] = {
+            "variant": "tuned, 30 trials, a1b2",
+            "sets": "lr,weight_decay",
+            "seed": str(seed),
+        }
+        tracked.run(
+            "rslad", 0.8, params={"training.lr": 0.3}, metrics=scores(0.9, 0.85, 9), **tuned
+        )
+        tracked.run(
+            "rslad", 0.7, params={"training.lr": 0.2}, metrics=scores(0.9, 0.75, 9), seed=str(seed)
+        )
     odd = {"training.lr": 0.2, "training.epochs": 5}
-    tracked.run("rslad", 0.6, params=odd, metrics=scores(0.9, 0.7, 9), variant="official", sets="lr")
+    tracked.run(
+        "rslad", 0.6, params=odd, metrics=scores(0.9, 0.7, 9), variant="official", sets="lr"
+    )
     (section,) = table.sections(store.collect(uri))
     rows = {row.label: row for row in section.groups[0].ranked}
-    assert list(rows) == ["rslad (tuned, 30 trials, a1b2)", "rslad", "rslad (official; training.epochs=5)"]
+    assert list(rows) == [
+        "rslad (tuned, 30 trials, a1b2)",
+        "rslad",
+        "rslad (official; training.epochs=5)",
+    ]
     assert [row.seeds for row in rows.values()] == [2, 2, 1]
-    assert [row.marks for row in rows.values()] == [("another protocol",), (), ("another protocol",)]
+    assert [row.marks for row in rows.values()] == [
+        ("another protocol",),
+        (),
+        ("another protocol",),
+    ]
     assert "tuned, 30 trials, a1b2" in markdown.render(store.collect(uri))

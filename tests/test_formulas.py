@@ -96,7 +96,10 @@ FORMULAS: tuple[Method, ...] = tuple(
             Iad(begin=0.7),
             Iad2(alpha_robust=0.3, alpha_natural=0.1, beta=0.8, tau=2.0),
             Iad2(begin=0.7),
-            *(Igdm(base=name, alpha=7.0) for name in ("pgd_at", "trades", "iad", "rslad", "bmtard", "peeraid")),
+            *(
+                Igdm(base=name, alpha=7.0)
+                for name in ("pgd_at", "trades", "iad", "rslad", "bmtard", "peeraid")
+            ),
             Kd(alpha=0.3, tau=2.0),
             Kdiga(inputs="adv", alpha=0.3, gamma=2.0, tau=3.0),
             Mart(beta=2.0),
@@ -123,18 +126,26 @@ def test_value_and_gradient(case: Method) -> None:
     nets, batch, random = unequal(flat_nets(case)), flat_batch(), torch.Generator().manual_seed(6)
     adv = elsewhere(batch) if case.adversarial else batch.x
     at = At(case, nets, batch, adv)
-    precision = {"rel": 1e-3, "abs": 1e-4} if isinstance(case, SINGLE) else {"rel": 1e-6, "abs": 1e-8}
+    precision = (
+        {"rel": 1e-3, "abs": 1e-4} if isinstance(case, SINGLE) else {"rel": 1e-6, "abs": 1e-8}
+    )
     terms, expected = case.loss(nets, batch, adv), reference(at)
     assert terms.keys() == expected.keys()
     for name, term in terms.items():
-        assert term.item() == pytest.approx(expected[name], rel=1e-5 if isinstance(case, SINGLE) else 1e-12), name
+        assert term.item() == pytest.approx(
+            expected[name], rel=1e-5 if isinstance(case, SINGLE) else 1e-12
+        ), name
     for part, module in {"student": nets.student, **nets.parts}.items():
         values = list(module.parameters())
-        direction = [torch.randn(value.shape, generator=random, dtype=torch.float64) for value in values]
+        direction = [
+            torch.randn(value.shape, generator=random, dtype=torch.float64) for value in values
+        ]
         slopes = quotient(at, values, direction)
         for name, term in terms.items() if values else ():
             found = torch.autograd.grad(term, values, allow_unused=True, retain_graph=True)
-            slope = sum((g * d).sum().item() for g, d in zip(found, direction, strict=True) if g is not None)
+            slope = sum(
+                (g * d).sum().item() for g, d in zip(found, direction, strict=True) if g is not None
+            )
             assert slope == pytest.approx(slopes[name], **precision), f"{name} by {part}"
 
 
@@ -143,7 +154,9 @@ def reference(at: At) -> formulas.Terms:
     return REFERENCES[name](at)
 
 
-def quotient(at: At, values: list[Tensor], direction: list[Tensor], width: float = 1e-5) -> formulas.Terms:
+def quotient(
+    at: At, values: list[Tensor], direction: list[Tensor], width: float = 1e-5
+) -> formulas.Terms:
     """The difference quotients of the formula's terms."""
     found = []
     for sign in (1, -2, 1):
@@ -162,7 +175,9 @@ def unequal(nets: Nets) -> Nets:
 
 
 def elsewhere(batch: Batch) -> Tensor:
-    noise = torch.rand(batch.x.shape, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+    noise = torch.rand(
+        batch.x.shape, generator=torch.Generator().manual_seed(6), dtype=torch.float64
+    )
     return (batch.x + 0.4 * (noise - 0.5)).clamp(0, 1)
 
 
@@ -192,7 +207,14 @@ def spied(case: Method, nets: Nets, batch: Batch) -> Asked:
     """Also checks who is attacked, where, and that the method returns what it got."""
     asked, given = [], batch.x.clone()
 
-    def spy(net: nn.Module, x: Tensor, objective: Objective, budget: Budget, start="uniform", train=False) -> Tensor:
+    def spy(
+        net: nn.Module,
+        x: Tensor,
+        objective: Objective,
+        budget: Budget,
+        start="uniform",
+        train=False,
+    ) -> Tensor:
         assert net is nets.student
         assert x is batch.x
         asked.append(Asked(objective, budget, start, train))
@@ -208,7 +230,11 @@ def spied(case: Method, nets: Nets, batch: Batch) -> Asked:
 
 
 INNER: tuple[tuple[Callable[[At], Array], str, tuple[Method, ...]], ...] = (
-    (formulas.true_label, "uniform", (PgdAt(), Ard(), Iad(), Iad2(), Akd(), CrdAdv(), Gacd(), Igdm(base="ard"))),
+    (
+        formulas.true_label,
+        "uniform",
+        (PgdAt(), Ard(), Iad(), Iad2(), Akd(), CrdAdv(), Gacd(), Igdm(base="ard")),
+    ),
     (formulas.true_label, "uniform", (Fitnet(inputs="adv"), Kdiga(inputs="adv"))),
     (formulas.true_label, "gauss", (Mart(), Mtard(), Bmtard(), Ciard())),
     (formulas.teacher_clean, "gauss", (Rslad(), FairRslad(), Crdnd())),
@@ -231,11 +257,14 @@ def test_inner_problem(case: Method, expected: Callable[[At], Array], start: str
     nets, batch = unequal(flat_nets(case)), flat_batch()
     asked = spied(case, nets, batch)
     probe = elsewhere(batch).requires_grad_()
-    direction = torch.randn(probe.shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    direction = torch.randn(
+        probe.shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64
+    )
     value = asked.objective(nets.student, probe)
     (gradient,) = torch.autograd.grad(value, probe)
     at, up, down = (
-        expected(At(case, nets, batch, probe.detach() + width * direction)).sum() for width in (0, 1e-5, -1e-5)
+        expected(At(case, nets, batch, probe.detach() + width * direction)).sum()
+        for width in (0, 1e-5, -1e-5)
     )
     assert value.item() == pytest.approx(at, rel=1e-5)
     assert (gradient * direction).sum().item() == pytest.approx((up - down) / 2e-5, rel=1e-4)
@@ -301,8 +330,26 @@ def test_what_the_authors_scripts_do_otherwise(name: str) -> None:
 @pytest.mark.parametrize(
     ("case", "count"),
     [
-        *((form(), 1) for form in (Natural, Kd, PgdAt, Ard, Adaad, Akd, Crd, CrdAdv, Fitnet, Gacd, Kdiga, Rrm)),
-        *((form(), 2) for form in (Absld, Adaiad, Bmtard, Ciard, Crdnd, Dgad, FairRslad, Iad, Iad2, Mart, Mtard)),
+        *(
+            (form(), 1)
+            for form in (Natural, Kd, PgdAt, Ard, Adaad, Akd, Crd, CrdAdv, Fitnet, Gacd, Kdiga, Rrm)
+        ),
+        *(
+            (form(), 2)
+            for form in (
+                Absld,
+                Adaiad,
+                Bmtard,
+                Ciard,
+                Crdnd,
+                Dgad,
+                FairRslad,
+                Iad,
+                Iad2,
+                Mart,
+                Mtard,
+            )
+        ),
         *((form(), 2) for form in (Peeraid, Rslad, Saad, Trades)),
         (Adaad(alpha=0.5), 2),
         (Adaad(extra_forward=True), 2),
@@ -328,7 +375,9 @@ def test_forwards_that_move_batch_statistics(case: Method, count: int) -> None:
     assert nets.student.get_buffer("trunk.1.num_batches_tracked") == count
 
 
-@pytest.mark.parametrize(("case", "part"), [(Peeraid(), "peer"), (Ciard(train_mode_teacher=True), "teacher")])
+@pytest.mark.parametrize(
+    ("case", "part"), [(Peeraid(), "peer"), (Ciard(train_mode_teacher=True), "teacher")]
+)
 def test_a_part_s_batch_statistics_move_once(case: Method, part: str) -> None:
     nets = contract.networks(case)
     contract.terms(case, nets, contract.images(LABELS))
@@ -350,7 +399,12 @@ def course(case: Method, budget: Budget = SOME) -> Tensor:
     torch.manual_seed(1)
     batches = [flat_batch(budget, epoch, 4) for epoch in range(4) for _ in range(2)]
     losses = contract.train(case, nets, batches)
-    return torch.cat([torch.tensor(losses).double(), *(value.data.flatten() for value in nets.student.parameters())])
+    return torch.cat(
+        [
+            torch.tensor(losses).double(),
+            *(value.data.flatten() for value in nets.student.parameters()),
+        ]
+    )
 
 
 @pytest.mark.parametrize(
@@ -412,7 +466,9 @@ def test_equal_methods_without_an_attack(one: Method, other: Method) -> None:
     torch.testing.assert_close(course(one, NONE), course(other, NONE), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("case", [Absld(), Bmtard(), FairRslad(), Igdm(alpha=1.0), Saad(), Dgad(), Mtard()], ids=label)
+@pytest.mark.parametrize(
+    "case", [Absld(), Bmtard(), FairRslad(), Igdm(alpha=1.0), Saad(), Dgad(), Mtard()], ids=label
+)
 def test_what_a_method_adds_has_an_effect(case: Method) -> None:
     """The identities above do not hold because nothing ever happens."""
     plain = {
@@ -453,7 +509,9 @@ def test_saad_with_a_constant_weight_is_adaad_and_igdm(ramp: bool) -> None:
     nets, adv = flat_nets(Saad()), elsewhere(batch)[:1]
     weight = formulas.entropy(formulas.logits(nets.teacher, adv)).item()
     both = loss(Igdm(alpha=3.0), nets, one, adv)
-    assert loss(Saad(alpha=3.0, ramp=ramp), nets, one, adv) == pytest.approx(weight * both, rel=1e-5)
+    assert loss(Saad(alpha=3.0, ramp=ramp), nets, one, adv) == pytest.approx(
+        weight * both, rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("right", [True, False])
@@ -477,20 +535,25 @@ def test_dgad_with_a_teacher_that_is_always_right_or_wrong(right: bool) -> None:
     assert found[kept].item() == pytest.approx(expected, rel=1e-9)
 
 
-@pytest.mark.parametrize("name", [name for name, form in FORMS.items() if "reduction" in form.__dataclass_fields__])
+@pytest.mark.parametrize(
+    "name", [name for name, form in FORMS.items() if "reduction" in form.__dataclass_fields__]
+)
 @pytest.mark.parametrize("classes", [3, 10])
 def test_reduction_scales_the_divergences(name: str, classes: int) -> None:
     """ "mean" divides by the number of classes, "tenth" by ten; other terms stay, CIARD's push up to its power of ten."""
     plain, reduction = FORMS[name](), official(FORMS[name])["reduction"]
     case = dataclasses.replace(plain, reduction=reduction)
     one, other = (
-        contract.values(each, contract.networks(each, classes), contract.images(LABELS)) for each in (plain, case)
+        contract.values(each, contract.networks(each, classes), contract.images(LABELS))
+        for each in (plain, case)
     )
     divisor = {"mean": classes, "tenth": 10, "mean10": 10 if classes == 10 else 1}[reduction]
     factors = {name: divisor if "kl" in name else 1 for name in other}
     if "push" in other:
         factors["push"] = divisor * 10 ** round(math.log10(one["push"] / other["push"] / divisor))
-    assert one == pytest.approx({name: value * factors[name] for name, value in other.items()}, rel=1e-5)
+    assert one == pytest.approx(
+        {name: value * factors[name] for name, value in other.items()}, rel=1e-5
+    )
     assert any("kl" in name for name in one)
 
 
@@ -498,7 +561,14 @@ def test_reduction_scales_the_divergences(name: str, classes: int) -> None:
     "case",
     [
         *(form() for form in (Absld, Adaad, Ard, Bmtard, FairRslad, Iad, Igdm, Mtard, Rslad, Saad)),
-        *(Adaad(alpha=0.5), Akd(alpha=1.0), Kd(alpha=1.0), Kdiga(alpha=1.0), Rrm(alpha=0.0), Saad(beta=0.5)),
+        *(
+            Adaad(alpha=0.5),
+            Akd(alpha=1.0),
+            Kd(alpha=1.0),
+            Kdiga(alpha=1.0),
+            Rrm(alpha=0.0),
+            Saad(beta=0.5),
+        ),
     ],
     ids=label,
 )
@@ -508,12 +578,16 @@ def test_nothing_to_learn_from_oneself(case: Method) -> None:
 
 
 @pytest.mark.parametrize(
-    "case", [Adaad(), Igdm(), Saad(), Iad2(alpha_robust=0.4, alpha_natural=0.6, beta=0.0)], ids=label
+    "case",
+    [Adaad(), Igdm(), Saad(), Iad2(alpha_robust=0.4, alpha_natural=0.6, beta=0.0)],
+    ids=label,
 )
 def test_nothing_to_learn_from_oneself_anywhere(case: Method) -> None:
     """Where the teacher sees x~ too."""
     batch = flat_batch()
-    assert loss(case, flat_nets(case, twins=True), batch, elsewhere(batch)) == pytest.approx(0, abs=1e-12)
+    assert loss(case, flat_nets(case, twins=True), batch, elsewhere(batch)) == pytest.approx(
+        0, abs=1e-12
+    )
 
 
 def test_rrm_projects_between_different_widths_alone() -> None:
@@ -540,7 +614,10 @@ def test_igdm_does_not_see_a_constant() -> None:
 
 def test_igdm_grows_over_the_epochs() -> None:
     nets, adv = flat_nets(Igdm()), elsewhere(flat_batch())
-    found = [Igdm(alpha=3.0).loss(nets, flat_batch(SOME, epoch, 4), adv)["igdm"].item() for epoch in range(4)]
+    found = [
+        Igdm(alpha=3.0).loss(nets, flat_batch(SOME, epoch, 4), adv)["igdm"].item()
+        for epoch in range(4)
+    ]
     gap = formulas.gap(At(Igdm(), nets, flat_batch(), adv)).mean()
     assert found == pytest.approx([3 * (epoch + 1) / 4 * gap for epoch in range(4)], rel=1e-9)
 
@@ -551,7 +628,9 @@ def test_order_of_the_batch_does_not_matter(case: Method) -> None:
     adv = elsewhere(batch)
     moved = dataclasses.replace(batch, x=batch.x[order], y=batch.y[order], index=batch.index[order])
     expected = loss(case, unequal(flat_nets(case)), batch, adv)
-    assert loss(case, unequal(flat_nets(case)), moved, adv[order]) == pytest.approx(expected, rel=1e-5)
+    assert loss(case, unequal(flat_nets(case)), moved, adv[order]) == pytest.approx(
+        expected, rel=1e-5
+    )
 
 
 def loss(case: Method, nets: Nets, batch: Batch, adv: Tensor) -> float:
@@ -569,7 +648,9 @@ def test_rates_fall_to_a_tenth_three_times() -> None:
 
 
 @pytest.mark.parametrize(
-    "case", [Mtard(), Mtard(eta=0.1, gamma=3.0), Bmtard(eta=0.1), Mtard(reduction="tenth")], ids=label
+    "case",
+    [Mtard(), Mtard(eta=0.1, gamma=3.0), Bmtard(eta=0.1), Mtard(reduction="tenth")],
+    ids=label,
 )
 def test_mtard_weights(case: Mtard) -> None:
     """They sum to 1 and follow the rule, written for the natural teacher's weight as in the dossier."""
@@ -626,14 +707,22 @@ def test_bmtard_temperatures() -> None:
         case.loss(nets, batch, at.adv)
         case.after_step(nets, batch)
         rate = 0.05 if epoch < 215 else 0.005
-        tau = np.clip([tau[0] - rate * np.sign(h[0] / h[1] - 1), tau[1] - rate * np.sign(h[1] / h[0] - 1)], 1, 10)
+        tau = np.clip(
+            [tau[0] - rate * np.sign(h[0] / h[1] - 1), tau[1] - rate * np.sign(h[1] / h[0] - 1)],
+            1,
+            10,
+        )
         assert nets.parts["uncertainty"].get_buffer("tau").numpy() == pytest.approx(tau, rel=1e-5)
     assert tau.tolist() == pytest.approx([1.155, 1.0])
 
 
 def test_temperatures_stay_in_their_bounds() -> None:
     sure, unsure = torch.tensor([[50.0, 0.0, 0.0]]), torch.tensor([[0.1, 0.0, 0.0]])
-    for pair, bounds in (((sure, unsure), [10.0, 1.0]), ((unsure, sure), [1.0, 10.0]), ((sure, sure), [1.0, 1.0])):
+    for pair, bounds in (
+        ((sure, unsure), [10.0, 1.0]),
+        ((unsure, sure), [1.0, 10.0]),
+        ((sure, sure), [1.0, 1.0]),
+    ):
         part = Uncertainty()
         for _ in range(5):
             part(*pair)
@@ -656,7 +745,8 @@ def test_fair_rslad_weights() -> None:
         batch = dataclasses.replace(batch, y=nets.student(batch.x).argmax(dim=1))
     assert set(batch.y.tolist()) == {0, 1, 2}
     right = [
-        formulas.logits(nets.student, attacked_at(Rslad(), nets, batch, j)).argmax(axis=1) == batch.y.numpy()
+        formulas.logits(nets.student, attacked_at(Rslad(), nets, batch, j)).argmax(axis=1)
+        == batch.y.numpy()
         for j in range(4)
     ]
     kappa = [np.sum(right, axis=0)[batch.y.numpy() == c].mean() for c in range(3)]
@@ -668,13 +758,19 @@ def test_fair_rslad_weights() -> None:
     w = np.array(kappa) ** -2.0
     torch.manual_seed(3)
     case.attack(nets, dataclasses.replace(batch, epoch=1))
-    assert fair.get_buffer("weights").numpy() == pytest.approx(np.clip(w / w.mean(), 5 / 6, 5 / 2), rel=1e-5)
+    assert fair.get_buffer("weights").numpy() == pytest.approx(
+        np.clip(w / w.mean(), 5 / 6, 5 / 2), rel=1e-5
+    )
     assert fair.get_buffer("counts").sum() == len(batch.y)
 
 
 @pytest.mark.parametrize(
     ("kappa", "expected"),
-    [([1.0, 1.0, 1.0], [1, 1, 1]), ([4.0, 4.0, 0.0], [5 / 6, 5 / 6, 5 / 2]), ([10.0, 9.5, 9.0], None)],
+    [
+        ([1.0, 1.0, 1.0], [1, 1, 1]),
+        ([4.0, 4.0, 0.0], [5 / 6, 5 / 6, 5 / 2]),
+        ([10.0, 9.5, 9.0], None),
+    ],
 )
 def test_fair_weights_are_clamped(kappa: list[float], expected: list[float] | None) -> None:
     fair = FairRslad().build(formulas.Flat(5, 3), {}, 64)["fair"]
@@ -728,19 +824,30 @@ def test_ciard_s_teacher_learns_once_it_has_begun() -> None:
     case = Ciard(begin=0.5)
     nets = flat_nets(case)
     before = contract.copied(nets.parts["teacher"])
-    assert all(torch.equal(before[name], value) for name, value in nets.teacher.state_dict().items())
+    assert all(
+        torch.equal(before[name], value) for name, value in nets.teacher.state_dict().items()
+    )
     for epoch in range(2):
         contract.train(case, nets, [flat_batch(SOME, epoch, 2)] * 2)
-        moved = [not torch.equal(before[name], value) for name, value in nets.parts["teacher"].state_dict().items()]
+        moved = [
+            not torch.equal(before[name], value)
+            for name, value in nets.parts["teacher"].state_dict().items()
+        ]
         assert any(moved) == (epoch == 1)
-    assert all(torch.equal(before[name], value) for name, value in nets.teacher.state_dict().items())
+    assert all(
+        torch.equal(before[name], value) for name, value in nets.teacher.state_dict().items()
+    )
 
 
 def test_ciard_s_groups() -> None:
     nets = flat_nets(Ciard())
     student, teacher = Ciard(teacher_rate=0.005).groups(nets)
-    assert [id(value) for value in student["params"]] == [id(value) for value in nets.student.parameters()]
-    assert [id(value) for value in teacher["params"]] == [id(value) for value in nets.parts["teacher"].parameters()]
+    assert [id(value) for value in student["params"]] == [
+        id(value) for value in nets.student.parameters()
+    ]
+    assert [id(value) for value in teacher["params"]] == [
+        id(value) for value in nets.parts["teacher"].parameters()
+    ]
     options = {name: value for name, value in teacher.items() if name != "params"}
     assert options == {"momentum": 0.1, "weight_decay": 2e-4, "scale": 0.005}
     assert student.keys() == {"params"}
@@ -750,7 +857,9 @@ def test_ciard_s_groups() -> None:
 def test_ciard_s_push_has_the_order_of_the_smaller_term(logits: float) -> None:
     nets, batch = flat_nets(Ciard()), flat_batch()
     nets.teachers["natural"].last.weight.mul_(logits)
-    terms = {name: abs(term.item()) for name, term in Ciard().loss(nets, batch, elsewhere(batch)).items()}
+    terms = {
+        name: abs(term.item()) for name, term in Ciard().loss(nets, batch, elsewhere(batch)).items()
+    }
     smaller = min(terms["kl_robust"], terms["kl_natural"])
     assert np.floor(np.log10(terms["push"])) == np.floor(np.log10(smaller))
 
@@ -770,11 +879,18 @@ def test_peer_and_student_do_not_train_each_other(detach: bool) -> None:
     reached = {}
     for name, term in terms.items():
         for part, module in (("student", nets.student), ("peer", nets.parts["peer"])):
-            found = torch.autograd.grad(term, list(module.parameters()), allow_unused=True, retain_graph=True)
+            found = torch.autograd.grad(
+                term, list(module.parameters()), allow_unused=True, retain_graph=True
+            )
             if any(gradient is not None for gradient in found):
                 reached.setdefault(name, []).append(part)
     across = ["peer"] if detach else ["student", "peer"]
-    assert reached == {"kl_peer": ["student"], "kl_self": ["student"], "peer_ce": ["peer"], "peer_kl": across}
+    assert reached == {
+        "kl_peer": ["student"],
+        "kl_self": ["student"],
+        "peer_ce": ["peer"],
+        "peer_kl": across,
+    }
 
 
 def test_peer_begins_as_another_network() -> None:
@@ -833,12 +949,18 @@ def test_weight_perturbation(case: Method, gamma: float) -> None:
     student, adv = nets.student, case.attack(nets, batch)
     state = nn.ModuleDict({"student": nets.student, "parts": nets.parts})
     before, buffers = weights_of(student), contract.copied(state)
-    gradients = torch.autograd.grad(contract.total(case.loss(nets, batch, adv)), list(student.parameters()))
+    gradients = torch.autograd.grad(
+        contract.total(case.loss(nets, batch, adv)), list(student.parameters())
+    )
     state.load_state_dict(buffers)
     with perturbed(student, state, lambda: contract.total(case.loss(nets, batch, adv)), gamma):
         for (name, now), gradient in zip(weights_of(student).items(), gradients, strict=True):
             was = before[name]
-            step = gamma * was.norm() * gradient / gradient.norm() if was.ndim > 1 else torch.zeros_like(was)
+            step = (
+                gamma * was.norm() * gradient / gradient.norm()
+                if was.ndim > 1
+                else torch.zeros_like(was)
+            )
             torch.testing.assert_close(now - was, step, rtol=1e-3, atol=1e-6)
         now = dict(state.named_buffers())
         same(now, {name: buffers[name] for name in now})
@@ -865,7 +987,9 @@ def test_gacd_switch_has_an_effect(switch: dict[str, Any]) -> None:
     assert loss(case, flat_nets(case), flat_batch(), adv) != pytest.approx(plain, rel=1e-4)
 
 
-@pytest.mark.parametrize("case", [Gacd(), Gacd(beta=2.0), Gacd(weight="indicator"), Gacd(weight="none")], ids=label)
+@pytest.mark.parametrize(
+    "case", [Gacd(), Gacd(beta=2.0), Gacd(weight="indicator"), Gacd(weight="none")], ids=label
+)
 def test_gacd_weights_have_mean_one(case: Gacd) -> None:
     target, y = 4 * torch.randn(40, 3), torch.arange(40) % 3
     w = weights(case.weight, case.beta, target, y)
@@ -903,11 +1027,17 @@ def test_gacd_two_stages() -> None:
         terms = contract.terms(case, nets, flat_batch(SOME, epoch, 5))
         contract.total(terms).backward()
         trained = [
-            name for name, value in nets.student.named_parameters() if value.grad is not None and value.grad.any()
+            name
+            for name, value in nets.student.named_parameters()
+            if value.grad is not None and value.grad.any()
         ]
         assert set(terms) == ({"contrast"} if epoch < 2.5 else {"ce_adv", "kl"})
-        assert trained == (["first.weight", "first.bias"] if epoch < 2.5 else ["last.weight", "last.bias"])
-        assert (nets.parts["contrast"].get_parameter("project_s.weight").grad is not None) == (epoch < 2.5)
+        assert trained == (
+            ["first.weight", "first.bias"] if epoch < 2.5 else ["last.weight", "last.bias"]
+        )
+        assert (nets.parts["contrast"].get_parameter("project_s.weight").grad is not None) == (
+            epoch < 2.5
+        )
 
 
 def test_gacd_attacks_features_while_the_classifier_is_untrained() -> None:
@@ -942,7 +1072,9 @@ def test_gacd_negatives_from_the_bank(estimator: str) -> None:
         if estimator == "infonce":
             expected += np.log(1 + (e * other).sum(axis=1) / pair)
         else:
-            expected -= np.log(pair / (pair + z * n[:, 0])) + (np.log(z * n / (e + z * n)) * other).sum(axis=1)
+            expected -= np.log(pair / (pair + z * n[:, 0])) + (
+                np.log(z * n / (e + z * n)) * other
+            ).sum(axis=1)
     assert found == pytest.approx(case.lambda_con * expected.mean(), rel=1e-4)
     assert nets.parts["contrast"].get_buffer("log_z").item() == pytest.approx(np.log(z), abs=1e-6)
 
@@ -992,7 +1124,9 @@ def test_critic_of_a_random_pair(shift: float) -> None:
     """About 1 / (1 + N), wherever the embeddings lie: that is what Z is for."""
     torch.manual_seed(0)
     part = Contrast(32, 32, 128, tau=0.5, estimator="nce")
-    positive, _ = part(torch.randn(64, 32) + shift, torch.randn(64, 32) + shift, torch.arange(64), symmetric=False)
+    positive, _ = part(
+        torch.randn(64, 32) + shift, torch.randn(64, 32) + shift, torch.arange(64), symmetric=False
+    )
     assert (-positive).exp().mean().item() == pytest.approx(1 / 64, rel=0.1)
 
 
@@ -1014,7 +1148,9 @@ def test_kl(tau: float) -> None:
     target, z = (3 * torch.randn(5, 10, dtype=torch.float64) for _ in range(2))
     values = base.kl(target, z, tau)
     np.testing.assert_allclose(values, formulas.kl(target.numpy(), z.numpy(), tau), rtol=1e-10)
-    library = nn.functional.kl_div((z / tau).log_softmax(1), (target / tau).softmax(1), reduction="batchmean")
+    library = nn.functional.kl_div(
+        (z / tau).log_softmax(1), (target / tau).softmax(1), reduction="batchmean"
+    )
     assert values.mean().item() == pytest.approx(library.item(), rel=1e-12)
     assert (values > 0).all()
     assert base.kl(z, z + 7, tau).abs().max() < 1e-12
@@ -1024,11 +1160,15 @@ def test_gradient_of_kl() -> None:
     target, z = (torch.randn(5, 10, dtype=torch.float64) for _ in range(2))
     (gradient,) = torch.autograd.grad(base.kl(target, z.requires_grad_()).mean(), z)
     np.testing.assert_allclose(
-        gradient, (formulas.softmax(z.detach().numpy()) - formulas.softmax(target.numpy())) / 5, atol=1e-14
+        gradient,
+        (formulas.softmax(z.detach().numpy()) - formulas.softmax(target.numpy())) / 5,
+        atol=1e-14,
     )
     (gradient,) = torch.autograd.grad(1e8 * base.kl(target, z, 1e4).mean(), z)  # logit regression
     gap = (z - target).detach().numpy()
-    np.testing.assert_allclose(gradient, (gap - gap.mean(axis=1, keepdims=True)) / 10 / 5, rtol=2e-3, atol=1e-6)
+    np.testing.assert_allclose(
+        gradient, (gap - gap.mean(axis=1, keepdims=True)) / 10 / 5, rtol=2e-3, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("tau", [1.0, 4.0])

@@ -21,7 +21,10 @@ from bench.train import Objective, Trainer
 from methods.base import Method
 from methods.inner import Budget, ce, pgd
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
 DATA = data.load("digits", "unused", limit_train=400, limit_test=40, limit_val=40)
 
 
@@ -44,7 +47,9 @@ def trainer(work: Path, method: Method, **changes: object) -> Trainer:
                 precision=precision)  # type: ignore[arg-type]  # fmt: skip
     torch.manual_seed(0)
     student = models.build(spec.arch, DATA.info).cuda()
-    teachers = {role: models.build("resnet8-w8", DATA.info).cuda() for role in ("robust", "natural")}
+    teachers = {
+        role: models.build("resnet8-w8", DATA.info).cuda() for role in ("robust", "natural")
+    }
     objective = Objective(method, student, teachers, len(DATA.train)).cuda()
     return Trainer(objective, DATA.to("cuda"), spec, work)
 
@@ -73,13 +78,18 @@ def test_a_captured_step_is_the_step_as_written(name: str, tmp_path: Path) -> No
         assert isinstance(advance, acceleration.Replayed)
         assert advance.graph is not None, "the second step waited for the device"
         epoch(other, number, captured=False)
-    a, b = (run.objective.state_dict() | dict(run.averages["ema"].named_parameters()) for run in (one, other))
+    a, b = (
+        run.objective.state_dict() | dict(run.averages["ema"].named_parameters())
+        for run in (one, other)
+    )
     for key in a:
         torch.testing.assert_close(a[key], b[key], rtol=1e-3, atol=1e-4, equal_nan=True, msg=key)
 
 
 @pytest.mark.parametrize(("name", "depends"), [("rslad", False), ("igdm", True)])
-def test_a_step_is_captured_anew_where_it_depends_on_its_epoch(name: str, depends: bool, tmp_path: Path) -> None:
+def test_a_step_is_captured_anew_where_it_depends_on_its_epoch(
+    name: str, depends: bool, tmp_path: Path
+) -> None:
     run = trainer(tmp_path, methods.load(name)())
     first, second = (epoch(run, number, captured=True) for number in range(2))
     assert (first is not second) == depends
@@ -99,13 +109,17 @@ def test_a_run_falls_and_resumes(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         trainer(tmp_path / "killed", methods.load("rslad")()).fit(ignore, kill)
     again: list[dict[str, float]] = []
-    trainer(tmp_path / "killed", methods.load("rslad")()).fit(lambda row, _: again.append(row), ignore)
+    trainer(tmp_path / "killed", methods.load("rslad")()).fit(
+        lambda row, _: again.append(row), ignore
+    )
     assert again[-1]["train/kl_adv"] == pytest.approx(rows[-1]["train/kl_adv"], rel=0.02)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", ["rslad", "gacd"])
-def test_compiled(name: str, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled(
+    name: str, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The loss after three epochs is about that of the run as written, and both checkpoints can be read."""
     ends = []
     for pays in (10**9, 1):
@@ -113,13 +127,17 @@ def test_compiled(name: str, precision: str, tmp_path: Path, monkeypatch: pytest
         rows: list[dict[str, float]] = []
         run = trainer(tmp_path / str(pays), methods.load(name)(), precision=precision)
         run.fit(lambda row, _, rows=rows: rows.append(row), ignore)
-        assert run.path == ["bf16"] * (precision == "bf16") + ["compiled"] * (pays == 1) + ["captured"]
+        assert run.path == ["bf16"] * (precision == "bf16") + ["compiled"] * (pays == 1) + [
+            "captured"
+        ]
         checkpoint.load(tmp_path / str(pays) / "best.pt", "resnet8-w8", DATA.info)
         ends.append(sum(value for key, value in rows[-1].items() if key.startswith("train/")))
     assert ends[1] == pytest.approx(ends[0], rel=0.1)
 
 
-def test_what_cannot_be_compiled_is_captured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_compiled_is_captured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(acceleration, "PAYS", 1)
     run = trainer(tmp_path, methods.load("kdiga")())
     run.fit(ignore, ignore)
@@ -141,11 +159,17 @@ def test_compiled_attacks_find_the_same_images(tmp_path: Path) -> None:
     """In double precision, but for signs of vanishing gradients."""
     run = trainer(tmp_path, methods.load("rslad")())
     net = run.objective.nets.student.double()
-    x, y = torch.rand(16, 1, 8, 8, device="cuda", dtype=torch.float64), torch.arange(16, device="cuda") % 10
+    x, y = (
+        torch.rand(16, 1, 8, 8, device="cuda", dtype=torch.float64),
+        torch.arange(16, device="cuda") % 10,
+    )
     found = []
     for compiled in (False, True):
         if compiled:
-            assert acceleration.compile_networks(run.objective.nets, lambda: net(x).sum()) == "compiled"
+            assert (
+                acceleration.compile_networks(run.objective.nets, lambda: net(x).sum())
+                == "compiled"
+            )
         found.append(pgd(net, x, ce(y), Budget(0.15, 0.06, 3), start="none"))
     assert found[0].ne(found[1]).float().mean() < 1e-3
 
@@ -170,15 +194,29 @@ def test_verdicts_are_those_of_the_cpu() -> None:
     net = models.build("resnet8-w4", DATA.info).eval()
     x, y = data.to_float(DATA.test.x), DATA.test.y
     names = ["fgsm", "pgd20", "aa"]
-    here, there = (attacks.evaluate(net.to(d), x.to(d), y.to(d), names, eps=0.02) for d in ("cpu", "cuda"))
+    here, there = (
+        attacks.evaluate(net.to(d), x.to(d), y.to(d), names, eps=0.02) for d in ("cpu", "cuda")
+    )
     for name in names:
         assert here.robust[name].ne(there.robust[name]).float().mean() <= 0.05, name
 
 
 @pytest.mark.e2e
 def test_a_whole_run(tmp_path: Path) -> None:
-    words = ["run", "--suite", "digits", "--method", "natural", "--student", "resnet8-w4", "--epochs", "2"]
+    words = [
+        "run",
+        "--suite",
+        "digits",
+        "--method",
+        "natural",
+        "--student",
+        "resnet8-w4",
+        "--epochs",
+        "2",
+    ]
     words += ["--seeds", "0", "--device", "cuda"]
-    done = subprocess.run([sys.executable, "-m", "bench", *words], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "bench", *words], cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert "clean" in done.stderr + done.stdout

@@ -40,7 +40,9 @@ def test_direction_of_imports(path: Path) -> None:
 @pytest.mark.parametrize("leaf", LEAVES)
 def test_a_leaf_brings_no_other_package(leaf: str) -> None:
     code = f"import sys, {leaf}; print(*sorted({{'bench', *{LEAVES!r}, 'torch', 'mlflow'}} & sys.modules.keys()))"
-    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+    ).stdout.split()
     assert loaded == [leaf]
 
 
@@ -56,4 +58,6 @@ def test_help_is_quick(words: list[str]) -> None:
 
 
 def test_files_stay_readable() -> None:
-    assert {path.name: count for path in SOURCES if (count := len(path.read_text().splitlines())) > 300} == {}
+    assert {
+        path.name: count for path in SOURCES if (count := len(path.read_text().splitlines())) > 300
+    } == {}

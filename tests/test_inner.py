@@ -26,7 +26,12 @@ def network() -> nn.Sequential:
     """In train mode, but for its Dropout; BatchNorm with statistics of its own."""
     torch.manual_seed(0)
     net = nn.Sequential(
-        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.5), nn.Flatten(), nn.Linear(36, 3)
+        nn.Conv2d(3, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Dropout(0.5),
+        nn.Flatten(),
+        nn.Linear(36, 3),
     )
     net(images(1))
     net[3].eval()
@@ -54,7 +59,9 @@ def test_budget_refuses(values: tuple[float, float, int]) -> None:
         Budget(*values)
 
 
-@pytest.mark.parametrize("values", [(0, 0, 0), (1, 1, 10), (0.1, 0.1, 10), (0.1, 0.15, 1), (0, 0.1, 10)])
+@pytest.mark.parametrize(
+    "values", [(0, 0, 0), (1, 1, 10), (0.1, 0.1, 10), (0.1, 0.15, 1), (0, 0.1, 10)]
+)
 def test_budget_accepts(values: tuple[float, float, int]) -> None:
     """A single step may be longer than the radius, as FGSM's from a random start is; without a radius nothing matters."""
     assert Budget(*values).steps == values[2]
@@ -87,12 +94,16 @@ def test_no_radius_no_change(start: Start) -> None:
     for budget in (Budget(0, 0.1, 5), Budget(0, 0, 0)):
         assert torch.equal(pgd(network(), images(), ce(labels()), budget, start=start), images())
         beyond = 3 * images() - 1
-        assert torch.equal(pgd(network(), beyond, ce(labels()), budget, start=start), beyond.clamp(0, 1))
+        assert torch.equal(
+            pgd(network(), beyond, ce(labels()), budget, start=start), beyond.clamp(0, 1)
+        )
 
 
 @pytest.mark.parametrize("start", STARTS)
 @pytest.mark.parametrize(
-    "budget", [Budget(0.1, 0.02, 10), Budget(0.3, 0.3, 2), Budget(0.1, 0.2, 1), Budget(1, 0.5, 4)], ids=str
+    "budget",
+    [Budget(0.1, 0.02, 10), Budget(0.3, 0.3, 2), Budget(0.1, 0.2, 1), Budget(1, 0.5, 4)],
+    ids=str,
 )
 def test_worst_case_of_a_linear_model(budget: Budget, start: Start) -> None:
     """x + eps sign(w), where the steps together cross the ball; in [0, 1] that is still the worst case."""
@@ -102,7 +113,9 @@ def test_worst_case_of_a_linear_model(budget: Budget, start: Start) -> None:
     with torch.no_grad():
         net[1].weight.copy_(w)
     worst = (x + budget.eps * w.sign().view(x[0].shape)).clamp(0, 1)
-    torch.testing.assert_close(pgd(net, x, lambda net, adv: net(adv).sum(), budget, start=start), worst)
+    torch.testing.assert_close(
+        pgd(net, x, lambda net, adv: net(adv).sum(), budget, start=start), worst
+    )
 
 
 @pytest.mark.parametrize("start", STARTS)
@@ -131,7 +144,12 @@ def test_it_ascends_image_by_image(objective: Callable[[nn.Module, Tensor], Tens
     net, x = network().eval(), images()
     adv = pgd(net, x, objective, BUDGET, start="none")
     assert objective(net, adv) > objective(net, x) + 0.1
-    alone = torch.cat([pgd(net, x[i : i + 1], ce(labels()[i : i + 1]), BUDGET, start="none") for i in range(len(x))])
+    alone = torch.cat(
+        [
+            pgd(net, x[i : i + 1], ce(labels()[i : i + 1]), BUDGET, start="none")
+            for i in range(len(x))
+        ]
+    )
     torch.testing.assert_close(alone, pgd(net, x, ce(labels()), BUDGET, start="none"))
 
 
@@ -144,7 +162,9 @@ def test_objectives_are_sums() -> None:
 
 
 @pytest.mark.parametrize(
-    ("start", "low", "high"), [("uniform", 0.099, 0.1), ("gauss", 0.003, 0.006), ("none", 0, 0)], ids=STARTS
+    ("start", "low", "high"),
+    [("uniform", 0.099, 0.1), ("gauss", 0.003, 0.006), ("none", 0, 0)],
+    ids=STARTS,
 )
 def test_start(start: Start, low: float, high: float) -> None:
     """The largest and the mean distance from x; seeded."""
@@ -157,7 +177,9 @@ def test_start(start: Start, low: float, high: float) -> None:
     assert torch.equal(adv, again)
     if start == "uniform":  # the default
         torch.manual_seed(0)
-        assert torch.equal(adv, pgd(nn.Flatten(), x, lambda net, adv: net(adv).sum(), Budget(0.1, 0, 0)))
+        assert torch.equal(
+            adv, pgd(nn.Flatten(), x, lambda net, adv: net(adv).sum(), Budget(0.1, 0, 0))
+        )
     assert torch.equal(adv, other) == (start == "none")
 
 
@@ -176,9 +198,15 @@ def test_batch_statistics(train: bool) -> None:
     net = network()
     before = {name: value.clone() for name, value in net.state_dict().items()}
     pgd(net, images(), ce(labels()), BUDGET, train=train)
-    changed = {name for name, value in net.state_dict().items() if not torch.equal(value, before[name])}
-    assert changed == ({"1.running_mean", "1.running_var", "1.num_batches_tracked"} if train else set())
-    assert net[1].num_batches_tracked - before["1.num_batches_tracked"] == (BUDGET.steps if train else 0)
+    changed = {
+        name for name, value in net.state_dict().items() if not torch.equal(value, before[name])
+    }
+    assert changed == (
+        {"1.running_mean", "1.running_var", "1.num_batches_tracked"} if train else set()
+    )
+    assert net[1].num_batches_tracked - before["1.num_batches_tracked"] == (
+        BUDGET.steps if train else 0
+    )
 
 
 @pytest.mark.parametrize("train", [False, True])
@@ -220,7 +248,9 @@ def test_mode(training: bool) -> None:
     assert [module.training for module in net.modules()] == before
 
 
-@pytest.mark.parametrize("gradients", [torch.enable_grad, torch.no_grad], ids=["enable_grad", "no_grad"])
+@pytest.mark.parametrize(
+    "gradients", [torch.enable_grad, torch.no_grad], ids=["enable_grad", "no_grad"]
+)
 def test_parameters_are_left_alone(gradients: Callable[[], Any]) -> None:
     """Neither value, .grad nor requires_grad changes, whatever the gradient mode around the call."""
     net, x = network(), images()

@@ -76,9 +76,17 @@ class Store:
         scores = {} if aa is None else {"test/aa": aa, "test/worst": aa}
         self.client.log_batch(
             run_id,
-            metrics=[Metric(key, value, 0, 0) for key, value in (scores | {"test/n": 360} | metrics).items()],
-            params=[Param(key, str(value)) for key, value in ({"eps": 0.15, "training.epochs": 30} | params).items()],
-            tags=[RunTag(key, value) for key, value in (tags | {"mlflow.parentRunId": parent}).items()],
+            metrics=[
+                Metric(key, value, 0, 0)
+                for key, value in (scores | {"test/n": 360} | metrics).items()
+            ],
+            params=[
+                Param(key, str(value))
+                for key, value in ({"eps": 0.15, "training.epochs": 30} | params).items()
+            ],
+            tags=[
+                RunTag(key, value) for key, value in (tags | {"mlflow.parentRunId": parent}).items()
+            ],
         )
         if status != "RUNNING":
             self.client.set_terminated(run_id, status)
@@ -94,7 +102,12 @@ class Store:
         return self.artifacts / run_id / "artifacts" / "verdicts" / "verdicts_best_aa.npz"
 
 
-RUN: tuple[tuple[str, Any], ...] = (("status", "FINISHED"), ("metrics", {}), ("params", {}), ("survived", None))
+RUN: tuple[tuple[str, Any], ...] = (
+    ("status", "FINISHED"),
+    ("metrics", {}),
+    ("params", {}),
+    ("survived", None),
+)
 TAGS = {
     "role": "student",
     "suite": "digits",
@@ -110,33 +123,75 @@ TAGS = {
 
 
 def scores(clean: float, pgd: float, seconds: float, **more: float) -> dict[str, float]:
-    return {"test/clean": clean, "test/pgd20": pgd, "cost/train_seconds": seconds, "train/adv": 1.0, **more}
+    return {
+        "test/clean": clean,
+        "test/pgd20": pgd,
+        "cost/train_seconds": seconds,
+        "train/adv": 1.0,
+        **more,
+    }
 
 
 def fill(tracked: Store) -> None:
     for seed, aa in enumerate((0.71, 0.72, 0.73)):
         last = {"test_last/aa": 0.68, "test_last/pgd20": 0.7} if seed == 0 else {}
         numbers = scores(aa + 0.24, aa + 0.04, 60) | last
-        tracked.run("gacd", aa, variant="tau=0.1", seed=str(seed), metrics=numbers, params={"seed": seed})
+        tracked.run(
+            "gacd", aa, variant="tau=0.1", seed=str(seed), metrics=numbers, params={"seed": seed}
+        )
     short = {"metrics": scores(0.5, 0.3, 6), "params": {"training.epochs": 2}}
     tracked.run("gacd", 0.2, variant="tau=0.1", **short)
     tracked.run("rslad", 0.9, spec_id="again", metrics=scores(0.9, 0.9, 1))
-    tracked.run("rslad", 0.74, spec_id="again", metrics=scores(0.96, 0.76, 150) | {"test_last/aa": 0.7})
+    tracked.run(
+        "rslad", 0.74, spec_id="again", metrics=scores(0.96, 0.76, 150) | {"test_last/aa": 0.7}
+    )
     tracked.run("rslad", 0.95, spec_id="again", status="FAILED", metrics=scores(1, 1, 1))
     tracked.run("rslad", 0.72, seed="1", metrics=scores(0.94, 0.74, 90))
     doubts = '{"softmax-output": "every output is a probability distribution, not logits"}'
-    tracked.run("kd", 0.0, teacher="natural", code_dirty="true", flags=doubts, metrics=scores(0.96, 0.05, 30))
-    tracked.run("ard", None, metrics={"test/clean": 0.9, "test/pgd20": float("inf"), "cost/train_seconds": 30})
+    tracked.run(
+        "kd",
+        0.0,
+        teacher="natural",
+        code_dirty="true",
+        flags=doubts,
+        metrics=scores(0.96, 0.05, 30),
+    )
+    tracked.run(
+        "ard",
+        None,
+        metrics={"test/clean": 0.9, "test/pgd20": float("inf"), "cost/train_seconds": 30},
+    )
     tracked.run("iad", None, status="RUNNING", metrics={"test/clean": 0.9})
     tracked.run("iad", 0.5, status="KILLED", metrics={"test/clean": 0.9})
-    tracked.run("trades", 0.83, role="teacher", student="resnet8-w32", teacher="none", metrics=scores(0.98, 0.84, 70))
-    tracked.run("natural", None, role="teacher", student="resnet8-w32", teacher="none", metrics=scores(0.99, 0.02, 40))
-    named = dict.fromkeys(("variant", "student", "teacher", "status_note", "command", "dataset"), NASTY)
     tracked.run(
-        f"$x$ {NASTY}", 0.4, metrics=scores(0.8, 0.5, 9) | {"test/square: 5000": 0.6, "test/aa_n": 100}, **named
+        "trades",
+        0.83,
+        role="teacher",
+        student="resnet8-w32",
+        teacher="none",
+        metrics=scores(0.98, 0.84, 70),
+    )
+    tracked.run(
+        "natural",
+        None,
+        role="teacher",
+        student="resnet8-w32",
+        teacher="none",
+        metrics=scores(0.99, 0.02, 40),
+    )
+    named = dict.fromkeys(
+        ("variant", "student", "teacher", "status_note", "command", "dataset"), NASTY
+    )
+    tracked.run(
+        f"$x$ {NASTY}",
+        0.4,
+        metrics=scores(0.8, 0.5, 9) | {"test/square: 5000": 0.6, "test/aa_n": 100},
+        **named,
     )
     tracked.run("old", 0.9, experiment="digits@0", metrics=scores(0.9, 0.9, 9))
-    tracked.run("pgd_at", 0.45, experiment="cifar@1", dataset="cifar10", metrics={"test/clean": 0.8})
+    tracked.run(
+        "pgd_at", 0.45, experiment="cifar@1", dataset="cifar10", metrics={"test/clean": 0.8}
+    )
     tracked.run("pgd_at", 0.45, experiment="somebody else's", metrics={"test/clean": 0.8})
 
 
@@ -170,7 +225,9 @@ def test_the_database_says_what_the_client_says(
     )
 
 
-@pytest.mark.parametrize(("suite", "count"), [("cifar", 1), ("digits@0", 1), ("digits", 13), ("none", 0)])
+@pytest.mark.parametrize(
+    ("suite", "count"), [("cifar", 1), ("digits@0", 1), ("digits", 13), ("none", 0)]
+)
 def test_collect_one_suite(uri: str, suite: str, count: int) -> None:
     assert len(store.collect(uri, suite)) == count
 
@@ -195,14 +252,20 @@ def test_a_store_not_made_yet_is_empty_and_stays_unmade(tmp_path: Path) -> None:
     database, out = tmp_path / "mlflow.db", tmp_path / "new" / "out"
     written = leaderboards.write(f"sqlite:///{database}", out)
     assert not database.exists()
-    assert [path.name for path in written] == ["index.html", *(f"leaderboard.{kind}" for kind in KINDS)]
+    assert [path.name for path in written] == [
+        "index.html",
+        *(f"leaderboard.{kind}" for kind in KINDS),
+    ]
     for path in written[:2]:
         assert "python -m bench run --method gacd --suite digits" in path.read_text()
 
 
 def test_write_everything(uri: str, tmp_path: Path) -> None:
     leaderboards.write(uri, tmp_path)
-    kinds = {path.parent.name: sorted(tmp_path.glob(f"{path.parent.name}/*")) for path in tmp_path.glob("*/*")}
+    kinds = {
+        path.parent.name: sorted(tmp_path.glob(f"{path.parent.name}/*"))
+        for path in tmp_path.glob("*/*")
+    }
     counts = {name: len(paths) for name, paths in kinds.items()}
     assert counts == {"assets": 7, "tasks": 4, "methods": 9, "runs": 13}
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == [
@@ -224,28 +287,51 @@ def test_another_teacher_of_the_same_name_is_another_row(tmp_path: Path) -> None
     tracked.run("ard", 0.4, teacher="small", params={"teachers.robust": "small-3"})
     (section,) = table.sections(store.collect(f"sqlite:///{tmp_path}/mlflow.db"))
     rows = sorted((row.label, row.teacher, row.seeds) for row in section.groups[0].ranked)
-    assert rows == [("ard", "big", 2), ("ard", "small", 1), ("ard (teachers.robust=big-2)", "big", 1)]
+    assert rows == [
+        ("ard", "big", 2),
+        ("ard", "small", 1),
+        ("ard (teachers.robust=big-2)", "big", 1),
+    ]
 
 
 def test_what_a_variant_does_not_say_makes_another_row(tmp_path: Path) -> None:
     tracked = Store(f"sqlite:///{tmp_path}/mlflow.db")
     for seed in range(3):
-        tracked.run("ard", 0.5, seed=str(seed), params={"hyper.tau": "1.0", "tuned": "0", "eps": "0.1"})
+        tracked.run(
+            "ard", 0.5, seed=str(seed), params={"hyper.tau": "1.0", "tuned": "0", "eps": "0.1"}
+        )
     tracked.run("ard", 0.9, seed="3", params={"hyper.tau": "2.0", "tuned": "0", "eps": "0.1"})
     tracked.run("ard", 0.8, seed="4", params={"hyper.tau": "1.0", "tuned": "30", "eps": "0.1"})
-    tracked.run("ard", 0.7, seed="5", params={"hyper.tau": "1.0", "tuned": "0", "eps": "0.01"}, sets="param/eps,eps")
+    tracked.run(
+        "ard",
+        0.7,
+        seed="5",
+        params={"hyper.tau": "1.0", "tuned": "0", "eps": "0.01"},
+        sets="param/eps,eps",
+    )
     (section,) = table.sections(store.collect(f"sqlite:///{tmp_path}/mlflow.db"))
     rows = [(row.label, row.seeds) for row in section.groups[0].ranked]
-    assert rows == [("ard (hyper.tau=2.0)", 1), ("ard (tuned=30)", 1), ("ard (eps=0.01)", 1), ("ard", 3)]
+    assert rows == [
+        ("ard (hyper.tau=2.0)", 1),
+        ("ard (tuned=30)", 1),
+        ("ard (eps=0.01)", 1),
+        ("ard", 3),
+    ]
 
 
 def test_sections_come_newest_version_first(runs: pd.DataFrame) -> None:
-    assert [section.experiment for section in table.sections(runs)] == ["cifar@1", "digits@1", "digits@0"]
+    assert [section.experiment for section in table.sections(runs)] == [
+        "cifar@1",
+        "digits@1",
+        "digits@0",
+    ]
 
 
 def test_teachers_stand_apart(runs: pd.DataFrame) -> None:
     text = markdown.render(runs).partition("### Teachers")[2]
-    assert "| trades | digits | resnet8-w32 | 1 | 98.0 | 83.0 [74.4, 89.1] | 83.0 | **84.0** |" in text
+    assert (
+        "| trades | digits | resnet8-w32 | 1 | 98.0 | 83.0 [74.4, 89.1] | 83.0 | **84.0** |" in text
+    )
     assert "| natural | digits | resnet8-w32 | 1 | **99.0** | - | - | 2.0 |" in text
 
 
@@ -253,12 +339,16 @@ def test_markdown_shows_names_as_text(runs: pd.DataFrame) -> None:
     text = markdown.render(runs)
     assert "<script" not in text
     line = next(line for line in text.splitlines() if r"| \$x\$" in line)
-    assert len(re.findall(r"(?<!\\)\|", line)) == len(re.findall(r"\|", "| Rank | Method | Teacher | Seeds |")) + 6
+    assert (
+        len(re.findall(r"(?<!\\)\|", line))
+        == len(re.findall(r"\|", "| Rank | Method | Teacher | Seeds |")) + 6
+    )
     assert "AutoAttack on 100 of them" in text
 
 
 @pytest.mark.parametrize(
-    ("text", "escaped"), [("pgd_at", "pgd_at"), ("_a_", r"\_a\_"), ("a|b\\", r"a\|b\\"), ("a\n<b>", "a &lt;b&gt;")]
+    ("text", "escaped"),
+    [("pgd_at", "pgd_at"), ("_a_", r"\_a\_"), ("a|b\\", r"a\|b\\"), ("a\n<b>", "a &lt;b&gt;")],
 )
 def test_escape(text: str, escaped: str) -> None:
     assert markdown.escape(text) == escaped

@@ -58,7 +58,9 @@ def test_data_and_checkpoint_are_linked_to_run_and_metrics(folder: Path) -> None
     (run,), (model,) = runs(client), models(client)
     (given,) = run.inputs.dataset_inputs
     assert (given.dataset.name, len(given.dataset.digest)) == ("digits", 32)
-    known = json.loads((folder / "artifacts" / run.info.run_id / "artifacts" / "environment.json").read_text())
+    known = json.loads(
+        (folder / "artifacts" / run.info.run_id / "artifacts" / "environment.json").read_text()
+    )
     assert known["data"]["sha256"].startswith(given.dataset.digest)
     assert [output.model_id for output in run.outputs.model_outputs] == [model.model_id]
     assert (model.status, model.source_run_id) == ("READY", run.info.run_id)
@@ -78,7 +80,10 @@ def test_tensors_are_stored_once_and_the_alias_gives_them(
     (run,) = runs(store.client)
     assert version.run_id == run.info.run_id
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store.uri)
-    got = Path(download_artifacts(artifact_uri=f"models:/{MODEL}@best", dst_path=str(tmp_path))) / "best.pt"
+    got = (
+        Path(download_artifacts(artifact_uri=f"models:/{MODEL}@best", dst_path=str(tmp_path)))
+        / "best.pt"
+    )
     assert sha256_of(got) == run.data.tags["sha256.best"]
 
 
@@ -88,12 +93,20 @@ def test_the_note_says_all_and_text_stays_text(folder: Path) -> None:
     text = run.data.tags[note.TAG]
     assert "| best | 90.0 | 75.0 | 62.5 | 62.5 | 50.0 | 50.0 |" in text
     assert "| SWA | 90.0 | 75.0 | 62.5 | 62.5 | - | 50.0 |" in text
-    for part in ("8 test images", "**pgd-far-above-aa**", "Teacher: none", "uncommitted", run.data.tags["command"]):
+    for part in (
+        "8 test images",
+        "**pgd-far-above-aa**",
+        "Teacher: none",
+        "uncommitted",
+        run.data.tags["command"],
+    ):
         assert part in text
     assert run.info.run_name == f"natural ({NASTY}) resnet8-w4 digits seed 0"
     assert "<script" not in group.data.tags[note.TAG]
     assert f"tags.mlflow.parentRunId = '{group.info.run_id}'" in group.data.tags[note.TAG]
-    children = client.search_runs([group.info.experiment_id], f"tags.mlflow.parentRunId = '{group.info.run_id}'")
+    children = client.search_runs(
+        [group.info.experiment_id], f"tags.mlflow.parentRunId = '{group.info.run_id}'"
+    )
     assert [child.info.run_id for child in children] == [run.info.run_id]
     figures = folder / "artifacts" / run.info.run_id / "artifacts" / "figures"
     assert {path.name for path in figures.iterdir()} == {"curves.png", "attacks.png"}
@@ -172,10 +185,14 @@ def test_the_alias_follows_validation_and_never_the_test_images(tmp_path: Path) 
     assert held == ["0", "0", "0", "3"]
 
 
-def test_the_checkpoint_that_taught_has_its_alias_and_is_an_input_of_what_it_taught(tmp_path: Path) -> None:
+def test_the_checkpoint_that_taught_has_its_alias_and_is_an_input_of_what_it_taught(
+    tmp_path: Path,
+) -> None:
     store = Store(tmp_path)
     pupil = records.cell("rslad")
-    teacher = plan.plan(Run(method="rslad", student="resnet8-w4", limit_train=128, limit_test=8), {})[0]
+    teacher = plan.plan(
+        Run(method="rslad", student="resnet8-w4", limit_train=128, limit_test=8), {}
+    )[0]
     assert [teacher.identity] == list(pupil.spec.teachers.values())
     images = data.load("digits", "", 128, 8)
     tags = cell_module.tags(teacher, {})

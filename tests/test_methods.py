@@ -115,14 +115,22 @@ def test_only_what_is_asked_for_is_imported() -> None:
 
 def fault(**members: Any) -> Method:
     """KD with something replaced or added; hyper-parameters as name=(type, field)."""
-    fields = {name: value for name, value in members.items() if isinstance(value, tuple) and name != "recipe"}
+    fields = {
+        name: value
+        for name, value in members.items()
+        if isinstance(value, tuple) and name != "recipe"
+    }
     body = {name: value for name, value in members.items() if name not in fields}
     body |= {
         "__doc__": "Faulty.",
         "__module__": __name__,
         "__annotations__": {n: kind for n, (kind, _) in fields.items()},
     }
-    form = type("Fault", (Kd,), body | {name: field for name, (_, field) in fields.items()} | members.get("extra", {}))
+    form = type(
+        "Fault",
+        (Kd,),
+        body | {name: field for name, (_, field) in fields.items()} | members.get("extra", {}),
+    )
     made: Method = dataclass(frozen=True)(form)()
     return made
 
@@ -157,7 +165,9 @@ def move_teacher(self: Kd, nets: Nets, batch: Batch) -> None:
 
 
 def head_alone(self: Kd, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
-    return {"kl": nets.student.head(nets.student.features(batch.x).detach()).logsumexp(dim=1).mean()}
+    return {
+        "kl": nets.student.head(nets.student.features(batch.x).detach()).logsumexp(dim=1).mean()
+    }
 
 
 COUNT = [0]
@@ -172,56 +182,176 @@ UNCHECKED = {"__post_init__": lambda self: None}
 FAULTS: list[tuple[str, str, dict[str, Any]]] = [
     ("is_documented", "docstring is @dataclass's own", {"extra": {"__doc__": None}}),
     ("is_documented", "docstring: state the formula", {"extra": {"__doc__": " "}}),
-    ("hyper_parameters_are_declared", "declare it", {"gamma": (float, dataclasses.field(default=1.0))}),
-    ("hyper_parameters_are_declared", "no help", {"gamma": (float, hp(1.0, "", low=0.0, high=2.0))}),
-    ("hyper_parameters_are_declared", "no search range", {"gamma": (float, hp(1.0, "share", low=0.0))}),
-    ("hyper_parameters_are_declared", "0.0 <= 3.0 <= 2.0", {"gamma": (float, hp(3.0, "share", low=0.0, high=2.0))}),
-    ("hyper_parameters_are_declared", "2.0 < 1.0", {"gamma": (float, hp(1.5, "share", low=2.0, high=1.0))}),
-    ("hyper_parameters_are_declared", "starts above 0", {"gamma": (float, hp(1.0, "a", low=0.0, high=2.0, log=True))}),
-    ("hyper_parameters_are_declared", "not of type float", {"gamma": (float, hp(1, "share", low=0.0, high=2.0))}),
-    ("hyper_parameters_are_declared", "no flag's type", {"gamma": (tuple, hp((1, 2), "shares")), **UNCHECKED}),
-    ("hyper_parameters_are_declared", "a choice's type", {"gamma": (str, hp("a", "kind", choices=("a", 1)))}),
-    ("official_form_is_declared", "not negative", {"gamma": (float, hp(1.0, "a", low=0.0, high=2.0, official=-1.0))}),
-    ("official_form_is_declared", "no field of the training", {"recipe": (("momentum", 0.8, "as in the script"),)}),
+    (
+        "hyper_parameters_are_declared",
+        "declare it",
+        {"gamma": (float, dataclasses.field(default=1.0))},
+    ),
+    (
+        "hyper_parameters_are_declared",
+        "no help",
+        {"gamma": (float, hp(1.0, "", low=0.0, high=2.0))},
+    ),
+    (
+        "hyper_parameters_are_declared",
+        "no search range",
+        {"gamma": (float, hp(1.0, "share", low=0.0))},
+    ),
+    (
+        "hyper_parameters_are_declared",
+        "0.0 <= 3.0 <= 2.0",
+        {"gamma": (float, hp(3.0, "share", low=0.0, high=2.0))},
+    ),
+    (
+        "hyper_parameters_are_declared",
+        "2.0 < 1.0",
+        {"gamma": (float, hp(1.5, "share", low=2.0, high=1.0))},
+    ),
+    (
+        "hyper_parameters_are_declared",
+        "starts above 0",
+        {"gamma": (float, hp(1.0, "a", low=0.0, high=2.0, log=True))},
+    ),
+    (
+        "hyper_parameters_are_declared",
+        "not of type float",
+        {"gamma": (float, hp(1, "share", low=0.0, high=2.0))},
+    ),
+    (
+        "hyper_parameters_are_declared",
+        "no flag's type",
+        {"gamma": (tuple, hp((1, 2), "shares")), **UNCHECKED},
+    ),
+    (
+        "hyper_parameters_are_declared",
+        "a choice's type",
+        {"gamma": (str, hp("a", "kind", choices=("a", 1)))},
+    ),
+    (
+        "official_form_is_declared",
+        "not negative",
+        {"gamma": (float, hp(1.0, "a", low=0.0, high=2.0, official=-1.0))},
+    ),
+    (
+        "official_form_is_declared",
+        "no field of the training",
+        {"recipe": (("momentum", 0.8, "as in the script"),)},
+    ),
     ("official_form_is_declared", "no reason", {"recipe": (("lr", 0.01, " "),)}),
     ("no_flag_is_shadowed", "student", {"student": (str, hp("a", "kind", choices=("a", "b")))}),
     ("values_survive_json", "becomes", {"gamma": (tuple, hp((1, 2), "shares")), **UNCHECKED}),
     ("bad_values_are_refused", "alpha = nan is accepted", UNCHECKED),
     ("terms_are_finite_scalars", "no terms", {"loss": lambda *_: {}}),
     ("terms_are_finite_scalars", "shape", {"loss": instead(lambda loss, nets, batch: loss[None])}),
-    ("terms_are_finite_scalars", "nan", {"loss": instead(lambda loss, nets, batch: loss * float("nan"))}),
-    ("terms_are_finite_scalars", "inf", {"loss": instead(lambda loss, n, b: loss / (b.y - b.y[0]).count_nonzero())}),
-    ("terms_are_finite_scalars", "is no name", {"loss": lambda self, nets, batch, adv: {"a/b": adv.sum()}}),
+    (
+        "terms_are_finite_scalars",
+        "nan",
+        {"loss": instead(lambda loss, nets, batch: loss * float("nan"))},
+    ),
+    (
+        "terms_are_finite_scalars",
+        "inf",
+        {"loss": instead(lambda loss, n, b: loss / (b.y - b.y[0]).count_nonzero())},
+    ),
+    (
+        "terms_are_finite_scalars",
+        "is no name",
+        {"loss": lambda self, nets, batch, adv: {"a/b": adv.sum()}},
+    ),
     ("gradient_reaches_student_and_parts", "reaches student.trunk", {"loss": head_alone}),
-    ("gradient_reaches_student_and_parts", "reaches parts.spare", {"build": lambda *_: {"spare": nn.Linear(1, 1)}}),
-    ("teachers_and_batch_are_untouched", "running_mean of teacher", {"loss": also(teach_in_train_mode)}),
+    (
+        "gradient_reaches_student_and_parts",
+        "reaches parts.spare",
+        {"build": lambda *_: {"spare": nn.Linear(1, 1)}},
+    ),
+    (
+        "teachers_and_batch_are_untouched",
+        "running_mean of teacher",
+        {"loss": also(teach_in_train_mode)},
+    ),
     ("teachers_and_batch_are_untouched", "weight of teacher", {"after_step": move_teacher}),
     (
         "teachers_and_batch_are_untouched",
         "left eval mode",
         {"loss": also(lambda nets, batch: nets.teacher.linear.train())},
     ),
-    ("teachers_and_batch_are_untouched", "unfrozen", {"after_step": lambda s, nets, b: nets.teacher.requires_grad_()}),
-    ("teachers_and_batch_are_untouched", "x was changed", {"loss": also(lambda nets, batch: batch.x.mul_(0.5))}),
-    ("teachers_and_batch_are_untouched", "x requires", {"loss": also(lambda nets, batch: batch.x.requires_grad_())}),
-    ("teachers_and_batch_are_untouched", "y was changed", {"loss": also(lambda nets, batch: batch.y.zero_())}),
-    ("teachers_and_batch_are_untouched", "index was", {"after_step": lambda self, nets, batch: batch.index.zero_()}),
+    (
+        "teachers_and_batch_are_untouched",
+        "unfrozen",
+        {"after_step": lambda s, nets, b: nets.teacher.requires_grad_()},
+    ),
+    (
+        "teachers_and_batch_are_untouched",
+        "x was changed",
+        {"loss": also(lambda nets, batch: batch.x.mul_(0.5))},
+    ),
+    (
+        "teachers_and_batch_are_untouched",
+        "x requires",
+        {"loss": also(lambda nets, batch: batch.x.requires_grad_())},
+    ),
+    (
+        "teachers_and_batch_are_untouched",
+        "y was changed",
+        {"loss": also(lambda nets, batch: batch.y.zero_())},
+    ),
+    (
+        "teachers_and_batch_are_untouched",
+        "index was",
+        {"after_step": lambda self, nets, batch: batch.index.zero_()},
+    ),
     ("modes_are_restored", "another mode", {"loss": also(lambda nets, batch: nets.student.eval())}),
-    ("modes_are_restored", "another mode", {"loss": also(lambda nets, batch: nets.student.eval().train())}),
-    ("modes_are_restored", "requires_grad", {"loss": also(lambda nets, batch: nets.student.requires_grad_())}),
-    ("same_seed_same_terms", "becomes", {"loss": instead(lambda loss, nets, batch: loss * np.random.rand())}),
+    (
+        "modes_are_restored",
+        "another mode",
+        {"loss": also(lambda nets, batch: nets.student.eval().train())},
+    ),
+    (
+        "modes_are_restored",
+        "requires_grad",
+        {"loss": also(lambda nets, batch: nets.student.requires_grad_())},
+    ),
+    (
+        "same_seed_same_terms",
+        "becomes",
+        {"loss": instead(lambda loss, nets, batch: loss * np.random.rand())},
+    ),
     ("state_is_saved", "becomes", {"loss": instead(counted)}),
-    ("attack_stays_in_the_ball", "outside the ball", {"attack": lambda self, nets, batch: 1 - batch.x}),
-    ("attack_stays_in_the_ball", "outside .0, 1.", {"attack": lambda self, nets, batch: batch.x - 0.09}),
-    ("attack_stays_in_the_ball", "require", {"attack": lambda self, nets, batch: batch.x.clone().requires_grad_()}),
+    (
+        "attack_stays_in_the_ball",
+        "outside the ball",
+        {"attack": lambda self, nets, batch: 1 - batch.x},
+    ),
+    (
+        "attack_stays_in_the_ball",
+        "outside .0, 1.",
+        {"attack": lambda self, nets, batch: batch.x - 0.09},
+    ),
+    (
+        "attack_stays_in_the_ball",
+        "require",
+        {"attack": lambda self, nets, batch: batch.x.clone().requires_grad_()},
+    ),
     ("attack_is_declared", "adversarial = True", {"adversarial": True}),
     ("attack_is_declared", "adversarial = True", {"attack": PgdAt.attack}),
-    ("attack_is_declared", "adversarial = False", {"adversarial": False, "attack": PgdAt.attack, "loss": PgdAt.loss}),
-    ("loss_falls", "in epoch 0", {"loss": instead(lambda loss, nets, batch: 2 * loss.detach() - loss)}),
+    (
+        "attack_is_declared",
+        "adversarial = False",
+        {"adversarial": False, "attack": PgdAt.attack, "loss": PgdAt.loss},
+    ),
+    (
+        "loss_falls",
+        "in epoch 0",
+        {"loss": instead(lambda loss, nets, batch: 2 * loss.detach() - loss)},
+    ),
     (
         "loss_falls",
         "in epoch 2",
-        {"loss": instead(lambda loss, nets, batch: loss if batch.epoch < 2 else 2 * loss.detach() - loss)},
+        {
+            "loss": instead(
+                lambda loss, nets, batch: loss if batch.epoch < 2 else 2 * loss.detach() - loss
+            )
+        },
     ),
 ]
 
@@ -230,7 +360,10 @@ FAULTS: list[tuple[str, str, dict[str, Any]]] = [
     ("test", "message", "members"), FAULTS, ids=[f"{test}-{message}" for test, message, _ in FAULTS]
 )
 def test_contract_finds_the_fault(test: str, message: str, members: dict[str, Any]) -> None:
-    check, grid = getattr(Contract(), f"test_{test}"), {"classes": 3} if test.startswith(("terms", "gradient")) else {}
+    check, grid = (
+        getattr(Contract(), f"test_{test}"),
+        {"classes": 3} if test.startswith(("terms", "gradient")) else {},
+    )
     check(case=Kd(), **grid)
     with pytest.raises((AssertionError, ValueError), match=message):
         check(case=fault(**members), **grid)

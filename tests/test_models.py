@@ -91,12 +91,16 @@ def test_the_name_states_the_width(arch: str, width: int) -> None:
         assert models.build(arch, CIFAR10).width == width
 
 
-@pytest.mark.parametrize(("arch", "quarter"), [("resnet8-w4", "resnet8-w4-s2"), ("resnet18-w4", "resnet18-w4-s2")])
+@pytest.mark.parametrize(
+    ("arch", "quarter"), [("resnet8-w4", "resnet8-w4-s2"), ("resnet18-w4", "resnet18-w4-s2")]
+)
 def test_a_stem_of_stride_2_has_a_quarter_of_the_pixels(arch: str, quarter: str) -> None:
     sizes: list[int] = []
     for name in (arch, quarter):
         net = models.build(name, CIFAR10)
-        net.layer1.register_forward_hook(lambda module, given, out: sizes.append(out.shape[2:].numel()))
+        net.layer1.register_forward_hook(
+            lambda module, given, out: sizes.append(out.shape[2:].numel())
+        )
         assert net(images(CIFAR10)).shape == (2, 10)
     assert sizes == [1024, 256]
 
@@ -143,7 +147,9 @@ class Plain:
         return F.batch_norm(x, *(self.state[f"{name}.{kind}"] for kind in kinds))
 
     def pooled(self, name: str, x: Tensor) -> Tensor:
-        return F.linear(x.mean(dim=(2, 3)), self.state[f"{name}.weight"], self.state[f"{name}.bias"])
+        return F.linear(
+            x.mean(dim=(2, 3)), self.state[f"{name}.weight"], self.state[f"{name}.bias"]
+        )
 
 
 def resnet18(net: Plain, x: Tensor) -> Tensor:
@@ -152,9 +158,16 @@ def resnet18(net: Plain, x: Tensor) -> Tensor:
     for stage, block in ((stage, block) for stage in range(1, 5) for block in range(2)):
         at, stride = f"layer{stage}.{block}", 2 if stage > 1 and block == 0 else 1
         out = net.bn(
-            f"{at}.bn2", net.conv(f"{at}.conv2", F.relu(net.bn(f"{at}.bn1", net.conv(f"{at}.conv1", x, stride))))
+            f"{at}.bn2",
+            net.conv(
+                f"{at}.conv2", F.relu(net.bn(f"{at}.bn1", net.conv(f"{at}.conv1", x, stride)))
+            ),
         )
-        kept = net.bn(f"{at}.shortcut.1", net.conv(f"{at}.shortcut.0", x, stride)) if stride == 2 else x
+        kept = (
+            net.bn(f"{at}.shortcut.1", net.conv(f"{at}.shortcut.0", x, stride))
+            if stride == 2
+            else x
+        )
         x = F.relu(out + kept)
     return net.pooled("linear", x)
 
@@ -165,7 +178,9 @@ def wrn16(net: Plain, x: Tensor) -> Tensor:
     for stage, block in ((stage, block) for stage in range(1, 4) for block in range(2)):
         at, stride = f"block{stage}.layer.{block}", 2 if stage > 1 and block == 0 else 1
         active = F.relu(net.bn(f"{at}.bn1", x))
-        out = net.conv(f"{at}.conv2", F.relu(net.bn(f"{at}.bn2", net.conv(f"{at}.conv1", active, stride))))
+        out = net.conv(
+            f"{at}.conv2", F.relu(net.bn(f"{at}.bn2", net.conv(f"{at}.conv1", active, stride)))
+        )
         x = out + (net.conv(f"{at}.convShortcut", active, stride) if block == 0 else x)
     return net.pooled("fc", F.relu(net.bn("bn1", x)))
 
@@ -186,14 +201,17 @@ def mobilenetv2(net: Plain, x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("arch", "reference"), [("resnet18-w4", resnet18), ("wrn16-2", wrn16), ("mobilenetv2", mobilenetv2)]
+    ("arch", "reference"),
+    [("resnet18-w4", resnet18), ("wrn16-2", wrn16), ("mobilenetv2", mobilenetv2)],
 )
 def test_logits_are_those_of_the_published_architecture(
     arch: str, reference: Callable[[Plain, Tensor], Tensor]
 ) -> None:
     net, x = lively(arch, CIFAR10), images(CIFAR10)
     with torch.no_grad():
-        torch.testing.assert_close(net(x), reference(Plain(net.state_dict()), (x - net.mean) / net.std))
+        torch.testing.assert_close(
+            net(x), reference(Plain(net.state_dict()), (x - net.mean) / net.std)
+        )
 
 
 @pytest.mark.parametrize(
@@ -217,7 +235,9 @@ def test_logits_are_those_of_the_published_architecture(
         ("wrn10-0", "width must be between"),
     ],
 )
-@pytest.mark.parametrize("call", [models.check, lambda arch: models.build(arch, DIGITS)], ids=["check", "build"])
+@pytest.mark.parametrize(
+    "call", [models.check, lambda arch: models.build(arch, DIGITS)], ids=["check", "build"]
+)
 def test_names_out_of_pattern_are_refused(call: Callable[[str], Any], arch: str, said: str) -> None:
     with pytest.raises(UsageError, match=said) as caught:
         call(arch)
@@ -245,14 +265,20 @@ def pair(state: State, shape: tuple[int, ...] = (-1,)) -> State:
 
 def trades(state: State) -> State:
     """With the block that the TRADES release stores and never uses; trained on raw pixels."""
-    unused = {name.replace("block1", "sub_block1"): tensor * 2 for name, tensor in state.items() if "block1." in name}
+    unused = {
+        name.replace("block1", "sub_block1"): tensor * 2
+        for name, tensor in state.items()
+        if "block1." in name
+    }
     assert unused
     return without_normalisation(state) | unused
 
 
 def old(state: State) -> State:
     """As before BatchNorm counted its batches."""
-    return {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
+    return {
+        name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")
+    }
 
 
 DRESSES: dict[str, Callable[[State], State]] = {
@@ -269,11 +295,15 @@ DRESSES: dict[str, Callable[[State], State]] = {
     "pair of images": lambda state: pair(state, (1, -1, 1, 1)),
     "pair in DataParallel": lambda state: {"state_dict": prefixed(pair(state), "module.")},
     "pair in model": lambda state: prefixed(pair(state), "model."),
-    "float64": lambda state: {name: t.double() if t.is_floating_point() else t for name, t in state.items()},
+    "float64": lambda state: {
+        name: t.double() if t.is_floating_point() else t for name, t in state.items()
+    },
 }
 RAW: dict[str, Callable[[State], State]] = {
     "raw pixels": without_normalisation,
-    "raw pixels in DataParallel": lambda state: {"state_dict": prefixed(without_normalisation(state), "module.")},
+    "raw pixels in DataParallel": lambda state: {
+        "state_dict": prefixed(without_normalisation(state), "module.")
+    },
 }
 
 
@@ -309,7 +339,10 @@ def test_what_is_saved_is_read_again(tmp_path: Path) -> None:
     checkpoint.save(file, {"state_dict": net.state_dict(), "epoch": 3, "val": 0.25, "names": ["a"]})
     content = checkpoint.read(file, checkpoint.sha256_of(file).upper())
     assert (content["epoch"], content["val"], content["names"]) == (3, 0.25, ["a"])
-    assert all(torch.equal(content["state_dict"][name], tensor) for name, tensor in net.state_dict().items())
+    assert all(
+        torch.equal(content["state_dict"][name], tensor)
+        for name, tensor in net.state_dict().items()
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["net.pt"]
 
 
@@ -319,7 +352,9 @@ def test_another_hash_is_refused(tmp_path: Path) -> None:
     right = checkpoint.sha256_of(file)
     assert checkpoint.load(file, "resnet8-w4", DIGITS, right)
     file.write_bytes(file.read_bytes() + b"\0")
-    with pytest.raises(BenchError, match=f"sha256 {checkpoint.sha256_of(file)[:16]}.*not {right[:16]}") as caught:
+    with pytest.raises(
+        BenchError, match=f"sha256 {checkpoint.sha256_of(file)[:16]}.*not {right[:16]}"
+    ) as caught:
         checkpoint.load(file, "resnet8-w4", DIGITS, right)
     assert "\n" not in str(caught.value)
 
@@ -386,7 +421,10 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "empty": (lambda file: file.touch(), DAMAGED),
     "text": (lambda file: file.write_text("Not Found\n"), DAMAGED),
     "page": (lambda file: file.write_text("<!DOCTYPE html>\n<html>moved</html>"), DAMAGED),
-    "pointer": (lambda file: file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n"), DAMAGED),
+    "pointer": (
+        lambda file: file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n"),
+        DAMAGED,
+    ),
     "cut zip": (cut(0.5), DAMAGED),
     "zip without end": (cut(0.99), DAMAGED),
     "first bytes of a zip": (cut(0.01), DAMAGED),
@@ -396,7 +434,10 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "tensor": (saved(torch.zeros(3)), "holds a Tensor, not"),
     "nothing": (saved({}), "no tensors of a network"),
     "only numbers": (saved({"epoch": 3, "state_dict": {}}), "no tensors of a network"),
-    "deeper": (saved(lambda: state("resnet14-w4")), r"not a resnet8-w4: .*tensors differ, 'layer1\.1"),
+    "deeper": (
+        saved(lambda: state("resnet14-w4")),
+        r"not a resnet8-w4: .*tensors differ, 'layer1\.1",
+    ),
     "another family": (saved(lambda: state("wrn10-1")), "not a resnet8-w4: .*tensors differ"),
     "wider": (saved(lambda: state("resnet8-w8")), r"not a resnet8-w4 for digits: \S+ has shape"),
     "more classes": (
@@ -404,19 +445,31 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
         r"resnet8-w4 for digits: \S+ has shape",
     ),
     "head of 20 classes": (
-        saved(lambda: state() | {"linear.weight": torch.zeros(20, 16), "linear.bias": torch.zeros(20)}),
+        saved(
+            lambda: state() | {"linear.weight": torch.zeros(20, 16), "linear.bias": torch.zeros(20)}
+        ),
         r"linear\.weight has shape \(20, 16\), not \(10, 16\)",
     ),
-    "no head": (saved(lambda: {k: v for k, v in state().items() if "linear" not in k}), r"2 of .*'linear\.bias'"),
-    "one more": (saved(lambda: state() | {"extra": torch.zeros(1)}), "1 of .* tensors differ, 'extra'"),
+    "no head": (
+        saved(lambda: {k: v for k, v in state().items() if "linear" not in k}),
+        r"2 of .*'linear\.bias'",
+    ),
+    "one more": (
+        saved(lambda: state() | {"extra": torch.zeros(1)}),
+        "1 of .* tensors differ, 'extra'",
+    ),
     "error page": (lambda file: file.write_text("error: access denied\n"), DAMAGED),
     "beginning of a legacy file": (beginning, DAMAGED),
     "transposed": (saved(transposed), r"linear\.weight has shape \(16, 10\), not \(10, 16\)"),
 }
 
 
-@pytest.mark.parametrize(("write", "said"), [pytest.param(*case, id=name) for name, case in REFUSED.items()])
-def test_what_does_not_fit_is_refused_in_one_line(write: Callable[[Path], Any], said: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("write", "said"), [pytest.param(*case, id=name) for name, case in REFUSED.items()]
+)
+def test_what_does_not_fit_is_refused_in_one_line(
+    write: Callable[[Path], Any], said: str, tmp_path: Path
+) -> None:
     file = tmp_path / "net.pt"
     write(file)
     with pytest.raises(BenchError, match=said) as caught:
@@ -436,10 +489,15 @@ def refuse(*given: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("owner", "name", "broken"), [(torch, "save", half_written), (os, "fsync", refuse), (Path, "replace", refuse)]
+    ("owner", "name", "broken"),
+    [(torch, "save", half_written), (os, "fsync", refuse), (Path, "replace", refuse)],
 )
 def test_a_failed_write_leaves_the_old_file(
-    owner: Any, name: str, broken: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    owner: Any,
+    name: str,
+    broken: Callable[..., None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     file = tmp_path / "net.pt"
     checkpoint.save(file, {"epoch": 1})
@@ -454,12 +512,16 @@ def test_a_failed_write_leaves_the_old_file(
     assert [path.name for path in tmp_path.iterdir()] == ["net.pt"]
 
 
-def test_the_file_is_on_disk_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_file_is_on_disk_before_it_gets_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     events: list[str] = []
     fsync, replace = os.fsync, Path.replace
     monkeypatch.setattr(os, "fsync", lambda file: (events.append("fsync"), fsync(file))[1])
     monkeypatch.setattr(
-        Path, "replace", lambda self, to: (events.append(f"{self.name} -> {to.name}"), replace(self, to))
+        Path,
+        "replace",
+        lambda self, to: (events.append(f"{self.name} -> {to.name}"), replace(self, to)),
     )
     checkpoint.save(tmp_path / "net.pt", {"epoch": 1})
     assert events == ["fsync", "net.pt.part -> net.pt"]

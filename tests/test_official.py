@@ -45,7 +45,9 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(AutoAttack, "__init__", shortened)
 
 
-def official(task: Task, eps: float, norm: str = "Linf", batch_size: int = 250, **kind: Any) -> Tensor:
+def official(
+    task: Task, eps: float, norm: str = "Linf", batch_size: int = 250, **kind: Any
+) -> Tensor:
     """The official verdicts (N,) with seed 0; `targets` are those of APGD-T and FAB-T."""
     net, x, y = copy.deepcopy(task[0]).requires_grad_(False), task[1], task[2]
     targets = kind.pop("targets", 9)
@@ -67,7 +69,10 @@ def telling(verdict: Tensor) -> bool:
 @pytest.mark.parametrize(("norm", "eps"), [("Linf", 0.12), ("L2", 0.6)])
 def test_standard_with_the_full_budgets(task: Task, norm: str, eps: float) -> None:
     want = official(task, eps, norm)
-    assert evaluate(*task, ("aa",), eps=eps, norm=norm, probes=0).robust["aa"].tolist() == want.tolist()
+    assert (
+        evaluate(*task, ("aa",), eps=eps, norm=norm, probes=0).robust["aa"].tolist()
+        == want.tolist()
+    )
     assert telling(want)
 
 
@@ -87,7 +92,9 @@ def test_standard(task: Task, norm: str, eps: float, batch_size: int) -> None:
 def test_plus_and_rand(task: Task, version: str, norm: str, eps: float) -> None:
     want = official(task, eps, norm, version=version)
     assert (
-        evaluate(*task, (f"aa_{version}",), eps=eps, norm=norm, probes=0).robust[f"aa_{version}"].tolist()
+        evaluate(*task, (f"aa_{version}",), eps=eps, norm=norm, probes=0)
+        .robust[f"aa_{version}"]
+        .tolist()
         == want.tolist()
     )
     assert telling(want)
@@ -96,9 +103,14 @@ def test_plus_and_rand(task: Task, version: str, norm: str, eps: float) -> None:
 @pytest.mark.usefixtures("short")
 @pytest.mark.parametrize(
     ("classes", "eps", "parts"),
-    [(3, 0.2, ["apgd-ce", "apgd-dlr", "fab-t", "square"]), (2, 0.3, ["apgd-ce", "fab-t", "square"])],
+    [
+        (3, 0.2, ["apgd-ce", "apgd-dlr", "fab-t", "square"]),
+        (2, 0.3, ["apgd-ce", "fab-t", "square"]),
+    ],
 )
-def test_two_and_three_classes_keep_the_losses_that_are_defined(classes: int, eps: float, parts: list[str]) -> None:
+def test_two_and_three_classes_keep_the_losses_that_are_defined(
+    classes: int, eps: float, parts: list[str]
+) -> None:
     task = trained(classes)
     assert [part.kind for part in components("aa", classes)] == parts
     want = official(task, eps, version="custom", attacks=parts, targets=classes - 1)
@@ -123,7 +135,10 @@ def test_a_hundred_classes_have_nine_targets() -> None:
 @pytest.mark.parametrize("at", [0, 5])
 def test_one_image(task: Task, at: int) -> None:
     one = (task[0], task[1][at : at + 1], task[2][at : at + 1])
-    assert evaluate(*one, ("aa",), eps=0.12, probes=0).robust["aa"].tolist() == official(one, 0.12).tolist()
+    assert (
+        evaluate(*one, ("aa",), eps=0.12, probes=0).robust["aa"].tolist()
+        == official(one, 0.12).tolist()
+    )
 
 
 def test_no_images(task: Task) -> None:

@@ -49,7 +49,9 @@ def test_every_name_is_text_on_every_page(site: dict[str, str]) -> None:
     for path, text in site.items():
         read = Reader(text)
         scripts = [dict(attributes) for tag, attributes in read.elements if tag == "script"]
-        assert {(script.get("src") or "").removeprefix("../") or None for script in scripts} <= allowed
+        assert {
+            (script.get("src") or "").removeprefix("../") or None for script in scripts
+        } <= allowed
         assert "b" not in read.tags
         assert not [name for name, _ in read.attributes if name.startswith("on")]
         ids = [value for name, value in read.attributes if name == "id"]
@@ -62,9 +64,13 @@ def test_links_lead_to_pages(site: dict[str, str]) -> None:
     beside = {f"leaderboard.{kind}" for kind in KINDS}
     static = {f"assets/{file.name}" for file in leaderboards.STATIC.iterdir()}
     for path, text in site.items():
-        found = [value for name, value in Reader(text).attributes if name in ("href", "src") and value]
+        found = [
+            value for name, value in Reader(text).attributes if name in ("href", "src") and value
+        ]
         targets = {
-            posixpath.normpath(posixpath.join(posixpath.dirname(path), link)) for link in found if link[0] != "#"
+            posixpath.normpath(posixpath.join(posixpath.dirname(path), link))
+            for link in found
+            if link[0] != "#"
         }
         assert targets - {"data:,", "../data:,", *beside, *static} <= site.keys() | {
             f"{posixpath.dirname(path)}/data:,"
@@ -85,15 +91,23 @@ def test_file_names_are_safe_and_never_shared() -> None:
     ]
     names = files(keys)
     assert len({name.lower() for name in names.values()}) == len(keys)
-    assert all(re.fullmatch(r"[A-Za-z0-9@_-][A-Za-z0-9@._-]{0,100}", name) for name in names.values())
-    assert files([("digits@3", "digits", "net")]) == {("digits@3", "digits", "net"): "digits@3-digits-net"}
+    assert all(
+        re.fullmatch(r"[A-Za-z0-9@_-][A-Za-z0-9@._-]{0,100}", name) for name in names.values()
+    )
+    assert files([("digits@3", "digits", "net")]) == {
+        ("digits@3", "digits", "net"): "digits@3-digits-net"
+    }
 
 
 def test_names_stand_apart_and_within_a_narrow_frame() -> None:
-    points = Series("", [98.9, 99.0, 97.0], [81.9, 81.6, 80.0], names=["a", "b", "x" * 34], shown=[True] * 3)
+    points = Series(
+        "", [98.9, 99.0, 97.0], [81.9, 81.6, 80.0], names=["a", "b", "x" * 34], shown=[True] * 3
+    )
     view = View("scatter", "", "", "", "", (points,), frame=((96, 100), (72, 85)))
     found = {name["text"]: name for name in charts.chart(view)["layout"]["annotations"]}
-    heights = [320 * (85 - found[name]["y"]) / 13 + found[name]["ay"] for name in ("a", "b", "x" * 34)]
+    heights = [
+        320 * (85 - found[name]["y"]) / 13 + found[name]["ay"] for name in ("a", "b", "x" * 34)
+    ]
     assert heights[0] + 17 <= heights[1] <= heights[2] - 17
     assert [found[name]["xanchor"] for name in ("a", "x" * 34)] == ["left", "right"]
     assert all(name["ay"] <= -17 for name in found.values())
@@ -103,7 +117,10 @@ def test_long_curves_are_thinned_and_end_where_they_end() -> None:
     (view,) = of_run({"val/robust": (range(250), [0.001 * (step % 250) for step in range(250)])})
     (line,) = view.series
     assert line.x == range(1, 250, 4)
-    assert (line.y[-1], view.caption) == (pytest.approx(24.9), "robust from 0 to 24.9, highest 24.9 at epoch 249.")
+    assert (line.y[-1], view.caption) == (
+        pytest.approx(24.9),
+        "robust from 0 to 24.9, highest 24.9 at epoch 249.",
+    )
     (odd,) = of_run({"lr": ([0, 1, 4], [1.0, 2.0, 3.0])})[0].series
     assert odd.x == [0, 1, 4]
 
@@ -113,11 +130,30 @@ def test_front_page_shows_every_task(site: dict[str, str]) -> None:
     assert read.tables["Tasks"] == [
         ["Task", "First rank", "AutoAttack", "Kept", "Rows", "Runs"],
         ["cifar10, resnet8-w4 cifar@1", "pgd_at", "45.0 [35.6, 54.8]", "-", "1", "1"],
-        [f"{NASTY}, {NASTY} digits@1", f"$x$ {NASTY} ({NASTY})", "40.0 [30.9, 49.8]", "-", "1", "1"],
-        ["digits, resnet8-w4 digits@1", "rslad, gacd (tau=0.1)", "73.0 ± 1.4 [57.5, 87.5]", "-", "5", "8"],
+        [
+            f"{NASTY}, {NASTY} digits@1",
+            f"$x$ {NASTY} ({NASTY})",
+            "40.0 [30.9, 49.8]",
+            "-",
+            "1",
+            "1",
+        ],
+        [
+            "digits, resnet8-w4 digits@1",
+            "rslad, gacd (tau=0.1)",
+            "73.0 ± 1.4 [57.5, 87.5]",
+            "-",
+            "5",
+            "8",
+        ],
     ]
-    assert [line[0] for line in read.tables["Older protocol versions"]] == ["Task", "digits, resnet8-w4 digits@0"]
-    assert ["trades", "83.0 [74.4, 89.1]", "digits", "resnet8-w32"] in [line[:4] for line in read.tables["Teachers"]]
+    assert [line[0] for line in read.tables["Older protocol versions"]] == [
+        "Task",
+        "digits, resnet8-w4 digits@0",
+    ]
+    assert ["trades", "83.0 [74.4, 89.1]", "digits", "resnet8-w32"] in [
+        line[:4] for line in read.tables["Teachers"]
+    ]
     assert "l-infinity, eps 0.15 in pixels of [0, 1]" in read.text
 
 
@@ -125,7 +161,10 @@ def test_task_page_holds_the_table(page: str) -> None:
     read = Reader(page)
     assert read.tables["digits, resnet8-w4"] == TASK
     assert "no AutoAttack, Worst, PGD-20" in read.text
-    assert "softmax-output in 1 of 1 runs: every output is a probability distribution, not logits" in read.text
+    assert (
+        "softmax-output in 1 of 1 runs: every output is a probability distribution, not logits"
+        in read.text
+    )
 
 
 def test_charts_hold_what_was_measured(page: str) -> None:
@@ -141,7 +180,13 @@ def test_charts_hold_what_was_measured(page: str) -> None:
     assert "no row beats in both: rslad and gacd (tau=0.1)." in charts["scatter"]["caption"]
     assert "1 row lies below the frame" in charts["scatter"]["caption"]
     dots, means = charts["seeds"]["data"]
-    assert sorted(zip(dots["y"], dots["x"], strict=True)) == [(0, 72), (0, 74), (1, 71), (1, 72), (1, 73)]
+    assert sorted(zip(dots["y"], dots["x"], strict=True)) == [
+        (0, 72),
+        (0, 74),
+        (1, 71),
+        (1, 72),
+        (1, 73),
+    ]
     assert means["error_x"]["array"][0] == pytest.approx(87.5 - 73, abs=0.1)
     assert "From best to last, rslad loses most: 4.0 points." in charts["last"]["caption"]
     assert [mark["x"] for mark in charts["cost"]["data"]] == [[2, 1, 0.1, 0.5]]
@@ -160,8 +205,14 @@ def test_accuracy_against_eps_is_drawn_where_there_are_several(tmp_path: Path) -
 
 
 def test_long_fractions_are_short_and_pixels_are_of_255() -> None:
-    recorded = {"eps": str(8 / 255), "inner_step": str(2.5 / 255), "training.lr": "0.2767710726805693"}
-    said = dict(protocol.words([{f"param/{name}": text for name, text in recorded.items()} | {"seed": "0"}]))
+    recorded = {
+        "eps": str(8 / 255),
+        "inner_step": str(2.5 / 255),
+        "training.lr": "0.2767710726805693",
+    }
+    said = dict(
+        protocol.words([{f"param/{name}": text for name, text in recorded.items()} | {"seed": "0"}])
+    )
     assert (said["Threat"], said["Inner attack"], said["Training"]) == (
         "l-infinity, eps 8/255 in pixels of [0, 1]", "of 2.5/255", "learning rate 0.2768",
     )  # fmt: skip
@@ -221,7 +272,12 @@ def test_curves_are_drawn_run_by_run_and_averaged_by_method(runs: pd.DataFrame) 
 
 
 def test_method_page_shows_formula_and_recorded_values(runs: pd.DataFrame) -> None:
-    told = About("A title.", "a < b & <i>c</i>", "A paper.", (Parameter("alpha", "5 / 6", "0.5 to 1", "share"),))
+    told = About(
+        "A title.",
+        "a < b & <i>c</i>",
+        "A paper.",
+        (Parameter("alpha", "5 / 6", "0.5 to 1", "share"),),
+    )
     known = runs.assign(**{"param/hyper.alpha": "0.9", "param/hyper.new": "1"})
     site = Site(known, table.sections(known), about=lambda name: told if name == "kd" else None)
     found = dict(pages.pages(site))
@@ -250,7 +306,9 @@ def test_what_could_not_be_read_is_said(runs: pd.DataFrame) -> None:
 
 
 def test_marked_rows_can_be_hidden(page: str, site: dict[str, str]) -> None:
-    marks = [json.loads(value or "") for name, value in Reader(page).attributes if name == "data-marks"]
+    marks = [
+        json.loads(value or "") for name, value in Reader(page).attributes if name == "data-marks"
+    ]
     assert marks == [["another protocol"], ["sanity flag", "uncommitted code"]]
 
     def boxes(text: str) -> set[str | None]:
@@ -268,7 +326,10 @@ def test_figures_for_papers(uri: str, tmp_path: Path) -> None:
     plain = {f"digits@1-digits-resnet8-w4-{kind}.{end}" for kind in kinds for end in ("svg", "pdf")}
     found = {path.name: path.read_bytes() for path in tmp_path.glob("figures/*")}
     assert plain <= found.keys()
-    assert all(content.startswith(b"%PDF" if name.endswith("pdf") else b"<?xml") for name, content in found.items())
+    assert all(
+        content.startswith(b"%PDF" if name.endswith("pdf") else b"<?xml")
+        for name, content in found.items()
+    )
     assert not any(b"<script" in content for content in found.values())
     assert b"rslad" in found["digits@1-digits-resnet8-w4-scatter.svg"]
     again = leaderboards.write(uri, tmp_path, "digits@1", figures=True)

@@ -40,7 +40,10 @@ def students(*words: str) -> list[Spec]:
 
 @pytest.mark.parametrize("name", suites.SUITES)
 def test_specs_are_golden(name: str) -> None:
-    ids = {cell.spec.role: cell.spec.id for cell in reversed(cells("--method", "rslad", "--suite", name))}
+    ids = {
+        cell.spec.role: cell.spec.id
+        for cell in reversed(cells("--method", "rslad", "--suite", name))
+    }
     assert (ids["teacher"], ids["student"]) == GOLDEN[name]  # the first of each
 
 
@@ -54,7 +57,9 @@ def test_suites_are_consistent(suite: Suite) -> None:
     assert "aa" in suite.attacks
 
 
-@pytest.mark.parametrize("words", ["--method rslad", "--method rslad --alpha 0.9 --workers 2", "--method ard,rslad"])
+@pytest.mark.parametrize(
+    "words", ["--method rslad", "--method rslad --alpha 0.9 --workers 2", "--method ard,rslad"]
+)
 def test_options_reach_worker_processes(words: str) -> None:
     options, _ = cli.parse("run", words.split())
     assert pickle.loads(pickle.dumps(options)) == options
@@ -120,7 +125,9 @@ def test_official_sets_switches_and_training() -> None:
     spec = students("--method", "ard", "--official", "--suite", "cifar")[0]
     quirks = {"reduction": "mean", "train_mode_attack": True, "extra_forward": True}
     assert spec.hyper == {"alpha": 1.0, "tau": 30.0, **quirks}
-    expected = dataclasses.replace(suites.CIFAR.training, epochs=200, milestones=(0.5,), weight_decay=2e-4)
+    expected = dataclasses.replace(
+        suites.CIFAR.training, epochs=200, milestones=(0.5,), weight_decay=2e-4
+    )
     assert spec.training == expected
     several = {spec.method: spec.hyper for spec in students("--method", "ard,kd", "--official")}
     assert several == {"ard": spec.hyper, "kd": {"alpha": 0.9, "tau": 4.0}}
@@ -131,14 +138,22 @@ def test_recipes_speak_of_the_training() -> None:
 
 
 def test_flags_win_over_official() -> None:
-    spec = students("--method", "iad", "--official", "--begin", "0.1", "--no-trust-all", "--epochs", "3")[0]
-    assert (spec.hyper["begin"], spec.hyper["trust_all"], spec.hyper["plain_self"]) == (0.1, False, True)
+    spec = students(
+        "--method", "iad", "--official", "--begin", "0.1", "--no-trust-all", "--epochs", "3"
+    )[0]
+    assert (spec.hyper["begin"], spec.hyper["trust_all"], spec.hyper["plain_self"]) == (
+        0.1,
+        False,
+        True,
+    )
     assert spec.training.epochs == 3
 
 
 def test_the_variant_says_what_is_changed() -> None:
     words = "--method", "iad", "--official", "--begin", "0.1", "--awp", "0.005"
-    assert {cell.variant for cell in cells(*words) if cell.spec.role == "student"} == {"official, begin=0.1, awp=0.005"}
+    assert {cell.variant for cell in cells(*words) if cell.spec.role == "student"} == {
+        "official, begin=0.1, awp=0.005"
+    }
     assert {cell.variant for cell in cells("--method", "iad")} == {""}
 
 
@@ -152,8 +167,14 @@ def test_the_variant_says_what_is_changed() -> None:
         ("--method igdm --base igdm", "igdm: base = 'igdm': choose another method"),
         ("--method igdm --base nothing", "igdm: base = 'nothing': choose another method"),
         ("--method gacd --bank 99999999999", "gacd: bank = 99999999999: at most 1.04858e+06"),
-        ("--method iad2 --alpha-robust 0.9 --alpha-natural 0.9", "iad2: alpha_robust + alpha_natural = 1.8: at most 1"),
-        ("--method gacd --official", "--official: no script of gacd is known to do anything otherwise"),
+        (
+            "--method iad2 --alpha-robust 0.9 --alpha-natural 0.9",
+            "iad2: alpha_robust + alpha_natural = 1.8: at most 1",
+        ),
+        (
+            "--method gacd --official",
+            "--official: no script of gacd is known to do anything otherwise",
+        ),
         ("--method kd --awp -1", "--awp -1.0: between 0 and 1"),
     ],
 )
@@ -169,7 +190,9 @@ def test_a_teacher_must_be_of_the_data_set(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["mtard", "iad2"])
 def test_two_roles_need_two_teachers(name: str) -> None:
-    with pytest.raises(UsageError, match="--teacher natural: robust and natural must be two teachers"):
+    with pytest.raises(
+        UsageError, match="--teacher natural: robust and natural must be two teachers"
+    ):
         cells("--method", name, "--teacher", "natural")
 
 
@@ -186,7 +209,10 @@ def test_official_is_said_where_a_script_differs() -> None:
 
 @pytest.mark.parametrize("name", suites.SUITES)
 def test_what_a_suite_states_is_what_its_students_record(name: str) -> None:
-    said = {key: str(value) for key, value in plan.plan(Run(method="natural", suite=name), {})[0].spec.flat().items()}
+    said = {
+        key: str(value)
+        for key, value in plan.plan(Run(method="natural", suite=name), {})[0].spec.flat().items()
+    }
     stated = suites.protocol(suites.get(name).id)
     assert len(stated) == 20
     assert stated.items() <= said.items()

@@ -34,8 +34,14 @@ SLOW = "import time\ntime.sleep(600)\n"
 
 def python(words: str, folder: Path, *path: Path) -> subprocess.CompletedProcess[str]:
     """`python WORDS` in a folder, with `path` before the installed packages."""
-    own = {"PYTHONPATH": os.pathsep.join(map(str, path)), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
-    environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"} | own
+    own = {
+        "PYTHONPATH": os.pathsep.join(map(str, path)),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    environment = {
+        name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"
+    } | own
     command = [sys.executable, *words.split()]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 
@@ -84,7 +90,9 @@ def bench(words: str) -> int:
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The example's files, installed by pip without a network into the folder `site` beside them."""
     folder = tmp_path_factory.mktemp("example") / "plugin"
-    shutil.copytree(EXAMPLE, folder, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info", "build", ".*"))
+    shutil.copytree(
+        EXAMPLE, folder, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info", "build", ".*")
+    )
     passed("-m pip install -q --no-index --no-deps --no-build-isolation --target site .", folder)
     return folder
 
@@ -105,7 +113,9 @@ def test_example_passes_its_own_tests(installed: Path) -> None:
 def test_example_is_a_method_like_any_other(installed: Path, tmp_path: Path) -> None:
     code = "import methods; print('gated' in methods.names(), methods.load('gated').__doc__)"
     (tmp_path / "ask.py").write_text(code)
-    assert passed("ask.py", tmp_path, installed / "site").startswith("True mean_i [g_i KL(T(x_i) || S(x~_i))")
+    assert passed("ask.py", tmp_path, installed / "site").startswith(
+        "True mean_i [g_i KL(T(x_i) || S(x~_i))"
+    )
     assert "--alpha X" in passed("-m bench run --method gated --help", tmp_path, installed / "site")
 
 
@@ -115,7 +125,9 @@ def test_example_runs(installed: Path, store: Path) -> None:
     assert "gated seed 0 (alpha=0.5): clean" in said
     passed("-m bench leaderboard", store)
     text = (store / "leaderboard" / "leaderboard.md").read_text()
-    assert re.search(r"\| gated \(alpha=0.5; [^|]*limit_test=8[^|]*\) \| resnet8-w16-trades \|", text)
+    assert re.search(
+        r"\| gated \(alpha=0.5; [^|]*limit_test=8[^|]*\) \| resnet8-w16-trades \|", text
+    )
 
 
 # --- One file for a built-in method
@@ -127,12 +139,16 @@ def test_a_method_touches_exactly_one_file(store: Path, tmp_path: Path) -> None:
     root = Path(cli.__file__).parent.parent
     sources = [root / name for name in ("attacks", "bench", "leaderboards", "methods")]
     for source in (*sources, Path(__file__).parent):
-        shutil.copytree(source, tmp_path / source.name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            source, tmp_path / source.name, ignore=shutil.ignore_patterns("__pycache__")
+        )
     before = set(tmp_path.rglob("*"))
     passed("-m bench new-method fresh --out methods", tmp_path)
     assert set(tmp_path.rglob("*")) - before == {tmp_path / "methods" / "fresh.py"}
     assert "fresh             The formula, in one line" in passed("-m bench list", tmp_path)
-    said = passed("-m pytest -q -p no:cacheprovider tests/test_methods.py -k Fresh", tmp_path, tmp_path)
+    said = passed(
+        "-m pytest -q -p no:cacheprovider tests/test_methods.py -k Fresh", tmp_path, tmp_path
+    )
     assert " passed" in said
     said = passed(f"-m bench run --method fresh --store {store / 'runs'} {SMALL}", tmp_path)
     assert "fresh seed 0: clean" in said
@@ -145,18 +161,42 @@ def test_a_method_touches_exactly_one_file(store: Path, tmp_path: Path) -> None:
 
 
 BROKEN = [
-    ("import no_such_module", "Mine", "cannot be loaded: ModuleNotFoundError: No module named 'no_such_module'"),
+    (
+        "import no_such_module",
+        "Mine",
+        "cannot be loaded: ModuleNotFoundError: No module named 'no_such_module'",
+    ),
     ("raise RuntimeError('no\\nluck')", "Mine", "cannot be loaded: RuntimeError: no luck"),
     ("import sys; sys.exit(3)", "Mine", "cannot be loaded: SystemExit: 3"),
     ("def broken(:", "Mine", "cannot be loaded: SyntaxError: invalid syntax"),
-    (MINE, "Yours", "cannot be loaded: AttributeError: module 'pack_broken' has no attribute 'Yours'"),
+    (
+        MINE,
+        "Yours",
+        "cannot be loaded: AttributeError: module 'pack_broken' has no attribute 'Yours'",
+    ),
     (MINE, "hp", "cannot be used: no class derived from methods.base.Method"),
-    ("from collections import Counter as Mine", "Mine", "cannot be used: no class derived from methods.base.Method"),
+    (
+        "from collections import Counter as Mine",
+        "Mine",
+        "cannot be used: no class derived from methods.base.Method",
+    ),
     (PLAIN, "Mine", "cannot be used: Mine lacks @dataclass(frozen=True)"),
-    (f"{MINE}    alpha: float", "Mine", "cannot be used: TypeError: Mine.__init__() missing 1 required"),
+    (
+        f"{MINE}    alpha: float",
+        "Mine",
+        "cannot be used: TypeError: Mine.__init__() missing 1 required",
+    ),
     (f"{MINE}    alpha: float = 1.0", "Mine", "cannot be used: alpha: declare it with hp(...)"),
-    (f"{MINE}    alpha: float = hp(-1.0, 'a', low=0.0, high=1.0)", "Mine", "ValueError: alpha = -1.0: not negative"),
-    (f"{MINE}    seeds: int = hp(1, 'a', low=0, high=2)", "Mine", "these names are flags of `run`: seeds"),
+    (
+        f"{MINE}    alpha: float = hp(-1.0, 'a', low=0.0, high=1.0)",
+        "Mine",
+        "ValueError: alpha = -1.0: not negative",
+    ),
+    (
+        f"{MINE}    seeds: int = hp(1, 'a', low=0, high=2)",
+        "Mine",
+        "these names are flags of `run`: seeds",
+    ),
 ]
 
 
@@ -205,7 +245,9 @@ def test_broken_plugins_harm_no_other(
     assert not any(name.startswith("pack_") for name in sys.modules)
 
 
-def test_a_shadow_is_said_and_the_built_in_method_runs(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_shadow_is_said_and_the_built_in_method_runs(
+    site: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     offer(site, "kd", "raise RuntimeError('never imported')")
     said = "plugin 'kd' is ignored, for a built-in method has its name (package pack-kd)"
     assert methods.load("kd").__module__ == "methods.kd"
@@ -218,7 +260,10 @@ def test_a_shadow_is_said_and_the_built_in_method_runs(site: Path, capsys: pytes
 def test_two_of_one_name_are_refused(site: Path) -> None:
     for package in ("pack-one", "pack-two"):
         offer(site, "twice", MINE, package=package)
-    with pytest.raises(methods.PluginError, match=r"'twice' is offered more than once.*pack-one and package pack-two"):
+    with pytest.raises(
+        methods.PluginError,
+        match=r"'twice' is offered more than once.*pack-one and package pack-two",
+    ):
         methods.load("twice")
 
 
@@ -232,8 +277,14 @@ def test_list_says_what_is_wrong(
     assert bench("list") == 0
     text = capsys.readouterr().out
     assert "\n  works             The formula of mine.\n" in text
-    assert "\n  broken            cannot be used: Mine lacks @dataclass(frozen=True) (package pack-broken)\n" in text
-    assert "; a plugin of this name is ignored, for a built-in method has its name (package pack-kd)\n" in text
+    assert (
+        "\n  broken            cannot be used: Mine lacks @dataclass(frozen=True) (package pack-broken)\n"
+        in text
+    )
+    assert (
+        "; a plugin of this name is ignored, for a built-in method has its name (package pack-kd)\n"
+        in text
+    )
 
 
 def test_a_slow_plugin_is_not_imported_where_names_will_do(site: Path) -> None:
@@ -267,17 +318,29 @@ def test_new_method_passes_its_test_at_once(tmp_path: Path) -> None:
     said = passed("-m bench new-method my_own2 --out new/folder", tmp_path)
     assert said.startswith("wrote new/folder/my_own2.py\nwrote new/folder/test_my_own2.py\n")
     assert 'my_own2 = "my_own2:MyOwn2"' in said
-    assert sorted(path.name for path in (tmp_path / "new" / "folder").iterdir()) == ["my_own2.py", "test_my_own2.py"]
+    assert sorted(path.name for path in (tmp_path / "new" / "folder").iterdir()) == [
+        "my_own2.py",
+        "test_my_own2.py",
+    ]
     passed("-m ruff format --isolated --check .", tmp_path)
-    assert " passed" in passed("-m pytest -q -p no:cacheprovider new/folder/test_my_own2.py", tmp_path)
+    assert " passed" in passed(
+        "-m pytest -q -p no:cacheprovider new/folder/test_my_own2.py", tmp_path
+    )
 
 
 def test_the_guide_shows_the_skeleton() -> None:
-    assert f"```python\n{skeleton.METHOD.substitute(form='Mine')}```" in (ROOT / "CONTRIBUTING.md").read_text()
+    assert (
+        f"```python\n{skeleton.METHOD.substitute(form='Mine')}```"
+        in (ROOT / "CONTRIBUTING.md").read_text()
+    )
 
 
 BAD_NAMES = [
-    ("2fast", 2, "'2fast' is no name for a method: a letter, then letters, digits and _, all lower-case"),
+    (
+        "2fast",
+        2,
+        "'2fast' is no name for a method: a letter, then letters, digits and _, all lower-case",
+    ),
     ("my-own", 2, "'my-own' is no name for a method"),
     ("../own", 2, "'../own' is no name for a method"),
     ("Own", 2, "'Own' is no name for a method"),
@@ -298,9 +361,16 @@ BAD_NAMES = [
 ]
 
 
-@pytest.mark.parametrize(("words", "code", "said"), BAD_NAMES, ids=[words for words, *_ in BAD_NAMES])
+@pytest.mark.parametrize(
+    ("words", "code", "said"), BAD_NAMES, ids=[words for words, *_ in BAD_NAMES]
+)
 def test_new_method_refuses_in_one_line(
-    words: str, code: int, said: str, site: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    words: str,
+    code: int,
+    said: str,
+    site: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     offer(site, "outside", "raise RuntimeError('never imported')")
     monkeypatch.chdir(site)

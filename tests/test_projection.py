@@ -35,10 +35,17 @@ def test_is_the_optimum_of_the_linear_programme() -> None:
     points, w, b = (part.double() for part in planes(20, 12, 0.6))
     found, reachable = projection_linf(points, w, b), 0
     for t, weight, level, change in zip(points, w, b, found, strict=True):
-        rows = [[*sign * torch.eye(12).double()[i].numpy(), -1] for i in range(12) for sign in (1, -1)]
+        rows = [
+            [*sign * torch.eye(12).double()[i].numpy(), -1] for i in range(12) for sign in (1, -1)
+        ]
         bounds = [*((-float(p), 1 - float(p)) for p in t), (0, None)]
         best = linprog(
-            [0] * 12 + [1], rows, [0] * 24, [[*weight.numpy(), 0]], [float(level - weight @ t)], bounds=bounds
+            [0] * 12 + [1],
+            rows,
+            [0] * 24,
+            [[*weight.numpy(), 0]],
+            [float(level - weight @ t)],
+            bounds=bounds,
         )
         if best.success:
             reachable += 1

@@ -21,11 +21,17 @@ from leaderboards import markdown, published, store, table
 ROBUST = {"eps": 8 / 255, "limit_train": None}
 
 
-def plant(tracked: Store, method: str, aa: float, experiment: str = "cifar@1", **given: Any) -> None:
+def plant(
+    tracked: Store, method: str, aa: float, experiment: str = "cifar@1", **given: Any
+) -> None:
     """A run of the published task unless `given` says otherwise."""
     named = {"dataset": "cifar10", "student": "resnet18", "teacher": "resnet18-trades"} | given
     params = ROBUST | named.pop("params", {})
-    metrics = scores(0.84, aa + 0.04, 60) | {"test/n": 10_000, "test/aa_n": 10_000} | named.pop("metrics", {})
+    metrics = (
+        scores(0.84, aa + 0.04, 60)
+        | {"test/n": 10_000, "test/aa_n": 10_000}
+        | named.pop("metrics", {})
+    )
     tracked.run(method, aa, experiment, metrics=metrics, params=params, **named)
 
 
@@ -40,7 +46,14 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
     plant(tracked, "gacd", 0.54)
     plant(tracked, "rslad", 0.5, dataset="cifar100", student="mobilenetv2", params={"eps": 0.1})
     plant(tracked, "trades", 0.48, role="teacher", teacher="none")
-    plant(tracked, "rslad", 0.3, "cifar-mini@1", student="resnet8-w16-s2", metrics={"test/n": 1_000, "test/aa_n": 500})
+    plant(
+        tracked,
+        "rslad",
+        0.3,
+        "cifar-mini@1",
+        student="resnet8-w16-s2",
+        metrics={"test/n": 1_000, "test/aa_n": 500},
+    )
     tracked.run("rslad", 0.7, "digits@2", metrics=scores(0.95, 0.75, 60))
     return uri
 
@@ -58,11 +71,17 @@ def cells(text: str, title: str) -> list[str]:
 
 def test_every_number_is_well_formed() -> None:
     frame = published._numbers()
-    assert set(frame["dataset"]) <= {"cifar10", "cifar100"} <= set(datasets.DATASETS)  # 10,000 test images each
+    assert (
+        set(frame["dataset"]) <= {"cifar10", "cifar100"} <= set(datasets.DATASETS)
+    )  # 10,000 test images each
     assert set(frame["student"]) <= set(suites.CIFAR.students)
     assert set(frame["attack"]) == {"aa", "clean"}
     assert frame["accuracy_percent"].between(0, 100).all()
-    assert all(text.strip() for column in frame.columns.drop(["accuracy_percent", "note"]) for text in frame[column])
+    assert all(
+        text.strip()
+        for column in frame.columns.drop(["accuracy_percent", "note"])
+        for text in frame[column]
+    )
     assert set(frame["method"]) <= set(methods.names())
     assert not frame.duplicated(frame.columns.drop(["place", "note"]).tolist()).any()
 
@@ -75,11 +94,16 @@ def test_a_clean_accuracy_is_never_below_its_robust_one() -> None:
 
 
 def test_range_is_over_all_teachers_unless_ours_is_published() -> None:
-    rows = published._numbers().query("dataset == 'cifar10' and student == 'resnet18' and method == 'rslad'")
+    rows = published._numbers().query(
+        "dataset == 'cifar10' and student == 'resnet18' and method == 'rslad'"
+    )
     values = rows.loc[rows["attack"] == "aa", "accuracy_percent"]
     every = published.lookup("cifar10", "resnet18", "rslad", "resnet18-trades", "aa")
     assert every
-    assert (every.low, every.high) == (pytest.approx(values.min() / 100), pytest.approx(values.max() / 100))
+    assert (every.low, every.high) == (
+        pytest.approx(values.min() / 100),
+        pytest.approx(values.max() / 100),
+    )
     assert every.teachers == "any teacher"
     one = published.lookup("cifar10", "resnet18", "rslad", "TRADES_wrn34-10", "aa")
     assert one
@@ -133,11 +157,15 @@ def test_another_task_has_no_published_value(tmp_path: Path, given: dict[str, An
     plant(Store(uri), "rslad", 0.5, **given)
     assert published.HEAD not in markdown.render(store.collect(uri))
     leaderboards.write(uri, tmp_path)
-    assert not [name for name in pd.read_csv(tmp_path / "leaderboard.csv") if name.startswith("published/")]
+    assert not [
+        name for name in pd.read_csv(tmp_path / "leaderboard.csv") if name.startswith("published/")
+    ]
 
 
 def test_runs_that_did_not_record_their_task_have_none(runs: pd.DataFrame) -> None:
-    assert published.HEAD not in markdown.render(runs[list(store.COLUMNS)].assign(**{"test/aa": 0.5}))
+    assert published.HEAD not in markdown.render(
+        runs[list(store.COLUMNS)].assign(**{"test/aa": 0.5})
+    )
 
 
 def test_markdown_has_a_last_column(runs: pd.DataFrame) -> None:
@@ -169,7 +197,12 @@ def test_measured_values_are_untouched(runs: pd.DataFrame, monkeypatch: pytest.M
     def shown() -> list[Any]:
         groups = [group for section in table.sections(runs) for group in section.groups]
         return [
-            (group.columns, group.caption, [(row.label, row.cells) for row in group.ranked], group.best(column))
+            (
+                group.columns,
+                group.caption,
+                [(row.label, row.cells) for row in group.ranked],
+                group.best(column),
+            )
             for group in groups
             for column in group.columns
         ]
@@ -184,7 +217,12 @@ def test_page_sets_them_apart(runs: pd.DataFrame) -> None:
     page = sites.task(runs, "cifar@1-cifar10-resnet18")
     assert page.count('<th scope="col" class="text published">Published AA</th>') == 1
     said = "9 sources, any teacher; ours 1.3 above"
-    assert page.count(f'<td class="text published">40.57 to 52.21<span class="setting">{said}</span></td>') == 1
+    assert (
+        page.count(
+            f'<td class="text published">40.57 to 52.21<span class="setting">{said}</span></td>'
+        )
+        == 1
+    )
     assert page.count('<td class="text published"></td>') == 1  # gacd
     assert "no part of the ranking" in Reader(page).text
 
@@ -194,7 +232,9 @@ def test_csv_has_columns_at_its_end(uri: str, runs: pd.DataFrame, tmp_path: Path
     read = pd.read_csv(tmp_path / "leaderboard.csv")
     measured = [name for name in read if not name.startswith(("row/", "published/"))]
     assert measured == list(runs.columns.drop("artifact_uri"))
-    assert all(name.startswith("published/") for name in list(read)[list(read).index(measured[-1]) + 1 :])
+    assert all(
+        name.startswith("published/") for name in list(read)[list(read).index(measured[-1]) + 1 :]
+    )
     first = read[(read["method"] == "rslad") & (read["teacher"] == "trades_wrn34-10")].iloc[0]
     assert (first["published/aa_low"], first["published/aa_high"]) == (0.5132, 0.5191)
     assert first["published/aa_difference"] == pytest.approx(0.5001 - 0.5132)

@@ -24,7 +24,12 @@ SEEDS = [(1,), (2,), (3,)]
 
 
 def simulate(
-    rng: np.random.Generator, rows: int, seeds: tuple[int, ...], accuracy: float, luck: float, n: int = 300
+    rng: np.random.Generator,
+    rows: int,
+    seeds: tuple[int, ...],
+    accuracy: float,
+    luck: float,
+    n: int = 300,
 ) -> list[Flags]:
     """Rows of the same accuracy: images differ in difficulty, mostly alike for all rows, and seeds in luck (probits)."""
     middle = norm.ppf(accuracy) * math.sqrt(1 + 4 + luck**2)
@@ -73,7 +78,11 @@ def test_equal_methods_share_a_rank(seeds: tuple[int, ...], rows: int) -> None:
 
 def test_a_real_difference_is_found() -> None:
     rng = np.random.default_rng(3)
-    rows = [*simulate(rng, 3, (3,), 0.8, 0.02), *simulate(rng, 2, (3,), 0.5, 0.02), *simulate(rng, 1, (3,), 0.1, 0.02)]
+    rows = [
+        *simulate(rng, 3, (3,), 0.8, 0.02),
+        *simulate(rng, 2, (3,), 0.5, 0.02),
+        *simulate(rng, 1, (3,), 0.1, 0.02),
+    ]
     assert rank.ranks(Task.of(rows).better()) == [1, 1, 1, 4, 4, 6]
 
 
@@ -98,7 +107,9 @@ def test_interval_by_hand() -> None:
     assert rank.interval(flags(0, n=100)) == pytest.approx((0, 0.037), abs=5e-4)  # Wilson's
     assert rank.interval(flags(100, n=100)) == pytest.approx((0.963, 1), abs=5e-4)
     assert rank.interval(flags(50, n=100)) == pytest.approx((0.404, 0.596), abs=1e-3)
-    assert rank.interval(flags(50, 50, n=100)) == pytest.approx((0.404, 0.596), abs=1e-3)  # the same network twice
+    assert rank.interval(flags(50, 50, n=100)) == pytest.approx(
+        (0.404, 0.596), abs=1e-3
+    )  # the same network twice
     low, high = rank.interval(flags(4000, 6000, n=10_000))
     assert low == 0  # Student's for two seeds: 0.5 - 12.7 * 0.1
     assert high == 1
@@ -110,7 +121,9 @@ def test_seed_variance_is_what_images_do_not_explain() -> None:
     rng = np.random.default_rng(4)
     luck = [rank.seed_variance(simulate(rng, 1, (3,), 0.5, 0.2)[0]) for _ in range(500)]
     assert np.mean(luck) == pytest.approx((0.2 * norm.pdf(0) / math.sqrt(5)) ** 2, rel=0.2)
-    assert np.mean([rank.seed_variance(rng.random((3, 200)) < 0.5) for _ in range(500)]) == pytest.approx(0, abs=1e-4)
+    assert np.mean(
+        [rank.seed_variance(rng.random((3, 200)) < 0.5) for _ in range(500)]
+    ) == pytest.approx(0, abs=1e-4)
 
 
 def test_a_row_of_one_seed_is_given_the_spread_of_the_others() -> None:
@@ -168,11 +181,15 @@ def tracked(tmp_path: Path) -> Store:
     return Store(f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "artifacts")
 
 
-def plant(tracked: Store, method: str, aa: float, n: int = 200, told: int | None = None, **given: Any) -> Path:
+def plant(
+    tracked: Store, method: str, aa: float, n: int = 200, told: int | None = None, **given: Any
+) -> Path:
     """A run with the verdicts of its first images, `told` of them as it says, and where they are."""
     survived = np.arange(n) < round(aa * n)
     metrics = scores(0.9, aa, 60) | {"test/n": told or n}
-    return tracked.verdicts(tracked.run(method, float(survived.mean()), survived=survived, metrics=metrics, **given))
+    return tracked.verdicts(
+        tracked.run(method, float(survived.mean()), survived=survived, metrics=metrics, **given)
+    )
 
 
 def groups(tracked: Store) -> list[Group]:
@@ -211,7 +228,9 @@ WRONG = "its verdicts on single images do not give the recorded accuracy"
         ({"robust_aa": np.array([{}], object)}, UNREADABLE),
     ],
 )
-def test_a_row_without_sound_verdicts_stays_unranked(tracked: Store, content: Any, why: str) -> None:
+def test_a_row_without_sound_verdicts_stays_unranked(
+    tracked: Store, content: Any, why: str
+) -> None:
     plant(tracked, "gacd", 0.8)
     plant(tracked, "kd", 0.1)
     path = plant(tracked, "rslad", 0.6)
@@ -280,8 +299,13 @@ def test_what_a_suite_states_is_no_matter_of_votes(tracked: Store) -> None:
         plant(tracked, "rslad", 0.9, seed=str(seed), params={"eps": 0.01})
     runs = store.collect(tracked.uri)
     assert table.sections(runs)[0].groups[0].ranked[-1].label == "gacd (eps=0.15)"
-    (group,) = table.sections(runs, {"digits@1": {"eps": "0.15", "unheard.of": "1"}}.__getitem__)[0].groups
-    assert [(row.label, row.standing.rank) for row in group.ranked] == [("gacd", 1), ("rslad (eps=0.01)", None)]
+    (group,) = table.sections(runs, {"digits@1": {"eps": "0.15", "unheard.of": "1"}}.__getitem__)[
+        0
+    ].groups
+    assert [(row.label, row.standing.rank) for row in group.ranked] == [
+        ("gacd", 1),
+        ("rslad (eps=0.01)", None),
+    ]
 
 
 def test_a_copied_store_keeps_its_ranks(tracked: Store, tmp_path: Path) -> None:
@@ -293,7 +317,9 @@ def test_a_copied_store_keeps_its_ranks(tracked: Store, tmp_path: Path) -> None:
     assert placed(section.groups[0]) == [("gacd", 1, "")]
 
 
-def test_verdicts_are_fetched_from_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verdicts_are_fetched_from_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def download(artifact_uri: str, dst_path: str) -> str:
         assert artifact_uri == "s3://bucket/run/artifacts/verdicts/verdicts_best_aa.npz"
         path = Path(dst_path) / "file.npz"
@@ -329,7 +355,11 @@ def spread(tracked: Store, accuracy: dict[str, tuple[float, ...]], **given: Any)
 
 
 def test_across_tasks(tracked: Store) -> None:
-    spread(tracked, {"gacd": (0.8, 0.7, 0.75), "rslad": (0.7, 0.6, 0.76), "kd": (0.1, 0.2, 0.1)}, teacher="big-trades")
+    spread(
+        tracked,
+        {"gacd": (0.8, 0.7, 0.75), "rslad": (0.7, 0.6, 0.76), "kd": (0.1, 0.2, 0.1)},
+        teacher="big-trades",
+    )
     plant(tracked, "ard", 0.5, student="net0", teacher="big-trades")
     plant(tracked, "trades", 0.9, role="teacher", student="big", teacher="none")
     (section,) = table.sections(store.collect(tracked.uri))
@@ -342,7 +372,9 @@ def test_across_tasks(tracked: Store) -> None:
     assert found.left_out == 1
     assert found.p == pytest.approx(0.0970, abs=1e-3)
     assert "cannot be shown to differ" in found.caption
-    assert found.critical == pytest.approx(2.343 * math.sqrt(3 * 4 / (6 * 3)), abs=1e-3)  # Demšar's table 5
+    assert found.critical == pytest.approx(
+        2.343 * math.sqrt(3 * 4 / (6 * 3)), abs=1e-3
+    )  # Demšar's table 5
     text = markdown.render(store.collect(tracked.uri))
     assert "| 1.3 | gacd | big-trades | 83.3 % | 80.0 | 1 | 70.0 | 1 | 75.0 | 1 |" in text
     assert "critical difference 1.9" in sites.render(store.collect(tracked.uri))["index.html"]
@@ -363,16 +395,22 @@ def test_two_rows_have_no_test_and_no_diagram(tracked: Store) -> None:
 
 def test_friedman_without_differences_is_no_test() -> None:
     assert math.isnan(across.friedman([[0.5, 0.5]] * 3))
-    assert across.friedman([[0.1, 0.2, 0.1], [0.2, 0.3, 0.2], [0.3, 0.4, 0.3]]) == pytest.approx(math.exp(-3), abs=1e-6)
+    assert across.friedman([[0.1, 0.2, 0.1], [0.2, 0.3, 0.2], [0.3, 0.4, 0.3]]) == pytest.approx(
+        math.exp(-3), abs=1e-6
+    )
 
 
 @pytest.mark.parametrize(("rows", "q"), [(2, 1.960), (5, 2.728), (10, 3.164)])
 def test_nemenyi_by_demsars_table(rows: int, q: float) -> None:
-    assert across.nemenyi(rows, 10) == pytest.approx(q * math.sqrt(rows * (rows + 1) / 60), abs=1e-3)
+    assert across.nemenyi(rows, 10) == pytest.approx(
+        q * math.sqrt(rows * (rows + 1) / 60), abs=1e-3
+    )
 
 
 def test_bars_of_the_diagram() -> None:
-    entries = [Entry(str(value), "", value, (), (), math.nan, ()) for value in (1.0, 1.5, 2.5, 4.0, 4.2)]
+    entries = [
+        Entry(str(value), "", value, (), (), math.nan, ()) for value in (1.0, 1.5, 2.5, 4.0, 4.2)
+    ]
     assert across.together(entries, 1.5) == [(1.0, 2.5), (2.5, 4.0), (4.0, 4.2)]
     assert across.together(entries, 0.1) == []
     assert across.together(entries, 9) == [(1.0, 4.2)]
@@ -382,7 +420,16 @@ def test_what_is_kept_is_kept_on_the_same_images(tracked: Store) -> None:
     """The teacher stands on 80 of its 100 images; of the student's 200, 120 are the first, so all of those 100."""
     plant(tracked, "gacd", 0.6, teacher="big-trades")
     plant(tracked, "trades", 0.8, n=100, role="teacher", student="big", teacher="none")
-    plant(tracked, "trades", 1.0, n=100, role="teacher", student="big", teacher="none", params={"eps": 0.01})
+    plant(
+        tracked,
+        "trades",
+        1.0,
+        n=100,
+        role="teacher",
+        student="big",
+        teacher="none",
+        params={"eps": 0.01},
+    )
     plant(tracked, "natural", 0.0, n=100, role="teacher", student="big", teacher="none")
     section = table.sections(store.collect(tracked.uri))[0]
     assert across.kept(section.groups[0].ranked[0], section.teachers) == pytest.approx(1 / 0.8)
@@ -406,7 +453,10 @@ def test_the_same_teacher_trained_twice_is_two(tracked: Store) -> None:
     plant(tracked, "kd", 0.2, seed="1", **taught(robust="b"))
     plant(tracked, "ard", 0.5, **taught(robust="?"))
     section = table.sections(store.collect(tracked.uri))[0]
-    said = {row.method: [note for note in row.notes if "checkpoint" in note] for row in section.groups[0].rows}
+    said = {
+        row.method: [note for note in row.notes if "checkpoint" in note]
+        for row in section.groups[0].rows
+    }
     other = "taught by checkpoint bbbbbbbb of big-robust-0123abcd, as 2 of 6 runs here"
     assert said == {
         "gacd": [], "rslad": [], "ard": [], "kd": [other],
@@ -423,7 +473,15 @@ def test_nothing_is_kept_of_another_teacher(tracked: Store) -> None:
     plant(tracked, "kd", 0.2, seed="1", **taught(robust="b"))
     plant(tracked, "iad2", 0.6, **taught(robust="b", natural="n"))
     for method, aa, letter in (("trades", 0.9, "a"), ("natural", 0.3, "n")):
-        plant(tracked, method, aa, role="teacher", student="big", teacher="none", **{"sha256.best": 64 * letter})
+        plant(
+            tracked,
+            method,
+            aa,
+            role="teacher",
+            student="big",
+            teacher="none",
+            **{"sha256.best": 64 * letter},
+        )
     section = table.sections(store.collect(tracked.uri))[0]
     kept = {row.method: across.kept(row, section.teachers) for row in section.groups[0].rows}
     assert {name for name, share in kept.items() if not math.isnan(share)} == {"gacd", "ard"}

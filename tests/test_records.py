@@ -29,7 +29,9 @@ from leaderboards.fields import Curves
 from leaderboards.record import RecordError
 
 NASTY = '<script>alert("x")</script>|`*\'& $x_1^2$ \\alpha{} żółw 鳥'
-RESULTS = Path(__file__).parents[1] / "leaderboards" / "results"  # of the clone: they are not installed
+RESULTS = (
+    Path(__file__).parents[1] / "leaderboards" / "results"
+)  # of the clone: they are not installed
 CODE = {"code_commit": "0" * 40, "code_dirty": "false"}
 ENVIRONMENT = {"device": "cpu", "note": NASTY}
 OWN = ["run_id", "artifact_uri"]  # what differs between stores
@@ -47,17 +49,33 @@ def plant(tracked: Store, made: Cell, survived: Any, folder: Path, **metrics: fl
     run = tracked.begin(made.spec, cell.tags(made, CODE))
     run.text("environment.json", json.dumps(ENVIRONMENT))
     for epoch in range(3):
-        values = {"epoch": float(epoch), "train/kl_adv": 2.5 / (epoch + 3), "val/robust": 0.1 * epoch}
+        values = {
+            "epoch": float(epoch),
+            "train/kl_adv": 2.5 / (epoch + 3),
+            "val/robust": 0.1 * epoch,
+        }
         run.epoch(values if epoch else values | {"train/kl_adv": np.inf}, epoch)
     aa = float(np.float32(np.mean(survived)))
     run.metrics(
-        {"test/aa": aa, "test/worst": aa, "test/clean": 0.9, "test/n": 90, "test/aa_n": survived.size, **metrics}
+        {
+            "test/aa": aa,
+            "test/worst": aa,
+            "test/clean": 0.9,
+            "test/n": 90,
+            "test/aa_n": survived.size,
+            **metrics,
+        }
     )
     path = folder / "verdicts_best_aa.npz"
     np.savez_compressed(path, clean=survived, robust_aa=survived)
     run.file(path, "verdicts")
     run.tag("sha256.best", made.spec.id * 4)
-    run.tags({"teacher_sha256": json.dumps(dict.fromkeys(made.spec.teachers, "ab" * 32)), "training_path": "captured"})
+    run.tags(
+        {
+            "teacher_sha256": json.dumps(dict.fromkeys(made.spec.teachers, "ab" * 32)),
+            "training_path": "captured",
+        }
+    )
     run.tag("flags", json.dumps({"softmax-output": NASTY} if made.spec.seed else {}))
     run.end(FINISHED)
     return run
@@ -79,7 +97,13 @@ def origin(tmp_path_factory: pytest.TempPathFactory) -> Path:
         hyper={"base": NASTY},
     )
     for number, made in enumerate([*cells, Cell(spec, cells[-1].method, NASTY, NASTY, ("lr",))]):
-        plant(tracked, made, rng.random(61) < 0.4 + 0.05 * number, folder, **{"cost/train_seconds": 60.0 + number})
+        plant(
+            tracked,
+            made,
+            rng.random(61) < 0.4 + 0.05 * number,
+            folder,
+            **{"cost/train_seconds": 60.0 + number},
+        )
     (folder / "verdicts_best_aa.npz").unlink()
     return folder
 
@@ -98,7 +122,10 @@ def home(empty: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def records(origin: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("records")
-    assert cli.dispatch(["export", "--suite", "digits", "--store", str(origin), "--out", str(folder)]) == 0
+    assert (
+        cli.dispatch(["export", "--suite", "digits", "--store", str(origin), "--out", str(folder)])
+        == 0
+    )
     return folder
 
 
@@ -114,7 +141,9 @@ def tables(runs: pd.DataFrame) -> str:
     """Every table of the runs, and all numbers behind it but for the ids of runs."""
     found = table.sections(runs)
     content = json.loads(export.render(found))
-    for group in (group for suite in content["suites"] for group in (*suite["tasks"], suite["teachers"])):
+    for group in (
+        group for suite in content["suites"] for group in (*suite["tasks"], suite["teachers"])
+    ):
         for row in group["rows"]:
             assert row.pop("runs")
     return markdown.render(runs, None, found) + json.dumps(content)
@@ -131,7 +160,10 @@ def test_another_store_gives_the_same_leaderboard(origin: Path, records: Path, h
     first, *others = (store.collect(source) for source in sources)
     assert len(first) == 6
     assert first["param/hyper.base"].isin([NASTY]).sum() == first["command"].eq(NASTY).sum() == 1
-    curves, *same = (curves_by_spec(source, frame) for source, frame in zip(sources, (first, *others), strict=True))
+    curves, *same = (
+        curves_by_spec(source, frame)
+        for source, frame in zip(sources, (first, *others), strict=True)
+    )
     points = [len(steps) for found in curves.values() for steps, _ in found.values()]
     assert sum(points) == 6 * 5  # the infinite loss of the first epoch is none
     for frame, lines in zip(others, same, strict=True):
@@ -162,7 +194,11 @@ def test_again_is_skipped_and_other_numbers_are_refused(
     other = tmp_path / "other.json"
     for change in ({"metrics": {"test/clean": 0.91}}, {"checksums": {"best": "a" * 64}}):
         content = json.loads(one.read_text())
-        other.write_text(json.dumps({**content, **{name: content[name] | values for name, values in change.items()}}))
+        other.write_text(
+            json.dumps(
+                {**content, **{name: content[name] | values for name, values in change.items()}}
+            )
+        )
         assert take(home, other) == 1
         said = capsys.readouterr().err
         assert "same spec and other numbers: " in said
@@ -212,12 +248,21 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], str], str]] = {
     "deep": (lambda _: "[" * 100_000, "not JSON: recursion"),
     "large": (lambda _: " " * 2_000_000, "larger than 1,000,000 bytes"),
     "NaN": (put("metrics", "test/clean", value=float("nan")), "not JSON: "),
-    "infinite": (lambda content: bare(content).replace('"device": "cpu"', '"device": 1e999'), "not JSON: "),
-    "other schema": (put("schema", "name", value="x"), "schema.name: Input should be 'robust-distill-bench/record'"),
+    "infinite": (
+        lambda content: bare(content).replace('"device": "cpu"', '"device": 1e999'),
+        "not JSON: ",
+    ),
+    "other schema": (
+        put("schema", "name", value="x"),
+        "schema.name: Input should be 'robust-distill-bench/record'",
+    ),
     "other version": (put("schema", "version", value=2), "schema.version: Input should be 1"),
     "no spec": (put("spec", value={}), "spec.suite: Field required"),
     "unknown field": (put("more", value=1), "more: Extra inputs are not permitted"),
-    "number as text": (put("metrics", "test/clean", value="0.9"), "metrics.test/clean: Input should be a valid number"),
+    "number as text": (
+        put("metrics", "test/clean", value="0.9"),
+        "metrics.test/clean: Input should be a valid number",
+    ),
     "path as id": (put("run_id", value="../../etc/passwd"), "run_id: String should match"),
     "spec changed": (put("spec", "seed", value=7), "spec_id is "),
     "unknown in spec": (extra, "spec: it has fields or values that this version does not write"),
@@ -226,26 +271,50 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], str], str]] = {
     "unknown suite": (suite("mine@1"), "unknown suite 'mine'"),
     "no version": (put("spec", "suite", value="digits@3x"), "spec.suite: String should match"),
     "another 3": (put("spec", "suite", value="digits@03"), "spec.suite: String should match"),
-    "a long version": (put("spec", "suite", value="digits@" + "9" * 5000), "spec.suite: String should match"),
+    "a long version": (
+        put("spec", "suite", value="digits@" + "9" * 5000),
+        "spec.suite: String should match",
+    ),
     "no seed": (put("spec", "seed", value=-1), "spec.seed: Input should be greater"),
     "many seeds": (put("spec", "seed", value=10**30), "spec.seed: "),
     "deep flags": (put("tags", "flags", value="[" * 100_000), "tags.flags: not a JSON object"),
-    "like a heading": (put("metrics", "test/AutoAttack", value=0.99), "metrics: 'test/AutoAttack' does not belong"),
+    "like a heading": (
+        put("metrics", "test/AutoAttack", value=0.99),
+        "metrics: 'test/AutoAttack' does not belong",
+    ),
     "like a rate": (put("curves", "lrX", value=[[0, 0.1]]), "curves: 'lrX' is none"),
     "accuracy changed": (put("metrics", "test/aa", value=0.99), "verdicts: AutoAttack accuracy "),
-    "no accuracy": (put("metrics", "test/clean", value=1.2), "metrics: test/clean = 1.2 is no accuracy"),
+    "no accuracy": (
+        put("metrics", "test/clean", value=1.2),
+        "metrics: test/clean = 1.2 is no accuracy",
+    ),
     "verdicts gone": (put("verdicts", value=None), "there must be both or neither"),
     "too few bits": (put("verdicts", "survived", value="AAA="), "verdicts: 16 bits for 61 images"),
     "no base64": (put("verdicts", "survived", value="???"), "base64"),
-    "many images": (put("verdicts", "images", value=10**12), "verdicts.images: Input should be less than"),
+    "many images": (
+        put("verdicts", "images", value=10**12),
+        "verdicts.images: Input should be less than",
+    ),
     "checksum": (put("checksums", "best", value="abc"), "checksums.best: String should match"),
     "flags": (put("tags", "flags", value="{"), "tags.flags: not a JSON object"),
-    "teachers": (put("tags", "teacher_sha256", value="[]"), "tags.teacher_sha256: not a JSON object"),
-    "flags of no letters": (put("tags", "flags", value='{"a": "\\ud800"}'), "tags.flags: not a JSON object"),
-    "an endless epoch": (put("curves", "val/robust", value=[[10**400, 0.5]]), "curves.val/robust.0.0: "),
+    "teachers": (
+        put("tags", "teacher_sha256", value="[]"),
+        "tags.teacher_sha256: not a JSON object",
+    ),
+    "flags of no letters": (
+        put("tags", "flags", value='{"a": "\\ud800"}'),
+        "tags.flags: not a JSON object",
+    ),
+    "an endless epoch": (
+        put("curves", "val/robust", value=[[10**400, 0.5]]),
+        "curves.val/robust.0.0: ",
+    ),
     "tag": (put("tags", "mlflow.user", value="me"), "tags: 'mlflow.user' does not belong there"),
     "metric": (put("metrics", "<b>", value=1.0), "metrics: '<b>' does not belong there"),
-    "epochs": (put("curves", "val/robust", value=[[1, 0.5], [0, 0.5]]), "its epochs are not in order"),
+    "epochs": (
+        put("curves", "val/robust", value=[[1, 0.5], [0, 0.5]]),
+        "its epochs are not in order",
+    ),
     "for MLflow": (put("metrics", "cost/" + 300 * "b", value=1.0), "MLflow refuses it: "),
 }
 
@@ -293,15 +362,22 @@ def test_an_import_that_was_stopped_leaves_nothing_to_go_on_with(
 
 
 @pytest.fixture(scope="module")
-def refused(empty: Path, records: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], str]:
+def refused(
+    empty: Path, records: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[list[str], str]:
     """What is printed as errors and as results when every bad record is imported together with a good one."""
     folder, home = tmp_path_factory.mktemp("bad"), tmp_path_factory.mktemp("home")
     shutil.copytree(empty, home, dirs_exist_ok=True)
     good, one = sorted(records.glob("*ard-seed*"))
     for number, (change, _) in enumerate(BAD.values()):
-        (folder / f"bad{number}.json").write_text(change(json.loads(one.read_text())), encoding="utf-8")
+        (folder / f"bad{number}.json").write_text(
+            change(json.loads(one.read_text())), encoding="utf-8"
+        )
     shutil.copy(good, folder / "good.json")
-    with contextlib.redirect_stderr(io.StringIO()) as errors, contextlib.redirect_stdout(io.StringIO()) as results:
+    with (
+        contextlib.redirect_stderr(io.StringIO()) as errors,
+        contextlib.redirect_stdout(io.StringIO()) as results,
+    ):
         assert take(home, folder) == 1
     assert len(store.collect(uri(home))) == 1
     return errors.getvalue().replace(f"{folder}/", "").splitlines(), results.getvalue()
@@ -309,7 +385,9 @@ def refused(empty: Path, records: Path, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.mark.parametrize("name", BAD)
 def test_a_bad_record_is_refused_in_one_line(name: str, refused: tuple[list[str], str]) -> None:
-    (line,) = (line for line in refused[0] if line.startswith(f"error: bad{[*BAD].index(name)}.json: "))
+    (line,) = (
+        line for line in refused[0] if line.startswith(f"error: bad{[*BAD].index(name)}.json: ")
+    )
     assert BAD[name][1] in line
 
 
@@ -322,12 +400,16 @@ def test_the_others_are_taken_in(refused: tuple[list[str], str]) -> None:
 
 def test_what_is_not_there(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert take(home, tmp_path / "none.json") == 1
-    assert capsys.readouterr().err == f"error: {tmp_path / 'none.json'}: No such file or directory\n"
+    assert (
+        capsys.readouterr().err == f"error: {tmp_path / 'none.json'}: No such file or directory\n"
+    )
     with pytest.raises(cli.BenchError, match="no record, a file NAME"):
         take(home, home)
 
 
-def test_export_names_what_it_cannot_write(origin: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_export_names_what_it_cannot_write(
+    origin: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(origin, copy)
     ids = list(store.collect(uri(copy))["run_id"][:4])
@@ -348,9 +430,19 @@ def test_export_names_what_it_cannot_write(origin: Path, tmp_path: Path, capsys:
 
 
 def test_an_export_that_fails_leaves_the_earlier_file(
-    origin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    origin: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    words = ["export", store.collect(uri(origin))["run_id"][0], "--store", str(origin), "--out", str(tmp_path)]
+    words = [
+        "export",
+        store.collect(uri(origin))["run_id"][0],
+        "--store",
+        str(origin),
+        "--out",
+        str(tmp_path),
+    ]
     assert cli.dispatch(words) == 0
     (made,) = tmp_path.iterdir()
     before = made.read_bytes()
@@ -384,7 +476,15 @@ def test_a_corrupt_record_is_left_out_and_named(records: Path, tmp_path: Path) -
     assert len(problems) == 2
     assert store.collect(folder, "digits@2").empty
     assert details.curves(folder, runs).keys() == {*runs["run_id"]}
-    words = ["leaderboard", "--records", str(folder), "--out", str(tmp_path / "out"), "--store", str(tmp_path / "none")]
+    words = [
+        "leaderboard",
+        "--records",
+        str(folder),
+        "--out",
+        str(tmp_path / "out"),
+        "--store",
+        str(tmp_path / "none"),
+    ]
     assert cli.dispatch(words) == 0
     assert "rslad" in (tmp_path / "out" / "leaderboard.md").read_text()
     assert not (tmp_path / "none").exists()
@@ -404,7 +504,9 @@ def test_the_repositorys_own_records_are_valid() -> None:
     assert [path.name for path in found] == [each.name for each in found.values()]
     assert len({each.spec_id for each in found.values()}) == len(found)
     for suite, _, version in (each.spec.suite.partition("@") for each in found.values()):
-        assert int(version) <= suites.SUITES[suite].version  # a version of the future would make all others older ones
+        assert (
+            int(version) <= suites.SUITES[suite].version
+        )  # a version of the future would make all others older ones
     assert store.collect(RESULTS).attrs["problems"] == []
 
 
@@ -425,7 +527,9 @@ def test_two_teachers_have_one_name_whatever_their_order() -> None:
 def judged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A store with the run of a network that gets every test image wrong, so that AutoAttack is quick; and its record."""
     folder = tmp_path_factory.mktemp("judged")
-    made = plan.plan(Run(method="natural", student="resnet8-w4", seeds="0", limit_test=6, store=folder), {})[0]
+    made = plan.plan(
+        Run(method="natural", student="resnet8-w4", seeds="0", limit_test=6, store=folder), {}
+    )[0]
     made = dataclasses.replace(made, spec=dataclasses.replace(made.spec, attacks=("fgsm", "aa")))
     images = data.load("digits", "", limit_test=6)
     torch.manual_seed(0)
@@ -442,17 +546,24 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     run = Store(folder).begin(made.spec, cell.tags(made, CODE))
     here = environment.describe(torch.device("cpu")) | cell.describe(images)
     run.text("environment.json", json.dumps(here))
-    run.metrics({f"test/{name}": value for name, value in values.items() if not name.startswith("cost/")})
+    run.metrics(
+        {f"test/{name}": value for name, value in values.items() if not name.startswith("cost/")}
+    )
     run.file(folder / "best.pt", "checkpoints")
     run.file(stem.with_name("verdicts_best_aa.npz"), "verdicts")
     run.tag("sha256.best", checkpoint.sha256_of(folder / "best.pt"))
     run.end(FINISHED)
-    assert cli.dispatch(["export", run.run_id, "--store", str(folder), "--out", str(folder / "out")]) == 0
+    assert (
+        cli.dispatch(["export", run.run_id, "--store", str(folder), "--out", str(folder / "out")])
+        == 0
+    )
     (path,) = (folder / "out").iterdir()
     return folder, path
 
 
-def test_verified_where_the_checkpoint_is(judged: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_verified_where_the_checkpoint_is(
+    judged: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     folder, path = judged
     assert take(folder, path, more=("--verify", "--device", "cpu")) == 0
     said = capsys.readouterr().out.splitlines()
@@ -479,10 +590,19 @@ def test_verified_with_a_file_and_not_without(
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        (put("metrics", "test/clean", value=1 / 6), "not reproduced: test/clean is 0.0000 here, recorded 0.1667"),
+        (
+            put("metrics", "test/clean", value=1 / 6),
+            "not reproduced: test/clean is 0.0000 here, recorded 0.1667",
+        ),
         (put("metrics", "test/pgd20", value=0.0), "not reproduced: test/pgd20 is in one of "),
-        (put("environment", "data", value={"sha256": "0"}), "not verified: it states other data than those here"),
-        (put("tags", "flags", value="{}"), "not reproduced: it does not have the flag planted, a reason"),
+        (
+            put("environment", "data", value={"sha256": "0"}),
+            "not verified: it states other data than those here",
+        ),
+        (
+            put("tags", "flags", value="{}"),
+            "not reproduced: it does not have the flag planted, a reason",
+        ),
     ],
 )
 def test_what_is_not_reproduced_is_refused(
@@ -500,7 +620,9 @@ def test_what_is_not_reproduced_is_refused(
     words = ("--verify", "--device", "cpu", "--checkpoint", str(folder / "best.pt"))
     if "planted" in why:
         evaluate = cell.evaluate
-        monkeypatch.setattr(cell, "evaluate", lambda *given: (evaluate(*given)[0], {"planted": "a reason"}))
+        monkeypatch.setattr(
+            cell, "evaluate", lambda *given: (evaluate(*given)[0], {"planted": "a reason"})
+        )
     assert take(home, bad, more=words) == 1
     assert why in capsys.readouterr().err
     assert store.collect(uri(home)).empty
@@ -511,12 +633,16 @@ def test_as_many_images_may_differ_as_are_allowed(records: Path, share: float, m
     found = record.read(min(records.iterdir()))
     survived = np.arange(200) < 100
     metrics = {"test/n": 200.0, "test/aa_n": 200.0, "test/aa": 0.5}
-    told = found.model_copy(update={"metrics": metrics, "verdicts": record.Verdicts(**record.packed(survived))})
+    told = found.model_copy(
+        update={"metrics": metrics, "verdicts": record.Verdicts(**record.packed(survived))}
+    )
     for turned in range(6):
         again = survived.copy()
         again[100 - turned : 100 + turned] ^= True  # as many either way, so that the accuracy stays
         if 2 * turned <= may:
-            assert f"differ on {2 * turned} images" in reproduce.compare(told, metrics, again, share)
+            assert f"differ on {2 * turned} images" in reproduce.compare(
+                told, metrics, again, share
+            )
         else:
             with pytest.raises(RecordError, match=f"differs on {2 * turned} of 200 images"):
                 reproduce.compare(told, metrics, again, share)

@@ -44,7 +44,9 @@ def environment() -> dict[str, str]:
 def runs(folder: Path) -> list[Run]:
     """Every run of the store but the parents."""
     client = MlflowClient(f"sqlite:///{folder / 'runs' / 'mlflow.db'}")
-    found = client.search_runs([e.experiment_id for e in client.search_experiments()], order_by=["start_time"])
+    found = client.search_runs(
+        [e.experiment_id for e in client.search_experiments()], order_by=["start_time"]
+    )
     return [run for run in found if run.data.tags["role"] != "group"]
 
 
@@ -64,14 +66,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_first_command_takes_a_minute(tmp_path: Path) -> None:
     """In the CPU time of a bare start, five seconds or so: an absolute bound fails on a slow machine."""
     command = f"-m bench run --method gacd --epochs 1 {SMALL}".split()
-    start, whole = (spent(words, tmp_path) for words in (["-c", "import bench.run, bench.cell"], command))
+    start, whole = (
+        spent(words, tmp_path) for words in (["-c", "import bench.run, bench.cell"], command)
+    )
     assert whole < STARTS * start, (whole, start)
 
 
 def spent(words: list[str], folder: Path) -> float:
     """CPU seconds of a Python command."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
-    subprocess.run([sys.executable, *words], cwd=folder, env=environment(), capture_output=True, check=True)
+    subprocess.run(
+        [sys.executable, *words], cwd=folder, env=environment(), capture_output=True, check=True
+    )
     return resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
 
 
@@ -80,11 +86,15 @@ def test_two_workers_make_the_same_records(folder: Path, tmp_path: Path) -> None
     done = bench(words, tmp_path)
     assert done.returncode == 0, done.stderr
     assert re.findall(r"^\[(\d/3)\] ", done.stderr, flags=re.MULTILINE) == ["1/3", "2/3", "3/3"]
-    pairs = [{run.data.tags["method"]: run.data for run in runs(place)} for place in (folder, tmp_path)]
+    pairs = [
+        {run.data.tags["method"]: run.data for run in runs(place)} for place in (folder, tmp_path)
+    ]
     for method in ("trades", "gacd"):
         alone, beside = (found[method].metrics for found in pairs)
         assert {
-            name for name in alone if alone[name] != beside[name] and not name.startswith(("cost/", "train/"))
+            name
+            for name in alone
+            if alone[name] != beside[name] and not name.startswith(("cost/", "train/"))
         } == set()
     assert bench(words, tmp_path).stderr.strip() == "0 to do, 3 already recorded in runs"
 
@@ -95,7 +105,9 @@ def test_everything_is_recorded(folder: Path) -> None:
     assert (teacher.data.tags["role"], student.data.tags["role"]) == ("teacher", "student")
     attacks = {"clean", "fgsm", "pgd20", "pgd20_trades", "cw_inf", "aa", "worst", "n", "aa_n"}
     assert {name[5:] for name in student.data.metrics if name.startswith("test/")} == attacks
-    assert json.loads(student.data.tags["teacher_sha256"]) == {"robust": teacher.data.tags["sha256.best"]}
+    assert json.loads(student.data.tags["teacher_sha256"]) == {
+        "robust": teacher.data.tags["sha256.best"]
+    }
     assert "teacher_sha256" not in teacher.data.tags
     metrics = student.data.metrics
     assert metrics["test/worst"] <= metrics["test/aa"] <= metrics["test/clean"]
@@ -108,9 +120,23 @@ def test_everything_is_recorded(folder: Path) -> None:
         "test_swa/pgd20",
     } < set(metrics)
     client = MlflowClient(f"sqlite:///{folder / 'runs' / 'mlflow.db'}")
-    files = {f.path for top in ("", "checkpoints", "verdicts") for f in client.list_artifacts(student.info.run_id, top)}
-    assert files >= {"spec.json", "environment.json", "checkpoints/best.pt", "checkpoints/ema.pt", "checkpoints/swa.pt"}
-    assert files >= {"verdicts/verdicts_best.npz", "verdicts/verdicts_best_aa.npz", "verdicts/verdicts_last.npz"}
+    files = {
+        f.path
+        for top in ("", "checkpoints", "verdicts")
+        for f in client.list_artifacts(student.info.run_id, top)
+    }
+    assert files >= {
+        "spec.json",
+        "environment.json",
+        "checkpoints/best.pt",
+        "checkpoints/ema.pt",
+        "checkpoints/swa.pt",
+    }
+    assert files >= {
+        "verdicts/verdicts_best.npz",
+        "verdicts/verdicts_best_aa.npz",
+        "verdicts/verdicts_last.npz",
+    }
     assert not list((folder / "runs" / "work").glob("*/"))
 
 
@@ -124,7 +150,9 @@ def test_the_same_command_does_nothing(folder: Path) -> None:
 def test_evaluate_gives_the_recorded_numbers(folder: Path) -> None:
     student = runs(folder)[1]
     file = Path(student.info.artifact_uri.removeprefix("file://")) / "checkpoints" / "best.pt"
-    done = bench(f"evaluate --checkpoint {file} --arch resnet8-w4 --dataset digits --limit-test 8", folder)
+    done = bench(
+        f"evaluate --checkpoint {file} --arch resnet8-w4 --dataset digits --limit-test 8", folder
+    )
     assert done.returncode == 0, done.stderr
     shown = dict(re.findall(r"^(\w+) +(\d+\.\d+) %", done.stdout, flags=re.MULTILINE))
     assert len(shown) == 7
@@ -134,7 +162,9 @@ def test_evaluate_gives_the_recorded_numbers(folder: Path) -> None:
 
 
 def test_evaluate_in_another_norm_from_a_surrogate_and_under_corruptions(folder: Path) -> None:
-    file = Path(runs(folder)[1].info.artifact_uri.removeprefix("file://")) / "checkpoints" / "best.pt"
+    file = (
+        Path(runs(folder)[1].info.artifact_uri.removeprefix("file://")) / "checkpoints" / "best.pt"
+    )
     (teacher,) = (folder / "runs" / "teachers").glob("*.pt")
     net = f"evaluate --checkpoint {file} --arch resnet8-w4 --dataset digits --limit-test 40"
     away = f"--surrogate {teacher} --surrogate-arch resnet8-w16 --attacks pgd20,pgd20@surrogate,corruptions"
@@ -151,11 +181,16 @@ def test_leaderboard(folder: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [
         f"leaderboard/{name}"
-        for name in ("index.html", *(f"leaderboard.{kind}" for kind in ("md", "tex", "json", "csv")))
+        for name in (
+            "index.html",
+            *(f"leaderboard.{kind}" for kind in ("md", "tex", "json", "csv")),
+        )
     ]
     text = (folder / "leaderboard" / "leaderboard.md").read_text()
     assert re.search(
-        r"^\| 1 \| gacd \([^|]*limit_test=\d+[^|]*\) \| resnet8-w16-trades \| 1 \|", text, flags=re.MULTILINE
+        r"^\| 1 \| gacd \([^|]*limit_test=\d+[^|]*\) \| resnet8-w16-trades \| 1 \|",
+        text,
+        flags=re.MULTILINE,
     )
     assert "gacd" in (folder / "leaderboard" / "index.html").read_text()
     pages = [path.read_text() for path in (folder / "leaderboard" / "runs").glob("*.html")]
@@ -197,7 +232,10 @@ def test_a_killed_run_resumes_and_ends_the_same(tmp_path: Path) -> None:
     running = start(words, tmp_path / "a")
     running.kill()
     running.communicate()
-    assert "interrupted or running: natural resnet8-w4 digits seed 0" in bench("doctor", tmp_path / "a").stdout
+    assert (
+        "interrupted or running: natural resnet8-w4 digits seed 0"
+        in bench("doctor", tmp_path / "a").stdout
+    )
     for name in ("a", "b"):
         assert bench(words, tmp_path / name).returncode == 0
     (resumed,), (whole,) = runs(tmp_path / "a"), runs(tmp_path / "b")
@@ -211,14 +249,18 @@ def test_a_killed_run_resumes_and_ends_the_same(tmp_path: Path) -> None:
 
 def workers(parent: int) -> list[int]:
     """Worker processes of a running program."""
-    found = subprocess.run(["pgrep", "-P", str(parent), "-f", "spawn_main"], capture_output=True, text=True).stdout
+    found = subprocess.run(
+        ["pgrep", "-P", str(parent), "-f", "spawn_main"], capture_output=True, text=True
+    ).stdout
     return [int(pid) for pid in found.split()]
 
 
 def start(words: str, folder: Path) -> subprocess.Popen[str]:
     """The program in the background, once one of its workers has begun to train."""
     command = [sys.executable, "-m", "bench", *words.split()]
-    running = subprocess.Popen(command, cwd=folder, env=environment(), stderr=subprocess.PIPE, text=True)
+    running = subprocess.Popen(
+        command, cwd=folder, env=environment(), stderr=subprocess.PIPE, text=True
+    )
     while running.poll() is None and not list(folder.glob("runs/work/*/state.pt")):
         time.sleep(0.01)
     assert running.poll() is None, "it ended before it could be killed"
@@ -329,7 +371,9 @@ def test_an_interrupted_repetition_goes_on_without_force(
     ]  # the last begins with its first epoch, as a run of its own
 
 
-def test_a_run_does_not_go_on_with_another_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_does_not_go_on_with_another_teacher(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Once there is training to go on with; until then it is the teacher that is there."""
     made, place = records.cell("rslad"), records.shop(tmp_path)
 
@@ -341,5 +385,7 @@ def test_a_run_does_not_go_on_with_another_teacher(tmp_path: Path, monkeypatch: 
     assert begin("b") == {"robust": "b"}
     (tmp_path / cell.STATE).touch()
     assert begin("b") == {"robust": "b"}
-    with pytest.raises(BenchError, match="another checkpoint of its teacher taught the first part: --force begins"):
+    with pytest.raises(
+        BenchError, match="another checkpoint of its teacher taught the first part: --force begins"
+    ):
         begin("a")

@@ -75,7 +75,9 @@ def robust() -> nn.Module:
 class Changed(nn.Module):
     """A network with something before it and something behind it."""
 
-    def __init__(self, net: nn.Module, before: Callable[[Tensor], Tensor], behind: Callable[[Tensor], Tensor]) -> None:
+    def __init__(
+        self, net: nn.Module, before: Callable[[Tensor], Tensor], behind: Callable[[Tensor], Tensor]
+    ) -> None:
         super().__init__()
         self.net, self.before, self.behind = net, before, behind
 
@@ -99,7 +101,11 @@ PLANTED: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor],
     "noise": (lambda x: x + 0.1 * torch.randn_like(x), same, "randomised-output"),
     "softmax": (same, lambda z: z.softmax(dim=1), "softmax-output"),
     "softmax x20": (same, lambda z: (20 * z).softmax(dim=1), "softmax-output"),
-    "softmax of x20, scaled": (same, lambda z: 20 * (20 * z).softmax(dim=1), "gradient-not-faithful"),
+    "softmax of x20, scaled": (
+        same,
+        lambda z: 20 * (20 * z).softmax(dim=1),
+        "gradient-not-faithful",
+    ),
     "shattered gradients": (lambda x: x + 0.02 * torch.sin(400 * x), same, "gradient-not-faithful"),
     "BatchNorm of the batch": (of_the_batch, same, "batch-dependent-output"),
     "a tenth of the pixels without gradient": (
@@ -148,7 +154,9 @@ def test_training_mode_is_flagged_and_not_used(robust: nn.Module, task: Task) ->
 @pytest.mark.parametrize("adversarial", [True, False], ids=["robust", "standard"])
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize(("norm", "eps"), [("Linf", EPS), ("L2", 0.5)])
-def test_an_honest_model_raises_none(arch: str, adversarial: bool, norm: str, eps: float, task: Task) -> None:
+def test_an_honest_model_raises_none(
+    arch: str, adversarial: bool, norm: str, eps: float, task: Task
+) -> None:
     net = fitted(ARCHITECTURES[arch], adversarial)
     names = ("fgsm", "pgd10", "pgd20", "pgd50") if norm == "Linf" else ("pgd10", "pgd50")
     found = evaluate(net, *task, names, eps=eps, norm=norm)
@@ -161,7 +169,11 @@ class Modes(nn.Module):
 
     def __init__(self, output: Callable[[Tensor], object], noise: float = 0.0) -> None:
         super().__init__()
-        self.net, self.output, self.noise = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), output, noise
+        self.net, self.output, self.noise = (
+            nn.Sequential(nn.Flatten(), nn.Linear(64, 10)),
+            output,
+            noise,
+        )
 
     def forward(self, x: Tensor) -> object:
         logits = self.net(x + self.noise * torch.randn_like(x))

@@ -17,7 +17,9 @@ from test_leaderboards import NASTY, Store, fill, scores
 import leaderboards
 from bench.about import about
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
+)
 pytestmark = [pytest.mark.skipif(not CHROMIUM, reason="needs a Chromium"), pytest.mark.e2e]
 TASK = "tasks/digits@1-digits-resnet8-w4.html"
 METHODS = "tbody th a"
@@ -37,7 +39,11 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     fill(tracked)
     run = tracked.run("gacd", 0.72, variant="tau=0.1", seed="3", metrics=scores(0.96, 0.76, 60))
     curves = {"val/clean": 0.1, "val/robust": 0.05, "train/kl_adv": 0.2, "lr": 0.01}
-    points = [Metric(name, slope * epoch, 0, epoch) for name, slope in curves.items() for epoch in range(6)]
+    points = [
+        Metric(name, slope * epoch, 0, epoch)
+        for name, slope in curves.items()
+        for epoch in range(6)
+    ]
     tracked.client.log_batch(run, metrics=points)
     for student in ("net1", "net2"):
         for method, aa in (("rslad", 0.5), ("kd", 0.1), ("gacd", 0.45)):
@@ -50,7 +56,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def browser() -> Iterator[Browser]:
     with sync_playwright() as started:
         yield started.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+            executable_path=CHROMIUM,
+            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
         )
 
 
@@ -67,7 +74,10 @@ def page(browser: Browser) -> Iterator[Page]:
     page.on("console", hear)
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.on(
-        "request", lambda request: complaints.append(request.url) if request.url[:5] not in ("file:", "data:") else 0
+        "request",
+        lambda request: (
+            complaints.append(request.url) if request.url[:5] not in ("file:", "data:") else 0
+        ),
     )
     yield page
     context.close()
@@ -147,7 +157,9 @@ def test_charts_show_the_numbers_of_the_table(site: Path, page: Page) -> None:
     front, points = chart(page)
     assert page.locator(".plot svg").first.is_visible()
     assert (front["x"], front["y"]) == ([95, 96], [73, 72])
-    shown = [round(float(text.split()[0]), 1) for text in page.locator("tbody td.bar").all_inner_texts()]
+    shown = [
+        round(float(text.split()[0]), 1) for text in page.locator("tbody td.bar").all_inner_texts()
+    ]
     assert [round(value, 1) for value in points["y"]] == shown
     assert page.get_by_role("img", name="Chart: Robust and clean").is_visible()
     page.get_by_role("radio", name="Robust and clean").focus()
@@ -177,9 +189,14 @@ def test_a_key_shows_the_rows_outside_the_frame(site: Path, page: Page) -> None:
 def test_curves_of_a_run_and_of_its_method(site: Path, page: Page) -> None:
     (path,) = (path for path in site.glob("runs/*.html") if '"name":"kl_adv"' in path.read_text())
     page.goto(path.as_uri())
-    assert [(line["name"], line["y"][-1]) for line in chart(page)] == [("clean", 50), ("robust", 25)]
+    assert [(line["name"], line["y"][-1]) for line in chart(page)] == [
+        ("clean", 50),
+        ("robust", 25),
+    ]
     page.get_by_role("radio", name="Loss terms").check()
-    assert [(line["name"], line["y"]) for line in chart(page)][1:] == [("kl_adv", [0, 0.2, 0.4, 0.6, 0.8, 1])]
+    assert [(line["name"], line["y"]) for line in chart(page)][1:] == [
+        ("kl_adv", [0, 0.2, 0.4, 0.6, 0.8, 1])
+    ]
     page.goto((site / "methods" / "gacd.html").as_uri())
     assert chart(page)[0]["y"] == [0, 5, 10, 15, 20, 25]
 
@@ -188,14 +205,18 @@ def test_names_are_text_in_tables_and_charts(site: Path, page: Page) -> None:
     (path,) = site.glob("tasks/*script*.html")
     page.goto(path.as_uri())
     page.get_by_role("radio", name="Intervals and seeds").check()
-    assert (page.locator(".plot .ytick text").first.text_content() or "").startswith("$x$ <script>alert")
+    assert (page.locator(".plot .ytick text").first.text_content() or "").startswith(
+        "$x$ <script>alert"
+    )
     assert NASTY in page.get_by_role("heading", level=1).inner_text()
 
 
 def test_the_critical_difference_diagram_names_every_row(site: Path, page: Page) -> None:
     page.goto((site / "index.html").as_uri())
     drawn = page.get_by_role("img", name="Critical-difference diagram of pair@1")
-    assert {"rslad", "kd", "gacd", "critical difference 2.3"} <= {*drawn.locator("text").all_text_contents()}
+    assert {"rslad", "kd", "gacd", "critical difference 2.3"} <= {
+        *drawn.locator("text").all_text_contents()
+    }
 
 
 def test_dark_mode_reaches_page_and_chart(site: Path, page: Page) -> None:
@@ -253,13 +274,17 @@ def test_the_pictures_of_the_readme(browser: Browser, tmp_path: Path) -> None:
     leaderboards.write(RECORDS, tmp_path / "site", about=about)
     place = Path(os.environ.get("BENCH_PICTURES", tmp_path))
     for name, path, scheme, width in PICTURES:
-        with browser.new_page(viewport={"width": width, "height": 1230}, color_scheme=scheme) as page:
+        with browser.new_page(
+            viewport={"width": width, "height": 1230}, color_scheme=scheme
+        ) as page:
             page.goto((tmp_path / "site" / path).as_uri())
             page.locator(".plot svg").first.wait_for()
             page.screenshot(path=place / f"{name}.png")
         with Image.open(place / f"{name}.png") as picture:
             assert picture.size == (width, 1230)
-            assert len(picture.convert("RGB").getcolors(1 << 24) or ()) > 100  # text and charts, no empty page
+            assert (
+                len(picture.convert("RGB").getcolors(1 << 24) or ()) > 100
+            )  # text and charts, no empty page
         assert f"docs/images/{name}.png" in (ROOT / "README.md").read_text()
 
 

@@ -12,24 +12,38 @@ from bench import acceleration, datasets, models, options, speed, suites, verbs
 
 def test_operations_of_a_step() -> None:
     """ResNet-8 of width 4 on 8 x 8 scans: seven 3x3 convolutions, two 1x1, one product; a multiplication and an addition."""
-    stem, first, second, third = 9 * 4 * 64, 2 * 9 * 16 * 64, (9 * 32 + 9 * 64 + 32) * 16, (9 * 128 + 9 * 256 + 128) * 4
+    stem, first, second, third = (
+        9 * 4 * 64,
+        2 * 9 * 16 * 64,
+        (9 * 32 + 9 * 64 + 32) * 16,
+        (9 * 128 + 9 * 256 + 128) * 4,
+    )
     forward = 2 * (stem + first + second + third + 160)
     net = models.build("resnet8-w4", datasets.DIGITS)
     assert speed.operations(net, net, datasets.DIGITS.shape, steps=5) == (1 + 10 + 6) * forward
 
 
 @pytest.mark.parametrize("bf16", [True, False])
-def test_a_line_for_each_suite(bf16: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_for_each_suite(
+    bf16: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(speed, "SECONDS", 0.05)
     monkeypatch.setattr(acceleration, "has_bf16", lambda device: bf16)
-    monkeypatch.setattr(suites, "SUITES", {"digits": suites.DIGITS, "cifar-mini": suites.CIFAR_MINI})
+    monkeypatch.setattr(
+        suites, "SUITES", {"digits": suites.DIGITS, "cifar-mini": suites.CIFAR_MINI}
+    )
     assert verbs.doctor(options.Doctor(speed=True, device="cpu")) == 0
     said = capsys.readouterr().out
-    ceiling = float(re.search(r"convolutions +([\d,]+) GFLOP/s in single precision", said)[1].replace(",", ""))  # type: ignore[index]
+    ceiling = float(
+        re.search(r"convolutions +([\d,]+) GFLOP/s in single precision", said)[1].replace(",", "")
+    )  # type: ignore[index]
     assert ceiling > 1
     assert bool(re.search(r"single precision, [\d,]+ with --precision bf16\n", said)) == bf16
     for name, student in (("digits", "resnet8-w4"), ("cifar-mini", "resnet8-w16-s2")):
-        found = re.search(rf"{name} +{student}: [\d.e+]+ images a second of RSLAD, (\d+) % of that; an epoch", said)
+        found = re.search(
+            rf"{name} +{student}: [\d.e+]+ images a second of RSLAD, (\d+) % of that; an epoch",
+            said,
+        )
         assert found
         assert 0 < int(found[1]) <= 120, "faster than the machine"
 

@@ -30,8 +30,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
             ("val/robust", 0.4, 0),
             ("lr", 0.1, 0),
         ]
-        points += [("val/robust", float("nan"), 1), ("train/kl", float("inf"), 0), ("trainer", 5.0, 0)]
-        tracked.client.log_batch(run, metrics=[Metric(name, value, 0, step) for name, value, step in points])
+        points += [
+            ("val/robust", float("nan"), 1),
+            ("train/kl", float("inf"), 0),
+            ("trainer", 5.0, 0),
+        ]
+        tracked.client.log_batch(
+            run, metrics=[Metric(name, value, 0, step) for name, value, step in points]
+        )
         tracked.client.log_text(run, '{"device": "cpu"}', "environment.json")
     return folder
 
@@ -41,7 +47,9 @@ def folder(made: Path, tmp_path: Path) -> Path:
     """A copy to spoil."""
     for name in ("mlflow.db", "artifacts"):
         source = made / name
-        (tmp_path / name).symlink_to(source) if source.is_dir() else (tmp_path / name).write_bytes(source.read_bytes())
+        (tmp_path / name).symlink_to(source) if source.is_dir() else (tmp_path / name).write_bytes(
+            source.read_bytes()
+        )
     return tmp_path
 
 
@@ -58,7 +66,11 @@ def spoil(folder: Path, *statements: str) -> None:
 def test_curves_are_finite_and_in_order(made: Path) -> None:
     runs = store.collect(uri(made))
     found = details.curves(uri(made), runs)
-    curves = {"lr": ([0], [0.1]), "train/ce": ([0, 1, 10], [2.0, 1.0, 3.0]), "val/robust": ([0], [0.4])}
+    curves = {
+        "lr": ([0], [0.1]),
+        "train/ce": ([0, 1, 10], [2.0, 1.0, 3.0]),
+        "val/robust": ([0], [0.4]),
+    }
     assert found == dict.fromkeys(runs["run_id"], curves)
     assert [*found[runs["run_id"][0]]] == [*curves]
     assert details.curves(uri(made), runs[:0]) == {}
@@ -72,7 +84,10 @@ def test_the_client_gives_the_same_curves(made: Path, monkeypatch: pytest.Monkey
 
 
 def test_letters_that_are_not_seen_are_shown_by_number(folder: Path) -> None:
-    spoil(folder, "UPDATE tags SET value = 'a' || char(0x202e) || 'b' || char(10) WHERE key = 'method'")
+    spoil(
+        folder,
+        "UPDATE tags SET value = 'a' || char(0x202e) || 'b' || char(10) WHERE key = 'method'",
+    )
     assert {*store.collect(uri(folder))["method"]} == {r"a\u202eb\n"}
 
 
@@ -83,7 +98,9 @@ def test_text_that_is_none_is_one_line(folder: Path) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_what_no_run_has_does_not_stop_the_pages(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_no_run_has_does_not_stop_the_pages(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A time without a date, values too small to round, letters that cannot be written, texts for a spreadsheet."""
     spoil(
         folder,
@@ -108,7 +125,9 @@ def test_postgresql_says_the_same(tmp_path: Path) -> None:
         for source in (place, base):
             tracked = Store(source)
             fill(tracked)
-            run = tracked.run("ard", 0.1 + 0.2, metrics={"val/clean": float("nan"), "train/ce": 1e300})
+            run = tracked.run(
+                "ard", 0.1 + 0.2, metrics={"val/clean": float("nan"), "train/ce": 1e300}
+            )
             points = [Metric("lr", 1 / (3 + step), 0, step) for step in (2, 0, 1)]
             tracked.client.log_batch(run, metrics=points)
         there, here = store.collect(place), store.collect(base)
@@ -117,7 +136,9 @@ def test_postgresql_says_the_same(tmp_path: Path) -> None:
         assert [*details.curves(place, there).values()] == [*details.curves(base, here).values()]
 
 
-def test_a_store_in_files_is_read_through_the_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_in_files_is_read_through_the_client(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     files, base = (tmp_path / "mlruns").as_uri(), f"sqlite:///{tmp_path}/mlflow.db"
     for source in (files, base):
@@ -128,7 +149,11 @@ def test_a_store_in_files_is_read_through_the_client(tmp_path: Path, monkeypatch
     in_files, in_base = store.collect(files), store.collect(base)
     drop = ["run_id", "artifact_uri"]
     pd.testing.assert_frame_equal(in_files.drop(columns=drop), in_base.drop(columns=drop))
-    assert in_files.attrs == in_base.attrs == {"problems": ["runs that did not finish are left out: 1 RUNNING"]}
+    assert (
+        in_files.attrs
+        == in_base.attrs
+        == {"problems": ["runs that did not finish are left out: 1 RUNNING"]}
+    )
     assert [*details.curves(files, in_files).values()] == [*details.curves(base, in_base).values()]
     assert store.collect((tmp_path / "none").as_uri()).empty
     assert not (tmp_path / "none").exists()
@@ -142,7 +167,9 @@ def test_a_store_in_files_is_read_through_the_client(tmp_path: Path, monkeypatch
         "ALTER TABLE runs RENAME COLUMN run_uuid TO run_id",
     ],
 )
-def test_another_version_of_mlflow_is_said_and_the_page_is_built(statement: str, folder: Path, tmp_path: Path) -> None:
+def test_another_version_of_mlflow_is_said_and_the_page_is_built(
+    statement: str, folder: Path, tmp_path: Path
+) -> None:
     spoil(folder, "DROP INDEX IF EXISTS index_params_run_uuid", statement)
     runs = store.collect(uri(folder))
     assert runs.empty
@@ -152,7 +179,11 @@ def test_another_version_of_mlflow_is_said_and_the_page_is_built(statement: str,
 
 
 def test_a_store_that_mlflow_would_migrate_is_read_as_it_is(folder: Path, made: Path) -> None:
-    spoil(folder, "UPDATE alembic_version SET version_num = '0'", "ALTER TABLE experiments ADD COLUMN later INTEGER")
+    spoil(
+        folder,
+        "UPDATE alembic_version SET version_num = '0'",
+        "ALTER TABLE experiments ADD COLUMN later INTEGER",
+    )
     before = (folder / "mlflow.db").read_bytes()
     assert len(store.collect(uri(folder))) == 2
     assert (folder / "mlflow.db").read_bytes() == before
@@ -161,9 +192,21 @@ def test_a_store_that_mlflow_would_migrate_is_read_as_it_is(folder: Path, made: 
 @pytest.mark.parametrize(
     ("statement", "problem", "left"),
     [
-        ("UPDATE tags SET value = '{\"a\": 1' WHERE key = 'flags'", "2 finished runs have unreadable flags", 2),
-        ("UPDATE tags SET value = '[1]' WHERE key = 'flags'", "2 finished runs have unreadable flags", 2),
-        ("DELETE FROM tags WHERE key = 'method'", "2 finished runs say no method or no data set and are left out", 0),
+        (
+            "UPDATE tags SET value = '{\"a\": 1' WHERE key = 'flags'",
+            "2 finished runs have unreadable flags",
+            2,
+        ),
+        (
+            "UPDATE tags SET value = '[1]' WHERE key = 'flags'",
+            "2 finished runs have unreadable flags",
+            2,
+        ),
+        (
+            "DELETE FROM tags WHERE key = 'method'",
+            "2 finished runs say no method or no data set and are left out",
+            0,
+        ),
         ("UPDATE runs SET status = 'FAILED'", "runs that did not finish are left out: 2 FAILED", 0),
         ("DELETE FROM latest_metrics", "", 2),
         ("DELETE FROM params", "", 2),
@@ -171,7 +214,9 @@ def test_a_store_that_mlflow_would_migrate_is_read_as_it_is(folder: Path, made: 
         ("UPDATE latest_metrics SET value = 0, is_nan = 1", "", 2),
     ],
 )
-def test_half_written_runs(statement: str, problem: str, left: int, folder: Path, tmp_path: Path) -> None:
+def test_half_written_runs(
+    statement: str, problem: str, left: int, folder: Path, tmp_path: Path
+) -> None:
     spoil(
         folder,
         "INSERT OR IGNORE INTO tags (key, value, run_uuid) SELECT 'flags', '{}', run_uuid FROM tags WHERE key = 'method'",

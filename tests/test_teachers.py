@@ -31,7 +31,9 @@ Shapes = dict[str, tuple[int, ...]]
 # The registry
 
 
-@pytest.mark.parametrize("release", zoo.RELEASES, ids=lambda release: f"{release.name} {release.dataset}")
+@pytest.mark.parametrize(
+    "release", zoo.RELEASES, ids=lambda release: f"{release.name} {release.dataset}"
+)
 def test_a_release_is_stated_in_full(release: Release) -> None:
     info = datasets.get(release.dataset)
     models.check(release.arch)
@@ -52,18 +54,51 @@ def test_releases_have_a_name_of_their_own_on_each_data_set() -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"name": "Zhang2019Theoretical"}, "did you mean 'Zhang2019Theoretically'.*needs --arch and --dataset"),
+        (
+            {"name": "Zhang2019Theoretical"},
+            "did you mean 'Zhang2019Theoretically'.*needs --arch and --dataset",
+        ),
         ({"name": "mine", "arch": "resnet18"}, "'mine' is no known release .*`teacher list`"),
-        ({"name": "Chen2021LTD_WRN34_10"}, "a release for cifar10 and cifar100: say which with --dataset"),
-        ({"name": "Zhang2019Theoretically", "dataset": "cifar100"}, "a release for cifar10: say which"),
-        ({"name": "Zhang2019Theoretically", "arch": "wrn28-10"}, "--arch: the release .* has wrn34-10"),
-        ({"name": "Zhang2019Theoretically", "mean": (0.5, 0.5, 0.5)}, "--mean: the release .* has none"),
+        (
+            {"name": "Chen2021LTD_WRN34_10"},
+            "a release for cifar10 and cifar100: say which with --dataset",
+        ),
+        (
+            {"name": "Zhang2019Theoretically", "dataset": "cifar100"},
+            "a release for cifar10: say which",
+        ),
+        (
+            {"name": "Zhang2019Theoretically", "arch": "wrn28-10"},
+            "--arch: the release .* has wrn34-10",
+        ),
+        (
+            {"name": "Zhang2019Theoretically", "mean": (0.5, 0.5, 0.5)},
+            "--mean: the release .* has none",
+        ),
         ({"name": "mine", "arch": "resnet18", "dataset": "cifar01"}, "did you mean 'cifar10'"),
-        ({"name": "robust", "arch": "resnet18", "dataset": "cifar10"}, "neither robust nor natural"),
+        (
+            {"name": "robust", "arch": "resnet18", "dataset": "cifar10"},
+            "neither robust nor natural",
+        ),
         ({"name": "a/b", "arch": "resnet18", "dataset": "cifar10"}, "letters, digits, - and _"),
-        ({"name": "mine", "arch": "resnet18", "dataset": "cifar10", "mean": (0.5,) * 3}, "both with 3 numbers"),
-        ({"name": "mine", "arch": "a", "dataset": "digits", "mean": (0.5,), "std": (0.0,)}, "std above 0"),
-        ({"name": "mine", "arch": "a", "dataset": "digits", "mean": (float("nan"),), "std": (1.0,)}, "--mean and"),
+        (
+            {"name": "mine", "arch": "resnet18", "dataset": "cifar10", "mean": (0.5,) * 3},
+            "both with 3 numbers",
+        ),
+        (
+            {"name": "mine", "arch": "a", "dataset": "digits", "mean": (0.5,), "std": (0.0,)},
+            "std above 0",
+        ),
+        (
+            {
+                "name": "mine",
+                "arch": "a",
+                "dataset": "digits",
+                "mean": (float("nan"),),
+                "std": (1.0,),
+            },
+            "--mean and",
+        ),
     ],
 )
 def test_what_a_name_cannot_mean(given: dict[str, Any], said: str) -> None:
@@ -100,7 +135,9 @@ def wide(depth: int, factor: int, classes: int, sub_block: bool = False) -> Shap
     """The TRADES release; with `sub_block1`, a copy of block1 that is stored and never used."""
     widths = [16, 16 * factor, 32 * factor, 64 * factor]
     shapes = kernel("conv1", 3, 16, 3) | norm("bn1", widths[3]) | linear("fc", widths[3], classes)
-    blocks = [("block1", 1), ("block2", 2), ("block3", 3)] + ([("sub_block1", 1)] if sub_block else [])
+    blocks = [("block1", 1), ("block2", 2), ("block3", 3)] + (
+        [("sub_block1", 1)] if sub_block else []
+    )
     for name, stage in blocks:
         for i in range((depth - 4) // 6):
             at, inputs, outputs = f"{name}.layer.{i}", widths[stage - (i == 0)], widths[stage]
@@ -112,12 +149,22 @@ def wide(depth: int, factor: int, classes: int, sub_block: bool = False) -> Shap
 
 def deepmind_wide(depth: int, factor: int, classes: int) -> Shapes:
     widths = [16, 16 * factor, 32 * factor, 64 * factor]
-    shapes = kernel("init_conv", 3, 16, 3) | norm("batchnorm", widths[3]) | linear("logits", widths[3], classes)
+    shapes = (
+        kernel("init_conv", 3, 16, 3)
+        | norm("batchnorm", widths[3])
+        | linear("logits", widths[3], classes)
+    )
     for stage in range(3):
         for i in range((depth - 4) // 6):
-            at, inputs, outputs = f"layer.{stage}.block.{i}", widths[stage + (i > 0)], widths[stage + 1]
+            at, inputs, outputs = (
+                f"layer.{stage}.block.{i}",
+                widths[stage + (i > 0)],
+                widths[stage + 1],
+            )
             shapes |= norm(f"{at}.batchnorm_0", inputs) | kernel(f"{at}.conv_0", inputs, outputs, 3)
-            shapes |= norm(f"{at}.batchnorm_1", outputs) | kernel(f"{at}.conv_1", outputs, outputs, 3)
+            shapes |= norm(f"{at}.batchnorm_1", outputs) | kernel(
+                f"{at}.conv_1", outputs, outputs, 3
+            )
             shapes |= kernel(f"{at}.shortcut", inputs, outputs, 1) if inputs != outputs else {}
     return shapes
 
@@ -127,8 +174,12 @@ def deepmind_preact(classes: int) -> Shapes:
     for stage, outputs in enumerate((64, 128, 256, 512)):
         for i in range(2):
             at, inputs = f"layer_{stage}.{i}", outputs // 2 if stage and i == 0 else outputs
-            shapes |= norm(f"{at}.batchnorm_0", inputs) | kernel(f"{at}.conv_2d_1", inputs, outputs, 3)
-            shapes |= norm(f"{at}.batchnorm_1", outputs) | kernel(f"{at}.conv_2d_2", outputs, outputs, 3)
+            shapes |= norm(f"{at}.batchnorm_0", inputs) | kernel(
+                f"{at}.conv_2d_1", inputs, outputs, 3
+            )
+            shapes |= norm(f"{at}.batchnorm_1", outputs) | kernel(
+                f"{at}.conv_2d_2", outputs, outputs, 3
+            )
             shapes |= kernel(f"{at}.shortcut", inputs, outputs, 3) if inputs != outputs else {}
     return shapes
 
@@ -152,7 +203,9 @@ def residual(classes: int) -> Shapes:
             shapes |= norm(f"{at}.bn1", outputs) | kernel(f"{at}.conv1", inputs, outputs, 3)
             shapes |= norm(f"{at}.bn2", outputs) | kernel(f"{at}.conv2", outputs, outputs, 3)
             if inputs != outputs:
-                shapes |= kernel(f"{at}.shortcut.0", inputs, outputs, 1) | norm(f"{at}.shortcut.1", outputs)
+                shapes |= kernel(f"{at}.shortcut.0", inputs, outputs, 1) | norm(
+                    f"{at}.shortcut.1", outputs
+                )
     return shapes
 
 
@@ -168,19 +221,27 @@ LAYOUTS: dict[str, Callable[[int], Shapes]] = {
 }
 
 
-@pytest.mark.parametrize("release", zoo.RELEASES, ids=lambda release: f"{release.name} {release.dataset}")
+@pytest.mark.parametrize(
+    "release", zoo.RELEASES, ids=lambda release: f"{release.name} {release.dataset}"
+)
 def test_the_network_has_the_tensors_of_the_release(release: Release) -> None:
     info = datasets.get(release.dataset)
     with torch.device("meta"):
         net = models.build(release.arch, info)
-    shapes = {name: tuple(tensor.shape) for name, tensor in net.state_dict().items() if name not in ("mean", "std")}
+    shapes = {
+        name: tuple(tensor.shape)
+        for name, tensor in net.state_dict().items()
+        if name not in ("mean", "std")
+    }
     assert shapes == LAYOUTS[release.arch](info.num_classes)
 
 
 def test_the_largest_has_the_size_of_the_paper() -> None:
     with torch.device("meta"):
         net = models.build("wrn70-16-silu", CIFAR100)
-    assert sum(parameter.numel() for parameter in net.parameters()) == pytest.approx(267e6, rel=2e-3)
+    assert sum(parameter.numel() for parameter in net.parameters()) == pytest.approx(
+        267e6, rel=2e-3
+    )
 
 
 def planted(shapes: Shapes, seed: int = 0) -> State:
@@ -204,12 +265,19 @@ FILES: dict[str, tuple[str, Dataset, Shapes, Callable[[State], State]]] = {
     "DeepMind": ("wrn10-1-silu", CIFAR100, deepmind_wide(10, 1, 100), lambda state: state),
     "Wang": ("wrn10-1-silu", CIFAR10, deepmind_wide(10, 1, 10), wang),
     "DeepMind, PreAct": ("preactresnet18-silu", CIFAR10, deepmind_preact(10), lambda state: state),
-    "Rice": ("preactresnet18", CIFAR100, preact(100), lambda state: {f"module.{n}": t for n, t in state.items()}),
+    "Rice": (
+        "preactresnet18",
+        CIFAR100,
+        preact(100),
+        lambda state: {f"module.{n}": t for n, t in state.items()},
+    ),
 }
 
 
 def batch_norm(state: State, name: str, x: Tensor) -> Tensor:
-    return F.batch_norm(x, *(state[f"{name}.{kind}"] for kind in ("running_mean", "running_var", "weight", "bias")))
+    return F.batch_norm(
+        x, *(state[f"{name}.{kind}"] for kind in ("running_mean", "running_var", "weight", "bias"))
+    )
 
 
 def padded(x: Tensor, weight: Tensor, stride: int) -> Tensor:
@@ -230,9 +298,13 @@ def reference_wide(state: State, x: Tensor) -> Tensor:
         out = batch_norm(state, f"{at}.batchnorm_1", out)
         out = F.conv2d(out * out.sigmoid(), state[f"{at}.conv_1.weight"], padding=1)
         shortcut = state.get(f"{at}.shortcut.weight")
-        x = out + (x if shortcut is None else F.conv2d(active, shortcut, stride=1 if stage == 0 else 2))
+        x = out + (
+            x if shortcut is None else F.conv2d(active, shortcut, stride=1 if stage == 0 else 2)
+        )
     x = batch_norm(state, "batchnorm", x)
-    return F.linear((x * x.sigmoid()).mean(dim=(2, 3)), state["logits.weight"], state["logits.bias"])
+    return F.linear(
+        (x * x.sigmoid()).mean(dim=(2, 3)), state["logits.weight"], state["logits.bias"]
+    )
 
 
 def reference_deepmind_preact(state: State, x: Tensor) -> Tensor:
@@ -241,12 +313,16 @@ def reference_deepmind_preact(state: State, x: Tensor) -> Tensor:
         at, stride = f"layer_{stage}.{i}", 2 if stage and i == 0 else 1
         out = batch_norm(state, f"{at}.batchnorm_0", x)
         out = batch_norm(
-            state, f"{at}.batchnorm_1", padded(out * out.sigmoid(), state[f"{at}.conv_2d_1.weight"], stride)
+            state,
+            f"{at}.batchnorm_1",
+            padded(out * out.sigmoid(), state[f"{at}.conv_2d_1.weight"], stride),
         )
         out = F.conv2d(out * out.sigmoid(), state[f"{at}.conv_2d_2.weight"], padding=1)
         x = out + (padded(x, state[f"{at}.shortcut.weight"], stride) if stride == 2 else x)
     x = batch_norm(state, "batchnorm", x)
-    return F.linear((x * x.sigmoid()).mean(dim=(2, 3)), state["logits.weight"], state["logits.bias"])
+    return F.linear(
+        (x * x.sigmoid()).mean(dim=(2, 3)), state["logits.weight"], state["logits.bias"]
+    )
 
 
 def reference_preact(state: State, x: Tensor) -> Tensor:
@@ -255,8 +331,12 @@ def reference_preact(state: State, x: Tensor) -> Tensor:
         at, stride = f"layer{stage}.{i}", 2 if stage > 1 and i == 0 else 1
         active = batch_norm(state, f"{at}.bn1", x).relu()
         out = F.conv2d(active, state[f"{at}.conv1.weight"], stride=stride, padding=1)
-        out = F.conv2d(batch_norm(state, f"{at}.bn2", out).relu(), state[f"{at}.conv2.weight"], padding=1)
-        x = out + (F.conv2d(active, state[f"{at}.shortcut.0.weight"], stride=stride) if stride == 2 else x)
+        out = F.conv2d(
+            batch_norm(state, f"{at}.bn2", out).relu(), state[f"{at}.conv2.weight"], padding=1
+        )
+        x = out + (
+            F.conv2d(active, state[f"{at}.shortcut.0.weight"], stride=stride) if stride == 2 else x
+        )
     x = batch_norm(state, "bn", x).relu()
     return F.linear(x.mean(dim=(2, 3)), state["linear.weight"], state["linear.bias"])
 
@@ -270,7 +350,9 @@ REFERENCES = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_file_of_each_release_loads_and_computes_what_was_published(name: str, tmp_path: Path) -> None:
+def test_a_file_of_each_release_loads_and_computes_what_was_published(
+    name: str, tmp_path: Path
+) -> None:
     arch, info, shapes, dress = FILES[name]
     state, file, x = planted(shapes), tmp_path / "net.pt", torch.rand(2, 3, 32, 32)
     torch.save(dress(state), file)
@@ -278,18 +360,26 @@ def test_a_file_of_each_release_loads_and_computes_what_was_published(name: str,
     net = checkpoint.load(file, arch, info, mean=mean, std=std)
     assert net.mean.flatten().tolist() == pytest.approx(mean)
     assert net.std.flatten().tolist() == pytest.approx(std)
-    kept = {key: tensor for key, tensor in state.items() if not key.endswith("tracked") and "sub_block1" not in key}
+    kept = {
+        key: tensor
+        for key, tensor in state.items()
+        if not key.endswith("tracked") and "sub_block1" not in key
+    }
     assert all(torch.equal(net.state_dict()[key], tensor) for key, tensor in kept.items())
     if name in REFERENCES:
         scaled = (x - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
         with torch.no_grad():
-            torch.testing.assert_close(net(x), REFERENCES[name](state, scaled), rtol=1e-3, atol=1e-3)
+            torch.testing.assert_close(
+                net(x), REFERENCES[name](state, scaled), rtol=1e-3, atol=1e-3
+            )
 
 
 def test_statistics_in_the_file_win_and_contradictions_are_refused(tmp_path: Path) -> None:
     file, state = tmp_path / "net.pt", planted(deepmind_wide(10, 1, 10))
     torch.save(state | {"mean": torch.tensor([0.1, 0.2, 0.3]), "std": torch.ones(3)}, file)
-    net = checkpoint.load(file, "wrn10-1-silu", CIFAR10, mean=(0.1001, 0.2, 0.3), std=(1.0, 1.0, 1.0))
+    net = checkpoint.load(
+        file, "wrn10-1-silu", CIFAR10, mean=(0.1001, 0.2, 0.3), std=(1.0, 1.0, 1.0)
+    )
     assert net.mean.flatten().tolist() == pytest.approx([0.1, 0.2, 0.3])
     with pytest.raises(BenchError, match="holds a mean of its own"):
         checkpoint.load(file, "wrn10-1-silu", CIFAR10, mean=(0.4, 0.2, 0.3), std=(1.0, 1.0, 1.0))
@@ -298,7 +388,9 @@ def test_statistics_in_the_file_win_and_contradictions_are_refused(tmp_path: Pat
 def test_another_number_of_classes_is_named(tmp_path: Path) -> None:
     file = tmp_path / "net.pt"
     torch.save(planted(wide(10, 1, 100)), file)
-    with pytest.raises(BenchError, match=r"not a wrn10-1 for cifar10: .*100 classes, cifar10 has 10") as caught:
+    with pytest.raises(
+        BenchError, match=r"not a wrn10-1 for cifar10: .*100 classes, cifar10 has 10"
+    ) as caught:
         checkpoint.load(file, "wrn10-1", CIFAR10)
     assert "\n" not in str(caught.value)
 
@@ -356,7 +448,9 @@ def bench(*words: object) -> int:
 
 
 def take(name: str, file: Path, *more: object) -> int:
-    return bench("teacher", "import", name, file, "--arch", "resnet8-w8", "--dataset", "digits", *more)
+    return bench(
+        "teacher", "import", name, file, "--arch", "resnet8-w8", "--dataset", "digits", *more
+    )
 
 
 def refusal(capsys: pytest.CaptureFixture[str]) -> str:
@@ -366,13 +460,20 @@ def refusal(capsys: pytest.CaptureFixture[str]) -> str:
     return lines[-1]
 
 
-def test_an_import_is_measured_and_its_card_says_so(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_import_is_measured_and_its_card_says_so(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert take("mine", place.file) == 0
     said = capsys.readouterr().out
     sha256 = checkpoint.sha256_of(place.file)
     assert f"no sha256 was stated: the card holds the file's own, {sha256}" in said
     card = place.card("mine")
-    assert (card.identity, card.sha256, card.images, card.eps) == (f"mine-{sha256[:8]}", sha256, 360, 0.15)
+    assert (card.identity, card.sha256, card.images, card.eps) == (
+        f"mine-{sha256[:8]}",
+        sha256,
+        360,
+        0.15,
+    )
     assert card.clean > 90
     assert card.pgd20 < card.clean
     assert card.checked
@@ -415,14 +516,24 @@ def spoilt(state: State) -> State:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (shuffled, "no more than by chance: wrong normalisation, other labels or an untrained network"),
+        (
+            shuffled,
+            "no more than by chance: wrong normalisation, other labels or an untrained network",
+        ),
         (scaled, "wrong normalisation"),
         (wider, "20 classes, digits has 10"),
         (spoilt, "holds values that are not finite in bn1.weight"),
         (lambda state: {"epoch": 3}, "holds no tensors of a network"),
         (lambda state: models.build("resnet8-w8", DIGITS).state_dict(), "no more than by chance"),
     ],
-    ids=["other labels", "wrong normalisation", "another class count", "not finite", "no network", "untrained"],
+    ids=[
+        "other labels",
+        "wrong normalisation",
+        "another class count",
+        "not finite",
+        "no network",
+        "untrained",
+    ],
 )
 def test_what_is_refused(
     change: Callable[[State], State], said: str, place: Place, capsys: pytest.CaptureFixture[str]
@@ -433,14 +544,18 @@ def test_what_is_refused(
     assert not place.store.exists()
 
 
-def test_a_better_normalisation_is_named_and_can_be_stated(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_better_normalisation_is_named_and_can_be_stated(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
     bare = place.changed(without_statistics)
     assert take("mine", bare) == 1
     assert "if the pixels are normalised by the mean and std of digits" in refusal(capsys)
     assert take("mine", bare, "--mean", *DIGITS.mean, "--std", *DIGITS.std) == 0
     card = place.card("mine")
     assert (card.mean, card.std) == (DIGITS.mean, DIGITS.std)
-    assert card.sha256[:8] not in card.identity  # the statistics are part of what the digits stand for
+    assert (
+        card.sha256[:8] not in card.identity
+    )  # the statistics are part of what the digits stand for
     x = torch.rand(3, *DIGITS.shape)
     with torch.no_grad():
         whole = checkpoint.load(place.file, "resnet8-w8", DIGITS)
@@ -472,9 +587,14 @@ def test_other_bad_input_is_one_line(place: Place, capsys: pytest.CaptureFixture
     assert "there is another teacher called 'mine' for digits" in refusal(capsys)
 
 
-def test_without_the_data_nothing_is_imported(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_the_data_nothing_is_imported(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
     torch.save(models.build("resnet8-w4", CIFAR10).state_dict(), "net.pt")
-    assert bench("teacher", "import", "mine", "net.pt", "--arch", "resnet8-w4", "--dataset", "cifar10") == 1
+    assert (
+        bench("teacher", "import", "mine", "net.pt", "--arch", "resnet8-w4", "--dataset", "cifar10")
+        == 1
+    )
     assert "put the official folder cifar-10-batches-py there" in refusal(capsys)
     assert not place.store.exists()
 
@@ -487,7 +607,9 @@ def known(place: Place, monkeypatch: pytest.MonkeyPatch) -> Release:
     """A release of which the small network is a true copy."""
     net, test = checkpoint.load(place.file, "resnet8-w8", DIGITS), data.load("digits", "data").test
     clean = teachers.percent(teachers.correct(net, test))
-    release = Release("Known", "digits", "resnet8-w8", "https://", round(clean, 2), 0.0, "", eps=0.15)
+    release = Release(
+        "Known", "digits", "resnet8-w8", "https://", round(clean, 2), 0.0, "", eps=0.15
+    )
     return publish(release, monkeypatch)
 
 
@@ -505,7 +627,11 @@ def test_a_release_needs_its_name_alone(known: Release, place: Place) -> None:
 
 @pytest.mark.parametrize("shift", [-2.0, 2.0])
 def test_another_accuracy_than_the_published_is_another_network(
-    shift: float, known: Release, place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    shift: float,
+    known: Release,
+    place: Place,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert known.clean is not None
     publish(dataclasses.replace(known, clean=known.clean + shift), monkeypatch)
@@ -514,18 +640,27 @@ def test_another_accuracy_than_the_published_is_another_network(
 
 
 def test_less_robust_under_pgd_than_published_under_autoattack(
-    known: Release, place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    known: Release,
+    place: Place,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     publish(dataclasses.replace(known, autoattack=95.0), monkeypatch)
     assert bench("teacher", "import", "Known", place.file) == 1
-    assert "withstand PGD-20, AutoAttack leaves Known 95.0 %: this is another network" in refusal(capsys)
+    assert "withstand PGD-20, AutoAttack leaves Known 95.0 %: this is another network" in refusal(
+        capsys
+    )
     assert not place.store.exists()
 
 
 def test_a_smaller_radius_than_the_published_proves_nothing_by_its_own(known: Release) -> None:
-    card = teachers.Card("Known-0", "resnet8-w8", "digits", "", teachers.IMPORTED, images=360, eps=0.2, pgd20=10.0)
+    card = teachers.Card(
+        "Known-0", "resnet8-w8", "digits", "", teachers.IMPORTED, images=360, eps=0.2, pgd20=10.0
+    )
     release = dataclasses.replace(known, autoattack=80.0)
-    assert teachers.checked(card, 360, release).checked  # at a larger radius a lower accuracy is no contradiction
+    assert teachers.checked(
+        card, 360, release
+    ).checked  # at a larger radius a lower accuracy is no contradiction
     with pytest.raises(BenchError, match="this is another network"):
         teachers.checked(dataclasses.replace(card, eps=0.1), 360, release)
 
@@ -535,7 +670,10 @@ def test_the_margin_is_that_of_a_sample_without_replacement() -> None:
     hits = torch.rand(10_000, generator=generator) < 0.85
     room = teachers.margin(teachers.percent(hits), 1000, 10_000)
     assert room == pytest.approx(4 * (85 * 15 / 1000 * 0.9) ** 0.5 + 0.5, abs=0.1)
-    drawn = [teachers.percent(hits[torch.randperm(10_000, generator=generator)[:1000]]) for _ in range(2000)]
+    drawn = [
+        teachers.percent(hits[torch.randperm(10_000, generator=generator)[:1000]])
+        for _ in range(2000)
+    ]
     assert max(abs(value - teachers.percent(hits)) for value in drawn) < room
     spread = torch.tensor(drawn).std().item()
     assert 4 * spread + 0.5 == pytest.approx(room, rel=0.1)
@@ -561,8 +699,12 @@ def test_an_import_that_was_never_measured_teaches_after_verify(
     path = old(place)
     assert bench("teacher", "list") == 0
     assert "not measured" in capsys.readouterr().out
-    assert bench("run", "--suite", "digits", "--method", "kd", "--teacher", "mine", "--dry-run") == 1
-    assert "'mine' was never measured: run `python -m bench teacher verify mine` first" in refusal(capsys)
+    assert (
+        bench("run", "--suite", "digits", "--method", "kd", "--teacher", "mine", "--dry-run") == 1
+    )
+    assert "'mine' was never measured: run `python -m bench teacher verify mine` first" in refusal(
+        capsys
+    )
     assert bench("teacher", "verify", "mine", "--limit-test", 50) == 2
     assert "--limit-test 50: at least 100" in refusal(capsys)
     assert bench("teacher", "verify", "mine") == 0
@@ -574,7 +716,12 @@ def test_a_teacher_trained_here_needs_no_measurement(tmp_path: Path) -> None:
     card = teachers.Card("a-0", "resnet8-w8", "digits", "0" * 64, "trained here, digits@2, spec 0")
     (tmp_path / "teachers").mkdir()
     (tmp_path / "teachers" / "a-0.json").write_text(
-        json.dumps({name: getattr(card, name) for name in ("identity", "arch", "dataset", "sha256", "origin")})
+        json.dumps(
+            {
+                name: getattr(card, name)
+                for name in ("identity", "arch", "dataset", "sha256", "origin")
+            }
+        )
     )
     assert teachers.find(tmp_path, "a", "digits") == card
     with pytest.raises(BenchError, match="was trained on digits, not on cifar10"):
@@ -598,22 +745,36 @@ def test_a_teacher_trained_here_needs_no_measurement(tmp_path: Path) -> None:
         ("std", ["a"], "std.0: Input should be a valid number"),
     ],
 )
-def test_a_card_of_other_types_names_file_and_field(name: str, value: object, said: str, tmp_path: Path) -> None:
+def test_a_card_of_other_types_names_file_and_field(
+    name: str, value: object, said: str, tmp_path: Path
+) -> None:
     card = teachers.Card("a-0", "resnet8-w8", "digits", "0" * 64, "trained here, digits@2, spec 0")
     (tmp_path / "teachers").mkdir()
-    (tmp_path / "teachers" / "a-0.json").write_text(json.dumps(dataclasses.asdict(card) | {name: value}))
+    (tmp_path / "teachers" / "a-0.json").write_text(
+        json.dumps(dataclasses.asdict(card) | {name: value})
+    )
     with pytest.raises(BenchError, match=rf"a-0\.json': {said}: mend it, or delete it"):
         teachers.cards(tmp_path)
 
 
-def test_the_list_shows_what_is_at_hand_and_what_can_be_had(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_list_shows_what_is_at_hand_and_what_can_be_had(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert take("mine", place.file) == 0
     capsys.readouterr()
     assert bench("teacher", "list") == 0
     said = capsys.readouterr().out
-    assert re.search(r"^mine-\w{8} .*clean \d+\.\d %, PGD-20 \d+\.\d % \(l-inf 0.15, 360 test images\)$", said, re.M)
+    assert re.search(
+        r"^mine-\w{8} .*clean \d+\.\d %, PGD-20 \d+\.\d % \(l-inf 0.15, 360 test images\)$",
+        said,
+        re.M,
+    )
     for release in zoo.RELEASES:
-        assert re.search(rf"^{re.escape(release.name)} .*{release.dataset}.*{re.escape(release.where)}$", said, re.M)
+        assert re.search(
+            rf"^{re.escape(release.name)} .*{release.dataset}.*{re.escape(release.where)}$",
+            said,
+            re.M,
+        )
 
 
 @pytest.mark.parametrize("arch", ["wrn10-1-silu", "preactresnet18-w4-silu", "preactresnet18-w4"])

@@ -78,7 +78,9 @@ def test_training_that_begins_again_takes_no_epochs_over(status: str, tmp_path: 
         first.end(status, "because")
     second = store.begin(spec, tags, anew=True)
     assert second.run_id != first.run_id
-    assert store.client.get_run(first.run_id).info.status == (KILLED if status == RUNNING else status)
+    assert store.client.get_run(first.run_id).info.status == (
+        KILLED if status == RUNNING else status
+    )
     assert store.client.get_metric_history(second.run_id, "train/ce") == []
     second.end(KILLED, "interrupted")
     assert store.begin(spec, tags).run_id == second.run_id, "the newest goes on"
@@ -132,7 +134,9 @@ def test_several_processes_open_a_fresh_store_at_once(tmp_path: Path) -> None:
         ("sqlite:///file:x?mode=memory&cache=shared&uri=true", "a database in memory"),
     ],
 )
-def test_a_store_that_fails_is_one_line(uri: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_fails_is_one_line(
+    uri: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     with pytest.raises(BenchError, match=said) as caught:
         Store(tmp_path)
@@ -167,7 +171,9 @@ def test_looking_for_a_run_makes_no_experiment(tmp_path: Path) -> None:
 
 
 def test_opening_prints_nothing(tmp_path: Path) -> None:
-    code = f"from bench.track import Store; from pathlib import Path; Store(Path({str(tmp_path)!r}))"
+    code = (
+        f"from bench.track import Store; from pathlib import Path; Store(Path({str(tmp_path)!r}))"
+    )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout + done.stderr == ""
 
@@ -177,7 +183,9 @@ def test_an_interruption_waits_for_a_write(
     stop: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And then comes, with what was written in the record and the database free for the mark."""
-    before = signal.signal(stop, signals._interrupt)  # SIGINT is ignored where the tests run in the background
+    before = signal.signal(
+        stop, signals._interrupt
+    )  # SIGINT is ignored where the tests run in the background
     try:
         record = Store(tmp_path).open("x@1 tuning", "any", {"number": "1"}, "", ("number",))
         write = record.client.log_batch

@@ -37,7 +37,14 @@ QUICK = Training(epochs=3, batch=32, lr=0.1, schedule="onecycle", ema_decay=0.5)
 def spec(**changes: Any) -> Spec:
     suite = suites.DIGITS
     values: dict[str, Any] = dict.fromkeys(("suite", "dataset", "method"), "digits")
-    values |= {"role": "student", "arch": "resnet8-w4", "hyper": {}, "teachers": {}, "seed": 0, "training": QUICK}
+    values |= {
+        "role": "student",
+        "arch": "resnet8-w4",
+        "hyper": {},
+        "teachers": {},
+        "seed": 0,
+        "training": QUICK,
+    }
     values |= {"eps": suite.eps, "inner_step": suite.inner_step, "inner_steps": 2, "attacks": ()}
     return Spec(**values | {"full_checkpoints": (), "precision": "fp32"} | changes)
 
@@ -48,7 +55,9 @@ def trainer(work: Path, method: Method | None = None, **changes: Any) -> Trainer
     torch.manual_seed(derive("init", found.seed))
     student = models.build(found.arch, DATA.info)
     teachers = {"robust": models.build("resnet8-w8", DATA.info)}
-    return Trainer(Objective(method or PgdAt(), student, teachers, len(DATA.train)), DATA, found, work)
+    return Trainer(
+        Objective(method or PgdAt(), student, teachers, len(DATA.train)), DATA, found, work
+    )
 
 
 def one_step(run: Trainer) -> None:
@@ -76,7 +85,10 @@ def same(a: Path, b: Path) -> bool:
     [
         (Training(epochs=4, lr=1.0, milestones=(0.5, 0.75)), [1.0, 1.0, 0.1, 0.01]),
         (Training(epochs=4, lr=1.0, milestones=()), [1.0] * 4),
-        (Training(epochs=10, lr=0.7, schedule="onecycle"), [0.7 / 3, 1.4 / 3, 0.7, *(0.7 - 0.1 * i for i in range(7))]),
+        (
+            Training(epochs=10, lr=0.7, schedule="onecycle"),
+            [0.7 / 3, 1.4 / 3, 0.7, *(0.7 - 0.1 * i for i in range(7))],
+        ),
     ],
 )
 def test_schedule(training: Training, rates: list[float]) -> None:
@@ -90,9 +102,12 @@ def test_seeds_differ_by_every_part_and_fit_torch() -> None:
 
 
 @pytest.mark.parametrize(
-    ("killed_after", "arch"), [(1, "resnet8-w4"), (2, "resnet8-w4"), (3, "resnet8-w4"), (2, "resnet8-w16")]
+    ("killed_after", "arch"),
+    [(1, "resnet8-w4"), (2, "resnet8-w4"), (3, "resnet8-w4"), (2, "resnet8-w16")],
 )
-def test_a_killed_run_resumes_and_ends_with_the_same_bits(killed_after: int, arch: str, tmp_path: Path) -> None:
+def test_a_killed_run_resumes_and_ends_with_the_same_bits(
+    killed_after: int, arch: str, tmp_path: Path
+) -> None:
     """Killed in the epoch after `killed_after`, by an exception out of the progress call; the last lies channels-last."""
     rows: list[dict[str, float]] = []
     trainer(tmp_path / "whole", arch=arch).fit(lambda row, step: rows.append(row), ignore)
@@ -120,7 +135,9 @@ def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
 
 def test_a_damaged_state_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "state.pt").write_bytes(b"half")
-    with pytest.raises(BenchError, match=r"state\.pt' is not a checkpoint .*; --force begins this run again"):
+    with pytest.raises(
+        BenchError, match=r"state\.pt' is not a checkpoint .*; --force begins this run again"
+    ):
         trainer(tmp_path).fit(ignore, ignore)
 
 
@@ -131,19 +148,30 @@ def test_seed_alone_decides(tmp_path: Path) -> None:
     assert not same(tmp_path / "a" / "last.pt", tmp_path / "c" / "last.pt")
 
 
-def test_best_is_the_epoch_with_the_best_validation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_best_is_the_epoch_with_the_best_validation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     scores = iter([(0.9, 0.1), (0.5, 0.4), (0.6, 0.3)])
     monkeypatch.setattr("bench.train.accuracy", lambda *_: next(scores))
     lasts: list[dict[str, torch.Tensor]] = []
     run = trainer(tmp_path)
     run.fit(
-        lambda row, step: lasts.append({k: v.clone() for k, v in run.objective.student.state_dict().items()}), ignore
+        lambda row, step: lasts.append(
+            {k: v.clone() for k, v in run.objective.student.state_dict().items()}
+        ),
+        ignore,
     )
     best = weights(tmp_path / "best.pt")
-    assert [all(torch.equal(best[k], v) for k, v in last.items()) for last in lasts] == [False, True, False]
+    assert [all(torch.equal(best[k], v) for k, v in last.items()) for last in lasts] == [
+        False,
+        True,
+        False,
+    ]
 
 
-def test_best_by_clean_validation_where_nothing_is_attacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_best_by_clean_validation_where_nothing_is_attacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     scores = iter([(0.9, 0.1), (0.5, 0.4), (0.6, 0.3)])
     monkeypatch.setattr("bench.train.accuracy", lambda *_: next(scores))
     state: State = trainer(tmp_path, Natural()).fit(ignore, ignore)
@@ -168,12 +196,16 @@ def test_averaging(tmp_path: Path) -> None:
     for snapshot in snapshots[1:]:
         ema = 0.5 * ema + 0.5 * snapshot
     torch.testing.assert_close(weights(tmp_path / "ema.pt")[name], ema)
-    torch.testing.assert_close(weights(tmp_path / "swa.pt")[name], torch.stack(snapshots[3::4][2:]).mean(dim=0))
+    torch.testing.assert_close(
+        weights(tmp_path / "swa.pt")[name], torch.stack(snapshots[3::4][2:]).mean(dim=0)
+    )
 
 
 @pytest.mark.parametrize("averaging", [(), ("swa",)])
 def test_averages_that_are_not_asked_for(averaging: tuple[str, ...], tmp_path: Path) -> None:
-    trainer(tmp_path, Natural(), training=dataclasses.replace(QUICK, averaging=averaging, epochs=1)).fit(ignore, ignore)
+    trainer(
+        tmp_path, Natural(), training=dataclasses.replace(QUICK, averaging=averaging, epochs=1)
+    ).fit(ignore, ignore)
     assert {path.stem for path in tmp_path.glob("*.pt")} == {"state", "best", "last", *averaging}
     if averaging:  # the average of one epoch is that epoch
         assert same(tmp_path / "swa.pt", tmp_path / "last.pt")
@@ -189,7 +221,9 @@ def test_groups_have_their_own_rate_and_momentum(tmp_path: Path) -> None:
 
 def test_awp_changes_the_step_and_nothing_else(tmp_path: Path) -> None:
     """The same images, the gradient at other weights, BatchNorm's statistics moved once."""
-    plain, moved = (trainer(tmp_path, training=dataclasses.replace(QUICK, awp=gamma)) for gamma in (0.0, 0.01))
+    plain, moved = (
+        trainer(tmp_path, training=dataclasses.replace(QUICK, awp=gamma)) for gamma in (0.0, 0.01)
+    )
     for run in (plain, moved):
         torch.manual_seed(0)
         one_step(run)
@@ -210,7 +244,9 @@ def test_teachers_stay_as_they_are(tmp_path: Path) -> None:
 
 def test_what_is_not_finite_stops_the_run(tmp_path: Path) -> None:
     run = trainer(tmp_path, Natural(), training=dataclasses.replace(QUICK, lr=1e30))
-    with pytest.raises(BenchError, match=r"ce became (nan|inf) in epoch \d; a lower learning rate may help"):
+    with pytest.raises(
+        BenchError, match=r"ce became (nan|inf) in epoch \d; a lower learning rate may help"
+    ):
         run.fit(ignore, ignore)
 
 

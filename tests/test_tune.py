@@ -29,8 +29,13 @@ from bench.tuning import storage, study, trial
 NAME = "digits/digits/resnet8-w4/pgd_at"
 FEW = "--suite digits --method pgd_at --student resnet8-w4 --limit-train 128 --limit-test 8 --epochs 4 --min-clean 0"
 ROOT = os.environ.get("BENCH_DATA_ROOT", "data")
-ROUNDS = int(os.environ.get("BENCH_ROUNDS", "1"))  # of starts at once; before a release 20, which are 20 kills, too
-pytestmark = [pytest.mark.e2e, pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")]
+ROUNDS = int(
+    os.environ.get("BENCH_ROUNDS", "1")
+)  # of starts at once; before a release 20, which are 20 kills, too
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning"),
+]
 
 
 def start(words: str, folder: Path, **variables: str) -> subprocess.Popen[str]:
@@ -51,7 +56,9 @@ def bench(words: str, folder: Path, **variables: str) -> tuple[int, str, str]:
 
 
 def found(folder: Path, place: str = "", name: str = NAME) -> Study:
-    return optuna.load_study(study_name=name, storage=storage.connect(place or str(folder / "runs/tuning.journal")))
+    return optuna.load_study(
+        study_name=name, storage=storage.connect(place or str(folder / "runs/tuning.journal"))
+    )
 
 
 def runs(uri: str, role: str) -> list[Run]:
@@ -65,7 +72,10 @@ def counted(tuned: Study, budget: int) -> None:
     tries = study.attempts(tuned)
     assert len(tries) == budget
     for attempts in tries.values():
-        assert sum(attempt.state in (TrialState.COMPLETE, TrialState.PRUNED) for attempt in attempts) == 1
+        assert (
+            sum(attempt.state in (TrialState.COMPLETE, TrialState.PRUNED) for attempt in attempts)
+            == 1
+        )
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +103,11 @@ def test_a_search_is_recorded_and_its_result_is_a_file(folder: Path) -> None:
         assert {"lr", "weight_decay"} <= set(run.data.params)
         epochs = len(client.get_metric_history(run.info.run_id, "val/robust"))
         assert epochs == {"pruned": 1, "complete": 1 + 4}[run.data.tags["state"]]
-    files = {file.path for part in ("figures", "tuned") for file in client.list_artifacts(whole.info.run_id, part)}
+    files = {
+        file.path
+        for part in ("figures", "tuned")
+        for file in client.list_artifacts(whole.info.run_id, part)
+    }
     assert files >= {"figures/history.png", "figures/slice.png", "figures/parallel.png"}
     (path,) = (folder / "runs/tuned").iterdir()
     file = tomllib.loads(path.read_text())
@@ -108,16 +122,26 @@ def test_default_and_tuned_rows_stand_side_by_side(folder: Path) -> None:
     code, _, said = bench("leaderboard", folder)
     assert code == 0, said
     text = (folder / "leaderboard/leaderboard.md").read_text()
-    assert re.search(r"^\| 1 \| pgd_at \((?!tuned)[^|]*limit_test=8[^|]*\) \| none \| 1 \|", text, flags=re.MULTILINE)
     assert re.search(
-        r"^\| 1 \| pgd_at \(tuned, 5 trials, \w{4}; [^|]*limit_test=8[^|]*\) \| none \| 1 \|", text, flags=re.MULTILINE
+        r"^\| 1 \| pgd_at \((?!tuned)[^|]*limit_test=8[^|]*\) \| none \| 1 \|",
+        text,
+        flags=re.MULTILINE,
+    )
+    assert re.search(
+        r"^\| 1 \| pgd_at \(tuned, 5 trials, \w{4}; [^|]*limit_test=8[^|]*\) \| none \| 1 \|",
+        text,
+        flags=re.MULTILINE,
     )
     assert "tuning" not in text
 
 
 def test_the_same_command_does_nothing_and_more_trials_go_on(folder: Path) -> None:
     code, _, said = bench(f"tune {FEW} --trials 5 --workers 2 --seeds 0", folder)
-    assert (code, "0 to do, 2 already recorded" in said, "trial" in said.partition("complete")[0]) == (0, True, False)
+    assert (
+        code,
+        "0 to do, 2 already recorded" in said,
+        "trial" in said.partition("complete")[0],
+    ) == (0, True, False)
     code, _, said = bench(f"tune {FEW} --trials 6 --search-only", folder)
     assert code == 0, said
     assert re.findall(r": trial (\d) of 6", said) == ["6"]
@@ -137,7 +161,9 @@ def test_another_search_space_is_refused_and_needs_another_storage(folder: Path)
 
 def test_a_configuration_is_used(folder: Path) -> None:
     file = next((folder / "runs/tuned").iterdir()).relative_to(folder)
-    code, _, said = bench(f"run --config {file} --limit-train 128 --limit-test 8 --seeds 0,7 --dry-run", folder)
+    code, _, said = bench(
+        f"run --config {file} --limit-train 128 --limit-test 8 --seeds 0,7 --dry-run", folder
+    )
     assert code == 0, said
     assert re.search(r"resnet8-w4 +pgd_at tuned, \d trials, \w{4} +7", said)
     for words, wrong in (
@@ -178,7 +204,11 @@ def test_a_configuration_is_used(folder: Path) -> None:
     ],
 )
 def test_a_bad_configuration_is_one_line(
-    change: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    change: str,
+    said: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     usual = {
@@ -219,7 +249,9 @@ def test_four_commands_at_once_on_a_fresh_store(
     if kind == "server":
         place = request.getfixturevalue("postgresql")
         record = another(place)
-    words = f"tune {FEW} --trials 6 --search-only --storage {place}".replace("--epochs 4", "--epochs 1")
+    words = f"tune {FEW} --trials 6 --search-only --storage {place}".replace(
+        "--epochs 4", "--epochs 1"
+    )
     running = [start(words, tmp_path, MLFLOW_TRACKING_URI=record) for _ in range(4)]
     said = [each.communicate()[1] for each in running]
     assert [each.returncode for each in running] == [0] * 4, said
@@ -239,9 +271,7 @@ def test_two_whole_commands_at_once_test_the_result_once(tmp_path: Path) -> None
 
 
 def test_a_teacher_is_for_methods_that_have_one(tmp_path: Path) -> None:
-    words = (
-        "--method kd,pgd_at --student resnet8-w4 --limit-train 128 --limit-test 8 --epochs 1 --min-clean 0 --trials 1"
-    )
+    words = "--method kd,pgd_at --student resnet8-w4 --limit-train 128 --limit-test 8 --epochs 1 --min-clean 0 --trials 1"
     code, out, said = bench(f"tune {words} --teacher natural --seeds 0", tmp_path)
     assert code == 0, said
     assert len(out.split()) == 2
@@ -254,7 +284,9 @@ def test_a_teacher_is_for_methods_that_have_one(tmp_path: Path) -> None:
 def workers(parent: int) -> list[int]:
     """The processes of a running program that carry out trials."""
     words = ["pgrep", "-P", str(parent), "-f", "spawn_main"]
-    return [int(pid) for pid in subprocess.run(words, capture_output=True, text=True).stdout.split()]
+    return [
+        int(pid) for pid in subprocess.run(words, capture_output=True, text=True).stdout.split()
+    ]
 
 
 def begun(folder: Path) -> dict[int, int]:
@@ -263,7 +295,11 @@ def begun(folder: Path) -> dict[int, int]:
         return {}
     with suppress(KeyError):  # there is no study yet
         running = found(folder).get_trials(deepcopy=False, states=[TrialState.RUNNING])
-        return {trial.user_attrs["worker"][1]: trial.number for trial in running if "worker" in trial.user_attrs}
+        return {
+            trial.user_attrs["worker"][1]: trial.number
+            for trial in running
+            if "worker" in trial.user_attrs
+        }
     return {}
 
 
@@ -276,10 +312,14 @@ def test_killed_workers_lose_nothing(tmp_path: Path) -> None:
         at_work, busy = workers(running.pid), begun(tmp_path)
         if len(at_work) < 2 or not busy.keys() & {*at_work}:
             continue
-        for pid in at_work if not killed else [dice.choice(at_work)]:  # both at once, then one by one
+        for pid in (
+            at_work if not killed else [dice.choice(at_work)]
+        ):  # both at once, then one by one
             os.kill(pid, signal.SIGKILL)
             killed += 1
-            print(f"{time.strftime('%X')} kill {killed}: process {pid}, trial {busy.get(pid, 'not begun')}")
+            print(
+                f"{time.strftime('%X')} kill {killed}: process {pid}, trial {busy.get(pid, 'not begun')}"
+            )
     said = running.communicate()[1]
     assert running.returncode == 0, said
     assert said.count("a worker died (-9) and is replaced") == killed == kills
@@ -291,13 +331,21 @@ def test_killed_workers_lose_nothing(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_search_goes_on_where_it_was(tmp_path: Path) -> None:
-    words = f"tune {FEW} --trials 2 --pruner none --search-only".replace("--epochs 4", "--epochs 12")
+    words = f"tune {FEW} --trials 2 --pruner none --search-only".replace(
+        "--epochs 4", "--epochs 12"
+    )
     running = start(words, tmp_path)
-    while running.poll() is None and not list(tmp_path.glob("runs/work/tuning/*/trial-0/12/state.pt")):
+    while running.poll() is None and not list(
+        tmp_path.glob("runs/work/tuning/*/trial-0/12/state.pt")
+    ):
         time.sleep(0.02)
     running.terminate()
     said = running.communicate()[1]
-    assert (running.returncode, "the same command continues" in said, "Traceback" in said) == (130, True, False), said
+    assert (running.returncode, "the same command continues" in said, "Traceback" in said) == (
+        130,
+        True,
+        False,
+    ), said
     code, _, said = bench(words, tmp_path)
     assert code == 0, said
     counted(found(tmp_path), 2)
@@ -309,7 +357,9 @@ def test_an_interrupted_search_goes_on_where_it_was(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.skipif(bool(data.missing("cifar10", ROOT)), reason="needs the real CIFAR-10 under data/")
+@pytest.mark.skipif(
+    bool(data.missing("cifar10", ROOT)), reason="needs the real CIFAR-10 under data/"
+)
 def test_the_test_set_is_not_read(tmp_path: Path) -> None:
     cifar = tmp_path / "data" / "cifar-10-batches-py"
     cifar.mkdir(parents=True)
@@ -332,14 +382,20 @@ def test_without_the_test_set_the_rest_is_the_same() -> None:
 
 
 def test_the_pareto_front_is_unpruned_and_reports_nothing(tmp_path: Path) -> None:
-    code, out, said = bench(f"tune {FEW} --trials 3 --objectives clean,robust --sampler nsga2", tmp_path)
+    code, out, said = bench(
+        f"tune {FEW} --trials 3 --objectives clean,robust --sampler nsga2", tmp_path
+    )
     assert code == 0, said
     tuned = found(tmp_path, name=f"{NAME}/pareto")
-    assert {(each.state, len(each.intermediate_values)) for each in tuned.trials} == {(TrialState.COMPLETE, 0)}
+    assert {(each.state, len(each.intermediate_values)) for each in tuned.trials} == {
+        (TrialState.COMPLETE, 0)
+    }
     assert len(out.split()) == len(tuned.best_trials)
     (whole,) = runs(f"sqlite:///{tmp_path / 'runs/mlflow.db'}", "study")
     client = MlflowClient(f"sqlite:///{tmp_path / 'runs/mlflow.db'}")
-    assert [file.path for file in client.list_artifacts(whole.info.run_id, "figures")] == ["figures/pareto.png"]
+    assert [file.path for file in client.list_artifacts(whole.info.run_id, "figures")] == [
+        "figures/pareto.png"
+    ]
 
 
 def test_no_feasible_trial_and_one_that_fails(
@@ -359,7 +415,9 @@ def test_no_feasible_trial_and_one_that_fails(
     said = capsys.readouterr().err
     assert said.count("failed: out of luck") == 2
     assert "no trial was completed: out of luck" in said
-    failed = [run for run in runs("sqlite:///runs/mlflow.db", "trial") if run.info.status == "FAILED"]
+    failed = [
+        run for run in runs("sqlite:///runs/mlflow.db", "trial") if run.info.status == "FAILED"
+    ]
     assert [run.data.tags["status_note"] for run in failed] == ["out of luck"] * 2
 
 
@@ -379,7 +437,11 @@ def test_no_feasible_trial_and_one_that_fails(
     ],
 )
 def test_bad_input_is_one_line(
-    words: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    words: str,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -393,11 +455,15 @@ def test_bad_input_is_one_line(
 
 
 def test_a_dry_run_shows_space_and_cost(tmp_path: Path) -> None:
-    code, _, said = bench("tune --method iad,trades --trials 50 --student resnet8-w4 --dry-run", tmp_path)
+    code, _, said = bench(
+        "tune --method iad,trades --trials 50 --student resnet8-w4 --dry-run", tmp_path
+    )
     assert code == 0, said
     assert re.search(r"tau +1 +1 to 30, logarithmic", said)
     assert re.search(r"lr +0.2 +0.05 to 0.8, logarithmic", said)
-    assert re.search(r"50 trials of 9 and 36 epochs for each of 2 searches with tpe: at most about", said)
+    assert re.search(
+        r"50 trials of 9 and 36 epochs for each of 2 searches with tpe: at most about", said
+    )
     assert not list((tmp_path / "runs").glob("tuning*"))
 
 

@@ -29,7 +29,9 @@ from bench.tuning import study as study_module
 from bench.tuning.study import Plan
 from methods.base import Method
 
-pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning", "ignore:Heartbeat of storage")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::optuna.exceptions.ExperimentalWarning", "ignore:Heartbeat of storage"
+)
 TRAINING = suites.DIGITS.training
 KINDS = ("journal", "sqlite", "postgresql")
 
@@ -62,7 +64,14 @@ def test_every_method_accepts_the_whole_of_its_space(name: str) -> None:
 def test_the_first_trials_are_the_defaults_and_the_authors_values() -> None:
     found = space_module.space(form("iad"), TRAINING)
     default, theirs = found.first(form("iad"))
-    assert default == {"beta": 0.1, "tau": 1.0, "begin": 0.0, "detach": False, "lr": 0.2, "weight_decay": 5e-4}
+    assert default == {
+        "beta": 0.1,
+        "tau": 1.0,
+        "begin": 0.0,
+        "detach": False,
+        "lr": 0.2,
+        "weight_decay": 5e-4,
+    }
     assert theirs == default | {"begin": 0.3}
     assert len(space_module.space(form("rslad"), TRAINING).first(form("rslad"))) == 1
 
@@ -74,7 +83,10 @@ def test_ranges_can_be_given() -> None:
     assert found["alpha"].distribution == FloatDistribution(0.6, 0.9)
     assert found["lr"].distribution == FloatDistribution(0.05, 0.5, log=True)
     assert (found["weight_decay"].distribution, found["weight_decay"].default) == (None, 0.0001)
-    gacd = {p.name: p for p in space_module.space(form("gacd"), TRAINING, ("weight=prob,none", "dim=16:64")).hyper}
+    gacd = {
+        p.name: p
+        for p in space_module.space(form("gacd"), TRAINING, ("weight=prob,none", "dim=16:64")).hyper
+    }
     assert gacd["weight"].words == "prob, none"
     assert gacd["dim"].distribution == IntDistribution(16, 64)
     assert gacd["dim"].default == 64  # the method's own, moved into the range
@@ -120,7 +132,9 @@ def test_a_range_for_a_parameter_that_no_method_has_is_an_error() -> None:
         ("iad2", "alpha_robust=0:0.9", "at most 1"),
     ],
 )
-def test_a_range_that_the_method_cannot_take_is_told_at_once(name: str, given: str, said: str) -> None:
+def test_a_range_that_the_method_cannot_take_is_told_at_once(
+    name: str, given: str, said: str
+) -> None:
     found = space_module.space(form(name), TRAINING, (given,))
     with pytest.raises(UsageError, match=said):
         space_module.check({name: form(name)}, {name: found}, (given,))
@@ -132,7 +146,10 @@ def test_every_declared_range_can_be_taken(name: str) -> None:
 
 
 def test_first_trials_stay_inside_a_given_range() -> None:
-    assert [t["begin"] for t in space_module.space(form("iad"), TRAINING, ("begin=0:0.2",)).first(form("iad"))] == [0.0]
+    assert [
+        t["begin"]
+        for t in space_module.space(form("iad"), TRAINING, ("begin=0:0.2",)).first(form("iad"))
+    ] == [0.0]
 
 
 # --- sampler and pruner
@@ -143,9 +160,15 @@ def searched(kind: str, stops: tuple[int, ...]) -> list[dict[str, float]]:
     memory = optuna.storages.InMemoryStorage()
     for count in stops:
         study = optuna.create_study(
-            storage=memory, study_name="s", sampler=study_module.PerTrial(kind, 3), load_if_exists=True
+            storage=memory,
+            study_name="s",
+            sampler=study_module.PerTrial(kind, 3),
+            load_if_exists=True,
         )
-        study.optimize(lambda t: t.suggest_float("x", -1, 1) ** 2 + t.suggest_float("y", 0.1, 1, log=True), count)
+        study.optimize(
+            lambda t: t.suggest_float("x", -1, 1) ** 2 + t.suggest_float("y", 0.1, 1, log=True),
+            count,
+        )
     return [trial.params for trial in study.trials]
 
 
@@ -170,14 +193,18 @@ def test_rungs_are_whole_schedules() -> None:
 
 @pytest.mark.parametrize("kind", ["halving", "hyperband"])
 def test_about_one_in_five_goes_on(kind: str) -> None:
-    study = optuna.create_study(direction="maximize", pruner=study_module.pruner(kind, 36), study_name="s")
+    study = optuna.create_study(
+        direction="maximize", pruner=study_module.pruner(kind, 36), study_name="s"
+    )
     going = []
     for value in np.random.RandomState(0).permutation(80):
         trial = study.ask()
         trial.report(float(value), 9)
         going.append(not trial.should_prune())
         study.tell(trial, float(value))
-    low, high = {"halving": (10, 20), "hyperband": (31, 60)}[kind]  # one of hyperband's two brackets prunes nothing
+    low, high = {"halving": (10, 20), "hyperband": (31, 60)}[
+        kind
+    ]  # one of hyperband's two brackets prunes nothing
     assert low <= sum(going) <= high
     assert any(going[:4]) == (kind == "hyperband")
 
@@ -197,7 +224,9 @@ def postgresql() -> Iterator[str]:
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "postgresql":
         return str(request.getfixturevalue("postgresql"))
-    return str(tmp_path / "journal") if request.param == "journal" else f"sqlite:///{tmp_path / 'db'}"
+    return (
+        str(tmp_path / "journal") if request.param == "journal" else f"sqlite:///{tmp_path / 'db'}"
+    )
 
 
 def plan(place: str, name: str = "study", **changes: object) -> Plan:
@@ -209,13 +238,17 @@ def made(place: str, name: str, first: tuple[dict[str, float], ...] = ()) -> Stu
     return study_module.establish(plan(place, name), list(first), 0.5, False)
 
 
-def test_a_dead_workers_trial_is_queued_again_once(place: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_a_dead_workers_trial_is_queued_again_once(
+    place: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     study = made(place, request.node.name)
     trial = study.ask()
     x = trial.suggest_float("x", 0, 1)
     trial.report(0.5, 9)
     trial.should_prune()  # which notes the rung
-    done = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True
+    )
     trial.set_user_attr("worker", [storage.HERE, int(done.stdout), trial.number])
     mine = study.ask()
     storage.sign(mine)
@@ -229,7 +262,10 @@ def test_a_dead_workers_trial_is_queued_again_once(place: str, tmp_path: Path, r
     assert study_module.done(study) == 0
     study.tell(again, 1.0)
     assert study_module.done(study) == 1
-    assert {first: len(tries) for first, tries in study_module.attempts(study).items()} == {0: 2, 1: 1}
+    assert {first: len(tries) for first, tries in study_module.attempts(study).items()} == {
+        0: 2,
+        1: 1,
+    }
 
 
 def test_a_silent_worker_of_another_host_counts_as_dead(
@@ -257,7 +293,9 @@ def backend(store: optuna.storages.BaseStorage) -> storage.BaseHeartbeat:
     return store
 
 
-def test_a_trial_that_nobody_signed_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trial_that_nobody_signed_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     place = str(tmp_path / "journal")
     study = made(str(tmp_path / "journal"), "study")
     study.ask()
@@ -324,7 +362,9 @@ def test_a_database_of_mlflow_is_told(tmp_path: Path) -> None:
         storage.connect(place)
 
 
-def test_a_locked_or_foreign_file_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_locked_or_foreign_file_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(storage, "PATIENCE", 1)
     place = f"sqlite:///{tmp_path / 'db'}"
     made(place, "study")
@@ -344,7 +384,9 @@ def test_passwords_are_not_shown() -> None:
     assert "secret" not in storage.public("postgresql://host/db?user=me&password=secret")
 
 
-def test_two_that_look_at_once_queue_a_dead_trial_once(place: str, request: pytest.FixtureRequest) -> None:
+def test_two_that_look_at_once_queue_a_dead_trial_once(
+    place: str, request: pytest.FixtureRequest
+) -> None:
     name = request.node.name
     study = made(place, name)
     trial = study.ask()
@@ -354,6 +396,8 @@ def test_two_that_look_at_once_queue_a_dead_trial_once(place: str, request: pyte
         f"p = study.Plan({name!r}, {place!r}, ('robust',), 'tpe', 'none', 0, 36, {{}}); "
         f"storage.release(study.attach(p, storage.connect({place!r})), {place!r})"
     )
-    running = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE) for _ in range(3)]
+    running = [
+        subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE) for _ in range(3)
+    ]
     assert [each.communicate()[1][-500:] if each.wait() else 0 for each in running] == [0, 0, 0]
     assert [found.state for found in study.trials] == [TrialState.FAIL, TrialState.WAITING]

@@ -37,7 +37,9 @@ if TYPE_CHECKING:
 
 # MLflow's own: a request of its page that its server does not know, and what Chromium then says; a harmless notice;
 # parallel coordinates drawn before their width is known, on a slow machine: they are drawn again, which is checked
-OWN = re.compile(r"/users/current$|status of 404|ResizeObserver|<\w+> attribute \w+: Expected .*NaN")
+OWN = re.compile(
+    r"/users/current$|status of 404|ResizeObserver|<\w+> attribute \w+: Expected .*NaN"
+)
 DRAWN = """() => {
   const axes = [...document.querySelectorAll('.parcoords .dimension')].map(axis => axis.getAttribute('transform'))
   return axes.length == %d && axes.every(place => /^translate\\(\\d/.test(place))
@@ -90,7 +92,9 @@ def test_it_serves_the_record(tmp_path: Path, capfd: pytest.CaptureFixture[str])
         leaderboards.write(place, tmp_path / "served")
         assert capfd.readouterr() == ("", "")
     leaderboards.write(uri, tmp_path / "read")
-    assert (tmp_path / "served" / "leaderboard.md").read_text() == (tmp_path / "read" / "leaderboard.md").read_text()
+    assert (tmp_path / "served" / "leaderboard.md").read_text() == (
+        tmp_path / "read" / "leaderboard.md"
+    ).read_text()
 
 
 @pytest.fixture
@@ -112,12 +116,20 @@ def search(store: Store) -> None:
     """Two searches as `bench tune` records them, one of three trials and one of one."""
     for method, trials in (("rslad", 3), ("kd", 1)):
         tags = {"study": method, "method": method}
-        whole = store.open(f"digits@3{TUNING}", method, tags | {"role": "study"}, "", ("study", "role"))
+        whole = store.open(
+            f"digits@3{TUNING}", method, tags | {"role": "study"}, "", ("study", "role")
+        )
         whole.params({"range.alpha": '{"name": "FloatDistribution"}', "range.tau": "1.0"})
         whole.end(FINISHED)
         for number in range(trials):
             own = tags | {"role": "trial", "trial": f"{number}"}
-            trial = store.open(f"digits@3{TUNING}", f"{method} trial {number}", own, whole.run_id, ("study", "trial"))
+            trial = store.open(
+                f"digits@3{TUNING}",
+                f"{method} trial {number}",
+                own,
+                whole.run_id,
+                ("study", "trial"),
+            )
             trial.params({"alpha": number / 10, "tau": 1.0})
             trial.metrics(dict.fromkeys(JUDGED, number / 5))
             trial.end(FINISHED)
@@ -139,7 +151,12 @@ def test_people_find_methods_side_by_side_then_a_run_its_note_and_trials(
     page.on("console", lambda said: broken.append(said.text) if said.type == "error" else None)
     with served(tmp_path, views=3) as lines:
         page.goto(lines[1].split()[-1])
-        for text in ("Group: natural", "Group: pgd_at", "Parallel Coordinates", "test/clean vs. test/aa"):
+        for text in (
+            "Group: natural",
+            "Group: pgd_at",
+            "Parallel Coordinates",
+            "test/clean vs. test/aa",
+        ):
             page.get_by_text(text).first.wait_for(timeout=60_000)
         page.wait_for_function(DRAWN % len(SHARED + AXES), timeout=60_000)
         page.get_by_text(f"natural ({nasty}) resnet8-w4 digits seed 0").first.click()
@@ -159,7 +176,9 @@ def test_people_find_methods_side_by_side_then_a_run_its_note_and_trials(
     assert ours == []
 
 
-def test_a_port_in_use_or_no_record_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_port_in_use_or_no_record_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with pytest.raises(BenchError, match="no record yet in 'runs'"):
@@ -183,7 +202,9 @@ def test_a_port_in_use_or_no_record_is_one_line(tmp_path: Path, monkeypatch: pyt
 def test_no_server_outlives_the_program(stop: signal.Signals) -> None:
     """Nor what the server has started, of which the output is open as long as one of them is alive."""
     code = "from bench import signals, ui; signals.catch(); ui.serve(['sh', '-c', 'sleep 600 & echo up; wait'])"
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as running:
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as running:
         assert running.stdout
         assert running.stdout.readline() == b"up\n"
         running.send_signal(stop)
@@ -205,7 +226,9 @@ def test_an_address_of_ipv6() -> None:
     check_port("::1", port)
 
 
-def test_a_server_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_server_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://somewhere:5000")
     assert cli.dispatch(["ui"]) == 0
     assert "kept by the server http://somewhere:5000" in capsys.readouterr().out

@@ -21,7 +21,9 @@ Task = tuple[Tensor, Tensor]
 def plain(classes: int = 10) -> nn.Sequential:
     torch.manual_seed(0)
     conv = nn.Conv2d(3, 8, 3, 2, 1)
-    return nn.Sequential(conv, nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16, classes)).eval()
+    return nn.Sequential(
+        conv, nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16, classes)
+    ).eval()
 
 
 @pytest.fixture
@@ -83,7 +85,9 @@ def test_every_attack_in_l2_on_a_folded_network(name: str, info: object, quick: 
 def test_how_images_lie_in_memory_changes_nothing(name: str, task: Task, quick: str) -> None:
     x, y = task
     ways = [x, x.contiguous(memory_format=torch.channels_last), x.mT.contiguous().mT]
-    first, *others = (evaluate(plain(), way, y, (name,), eps=EPS, probes=0).robust[name] for way in ways)
+    first, *others = (
+        evaluate(plain(), way, y, (name,), eps=EPS, probes=0).robust[name] for way in ways
+    )
     assert all(torch.equal(first, other) for other in others)
 
 
@@ -92,11 +96,15 @@ def noisy(self: nn.Module, x: Tensor) -> Tensor:
     return logits
 
 
-def test_verdicts_on_a_randomised_model_do_not_depend_on_what_ran_before(task: Task, tmp_path: Path) -> None:
+def test_verdicts_on_a_randomised_model_do_not_depend_on_what_ran_before(
+    task: Task, tmp_path: Path
+) -> None:
     net, names = Own(noisy).train(), ("fgsm", "pgd10", "cw_inf")
     whole = evaluate(net, *task, names, eps=EPS, probes=8)
     assert not whole.robust["pgd10"].all()
-    assert torch.equal(evaluate(net, *task, ("pgd10",), eps=EPS, probes=0).robust["pgd10"], whole.robust["pgd10"])
+    assert torch.equal(
+        evaluate(net, *task, ("pgd10",), eps=EPS, probes=0).robust["pgd10"], whole.robust["pgd10"]
+    )
     record = tmp_path / "v.npz"
     evaluate(net, *task, names[:2], eps=EPS, probes=0, record=record)
     continued = evaluate(net, *task, names, eps=EPS, probes=8, record=record)
@@ -106,9 +114,23 @@ def test_verdicts_on_a_randomised_model_do_not_depend_on_what_ran_before(task: T
 
 def test_a_surrogates_verdicts_are_not_anothers(task: Task, tmp_path: Path) -> None:
     first, second, record = plain(), models.build("resnet8-w4", CIFAR10), tmp_path / "v.npz"
-    evaluate(plain(), *task, ("pgd10@a", "pgd10@b"), surrogates={"a": first, "b": second}, probes=0, record=record)
+    evaluate(
+        plain(),
+        *task,
+        ("pgd10@a", "pgd10@b"),
+        surrogates={"a": first, "b": second},
+        probes=0,
+        record=record,
+    )
     with pytest.raises(ForeignRecordError):
-        evaluate(plain(), *task, ("pgd10@b", "pgd10@c"), surrogates={"b": first, "c": second}, probes=0, record=record)
+        evaluate(
+            plain(),
+            *task,
+            ("pgd10@b", "pgd10@c"),
+            surrogates={"b": first, "c": second},
+            probes=0,
+            record=record,
+        )
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
@@ -144,7 +166,10 @@ LOWERED = (
 def read() -> list[object]:
     """The settings, old and new; None where PyTorch says that the old ones cannot be read any more."""
     found: list[object] = [place.fp32_precision for place in LOWERED]
-    for getter in (torch.get_float32_matmul_precision, lambda: torch.backends.cuda.matmul.allow_tf32):
+    for getter in (
+        torch.get_float32_matmul_precision,
+        lambda: torch.backends.cuda.matmul.allow_tf32,
+    ):
         try:
             found.append(getter())
         except RuntimeError:

@@ -53,10 +53,14 @@ def harness(student: Net, teacher: Net, batch: int, precision: str) -> Trainer:
     x = torch.randint(256, (IMAGES, *INFO.shape), dtype=torch.uint8, device="cuda")
     split = data.Split(x, torch.randint(INFO.num_classes, (IMAGES,), device="cuda"))
     objective = Objective(Rslad(), student, {"robust": teacher}, IMAGES).cuda()
-    return Trainer(objective, data.Data(INFO, split, split, split, ""), spec, Path(tempfile.gettempdir()))
+    return Trainer(
+        objective, data.Data(INFO, split, split, split, ""), spec, Path(tempfile.gettempdir())
+    )
 
 
-def steps(way: str, student: Net, teacher: Net, batch: int) -> tuple[Callable[[torch.Tensor], Any], Trainer]:
+def steps(
+    way: str, student: Net, teacher: Net, batch: int
+) -> tuple[Callable[[torch.Tensor], Any], Trainer]:
     """A function that makes one step on the images at these positions."""
     student, teacher = copy.deepcopy(student), copy.deepcopy(teacher)
     run = harness(student, teacher, batch, "fp32" if way in ("reference", TF32) else "bf16")
@@ -75,7 +79,9 @@ def steps(way: str, student: Net, teacher: Net, batch: int) -> tuple[Callable[[t
         index = torch.arange(batch, device="cuda")
         path = acceleration.compile_networks(run.objective.nets, lambda: rehearsal(run, index))
         assert path == acceleration.COMPILED, path
-    return (run.advance(0) if "captured" in way else lambda index: run.step(run.batch(index, 0))), run
+    return (
+        run.advance(0) if "captured" in way else lambda index: run.step(run.batch(index, 0))
+    ), run
 
 
 def rehearsal(run: Trainer, index: torch.Tensor) -> torch.Tensor:
@@ -125,7 +131,9 @@ def peak(size: int = 8192) -> float:
     return 20 * 2 * size**3 / (start.elapsed_time(end) / 1000)
 
 
-def row(way: str, names: tuple[str, str], nets: tuple[Net, Net], batch: int, top: float, whole: bool) -> dict[str, Any]:
+def row(
+    way: str, names: tuple[str, str], nets: tuple[Net, Net], batch: int, top: float, whole: bool
+) -> dict[str, Any]:
     """What one way of making the step takes; whole: an epoch too."""
     torch.cuda.reset_peak_memory_stats()
     begun = time.perf_counter()
@@ -145,10 +153,14 @@ def table(rows: list[dict[str, Any]], about: str) -> str:
     columns = "student | teacher | batch | way | ms a step (low to high) | ratio | images/s | share of peak | GiB"
     columns += " | epoch, s | outside networks"
     lines = [about, "", f"| {columns} |", f"| --- | --- | ---: | --- {'| ---: ' * 7}|"]
-    slow = {(r["student"], r["teacher"], r["batch"]): r["ms"] for r in rows if r["way"] == "reference"}
+    slow = {
+        (r["student"], r["teacher"], r["batch"]): r["ms"] for r in rows if r["way"] == "reference"
+    }
     for r in rows:
         ratio = slow.get((r["student"], r["teacher"], r["batch"]), float("nan")) / r["ms"]
-        whole = f"{r['epoch_seconds']:.2f} | {100 * r['outside']:.1f} %" if "outside" in r else " | "
+        whole = (
+            f"{r['epoch_seconds']:.2f} | {100 * r['outside']:.1f} %" if "outside" in r else " | "
+        )
         lines.append(
             f"| {r['student']} | {r['teacher']} | {r['batch']} | {r['way']} | {r['ms']:.1f} ({r['low']:.1f} to "
             f"{r['high']:.1f}) | {ratio:.2f} | {r['images_per_second']:,.0f} | {100 * r['share_of_peak']:.0f} % | "
@@ -158,7 +170,9 @@ def table(rows: list[dict[str, Any]], about: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("throughput"))
     parser.add_argument("--students", default="resnet18,mobilenetv2")
     parser.add_argument("--teachers", default="resnet18,wrn34-10")

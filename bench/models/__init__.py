@@ -82,7 +82,10 @@ def _parse(arch: str) -> tuple[str, tuple[int, ...]]:
     if part["mobile"]:
         return "mobilenetv2", ()
     if part["wide"]:
-        return f"wrn{part['silu'] or ''}", (_depth(arch, part["wide"], 4), _positive(arch, part["factor"]))
+        return f"wrn{part['silu'] or ''}", (
+            _depth(arch, part["wide"], 4),
+            _positive(arch, part["factor"]),
+        )
     if arch.startswith("preactresnet18"):
         return f"preactresnet18{part['silu'] or ''}", (_positive(arch, part["preact"] or "64"),)
     stem = 2 if part["stem"] else 1
@@ -99,5 +102,7 @@ def _positive(arch: str, text: str) -> int:
 
 def _depth(arch: str, text: str, plus: int) -> int:
     if not 6 + plus <= int(text) <= 1024 or (int(text) - plus) % 6:
-        raise UsageError(f"model {arch!r}: the depth must be 6n + {plus}, such as {6 + plus}, and at most 1024")
+        raise UsageError(
+            f"model {arch!r}: the depth must be 6n + {plus}, such as {6 + plus}, and at most 1024"
+        )
     return int(text)

@@ -35,7 +35,9 @@ class WideBlock(nn.Module):
         self.conv_0 = conv3(inputs, outputs, stride)
         self.batchnorm_1 = nn.BatchNorm2d(outputs)
         self.conv_1 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False) if inputs != outputs else None
+        self.shortcut = (
+            nn.Conv2d(inputs, outputs, 1, stride, bias=False) if inputs != outputs else None
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         active = F.silu(self.batchnorm_0(x))
@@ -49,7 +51,9 @@ class Group(nn.Module):
     def __init__(self, count: int, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
         first = WideBlock(inputs, outputs, stride)
-        self.block = nn.Sequential(first, *(WideBlock(outputs, outputs, 1) for _ in range(count - 1)))
+        self.block = nn.Sequential(
+            first, *(WideBlock(outputs, outputs, 1) for _ in range(count - 1))
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.block(x)
@@ -111,14 +115,22 @@ class PreActResNet18(Net):
         self.width = 8 * width
         self.conv_2d = nn.Conv2d(info.shape[0], width, 3, 1, 1, bias=False)
         self.layer_0 = nn.Sequential(PreActBlock(width, width, 1), PreActBlock(width, width, 1))
-        self.layer_1 = nn.Sequential(PreActBlock(width, 2 * width, 2), PreActBlock(2 * width, 2 * width, 1))
-        self.layer_2 = nn.Sequential(PreActBlock(2 * width, 4 * width, 2), PreActBlock(4 * width, 4 * width, 1))
-        self.layer_3 = nn.Sequential(PreActBlock(4 * width, 8 * width, 2), PreActBlock(8 * width, 8 * width, 1))
+        self.layer_1 = nn.Sequential(
+            PreActBlock(width, 2 * width, 2), PreActBlock(2 * width, 2 * width, 1)
+        )
+        self.layer_2 = nn.Sequential(
+            PreActBlock(2 * width, 4 * width, 2), PreActBlock(4 * width, 4 * width, 1)
+        )
+        self.layer_3 = nn.Sequential(
+            PreActBlock(4 * width, 8 * width, 2), PreActBlock(8 * width, 8 * width, 1)
+        )
         self.batchnorm = nn.BatchNorm2d(self.width)
         self.logits = nn.Linear(self.width, self.num_classes)
 
     def features(self, x: Tensor) -> Tensor:
-        out = self.layer_3(self.layer_2(self.layer_1(self.layer_0(self.conv_2d(self.normalise(x))))))
+        out = self.layer_3(
+            self.layer_2(self.layer_1(self.layer_0(self.conv_2d(self.normalise(x)))))
+        )
         return F.silu(self.batchnorm(out)).mean(dim=(2, 3))
 
     def head(self, f: Tensor) -> Tensor:

@@ -26,10 +26,14 @@ def best(study: Study, task: Task) -> list[FrozenTrial]:
     """The best trial, or the Pareto front; by number. Raises BenchError where no trial keeps the clean accuracy."""
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if not complete:
-        reasons = Counter(trial.user_attrs["reason"] for trial in study.trials if "reason" in trial.user_attrs)
+        reasons = Counter(
+            trial.user_attrs["reason"] for trial in study.trials if "reason" in trial.user_attrs
+        )
         said = "".join(f": {reason}" for reason, _ in reasons.most_common(1))
         raise BenchError(f"{task.plan.name}: no trial was completed{said}")
-    feasible = [trial for trial in complete if all(value <= 0 for value in trial.constraints.values())]
+    feasible = [
+        trial for trial in complete if all(value <= 0 for value in trial.constraints.values())
+    ]
     if not feasible:
         raise BenchError(
             f"{task.plan.name}: no trial has a clean accuracy of {100 * task.floor:.1f} % on the validation images: "
@@ -40,7 +44,9 @@ def best(study: Study, task: Task) -> list[FrozenTrial]:
     return [max(feasible, key=lambda trial: (trial.value, -trial.number))]
 
 
-def configuration(trial: FrozenTrial, study: Study, task: Task, shop: Workshop, teacher: str) -> Config:
+def configuration(
+    trial: FrozenTrial, study: Study, task: Task, shop: Workshop, teacher: str
+) -> Config:
     """A trial's values with where they come from."""
     hyper, training = task.space.split(trial.params)
     spec, (spent, whole) = task.spec, epochs(study, task)
@@ -59,18 +65,26 @@ def configuration(trial: FrozenTrial, study: Study, task: Task, shop: Workshop, 
         "epochs_unpruned": whole,
         "code": shop.code.get("code_commit", ""),
     }
-    return Config(spec.method, spec.suite, spec.dataset, spec.arch, teacher, hyper, training, provenance)
+    return Config(
+        spec.method, spec.suite, spec.dataset, spec.arch, teacher, hyper, training, provenance
+    )
 
 
 def results(study: Study) -> list[FrozenTrial]:
     """The last attempt at each trial that is over."""
-    return [tries[-1] for tries in study_module.attempts(study).values() if study_module.over(tries)]
+    return [
+        tries[-1] for tries in study_module.attempts(study).values() if study_module.over(tries)
+    ]
 
 
 def epochs(study: Study, task: Task) -> tuple[int, int]:
     """Epochs trained by the trials that are over, and how many it would have been without pruning."""
-    counted = [trial for trial in results(study) if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
-    return sum(trial.user_attrs.get("epochs", 0) for trial in counted), len(counted) * task.spec.training.epochs
+    counted = [
+        trial for trial in results(study) if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
+    ]
+    return sum(trial.user_attrs.get("epochs", 0) for trial in counted), len(
+        counted
+    ) * task.spec.training.epochs
 
 
 def states(study: Study) -> Counter[str]:
@@ -81,8 +95,14 @@ def states(study: Study) -> Counter[str]:
 def summary(study: Study, task: Task) -> str:
     """A line for people."""
     counts, (spent, whole) = states(study), epochs(study, task)
-    text = ", ".join(f"{counts[name]} {name}" for name in ("complete", "pruned", "failed") if counts[name])
-    saved = f"; {spent} of {whole} epochs trained, {100 * (1 - spent / whole):.0f} % saved" if spent < whole else ""
+    text = ", ".join(
+        f"{counts[name]} {name}" for name in ("complete", "pruned", "failed") if counts[name]
+    )
+    saved = (
+        f"; {spent} of {whole} epochs trained, {100 * (1 - spent / whole):.0f} % saved"
+        if spent < whole
+        else ""
+    )
     return f"{study.study_name}: {text}{saved}"
 
 
@@ -101,7 +121,9 @@ def write(study: Study, task: Task, shop: Workshop, teacher: str, record: Record
     return paths
 
 
-def publish(study: Study, task: Task, record: Record, chosen: list[FrozenTrial], paths: list[Path]) -> None:
+def publish(
+    study: Study, task: Task, record: Record, chosen: list[FrozenTrial], paths: list[Path]
+) -> None:
     """The study's MLflow run: counts, best values, a note, the files, the figures that can be drawn."""
     counts, (spent, whole) = states(study), epochs(study, task)
     record.metrics({f"trials/{name}": counts[name] for name in ("complete", "pruned", "failed")})
@@ -123,7 +145,9 @@ def note(study: Study, task: Task, chosen: list[FrozenTrial]) -> str:
     lines = [summary(study, task), "", f"| trial | {' | '.join([*task.plan.objectives, *names])} |"]
     lines += [f"| ---: | {' | '.join('---:' for _ in [*task.plan.objectives, *names])} |"]
     for trial in chosen:
-        cells = [f"{100 * value:.1f} %" for value in trial.values] + [f"{trial.params.get(name)}" for name in names]
+        cells = [f"{100 * value:.1f} %" for value in trial.values] + [
+            f"{trial.params.get(name)}" for name in names
+        ]
         lines.append(f"| {trial.number} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -158,10 +182,16 @@ def draw(study: Study, task: Task, folder: Path) -> list[Path]:
 def figures(plots: Any, objectives: tuple[str, ...]) -> dict[str, Callable[[Study], object]]:
     """Name -> function that draws it as the current figure."""
     if len(objectives) > 1:
-        return {"pareto": lambda study: plots.plot_pareto_front(study, target_names=list(objectives))}
+        return {
+            "pareto": lambda study: plots.plot_pareto_front(study, target_names=list(objectives))
+        }
     return {
-        "history": lambda study: plots.plot_optimization_history(study, target_name="robust accuracy"),
+        "history": lambda study: plots.plot_optimization_history(
+            study, target_name="robust accuracy"
+        ),
         "importances": lambda study: plots.plot_param_importances(study),
-        "parallel": lambda study: plots.plot_parallel_coordinate(study, target_name="robust accuracy"),
+        "parallel": lambda study: plots.plot_parallel_coordinate(
+            study, target_name="robust accuracy"
+        ),
         "slice": lambda study: plots.plot_slice(study, target_name="robust accuracy"),
     }

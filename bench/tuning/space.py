@@ -103,7 +103,9 @@ class Space:
         default = {parameter.name: parameter.default for parameter in self.searched}
         ranges = {parameter.name: parameter for parameter in self.searched}
         theirs = {
-            name: value for name, value in base.official(form).items() if name in ranges and ranges[name].holds(value)
+            name: value
+            for name, value in base.official(form).items()
+            if name in ranges and ranges[name].holds(value)
         }
         return [default] if default | theirs == default else [default, default | theirs]
 
@@ -124,17 +126,26 @@ def space(form: type[Method], training: Training, given: tuple[str, ...] = ()) -
     """
     hyper = [parameter(field) for field in dataclasses.fields(form) if not field.metadata["quirk"]]
     taken = {found.name for found in hyper}
-    setting = [around(name, getattr(training, name), factor) for name, factor in TRAINING.items() if name not in taken]
+    setting = [
+        around(name, getattr(training, name), factor)
+        for name, factor in TRAINING.items()
+        if name not in taken
+    ]
     ranges = dict(split(text) for text in given)
     if len(ranges) < len(given):
         raise UsageError(f"--range {' '.join(given)}: each parameter once")
-    groups = (tuple(changed(found, ranges.get(found.name)) for found in group) for group in (hyper, setting))
+    groups = (
+        tuple(changed(found, ranges.get(found.name)) for found in group)
+        for group in (hyper, setting)
+    )
     return Space(*groups)
 
 
 def check(forms: dict[str, type[Method]], spaces: dict[str, Space], given: tuple[str, ...]) -> None:
     """Raises UsageError for a range whose parameter none of the methods has, or whose ends one cannot take."""
-    known = sorted({found.name for each in spaces.values() for found in (*each.hyper, *each.training)})
+    known = sorted(
+        {found.name for each in spaces.values() for found in (*each.hyper, *each.training)}
+    )
     for name, _ in map(split, given):
         if name not in known:
             raise unknown("parameter", name, known)
@@ -179,7 +190,9 @@ def interval(default: Any, low: float, high: float, log: bool) -> BaseDistributi
 def split(text: str) -> tuple[str, str]:
     name, sign, value = text.partition("=")
     if not (name and sign and value):
-        raise UsageError(f"--range {text!r}: write NAME=LOW:HIGH, NAME=LOW:HIGH:log, NAME=A,B,C or NAME=VALUE")
+        raise UsageError(
+            f"--range {text!r}: write NAME=LOW:HIGH, NAME=LOW:HIGH:log, NAME=A,B,C or NAME=VALUE"
+        )
     return name.replace("-", "_"), value
 
 

@@ -18,7 +18,12 @@ from pathlib import Path
 import optuna
 import sqlalchemy
 from filelock import FileLock
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.storages import (
+    BaseStorage,
+    JournalStorage,
+    RDBStorage,
+    RetryHeartbeatStaleTrialCallback,
+)
 from optuna.storages._heartbeat import BaseHeartbeat
 from optuna.storages.journal import JournalFileBackend
 from optuna.study import Study
@@ -27,7 +32,10 @@ from optuna.trial import FrozenTrial, TrialState
 from bench import database
 from bench.errors import BenchError
 
-BEAT, GRACE = 10, 60  # seconds between signs of life, and after how many without one a worker counts as dead
+BEAT, GRACE = (
+    10,
+    60,
+)  # seconds between signs of life, and after how many without one a worker counts as dead
 PATIENCE = 30  # seconds to wait for a locked database
 RETRIES = 20  # of one trial whose workers die or are interrupted
 HERE = socket.gethostname()
@@ -48,7 +56,9 @@ class Journal(JournalStorage, BaseHeartbeat):
         running = self.get_all_trials(study_id, deepcopy=False, states=(TrialState.RUNNING,))
         files = {trial._trial_id: self.beats / str(trial._trial_id) for trial in running}
         return [
-            number for number, file in files.items() if file.exists() and time.time() - file.stat().st_mtime > GRACE
+            number
+            for number, file in files.items()
+            if file.exists() and time.time() - file.stat().st_mtime > GRACE
         ]
 
     def get_heartbeat_interval(self) -> int:
@@ -66,7 +76,11 @@ def public(place: str) -> str:
 @contextmanager
 def told(place: str, *more: type[Exception]) -> Iterator[None]:
     """Turns what a storage raises into one line; `more`: kinds of errors that only a storage can have raised here."""
-    kinds: tuple[type[Exception], ...] = (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError, *more)
+    kinds: tuple[type[Exception], ...] = (
+        optuna.exceptions.StorageInternalError,
+        sqlalchemy.exc.SQLAlchemyError,
+        *more,
+    )
     try:
         yield
     except ModuleNotFoundError as error:
@@ -105,7 +119,9 @@ def connect(place: str) -> BaseStorage:
 
 def tables(place: str, options: dict[str, int]) -> RDBStorage:
     try:
-        return RDBStorage(place, {"connect_args": options}, heartbeat_interval=BEAT, grace_period=GRACE)
+        return RDBStorage(
+            place, {"connect_args": options}, heartbeat_interval=BEAT, grace_period=GRACE
+        )
     except RuntimeError as error:  # of Optuna, about the version of the tables
         raise BenchError(
             f"{public(place)} holds tables of another Optuna, or of MLflow, which needs a database of its own"

@@ -42,12 +42,16 @@ class PerTrial(BaseSampler):
         self.inner = self.make(seed)
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        whole = study._storage.get_all_trials(study._study_id, deepcopy=False)  # Hyperband shows a part alone
+        whole = study._storage.get_all_trials(
+            study._study_id, deepcopy=False
+        )  # Hyperband shows a part alone
         place = sum(not storage.history(each) for each in whole if each.number < trial.number)
         self.inner = self.make(derive(self.seed, place) % 2**32)
         self.inner.before_trial(study, trial)
 
-    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+    def infer_relative_search_space(
+        self, study: Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
         return self.inner.infer_relative_search_space(study, trial)
 
     def sample_relative(
@@ -56,11 +60,17 @@ class PerTrial(BaseSampler):
         return self.inner.sample_relative(study, trial, search_space)
 
     def sample_independent(
-        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
     ) -> Any:
         return self.inner.sample_independent(study, trial, param_name, param_distribution)
 
-    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
+    def after_trial(
+        self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
+    ) -> None:
         self.inner.after_trial(study, trial, state, values)
 
 
@@ -77,7 +87,9 @@ def pruner(kind: str, epochs: int) -> BasePruner:
     """The pruner over rungs; `kind`: halving, hyperband or none."""
     first = rungs(kind, epochs)[0]
     if kind == "halving":
-        return SuccessiveHalvingPruner(min_resource=first, reduction_factor=KEEP, bootstrap_count=KEEP - 1)
+        return SuccessiveHalvingPruner(
+            min_resource=first, reduction_factor=KEEP, bootstrap_count=KEEP - 1
+        )
     if kind == "hyperband":
         return HyperbandPruner(min_resource=first, max_resource=epochs, reduction_factor=SHORT)
     return NopPruner()
@@ -104,7 +116,10 @@ def establish(plan: Plan, first: list[dict[str, Any]], floor: float, given: bool
     `given`. The attribute `id` tells this study from others of its name. Whoever dies half-way, the next completes it.
     """
     store = storage.connect(plan.place)
-    with storage.told(plan.place, OSError, ValueError, KeyError), storage.guard(plan.place, "study"):
+    with (
+        storage.told(plan.place, OSError, ValueError, KeyError),
+        storage.guard(plan.place, "study"),
+    ):
         found = optuna.create_study(
             storage=store,
             study_name=plan.name,
@@ -118,7 +133,9 @@ def establish(plan: Plan, first: list[dict[str, Any]], floor: float, given: bool
             found.set_user_attr("floor", floor)
             found.set_user_attr("identity", json.dumps(plan.identity))
     kept = {"clean accuracy to keep": floor if given else found.user_attrs["floor"]}
-    recorded = json.loads(found.user_attrs["identity"]) | {"clean accuracy to keep": found.user_attrs["floor"]}
+    recorded = json.loads(found.user_attrs["identity"]) | {
+        "clean accuracy to keep": found.user_attrs["floor"]
+    }
     if wrong := difference(recorded, json.loads(json.dumps(plan.identity)) | kept):
         raise BenchError(
             f"study {plan.name!r} in {storage.public(plan.place)} was made with another {wrong}: "
@@ -171,4 +188,6 @@ def done(study: Study) -> int:
 def waiting(study: Study, budget: int) -> bool:
     """Whether there is a trial to begin: one that waits, or a free place."""
     found = attempts(study)
-    return len(found) < budget or any(trial.state == TrialState.WAITING for tries in found.values() for trial in tries)
+    return len(found) < budget or any(
+        trial.state == TrialState.WAITING for tries in found.values() for trial in tries
+    )

@@ -30,7 +30,9 @@ from bench.tuning.space import Space
 from bench.tuning.study import Plan, attempts
 from methods.base import Budget
 
-STEPS = 20  # of the attack that judges a trial: more than the inner attack's, against masked gradients
+STEPS = (
+    20  # of the attack that judges a trial: more than the inner attack's, against masked gradients
+)
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,9 @@ class Task:
     work: Path
 
 
-def objective(trial: optuna.Trial, study: Study, task: Task, shop: Workshop, data: Data) -> float | tuple[float, ...]:
+def objective(
+    trial: optuna.Trial, study: Study, task: Task, shop: Workshop, data: Data
+) -> float | tuple[float, ...]:
     """The trial's value or values. Raises TrialPruned; BenchError for one that failed, its reason noted.
 
     What is no fault of the trial's, such as a full disk or a storage that is gone, is raised as it is: such a trial is
@@ -97,11 +101,16 @@ def surplus(trial: optuna.Trial, study: Study, budget: int) -> bool:
 def place(number: int, study: Study) -> int:
     """Which trial of the study an attempt belongs to, from 0."""
     tries = attempts(study)
-    first = next((first for first, own in tries.items() if any(trial.number == number for trial in own)), number)
+    first = next(
+        (first for first, own in tries.items() if any(trial.number == number for trial in own)),
+        number,
+    )
     return sorted({*tries, first}).index(first)
 
 
-def begin(trial: optuna.Trial, study: Study, task: Task, shop: Workshop, values: dict[str, Any]) -> Record:
+def begin(
+    trial: optuna.Trial, study: Study, task: Task, shop: Workshop, values: dict[str, Any]
+) -> Record:
     """The trial's MLflow run: that of its first attempt if there was one."""
     number = str(place(trial.number, study))
     tags = {"role": "trial", "study": task.study, "trial": number, "worker": storage.HERE}
@@ -129,7 +138,9 @@ def train(
             trial.report(found["robust"], epochs)
             if epochs < rungs[-1] and trial.should_prune() and not trial.user_attrs.get("kept"):
                 trial.set_constraint("clean", task.floor - found["clean"])
-                raise optuna.TrialPruned(f"pruned after {epochs} epochs: {100 * found['robust']:.1f} % robust")
+                raise optuna.TrialPruned(
+                    f"pruned after {epochs} epochs: {100 * found['robust']:.1f} % robust"
+                )
     trial.set_user_attr("clean", found["clean"])
     trial.set_constraint("clean", task.floor - found["clean"])
     record.metrics({f"tune/{name}": value for name, value in found.items()})
@@ -137,11 +148,15 @@ def train(
     return values if len(values) > 1 else values[0]
 
 
-def rung(spec: Spec, folder: Path, shop: Workshop, data: Data, record: Record, before: int) -> dict[str, float]:
+def rung(
+    spec: Spec, folder: Path, shop: Workshop, data: Data, record: Record, before: int
+) -> dict[str, float]:
     """One schedule; accuracies of its best checkpoint on validation images. `before`: epochs of the trial so far."""
     folder.mkdir(parents=True, exist_ok=True)
     method = methods.load(spec.method)(**spec.hyper)
-    trainer = Trainer(cell_module.objective(Cell(spec, method, "", ""), shop, data), data, spec, folder)
+    trainer = Trainer(
+        cell_module.objective(Cell(spec, method, "", ""), shop, data), data, spec, folder
+    )
     state = trainer.fit(lambda row, epoch: record.epoch(row, before + epoch), lambda *_: None)
     record.metrics({"cost/train_seconds": state.seconds}, before)
     net = checkpoint.load(folder / "best.pt", spec.arch, data.info).to(shop.device)

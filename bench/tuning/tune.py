@@ -33,7 +33,14 @@ from bench.tuning.space import Space
 from bench.tuning.trial import Task
 from methods.base import Budget
 
-UNSEEN = ("hyper", "limit_test", "limit_aa", "attacks", "full_checkpoints", "tuned")  # of a spec, by a search
+UNSEEN = (
+    "hyper",
+    "limit_test",
+    "limit_aa",
+    "attacks",
+    "full_checkpoints",
+    "tuned",
+)  # of a spec, by a search
 ALLOWANCE = 0.1  # how far below the robust teacher's clean accuracy a configuration may fall
 
 
@@ -44,13 +51,18 @@ def tune(options: Tune) -> int:
     cells = plan.plan(search(options), {})
     students = [cell for cell in cells if cell.spec.role == "student"]
     forms = {cell.spec.method: type(cell.method) for cell in students}
-    spaces = {name: space_module.space(form, students[0].spec.training, options.range) for name, form in forms.items()}
+    spaces = {
+        name: space_module.space(form, students[0].spec.training, options.range)
+        for name, form in forms.items()
+    }
     space_module.check(forms, spaces, options.range)
     if options.dry_run:
         return foresee(options, cells, spaces)
     storage.connect(place(options))  # what cannot be reached is told before anything is trained
     judges = {} if options.min_clean is not None else guards(options, students)
-    needed = {cell.identity: cell for cell in [*judges.values(), *cells] if cell.spec.role == "teacher"}
+    needed = {
+        cell.identity: cell for cell in [*judges.values(), *cells] if cell.spec.role == "teacher"
+    }
     with storage.guard(place(options), "teachers"):  # others that join wait for them
         if needed and (code := run.grid(search(options), list(needed.values()))):
             return code
@@ -78,10 +90,14 @@ def check(options: Tune) -> None:
         raise UsageError(f"--trials {options.trials} --workers {options.workers}: at least 1")
     if options.min_clean is not None and not 0 <= options.min_clean <= 1:
         raise UsageError(f"--min-clean {options.min_clean}: between 0 and 1")
-    if not 0 <= options.search_seed < 2**32:  # what numpy's generators, which the samplers use, can take
+    if (
+        not 0 <= options.search_seed < 2**32
+    ):  # what numpy's generators, which the samplers use, can take
         raise UsageError(f"--search-seed {options.search_seed}: not negative and below 2^32")
     if options.search_seed in (plan.numbers(options.seeds) or plan.resolve(options).seeds):
-        raise UsageError(f"--search-seed {options.search_seed}: not one of the final runs', which must be fresh")
+        raise UsageError(
+            f"--search-seed {options.search_seed}: not one of the final runs', which must be fresh"
+        )
 
 
 def search(options: Tune) -> Run:
@@ -110,14 +126,19 @@ def pruning(options: Tune) -> str:
 def guards(options: Tune, students: list[Cell]) -> dict[str, Cell]:
     """The robust teacher of each data set, whose clean accuracy sets the floor for every method alike."""
     suite = plan.resolve(options)
-    return {cell.spec.dataset: plan.teacher(options, suite, cell.spec.dataset, "robust") for cell in students}
+    return {
+        cell.spec.dataset: plan.teacher(options, suite, cell.spec.dataset, "robust")
+        for cell in students
+    }
 
 
 def clean(guard: Cell, shop: Workshop, load: Callable[..., Data]) -> float:
     """A teacher's clean accuracy on the validation images."""
     spec = guard.spec
     data = load(*execute.place(spec), test=False).to(shop.device)
-    net = teachers.load(shop.root, teachers.find(shop.root, guard.identity, spec.dataset), data.info).to(shop.device)
+    net = teachers.load(
+        shop.root, teachers.find(shop.root, guard.identity, spec.dataset), data.info
+    ).to(shop.device)
     return accuracy(net, data.val, Budget(0.0, 0.0, 0))[0]
 
 
@@ -133,7 +154,9 @@ def one(options: Tune, cell: Cell, space: Space, floor: float, shop: Workshop) -
             worker.together(options, task, shop)
             study = study_module.attach(studied, storage.connect(studied.place))
         print(outcome.summary(study, task), file=sys.stderr)
-        with storage.guard(studied.place, "outcome"):  # on a server two that write one tag at once would collide
+        with storage.guard(
+            studied.place, "outcome"
+        ):  # on a server two that write one tag at once would collide
             paths = outcome.write(study, task, shop, teacher(options, cell), record)
     except BenchError as error:
         record.end(FAILED, str(error))
@@ -145,7 +168,9 @@ def one(options: Tune, cell: Cell, space: Space, floor: float, shop: Workshop) -
         print(path)
     if options.search_only or len(studied.objectives) > 1:
         return 0
-    with storage.guard(studied.place, "final"):  # others that have joined wait, and find them recorded
+    with storage.guard(
+        studied.place, "final"
+    ):  # others that have joined wait, and find them recorded
         return final(options, cell, paths[0])
 
 
@@ -162,33 +187,63 @@ def describe(options: Tune, cell: Cell, space: Space) -> study_module.Plan:
     name += f"/{options.teacher}" if teacher(options, cell) != "robust" else ""
     name += "/pareto" if len(objectives) > 1 else ""
     settled = {key: value for key, value in dataclasses.asdict(spec).items() if key not in UNSEEN}
-    settled["training"] = {k: v for k, v in settled["training"].items() if k not in space_module.TRAINING}
-    identity = {"objectives": options.objectives, "search space": space.describe(), "protocol": settled}
+    settled["training"] = {
+        k: v for k, v in settled["training"].items() if k not in space_module.TRAINING
+    }
+    identity = {
+        "objectives": options.objectives,
+        "search space": space.describe(),
+        "protocol": settled,
+    }
     return study_module.Plan(
         name, place(options), objectives, options.sampler, pruning(options), options.search_seed, spec.training.epochs,
         identity,
     )  # fmt: skip
 
 
-def prepare(options: Tune, cell: Cell, space: Space, studied: study_module.Plan, study: Study, shop: Workshop) -> Task:
+def prepare(
+    options: Tune,
+    cell: Cell,
+    space: Space,
+    studied: study_module.Plan,
+    study: Study,
+    shop: Workshop,
+) -> Task:
     """What the workers need, with the study's MLflow run."""
     spec, number = trial_module.quiet(cell.spec), study.user_attrs["id"]
-    tags = {"role": "study", "study": number, "method": spec.method, "student": spec.arch, "dataset": spec.dataset}
+    tags = {
+        "role": "study",
+        "study": number,
+        "method": spec.method,
+        "student": spec.arch,
+        "dataset": spec.dataset,
+    }
     tags |= {"sampler": options.sampler, "pruner": studied.pruner}
-    record = shop.store.open(spec.suite + TUNING, f"tune {studied.name}", tags, "", ("role", "study"))
+    record = shop.store.open(
+        spec.suite + TUNING, f"tune {studied.name}", tags, "", ("role", "study")
+    )
     record.params({f"range.{name}": text for name, text in space.describe().items()})
     budget = max(options.trials, len(space.first(type(cell.method))))
     work = options.store / "work" / "tuning" / number
-    return Task(studied, space, spec, number, record.run_id, budget, study.user_attrs["floor"], work)
+    return Task(
+        studied, space, spec, number, record.run_id, budget, study.user_attrs["floor"], work
+    )
 
 
 def final(options: Tune, cell: Cell, path: Path) -> int:
     """Trains default and best configuration with fresh seeds and tests each once, as `run` would."""
     spec = cell.spec
-    words = {"dataset": spec.dataset, "method": spec.method, "student": spec.arch, "teacher": teacher(options, cell)}
+    words = {
+        "dataset": spec.dataset,
+        "method": spec.method,
+        "student": spec.arch,
+        "teacher": teacher(options, cell),
+    }
     given = Run(**shared(options) | words | {"seeds": options.seeds})
     found = plan.plan(replace(given, config=path), {})
-    code = run.grid(given, [*plan.plan(given, {}), *[cell for cell in found if cell.spec.role == "student"]])
+    code = run.grid(
+        given, [*plan.plan(given, {}), *[cell for cell in found if cell.spec.role == "student"]]
+    )
     print("`python -m bench leaderboard` shows the rows", file=sys.stderr)
     return code
 

@@ -69,7 +69,9 @@ def attempt(study: optuna.Study, task: Task, shop: Workshop, data: data_module.D
     trial.say(study, number[0], task.budget)
 
 
-def process(options: Tune, task: Task, device: torch.device, code: dict[str, str], threads: int) -> None:
+def process(
+    options: Tune, task: Task, device: torch.device, code: dict[str, str], threads: int
+) -> None:
     """`work` in a process of its own."""
     signals.catch_in_worker()
     torch.set_num_threads(threads)
