@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pandas as pd
 
-    from leaderboards.about import About
+    from leaderboards.schema.about import About
 
 __all__ = ["write"]
 
 FORMULA = re.compile(r"[=+@]|-(?![\d.])")
-STATIC = Path(__file__).parent / "static"
+STATIC = Path(__file__).parent / "render" / "site" / "static"
 OURS = b'<meta name="generator" content="robust-distill-bench">'
 
 
@@ -53,19 +53,12 @@ def write(
     call left and that are no more are removed.
     Raises store.StoreError when the store cannot be read (nothing is written then) and OSError when `out` cannot be.
     """
-    from leaderboards import (
-        details,
-        export,
-        latex,
-        markdown,
-        pages,
-        papers,
-        published,
-        standing,
-        store,
-        table,
-    )
-    from leaderboards.site import Site
+    from leaderboards.read import details, store
+    from leaderboards.render import export, latex, markdown
+    from leaderboards.render.figures import papers
+    from leaderboards.render.site import pages
+    from leaderboards.render.site.site import Site
+    from leaderboards.tables import published, standing, table
 
     runs = store.collect(source, suite)
     found = table.sections(runs, protocol)

@@ -27,8 +27,8 @@ from torch import Tensor, nn
 
 from attacks import evaluate
 from attacks.components import MarginPGD
-from bench import data, models
-from bench.datasets import CIFAR10
+from bench import models
+from bench.datasets import CIFAR10, data
 from methods.base import Budget
 from methods.inner import ce, pgd
 

@@ -24,12 +24,14 @@ import torch
 from reference import BUDGET, as_released, optimiser_of
 
 import methods
-from bench import acceleration, data, datasets, models
-from bench.spec import Spec
-from bench.speed import operations
-from bench.suites import Training
-from bench.track import Store
-from bench.train import Objective, Trainer
+from bench import datasets, models
+from bench.datasets import data
+from bench.execution.speed import operations
+from bench.protocol.spec import Spec
+from bench.protocol.suites import Training
+from bench.tracking.track import Store
+from bench.training import acceleration
+from bench.training.train import Objective, Trainer
 from methods.base import Batch, Net
 
 pytestmark = pytest.mark.timeout(3600)

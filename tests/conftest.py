@@ -7,7 +7,7 @@ import pytest
 from test_leaderboards import Store, fill
 
 from attacks import ATTACKS, Attack
-from leaderboards import store
+from leaderboards.read import store
 
 QUICK = (Attack("apgd-ce", 3), Attack("apgd-t", 3), Attack("fab-t", 3), Attack("square", 30))
 

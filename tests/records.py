@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from bench import cell as cell_module
-from bench import data, plan
-from bench.cell import Workshop
-from bench.options import Run
-from bench.plan import Cell
-from bench.track import Store
+from bench.cli.options import Run
+from bench.datasets import data
+from bench.execution import cell as cell_module
+from bench.execution import plan
+from bench.execution.cell import Workshop
+from bench.execution.plan import Cell
+from bench.tracking.track import Store
 
 MEASURED = {
     "n": 8.0,

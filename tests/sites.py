@@ -8,8 +8,9 @@ from typing import Any
 
 import pandas as pd
 
-from leaderboards import pages, table
-from leaderboards.site import Site
+from leaderboards.render.site import pages
+from leaderboards.render.site.site import Site
+from leaderboards.tables import table
 
 
 def render(runs: pd.DataFrame) -> dict[str, str]:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench import data
+from bench.datasets import data
 
 Task = tuple[nn.Module, Tensor, Tensor]
 

@@ -10,8 +10,8 @@ import sys
 import pytest
 
 import methods
-from bench import methods_page
-from bench.about import about
+from bench.reference import methods_page
+from bench.reference.about import about
 
 
 @pytest.mark.parametrize("name", methods.builtin())
@@ -49,5 +49,5 @@ def test_unknown_methods_have_nothing() -> None:
 
 
 def test_nothing_heavy_is_imported() -> None:
-    code = "import sys; from bench.about import about; assert about('gacd'); assert 'torch' not in sys.modules"
+    code = "import sys; from bench.reference.about import about; assert about('gacd'); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

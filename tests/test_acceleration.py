@@ -19,10 +19,12 @@ from torch._dynamo.backends.debugging import aot_eager
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import methods
-from bench import acceleration, data, models
-from bench.spec import Spec
-from bench.suites import Training
-from bench.train import Objective, Trainer
+from bench import models
+from bench.datasets import data
+from bench.protocol.spec import Spec
+from bench.protocol.suites import Training
+from bench.training import acceleration
+from bench.training.train import Objective, Trainer
 from methods.base import Batch, Method
 from methods.fold import fold
 
@@ -283,7 +285,7 @@ def test_training_leaves_the_heap_sound(arch: str) -> None:
 def test_freed_memory_is_used_again_without_new_pages() -> None:
     script = """
 import resource, statistics, torch
-from bench.acceleration import keep_memory
+from bench.training.acceleration import keep_memory
 def pages():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.zeros(4_000_000).add(1)

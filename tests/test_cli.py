@@ -15,8 +15,8 @@ import torch
 
 import methods
 from bench import cli, datasets, models
+from bench.execution.probe import Cost
 from bench.models import checkpoint
-from bench.probe import Cost
 
 
 @pytest.fixture(autouse=True)
@@ -227,7 +227,9 @@ def test_a_store_that_is_not_there_gives_empty_pages_and_says_so(
 def test_a_dry_run_makes_nothing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("bench.run.estimate", lambda todo, *_: [Cost(1.0, 1.0, 1.0)] * len(todo))
+    monkeypatch.setattr(
+        "bench.execution.run.estimate", lambda todo, *_: [Cost(1.0, 1.0, 1.0)] * len(todo)
+    )
     before = sorted(Path().rglob("*"))
     assert bench(f"{RUN} natural --dry-run") == 0
     said = capsys.readouterr().err

@@ -24,10 +24,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision import datasets as vision
 
-from bench import data
-from bench.data import Data, augment, load
-from bench.datasets import DATASETS, DIGITS
-from bench.errors import BenchError, UsageError
+from bench.datasets import DATASETS, DIGITS, data
+from bench.datasets.data import Data, augment, load
+from bench.system.errors import BenchError, UsageError
 
 # sha256 of the loaded data: scikit-learn's digits (1.9.1) and the official CIFAR-10, under this project's fixed splits.
 # They change only with a change of protocol, which needs a new version of the suites.

@@ -15,13 +15,15 @@ from mlflow import MlflowClient
 from torch import Tensor, nn
 
 import methods
-from bench import acceleration, data, devices, models
-from bench.data import Data
-from bench.devices import Group
-from bench.errors import BenchError, UsageError
-from bench.spec import Spec
-from bench.suites import Training
-from bench.train import Objective, Trainer
+from bench import models
+from bench.datasets import data
+from bench.datasets.data import Data
+from bench.protocol.spec import Spec
+from bench.protocol.suites import Training
+from bench.system.errors import BenchError, UsageError
+from bench.training import acceleration, devices
+from bench.training.devices import Group
+from bench.training.train import Objective, Trainer
 from methods import base
 from methods.base import Batch, Method, Net, Nets, kl
 from methods.inner import ce, pgd

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bench import methods_page
-from leaderboards import markdown, store
+from bench.reference import methods_page
+from leaderboards.read import store
+from leaderboards.render import markdown
 
 ROOT = Path(__file__).parents[1]
 
@@ -13,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 def test_methods_page_is_current() -> None:
     page = ROOT / "docs" / "methods.md"
     assert page.read_text() == methods_page.render(), (
-        "python -m bench.methods_page > docs/methods.md"
+        "python -m bench.reference.methods_page > docs/methods.md"
     )
 
 

@@ -13,7 +13,9 @@ import pytest
 from test_leaderboards import NASTY, Store, fill, scores
 
 import leaderboards
-from leaderboards import export, latex, markdown, store, table
+from leaderboards.read import store
+from leaderboards.render import export, latex, markdown
+from leaderboards.tables import table
 
 GOLDEN = r"""
     Rank & Method & Teacher & Seeds & Clean & AutoAttack & PGD-20 \\

@@ -16,7 +16,7 @@ from formulas import LABELS, NONE, REFERENCES, SOME, Array, At, flat_batch, flat
 from torch import Tensor, nn
 
 import methods
-from bench.awp import perturbed
+from bench.training.awp import perturbed
 from methods import base, contract
 from methods.absld import Absld
 from methods.adaad import Adaad

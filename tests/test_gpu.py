@@ -13,11 +13,13 @@ import torch
 
 import attacks
 import methods
-from bench import acceleration, data, models
+from bench import models
+from bench.datasets import data
 from bench.models import checkpoint
-from bench.spec import Spec
-from bench.suites import Training
-from bench.train import Objective, Trainer
+from bench.protocol.spec import Spec
+from bench.protocol.suites import Training
+from bench.training import acceleration
+from bench.training.train import Objective, Trainer
 from methods.base import Method
 from methods.inner import Budget, ce, pgd
 

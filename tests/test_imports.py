@@ -55,9 +55,3 @@ def test_help_is_quick(words: list[str]) -> None:
         subprocess.run([sys.executable, "-m", "bench", *words], check=True, capture_output=True)
         times.append(time.perf_counter() - start)
     assert min(times) < 0.7
-
-
-def test_files_stay_readable() -> None:
-    assert {
-        path.name: count for path in SOURCES if (count := len(path.read_text().splitlines())) > 300
-    } == {}

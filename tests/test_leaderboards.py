@@ -17,7 +17,10 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 
 import leaderboards
-from leaderboards import client, figure, markdown, store, table
+from leaderboards.read import client, store
+from leaderboards.render import markdown
+from leaderboards.render.figures import figure
+from leaderboards.tables import table
 
 NASTY = '<script>alert("x")</script>|`*\'&'
 KINDS = ("md", "tex", "json", "csv")

@@ -14,13 +14,15 @@ from mlflow.artifacts import download_artifacts
 from mlflow.entities import Run as Recorded
 from mlflow.exceptions import MlflowException
 
-from bench import cell as cell_module
-from bench import data, links, note, plan
+from bench.cli.options import Run
+from bench.datasets import data
+from bench.execution import cell as cell_module
+from bench.execution import plan
 from bench.models.checkpoint import sha256_of
-from bench.note import Outcome
-from bench.options import Run
-from bench.track import Store
-from leaderboards import store as leaderboard
+from bench.tracking import links, note
+from bench.tracking.note import Outcome
+from bench.tracking.track import Store
+from leaderboards.read import store as leaderboard
 
 NASTY = '<script>alert("x")</script>|`*_$\\'
 MODEL = "digits@3.digits.resnet8-w4"

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import methods
-from bench import options
+from bench.cli import options
 from methods import contract
 from methods.base import Batch, Method, Nets, hp, official
 from methods.contract import Contract

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from bench import models
 from bench.datasets import CIFAR10, CIFAR100, DATASETS, DIGITS, Dataset
-from bench.errors import BenchError, UsageError
 from bench.models import checkpoint
+from bench.system.errors import BenchError, UsageError
 from methods.base import Net
 
 SMALL = ("resnet8-w4", "resnet18-w4-s2", "mobilenetv2", "wrn10-1")

@@ -14,12 +14,16 @@ from sites import Reader
 from test_leaderboards import KINDS, NASTY, Store
 
 import leaderboards
-from leaderboards import charts, pages, protocol, store, table
-from leaderboards.about import About, Parameter
-from leaderboards.curves import of_run
-from leaderboards.fields import Curve
-from leaderboards.site import Site, files
-from leaderboards.views import Series, View
+from leaderboards.read import store
+from leaderboards.render import protocol
+from leaderboards.render.figures import charts
+from leaderboards.render.figures.curves import of_run
+from leaderboards.render.figures.views import Series, View
+from leaderboards.render.site import pages
+from leaderboards.render.site.site import Site, files
+from leaderboards.schema.about import About, Parameter
+from leaderboards.schema.fields import Curve
+from leaderboards.tables import table
 
 TASK = [
     ["Rank", "Method", "AutoAttack", "Teacher", "Seeds", "Clean", "Worst", "PGD-20", "AutoAttack, last", "Train min"],

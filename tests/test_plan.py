@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 
-from bench import cli, models, plan, suites
-from bench.errors import UsageError
-from bench.options import Run
-from bench.plan import Cell
-from bench.spec import Spec
-from bench.suites import Suite
+from bench import cli, models
+from bench.cli.options import Run
+from bench.execution import plan
+from bench.execution.plan import Cell
+from bench.protocol import suites
+from bench.protocol.spec import Spec
+from bench.protocol.suites import Suite
+from bench.system.errors import UsageError
 from methods.base import RECIPE
 
 # A changed id disowns every record of its suite: change the suite's version with it, never these lines alone.

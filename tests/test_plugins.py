@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 
 import methods
-from bench import cli, plan, skeleton
+from bench import cli
+from bench.cli import skeleton
+from bench.execution import plan
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "examples" / "plugin"
@@ -136,7 +138,7 @@ def test_example_runs(installed: Path, store: Path) -> None:
 @pytest.mark.e2e
 def test_a_method_touches_exactly_one_file(store: Path, tmp_path: Path) -> None:
     """Command line, list, contract, record and leaderboard find a file in methods/ of a copy of the source."""
-    root = Path(cli.__file__).parent.parent
+    root = Path(cli.__file__).parents[2]
     sources = [root / name for name in ("attacks", "bench", "leaderboards", "methods")]
     for source in (*sources, Path(__file__).parent):
         shutil.copytree(

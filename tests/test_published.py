@@ -15,8 +15,11 @@ from test_leaderboards import NASTY, Store, scores
 
 import leaderboards
 import methods
-from bench import datasets, suites
-from leaderboards import markdown, published, store, table
+from bench import datasets
+from bench.protocol import suites
+from leaderboards.read import store
+from leaderboards.render import markdown
+from leaderboards.tables import published, table
 
 ROBUST = {"eps": 8 / 255, "limit_train": None}
 

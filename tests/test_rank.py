@@ -13,12 +13,16 @@ import sites
 from scipy.stats import norm
 from test_leaderboards import Store, scores
 
-from bench import acceleration
-from leaderboards import across, diagram, markdown, rank, standing, store, table, verdicts, views
-from leaderboards.across import Entry
-from leaderboards.rank import Flags, Task
-from leaderboards.rows import RANK, Group
-from leaderboards.site import Site
+from bench.training import acceleration
+from leaderboards.read import store, verdicts
+from leaderboards.render import markdown
+from leaderboards.render.figures import diagram, views
+from leaderboards.render.site.site import Site
+from leaderboards.stats import across, rank
+from leaderboards.stats.across import Entry
+from leaderboards.stats.rank import Flags, Task
+from leaderboards.tables import standing, table
+from leaderboards.tables.rows import RANK, Group
 
 SEEDS = [(1,), (2,), (3,)]
 

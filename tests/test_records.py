@@ -17,16 +17,23 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from bench import cell, cli, data, environment, models, plan, reproduce, suites
+from bench import cli, models
 from bench import records as records_module
+from bench.cli.options import Run
+from bench.datasets import data
+from bench.execution import cell, plan
+from bench.execution.plan import Cell
 from bench.models import checkpoint
-from bench.options import Run
-from bench.plan import Cell
-from bench.records import resolved
-from bench.track import FINISHED, Record, Store
-from leaderboards import details, export, markdown, record, store, table
-from leaderboards.fields import Curves
-from leaderboards.record import RecordError
+from bench.protocol import suites
+from bench.records import reproduce, resolved
+from bench.system import environment
+from bench.tracking.track import FINISHED, Record, Store
+from leaderboards.read import details, store
+from leaderboards.render import export, markdown
+from leaderboards.schema import record
+from leaderboards.schema.fields import Curves
+from leaderboards.schema.record import RecordError
+from leaderboards.tables import table
 
 NASTY = '<script>alert("x")</script>|`*\'& $x_1^2$ \\alpha{} żółw 鳥'
 RESULTS = (
@@ -45,7 +52,7 @@ def local(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def plant(tracked: Store, made: Cell, survived: Any, folder: Path, **metrics: float) -> Record:
-    """A finished run as bench.cell leaves it, but for its checkpoints."""
+    """A finished run as bench.execution.cell leaves it, but for its checkpoints."""
     run = tracked.begin(made.spec, cell.tags(made, CODE))
     run.text("environment.json", json.dumps(ENVIRONMENT))
     for epoch in range(3):

@@ -18,9 +18,10 @@ import records
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from bench import cell, cli
-from bench.errors import BenchError
-from bench.probe import Cost
+from bench import cli
+from bench.execution import cell
+from bench.execution.probe import Cost
+from bench.system.errors import BenchError
 from methods.natural import Natural
 
 SMALL = "--suite digits --student resnet8-w4 --limit-train 128 --limit-test 8"
@@ -67,7 +68,8 @@ def test_the_first_command_takes_a_minute(tmp_path: Path) -> None:
     """In the CPU time of a bare start, five seconds or so: an absolute bound fails on a slow machine."""
     command = f"-m bench run --method gacd --epochs 1 {SMALL}".split()
     start, whole = (
-        spent(words, tmp_path) for words in (["-c", "import bench.run, bench.cell"], command)
+        spent(words, tmp_path)
+        for words in (["-c", "import bench.execution.run, bench.execution.cell"], command)
     )
     assert whole < STARTS * start, (whole, start)
 
@@ -321,7 +323,7 @@ def test_one_failing_cell_stops_no_other(
             raise BenchError("out of luck")
 
         patch.setattr(Natural, "loss", fail)
-        patch.setattr("bench.run.estimate", lambda todo, *_: [COST] * len(todo))
+        patch.setattr("bench.execution.run.estimate", lambda todo, *_: [COST] * len(todo))
         words = f"run --method natural,pgd_at,kd --teacher natural --epochs 1 {SMALL}"
         assert cli.dispatch(words.split()) == 1
     said = capsys.readouterr().err
@@ -342,7 +344,7 @@ def test_an_interrupted_repetition_goes_on_without_force(
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setattr(cell, "evaluate", lambda *_: (records.MEASURED, {}))
-    monkeypatch.setattr("bench.run.estimate", lambda todo, *_: [COST] * len(todo))
+    monkeypatch.setattr("bench.execution.run.estimate", lambda todo, *_: [COST] * len(todo))
     words = f"run --method natural --seeds 0,1 --epochs 1 {SMALL}".split()
     assert cli.dispatch(words) == 0
     with monkeypatch.context() as patch:
@@ -356,7 +358,9 @@ def test_an_interrupted_repetition_goes_on_without_force(
     assert len(list(tmp_path.glob("runs/work/*/state.pt"))) == 1
     with monkeypatch.context() as patch:
         trained: list[int] = []
-        patch.setattr("bench.train.Trainer._keep", lambda self, *_: trained.append(self.spec.seed))
+        patch.setattr(
+            "bench.training.train.Trainer._keep", lambda self, *_: trained.append(self.spec.seed)
+        )
         assert cli.dispatch(words) == 1  # the second has no checkpoint
         assert trained == [1]
     assert cli.dispatch(words) == 0

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from attacks import Evaluation, evaluate
 from attacks.result import Cost
-from bench import data, models
-from bench.datasets import DIGITS
+from bench import models
+from bench.datasets import DIGITS, data
 from methods.base import Budget
 from methods.inner import ce, pgd
 

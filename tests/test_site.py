@@ -15,7 +15,7 @@ from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, expect, 
 from test_leaderboards import NASTY, Store, fill, scores
 
 import leaderboards
-from bench.about import about
+from bench.reference.about import about
 
 CHROMIUM = (
     shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")

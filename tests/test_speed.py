@@ -7,7 +7,11 @@ import re
 import pytest
 import torch
 
-from bench import acceleration, datasets, models, options, speed, suites, verbs
+from bench import datasets, models
+from bench.cli import options, verbs
+from bench.execution import speed
+from bench.protocol import suites
+from bench.training import acceleration
 
 
 def test_operations_of_a_step() -> None:

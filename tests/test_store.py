@@ -13,7 +13,7 @@ from mlflow.entities import Metric
 from test_leaderboards import Store, by_client, fill
 
 import leaderboards
-from leaderboards import details, store
+from leaderboards.read import details, store
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def test_what_no_run_has_does_not_stop_the_pages(
         "UPDATE metrics SET value = 1e-310 WHERE key = 'train/ce'",
         "UPDATE tags SET value = '=1+1' WHERE key = 'variant'",
     )
-    monkeypatch.setattr("leaderboards.artifacts.read", lambda *_: b'{"device": "\\ud800"}')
+    monkeypatch.setattr("leaderboards.read.artifacts.read", lambda *_: b'{"device": "\\ud800"}')
     leaderboards.write(uri(folder), folder / "out")
     (page, *_) = (folder / "out" / "runs").iterdir()
     assert "1970-01-01" in page.read_text()

@@ -15,13 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench import data, datasets, models, plan, teachers, zoo
+from bench import datasets, models, teachers
 from bench.cli import main
-from bench.datasets import CIFAR10, CIFAR100, DIGITS, Dataset
-from bench.errors import BenchError, UsageError
+from bench.cli.options import Run
+from bench.datasets import CIFAR10, CIFAR100, DIGITS, Dataset, data
+from bench.execution import plan
 from bench.models import checkpoint
-from bench.options import Run
-from bench.zoo import Release
+from bench.system.errors import BenchError, UsageError
+from bench.teachers import zoo
+from bench.teachers.zoo import Release
 from methods.base import Net
 
 State = dict[str, Any]

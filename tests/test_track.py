@@ -14,11 +14,12 @@ from typing import Any
 
 import pytest
 
-from bench import plan, signals
-from bench.errors import BenchError
-from bench.options import Run
-from bench.spec import Spec
-from bench.track import FAILED, FINISHED, KILLED, RUNNING, Store, begun
+from bench.cli.options import Run
+from bench.execution import plan
+from bench.protocol.spec import Spec
+from bench.system import signals
+from bench.system.errors import BenchError
+from bench.tracking.track import FAILED, FINISHED, KILLED, RUNNING, Store, begun
 
 SPEC = plan.plan(Run(method="natural"), {})[0].spec
 TAGS = {
@@ -171,9 +172,7 @@ def test_looking_for_a_run_makes_no_experiment(tmp_path: Path) -> None:
 
 
 def test_opening_prints_nothing(tmp_path: Path) -> None:
-    code = (
-        f"from bench.track import Store; from pathlib import Path; Store(Path({str(tmp_path)!r}))"
-    )
+    code = f"from bench.tracking.track import Store; from pathlib import Path; Store(Path({str(tmp_path)!r}))"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout + done.stderr == ""
 

@@ -23,7 +23,8 @@ from mlflow.entities import Run
 from optuna.study import Study
 from optuna.trial import TrialState
 
-from bench import cli, data
+from bench import cli
+from bench.datasets import data
 from bench.tuning import storage, study, trial
 
 NAME = "digits/digits/resnet8-w4/pgd_at"

@@ -21,8 +21,8 @@ from optuna.study import Study
 from optuna.trial import TrialState
 
 import methods
-from bench import suites
-from bench.errors import BenchError, UsageError
+from bench.protocol import suites
+from bench.system.errors import BenchError, UsageError
 from bench.tuning import space as space_module
 from bench.tuning import storage
 from bench.tuning import study as study_module

@@ -27,10 +27,10 @@ from test_leaderboards import fill
 
 import leaderboards
 from bench import cli
-from bench.errors import BenchError, UsageError
-from bench.track import FINISHED, TUNING, Store
-from bench.ui import AXES, JUDGED, SHARED, check_port, serve
-from leaderboards import details, store
+from bench.cli.ui import AXES, JUDGED, SHARED, check_port, serve
+from bench.system.errors import BenchError, UsageError
+from bench.tracking.track import FINISHED, TUNING, Store
+from leaderboards.read import details, store
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page

@@ -29,11 +29,13 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import reference
 from reference import BUDGET, as_released, optimiser_of
 
-from bench import acceleration, data, datasets, models
-from bench.spec import Spec
-from bench.speed import operations
-from bench.suites import Training
-from bench.train import Objective, Trainer
+from bench import datasets, models
+from bench.datasets import data
+from bench.execution.speed import operations
+from bench.protocol.spec import Spec
+from bench.protocol.suites import Training
+from bench.training import acceleration
+from bench.training.train import Objective, Trainer
 from methods.base import Net
 from methods.rslad import Rslad
 

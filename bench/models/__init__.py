@@ -15,7 +15,7 @@ import re
 from typing import TYPE_CHECKING
 
 from bench.datasets import Dataset
-from bench.errors import UsageError, unknown
+from bench.system.errors import UsageError, unknown
 
 if TYPE_CHECKING:
     from methods.base import Net

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from bench.datasets import Dataset
-from bench.errors import BenchError
 from bench.models import build
+from bench.system.errors import BenchError
 from methods.base import Net
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net")  # where releases keep the tensors

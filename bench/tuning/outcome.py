@@ -12,11 +12,11 @@ from typing import Any
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from bench import config
-from bench.cell import Workshop
-from bench.config import Config
-from bench.errors import BenchError
-from bench.track import FINISHED, Record
+from bench.execution.cell import Workshop
+from bench.protocol import config
+from bench.protocol.config import Config
+from bench.system.errors import BenchError
+from bench.tracking.track import FINISHED, Record
 from bench.tuning import storage
 from bench.tuning import study as study_module
 from bench.tuning.trial import Task

@@ -16,9 +16,9 @@ from optuna.distributions import (
 )
 from optuna.trial import Trial
 
-from bench.config import setting_fault
-from bench.errors import UsageError, unknown
-from bench.suites import Training
+from bench.protocol.config import setting_fault
+from bench.protocol.suites import Training
+from bench.system.errors import UsageError, unknown
 from methods import base
 from methods.base import Method
 

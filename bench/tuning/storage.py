@@ -29,8 +29,8 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from bench import database
-from bench.errors import BenchError
+from bench.system import database
+from bench.system.errors import BenchError
 
 BEAT, GRACE = (
     10,

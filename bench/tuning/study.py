@@ -16,8 +16,8 @@ from optuna.storages import BaseStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from bench.errors import BenchError
-from bench.train import derive
+from bench.system.errors import BenchError
+from bench.training.train import derive
 from bench.tuning import storage
 
 SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {

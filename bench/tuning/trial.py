@@ -15,15 +15,15 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 import methods
-from bench import cell as cell_module
-from bench.cell import Workshop
-from bench.data import Data
-from bench.errors import BenchError
+from bench.datasets.data import Data
+from bench.execution import cell as cell_module
+from bench.execution.cell import Workshop
+from bench.execution.plan import Cell
 from bench.models import checkpoint
-from bench.plan import Cell
-from bench.spec import Spec
-from bench.track import FAILED, FINISHED, KILLED, TUNING, Record
-from bench.train import Trainer, accuracy, derive
+from bench.protocol.spec import Spec
+from bench.system.errors import BenchError
+from bench.tracking.track import FAILED, FINISHED, KILLED, TUNING, Record
+from bench.training.train import Trainer, accuracy, derive
 from bench.tuning import storage
 from bench.tuning import study as study_module
 from bench.tuning.space import Space

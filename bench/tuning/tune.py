@@ -15,16 +15,18 @@ from optuna.study import Study
 from rich.console import Console
 from rich.table import Table
 
-from bench import environment, execute, plan, run, teachers
-from bench.arguments import Protocol
-from bench.cell import Workshop
-from bench.data import Data
-from bench.errors import BenchError, UsageError
-from bench.options import Run, Tune
-from bench.plan import Cell
-from bench.progress import duration
-from bench.track import FAILED, KILLED, TUNING, Record, Store
-from bench.train import accuracy
+from bench import teachers
+from bench.cli.options import Run, Tune
+from bench.datasets.data import Data
+from bench.execution import execute, plan, run
+from bench.execution.cell import Workshop
+from bench.execution.plan import Cell
+from bench.protocol.arguments import Protocol
+from bench.system import environment
+from bench.system.errors import BenchError, UsageError
+from bench.system.progress import duration
+from bench.tracking.track import FAILED, KILLED, TUNING, Record, Store
+from bench.training.train import accuracy
 from bench.tuning import outcome, storage, worker
 from bench.tuning import space as space_module
 from bench.tuning import study as study_module

@@ -11,12 +11,13 @@ import optuna
 import torch
 from mlflow.exceptions import MlflowException
 
-from bench import data as data_module
-from bench import execute, signals
-from bench.cell import Workshop
-from bench.errors import BenchError
-from bench.options import Tune
-from bench.track import Store
+from bench.cli.options import Tune
+from bench.datasets import data as data_module
+from bench.execution import execute
+from bench.execution.cell import Workshop
+from bench.system import signals
+from bench.system.errors import BenchError
+from bench.tracking.track import Store
 from bench.tuning import storage, trial
 from bench.tuning import study as study_module
 from bench.tuning.trial import Task

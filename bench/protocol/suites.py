@@ -1,0 +1,200 @@
+"""Benchmark suites: versioned constants that state a whole protocol. No torch here.
+
+A change of any number that can alter a result is a new version; old records keep theirs.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, replace
+from typing import Literal
+
+from bench.system.errors import unknown
+
+
+@dataclass(frozen=True)
+class Training:
+    """How every network of a suite is trained, teacher and students alike."""
+
+    epochs: int
+    batch: int = 128
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    schedule: Literal["multistep", "onecycle"] = "multistep"
+    milestones: tuple[float, ...] = (
+        0.5,
+        0.75,
+    )  # fractions of the epochs; the rate falls tenfold at each
+    averaging: tuple[str, ...] = (
+        "ema",
+        "swa",
+    )  # which averages of the weights are kept beside best and last
+    ema_decay: float = 0.999
+    swa_start: float = 0.5  # fraction of the epochs
+    validate_every: int = 1  # epochs
+    awp: float = 0.0  # size of the adversarial weight perturbation, relative to the weights
+
+    def rate(self, step: int, steps: int) -> float:
+        """The learning rate of step `step` of `steps` in all: it falls at the milestones, or rises and falls once."""
+        at = step / steps
+        if self.schedule == "multistep":
+            return self.lr * math.prod(0.1 for milestone in self.milestones if at >= milestone)
+        rise = 0.3
+        return self.lr * min((at + 1 / steps) / rise, (1 - at) / (1 - rise), 1.0)
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A teacher to train on first use: a run of a teacher-free method."""
+
+    arch: str
+    method: str
+    training: Training
+    limit_aa: int | None = (
+        None  # AutoAttack on the first so many test images; the suite's number unless stated
+    )
+
+
+@dataclass(frozen=True)
+class Suite:
+    """One protocol: data, networks, threat model, training, evaluation, seeds."""
+
+    name: str
+    version: int
+    about: str
+    datasets: tuple[str, ...]
+    students: tuple[str, ...]
+    teachers: dict[
+        str, Teacher
+    ]  # by role; "robust" is the one that methods distil from unless told otherwise
+    training: Training
+    eps: float  # l-inf radius, pixel units of [0, 1], for training and evaluation
+    inner_step: float
+    inner_steps: int
+    attacks: tuple[str, ...] = ("fgsm", "pgd20", "pgd20_trades", "cw_inf", "aa")
+    full_checkpoints: tuple[str, ...] = (
+        "best",
+    )  # these get every attack; the others all but AutoAttack
+    limit_train: int | None = None
+    limit_val: int | None = None
+    limit_test: int | None = None
+    limit_aa: int | None = None  # AutoAttack on the first so many test images
+    seeds: tuple[int, ...] = (0,)
+
+    @property
+    def id(self) -> str:
+        return f"{self.name}@{self.version}"
+
+
+QUICK = Training(epochs=30, batch=64, lr=0.2, schedule="onecycle", ema_decay=0.98)
+
+DIGITS = Suite(
+    name="digits",
+    version=3,
+    about="scikit-learn's 8x8 scanned digits, two tiny students: nothing to download, minutes on a laptop",
+    datasets=("digits",),
+    students=("resnet8-w4", "resnet8-w8"),
+    teachers={
+        "robust": Teacher("resnet8-w16", "trades", QUICK, limit_aa=100),
+        "natural": Teacher("resnet8-w16", "natural", QUICK, limit_aa=100),
+    },
+    training=replace(QUICK, epochs=36),
+    eps=0.15,
+    inner_step=0.06,
+    inner_steps=5,
+)
+
+MINI = Training(epochs=10, lr=0.1, schedule="onecycle", ema_decay=0.99)
+
+CIFAR_MINI = Suite(
+    name="cifar-mini",
+    version=2,
+    about="10,000 training and 1,000 test images of CIFAR-10, a small student: a quarter of an hour on two CPU cores",
+    datasets=("cifar10",),
+    students=("resnet8-w16-s2",),
+    teachers={
+        "robust": Teacher("resnet14-w16-s2", "trades", MINI),
+        "natural": Teacher("resnet14-w16-s2", "natural", MINI),
+    },
+    training=MINI,
+    eps=8 / 255,
+    inner_step=2.5 / 255,
+    inner_steps=5,
+    limit_train=10_000,
+    limit_val=500,
+    limit_test=1_000,
+    limit_aa=500,
+)
+
+LONG = Training(epochs=200, milestones=(0.5, 0.75), ema_decay=0.9995)
+
+CIFAR = Suite(
+    name="cifar",
+    version=2,
+    about="CIFAR-10 and CIFAR-100 in full, ResNet-18 and MobileNetV2, 200 epochs, ResNet-18 teacher: for a GPU",
+    datasets=("cifar10", "cifar100"),
+    students=("resnet18", "mobilenetv2"),
+    teachers={
+        "robust": Teacher("resnet18", "trades", LONG),
+        "natural": Teacher("resnet18", "natural", LONG),
+    },
+    training=LONG,
+    eps=8 / 255,
+    inner_step=2 / 255,
+    inner_steps=10,
+    full_checkpoints=("best", "last", "ema", "swa"),
+)
+
+FAST = Training(epochs=30, schedule="onecycle", ema_decay=0.999)
+
+CIFAR_FAST = replace(
+    CIFAR,
+    name="cifar-fast",
+    about="the cifar suite in 30 epochs with a one-cycle schedule: for a GPU",
+    teachers={
+        "robust": Teacher("resnet18", "trades", FAST),
+        "natural": Teacher("resnet18", "natural", FAST),
+    },
+    training=FAST,
+    full_checkpoints=("best",),
+)
+
+STL = replace(
+    CIFAR,
+    name="stl",
+    about="STL-10, 96x96 images, 4,500 of them labelled for training: for a GPU",
+    datasets=("stl10",),
+    full_checkpoints=("best",),
+)
+
+SUITES = {suite.name: suite for suite in (DIGITS, CIFAR_MINI, CIFAR, CIFAR_FAST, STL)}
+
+
+def protocol(experiment: str) -> dict[str, str]:
+    """What a student of a suite ("digits@3") records as parameters, unless told otherwise; {} for one not known here."""
+    suite = next((suite for suite in SUITES.values() if suite.id == experiment), None)
+    if not suite:
+        return {}
+    values = {f"training.{name}": value for name, value in asdict(suite.training).items()}
+    shared = (
+        "eps",
+        "inner_step",
+        "inner_steps",
+        "attacks",
+        "limit_train",
+        "limit_val",
+        "limit_test",
+        "limit_aa",
+    )
+    return {
+        name: str(value)
+        for name, value in (values | {name: getattr(suite, name) for name in shared}).items()
+    }
+
+
+def get(name: str) -> Suite:
+    """The suite called `name`; raises UsageError for an unknown one."""
+    if name not in SUITES:
+        raise unknown("suite", name, SUITES)
+    return SUITES[name]
