@@ -29,9 +29,9 @@ from bench.datasets import data
 from bench.execution.speed import operations
 from bench.protocol.spec import Spec
 from bench.protocol.suites import Training
-from bench.tracking.track import Store
+from bench.tracking.store import TrackingStore
 from bench.training import acceleration
-from bench.training.train import Objective, Trainer
+from bench.training.trainer import Objective, Trainer
 from methods.base import Batch, Net
 
 pytestmark = pytest.mark.timeout(3600)
@@ -225,7 +225,7 @@ def test_tracking(benchmark: Any, tmp_path: Path) -> None:
         "val/clean": 0.5,
         "val/robust": 0.3,
     }
-    store = Store(tmp_path)
+    store = TrackingStore(tmp_path)
     singly, together = (
         store.open("bench@1", way, {"way": way}, "", ("way",)) for way in ("singly", "together")
     )

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from bench.cli.options import Run
 from bench.datasets import data
-from bench.execution import cell as cell_module
+from bench.execution import job as cell_module
 from bench.execution import plan
-from bench.execution.cell import Workshop
-from bench.execution.plan import Cell
-from bench.tracking.track import Store
+from bench.execution.job import RunContext
+from bench.execution.plan import PlannedRun
+from bench.protocol.options import RunOptions
+from bench.tracking.store import TrackingStore
 
 MEASURED = {
     "n": 8.0,
@@ -30,9 +30,9 @@ MEASURED = {
 FLAGS = {"pgd-far-above-aa": "pgd20 62.5%, AutoAttack 50%"}
 
 
-def cell(method: str = "natural", seed: int = 0, **changes: Any) -> Cell:
+def cell(method: str = "natural", seed: int = 0, **changes: Any) -> PlannedRun:
     """A student of `digits` with one epoch on few images."""
-    options = Run(
+    options = RunOptions(
         method=method,
         student="resnet8-w4",
         seeds=str(seed),
@@ -43,13 +43,13 @@ def cell(method: str = "natural", seed: int = 0, **changes: Any) -> Cell:
     return dataclasses.replace(plan.plan(options, {})[-1], **changes)
 
 
-def shop(root: Path) -> Workshop:
-    return Workshop(
-        Store(root), torch.device("cpu"), {"code_commit": "0123abc", "code_dirty": "true"}
+def shop(root: Path) -> RunContext:
+    return RunContext(
+        TrackingStore(root), torch.device("cpu"), {"code_commit": "0123abc", "code_dirty": "true"}
     )
 
 
-def execute(made: Cell, place: Workshop, measured: dict[str, float] = MEASURED) -> str:
+def execute(made: PlannedRun, place: RunContext, measured: dict[str, float] = MEASURED) -> str:
     """Carries the cell out; AutoAttack is for the checkpoint that the suite names, as in the program."""
 
     def evaluate(

@@ -24,7 +24,7 @@ from bench.datasets import data
 from bench.protocol.spec import Spec
 from bench.protocol.suites import Training
 from bench.training import acceleration
-from bench.training.train import Objective, Trainer
+from bench.training.trainer import Objective, Trainer
 from methods.base import Batch, Method
 from methods.fold import fold
 

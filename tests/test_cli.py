@@ -15,7 +15,7 @@ import torch
 
 import methods
 from bench import cli, datasets, models
-from bench.execution.probe import Cost
+from bench.execution.cost import Cost
 from bench.models import checkpoint
 
 
@@ -228,7 +228,7 @@ def test_a_dry_run_makes_nothing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(
-        "bench.execution.run.estimate", lambda todo, *_: [Cost(1.0, 1.0, 1.0)] * len(todo)
+        "bench.execution.grid.estimate", lambda todo, *_: [Cost(1.0, 1.0, 1.0)] * len(todo)
     )
     before = sorted(Path().rglob("*"))
     assert bench(f"{RUN} natural --dry-run") == 0

@@ -21,9 +21,9 @@ from bench.datasets.data import Data
 from bench.protocol.spec import Spec
 from bench.protocol.suites import Training
 from bench.system.errors import BenchError, UsageError
-from bench.training import acceleration, devices
-from bench.training.devices import Group
-from bench.training.train import Objective, Trainer
+from bench.training import acceleration, distributed
+from bench.training.distributed import ProcessGroup
+from bench.training.trainer import Objective, Trainer
 from methods import base
 from methods.base import Batch, Method, Net, Nets, kl
 from methods.inner import ce, pgd
@@ -87,7 +87,7 @@ class Steady(Method):
         }
 
 
-def trained(work: Path, group: Group, student: type[Net]) -> dict[str, Tensor]:
+def trained(work: Path, group: ProcessGroup, student: type[Net]) -> dict[str, Tensor]:
     """What two epochs of five batches of 32 leave."""
     torch.manual_seed(0)
     return fitted(
@@ -100,7 +100,7 @@ def trained(work: Path, group: Group, student: type[Net]) -> dict[str, Tensor]:
 
 
 def fitted(
-    objective: Objective, found: Data, work: Path, group: Group, epochs: int
+    objective: Objective, found: Data, work: Path, group: ProcessGroup, epochs: int
 ) -> dict[str, Tensor]:
     """State and last row of losses after training in batches of 32."""
     work.mkdir(exist_ok=True)
@@ -124,8 +124,10 @@ def meet(rank: int, work: Path) -> None:
 
 def one_of_two(rank: int, work: Path, student: type[Net], sync_batchnorm: bool) -> None:
     meet(rank, work)
-    torch.save(trained(work / "two", Group(rank, 2, sync_batchnorm), student), work / f"{rank}.pt")
-    devices.leave()
+    torch.save(
+        trained(work / "two", ProcessGroup(rank, 2, sync_batchnorm), student), work / f"{rank}.pt"
+    )
+    distributed.leave()
 
 
 @pytest.mark.parametrize(
@@ -139,7 +141,7 @@ def test_two_processes_make_the_update_of_one(
 
     With BatchNorm only if it is synchronised.
     """
-    expected = trained(tmp_path / "one", devices.ALONE, student)
+    expected = trained(tmp_path / "one", distributed.SINGLE_PROCESS, student)
     torch.multiprocessing.spawn(one_of_two, (tmp_path, student, sync_batchnorm), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     for key in second:
@@ -175,14 +177,14 @@ def every_method(rank: int, work: Path) -> None:
                 objective,
                 few,
                 work / f"{name}-{official}",
-                Group(rank, 2, sync_batchnorm=True),
+                ProcessGroup(rank, 2, sync_batchnorm=True),
                 epochs=1,
             )
             found[f"{name} {official}"] = torch.cat(
                 [value.flatten() for value in objective.student.state_dict().values()]
             )
     torch.save(found, work / f"{rank}.pt")
-    devices.leave()
+    distributed.leave()
 
 
 @pytest.mark.slow
@@ -197,13 +199,13 @@ def test_every_method_takes_the_same_passes_in_both_processes(tmp_path: Path) ->
 
 def test_a_batch_that_cannot_be_shared(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="a batch of 32 cannot be shared by 3 devices"):
-        trained(tmp_path, Group(0, 3), Plain)
+        trained(tmp_path, ProcessGroup(0, 3), Plain)
 
 
-@pytest.mark.parametrize("group", [Group(0, 2), Group(0, 2, sync_batchnorm=True)])
-def test_a_run_goes_on_with_as_many_devices(group: Group, tmp_path: Path) -> None:
+@pytest.mark.parametrize("group", [ProcessGroup(0, 2), ProcessGroup(0, 2, sync_batchnorm=True)])
+def test_a_run_goes_on_with_as_many_devices(group: ProcessGroup, tmp_path: Path) -> None:
     """Whoever resumes: one mixed record would tell of the last devices alone."""
-    trained(tmp_path, devices.ALONE, Plain)
+    trained(tmp_path, distributed.SINGLE_PROCESS, Plain)
     with pytest.raises(
         BenchError, match=f"begun on 1 device, not on {group.words}: go on as it began"
     ):
@@ -211,7 +213,7 @@ def test_a_run_goes_on_with_as_many_devices(group: Group, tmp_path: Path) -> Non
     with pytest.raises(
         BenchError, match=r"begun on 2 devices.*, not on 1 device: go on as it began"
     ):
-        devices.ALONE.go_on(group.words)
+        distributed.SINGLE_PROCESS.go_on(group.words)
     group.go_on(group.words)
 
 

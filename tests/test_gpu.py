@@ -19,7 +19,7 @@ from bench.models import checkpoint
 from bench.protocol.spec import Spec
 from bench.protocol.suites import Training
 from bench.training import acceleration
-from bench.training.train import Objective, Trainer
+from bench.training.trainer import Objective, Trainer
 from methods.base import Method
 from methods.inner import Budget, ce, pgd
 

@@ -14,14 +14,14 @@ from mlflow.artifacts import download_artifacts
 from mlflow.entities import Run as Recorded
 from mlflow.exceptions import MlflowException
 
-from bench.cli.options import Run
 from bench.datasets import data
-from bench.execution import cell as cell_module
+from bench.execution import job as cell_module
 from bench.execution import plan
 from bench.models.checkpoint import sha256_of
+from bench.protocol.options import RunOptions
 from bench.tracking import links, note
 from bench.tracking.note import Outcome
-from bench.tracking.track import Store
+from bench.tracking.store import TrackingStore
 from leaderboards.read import store as leaderboard
 
 NASTY = '<script>alert("x")</script>|`*_$\\'
@@ -56,7 +56,7 @@ def models(client: MlflowClient) -> list[Any]:
 
 
 def test_data_and_checkpoint_are_linked_to_run_and_metrics(folder: Path) -> None:
-    client = Store(folder).client
+    client = TrackingStore(folder).client
     (run,), (model,) = runs(client), models(client)
     (given,) = run.inputs.dataset_inputs
     assert (given.dataset.name, len(given.dataset.digest)) == ("digits", 32)
@@ -76,7 +76,7 @@ def test_data_and_checkpoint_are_linked_to_run_and_metrics(folder: Path) -> None
 def test_tensors_are_stored_once_and_the_alias_gives_them(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = Store(folder)
+    store = TrackingStore(folder)
     assert len(list((folder / "artifacts").rglob("*.pt"))) == 4
     version = store.client.get_model_version_by_alias(MODEL, "best")
     (run,) = runs(store.client)
@@ -90,7 +90,7 @@ def test_tensors_are_stored_once_and_the_alias_gives_them(
 
 
 def test_the_note_says_all_and_text_stays_text(folder: Path) -> None:
-    client = Store(folder).client
+    client = TrackingStore(folder).client
     (run,), (group,) = runs(client), runs(client, "group")
     text = run.data.tags[note.TAG]
     assert "| best | 90.0 | 75.0 | 62.5 | 62.5 | 50.0 | 50.0 |" in text
@@ -116,7 +116,7 @@ def test_the_note_says_all_and_text_stays_text(folder: Path) -> None:
 
 
 def test_leaderboards_see_the_run_alone(folder: Path) -> None:
-    Store(folder).experiment("digits@3 tuning")
+    TrackingStore(folder).experiment("digits@3 tuning")
     assert list(leaderboard.collect(f"sqlite:///{folder / 'mlflow.db'}")["test/aa"]) == [0.5]
 
 
@@ -176,7 +176,7 @@ def outcome(val: float, aa: float) -> Outcome:
 
 
 def test_the_alias_follows_validation_and_never_the_test_images(tmp_path: Path) -> None:
-    store, held = Store(tmp_path), []
+    store, held = TrackingStore(tmp_path), []
     for seed, (val, aa) in enumerate([(0.4, 0.3), (0.3, 0.9), (0.4, 0.9), (0.5, 0.1)]):
         made = records.cell(seed=seed)
         tags = cell_module.tags(made, {})
@@ -190,10 +190,10 @@ def test_the_alias_follows_validation_and_never_the_test_images(tmp_path: Path) 
 def test_the_checkpoint_that_taught_has_its_alias_and_is_an_input_of_what_it_taught(
     tmp_path: Path,
 ) -> None:
-    store = Store(tmp_path)
+    store = TrackingStore(tmp_path)
     pupil = records.cell("rslad")
     teacher = plan.plan(
-        Run(method="rslad", student="resnet8-w4", limit_train=128, limit_test=8), {}
+        RunOptions(method="rslad", student="resnet8-w4", limit_train=128, limit_test=8), {}
     )[0]
     assert [teacher.identity] == list(pupil.spec.teachers.values())
     images = data.load("digits", "", 128, 8)

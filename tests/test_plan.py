@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from bench import cli, models
-from bench.cli.options import Run
 from bench.execution import plan
-from bench.execution.plan import Cell
+from bench.execution.plan import PlannedRun
 from bench.protocol import suites
+from bench.protocol.options import RunOptions
 from bench.protocol.spec import Spec
 from bench.protocol.suites import Suite
 from bench.system.errors import UsageError
@@ -31,7 +31,7 @@ GOLDEN = {
 }
 
 
-def cells(*words: str) -> list[Cell]:
+def cells(*words: str) -> list[PlannedRun]:
     options, hyper = cli.parse("run", list(words))
     return plan.plan(options, hyper)
 
@@ -187,7 +187,7 @@ def test_what_is_out_of_range_is_refused(words: str, message: str) -> None:
 
 def test_a_teacher_must_be_of_the_data_set(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="unknown teacher 'nobody'"):
-        plan.plan(Run(method="kd", teacher="nobody", store=tmp_path), {})
+        plan.plan(RunOptions(method="kd", teacher="nobody", store=tmp_path), {})
 
 
 @pytest.mark.parametrize("name", ["mtard", "iad2"])
@@ -213,7 +213,9 @@ def test_official_is_said_where_a_script_differs() -> None:
 def test_what_a_suite_states_is_what_its_students_record(name: str) -> None:
     said = {
         key: str(value)
-        for key, value in plan.plan(Run(method="natural", suite=name), {})[0].spec.flat().items()
+        for key, value in plan.plan(RunOptions(method="natural", suite=name), {})[0]
+        .spec.flat()
+        .items()
     }
     stated = suites.protocol(suites.get(name).id)
     assert len(stated) == 20

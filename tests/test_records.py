@@ -19,15 +19,15 @@ from mlflow import MlflowClient
 
 from bench import cli, models
 from bench import records as records_module
-from bench.cli.options import Run
 from bench.datasets import data
-from bench.execution import cell, plan
-from bench.execution.plan import Cell
+from bench.execution import job, plan
+from bench.execution.plan import PlannedRun
 from bench.models import checkpoint
 from bench.protocol import suites
+from bench.protocol.options import RunOptions
 from bench.records import reproduce, resolved
 from bench.system import environment
-from bench.tracking.track import FINISHED, Record, Store
+from bench.tracking.store import FINISHED, RunLogger, TrackingStore
 from leaderboards.read import details, store
 from leaderboards.render import export, markdown
 from leaderboards.schema import record
@@ -51,9 +51,11 @@ def local(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
 
-def plant(tracked: Store, made: Cell, survived: Any, folder: Path, **metrics: float) -> Record:
-    """A finished run as bench.execution.cell leaves it, but for its checkpoints."""
-    run = tracked.begin(made.spec, cell.tags(made, CODE))
+def plant(
+    tracked: TrackingStore, made: PlannedRun, survived: Any, folder: Path, **metrics: float
+) -> RunLogger:
+    """A finished run as bench.execution.job leaves it, but for its checkpoints."""
+    run = tracked.begin(made.spec, job.tags(made, CODE))
     run.text("environment.json", json.dumps(ENVIRONMENT))
     for epoch in range(3):
         values = {
@@ -92,8 +94,8 @@ def plant(tracked: Store, made: Cell, survived: Any, folder: Path, **metrics: fl
 def origin(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with two methods of two seeds, their teacher, and a run whose every name is nasty."""
     folder, rng = tmp_path_factory.mktemp("origin"), np.random.default_rng(0)
-    tracked = Store(folder)
-    options = Run(method="rslad,ard", student="resnet8-w4", seeds="0,1", store=folder)
+    tracked = TrackingStore(folder)
+    options = RunOptions(method="rslad,ard", student="resnet8-w4", seeds="0,1", store=folder)
     cells = plan.plan(options, {})
     spec = dataclasses.replace(
         cells[-1].spec,
@@ -103,7 +105,9 @@ def origin(tmp_path_factory: pytest.TempPathFactory) -> Path:
         teachers={"robust": f"{NASTY}-0"},
         hyper={"base": NASTY},
     )
-    for number, made in enumerate([*cells, Cell(spec, cells[-1].method, NASTY, NASTY, ("lr",))]):
+    for number, made in enumerate(
+        [*cells, PlannedRun(spec, cells[-1].method, NASTY, NASTY, ("lr",))]
+    ):
         plant(
             tracked,
             made,
@@ -117,7 +121,7 @@ def origin(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return Store(tmp_path_factory.mktemp("empty")).root
+    return TrackingStore(tmp_path_factory.mktemp("empty")).root
 
 
 @pytest.fixture
@@ -359,7 +363,7 @@ def test_an_import_that_was_stopped_leaves_nothing_to_go_on_with(
         patch.setattr(MlflowClient, "delete_run", lambda *_: None)  # as SIGKILL would
         with pytest.raises(KeyboardInterrupt):
             take(home, path)
-    there = Store(home)
+    there = TrackingStore(home)
     halves = [there.experiment(spec.suite)], f"tags.importing = '{spec.id}'"
     assert len(there.client.search_runs(*halves)) == 1
     assert there.find(spec, "RUNNING") is None
@@ -535,7 +539,8 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A store with the run of a network that gets every test image wrong, so that AutoAttack is quick; and its record."""
     folder = tmp_path_factory.mktemp("judged")
     made = plan.plan(
-        Run(method="natural", student="resnet8-w4", seeds="0", limit_test=6, store=folder), {}
+        RunOptions(method="natural", student="resnet8-w4", seeds="0", limit_test=6, store=folder),
+        {},
     )[0]
     made = dataclasses.replace(made, spec=dataclasses.replace(made.spec, attacks=("fgsm", "aa")))
     images = data.load("digits", "", limit_test=6)
@@ -548,10 +553,10 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     checkpoint.save(folder / "best.pt", {"state_dict": net.state_dict()})
     (folder / "verdicts").mkdir()
     stem = folder / "verdicts" / "verdicts_best"
-    values, _ = cell.evaluate(net, made.spec, images.test, True, stem, lambda *_: None)
+    values, _ = job.evaluate(net, made.spec, images.test, True, stem, lambda *_: None)
     assert values["clean"] == values["aa"] == 0
-    run = Store(folder).begin(made.spec, cell.tags(made, CODE))
-    here = environment.describe(torch.device("cpu")) | cell.describe(images)
+    run = TrackingStore(folder).begin(made.spec, job.tags(made, CODE))
+    here = environment.describe(torch.device("cpu")) | job.describe(images)
     run.text("environment.json", json.dumps(here))
     run.metrics(
         {f"test/{name}": value for name, value in values.items() if not name.startswith("cost/")}
@@ -626,9 +631,9 @@ def test_what_is_not_reproduced_is_refused(
     bad.write_text(change(json.loads(path.read_text())))
     words = ("--verify", "--device", "cpu", "--checkpoint", str(folder / "best.pt"))
     if "planted" in why:
-        evaluate = cell.evaluate
+        evaluate = job.evaluate
         monkeypatch.setattr(
-            cell, "evaluate", lambda *given: (evaluate(*given)[0], {"planted": "a reason"})
+            job, "evaluate", lambda *given: (evaluate(*given)[0], {"planted": "a reason"})
         )
     assert take(home, bad, more=words) == 1
     assert why in capsys.readouterr().err

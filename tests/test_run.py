@@ -19,8 +19,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from bench import cli
-from bench.execution import cell
-from bench.execution.probe import Cost
+from bench.execution import job
+from bench.execution.cost import Cost
 from bench.system.errors import BenchError
 from methods.natural import Natural
 
@@ -69,7 +69,7 @@ def test_the_first_command_takes_a_minute(tmp_path: Path) -> None:
     command = f"-m bench run --method gacd --epochs 1 {SMALL}".split()
     start, whole = (
         spent(words, tmp_path)
-        for words in (["-c", "import bench.execution.run, bench.execution.cell"], command)
+        for words in (["-c", "import bench.execution.grid, bench.execution.job"], command)
     )
     assert whole < STARTS * start, (whole, start)
 
@@ -323,7 +323,7 @@ def test_one_failing_cell_stops_no_other(
             raise BenchError("out of luck")
 
         patch.setattr(Natural, "loss", fail)
-        patch.setattr("bench.execution.run.estimate", lambda todo, *_: [COST] * len(todo))
+        patch.setattr("bench.execution.grid.estimate", lambda todo, *_: [COST] * len(todo))
         words = f"run --method natural,pgd_at,kd --teacher natural --epochs 1 {SMALL}"
         assert cli.dispatch(words.split()) == 1
     said = capsys.readouterr().err
@@ -343,8 +343,8 @@ def test_an_interrupted_repetition_goes_on_without_force(
     """Both what was begun and what was not reached; then nothing is left to do."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr(cell, "evaluate", lambda *_: (records.MEASURED, {}))
-    monkeypatch.setattr("bench.execution.run.estimate", lambda todo, *_: [COST] * len(todo))
+    monkeypatch.setattr(job, "evaluate", lambda *_: (records.MEASURED, {}))
+    monkeypatch.setattr("bench.execution.grid.estimate", lambda todo, *_: [COST] * len(todo))
     words = f"run --method natural --seeds 0,1 --epochs 1 {SMALL}".split()
     assert cli.dispatch(words) == 0
     with monkeypatch.context() as patch:
@@ -352,14 +352,14 @@ def test_an_interrupted_repetition_goes_on_without_force(
         def interrupt(*_: object) -> None:
             raise KeyboardInterrupt
 
-        patch.setattr(cell, "present", interrupt)  # at the end of the first
+        patch.setattr(job, "present", interrupt)  # at the end of the first
         with pytest.raises(KeyboardInterrupt):
             cli.dispatch([*words, "--force"])
     assert len(list(tmp_path.glob("runs/work/*/state.pt"))) == 1
     with monkeypatch.context() as patch:
         trained: list[int] = []
         patch.setattr(
-            "bench.training.train.Trainer._keep", lambda self, *_: trained.append(self.spec.seed)
+            "bench.training.trainer.Trainer._keep", lambda self, *_: trained.append(self.spec.seed)
         )
         assert cli.dispatch(words) == 1  # the second has no checkpoint
         assert trained == [1]
@@ -382,12 +382,12 @@ def test_a_run_does_not_go_on_with_another_teacher(
     made, place = records.cell("rslad"), records.shop(tmp_path)
 
     def begin(sha256: str) -> dict[str, str]:
-        monkeypatch.setattr(cell.teachers, "find", lambda *_: SimpleNamespace(sha256=sha256))
-        return cell.weights(made, place, tmp_path)
+        monkeypatch.setattr(job.teachers, "find", lambda *_: SimpleNamespace(sha256=sha256))
+        return job.weights(made, place, tmp_path)
 
     assert begin("a") == {"robust": "a"}
     assert begin("b") == {"robust": "b"}
-    (tmp_path / cell.STATE).touch()
+    (tmp_path / job.STATE).touch()
     assert begin("b") == {"robust": "b"}
     with pytest.raises(
         BenchError, match="another checkpoint of its teacher taught the first part: --force begins"

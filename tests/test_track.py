@@ -14,14 +14,14 @@ from typing import Any
 
 import pytest
 
-from bench.cli.options import Run
 from bench.execution import plan
+from bench.protocol.options import RunOptions
 from bench.protocol.spec import Spec
 from bench.system import signals
 from bench.system.errors import BenchError
-from bench.tracking.track import FAILED, FINISHED, KILLED, RUNNING, Store, begun
+from bench.tracking.store import FAILED, FINISHED, KILLED, RUNNING, TrackingStore, begun
 
-SPEC = plan.plan(Run(method="natural"), {})[0].spec
+SPEC = plan.plan(RunOptions(method="natural"), {})[0].spec
 TAGS = {
     "role": "student",
     "spec_id": SPEC.id,
@@ -50,7 +50,7 @@ def other(seed: int) -> tuple[Spec, dict[str, str]]:
 
 @pytest.mark.parametrize("status", [RUNNING, KILLED, FAILED])
 def test_an_unfinished_run_goes_on_as_the_same_run(status: str, shared: Path) -> None:
-    store = Store(shared)
+    store = TrackingStore(shared)
     spec, tags = other(hash(status) % 1000 + 10)
     first = store.begin(spec, tags)
     first.epoch({"train/ce": 1.0, "epoch": 0.0}, 0)
@@ -70,7 +70,7 @@ def test_an_unfinished_run_goes_on_as_the_same_run(status: str, shared: Path) ->
 @pytest.mark.parametrize("status", [RUNNING, KILLED, FAILED])
 def test_training_that_begins_again_takes_no_epochs_over(status: str, tmp_path: Path) -> None:
     """Its folder was lost, or it is forced: the epochs of the run before may be those of other code."""
-    store = Store(tmp_path)
+    store = TrackingStore(tmp_path)
     spec, tags = other(4)
     first = store.begin(spec, tags, anew=True)
     assert store.begin(spec, tags, anew=True).run_id == first.run_id, "nothing to take over"
@@ -88,7 +88,7 @@ def test_training_that_begins_again_takes_no_epochs_over(status: str, tmp_path: 
 
 
 def test_record_holds_spec_params_and_parent(shared: Path) -> None:
-    store = Store(shared)
+    store = TrackingStore(shared)
     records = [store.begin(*other(seed)) for seed in (1, 2)]
     runs = [store.client.get_run(record.run_id) for record in records]
     parents = {run.data.tags["mlflow.parentRunId"] for run in runs}
@@ -101,7 +101,7 @@ def test_record_holds_spec_params_and_parent(shared: Path) -> None:
 
 
 def test_what_is_not_finite_is_a_tag(shared: Path) -> None:
-    store = Store(shared)
+    store = TrackingStore(shared)
     record = store.begin(*other(3))
     record.metrics({"test/aa": 0.5, "test/x": math.nan, "test/y": math.inf})
     data = store.client.get_run(record.run_id).data
@@ -111,7 +111,7 @@ def test_what_is_not_finite_is_a_tag(shared: Path) -> None:
 
 def opened(root: str) -> str:
     logging.disable(logging.CRITICAL)
-    store = Store(Path(root))
+    store = TrackingStore(Path(root))
     return store.experiment("digits@1")
 
 
@@ -140,7 +140,7 @@ def test_a_store_that_fails_is_one_line(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     with pytest.raises(BenchError, match=said) as caught:
-        Store(tmp_path)
+        TrackingStore(tmp_path)
     assert "\n" not in str(caught.value)
     assert "secret" not in str(caught.value)
 
@@ -148,7 +148,7 @@ def test_a_store_that_fails_is_one_line(
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(BenchError, match="choose another folder with --store"):
-        Store(tmp_path / "file" / "runs")
+        TrackingStore(tmp_path / "file" / "runs")
 
 
 def test_whether_there_is_a_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,13 +166,13 @@ def test_whether_there_is_a_record(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_looking_for_a_run_makes_no_experiment(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+    store = TrackingStore(tmp_path)
     assert store.find(SPEC, FINISHED) is None
     assert store.client.get_experiment_by_name(SPEC.suite) is None
 
 
 def test_opening_prints_nothing(tmp_path: Path) -> None:
-    code = f"from bench.tracking.track import Store; from pathlib import Path; Store(Path({str(tmp_path)!r}))"
+    code = f"from bench.tracking.store import TrackingStore; from pathlib import Path; TrackingStore(Path({str(tmp_path)!r}))"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout + done.stderr == ""
 
@@ -186,7 +186,7 @@ def test_an_interruption_waits_for_a_write(
         stop, signals._interrupt
     )  # SIGINT is ignored where the tests run in the background
     try:
-        record = Store(tmp_path).open("x@1 tuning", "any", {"number": "1"}, "", ("number",))
+        record = TrackingStore(tmp_path).open("x@1 tuning", "any", {"number": "1"}, "", ("number",))
         write = record.client.log_batch
 
         def interrupted(*args: Any, **kwargs: Any) -> None:

@@ -16,7 +16,7 @@ from bench.protocol import suites
 from bench.protocol.spec import Spec
 from bench.protocol.suites import Training
 from bench.system.errors import BenchError, UsageError
-from bench.training.train import Objective, State, Trainer, derive
+from bench.training.trainer import Objective, State, Trainer, derive
 from methods.base import Method, Nets
 from methods.kd import Kd
 from methods.natural import Natural
@@ -154,7 +154,7 @@ def test_best_is_the_epoch_with_the_best_validation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scores = iter([(0.9, 0.1), (0.5, 0.4), (0.6, 0.3)])
-    monkeypatch.setattr("bench.training.train.accuracy", lambda *_: next(scores))
+    monkeypatch.setattr("bench.training.trainer.accuracy", lambda *_: next(scores))
     lasts: list[dict[str, torch.Tensor]] = []
     run = trainer(tmp_path)
     run.fit(
@@ -175,7 +175,7 @@ def test_best_by_clean_validation_where_nothing_is_attacked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scores = iter([(0.9, 0.1), (0.5, 0.4), (0.6, 0.3)])
-    monkeypatch.setattr("bench.training.train.accuracy", lambda *_: next(scores))
+    monkeypatch.setattr("bench.training.trainer.accuracy", lambda *_: next(scores))
     state: State = trainer(tmp_path, Natural()).fit(ignore, ignore)
     assert state.best == 0.9
 

@@ -29,7 +29,7 @@ import leaderboards
 from bench import cli
 from bench.cli.ui import AXES, JUDGED, SHARED, check_port, serve
 from bench.system.errors import BenchError, UsageError
-from bench.tracking.track import FINISHED, TUNING, Store
+from bench.tracking.store import FINISHED, TUNING, TrackingStore
 from leaderboards.read import details, store
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def page() -> Iterator[Page]:
         yield browser.new_page(viewport={"width": 1500, "height": 1000})
 
 
-def search(store: Store) -> None:
+def search(store: TrackingStore) -> None:
     """Two searches as `bench tune` records them, one of three trials and one of one."""
     for method, trials in (("rslad", 3), ("kd", 1)):
         tags = {"study": method, "method": method}

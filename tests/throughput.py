@@ -35,7 +35,7 @@ from bench.execution.speed import operations
 from bench.protocol.spec import Spec
 from bench.protocol.suites import Training
 from bench.training import acceleration
-from bench.training.train import Objective, Trainer
+from bench.training.trainer import Objective, Trainer
 from methods.base import Net
 from methods.rslad import Rslad
 

@@ -17,7 +17,7 @@ from bench.system.errors import BenchError, UsageError, again, unknown
 from methods import PluginError
 
 if TYPE_CHECKING:
-    from bench.protocol.config import Config
+    from bench.protocol.tuned_config import TunedConfig
 
 SUMMARY = {
     "run": "train students with one or more methods, evaluate, record",
@@ -126,14 +126,6 @@ def find_verb(argv: list[str]) -> tuple[str | None, list[str]]:
 
 def handler(verb: str) -> Callable[..., int]:
     """The function that carries a verb out, of `bench.cli.verbs` unless said here; torch is imported no earlier."""
-    if verb in ("run", "teacher train"):
-        from bench.execution import run
-
-        return run.run if verb == "run" else run.train_teacher
-    if verb == "tune":
-        from bench.tuning import tune
-
-        return tune.tune
     if verb in ("export", "import"):
         from bench import records
 
@@ -187,7 +179,7 @@ def parse(verb: str, argv: list[str]) -> tuple[Any, dict[str, Any]]:
     }  # plain: worker processes get it by pickle
 
 
-def configuration(argv: list[str], names: list[str]) -> Config | None:
+def configuration(argv: list[str], names: list[str]) -> TunedConfig | None:
     """What `--config` points to, if it is there; its method must be the one that is named, if one is."""
     given = flag_values(argv, "--config")
     if not given:
@@ -195,10 +187,10 @@ def configuration(argv: list[str], names: list[str]) -> Config | None:
     from pathlib import Path
 
     import methods
-    from bench.protocol import config
+    from bench.protocol import tuned_config
     from methods import base
 
-    found = config.read(Path(given[-1]))
+    found = tuned_config.read(Path(given[-1]))
     if names and names != [found.method]:
         raise UsageError(f"--method {','.join(names)}: {given[-1]} is for {found.method}")
     if found.method not in methods.names():

@@ -9,7 +9,7 @@ from bench.cli import options
 from bench.protocol import suites
 from bench.reference.about import about
 from bench.system.errors import BenchError, unknown
-from bench.tracking.track import begun, tracking_uri
+from bench.tracking.store import begun, tracking_uri
 from leaderboards.read.store import StoreError
 
 

@@ -8,149 +8,43 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
-from bench.protocol.arguments import (
-    Common,
+from bench.protocol.options import (
+    CommonOptions,
     DataFolder,
     DryRun,
     Measured,
     Number,
-    Protocol,
+    ProtocolOptions,
+    RunOptions,
     Speed,
     StoreFolder,
 )
+from bench.tuning.options import TuneOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run(Protocol):
+class Run(RunOptions):
     """Train students with one or more methods, evaluate them, record everything.
 
     What is already recorded is skipped, what was interrupted is resumed, teachers are trained on first use.
     """
 
-    method: Annotated[
-        str,
-        arg(
-            metavar="NAMES",
-            help="methods, with commas, or all",
-            help_behavior_hint="(required, or --config)",
-        ),
-    ] = ""
-    student: Annotated[
-        str,
-        arg(
-            metavar="NAMES", help="models, with commas", help_behavior_hint="(default: the suite's)"
-        ),
-    ] = ""
-    teacher: Annotated[str, arg(metavar="NAME", help="robust, natural or an imported teacher")] = (
-        "robust"
-    )
-    seeds: Annotated[
-        str, arg(metavar="LIST", help="such as 0,1,2", help_behavior_hint="(default: the suite's)")
-    ] = ""
-    epochs: Annotated[
-        Number, arg(help="for the students", help_behavior_hint="(default: the suite's)")
-    ] = None
-    official: Annotated[
-        FlagCreatePairsOff[bool],
-        arg(help="as the authors' script does it, oddities included; see docs/methods.md"),
-    ] = False
-    awp: Annotated[
-        float,
-        arg(metavar="X", help="adversarial weight perturbation, of this relative size; 0.005, say"),
-    ] = 0.0
-    config: Annotated[
-        Path | None,
-        arg(
-            metavar="FILE",
-            help="a configuration that `tune` wrote: method, suite, student and all values",
-        ),
-    ] = None
     dry_run: DryRun = False
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tune(Protocol):
+class Tune(TuneOptions):
     """Search a method's hyper-parameters, learning rate and weight decay on validation images, then test once.
 
     The same command continues a search, and joins it when given on another machine that shares the storage. The best
     configuration is written to STORE/tuned/ and trained anew, beside the default one, with the seeds of the suite.
     """
 
-    method: Annotated[
-        str,
-        arg(
-            metavar="NAMES",
-            help="one method, several with commas, or all: the same budget for each",
-        ),
-    ]
-    trials: Annotated[int, arg(metavar="N", help="the budget of each method")] = 30
-    student: Annotated[
-        str,
-        arg(
-            metavar="NAMES", help="models, with commas", help_behavior_hint="(default: the suite's)"
-        ),
-    ] = ""
-    teacher: Annotated[str, arg(metavar="NAME", help="robust, natural or an imported teacher")] = (
-        "robust"
-    )
-    epochs: Annotated[
-        Number, arg(help="of a trial", help_behavior_hint="(default: the suite's)")
-    ] = None
-    objectives: Annotated[
-        Literal["robust", "clean,robust"],
-        arg(
-            help="accuracy under PGD with a floor on the clean one, or the Pareto front of both, unpruned"
-        ),
-    ] = "robust"
-    min_clean: Annotated[
-        float | None,
-        arg(
-            metavar="X",
-            help="clean accuracy on the validation images that a configuration must keep",
-            help_behavior_hint="(default: the suite's robust teacher's, less 0.1)",
-        ),
-    ] = None
-    sampler: Annotated[
-        Literal["tpe", "gp", "nsga2", "random"],
-        arg(help="gp for few expensive trials, nsga2 for many cheap ones, random as the control"),
-    ] = "tpe"
-    pruner: Annotated[
-        Literal["halving", "hyperband", "none"], arg(help="what stops a trial early")
-    ] = "halving"
-    range: Annotated[
-        tuple[str, ...],
-        arg(
-            metavar="NAME=LOW:HIGH",
-            help="another range, also NAME=LOW:HIGH:log, NAME=A,B,C or, fixed, NAME=VALUE",
-        ),
-    ] = ()
-    storage: Annotated[
-        str,
-        arg(
-            metavar="PLACE",
-            help="a journal file, sqlite:///FILE, or postgresql://... for several machines",
-            help_behavior_hint="(default: STORE/tuning.journal)",
-        ),
-    ] = ""
-    search_seed: Annotated[
-        int, arg(metavar="N", help="of the trials' training and of the sampler")
-    ] = 1000
-    seeds: Annotated[
-        str,
-        arg(
-            metavar="LIST",
-            help="of the final runs, such as 0,1,2",
-            help_behavior_hint="(default: the suite's)",
-        ),
-    ] = ""
-    search_only: Annotated[
-        FlagCreatePairsOff[bool], arg(help="leave the final runs and the test set alone")
-    ] = False
     dry_run: DryRun = False
 
 
 @dataclass(frozen=True, kw_only=True)
-class TeacherTrain(Protocol):
+class TeacherTrain(ProtocolOptions):
     """Train a suite's teacher now, as `run` does on first use."""
 
     role: Annotated[Literal["robust", "natural"], arg(help="which of the suite's teachers")] = (
@@ -159,7 +53,7 @@ class TeacherTrain(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TeacherImport(Common):
+class TeacherImport(CommonOptions):
     """Take a checkpoint file as a teacher, once hash, keys and its accuracy on test images have been checked.
 
     Files of the authors, of RobustBench and of this project. A name that `teacher list` shows as a release brings model,
@@ -189,7 +83,7 @@ class TeacherList:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TeacherVerify(Common):
+class TeacherVerify(CommonOptions):
     """Check a teacher's file against its hash, measure clean accuracy and PGD-20, and write them on its card."""
 
     name: Positional[Annotated[str, arg(help="as `teacher list` shows it")]]
@@ -205,7 +99,7 @@ class TeacherVerify(Common):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluate(Common):
+class Evaluate(CommonOptions):
     """Attack any checkpoint file. "corruptions" among the attacks adds noise, blur, contrast and JPEG as a control."""
 
     checkpoint: Annotated[Path, arg(metavar="FILE")]
@@ -281,7 +175,7 @@ class Export:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Import(Common):
+class Import(CommonOptions):
     """Check records and take them into the store; one that is wrong is refused in a line, and the others go on.
 
     Another spec, suite version or checksum than it states, accuracies that its verdicts on single images do not give, and
@@ -347,7 +241,7 @@ class DataVerify:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Doctor(Common):
+class Doctor(CommonOptions):
     """Report device, versions, a throughput probe, data sets and interrupted runs."""
 
     speed: Speed = False

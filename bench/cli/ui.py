@@ -12,7 +12,7 @@ from urllib.parse import urlencode
 
 from bench.cli import options
 from bench.system.errors import BenchError, UsageError
-from bench.tracking.track import TUNING, Store, begun, tracking_uri
+from bench.tracking.store import TUNING, TrackingStore, begun, tracking_uri
 from leaderboards.schema.fields import EXPERIMENT
 
 COLUMNS = ("test/clean", "test/pgd20", "test/aa", "val/robust")
@@ -39,7 +39,8 @@ def ui(given: options.Ui) -> int:
     check_port(given.host, given.port)
     place = f"http://{f'[{given.host}]' if ':' in given.host else given.host}:{given.port}"
     lines = [
-        f"{name} side by side: {place}/#{path}" for name, path in views(Store(given.store)).items()
+        f"{name} side by side: {place}/#{path}"
+        for name, path in views(TrackingStore(given.store)).items()
     ]
     print("\n".join([f"{place} shows {uri}; Ctrl-C ends it", *lines]), flush=True)
     command = [sys.executable, "-m", "mlflow", "ui", "--workers", "1", "--backend-store-uri", uri]
@@ -58,7 +59,7 @@ def serve(command: Sequence[str]) -> int:
         server.wait()
 
 
-def views(store: Store) -> dict[str, str]:
+def views(store: TrackingStore) -> dict[str, str]:
     """What is compared -> the page that does: the methods of every suite, the trials of every method that was tuned.
 
     MLflow keeps a shared view as a tag of the experiment that the page's address names.
@@ -102,7 +103,7 @@ def methods() -> dict[str, Any]:
     return page("tags.role = 'student'", "test/aa", COLUMNS, SETTING, charts) | {"groupBy": by}
 
 
-def trials(store: Store, experiment: str) -> dict[str, dict[str, Any]]:
+def trials(store: TrackingStore, experiment: str) -> dict[str, dict[str, Any]]:
     """For each method its finished trials, the best first, with parallel coordinates over what was searched."""
     searched: dict[str, set[str]] = {}
     for study in store.client.search_runs([experiment], "tags.role = 'study'"):

@@ -285,7 +285,7 @@ def data_verify(given: options.DataVerify) -> int:
 def doctor(given: options.Doctor) -> int:
     """What this machine offers and what lies around: nothing is changed."""
     from bench.system import environment
-    from bench.tracking.track import Store, begun
+    from bench.tracking.store import TrackingStore, begun
 
     device = environment.device(given.device)
     for name, value in environment.describe(device).items():
@@ -306,7 +306,7 @@ def doctor(given: options.Doctor) -> int:
     if not begun(given.store):
         print(f"no record yet in {str(given.store)!r}")
         return 0
-    store = Store(given.store)
+    store = TrackingStore(given.store)
     print(f"record: {store.uri}")
     for run in store.unfinished():
         print(f"interrupted or running: {run.info.run_name}: {run.data.tags.get('command', '')}")
@@ -326,3 +326,26 @@ def images_per_second(suite: Suite, device: torch.device) -> str:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return f"{suite.students[0]}: {count / (time.perf_counter() - start):,.0f} images a second, forward and backward"
+
+
+def run(given: options.Run, hyper: dict[str, Any]) -> int:
+    """The verb `run`; returns the exit code."""
+    from bench.execution import grid, plan
+
+    return grid.grid(given, plan.plan(given, hyper), dry_run=given.dry_run)
+
+
+def teacher_train(given: options.TeacherTrain) -> int:
+    """The verb `teacher train`."""
+    from bench.execution import grid, plan
+
+    suite = plan.resolve(given)
+    names = plan.chosen(given, suite)
+    return grid.grid(given, [plan.teacher(given, suite, name, given.role) for name in names])
+
+
+def tune(given: options.Tune) -> int:
+    """The verb `tune`; returns the exit code."""
+    from bench.tuning import tune
+
+    return tune.tune(given, given.dry_run)

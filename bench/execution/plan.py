@@ -11,9 +11,8 @@ from typing import Any
 
 import methods
 from bench import datasets, models, teachers
-from bench.cli.options import Run
-from bench.protocol import config, suites
-from bench.protocol.arguments import Protocol
+from bench.protocol import suites, tuned_config
+from bench.protocol.options import ProtocolOptions, RunOptions
 from bench.protocol.spec import Spec
 from bench.protocol.suites import Suite
 from bench.system.errors import UsageError, unknown
@@ -33,7 +32,7 @@ class Start:
 
 
 @dataclass(frozen=True)
-class Cell:
+class PlannedRun:
     """One run to make: its spec, the method it names, and how people see it."""
 
     spec: Spec
@@ -53,7 +52,7 @@ class Cell:
         return f"{self.spec.arch}-{self.spec.method}-{self.spec.id[:8]}"
 
 
-def plan(options: Run, hyper: dict[str, Any]) -> list[Cell]:
+def plan(options: RunOptions, hyper: dict[str, Any]) -> list[PlannedRun]:
     """The cells of a `run`, each teacher that they need before them. Raises UsageError for what does not exist."""
     suite = resolve(options)
     students = names(options.student) or suite.students
@@ -68,7 +67,7 @@ def plan(options: Run, hyper: dict[str, Any]) -> list[Cell]:
     if options.teacher != "robust" and not any(method.requires for _, method in makers):
         raise UsageError(f"--teacher {options.teacher}: {options.method} has no teacher")
     seeds = numbers(options.seeds) or suite.seeds
-    needed: dict[str, Cell] = {}
+    needed: dict[str, PlannedRun] = {}
     cells = []
     for dataset in chosen(options, suite):
         for name, method in makers:
@@ -80,11 +79,11 @@ def plan(options: Run, hyper: dict[str, Any]) -> list[Cell]:
                         options, suite, dataset, arch, (name, method), found, seed, begin
                     )
                     words = variant(options, method, begin), command(options, spec, method, begin)
-                    cells.append(Cell(spec, method, *words, tuple(begin.training)))
+                    cells.append(PlannedRun(spec, method, *words, tuple(begin.training)))
     return [*needed.values(), *cells]
 
 
-def teacher(options: Protocol, suite: Suite, dataset: str, role: str) -> Cell:
+def teacher(options: ProtocolOptions, suite: Suite, dataset: str, role: str) -> PlannedRun:
     """The cell that trains the suite's teacher of a role."""
     recipe = suite.teachers[role]
     name, method = make(recipe.method)
@@ -94,11 +93,11 @@ def teacher(options: Protocol, suite: Suite, dataset: str, role: str) -> Cell:
     spec = Spec(role="teacher", arch=recipe.arch, method=name, teachers={}, seed=0, training=recipe.training,
                 hyper=dataclasses.asdict(method), **shared)  # fmt: skip
     words = ["teacher", "train", "--suite", suite.name, "--dataset", dataset, "--role", role]
-    return Cell(spec, method, "", say(words, options))
+    return PlannedRun(spec, method, "", say(words, options))
 
 
 def student(
-    options: Run,
+    options: RunOptions,
     suite: Suite,
     dataset: str,
     arch: str,
@@ -118,7 +117,7 @@ def student(
                 hyper=dataclasses.asdict(method[1]), tuned=begin.trials, **common(options, suite, dataset))  # fmt: skip
 
 
-def common(options: Protocol, suite: Suite, dataset: str) -> dict[str, Any]:
+def common(options: ProtocolOptions, suite: Suite, dataset: str) -> dict[str, Any]:
     """The part of a spec that teachers and students share."""
     return {
         "suite": suite.id,
@@ -137,7 +136,7 @@ def common(options: Protocol, suite: Suite, dataset: str) -> dict[str, Any]:
 
 
 def identities(
-    options: Run, suite: Suite, dataset: str, method: Method, needed: dict[str, Cell]
+    options: RunOptions, suite: Suite, dataset: str, method: Method, needed: dict[str, PlannedRun]
 ) -> dict[str, str]:
     """The identity of the teacher for each role the method reads; those to be trained here are added to `needed`."""
     found = {}
@@ -154,11 +153,11 @@ def identities(
     return found
 
 
-def resolve(options: Protocol) -> Suite:
+def resolve(options: ProtocolOptions) -> Suite:
     return suites.get(options.suite)
 
 
-def chosen(options: Protocol, suite: Suite) -> tuple[str, ...]:
+def chosen(options: ProtocolOptions, suite: Suite) -> tuple[str, ...]:
     """The data sets asked for; a suite covers only its own."""
     asked = names(options.dataset) or suite.datasets
     for name in asked:
@@ -183,12 +182,12 @@ def wanted(text: str) -> list[str]:
     return found
 
 
-def start(options: Run, suite: Suite, name: str) -> Start:
+def start(options: RunOptions, suite: Suite, name: str) -> Start:
     """What a method's values are to begin with. Raises UsageError for a configuration that is not for this run."""
     if options.config:
         if options.official:
             raise UsageError("--official and --config: one of them")
-        found = config.read(options.config)
+        found = tuned_config.read(options.config)
         if (found.method, found.suite) != (name, suite.id):
             raise UsageError(
                 f"--config {str(options.config)!r} is for {found.method} in {found.suite}"
@@ -254,14 +253,14 @@ def changes(method: Method, begin: Start) -> dict[str, Any]:
     }
 
 
-def variant(options: Run, method: Method, begin: Start) -> str:
+def variant(options: RunOptions, method: Method, begin: Start) -> str:
     """How a student's training differs from the method's default, for people."""
     words = [begin.name] if begin.name else []
     words += [f"{name}={value}" for name, value in changes(method, begin).items()]
     return ", ".join([*words, f"awp={options.awp}"] if options.awp else words)
 
 
-def command(options: Run, spec: Spec, method: Method, begin: Start) -> str:
+def command(options: RunOptions, spec: Spec, method: Method, begin: Start) -> str:
     """The command line that repeats one student."""
     words = ["run", "--method", spec.method, "--suite", options.suite, "--dataset", spec.dataset]
     words += ["--student", spec.arch, "--seeds", str(spec.seed)]
@@ -281,7 +280,7 @@ def command(options: Run, spec: Spec, method: Method, begin: Start) -> str:
     return say(words, options)
 
 
-def say(words: list[str], options: Protocol) -> str:
+def say(words: list[str], options: ProtocolOptions) -> str:
     for name in ("limit_train", "limit_test"):
         value = getattr(options, name)
         words += [f"--{name.replace('_', '-')}", str(value)] if value is not None else []

@@ -11,11 +11,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import methods
 from bench import datasets, models
-from bench.execution import probe
+from bench.execution import cost
 from bench.protocol.suites import Suite
 from bench.system.progress import duration
 from bench.training import acceleration
-from bench.training.train import Objective
+from bench.training.trainer import Objective
 from methods.base import Batch, Budget, Net
 
 SECONDS = 0.5  # of measuring each shape
@@ -41,11 +41,11 @@ def convolutions(device: torch.device, dtype: torch.dtype = torch.float32) -> fl
             for shape in shapes
         )
         torch.conv2d(x, weight, padding=1)
-        count, start = 0, probe.clock(device)
+        count, start = 0, cost.clock(device)
         while time.perf_counter() - start < SECONDS:
             torch.conv2d(x, weight, padding=1)
             count += 1
-        seconds = probe.clock(device) - start
+        seconds = cost.clock(device) - start
         best = max(best, count * 2 * x.numel() * channels * 9 / seconds)
     return best
 
@@ -86,10 +86,10 @@ def once(objective: Objective, suite: Suite, size: int, device: torch.device) ->
     )
     budget = Budget(suite.eps, suite.inner_step, suite.inner_steps)
     batch = Batch(x, y, torch.arange(size, device=device), 0, 1, size, budget)
-    start = probe.clock(device)
+    start = cost.clock(device)
     terms = objective(batch, objective.attack(batch))
     torch.stack([*terms.values()]).sum().backward()  # type: ignore[no-untyped-call]
-    return probe.clock(device) - start
+    return cost.clock(device) - start
 
 
 def lines(suites: Iterable[Suite], device: torch.device) -> Iterator[str]:

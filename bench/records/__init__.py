@@ -15,8 +15,8 @@ from bench.cli import options
 from bench.protocol import suites
 from bench.protocol.spec import Spec
 from bench.system.errors import BenchError, UsageError
-from bench.tracking import note, track
-from bench.tracking.track import FINISHED, Store, tracking_uri
+from bench.tracking import note
+from bench.tracking.store import FINISHED, IMPORTING, RunLogger, TrackingStore, tracking_uri
 from leaderboards.read import artifacts, details, verdicts
 from leaderboards.read.store import StoreError, collect
 from leaderboards.schema import fields, record
@@ -109,7 +109,7 @@ def take(given: options.Import) -> int:
     ]
     if not paths:
         raise BenchError(f"no record, a file NAME.json, in {', '.join(map(str, given.sources))}")
-    store = Store(given.store)
+    store = TrackingStore(given.store)
 
     def one(path: Path) -> str:
         found = record.read(path)
@@ -166,7 +166,7 @@ def resolved(found: Record) -> Spec:
     return spec
 
 
-def keep(store: Store, found: Record, spec: Spec) -> str:
+def keep(store: TrackingStore, found: Record, spec: Spec) -> str:
     """What became of a sound record, in words. Raises RecordError if the store has other numbers for its spec."""
     held = store.find(spec, FINISHED)
     if not held:
@@ -185,7 +185,7 @@ def keep(store: Store, found: Record, spec: Spec) -> str:
     return f"recorded already as run {held.info.run_id}, skipped"
 
 
-def once(store: Store, found: Record, spec: Spec) -> None:
+def once(store: TrackingStore, found: Record, spec: Spec) -> None:
     """Raises RecordError if the checkpoint is in the store under another method, network or seed."""
     sha256 = found.checksums.get("best", "none")
     for run in store.client.search_runs(
@@ -197,7 +197,7 @@ def once(store: Store, found: Record, spec: Spec) -> None:
             )
 
 
-def add(store: Store, found: Record, spec: Spec) -> str:
+def add(store: TrackingStore, found: Record, spec: Spec) -> str:
     """The id of a new run with all that the record says. Raises RecordError if MLflow refuses a part of it.
 
     Half a run, left by an import that was killed, is nobody's to go on with, and is deleted when the record comes again.
@@ -208,17 +208,17 @@ def add(store: Store, found: Record, spec: Spec) -> str:
     tags = {"variant": "", "suite": spec.suite} | {
         name: v for name, v in found.row().items() if name in fields.TAGS
     }
-    for half in store.client.search_runs([experiment], f"tags.{track.IMPORTING} = '{spec.id}'"):
+    for half in store.client.search_runs([experiment], f"tags.{IMPORTING} = '{spec.id}'"):
         store.client.delete_run(half.info.run_id)
     try:
-        parent = {fields.PARENT: store.group(experiment, tags), track.IMPORTING: spec.id}
+        parent = {fields.PARENT: store.group(experiment, tags), IMPORTING: spec.id}
         name = f"{note.title(tags)} seed {spec.seed}"
         run = str(
             store.client.create_run(experiment, found.start_time, tags | parent, name).info.run_id
         )
-        fill(track.Record(store, run), found, spec)
+        fill(RunLogger(store, run), found, spec)
         store.client.set_terminated(run, FINISHED, end_time=found.start_time)
-        store.client.delete_tag(run, track.IMPORTING)
+        store.client.delete_tag(run, IMPORTING)
     except BaseException as error:
         if run:
             store.client.delete_run(run)
@@ -228,7 +228,7 @@ def add(store: Store, found: Record, spec: Spec) -> str:
     return run
 
 
-def fill(run: track.Record, found: Record, spec: Spec) -> None:
+def fill(run: RunLogger, found: Record, spec: Spec) -> None:
     """Parameters, metrics and artifacts of a record."""
     from mlflow.entities import Metric
 

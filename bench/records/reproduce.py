@@ -8,8 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from bench.cli import options
-from bench.execution import cell
-from bench.execution.execute import loader, place
+from bench.execution import job
+from bench.execution.executors import loader, place
 from bench.models import checkpoint
 from bench.protocol.spec import Spec
 from bench.system import environment
@@ -49,7 +49,7 @@ def verify(found: Record, spec: Spec, tracking_uri: str, given: options.Import) 
         stem = folder / verdicts.FILE.removesuffix("_aa.npz")
         with Progress([(0.0, 0.0)]) as progress:
             progress.start(found.name)
-            values, flags = cell.evaluate(
+            values, flags = job.evaluate(
                 net, spec, data.test, "best" in spec.full_checkpoints, stem, progress.tick
             )
         here = environment.describe(device)

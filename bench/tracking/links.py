@@ -1,6 +1,6 @@
 """What ties a run in MLflow to its data, its teachers and its best checkpoint, so that MLflow's own pages can follow it.
 
-None of it is a result: `Record.aside` stands around each call, and a run is finished without it. What is there already
+None of it is a result: `RunLogger.aside` stands around each call, and a run is finished without it. What is there already
 is found again, so that a run which was killed and goes on makes nothing twice. Tensors are stored once, as artifacts of
 the run: the logged model names its file, a version in the registry has the address of its folder.
 """
@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from bench.datasets import data as data_module
 from bench.datasets.data import Data
-from bench.execution.plan import Cell
+from bench.execution.plan import PlannedRun
 from bench.protocol.spec import Spec
 from bench.tracking import note
 from bench.tracking.note import Outcome
-from bench.tracking.track import Record, Store
+from bench.tracking.store import RunLogger, TrackingStore
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -35,7 +35,7 @@ ABOUT = {
 MODEL_TAGS = ("method", "variant", "student", "dataset", "teacher", "seed", "suite", "role")
 
 
-def inputs(record: Record, spec: Spec, data: Data) -> None:
+def inputs(record: RunLogger, spec: Spec, data: Data) -> None:
     """Links the run to its data set and to those of its teachers that were trained in this store."""
     from mlflow.entities import DatasetInput, InputTag, LoggedModelInput
 
@@ -81,7 +81,7 @@ def dataset(data: Data) -> Dataset:
     )
 
 
-def checkpoint(record: Record, cell: Cell, tags: dict[str, str]) -> LoggedModel:
+def checkpoint(record: RunLogger, cell: PlannedRun, tags: dict[str, str]) -> LoggedModel:
     """The logged model of the best checkpoint, an output of the run; made on first use."""
     from mlflow.entities import LoggedModelOutput
 
@@ -96,7 +96,9 @@ def checkpoint(record: Record, cell: Cell, tags: dict[str, str]) -> LoggedModel:
     return model
 
 
-def create(record: Record, experiment: str, cell: Cell, tags: dict[str, str]) -> LoggedModel:
+def create(
+    record: RunLogger, experiment: str, cell: PlannedRun, tags: dict[str, str]
+) -> LoggedModel:
     file = f"runs:/{record.run_id}/checkpoints/best.pt"
     about = {note.TAG: f"The checkpoint that validation chose: `{file}`.", "checkpoint": file}
     return record.client.create_logged_model(
@@ -127,7 +129,9 @@ def link(model: LoggedModel | None, data: Data, values: dict[str, float]) -> dic
     }
 
 
-def register(store: Store, record: Record, cell: Cell, model: LoggedModel, found: Outcome) -> None:
+def register(
+    store: TrackingStore, record: RunLogger, cell: PlannedRun, model: LoggedModel, found: Outcome
+) -> None:
     """Marks the logged model as ready, and puts it into the registry if an alias is due to it.
 
     A teacher's model has the name of its identity. All students of one network on one data set share a model, and a run

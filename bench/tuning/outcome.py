@@ -12,11 +12,11 @@ from typing import Any
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from bench.execution.cell import Workshop
-from bench.protocol import config
-from bench.protocol.config import Config
+from bench.execution.job import RunContext
+from bench.protocol import tuned_config
+from bench.protocol.tuned_config import TunedConfig
 from bench.system.errors import BenchError
-from bench.tracking.track import FINISHED, Record
+from bench.tracking.store import FINISHED, RunLogger
 from bench.tuning import storage
 from bench.tuning import study as study_module
 from bench.tuning.trial import Task
@@ -45,8 +45,8 @@ def best(study: Study, task: Task) -> list[FrozenTrial]:
 
 
 def configuration(
-    trial: FrozenTrial, study: Study, task: Task, shop: Workshop, teacher: str
-) -> Config:
+    trial: FrozenTrial, study: Study, task: Task, shop: RunContext, teacher: str
+) -> TunedConfig:
     """A trial's values with where they come from."""
     hyper, training = task.space.split(trial.params)
     spec, (spent, whole) = task.spec, epochs(study, task)
@@ -65,7 +65,7 @@ def configuration(
         "epochs_unpruned": whole,
         "code": shop.code.get("code_commit", ""),
     }
-    return Config(
+    return TunedConfig(
         spec.method, spec.suite, spec.dataset, spec.arch, teacher, hyper, training, provenance
     )
 
@@ -106,7 +106,9 @@ def summary(study: Study, task: Task) -> str:
     return f"{study.study_name}: {text}{saved}"
 
 
-def write(study: Study, task: Task, shop: Workshop, teacher: str, record: Record) -> list[Path]:
+def write(
+    study: Study, task: Task, shop: RunContext, teacher: str, record: RunLogger
+) -> list[Path]:
     """Writes a file for each of the best trials, ends the study's MLflow run with files and figures; returns the paths.
 
     A file's name ends with the digest of its values, so that a later one does not take its place.
@@ -115,14 +117,14 @@ def write(study: Study, task: Task, shop: Workshop, teacher: str, record: Record
     for trial in chosen:
         found = configuration(trial, study, task, shop, teacher)
         path = shop.root / "tuned" / f"{study.study_name.replace('/', '-')}-{found.digest}.toml"
-        config.write(path, found)
+        tuned_config.write(path, found)
         paths.append(path)
     publish(study, task, record, chosen, paths)
     return paths
 
 
 def publish(
-    study: Study, task: Task, record: Record, chosen: list[FrozenTrial], paths: list[Path]
+    study: Study, task: Task, record: RunLogger, chosen: list[FrozenTrial], paths: list[Path]
 ) -> None:
     """The study's MLflow run: counts, best values, a note, the files, the figures that can be drawn."""
     counts, (spent, whole) = states(study), epochs(study, task)

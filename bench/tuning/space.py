@@ -16,8 +16,8 @@ from optuna.distributions import (
 )
 from optuna.trial import Trial
 
-from bench.protocol.config import setting_fault
 from bench.protocol.suites import Training
+from bench.protocol.tuned_config import setting_fault
 from bench.system.errors import UsageError, unknown
 from methods import base
 from methods.base import Method

@@ -11,6 +11,7 @@ import os
 import re
 import socket
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -31,6 +32,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 from bench.system import database
 from bench.system.errors import BenchError
+
+# Heartbeats, retries, Hyperband and GPSampler are so marked; the versions that may be used are in
+# pyproject.toml.
+warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
 BEAT, GRACE = (
     10,

@@ -17,7 +17,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from bench.system.errors import BenchError
-from bench.training.train import derive
+from bench.training.trainer import derive
 from bench.tuning import storage
 
 SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {

@@ -16,14 +16,14 @@ from sqlalchemy.exc import SQLAlchemyError
 
 import methods
 from bench.datasets.data import Data
-from bench.execution import cell as cell_module
-from bench.execution.cell import Workshop
-from bench.execution.plan import Cell
+from bench.execution import job as cell_module
+from bench.execution.job import RunContext
+from bench.execution.plan import PlannedRun
 from bench.models import checkpoint
 from bench.protocol.spec import Spec
 from bench.system.errors import BenchError
-from bench.tracking.track import FAILED, FINISHED, KILLED, TUNING, Record
-from bench.training.train import Trainer, accuracy, derive
+from bench.tracking.store import FAILED, FINISHED, KILLED, TUNING, RunLogger
+from bench.training.trainer import Trainer, accuracy, derive
 from bench.tuning import storage
 from bench.tuning import study as study_module
 from bench.tuning.space import Space
@@ -50,7 +50,7 @@ class Task:
 
 
 def objective(
-    trial: optuna.Trial, study: Study, task: Task, shop: Workshop, data: Data
+    trial: optuna.Trial, study: Study, task: Task, shop: RunContext, data: Data
 ) -> float | tuple[float, ...]:
     """The trial's value or values. Raises TrialPruned; BenchError for one that failed, its reason noted.
 
@@ -87,7 +87,7 @@ def objective(
     return values
 
 
-def end(record: Record, state: str, note: str = "") -> None:
+def end(record: RunLogger, state: str, note: str = "") -> None:
     """Marks the record of a trial that will not be taken up again."""
     record.tag("state", state)
     record.end(FAILED if state == "failed" else FINISHED, note)
@@ -109,8 +109,8 @@ def place(number: int, study: Study) -> int:
 
 
 def begin(
-    trial: optuna.Trial, study: Study, task: Task, shop: Workshop, values: dict[str, Any]
-) -> Record:
+    trial: optuna.Trial, study: Study, task: Task, shop: RunContext, values: dict[str, Any]
+) -> RunLogger:
     """The trial's MLflow run: that of its first attempt if there was one."""
     number = str(place(trial.number, study))
     tags = {"role": "trial", "study": task.study, "trial": number, "worker": storage.HERE}
@@ -123,7 +123,7 @@ def begin(
 
 
 def train(
-    trial: optuna.Trial, spec: Spec, task: Task, shop: Workshop, data: Data, record: Record
+    trial: optuna.Trial, spec: Spec, task: Task, shop: RunContext, data: Data, record: RunLogger
 ) -> float | tuple[float, ...]:
     """Goes through the rungs, each a schedule of its own; the value is that of the last one's best checkpoint."""
     inherit(trial, task)
@@ -149,13 +149,13 @@ def train(
 
 
 def rung(
-    spec: Spec, folder: Path, shop: Workshop, data: Data, record: Record, before: int
+    spec: Spec, folder: Path, shop: RunContext, data: Data, record: RunLogger, before: int
 ) -> dict[str, float]:
     """One schedule; accuracies of its best checkpoint on validation images. `before`: epochs of the trial so far."""
     folder.mkdir(parents=True, exist_ok=True)
     method = methods.load(spec.method)(**spec.hyper)
     trainer = Trainer(
-        cell_module.objective(Cell(spec, method, "", ""), shop, data), data, spec, folder
+        cell_module.objective(PlannedRun(spec, method, "", ""), shop, data), data, spec, folder
     )
     state = trainer.fit(lambda row, epoch: record.epoch(row, before + epoch), lambda *_: None)
     record.metrics({"cost/train_seconds": state.seconds}, before)

@@ -16,21 +16,21 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import teachers
-from bench.cli.options import Run, Tune
 from bench.datasets.data import Data
-from bench.execution import execute, plan, run
-from bench.execution.cell import Workshop
-from bench.execution.plan import Cell
-from bench.protocol.arguments import Protocol
+from bench.execution import executors, grid, plan
+from bench.execution.job import RunContext
+from bench.execution.plan import PlannedRun
+from bench.protocol.options import ProtocolOptions, RunOptions
 from bench.system import environment
 from bench.system.errors import BenchError, UsageError
 from bench.system.progress import duration
-from bench.tracking.track import FAILED, KILLED, TUNING, Record, Store
-from bench.training.train import accuracy
+from bench.tracking.store import FAILED, KILLED, TUNING, RunLogger, TrackingStore
+from bench.training.trainer import accuracy
 from bench.tuning import outcome, storage, worker
 from bench.tuning import space as space_module
 from bench.tuning import study as study_module
 from bench.tuning import trial as trial_module
+from bench.tuning.options import TuneOptions
 from bench.tuning.space import Space
 from bench.tuning.trial import Task
 from methods.base import Budget
@@ -46,7 +46,7 @@ UNSEEN = (
 ALLOWANCE = 0.1  # how far below the robust teacher's clean accuracy a configuration may fall
 
 
-def tune(options: Tune) -> int:
+def tune(options: TuneOptions, dry_run: bool = False) -> int:
     """Returns the exit code: 1 if the search of one method failed."""
     check(options)
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
@@ -58,7 +58,7 @@ def tune(options: Tune) -> int:
         for name, form in forms.items()
     }
     space_module.check(forms, spaces, options.range)
-    if options.dry_run:
+    if dry_run:
         return foresee(options, cells, spaces)
     storage.connect(place(options))  # what cannot be reached is told before anything is trained
     judges = {} if options.min_clean is not None else guards(options, students)
@@ -66,10 +66,12 @@ def tune(options: Tune) -> int:
         cell.identity: cell for cell in [*judges.values(), *cells] if cell.spec.role == "teacher"
     }
     with storage.guard(place(options), "teachers"):  # others that join wait for them
-        if needed and (code := run.grid(search(options), list(needed.values()))):
+        if needed and (code := grid.grid(search(options), list(needed.values()))):
             return code
-    shop = Workshop(Store(options.store), environment.device(options.device), environment.code())
-    load = execute.loader(options.data_root)
+    shop = RunContext(
+        TrackingStore(options.store), environment.device(options.device), environment.code()
+    )
+    load = executors.loader(options.data_root)
     failed = 0
     for cell in students:
         try:
@@ -84,7 +86,7 @@ def tune(options: Tune) -> int:
     return failed
 
 
-def check(options: Tune) -> None:
+def check(options: TuneOptions) -> None:
     """Raises UsageError for what can be seen at once."""
     if options.force:
         raise UsageError("--force: a search is not repeated; begin another with another --storage")
@@ -102,30 +104,32 @@ def check(options: Tune) -> None:
         )
 
 
-def search(options: Tune) -> Run:
+def search(options: TuneOptions) -> RunOptions:
     """The runs whose values are searched: one for each study."""
-    return Run(
+    return RunOptions(
         **shared(options), method=options.method, student=options.student, teacher=options.teacher,
         epochs=options.epochs, seeds=str(options.search_seed),
     )  # fmt: skip
 
 
-def shared(options: Tune) -> dict[str, Any]:
+def shared(options: TuneOptions) -> dict[str, Any]:
     """The options that every verb which trains has."""
-    return {field.name: getattr(options, field.name) for field in dataclasses.fields(Protocol)}
+    return {
+        field.name: getattr(options, field.name) for field in dataclasses.fields(ProtocolOptions)
+    }
 
 
-def place(options: Tune) -> str:
+def place(options: TuneOptions) -> str:
     """The storage of the studies."""
     return options.storage or str(options.store / "tuning.journal")
 
 
-def pruning(options: Tune) -> str:
+def pruning(options: TuneOptions) -> str:
     """The pruner; Optuna has none for two objectives."""
     return options.pruner if options.objectives == "robust" else "none"
 
 
-def guards(options: Tune, students: list[Cell]) -> dict[str, Cell]:
+def guards(options: TuneOptions, students: list[PlannedRun]) -> dict[str, PlannedRun]:
     """The robust teacher of each data set, whose clean accuracy sets the floor for every method alike."""
     suite = plan.resolve(options)
     return {
@@ -134,23 +138,25 @@ def guards(options: Tune, students: list[Cell]) -> dict[str, Cell]:
     }
 
 
-def clean(guard: Cell, shop: Workshop, load: Callable[..., Data]) -> float:
+def clean(guard: PlannedRun, shop: RunContext, load: Callable[..., Data]) -> float:
     """A teacher's clean accuracy on the validation images."""
     spec = guard.spec
-    data = load(*execute.place(spec), test=False).to(shop.device)
+    data = load(*executors.place(spec), test=False).to(shop.device)
     net = teachers.load(
         shop.root, teachers.find(shop.root, guard.identity, spec.dataset), data.info
     ).to(shop.device)
     return accuracy(net, data.val, Budget(0.0, 0.0, 0))[0]
 
 
-def one(options: Tune, cell: Cell, space: Space, floor: float, shop: Workshop) -> int:
+def one(
+    options: TuneOptions, cell: PlannedRun, space: Space, floor: float, shop: RunContext
+) -> int:
     """One study from where it stands to its end, and the final runs; returns the exit code."""
     studied = describe(options, cell, space)
     first = space.first(type(cell.method))
     study = study_module.establish(studied, first, round(floor, 6), options.min_clean is not None)
     task = prepare(options, cell, space, studied, study, shop)
-    record = Record(shop.store, task.parent)
+    record = RunLogger(shop.store, task.parent)
     try:
         if study_module.done(study) < task.budget:
             worker.together(options, task, shop)
@@ -176,12 +182,12 @@ def one(options: Tune, cell: Cell, space: Space, floor: float, shop: Workshop) -
         return final(options, cell, paths[0])
 
 
-def teacher(options: Tune, cell: Cell) -> str:
+def teacher(options: TuneOptions, cell: PlannedRun) -> str:
     """The teacher that is asked for, unless the method has none."""
     return options.teacher if cell.method.requires else "robust"
 
 
-def describe(options: Tune, cell: Cell, space: Space) -> study_module.Plan:
+def describe(options: TuneOptions, cell: PlannedRun, space: Space) -> study_module.Plan:
     """The study as plain values; what its trials do not see, such as the attacks on test images, is left out."""
     spec = trial_module.quiet(cell.spec)
     objectives = tuple(options.objectives.split(","))
@@ -204,12 +210,12 @@ def describe(options: Tune, cell: Cell, space: Space) -> study_module.Plan:
 
 
 def prepare(
-    options: Tune,
-    cell: Cell,
+    options: TuneOptions,
+    cell: PlannedRun,
     space: Space,
     studied: study_module.Plan,
     study: Study,
-    shop: Workshop,
+    shop: RunContext,
 ) -> Task:
     """What the workers need, with the study's MLflow run."""
     spec, number = trial_module.quiet(cell.spec), study.user_attrs["id"]
@@ -232,7 +238,7 @@ def prepare(
     )
 
 
-def final(options: Tune, cell: Cell, path: Path) -> int:
+def final(options: TuneOptions, cell: PlannedRun, path: Path) -> int:
     """Trains default and best configuration with fresh seeds and tests each once, as `run` would."""
     spec = cell.spec
     words = {
@@ -241,26 +247,26 @@ def final(options: Tune, cell: Cell, path: Path) -> int:
         "student": spec.arch,
         "teacher": teacher(options, cell),
     }
-    given = Run(**shared(options) | words | {"seeds": options.seeds})
+    given = RunOptions(**shared(options) | words | {"seeds": options.seeds})
     found = plan.plan(replace(given, config=path), {})
-    code = run.grid(
+    code = grid.grid(
         given, [*plan.plan(given, {}), *[cell for cell in found if cell.spec.role == "student"]]
     )
     print("`python -m bench leaderboard` shows the rows", file=sys.stderr)
     return code
 
 
-def foresee(options: Tune, cells: list[Cell], spaces: dict[str, Space]) -> int:
+def foresee(options: TuneOptions, cells: list[PlannedRun], spaces: dict[str, Space]) -> int:
     """Prints what would be searched and what it would take."""
     console = Console(file=sys.stderr, highlight=False)
-    load = execute.loader(options.data_root)
+    load = executors.loader(options.data_root)
     device = environment.device(options.device)
     for name, space in spaces.items():
         table = Table(name, "default", "range", box=None, pad_edge=False)
         for found in (*space.hyper, *space.training):
             table.add_row(found.name, trial_module.shown(found.default), found.words)
         console.print(table)
-    costs = zip(cells, run.estimate(cells, load, options.store, device), strict=True)
+    costs = zip(cells, grid.estimate(cells, load, options.store, device), strict=True)
     each = [cost.train for cell, cost in costs if cell.spec.role == "student"]
     epochs = next(cell.spec.training.epochs for cell in cells if cell.spec.role == "student")
     rungs = study_module.rungs(pruning(options), epochs)

@@ -11,28 +11,30 @@ import optuna
 import torch
 from mlflow.exceptions import MlflowException
 
-from bench.cli.options import Tune
 from bench.datasets import data as data_module
-from bench.execution import execute
-from bench.execution.cell import Workshop
+from bench.execution import executors
+from bench.execution.job import RunContext
 from bench.system import signals
 from bench.system.errors import BenchError
-from bench.tracking.track import Store
+from bench.tracking.store import TrackingStore
 from bench.tuning import storage, trial
 from bench.tuning import study as study_module
+from bench.tuning.options import TuneOptions
 from bench.tuning.trial import Task
 
 PAUSE = 1.0  # seconds between looks when other workers have the last trials
 DEATHS = 30  # of workers after which something is wrong with more than one of them
 
 
-def work(options: Tune, task: Task, shop: Workshop) -> None:
+def work(options: TuneOptions, task: Task, shop: RunContext) -> None:
     """Carries out trials one after another until the study has its budget.
 
     Raises BenchError where the storage or the record fails, or the disk: no trial is lost by that.
     """
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
-    data = execute.loader(options.data_root)(*execute.place(task.spec), test=False).to(shop.device)
+    data = executors.loader(options.data_root)(*executors.place(task.spec), test=False).to(
+        shop.device
+    )
     place = task.plan.place
     store = storage.connect(place)
     try:
@@ -49,7 +51,7 @@ def work(options: Tune, task: Task, shop: Workshop) -> None:
         raise BenchError(f"{task.plan.name} cannot go on: {said}") from error
 
 
-def attempt(study: optuna.Study, task: Task, shop: Workshop, data: data_module.Data) -> None:
+def attempt(study: optuna.Study, task: Task, shop: RunContext, data: data_module.Data) -> None:
     """One trial. An interrupted one is told as failed without a reason, so that it is queued again."""
     number: list[int] = []
 
@@ -71,13 +73,13 @@ def attempt(study: optuna.Study, task: Task, shop: Workshop, data: data_module.D
 
 
 def process(
-    options: Tune, task: Task, device: torch.device, code: dict[str, str], threads: int
+    options: TuneOptions, task: Task, device: torch.device, code: dict[str, str], threads: int
 ) -> None:
     """`work` in a process of its own."""
     signals.catch_in_worker()
     torch.set_num_threads(threads)
     try:
-        work(options, task, Workshop(Store(options.store), device, code))
+        work(options, task, RunContext(TrackingStore(options.store), device, code))
     except BenchError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
@@ -85,7 +87,7 @@ def process(
         sys.exit(130)
 
 
-def together(options: Tune, task: Task, shop: Workshop) -> None:
+def together(options: TuneOptions, task: Task, shop: RunContext) -> None:
     """`options.workers` processes until the study has its budget. Raises BenchError if they fail again and again."""
     if options.workers == 1:
         return work(options, task, shop)

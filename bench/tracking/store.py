@@ -63,7 +63,7 @@ def begun(root: Path) -> bool:
     return file is None or file.exists()
 
 
-class Store:
+class TrackingStore:
     """The MLflow store of one root folder. Opening creates what is missing, under a lock."""
 
     def __init__(self, root: Path) -> None:
@@ -139,7 +139,7 @@ class Store:
             else []
         )
 
-    def begin(self, spec: Spec, tags: dict[str, str], anew: bool = False) -> Record:
+    def begin(self, spec: Spec, tags: dict[str, str], anew: bool = False) -> RunLogger:
         """The record of a spec that is not finished: its interrupted run if there is one, else a new run.
 
         anew: training begins with its first epoch, so a run that holds epochs already is left as it is.
@@ -147,7 +147,7 @@ class Store:
         run = next(
             (run for status in (RUNNING, KILLED, FAILED) if (run := self.find(spec, status))), None
         )
-        if run and anew and Record(self, run.info.run_id).logged >= 0:
+        if run and anew and RunLogger(self, run.info.run_id).logged >= 0:
             if run.info.status == RUNNING:  # its process was killed
                 self.client.set_terminated(run.info.run_id, KILLED)
             run = None
@@ -155,7 +155,7 @@ class Store:
             experiment = self.experiment(spec.suite)
             parent = self.group(experiment, tags)
             run = self._create(experiment, f"{note.title(tags)} seed {spec.seed}", tags, parent)
-        record = Record(
+        record = RunLogger(
             self, run.info.run_id
         )  # filled in both cases: it may have been killed before it was
         self.client.update_run(record.run_id, status=RUNNING)
@@ -165,7 +165,7 @@ class Store:
 
     def open(
         self, experiment: str, name: str, tags: dict[str, str], parent: str, key: tuple[str, ...]
-    ) -> Record:
+    ) -> RunLogger:
         """The record of a run that is known by the tags in `key`, whatever became of it; a new one if there is none.
 
         `experiment`: by name; `parent`: the id of the run that it belongs to, "" for none.
@@ -175,7 +175,7 @@ class Store:
         with self.alone():
             found = self.client.search_runs([place], same, max_results=1)
             run = found[0] if found else self._create(place, name, tags, parent)
-        record = Record(self, run.info.run_id)
+        record = RunLogger(self, run.info.run_id)
         self.client.update_run(record.run_id, status=RUNNING)
         return record
 
@@ -204,10 +204,10 @@ class Store:
         return str(run.info.run_id)
 
 
-class Record:
+class RunLogger:
     """One run being written."""
 
-    def __init__(self, store: Store, run_id: str) -> None:
+    def __init__(self, store: TrackingStore, run_id: str) -> None:
         self.client, self.run_id = store.client, run_id
         # A write to SQLite that is broken off stays open, and the database is locked when the run is to be marked.
         self.whole = signals.held if store.uri.startswith("sqlite:") else nullcontext

@@ -6,46 +6,30 @@ import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
 from bench import datasets, teachers
-from bench.cli.options import Run, TeacherTrain
 from bench.datasets.data import Data
-from bench.execution import execute, plan, probe
-from bench.execution.cell import Workshop, recorded
-from bench.execution.plan import Cell
-from bench.execution.probe import Cost
-from bench.protocol.arguments import Protocol
+from bench.execution import executors
+from bench.execution.cost import Cost, measure
+from bench.execution.job import RunContext, recorded
+from bench.execution.plan import PlannedRun
+from bench.protocol.options import ProtocolOptions
 from bench.system import environment
 from bench.system.errors import UsageError
 from bench.system.progress import duration
-from bench.tracking.track import Store, begun
-from bench.training import devices
+from bench.tracking.store import TrackingStore, begun
+from bench.training import distributed
 
 
-def run(options: Run, hyper: dict[str, Any]) -> int:
-    """The verb `run`; returns the exit code."""
-    return grid(options, plan.plan(options, hyper), dry_run=options.dry_run)
-
-
-def train_teacher(options: TeacherTrain) -> int:
-    """The verb `teacher train`."""
-    suite = plan.resolve(options)
-    return grid(
-        options,
-        [plan.teacher(options, suite, name, options.role) for name in plan.chosen(options, suite)],
-    )
-
-
-def grid(options: Protocol, cells: list[Cell], dry_run: bool = False) -> int:
+def grid(options: ProtocolOptions, cells: list[PlannedRun], dry_run: bool = False) -> int:
     """Carries out the cells that are not recorded yet, in order; 1 if one of them failed."""
     if options.workers < 1:
         raise UsageError(f"--workers {options.workers}: at least 1")
-    group, device = devices.join(environment.device(options.device), options.sync_batchnorm)
+    group, device = distributed.join(environment.device(options.device), options.sync_batchnorm)
     if group.size > 1 and options.workers > 1:
         raise UsageError(
             "--workers under torchrun: a run has either several devices or the company of others"
@@ -54,31 +38,35 @@ def grid(options: Protocol, cells: list[Cell], dry_run: bool = False) -> int:
         if dry_run and not begun(options.store):  # and looking makes none
             if group.leads:
                 foresee(
-                    options, cells, 0, device, functools.cache(execute.loader(options.data_root))
+                    options, cells, 0, device, functools.cache(executors.loader(options.data_root))
                 )
             return 0
-        shop = Workshop(Store(options.store), device, environment.code(), group)
+        shop = RunContext(TrackingStore(options.store), device, environment.code(), group)
         if not group.leads:
-            return execute.assist(options, shop)
+            return executors.assist(options, shop)
         code = led(options, cells, dry_run, shop)
         group.tell(
             None
         )  # not after an error: the others may be in the middle of a step, and torchrun ends them
         return code
     finally:
-        devices.leave()
+        distributed.leave()
 
 
-def led(options: Protocol, cells: list[Cell], dry_run: bool, shop: Workshop) -> int:
+def led(options: ProtocolOptions, cells: list[PlannedRun], dry_run: bool, shop: RunContext) -> int:
     """`grid` in the process that decides."""
-    load = functools.cache(execute.loader(options.data_root))
+    load = functools.cache(executors.loader(options.data_root))
     todo = [cell for cell in cells if not done(cell, cells, shop, options.force)]
     costs = foresee(options, todo, len(cells) - len(todo), shop.device, load)
-    return 0 if dry_run or not todo else execute.carry_out(options, shop, todo, costs, load)
+    return 0 if dry_run or not todo else executors.carry_out(options, shop, todo, costs, load)
 
 
 def foresee(
-    options: Protocol, todo: list[Cell], known: int, device: torch.device, load: Callable[..., Data]
+    options: ProtocolOptions,
+    todo: list[PlannedRun],
+    known: int,
+    device: torch.device,
+    load: Callable[..., Data],
 ) -> list[Cost]:
     """Says what there is to do beside the `known` cells, which are recorded, and what it will take; returns the costs."""
     console = Console(file=sys.stderr, highlight=False)
@@ -86,7 +74,7 @@ def foresee(
     if not todo:
         return []
     for cell in todo:
-        check(cell, load(*execute.place(cell.spec)))
+        check(cell, load(*executors.place(cell.spec)))
     costs = estimate(todo, load, options.store, device)
     console.print(overview(todo, costs))
     total = sum(cost.train + cost.evaluate for cost in costs)
@@ -96,13 +84,13 @@ def foresee(
     return costs
 
 
-def done(cell: Cell, cells: list[Cell], shop: Workshop, force: bool) -> bool:
+def done(cell: PlannedRun, cells: list[PlannedRun], shop: RunContext, force: bool) -> bool:
     """Whether a cell needs no work. `force` repeats what was asked for, not the teachers that it needs."""
     needed = any(cell.identity in other.spec.teachers.values() for other in cells)
     return (needed or not force) and recorded(cell, shop)
 
 
-def check(cell: Cell, data: Data) -> None:
+def check(cell: PlannedRun, data: Data) -> None:
     """Raises UsageError for what can be seen before anything is started."""
     if cell.spec.training.batch > len(data.train):
         raise UsageError(
@@ -112,7 +100,7 @@ def check(cell: Cell, data: Data) -> None:
 
 
 def estimate(
-    todo: list[Cell], load: Callable[..., Data], store: Path, device: torch.device
+    todo: list[PlannedRun], load: Callable[..., Data], store: Path, device: torch.device
 ) -> list[Cost]:
     """The cost of each cell; cells that differ in seed or data only are probed once."""
     made = {cell.identity: cell.spec.arch for cell in todo if cell.spec.role == "teacher"}
@@ -124,15 +112,15 @@ def estimate(
             role: made.get(identity) or teachers.find(store, identity).arch
             for role, identity in spec.teachers.items()
         }
-        data = load(*execute.place(spec))
+        data = load(*executors.place(spec))
         key = (spec.role, spec.dataset, spec.arch, spec.method, tuple(archs.items()))
         if key not in known:
-            known[key] = probe.measure(cell, archs, (len(data.train), len(data.test)), device)
+            known[key] = measure(cell, archs, (len(data.train), len(data.test)), device)
         costs.append(known[key])
     return costs
 
 
-def overview(todo: list[Cell], costs: list[Cost]) -> Table:
+def overview(todo: list[PlannedRun], costs: list[Cost]) -> Table:
     """What is about to be done, a line for each cell."""
     table = Table(
         "", "data", "model", "method", "seed", "teacher", "about", box=None, pad_edge=False

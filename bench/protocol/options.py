@@ -24,7 +24,7 @@ Device = Annotated[str, arg(metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps
 
 
 @dataclass(frozen=True)
-class Common:
+class CommonOptions:
     """What every verb that trains or attacks needs."""
 
     store: StoreFolder = Path("runs")
@@ -33,7 +33,7 @@ class Common:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Protocol(Common):
+class ProtocolOptions(CommonOptions):
     """What a run may change of its suite; each change is part of the record."""
 
     suite: Annotated[str, arg(metavar="NAME", help="the protocol; see `list`")] = "digits"
@@ -57,3 +57,47 @@ class Protocol(Common):
         arg(help="under torchrun, BatchNorm over all devices' images and not over each one's"),
     ] = False
     force: Annotated[FlagCreatePairsOff[bool], arg(help="repeat what is already recorded")] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(ProtocolOptions):
+    """Which students to train, and how they may differ from the suite's."""
+
+    method: Annotated[
+        str,
+        arg(
+            metavar="NAMES",
+            help="methods, with commas, or all",
+            help_behavior_hint="(required, or --config)",
+        ),
+    ] = ""
+    student: Annotated[
+        str,
+        arg(
+            metavar="NAMES", help="models, with commas", help_behavior_hint="(default: the suite's)"
+        ),
+    ] = ""
+    teacher: Annotated[str, arg(metavar="NAME", help="robust, natural or an imported teacher")] = (
+        "robust"
+    )
+    seeds: Annotated[
+        str, arg(metavar="LIST", help="such as 0,1,2", help_behavior_hint="(default: the suite's)")
+    ] = ""
+    epochs: Annotated[
+        Number, arg(help="for the students", help_behavior_hint="(default: the suite's)")
+    ] = None
+    official: Annotated[
+        FlagCreatePairsOff[bool],
+        arg(help="as the authors' script does it, oddities included; see docs/methods.md"),
+    ] = False
+    awp: Annotated[
+        float,
+        arg(metavar="X", help="adversarial weight perturbation, of this relative size; 0.005, say"),
+    ] = 0.0
+    config: Annotated[
+        Path | None,
+        arg(
+            metavar="FILE",
+            help="a configuration that `tune` wrote: method, suite, student and all values",
+        ),
+    ] = None

@@ -15,23 +15,23 @@ import torch
 
 from bench.datasets import data as data_module
 from bench.datasets.data import Data
-from bench.execution import cell as cell_module
-from bench.execution.cell import Workshop
-from bench.execution.plan import Cell
-from bench.execution.probe import Cost
-from bench.protocol.arguments import Protocol
+from bench.execution import job as cell_module
+from bench.execution.cost import Cost
+from bench.execution.job import RunContext
+from bench.execution.plan import PlannedRun
+from bench.protocol.options import ProtocolOptions
 from bench.protocol.spec import Spec
 from bench.system import signals
 from bench.system.errors import BenchError, again
 from bench.system.progress import Progress, Tally
-from bench.tracking.track import Store
-from bench.training.train import Trainer
+from bench.tracking.store import TrackingStore
+from bench.training.trainer import Trainer
 
 
 def carry_out(
-    options: Protocol,
-    shop: Workshop,
-    todo: list[Cell],
+    options: ProtocolOptions,
+    shop: RunContext,
+    todo: list[PlannedRun],
     costs: list[Cost],
     load: Callable[..., Data],
 ) -> int:
@@ -46,7 +46,7 @@ def carry_out(
     return one_by_one(options, shop, todo, costs, load)
 
 
-def assist(options: Protocol, shop: Workshop) -> int:
+def assist(options: ProtocolOptions, shop: RunContext) -> int:
     """Trains what rank 0 of the group trains, until it has nothing more; what stops a cell stops it there too."""
     load = loader(options.data_root)
     while (said := shop.group.hear()) is not None:
@@ -61,9 +61,9 @@ def assist(options: Protocol, shop: Workshop) -> int:
 
 
 def one_by_one(
-    options: Protocol,
-    shop: Workshop,
-    todo: list[Cell],
+    options: ProtocolOptions,
+    shop: RunContext,
+    todo: list[PlannedRun],
     costs: list[Cost],
     load: Callable[..., Data],
 ) -> int:
@@ -78,7 +78,9 @@ def one_by_one(
     return 1 if failed else 0
 
 
-def side_by_side(options: Protocol, shop: Workshop, todo: list[Cell], costs: list[Cost]) -> int:
+def side_by_side(
+    options: ProtocolOptions, shop: RunContext, todo: list[PlannedRun], costs: list[Cost]
+) -> int:
     """Executes the cells in processes that share the cores, all teachers first."""
     failed: set[str] = set()
     threads = max(torch.get_num_threads() // options.workers, 1)
@@ -112,17 +114,17 @@ def side_by_side(options: Protocol, shop: Workshop, todo: list[Cell], costs: lis
 
 
 def alone(
-    options: Protocol,
+    options: ProtocolOptions,
     device: torch.device,
     code: dict[str, str],
-    cell: Cell,
+    cell: PlannedRun,
     cost: Cost,
     threads: int,
 ) -> tuple[str, bool]:
     """`attempt` in a process of its own."""
     try:
         torch.set_num_threads(threads)
-        shop = Workshop(Store(options.store), device, code)
+        shop = RunContext(TrackingStore(options.store), device, code)
         return attempt(cell, shop, loader(options.data_root), cost, lambda *_: None)
     except SystemExit:
         os._exit(1)  # told to stop: the pool would keep this to itself and take up the next cell
@@ -135,14 +137,18 @@ def outcome(future: concurrent.futures.Future[tuple[str, bool]], force: bool) ->
         return f"failed: a worker process died; {again(force)} continues", False
 
 
-def lost(cell: Cell, failed: set[str]) -> tuple[str, bool] | None:
+def lost(cell: PlannedRun, failed: set[str]) -> tuple[str, bool] | None:
     """The result of a cell whose teacher failed; None for others. `failed`: identities."""
     missing = failed & set(cell.spec.teachers.values())
     return (f"not run, its teacher {missing.pop()} failed", False) if missing else None
 
 
 def attempt(
-    cell: Cell, shop: Workshop, load: Callable[..., Data], cost: Cost, tick: cell_module.Tick
+    cell: PlannedRun,
+    shop: RunContext,
+    load: Callable[..., Data],
+    cost: Cost,
+    tick: cell_module.Tick,
 ) -> tuple[str, bool]:
     """A line with the cell's result or the cause of its failure, and whether all went well."""
     try:

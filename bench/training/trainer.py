@@ -27,7 +27,7 @@ from bench.training import acceleration
 from bench.training.average import Average
 from bench.training.awp import perturbed
 from bench.training.batchnorm import synchronise
-from bench.training.devices import ALONE, Group
+from bench.training.distributed import SINGLE_PROCESS, ProcessGroup
 from methods.base import Batch, Budget, Method, Net, Nets
 from methods.fold import fold
 from methods.inner import ce, mode, pgd
@@ -78,7 +78,12 @@ class Trainer:
     """Trains one objective as its spec says, in a folder of its own from which it resumes."""
 
     def __init__(
-        self, objective: Objective, data: Data, spec: Spec, work: Path, group: Group = ALONE
+        self,
+        objective: Objective,
+        data: Data,
+        spec: Spec,
+        work: Path,
+        group: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
         self.objective, self.data, self.spec, self.work, self.group = (
             objective,

@@ -28,7 +28,7 @@ PATIENCE = timedelta(days=7)  # the others wait while rank 0 evaluates
 
 
 @dataclass(frozen=True)
-class Group:
+class ProcessGroup:
     """The processes that train together; one alone unless torchrun started several."""
 
     rank: int = 0
@@ -86,17 +86,17 @@ class Group:
         return said[0]
 
 
-ALONE = Group()
+SINGLE_PROCESS = ProcessGroup()
 
 
-def join(device: torch.device, sync_batchnorm: bool) -> tuple[Group, torch.device]:
+def join(device: torch.device, sync_batchnorm: bool) -> tuple[ProcessGroup, torch.device]:
     """The group that torchrun's environment describes, joined, and this process's device of the kind given.
 
     Raises UsageError for an environment that describes none in full, and for more processes than devices.
     """
     size = os.environ.get("WORLD_SIZE") or "1"
     if size == "1":
-        return ALONE, device
+        return SINGLE_PROCESS, device
     lacking = [name for name in NUMBERS if not os.environ.get(name, "").isdigit()]
     lacking += [name for name in MASTER if not os.environ.get(name)]
     if lacking:
@@ -113,7 +113,7 @@ def join(device: torch.device, sync_batchnorm: bool) -> tuple[Group, torch.devic
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE
     )
-    return Group(dist.get_rank(), dist.get_world_size(), sync_batchnorm), device
+    return ProcessGroup(dist.get_rank(), dist.get_world_size(), sync_batchnorm), device
 
 
 def leave() -> None:

@@ -22,7 +22,7 @@ from attacks.record import ForeignRecordError
 from bench import models, teachers
 from bench.datasets import data as data_module
 from bench.datasets.data import Data
-from bench.execution.plan import Cell, work
+from bench.execution.plan import PlannedRun, work
 from bench.models import checkpoint
 from bench.protocol.spec import Spec
 from bench.system import environment
@@ -30,9 +30,9 @@ from bench.system.errors import BenchError
 from bench.teachers import Card
 from bench.tracking import links, note
 from bench.tracking.note import Outcome
-from bench.tracking.track import FAILED, FINISHED, KILLED, Record, Store
-from bench.training.devices import ALONE, Group
-from bench.training.train import STATE, Objective, Trainer, derive
+from bench.tracking.store import FAILED, FINISHED, KILLED, RunLogger, TrackingStore
+from bench.training.distributed import SINGLE_PROCESS, ProcessGroup
+from bench.training.trainer import STATE, Objective, Trainer, derive
 from methods.base import Net
 
 if TYPE_CHECKING:
@@ -53,20 +53,20 @@ CHECKPOINTS = {
 
 
 @dataclass(frozen=True)
-class Workshop:
+class RunContext:
     """Where and with what cells are carried out."""
 
-    store: Store
+    store: TrackingStore
     device: torch.device
     code: dict[str, str]  # commit and state of the source
-    group: Group = ALONE
+    group: ProcessGroup = SINGLE_PROCESS
 
     @property
     def root(self) -> Path:
         return self.store.root
 
 
-def execute(cell: Cell, shop: Workshop, data: Data, passes: float, tick: Tick) -> str:
+def execute(cell: PlannedRun, shop: RunContext, data: Data, passes: float, tick: Tick) -> str:
     """Carries the cell out and records it; returns a line with its result.
 
     Raises BenchError for what stops this cell; whatever stops it, the record says so and the state stays on disk.
@@ -79,7 +79,7 @@ def execute(cell: Cell, shop: Workshop, data: Data, passes: float, tick: Tick) -
 
 
 @contextmanager
-def held(cell: Cell, shop: Workshop) -> Iterator[Path]:
+def held(cell: PlannedRun, shop: RunContext) -> Iterator[Path]:
     """The folder of a cell's unfinished work, for this process alone. Raises BenchError if another is working there."""
     folder = work(shop.root, cell.spec)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -91,7 +91,7 @@ def held(cell: Cell, shop: Workshop) -> Iterator[Path]:
         yield folder
 
 
-def begin_again(cell: Cell, shop: Workshop) -> None:
+def begin_again(cell: PlannedRun, shop: RunContext) -> None:
     """Leaves the whole cell to do, until it is done, whether it is recorded, half done or neither."""
     with (
         suppress(BenchError),
@@ -102,7 +102,7 @@ def begin_again(cell: Cell, shop: Workshop) -> None:
         (folder / AGAIN).touch()
 
 
-def recorded(cell: Cell, shop: Workshop) -> bool:
+def recorded(cell: PlannedRun, shop: RunContext) -> bool:
     """Whether nothing is left to do."""
     again = (work(shop.root, cell.spec) / AGAIN).exists()
     return (
@@ -112,12 +112,14 @@ def recorded(cell: Cell, shop: Workshop) -> bool:
     )
 
 
-def lacks_teacher(cell: Cell, shop: Workshop) -> bool:
+def lacks_teacher(cell: PlannedRun, shop: RunContext) -> bool:
     """Whether this is a teacher's cell and the teacher's file is missing, whatever the record says."""
     return cell.spec.role == "teacher" and not teachers.exists(shop.root, cell.identity)
 
 
-def record(cell: Cell, shop: Workshop, data: Data, passes: float, tick: Tick, folder: Path) -> str:
+def record(
+    cell: PlannedRun, shop: RunContext, data: Data, passes: float, tick: Tick, folder: Path
+) -> str:
     """Runs the cell under an MLflow run whose status always tells how it ended."""
     anew = not (folder / STATE).exists()
     logged = shop.store.begin(cell.spec, tags(cell, shop.code, shop.group), anew)
@@ -152,7 +154,7 @@ def record(cell: Cell, shop: Workshop, data: Data, passes: float, tick: Tick, fo
     return ", ".join(f"{key} {100 * value:.1f}" for key, value in shown.items())
 
 
-def weights(cell: Cell, shop: Workshop, folder: Path) -> dict[str, str]:
+def weights(cell: PlannedRun, shop: RunContext, folder: Path) -> dict[str, str]:
     """The sha256 of each teacher's checkpoint, by role. Raises BenchError if others taught a part of the training before."""
     spec, path = cell.spec, folder / TEACHERS
     found = {
@@ -168,7 +170,7 @@ def weights(cell: Cell, shop: Workshop, folder: Path) -> dict[str, str]:
 
 
 def carry_out(
-    cell: Cell, shop: Workshop, data: Data, logged: Record, tick: Tick, folder: Path
+    cell: PlannedRun, shop: RunContext, data: Data, logged: RunLogger, tick: Tick, folder: Path
 ) -> Outcome:
     """Trains, evaluates each checkpoint and logs all of it; then what makes the run easy to read in MLflow."""
     spec = cell.spec
@@ -241,9 +243,9 @@ def total(row: dict[str, float]) -> dict[str, float]:
 
 
 def present(
-    cell: Cell,
-    shop: Workshop,
-    logged: Record,
+    cell: PlannedRun,
+    shop: RunContext,
+    logged: RunLogger,
     model: LoggedModel | None,
     outcome: Outcome,
     folder: Path,
@@ -262,7 +264,7 @@ def present(
             links.register(shop.store, logged, cell, model, outcome)
 
 
-def objective(cell: Cell, shop: Workshop, data: Data) -> Objective:
+def objective(cell: PlannedRun, shop: RunContext, data: Data) -> Objective:
     """Student, teachers and parts on the device; initial weights depend on the seed alone."""
     spec = cell.spec
     frozen = {}
@@ -337,7 +339,9 @@ def run_attacks(
         )
 
 
-def tags(cell: Cell, code: dict[str, str], group: Group = ALONE) -> dict[str, str]:
+def tags(
+    cell: PlannedRun, code: dict[str, str], group: ProcessGroup = SINGLE_PROCESS
+) -> dict[str, str]:
     """What people and leaderboards look a run up by."""
     spec = cell.spec
     return {

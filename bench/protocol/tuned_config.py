@@ -23,7 +23,7 @@ PLACE = ("method", "suite", "dataset", "student", "teacher")
 
 
 @dataclass(frozen=True)
-class Config:
+class TunedConfig:
     """What to run, the values that were found, and how they were found."""
 
     method: str
@@ -60,7 +60,7 @@ class Config:
         }
 
 
-def write(path: Path, config: Config) -> None:
+def write(path: Path, config: TunedConfig) -> None:
     """Raises BenchError where it cannot be written."""
     import tomli_w
 
@@ -75,24 +75,24 @@ def write(path: Path, config: Config) -> None:
         raise BenchError(f"cannot write {str(path)!r}: {error.strerror}") from error
 
 
-def read(path: Path) -> Config:
+def read(path: Path) -> TunedConfig:
     """Raises UsageError for a file that is no configuration, or one for another version of its suite."""
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
-        config = Config(**content)
+        config = TunedConfig(**content)
     except OSError as error:
         raise UsageError(f"--config {str(path)!r}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"--config {str(path)!r} is no TOML file: {error}") from error
     except TypeError as error:
-        said = str(error).removeprefix("Config.__init__() ")
+        said = str(error).removeprefix("TunedConfig.__init__() ")
         raise UsageError(f"--config {str(path)!r} is no configuration: {said}") from error
     if wrong := fault(config):
         raise UsageError(f"--config {str(path)!r}: {wrong}")
     return config
 
 
-def fault(config: Config) -> str:
+def fault(config: TunedConfig) -> str:
     """What is wrong with a configuration; "" if nothing is."""
     for name in PLACE:
         value = getattr(config, name)

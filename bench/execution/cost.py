@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 import methods.base
 from bench import datasets, models
-from bench.execution.plan import Cell
-from bench.training.train import Objective
+from bench.execution.plan import PlannedRun
+from bench.training.trainer import Objective
 from methods.base import Batch, Budget
 
 FEW, SMALL, SLOW = (
@@ -33,7 +33,7 @@ class Cost:
 
 
 def measure(
-    cell: Cell, teachers: dict[str, str], sizes: tuple[int, int], device: torch.device
+    cell: PlannedRun, teachers: dict[str, str], sizes: tuple[int, int], device: torch.device
 ) -> Cost:
     """Times one step on random weights. `teachers`: role -> architecture; sizes: training and test images."""
     spec, info = cell.spec, datasets.get(cell.spec.dataset)
@@ -55,7 +55,9 @@ def measure(
     return Cost(spec.training.epochs * sizes[0] * per_image, forward * (3 * others + full), passes)
 
 
-def step(objective: Objective, cell: Cell, size: int, device: torch.device) -> tuple[float, float]:
+def step(
+    objective: Objective, cell: PlannedRun, size: int, device: torch.device
+) -> tuple[float, float]:
     """Seconds of one loss and its gradient on `size` images, and forward passes of the student per image."""
     spec, info = cell.spec, datasets.get(cell.spec.dataset)
     x = torch.rand(size, *info.shape, device=device)
