@@ -31,7 +31,7 @@ from bench.protocol.spec import Spec
 from bench.protocol.suites import Training
 from bench.tracking.store import TrackingStore
 from bench.training import acceleration
-from bench.training.trainer import Objective, Trainer
+from bench.training.trainer import Trainer, TrainingModule
 from methods.base import Batch, Net
 
 pytestmark = pytest.mark.timeout(3600)
@@ -76,7 +76,9 @@ def harness(
     )
     torch.manual_seed(0)
     return Trainer(
-        Objective(methods.load(method)(), models.build(arch, found.info), {"robust": teacher}, 100),
+        TrainingModule(
+            methods.load(method)(), models.build(arch, found.info), {"robust": teacher}, 100
+        ),
         found,
         spec,
         work,
@@ -300,7 +302,7 @@ def same(method: str, student: Net, teacher: Net, images: Batch) -> None:
     """
     student, teacher = copy.deepcopy(student).double(), copy.deepcopy(teacher).double()
     nets = copy.deepcopy(student), {"robust": copy.deepcopy(teacher)}
-    objective = Objective(methods.load(method)(), *nets, images.num_train).double().train()
+    objective = TrainingModule(methods.load(method)(), *nets, images.num_train).double().train()
     parts = copy.deepcopy(objective.parts)
     few = replace(images, x=images.x[:FEW].double(), y=images.y[:FEW], index=images.index[:FEW])
     torch.manual_seed(0)

@@ -40,7 +40,7 @@ def cell(method: str = "natural", seed: int = 0, **changes: Any) -> PlannedRun:
         limit_train=128,
         limit_test=8,
     )
-    return dataclasses.replace(plan.plan(options, {})[-1], **changes)
+    return dataclasses.replace(plan.plan_runs(options, {})[-1], **changes)
 
 
 def shop(root: Path) -> RunContext:
@@ -60,6 +60,6 @@ def execute(made: PlannedRun, place: RunContext, measured: dict[str, float] = ME
         }, FLAGS
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cell_module, "evaluate", evaluate)
+        patch.setattr(cell_module, "evaluate_checkpoint", evaluate)
         images = data.load("digits", "", made.spec.limit_train, made.spec.limit_test)
-        return cell_module.execute(made, place, images, 1.0, lambda *_: None)
+        return cell_module.run_job(made, place, images, 1.0, lambda *_: None)

@@ -24,7 +24,7 @@ from bench.datasets import data
 from bench.protocol.spec import Spec
 from bench.protocol.suites import Training
 from bench.training import acceleration
-from bench.training.trainer import Objective, Trainer
+from bench.training.trainer import Trainer, TrainingModule
 from methods.base import Batch, Method
 from methods.fold import fold
 
@@ -63,7 +63,7 @@ def trainer(work: Path, method: Method, precision: Any = "fp32", **changes: Any)
     torch.manual_seed(0)
     student = models.build(spec.arch, DATA.info)
     teachers = {role: models.build("resnet8-w8", DATA.info) for role in ("robust", "natural")}
-    return Trainer(Objective(method, student, teachers, len(DATA.train)), DATA, spec, work)
+    return Trainer(TrainingModule(method, student, teachers, len(DATA.train)), DATA, spec, work)
 
 
 @pytest.mark.parametrize("name", methods.builtin())

@@ -23,7 +23,7 @@ from bench.protocol.suites import Training
 from bench.system.errors import BenchError, UsageError
 from bench.training import acceleration, distributed
 from bench.training.distributed import ProcessGroup
-from bench.training.trainer import Objective, Trainer
+from bench.training.trainer import Trainer, TrainingModule
 from methods import base
 from methods.base import Batch, Method, Net, Nets, kl
 from methods.inner import ce, pgd
@@ -91,7 +91,7 @@ def trained(work: Path, group: ProcessGroup, student: type[Net]) -> dict[str, Te
     """What two epochs of five batches of 32 leave."""
     torch.manual_seed(0)
     return fitted(
-        Objective(Steady(), student(), {"robust": Plain()}, len(DATA.train)),
+        TrainingModule(Steady(), student(), {"robust": Plain()}, len(DATA.train)),
         DATA,
         work,
         group,
@@ -100,7 +100,7 @@ def trained(work: Path, group: ProcessGroup, student: type[Net]) -> dict[str, Te
 
 
 def fitted(
-    objective: Objective, found: Data, work: Path, group: ProcessGroup, epochs: int
+    objective: TrainingModule, found: Data, work: Path, group: ProcessGroup, epochs: int
 ) -> dict[str, Tensor]:
     """State and last row of losses after training in batches of 32."""
     work.mkdir(exist_ok=True)
@@ -170,7 +170,7 @@ def every_method(rank: int, work: Path) -> None:
             made = method(**base.official(method) if official else {})
             torch.manual_seed(0)
             teachers = {role: models.build("resnet8-w4", few.info) for role in made.requires}
-            objective = Objective(
+            objective = TrainingModule(
                 made, models.build("resnet8-w4", few.info), teachers, len(few.train)
             )
             fitted(

@@ -19,7 +19,7 @@ from bench.models import checkpoint
 from bench.protocol.spec import Spec
 from bench.protocol.suites import Training
 from bench.training import acceleration
-from bench.training.trainer import Objective, Trainer
+from bench.training.trainer import Trainer, TrainingModule
 from methods.base import Method
 from methods.inner import Budget, ce, pgd
 
@@ -52,7 +52,7 @@ def trainer(work: Path, method: Method, **changes: object) -> Trainer:
     teachers = {
         role: models.build("resnet8-w8", DATA.info).cuda() for role in ("robust", "natural")
     }
-    objective = Objective(method, student, teachers, len(DATA.train)).cuda()
+    objective = TrainingModule(method, student, teachers, len(DATA.train)).cuda()
     return Trainer(objective, DATA.to("cuda"), spec, work)
 
 

@@ -179,7 +179,7 @@ def test_the_alias_follows_validation_and_never_the_test_images(tmp_path: Path) 
     store, held = TrackingStore(tmp_path), []
     for seed, (val, aa) in enumerate([(0.4, 0.3), (0.3, 0.9), (0.4, 0.9), (0.5, 0.1)]):
         made = records.cell(seed=seed)
-        tags = cell_module.tags(made, {})
+        tags = cell_module.run_tags(made, {})
         record = store.begin(made.spec, tags)
         links.register(store, record, made, links.checkpoint(record, made, tags), outcome(val, aa))
         version = store.client.get_model_version_by_alias(MODEL, "best")
@@ -192,18 +192,18 @@ def test_the_checkpoint_that_taught_has_its_alias_and_is_an_input_of_what_it_tau
 ) -> None:
     store = TrackingStore(tmp_path)
     pupil = records.cell("rslad")
-    teacher = plan.plan(
+    teacher = plan.plan_runs(
         RunOptions(method="rslad", student="resnet8-w4", limit_train=128, limit_test=8), {}
     )[0]
     assert [teacher.identity] == list(pupil.spec.teachers.values())
     images = data.load("digits", "", 128, 8)
-    tags = cell_module.tags(teacher, {})
+    tags = cell_module.run_tags(teacher, {})
     record = store.begin(teacher.spec, tags)
     model = links.checkpoint(record, teacher, tags)
     links.register(store, record, teacher, model, outcome(0.5, 0.5))
     name = f"digits@3.digits.{teacher.identity}"
     assert store.client.get_model_version_by_alias(name, "teacher").run_id == record.run_id
-    taught = store.begin(pupil.spec, cell_module.tags(pupil, {}))
+    taught = store.begin(pupil.spec, cell_module.run_tags(pupil, {}))
     for _ in range(2):
         links.inputs(taught, pupil.spec, images)
     inputs = store.client.get_run(taught.run_id).inputs

@@ -33,7 +33,7 @@ GOLDEN = {
 
 def cells(*words: str) -> list[PlannedRun]:
     options, hyper = cli.parse("run", list(words))
-    return plan.plan(options, hyper)
+    return plan.plan_runs(options, hyper)
 
 
 def students(*words: str) -> list[Spec]:
@@ -187,7 +187,7 @@ def test_what_is_out_of_range_is_refused(words: str, message: str) -> None:
 
 def test_a_teacher_must_be_of_the_data_set(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="unknown teacher 'nobody'"):
-        plan.plan(RunOptions(method="kd", teacher="nobody", store=tmp_path), {})
+        plan.plan_runs(RunOptions(method="kd", teacher="nobody", store=tmp_path), {})
 
 
 @pytest.mark.parametrize("name", ["mtard", "iad2"])
@@ -213,7 +213,7 @@ def test_official_is_said_where_a_script_differs() -> None:
 def test_what_a_suite_states_is_what_its_students_record(name: str) -> None:
     said = {
         key: str(value)
-        for key, value in plan.plan(RunOptions(method="natural", suite=name), {})[0]
+        for key, value in plan.plan_runs(RunOptions(method="natural", suite=name), {})[0]
         .spec.flat()
         .items()
     }

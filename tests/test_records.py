@@ -55,7 +55,7 @@ def plant(
     tracked: TrackingStore, made: PlannedRun, survived: Any, folder: Path, **metrics: float
 ) -> RunLogger:
     """A finished run as bench.execution.job leaves it, but for its checkpoints."""
-    run = tracked.begin(made.spec, job.tags(made, CODE))
+    run = tracked.begin(made.spec, job.run_tags(made, CODE))
     run.text("environment.json", json.dumps(ENVIRONMENT))
     for epoch in range(3):
         values = {
@@ -96,7 +96,7 @@ def origin(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, rng = tmp_path_factory.mktemp("origin"), np.random.default_rng(0)
     tracked = TrackingStore(folder)
     options = RunOptions(method="rslad,ard", student="resnet8-w4", seeds="0,1", store=folder)
-    cells = plan.plan(options, {})
+    cells = plan.plan_runs(options, {})
     spec = dataclasses.replace(
         cells[-1].spec,
         dataset=NASTY,
@@ -538,7 +538,7 @@ def test_two_teachers_have_one_name_whatever_their_order() -> None:
 def judged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A store with the run of a network that gets every test image wrong, so that AutoAttack is quick; and its record."""
     folder = tmp_path_factory.mktemp("judged")
-    made = plan.plan(
+    made = plan.plan_runs(
         RunOptions(method="natural", student="resnet8-w4", seeds="0", limit_test=6, store=folder),
         {},
     )[0]
@@ -553,10 +553,10 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     checkpoint.save(folder / "best.pt", {"state_dict": net.state_dict()})
     (folder / "verdicts").mkdir()
     stem = folder / "verdicts" / "verdicts_best"
-    values, _ = job.evaluate(net, made.spec, images.test, True, stem, lambda *_: None)
+    values, _ = job.evaluate_checkpoint(net, made.spec, images.test, True, stem, lambda *_: None)
     assert values["clean"] == values["aa"] == 0
-    run = TrackingStore(folder).begin(made.spec, job.tags(made, CODE))
-    here = environment.describe(torch.device("cpu")) | job.describe(images)
+    run = TrackingStore(folder).begin(made.spec, job.run_tags(made, CODE))
+    here = environment.describe_environment(torch.device("cpu")) | job.describe(images)
     run.text("environment.json", json.dumps(here))
     run.metrics(
         {f"test/{name}": value for name, value in values.items() if not name.startswith("cost/")}
@@ -631,9 +631,9 @@ def test_what_is_not_reproduced_is_refused(
     bad.write_text(change(json.loads(path.read_text())))
     words = ("--verify", "--device", "cpu", "--checkpoint", str(folder / "best.pt"))
     if "planted" in why:
-        evaluate = job.evaluate
+        evaluate = job.evaluate_checkpoint
         monkeypatch.setattr(
-            job, "evaluate", lambda *given: (evaluate(*given)[0], {"planted": "a reason"})
+            job, "evaluate_checkpoint", lambda *given: (evaluate(*given)[0], {"planted": "a reason"})
         )
     assert take(home, bad, more=words) == 1
     assert why in capsys.readouterr().err

@@ -343,7 +343,7 @@ def test_an_interrupted_repetition_goes_on_without_force(
     """Both what was begun and what was not reached; then nothing is left to do."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr(job, "evaluate", lambda *_: (records.MEASURED, {}))
+    monkeypatch.setattr(job, "evaluate_checkpoint", lambda *_: (records.MEASURED, {}))
     monkeypatch.setattr("bench.execution.grid.estimate", lambda todo, *_: [COST] * len(todo))
     words = f"run --method natural --seeds 0,1 --epochs 1 {SMALL}".split()
     assert cli.dispatch(words) == 0

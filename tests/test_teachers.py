@@ -482,7 +482,7 @@ def test_an_import_is_measured_and_its_card_says_so(
     assert "unknown before" in card.origin
     assert f"{card.clean:.2f} %" in said
     assert teachers.load(place.store, card, DIGITS).num_classes == 10
-    plan.plan(RunOptions(method="kd", teacher="mine", store=place.store), {})
+    plan.plan_runs(RunOptions(method="kd", teacher="mine", store=place.store), {})
 
 
 def test_a_stated_hash_is_checked(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
@@ -711,7 +711,7 @@ def test_an_import_that_was_never_measured_teaches_after_verify(
     assert "--limit-test 50: at least 100" in refusal(capsys)
     assert bench("teacher", "verify", "mine") == 0
     assert json.loads(path.read_text())["images"] == 360
-    plan.plan(RunOptions(method="kd", teacher="mine", store=place.store), {})
+    plan.plan_runs(RunOptions(method="kd", teacher="mine", store=place.store), {})
 
 
 def test_a_teacher_trained_here_needs_no_measurement(tmp_path: Path) -> None:

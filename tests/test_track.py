@@ -19,9 +19,9 @@ from bench.protocol.options import RunOptions
 from bench.protocol.spec import Spec
 from bench.system import signals
 from bench.system.errors import BenchError
-from bench.tracking.store import FAILED, FINISHED, KILLED, RUNNING, TrackingStore, begun
+from bench.tracking.store import FAILED, FINISHED, KILLED, RUNNING, TrackingStore, store_exists
 
-SPEC = plan.plan(RunOptions(method="natural"), {})[0].spec
+SPEC = plan.plan_runs(RunOptions(method="natural"), {})[0].spec
 TAGS = {
     "role": "student",
     "spec_id": SPEC.id,
@@ -152,9 +152,9 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 def test_whether_there_is_a_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not begun(tmp_path)
+    assert not store_exists(tmp_path)
     (tmp_path / "mlflow.db").touch()
-    assert begun(tmp_path)
+    assert store_exists(tmp_path)
     for uri, there in (
         (f"sqlite:///{tmp_path}/mlflow.db?timeout=9", True),
         (f"sqlite:///file:{tmp_path}/mlflow.db?uri=true", True),
@@ -162,7 +162,7 @@ def test_whether_there_is_a_record(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ("http://somewhere:5000", True),
     ):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-        assert begun(tmp_path / "typo") is there, uri
+        assert store_exists(tmp_path / "typo") is there, uri
 
 
 def test_looking_for_a_run_makes_no_experiment(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from bench.protocol import suites
 from bench.protocol.spec import Spec
 from bench.protocol.suites import Training
 from bench.system.errors import BenchError, UsageError
-from bench.training.trainer import Objective, State, Trainer, derive
+from bench.training.trainer import State, Trainer, TrainingModule, derive_seed
 from methods.base import Method, Nets
 from methods.kd import Kd
 from methods.natural import Natural
@@ -54,11 +54,11 @@ def spec(**changes: Any) -> Spec:
 def trainer(work: Path, method: Method | None = None, **changes: Any) -> Trainer:
     work.mkdir(exist_ok=True)
     found = spec(**changes)
-    torch.manual_seed(derive("init", found.seed))
+    torch.manual_seed(derive_seed("init", found.seed))
     student = models.build(found.arch, DATA.info)
     teachers = {"robust": models.build("resnet8-w8", DATA.info)}
     return Trainer(
-        Objective(method or PgdAt(), student, teachers, len(DATA.train)), DATA, found, work
+        TrainingModule(method or PgdAt(), student, teachers, len(DATA.train)), DATA, found, work
     )
 
 
@@ -98,7 +98,7 @@ def test_schedule(training: Training, rates: list[float]) -> None:
 
 
 def test_seeds_differ_by_every_part_and_fit_torch() -> None:
-    seeds = {derive(*parts) for parts in ((0, 1), (1, 0), ("0", 1), (0, 1, 2), (1,))}
+    seeds = {derive_seed(*parts) for parts in ((0, 1), (1, 0), ("0", 1), (0, 1, 2), (1,))}
     assert len(seeds) == 5
     assert all(0 <= seed < 2**63 for seed in seeds)
 
@@ -154,7 +154,7 @@ def test_best_is_the_epoch_with_the_best_validation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scores = iter([(0.9, 0.1), (0.5, 0.4), (0.6, 0.3)])
-    monkeypatch.setattr("bench.training.trainer.accuracy", lambda *_: next(scores))
+    monkeypatch.setattr("bench.training.trainer.clean_and_robust_accuracy", lambda *_: next(scores))
     lasts: list[dict[str, torch.Tensor]] = []
     run = trainer(tmp_path)
     run.fit(
@@ -175,7 +175,7 @@ def test_best_by_clean_validation_where_nothing_is_attacked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scores = iter([(0.9, 0.1), (0.5, 0.4), (0.6, 0.3)])
-    monkeypatch.setattr("bench.training.trainer.accuracy", lambda *_: next(scores))
+    monkeypatch.setattr("bench.training.trainer.clean_and_robust_accuracy", lambda *_: next(scores))
     state: State = trainer(tmp_path, Natural()).fit(ignore, ignore)
     assert state.best == 0.9
 

@@ -35,7 +35,7 @@ from bench.execution.speed import operations
 from bench.protocol.spec import Spec
 from bench.protocol.suites import Training
 from bench.training import acceleration
-from bench.training.trainer import Objective, Trainer
+from bench.training.trainer import Trainer, TrainingModule
 from methods.base import Net
 from methods.rslad import Rslad
 
@@ -54,7 +54,7 @@ def harness(student: Net, teacher: Net, batch: int, precision: str) -> Trainer:
                 full_checkpoints=(), precision=precision)  # type: ignore[arg-type]  # fmt: skip
     x = torch.randint(256, (IMAGES, *INFO.shape), dtype=torch.uint8, device="cuda")
     split = data.Split(x, torch.randint(INFO.num_classes, (IMAGES,), device="cuda"))
-    objective = Objective(Rslad(), student, {"robust": teacher}, IMAGES).cuda()
+    objective = TrainingModule(Rslad(), student, {"robust": teacher}, IMAGES).cuda()
     return Trainer(
         objective, data.Data(INFO, split, split, split, ""), spec, Path(tempfile.gettempdir())
     )

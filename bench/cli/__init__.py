@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from bench.system import errors, signals
-from bench.system.errors import BenchError, UsageError, again, unknown
+from bench.system.errors import BenchError, UsageError, continue_hint, unknown_name
 from methods import PluginError
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"error: {error}", file=sys.stderr)
         code = 1
     except KeyboardInterrupt:
-        print(f"interrupted; {again('--force' in argv)} continues", file=sys.stderr)
+        print(f"interrupted; {continue_hint('--force' in argv)} continues", file=sys.stderr)
         code = 130
     except OSError as error:
         code = errors.of_system(error)
@@ -111,7 +111,7 @@ def find_verb(argv: list[str]) -> tuple[str | None, list[str]]:
 
     first = argv[0]
     if first not in SUMMARY:
-        raise unknown("command", first, SUMMARY)
+        raise unknown_name("command", first, SUMMARY)
     if first in VERBS:
         return first, argv[1:]
     actions = [name.split()[1] for name in VERBS if name.startswith(f"{first} ")]
@@ -120,7 +120,7 @@ def find_verb(argv: list[str]) -> tuple[str | None, list[str]]:
             raise UsageError(f"`{first}` needs an action: {', '.join(actions)}")
         return None, []
     if argv[1] not in actions:
-        raise unknown(f"{first} action", argv[1], actions)
+        raise unknown_name(f"{first} action", argv[1], actions)
     return f"{first} {argv[1]}", argv[2:]
 
 
@@ -194,11 +194,11 @@ def configuration(argv: list[str], names: list[str]) -> TunedConfig | None:
     if names and names != [found.method]:
         raise UsageError(f"--method {','.join(names)}: {given[-1]} is for {found.method}")
     if found.method not in methods.names():
-        raise unknown("method", found.method, methods.names())
+        raise unknown_name("method", found.method, methods.names())
     usual = {field.name: field.default for field in dataclasses.fields(methods.load(found.method))}
     for name, value in found.hyper.items():
         if name not in usual:
-            raise unknown(f"hyper-parameter of {found.method} in {given[-1]}", name, usual)
+            raise unknown_name(f"hyper-parameter of {found.method} in {given[-1]}", name, usual)
         if not base.fits(value, usual[name]):
             raise UsageError(
                 f"{given[-1]}: {name} = {value!r} should be a {type(usual[name]).__name__}"
@@ -230,7 +230,7 @@ def method_names(argv: list[str]) -> list[str]:
     names = given[-1].split(",")
     for name in names:
         if name not in methods.names():
-            raise unknown("method", name, [*methods.names(), "all"])
+            raise unknown_name("method", name, [*methods.names(), "all"])
     return names
 
 

@@ -8,16 +8,16 @@ import leaderboards
 from bench.cli import options
 from bench.protocol import suites
 from bench.reference.about import about
-from bench.system.errors import BenchError, unknown
-from bench.tracking.store import begun, tracking_uri
+from bench.system.errors import BenchError, unknown_name
+from bench.tracking.store import store_exists, tracking_uri
 from leaderboards.read.store import StoreError
 
 
 def leaderboard(given: options.Leaderboard) -> int:
     """Writes the pages and says where they are."""
     if given.suite and given.suite.partition("@")[0] not in suites.SUITES:
-        raise unknown("suite", given.suite, suites.SUITES)
-    there = given.records or begun(given.store)
+        raise unknown_name("suite", given.suite, suites.SUITES)
+    there = given.records or store_exists(given.store)
     try:
         source = given.records or tracking_uri(given.store)
         paths = leaderboards.write(

@@ -12,7 +12,7 @@ from urllib.parse import urlencode
 
 from bench.cli import options
 from bench.system.errors import BenchError, UsageError
-from bench.tracking.store import TUNING, TrackingStore, begun, tracking_uri
+from bench.tracking.store import TUNING, TrackingStore, store_exists, tracking_uri
 from leaderboards.schema.fields import EXPERIMENT
 
 COLUMNS = ("test/clean", "test/pgd20", "test/aa", "val/robust")
@@ -34,7 +34,7 @@ def ui(given: options.Ui) -> int:
     if uri.startswith(("http://", "https://")):
         print(f"the record is kept by the server {uri}: open it there")
         return 0
-    if not begun(given.store):
+    if not store_exists(given.store):
         raise BenchError(f"no record yet in {str(given.store)!r}: there is no {uri}")
     check_port(given.host, given.port)
     place = f"http://{f'[{given.host}]' if ':' in given.host else given.host}:{given.port}"

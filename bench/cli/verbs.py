@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 from bench import datasets, models, teachers
 from bench.cli import options
 from bench.datasets import Dataset, data
-from bench.execution.plan import names
+from bench.execution.plan import split_names
 from bench.protocol import suites
 from bench.protocol.suites import Suite
-from bench.system.errors import BenchError, UsageError, unknown
+from bench.system.errors import BenchError, UsageError, unknown_name
 from bench.system.progress import Progress
 from bench.teachers import zoo
 
@@ -38,11 +38,14 @@ def evaluate(given: options.Evaluate) -> int:
     from bench.models import checkpoint
     from bench.system import environment
 
-    info, chosen = datasets.get(given.dataset), names(given.attacks) or DEFAULT_ATTACKS[given.norm]
+    info, chosen = (
+        datasets.get(given.dataset),
+        split_names(given.attacks) or DEFAULT_ATTACKS[given.norm],
+    )
     for name in catalog.expand(chosen):
         base, at, surrogate = name.partition("@")
         if base not in catalog.ATTACKS and name not in catalog.CONTROLS:
-            raise unknown("attack", name, [*catalog.ATTACKS, "corruptions", *catalog.CONTROLS])
+            raise unknown_name("attack", name, [*catalog.ATTACKS, "corruptions", *catalog.CONTROLS])
         if at and (surrogate != "surrogate" or not given.surrogate):
             raise UsageError(f"{name}: write {base}@surrogate and give the file with --surrogate")
     if (given.surrogate or given.surrogate_arch) and not any("@" in name for name in chosen):
@@ -65,7 +68,7 @@ def evaluate(given: options.Evaluate) -> int:
     if given.batch_size < 1:
         raise UsageError(f"--batch-size {given.batch_size}: at least 1")
     models.check(given.arch)
-    device = environment.device(given.device)
+    device = environment.resolve_device(given.device)
     net = checkpoint.load(given.checkpoint, given.arch, info, given.sha256 or None).to(device)
     surrogates = {}
     if given.surrogate:
@@ -218,7 +221,7 @@ def teacher_measured(
     """The card with clean accuracy and PGD-20; raises BenchError where they are not what `release` must have."""
     from bench.system import environment
 
-    device = environment.device(given.device)
+    device = environment.resolve_device(given.device)
     whole, net = data.load(card.dataset, given.data_root).test, net.to(device)
     test, total = data.Split(whole.x[: given.limit_test], whole.y[: given.limit_test]), len(whole)
     if release:
@@ -285,10 +288,10 @@ def data_verify(given: options.DataVerify) -> int:
 def doctor(given: options.Doctor) -> int:
     """What this machine offers and what lies around: nothing is changed."""
     from bench.system import environment
-    from bench.tracking.store import TrackingStore, begun
+    from bench.tracking.store import TrackingStore, store_exists
 
-    device = environment.device(given.device)
-    for name, value in environment.describe(device).items():
+    device = environment.resolve_device(given.device)
+    for name, value in environment.describe_environment(device).items():
         print(f"{name:14}{value}")
     if given.speed:
         from bench.execution import speed
@@ -303,7 +306,7 @@ def doctor(given: options.Doctor) -> int:
             print(data.verify(name, given.data_root))
         except BenchError as error:
             print(f"{name}: {error}")
-    if not begun(given.store):
+    if not store_exists(given.store):
         print(f"no record yet in {str(given.store)!r}")
         return 0
     store = TrackingStore(given.store)
@@ -332,7 +335,7 @@ def run(given: options.Run, hyper: dict[str, Any]) -> int:
     """The verb `run`; returns the exit code."""
     from bench.execution import grid, plan
 
-    return grid.grid(given, plan.plan(given, hyper), dry_run=given.dry_run)
+    return grid.run_grid(given, plan.plan_runs(given, hyper), dry_run=given.dry_run)
 
 
 def teacher_train(given: options.TeacherTrain) -> int:
@@ -340,8 +343,10 @@ def teacher_train(given: options.TeacherTrain) -> int:
     from bench.execution import grid, plan
 
     suite = plan.resolve(given)
-    names = plan.chosen(given, suite)
-    return grid.grid(given, [plan.teacher(given, suite, name, given.role) for name in names])
+    names = plan.requested_datasets(given, suite)
+    return grid.run_grid(
+        given, [plan.plan_teacher(given, suite, name, given.role) for name in names]
+    )
 
 
 def tune(given: options.Tune) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bench.system.errors import unknown
+from bench.system.errors import unknown_name
 
 
 @dataclass(frozen=True)
@@ -85,5 +85,5 @@ DATASETS = {info.name: info for info in (DIGITS, CIFAR10, CIFAR100, STL10)}
 def get(name: str) -> Dataset:
     """The data set called `name`; raises UsageError for an unknown one."""
     if name not in DATASETS:
-        raise unknown("dataset", name, DATASETS)
+        raise unknown_name("dataset", name, DATASETS)
     return DATASETS[name]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import methods.base
 from bench import datasets, models
 from bench.execution.plan import PlannedRun
-from bench.training.trainer import Objective
+from bench.training.trainer import TrainingModule
 from methods.base import Batch, Budget
 
 FEW, SMALL, SLOW = (
@@ -39,7 +39,7 @@ def measure(
     spec, info = cell.spec, datasets.get(cell.spec.dataset)
     student = models.build(spec.arch, info).to(device)
     frozen = {role: models.build(arch, info).to(device) for role, arch in teachers.items()}
-    objective = Objective(cell.method, student, frozen, sizes[0]).to(device)
+    objective = TrainingModule(cell.method, student, frozen, sizes[0]).to(device)
     step(objective, cell, FEW, device)  # libraries are loaded
     seconds, passes = step(objective, cell, SMALL, device)
     per_image = seconds / SMALL
@@ -56,7 +56,7 @@ def measure(
 
 
 def step(
-    objective: Objective, cell: PlannedRun, size: int, device: torch.device
+    objective: TrainingModule, cell: PlannedRun, size: int, device: torch.device
 ) -> tuple[float, float]:
     """Seconds of one loss and its gradient on `size` images, and forward passes of the student per image."""
     spec, info = cell.spec, datasets.get(cell.spec.dataset)

@@ -22,7 +22,7 @@ from bench.execution.plan import PlannedRun
 from bench.protocol.options import ProtocolOptions
 from bench.protocol.spec import Spec
 from bench.system import signals
-from bench.system.errors import BenchError, again
+from bench.system.errors import BenchError, continue_hint
 from bench.system.progress import Progress, Tally
 from bench.tracking.store import TrackingStore
 from bench.training.trainer import Trainer
@@ -48,12 +48,12 @@ def carry_out(
 
 def assist(options: ProtocolOptions, shop: RunContext) -> int:
     """Trains what rank 0 of the group trains, until it has nothing more; what stops a cell stops it there too."""
-    load = loader(options.data_root)
+    load = dataset_loader(options.data_root)
     while (said := shop.group.hear()) is not None:
         cell, folder = said
-        data = load(*place(cell.spec))
+        data = load(*data_arguments(cell.spec))
         with suppress(BenchError):
-            made = cell_module.objective(cell, shop, data)
+            made = cell_module.build_training_module(cell, shop, data)
             Trainer(made, data.to(shop.device), cell.spec, folder, shop.group).fit(
                 lambda *_: None, lambda *_: None
             )
@@ -125,7 +125,7 @@ def alone(
     try:
         torch.set_num_threads(threads)
         shop = RunContext(TrackingStore(options.store), device, code)
-        return attempt(cell, shop, loader(options.data_root), cost, lambda *_: None)
+        return attempt(cell, shop, dataset_loader(options.data_root), cost, lambda *_: None)
     except SystemExit:
         os._exit(1)  # told to stop: the pool would keep this to itself and take up the next cell
 
@@ -134,7 +134,7 @@ def outcome(future: concurrent.futures.Future[tuple[str, bool]], force: bool) ->
     try:
         return future.result()
     except concurrent.futures.process.BrokenProcessPool:
-        return f"failed: a worker process died; {again(force)} continues", False
+        return f"failed: a worker process died; {continue_hint(force)} continues", False
 
 
 def lost(cell: PlannedRun, failed: set[str]) -> tuple[str, bool] | None:
@@ -152,15 +152,15 @@ def attempt(
 ) -> tuple[str, bool]:
     """A line with the cell's result or the cause of its failure, and whether all went well."""
     try:
-        data = load(*place(cell.spec))
-        return cell_module.execute(cell, shop, data, cost.student_passes, tick), True
+        data = load(*data_arguments(cell.spec))
+        return cell_module.run_job(cell, shop, data, cost.student_passes, tick), True
     except BenchError as error:
         return f"failed: {error}", False
     except Exception as error:  # the store, say, that has gone away since it was opened
         return f"failed: {type(error).__name__}: {' '.join(str(error).split())[:300]}", False
 
 
-def loader(root: Path) -> Callable[..., Data]:
+def dataset_loader(root: Path) -> Callable[..., Data]:
     """Loads a data set with limits, fetching it first where it is missing."""
 
     def load(name: str, *limits: int | None, test: bool = True) -> Data:
@@ -172,6 +172,6 @@ def loader(root: Path) -> Callable[..., Data]:
     return load
 
 
-def place(spec: Spec) -> tuple[str, int | None, int | None, int | None]:
+def data_arguments(spec: Spec) -> tuple[str, int | None, int | None, int | None]:
     """What `data.load` needs to know."""
     return spec.dataset, spec.limit_train, spec.limit_test, spec.limit_val

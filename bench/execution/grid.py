@@ -15,33 +15,39 @@ from bench import datasets, teachers
 from bench.datasets.data import Data
 from bench.execution import executors
 from bench.execution.cost import Cost, measure
-from bench.execution.job import RunContext, recorded
+from bench.execution.job import RunContext, is_recorded
 from bench.execution.plan import PlannedRun
 from bench.protocol.options import ProtocolOptions
 from bench.system import environment
 from bench.system.errors import UsageError
-from bench.system.progress import duration
-from bench.tracking.store import TrackingStore, begun
+from bench.system.progress import format_duration
+from bench.tracking.store import TrackingStore, store_exists
 from bench.training import distributed
 
 
-def grid(options: ProtocolOptions, cells: list[PlannedRun], dry_run: bool = False) -> int:
+def run_grid(options: ProtocolOptions, cells: list[PlannedRun], dry_run: bool = False) -> int:
     """Carries out the cells that are not recorded yet, in order; 1 if one of them failed."""
     if options.workers < 1:
         raise UsageError(f"--workers {options.workers}: at least 1")
-    group, device = distributed.join(environment.device(options.device), options.sync_batchnorm)
+    group, device = distributed.join(
+        environment.resolve_device(options.device), options.sync_batchnorm
+    )
     if group.size > 1 and options.workers > 1:
         raise UsageError(
             "--workers under torchrun: a run has either several devices or the company of others"
         )
     try:
-        if dry_run and not begun(options.store):  # and looking makes none
+        if dry_run and not store_exists(options.store):  # and looking makes none
             if group.leads:
                 foresee(
-                    options, cells, 0, device, functools.cache(executors.loader(options.data_root))
+                    options,
+                    cells,
+                    0,
+                    device,
+                    functools.cache(executors.dataset_loader(options.data_root)),
                 )
             return 0
-        shop = RunContext(TrackingStore(options.store), device, environment.code(), group)
+        shop = RunContext(TrackingStore(options.store), device, environment.source_state(), group)
         if not group.leads:
             return executors.assist(options, shop)
         code = led(options, cells, dry_run, shop)
@@ -55,7 +61,7 @@ def grid(options: ProtocolOptions, cells: list[PlannedRun], dry_run: bool = Fals
 
 def led(options: ProtocolOptions, cells: list[PlannedRun], dry_run: bool, shop: RunContext) -> int:
     """`grid` in the process that decides."""
-    load = functools.cache(executors.loader(options.data_root))
+    load = functools.cache(executors.dataset_loader(options.data_root))
     todo = [cell for cell in cells if not done(cell, cells, shop, options.force)]
     costs = foresee(options, todo, len(cells) - len(todo), shop.device, load)
     return 0 if dry_run or not todo else executors.carry_out(options, shop, todo, costs, load)
@@ -74,12 +80,12 @@ def foresee(
     if not todo:
         return []
     for cell in todo:
-        check(cell, load(*executors.place(cell.spec)))
+        check(cell, load(*executors.data_arguments(cell.spec)))
     costs = estimate(todo, load, options.store, device)
     console.print(overview(todo, costs))
     total = sum(cost.train + cost.evaluate for cost in costs)
     console.print(
-        f"on {environment.device_name(device)}, about {duration(total / options.workers)} in all"
+        f"on {environment.device_name(device)}, about {format_duration(total / options.workers)} in all"
     )
     return costs
 
@@ -87,7 +93,7 @@ def foresee(
 def done(cell: PlannedRun, cells: list[PlannedRun], shop: RunContext, force: bool) -> bool:
     """Whether a cell needs no work. `force` repeats what was asked for, not the teachers that it needs."""
     needed = any(cell.identity in other.spec.teachers.values() for other in cells)
-    return (needed or not force) and recorded(cell, shop)
+    return (needed or not force) and is_recorded(cell, shop)
 
 
 def check(cell: PlannedRun, data: Data) -> None:
@@ -112,7 +118,7 @@ def estimate(
             role: made.get(identity) or teachers.find(store, identity).arch
             for role, identity in spec.teachers.items()
         }
-        data = load(*executors.place(spec))
+        data = load(*executors.data_arguments(spec))
         key = (spec.role, spec.dataset, spec.arch, spec.method, tuple(archs.items()))
         if key not in known:
             known[key] = measure(cell, archs, (len(data.train), len(data.test)), device)
@@ -129,7 +135,7 @@ def overview(todo: list[PlannedRun], costs: list[Cost]) -> Table:
         spec = cell.spec
         model = f"{spec.arch} (teacher)" if spec.role == "teacher" else spec.arch
         method = f"{spec.method} {cell.variant}".strip()
-        seconds = duration(cost.train + cost.evaluate)
+        seconds = format_duration(cost.train + cost.evaluate)
         images = datasets.get(spec.dataset).name
         table.add_row(str(number), images, model, method, str(spec.seed), spec.teacher, seconds)
     return table

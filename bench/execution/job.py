@@ -22,7 +22,7 @@ from attacks.record import ForeignRecordError
 from bench import models, teachers
 from bench.datasets import data as data_module
 from bench.datasets.data import Data
-from bench.execution.plan import PlannedRun, work
+from bench.execution.plan import PlannedRun, work_folder
 from bench.models import checkpoint
 from bench.protocol.spec import Spec
 from bench.system import environment
@@ -32,7 +32,7 @@ from bench.tracking import links, note
 from bench.tracking.note import Outcome
 from bench.tracking.store import FAILED, FINISHED, KILLED, RunLogger, TrackingStore
 from bench.training.distributed import SINGLE_PROCESS, ProcessGroup
-from bench.training.trainer import STATE, Objective, Trainer, derive
+from bench.training.trainer import STATE, Trainer, TrainingModule, derive_seed
 from methods.base import Net
 
 if TYPE_CHECKING:
@@ -66,13 +66,13 @@ class RunContext:
         return self.store.root
 
 
-def execute(cell: PlannedRun, shop: RunContext, data: Data, passes: float, tick: Tick) -> str:
+def run_job(cell: PlannedRun, shop: RunContext, data: Data, passes: float, tick: Tick) -> str:
     """Carries the cell out and records it; returns a line with its result.
 
     Raises BenchError for what stops this cell; whatever stops it, the record says so and the state stays on disk.
     """
     with held(cell, shop) as folder:
-        if recorded(cell, shop):
+        if is_recorded(cell, shop):
             return "recorded by another process meanwhile"
         folder.mkdir(exist_ok=True)
         return record(cell, shop, data, passes, tick, folder)
@@ -81,7 +81,7 @@ def execute(cell: PlannedRun, shop: RunContext, data: Data, passes: float, tick:
 @contextmanager
 def held(cell: PlannedRun, shop: RunContext) -> Iterator[Path]:
     """The folder of a cell's unfinished work, for this process alone. Raises BenchError if another is working there."""
-    folder = work(shop.root, cell.spec)
+    folder = work_folder(shop.root, cell.spec)
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         lock = FileLock(folder.with_suffix(".lock")).acquire(timeout=0)
@@ -102,9 +102,9 @@ def begin_again(cell: PlannedRun, shop: RunContext) -> None:
         (folder / AGAIN).touch()
 
 
-def recorded(cell: PlannedRun, shop: RunContext) -> bool:
+def is_recorded(cell: PlannedRun, shop: RunContext) -> bool:
     """Whether nothing is left to do."""
-    again = (work(shop.root, cell.spec) / AGAIN).exists()
+    again = (work_folder(shop.root, cell.spec) / AGAIN).exists()
     return (
         not again
         and not lacks_teacher(cell, shop)
@@ -122,11 +122,11 @@ def record(
 ) -> str:
     """Runs the cell under an MLflow run whose status always tells how it ended."""
     anew = not (folder / STATE).exists()
-    logged = shop.store.begin(cell.spec, tags(cell, shop.code, shop.group), anew)
+    logged = shop.store.begin(cell.spec, run_tags(cell, shop.code, shop.group), anew)
     try:
         logged.text(
             "environment.json",
-            json.dumps(environment.describe(shop.device) | describe(data), indent=2),
+            json.dumps(environment.describe_environment(shop.device) | describe(data), indent=2),
         )
         logged.metrics({"cost/student_passes": passes})
         if cell.spec.teachers:
@@ -176,7 +176,9 @@ def carry_out(
     spec = cell.spec
     environment.forget_peak(shop.device)
     shop.group.tell((cell, folder))
-    trainer = Trainer(objective(cell, shop, data), data.to(shop.device), spec, folder, shop.group)
+    trainer = Trainer(
+        build_training_module(cell, shop, data), data.to(shop.device), spec, folder, shop.group
+    )
     try:
         state = trainer.fit(lambda row, epoch: logged.epoch(total(row), epoch), tick)
     except Exception as error:
@@ -199,13 +201,15 @@ def carry_out(
     }
     model = None
     with logged.aside("model"):
-        model = links.checkpoint(logged, cell, tags(cell, shop.code, shop.group))
+        model = links.checkpoint(logged, cell, run_tags(cell, shop.code, shop.group))
     accuracy, flags = {}, dict[str, str]()
     for name in hashes:
         path = folder / f"{name}.pt"
         net = checkpoint.load(path, spec.arch, data.info).to(shop.device)
         full = name in spec.full_checkpoints
-        found, doubts = evaluate(net, spec, data.test, full, folder / f"verdicts_{name}", tick)
+        found, doubts = evaluate_checkpoint(
+            net, spec, data.test, full, folder / f"verdicts_{name}", tick
+        )
         flags |= doubts if name == "best" else {}
         values = {
             f"{CHECKPOINTS[name]}/{key}": value
@@ -254,7 +258,7 @@ def present(
     with logged.aside("note"):
         logged.tag(
             note.TAG,
-            note.of_run(cell.spec, tags(cell, shop.code, shop.group), outcome, logged.run_id),
+            note.of_run(cell.spec, run_tags(cell, shop.code, shop.group), outcome, logged.run_id),
         )
     with logged.aside("figures"):
         note.draw(outcome, folder / note.FIGURES)
@@ -264,19 +268,19 @@ def present(
             links.register(shop.store, logged, cell, model, outcome)
 
 
-def objective(cell: PlannedRun, shop: RunContext, data: Data) -> Objective:
+def build_training_module(cell: PlannedRun, shop: RunContext, data: Data) -> TrainingModule:
     """Student, teachers and parts on the device; initial weights depend on the seed alone."""
     spec = cell.spec
     frozen = {}
     for role, identity in spec.teachers.items():
         card = teachers.find(shop.root, identity, spec.dataset)
         frozen[role] = teachers.load(shop.root, card, data.info).to(shop.device)
-    torch.manual_seed(derive("init", spec.seed))
+    torch.manual_seed(derive_seed("init", spec.seed))
     student = models.build(spec.arch, data.info).to(shop.device)
-    return Objective(cell.method, student, frozen, len(data.train)).to(shop.device)
+    return TrainingModule(cell.method, student, frozen, len(data.train)).to(shop.device)
 
 
-def evaluate(
+def evaluate_checkpoint(
     net: Net, spec: Spec, test: data_module.Split, full: bool, stem: Path, tick: Tick
 ) -> tuple[dict[str, float], dict[str, str]]:
     """Accuracies by attack with `worst`, counts `n` and `aa_n`, and `cost/...`; then the sanity flags.
@@ -339,7 +343,7 @@ def run_attacks(
         )
 
 
-def tags(
+def run_tags(
     cell: PlannedRun, code: dict[str, str], group: ProcessGroup = SINGLE_PROCESS
 ) -> dict[str, str]:
     """What people and leaderboards look a run up by."""

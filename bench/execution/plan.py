@@ -15,7 +15,7 @@ from bench.protocol import suites, tuned_config
 from bench.protocol.options import ProtocolOptions, RunOptions
 from bench.protocol.spec import Spec
 from bench.protocol.suites import Suite
-from bench.system.errors import UsageError, unknown
+from bench.system.errors import UsageError, unknown_name
 from methods import base
 from methods.base import Method
 
@@ -52,10 +52,10 @@ class PlannedRun:
         return f"{self.spec.arch}-{self.spec.method}-{self.spec.id[:8]}"
 
 
-def plan(options: RunOptions, hyper: dict[str, Any]) -> list[PlannedRun]:
+def plan_runs(options: RunOptions, hyper: dict[str, Any]) -> list[PlannedRun]:
     """The cells of a `run`, each teacher that they need before them. Raises UsageError for what does not exist."""
     suite = resolve(options)
-    students = names(options.student) or suite.students
+    students = split_names(options.student) or suite.students
     for arch in students:
         models.check(arch)
     starts = {name: start(options, suite, name) for name in wanted(options.method)}
@@ -66,10 +66,10 @@ def plan(options: RunOptions, hyper: dict[str, Any]) -> list[PlannedRun]:
         )
     if options.teacher != "robust" and not any(method.requires for _, method in makers):
         raise UsageError(f"--teacher {options.teacher}: {options.method} has no teacher")
-    seeds = numbers(options.seeds) or suite.seeds
+    seeds = parse_seeds(options.seeds) or suite.seeds
     needed: dict[str, PlannedRun] = {}
     cells = []
-    for dataset in chosen(options, suite):
+    for dataset in requested_datasets(options, suite):
         for name, method in makers:
             found = identities(options, suite, dataset, method, needed)
             for arch in students:
@@ -83,7 +83,7 @@ def plan(options: RunOptions, hyper: dict[str, Any]) -> list[PlannedRun]:
     return [*needed.values(), *cells]
 
 
-def teacher(options: ProtocolOptions, suite: Suite, dataset: str, role: str) -> PlannedRun:
+def plan_teacher(options: ProtocolOptions, suite: Suite, dataset: str, role: str) -> PlannedRun:
     """The cell that trains the suite's teacher of a role."""
     recipe = suite.teachers[role]
     name, method = make(recipe.method)
@@ -143,7 +143,7 @@ def identities(
     for role in method.requires:
         name = options.teacher if role == "robust" else role
         if name in suite.teachers:
-            cell = teacher(options, suite, dataset, name)
+            cell = plan_teacher(options, suite, dataset, name)
             needed[cell.identity] = cell
             found[role] = cell.identity
         else:
@@ -157,9 +157,9 @@ def resolve(options: ProtocolOptions) -> Suite:
     return suites.get(options.suite)
 
 
-def chosen(options: ProtocolOptions, suite: Suite) -> tuple[str, ...]:
+def requested_datasets(options: ProtocolOptions, suite: Suite) -> tuple[str, ...]:
     """The data sets asked for; a suite covers only its own."""
-    asked = names(options.dataset) or suite.datasets
+    asked = split_names(options.dataset) or suite.datasets
     for name in asked:
         datasets.get(name)
         if name not in suite.datasets:
@@ -172,7 +172,7 @@ def chosen(options: ProtocolOptions, suite: Suite) -> tuple[str, ...]:
 def wanted(text: str) -> list[str]:
     """The methods named, or "all" that can be used; a plugin that is not used is named in a line of warning."""
     every, found = text == "all", []
-    for name in methods.names() if every else names(text):
+    for name in methods.names() if every else split_names(text):
         inside = name in methods.builtin()
         fault = methods.fault(name) if (every or inside) and name in methods.plugins() else ""
         if fault:
@@ -212,7 +212,7 @@ def load(name: str) -> type[Method]:
     try:
         return methods.load(name)
     except KeyError as error:
-        raise unknown("method", name, methods.names()) from error
+        raise unknown_name("method", name, methods.names()) from error
 
 
 def make(name: str, hyper: dict[str, Any] | None = None) -> tuple[str, Method]:
@@ -223,7 +223,7 @@ def make(name: str, hyper: dict[str, Any] | None = None) -> tuple[str, Method]:
         raise UsageError(f"{name}: {error}") from error
 
 
-def names(text: str) -> tuple[str, ...]:
+def split_names(text: str) -> tuple[str, ...]:
     """A list with commas. Raises UsageError for empty or repeated names."""
     found = tuple(word.strip() for word in text.split(",")) if text else ()
     for word in found:
@@ -234,10 +234,10 @@ def names(text: str) -> tuple[str, ...]:
     return found
 
 
-def numbers(text: str) -> tuple[int, ...]:
+def parse_seeds(text: str) -> tuple[int, ...]:
     """Seeds with commas. Raises UsageError for what is no seed or is given twice."""
     try:
-        seeds = tuple(int(word) for word in names(text))
+        seeds = tuple(int(word) for word in split_names(text))
     except ValueError as error:
         raise UsageError(f"--seeds {text!r}: whole numbers with commas, such as 0,1,2") from error
     if any(seed < 0 for seed in seeds) or len(set(seeds)) < len(seeds):
@@ -288,6 +288,6 @@ def say(words: list[str], options: ProtocolOptions) -> str:
     return f"python -m bench {shlex.join(words)}"
 
 
-def work(store: Path, spec: Spec) -> Path:
+def work_folder(store: Path, spec: Spec) -> Path:
     """The folder in which an unfinished run of a spec keeps its state."""
     return store / "work" / spec.id

@@ -13,9 +13,9 @@ import methods
 from bench import datasets, models
 from bench.execution import cost
 from bench.protocol.suites import Suite
-from bench.system.progress import duration
+from bench.system.progress import format_duration
 from bench.training import acceleration
-from bench.training.trainer import Objective
+from bench.training.trainer import TrainingModule
 from methods.base import Batch, Budget, Net
 
 SECONDS = 0.5  # of measuring each shape
@@ -56,7 +56,7 @@ def step(suite: Suite, device: torch.device, ceiling: float) -> Speed:
     student = models.build(suite.students[0], info).to(device)
     teacher = models.build(suite.teachers["robust"].arch, info).to(device)
     flops = operations(student, teacher, info.shape, suite.inner_steps)
-    objective = Objective(methods.load("rslad")(), student, {"robust": teacher}, 1).train()
+    objective = TrainingModule(methods.load("rslad")(), student, {"robust": teacher}, 1).train()
     acceleration.prepare(objective.nets, device)
     size, seconds = 0, 0.0
     while seconds < ENOUGH and size < suite.training.batch:
@@ -77,7 +77,7 @@ def operations(student: Net, teacher: Net, shape: tuple[int, ...], steps: int) -
     return found[1] + found[0] * (2 * steps + 2 * 3)
 
 
-def once(objective: Objective, suite: Suite, size: int, device: torch.device) -> float:
+def once(objective: TrainingModule, suite: Suite, size: int, device: torch.device) -> float:
     """Seconds of a loss and its gradient."""
     info = datasets.get(suite.datasets[0])
     x, y = (
@@ -107,5 +107,5 @@ def lines(suites: Iterable[Suite], device: torch.device) -> Iterator[str]:
         epoch = images / found.images
         yield (
             f"{suite.name:14}{suite.students[0]}: {found.images:,.3g} images a second of RSLAD, {100 * found.share:.0f} % "
-            f"of that; an epoch {duration(epoch)}, training a student {duration(epoch * suite.training.epochs)}"
+            f"of that; an epoch {format_duration(epoch)}, training a student {format_duration(epoch * suite.training.epochs)}"
         )

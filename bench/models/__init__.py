@@ -15,7 +15,7 @@ import re
 from typing import TYPE_CHECKING
 
 from bench.datasets import Dataset
-from bench.system.errors import UsageError, unknown
+from bench.system.errors import UsageError, unknown_name
 
 if TYPE_CHECKING:
     from methods.base import Net
@@ -77,7 +77,7 @@ def _parse(arch: str) -> tuple[str, tuple[int, ...]]:
     """Family and its sizes."""
     match = PATTERN.fullmatch(arch)
     if not match:
-        raise unknown("model", arch, EXAMPLES)
+        raise unknown_name("model", arch, EXAMPLES)
     part = match.groupdict()
     if part["mobile"]:
         return "mobilenetv2", ()

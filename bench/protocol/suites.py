@@ -9,7 +9,7 @@ import math
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
-from bench.system.errors import unknown
+from bench.system.errors import unknown_name
 
 
 @dataclass(frozen=True)
@@ -196,5 +196,5 @@ def protocol(experiment: str) -> dict[str, str]:
 def get(name: str) -> Suite:
     """The suite called `name`; raises UsageError for an unknown one."""
     if name not in SUITES:
-        raise unknown("suite", name, SUITES)
+        raise unknown_name("suite", name, SUITES)
     return SUITES[name]

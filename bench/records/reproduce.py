@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bench.cli import options
 from bench.execution import job
-from bench.execution.executors import loader, place
+from bench.execution.executors import data_arguments, dataset_loader
 from bench.models import checkpoint
 from bench.protocol.spec import Spec
 from bench.system import environment
@@ -37,22 +37,22 @@ def verify(found: Record, spec: Spec, tracking_uri: str, given: options.Import) 
             raise RecordError(
                 f"not verified: no checkpoint {sha256[:16]}... here; give it with --checkpoint FILE"
             )
-        data = loader(given.data_root)(*place(spec))
+        data = dataset_loader(given.data_root)(*data_arguments(spec))
         used = found.environment.get("data")
         if not isinstance(used, dict) or used.get("sha256") != data.sha256:
             raise RecordError(
                 f"not verified: it states other data than those here, {data.sha256[:16]}..."
             )
-        device = environment.device(given.device)
+        device = environment.resolve_device(given.device)
         net = checkpoint.load(path, spec.arch, data.info, sha256).to(device)
         (folder / verdicts.FILE).parent.mkdir()
         stem = folder / verdicts.FILE.removesuffix("_aa.npz")
         with Progress([(0.0, 0.0)]) as progress:
             progress.start(found.name)
-            values, flags = job.evaluate(
+            values, flags = job.evaluate_checkpoint(
                 net, spec, data.test, "best" in spec.full_checkpoints, stem, progress.tick
             )
-        here = environment.describe(device)
+        here = environment.describe_environment(device)
         share = 0.0 if here.items() <= found.environment.items() else ELSEWHERE
         again = {
             f"test/{name}": value for name, value in values.items() if not name.startswith("cost/")

@@ -26,7 +26,7 @@ PACKAGES = (
 )
 
 
-def device(name: str) -> torch.device:
+def resolve_device(name: str) -> torch.device:
     """The device of a name, or the best one there is for "auto". Raises UsageError for one that is not there."""
     if name == "auto":
         name = (
@@ -78,7 +78,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def describe(found: torch.device) -> dict[str, object]:
+def describe_environment(found: torch.device) -> dict[str, object]:
     return {
         "device": str(found),
         "device_name": device_name(found),
@@ -87,7 +87,7 @@ def describe(found: torch.device) -> dict[str, object]:
     }
 
 
-def code() -> dict[str, str]:
+def source_state() -> dict[str, str]:
     """The source's commit and whether files differ from it; "unknown" where it is not a git checkout."""
     here = Path(__file__).parents[2]
 

@@ -24,12 +24,12 @@ class UsageError(BenchError):
     exit_code = 2
 
 
-def again(force: bool) -> str:
+def continue_hint(force: bool) -> str:
     """The command that goes on with what was interrupted: `--force` would begin all of it anew."""
     return "the same command without --force" if force else "the same command"
 
 
-def unknown(kind: str, given: str, known: Iterable[str]) -> UsageError:
+def unknown_name(kind: str, given: str, known: Iterable[str]) -> UsageError:
     """A `UsageError` for an unknown name that offers the nearest right spelling, or else all names."""
     names = sorted(known)
     near = difflib.get_close_matches(given, names, n=1, cutoff=0.5)

@@ -51,7 +51,7 @@ class Progress:
         self.spent += seconds
         self.foreseen += sum(self.estimates[self.cell])
         self.console.print(
-            f"{self.label}: {result} ({duration(seconds)})", markup=False, soft_wrap=True
+            f"{self.label}: {result} ({format_duration(seconds)})", markup=False, soft_wrap=True
         )
         self.said = time.monotonic()
 
@@ -62,7 +62,7 @@ class Progress:
             if self.stage in ("", "train"):
                 self.since, self.first = now, share
             self.stage = stage
-        left = f"about {duration(self.left(now, share))} left"
+        left = f"about {format_duration(self.left(now, share))} left"
         self.bar.update(self.task, description=f"{self.label}: {stage}", completed=share, left=left)
         if not self.console.is_terminal and now - self.said > QUIET:
             self.said = now
@@ -101,16 +101,16 @@ class Tally:
         spent = time.monotonic() - self.began
         left = self.total - self.over
         rest = (
-            f"about {duration(spent * left / self.over)} left"
+            f"about {format_duration(spent * left / self.over)} left"
             if left
-            else f"{duration(spent)} in all"
+            else f"{format_duration(spent)} in all"
         )
         self.console.print(
             f"[{self.over}/{self.total}] {label}: {result} ({rest})", markup=False, soft_wrap=True
         )
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """ "42 s", "7 min", "3.4 h"."""
     if seconds < 90:
         return f"{seconds:.0f} s"

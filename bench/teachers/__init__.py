@@ -16,7 +16,7 @@ from pydantic import NonNegativeInt, TypeAdapter, ValidationError
 
 from bench import datasets
 from bench.datasets import Dataset
-from bench.system.errors import BenchError, UsageError, unknown
+from bench.system.errors import BenchError, UsageError, unknown_name
 from bench.teachers.zoo import Release
 from leaderboards.schema import record
 
@@ -106,7 +106,7 @@ def find(store: Path, name: str, dataset: str | None = None) -> Card:
         raise UsageError(
             f"{name!r} is a role in a suite: `teacher list` shows the names of the teachers at hand"
         )
-    raise unknown("teacher", name, {"robust", "natural", *(card.name for card in known)})
+    raise unknown_name("teacher", name, {"robust", "natural", *(card.name for card in known)})
 
 
 def exists(store: Path, identity: str) -> bool:

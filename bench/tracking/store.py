@@ -57,7 +57,7 @@ def tracking_uri(root: Path) -> str:
     return uri
 
 
-def begun(root: Path) -> bool:
+def store_exists(root: Path) -> bool:
     """Whether there is a record that can be looked at without making one: a file that exists, or any server."""
     file = file_of(tracking_uri(root))
     return file is None or file.exists()

@@ -37,7 +37,7 @@ Tick = Callable[[str, int, int], None]
 STATE = "state.pt"  # file of a run that is not done
 
 
-class Objective(nn.Module):
+class TrainingModule(nn.Module):
     """Student and parts, which are trained and saved, with the frozen teachers beside them; forward gives the terms."""
 
     def __init__(
@@ -69,7 +69,7 @@ class State:
     history: list[dict[str, float]] = field(default_factory=list)
 
 
-def derive(*parts: object) -> int:
+def derive_seed(*parts: object) -> int:
     """A 63-bit seed from any values."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
 
@@ -79,7 +79,7 @@ class Trainer:
 
     def __init__(
         self,
-        objective: Objective,
+        objective: TrainingModule,
         data: Data,
         spec: Spec,
         work: Path,
@@ -178,12 +178,12 @@ class Trainer:
     def _epoch(self, epoch: int, tick: Tick) -> dict[str, float]:
         """One pass over the training images; returns the mean of every loss term."""
         self.objective.train()
-        torch.manual_seed(derive(self.spec.seed, epoch))
+        torch.manual_seed(derive_seed(self.spec.seed, epoch))
         sums: dict[str, Tensor] = {}
         advance = self.advance(epoch)
         order = self.order()
         if self.group.size > 1:
-            torch.manual_seed(derive(self.spec.seed, epoch, self.group.rank))
+            torch.manual_seed(derive_seed(self.spec.seed, epoch, self.group.rank))
         for step, index in enumerate(order):
             self.set_rate(epoch * self.steps + step)
             for name, term in advance(index).items():
@@ -281,8 +281,10 @@ class Trainer:
 
     def _validate(self, epoch: int) -> dict[str, float]:
         """Clean accuracy and accuracy under PGD with the training budget, on the validation images."""
-        torch.manual_seed(derive("validation", self.spec.seed, epoch))
-        clean, robust = accuracy(self.objective.student, self.data.val, self.budget)
+        torch.manual_seed(derive_seed("validation", self.spec.seed, epoch))
+        clean, robust = clean_and_robust_accuracy(
+            self.objective.student, self.data.val, self.budget
+        )
         return {"val/clean": clean, "val/robust": robust}
 
     def _keep(self, epoch: int, row: dict[str, float]) -> None:
@@ -336,7 +338,9 @@ class Trainer:
         self.state = State(**saved["state"])
 
 
-def accuracy(net: Net, split: Split, budget: Budget, batch: int = 250) -> tuple[float, float]:
+def clean_and_robust_accuracy(
+    net: Net, split: Split, budget: Budget, batch: int = 250
+) -> tuple[float, float]:
     """Clean accuracy and accuracy under cross-entropy PGD of `net` on a split, both in [0, 1]."""
     clean = robust = 0
     with mode(net, training=False):

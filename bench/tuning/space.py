@@ -18,7 +18,7 @@ from optuna.trial import Trial
 
 from bench.protocol.suites import Training
 from bench.protocol.tuned_config import setting_fault
-from bench.system.errors import UsageError, unknown
+from bench.system.errors import UsageError, unknown_name
 from methods import base
 from methods.base import Method
 
@@ -148,7 +148,7 @@ def check(forms: dict[str, type[Method]], spaces: dict[str, Space], given: tuple
     )
     for name, _ in map(split, given):
         if name not in known:
-            raise unknown("parameter", name, known)
+            raise unknown_name("parameter", name, known)
     for method, found in spaces.items():
         usual = {parameter.name: parameter.default for parameter in found.hyper}
         for parameter in (*found.hyper, *found.training):

@@ -17,7 +17,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from bench.system.errors import BenchError
-from bench.training.trainer import derive
+from bench.training.trainer import derive_seed
 from bench.tuning import storage
 
 SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
@@ -46,7 +46,7 @@ class PerTrial(BaseSampler):
             study._study_id, deepcopy=False
         )  # Hyperband shows a part alone
         place = sum(not storage.history(each) for each in whole if each.number < trial.number)
-        self.inner = self.make(derive(self.seed, place) % 2**32)
+        self.inner = self.make(derive_seed(self.seed, place) % 2**32)
         self.inner.before_trial(study, trial)
 
     def infer_relative_search_space(

@@ -23,7 +23,7 @@ from bench.models import checkpoint
 from bench.protocol.spec import Spec
 from bench.system.errors import BenchError
 from bench.tracking.store import FAILED, FINISHED, KILLED, TUNING, RunLogger
-from bench.training.trainer import Trainer, accuracy, derive
+from bench.training.trainer import Trainer, clean_and_robust_accuracy, derive_seed
 from bench.tuning import storage
 from bench.tuning import study as study_module
 from bench.tuning.space import Space
@@ -155,13 +155,16 @@ def rung(
     folder.mkdir(parents=True, exist_ok=True)
     method = methods.load(spec.method)(**spec.hyper)
     trainer = Trainer(
-        cell_module.objective(PlannedRun(spec, method, "", ""), shop, data), data, spec, folder
+        cell_module.build_training_module(PlannedRun(spec, method, "", ""), shop, data),
+        data,
+        spec,
+        folder,
     )
     state = trainer.fit(lambda row, epoch: record.epoch(row, before + epoch), lambda *_: None)
     record.metrics({"cost/train_seconds": state.seconds}, before)
     net = checkpoint.load(folder / "best.pt", spec.arch, data.info).to(shop.device)
-    torch.manual_seed(derive("judge", spec.seed))
-    clean, robust = accuracy(net, data.val, Budget(spec.eps, spec.eps / 4, STEPS))
+    torch.manual_seed(derive_seed("judge", spec.seed))
+    clean, robust = clean_and_robust_accuracy(net, data.val, Budget(spec.eps, spec.eps / 4, STEPS))
     return {"clean": clean, "robust": robust}
 
 

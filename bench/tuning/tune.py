@@ -23,9 +23,9 @@ from bench.execution.plan import PlannedRun
 from bench.protocol.options import ProtocolOptions, RunOptions
 from bench.system import environment
 from bench.system.errors import BenchError, UsageError
-from bench.system.progress import duration
+from bench.system.progress import format_duration
 from bench.tracking.store import FAILED, KILLED, TUNING, RunLogger, TrackingStore
-from bench.training.trainer import accuracy
+from bench.training.trainer import clean_and_robust_accuracy
 from bench.tuning import outcome, storage, worker
 from bench.tuning import space as space_module
 from bench.tuning import study as study_module
@@ -50,7 +50,7 @@ def tune(options: TuneOptions, dry_run: bool = False) -> int:
     """Returns the exit code: 1 if the search of one method failed."""
     check(options)
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
-    cells = plan.plan(search(options), {})
+    cells = plan.plan_runs(search(options), {})
     students = [cell for cell in cells if cell.spec.role == "student"]
     forms = {cell.spec.method: type(cell.method) for cell in students}
     spaces = {
@@ -66,12 +66,12 @@ def tune(options: TuneOptions, dry_run: bool = False) -> int:
         cell.identity: cell for cell in [*judges.values(), *cells] if cell.spec.role == "teacher"
     }
     with storage.guard(place(options), "teachers"):  # others that join wait for them
-        if needed and (code := grid.grid(search(options), list(needed.values()))):
+        if needed and (code := grid.run_grid(search(options), list(needed.values()))):
             return code
     shop = RunContext(
-        TrackingStore(options.store), environment.device(options.device), environment.code()
+        TrackingStore(options.store), environment.resolve_device(options.device), environment.source_state()
     )
-    load = executors.loader(options.data_root)
+    load = executors.dataset_loader(options.data_root)
     failed = 0
     for cell in students:
         try:
@@ -98,7 +98,7 @@ def check(options: TuneOptions) -> None:
         not 0 <= options.search_seed < 2**32
     ):  # what numpy's generators, which the samplers use, can take
         raise UsageError(f"--search-seed {options.search_seed}: not negative and below 2^32")
-    if options.search_seed in (plan.numbers(options.seeds) or plan.resolve(options).seeds):
+    if options.search_seed in (plan.parse_seeds(options.seeds) or plan.resolve(options).seeds):
         raise UsageError(
             f"--search-seed {options.search_seed}: not one of the final runs', which must be fresh"
         )
@@ -133,7 +133,7 @@ def guards(options: TuneOptions, students: list[PlannedRun]) -> dict[str, Planne
     """The robust teacher of each data set, whose clean accuracy sets the floor for every method alike."""
     suite = plan.resolve(options)
     return {
-        cell.spec.dataset: plan.teacher(options, suite, cell.spec.dataset, "robust")
+        cell.spec.dataset: plan.plan_teacher(options, suite, cell.spec.dataset, "robust")
         for cell in students
     }
 
@@ -141,11 +141,11 @@ def guards(options: TuneOptions, students: list[PlannedRun]) -> dict[str, Planne
 def clean(guard: PlannedRun, shop: RunContext, load: Callable[..., Data]) -> float:
     """A teacher's clean accuracy on the validation images."""
     spec = guard.spec
-    data = load(*executors.place(spec), test=False).to(shop.device)
+    data = load(*executors.data_arguments(spec), test=False).to(shop.device)
     net = teachers.load(
         shop.root, teachers.find(shop.root, guard.identity, spec.dataset), data.info
     ).to(shop.device)
-    return accuracy(net, data.val, Budget(0.0, 0.0, 0))[0]
+    return clean_and_robust_accuracy(net, data.val, Budget(0.0, 0.0, 0))[0]
 
 
 def one(
@@ -248,9 +248,9 @@ def final(options: TuneOptions, cell: PlannedRun, path: Path) -> int:
         "teacher": teacher(options, cell),
     }
     given = RunOptions(**shared(options) | words | {"seeds": options.seeds})
-    found = plan.plan(replace(given, config=path), {})
-    code = grid.grid(
-        given, [*plan.plan(given, {}), *[cell for cell in found if cell.spec.role == "student"]]
+    found = plan.plan_runs(replace(given, config=path), {})
+    code = grid.run_grid(
+        given, [*plan.plan_runs(given, {}), *[cell for cell in found if cell.spec.role == "student"]]
     )
     print("`python -m bench leaderboard` shows the rows", file=sys.stderr)
     return code
@@ -259,8 +259,8 @@ def final(options: TuneOptions, cell: PlannedRun, path: Path) -> int:
 def foresee(options: TuneOptions, cells: list[PlannedRun], spaces: dict[str, Space]) -> int:
     """Prints what would be searched and what it would take."""
     console = Console(file=sys.stderr, highlight=False)
-    load = executors.loader(options.data_root)
-    device = environment.device(options.device)
+    load = executors.dataset_loader(options.data_root)
+    device = environment.resolve_device(options.device)
     for name, space in spaces.items():
         table = Table(name, "default", "range", box=None, pad_edge=False)
         for found in (*space.hyper, *space.training):
@@ -273,7 +273,7 @@ def foresee(options: TuneOptions, cells: list[PlannedRun], spaces: dict[str, Spa
     seconds = options.trials * sum(each) * sum(rungs) / epochs / options.workers
     console.print(
         f"{options.trials} trials of {' and '.join(map(str, rungs))} epochs for each of {len(each)} searches "
-        f"with {options.sampler}: at most about {duration(seconds)} on {environment.device_name(device)}, "
+        f"with {options.sampler}: at most about {format_duration(seconds)} on {environment.device_name(device)}, "
         "then the final runs",
         soft_wrap=True,
     )

@@ -32,7 +32,7 @@ def work(options: TuneOptions, task: Task, shop: RunContext) -> None:
     Raises BenchError where the storage or the record fails, or the disk: no trial is lost by that.
     """
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
-    data = executors.loader(options.data_root)(*executors.place(task.spec), test=False).to(
+    data = executors.dataset_loader(options.data_root)(*executors.data_arguments(task.spec), test=False).to(
         shop.device
     )
     place = task.plan.place
