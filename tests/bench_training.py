@@ -30,7 +30,7 @@ from bench.execution.speed import operations
 from bench.protocol.spec import Spec
 from bench.protocol.suites import Training
 from bench.tracking.store import TrackingStore
-from bench.training import acceleration
+from bench.training import memory_layout
 from bench.training.trainer import Trainer, TrainingModule
 from methods.base import Batch, Net
 
@@ -97,17 +97,17 @@ def test_step(networks: str, precision: str, method: str, benchmark: Any, tmp_pa
     trainer = harness(
         method, dataset, arch, copy.deepcopy(teacher), batch, tmp_path, precision=precision
     )
-    images = trainer.batch(trainer.order()[0], 0)
-    same(method, trainer.objective.student, teacher.eval().requires_grad_(False), images)
+    images = trainer.make_batch(trainer.epoch_batches()[0], 0)
+    same(method, trainer.module.student, teacher.eval().requires_grad_(False), images)
     context = torch.multiprocessing.get_context("spawn")
     pipe, other = context.Pipe()
-    objective = trainer.objective
+    objective = trainer.module
     nets = copy.deepcopy(
         (objective.student, teacher, objective.parts)
     )  # what is sent is shared memory
     apart = context.Process(target=reference.serve, args=(other, method, *nets), daemon=True)
     apart.start()
-    trainer.set_rate(0)
+    trainer.set_learning_rates(0)
     times: dict[str, list[float]] = {"reference": [], "harness": []}
     for number in range(rounds + 1):  # the first is a warm-up
         one = replace(images)
@@ -117,13 +117,13 @@ def test_step(networks: str, precision: str, method: str, benchmark: Any, tmp_pa
             number == 0
         ):  # on the same images: `same` compares the attacks, whose signs turn with rounding here
             with trainer.autocast():
-                terms = copy.deepcopy(trainer.objective).train()(replace(one), adv)
+                terms = copy.deepcopy(trainer.module).train()(replace(one), adv)
             assert float(sum(terms.values())) == pytest.approx(loss, rel=CLOSE[precision])
         torch.manual_seed(number)
         times["reference"].append(theirs)
-        times["harness"].append(seconds(trainer.step, one))
+        times["harness"].append(seconds(trainer.update, one))
     pipe.send(None)
-    benchmark.pedantic(trainer.step, (replace(images),), rounds=1)
+    benchmark.pedantic(trainer.update, (replace(images),), rounds=1)
     ratio = compare(
         f"{method}, {networks}, {precision}",
         benchmark,
@@ -147,7 +147,7 @@ def test_attack(precision: str, benchmark: Any, tmp_path: Path) -> None:
         0,
         precision,
     )
-    images, student = trainer.batch(trainer.order()[0], 0), trainer.objective.student
+    images, student = trainer.make_batch(trainer.epoch_batches()[0], 0), trainer.module.student
     kind = torch.bfloat16 if precision == "bf16" else torch.float32
     products = {
         size: [torch.randn(size, size).to(kind) for _ in range(2)] for size in (1024, 2048, 4096)
@@ -183,18 +183,18 @@ def test_epoch(benchmark: Any, tmp_path: Path) -> None:
     trainer = harness(
         "rslad", "cifar10", "resnet8-w16-s2", copy.deepcopy(teacher), batch, tmp_path, images
     )
-    student, teacher = as_released(trainer.objective.student), as_released(teacher)
+    student, teacher = as_released(trainer.module.student), as_released(teacher)
     optimiser = optimiser_of(student)
 
     def reference_epoch() -> None:
         for x, y in reference.loaded(ROOT, images, batch, os.cpu_count() or 1):
             reference.rslad(student, teacher, optimiser, x, y)
 
-    benchmark.pedantic(trainer._epoch, (0, lambda *_: None), rounds=1)
+    benchmark.pedantic(trainer._train_epoch, (0, lambda *_: None), rounds=1)
     compare(
         "epoch",
         benchmark,
-        alternately(reference_epoch, lambda: trainer._epoch(0, lambda *_: None), 5),
+        alternately(reference_epoch, lambda: trainer._train_epoch(0, lambda *_: None), 5),
     )
 
 
@@ -206,8 +206,8 @@ def test_images(benchmark: Any, tmp_path: Path) -> None:
                       tmp_path, images)  # fmt: skip
 
     def harness_epoch() -> None:
-        for index in trainer.order():
-            trainer.batch(index, 0)
+        for index in trainer.epoch_batches():
+            trainer.make_batch(index, 0)
 
     def reference_epoch() -> None:
         for _ in reference.loaded(ROOT, images, batch, os.cpu_count() or 1):
@@ -259,7 +259,7 @@ def test_tracking(benchmark: Any, tmp_path: Path) -> None:
 def needs(dataset: str, precision: str = "fp32") -> None:
     if data.missing(dataset, ROOT):
         pytest.skip(f"needs the real {dataset} under {ROOT}")
-    if precision == "bf16" and not acceleration.has_bf16(torch.device("cpu")):
+    if precision == "bf16" and not memory_layout.has_bf16(torch.device("cpu")):
         pytest.skip("this processor has no instructions for bfloat16")
 
 

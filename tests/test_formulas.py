@@ -16,7 +16,7 @@ from formulas import LABELS, NONE, REFERENCES, SOME, Array, At, flat_batch, flat
 from torch import Tensor, nn
 
 import methods
-from bench.training.awp import perturbed
+from bench.training.awp import perturbed_weights
 from methods import base, contract
 from methods.absld import Absld
 from methods.adaad import Adaad
@@ -953,7 +953,9 @@ def test_weight_perturbation(case: Method, gamma: float) -> None:
         contract.total(case.loss(nets, batch, adv)), list(student.parameters())
     )
     state.load_state_dict(buffers)
-    with perturbed(student, state, lambda: contract.total(case.loss(nets, batch, adv)), gamma):
+    with perturbed_weights(
+        student, state, lambda: contract.total(case.loss(nets, batch, adv)), gamma
+    ):
         for (name, now), gradient in zip(weights_of(student).items(), gradients, strict=True):
             was = before[name]
             step = (
@@ -971,7 +973,7 @@ def test_weight_perturbation(case: Method, gamma: float) -> None:
 def test_weight_perturbation_of_zero_is_none() -> None:
     net = contract.networks(PgdAt()).student
     before = weights_of(net)
-    with perturbed(net, net, lambda: pytest.fail("the loss was evaluated"), 0.0):
+    with perturbed_weights(net, net, lambda: pytest.fail("the loss was evaluated"), 0.0):
         assert all(torch.equal(value, before[name]) for name, value in weights_of(net).items())
     assert all(torch.equal(value, before[name]) for name, value in weights_of(net).items())
 

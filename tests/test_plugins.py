@@ -230,7 +230,7 @@ def test_broken_plugins_harm_no_other(
     offer(site, "twice", MINE, package="pack-two")
     monkeypatch.setattr(methods, "builtin", lambda: ["kd", "natural"])
     monkeypatch.setattr(methods, "PATIENCE", 2)
-    assert plan.wanted("all") == ["kd", "natural", "works"]
+    assert plan.requested_methods("all") == ["kd", "natural", "works"]
     assert capfd.readouterr() == (
         "",
         "warning: plugin 'absent' cannot be loaded: ModuleNotFoundError: No module named 'no_such_module' "
@@ -253,9 +253,9 @@ def test_a_shadow_is_said_and_the_built_in_method_runs(
     offer(site, "kd", "raise RuntimeError('never imported')")
     said = "plugin 'kd' is ignored, for a built-in method has its name (package pack-kd)"
     assert methods.load("kd").__module__ == "methods.kd"
-    assert plan.wanted("natural,kd") == ["natural", "kd"]
+    assert plan.requested_methods("natural,kd") == ["natural", "kd"]
     assert capsys.readouterr().err == f"warning: {said}\n"
-    assert plan.wanted("natural") == ["natural"]
+    assert plan.requested_methods("natural") == ["natural"]
     assert capsys.readouterr().err == ""
 
 

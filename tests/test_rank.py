@@ -13,7 +13,7 @@ import sites
 from scipy.stats import norm
 from test_leaderboards import Store, scores
 
-from bench.training import acceleration
+from bench.training import memory_layout
 from leaderboards.read import store, verdicts
 from leaderboards.render import markdown
 from leaderboards.render.figures import diagram, views
@@ -492,7 +492,7 @@ def test_nothing_is_kept_of_another_teacher(tracked: Store) -> None:
 
 
 def test_fp32_for_want_of_bf16_is_said(tracked: Store) -> None:
-    plant(tracked, "gacd", 0.8, training_path=f"memory kept, {acceleration.NO_BF16}")
+    plant(tracked, "gacd", 0.8, training_path=f"memory kept, {memory_layout.NO_BF16}")
     plant(tracked, "rslad", 0.8, training_path="bf16")
     rows = table.sections(store.collect(tracked.uri))[0].groups[0].rows
     assert {row.method: "in fp32 for want of bf16 in 1 of 1 runs" in row.notes for row in rows} == {

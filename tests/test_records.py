@@ -553,10 +553,12 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     checkpoint.save(folder / "best.pt", {"state_dict": net.state_dict()})
     (folder / "verdicts").mkdir()
     stem = folder / "verdicts" / "verdicts_best"
-    values, _ = job.evaluate_checkpoint(net, made.spec, images.test, True, stem, lambda *_: None)
+    values, _ = evaluation.evaluate_checkpoint(
+        net, made.spec, images.test, True, stem, lambda *_: None
+    )
     assert values["clean"] == values["aa"] == 0
     run = TrackingStore(folder).begin(made.spec, job.run_tags(made, CODE))
-    here = environment.describe_environment(torch.device("cpu")) | job.describe(images)
+    here = environment.describe_environment(torch.device("cpu")) | job.describe_data(images)
     run.text("environment.json", json.dumps(here))
     run.metrics(
         {f"test/{name}": value for name, value in values.items() if not name.startswith("cost/")}
@@ -631,9 +633,11 @@ def test_what_is_not_reproduced_is_refused(
     bad.write_text(change(json.loads(path.read_text())))
     words = ("--verify", "--device", "cpu", "--checkpoint", str(folder / "best.pt"))
     if "planted" in why:
-        evaluate = job.evaluate_checkpoint
+        evaluate = evaluation.evaluate_checkpoint
         monkeypatch.setattr(
-            job, "evaluate_checkpoint", lambda *given: (evaluate(*given)[0], {"planted": "a reason"})
+            evaluation,
+            "evaluate_checkpoint",
+            lambda *given: (evaluate(*given)[0], {"planted": "a reason"}),
         )
     assert take(home, bad, more=words) == 1
     assert why in capsys.readouterr().err

@@ -34,7 +34,7 @@ from bench.datasets import data
 from bench.execution.speed import operations
 from bench.protocol.spec import Spec
 from bench.protocol.suites import Training
-from bench.training import acceleration
+from bench.training import compiling, cuda_graphs
 from bench.training.trainer import Trainer, TrainingModule
 from methods.base import Net
 from methods.rslad import Rslad
@@ -71,30 +71,32 @@ def steps(
         optimiser = optimiser_of(plain)
 
         def plainly(index: torch.Tensor) -> object:
-            batch = run.batch(index, 0)
+            batch = run.make_batch(index, 0)
             return reference.rslad(plain, taught_by, optimiser, batch.x, batch.y)
 
         return plainly, run
-    run.objective.train()
-    run.set_rate(0)
+    run.module.train()
+    run.set_learning_rates(0)
     if "compiled" in way:
         index = torch.arange(batch, device="cuda")
-        path = acceleration.compile_networks(run.objective.nets, lambda: rehearsal(run, index))
-        assert path == acceleration.COMPILED, path
+        path = compiling.compile_networks(run.module.nets, lambda: rehearsal(run, index))
+        assert path == compiling.COMPILED, path
     return (
-        run.advance(0) if "captured" in way else lambda index: run.step(run.batch(index, 0))
+        run.step_function(0)
+        if "captured" in way
+        else lambda index: run.update(run.make_batch(index, 0))
     ), run
 
 
 def rehearsal(run: Trainer, index: torch.Tensor) -> torch.Tensor:
-    batch = run.batch(index, 0)
-    return run.terms(batch, run.attack(batch))[1]
+    batch = run.make_batch(index, 0)
+    return run.loss_terms(batch, run.attack(batch))[1]
 
 
 def timed(step: Callable[[torch.Tensor], Any], run: Trainer, seconds: float = 1.0) -> list[float]:
     """Milliseconds of single steps, after a few to warm up."""
-    order, found = run.order(), []
-    with acceleration.tuned_convolutions():
+    order, found = run.epoch_batches(), []
+    with compiling.tuned_convolutions():
         for index in order[:4]:
             step(index)
         torch.cuda.synchronize()
@@ -112,9 +114,11 @@ def timed(step: Callable[[torch.Tensor], Any], run: Trainer, seconds: float = 1.
 def epoch(run: Trainer, step: float) -> dict[str, float]:
     """Seconds of an epoch after the first, and the share that is not the networks' and the optimiser's, for a step's ms."""
     begun = time.perf_counter()
-    run._epoch(1, lambda *_: None)
+    run._train_epoch(1, lambda *_: None)
     seconds = time.perf_counter() - begun
-    drawn = acceleration.Graphs(run.device).replayed(lambda index: {"x": run.batch(index, 1).x})
+    drawn = cuda_graphs.StepGraphs(run.device).replayed(
+        lambda index: {"x": run.make_batch(index, 1).x}
+    )
     spent = run.steps * (step - statistics.median(timed(drawn, run))) / 1000
     return {"epoch_seconds": seconds, "outside": 1 - spent / seconds}
 

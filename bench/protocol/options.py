@@ -1,4 +1,4 @@
-"""What the options of several verbs share: single ones, and those of every verb that trains or attacks. No torch here."""
+"""The options that several commands share. No torch here."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Device = Annotated[str, arg(metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps
 
 @dataclass(frozen=True)
 class CommonOptions:
-    """What every verb that trains or attacks needs."""
+    """Folders and device of every command that trains or attacks."""
 
     store: StoreFolder = Path("runs")
     data_root: DataFolder = Path("data")
@@ -34,7 +34,7 @@ class CommonOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ProtocolOptions(CommonOptions):
-    """What a run may change of its suite; each change is part of the record."""
+    """What a run may change of its suite. Each change is part of the record."""
 
     suite: Annotated[str, arg(metavar="NAME", help="the protocol; see `list`")] = "digits"
     dataset: Annotated[

@@ -49,7 +49,7 @@ def verify(found: Record, spec: Spec, tracking_uri: str, given: options.Import) 
         stem = folder / verdicts.FILE.removesuffix("_aa.npz")
         with Progress([(0.0, 0.0)]) as progress:
             progress.start(found.name)
-            values, flags = job.evaluate_checkpoint(
+            values, flags = evaluation.evaluate_checkpoint(
                 net, spec, data.test, "best" in spec.full_checkpoints, stem, progress.tick
             )
         here = environment.describe_environment(device)

@@ -69,7 +69,9 @@ def tune(options: TuneOptions, dry_run: bool = False) -> int:
         if needed and (code := grid.run_grid(search(options), list(needed.values()))):
             return code
     shop = RunContext(
-        TrackingStore(options.store), environment.resolve_device(options.device), environment.source_state()
+        TrackingStore(options.store),
+        environment.resolve_device(options.device),
+        environment.source_state(),
     )
     load = executors.dataset_loader(options.data_root)
     failed = 0
@@ -250,7 +252,8 @@ def final(options: TuneOptions, cell: PlannedRun, path: Path) -> int:
     given = RunOptions(**shared(options) | words | {"seeds": options.seeds})
     found = plan.plan_runs(replace(given, config=path), {})
     code = grid.run_grid(
-        given, [*plan.plan_runs(given, {}), *[cell for cell in found if cell.spec.role == "student"]]
+        given,
+        [*plan.plan_runs(given, {}), *[cell for cell in found if cell.spec.role == "student"]],
     )
     print("`python -m bench leaderboard` shows the rows", file=sys.stderr)
     return code

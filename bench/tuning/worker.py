@@ -32,9 +32,9 @@ def work(options: TuneOptions, task: Task, shop: RunContext) -> None:
     Raises BenchError where the storage or the record fails, or the disk: no trial is lost by that.
     """
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
-    data = executors.dataset_loader(options.data_root)(*executors.data_arguments(task.spec), test=False).to(
-        shop.device
-    )
+    data = executors.dataset_loader(options.data_root)(
+        *executors.data_arguments(task.spec), test=False
+    ).to(shop.device)
     place = task.plan.place
     store = storage.connect(place)
     try:
