@@ -11,32 +11,17 @@ import itertools
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from methods.base import Batch, Net, Nets
-from methods.fold import exempt
+from methods.base import Net, Nets
 
 PAYS = 500_000  # training images, all epochs together, from which on compiling, half a minute or more, is worth it
 NARROW = 16  # channels, as many as a vector of AVX-512 holds
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 COMPILED, CAPTURED, NO_BF16 = "compiled", "captured", "fp32 (no bf16 here)"
 Work = Callable[[Tensor], dict[str, Tensor]]
-
-
-@dataclass(frozen=True)
-class Observed(Batch):
-    """A batch that notes when its epoch is read: a step that never reads it may be replayed in other epochs too."""
-
-    read: set[str] = field(repr=False, compare=False)
-
-    def __getattribute__(self, name: str) -> Any:
-        if name == "epoch":
-            object.__getattribute__(self, "read").add(name)
-        return object.__getattribute__(self, name)
 
 
 def networks(nets: Nets) -> list[Net]:
@@ -111,7 +96,7 @@ def compile_networks(nets: Nets, rehearsal: Callable[[], Tensor]) -> str:
         vars(net)["features"] = functools.partial(
             faster, net
         )  # a deep copy of the net gets one of its own
-        exempt.add(net)
+        net.fold_batchnorm = False  # a compiler fuses BatchNorm itself
     state = nets.student, nets.parts
     buffers = [(buffer, buffer.clone()) for module in state for buffer in module.buffers()]
     try:
@@ -119,7 +104,7 @@ def compile_networks(nets: Nets, rehearsal: Callable[[], Tensor]) -> str:
     except Exception as error:  # whatever the compiler fails with
         for net in networks(nets):
             vars(net).pop("features")
-            exempt.discard(net)
+            net.fold_batchnorm = True
         return f"not compiled ({type(error).__name__})"
     finally:
         with torch.no_grad():
@@ -151,10 +136,11 @@ def tuned_convolutions() -> Iterator[None]:
 class Graphs:
     """Makes of an epoch's step, a function of one tensor, a CUDA graph. One after the other, in the same memory."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, epoch_dependent: bool) -> None:
+        """`epoch_dependent`: whether a captured step is of use in its own epoch alone."""
+        self.epoch_dependent = epoch_dependent
         self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self.pool = torch.cuda.graph_pool_handle()
-        self.read: set[str] = set()  # what steps read of that which differs between epochs
         self.last: Replayed | None = None
 
     @contextmanager
@@ -176,7 +162,7 @@ class Graphs:
 
     def replayed(self, work: Work) -> Replayed:
         """An epoch's step; that of the epoch before where it is captured and would be the same."""
-        if not self.last or not self.last.graph or self.read:
+        if not self.last or not self.last.graph or self.epoch_dependent:
             self.last = Replayed(work, self)
         return self.last
 

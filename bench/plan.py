@@ -64,7 +64,7 @@ def plan(options: Run, hyper: dict[str, Any]) -> list[Cell]:
         raise UsageError(
             f"--official: no script of {options.method} is known to do anything otherwise"
         )
-    if options.teacher != "robust" and not any(method.requires for _, method in makers):
+    if options.teacher != "robust" and not any(method.teacher_roles for _, method in makers):
         raise UsageError(f"--teacher {options.teacher}: {options.method} has no teacher")
     seeds = numbers(options.seeds) or suite.seeds
     needed: dict[str, Cell] = {}
@@ -140,7 +140,7 @@ def identities(
 ) -> dict[str, str]:
     """The identity of the teacher for each role the method reads; those to be trained here are added to `needed`."""
     found = {}
-    for role in method.requires:
+    for role in method.teacher_roles:
         name = options.teacher if role == "robust" else role
         if name in suite.teachers:
             cell = teacher(options, suite, dataset, name)
@@ -174,7 +174,7 @@ def wanted(text: str) -> list[str]:
     every, found = text == "all", []
     for name in methods.names() if every else names(text):
         inside = name in methods.builtin()
-        fault = methods.fault(name) if (every or inside) and name in methods.plugins() else ""
+        fault = methods.plugin_fault(name) if (every or inside) and name in methods.plugins() else ""
         if fault:
             print(f"warning: plugin {name!r} {fault}", file=sys.stderr)
         if inside or not fault:
@@ -203,8 +203,8 @@ def start(options: Run, suite: Suite, name: str) -> Start:
         return Start()
     form = load(name)
     recipe = {field: value for field, value, _ in form.recipe}
-    known = bool(recipe or base.official(form))
-    return Start(base.official(form), recipe, *(("official", ("--official",)) if known else ()))
+    known = bool(recipe or base.official_values(form))
+    return Start(base.official_values(form), recipe, *(("official", ("--official",)) if known else ()))
 
 
 def load(name: str) -> type[Method]:
@@ -265,7 +265,7 @@ def command(options: Run, spec: Spec, method: Method, begin: Start) -> str:
     words = ["run", "--method", spec.method, "--suite", options.suite, "--dataset", spec.dataset]
     words += ["--student", spec.arch, "--seeds", str(spec.seed)]
     words += (
-        ["--teacher", options.teacher] if method.requires and options.teacher != "robust" else []
+        ["--teacher", options.teacher] if method.teacher_roles and options.teacher != "robust" else []
     )
     words += ["--epochs", str(options.epochs)] if options.epochs is not None else []
     words += begin.flags

@@ -106,13 +106,13 @@ class Trainer:
         if group.size > 1 and group.sync_batchnorm:
             self.path.append(synchronise(objective))
         if self.device.type == "cuda":
-            self.graphs = acceleration.Graphs(self.device)
+            self.graphs = acceleration.Graphs(self.device, objective.method.epoch_dependent)
         self.path += acceleration.prepare(objective.nets, self.device)
         self.bf16 = spec.precision == "bf16" and acceleration.has_bf16(self.device)
         if spec.precision == "bf16":
             self.path.append("bf16" if self.bf16 else acceleration.NO_BF16)
         self.optimiser = torch.optim.SGD(
-            objective.method.groups(objective.nets),
+            objective.method.param_groups(objective.nets),
             lr=training.lr,
             momentum=training.momentum,
             weight_decay=training.weight_decay,
@@ -231,10 +231,8 @@ class Trainer:
         x = data_module.augment(
             data_module.to_float(train.x[index]), self.data.info.pad, self.data.info.flip
         )
-        epochs, read = self.spec.training.epochs, self.graphs.read if self.graphs else set()
-        return acceleration.Observed(
-            x, train.y[index], index, epoch, epochs, len(train), self.budget, read
-        )
+        epochs = self.spec.training.epochs
+        return Batch(x, train.y[index], index, epoch, epochs, len(train), self.budget)
 
     def set_rate(self, step: int) -> None:
         """The learning rates of one of the run's steps; on a CUDA device in memory that a captured step reads."""

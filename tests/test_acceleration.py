@@ -69,7 +69,7 @@ def trainer(work: Path, method: Method, precision: Any = "fp32", **changes: Any)
 def test_no_step_waits_for_the_device(name: str, official: bool, tmp_path: Path) -> None:
     """But the first of an epoch, which may."""
     form = methods.load(name)
-    run = trainer(tmp_path, form(**(methods.base.official(form) if official else {})))
+    run = trainer(tmp_path, form(**(methods.base.official_values(form) if official else {})))
     for epoch in range(3):
         run.objective.train()
         for number, index in enumerate(run.order()[:2]):
@@ -80,19 +80,6 @@ def test_no_step_waits_for_the_device(name: str, official: bool, tmp_path: Path)
                 run.objective.method.after_step(run.objective.nets, batch)
             assert terms
             assert number == 0 or not waits.found, f"epoch {epoch}: {waits.found}"
-
-
-@pytest.mark.parametrize(
-    ("name", "depends"), [("rslad", False), ("gacd", False), ("fair_rslad", True), ("igdm", True)]
-)
-def test_a_step_that_depends_on_its_epoch_is_known(
-    name: str, depends: bool, tmp_path: Path
-) -> None:
-    run = trainer(tmp_path, methods.load(name)())
-    batch = run.batch(run.order()[0], 1)
-    run.step(batch)
-    assert isinstance(batch, acceleration.Observed)
-    assert batch.read == ({"epoch"} if depends else set())
 
 
 @pytest.mark.parametrize("name", methods.builtin())

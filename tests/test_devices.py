@@ -80,7 +80,7 @@ class Steady(Method):
     def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
         nets.parts["seen"](batch.x.flatten()[:, None])
         return {
-            "kl": kl(nets.clean(batch), nets.student(adv)).mean(),
+            "kl": kl(nets.teacher_logits(batch), nets.student(adv)).mean(),
             "ce": nn.functional.cross_entropy(nets.student(batch.x), batch.y),
         }
 
@@ -163,9 +163,9 @@ def every_method(rank: int, work: Path) -> None:
     for name in methods.names():
         method = methods.load(name)
         for official in (False, True):
-            made = method(**base.official(method) if official else {})
+            made = method(**base.official_values(method) if official else {})
             torch.manual_seed(0)
-            teachers = {role: models.build("resnet8-w4", few.info) for role in made.requires}
+            teachers = {role: models.build("resnet8-w4", few.info) for role in made.teacher_roles}
             objective = Objective(
                 made, models.build("resnet8-w4", few.info), teachers, len(few.train)
             )

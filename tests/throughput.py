@@ -112,7 +112,7 @@ def epoch(run: Trainer, step: float) -> dict[str, float]:
     begun = time.perf_counter()
     run._epoch(1, lambda *_: None)
     seconds = time.perf_counter() - begun
-    drawn = acceleration.Graphs(run.device).replayed(lambda index: {"x": run.batch(index, 1).x})
+    drawn = acceleration.Graphs(run.device, False).replayed(lambda index: {"x": run.batch(index, 1).x})
     spent = run.steps * (step - statistics.median(timed(drawn, run))) / 1000
     return {"epoch_seconds": seconds, "outside": 1 - spent / seconds}
 

@@ -176,7 +176,7 @@ def one(options: Tune, cell: Cell, space: Space, floor: float, shop: Workshop) -
 
 def teacher(options: Tune, cell: Cell) -> str:
     """The teacher that is asked for, unless the method has none."""
-    return options.teacher if cell.method.requires else "robust"
+    return options.teacher if cell.method.teacher_roles else "robust"
 
 
 def describe(options: Tune, cell: Cell, space: Space) -> study_module.Plan:
