@@ -1,30 +1,47 @@
 """Guided adversarial contrastive distillation (GACD), a reconstruction.
 
-Paper: Bai, Chen, Zhao, Wen, Jiang and Kot, "Feature Distillation With Guided Adversarial Contrastive Learning", arXiv
-2009.09922, 2020. Only its abstract could be read. Certain from it: robustness is transferred through features; the
-objective is contrastive and tied to mutual information; the teacher is the anchor; "sample reweighted estimation" takes
-away the harm of its mistakes. All else is assumed, A1 to A8 on the switch that changes it (A4, the projection, and A6, the
-critic, on those that crd has too): CRD's critic, the teacher's trust in the true label as the weight, and a cross-entropy
-on adversarial images for the classifier, because contrast alone ignores the scale of the logits.
+Paper: Bai, Chen, Zhao, Wen, Jiang and Kot, "Feature Distillation With Guided Adversarial
+Contrastive Learning", arXiv 2009.09922, 2020. Only its abstract could be read. Certain from it:
+robustness is transferred through features; the objective is contrastive and tied to mutual
+information; the teacher is the anchor; "sample reweighted estimation" takes away the harm of its
+mistakes. All else is assumed, A1 to A8 on the switch that changes it (A4, the projection, and A6,
+the critic, on those that crd has too): CRD's critic, the teacher's trust in the true label as the
+weight, and a cross-entropy on adversarial examples for the classifier, because contrast alone
+ignores the scale of the logits.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from methods.base import Batch, Nets, hp
-from methods.contrast import guided, see, soft, stages, turned, weights
+from methods.base import Batch, Nets, hp, kl, true_class_probability
+from methods.contrast import Contrast
 from methods.crd_adv import CrdAdv
+from methods.inner import pgd
+
+
+class Features(NamedTuple):
+    """What teacher and student compute from the images that they see, u and v."""
+
+    # The teacher's features and logits of u, without gradient.
+    anchor: Tensor
+    target: Tensor
+    # The student's features of x~, and of each v.
+    student_adv: Tensor
+    student: list[Tensor]
 
 
 @dataclass(frozen=True)
 class Gacd(CrdAdv):
     """lambda_ce CE(S(x~), y) + lambda_con mean_i w_i l_i + lambda_kd tau_kd^2 KL(T(u) || S(v)).
 
-    l_i: contrastive loss of anchor i; w_i = p_T(y_i | u_i)^beta scaled to mean 1; u, v: what teacher and student see.
+    l_i: contrastive loss of anchor i; w_i = p_T(y_i | u_i)^beta scaled to mean 1;
+    u, v: what teacher and student see.
     """
 
     student_input: str = hp(
@@ -46,28 +63,92 @@ class Gacd(CrdAdv):
         False, "A8: half the epochs contrast alone, then the classifier on frozen features"
     )
 
+    @property
+    def epoch_dependent(self) -> bool:  # type: ignore[override]
+        return self.two_stage
+
     def attack(self, nets: Nets, batch: Batch) -> Tensor:
-        _, classifying = stages(batch, self.two_stage)
-        return (
-            super().attack(nets, batch)
-            if self.inner == "ce" and classifying
-            else turned(nets, batch)
-        )
+        if self.inner == "feature" or not self.trains_classifier(batch):
+            return feature_attack(nets, batch)
+        return super().attack(nets, batch)
 
     def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
-        contrasting, classifying = stages(batch, self.two_stage)
-        seen = see(nets, batch.x, adv, self.teacher_input, self.student_input, learn=contrasting)
+        features = self.compute_features(nets, batch, adv)
         terms = {}
-        if contrasting:
-            w = weights(self.weight, self.beta, seen.target, batch.y)
-            terms["contrast"] = self.lambda_con * guided(
-                nets, seen, batch.y, w, self.symmetric, self.weigh
-            )
-        if classifying:
-            terms["ce_adv"] = self.lambda_ce * F.cross_entropy(nets.student.head(seen.far), batch.y)
+        if self.trains_features(batch):
+            terms["contrast"] = self.lambda_con * self.weighted_nce(nets, batch, features)
+        if self.trains_classifier(batch):
+            logits_adv = nets.student.head(features.student_adv)
+            terms["ce_adv"] = self.lambda_ce * F.cross_entropy(logits_adv, batch.y)
             if self.lambda_kd:
-                terms["kl"] = self.lambda_kd * self.tau_kd**2 * soft(nets, seen, self.tau_kd)
+                kl_mean = self.soft_label_kl(nets, features)
+                terms["kl"] = self.lambda_kd * self.tau_kd**2 * kl_mean
         return terms
+
+    def trains_features(self, batch: Batch) -> bool:
+        """Whether this epoch trains the features by contrast: with two stages the first half."""
+        return not self.two_stage or not batch.reached(0.5)
+
+    def trains_classifier(self, batch: Batch) -> bool:
+        """Whether this epoch trains the classifier: with two stages the second half."""
+        return not self.two_stage or batch.reached(0.5)
+
+    def compute_features(self, nets: Nets, batch: Batch, adv: Tensor) -> Features:
+        """Run the teacher on u and the student on x~ and v."""
+        with torch.no_grad():
+            anchor = nets.teacher.features(adv if self.teacher_input == "adv" else batch.x)
+            target = nets.teacher.head(anchor)
+        student_adv = nets.student.features(adv)
+        student = [student_adv]
+        if self.student_input != "adv":
+            student.append(nets.student.features(batch.x))
+        if not self.trains_features(batch):
+            student = [features.detach() for features in student]
+        seen_by_student = student[-1:] if self.student_input == "clean" else student
+        return Features(anchor, target, student[0], seen_by_student)
+
+    def sample_weights(self, target: Tensor, y: Tensor) -> Tensor:
+        """Return the trust in the teacher, (B,), of mean 1, or 0 if it is never right."""
+        if self.weight == "none":
+            return torch.ones_like(target[:, 0])
+        if self.weight == "prob":
+            w = true_class_probability(target, y) ** self.beta
+        else:
+            w = (target.argmax(dim=1) == y).float()
+        return w / w.mean().clamp(min=1e-6)
+
+    def weighted_nce(self, nets: Nets, batch: Batch, features: Features) -> Tensor:
+        """Return the mean weighted contrastive loss over all v; each v moves Z and the queue."""
+        w = self.sample_weights(features.target, batch.y)
+        losses = []
+        for student in features.student:
+            positive, negative = nets.parts["contrast"](
+                features.anchor, student, batch.y, self.symmetric
+            )
+            if self.weigh == "all":
+                negative = w * negative
+            losses.append((w * positive + negative).mean())
+        return torch.stack(losses).mean()
+
+    def soft_label_kl(self, nets: Nets, features: Features) -> Tensor:
+        """Return the mean KL(T(u) || S(v)) over all v, softened by tau_kd."""
+        losses = []
+        for student in features.student:
+            losses.append(kl(features.target, nets.student.head(student), self.tau_kd).mean())
+        return torch.stack(losses).mean()
+
+
+def feature_attack(nets: Nets, batch: Batch) -> Tensor:
+    """Ascend 1 - cos between the student's embedding of x~ and the teacher's of x."""
+    contrast: Contrast = nets.parts["contrast"]  # type: ignore[assignment]
+    with torch.no_grad():
+        anchor = contrast.embed_t(nets.teacher.features(batch.x))
+
+    def cosine_distance(net: nn.Module, adv: Tensor) -> Tensor:
+        embeddings = contrast.embed_s(net.features(adv))  # type: ignore[operator]
+        return (1 - (embeddings * anchor).sum(dim=1)).sum()
+
+    return pgd(nets.student, batch.x, cosine_distance, batch.budget, start="gauss")
 
 
 METHOD = Gacd

@@ -1,8 +1,9 @@
-"""Introspective adversarial distillation, second form (IAD-II), on top of AKD2: with a naturally trained second teacher.
+"""Introspective adversarial distillation, second form (IAD-II): AKD2 with introspection.
 
-Paper: Zhu et al., "Reliable Adversarial Distillation with Unreliable Teachers", ICLR 2022. Code: ZFancy/IAD at
-a8091a8c75, the source of formula and defaults, as the paper's text could not be read. beta = 0 is AKD2. Before `begin`
-S(x) has the weight 0 and passes the student all the same; in the script it does not.
+Paper: Zhu et al., "Reliable Adversarial Distillation with Unreliable Teachers", ICLR 2022. The
+second teacher is trained naturally. Code: ZFancy/IAD at a8091a8c75, the source of formula and
+defaults, as the paper's text could not be read. beta = 0 is AKD2. Before `begin` S(x) has the
+weight 0 and passes the student all the same; in the script it does not.
 """
 
 from __future__ import annotations
@@ -12,21 +13,23 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from methods.base import Batch, Method, Nets, hp, kl, quirk, trust
+from methods.base import Batch, Method, Nets, hp, kl, quirk, true_class_probability
 from methods.inner import ce, pgd
-from methods.recipes import STUCK
+from methods.recipes import ONE_FALL_200_EPOCHS
 
 
 @dataclass(frozen=True)
 class Iad2(Method):
-    """(1 - u - v) CE(S(x~), y) + u R + v tau^2 KL(N(x~) || S(x~)), N: the natural teacher; inner CE.
+    """(1 - u - v) CE(S(x~), y) + u R + v tau^2 KL(N(x~) || S(x~)),
+    N: the natural teacher; inner CE.
 
-    R = tau^2 mean_i [a_i KL(T(x~) || S(x~)) + (1 - a_i) KL(S(x) || S(x~))], a_i = p_T(y_i | x~_i)^beta; the teachers'
-    terms are softened by tau; u, v: alpha_robust, alpha_natural.
+    R = tau^2 mean_i [a_i KL(T(x~) || S(x~)) + (1 - a_i) KL(S(x) || S(x~))],
+    a_i = p_T(y_i | x~_i)^beta; the teachers' terms are softened by tau;
+    u, v: alpha_robust, alpha_natural.
     """
 
-    requires = ("robust", "natural")
-    recipe = STUCK
+    teacher_roles = ("robust", "natural")
+    recipe = ONE_FALL_200_EPOCHS
 
     alpha_robust: float = hp(
         0.5, "share of the robust teacher and oneself", low=0.0, high=0.7, most=1.0
@@ -45,24 +48,29 @@ class Iad2(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.alpha_robust + self.alpha_natural > 1:
-            raise ValueError(
-                f"alpha_robust + alpha_natural = {self.alpha_robust + self.alpha_natural:g}: at most 1"
-            )
+        total = self.alpha_robust + self.alpha_natural
+        if total > 1:
+            raise ValueError(f"alpha_robust + alpha_natural = {total:g}: at most 1")
+
+    @property
+    def epoch_dependent(self) -> bool:  # type: ignore[override]
+        return self.begin != 0
 
     def attack(self, nets: Nets, batch: Batch) -> Tensor:
         return pgd(nets.student, batch.x, ce(batch.y), batch.budget, train=self.train_mode_attack)
 
     def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
-        robust, natural = nets.at(adv), nets.at(adv, "natural")
-        a = trust(robust, batch.y) ** (self.beta if batch.reached(self.begin) else 0.0)
-        far, near = nets.student(adv), nets.student(batch.x)
+        robust, natural = nets.teacher_logits_at(adv), nets.teacher_logits_at(adv, "natural")
+        exponent = self.beta if batch.reached(self.begin) else 0.0
+        reliability = true_class_probability(robust, batch.y) ** exponent
+        logits_adv, logits_nat = nets.student(adv), nets.student(batch.x)
         u, v = self.alpha_robust * self.tau**2, self.alpha_natural * self.tau**2
+        ce_share = 1 - self.alpha_robust - self.alpha_natural
         return {
-            "ce_adv": (1 - self.alpha_robust - self.alpha_natural) * F.cross_entropy(far, batch.y),
-            "kl_robust": u * (a * kl(robust, far, self.tau)).mean(),
-            "kl_self": u * ((1 - a) * kl(near, far)).mean(),
-            "kl_natural": v * kl(natural, far, self.tau).mean(),
+            "ce_adv": ce_share * F.cross_entropy(logits_adv, batch.y),
+            "kl_robust": u * (reliability * kl(robust, logits_adv, self.tau)).mean(),
+            "kl_self": u * ((1 - reliability) * kl(logits_nat, logits_adv)).mean(),
+            "kl_natural": v * kl(natural, logits_adv, self.tau).mean(),
         }
 
 

@@ -1,8 +1,9 @@
-"""Robust representation matching (RRM): no attack; the student's clean features follow a robust teacher's.
+"""Robust representation matching (RRM): the student's clean features follow a robust teacher's.
 
-Paper: Vaishnavi, Eykholt and Rahmati, "Transferring Adversarial Robustness Through Robust Representation Matching", USENIX
-Security 2022. Code: Ethos-lab/robust-representation-matching at 29d18bba30; the weight 0.005 of the cross-entropy and the
-cosine of the penultimate features are from it. Assumed: a linear projection where the widths differ.
+Paper: Vaishnavi, Eykholt and Rahmati, "Transferring Adversarial Robustness Through Robust
+Representation Matching", USENIX Security 2022. Code: Ethos-lab/robust-representation-matching at
+29d18bba30; the weight 0.005 of the cross-entropy and the cosine of the penultimate features are
+from it. Assumed: a linear projection where the widths differ. There is no attack.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from methods.base import Batch, Method, Net, Nets, hp
-from methods.inner import full
+from methods.inner import at_least_float32
 
 
 @dataclass(frozen=True)
@@ -22,21 +23,27 @@ class Rrm(Method):
     """alpha CE(S(x), y) + mean_i [1 - cos(f_S(x_i), f_T(x_i))], f: penultimate features."""
 
     recipe = (("epochs", 48, "a quarter of the long suites here; its rate falls as a cosine"),)
+    epoch_dependent = False
 
     alpha: float = hp(0.005, "weight of the cross-entropy", low=0.001, high=1.0, log=True)
 
     def build(self, student: Net, teachers: dict[str, Net], num_train: int) -> dict[str, nn.Module]:
-        wide = teachers["robust"].width
-        return {} if wide == student.width else {"project": nn.Linear(student.width, wide)}
+        teacher_width = teachers["robust"].width
+        if teacher_width == student.width:
+            return {}
+        return {"project": nn.Linear(student.width, teacher_width)}
 
     def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
         with torch.no_grad():
             target = nets.teacher.features(batch.x)
-        found = nets.student.features(batch.x)
-        seen = nets.parts["project"](found) if "project" in nets.parts else found
+        features = nets.student.features(batch.x)
+        projected = features
+        if "project" in nets.parts:
+            projected = nets.parts["project"](features)
+        cosine = F.cosine_similarity(at_least_float32(projected), at_least_float32(target))
         return {
-            "ce": self.alpha * F.cross_entropy(nets.student.head(found), batch.y),
-            "cosine": 1 - F.cosine_similarity(full(seen), full(target)).mean(),
+            "ce": self.alpha * F.cross_entropy(nets.student.head(features), batch.y),
+            "cosine": 1 - cosine.mean(),
         }
 
 

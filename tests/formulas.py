@@ -52,7 +52,7 @@ def flat_nets(case: Method, twins: bool = False) -> Nets:
         role: copy.deepcopy(student) if twins else Flat(7, 3).double()
         for role in ("robust", "natural")
     }
-    teachers = {role: teachers[role] for role in case.requires}
+    teachers = {role: teachers[role] for role in case.teacher_roles}
     parts = nn.ModuleDict(case.build(student, teachers, 64))
     for layer in parts.modules():
         if isinstance(layer, nn.Linear):

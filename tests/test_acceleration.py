@@ -71,7 +71,7 @@ def trainer(work: Path, method: Method, precision: Any = "fp32", **changes: Any)
 def test_no_step_waits_for_the_device(name: str, official: bool, tmp_path: Path) -> None:
     """But the first of an epoch, which may."""
     form = methods.load(name)
-    run = trainer(tmp_path, form(**(methods.base.official(form) if official else {})))
+    run = trainer(tmp_path, form(**(methods.base.official_values(form) if official else {})))
     for epoch in range(3):
         run.module.train()
         for number, index in enumerate(run.epoch_batches()[:2]):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bench import models
 from bench.datasets import CIFAR10
-from methods.fold import fold, folded, pairs
+from methods.fold import find_foldable, fold, folded
 from methods.inner import Budget, ce, pgd
 
 ARCHS = (
@@ -40,7 +40,7 @@ def trained(arch: str) -> nn.Module:
 def test_the_same_function_in_double_precision(arch: str) -> None:
     net, x = trained(arch).double(), torch.rand(2, 3, 32, 32, dtype=torch.float64)
     norms = sum(isinstance(module, nn.BatchNorm2d) for module in net.modules())
-    assert norms / 3 < len(pairs(net)) <= norms
+    assert norms / 3 < len(find_foldable(net)) <= norms
     expected = net(x)
     with folded(net):
         torch.testing.assert_close(net(x), expected, rtol=1e-10, atol=1e-12)
@@ -118,7 +118,7 @@ class Untraceable(nn.Module):
 @pytest.mark.parametrize("form", [Twice, Untraceable])
 def test_what_cannot_be_folded(form: type[nn.Module]) -> None:
     net, x = form().eval(), torch.rand(2, 3, 4, 4)
-    assert pairs(net) == []
+    assert find_foldable(net) == []
     with folded(net):
         assert torch.equal(net(x), net(x))
 
@@ -133,7 +133,7 @@ def test_attacks_find_the_same_images(arch: str, monkeypatch: pytest.MonkeyPatch
     found = []
     for folding in (True, False):
         if not folding:
-            monkeypatch.setattr("methods.fold.pairs", lambda net: [])
+            monkeypatch.setattr("methods.fold.find_foldable", lambda net: [])
             net = copy.deepcopy(net)
         torch.manual_seed(0)
         found.append(pgd(net, x, ce(y), Budget(8 / 255, 2 / 255, 4)))

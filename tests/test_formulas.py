@@ -18,20 +18,20 @@ from torch import Tensor, nn
 import methods
 from bench.training.awp import perturbed_weights
 from methods import base, contract
-from methods.absld import Absld
+from methods.absld import Absld, ClassTemperatures
 from methods.adaad import Adaad
 from methods.adaiad import Adaiad
-from methods.adaptive import Balance, ClassTemperatures, Uncertainty, decay
+from methods.adaptive import TeacherTemperatures, rate_decay
 from methods.akd import Akd
 from methods.ard import Ard
-from methods.base import Batch, Budget, Method, Nets, kl, official
+from methods.base import Batch, Budget, Method, Nets, kl, official_values
 from methods.bmtard import Bmtard
 from methods.ciard import Ciard
-from methods.contract import label
-from methods.contrast import Contrast, confusion, weights
+from methods.contract import case_label as label
+from methods.contrast import Contrast
 from methods.crd import Crd
 from methods.crd_adv import CrdAdv
-from methods.crdnd import Crdnd
+from methods.crdnd import Crdnd, denoising_matrix
 from methods.dgad import Dgad
 from methods.fair_rslad import FairRslad
 from methods.fitnet import Fitnet
@@ -43,7 +43,7 @@ from methods.inner import Objective, kl_between, mode, pgd
 from methods.kd import Kd
 from methods.kdiga import Kdiga
 from methods.mart import Mart
-from methods.mtard import Mtard
+from methods.mtard import Balance, Mtard
 from methods.natural import Natural
 from methods.peeraid import Peeraid
 from methods.pgd_at import PgdAt
@@ -77,7 +77,7 @@ FORMULAS: tuple[Method, ...] = tuple(
     dict.fromkeys(
         (
             *(form() for form in FORMS.values()),
-            *(form(**official(form)) for form in FORMS.values()),
+            *(form(**official_values(form)) for form in FORMS.values()),
             Absld(alpha=0.6, aliased=True),
             Adaad(alpha=0.6),
             Adaiad(tau=2.0, beta=0.7),
@@ -278,7 +278,7 @@ def test_every_attack_has_an_objective() -> None:
 
 @pytest.mark.parametrize("name", ["ard", "iad", "iad2"])
 def test_official_attack_in_train_mode(name: str) -> None:
-    case = FORMS[name](**official(FORMS[name]))
+    case = FORMS[name](**official_values(FORMS[name]))
     assert spied(case, flat_nets(case), flat_batch()).train
 
 
@@ -321,7 +321,7 @@ OFFICIAL: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", FORMS)
 def test_what_the_authors_scripts_do_otherwise(name: str) -> None:
     """The milestones below which the scripts switch are shares of their epochs."""
-    assert official(FORMS[name]) == OFFICIAL.get(name, {})
+    assert official_values(FORMS[name]) == OFFICIAL.get(name, {})
 
 
 # --- BatchNorm: each forward in train mode counts
@@ -541,10 +541,10 @@ def test_dgad_with_a_teacher_that_is_always_right_or_wrong(right: bool) -> None:
 @pytest.mark.parametrize("classes", [3, 10])
 def test_reduction_scales_the_divergences(name: str, classes: int) -> None:
     """ "mean" divides by the number of classes, "tenth" by ten; other terms stay, CIARD's push up to its power of ten."""
-    plain, reduction = FORMS[name](), official(FORMS[name])["reduction"]
+    plain, reduction = FORMS[name](), official_values(FORMS[name])["reduction"]
     case = dataclasses.replace(plain, reduction=reduction)
     one, other = (
-        contract.values(each, contract.networks(each, classes), contract.images(LABELS))
+        contract.term_values(each, contract.networks(each, classes), contract.images(LABELS))
         for each in (plain, case)
     )
     divisor = {"mean": classes, "tenth": 10, "mean10": 10 if classes == 10 else 1}[reduction]
@@ -643,7 +643,7 @@ def loss(case: Method, nets: Nets, batch: Batch, adv: Tensor) -> float:
 def test_rates_fall_to_a_tenth_three_times() -> None:
     """At RSLAD's milestones, epochs 215, 260 and 285 of 300."""
     epochs = (0, 214, 215, 259, 260, 284, 285, 299)
-    found = [decay(flat_batch(epoch=epoch, epochs=300)) for epoch in epochs]
+    found = [rate_decay(flat_batch(epoch=epoch, epochs=300)) for epoch in epochs]
     assert found == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
 
 
@@ -664,7 +664,7 @@ def test_mtard_weights(case: Mtard) -> None:
         now = np.array([term.item() for term in terms.values()]) / w.numpy()
         first = now if first is None else first
         optimiser.zero_grad()
-        contract.total(terms).backward()
+        contract.total_loss(terms).backward()
         optimiser.step()
         case.after_step(nets, batch)
         robust, natural = (now / first) ** case.gamma
@@ -723,7 +723,7 @@ def test_temperatures_stay_in_their_bounds() -> None:
         ((unsure, sure), [1.0, 10.0]),
         ((sure, sure), [1.0, 1.0]),
     ):
-        part = Uncertainty()
+        part = TeacherTemperatures()
         for _ in range(5):
             part(*pair)
             part.move(4.0)
@@ -774,7 +774,7 @@ def test_fair_rslad_weights() -> None:
 )
 def test_fair_weights_are_clamped(kappa: list[float], expected: list[float] | None) -> None:
     fair = FairRslad().build(formulas.Flat(5, 3), {}, 64)["fair"]
-    fair.change(torch.tensor([kappa]), 2.0)
+    fair.update(torch.tensor([kappa]), 2.0)
     w = np.array(kappa) ** -2.0 if expected is None else np.array(expected)
     assert fair.weights.numpy() == pytest.approx(w / w.mean() if expected is None else w, rel=1e-5)
 
@@ -803,9 +803,9 @@ def test_absld_temperatures(epoch: int, rate: float) -> None:
 def test_class_temperatures_stay_in_their_bounds() -> None:
     part = ClassTemperatures(3)
     for _ in range(9):
-        part.change(torch.tensor([[3.0, 2.0, 1.0], [1.0, 2.0, 3.0]]), 1.0)
+        part.update(torch.tensor([[3.0, 2.0, 1.0], [1.0, 2.0, 3.0]]), 1.0)
     assert part.tau.tolist() == [[0.5, 1, 5], [5, 1, 0.5]]
-    part.change(torch.ones(2, 3), 1.0)
+    part.update(torch.ones(2, 3), 1.0)
     assert part.tau.tolist() == [[0.5, 1, 5], [5, 1, 0.5]]
 
 
@@ -823,7 +823,7 @@ def test_ciard_s_teacher_learns_once_it_has_begun() -> None:
     """The copy, slowly and with momentum of its own; the robust teacher itself never."""
     case = Ciard(begin=0.5)
     nets = flat_nets(case)
-    before = contract.copied(nets.parts["teacher"])
+    before = contract.copy_state(nets.parts["teacher"])
     assert all(
         torch.equal(before[name], value) for name, value in nets.teacher.state_dict().items()
     )
@@ -841,7 +841,7 @@ def test_ciard_s_teacher_learns_once_it_has_begun() -> None:
 
 def test_ciard_s_groups() -> None:
     nets = flat_nets(Ciard())
-    student, teacher = Ciard(teacher_rate=0.005).groups(nets)
+    student, teacher = Ciard(teacher_rate=0.005).param_groups(nets)
     assert [id(value) for value in student["params"]] == [
         id(value) for value in nets.student.parameters()
     ]
@@ -904,7 +904,7 @@ def test_peer_begins_as_another_network() -> None:
 @pytest.mark.parametrize("shifted", [True, False])
 def test_saad_weighs_down_what_the_teacher_is_sure_of(shifted: bool) -> None:
     sharp = torch.tensor([[9.0, 0.0, 0.0], [2.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
-    w, sure = Saad(shifted=shifted).weights(sharp)
+    w, sure = Saad(shifted=shifted).entropy_weights(sharp)
     assert w.tolist() == sorted(w.tolist())
     assert sure.tolist() == sorted(sure.tolist(), reverse=True)
     assert sure[2].item() == pytest.approx(0, abs=1e-6)
@@ -915,7 +915,7 @@ def test_saad_weighs_down_what_the_teacher_is_sure_of(shifted: bool) -> None:
 def test_crdnd_s_matrix() -> None:
     """Columns sum to 1; a class that is not in the batch stays as it is."""
     target = torch.eye(4)[[0, 1, 1, 2, 2]]
-    matrix = confusion(target, torch.tensor([0, 0, 1, 1, 2]))
+    matrix = denoising_matrix(target, torch.tensor([0, 0, 1, 1, 2]))
     assert matrix.diag().tolist() == [0.5, 0.5, 1, 1]
     torch.testing.assert_close(matrix.sum(dim=0), torch.ones(4))
     assert matrix[1, 0].item() == pytest.approx(0.5 / 3)
@@ -948,13 +948,13 @@ def test_weight_perturbation(case: Method, gamma: float) -> None:
     nets, batch = contract.networks(case), contract.images(LABELS)
     student, adv = nets.student, case.attack(nets, batch)
     state = nn.ModuleDict({"student": nets.student, "parts": nets.parts})
-    before, buffers = weights_of(student), contract.copied(state)
+    before, buffers = weights_of(student), contract.copy_state(state)
     gradients = torch.autograd.grad(
-        contract.total(case.loss(nets, batch, adv)), list(student.parameters())
+        contract.total_loss(case.loss(nets, batch, adv)), list(student.parameters())
     )
     state.load_state_dict(buffers)
     with perturbed_weights(
-        student, state, lambda: contract.total(case.loss(nets, batch, adv)), gamma
+        student, state, lambda: contract.total_loss(case.loss(nets, batch, adv)), gamma
     ):
         for (name, now), gradient in zip(weights_of(student).items(), gradients, strict=True):
             was = before[name]
@@ -994,7 +994,7 @@ def test_gacd_switch_has_an_effect(switch: dict[str, Any]) -> None:
 )
 def test_gacd_weights_have_mean_one(case: Gacd) -> None:
     target, y = 4 * torch.randn(40, 3), torch.arange(40) % 3
-    w = weights(case.weight, case.beta, target, y)
+    w = case.sample_weights(target, y)
     assert w.mean().item() == pytest.approx(1, rel=1e-5)
     assert (w >= 0).all()
     assert (w.std() > 0.1) == (case.weight != "none")
@@ -1017,7 +1017,7 @@ def test_gacd_contrast_alone_trains_the_features(seen: str, bank: int) -> None:
     case = Gacd(student_input=seen, symmetric=False, bank=bank, lambda_ce=0.0)
     nets = flat_nets(case)
     for _ in range(2):
-        contract.total(contract.terms(case, nets, flat_batch())).backward()
+        contract.total_loss(contract.terms(case, nets, flat_batch())).backward()
         case.after_step(nets, flat_batch())
     assert all(value.grad.any() for value in nets.student.get_submodule("first").parameters())
 
@@ -1027,7 +1027,7 @@ def test_gacd_two_stages() -> None:
     for epoch in range(5):
         nets = flat_nets(case)
         terms = contract.terms(case, nets, flat_batch(SOME, epoch, 5))
-        contract.total(terms).backward()
+        contract.total_loss(terms).backward()
         trained = [
             name
             for name, value in nets.student.named_parameters()

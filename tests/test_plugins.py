@@ -218,12 +218,10 @@ def test_a_broken_plugin_named_is_one_line(
 def test_broken_plugins_harm_no_other(
     site: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Every way to be broken side by side: a line of warning each, within a limit of time; what works is left."""
-    offer(site, "works", "print('hello')\n" + MINE)
+    """Every way to be broken side by side: a line of warning each; what works is left."""
+    offer(site, "works", MINE)
     offer(site, "absent", "import no_such_module")
-    offer(site, "crash", "import os\nos.abort()")
-    offer(site, "asks", "input()")
-    offer(site, "slow", SLOW)
+    offer(site, "exits", "raise SystemExit(3)")
     offer(site, "kd", MINE)
     offer(site, "all", MINE)
     offer(site, "twice", MINE, package="pack-one")
@@ -236,15 +234,12 @@ def test_broken_plugins_harm_no_other(
         "warning: plugin 'absent' cannot be loaded: ModuleNotFoundError: No module named 'no_such_module' "
         "(package pack-absent)\n"
         "warning: plugin 'all' is ignored, for the command line cannot name it (package pack-all)\n"
-        "warning: plugin 'asks' cannot be loaded: EOFError: EOF when reading a line (package pack-asks)\n"
-        "warning: plugin 'crash' cannot be loaded: its import ends Python with -6 (package pack-crash)\n"
+        "warning: plugin 'exits' cannot be loaded: SystemExit: 3 (package pack-exits)\n"
         "warning: plugin 'kd' is ignored, for a built-in method has its name (package pack-kd)\n"
-        "warning: plugin 'slow' is left out: its import takes more than 2 s; --method with its name waits for it "
-        "(package pack-slow)\n"
         "warning: plugin 'twice' is offered more than once: uninstall all but one "
         "(package pack-one and package pack-two)\n",
     )
-    assert not any(name.startswith("pack_") for name in sys.modules)
+    assert {name for name in sys.modules if name.startswith("pack_")} == {"pack_works"}
 
 
 def test_a_shadow_is_said_and_the_built_in_method_runs(

@@ -27,7 +27,7 @@ from methods.pgd_at import PgdAt
 class Scaled(PgdAt):
     """The last layer at half the rate."""
 
-    def groups(self, nets: Nets) -> list[dict[str, Any]]:
+    def param_groups(self, nets: Nets) -> list[dict[str, Any]]:
         *rest, weight, bias = nets.student.parameters()
         return [{"params": rest}, {"params": [weight, bias], "scale": 0.5, "momentum": 0.1}]
 

@@ -199,7 +199,7 @@ def configuration(argv: list[str], names: list[str]) -> TunedConfig | None:
     for name, value in found.hyper.items():
         if name not in usual:
             raise unknown_name(f"hyper-parameter of {found.method} in {given[-1]}", name, usual)
-        if not base.fits(value, usual[name]):
+        if not base.matches_type(value, usual[name]):
             raise UsageError(
                 f"{given[-1]}: {name} = {value!r} should be a {type(usual[name]).__name__}"
             )
@@ -246,7 +246,7 @@ def flags(
     from methods import base
 
     form = methods.load(method)
-    usual = base.official(form) if official else given or {}
+    usual = base.official_values(form) if official else given or {}
     hints = get_type_hints(form)
     fields = []
     for field in dataclasses.fields(form):

@@ -37,7 +37,7 @@ class $form(Method):
         return pgd(nets.student, batch.x, ce(batch.y), batch.budget)
 
     def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
-        return {"kl_adv": self.alpha * kl(nets.clean(batch), nets.student(adv)).mean()}
+        return {"kl_adv": self.alpha * kl(nets.teacher_logits(batch), nets.student(adv)).mean()}
 
 
 METHOD = $form
@@ -94,7 +94,7 @@ def check(name: str, form: str, paths: list[Path]) -> None:
             )
     if name in methods.names():
         raise UsageError(f"there is a method {name!r}: choose another name")
-    if name in {"all", *methods.SUPPORT} or form in IMPORTED or find_spec(name):
+    if name == "all" or form in IMPORTED or find_spec(f"methods.{name}") or find_spec(name):
         raise UsageError(
             f"the name {name!r} is taken, by a module or the command line: choose another"
         )

@@ -261,12 +261,12 @@ def about_method(name: str) -> str:
     """First line of a method's class, with its defaults; what is wrong with a plugin of that name instead or after it."""
     import methods
 
-    fault = methods.fault(name) if name in methods.plugins() else ""
+    fault = methods.plugin_fault(name) if name in methods.plugins() else ""
     if fault and name not in methods.builtin():
         return fault
     method = methods.load(name)
     values = ", ".join(f"{field.name}={field.default}" for field in dataclasses.fields(method))
-    formula = (method.__doc__ or "").strip().partition("\n")[0]
+    formula = " ".join((method.__doc__ or "").partition("\n\n")[0].split())
     return f"{formula}{f' [{values}]' if values else ''}{f'; a plugin of this name {fault}' if fault else ''}"
 
 

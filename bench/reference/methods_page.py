@@ -50,7 +50,7 @@ def row(name: str, form: type[Method]) -> str:
     )
     odd = [f"`{field.name}`" for field in dataclasses.fields(form) if official(field) is not None]
     odd += [f"`{field}`" for field, _, _ in form.recipe]
-    return f"| [{name}](#{name}) | {', '.join(case.requires) or 'none'} | {student} | {teacher} | {', '.join(odd)} |"
+    return f"| [{name}](#{name}) | {', '.join(case.teacher_roles) or 'none'} | {student} | {teacher} | {', '.join(odd)} |"
 
 
 def section(name: str, form: type[Method]) -> str:

@@ -104,7 +104,7 @@ class Space:
         ranges = {parameter.name: parameter for parameter in self.searched}
         theirs = {
             name: value
-            for name, value in base.official(form).items()
+            for name, value in base.official_values(form).items()
             if name in ranges and ranges[name].holds(value)
         }
         return [default] if default | theirs == default else [default, default | theirs]

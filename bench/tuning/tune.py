@@ -186,7 +186,7 @@ def one(
 
 def teacher(options: TuneOptions, cell: PlannedRun) -> str:
     """The teacher that is asked for, unless the method has none."""
-    return options.teacher if cell.method.requires else "robust"
+    return options.teacher if cell.method.teacher_roles else "robust"
 
 
 def describe(options: TuneOptions, cell: PlannedRun, space: Space) -> study_module.Plan:

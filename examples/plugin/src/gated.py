@@ -27,7 +27,7 @@ class Gated(Method):
 
     def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
         """The outer problem at those images."""
-        target, far = nets.clean(batch), nets.student(adv)
+        target, far = nets.teacher_logits(batch), nets.student(adv)
         gate = self.alpha * (target.argmax(dim=1) == batch.y)
         return {
             "kl_adv": (gate * kl(target, far)).mean(),
