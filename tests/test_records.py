@@ -20,7 +20,7 @@ from mlflow import MlflowClient
 from bench import cli, models
 from bench import records as records_module
 from bench.datasets import data
-from bench.execution import job, plan
+from bench.execution import evaluation, job, plan
 from bench.execution.plan import PlannedRun
 from bench.models import checkpoint
 from bench.protocol import suites

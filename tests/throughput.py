@@ -116,8 +116,8 @@ def epoch(run: Trainer, step: float) -> dict[str, float]:
     begun = time.perf_counter()
     run._train_epoch(1, lambda *_: None)
     seconds = time.perf_counter() - begun
-    drawn = cuda_graphs.StepGraphs(run.device).replayed(
-        lambda index: {"x": run.make_batch(index, 1).x}
+    drawn = cuda_graphs.StepGraphs(run.device).step_of_epoch(
+        lambda index: {"x": run.make_batch(index, 1).x}, epoch_dependent=False
     )
     spent = run.steps * (step - statistics.median(timed(drawn, run))) / 1000
     return {"epoch_seconds": seconds, "outside": 1 - spent / seconds}

@@ -114,10 +114,10 @@ def attacked(
 ) -> Evaluation:
     """Attacks `net` on a test split with progress on standard error; `setting` goes to `attacks.evaluate`."""
     import attacks
-    from bench.training.acceleration import keep_memory
+    from bench.training.memory_layout import keep_freed_memory
 
     if device.type == "cpu":
-        keep_memory()
+        keep_freed_memory()
     x, y = data.to_float(test.x).to(device), test.y.to(device)
     try:
         if out:
@@ -296,7 +296,7 @@ def doctor(given: options.Doctor) -> int:
     if given.speed:
         from bench.execution import speed
 
-        for line in speed.lines(suites.SUITES.values(), device):
+        for line in speed.speed_report(suites.SUITES.values(), device):
             print(line, flush=True)
     else:
         for suite in suites.SUITES.values():
@@ -342,7 +342,7 @@ def teacher_train(given: options.TeacherTrain) -> int:
     """The verb `teacher train`."""
     from bench.execution import grid, plan
 
-    suite = plan.resolve(given)
+    suite = suites.get(given.suite)
     names = plan.requested_datasets(given, suite)
     return grid.run_grid(
         given, [plan.plan_teacher(given, suite, name, given.role) for name in names]

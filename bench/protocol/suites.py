@@ -14,8 +14,10 @@ from bench.system.errors import unknown_name
 # Share of the steps in which the one-cycle schedule rises.
 RISING_SHARE = 0.3
 # Fields of a suite that a run records as parameters of the same name.
-RECORDED_FIELDS = ("eps", "inner_step", "inner_steps", "attacks")
-RECORDED_FIELDS += ("limit_train", "limit_val", "limit_test", "limit_aa")
+RECORDED_FIELDS = (
+    *("eps", "inner_step", "inner_steps", "attacks"),
+    *("limit_train", "limit_val", "limit_test", "limit_aa"),
+)
 
 
 @dataclass(frozen=True)

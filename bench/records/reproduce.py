@@ -8,8 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from bench.cli import options
-from bench.execution import job
-from bench.execution.executors import data_arguments, dataset_loader
+from bench.execution import evaluation
+from bench.execution.inputs import data_loader
 from bench.models import checkpoint
 from bench.protocol.spec import Spec
 from bench.system import environment
@@ -37,7 +37,7 @@ def verify(found: Record, spec: Spec, tracking_uri: str, given: options.Import) 
             raise RecordError(
                 f"not verified: no checkpoint {sha256[:16]}... here; give it with --checkpoint FILE"
             )
-        data = dataset_loader(given.data_root)(*data_arguments(spec))
+        data = data_loader(given.data_root)(spec)
         used = found.environment.get("data")
         if not isinstance(used, dict) or used.get("sha256") != data.sha256:
             raise RecordError(

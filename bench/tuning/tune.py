@@ -17,9 +17,10 @@ from rich.table import Table
 
 from bench import teachers
 from bench.datasets.data import Data
-from bench.execution import executors, grid, plan
+from bench.execution import cost, grid, inputs, plan
 from bench.execution.job import RunContext
 from bench.execution.plan import PlannedRun
+from bench.protocol import suites
 from bench.protocol.options import ProtocolOptions, RunOptions
 from bench.system import environment
 from bench.system.errors import BenchError, UsageError
@@ -73,7 +74,7 @@ def tune(options: TuneOptions, dry_run: bool = False) -> int:
         environment.resolve_device(options.device),
         environment.source_state(),
     )
-    load = executors.dataset_loader(options.data_root)
+    load = inputs.data_loader(options.data_root)
     failed = 0
     for cell in students:
         try:
@@ -100,7 +101,7 @@ def check(options: TuneOptions) -> None:
         not 0 <= options.search_seed < 2**32
     ):  # what numpy's generators, which the samplers use, can take
         raise UsageError(f"--search-seed {options.search_seed}: not negative and below 2^32")
-    if options.search_seed in (plan.parse_seeds(options.seeds) or plan.resolve(options).seeds):
+    if options.search_seed in (plan.parse_seeds(options.seeds) or suites.get(options.suite).seeds):
         raise UsageError(
             f"--search-seed {options.search_seed}: not one of the final runs', which must be fresh"
         )
@@ -133,7 +134,7 @@ def pruning(options: TuneOptions) -> str:
 
 def guards(options: TuneOptions, students: list[PlannedRun]) -> dict[str, PlannedRun]:
     """The robust teacher of each data set, whose clean accuracy sets the floor for every method alike."""
-    suite = plan.resolve(options)
+    suite = suites.get(options.suite)
     return {
         cell.spec.dataset: plan.plan_teacher(options, suite, cell.spec.dataset, "robust")
         for cell in students
@@ -143,7 +144,7 @@ def guards(options: TuneOptions, students: list[PlannedRun]) -> dict[str, Planne
 def clean(guard: PlannedRun, shop: RunContext, load: Callable[..., Data]) -> float:
     """A teacher's clean accuracy on the validation images."""
     spec = guard.spec
-    data = load(*executors.data_arguments(spec), test=False).to(shop.device)
+    data = load(spec, test=False).to(shop.device)
     net = teachers.load(
         shop.root, teachers.find(shop.root, guard.identity, spec.dataset), data.info
     ).to(shop.device)
@@ -262,14 +263,14 @@ def final(options: TuneOptions, cell: PlannedRun, path: Path) -> int:
 def foresee(options: TuneOptions, cells: list[PlannedRun], spaces: dict[str, Space]) -> int:
     """Prints what would be searched and what it would take."""
     console = Console(file=sys.stderr, highlight=False)
-    load = executors.dataset_loader(options.data_root)
+    load = inputs.data_loader(options.data_root)
     device = environment.resolve_device(options.device)
     for name, space in spaces.items():
         table = Table(name, "default", "range", box=None, pad_edge=False)
         for found in (*space.hyper, *space.training):
             table.add_row(found.name, trial_module.shown(found.default), found.words)
         console.print(table)
-    costs = zip(cells, grid.estimate(cells, load, options.store, device), strict=True)
+    costs = zip(cells, cost.estimate_costs(cells, load, options.store, device), strict=True)
     each = [cost.train for cell, cost in costs if cell.spec.role == "student"]
     epochs = next(cell.spec.training.epochs for cell in cells if cell.spec.role == "student")
     rungs = study_module.rungs(pruning(options), epochs)

@@ -12,7 +12,7 @@ import torch
 from mlflow.exceptions import MlflowException
 
 from bench.datasets import data as data_module
-from bench.execution import executors
+from bench.execution import inputs
 from bench.execution.job import RunContext
 from bench.system import signals
 from bench.system.errors import BenchError
@@ -32,9 +32,7 @@ def work(options: TuneOptions, task: Task, shop: RunContext) -> None:
     Raises BenchError where the storage or the record fails, or the disk: no trial is lost by that.
     """
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
-    data = executors.dataset_loader(options.data_root)(
-        *executors.data_arguments(task.spec), test=False
-    ).to(shop.device)
+    data = inputs.data_loader(options.data_root)(task.spec, test=False).to(shop.device)
     place = task.plan.place
     store = storage.connect(place)
     try:
