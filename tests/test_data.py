@@ -24,8 +24,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision import datasets as vision
 
-from bench.datasets import DATASETS, DIGITS, data
-from bench.datasets.data import Data, augment, load
+from bench.datasets import DATASETS, DIGITS, augmentation, fetching, official_files, splits
+from bench.datasets.augmentation import augment
+from bench.datasets.loading import load_data
+from bench.datasets.splits import Data
 from bench.system.errors import BenchError, UsageError
 
 # sha256 of the loaded data: scikit-learn's digits (1.9.1) and the official CIFAR-10, under this project's fixed splits.
@@ -37,14 +39,14 @@ ROOT = Path(os.environ.get("BENCH_DATA_ROOT", Path(__file__).parent.parent / "da
 
 @pytest.fixture(scope="module")
 def digits() -> Data:
-    return load("digits", "")
+    return load_data("digits", "")
 
 
 @pytest.fixture(scope="module")
 def cifar10() -> Data:
     if not (ROOT / "cifar-10-batches-py").is_dir():
         pytest.skip(f"the official CIFAR-10 (cifar-10-batches-py) is not under {ROOT}")
-    return load("cifar10", ROOT)
+    return load_data("cifar10", ROOT)
 
 
 def named(x: Tensor, y: Tensor) -> Counter[tuple[bytes, int]]:
@@ -85,9 +87,9 @@ def test_digits_splits_are_stratified(digits: Data) -> None:
 
 def test_digits_hash_is_golden(digits: Data) -> None:
     assert digits.sha256 == DIGITS_SHA256
-    assert load("digits", "anywhere").sha256 == DIGITS_SHA256
-    assert DIGITS_SHA256 in data.verify("digits", "")
-    assert "1,257 train, 180 validation, 360 test, 1x8x8" in data.verify("digits", "")
+    assert load_data("digits", "anywhere").sha256 == DIGITS_SHA256
+    assert DIGITS_SHA256 in fetching.verify_data("digits", "")
+    assert "1,257 train, 180 validation, 360 test, 1x8x8" in fetching.verify_data("digits", "")
 
 
 @pytest.mark.parametrize(
@@ -96,7 +98,7 @@ def test_digits_hash_is_golden(digits: Data) -> None:
 def test_a_limit_keeps_the_first_images_and_nothing_else_changes(
     digits: Data, which: str, count: int
 ) -> None:
-    limited = load("digits", "", **{f"limit_{which}": count})
+    limited = load_data("digits", "", **{f"limit_{which}": count})
     for name in ("train", "val", "test"):
         split, whole = getattr(limited, name), getattr(digits, name)
         end = count if name == which else len(whole)
@@ -119,7 +121,7 @@ def test_a_limit_keeps_the_first_images_and_nothing_else_changes(
 def test_a_limit_out_of_range_is_named(limit: dict[str, int], size: str) -> None:
     (value,) = limit.values()
     with pytest.raises(UsageError, match=rf"{value:,} is out of range.*{size} images") as caught:
-        load("digits", "", **limit)
+        load_data("digits", "", **limit)
     assert one_line(caught.value)
 
 
@@ -129,20 +131,20 @@ def test_a_limit_out_of_range_is_named(limit: dict[str, int], size: str) -> None
 @pytest.mark.parametrize("n", [1, 7, 10])
 def test_stratified_is_proportional_sorted_and_seeded(y: list[int], n: int) -> None:
     labels = np.array(y)
-    chosen = data.stratified(labels, n, seed=1)
+    chosen = splits.stratified_positions(labels, n, seed=1)
     assert len(set(chosen.tolist())) == n
     assert chosen.tolist() == sorted(chosen.tolist())
     for label, size in Counter(y).items():
         assert abs((labels[chosen] == label).sum() - n * size / len(y)) < 1
-    assert chosen.tolist() == data.stratified(labels, n, seed=1).tolist()
-    assert len({tuple(data.stratified(labels, n, seed=seed)) for seed in range(5)}) > 1
+    assert chosen.tolist() == splits.stratified_positions(labels, n, seed=1).tolist()
+    assert len({tuple(splits.stratified_positions(labels, n, seed=seed)) for seed in range(5)}) > 1
 
 
 CALLS: list[Callable[[str], Any]] = [
-    lambda name: load(name, ""),
-    lambda name: data.verify(name, ""),
-    lambda name: data.fetch(name, ""),
-    lambda name: data.import_data(name, "", ""),
+    lambda name: load_data(name, ""),
+    lambda name: fetching.verify_data(name, ""),
+    lambda name: fetching.fetch_data(name, ""),
+    lambda name: fetching.import_data(name, "", ""),
 ]
 
 
@@ -162,7 +164,7 @@ def test_unknown_names_get_the_nearest_spelling(
 
 
 def test_cifar10_has_the_official_files_and_sizes(cifar10: Data) -> None:
-    assert data.fault(vision.CIFAR10, ROOT / "cifar-10-batches-py") is None
+    assert official_files.damage_in(vision.CIFAR10, ROOT / "cifar-10-batches-py") is None
     assert [len(split) for split in (cifar10.train, cifar10.val, cifar10.test)] == [
         45_000,
         5_000,
@@ -178,7 +180,7 @@ def test_cifar10_is_balanced_and_its_hash_golden(cifar10: Data) -> None:
 
 
 def test_cifar10_normalisation_is_that_of_its_pixels(cifar10: Data) -> None:
-    sample = data.to_float(cifar10.train.x[:10_000])
+    sample = augmentation.to_float(cifar10.train.x[:10_000])
     assert sample.mean(dim=(0, 2, 3)).tolist() == pytest.approx(cifar10.info.mean, abs=0.005)
     assert sample.std(dim=(0, 2, 3)).tolist() == pytest.approx(cifar10.info.std, abs=0.005)
 
@@ -294,7 +296,7 @@ def test_official_files_load_with_right_pixels_labels_and_orientation(
     toy: Toy, tmp_path: Path
 ) -> None:
     toy.put(tmp_path)
-    loaded = load(toy.name, tmp_path)
+    loaded = load_data(toy.name, tmp_path)
     pool = len(toy.x) - toy.num_test
     assert torch.equal(loaded.test.x, toy.x[pool:])
     assert torch.equal(loaded.test.y, toy.y[pool:])
@@ -308,12 +310,12 @@ def test_official_files_load_with_right_pixels_labels_and_orientation(
     assert {split.x.dtype for split in (loaded.train, loaded.val, loaded.test)} == {torch.uint8}
     assert loaded.train.y.tolist() != sorted(loaded.train.y.tolist())
     assert (
-        load(toy.name, tmp_path).sha256
+        load_data(toy.name, tmp_path).sha256
         == loaded.sha256
-        != load(toy.name, tmp_path, limit_val=5).sha256
+        != load_data(toy.name, tmp_path, limit_val=5).sha256
     )
-    assert not data.missing(toy.name, tmp_path)
-    assert data.missing(toy.name, tmp_path / "elsewhere")
+    assert not fetching.is_missing(toy.name, tmp_path)
+    assert fetching.is_missing(toy.name, tmp_path / "elsewhere")
 
 
 @pytest.mark.parametrize(
@@ -329,10 +331,10 @@ def test_a_damaged_or_missing_file_is_named(
         if damage:
             (folder / file).write_bytes(damage(content))
         with pytest.raises(BenchError, match=rf"{file}\b.*bench data fetch {toy.name}") as caught:
-            load(toy.name, tmp_path)
+            load_data(toy.name, tmp_path)
         assert ("damaged" if damage else "missing") in one_line(caught.value)
         (folder / file).write_bytes(content)
-    assert load(toy.name, tmp_path)
+    assert load_data(toy.name, tmp_path)
 
 
 class Payload:
@@ -352,13 +354,13 @@ def test_a_foreign_pickle_is_never_opened(toy: Toy, tmp_path: Path) -> None:
     for file in toy.files:
         (folder / file).write_bytes(pickle.dumps(Payload(trace)))
     with pytest.raises(BenchError, match="damaged"):
-        load(toy.name, tmp_path)
+        load_data(toy.name, tmp_path)
     assert not trace.exists()
 
 
 def test_a_missing_folder_says_what_to_put_where(toy: Toy, tmp_path: Path) -> None:
     with pytest.raises(BenchError, match=f"bench data fetch {toy.name}") as caught:
-        load(toy.name, tmp_path / "nowhere")
+        load_data(toy.name, tmp_path / "nowhere")
     assert toy.cls.base_folder in one_line(caught.value)
     assert str(tmp_path / "nowhere") in str(caught.value)
     assert caught.value.exit_code == 1
@@ -398,7 +400,7 @@ def test_without_network_fetch_says_what_to_put_where(
 ) -> None:
     download_that(monkeypatch, toy, failing(error))
     with pytest.raises(BenchError, match="cannot be downloaded") as caught:
-        data.fetch(toy.name, tmp_path)
+        fetching.fetch_data(toy.name, tmp_path)
     message = one_line(caught.value)
     assert all(word in message for word in (said, str(tmp_path), toy.cls.base_folder, *toy.files))
     assert f"bench data import {toy.name}" in message
@@ -411,7 +413,7 @@ def test_fetch_on_a_full_disk_says_so(
 ) -> None:
     download_that(monkeypatch, toy, failing(OSError(28, "No space left on device")))
     with pytest.raises(BenchError, match=r"cannot write to .*No space left on device") as caught:
-        data.fetch(toy.name, tmp_path)
+        fetching.fetch_data(toy.name, tmp_path)
     assert one_line(caught.value)
 
 
@@ -419,17 +421,17 @@ def test_fetch_downloads_what_is_missing_and_verifies(
     toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     download_that(monkeypatch, toy, toy.put)
-    line = data.fetch(toy.name, tmp_path / "new")
-    assert line == data.verify(toy.name, tmp_path / "new")
-    assert load(toy.name, tmp_path / "new").sha256 in line
+    line = fetching.fetch_data(toy.name, tmp_path / "new")
+    assert line == fetching.verify_data(toy.name, tmp_path / "new")
+    assert load_data(toy.name, tmp_path / "new").sha256 in line
     download_that(monkeypatch, toy, failing(AssertionError("downloaded again")))
-    assert data.fetch(toy.name, tmp_path / "new") == line
+    assert fetching.fetch_data(toy.name, tmp_path / "new") == line
 
 
 def test_fetch_into_a_file_is_one_line(toy: Toy, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(BenchError, match="cannot write to") as caught:
-        data.fetch(toy.name, tmp_path / "file")
+        fetching.fetch_data(toy.name, tmp_path / "file")
     assert one_line(caught.value)
 
 
@@ -450,8 +452,8 @@ def test_import_from_a_folder_or_archive(toy: Toy, form: str, tmp_path: Path) ->
             given = toy.pack(
                 tmp_path / f"given.{form.split()[-1]}", "" if "flat" in form else "./a/b/"
             )
-    line = data.import_data(toy.name, given, root)
-    assert line == data.verify(toy.name, root)
+    line = fetching.import_data(toy.name, given, root)
+    assert line == fetching.verify_data(toy.name, root)
     folder = root / toy.cls.base_folder
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == toy.files
 
@@ -461,7 +463,7 @@ def test_import_from_a_folder_that_holds_other_things_too(toy: Toy, tmp_path: Pa
     toy.put(given)
     for file in toy.files:
         (given / file).mkdir()
-    assert data.import_data(toy.name, given, tmp_path / "root")
+    assert fetching.import_data(toy.name, given, tmp_path / "root")
 
 
 def cut(file: Path) -> None:
@@ -508,7 +510,7 @@ def test_import_of_a_bad_archive_copies_nothing(
     spoil(given)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with pytest.raises(BenchError, match=said) as caught:
-        data.import_data(toy.name, given, root)
+        fetching.import_data(toy.name, given, root)
     assert str(given) in one_line(caught.value)
     assert {path.name for path in tmp_path.iterdir()} <= {
         given.name
@@ -522,11 +524,11 @@ def test_import_of_the_wrong_content_copies_nothing(toy: Toy, tmp_path: Path) ->
         with pytest.raises(
             BenchError, match=rf"does not hold the official {toy.name}: .*{wrong}.* is damaged"
         ) as caught:
-            data.import_data(toy.name, given, tmp_path / "root")
+            fetching.import_data(toy.name, given, tmp_path / "root")
         assert one_line(caught.value)
     lacking = toy.put(tmp_path / "lacking", without=last)
     with pytest.raises(BenchError, match=f"{last} is missing"):
-        data.import_data(toy.name, lacking, tmp_path / "root")
+        fetching.import_data(toy.name, lacking, tmp_path / "root")
     assert not (tmp_path / "root").exists()
 
 
@@ -539,20 +541,20 @@ def test_import_never_follows_a_link_out_of_the_archive(toy: Toy, tmp_path: Path
             entry.type, entry.linkname = tarfile.SYMTYPE, str(real / file)
             archive.addfile(entry)
     with pytest.raises(BenchError, match="does not hold the official"):
-        data.import_data(toy.name, given, tmp_path / "root")
+        fetching.import_data(toy.name, given, tmp_path / "root")
 
 
 def test_import_where_nothing_can_be_written_is_one_line(toy: Toy, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(BenchError, match="cannot write to") as caught:
-        data.import_data(toy.name, toy.put(tmp_path / "given"), tmp_path / "file")
+        fetching.import_data(toy.name, toy.put(tmp_path / "given"), tmp_path / "file")
     assert one_line(caught.value)
 
 
 def test_digits_cannot_be_imported(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="comes with scikit-learn"):
-        data.import_data("digits", tmp_path, tmp_path)
-    assert not data.missing("digits", tmp_path)
+        fetching.import_data("digits", tmp_path, tmp_path)
+    assert not fetching.is_missing("digits", tmp_path)
 
 
 # Augmentation
@@ -625,5 +627,5 @@ def test_digits_are_neither_moved_nor_mirrored(digits: Data) -> None:
 
 def test_to_float_is_exact() -> None:
     x = torch.arange(256, dtype=torch.uint8)
-    assert torch.equal(data.to_float(x), torch.arange(256) / 255)
-    assert data.to_float(x).dtype == torch.float32
+    assert torch.equal(augmentation.to_float(x), torch.arange(256) / 255)
+    assert augmentation.to_float(x).dtype == torch.float32

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from bench import models
 from bench.datasets import CIFAR10, CIFAR100, DATASETS, DIGITS, Dataset
 from bench.models import checkpoint
+from bench.system import files
 from bench.system.errors import BenchError, UsageError
 from methods.base import Net
 
@@ -337,7 +338,7 @@ def test_the_trades_release_loads(tmp_path: Path) -> None:
 def test_what_is_saved_is_read_again(tmp_path: Path) -> None:
     net, file = lively("resnet8-w4", DIGITS), tmp_path / "net.pt"
     checkpoint.save(file, {"state_dict": net.state_dict(), "epoch": 3, "val": 0.25, "names": ["a"]})
-    content = checkpoint.read(file, checkpoint.sha256_of(file).upper())
+    content = checkpoint.read(file, files.sha256_of_file(file).upper())
     assert (content["epoch"], content["val"], content["names"]) == (3, 0.25, ["a"])
     assert all(
         torch.equal(content["state_dict"][name], tensor)
@@ -349,11 +350,11 @@ def test_what_is_saved_is_read_again(tmp_path: Path) -> None:
 def test_another_hash_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "net.pt"
     checkpoint.save(file, models.build("resnet8-w4", DIGITS).state_dict())
-    right = checkpoint.sha256_of(file)
+    right = files.sha256_of_file(file)
     assert checkpoint.load(file, "resnet8-w4", DIGITS, right)
     file.write_bytes(file.read_bytes() + b"\0")
     with pytest.raises(
-        BenchError, match=f"sha256 {checkpoint.sha256_of(file)[:16]}.*not {right[:16]}"
+        BenchError, match=f"sha256 {files.sha256_of_file(file)[:16]}.*not {right[:16]}"
     ) as caught:
         checkpoint.load(file, "resnet8-w4", DIGITS, right)
     assert "\n" not in str(caught.value)
@@ -524,7 +525,7 @@ def test_the_file_is_on_disk_before_it_gets_its_name(
         lambda self, to: (events.append(f"{self.name} -> {to.name}"), replace(self, to)),
     )
     checkpoint.save(tmp_path / "net.pt", {"epoch": 1})
-    assert events == ["fsync", "net.pt.part -> net.pt"]
+    assert events == ["fsync", f"net.pt.{os.getpid()}.part -> net.pt"]
 
 
 INTERRUPTED = """
