@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bench.cli.options import Run
-from bench.datasets import data
+from bench.datasets import loading
 from bench.execution import cell as cell_module
 from bench.execution import plan
 from bench.execution.cell import Workshop
@@ -61,5 +61,5 @@ def execute(made: Cell, place: Workshop, measured: dict[str, float] = MEASURED) 
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cell_module, "evaluate", evaluate)
-        images = data.load("digits", "", made.spec.limit_train, made.spec.limit_test)
+        images = loading.load_data("digits", "", made.spec.limit_train, made.spec.limit_test)
         return cell_module.execute(made, place, images, 1.0, lambda *_: None)

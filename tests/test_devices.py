@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 import methods
 from bench import models
-from bench.datasets import data
-from bench.datasets.data import Data
+from bench.datasets import loading
+from bench.datasets.splits import Data
 from bench.protocol.spec import Spec
 from bench.protocol.suites import Training
 from bench.system.errors import BenchError, UsageError
@@ -28,7 +28,7 @@ from methods import base
 from methods.base import Batch, Method, Net, Nets, kl
 from methods.inner import ce, pgd
 
-DATA = data.load("digits", "unused", limit_train=160, limit_test=40, limit_val=40)
+DATA = loading.load_data("digits", "unused", limit_train=160, limit_test=40, limit_val=40)
 
 
 class Plain(Net):
@@ -160,7 +160,7 @@ def test_two_processes_make_the_update_of_one(
 def every_method(rank: int, work: Path) -> None:
     """Saves, for each method, what one synchronised step leaves of the student."""
     meet(rank, work)
-    few = data.load("digits", "unused", limit_train=32, limit_test=10, limit_val=10)
+    few = loading.load_data("digits", "unused", limit_train=32, limit_test=10, limit_val=10)
     found = {}
     for name in methods.names():
         method = methods.load(name)

@@ -15,7 +15,7 @@ from mlflow.entities import Run as Recorded
 from mlflow.exceptions import MlflowException
 
 from bench.cli.options import Run
-from bench.datasets import data
+from bench.datasets import loading
 from bench.execution import cell as cell_module
 from bench.execution import plan
 from bench.models.checkpoint import sha256_of
@@ -196,7 +196,7 @@ def test_the_checkpoint_that_taught_has_its_alias_and_is_an_input_of_what_it_tau
         Run(method="rslad", student="resnet8-w4", limit_train=128, limit_test=8), {}
     )[0]
     assert [teacher.identity] == list(pupil.spec.teachers.values())
-    images = data.load("digits", "", 128, 8)
+    images = loading.load_data("digits", "", 128, 8)
     tags = cell_module.tags(teacher, {})
     record = store.begin(teacher.spec, tags)
     model = links.checkpoint(record, teacher, tags)

@@ -20,13 +20,13 @@ from mlflow import MlflowClient
 from bench import cli, models
 from bench import records as records_module
 from bench.cli.options import Run
-from bench.datasets import data
+from bench.datasets import loading
 from bench.execution import cell, plan
 from bench.execution.plan import Cell
 from bench.models import checkpoint
 from bench.protocol import suites
 from bench.records import reproduce, resolved
-from bench.system import environment
+from bench.system import environment, files
 from bench.tracking.track import FINISHED, Record, Store
 from leaderboards.read import details, store
 from leaderboards.render import export, markdown
@@ -538,7 +538,7 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         Run(method="natural", student="resnet8-w4", seeds="0", limit_test=6, store=folder), {}
     )[0]
     made = dataclasses.replace(made, spec=dataclasses.replace(made.spec, attacks=("fgsm", "aa")))
-    images = data.load("digits", "", limit_test=6)
+    images = loading.load_data("digits", "", limit_test=6)
     torch.manual_seed(0)
     net = models.build("resnet8-w4", images.info).eval()
     with torch.no_grad():
@@ -558,7 +558,7 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     )
     run.file(folder / "best.pt", "checkpoints")
     run.file(stem.with_name("verdicts_best_aa.npz"), "verdicts")
-    run.tag("sha256.best", checkpoint.sha256_of(folder / "best.pt"))
+    run.tag("sha256.best", files.sha256_of_file(folder / "best.pt"))
     run.end(FINISHED)
     assert (
         cli.dispatch(["export", run.run_id, "--store", str(folder), "--out", str(folder / "out")])

@@ -11,15 +11,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench import datasets, models, teachers
+from bench import datasets, models
 from bench.cli import options
-from bench.datasets import Dataset, data
+from bench.datasets import Dataset, augmentation, fetching, loading, splits
 from bench.execution.plan import names
 from bench.protocol import suites
 from bench.protocol.suites import Suite
+from bench.system import files
 from bench.system.errors import BenchError, UsageError, unknown
 from bench.system.progress import Progress
-from bench.teachers import zoo
+from bench.teachers import cards, checks, releases
 
 if TYPE_CHECKING:
     import torch
@@ -72,7 +73,7 @@ def evaluate(given: options.Evaluate) -> int:
         surrogates["surrogate"] = checkpoint.load(
             given.surrogate, given.surrogate_arch or given.arch, info
         ).to(device)
-    test = data.load(given.dataset, given.data_root, limit_test=given.limit_test).test
+    test = loading.load_data(given.dataset, given.data_root, limit_test=given.limit_test).test
     setting = {"eps": eps, "norm": given.norm, "seed": given.seed, "batch_size": given.batch_size}
     with room(given.batch_size):
         result = attacked(net, test, chosen, device, given.out, surrogates=surrogates, **setting)
@@ -103,7 +104,7 @@ def suite_for(info: Dataset) -> Suite:
 
 def attacked(
     net: Net,
-    test: data.Split,
+    test: splits.Split,
     chosen: tuple[str, ...],
     device: torch.device,
     out: Path | None = None,
@@ -115,7 +116,7 @@ def attacked(
 
     if device.type == "cpu":
         keep_memory()
-    x, y = data.to_float(test.x).to(device), test.y.to(device)
+    x, y = augmentation.to_float(test.x).to(device), test.y.to(device)
     try:
         if out:
             out.parent.mkdir(parents=True, exist_ok=True)
@@ -148,8 +149,8 @@ def teacher_import(given: options.TeacherImport) -> int:
     """Copies a checkpoint among the teachers once hash, keys and accuracy have been checked."""
     from bench.models import checkpoint
 
-    teachers.check_images(given.limit_test, teachers.FEWEST)
-    release = zoo.resolve(
+    checks.check_image_count(given.limit_test, checks.MIN_TEST_IMAGES)
+    release = releases.resolve_release(
         given.name, given.arch, given.dataset, given.sha256.lower(), given.mean, given.std
     )
     info = datasets.get(release.dataset)
@@ -158,10 +159,10 @@ def teacher_import(given: options.TeacherImport) -> int:
         given.file, release.arch, info, release.sha256 or None, release.mean, release.std
     )
     if not release.sha256:
-        checkpoint.check_intact(given.file)
-    card = teachers.draft(given.store, release, checkpoint.sha256_of(given.file), given.file.name)
+        checkpoint.check_zip_checksums(given.file)
+    card = cards.draft_card(given.store, release, files.sha256_of_file(given.file), given.file.name)
     card = teacher_measured(net, card, release, release.eps, given)
-    teachers.keep(given.store, given.file, card)
+    cards.add_teacher(given.store, given.file, card)
     if not release.sha256:
         print(f"no sha256 was stated: the card holds the file's own, {card.sha256}")
     print(f"{card.identity} is ready: `run --teacher {given.name}`")
@@ -170,14 +171,14 @@ def teacher_import(given: options.TeacherImport) -> int:
 
 def teacher_list(given: options.TeacherList) -> int:
     """A line for each teacher at hand, then for each release."""
-    for card in teachers.cards(given.store):
+    for card in cards.read_cards(given.store):
         print(
             f"{card.identity:40} {card.arch:16} {card.dataset:10} {card.sha256[:16]} {card.origin}; {card.measured}"
         )
     print(
         "\nreleases, for `teacher import NAME FILE` when the file is downloaded (clean and AutoAttack in percent):"
     )
-    for known in zoo.RELEASES:
+    for known in releases.RELEASES:
         accuracy = f"{known.clean:5.2f} {known.autoattack:5.2f}"
         print(
             f"{known.name:40} {known.arch:20} {known.dataset:9} {accuracy}  {known.paper:32} {known.where}"
@@ -187,11 +188,11 @@ def teacher_list(given: options.TeacherList) -> int:
 
 def teacher_verify(given: options.TeacherVerify) -> int:
     """Checks hash and keys, measures clean accuracy and PGD-20, and writes them on the card."""
-    teachers.check_images(given.limit_test, 1)
-    card = teachers.find(given.store, given.name)
+    checks.check_image_count(given.limit_test, 1)
+    card = cards.find_card(given.store, given.name)
     info = datasets.get(card.dataset)
     release = (
-        zoo.resolve(card.name, card.arch, info.name, "", card.mean, card.std)
+        releases.resolve_release(card.name, card.arch, info.name, "", card.mean, card.std)
         if card.imported
         else None
     )
@@ -202,32 +203,32 @@ def teacher_verify(given: options.TeacherVerify) -> int:
         if release
         else suite_for(info).eps
     )
-    net = teachers.load(given.store, card, info)
+    net = cards.load_teacher(given.store, card, info)
     print(f"{card.identity}: file has sha256 {card.sha256}, a {card.arch} for {card.dataset}")
-    teachers.note(given.store, teacher_measured(net, card, release, eps, given))
+    cards.write_card(given.store, teacher_measured(net, card, release, eps, given))
     return 0
 
 
 def teacher_measured(
     net: Net,
-    card: teachers.Card,
-    release: zoo.Release | None,
+    card: cards.Card,
+    release: releases.Release | None,
     eps: float,
     given: options.TeacherImport | options.TeacherVerify,
-) -> teachers.Card:
+) -> cards.Card:
     """The card with clean accuracy and PGD-20; raises BenchError where they are not what `release` must have."""
     from bench.system import environment
 
     device = environment.device(given.device)
-    whole, net = data.load(card.dataset, given.data_root).test, net.to(device)
-    test, total = data.Split(whole.x[: given.limit_test], whole.y[: given.limit_test]), len(whole)
+    whole, net = loading.load_data(card.dataset, given.data_root).test, net.to(device)
+    test, total = splits.Split(whole.x[: given.limit_test], whole.y[: given.limit_test]), len(whole)
     if release:
-        teachers.check_clean(net, test, total, release)
+        checks.check_clean_accuracy(net, test, total, release)
     result = attacked(net, test, ("pgd20",), device, eps=eps)
     report(result, len(test), f"l-inf {eps:.4g}")
     clean, pgd20 = (round(100 * result.accuracy()[name], 2) for name in ("clean", "pgd20"))
     card = dataclasses.replace(card, images=len(test), eps=eps, clean=clean, pgd20=pgd20)
-    return teachers.checked(card, total, release) if release else card
+    return checks.check_robust_accuracy(card, total, release) if release else card
 
 
 def list(_: options.List) -> int:
@@ -268,17 +269,17 @@ def about_method(name: str) -> str:
 
 
 def data_fetch(given: options.DataFetch) -> int:
-    print(data.fetch(given.name, given.data_root))
+    print(fetching.fetch_data(given.name, given.data_root))
     return 0
 
 
 def data_import(given: options.DataImport) -> int:
-    print(data.import_data(given.name, given.source, given.data_root))
+    print(fetching.import_data(given.name, given.source, given.data_root))
     return 0
 
 
 def data_verify(given: options.DataVerify) -> int:
-    print(data.verify(given.name, given.data_root))
+    print(fetching.verify_data(given.name, given.data_root))
     return 0
 
 
@@ -300,7 +301,7 @@ def doctor(given: options.Doctor) -> int:
             print(f"{suite.name:14}{images_per_second(suite, device)}")
     for name in datasets.DATASETS:
         try:
-            print(data.verify(name, given.data_root))
+            print(fetching.verify_data(name, given.data_root))
         except BenchError as error:
             print(f"{name}: {error}")
     if not begun(given.store):

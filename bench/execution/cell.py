@@ -19,15 +19,16 @@ from torch import Tensor
 
 import attacks
 from attacks.record import ForeignRecordError
-from bench import models, teachers
-from bench.datasets import data as data_module
-from bench.datasets.data import Data
+from bench import models
+from bench.datasets import augmentation, splits
+from bench.datasets.splits import Data
 from bench.execution.plan import Cell, work
 from bench.models import checkpoint
 from bench.protocol.spec import Spec
-from bench.system import environment
+from bench.system import environment, files
 from bench.system.errors import BenchError
-from bench.teachers import Card
+from bench.teachers import cards
+from bench.teachers.cards import Card
 from bench.tracking import links, note
 from bench.tracking.note import Outcome
 from bench.tracking.track import FAILED, FINISHED, KILLED, Record, Store
@@ -114,7 +115,7 @@ def recorded(cell: Cell, shop: Workshop) -> bool:
 
 def lacks_teacher(cell: Cell, shop: Workshop) -> bool:
     """Whether this is a teacher's cell and the teacher's file is missing, whatever the record says."""
-    return cell.spec.role == "teacher" and not teachers.exists(shop.root, cell.identity)
+    return cell.spec.role == "teacher" and not cards.has_teacher(shop.root, cell.identity)
 
 
 def record(cell: Cell, shop: Workshop, data: Data, passes: float, tick: Tick, folder: Path) -> str:
@@ -156,7 +157,7 @@ def weights(cell: Cell, shop: Workshop, folder: Path) -> dict[str, str]:
     """The sha256 of each teacher's checkpoint, by role. Raises BenchError if others taught a part of the training before."""
     spec, path = cell.spec, folder / TEACHERS
     found = {
-        role: teachers.find(shop.root, name, spec.dataset).sha256
+        role: cards.find_card(shop.root, name, spec.dataset).sha256
         for role, name in spec.teachers.items()
     }
     if (folder / STATE).exists() and path.exists() and path.read_text() != json.dumps(found):
@@ -191,7 +192,7 @@ def carry_out(
     )
     logged.tags({"training_path": ", ".join(trainer.path) or "as written"})
     hashes = {
-        name: checkpoint.sha256_of(folder / f"{name}.pt")
+        name: files.sha256_of_file(folder / f"{name}.pt")
         for name in CHECKPOINTS
         if (folder / f"{name}.pt").exists()
     }
@@ -223,7 +224,7 @@ def carry_out(
     if spec.role == "teacher":
         best = folder / "best.pt"
         origin = f"trained here, {spec.suite}, spec {spec.id}"
-        teachers.keep(
+        cards.add_teacher(
             shop.root, best, Card(cell.identity, spec.arch, spec.dataset, hashes["best"], origin)
         )
     judge = "val/robust" if cell.method.adversarial else "val/clean"
@@ -267,22 +268,22 @@ def objective(cell: Cell, shop: Workshop, data: Data) -> Objective:
     spec = cell.spec
     frozen = {}
     for role, identity in spec.teachers.items():
-        card = teachers.find(shop.root, identity, spec.dataset)
-        frozen[role] = teachers.load(shop.root, card, data.info).to(shop.device)
+        card = cards.find_card(shop.root, identity, spec.dataset)
+        frozen[role] = cards.load_teacher(shop.root, card, data.info).to(shop.device)
     torch.manual_seed(derive("init", spec.seed))
     student = models.build(spec.arch, data.info).to(shop.device)
     return Objective(cell.method, student, frozen, len(data.train)).to(shop.device)
 
 
 def evaluate(
-    net: Net, spec: Spec, test: data_module.Split, full: bool, stem: Path, tick: Tick
+    net: Net, spec: Spec, test: splits.Split, full: bool, stem: Path, tick: Tick
 ) -> tuple[dict[str, float], dict[str, str]]:
     """Accuracies by attack with `worst`, counts `n` and `aa_n`, and `cost/...`; then the sanity flags.
 
     AutoAttack and flags only if `full`. AutoAttack sees the first `limit_aa` images; `worst` is over those images that
     saw every attack.
     """
-    x, y = data_module.to_float(test.x), test.y
+    x, y = augmentation.to_float(test.x), test.y
     device = next(net.parameters()).device
     x, y = x.to(device), y.to(device)
     start = time.perf_counter()

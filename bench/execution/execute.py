@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-from bench.datasets import data as data_module
-from bench.datasets.data import Data
+from bench.datasets import fetching, loading
+from bench.datasets.splits import Data
 from bench.execution import cell as cell_module
 from bench.execution.cell import Workshop
 from bench.execution.plan import Cell
@@ -158,14 +158,14 @@ def loader(root: Path) -> Callable[..., Data]:
     """Loads a data set with limits, fetching it first where it is missing."""
 
     def load(name: str, *limits: int | None, test: bool = True) -> Data:
-        if data_module.missing(name, root):
+        if fetching.is_missing(name, root):
             print(f"{name} is not under {root}: fetching it", file=sys.stderr)
-            data_module.fetch(name, root)
-        return data_module.load(name, root, *limits, test=test)
+            fetching.fetch_data(name, root)
+        return loading.load_data(name, root, *limits, test=test)
 
     return load
 
 
 def place(spec: Spec) -> tuple[str, int | None, int | None, int | None]:
-    """What `data.load` needs to know."""
+    """What `loading.load_data` needs to know."""
     return spec.dataset, spec.limit_train, spec.limit_test, spec.limit_val

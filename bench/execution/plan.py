@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import methods
-from bench import datasets, models, teachers
+from bench import datasets, models
 from bench.cli.options import Run
 from bench.protocol import config, suites
 from bench.protocol.arguments import Protocol
 from bench.protocol.spec import Spec
 from bench.protocol.suites import Suite
 from bench.system.errors import UsageError, unknown
+from bench.teachers import cards
 from methods import base
 from methods.base import Method
 
@@ -148,7 +149,7 @@ def identities(
             needed[cell.identity] = cell
             found[role] = cell.identity
         else:
-            found[role] = teachers.find(options.store, name, dataset).identity
+            found[role] = cards.find_card(options.store, name, dataset).identity
     if len(set(found.values())) < len(found):
         raise UsageError(f"--teacher {options.teacher}: {' and '.join(found)} must be two teachers")
     return found

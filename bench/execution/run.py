@@ -12,9 +12,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from bench import datasets, teachers
+from bench import datasets
 from bench.cli.options import Run, TeacherTrain
-from bench.datasets.data import Data
+from bench.datasets.splits import Data
 from bench.execution import execute, plan, probe
 from bench.execution.cell import Workshop, recorded
 from bench.execution.plan import Cell
@@ -23,6 +23,7 @@ from bench.protocol.arguments import Protocol
 from bench.system import environment
 from bench.system.errors import UsageError
 from bench.system.progress import duration
+from bench.teachers import cards
 from bench.tracking.track import Store, begun
 from bench.training import devices
 
@@ -121,7 +122,7 @@ def estimate(
     for cell in todo:
         spec = cell.spec
         archs = {
-            role: made.get(identity) or teachers.find(store, identity).arch
+            role: made.get(identity) or cards.find_card(store, identity).arch
             for role, identity in spec.teachers.items()
         }
         data = load(*execute.place(spec))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 from bench.protocol import suites
 from bench.system.errors import BenchError, UsageError
+from bench.system.files import write_atomically
 
 TRAINING = {
     "lr": 100.0,
@@ -66,11 +66,7 @@ def write(path: Path, config: Config) -> None:
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(
-            f"{path.name}.{os.getpid()}.part"
-        )  # several processes may end a search together
-        part.write_text(tomli_w.dumps(dataclasses.asdict(config)), encoding="utf-8")
-        part.replace(path)
+        write_atomically(path, tomli_w.dumps(dataclasses.asdict(config)).encode())
     except OSError as error:
         raise BenchError(f"cannot write {str(path)!r}: {error.strerror}") from error
 

@@ -15,6 +15,7 @@ from bench.cli import options
 from bench.protocol import suites
 from bench.protocol.spec import Spec
 from bench.system.errors import BenchError, UsageError
+from bench.system.files import write_atomically
 from bench.tracking import note, track
 from bench.tracking.track import FINISHED, Store, tracking_uri
 from leaderboards.read import artifacts, details, verdicts
@@ -57,14 +58,8 @@ def export(given: options.Export) -> int:
             raise RecordError("no finished run of a suite has this id")
         made = of(found[name], curves.get(name, {}))
         path = given.out / made.name
-        part = path.with_suffix(
-            ".part"
-        )  # a full disk leaves the file of an earlier export as it is
-        try:
-            part.write_text(made.text(), encoding="utf-8")
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
+        # A full disk leaves the file of an earlier export as it is.
+        write_atomically(path, made.text().encode())
         return str(path)
 
     return each(given.runs or found, write)

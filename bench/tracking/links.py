@@ -11,8 +11,8 @@ import json
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from bench.datasets import data as data_module
-from bench.datasets.data import Data
+from bench.datasets import official_files
+from bench.datasets.splits import Data
 from bench.execution.plan import Cell
 from bench.protocol.spec import Spec
 from bench.tracking import note
@@ -69,7 +69,7 @@ def dataset(data: Data) -> Dataset:
     if info.name == "digits":
         kind, source = "local", {"uri": "sklearn.datasets.load_digits"}
     else:
-        kind, source = "http", {"url": data_module.source(info.name).url}
+        kind, source = "http", {"url": official_files.official_class(info).url}
     profile = {
         "num_rows": sum(sizes.values()),
         **sizes,

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.datasets import data as data_module
-from bench.datasets.data import Data, Split
+from bench.datasets import augmentation
+from bench.datasets.splits import Data, Split
 from bench.models.checkpoint import read, save
 from bench.protocol.spec import Spec
 from bench.system.errors import BenchError, UsageError
@@ -228,8 +228,8 @@ class Trainer:
     def batch(self, index: Tensor, epoch: int) -> Batch:
         """The images at these positions, augmented image by image on the device."""
         train = self.data.train
-        x = data_module.augment(
-            data_module.to_float(train.x[index]), self.data.info.pad, self.data.info.flip
+        x = augmentation.augment(
+            augmentation.to_float(train.x[index]), self.data.info.pad, self.data.info.flip
         )
         epochs, read = self.spec.training.epochs, self.graphs.read if self.graphs else set()
         return acceleration.Observed(
@@ -336,7 +336,7 @@ def accuracy(net: Net, split: Split, budget: Budget, batch: int = 250) -> tuple[
     clean = robust = 0
     with mode(net, training=False):
         for x, y in zip(torch.split(split.x, batch), torch.split(split.y, batch), strict=True):
-            images = data_module.to_float(x)
+            images = augmentation.to_float(x)
             adv = pgd(net, images, ce(y), budget)
             with torch.no_grad():
                 clean += int((net(images).argmax(dim=1) == y).sum())

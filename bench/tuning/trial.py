@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 import methods
-from bench.datasets.data import Data
+from bench.datasets.splits import Data
 from bench.execution import cell as cell_module
 from bench.execution.cell import Workshop
 from bench.execution.plan import Cell

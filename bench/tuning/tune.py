@@ -15,9 +15,8 @@ from optuna.study import Study
 from rich.console import Console
 from rich.table import Table
 
-from bench import teachers
 from bench.cli.options import Run, Tune
-from bench.datasets.data import Data
+from bench.datasets.splits import Data
 from bench.execution import execute, plan, run
 from bench.execution.cell import Workshop
 from bench.execution.plan import Cell
@@ -25,6 +24,7 @@ from bench.protocol.arguments import Protocol
 from bench.system import environment
 from bench.system.errors import BenchError, UsageError
 from bench.system.progress import duration
+from bench.teachers import cards
 from bench.tracking.track import FAILED, KILLED, TUNING, Record, Store
 from bench.training.train import accuracy
 from bench.tuning import outcome, storage, worker
@@ -138,8 +138,8 @@ def clean(guard: Cell, shop: Workshop, load: Callable[..., Data]) -> float:
     """A teacher's clean accuracy on the validation images."""
     spec = guard.spec
     data = load(*execute.place(spec), test=False).to(shop.device)
-    net = teachers.load(
-        shop.root, teachers.find(shop.root, guard.identity, spec.dataset), data.info
+    net = cards.load_teacher(
+        shop.root, cards.find_card(shop.root, guard.identity, spec.dataset), data.info
     ).to(shop.device)
     return accuracy(net, data.val, Budget(0.0, 0.0, 0))[0]
 

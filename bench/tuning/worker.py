@@ -12,7 +12,7 @@ import torch
 from mlflow.exceptions import MlflowException
 
 from bench.cli.options import Tune
-from bench.datasets import data as data_module
+from bench.datasets import splits
 from bench.execution import execute
 from bench.execution.cell import Workshop
 from bench.system import signals
@@ -49,7 +49,7 @@ def work(options: Tune, task: Task, shop: Workshop) -> None:
         raise BenchError(f"{task.plan.name} cannot go on: {said}") from error
 
 
-def attempt(study: optuna.Study, task: Task, shop: Workshop, data: data_module.Data) -> None:
+def attempt(study: optuna.Study, task: Task, shop: Workshop, data: splits.Data) -> None:
     """One trial. An interrupted one is told as failed without a reason, so that it is queued again."""
     number: list[int] = []
 
