@@ -78,7 +78,9 @@ def import_data(name: str, source: str | Path, root: str | Path) -> str:
         folder = unpack_source(Path(source), Path(scratch))
         paths = [find_file(folder, file) for file in file_hashes(official)]
         parents = {path.parent for path in paths}
-        damage = damage_in(parents.pop() if len(parents) == 1 else folder, official)
+        if len(parents) == 1:
+            folder = parents.pop()
+        damage = damage_in(folder, official)
         if damage:
             raise BenchError(f"{str(source)!r} does not hold the official {name}: {damage}")
         copy_files(paths, Path(root) / official.base_folder)
@@ -121,9 +123,10 @@ def unpack_source(source: Path, scratch: Path) -> Path:
 def unpack_member(archive: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
     """Write a plain file of an archive below `folder`, wherever its name points."""
     # Not `extractall`: its safe filter came with Python 3.11.4.
-    content = archive.extractfile(member) if member.isfile() else None
-    if content is None:
+    if not member.isfile():
         return
+    content = archive.extractfile(member)
+    assert content is not None
     parts = [part for part in PurePosixPath(member.name).parts if part not in ("/", "..")]
     target = folder.joinpath(*parts)
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -32,16 +32,17 @@ def load_data(
     for an unknown name or a limit out of range, BenchError for missing or damaged files.
     """
     info = get(name)
-    pool, *others = map(to_split, read_halves(info, Path(root), test))
-    held_out = others[0] if test else pool.select(slice(0))
+    halves = read_halves(info, Path(root), test)
+    pool = to_split(halves[0])
     val_rows = stratified_positions(pool.y.numpy(), info.num_val, seed=1)
     rest = np.setdiff1d(np.arange(len(pool)), val_rows)
     val_rows = val_rows[: checked_limit("validation", limit_val, len(val_rows))]
     train_size = checked_limit("train", limit_train, len(rest))
     train_rows = np.random.RandomState(2).permutation(rest)[:train_size]
-    test_size = checked_limit("test", limit_test, len(held_out)) if test else 0
-    train, val = pool.select(train_rows), pool.select(val_rows)
-    held_out = held_out.select(slice(test_size))
+    train, val, held_out = pool.select(train_rows), pool.select(val_rows), pool.select(slice(0))
+    if test:
+        held_out = to_split(halves[1])
+        held_out = held_out.select(slice(checked_limit("test", limit_test, len(held_out))))
     return Data(info, train, val, held_out, split_digest(val_rows, train, val, held_out))
 
 

@@ -53,7 +53,9 @@ def read_halves(info: Dataset, root: Path, test: bool = True) -> list[Arrays]:
     torchvision checks every official file before it reads one. Raise BenchError for missing or
     damaged files.
     """
-    halves = [True, False] if test else [True]
+    halves = [True]
+    if test:
+        halves.append(False)
     official = official_class(info, test)
     if official is None:
         return [info.read(None, root, train) for train in halves]

@@ -74,15 +74,18 @@ def build(arch: str, info: Dataset) -> Net:
     return ResNet(info, blocks, width, stem=2 if "stem" in options else 1)
 
 
-def parse_name(arch: str) -> tuple[str, int, int, set[str]]:
-    """Return family, depth (0 if fixed), width and the options "silu" and "stem" that are on."""
+def match_family(arch: str) -> tuple[str, dict[str, str | None]]:
+    """Return the family of a name and the parts of its pattern. Raise UsageError without one."""
     for family, pattern in PATTERNS.items():
         match = pattern.fullmatch(arch)
         if match:
-            break
-    else:
-        raise unknown("model", arch, EXAMPLES)
-    parts = match.groupdict()
+            return family, match.groupdict()
+    raise unknown("model", arch, EXAMPLES)
+
+
+def parse_name(arch: str) -> tuple[str, int, int, set[str]]:
+    """Return family, depth (0 if fixed), width and the options "silu" and "stem" that are on."""
+    family, parts = match_family(arch)
     depth = int(parts.get("depth") or 0)
     width = int(parts.get("width") or 64)
     outside = LAYERS_OUTSIDE_BLOCKS.get(family)

@@ -54,10 +54,8 @@ def read(path: Path, sha256: str | None = None) -> dict[str, Any]:
     Raise BenchError for a missing file, for no checkpoint and for one with another hash.
     """
     try:
-        digest = sha256_of_file(path) if sha256 else None
-        if sha256 and digest != sha256.lower():
-            hashes = f"sha256 {str(digest)[:16]}..., not {sha256[:16]}..."
-            raise BenchError(f"{str(path)!r} has {hashes}: another or damaged file")
+        if sha256:
+            check_hash(path, sha256)
         content = torch.load(path, weights_only=True, map_location="cpu")
     except FileNotFoundError as error:
         raise BenchError(f"there is no checkpoint {str(path)!r}") from error
@@ -74,6 +72,14 @@ def read(path: Path, sha256: str | None = None) -> dict[str, Any]:
         kind = type(content).__name__
         raise BenchError(f"{str(path)!r} holds a {kind}, not a checkpoint's dictionary of tensors")
     return content
+
+
+def check_hash(path: Path, sha256: str) -> None:
+    """Raise BenchError for a file with another hash."""
+    digest = sha256_of_file(path)
+    if digest != sha256.lower():
+        hashes = f"sha256 {digest[:16]}..., not {sha256[:16]}..."
+        raise BenchError(f"{str(path)!r} has {hashes}: another or damaged file")
 
 
 def load(

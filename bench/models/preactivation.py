@@ -24,13 +24,15 @@ from methods.base import Net
 class Layout:
     """How a release computes, and how its files name their parts: files of this project are alike.
 
-    stage: the name of each, with its number. block: BatchNorm, convolution, BatchNorm, convolution.
+    stage: name of each, with a number from `first_stage`.
+    block: BatchNorm, convolution, BatchNorm, convolution.
     silu: SiLU for ReLU, and the padding of TensorFlow's "SAME" for symmetric padding.
     bare_shortcut: a 3x3 shortcut of the bare input, not a 1x1 shortcut of the activated input.
     """
 
     stem: str
     stage: str
+    first_stage: int
     block: tuple[str, str, str, str]
     shortcut: str
     norm: str
@@ -38,9 +40,10 @@ class Layout:
     silu: bool = False
     bare_shortcut: bool = False
 
-    def stage_name(self, index: int) -> str:
-        """Return the name of a stage; index counts from 0, the ReLU releases count from 1."""
-        return self.stage.format(index if self.silu else index + 1)
+    def activate(self, x: Tensor) -> Tensor:
+        if self.silu:
+            return F.silu(x)
+        return F.relu_(x)
 
 
 RELU_BLOCK = ("bn1", "conv1", "bn2", "conv2")
@@ -48,13 +51,13 @@ WIDE_BLOCK = ("batchnorm_0", "conv_0", "batchnorm_1", "conv_1")
 PREACT_BLOCK = ("batchnorm_0", "conv_2d_1", "batchnorm_1", "conv_2d_2")
 
 # TRADES, Rice et al., and DeepMind's two; RobustBench has the same names.
-WIDE = Layout("conv1", "block{}.layer", RELU_BLOCK, "convShortcut", "bn1", "fc")
-PREACT = Layout("conv1", "layer{}", RELU_BLOCK, "shortcut.0", "bn", "linear")
+WIDE = Layout("conv1", "block{}.layer", 1, RELU_BLOCK, "convShortcut", "bn1", "fc")
+PREACT = Layout("conv1", "layer{}", 1, RELU_BLOCK, "shortcut.0", "bn", "linear")
 SILU_WIDE = Layout(
-    "init_conv", "layer.{}.block", WIDE_BLOCK, "shortcut", "batchnorm", "logits", silu=True
+    "init_conv", "layer.{}.block", 0, WIDE_BLOCK, "shortcut", "batchnorm", "logits", silu=True
 )
 SILU_PREACT = Layout(
-    "conv_2d", "layer_{}", PREACT_BLOCK, "shortcut", "batchnorm", "logits", True, bare_shortcut=True
+    "conv_2d", "layer_{}", 0, PREACT_BLOCK, "shortcut", "batchnorm", "logits", True, True
 )
 
 
@@ -79,7 +82,6 @@ class Block(nn.Module):
         self.layout = layout
         self.stride = stride
         self.widens = inputs != outputs
-        self.activate = F.silu if layout.silu else F.relu_
         padding = 0 if layout.silu else 1
         norm1, conv1, norm2, conv2 = layout.block
         self.add_module(norm1, nn.BatchNorm2d(inputs))
@@ -94,8 +96,9 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         norm1, conv1, norm2, conv2 = [getattr(self, name) for name in self.layout.block]
-        active = self.activate(norm1(x))
-        out: Tensor = conv2(self.activate(norm2(conv1(self.pad(active)))))
+        active = self.layout.activate(norm1(x))
+        out: Tensor = conv1(self.pad(active))
+        out = conv2(self.layout.activate(norm2(out)))
         if not self.widens:
             return out.add_(x)
         shortcut = self.get_submodule(self.layout.shortcut)
@@ -123,17 +126,17 @@ class PreActivationNet(Net):
         self.num_classes = info.num_classes
         self.width = widths[-1]
         self.layout = layout
-        self.stages = [layout.stage_name(stage) for stage in range(len(widths) - 1)]
-        self.activate = F.silu if layout.silu else F.relu_
-        inputs = widths[0]
+        self.stages = []
+        inputs, *stage_widths = widths
         self.add_module(layout.stem, nn.Conv2d(info.shape[0], inputs, 3, 1, 1, bias=False))
-        for name, outputs in zip(self.stages, widths[1:], strict=True):
-            stride = 1 if name == self.stages[0] else 2
+        stride = 1
+        for number, outputs in enumerate(stage_widths, layout.first_stage):
             blocks = nn.Sequential(Block(inputs, outputs, stride, layout))
             for _ in range(count - 1):
                 blocks.append(Block(outputs, outputs, 1, layout))
-            add_part(self, name, blocks)
-            inputs = outputs
+            self.stages.append(layout.stage.format(number))
+            add_part(self, self.stages[-1], blocks)
+            inputs, stride = outputs, 2
         self.add_module(layout.norm, nn.BatchNorm2d(self.width))
         self.add_module(layout.linear, nn.Linear(self.width, self.num_classes))
 
@@ -141,7 +144,7 @@ class PreActivationNet(Net):
         out = getattr(self, self.layout.stem)(self.normalise(x))
         for name in self.stages:
             out = self.get_submodule(name)(out)
-        out = self.activate(getattr(self, self.layout.norm)(out))
+        out = self.layout.activate(getattr(self, self.layout.norm)(out))
         return out.mean(dim=(2, 3))
 
     def head(self, f: Tensor) -> Tensor:

@@ -46,13 +46,14 @@ class ResNet(Net):
         self.bn1 = nn.BatchNorm2d(width)
         self.stages = len(blocks)
         inputs = width
+        stride = 1
         for stage, count in enumerate(blocks):
             outputs = width * 2**stage
-            layer = nn.Sequential(Block(inputs, outputs, 1 if stage == 0 else 2))
+            layer = nn.Sequential(Block(inputs, outputs, stride))
             for _ in range(count - 1):
                 layer.append(Block(outputs, outputs, 1))
             self.add_module(f"layer{stage + 1}", layer)
-            inputs = outputs
+            inputs, stride = outputs, 2
         self.linear = nn.Linear(self.width, self.num_classes)
 
     def features(self, x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from pathlib import Path
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
     """Write a file of which readers see the old content or the new one, never a part.
 
-    A process killed at any moment leaves one of the two. Raise OSError where nothing can be written.
+    A process killed at any moment leaves one of the two. Raise OSError if it cannot be written.
     """
     # The process id keeps apart processes that write the same file at the same time.
     part = path.with_name(f"{path.name}.{os.getpid()}.part")

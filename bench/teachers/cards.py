@@ -145,21 +145,21 @@ def add_teacher(store: Path, checkpoint: Path, card: Card) -> None:
 
     Raise BenchError where they cannot be written.
     """
-    path = teacher_file(store, card.identity)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, checkpoint.read_bytes())
-    except OSError as error:
-        raise BenchError(f"cannot write to {str(path.parent)!r}: {error.strerror}") from error
+    write_file(teacher_file(store, card.identity), checkpoint.read_bytes())
     write_card(store, card)
 
 
 def write_card(store: Path, card: Card) -> None:
-    """Write the card of a teacher whose file is there. Raise BenchError where it cannot."""
-    path = card_file(store, card.identity)
+    """Write the card of a teacher whose file is there. Raise BenchError where it cannot be."""
     content = json.dumps(dataclasses.asdict(card), indent=2) + "\n"
+    write_file(card_file(store, card.identity), content.encode())
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file of the store. Raise BenchError where it cannot be written."""
     try:
-        write_atomically(path, content.encode())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, content)
     except OSError as error:
         raise BenchError(f"cannot write to {str(path.parent)!r}: {error.strerror}") from error
 

@@ -70,9 +70,9 @@ def check_clean_accuracy(net: Net, test: Split, total: int, release: Release) ->
 
 
 def better_normalisation(net: Net, test: Split, correct: Tensor, dataset: str) -> str:
-    """Describe a normalisation by which `net` is clearly better than `correct`; "" if there is none.
+    """Describe a normalisation by which `net` is clearly better; "" if there is none.
 
-    correct: (N,) bool, the test images that it classifies correctly as it is.
+    correct: (N,) bool, which test images it classifies correctly as it is.
     """
     info = datasets.get(dataset)
     channels = len(info.mean)
