@@ -18,7 +18,7 @@ from bench.cli.options import Run
 from bench.datasets import loading
 from bench.execution import cell as cell_module
 from bench.execution import plan
-from bench.models.checkpoint import sha256_of
+from bench.system.files import sha256_of_file
 from bench.tracking import links, note
 from bench.tracking.note import Outcome
 from bench.tracking.track import Store
@@ -86,7 +86,7 @@ def test_tensors_are_stored_once_and_the_alias_gives_them(
         Path(download_artifacts(artifact_uri=f"models:/{MODEL}@best", dst_path=str(tmp_path)))
         / "best.pt"
     )
-    assert sha256_of(got) == run.data.tags["sha256.best"]
+    assert sha256_of_file(got) == run.data.tags["sha256.best"]
 
 
 def test_the_note_says_all_and_text_stays_text(folder: Path) -> None:
