@@ -47,7 +47,7 @@ def test_a_release_is_stated_in_full(release: Release) -> None:
     assert 0 < release.eps <= 8 / 255
     assert len(release.mean) == len(release.std) in (0, info.shape[0])
     assert not release.sha256 or re.fullmatch("[0-9a-f]{64}", release.sha256)
-    assert releases.resolve_release(release.name, dataset=release.dataset) == release
+    assert releases.resolve_release(Release(release.name, release.dataset)) == release
 
 
 def test_releases_have_a_name_of_their_own_on_each_data_set() -> None:
@@ -108,16 +108,16 @@ def test_releases_have_a_name_of_their_own_on_each_data_set() -> None:
 )
 def test_what_a_name_cannot_mean(given: dict[str, Any], said: str) -> None:
     with pytest.raises(UsageError, match=said) as caught:
-        releases.resolve_release(**given)
+        releases.resolve_release(Release(**given))
     assert "\n" not in str(caught.value)
 
 
 def test_a_hash_that_is_published_is_not_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     known = dataclasses.replace(releases.RELEASES[0], sha256="a" * 64)
     monkeypatch.setattr(releases, "RELEASES", (known,))
-    assert releases.resolve_release(known.name).sha256 == "a" * 64
+    assert releases.resolve_release(Release(known.name)).sha256 == "a" * 64
     with pytest.raises(UsageError, match="--sha256: the release"):
-        releases.resolve_release(known.name, sha256="b" * 64)
+        releases.resolve_release(Release(known.name, sha256="b" * 64))
 
 
 # Names and shapes of the tensors, as the releases' published network definitions give them

@@ -18,7 +18,7 @@ from bench.datasets import get
 from bench.datasets.loading import load_data
 from bench.datasets.official_files import damage_in, file_hashes, first_line, official_class
 from bench.system.errors import BenchError, UsageError
-from bench.system.files import write_atomically
+from bench.system.files import save_file
 
 # Seconds without a byte before a download counts as failed.
 DOWNLOAD_TIMEOUT = 10.0
@@ -40,9 +40,9 @@ def is_missing(name: str, root: str | Path) -> bool:
 
 
 def fetch_data(name: str, root: str | Path) -> str:
-    """Download the official files that are missing, then verify; return the line of `verify_data`.
+    """Download official files that are missing and return the line of `verify_data`.
 
-    Raise BenchError with the files to put and their folder if the network does not answer.
+    Raise BenchError, with the files and where to put them, if the network does not answer.
     """
     root = Path(root)
     official = official_class(get(name))
@@ -66,10 +66,9 @@ def fetch_data(name: str, root: str | Path) -> str:
 
 
 def import_data(name: str, source: str | Path, root: str | Path) -> str:
-    """Copy the official files of a folder or tar archive under `root`, then verify.
+    """Copy official files of a folder or tar archive and return the line of `verify_data`.
 
-    Return the line of `verify_data`. Raise BenchError, and copy nothing, unless every file has its
-    official md5.
+    Raise BenchError, and copy nothing, unless every file has its official md5.
     """
     official = official_class(get(name))
     if official is None:
@@ -83,7 +82,8 @@ def import_data(name: str, source: str | Path, root: str | Path) -> str:
         damage = damage_in(folder, official)
         if damage:
             raise BenchError(f"{str(source)!r} does not hold the official {name}: {damage}")
-        copy_files(paths, Path(root) / official.base_folder)
+        for path in paths:
+            save_file(Path(root) / official.base_folder / path.name, path.read_bytes())
     return verify_data(name, root)
 
 
@@ -93,16 +93,6 @@ def find_file(folder: Path, name: str) -> Path:
         if path.is_file():
             return path
     return folder / name
-
-
-def copy_files(paths: list[Path], folder: Path) -> None:
-    """Copy files into `folder`. Raise BenchError where it cannot be written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for path in paths:
-            write_atomically(folder / path.name, path.read_bytes())
-    except OSError as error:
-        raise BenchError(f"cannot write to {str(folder)!r}: {error.strerror}") from error
 
 
 def unpack_source(source: Path, scratch: Path) -> Path:

@@ -1,8 +1,7 @@
 """A data set as its fixed splits.
 
-Splits never depend on a limit or on the run's seed. They are drawn with numpy's `RandomState`,
-whose stream numpy promises not to change: test of digits with seed 0, validation with seed 1,
-training order with seed 2.
+Splits never depend on a limit or on the run's seed: numpy's `RandomState`, whose stream numpy
+promises not to change, draws test of digits with seed 0, validation with 1, training order with 2.
 """
 
 from __future__ import annotations
@@ -28,8 +27,8 @@ def load_data(
 ) -> Data:
     """Load a data set from the folder `root`, on the CPU; a limit keeps a split's first images.
 
-    Without `test` the test images are not read at all, and that split is empty. Raise UsageError
-    for an unknown name or a limit out of range, BenchError for missing or damaged files.
+    Without `test` the test images are not read, and that split is empty. Raise UsageError for an
+    unknown name or a limit out of range, BenchError for missing or damaged files.
     """
     info = get(name)
     halves = read_halves(info, Path(root), test)

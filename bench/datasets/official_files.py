@@ -10,10 +10,7 @@ from bench.system.errors import BenchError
 
 
 def official_class(info: Dataset, test: bool = True) -> Any:
-    """Return torchvision's class, without unlabelled images and, unless `test`, without test files.
-
-    None if the data set has no official files.
-    """
+    """Return torchvision's class for labelled files, of test images only with `test`; None without."""
     import torchvision
 
     if not info.torchvision_class:
@@ -50,8 +47,7 @@ def damage_in(folder: Path, official: Any) -> str:
 def read_halves(info: Dataset, root: Path, test: bool = True) -> list[Arrays]:
     """Read the training half and, with `test`, the test half.
 
-    torchvision checks every official file before it reads one. Raise BenchError for missing or
-    damaged files.
+    torchvision checks every file before it reads one. Raise BenchError for missing or damaged ones.
     """
     halves = [True]
     if test:

@@ -1,7 +1,4 @@
-"""Checkpoint files: written atomically, read without unpickling code, checked by hash.
-
-Reads the files of other releases too, whose names of tensors have prefixes.
-"""
+"""Checkpoint files, of other releases too: read without unpickling code, checked by hash."""
 
 from __future__ import annotations
 
@@ -18,6 +15,8 @@ from bench.models import build
 from bench.system.errors import BenchError
 from bench.system.files import sha256_of_file, write_atomically
 from methods.base import Net
+
+State = dict[str, Tensor]
 
 # Where releases keep the tensors.
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
@@ -49,10 +48,7 @@ def check_zip_checksums(path: Path) -> None:
 
 
 def read(path: Path, sha256: str | None = None) -> dict[str, Any]:
-    """Return the content of a checkpoint file on the CPU.
-
-    Raise BenchError for a missing file, for no checkpoint and for one with another hash.
-    """
+    """Return the content on the CPU. Raise BenchError for no checkpoint or one of another hash."""
     try:
         if sha256:
             check_hash(path, sha256)
@@ -92,18 +88,17 @@ def load(
 ) -> Net:
     """Build the network `arch` with the tensors of a checkpoint, in eval mode on the CPU.
 
-    Take this project's files and those of the authors and RobustBench. `mean` and `std`, a value
-    per channel, are for a file that holds none; without them it was trained on raw pixels, and the
-    network normalises nothing. Raise BenchError where file, architecture and number of classes do
-    not match.
+    mean, std: per channel, for a file that holds none; without them it was trained on raw pixels,
+    and the network normalises nothing. Raise BenchError where file, architecture and number of
+    classes do not match.
     """
     net = build(arch, info)
     state = network_tensors(read(path, sha256))
     if not state:
         raise BenchError(f"{str(path)!r} holds no tensors of a network")
     channels = info.shape[0]
-    add_statistics(path, state, "mean", mean or (0.0,) * channels, stated=bool(mean))
-    add_statistics(path, state, "std", std or (1.0,) * channels, stated=bool(std))
+    add_statistics(path, state, "mean", mean, (0.0,) * channels)
+    add_statistics(path, state, "std", std, (1.0,) * channels)
     wanted = {key: value for key, value in net.state_dict().items() if not key.endswith(COUNTER)}
     different = wanted.keys() ^ state.keys()
     if different:
@@ -125,23 +120,23 @@ def load(
 
 
 def add_statistics(
-    path: Path, state: dict[str, Tensor], name: str, values: tuple[float, ...], stated: bool
+    path: Path, state: State, name: str, stated: tuple[float, ...], neutral: tuple[float, ...]
 ) -> None:
-    """Add mean or std, a value per channel, to tensors of a file that hold none.
+    """Add the stated mean or std, or else the neutral one, to tensors of a file without.
 
     Raise BenchError if the file holds others than those stated, to three digits, in any shape.
     """
-    expected = torch.tensor(values)
-    state.setdefault(name, expected)
+    expected = torch.tensor(stated or neutral)
+    stored = state.setdefault(name, expected)
     if not stated:
         return
-    stored = state[name].flatten().float()
-    if len(stored) != len(expected) or not torch.allclose(stored, expected, atol=1e-3):
+    equal_count = stored.numel() == len(stated)
+    if not equal_count or not torch.allclose(stored.flatten().float(), expected, atol=1e-3):
         message = f"holds a {name} of its own, another one than is stated for it"
         raise BenchError(f"{str(path)!r} {message}")
 
 
-def check_class_count(misfit: str, info: Dataset, net: Net, state: dict[str, Tensor]) -> None:
+def check_class_count(misfit: str, info: Dataset, net: Net, state: State) -> None:
     """Raise BenchError, with `misfit` first, if the last layer is for another number of classes."""
     for name, module in net.named_modules():
         if isinstance(module, nn.Linear):
@@ -161,7 +156,7 @@ def check_values(path: Path, name: str, tensor: Tensor) -> None:
         raise BenchError(f"{str(path)!r} holds values that are not finite in {name}")
 
 
-def network_tensors(content: dict[str, Any]) -> dict[str, Tensor]:
+def network_tensors(content: dict[str, Any]) -> State:
     """Return the network's tensors of a checkpoint, under names without prefixes."""
     for name in WRAPPERS:
         if isinstance(content.get(name), dict):

@@ -1,7 +1,4 @@
-"""The teachers in a store: checkpoint files, each with a card that states its hash and origin.
-
-Importing this loads no torch.
-"""
+"""The teachers in a store: checkpoint files, each with a card of hash and origin. No torch here."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ from pydantic import NonNegativeInt, TypeAdapter, ValidationError
 
 from bench.datasets import Dataset
 from bench.system.errors import BenchError, UsageError, unknown
-from bench.system.files import write_atomically
+from bench.system.files import save_file
 from bench.teachers.releases import Release
 from leaderboards.schema import record
 
@@ -32,9 +29,9 @@ class Card:
     """One teacher.
 
     identity: a name, a dash and eight hex digits, of the spec if trained here, else of the file.
-    mean, std: per channel, where the file holds none. clean, pgd20: accuracy in percent on the
-    first `images` test images, PGD-20 in the l-inf ball of radius `eps`; images = 0: never
-    measured. checked: the numbers that they were compared with.
+    mean, std: per channel, where the file holds none.
+    clean, pgd20: accuracy in percent on the first `images` test images, 0 if never measured; PGD-20
+    in the l-inf ball of radius `eps`. checked: the numbers that they were compared with.
     """
 
     __pydantic_config__: ClassVar = {"strict": True, "extra": "forbid", "allow_inf_nan": False}
@@ -69,12 +66,8 @@ class Card:
         return f"{accuracy} (l-inf {self.eps:.4g}, {self.images:,} test images)"
 
 
-def teacher_file(store: Path, identity: str) -> Path:
-    return store / "teachers" / f"{identity}.pt"
-
-
-def card_file(store: Path, identity: str) -> Path:
-    return store / "teachers" / f"{identity}.json"
+def teacher_file(store: Path, identity: str, suffix: str = ".pt") -> Path:
+    return store / "teachers" / f"{identity}{suffix}"
 
 
 def read_cards(store: Path) -> list[Card]:
@@ -94,8 +87,7 @@ def read_cards(store: Path) -> list[Card]:
 def find_card(store: Path, name: str, dataset: str | None = None) -> Card:
     """Return the card with this identity or name; with a data set, of a teacher for it.
 
-    Raise UsageError if there is none, BenchError if the teacher was trained on other data or
-    imported without being measured.
+    Raise UsageError without one, BenchError for other data or an import that was not measured.
     """
     cards = read_cards(store)
     named = [card for card in cards if name in (card.identity, card.name)]
@@ -116,16 +108,15 @@ def find_card(store: Path, name: str, dataset: str | None = None) -> Card:
 
 def has_teacher(store: Path, identity: str) -> bool:
     """Whether file and card are there."""
-    return teacher_file(store, identity).exists() and card_file(store, identity).exists()
+    return (
+        teacher_file(store, identity).exists() and teacher_file(store, identity, ".json").exists()
+    )
 
 
 def draft_card(store: Path, release: Release, sha256: str, source: str) -> Card:
-    """Return the card of a file that is about to be imported. Raise UsageError for a name in use.
-
-    The eight digits of its identity are of the file's hash, or of the hash and the statistics if
-    the file holds none.
-    """
+    """Return the card of a file to import. Raise UsageError for a name in use."""
     digits = sha256
+    # The same file with other statistics is another teacher.
     if release.mean:
         content = f"{sha256} {release.mean} {release.std}"
         digits = hashlib.sha256(content.encode()).hexdigest()
@@ -141,27 +132,15 @@ def draft_card(store: Path, release: Release, sha256: str, source: str) -> Card:
 
 
 def add_teacher(store: Path, checkpoint: Path, card: Card) -> None:
-    """Copy a checkpoint into the store, then write its card: a card always has its file.
-
-    Raise BenchError where they cannot be written.
-    """
-    write_file(teacher_file(store, card.identity), checkpoint.read_bytes())
+    """Copy a checkpoint into the store, then write its card: a card always has its file."""
+    save_file(teacher_file(store, card.identity), checkpoint.read_bytes())
     write_card(store, card)
 
 
 def write_card(store: Path, card: Card) -> None:
-    """Write the card of a teacher whose file is there. Raise BenchError where it cannot be."""
+    """Write the card of a teacher whose file is there. Raise BenchError if that fails."""
     content = json.dumps(dataclasses.asdict(card), indent=2) + "\n"
-    write_file(card_file(store, card.identity), content.encode())
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Write a file of the store. Raise BenchError where it cannot be written."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, content)
-    except OSError as error:
-        raise BenchError(f"cannot write to {str(path.parent)!r}: {error.strerror}") from error
+    save_file(teacher_file(store, card.identity, ".json"), content.encode())
 
 
 def load_teacher(store: Path, card: Card, info: Dataset) -> Net:

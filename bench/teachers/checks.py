@@ -33,7 +33,7 @@ def check_image_count(count: int, least: int) -> None:
 
 
 def accuracy_margin(percent: float, images: int, total: float = math.inf) -> float:
-    """Return how many points an accuracy on some images may differ from `percent`, that on `total`.
+    """Return by how many points an accuracy on `images` of `total` may differ from `percent`.
 
     Four standard errors of a sample without replacement, and half a point for rounding.
     """
@@ -45,9 +45,8 @@ def accuracy_margin(percent: float, images: int, total: float = math.inf) -> flo
 def check_clean_accuracy(net: Net, test: Split, total: int, release: Release) -> None:
     """Raise BenchError unless `net` classifies `test`, of `total` test images, as it must.
 
-    Its accuracy must be the published one. Where none is published it must be better than by
-    chance, and not worse than with the pixels normalised in another way, not at all or by the
-    statistics of the data set.
+    Its accuracy must be the published one. Without one it must be better than by chance, and not
+    worse than with pixels normalised in another way: not at all, or as the data set.
     """
     check_image_count(len(test), MIN_TEST_IMAGES)
     correct = classify_correctly(net, test)
@@ -90,10 +89,9 @@ def better_normalisation(net: Net, test: Split, correct: Tensor, dataset: str) -
 
 
 def check_robust_accuracy(card: Card, total: int, release: Release) -> Card:
-    """Return the measured card with a note of the published numbers that it was compared with.
+    """Note on a measured card the published numbers that it was compared with.
 
-    Raise BenchError if PGD-20 fools the network more often than the stronger AutoAttack is known to
-    at a radius no smaller.
+    Raise BenchError if PGD-20 fools more than the stronger AutoAttack does at a radius no smaller.
     """
     published = release.autoattack
     if published is None:

@@ -18,13 +18,13 @@ class Release:
     """One released network, under its name at RobustBench, or a user's network.
 
     clean, autoattack: accuracy in percent, None where none is published; eps: the l-inf radius of
-    `autoattack`, pixels in [0, 1]. mean, std: per channel, for a file that holds none; empty if the
-    network takes raw pixels. sha256: of the file, empty where none is published.
+    `autoattack`, pixels in [0, 1]. mean, std: per channel, for a file without; empty if the network
+    takes raw pixels. sha256: of the file, empty where none is published.
     """
 
     name: str
-    dataset: str
-    arch: str
+    dataset: str = ""
+    arch: str = ""
     where: str = ""
     paper: str = ""
     clean: float | None = None
@@ -48,56 +48,48 @@ def read_releases() -> tuple[Release, ...]:
 RELEASES = read_releases()
 
 
-def resolve_release(
-    name: str,
-    arch: str = "",
-    dataset: str = "",
-    sha256: str = "",
-    mean: tuple[float, ...] = (),
-    std: tuple[float, ...] = (),
-) -> Release:
-    """Return the release called `name`, or else the user's network that the arguments describe.
+def resolve_release(request: Release) -> Release:
+    """Return the release with the name of the request, or else the user's network it describes.
 
-    Raise UsageError for a name that is not allowed, for a network that is not described in full,
-    and where an argument contradicts the release.
+    Raise UsageError for a bad name, an incomplete description or a contradiction to the release.
     """
+    name = request.name
     if not name.replace("_", "").replace("-", "").isalnum() or name in ("robust", "natural"):
         rule = "letters, digits, - and _, neither robust nor natural"
         raise UsageError(f"teacher name {name!r}: {rule}")
     named = [release for release in RELEASES if release.name == name]
     if not named:
-        return describe_network(name, arch, dataset, sha256, mean, std)
-    fitting = [release for release in named if dataset in ("", release.dataset)]
+        return check_description(request)
+    fitting = [release for release in named if request.dataset in ("", release.dataset)]
     if len(fitting) != 1:
         covered = " and ".join(release.dataset for release in named)
         remedy = "say which with --dataset, or choose another name"
         raise UsageError(f"{name} is a release for {covered}: {remedy}")
     release = fitting[0]
-    sha256 = sha256 or release.sha256
-    options = {"arch": arch, "mean": mean, "std": std, "sha256": release.sha256 and sha256}
-    for option, value in options.items():
+    if not release.sha256:
+        release = replace(release, sha256=request.sha256)
+    for option in ("arch", "mean", "std", "sha256"):
         fact = getattr(release, option)
-        if value and value != fact:
+        if getattr(request, option) not in ("", (), fact):
             remedy = "choose another name for another file"
             raise UsageError(f"--{option}: the release {name} has {fact or 'none'}; {remedy}")
-    return replace(release, sha256=sha256)
+    return release
 
 
-def describe_network(
-    name: str, arch: str, dataset: str, sha256: str, mean: tuple[float, ...], std: tuple[float, ...]
-) -> Release:
-    """Describe a user's network of unknown accuracy; `eps` is of the first suite with its data."""
-    if not arch or not dataset:
+def check_description(request: Release) -> Release:
+    """Complete a user's network by the first suite's radius. Raise UsageError for a wrong one."""
+    if not request.arch or not request.dataset:
         names = {release.name for release in RELEASES}
-        nearest = difflib.get_close_matches(name, names, n=1)
+        nearest = difflib.get_close_matches(request.name, names, n=1)
         hint = f"did you mean {nearest[0]!r}?" if nearest else "`teacher list` shows them"
         needs = "and a file of your own needs --arch and --dataset"
-        raise UsageError(f"{name!r} is no known release ({hint}), {needs}")
-    channels = datasets.get(dataset).shape[0]
+        raise UsageError(f"{request.name!r} is no known release ({hint}), {needs}")
+    channels = datasets.get(request.dataset).shape[0]
+    mean, std = request.mean, request.std
     right_count = len(mean) == len(std) and len(mean) in (0, channels)
-    finite = all(math.isfinite(value) for value in (*mean, *std))
+    finite = all(map(math.isfinite, mean + std))
     if not right_count or not finite or min(std, default=1.0) <= 0:
-        rule = f"both with {channels} numbers for {dataset}, std above 0, or neither"
+        rule = f"both with {channels} numbers for {request.dataset}, std above 0, or neither"
         raise UsageError(f"--mean and --std: {rule}")
-    eps = next(suite.eps for suite in suites.SUITES.values() if dataset in suite.datasets)
-    return Release(name, dataset, arch, sha256=sha256, eps=eps, mean=mean, std=std)
+    radii = [suite.eps for suite in suites.SUITES.values() if request.dataset in suite.datasets]
+    return replace(request, eps=radii[0])
