@@ -150,9 +150,15 @@ def teacher_import(given: options.TeacherImport) -> int:
     from bench.models import checkpoint
 
     checks.check_image_count(given.limit_test, checks.MIN_TEST_IMAGES)
-    release = releases.resolve_release(
-        given.name, given.arch, given.dataset, given.sha256.lower(), given.mean, given.std
+    request = releases.Release(
+        given.name,
+        given.dataset,
+        given.arch,
+        sha256=given.sha256.lower(),
+        mean=given.mean,
+        std=given.std,
     )
+    release = releases.resolve_release(request)
     info = datasets.get(release.dataset)
     models.check(release.arch)
     net = checkpoint.load(
@@ -192,7 +198,9 @@ def teacher_verify(given: options.TeacherVerify) -> int:
     card = cards.find_card(given.store, given.name)
     info = datasets.get(card.dataset)
     release = (
-        releases.resolve_release(card.name, card.arch, info.name, "", card.mean, card.std)
+        releases.resolve_release(
+            releases.Release(card.name, info.name, card.arch, mean=card.mean, std=card.std)
+        )
         if card.imported
         else None
     )
