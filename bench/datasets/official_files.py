@@ -10,7 +10,10 @@ from bench.system.errors import BenchError
 
 
 def official_class(info: Dataset, test: bool = True) -> Any:
-    """Return torchvision's class for labelled files, of test images only with `test`; None without."""
+    """Return torchvision's class for the labelled files, None for a data set without files.
+
+    Without `test` it knows no test files.
+    """
     import torchvision
 
     if not info.torchvision_class:
