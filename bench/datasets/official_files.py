@@ -14,10 +14,10 @@ def official_class(info: Dataset, test: bool = True) -> Any:
 
     Without `test` it knows no test files.
     """
-    import torchvision
-
     if not info.torchvision_class:
         return None
+    import torchvision
+
     base = getattr(torchvision.datasets, info.torchvision_class)
     lists = {"train_list": base.train_list[: info.labelled_files]}
     if not test:
