@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from attacks import evaluate
 from attacks.components import MarginPGD
 from bench import models
-from bench.datasets import CIFAR10, data
+from bench.datasets import CIFAR10, augmentation, fetching, loading
 from methods.base import Budget
 from methods.inner import ce, pgd
 
@@ -38,7 +38,7 @@ ROOT = os.environ.get("BENCH_DATA_ROOT", "data")
 pytestmark = [
     pytest.mark.timeout(7200),
     pytest.mark.skipif(
-        bool(data.missing("cifar10", ROOT)), reason="needs the real CIFAR-10 under data/"
+        bool(fetching.is_missing("cifar10", ROOT)), reason="needs the real CIFAR-10 under data/"
     ),
 ]
 
@@ -65,8 +65,8 @@ CASES = {
 def fitted(case: Case) -> nn.Module:
     """Trained for some hundred steps of 64 images, adversarially if robust."""
     torch.manual_seed(0)
-    cifar = data.load("cifar10", ROOT, limit_train=10_000)
-    x, y = data.to_float(cifar.train.x), cifar.train.y
+    cifar = loading.load_data("cifar10", ROOT, limit_train=10_000)
+    x, y = augmentation.to_float(cifar.train.x), cifar.train.y
     net = models.build(case.arch, CIFAR10)
     optimiser = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9, weight_decay=5e-4)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimiser, 0.1, case.steps)
@@ -132,8 +132,8 @@ def network(name: str) -> nn.Module:
 
 
 def images(count: int) -> tuple[Tensor, Tensor]:
-    test = data.load("cifar10", ROOT, limit_test=count).test
-    return data.to_float(test.x), test.y
+    test = loading.load_data("cifar10", ROOT, limit_test=count).test
+    return augmentation.to_float(test.x), test.y
 
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda name: name.replace(", ", " "))

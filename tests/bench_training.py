@@ -25,7 +25,7 @@ from reference import BUDGET, as_released, optimiser_of
 
 import methods
 from bench import datasets, models
-from bench.datasets import data
+from bench.datasets import fetching, loading
 from bench.execution.speed import operations
 from bench.protocol.spec import Spec
 from bench.protocol.suites import Training
@@ -71,7 +71,7 @@ def harness(
     spec = Spec(suite="bench@1", role="student", dataset=dataset, arch=arch, method=method, hyper={}, teachers={},
                 seed=0, training=training, eps=BUDGET.eps, inner_step=BUDGET.step, inner_steps=BUDGET.steps,
                 attacks=(), full_checkpoints=(), precision=precision)  # type: ignore[arg-type]  # fmt: skip
-    found = data.load(
+    found = loading.load_data(
         dataset, ROOT, limit_train=images or 2 * batch + 20, limit_val=10, limit_test=10
     )
     torch.manual_seed(0)
@@ -92,7 +92,8 @@ def test_step(networks: str, precision: str, method: str, benchmark: Any, tmp_pa
     needs(dataset, precision)
     torch.manual_seed(1)
     teacher = models.build(
-        taught_by, data.load(dataset, ROOT, limit_train=100, limit_val=10, limit_test=10).info
+        taught_by,
+        loading.load_data(dataset, ROOT, limit_train=100, limit_val=10, limit_test=10).info,
     )
     trainer = harness(
         method, dataset, arch, copy.deepcopy(teacher), batch, tmp_path, precision=precision
@@ -257,7 +258,7 @@ def test_tracking(benchmark: Any, tmp_path: Path) -> None:
 
 
 def needs(dataset: str, precision: str = "fp32") -> None:
-    if data.missing(dataset, ROOT):
+    if fetching.is_missing(dataset, ROOT):
         pytest.skip(f"needs the real {dataset} under {ROOT}")
     if precision == "bf16" and not memory_layout.has_bf16(torch.device("cpu")):
         pytest.skip("this processor has no instructions for bfloat16")

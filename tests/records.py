@@ -61,5 +61,5 @@ def execute(made: PlannedRun, place: RunContext, measured: dict[str, float] = ME
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cell_module, "evaluate_checkpoint", evaluate)
-        images = data.load("digits", "", made.spec.limit_train, made.spec.limit_test)
+        images = loading.load_data("digits", "", made.spec.limit_train, made.spec.limit_test)
         return cell_module.run_job(made, place, images, 1.0, lambda *_: None)

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import methods
 from bench import models
-from bench.datasets import data
+from bench.datasets import loading
 from bench.protocol.spec import Spec
 from bench.protocol.suites import Training
 from bench.training import compiling, memory_layout
@@ -28,7 +28,7 @@ from bench.training.trainer import Trainer, TrainingModule
 from methods.base import Batch, Method
 from methods.fold import fold
 
-DATA = data.load("digits", "unused", limit_train=96, limit_test=40, limit_val=40)
+DATA = loading.load_data("digits", "unused", limit_train=96, limit_test=40, limit_val=40)
 BUFFERS = {
     "_local_scalar_dense",
     "nonzero",

@@ -27,7 +27,7 @@ from bench.training.trainer import Trainer, TrainingModule
 from methods.base import Batch, Method, Net, Nets, kl, official_values
 from methods.inner import ce, pgd
 
-DATA = data.load("digits", "unused", limit_train=160, limit_test=40, limit_val=40)
+DATA = loading.load_data("digits", "unused", limit_train=160, limit_test=40, limit_val=40)
 
 
 class Plain(Net):
@@ -151,7 +151,7 @@ def test_two_processes_make_the_update_of_one(student: type[Net], tmp_path: Path
 def train_every_method(rank: int, work: Path) -> None:
     """Save, for each method, the student's state after one step on two processes."""
     join_pair(rank, work)
-    few = data.load("digits", "unused", limit_train=32, limit_test=10, limit_val=10)
+    few = loading.load_data("digits", "unused", limit_train=32, limit_test=10, limit_val=10)
     states = {}
     for name in methods.builtin():
         method_class = methods.load(name)

@@ -14,7 +14,7 @@ import torch
 import attacks
 import methods
 from bench import models
-from bench.datasets import data
+from bench.datasets import augmentation, loading
 from bench.models import checkpoint
 from bench.protocol.spec import Spec
 from bench.protocol.suites import Training
@@ -27,7 +27,7 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
-DATA = data.load("digits", "unused", limit_train=400, limit_test=40, limit_val=40)
+DATA = loading.load_data("digits", "unused", limit_train=400, limit_test=40, limit_val=40)
 
 
 @pytest.fixture(autouse=True)
@@ -195,7 +195,7 @@ def test_memory_does_not_grow(tmp_path: Path) -> None:
 def test_verdicts_are_those_of_the_cpu() -> None:
     torch.manual_seed(0)
     net = models.build("resnet8-w4", DATA.info).eval()
-    x, y = data.to_float(DATA.test.x), DATA.test.y
+    x, y = augmentation.to_float(DATA.test.x), DATA.test.y
     names = ["fgsm", "pgd20", "aa"]
     here, there = (
         attacks.evaluate(net.to(d), x.to(d), y.to(d), names, eps=0.02) for d in ("cpu", "cuda")

@@ -196,7 +196,7 @@ def test_the_checkpoint_that_taught_has_its_alias_and_is_an_input_of_what_it_tau
         RunOptions(method="rslad", student="resnet8-w4", limit_train=128, limit_test=8), {}
     )[0]
     assert [teacher.identity] == list(pupil.spec.teachers.values())
-    images = data.load("digits", "", 128, 8)
+    images = loading.load_data("digits", "", 128, 8)
     tags = cell_module.run_tags(teacher, {})
     record = store.begin(teacher.spec, tags)
     model = links.checkpoint(record, teacher, tags)

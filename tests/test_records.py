@@ -543,7 +543,7 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         {},
     )[0]
     made = dataclasses.replace(made, spec=dataclasses.replace(made.spec, attacks=("fgsm", "aa")))
-    images = data.load("digits", "", limit_test=6)
+    images = loading.load_data("digits", "", limit_test=6)
     torch.manual_seed(0)
     net = models.build("resnet8-w4", images.info).eval()
     with torch.no_grad():
@@ -565,7 +565,7 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     )
     run.file(folder / "best.pt", "checkpoints")
     run.file(stem.with_name("verdicts_best_aa.npz"), "verdicts")
-    run.tag("sha256.best", checkpoint.sha256_of(folder / "best.pt"))
+    run.tag("sha256.best", sha256_of_file(folder / "best.pt"))
     run.end(FINISHED)
     assert (
         cli.dispatch(["export", run.run_id, "--store", str(folder), "--out", str(folder / "out")])

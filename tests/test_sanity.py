@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from attacks import Evaluation, evaluate
 from attacks.result import Cost
 from bench import models
-from bench.datasets import DIGITS, data
+from bench.datasets import DIGITS, augmentation, loading
 from methods.base import Budget
 from methods.inner import ce, pgd
 
@@ -42,8 +42,8 @@ ARCHITECTURES: dict[str, Callable[[], nn.Module]] = {
 def fitted(make: Callable[[], nn.Module], robust: bool) -> nn.Module:
     """Trained on digits for some seconds, adversarially if `robust`; in eval mode."""
     torch.manual_seed(0)
-    digits = data.load("digits", "")
-    x, y = data.to_float(digits.train.x), digits.train.y
+    digits = loading.load_data("digits", "")
+    x, y = augmentation.to_float(digits.train.x), digits.train.y
     net = make()
     steps = 240
     optimiser = torch.optim.Adam(net.parameters())
@@ -63,8 +63,8 @@ def fitted(make: Callable[[], nn.Module], robust: bool) -> nn.Module:
 
 @pytest.fixture(scope="module")
 def task() -> Task:
-    digits = data.load("digits", "", limit_test=64)
-    return data.to_float(digits.test.x), digits.test.y
+    digits = loading.load_data("digits", "", limit_test=64)
+    return augmentation.to_float(digits.test.x), digits.test.y
 
 
 @pytest.fixture(scope="module")

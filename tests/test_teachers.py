@@ -15,15 +15,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench import datasets, models, teachers
+from bench import datasets, models
 from bench.cli import main
-from bench.datasets import CIFAR10, CIFAR100, DIGITS, Dataset, data
+from bench.cli.options import Run
+from bench.datasets import CIFAR10, CIFAR100, DIGITS, Dataset, augmentation, loading
 from bench.execution import plan
 from bench.models import checkpoint
-from bench.protocol.options import RunOptions
+from bench.system import files
 from bench.system.errors import BenchError, UsageError
-from bench.teachers import zoo
-from bench.teachers.zoo import Release
+from bench.teachers import cards, checks, releases
+from bench.teachers.releases import Release
 from methods.base import Net
 
 State = dict[str, Any]
@@ -34,7 +35,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 @pytest.mark.parametrize(
-    "release", zoo.RELEASES, ids=lambda release: f"{release.name} {release.dataset}"
+    "release", releases.RELEASES, ids=lambda release: f"{release.name} {release.dataset}"
 )
 def test_a_release_is_stated_in_full(release: Release) -> None:
     info = datasets.get(release.dataset)
@@ -46,11 +47,13 @@ def test_a_release_is_stated_in_full(release: Release) -> None:
     assert 0 < release.eps <= 8 / 255
     assert len(release.mean) == len(release.std) in (0, info.shape[0])
     assert not release.sha256 or re.fullmatch("[0-9a-f]{64}", release.sha256)
-    assert zoo.resolve(release.name, dataset=release.dataset) == release
+    assert releases.resolve_release(Release(release.name, release.dataset)) == release
 
 
 def test_releases_have_a_name_of_their_own_on_each_data_set() -> None:
-    assert len({(release.name, release.dataset) for release in zoo.RELEASES}) == len(zoo.RELEASES)
+    assert len({(release.name, release.dataset) for release in releases.RELEASES}) == len(
+        releases.RELEASES
+    )
 
 
 @pytest.mark.parametrize(
@@ -105,16 +108,16 @@ def test_releases_have_a_name_of_their_own_on_each_data_set() -> None:
 )
 def test_what_a_name_cannot_mean(given: dict[str, Any], said: str) -> None:
     with pytest.raises(UsageError, match=said) as caught:
-        zoo.resolve(**given)
+        releases.resolve_release(Release(**given))
     assert "\n" not in str(caught.value)
 
 
 def test_a_hash_that_is_published_is_not_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    known = dataclasses.replace(zoo.RELEASES[0], sha256="a" * 64)
-    monkeypatch.setattr(zoo, "RELEASES", (known,))
-    assert zoo.resolve(known.name).sha256 == "a" * 64
+    known = dataclasses.replace(releases.RELEASES[0], sha256="a" * 64)
+    monkeypatch.setattr(releases, "RELEASES", (known,))
+    assert releases.resolve_release(Release(known.name)).sha256 == "a" * 64
     with pytest.raises(UsageError, match="--sha256: the release"):
-        zoo.resolve(known.name, sha256="b" * 64)
+        releases.resolve_release(Release(known.name, sha256="b" * 64))
 
 
 # Names and shapes of the tensors, as the releases' published network definitions give them
@@ -224,7 +227,7 @@ LAYOUTS: dict[str, Callable[[int], Shapes]] = {
 
 
 @pytest.mark.parametrize(
-    "release", zoo.RELEASES, ids=lambda release: f"{release.name} {release.dataset}"
+    "release", releases.RELEASES, ids=lambda release: f"{release.name} {release.dataset}"
 )
 def test_the_network_has_the_tensors_of_the_release(release: Release) -> None:
     info = datasets.get(release.dataset)
@@ -411,8 +414,8 @@ class Place:
     def store(self) -> Path:
         return self.folder / "runs"
 
-    def card(self, name: str) -> teachers.Card:
-        return teachers.find(self.store, name, "digits")
+    def card(self, name: str) -> cards.Card:
+        return cards.find_card(self.store, name, "digits")
 
     def changed(self, change: Callable[[State], State]) -> Path:
         torch.save(change(checkpoint.read(self.file)), self.folder / "changed.pt")
@@ -423,11 +426,11 @@ class Place:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of a small network that digits are easy for, made in seconds."""
     torch.manual_seed(0)
-    net, train = models.build("resnet8-w8", DIGITS), data.load("digits", "data").train
+    net, train = models.build("resnet8-w8", DIGITS), loading.load_data("digits", "data").train
     optimizer = torch.optim.SGD(net.parameters(), 0.05, momentum=0.9)
     for _ in range(6):
         for rows in torch.split(torch.randperm(len(train)), 64):
-            loss = F.cross_entropy(net(data.to_float(train.x[rows])), train.y[rows])
+            loss = F.cross_entropy(net(augmentation.to_float(train.x[rows])), train.y[rows])
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -467,7 +470,7 @@ def test_an_import_is_measured_and_its_card_says_so(
 ) -> None:
     assert take("mine", place.file) == 0
     said = capsys.readouterr().out
-    sha256 = checkpoint.sha256_of(place.file)
+    sha256 = files.sha256_of_file(place.file)
     assert f"no sha256 was stated: the card holds the file's own, {sha256}" in said
     card = place.card("mine")
     assert (card.identity, card.sha256, card.images, card.eps) == (
@@ -481,12 +484,12 @@ def test_an_import_is_measured_and_its_card_says_so(
     assert card.checked
     assert "unknown before" in card.origin
     assert f"{card.clean:.2f} %" in said
-    assert teachers.load(place.store, card, DIGITS).num_classes == 10
-    plan.plan_runs(RunOptions(method="kd", teacher="mine", store=place.store), {})
+    assert cards.load_teacher(place.store, card, DIGITS).num_classes == 10
+    plan.plan(Run(method="kd", teacher="mine", store=place.store), {})
 
 
 def test_a_stated_hash_is_checked(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
-    sha256 = checkpoint.sha256_of(place.file)
+    sha256 = files.sha256_of_file(place.file)
     assert take("mine", place.file, "--sha256", sha256.upper()) == 0
     assert "as stated" in place.card("mine").origin
     capsys.readouterr()
@@ -561,7 +564,7 @@ def test_a_better_normalisation_is_named_and_can_be_stated(
     x = torch.rand(3, *DIGITS.shape)
     with torch.no_grad():
         whole = checkpoint.load(place.file, "resnet8-w8", DIGITS)
-        torch.testing.assert_close(teachers.load(place.store, card, DIGITS)(x), whole(x))
+        torch.testing.assert_close(cards.load_teacher(place.store, card, DIGITS)(x), whole(x))
 
 
 def test_a_flipped_bit_is_found(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
@@ -607,16 +610,19 @@ def test_without_the_data_nothing_is_imported(
 @pytest.fixture
 def known(place: Place, monkeypatch: pytest.MonkeyPatch) -> Release:
     """A release of which the small network is a true copy."""
-    net, test = checkpoint.load(place.file, "resnet8-w8", DIGITS), data.load("digits", "data").test
-    clean = teachers.percent(teachers.correct(net, test))
+    net, test = (
+        checkpoint.load(place.file, "resnet8-w8", DIGITS),
+        loading.load_data("digits", "data").test,
+    )
+    clean = checks.percent_true(checks.classify_correctly(net, test))
     release = Release(
-        "Known", "digits", "resnet8-w8", "https://", round(clean, 2), 0.0, "", eps=0.15
+        "Known", "digits", "resnet8-w8", clean=round(clean, 2), autoattack=0.0, eps=0.15
     )
     return publish(release, monkeypatch)
 
 
 def publish(release: Release, monkeypatch: pytest.MonkeyPatch) -> Release:
-    monkeypatch.setattr(zoo, "RELEASES", (release,))
+    monkeypatch.setattr(releases, "RELEASES", (release,))
     return release
 
 
@@ -656,30 +662,30 @@ def test_less_robust_under_pgd_than_published_under_autoattack(
 
 
 def test_a_smaller_radius_than_the_published_proves_nothing_by_its_own(known: Release) -> None:
-    card = teachers.Card(
-        "Known-0", "resnet8-w8", "digits", "", teachers.IMPORTED, images=360, eps=0.2, pgd20=10.0
+    card = cards.Card(
+        "Known-0", "resnet8-w8", "digits", "", cards.IMPORTED, images=360, eps=0.2, pgd20=10.0
     )
     release = dataclasses.replace(known, autoattack=80.0)
-    assert teachers.checked(
+    assert checks.check_robust_accuracy(
         card, 360, release
     ).checked  # at a larger radius a lower accuracy is no contradiction
     with pytest.raises(BenchError, match="this is another network"):
-        teachers.checked(dataclasses.replace(card, eps=0.1), 360, release)
+        checks.check_robust_accuracy(dataclasses.replace(card, eps=0.1), 360, release)
 
 
 def test_the_margin_is_that_of_a_sample_without_replacement() -> None:
     generator = torch.Generator().manual_seed(0)
     hits = torch.rand(10_000, generator=generator) < 0.85
-    room = teachers.margin(teachers.percent(hits), 1000, 10_000)
+    room = checks.accuracy_margin(checks.percent_true(hits), 1000, 10_000)
     assert room == pytest.approx(4 * (85 * 15 / 1000 * 0.9) ** 0.5 + 0.5, abs=0.1)
     drawn = [
-        teachers.percent(hits[torch.randperm(10_000, generator=generator)[:1000]])
+        checks.percent_true(hits[torch.randperm(10_000, generator=generator)[:1000]])
         for _ in range(2000)
     ]
-    assert max(abs(value - teachers.percent(hits)) for value in drawn) < room
+    assert max(abs(value - checks.percent_true(hits)) for value in drawn) < room
     spread = torch.tensor(drawn).std().item()
     assert 4 * spread + 0.5 == pytest.approx(room, rel=0.1)
-    assert teachers.margin(85, 10_000, 10_000) == 0.5  # on all images only rounding is left
+    assert checks.accuracy_margin(85, 10_000, 10_000) == 0.5  # on all images only rounding is left
 
 
 # The cards of older stores, the lists, `teacher verify`
@@ -711,11 +717,11 @@ def test_an_import_that_was_never_measured_teaches_after_verify(
     assert "--limit-test 50: at least 100" in refusal(capsys)
     assert bench("teacher", "verify", "mine") == 0
     assert json.loads(path.read_text())["images"] == 360
-    plan.plan_runs(RunOptions(method="kd", teacher="mine", store=place.store), {})
+    plan.plan(Run(method="kd", teacher="mine", store=place.store), {})
 
 
 def test_a_teacher_trained_here_needs_no_measurement(tmp_path: Path) -> None:
-    card = teachers.Card("a-0", "resnet8-w8", "digits", "0" * 64, "trained here, digits@2, spec 0")
+    card = cards.Card("a-0", "resnet8-w8", "digits", "0" * 64, "trained here, digits@2, spec 0")
     (tmp_path / "teachers").mkdir()
     (tmp_path / "teachers" / "a-0.json").write_text(
         json.dumps(
@@ -725,9 +731,9 @@ def test_a_teacher_trained_here_needs_no_measurement(tmp_path: Path) -> None:
             }
         )
     )
-    assert teachers.find(tmp_path, "a", "digits") == card
+    assert cards.find_card(tmp_path, "a", "digits") == card
     with pytest.raises(BenchError, match="was trained on digits, not on cifar10"):
-        teachers.find(tmp_path, "a", "cifar10")
+        cards.find_card(tmp_path, "a", "cifar10")
 
 
 @pytest.mark.parametrize(
@@ -750,13 +756,13 @@ def test_a_teacher_trained_here_needs_no_measurement(tmp_path: Path) -> None:
 def test_a_card_of_other_types_names_file_and_field(
     name: str, value: object, said: str, tmp_path: Path
 ) -> None:
-    card = teachers.Card("a-0", "resnet8-w8", "digits", "0" * 64, "trained here, digits@2, spec 0")
+    card = cards.Card("a-0", "resnet8-w8", "digits", "0" * 64, "trained here, digits@2, spec 0")
     (tmp_path / "teachers").mkdir()
     (tmp_path / "teachers" / "a-0.json").write_text(
         json.dumps(dataclasses.asdict(card) | {name: value})
     )
     with pytest.raises(BenchError, match=rf"a-0\.json': {said}: mend it, or delete it"):
-        teachers.cards(tmp_path)
+        cards.read_cards(tmp_path)
 
 
 def test_the_list_shows_what_is_at_hand_and_what_can_be_had(
@@ -771,7 +777,7 @@ def test_the_list_shows_what_is_at_hand_and_what_can_be_had(
         said,
         re.M,
     )
-    for release in zoo.RELEASES:
+    for release in releases.RELEASES:
         assert re.search(
             rf"^{re.escape(release.name)} .*{release.dataset}.*{re.escape(release.where)}$",
             said,
@@ -801,8 +807,8 @@ def test_a_card_without_a_hash_lets_no_file_through(tmp_path: Path) -> None:
     net = models.build("resnet8-w4", DIGITS)
     (tmp_path / "teachers").mkdir()
     checkpoint.save(tmp_path / "teachers" / "a-0.pt", {"state_dict": net.state_dict()})
-    card = teachers.Card("a-0", "resnet8-w4", "digits", "", "trained here, digits@3, spec 0")
+    card = cards.Card("a-0", "resnet8-w4", "digits", "", "trained here, digits@3, spec 0")
     with pytest.raises(BenchError, match="another or damaged file"):
-        teachers.load(tmp_path, card, DIGITS)
-    whole = dataclasses.replace(card, sha256=checkpoint.sha256_of(tmp_path / "teachers" / "a-0.pt"))
-    assert isinstance(teachers.load(tmp_path, whole, DIGITS), Net)
+        cards.load_teacher(tmp_path, card, DIGITS)
+    whole = dataclasses.replace(card, sha256=files.sha256_of_file(tmp_path / "teachers" / "a-0.pt"))
+    assert isinstance(cards.load_teacher(tmp_path, whole, DIGITS), Net)

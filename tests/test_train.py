@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from bench import models
-from bench.datasets import data
+from bench.datasets import loading
 from bench.protocol import suites
 from bench.protocol.spec import Spec
 from bench.protocol.suites import Training
@@ -32,7 +32,7 @@ class Scaled(PgdAt):
         return [{"params": rest}, {"params": [weight, bias], "scale": 0.5, "momentum": 0.1}]
 
 
-DATA = data.load("digits", "unused", limit_train=128, limit_test=40, limit_val=40)
+DATA = loading.load_data("digits", "unused", limit_train=128, limit_test=40, limit_val=40)
 QUICK = Training(epochs=3, batch=32, lr=0.1, schedule="onecycle", ema_decay=0.5)
 
 

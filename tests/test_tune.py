@@ -24,7 +24,7 @@ from optuna.study import Study
 from optuna.trial import TrialState
 
 from bench import cli
-from bench.datasets import data
+from bench.datasets import fetching, loading
 from bench.tuning import storage, study, trial
 
 NAME = "digits/digits/resnet8-w4/pgd_at"
@@ -359,7 +359,7 @@ def test_an_interrupted_search_goes_on_where_it_was(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(
-    bool(data.missing("cifar10", ROOT)), reason="needs the real CIFAR-10 under data/"
+    bool(fetching.is_missing("cifar10", ROOT)), reason="needs the real CIFAR-10 under data/"
 )
 def test_the_test_set_is_not_read(tmp_path: Path) -> None:
     cifar = tmp_path / "data" / "cifar-10-batches-py"
@@ -376,7 +376,7 @@ def test_the_test_set_is_not_read(tmp_path: Path) -> None:
 
 
 def test_without_the_test_set_the_rest_is_the_same() -> None:
-    whole, part = data.load("digits", ""), data.load("digits", "", test=False)
+    whole, part = loading.load_data("digits", ""), loading.load_data("digits", "", test=False)
     assert (len(part.test), len(whole.test)) == (0, 360)
     assert whole.train.x.equal(part.train.x)
     assert whole.val.x.equal(part.val.x)

@@ -53,10 +53,10 @@ def harness(student: Net, teacher: Net, batch: int, precision: str) -> Trainer:
                 seed=0, training=training, eps=BUDGET.eps, inner_step=BUDGET.step, inner_steps=BUDGET.steps, attacks=(),
                 full_checkpoints=(), precision=precision)  # type: ignore[arg-type]  # fmt: skip
     x = torch.randint(256, (IMAGES, *INFO.shape), dtype=torch.uint8, device="cuda")
-    split = data.Split(x, torch.randint(INFO.num_classes, (IMAGES,), device="cuda"))
+    split = Split(x, torch.randint(INFO.num_classes, (IMAGES,), device="cuda"))
     objective = TrainingModule(Rslad(), student, {"robust": teacher}, IMAGES).cuda()
     return Trainer(
-        objective, data.Data(INFO, split, split, split, ""), spec, Path(tempfile.gettempdir())
+        objective, Data(INFO, split, split, split, ""), spec, Path(tempfile.gettempdir())
     )
 
 

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench import datasets, models, teachers
+from bench.teachers import cards, checks
+from bench import datasets, models
 from bench.cli import options
 from bench.datasets import Dataset, data
 from bench.execution.plan import split_names
@@ -75,7 +76,7 @@ def evaluate(given: options.Evaluate) -> int:
         surrogates["surrogate"] = checkpoint.load(
             given.surrogate, given.surrogate_arch or given.arch, info
         ).to(device)
-    test = data.load(given.dataset, given.data_root, limit_test=given.limit_test).test
+    test = loading.load_data(given.dataset, given.data_root, limit_test=given.limit_test).test
     setting = {"eps": eps, "norm": given.norm, "seed": given.seed, "batch_size": given.batch_size}
     with room(given.batch_size):
         result = attacked(net, test, chosen, device, given.out, surrogates=surrogates, **setting)
@@ -106,7 +107,7 @@ def suite_for(info: Dataset) -> Suite:
 
 def attacked(
     net: Net,
-    test: data.Split,
+    test: Split,
     chosen: tuple[str, ...],
     device: torch.device,
     out: Path | None = None,
@@ -118,7 +119,7 @@ def attacked(
 
     if device.type == "cpu":
         keep_freed_memory()
-    x, y = data.to_float(test.x).to(device), test.y.to(device)
+    x, y = augmentation.to_float(test.x).to(device), test.y.to(device)
     try:
         if out:
             out.parent.mkdir(parents=True, exist_ok=True)
@@ -151,7 +152,7 @@ def teacher_import(given: options.TeacherImport) -> int:
     """Copies a checkpoint among the teachers once hash, keys and accuracy have been checked."""
     from bench.models import checkpoint
 
-    teachers.check_images(given.limit_test, teachers.FEWEST)
+    checks.check_image_count(given.limit_test, checks.MIN_TEST_IMAGES)
     release = zoo.resolve(
         given.name, given.arch, given.dataset, given.sha256.lower(), given.mean, given.std
     )
@@ -162,9 +163,9 @@ def teacher_import(given: options.TeacherImport) -> int:
     )
     if not release.sha256:
         checkpoint.check_intact(given.file)
-    card = teachers.draft(given.store, release, checkpoint.sha256_of(given.file), given.file.name)
+    card = cards.draft_card(given.store, release, sha256_of_file(given.file), given.file.name)
     card = teacher_measured(net, card, release, release.eps, given)
-    teachers.keep(given.store, given.file, card)
+    cards.add_teacher(given.store, given.file, card)
     if not release.sha256:
         print(f"no sha256 was stated: the card holds the file's own, {card.sha256}")
     print(f"{card.identity} is ready: `run --teacher {given.name}`")
@@ -173,7 +174,7 @@ def teacher_import(given: options.TeacherImport) -> int:
 
 def teacher_list(given: options.TeacherList) -> int:
     """A line for each teacher at hand, then for each release."""
-    for card in teachers.cards(given.store):
+    for card in cards.read_cards(given.store):
         print(
             f"{card.identity:40} {card.arch:16} {card.dataset:10} {card.sha256[:16]} {card.origin}; {card.measured}"
         )
@@ -190,8 +191,8 @@ def teacher_list(given: options.TeacherList) -> int:
 
 def teacher_verify(given: options.TeacherVerify) -> int:
     """Checks hash and keys, measures clean accuracy and PGD-20, and writes them on the card."""
-    teachers.check_images(given.limit_test, 1)
-    card = teachers.find(given.store, given.name)
+    checks.check_image_count(given.limit_test, 1)
+    card = cards.find_card(given.store, given.name)
     info = datasets.get(card.dataset)
     release = (
         zoo.resolve(card.name, card.arch, info.name, "", card.mean, card.std)
@@ -205,32 +206,32 @@ def teacher_verify(given: options.TeacherVerify) -> int:
         if release
         else suite_for(info).eps
     )
-    net = teachers.load(given.store, card, info)
+    net = cards.load_teacher(given.store, card, info)
     print(f"{card.identity}: file has sha256 {card.sha256}, a {card.arch} for {card.dataset}")
-    teachers.note(given.store, teacher_measured(net, card, release, eps, given))
+    cards.write_card(given.store, teacher_measured(net, card, release, eps, given))
     return 0
 
 
 def teacher_measured(
     net: Net,
-    card: teachers.Card,
+    card: cards.Card,
     release: zoo.Release | None,
     eps: float,
     given: options.TeacherImport | options.TeacherVerify,
-) -> teachers.Card:
+) -> cards.Card:
     """The card with clean accuracy and PGD-20; raises BenchError where they are not what `release` must have."""
     from bench.system import environment
 
     device = environment.resolve_device(given.device)
-    whole, net = data.load(card.dataset, given.data_root).test, net.to(device)
-    test, total = data.Split(whole.x[: given.limit_test], whole.y[: given.limit_test]), len(whole)
+    whole, net = loading.load_data(card.dataset, given.data_root).test, net.to(device)
+    test, total = Split(whole.x[: given.limit_test], whole.y[: given.limit_test]), len(whole)
     if release:
-        teachers.check_clean(net, test, total, release)
+        checks.check_clean_accuracy(net, test, total, release)
     result = attacked(net, test, ("pgd20",), device, eps=eps)
     report(result, len(test), f"l-inf {eps:.4g}")
     clean, pgd20 = (round(100 * result.accuracy()[name], 2) for name in ("clean", "pgd20"))
     card = dataclasses.replace(card, images=len(test), eps=eps, clean=clean, pgd20=pgd20)
-    return teachers.checked(card, total, release) if release else card
+    return checks.check_robust_accuracy(card, total, release) if release else card
 
 
 def list(_: options.List) -> int:
@@ -271,17 +272,17 @@ def about_method(name: str) -> str:
 
 
 def data_fetch(given: options.DataFetch) -> int:
-    print(data.fetch(given.name, given.data_root))
+    print(fetching.fetch_data(given.name, given.data_root))
     return 0
 
 
 def data_import(given: options.DataImport) -> int:
-    print(data.import_data(given.name, given.source, given.data_root))
+    print(fetching.import_data(given.name, given.source, given.data_root))
     return 0
 
 
 def data_verify(given: options.DataVerify) -> int:
-    print(data.verify(given.name, given.data_root))
+    print(fetching.verify_data(given.name, given.data_root))
     return 0
 
 
@@ -303,7 +304,7 @@ def doctor(given: options.Doctor) -> int:
             print(f"{suite.name:14}{images_per_second(suite, device)}")
     for name in datasets.DATASETS:
         try:
-            print(data.verify(name, given.data_root))
+            print(fetching.verify_data(name, given.data_root))
         except BenchError as error:
             print(f"{name}: {error}")
     if not store_exists(given.store):

@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from bench import datasets, models, teachers
+from bench.teachers import cards
+from bench import datasets, models
 from bench.execution.inputs import DataLoader
 from bench.execution.plan import PlannedRun
 from bench.training.trainer import TrainingModule
@@ -50,7 +51,7 @@ def estimate_costs(
         archs = {}
         for role, identity in spec.teachers.items():
             planned = planned_teachers.get(identity)
-            archs[role] = planned or teachers.find(store, identity).arch
+            archs[role] = planned or cards.find_card(store, identity).arch
         key = (spec.role, spec.dataset, spec.arch, spec.method, tuple(archs.items()))
         if key not in probed:
             data = load(spec)

@@ -18,14 +18,15 @@ from typing import TYPE_CHECKING
 import torch
 from filelock import FileLock, Timeout
 
-from bench import models, teachers
+from bench.teachers import cards
+from bench import models
 from bench.datasets.data import Data
 from bench.execution.evaluation import evaluate_checkpoint
 from bench.execution.plan import PlannedRun, work_folder
 from bench.models import checkpoint
 from bench.system import environment
 from bench.system.errors import BenchError
-from bench.teachers import Card
+from bench.teachers.cards import Card
 from bench.tracking import links, note
 from bench.tracking.note import Outcome
 from bench.tracking.store import FAILED, FINISHED, KILLED, RunLogger, TrackingStore
@@ -134,7 +135,7 @@ def is_recorded(run: PlannedRun, context: RunContext) -> bool:
     if (work_folder(context.root, run.spec) / REPEAT_MARK).exists():
         return False
     # A teacher without its file is made again, whatever the record says.
-    if run.spec.role == "teacher" and not teachers.exists(context.root, run.identity):
+    if run.spec.role == "teacher" and not cards.has_teacher(context.root, run.identity):
         return False
     return context.store.find(run.spec, FINISHED) is not None
 
@@ -224,7 +225,7 @@ def record(job: Job, state: State, evaluation: Evaluation) -> None:
     run, context, logger, folder = job.run, job.context, job.logger, job.folder
     checksums = {}
     for name in checkpoint_names(folder):
-        checksums[name] = checkpoint.sha256_of(folder / f"{name}.pt")
+        checksums[name] = sha256_of_file(folder / f"{name}.pt")
     model = None
     with logger.aside("model"):
         model = links.checkpoint(logger, run, run_tags(run, context.code, context.group))
@@ -254,7 +255,7 @@ def keep_teacher(job: Job, sha256: str) -> None:
     spec = job.run.spec
     origin = f"trained here, {spec.suite}, spec {spec.id}"
     card = Card(job.run.identity, spec.arch, spec.dataset, sha256, origin)
-    teachers.keep(job.context.root, job.folder / "best.pt", card)
+    cards.add_teacher(job.context.root, job.folder / "best.pt", card)
 
 
 def present(job: Job, model: LoggedModel | None, state: State, evaluation: Evaluation) -> None:
@@ -287,7 +288,7 @@ def teacher_checksums(run: PlannedRun, context: RunContext, folder: Path) -> dic
     """
     checksums = {}
     for role, identity in run.spec.teachers.items():
-        checksums[role] = teachers.find(context.root, identity, run.spec.dataset).sha256
+        checksums[role] = cards.find_card(context.root, identity, run.spec.dataset).sha256
     path = folder / TEACHERS
     text = json.dumps(checksums)
     if (folder / STATE).exists() and path.exists() and path.read_text() != text:
@@ -306,8 +307,8 @@ def build_training_module(run: PlannedRun, context: RunContext, data: Data) -> T
     spec = run.spec
     frozen = {}
     for role, identity in spec.teachers.items():
-        card = teachers.find(context.root, identity, spec.dataset)
-        frozen[role] = teachers.load(context.root, card, data.info).to(context.device)
+        card = cards.find_card(context.root, identity, spec.dataset)
+        frozen[role] = cards.load_teacher(context.root, card, data.info).to(context.device)
     torch.manual_seed(derive_seed("init", spec.seed))
     student = models.build(spec.arch, data.info).to(context.device)
     module = TrainingModule(run.method, student, frozen, len(data.train))

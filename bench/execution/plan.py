@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import methods
-from bench import datasets, models, teachers
+from bench.teachers import cards
+from bench import datasets, models
 from bench.protocol import suites, tuned_config
 from bench.protocol.options import ProtocolOptions, RunOptions
 from bench.protocol.spec import Spec
@@ -211,7 +212,7 @@ def teacher_identities(
             teacher_runs[run.identity] = run
             identities[role] = run.identity
         else:
-            identities[role] = teachers.find(options.store, name, dataset).identity
+            identities[role] = cards.find_card(options.store, name, dataset).identity
     if len(set(identities.values())) < len(identities):
         roles = " and ".join(identities)
         raise UsageError(f"--teacher {options.teacher}: {roles} must be two teachers")

@@ -15,7 +15,7 @@ from optuna.study import Study
 from rich.console import Console
 from rich.table import Table
 
-from bench import teachers
+from bench.teachers import cards
 from bench.datasets.data import Data
 from bench.execution import cost, grid, inputs, plan
 from bench.execution.job import RunContext
@@ -145,8 +145,8 @@ def clean(guard: PlannedRun, shop: RunContext, load: Callable[..., Data]) -> flo
     """A teacher's clean accuracy on the validation images."""
     spec = guard.spec
     data = load(spec, test=False).to(shop.device)
-    net = teachers.load(
-        shop.root, teachers.find(shop.root, guard.identity, spec.dataset), data.info
+    net = cards.load_teacher(
+        shop.root, cards.find_card(shop.root, guard.identity, spec.dataset), data.info
     ).to(shop.device)
     return clean_and_robust_accuracy(net, data.val, Budget(0.0, 0.0, 0))[0]
 

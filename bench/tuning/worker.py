@@ -49,7 +49,7 @@ def work(options: TuneOptions, task: Task, shop: RunContext) -> None:
         raise BenchError(f"{task.plan.name} cannot go on: {said}") from error
 
 
-def attempt(study: optuna.Study, task: Task, shop: RunContext, data: data_module.Data) -> None:
+def attempt(study: optuna.Study, task: Task, shop: RunContext, data: Data) -> None:
     """One trial. An interrupted one is told as failed without a reason, so that it is queued again."""
     number: list[int] = []
 
