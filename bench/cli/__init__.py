@@ -127,9 +127,9 @@ def find_verb(argv: list[str]) -> tuple[str | None, list[str]]:
 def handler(verb: str) -> Callable[..., int]:
     """The function that carries a verb out, of `bench.cli.verbs` unless said here; torch is imported no earlier."""
     if verb in ("export", "import"):
-        from bench import records
+        from bench.cli import verbs
 
-        return records.export if verb == "export" else records.take
+        return verbs.export_records if verb == "export" else verbs.import_records
     if verb == "leaderboard":
         from bench.cli import board
 

@@ -354,3 +354,26 @@ def tune(given: options.Tune) -> int:
     from bench.tuning import tune
 
     return tune.tune(given, given.dry_run)
+
+
+def export_records(given: options.Export) -> int:
+    """The verb `export`; returns the exit code."""
+    from bench import records
+
+    return records.export(
+        store_folder=given.store, out=given.out, run_ids=given.runs, suite=given.suite
+    )
+
+
+def import_records(given: options.Import) -> int:
+    """The verb `import`; returns the exit code."""
+    from bench import records
+
+    return records.take(
+        sources=given.sources,
+        store_folder=given.store,
+        data_root=given.data_root,
+        device=given.device,
+        verify=given.verify,
+        checkpoint=given.checkpoint,
+    )

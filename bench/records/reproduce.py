@@ -7,7 +7,6 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from bench.cli import options
 from bench.execution import job
 from bench.execution.executors import data_arguments, dataset_loader
 from bench.models import checkpoint
@@ -23,7 +22,14 @@ COUNTS = ("test/n", "test/aa_n")
 ELSEWHERE = 0.005  # share of the images whose verdict another machine or library may turn by rounding; the same: none
 
 
-def verify(found: Record, spec: Spec, tracking_uri: str, given: options.Import) -> str:
+def verify(
+    found: Record,
+    spec: Spec,
+    tracking_uri: str,
+    checkpoint_file: Path | None,
+    data_root: Path,
+    device_name: str,
+) -> str:
     """Evaluates the best checkpoint again as the spec says; returns what was compared.
 
     Raises RecordError where the numbers differ by more images than they may, or nothing could be compared, and BenchError
@@ -32,18 +38,18 @@ def verify(found: Record, spec: Spec, tracking_uri: str, given: options.Import) 
     sha256 = found.checksums.get("best", "")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        path = given.checkpoint or fetched(tracking_uri, sha256, folder / "best.pt")
+        path = checkpoint_file or fetched(tracking_uri, sha256, folder / "best.pt")
         if not path or not sha256:
             raise RecordError(
                 f"not verified: no checkpoint {sha256[:16]}... here; give it with --checkpoint FILE"
             )
-        data = dataset_loader(given.data_root)(*data_arguments(spec))
+        data = dataset_loader(data_root)(*data_arguments(spec))
         used = found.environment.get("data")
         if not isinstance(used, dict) or used.get("sha256") != data.sha256:
             raise RecordError(
                 f"not verified: it states other data than those here, {data.sha256[:16]}..."
             )
-        device = environment.resolve_device(given.device)
+        device = environment.resolve_device(device_name)
         net = checkpoint.load(path, spec.arch, data.info, sha256).to(device)
         (folder / verdicts.FILE).parent.mkdir()
         stem = folder / verdicts.FILE.removesuffix("_aa.npz")
