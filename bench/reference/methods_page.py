@@ -1,138 +1,132 @@
-"""docs/methods.md, made from the methods themselves: `python -m bench.reference.methods_page > docs/methods.md`."""
+"""Write docs/methods.md and methods.json from the methods themselves.
+
+python -m bench.reference.methods_page
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
-import sys
 from collections import Counter
-from dataclasses import Field
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 import methods
+from bench.reference import about
 from methods import contract
 from methods.base import Budget, Method, Net
 
-INTRO = """# Methods
-
-Made from `methods/*.py` by `python -m bench.reference.methods_page > docs/methods.md`; a test compares the two.
-
-S is the student, T the robust teacher, N the natural one; x are clean images, y labels, x~ the adversarial images of the
-inner problem. KL(P || Q) has its target first, softmax implied, and is summed over classes and averaged over the batch.
-The default of each method is its paper's loss under the protocol that all share: attack budget, schedule, weight decay,
-averaging and checkpoint rule are the suite's. `--official` sets what the authors' script does otherwise, as listed; the
-threat model and the choice of the checkpoint stay the suite's (the scripts choose it on the test set). Any method takes
-`--awp X` (adversarial weight perturbation, Wu et al., NeurIPS 2020).
-
-Passes are those of one training step, forward + backward per image, with an inner attack of 10 steps, counted on a small
-network; a step of the attack is one of each. A peer, or a teacher that learns, counts as a teacher.
-
-| Method | Teachers | Student passes | Teacher passes | `--official` |
-| --- | --- | ---: | ---: | --- |
-"""
+PAGE = Path(__file__).parents[2] / "docs" / "methods.md"
+INTRO = Path(__file__).with_name("methods_intro.md")
 
 
-def render() -> str:
-    """The page."""
-    loaded = {name: methods.load(name) for name in methods.builtin()}
-    rows = "".join(f"{row(name, form)}\n" for name, form in loaded.items())
-    return INTRO + rows + "".join(section(name, form) for name, form in loaded.items())
+def write_files() -> None:
+    """Write the page and methods.json."""
+    PAGE.write_text(render_page(), encoding="utf-8")
+    about.FILE.write_text(about.render_file(), encoding="utf-8")
 
 
-def row(name: str, form: type[Method]) -> str:
-    """A line of the table."""
-    case, count = form(), passes(form())
-    student, teacher = (
-        f"{count[who, 'forward']:g} + {count[who, 'backward']:g}" for who in ("student", "teacher")
-    )
-    odd = [f"`{field.name}`" for field in dataclasses.fields(form) if official(field) is not None]
-    odd += [f"`{field}`" for field, _, _ in form.recipe]
-    return f"| [{name}](#{name}) | {', '.join(case.requires) or 'none'} | {student} | {teacher} | {', '.join(odd)} |"
+def render_page() -> str:
+    """Return the page: a table of the methods, then a section for each."""
+    rows = []
+    sections = []
+    for name in methods.builtin():
+        method = methods.load(name)
+        rows.append(table_row(name, method))
+        sections.append(method_section(name, method))
+    return INTRO.read_text(encoding="utf-8") + "".join([*rows, *sections])
 
 
-def section(name: str, form: type[Method]) -> str:
-    """Formula, source, hyper-parameters and what the authors' script does otherwise."""
-    module = sys.modules[form.__module__].__doc__ or ""
-    title, _, about = module.strip().partition("\n\n")
-    parts = [f"\n## {name}\n", f"{one_line(title)}\n", fenced(inspect.cleandoc(form.__doc__ or ""))]
-    parts += [f"{one_line(about)}\n"] if about else []
-    tuned = [field for field in dataclasses.fields(form) if not is_quirk(field)]
-    if tuned:
-        parts.append("| Flag | Default | Searched | Meaning |\n| --- | --- | --- | --- |")
-        parts += [
-            f"| `--{flag(field)}` | {field.default} | {searched(field)} | {field.metadata['help']} |"
-            for field in tuned
-        ]
-        parts.append("")
-    odd = [f"- `{field.name}`: {official(field)} instead of {field.default}: {field.metadata['help']}"
-           for field in dataclasses.fields(form) if official(field) is not None]  # fmt: skip
-    odd += [f"- `{field}`: {value}: {why}" for field, value, why in form.recipe]
-    if odd:
-        parts += ["The authors' script, with `--official`:\n", *odd, ""]
+def table_row(name: str, method: type[Method]) -> str:
+    """Return a method's line of the table: teachers, passes and what `--official` sets."""
+    case = method()
+    passes = count_passes(case)
+    columns = [f"[{name}](#{name})", ", ".join(case.requires) or "none"]
+    for role in ("student", "teacher"):
+        columns.append(f"{passes[role, 'forward']:g} + {passes[role, 'backward']:g}")
+    names = [field.name for field in dataclasses.fields(method) if is_official(field)]
+    names += [setting for setting, _, _ in method.recipe]
+    columns.append(", ".join(f"`{name}`" for name in names))
+    return f"| {' | '.join(columns)} |\n"
+
+
+def method_section(name: str, method: type[Method]) -> str:
+    """Return formula, source, hyper-parameters and what the authors' script does otherwise."""
+    title, source = about.module_text(method)
+    formula = inspect.cleandoc(method.__doc__ or "")
+    parts = [f"\n## {name}\n", f"{about.one_line(title)}\n", f"```text\n{formula}\n```\n"]
+    if source:
+        paragraphs = [about.one_line(paragraph) for paragraph in source.split("\n\n")]
+        parts += ["\n\n".join(paragraphs), ""]
+    rows = list(parameter_rows(method))
+    if rows:
+        header = "| Flag | Default | Searched | Meaning |\n| --- | --- | --- | --- |"
+        parts += [header, *rows, ""]
+    differences = list(official_lines(method))
+    if differences:
+        parts += ["The authors' script, with `--official`:\n", *differences, ""]
     return "\n".join(parts)
 
 
-def passes(case: Method) -> Counter[tuple[str, str]]:
-    """How many images go through student and teachers for each of the batch, in the last epoch of a training."""
-    nets, batch = contract.networks(case), contract.every_epoch(contract.images([0, 1, 2, 0]))[-1]
+def parameter_rows(method: type[Method]) -> Iterator[str]:
+    """Return the lines of the table of hyper-parameters."""
+    for parameter in about.describe_class(method).parameters:
+        flag = parameter.name.replace("_", "-")
+        columns = (f"`--{flag}`", parameter.default, parameter.searched, parameter.meaning)
+        yield f"| {' | '.join(columns)} |"
+
+
+def official_lines(method: type[Method]) -> Iterator[str]:
+    """Return what `--official` sets, a line each."""
+    for field in dataclasses.fields(method):
+        if is_official(field):
+            value = f"{field.metadata['official']} instead of {field.default}"
+            yield f"- `{field.name}`: {value}: {field.metadata['help']}"
+    for setting, value, reason in method.recipe:
+        yield f"- `{setting}`: {value}: {reason}"
+
+
+def is_official(field: dataclasses.Field[Any]) -> bool:
+    """Whether the authors' script has another value than the default."""
+    return field.metadata.get("official") is not None
+
+
+def count_passes(case: Method) -> Counter[tuple[str, str]]:
+    """Count the images that pass student and teachers for each image of a batch.
+
+    It is a step in the last epoch of a training, with an inner attack of 10 steps.
+
+    Returns:
+        (student or teacher, forward or backward) -> passes.
+    """
+    nets = contract.networks(case)
+    batch = contract.every_epoch(contract.images([0, 1, 2, 0]))[-1]
     count: Counter[tuple[str, str]] = Counter()
-    watch(nets.student, "student", count)
-    for net in [
-        *nets.teachers.values(),
-        *(part for part in nets.parts.values() if isinstance(part, Net)),
-    ]:
-        watch(net, "teacher", count)
-    full = dataclasses.replace(batch, budget=Budget(0.1, 0.05, 10))
-    contract.train(case, nets, [full])
-    return Counter({key: value / len(batch.y) for key, value in count.items()})
+    parts = [part for part in nets.parts.values() if isinstance(part, Net)]
+    count_images(nets.student, "student", count)
+    for net in [*nets.teachers.values(), *parts]:
+        count_images(net, "teacher", count)
+    contract.train(case, nets, [dataclasses.replace(batch, budget=Budget(0.1, 0.05, 10))])
+    return Counter({key: images / len(batch.y) for key, images in count.items()})
 
 
-def watch(net: nn.Module, who: str, count: Counter[tuple[str, str]]) -> None:
-    """Adds to `count` what goes through the first layers of `net`."""
+def count_images(net: nn.Module, role: str, count: Counter[tuple[str, str]]) -> None:
+    """Add to `count` the images that go through the first layers of a network from now on."""
 
-    def forward(_: nn.Module, __: Any, maps: torch.Tensor) -> None:
-        count[who, "forward"] += len(maps)
+    def count_backward(gradient: torch.Tensor) -> None:
+        count[role, "backward"] += len(gradient)
+
+    def count_forward(_: nn.Module, __: Any, maps: torch.Tensor) -> None:
+        count[role, "forward"] += len(maps)
         if maps.requires_grad:
-            maps.register_hook(lambda gradient: count.update({(who, "backward"): len(gradient)}))  # type: ignore[no-untyped-call]
+            maps.register_hook(count_backward)  # type: ignore[no-untyped-call]
 
-    net.get_submodule("trunk").register_forward_hook(forward)
-
-
-def official(field: Field[Any]) -> Any:
-    """The value in the authors' script; None where it is the default."""
-    return field.metadata.get("official")
-
-
-def is_quirk(field: Field[Any]) -> bool:
-    """Whether the field only switches to what the authors' script does, as `methods.base.quirk` declares."""
-    return bool(field.metadata["quirk"])
-
-
-def flag(field: Field[Any]) -> str:
-    return field.name.replace("_", "-")
-
-
-def searched(field: Field[Any]) -> str:
-    """The search range in words."""
-    search = field.metadata["search"]
-    if search["choices"]:
-        return ", ".join(map(str, search["choices"]))
-    if search["low"] is None:
-        return "on, off" if isinstance(field.default, bool) else "not"
-    return f"{search['low']:g} to {search['high']:g}{', logarithmic' if search['log'] else ''}"
-
-
-def one_line(text: str) -> str:
-    """Paragraphs of one line each."""
-    return "\n\n".join(" ".join(part.split()) for part in text.strip().split("\n\n"))
-
-
-def fenced(text: str) -> str:
-    return f"```text\n{text}\n```\n"
+    net.get_submodule("trunk").register_forward_hook(count_forward)
 
 
 if __name__ == "__main__":
-    sys.stdout.write(render())
+    write_files()

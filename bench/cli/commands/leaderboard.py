@@ -1,0 +1,69 @@
+"""Turn the record into tables and pages."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import FlagCreatePairsOff, arg
+
+from bench.cli.commands import Command
+from bench.protocol.options import StoreFolder
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeaderboardOptions:
+    """Write a site and tables from the record.
+
+    The site opens from its index.html; the tables are Markdown, LaTeX, JSON and CSV.
+    """
+
+    suite: Annotated[
+        str, arg(metavar="NAME", help="one suite", help_behavior_hint="(default: all)")
+    ] = ""
+    out: Annotated[Path, arg(metavar="DIR")] = Path("leaderboard")
+    figures: Annotated[
+        FlagCreatePairsOff[bool], arg(help="figures for papers too, in DIR/figures; seconds a task")
+    ] = False
+    store: StoreFolder = Path("runs")
+    records: Annotated[
+        Path | None,
+        arg(
+            metavar="DIR",
+            help="from record files, such as leaderboards/results, not from the store",
+        ),
+    ] = None
+
+
+def write_leaderboard(options: LeaderboardOptions) -> int:
+    """Write the pages and print their paths."""
+    import leaderboards
+    from bench.protocol import suites
+    from bench.reference.about import describe_method
+    from bench.system.errors import BenchError, unknown_name
+    from bench.tracking.store import store_exists, tracking_uri
+    from leaderboards.read.store import StoreError
+
+    if options.suite and options.suite.partition("@")[0] not in suites.SUITES:
+        raise unknown_name("suite", options.suite, suites.SUITES)
+    has_runs = options.records is not None or store_exists(options.store)
+    try:
+        paths = leaderboards.write(
+            options.records or tracking_uri(options.store), options.out, options.suite or None,
+            describe_method, options.figures, suites.protocol,
+        )  # fmt: skip
+    except StoreError as error:
+        raise BenchError(str(error)) from error
+    except OSError as error:
+        raise BenchError(f"cannot write to {str(options.out)!r}: {error.strerror}") from error
+    if not has_runs:
+        message = f"nothing is recorded in {str(options.store)!r} yet: the pages are empty"
+        print(message, file=sys.stderr)
+    for path in paths:
+        print(path)
+    return 0
+
+
+COMMAND = Command(LeaderboardOptions, write_leaderboard)
