@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from bench import __version__
 from bench.cli import commands
-from bench.cli.commands import Command, first_line
 from bench.system import errors, signals
 from bench.system.errors import BenchError, UsageError, continue_hint, unknown_name
 from methods import PluginError
 
 HELP = ("-h", "--help", "help")
-EXAMPLE = "python -m bench run --method gacd --suite digits"
+BEGIN = """
+A benchmark of adversarial-robustness distillation.
+`python -m bench COMMAND --help` lists a command's options. To begin:
+  python -m bench run --method gacd --suite digits"""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -29,12 +32,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     except SystemExit as stop:
         # Raised by `--help`, and by processes that must end together.
         code = stop.code
-    except BenchError as error:
+    except (BenchError, PluginError) as error:
         print(f"error: {error}", file=sys.stderr)
-        code = error.exit_code
-    except PluginError as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = 1
+        code = getattr(error, "exit_code", 1)
     except KeyboardInterrupt:
         # An interruption may come before the options are read, so the words are asked.
         print(f"interrupted; {continue_hint('--force' in argv)} continues", file=sys.stderr)
@@ -46,48 +46,31 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def dispatch(argv: Sequence[str]) -> int:
     """Run the command of `argv` and return its exit code. Raises BenchError."""
-    if not argv or argv[0] in HELP:
-        print(program_help())
+    name = argv[0] if argv else "help"
+    if name in HELP:
+        print_help("COMMAND", {name: commands.load_module(name) for name in commands.COMMANDS})
+        print(BEGIN)
         return 0
-    name, rest = argv[0], argv[1:]
     if name == "--version":
-        from bench import __version__
-
         print(__version__)
         return 0
     command = commands.load_module(name).COMMAND
-    if isinstance(command, Command):
-        return command.execute(rest, name)
-    return dispatch_action(name, command, rest)
-
-
-def dispatch_action(name: str, actions: dict[str, Command], argv: Sequence[str]) -> int:
-    """Run the action of a command that has several."""
-    if not argv:
-        raise UsageError(f"`{name}` needs an action: {', '.join(actions)}")
-    action = argv[0]
+    if isinstance(command, commands.Command):
+        return command.execute(argv[1:], name)
+    if len(argv) < 2:
+        raise UsageError(f"`{name}` needs an action: {', '.join(command)}")
+    action = argv[1]
     if action in HELP:
-        print(actions_help(name, actions))
+        print_help(f"{name} ACTION", {key: entry.options for key, entry in command.items()})
         return 0
-    if action not in actions:
-        raise unknown_name(f"{name} action", action, actions)
-    return actions[action].execute(argv[1:], f"{name} {action}")
+    if action not in command:
+        raise unknown_name(f"{name} action", action, command)
+    return command[action].execute(argv[2:], f"{name} {action}")
 
 
-def program_help() -> str:
-    """Return the help text of the whole program."""
-    lines = ["usage: python -m bench COMMAND [options]", ""]
-    lines += ["A benchmark of adversarial-robustness distillation.", ""]
-    for name in commands.MODULES:
-        lines.append(f"  {name:14}{first_line(commands.load_module(name))}")
-    lines += ["", "`python -m bench COMMAND --help` lists a command's options. To begin:"]
-    return "\n".join([*lines, f"  {EXAMPLE}"])
-
-
-def actions_help(name: str, actions: dict[str, Command]) -> str:
-    """Return the help text of a command that has actions."""
-    lines = [f"usage: python -m bench {name} ACTION [options]", ""]
-    for action, command in actions.items():
-        words = f"{name} {action}"
-        lines.append(f"  {words:16}{first_line(command.options)}")
-    return "\n".join(lines)
+def print_help(usage: str, entries: Mapping[str, object]) -> None:
+    """Print commands or actions, and the first line of their docstrings."""
+    print(f"usage: python -m bench {usage} [options]\n")
+    for name, entry in entries.items():
+        summary = (entry.__doc__ or "").partition("\n")[0]
+        print(f"  {name:14}{summary}")

@@ -9,12 +9,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from tyro.conf import FlagCreatePairsOff, arg
+
 from bench.system.errors import UsageError
 
 if TYPE_CHECKING:
     from tyro._errors import ParseErrorEvent
 
 Options = TypeVar("Options")
+Switch = FlagCreatePairsOff[bool]
 
 
 class UnknownFlagError(UsageError):
@@ -25,24 +28,26 @@ class UnknownFlagError(UsageError):
         self.flag = flag
 
 
+def option(metavar: str | None = None, text: str | None = None, default: str = "") -> object:
+    """Describe an option: the name of its value, its help text, its default in words."""
+    hint = f"(default: {default})" if default else None
+    return arg(metavar=metavar, help=text, help_behavior_hint=hint)
+
+
 def parse_options(
     options: type[Options], argv: Sequence[str], command: str, default: Options | None = None
 ) -> Options:
-    """Return the options in the words after a command.
+    """Return the options, a dataclass, in the words after a command.
 
-    Args:
-        options: A dataclass with a field for each option.
-        argv: The words after the command.
-        command: The command, with its action, as the help text shows it.
-        default: Values for what the words leave out, instead of those of the class.
-
-    Raises:
-        UsageError: The words are wrong.
-        SystemExit: The words ask for help, which is printed.
+    `default` has the values of what the words leave out, instead of the defaults of the class.
+    Raises UsageError for wrong words, and SystemExit when `--help` is printed.
     """
     import tyro
 
-    check_repeated_flags(argv)
+    # Of a flag that is given twice tyro takes the last value silently.
+    for flag, count in Counter(map(flag_name, argv)).items():
+        if flag.startswith("--") and count > 1:
+            raise UsageError(f"{flag} is given twice")
     values = tyro.MISSING_NONPROP if default is None else default
     with one_line_errors(options, command):
         return tyro.cli(options, args=argv, prog=f"python -m bench {command}", default=values)
@@ -56,21 +61,13 @@ def parse_known_options(options: type[Options], argv: Sequence[str], command: st
         return tyro.cli(options, args=argv, add_help=False, return_unknown_args=True)[0]
 
 
-def check_repeated_flags(argv: Sequence[str]) -> None:
-    """Raise UsageError for a flag that is given twice: tyro takes the last one silently."""
-    flags = Counter(flag_name(word) for word in argv if word.startswith("--"))
-    for flag, count in flags.items():
-        if count > 1:
-            raise UsageError(f"{flag} is given twice")
-
-
 @contextmanager
 def one_line_errors(options: type[Any], command: str) -> Iterator[None]:
     """Turn what tyro refuses into a UsageError, instead of a frame on standard error."""
     from tyro._errors import on_parse_error
 
     def refuse(event: ParseErrorEvent) -> None:
-        raise usage_error(event, options, f"python -m bench {command} --help")
+        raise usage_error(event, options, f"`python -m bench {command} --help`")
 
     with on_parse_error(refuse):
         yield
@@ -81,26 +78,29 @@ def usage_error(event: ParseErrorEvent, options: type[Any], help_command: str) -
     from tyro import _errors
 
     match event:
-        case _errors.UnrecognizedArgs(tokens=tokens):
-            return unknown_word(tokens[0], options, help_command)
-        case _errors.MissingArgs(unrecognized_tokens=[first, *_]):
-            # A flag that is misspelt is missing too: its spelling is the cause.
-            return unknown_word(first, options, help_command)
+        # A flag that is misspelt may be missing too: its spelling is the cause.
+        case (
+            _errors.UnrecognizedArgs(tokens=[word, *_])
+            | _errors.MissingArgs(unrecognized_tokens=[word, *_])
+        ):
+            if word.startswith("-"):
+                return unknown_flag(flag_name(word), options, help_command)
+            message = f"unexpected argument {word!r}"
         case _errors.MissingArgs(missing_arguments=arguments):
-            names = ", ".join(argument_name(missing.arg) for missing in arguments)
-            message = f"missing: {names}"
+            names = [argument_name(missing.arg) for missing in arguments]
+            message = f"missing: {', '.join(names)}"
         case _errors.InvalidChoice(argument=argument, value=value, choices=choices):
-            message = f"{argument_name(argument)}: invalid choice {value!r}: "
-            message += f"choose from {', '.join(choices)}"
+            message = f"{argument_name(argument)}: invalid choice {value!r}"
+            message += f", choose from {', '.join(choices)}"
+        case _errors.InstantiationFailure(argument=argument, message=text) if argument:
+            # The reason is in the last line, behind the type that refuses the value if it is named.
+            reason = text.rpartition("\n")[2].rpartition(">: ")[2]
+            message = f"{argument_name(argument)}: {reason}"
         case _errors.BadValue(argument=argument):
             message = f"{argument_name(argument)} needs a value"
-        case _errors.InstantiationFailure(argument=argument, message=reason) if argument:
-            # The last line is the reason, behind the type that refuses the value if there is one.
-            reason = reason.rpartition("\n")[2].rpartition(">: ")[2]
-            message = f"{argument_name(argument)}: {reason}"
         case _:
-            message = f"wrong options ({type(event).__name__})"
-    return UsageError(f"{message} (`{help_command}`)")
+            message = f"wrong options, {type(event).__name__}"
+    return UsageError(f"{message} ({help_command})")
 
 
 def argument_name(argument: Any) -> str:
@@ -109,13 +109,10 @@ def argument_name(argument: Any) -> str:
     return str(name)
 
 
-def unknown_word(word: str, options: type[Any], help_command: str) -> UsageError:
-    """Return the error for a word that is no option, with the nearest right spelling."""
-    if not word.startswith("-"):
-        return UsageError(f"unexpected argument {word!r} (`{help_command}`)")
-    flag = flag_name(word)
+def unknown_flag(flag: str, options: type[Any], help_command: str) -> UnknownFlagError:
+    """Return the error for an unknown flag, with the nearest right spelling."""
     nearest = difflib.get_close_matches(flag, flags_of(options), n=1, cutoff=0.6)
-    hint = f"did you mean {nearest[0]}?" if nearest else f"`{help_command}` lists them"
+    hint = f"did you mean {nearest[0]}?" if nearest else f"{help_command} lists them"
     return UnknownFlagError(flag, hint)
 
 
@@ -123,10 +120,9 @@ def flags_of(options: type[Any]) -> list[str]:
     """Return the flags of a dataclass."""
     flags = ["--help"]
     for field in dataclasses.fields(options):
-        name = field.name.replace("_", "-")
-        flags.append(f"--{name}")
+        flags.append(flag_name(f"--{field.name}"))
         if isinstance(field.default, bool):
-            flags.append(f"--no-{name}")
+            flags.append(flag_name(f"--no-{field.name}"))
     return flags
 
 

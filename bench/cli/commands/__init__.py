@@ -9,49 +9,34 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from types import ModuleType
 from typing import Any
 
 from bench.cli.parsing import parse_options
 from bench.system.errors import unknown_name
 
-# Names that are no Python names, or would hide one, have a module of another name.
-MODULES = {
-    "run": "run",
-    "tune": "tune",
-    "evaluate": "evaluate",
-    "teacher": "teacher",
-    "leaderboard": "leaderboard",
-    "export": "export",
-    "import": "import_records",
-    "ui": "ui",
-    "list": "list_names",
-    "data": "data",
-    "doctor": "doctor",
-    "new-method": "new_method",
-}
+COMMANDS = ("run", "tune", "evaluate", "teacher", "leaderboard", "export", "import", "ui", "list",
+            "data", "doctor", "new-method")  # fmt: skip
+# Modules that cannot have the name of their command: a keyword, a builtin.
+MODULES = {"import": "import_records", "list": "list_names", "new-method": "new_method"}
 
 
 @dataclass(frozen=True)
 class Command:
-    """A command or action: its options, the function that takes them, and how they are read."""
+    """A command or an action: its options and the function that takes them."""
 
     options: type[Any]
     function: Callable[[Any], int]
-    read: Callable[[type[Any], Sequence[str], str], Any] = parse_options
+    # Another way to the argument of the function than to parse the options.
+    read: Callable[[Sequence[str]], Any] | None = None
 
     def execute(self, argv: Sequence[str], name: str) -> int:
         """Run the command `name` with the words after it; return the exit code."""
-        return self.function(self.read(self.options, argv, name))
+        options = self.read(argv) if self.read else parse_options(self.options, argv, name)
+        return self.function(options)
 
 
-def load_module(name: str) -> ModuleType:
+def load_module(name: str) -> Any:
     """Import the module of a command. Raises UsageError for an unknown name."""
-    if name not in MODULES:
-        raise unknown_name("command", name, MODULES)
-    return import_module(f"{__name__}.{MODULES[name]}")
-
-
-def first_line(documented: object) -> str:
-    """Return the first line of a docstring."""
-    return (documented.__doc__ or "").partition("\n")[0]
+    if name not in COMMANDS:
+        raise unknown_name("command", name, COMMANDS)
+    return import_module(f"{__name__}.{MODULES.get(name, name)}")

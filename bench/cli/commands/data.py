@@ -6,39 +6,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional
 
 from bench.cli.commands import Command
+from bench.cli.parsing import option
 from bench.protocol.options import DataFolder
-
-DatasetName = Positional[Annotated[str, arg(metavar="NAME", help="a data set; see `list`")]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class FetchDataOptions:
     """Download a data set's official files."""
 
-    name: DatasetName
+    name: Positional[Annotated[str, option("NAME", "a data set; see `list`")]]
     data_root: DataFolder = Path("data")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImportDataOptions:
+class ImportDataOptions(FetchDataOptions):
     """Take a data set's official files from a folder or a tar archive."""
 
-    name: DatasetName
-    source: Positional[
-        Annotated[Path, arg(metavar="FILE-OR-DIR", help="a tar archive, or a folder")]
-    ]
-    data_root: DataFolder = Path("data")
+    source: Positional[Annotated[Path, option("FILE-OR-DIR", "a tar archive, or a folder")]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class VerifyDataOptions:
+class VerifyDataOptions(FetchDataOptions):
     """Check a data set's files and print its counts and hash."""
-
-    name: DatasetName
-    data_root: DataFolder = Path("data")
 
 
 def fetch_data(options: FetchDataOptions) -> int:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from tyro.conf import arg
-
 from bench.cli.commands import Command
-from bench.protocol.options import CommonOptions, Number
+from bench.cli.parsing import option
+from bench.protocol.options import CommonOptions
 from bench.system.errors import BenchError, UsageError, unknown_name
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from methods.base import Net
 
 DEFAULT_ATTACKS = {"Linf": ("fgsm", "pgd20", "pgd20_trades", "cw_inf", "aa"), "L2": ("pgd20", "aa")}
+DEFAULT_ATTACKS_HINT = "fgsm,pgd20,pgd20_trades,cw_inf,aa in Linf, pgd20,aa in L2"
 DEFAULT_EPS_L2 = 0.5
 
 
@@ -30,43 +31,24 @@ class EvaluateOptions(CommonOptions):
     The name "corruptions" among the attacks adds noise, blur, contrast and JPEG as a control.
     """
 
-    checkpoint: Annotated[Path, arg(metavar="FILE")]
-    arch: Annotated[str, arg(metavar="MODEL", help="such as resnet18; see `list`")]
-    dataset: Annotated[str, arg(metavar="NAME")]
-    attacks: Annotated[
-        str,
-        arg(
-            metavar="NAMES",
-            help="with commas; see `list`",
-            help_behavior_hint="(default: fgsm,pgd20,pgd20_trades,cw_inf,aa in Linf, "
-            "pgd20,aa in L2)",
-        ),
-    ] = ""
-    norm: Annotated[Literal["Linf", "L2"], arg(help="what the perturbation is measured in")] = (
-        "Linf"
-    )
+    checkpoint: Annotated[Path, option("FILE")]
+    arch: Annotated[str, option("MODEL", "such as resnet18; see `list`")]
+    dataset: Annotated[str, option("NAME")]
+    attacks: Annotated[str, option("NAMES", "with commas; see `list`", DEFAULT_ATTACKS_HINT)] = ""
+    norm: Annotated[Literal["Linf", "L2"], option(text="of the perturbation")] = "Linf"
     eps: Annotated[
-        float | None,
-        arg(
-            metavar="X",
-            help="radius, pixels in [0, 1]",
-            help_behavior_hint="(default: that of the data set's suites in Linf, 0.5 in L2)",
-        ),
+        float | None, option("X", "radius, pixels in [0, 1]", "the suite's in Linf, 0.5 in L2")
     ] = None
     surrogate: Annotated[
-        Path | None,
-        arg(metavar="FILE", help="another checkpoint, on which NAME@surrogate makes its images"),
+        Path | None, option("FILE", "another checkpoint, on which NAME@surrogate makes its images")
     ] = None
-    surrogate_arch: Annotated[
-        str, arg(metavar="MODEL", help="of the surrogate", help_behavior_hint="(default: --arch)")
-    ] = ""
-    limit_test: Annotated[Number, arg(help="use the first N test images")] = None
-    batch_size: Annotated[int, arg(metavar="N", help="images attacked at once")] = 250
-    seed: Annotated[int, arg(metavar="N", help="of the attacks' random numbers")] = 0
-    sha256: Annotated[str, arg(metavar="HEX", help="refuse the file unless this is its hash")] = ""
+    surrogate_arch: Annotated[str, option("MODEL", "of the surrogate", "--arch")] = ""
+    limit_test: Annotated[int | None, option("N", "use the first N test images", "all")] = None
+    batch_size: Annotated[int, option("N", "images attacked at once")] = 250
+    seed: Annotated[int, option("N", "of the attacks' random numbers")] = 0
+    sha256: Annotated[str, option("HEX", "refuse the file unless this is its hash")] = ""
     out: Annotated[
-        Path | None,
-        arg(metavar="FILE", help="per-image verdicts, an .npz; a second call continues it"),
+        Path | None, option("FILE", "per-image verdicts, an .npz; a second call continues it")
     ] = None
 
 
@@ -94,9 +76,8 @@ def evaluate(options: EvaluateOptions) -> int:
     test = data.load(options.dataset, options.data_root, limit_test=options.limit_test).test
     with explain_memory_errors(options.batch_size):
         evaluation = attack_test_images(
-            net, test, attacks, device, options.out, eps=eps, norm=options.norm,
-            seed=options.seed, batch_size=options.batch_size, surrogates=surrogates,
-        )  # fmt: skip
+            net, test, attacks, device, options.out, surrogates=surrogates, eps=eps,
+            norm=options.norm, seed=options.seed, batch_size=options.batch_size)  # fmt: skip
     norm = "l-inf" if options.norm == "Linf" else "L2"
     print_accuracies(evaluation, len(test), f"{norm} {eps:.4g}")
     return 0
@@ -112,28 +93,24 @@ def check_attacks(attacks: Sequence[str], options: EvaluateOptions) -> None:
             raise unknown_name("attack", name, [*catalog.ATTACKS, "corruptions", *catalog.CONTROLS])
         if at and (surrogate != "surrogate" or not options.surrogate):
             raise UsageError(f"{name}: write {base}@surrogate and give the file with --surrogate")
-    transfers = any("@" in name for name in attacks)
-    if (options.surrogate or options.surrogate_arch) and not transfers:
-        raise UsageError(
-            "--surrogate is for attacks such as pgd20@surrogate: name one with --attacks"
-        )
+    has_surrogate = options.surrogate or options.surrogate_arch
+    if has_surrogate and not any("@" in name for name in attacks):
+        advice = "name one with --attacks"
+        raise UsageError(f"--surrogate is for attacks such as pgd20@surrogate: {advice}")
 
 
 def choose_eps(options: EvaluateOptions, info: Dataset) -> float:
     """Return the radius. Raises UsageError for one out of range."""
     from bench.cli.evaluation import first_suite
 
-    if options.eps is not None:
-        eps = options.eps
-    elif options.norm == "Linf":
-        eps = first_suite(info).eps
+    if options.norm == "Linf":
+        default, limit = first_suite(info).eps, 1.0
     else:
-        eps = DEFAULT_EPS_L2
-    limit = 1 if options.norm == "Linf" else math.inf
+        default, limit = DEFAULT_EPS_L2, math.inf
+    eps = default if options.eps is None else options.eps
     if not 0 <= eps <= limit:
-        raise UsageError(
-            f"--eps {eps}: between 0 and 1, in pixels of [0, 1], such as 8/255 = 0.03137"
-        )
+        rule = "between 0 and 1, in pixels of [0, 1], such as 8/255 = 0.03137"
+        raise UsageError(f"--eps {eps}: {rule}")
     return eps
 
 
@@ -144,9 +121,8 @@ def check_numbers(options: EvaluateOptions) -> None:
     if not 0 <= options.seed < 2**63:
         raise UsageError(f"--seed {options.seed}: between 0 and 2^63 - 1")
     if options.out and options.out.exists() and not is_record(options.out):
-        raise UsageError(
-            f"--out {str(options.out)!r} exists and holds no verdicts: choose another file"
-        )
+        path = str(options.out)
+        raise UsageError(f"--out {path!r} exists and holds no verdicts: choose another file")
     if options.batch_size < 1:
         raise UsageError(f"--batch-size {options.batch_size}: at least 1")
 
@@ -158,9 +134,9 @@ def explain_memory_errors(batch_size: int) -> Iterator[None]:
         yield
     except (RuntimeError, MemoryError) as error:
         # torch has an error class for a lack of memory on CUDA devices alone.
-        text = str(error)
-        lacks_memory = "out of memory" in text or "allocate memory" in text
-        if isinstance(error, RuntimeError) and not lacks_memory:
+        if isinstance(error, RuntimeError) and not re.search(
+            "(out of|allocate) memory", str(error)
+        ):
             raise
         raise BenchError(f"out of memory: a --batch-size below {batch_size} needs less") from error
 

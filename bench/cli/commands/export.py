@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional
 
 from bench.cli.commands import Command
+from bench.cli.parsing import option
 from bench.protocol.options import StoreFolder
 
 
@@ -19,11 +20,9 @@ class ExportOptions:
     A record holds no tensors.
     """
 
-    runs: Positional[Annotated[tuple[str, ...], arg(metavar="RUN", help="ids of MLflow runs")]] = ()
-    suite: Annotated[
-        str, arg(metavar="NAME", help="all finished runs of a suite, such as digits or digits@3")
-    ] = ""
-    out: Annotated[Path, arg(metavar="DIR", help="where to")] = Path("records")
+    runs: Positional[Annotated[tuple[str, ...], option("RUN", "ids of MLflow runs")]] = ()
+    suite: Annotated[str, option("NAME", "all runs of a suite, such as digits or digits@3")] = ""
+    out: Annotated[Path, option("DIR", "where to")] = Path("records")
     store: StoreFolder = Path("runs")
 
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import FlagCreatePairsOff, Positional, arg
+from tyro.conf import Positional
 
 from bench.cli.commands import Command
+from bench.cli.parsing import Switch, option
 from bench.protocol.options import CommonOptions
 
 
@@ -21,19 +22,13 @@ class ImportOptions(CommonOptions):
     """
 
     sources: Positional[
-        Annotated[tuple[Path, ...], arg(metavar="FILE-OR-DIR", help="records, or folders of them")]
+        Annotated[tuple[Path, ...], option("FILE-OR-DIR", "records, or folders of them")]
     ]
     verify: Annotated[
-        FlagCreatePairsOff[bool],
-        arg(help="run the evaluation again on the checkpoint, and refuse other numbers"),
+        Switch, option(text="run the evaluation again on the checkpoint, and refuse other numbers")
     ] = False
     checkpoint: Annotated[
-        Path | None,
-        arg(
-            metavar="FILE",
-            help="for --verify",
-            help_behavior_hint="(default: the one in the store with its sha256)",
-        ),
+        Path | None, option("FILE", "for --verify", "the one in the store with its sha256")
     ] = None
 
 
@@ -42,13 +37,9 @@ def import_records(options: ImportOptions) -> int:
     from bench import records
 
     return records.take(
-        sources=options.sources,
-        store_folder=options.store,
-        data_root=options.data_root,
-        device=options.device,
-        verify=options.verify,
-        checkpoint=options.checkpoint,
-    )
+        sources=options.sources, store_folder=options.store, data_root=options.data_root,
+        device=options.device, verify=options.verify, checkpoint=options.checkpoint,
+    )  # fmt: skip
 
 
 COMMAND = Command(ImportOptions, import_records)

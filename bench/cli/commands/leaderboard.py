@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import FlagCreatePairsOff, arg
-
 from bench.cli.commands import Command
+from bench.cli.parsing import Switch, option
 from bench.protocol.options import StoreFolder
 
 
@@ -20,20 +19,14 @@ class LeaderboardOptions:
     The site opens from its index.html; the tables are Markdown, LaTeX, JSON and CSV.
     """
 
-    suite: Annotated[
-        str, arg(metavar="NAME", help="one suite", help_behavior_hint="(default: all)")
-    ] = ""
-    out: Annotated[Path, arg(metavar="DIR")] = Path("leaderboard")
+    suite: Annotated[str, option("NAME", "one suite", "all")] = ""
+    out: Annotated[Path, option("DIR")] = Path("leaderboard")
     figures: Annotated[
-        FlagCreatePairsOff[bool], arg(help="figures for papers too, in DIR/figures; seconds a task")
+        Switch, option(text="figures for papers too, in DIR/figures; seconds a task")
     ] = False
     store: StoreFolder = Path("runs")
     records: Annotated[
-        Path | None,
-        arg(
-            metavar="DIR",
-            help="from record files, such as leaderboards/results, not from the store",
-        ),
+        Path | None, option("DIR", "record files, such as leaderboards/results, for the store")
     ] = None
 
 
@@ -50,10 +43,10 @@ def write_leaderboard(options: LeaderboardOptions) -> int:
         raise unknown_name("suite", options.suite, suites.SUITES)
     has_runs = options.records is not None or store_exists(options.store)
     try:
+        source = options.records or tracking_uri(options.store)
         paths = leaderboards.write(
-            options.records or tracking_uri(options.store), options.out, options.suite or None,
-            describe_method, options.figures, suites.protocol,
-        )  # fmt: skip
+            source, options.out, options.suite or None, describe_method, options.figures,
+            suites.protocol)  # fmt: skip
     except StoreError as error:
         raise BenchError(str(error)) from error
     except OSError as error:

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 
 import methods
-from bench.cli.commands import Command, first_line
+from bench.cli.commands import Command
 
 CORRUPTIONS = "noise-1 to noise-5, blur-, contrast- and jpeg-: common corruptions, in no ball"
 
@@ -46,7 +46,7 @@ def describe_plainly(name: str) -> str:
     if fault and name not in methods.builtin():
         return fault
     method = methods.load(name)
-    description = first_line(method)
+    description = (method.__doc__ or "").strip().partition("\n")[0]
     values = [f"{field.name}={field.default}" for field in dataclasses.fields(method)]
     if values:
         description += f" [{', '.join(values)}]"

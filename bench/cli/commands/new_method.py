@@ -11,10 +11,11 @@ from pathlib import Path
 from string import Template
 from typing import Annotated
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional
 
 import methods
 from bench.cli.commands import Command
+from bench.cli.parsing import option
 from bench.system.errors import BenchError, UsageError
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -26,10 +27,8 @@ IMPORTED = {"Batch", "Method", "Nets", "Tensor"}
 class NewMethodOptions:
     """Write the file of a new method and its test, which passes, to begin with."""
 
-    name: Positional[Annotated[str, arg(metavar="NAME", help="what `--method` shall call it")]]
-    out: Annotated[Path, arg(metavar="DIR", help="where to; methods/ of a clone needs no test")] = (
-        Path(".")
-    )
+    name: Positional[Annotated[str, option("NAME", "what `--method` shall call it")]]
+    out: Annotated[Path, option("DIR", "methods/ of a clone needs no test")] = Path(".")
 
 
 def write_new_method(options: NewMethodOptions) -> int:
@@ -68,9 +67,8 @@ def check_name(name: str, class_name: str, paths: Iterable[Path]) -> None:
     if name in methods.names():
         raise UsageError(f"there is a method {name!r}: choose another name")
     if name in {"all", *methods.SUPPORT} or class_name in IMPORTED or find_spec(name):
-        raise UsageError(
-            f"the name {name!r} is taken, by a module or the command line: choose another"
-        )
+        user = "a module or the command line"
+        raise UsageError(f"the name {name!r} is taken, by {user}: choose another")
 
 
 def write_file(path: Path, text: str) -> None:

@@ -8,11 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
-from tyro.conf import arg
-
 import methods
 from bench.cli.commands import Command
-from bench.cli.parsing import UnknownFlagError, flags_of, parse_known_options, parse_options
+from bench.cli.parsing import (
+    UnknownFlagError,
+    flags_of,
+    option,
+    parse_known_options,
+    parse_options,
+)
 from bench.protocol.options import DryRun, RunOptions
 from bench.system.errors import UsageError, unknown_name
 
@@ -50,15 +54,13 @@ def run(request: RunRequest) -> int:
     return grid.run_grid(request.options, runs, dry_run=request.options.dry_run)
 
 
-def read_request(
-    options: type[RunCommandOptions], argv: Sequence[str], command: str = "run"
-) -> RunRequest:
+def read_request(argv: Sequence[str]) -> RunRequest:
     """Return the options of a run and the hyper-parameters of its method.
 
     The words are read twice: the method, `--config` and `--official` decide which other flags
     there are and what their defaults are.
     """
-    known = parse_known_options(options, argv, command)
+    known = parse_known_options(RunCommandOptions, argv, "run")
     names = method_names(known.method)
     defaults: dict[str, Any] = {}
     if known.config:
@@ -66,33 +68,31 @@ def read_request(
         names = [config.method]
         defaults = config.flags | config.hyper
     if len(names) != 1:
-        return RunRequest(parse_without_hyper(options, argv, command, names), {})
+        return RunRequest(parse_without_hyper(argv, names), {})
     method = methods.load(names[0])
     if known.official:
         from methods.base import official
 
         defaults |= official(method)
-    combined = add_hyper(options, names[0], method)
-    parsed = parse_options(combined, argv, command, combined(**defaults))
+    combined = add_hyper(names[0], method)
+    parsed = parse_options(combined, argv, "run", combined(**defaults))
     # Worker processes get the options by pickle, which finds no class that was made here.
-    return RunRequest(options(**field_values(parsed, options)), field_values(parsed, method))
+    options = RunCommandOptions(**field_values(parsed, RunCommandOptions))
+    return RunRequest(options, field_values(parsed, method))
 
 
-def parse_without_hyper(
-    options: type[RunCommandOptions], argv: Sequence[str], command: str, names: Sequence[str]
-) -> RunCommandOptions:
+def parse_without_hyper(argv: Sequence[str], names: Sequence[str]) -> RunCommandOptions:
     """Return the options for no, several or all methods, none of whose own flags exist."""
     try:
-        parsed = parse_options(options, argv, command)
+        options = parse_options(RunCommandOptions, argv, "run")
     except UnknownFlagError as error:
-        for name in names:
-            if error.flag in flags_of(methods.load(name)):
-                hint = "a method's own flags need exactly one --method"
-                raise UnknownFlagError(error.flag, hint) from None
+        if any(error.flag in flags_of(methods.load(name)) for name in names):
+            hint = "a method's own flags need exactly one --method"
+            raise UnknownFlagError(error.flag, hint) from None
         raise
-    if not parsed.method:
+    if not options.method:
         raise UsageError("missing: --method, or --config")
-    return parsed
+    return options
 
 
 def method_names(text: str) -> list[str]:
@@ -109,21 +109,18 @@ def method_names(text: str) -> list[str]:
 def read_config(path: Path, names: Sequence[str]) -> TunedConfig:
     """Return the configuration in a file.
 
-    Raises:
-        UsageError: It is not for the methods in `names`, if there are any, or its
-            hyper-parameters are not those of its method.
+    Raises UsageError if it is not for the one method in `names`, or not of that method's values.
     """
     from bench.protocol import tuned_config
     from methods.base import fits
 
     config = tuned_config.read(path)
-    if names and list(names) != [config.method]:
+    if names and [*names] != [config.method]:
         raise UsageError(f"--method {','.join(names)}: {path} is for {config.method}")
     if config.method not in methods.names():
         raise unknown_name("method", config.method, methods.names())
-    defaults = {}
-    for field in dataclasses.fields(methods.load(config.method)):
-        defaults[field.name] = field.default
+    fields = dataclasses.fields(methods.load(config.method))
+    defaults = {field.name: field.default for field in fields}
     for name, value in config.hyper.items():
         if name not in defaults:
             raise unknown_name(f"hyper-parameter of {config.method} in {path}", name, defaults)
@@ -133,22 +130,20 @@ def read_config(path: Path, names: Sequence[str]) -> TunedConfig:
     return config
 
 
-def add_hyper(
-    options: type[RunCommandOptions], name: str, method: type[Method]
-) -> type[RunCommandOptions]:
-    """Return a dataclass of the options and the hyper-parameters of the method `name`."""
+def add_hyper(name: str, method: type[Method]) -> type[RunCommandOptions]:
+    """Return a dataclass of the options of `run` and the hyper-parameters of the method `name`."""
     hints = get_type_hints(method)
     fields: list[Any] = []
     for field in dataclasses.fields(method):
         choices = field.metadata["search"]["choices"]
         kind = Literal[choices] if choices else hints[field.name]
-        flag = arg(help=f"{name}: {field.metadata['help']}", metavar=METAVARS.get(kind))
+        described = option(METAVARS.get(kind), f"{name}: {field.metadata['help']}")
         default = dataclasses.field(default=field.default)
-        fields.append((field.name, Annotated[kind, flag], default))
+        fields.append((field.name, Annotated[kind, described], default))
     combined = dataclasses.make_dataclass(
-        options.__name__, fields, bases=(options,), frozen=True, kw_only=True
+        "RunOptions", fields, bases=(RunCommandOptions,), frozen=True, kw_only=True
     )
-    combined.__doc__ = options.__doc__
+    combined.__doc__ = RunCommandOptions.__doc__
     return combined
 
 

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional
 
 from bench.cli.commands import Command
-from bench.protocol.options import CommonOptions, Measured, ProtocolOptions, StoreFolder
+from bench.cli.parsing import option
+from bench.protocol.options import CommonOptions, ProtocolOptions, StoreFolder
 
 if TYPE_CHECKING:
     from bench.teachers import Card
@@ -22,9 +23,7 @@ if TYPE_CHECKING:
 class TrainTeacherOptions(ProtocolOptions):
     """Train a suite's teacher now, as `run` does on first use."""
 
-    role: Annotated[Literal["robust", "natural"], arg(help="which of the suite's teachers")] = (
-        "robust"
-    )
+    role: Annotated[Literal["robust", "natural"], option(text="of the suite's two")] = "robust"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,21 +35,16 @@ class ImportTeacherOptions(CommonOptions):
     needs --arch and --dataset.
     """
 
-    name: Positional[
-        Annotated[str, arg(metavar="NAME", help="a release, or what `--teacher` shall call it")]
-    ]
-    file: Positional[Annotated[Path, arg(metavar="FILE", help="the checkpoint")]]
-    arch: Annotated[str, arg(metavar="MODEL", help="such as wrn34-10; see `list`")] = ""
-    dataset: Annotated[str, arg(metavar="NAME", help="what it was trained on")] = ""
-    sha256: Annotated[str, arg(metavar="HEX", help="refuse the file unless this is its hash")] = ""
+    name: Positional[Annotated[str, option("NAME", "a release, or the name for `--teacher`")]]
+    file: Positional[Annotated[Path, option("FILE", "the checkpoint")]]
+    arch: Annotated[str, option("MODEL", "such as wrn34-10; see `list`")] = ""
+    dataset: Annotated[str, option("NAME", "what it was trained on")] = ""
+    sha256: Annotated[str, option("HEX", "refuse the file unless this is its hash")] = ""
     mean: Annotated[
-        tuple[float, ...],
-        arg(help="per channel, if the file holds none and does not take raw pixels"),
+        tuple[float, ...], option(text="per channel; without it the file's own, or raw pixels")
     ] = ()
-    std: Annotated[tuple[float, ...], arg(help="as --mean")] = ()
-    limit_test: Annotated[
-        Measured, arg(help="measure it on the first N test images, 100 or more")
-    ] = 1000
+    std: Annotated[tuple[float, ...], option(text="as --mean")] = ()
+    limit_test: Annotated[int, option("N", "use the first N test images, 100 or more")] = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,16 +58,9 @@ class ListTeachersOptions:
 class VerifyTeacherOptions(CommonOptions):
     """Check a teacher's file, measure clean accuracy and PGD-20, and write them on its card."""
 
-    name: Positional[Annotated[str, arg(metavar="NAME", help="as `teacher list` shows it")]]
-    suite: Annotated[
-        str,
-        arg(
-            metavar="NAME",
-            help="whose eps to use",
-            help_behavior_hint="(default: the first with its data set)",
-        ),
-    ] = ""
-    limit_test: Annotated[Measured, arg(help="use the first N test images")] = 1000
+    name: Positional[Annotated[str, option("NAME", "as `teacher list` shows it")]]
+    suite: Annotated[str, option("NAME", "whose eps to use", "the first with its data set")] = ""
+    limit_test: Annotated[int, option("N", "use the first N test images")] = 1000
 
 
 def train_teacher(options: TrainTeacherOptions) -> int:
@@ -81,9 +68,8 @@ def train_teacher(options: TrainTeacherOptions) -> int:
     from bench.execution import grid, plan
 
     suite = plan.resolve(options)
-    runs = []
-    for name in plan.requested_datasets(options, suite):
-        runs.append(plan.plan_teacher(options, suite, name, options.role))
+    names = plan.requested_datasets(options, suite)
+    runs = [plan.plan_teacher(options, suite, name, options.role) for name in names]
     return grid.run_grid(options, runs)
 
 
@@ -94,22 +80,20 @@ def import_teacher(options: ImportTeacherOptions) -> int:
     from bench.teachers import zoo
 
     teachers.check_images(options.limit_test, teachers.FEWEST)
+    sha256, file = options.sha256.lower(), options.file
     release = zoo.resolve(
-        options.name, options.arch, options.dataset, options.sha256.lower(), options.mean,
-        options.std,
-    )  # fmt: skip
+        options.name, options.arch, options.dataset, sha256, options.mean, options.std
+    )
     info = datasets.get(release.dataset)
     models.check(release.arch)
-    net = checkpoint.load(
-        options.file, release.arch, info, release.sha256 or None, release.mean, release.std
-    )
-    if not release.sha256:
-        checkpoint.check_intact(options.file)
-    sha256 = checkpoint.sha256_of(options.file)
-    card = teachers.draft(options.store, release, sha256, options.file.name)
+    sha256 = release.sha256
+    net = checkpoint.load(file, release.arch, info, sha256 or None, release.mean, release.std)
+    if not sha256:
+        checkpoint.check_intact(file)
+    card = teachers.draft(options.store, release, checkpoint.sha256_of(file), file.name)
     card = measure_teacher(net, card, release, release.eps, options)
-    teachers.keep(options.store, options.file, card)
-    if not release.sha256:
+    teachers.keep(options.store, file, card)
+    if not sha256:
         print(f"no sha256 was stated: the card holds the file's own, {card.sha256}")
     print(f"{card.identity} is ready: `run --teacher {options.name}`")
     return 0
@@ -123,10 +107,8 @@ def list_teachers(options: ListTeachersOptions) -> int:
     for card in teachers.cards(options.store):
         network = f"{card.arch:16} {card.dataset:10} {card.sha256[:16]}"
         print(f"{card.identity:40} {network} {card.origin}; {card.measured}")
-    print(
-        "\nreleases, for `teacher import NAME FILE` when the file is downloaded "
-        "(clean and AutoAttack in percent):"
-    )
+    print("\nreleases, for `teacher import NAME FILE` when the file is downloaded", end=" ")
+    print("(clean and AutoAttack in percent):")
     for release in zoo.RELEASES:
         network = f"{release.arch:20} {release.dataset:9}"
         accuracy = f"{release.clean:5.2f} {release.autoattack:5.2f}"
@@ -168,8 +150,7 @@ def measure_teacher(
 ) -> Card:
     """Return the card with clean accuracy and PGD-20, in percent.
 
-    Raises:
-        BenchError: They are not what the release must have.
+    Raises BenchError if they are not what the release must have.
     """
     from bench import teachers
     from bench.cli.evaluation import attack_test_images, print_accuracies

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import arg
-
 from bench.cli.commands import Command
+from bench.cli.parsing import option
 from bench.protocol.options import StoreFolder
 from bench.system.errors import BenchError, UsageError
 
@@ -25,10 +24,8 @@ class UiOptions:
     """
 
     store: StoreFolder = Path("runs")
-    host: Annotated[
-        str, arg(metavar="NAME", help="0.0.0.0 lets other machines in, without a password")
-    ] = "127.0.0.1"
-    port: Annotated[int, arg(metavar="N")] = 5000
+    host: Annotated[str, option("NAME", "0.0.0.0 lets others in, without a password")] = "127.0.0.1"
+    port: Annotated[int, option("N")] = 5000
 
 
 def serve_record(options: UiOptions) -> int:
@@ -71,9 +68,8 @@ def check_port(host: str, port: int) -> None:
     """Raise UsageError for an address that the server cannot listen on."""
     # Without a host the server would listen on every network.
     if not host or not port:
-        raise UsageError(
-            f"--host {host!r} --port {port}: name an address, and a port from 1 to 65535"
-        )
+        rule = "name an address, and a port from 1 to 65535"
+        raise UsageError(f"--host {host!r} --port {port}: {rule}")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         with socket.create_server((host, port), family=family):
