@@ -34,13 +34,7 @@ def attack_test_images(
 ) -> Evaluation:
     """Attack a network on a test split, with progress on standard error.
 
-    Args:
-        net: The network, on `device`.
-        test: The images and labels.
-        attacks: Names of attacks.
-        device: Where the attacks run.
-        out: File for the verdicts on single images.
-        settings: Arguments of `attacks.evaluate`.
+    `out` takes the verdicts on single images, `settings` are arguments of `attacks.evaluate`.
     """
     from attacks import evaluate
     from bench.training.acceleration import keep_memory

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from bench import __version__
 from bench.cli import commands
+from bench.cli.parsing import Command
 from bench.system import errors, signals
 from bench.system.errors import BenchError, UsageError, continue_hint, unknown_name
 from methods import PluginError
@@ -55,7 +56,7 @@ def dispatch(argv: Sequence[str]) -> int:
         print(__version__)
         return 0
     command = commands.load_module(name).COMMAND
-    if isinstance(command, commands.Command):
+    if isinstance(command, Command):
         return command.execute(argv[1:], name)
     if len(argv) < 2:
         raise UsageError(f"`{name}` needs an action: {', '.join(command)}")

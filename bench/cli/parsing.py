@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tyro.conf import FlagCreatePairsOff, arg
@@ -18,6 +19,21 @@ if TYPE_CHECKING:
 
 Options = TypeVar("Options")
 Switch = FlagCreatePairsOff[bool]
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command or an action: its options and the function that takes them."""
+
+    options: type[Any]
+    function: Callable[[Any], int]
+    # Another way to the argument of the function than to parse the options.
+    read: Callable[[Sequence[str]], Any] | None = None
+
+    def execute(self, argv: Sequence[str], name: str) -> int:
+        """Run the command `name` with the words after it; return the exit code."""
+        options = self.read(argv) if self.read else parse_options(self.options, argv, name)
+        return self.function(options)
 
 
 class UnknownFlagError(UsageError):

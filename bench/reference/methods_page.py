@@ -6,9 +6,8 @@ python -m bench.reference.methods_page
 from __future__ import annotations
 
 import dataclasses
-import inspect
+import json
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +23,20 @@ PAGE = Path(__file__).parents[2] / "docs" / "methods.md"
 INTRO = Path(__file__).with_name("methods_intro.md")
 
 
-def write_files() -> None:
-    """Write the page and methods.json."""
-    PAGE.write_text(render_page(), encoding="utf-8")
-    about.FILE.write_text(about.render_file(), encoding="utf-8")
-
-
 def render_page() -> str:
-    """Return the page: a table of the methods, then a section for each."""
-    rows = []
-    sections = []
-    for name in methods.builtin():
-        method = methods.load(name)
-        rows.append(table_row(name, method))
-        sections.append(method_section(name, method))
+    """Return docs/methods.md: a table of the methods, then a section for each."""
+    loaded = {name: methods.load(name) for name in methods.builtin()}
+    rows = [table_row(name, method) for name, method in loaded.items()]
+    sections = [method_section(name, method) for name, method in loaded.items()]
     return INTRO.read_text(encoding="utf-8") + "".join([*rows, *sections])
+
+
+def render_json() -> str:
+    """Return methods.json, which `about.describe_method` reads."""
+    entries = {}
+    for name in methods.builtin():
+        entries[name] = dataclasses.asdict(about.describe_class(methods.load(name)))
+    return json.dumps(entries, indent=1, ensure_ascii=False) + "\n"
 
 
 def table_row(name: str, method: type[Method]) -> str:
@@ -48,7 +46,7 @@ def table_row(name: str, method: type[Method]) -> str:
     columns = [f"[{name}](#{name})", ", ".join(case.requires) or "none"]
     for role in ("student", "teacher"):
         columns.append(f"{passes[role, 'forward']:g} + {passes[role, 'backward']:g}")
-    names = [field.name for field in dataclasses.fields(method) if is_official(field)]
+    names = [field.name for field in official_fields(method)]
     names += [setting for setting, _, _ in method.recipe]
     columns.append(", ".join(f"`{name}`" for name in names))
     return f"| {' | '.join(columns)} |\n"
@@ -56,52 +54,38 @@ def table_row(name: str, method: type[Method]) -> str:
 
 def method_section(name: str, method: type[Method]) -> str:
     """Return formula, source, hyper-parameters and what the authors' script does otherwise."""
-    title, source = about.module_text(method)
-    formula = inspect.cleandoc(method.__doc__ or "")
-    parts = [f"\n## {name}\n", f"{about.one_line(title)}\n", f"```text\n{formula}\n```\n"]
-    if source:
-        paragraphs = [about.one_line(paragraph) for paragraph in source.split("\n\n")]
-        parts += ["\n\n".join(paragraphs), ""]
-    rows = list(parameter_rows(method))
-    if rows:
-        header = "| Flag | Default | Searched | Meaning |\n| --- | --- | --- | --- |"
-        parts += [header, *rows, ""]
-    differences = list(official_lines(method))
+    text = about.describe_class(method)
+    parts = [f"\n## {name}\n", f"{text.title}\n", f"```text\n{text.formula}\n```\n"]
+    if text.source:
+        paragraphs = about.module_text(method)[1].split("\n\n")
+        parts += ["\n\n".join(map(about.one_line, paragraphs)), ""]
+    if text.parameters:
+        parts.append("| Flag | Default | Searched | Meaning |\n| --- | --- | --- | --- |")
+        for entry in text.parameters:
+            flag = f"`--{entry.name.replace('_', '-')}`"
+            parts.append(f"| {flag} | {entry.default} | {entry.searched} | {entry.meaning} |")
+        parts.append("")
+    differences = []
+    for field in official_fields(method):
+        value = f"{field.metadata['official']} instead of {field.default}"
+        differences.append(f"- `{field.name}`: {value}: {field.metadata['help']}")
+    for setting, value, reason in method.recipe:
+        differences.append(f"- `{setting}`: {value}: {reason}")
     if differences:
         parts += ["The authors' script, with `--official`:\n", *differences, ""]
     return "\n".join(parts)
 
 
-def parameter_rows(method: type[Method]) -> Iterator[str]:
-    """Return the lines of the table of hyper-parameters."""
-    for parameter in about.describe_class(method).parameters:
-        flag = parameter.name.replace("_", "-")
-        columns = (f"`--{flag}`", parameter.default, parameter.searched, parameter.meaning)
-        yield f"| {' | '.join(columns)} |"
-
-
-def official_lines(method: type[Method]) -> Iterator[str]:
-    """Return what `--official` sets, a line each."""
-    for field in dataclasses.fields(method):
-        if is_official(field):
-            value = f"{field.metadata['official']} instead of {field.default}"
-            yield f"- `{field.name}`: {value}: {field.metadata['help']}"
-    for setting, value, reason in method.recipe:
-        yield f"- `{setting}`: {value}: {reason}"
-
-
-def is_official(field: dataclasses.Field[Any]) -> bool:
-    """Whether the authors' script has another value than the default."""
-    return field.metadata.get("official") is not None
+def official_fields(method: type[Method]) -> list[dataclasses.Field[Any]]:
+    """Return the fields that have another value in the authors' script than their default."""
+    fields = dataclasses.fields(method)
+    return [field for field in fields if field.metadata.get("official") is not None]
 
 
 def count_passes(case: Method) -> Counter[tuple[str, str]]:
-    """Count the images that pass student and teachers for each image of a batch.
+    """Count the passes of student and teachers, forward and backward, for each image of a batch.
 
-    It is a step in the last epoch of a training, with an inner attack of 10 steps.
-
-    Returns:
-        (student or teacher, forward or backward) -> passes.
+    The step is one of the last epoch of a training, with an inner attack of 10 steps.
     """
     nets = contract.networks(case)
     batch = contract.every_epoch(contract.images([0, 1, 2, 0]))[-1]
@@ -129,4 +113,5 @@ def count_images(net: nn.Module, role: str, count: Counter[tuple[str, str]]) -> 
 
 
 if __name__ == "__main__":
-    write_files()
+    PAGE.write_text(render_page(), encoding="utf-8")
+    about.FILE.write_text(render_json(), encoding="utf-8")

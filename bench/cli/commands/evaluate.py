@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from bench.cli.commands import Command
-from bench.cli.parsing import option
+from bench.cli.parsing import Command, option
 from bench.protocol.options import CommonOptions
 from bench.system.errors import BenchError, UsageError, unknown_name
 

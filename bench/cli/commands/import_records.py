@@ -8,8 +8,7 @@ from typing import Annotated
 
 from tyro.conf import Positional
 
-from bench.cli.commands import Command
-from bench.cli.parsing import Switch, option
+from bench.cli.parsing import Command, Switch, option
 from bench.protocol.options import CommonOptions
 
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from bench.cli.commands import Command
-from bench.cli.parsing import Switch, option
+from bench.cli.parsing import Command, Switch, option
 from bench.protocol.options import StoreFolder
 
 

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 
 import methods
-from bench.cli.commands import Command
+from bench.cli.parsing import Command
 
 CORRUPTIONS = "noise-1 to noise-5, blur-, contrast- and jpeg-: common corruptions, in no ball"
 

@@ -14,8 +14,7 @@ from typing import Annotated
 from tyro.conf import Positional
 
 import methods
-from bench.cli.commands import Command
-from bench.cli.parsing import option
+from bench.cli.parsing import Command, option
 from bench.system.errors import BenchError, UsageError
 
 TEMPLATES = Path(__file__).parent / "templates"

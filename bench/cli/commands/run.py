@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import methods
-from bench.cli.commands import Command
 from bench.cli.parsing import (
+    Command,
     UnknownFlagError,
     flags_of,
     option,

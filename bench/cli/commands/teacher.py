@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional
 
-from bench.cli.commands import Command
-from bench.cli.parsing import option
+from bench.cli.parsing import Command, option
 from bench.protocol.options import CommonOptions, ProtocolOptions, StoreFolder
 
 if TYPE_CHECKING:

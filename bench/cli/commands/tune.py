@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bench.cli.commands import Command
+from bench.cli.parsing import Command
 from bench.protocol.options import DryRun
 from bench.tuning.options import TuneOptions
 

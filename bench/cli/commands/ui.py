@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from bench.cli.commands import Command
-from bench.cli.parsing import option
+from bench.cli.parsing import Command, option
 from bench.protocol.options import StoreFolder
 from bench.system.errors import BenchError, UsageError
 
