@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bench.cli import options
 from bench.protocol import suites
 from bench.protocol.spec import Spec
 from bench.system.errors import BenchError, UsageError
@@ -32,31 +31,31 @@ TRAINED = (
 )  # tags, as record.Record.trained has them
 
 
-def export(given: options.Export) -> int:
+def export(*, store_folder: Path, out: Path, run_ids: Sequence[str] = (), suite: str = "") -> int:
     """Writes a file for each run; 1 if one could not be."""
-    if bool(given.runs) == bool(given.suite):
+    if bool(run_ids) == bool(suite):
         raise UsageError(
             "name runs by their MLflow ids, or with --suite all finished runs of a suite"
         )
-    source = tracking_uri(given.store)
+    source = tracking_uri(store_folder)
     try:
-        runs = collect(source, given.suite or None)
-        runs = runs[~runs["superseded"]] if given.suite else runs[runs["run_id"].isin(given.runs)]
+        runs = collect(source, suite or None)
+        runs = runs[~runs["superseded"]] if suite else runs[runs["run_id"].isin(run_ids)]
         curves = details.curves(source, runs)
-        given.out.mkdir(parents=True, exist_ok=True)
+        out.mkdir(parents=True, exist_ok=True)
     except StoreError as error:
         raise BenchError(str(error)) from error
     except OSError as error:
-        raise BenchError(f"cannot write to {str(given.out)!r}: {error.strerror}") from error
+        raise BenchError(f"cannot write to {str(out)!r}: {error.strerror}") from error
     found = {run["run_id"]: run for run in fields.lines(runs)}
-    if not found and given.suite:
-        raise BenchError(f"no finished run of {given.suite!r} in {source}")
+    if not found and suite:
+        raise BenchError(f"no finished run of {suite!r} in {source}")
 
     def write(name: str) -> str:
         if name not in found:
             raise RecordError("no finished run of a suite has this id")
         made = of(found[name], curves.get(name, {}))
-        path = given.out / made.name
+        path = out / made.name
         part = path.with_suffix(
             ".part"
         )  # a full disk leaves the file of an earlier export as it is
@@ -67,7 +66,7 @@ def export(given: options.Export) -> int:
             part.unlink(missing_ok=True)
         return str(path)
 
-    return each(given.runs or found, write)
+    return each(run_ids or found, write)
 
 
 def of(run: dict[str, Any], curves: fields.Curves) -> Record:
@@ -100,24 +99,34 @@ def of(run: dict[str, Any], curves: fields.Curves) -> Record:
     )
 
 
-def take(given: options.Import) -> int:
+def take(
+    *,
+    sources: Sequence[Path],
+    store_folder: Path,
+    data_root: Path,
+    device: str,
+    verify: bool = False,
+    checkpoint: Path | None = None,
+) -> int:
     """Takes records into the store; 1 if one was refused."""
     paths = [
         path
-        for source in given.sources
+        for source in sources
         for path in ([*sorted(source.glob("*.json"))] if source.is_dir() else [source])
     ]
     if not paths:
-        raise BenchError(f"no record, a file NAME.json, in {', '.join(map(str, given.sources))}")
-    store = TrackingStore(given.store)
+        raise BenchError(f"no record, a file NAME.json, in {', '.join(map(str, sources))}")
+    store = TrackingStore(store_folder)
 
     def one(path: Path) -> str:
         found = record.read(path)
         spec = resolved(found)
-        if given.verify:
+        if verify:
             from bench.records import reproduce
 
-            print(f"{path}: {reproduce.verify(found, spec, store.uri, given)}")
+            print(
+                f"{path}: {reproduce.verify(found, spec, store.uri, checkpoint, data_root, device)}"
+            )
         return f"{path}: {keep(store, found, spec)}"
 
     return each(paths, one)
