@@ -39,8 +39,9 @@ EXAMPLE = "python -m bench run --method gacd --suite digits"
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point: exits with 0 (done), 1 (something failed) or 2 (wrong usage)."""
-    signals.catch()
-    errors.open_output()
+    signals.interrupt_on_stop_signals()
+    if sys.stdout is None:
+        sys.exit("error: standard output is closed")
     argv = sys.argv[1:] if argv is None else argv
     code: str | int | None
     try:
@@ -57,8 +58,8 @@ def main(argv: list[str] | None = None) -> None:
         print(f"interrupted; {continue_hint('--force' in argv)} continues", file=sys.stderr)
         code = 130
     except OSError as error:
-        code = errors.of_system(error)
-    sys.exit(errors.of_output() or code)
+        code = errors.report_os_error(error)
+    sys.exit(errors.flush_stdout() or code)
 
 
 def dispatch(argv: list[str]) -> int:
@@ -126,10 +127,21 @@ def find_verb(argv: list[str]) -> tuple[str | None, list[str]]:
 
 def handler(verb: str) -> Callable[..., int]:
     """The function that carries a verb out, of `bench.cli.verbs` unless said here; torch is imported no earlier."""
-    if verb in ("export", "import"):
-        from bench import records
+    if verb == "export":
+        from bench.records.export import export_runs
 
-        return records.export if verb == "export" else records.take
+        return lambda given: export_runs(given.store, given.out, given.runs, given.suite)
+    if verb == "import":
+        from bench.records.import_ import import_records
+
+        return lambda given: import_records(
+            given.store,
+            given.sources,
+            given.data_root,
+            given.device,
+            given.verify,
+            given.checkpoint,
+        )
     if verb == "leaderboard":
         from bench.cli import board
 

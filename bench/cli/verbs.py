@@ -311,7 +311,7 @@ def doctor(given: options.Doctor) -> int:
         return 0
     store = TrackingStore(given.store)
     print(f"record: {store.uri}")
-    for run in store.unfinished():
+    for run in store.unfinished_runs():
         print(f"interrupted or running: {run.info.run_name}: {run.data.tags.get('command', '')}")
     return 0
 

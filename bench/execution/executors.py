@@ -23,7 +23,7 @@ from bench.protocol.options import ProtocolOptions
 from bench.protocol.spec import Spec
 from bench.system import signals
 from bench.system.errors import BenchError, continue_hint
-from bench.system.progress import Progress, Tally
+from bench.system.progress import ParallelProgress, Progress
 from bench.tracking.store import TrackingStore
 from bench.training.trainer import Trainer
 
@@ -84,12 +84,12 @@ def side_by_side(
     """Executes the cells in processes that share the cores, all teachers first."""
     failed: set[str] = set()
     threads = max(torch.get_num_threads() // options.workers, 1)
-    tally = Tally(len(todo))
+    tally = ParallelProgress(len(todo))
     context = multiprocessing.get_context("spawn")
     for role in ("teacher", "student"):
         wave = [pair for pair in zip(todo, costs, strict=True) if pair[0].spec.role == role]
         with concurrent.futures.ProcessPoolExecutor(
-            options.workers, context, signals.catch_in_worker
+            options.workers, context, signals.prepare_worker
         ) as pool:
             try:
                 running = {}

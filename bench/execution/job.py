@@ -29,10 +29,12 @@ from bench.system import environment
 from bench.system.errors import BenchError
 from bench.teachers import Card
 from bench.tracking import links, note
-from bench.tracking.note import Outcome
-from bench.tracking.store import FAILED, FINISHED, KILLED, RunLogger, TrackingStore
+from bench.tracking.note import RunResult
+from bench.tracking.run_logger import FAILED, FINISHED, KILLED, RunLogger
+from bench.tracking.store import TrackingStore
 from bench.training.distributed import SINGLE_PROCESS, ProcessGroup
 from bench.training.trainer import STATE, Trainer, TrainingModule, derive_seed
+from leaderboards.schema.checkpoints import CHECKPOINTS
 from methods.base import Net
 
 if TYPE_CHECKING:
@@ -44,12 +46,6 @@ TEACHERS = (
     "teachers.json"  # a file in the folder of an unfinished run: the checkpoints that teach it
 )
 AGAIN = "again"  # a file in the folder of an unfinished run whose spec is to be repeated, whatever the record says
-CHECKPOINTS = {
-    "best": "test",
-    "last": "test_last",
-    "ema": "test_ema",
-    "swa": "test_swa",
-}  # file -> prefix of its metrics
 
 
 @dataclass(frozen=True)
@@ -108,7 +104,7 @@ def is_recorded(cell: PlannedRun, shop: RunContext) -> bool:
     return (
         not again
         and not lacks_teacher(cell, shop)
-        and shop.store.find(cell.spec, FINISHED) is not None
+        and shop.store.find_run(cell.spec, FINISHED) is not None
     )
 
 
@@ -122,28 +118,28 @@ def record(
 ) -> str:
     """Runs the cell under an MLflow run whose status always tells how it ended."""
     anew = not (folder / STATE).exists()
-    logged = shop.store.begin(cell.spec, run_tags(cell, shop.code, shop.group), anew)
+    logged = shop.store.start_run(cell.spec, run_tags(cell, shop.code, shop.group), anew)
     try:
-        logged.text(
+        logged.log_text(
             "environment.json",
             json.dumps(environment.describe_environment(shop.device) | describe(data), indent=2),
         )
-        logged.metrics({"cost/student_passes": passes})
+        logged.log_metrics({"cost/student_passes": passes})
         if cell.spec.teachers:
-            logged.tags({"teacher_sha256": json.dumps(weights(cell, shop, folder))})
-        with logged.aside("inputs"):
-            links.inputs(logged, cell.spec, data)
+            logged.set_tags({"teacher_sha256": json.dumps(weights(cell, shop, folder))})
+        with logged.optional_step("inputs"):
+            links.log_inputs(logged, cell.spec, data)
         outcome = carry_out(cell, shop, data, logged, tick, folder)
-        logged.end(FINISHED)
+        logged.finish(FINISHED)
     except (KeyboardInterrupt, SystemExit):
-        logged.end(KILLED, "interrupted")
+        logged.finish(KILLED, "interrupted")
         raise
     except Exception as error:
-        logged.end(FAILED, " ".join(str(error).split())[:300] or type(error).__name__)
+        logged.finish(FAILED, " ".join(str(error).split())[:300] or type(error).__name__)
         if isinstance(error, BenchError):
             raise
         with suppress(Exception):
-            logged.text("traceback.txt", traceback.format_exc())
+            logged.log_text("traceback.txt", traceback.format_exc())
         raise BenchError(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
     shutil.rmtree(folder)
     shown = {
@@ -171,37 +167,37 @@ def weights(cell: PlannedRun, shop: RunContext, folder: Path) -> dict[str, str]:
 
 def carry_out(
     cell: PlannedRun, shop: RunContext, data: Data, logged: RunLogger, tick: Tick, folder: Path
-) -> Outcome:
+) -> RunResult:
     """Trains, evaluates each checkpoint and logs all of it; then what makes the run easy to read in MLflow."""
     spec = cell.spec
-    environment.forget_peak(shop.device)
+    environment.reset_peak_memory(shop.device)
     shop.group.tell((cell, folder))
     trainer = Trainer(
         build_training_module(cell, shop, data), data.to(shop.device), spec, folder, shop.group
     )
     try:
-        state = trainer.fit(lambda row, epoch: logged.epoch(total(row), epoch), tick)
+        state = trainer.fit(lambda row, epoch: logged.log_epoch(total(row), epoch), tick)
     except Exception as error:
         if shop.group.size > 1 and not isinstance(
             error, BenchError
         ):  # which stops all processes alike
             raise SystemExit(f"{type(error).__name__}: {error}") from error
         raise
-    logged.metrics(
+    logged.log_metrics(
         {
             "cost/train_seconds": state.seconds,
-            "cost/peak_bytes": environment.peak_bytes(shop.device),
+            "cost/peak_bytes": environment.peak_memory(shop.device),
         }
     )
-    logged.tags({"training_path": ", ".join(trainer.path) or "as written"})
+    logged.set_tags({"training_path": ", ".join(trainer.path) or "as written"})
     hashes = {
         name: checkpoint.sha256_of(folder / f"{name}.pt")
         for name in CHECKPOINTS
         if (folder / f"{name}.pt").exists()
     }
     model = None
-    with logged.aside("model"):
-        model = links.checkpoint(logged, cell, run_tags(cell, shop.code, shop.group))
+    with logged.optional_step("model"):
+        model = links.log_checkpoint(logged, spec, run_tags(cell, shop.code, shop.group))
     accuracy, flags = {}, dict[str, str]()
     for name in hashes:
         path = folder / f"{name}.pt"
@@ -212,20 +208,20 @@ def carry_out(
         )
         flags |= doubts if name == "best" else {}
         values = {
-            f"{CHECKPOINTS[name]}/{key}": value
+            f"{CHECKPOINTS[name].metric_prefix}/{key}": value
             for key, value in found.items()
             if not key.startswith("cost/")
         }
-        logged.metrics(values, link=links.link(model, data, values) if name == "best" else {})
+        logged.log_metrics(values, link=links.metric_link(model, data, values) if name == "best" else {})
         accuracy[name] = found
-        logged.file(path, "checkpoints")
+        logged.log_file(path, "checkpoints")
     for verdicts in sorted(folder.glob("verdicts_*.npz")):
-        logged.file(verdicts, "verdicts")
-    logged.tags(
+        logged.log_file(verdicts, "verdicts")
+    logged.set_tags(
         {"flags": json.dumps(flags)} | {f"sha256.{name}": digest for name, digest in hashes.items()}
     )
     costs = {key for found in accuracy.values() for key in found if key.startswith("cost/")}
-    logged.metrics({key: sum(found.get(key, 0.0) for found in accuracy.values()) for key in costs})
+    logged.log_metrics({key: sum(found.get(key, 0.0) for found in accuracy.values()) for key in costs})
     if spec.role == "teacher":
         best = folder / "best.pt"
         origin = f"trained here, {spec.suite}, spec {spec.id}"
@@ -234,7 +230,7 @@ def carry_out(
         )
     judge = "val/robust" if cell.method.adversarial else "val/clean"
     chosen = next(row for row in state.history if row.get(judge) == state.best)
-    outcome = Outcome(state.history, chosen, accuracy, flags, state.seconds)
+    outcome = RunResult(state.history, chosen, accuracy, flags, state.seconds)
     present(cell, shop, logged, model, outcome, folder)
     return outcome
 
@@ -251,21 +247,21 @@ def present(
     shop: RunContext,
     logged: RunLogger,
     model: LoggedModel | None,
-    outcome: Outcome,
+    outcome: RunResult,
     folder: Path,
 ) -> None:
     """Note, figures and aliases of a run whose numbers are in."""
-    with logged.aside("note"):
-        logged.tag(
-            note.TAG,
-            note.of_run(cell.spec, run_tags(cell, shop.code, shop.group), outcome, logged.run_id),
-        )
-    with logged.aside("figures"):
-        note.draw(outcome, folder / note.FIGURES)
-        logged.files(folder / note.FIGURES, note.FIGURES)
+    with logged.optional_step("note"):
+        tags = run_tags(cell, shop.code, shop.group)
+        logged.set_tags({note.NOTE_TAG: note.run_note(cell.spec, tags, outcome, logged.run_id)})
+    with logged.optional_step("figures"):
+        note.draw_figures(outcome, folder / note.FIGURES)
+        logged.log_folder(folder / note.FIGURES, note.FIGURES)
     if model:
-        with logged.aside("alias"):
-            links.register(shop.store, logged, cell, model, outcome)
+        with logged.optional_step("alias"):
+            links.register_model(
+                shop.store, logged, model, cell.spec, cell.identity, outcome.chosen["val/robust"]
+            )
 
 
 def build_training_module(cell: PlannedRun, shop: RunContext, data: Data) -> TrainingModule:
