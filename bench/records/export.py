@@ -13,8 +13,9 @@ from bench.system.files import write_atomically
 from bench.tracking.store import tracking_uri
 from leaderboards.read import artifacts, details, verdicts
 from leaderboards.read.store import StoreError, collect
-from leaderboards.schema import fields, record
-from leaderboards.schema.record import Record, RecordError
+from leaderboards.schema import fields
+from leaderboards.schema.checkpoints import CHECKPOINTS
+from leaderboards.schema.record import Record, RecordError, made, packed
 
 
 def export_runs(store: Path, out: Path, run_ids: tuple[str, ...], suite: str) -> int:
@@ -39,9 +40,9 @@ def export_runs(store: Path, out: Path, run_ids: tuple[str, ...], suite: str) ->
     def write_record(run_id: str) -> str:
         if run_id not in rows:
             raise RecordError("no finished run of a suite has this id")
-        run_record = record_of_run(rows[run_id], curves.get(run_id, {}))
-        path = out / run_record.name
-        write_atomically(path, run_record.text().encode())
+        record = record_of_run(rows[run_id], curves.get(run_id, {}))
+        path = out / record.name
+        write_atomically(path, record.text().encode())
         return str(path)
 
     return print_results(run_ids or rows, write_record)
@@ -49,11 +50,8 @@ def export_runs(store: Path, out: Path, run_ids: tuple[str, ...], suite: str) ->
 
 def record_of_run(run: dict[str, Any], curves: fields.Curves) -> Record:
     """Build the record of a row of `store.collect` and its curves. Raise RecordError."""
-    metrics = {}
-    for name, value in run.items():
-        # NaN, for a metric that the run does not have, is not equal to itself.
-        if name.startswith(fields.METRICS) and value == value:
-            metrics[name] = value
+    # NaN, for a metric that the run does not have, is not equal to itself.
+    metrics = {name: x for name, x in run.items() if name.startswith(fields.METRICS) and x == x}
     survived = None
     try:
         spec = json.loads(artifacts.read(run["artifact_uri"], "spec.json"))
@@ -61,11 +59,11 @@ def record_of_run(run: dict[str, Any], curves: fields.Curves) -> Record:
             survived = verdicts.of(run["artifact_uri"])
     except verdicts.VerdictError as error:
         raise RecordError(str(error)) from error
-    # Stores fail in more ways than can be named.
+    # The errors of stores have no common class.
     except Exception as error:
         raise RecordError("its spec.json is missing or damaged") from error
-    checksums = {tag.removeprefix("sha256."): run[tag] for tag in fields.CHECKSUMS if run[tag]}
-    return record.made(
+    checksums = {name: run[f"sha256.{name}"] for name in CHECKPOINTS if run[f"sha256.{name}"]}
+    return made(
         spec_id=run["spec_id"],
         run_id=run["run_id"],
         start_time=run["start_time"].value // 1_000_000,
@@ -75,7 +73,7 @@ def record_of_run(run: dict[str, Any], curves: fields.Curves) -> Record:
         metrics={name: value for name, value in metrics.items() if name not in curves},
         curves={name: [*zip(*curve, strict=True)] for name, curve in curves.items()},
         environment=details.environment(run),
-        verdicts=None if survived is None else record.packed(survived),
+        verdicts=None if survived is None else packed(survived),
     )
 
 

@@ -23,23 +23,17 @@ ROUNDING_SHARE = 0.005  # of the images: rounding differs between machines and l
 
 
 def reproduce(
-    record: Record,
-    spec: Spec,
-    tracking_uri: str,
-    *,
-    checkpoint: Path | None,
-    data_root: Path,
-    device: str,
+    record: Record, spec: Spec, uri: str, *, checkpoint: Path | None, data_root: Path, device: str
 ) -> str:
     """Evaluate the best checkpoint again as the spec says; return what was compared.
 
-    Raises RecordError if too many images differ or nothing could be compared, BenchError for a
-    checkpoint or data that are not as stated.
+    `uri` is of the store with the checkpoint, if it is not in a file. Raise RecordError if too many
+    images differ or nothing could be compared, BenchError for another checkpoint than stated.
     """
     sha256 = record.checksums.get("best", "")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        path = checkpoint or fetch_checkpoint(tracking_uri, sha256, folder / "best.pt")
+        path = checkpoint or fetch_checkpoint(uri, sha256, folder / "best.pt")
         if not path or not sha256:
             missing = f"no checkpoint {sha256[:16]}... here; give it with --checkpoint FILE"
             raise RecordError(f"not verified: {missing}")
@@ -62,10 +56,7 @@ def reproduce(
         flag = f"{new_flags[0]}, {flags[new_flags[0]]}"
         raise RecordError(f"not reproduced: it does not have the flag {flag}")
     same_environment = describe_environment(torch_device).items() <= record.environment.items()
-    metrics = {}
-    for name, value in values.items():
-        if not name.startswith("cost/"):
-            metrics[f"test/{name}"] = value
+    metrics = {f"test/{name}": x for name, x in values.items() if not name.startswith("cost/")}
     return compare_results(record, metrics, survived, 0.0 if same_environment else ROUNDING_SHARE)
 
 
@@ -83,15 +74,11 @@ def fetch_checkpoint(tracking_uri: str, sha256: str, path: Path) -> Path | None:
 def compare_results(
     record: Record, metrics: dict[str, float], survived: Flags | None, share: float
 ) -> str:
-    """Compare accuracies and verdicts with a record's.
-
-    Raises RecordError if they differ by more than a share of the images.
-    """
+    """Compare with a record. Raise RecordError if more than a share of the images differ."""
     recorded = {name: value for name, value in record.metrics.items() if name.startswith("test/")}
     unmatched = sorted(recorded.keys() ^ metrics.keys())
     if unmatched:
-        where = f"{unmatched[0]} is in one of the record and its evaluation here"
-        raise RecordError(f"not reproduced: {where}")
+        raise RecordError(f"not reproduced: {unmatched[0]} is in one of record and evaluation")
     for name, value in metrics.items():
         images = metrics["test/n"]
         if name in ("test/aa", "test/worst"):
@@ -104,7 +91,7 @@ def compare_results(
     if survived is not None:
         differing = int((survived != record.survived).sum())
         if differing > int(share * survived.size):
-            images_text = f"{differing} of {survived.size} images"
-            raise RecordError(f"not reproduced: AutoAttack's verdict differs on {images_text}")
-    compared = f"reproduced {len(metrics)} numbers"
-    return f"{compared}; verdicts of AutoAttack differ on {differing} images"
+            count = f"{differing} of {survived.size} images"
+            raise RecordError(f"not reproduced: AutoAttack's verdict differs on {count}")
+    verdicts_text = f"verdicts of AutoAttack differ on {differing} images"
+    return f"reproduced {len(metrics)} numbers; {verdicts_text}"

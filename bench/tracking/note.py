@@ -16,6 +16,7 @@ from leaderboards.schema.checkpoints import CHECKPOINTS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
     from bench.protocol.spec import Spec
 
@@ -48,15 +49,18 @@ def run_title(tags: dict[str, str]) -> str:
 
 def run_note(spec: Spec, tags: dict[str, str], result: RunResult, run_id: str) -> str:
     """Write the note of a finished run."""
-    best = result.accuracy["best"]
-    images = f"{best['n']:,.0f} test images"
-    if best.get("aa_n"):
-        images += f", AutoAttack on {best['aa_n']:,.0f}"
+    best, chosen, flags = result.accuracy["best"], result.chosen, ["No sanity flag was raised."]
+    aa_images = f", AutoAttack on {best['aa_n']:,.0f}" if best.get("aa_n") else ""
+    if result.flags:
+        flags = [f"- **{escape(name)}**: {escape(text)}" for name, text in result.flags.items()]
+        flags = ["Sanity flags:", "", *flags]
     parts = [
         accuracy_table(result.accuracy),
-        f"Accuracy in percent, {images}. {describe_choice(spec, result)}",
+        f"Accuracy in percent, {best['n']:,.0f} test images{aa_images}. "
+        f"Validation chose epoch {chosen['epoch']:.0f}, from 0, of {spec.training.epochs}: "
+        f"{100 * chosen['val/clean']:.1f} clean and {100 * chosen['val/robust']:.1f} robust there.",
         list_facts(spec, tags, result),
-        list_flags(result.flags),
+        "\n".join(flags),
         f"~~~\n{tags['command']}\n~~~",
         f"{figure_link(run_id, 'curves')} {figure_link(run_id, 'attacks')}",
     ]
@@ -80,13 +84,15 @@ def escape(text: str) -> str:
     return re.sub(r"([\\`*_{}\[\]()#+!|~])", r"\\\1", html.escape(text, quote=False))
 
 
+def merge_keys(rows: Iterable[dict[str, float]]) -> list[str]:
+    """Return the keys of several dictionaries, each once, in order."""
+    return list(dict.fromkeys(name for row in rows for name in row))
+
+
 def attack_names(accuracy: dict[str, dict[str, float]]) -> list[str]:
     """Return the attacks in the order of evaluation, `worst` last."""
-    names: dict[str, None] = {}
-    for values in accuracy.values():
-        names |= dict.fromkeys(values)
-    attacks = [name for name in names if name not in NO_ATTACKS and not name.startswith("cost/")]
-    return [*attacks, "worst"]
+    names = [name for name in merge_keys(accuracy.values()) if not name.startswith("cost/")]
+    return [*(name for name in names if name not in NO_ATTACKS), "worst"]
 
 
 def accuracy_table(accuracy: dict[str, dict[str, float]]) -> str:
@@ -102,15 +108,6 @@ def accuracy_table(accuracy: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
-def describe_choice(spec: Spec, result: RunResult) -> str:
-    """Say how validation chose the best checkpoint."""
-    chosen = result.chosen
-    return (
-        f"Validation chose epoch {chosen['epoch']:.0f}, from 0, of {spec.training.epochs}: "
-        f"{100 * chosen['val/clean']:.1f} clean and {100 * chosen['val/robust']:.1f} robust there."
-    )
-
-
 def list_facts(spec: Spec, tags: dict[str, str], result: RunResult) -> str:
     """List teachers, cost and code in Markdown."""
     teachers = [f"{escape(identity)} ({role})" for role, identity in spec.teachers.items()]
@@ -119,14 +116,6 @@ def list_facts(spec: Spec, tags: dict[str, str], result: RunResult) -> str:
     minutes = f"{result.seconds / 60:.1f} min of training, {seconds / 60:.1f} min of evaluation"
     code = f"{tags.get('code_commit', 'unknown')}{changes}"
     return f"- Teacher: {', '.join(teachers) or 'none'}\n- Cost: {minutes}\n- Code: {code}"
-
-
-def list_flags(flags: dict[str, str]) -> str:
-    """List the sanity flags in Markdown."""
-    if not flags:
-        return "No sanity flag was raised."
-    lines = [f"- **{escape(name)}**: {escape(text)}" for name, text in flags.items()]
-    return "\n".join(["Sanity flags:", "", *lines])
 
 
 def figure_link(run_id: str, name: str) -> str:
@@ -142,30 +131,26 @@ def draw_figures(result: RunResult, folder: Path) -> None:
 
     folder.mkdir(exist_ok=True)
     figure = Figure(figsize=(9, 3.2), dpi=90)
-    accuracy_axes, loss_axes = figure.subplots(1, 2)
-    validation = ("val/clean", "val/robust")
-    draw_curves(accuracy_axes, "validation accuracy, %", result.history, validation, 100)
-    accuracy_axes.axvline(result.chosen["epoch"], color="0.6", linestyle=":", label="chosen")
-    terms: dict[str, None] = {}
-    for row in result.history:
-        terms |= {name: None for name in row if name.startswith("train/")}
-    draw_curves(loss_axes, "training loss", result.history, terms, 1)
-    draw_legends(accuracy_axes, loss_axes)
+    accuracy, loss = figure.subplots(1, 2)
+    metrics = ["val/clean", "val/robust"]
+    draw_curves(accuracy, "validation accuracy, %", result.history, metrics, 100)
+    accuracy.axvline(result.chosen["epoch"], color="0.6", linestyle=":", label="chosen")
+    metrics = [name for name in merge_keys(result.history) if name.startswith("train/")]
+    draw_curves(loss, "training loss", result.history, metrics, 1)
     figure.subplots_adjust(0.07, 0.15, 0.99, 0.89, wspace=0.18)
-    figure.savefig(folder / "curves.png")
+    save_figure(figure, folder / "curves.png")
     figure = Figure(figsize=(6, 3.2), dpi=90)
-    axes = figure.subplots()
-    draw_bars(axes, result.accuracy)
-    draw_legends(axes)
+    draw_bars(figure.subplots(), result.accuracy)
     figure.subplots_adjust(0.1, 0.2, 0.99, 0.89)
-    figure.savefig(folder / "attacks.png")
+    save_figure(figure, folder / "attacks.png")
 
 
-def draw_legends(*axes_list: Axes) -> None:
-    """Put legends above the axes, where no curve can lie."""
+def save_figure(figure: Figure, path: Path) -> None:
+    """Save a figure with its legends above the axes, where no curve can lie."""
     box = (0.5, 0.99)
-    for axes in axes_list:
+    for axes in figure.axes:
         axes.legend(loc="lower center", bbox_to_anchor=box, ncols=6, fontsize=8, frameon=False)
+    figure.savefig(path)
 
 
 def draw_curves(
