@@ -230,7 +230,7 @@ def test_tracking(benchmark: Any, tmp_path: Path) -> None:
     }
     store = TrackingStore(tmp_path)
     singly, together = (
-        store.open("bench@1", way, {"way": way}, "", ("way",)) for way in ("singly", "together")
+        store.open_run("bench@1", way, {"way": way}, "", ("way",)) for way in ("singly", "together")
     )
     steps = {run.run_id: itertools.count() for run in (singly, together)}
 
@@ -240,7 +240,7 @@ def test_tracking(benchmark: Any, tmp_path: Path) -> None:
             store.client.log_metric(singly.run_id, name, value, step=step)
 
     def harness_epoch() -> None:
-        together.epoch(row, next(steps[together.run_id]))
+        together.log_epoch(row, next(steps[together.run_id]))
 
     reference_epoch()
     benchmark.pedantic(harness_epoch, rounds=1)

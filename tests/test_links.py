@@ -20,7 +20,6 @@ from bench.execution import plan
 from bench.models.checkpoint import sha256_of
 from bench.protocol.options import RunOptions
 from bench.tracking import links, note
-from bench.tracking.note import Outcome
 from bench.tracking.store import TrackingStore
 from leaderboards.read import store as leaderboard
 
@@ -92,7 +91,7 @@ def test_tensors_are_stored_once_and_the_alias_gives_them(
 def test_the_note_says_all_and_text_stays_text(folder: Path) -> None:
     client = TrackingStore(folder).client
     (run,), (group,) = runs(client), runs(client, "group")
-    text = run.data.tags[note.TAG]
+    text = run.data.tags[note.NOTE_TAG]
     assert "| best | 90.0 | 75.0 | 62.5 | 62.5 | 50.0 | 50.0 |" in text
     assert "| SWA | 90.0 | 75.0 | 62.5 | 62.5 | - | 50.0 |" in text
     for part in (
@@ -104,8 +103,8 @@ def test_the_note_says_all_and_text_stays_text(folder: Path) -> None:
     ):
         assert part in text
     assert run.info.run_name == f"natural ({NASTY}) resnet8-w4 digits seed 0"
-    assert "<script" not in group.data.tags[note.TAG]
-    assert f"tags.mlflow.parentRunId = '{group.info.run_id}'" in group.data.tags[note.TAG]
+    assert "<script" not in group.data.tags[note.NOTE_TAG]
+    assert f"tags.mlflow.parentRunId = '{group.info.run_id}'" in group.data.tags[note.NOTE_TAG]
     children = client.search_runs(
         [group.info.experiment_id], f"tags.mlflow.parentRunId = '{group.info.run_id}'"
     )
@@ -116,7 +115,7 @@ def test_the_note_says_all_and_text_stays_text(folder: Path) -> None:
 
 
 def test_leaderboards_see_the_run_alone(folder: Path) -> None:
-    TrackingStore(folder).experiment("digits@3 tuning")
+    TrackingStore(folder).experiment_id("digits@3 tuning")
     assert list(leaderboard.collect(f"sqlite:///{folder / 'mlflow.db'}")["test/aa"]) == [0.5]
 
 
@@ -154,8 +153,8 @@ def test_a_run_that_is_killed_and_goes_on_makes_nothing_twice(
         (MlflowClient, "log_inputs", "inputs"),
         (MlflowClient, "create_logged_model", "model"),
         (MlflowClient, "create_model_version", "alias"),
-        (note, "of_run", "note"),
-        (note, "draw", "figures"),
+        (note, "run_note", "note"),
+        (note, "draw_figures", "figures"),
     ],
 )
 def test_what_only_helps_to_read_fails_no_run(
@@ -171,17 +170,14 @@ def test_what_only_helps_to_read_fails_no_run(
     }
 
 
-def outcome(val: float, aa: float) -> Outcome:
-    return Outcome([], {"val/robust": val}, {"best": {"aa": aa}}, {}, 1.0)
-
-
 def test_the_alias_follows_validation_and_never_the_test_images(tmp_path: Path) -> None:
     store, held = TrackingStore(tmp_path), []
     for seed, (val, aa) in enumerate([(0.4, 0.3), (0.3, 0.9), (0.4, 0.9), (0.5, 0.1)]):
         made = records.cell(seed=seed)
         tags = cell_module.run_tags(made, {})
-        record = store.begin(made.spec, tags)
-        links.register(store, record, made, links.checkpoint(record, made, tags), outcome(val, aa))
+        record = store.start_run(made.spec, tags)
+        model = links.log_checkpoint(record, made.spec, tags)
+        links.register_model(store, record, model, made.spec, made.identity, val)
         version = store.client.get_model_version_by_alias(MODEL, "best")
         held.append(store.client.get_run(str(version.run_id)).data.params["seed"])
     assert held == ["0", "0", "0", "3"]
@@ -198,14 +194,14 @@ def test_the_checkpoint_that_taught_has_its_alias_and_is_an_input_of_what_it_tau
     assert [teacher.identity] == list(pupil.spec.teachers.values())
     images = loading.load_data("digits", "", 128, 8)
     tags = cell_module.run_tags(teacher, {})
-    record = store.begin(teacher.spec, tags)
-    model = links.checkpoint(record, teacher, tags)
-    links.register(store, record, teacher, model, outcome(0.5, 0.5))
+    record = store.start_run(teacher.spec, tags)
+    model = links.log_checkpoint(record, teacher.spec, tags)
+    links.register_model(store, record, model, teacher.spec, teacher.identity, 0.5)
     name = f"digits@3.digits.{teacher.identity}"
     assert store.client.get_model_version_by_alias(name, "teacher").run_id == record.run_id
-    taught = store.begin(pupil.spec, cell_module.run_tags(pupil, {}))
+    taught = store.start_run(pupil.spec, cell_module.run_tags(pupil, {}))
     for _ in range(2):
-        links.inputs(taught, pupil.spec, images)
+        links.log_inputs(taught, pupil.spec, images)
     inputs = store.client.get_run(taught.run_id).inputs
     assert [given.model_id for given in inputs.model_inputs] == [model.model_id]
     assert len(inputs.dataset_inputs) == 1

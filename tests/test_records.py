@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,16 +19,17 @@ import torch
 from mlflow import MlflowClient
 
 from bench import cli, models
-from bench import records as records_module
 from bench.datasets import data
-from bench.execution import evaluation, job, plan
+from bench.execution import job, plan
 from bench.execution.plan import PlannedRun
 from bench.models import checkpoint
 from bench.protocol import suites
 from bench.protocol.options import RunOptions
-from bench.records import reproduce, resolved
+from bench.records import import_, reproduce
+from bench.records.import_ import resolve_spec
 from bench.system import environment
-from bench.tracking.store import FINISHED, RunLogger, TrackingStore
+from bench.tracking.run_logger import FINISHED, RunLogger
+from bench.tracking.store import TrackingStore
 from leaderboards.read import details, store
 from leaderboards.render import export, markdown
 from leaderboards.schema import record
@@ -55,17 +57,17 @@ def plant(
     tracked: TrackingStore, made: PlannedRun, survived: Any, folder: Path, **metrics: float
 ) -> RunLogger:
     """A finished run as bench.execution.job leaves it, but for its checkpoints."""
-    run = tracked.begin(made.spec, job.run_tags(made, CODE))
-    run.text("environment.json", json.dumps(ENVIRONMENT))
+    run = tracked.start_run(made.spec, job.run_tags(made, CODE))
+    run.log_text("environment.json", json.dumps(ENVIRONMENT))
     for epoch in range(3):
         values = {
             "epoch": float(epoch),
             "train/kl_adv": 2.5 / (epoch + 3),
             "val/robust": 0.1 * epoch,
         }
-        run.epoch(values if epoch else values | {"train/kl_adv": np.inf}, epoch)
+        run.log_epoch(values if epoch else values | {"train/kl_adv": np.inf}, epoch)
     aa = float(np.float32(np.mean(survived)))
-    run.metrics(
+    run.log_metrics(
         {
             "test/aa": aa,
             "test/worst": aa,
@@ -77,16 +79,16 @@ def plant(
     )
     path = folder / "verdicts_best_aa.npz"
     np.savez_compressed(path, clean=survived, robust_aa=survived)
-    run.file(path, "verdicts")
-    run.tag("sha256.best", made.spec.id * 4)
-    run.tags(
+    run.log_file(path, "verdicts")
+    run.set_tags({"sha256.best": made.spec.id * 4})
+    run.set_tags(
         {
             "teacher_sha256": json.dumps(dict.fromkeys(made.spec.teachers, "ab" * 32)),
             "training_path": "captured",
         }
     )
-    run.tag("flags", json.dumps({"softmax-output": NASTY} if made.spec.seed else {}))
-    run.end(FINISHED)
+    run.set_tags({"flags": json.dumps({"softmax-output": NASTY} if made.spec.seed else {})})
+    run.finish(FINISHED)
     return run
 
 
@@ -353,20 +355,20 @@ def test_an_import_that_was_stopped_leaves_nothing_to_go_on_with(
     records: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (path, *_) = sorted(records.glob("*ard-seed*"))
-    spec = resolved(record.read(path))
+    spec = resolve_spec(record.read(path))
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(records_module, "fill", stop)
+        patch.setattr(import_, "log_record", stop)
         patch.setattr(MlflowClient, "delete_run", lambda *_: None)  # as SIGKILL would
         with pytest.raises(KeyboardInterrupt):
             take(home, path)
     there = TrackingStore(home)
-    halves = [there.experiment(spec.suite)], f"tags.importing = '{spec.id}'"
+    halves = [there.experiment_id(spec.suite)], f"tags.importing = '{spec.id}'"
     assert len(there.client.search_runs(*halves)) == 1
-    assert there.find(spec, "RUNNING") is None
+    assert there.find_run(spec, "RUNNING") is None
     assert take(home, path) == 0
     assert not there.client.search_runs(*halves)
     assert len(store.collect(uri(home))) == 1
@@ -458,12 +460,12 @@ def test_an_export_that_fails_leaves_the_earlier_file(
     (made,) = tmp_path.iterdir()
     before = made.read_bytes()
 
-    def half(self: Path, text: str, **_: Any) -> int:
-        self.write_bytes(text[: len(text) // 2].encode())
+    def fill_disk(descriptor: int) -> None:
+        os.truncate(descriptor, 20)
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_text", half)
+        patch.setattr(os, "fsync", fill_disk)
         assert cli.dispatch(words) == 1
     assert "No space left on device" in capsys.readouterr().err
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [before]
@@ -524,7 +526,7 @@ def test_the_repositorys_own_records_are_valid() -> None:
 def test_two_teachers_have_one_name_whatever_their_order() -> None:
     found = record.read(next(RESULTS.glob("digits@*-mtard-*.json")))
     assert len(found.spec.teachers) == 2
-    spec = resolved(found)
+    spec = resolve_spec(found)
     turned = dataclasses.replace(spec, teachers=dict(reversed(spec.teachers.items())))
     assert turned.id == spec.id
     names = {each.teacher for each in (spec, turned)} | {found.row()["teacher"]}
@@ -543,7 +545,7 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         {},
     )[0]
     made = dataclasses.replace(made, spec=dataclasses.replace(made.spec, attacks=("fgsm", "aa")))
-    images = loading.load_data("digits", "", limit_test=6)
+    images = data.load("digits", "", limit_test=6)
     torch.manual_seed(0)
     net = models.build("resnet8-w4", images.info).eval()
     with torch.no_grad():
@@ -553,20 +555,18 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     checkpoint.save(folder / "best.pt", {"state_dict": net.state_dict()})
     (folder / "verdicts").mkdir()
     stem = folder / "verdicts" / "verdicts_best"
-    values, _ = evaluation.evaluate_checkpoint(
-        net, made.spec, images.test, True, stem, lambda *_: None
-    )
+    values, _ = job.evaluate_checkpoint(net, made.spec, images.test, True, stem, lambda *_: None)
     assert values["clean"] == values["aa"] == 0
-    run = TrackingStore(folder).begin(made.spec, job.run_tags(made, CODE))
-    here = environment.describe_environment(torch.device("cpu")) | job.describe_data(images)
-    run.text("environment.json", json.dumps(here))
-    run.metrics(
+    run = TrackingStore(folder).start_run(made.spec, job.run_tags(made, CODE))
+    here = environment.describe_environment(torch.device("cpu")) | job.describe(images)
+    run.log_text("environment.json", json.dumps(here))
+    run.log_metrics(
         {f"test/{name}": value for name, value in values.items() if not name.startswith("cost/")}
     )
-    run.file(folder / "best.pt", "checkpoints")
-    run.file(stem.with_name("verdicts_best_aa.npz"), "verdicts")
-    run.tag("sha256.best", sha256_of_file(folder / "best.pt"))
-    run.end(FINISHED)
+    run.log_file(folder / "best.pt", "checkpoints")
+    run.log_file(stem.with_name("verdicts_best_aa.npz"), "verdicts")
+    run.set_tags({"sha256.best": checkpoint.sha256_of(folder / "best.pt")})
+    run.finish(FINISHED)
     assert (
         cli.dispatch(["export", run.run_id, "--store", str(folder), "--out", str(folder / "out")])
         == 0
@@ -633,18 +633,16 @@ def test_what_is_not_reproduced_is_refused(
     bad.write_text(change(json.loads(path.read_text())))
     words = ("--verify", "--device", "cpu", "--checkpoint", str(folder / "best.pt"))
     if "planted" in why:
-        evaluate = evaluation.evaluate_checkpoint
+        evaluate = job.evaluate_checkpoint
         monkeypatch.setattr(
-            evaluation,
-            "evaluate_checkpoint",
-            lambda *given: (evaluate(*given)[0], {"planted": "a reason"}),
+            job, "evaluate_checkpoint", lambda *given: (evaluate(*given)[0], {"planted": "a reason"})
         )
     assert take(home, bad, more=words) == 1
     assert why in capsys.readouterr().err
     assert store.collect(uri(home)).empty
 
 
-@pytest.mark.parametrize(("share", "may"), [(0.0, 0), (reproduce.ELSEWHERE, 1), (0.02, 4)])
+@pytest.mark.parametrize(("share", "may"), [(0.0, 0), (reproduce.ROUNDING_SHARE, 1), (0.02, 4)])
 def test_as_many_images_may_differ_as_are_allowed(records: Path, share: float, may: int) -> None:
     found = record.read(min(records.iterdir()))
     survived = np.arange(200) < 100
@@ -656,12 +654,12 @@ def test_as_many_images_may_differ_as_are_allowed(records: Path, share: float, m
         again = survived.copy()
         again[100 - turned : 100 + turned] ^= True  # as many either way, so that the accuracy stays
         if 2 * turned <= may:
-            assert f"differ on {2 * turned} images" in reproduce.compare(
+            assert f"differ on {2 * turned} images" in reproduce.compare_results(
                 told, metrics, again, share
             )
         else:
             with pytest.raises(RecordError, match=f"differs on {2 * turned} of 200 images"):
-                reproduce.compare(told, metrics, again, share)
-    reproduce.compare(told, metrics | {"test/aa": 0.5 - may / 200}, survived, share)
+                reproduce.compare_results(told, metrics, again, share)
+    reproduce.compare_results(told, metrics | {"test/aa": 0.5 - may / 200}, survived, share)
     with pytest.raises(RecordError, match="test/aa is "):
-        reproduce.compare(told, metrics | {"test/aa": 0.5 - (may + 1) / 200}, survived, share)
+        reproduce.compare_results(told, metrics | {"test/aa": 0.5 - (may + 1) / 200}, survived, share)

@@ -17,9 +17,9 @@ import pytest
 from bench.execution import plan
 from bench.protocol.options import RunOptions
 from bench.protocol.spec import Spec
-from bench.system import signals
 from bench.system.errors import BenchError
-from bench.tracking.store import FAILED, FINISHED, KILLED, RUNNING, TrackingStore, store_exists
+from bench.tracking.run_logger import FAILED, FINISHED, KILLED, RUNNING
+from bench.tracking.store import TrackingStore, store_exists
 
 SPEC = plan.plan_runs(RunOptions(method="natural"), {})[0].spec
 TAGS = {
@@ -52,19 +52,19 @@ def other(seed: int) -> tuple[Spec, dict[str, str]]:
 def test_an_unfinished_run_goes_on_as_the_same_run(status: str, shared: Path) -> None:
     store = TrackingStore(shared)
     spec, tags = other(hash(status) % 1000 + 10)
-    first = store.begin(spec, tags)
-    first.epoch({"train/ce": 1.0, "epoch": 0.0}, 0)
+    first = store.start_run(spec, tags)
+    first.log_epoch({"train/ce": 1.0, "epoch": 0.0}, 0)
     if status != RUNNING:
-        first.end(status, "because")
-    again = store.begin(spec, tags)
+        first.finish(status, "because")
+    again = store.start_run(spec, tags)
     assert again.run_id == first.run_id
-    again.epoch({"train/ce": 9.0, "epoch": 0.0}, 0)  # already there
-    again.epoch({"train/ce": 0.5, "epoch": 1.0}, 1)
+    again.log_epoch({"train/ce": 9.0, "epoch": 0.0}, 0)  # already there
+    again.log_epoch({"train/ce": 0.5, "epoch": 1.0}, 1)
     history = store.client.get_metric_history(first.run_id, "train/ce")
     assert sorted((metric.step, metric.value) for metric in history) == [(0, 1.0), (1, 0.5)]
-    again.end(FINISHED)
-    assert store.find(spec, FINISHED) is not None
-    assert store.begin(spec, tags).run_id != first.run_id
+    again.finish(FINISHED)
+    assert store.find_run(spec, FINISHED) is not None
+    assert store.start_run(spec, tags).run_id != first.run_id
 
 
 @pytest.mark.parametrize("status", [RUNNING, KILLED, FAILED])
@@ -72,24 +72,24 @@ def test_training_that_begins_again_takes_no_epochs_over(status: str, tmp_path: 
     """Its folder was lost, or it is forced: the epochs of the run before may be those of other code."""
     store = TrackingStore(tmp_path)
     spec, tags = other(4)
-    first = store.begin(spec, tags, anew=True)
-    assert store.begin(spec, tags, anew=True).run_id == first.run_id, "nothing to take over"
-    first.epoch({"train/ce": 1.0, "epoch": 0.0}, 0)
+    first = store.start_run(spec, tags, fresh=True)
+    assert store.start_run(spec, tags, fresh=True).run_id == first.run_id, "nothing to take over"
+    first.log_epoch({"train/ce": 1.0, "epoch": 0.0}, 0)
     if status != RUNNING:
-        first.end(status, "because")
-    second = store.begin(spec, tags, anew=True)
+        first.finish(status, "because")
+    second = store.start_run(spec, tags, fresh=True)
     assert second.run_id != first.run_id
     assert store.client.get_run(first.run_id).info.status == (
         KILLED if status == RUNNING else status
     )
     assert store.client.get_metric_history(second.run_id, "train/ce") == []
-    second.end(KILLED, "interrupted")
-    assert store.begin(spec, tags).run_id == second.run_id, "the newest goes on"
+    second.finish(KILLED, "interrupted")
+    assert store.start_run(spec, tags).run_id == second.run_id, "the newest goes on"
 
 
 def test_record_holds_spec_params_and_parent(shared: Path) -> None:
     store = TrackingStore(shared)
-    records = [store.begin(*other(seed)) for seed in (1, 2)]
+    records = [store.start_run(*other(seed)) for seed in (1, 2)]
     runs = [store.client.get_run(record.run_id) for record in records]
     parents = {run.data.tags["mlflow.parentRunId"] for run in runs}
     assert len(parents) == 1
@@ -97,13 +97,13 @@ def test_record_holds_spec_params_and_parent(shared: Path) -> None:
     assert runs[0].data.params["training.epochs"] == str(SPEC.training.epochs)
     assert runs[0].data.params["eps"] == "0.15"
     assert [file.path for file in store.client.list_artifacts(records[0].run_id)] == ["spec.json"]
-    assert {run.info.run_id for run in store.unfinished()} >= {record.run_id for record in records}
+    assert {run.info.run_id for run in store.unfinished_runs()} >= {record.run_id for record in records}
 
 
 def test_what_is_not_finite_is_a_tag(shared: Path) -> None:
     store = TrackingStore(shared)
-    record = store.begin(*other(3))
-    record.metrics({"test/aa": 0.5, "test/x": math.nan, "test/y": math.inf})
+    record = store.start_run(*other(3))
+    record.log_metrics({"test/aa": 0.5, "test/x": math.nan, "test/y": math.inf})
     data = store.client.get_run(record.run_id).data
     assert data.metrics == {"test/aa": 0.5}
     assert (data.tags["not_finite.test/x"], data.tags["not_finite.test/y"]) == ("nan", "inf")
@@ -112,7 +112,7 @@ def test_what_is_not_finite_is_a_tag(shared: Path) -> None:
 def opened(root: str) -> str:
     logging.disable(logging.CRITICAL)
     store = TrackingStore(Path(root))
-    return store.experiment("digits@1")
+    return store.experiment_id("digits@1")
 
 
 @pytest.mark.slow
@@ -167,7 +167,7 @@ def test_whether_there_is_a_record(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_looking_for_a_run_makes_no_experiment(tmp_path: Path) -> None:
     store = TrackingStore(tmp_path)
-    assert store.find(SPEC, FINISHED) is None
+    assert store.find_run(SPEC, FINISHED) is None
     assert store.client.get_experiment_by_name(SPEC.suite) is None
 
 
@@ -183,10 +183,10 @@ def test_an_interruption_waits_for_a_write(
 ) -> None:
     """And then comes, with what was written in the record and the database free for the mark."""
     before = signal.signal(
-        stop, signals._interrupt
+        stop, signal.default_int_handler
     )  # SIGINT is ignored where the tests run in the background
     try:
-        record = TrackingStore(tmp_path).open("x@1 tuning", "any", {"number": "1"}, "", ("number",))
+        record = TrackingStore(tmp_path).open_run("x@1 tuning", "any", {"number": "1"}, "", ("number",))
         write = record.client.log_batch
 
         def interrupted(*args: Any, **kwargs: Any) -> None:
@@ -195,8 +195,8 @@ def test_an_interruption_waits_for_a_write(
 
         monkeypatch.setattr(record.client, "log_batch", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            record.metrics({"val/clean": 0.5})
-        record.end("KILLED", "interrupted")
+            record.log_metrics({"val/clean": 0.5})
+        record.finish("KILLED", "interrupted")
         run = record.client.get_run(record.run_id)
         assert run.data.metrics["val/clean"] == 0.5
         assert (run.info.status, run.data.tags["status_note"]) == ("KILLED", "interrupted")

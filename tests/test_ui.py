@@ -29,7 +29,8 @@ import leaderboards
 from bench import cli
 from bench.cli.ui import AXES, JUDGED, SHARED, check_port, serve
 from bench.system.errors import BenchError, UsageError
-from bench.tracking.store import FINISHED, TUNING, TrackingStore
+from bench.tracking.run_logger import FINISHED
+from bench.tracking.store import TUNING, TrackingStore
 from leaderboards.read import details, store
 
 if TYPE_CHECKING:
@@ -116,23 +117,23 @@ def search(store: TrackingStore) -> None:
     """Two searches as `bench tune` records them, one of three trials and one of one."""
     for method, trials in (("rslad", 3), ("kd", 1)):
         tags = {"study": method, "method": method}
-        whole = store.open(
+        whole = store.open_run(
             f"digits@3{TUNING}", method, tags | {"role": "study"}, "", ("study", "role")
         )
-        whole.params({"range.alpha": '{"name": "FloatDistribution"}', "range.tau": "1.0"})
-        whole.end(FINISHED)
+        whole.log_params({"range.alpha": '{"name": "FloatDistribution"}', "range.tau": "1.0"})
+        whole.finish(FINISHED)
         for number in range(trials):
             own = tags | {"role": "trial", "trial": f"{number}"}
-            trial = store.open(
+            trial = store.open_run(
                 f"digits@3{TUNING}",
                 f"{method} trial {number}",
                 own,
                 whole.run_id,
                 ("study", "trial"),
             )
-            trial.params({"alpha": number / 10, "tau": 1.0})
-            trial.metrics(dict.fromkeys(JUDGED, number / 5))
-            trial.end(FINISHED)
+            trial.log_params({"alpha": number / 10, "tau": 1.0})
+            trial.log_metrics(dict.fromkeys(JUDGED, number / 5))
+            trial.finish(FINISHED)
 
 
 @pytest.mark.e2e
@@ -201,7 +202,11 @@ def test_a_port_in_use_or_no_record_is_one_line(
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGTERM])
 def test_no_server_outlives_the_program(stop: signal.Signals) -> None:
     """Nor what the server has started, of which the output is open as long as one of them is alive."""
-    code = "from bench import signals, ui; signals.catch(); ui.serve(['sh', '-c', 'sleep 600 & echo up; wait'])"
+    code = (
+        "from bench.cli import ui; from bench.system import signals; "
+        "signals.interrupt_on_stop_signals(); "
+        "ui.serve(['sh', '-c', 'sleep 600 & echo up; wait'])"
+    )
     with subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     ) as running:

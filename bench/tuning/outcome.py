@@ -16,7 +16,7 @@ from bench.execution.job import RunContext
 from bench.protocol import tuned_config
 from bench.protocol.tuned_config import TunedConfig
 from bench.system.errors import BenchError
-from bench.tracking.store import FINISHED, RunLogger
+from bench.tracking.run_logger import FINISHED, RunLogger
 from bench.tuning import storage
 from bench.tuning import study as study_module
 from bench.tuning.trial import Task
@@ -128,17 +128,17 @@ def publish(
 ) -> None:
     """The study's MLflow run: counts, best values, a note, the files, the figures that can be drawn."""
     counts, (spent, whole) = states(study), epochs(study, task)
-    record.metrics({f"trials/{name}": counts[name] for name in ("complete", "pruned", "failed")})
-    record.metrics({"epochs": spent, "epochs_unpruned": whole})
+    record.log_metrics({f"trials/{name}": counts[name] for name in ("complete", "pruned", "failed")})
+    record.log_metrics({"epochs": spent, "epochs_unpruned": whole})
     for name, value in zip(task.plan.objectives, chosen[0].values, strict=True):
-        record.metrics({f"best/{name}": value})
-    record.tag("mlflow.note.content", note(study, task, chosen))
+        record.log_metrics({f"best/{name}": value})
+    record.set_tags({"mlflow.note.content": note(study, task, chosen)})
     for path in paths:
-        record.file(path, "tuned")
+        record.log_file(path, "tuned")
     with tempfile.TemporaryDirectory() as folder:
         for path in draw(study, task, Path(folder)):
-            record.file(path, "figures")
-    record.end(FINISHED, summary(study, task))
+            record.log_file(path, "figures")
+    record.finish(FINISHED, summary(study, task))
 
 
 def note(study: Study, task: Task, chosen: list[FrozenTrial]) -> str:

@@ -99,14 +99,14 @@ def told(place: str, *more: type[Exception]) -> Iterator[None]:
 
 def file_of(place: str) -> str:
     """The file of a journal or of a sqlite database; "" for a server. Raises BenchError for sqlite without a file."""
-    return str(database.file_of(place) or "") if "://" in place else place
+    return str(database.sqlite_file(place) or "") if "://" in place else place
 
 
 @contextmanager
 def guard(place: str, purpose: str) -> Iterator[None]:
     """Holds off every other process that uses the storage for the same purpose, on whatever machine."""
     file = file_of(place)
-    with FileLock(f"{file}.{purpose}.lock") if file else database.alone_on(place, purpose):
+    with FileLock(f"{file}.{purpose}.lock") if file else database.lock_database(place, purpose):
         yield
 
 

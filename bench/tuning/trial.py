@@ -22,7 +22,8 @@ from bench.execution.plan import PlannedRun
 from bench.models import checkpoint
 from bench.protocol.spec import Spec
 from bench.system.errors import BenchError
-from bench.tracking.store import FAILED, FINISHED, KILLED, TUNING, RunLogger
+from bench.tracking.run_logger import FAILED, FINISHED, KILLED, RunLogger
+from bench.tracking.store import TUNING
 from bench.training.trainer import Trainer, clean_and_robust_accuracy, derive_seed
 from bench.tuning import storage
 from bench.tuning import study as study_module
@@ -73,7 +74,7 @@ def objective(
     except (optuna.exceptions.OptunaError, SQLAlchemyError, MlflowException, OSError):
         # with a successor, this process had been taken for dead, and the record is another's
         if not storage.followed(study, trial.number):
-            record.end(KILLED, "interrupted")
+            record.finish(KILLED, "interrupted")
         raise
     except Exception as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
@@ -81,7 +82,7 @@ def objective(
         end(record, "failed", reason)
         raise BenchError(reason) from error
     except BaseException:
-        record.end(KILLED, "interrupted")
+        record.finish(KILLED, "interrupted")
         raise
     end(record, "complete")
     return values
@@ -89,8 +90,8 @@ def objective(
 
 def end(record: RunLogger, state: str, note: str = "") -> None:
     """Marks the record of a trial that will not be taken up again."""
-    record.tag("state", state)
-    record.end(FAILED if state == "failed" else FINISHED, note)
+    record.set_tags({"state": state})
+    record.finish(FAILED if state == "failed" else FINISHED, note)
 
 
 def surplus(trial: optuna.Trial, study: Study, budget: int) -> bool:
@@ -117,8 +118,8 @@ def begin(
     spec = task.spec
     tags |= {"method": spec.method, "student": spec.arch, "dataset": spec.dataset}
     name = f"{spec.method} trial {number}"
-    record = shop.store.open(spec.suite + TUNING, name, tags, task.parent, ("study", "trial"))
-    record.params(values)
+    record = shop.store.open_run(spec.suite + TUNING, name, tags, task.parent, ("study", "trial"))
+    record.log_params(values)
     return record
 
 
@@ -143,7 +144,7 @@ def train(
                 )
     trial.set_user_attr("clean", found["clean"])
     trial.set_constraint("clean", task.floor - found["clean"])
-    record.metrics({f"tune/{name}": value for name, value in found.items()})
+    record.log_metrics({f"tune/{name}": value for name, value in found.items()})
     values = tuple(found[name] for name in task.plan.objectives)
     return values if len(values) > 1 else values[0]
 
@@ -160,8 +161,8 @@ def rung(
         spec,
         folder,
     )
-    state = trainer.fit(lambda row, epoch: record.epoch(row, before + epoch), lambda *_: None)
-    record.metrics({"cost/train_seconds": state.seconds}, before)
+    state = trainer.fit(lambda row, epoch: record.log_epoch(row, before + epoch), lambda *_: None)
+    record.log_metrics({"cost/train_seconds": state.seconds}, before)
     net = checkpoint.load(folder / "best.pt", spec.arch, data.info).to(shop.device)
     torch.manual_seed(derive_seed("judge", spec.seed))
     clean, robust = clean_and_robust_accuracy(net, data.val, Budget(spec.eps, spec.eps / 4, STEPS))

@@ -25,7 +25,8 @@ from bench.protocol.options import ProtocolOptions, RunOptions
 from bench.system import environment
 from bench.system.errors import BenchError, UsageError
 from bench.system.progress import format_duration
-from bench.tracking.store import FAILED, KILLED, TUNING, RunLogger, TrackingStore
+from bench.tracking.run_logger import FAILED, KILLED, RunLogger
+from bench.tracking.store import TUNING, TrackingStore
 from bench.training.trainer import clean_and_robust_accuracy
 from bench.tuning import outcome, storage, worker
 from bench.tuning import space as space_module
@@ -159,7 +160,7 @@ def one(
     first = space.first(type(cell.method))
     study = study_module.establish(studied, first, round(floor, 6), options.min_clean is not None)
     task = prepare(options, cell, space, studied, study, shop)
-    record = RunLogger(shop.store, task.parent)
+    record = RunLogger(shop.store.client, task.parent)
     try:
         if study_module.done(study) < task.budget:
             worker.together(options, task, shop)
@@ -170,10 +171,10 @@ def one(
         ):  # on a server two that write one tag at once would collide
             paths = outcome.write(study, task, shop, teacher(options, cell), record)
     except BenchError as error:
-        record.end(FAILED, str(error))
+        record.finish(FAILED, str(error))
         raise
     except BaseException:
-        record.end(KILLED, "interrupted")
+        record.finish(KILLED, "interrupted")
         raise
     for path in paths:
         print(path)
@@ -230,10 +231,10 @@ def prepare(
         "dataset": spec.dataset,
     }
     tags |= {"sampler": options.sampler, "pruner": studied.pruner}
-    record = shop.store.open(
+    record = shop.store.open_run(
         spec.suite + TUNING, f"tune {studied.name}", tags, "", ("role", "study")
     )
-    record.params({f"range.{name}": text for name, text in space.describe().items()})
+    record.log_params({f"range.{name}": text for name, text in space.describe().items()})
     budget = max(options.trials, len(space.first(type(cell.method))))
     work = options.store / "work" / "tuning" / number
     return Task(

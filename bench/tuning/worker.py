@@ -23,6 +23,7 @@ from bench.tuning.options import TuneOptions
 from bench.tuning.trial import Task
 
 PAUSE = 1.0  # seconds between looks when other workers have the last trials
+GRACE_SECONDS = 5.0  # for a trial to be marked
 DEATHS = 30  # of workers after which something is wrong with more than one of them
 
 
@@ -74,7 +75,7 @@ def process(
     options: TuneOptions, task: Task, device: torch.device, code: dict[str, str], threads: int
 ) -> None:
     """`work` in a process of its own."""
-    signals.catch_in_worker()
+    signals.prepare_worker()
     torch.set_num_threads(threads)
     try:
         work(options, task, RunContext(TrackingStore(options.store), device, code))
@@ -115,5 +116,5 @@ def together(options: TuneOptions, task: Task, shop: RunContext) -> None:
         for each in running:
             each.terminate()
         for each in running:
-            each.join(signals.GRACE)
+            each.join(GRACE_SECONDS)
     return None
