@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-from bench.datasets import data
 from bench.execution import job as cell_module
 from bench.execution import plan
 from bench.execution.job import RunContext

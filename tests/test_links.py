@@ -14,7 +14,6 @@ from mlflow.artifacts import download_artifacts
 from mlflow.entities import Run as Recorded
 from mlflow.exceptions import MlflowException
 
-from bench.datasets import data
 from bench.execution import job as cell_module
 from bench.execution import plan
 from bench.models.checkpoint import sha256_of

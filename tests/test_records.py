@@ -635,7 +635,9 @@ def test_what_is_not_reproduced_is_refused(
     if "planted" in why:
         evaluate = job.evaluate_checkpoint
         monkeypatch.setattr(
-            job, "evaluate_checkpoint", lambda *given: (evaluate(*given)[0], {"planted": "a reason"})
+            job,
+            "evaluate_checkpoint",
+            lambda *given: (evaluate(*given)[0], {"planted": "a reason"}),
         )
     assert take(home, bad, more=words) == 1
     assert why in capsys.readouterr().err
@@ -662,4 +664,6 @@ def test_as_many_images_may_differ_as_are_allowed(records: Path, share: float, m
                 reproduce.compare_results(told, metrics, again, share)
     reproduce.compare_results(told, metrics | {"test/aa": 0.5 - may / 200}, survived, share)
     with pytest.raises(RecordError, match="test/aa is "):
-        reproduce.compare_results(told, metrics | {"test/aa": 0.5 - (may + 1) / 200}, survived, share)
+        reproduce.compare_results(
+            told, metrics | {"test/aa": 0.5 - (may + 1) / 200}, survived, share
+        )

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from bench.cli.options import Run
 from torch import Tensor, nn
 
 from bench import datasets, models
 from bench.cli import main
-from bench.cli.options import Run
 from bench.datasets import CIFAR10, CIFAR100, DIGITS, Dataset, augmentation, loading
 from bench.execution import plan
 from bench.models import checkpoint

@@ -97,7 +97,9 @@ def test_record_holds_spec_params_and_parent(shared: Path) -> None:
     assert runs[0].data.params["training.epochs"] == str(SPEC.training.epochs)
     assert runs[0].data.params["eps"] == "0.15"
     assert [file.path for file in store.client.list_artifacts(records[0].run_id)] == ["spec.json"]
-    assert {run.info.run_id for run in store.unfinished_runs()} >= {record.run_id for record in records}
+    assert {run.info.run_id for run in store.unfinished_runs()} >= {
+        record.run_id for record in records
+    }
 
 
 def test_what_is_not_finite_is_a_tag(shared: Path) -> None:
@@ -186,7 +188,9 @@ def test_an_interruption_waits_for_a_write(
         stop, signal.default_int_handler
     )  # SIGINT is ignored where the tests run in the background
     try:
-        record = TrackingStore(tmp_path).open_run("x@1 tuning", "any", {"number": "1"}, "", ("number",))
+        record = TrackingStore(tmp_path).open_run(
+            "x@1 tuning", "any", {"number": "1"}, "", ("number",)
+        )
         write = record.client.log_batch
 
         def interrupted(*args: Any, **kwargs: Any) -> None:

@@ -23,11 +23,11 @@ import pandas as pd
 import pytest
 import records
 import test_leaderboards
+from bench.cli.ui import AXES, JUDGED, SHARED, check_port, serve
 from test_leaderboards import fill
 
 import leaderboards
 from bench import cli
-from bench.cli.ui import AXES, JUDGED, SHARED, check_port, serve
 from bench.system.errors import BenchError, UsageError
 from bench.tracking.run_logger import FINISHED
 from bench.tracking.store import TUNING, TrackingStore

@@ -30,7 +30,6 @@ import reference
 from reference import BUDGET, as_released, optimiser_of
 
 from bench import datasets, models
-from bench.datasets import data
 from bench.execution.speed import operations
 from bench.protocol.spec import Spec
 from bench.protocol.suites import Training

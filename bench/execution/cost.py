@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from bench.teachers import cards
 from bench import datasets, models
 from bench.execution.inputs import DataLoader
 from bench.execution.plan import PlannedRun
+from bench.teachers import cards
 from bench.training.trainer import TrainingModule
 from methods.base import Batch, Budget, Net
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 import attacks
 from attacks.record import ForeignRecordError
-from bench.datasets.data import Split, to_float
+from bench.datasets.augmentation import to_float
+from bench.datasets.splits import Split
 from bench.protocol.spec import Spec
 from bench.training.trainer import Tick
 from methods.base import Net

@@ -21,8 +21,8 @@ from bench.execution.job import RunContext, build_training_module, mark_for_repe
 from bench.execution.plan import PlannedRun
 from bench.protocol.options import ProtocolOptions
 from bench.system import signals
-from bench.system.errors import BenchError, continue_hint
-from bench.system.progress import Progress, Tally
+from bench.system.errors import BenchError, continue_hint, one_line
+from bench.system.progress import ParallelProgress, Progress
 from bench.tracking.store import TrackingStore
 from bench.training.trainer import Tick, Trainer
 
@@ -90,7 +90,7 @@ def run_in_processes(
 ) -> set[str]:
     """Carry out runs in `options.workers` processes; return the identities that failed."""
     failed: set[str] = set()
-    tally = Tally(len(todo))
+    tally = ParallelProgress(len(todo))
     # All teachers before all students: a student may need any of them.
     for role in ("teacher", "student"):
         wave = [pair for pair in zip(todo, costs, strict=True) if pair[0].spec.role == role]
@@ -103,12 +103,12 @@ def run_wave(
     context: RunContext,
     wave: list[tuple[PlannedRun, Cost]],
     failed: set[str],
-    tally: Tally,
+    tally: ParallelProgress,
 ) -> None:
     """Carry out runs that need not wait for each other; add those that failed to `failed`."""
     threads = max(torch.get_num_threads() // options.workers, 1)
     spawn = multiprocessing.get_context("spawn")
-    pool = concurrent.futures.ProcessPoolExecutor(options.workers, spawn, signals.catch_in_worker)
+    pool = concurrent.futures.ProcessPoolExecutor(options.workers, spawn, signals.prepare_worker)
     with pool, terminated_on_error(pool):
         futures = {}
         for run, cost in wave:
@@ -187,8 +187,7 @@ def run_and_report(
         return RunResult(f"failed: {error}", False)
     except Exception as error:
         # The tracking store, for one, may have gone away since it was opened.
-        message = " ".join(str(error).split())[:300]
-        return RunResult(f"failed: {type(error).__name__}: {message}", False)
+        return RunResult(f"failed: {type(error).__name__}: {one_line(error)}", False)
 
 
 def ignore_epoch(row: dict[str, float], epoch: int) -> None:

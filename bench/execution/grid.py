@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import datasets
-from bench.datasets.data import Data
+from bench.datasets.splits import Data
 from bench.execution.cost import Cost, estimate_costs
 from bench.execution.executors import execute_runs, follow_leader
 from bench.execution.inputs import DataLoader, data_loader

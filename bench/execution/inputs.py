@@ -7,7 +7,9 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-from bench.datasets.data import Data, fetch, load, missing
+from bench.datasets.fetching import fetch_data, is_missing
+from bench.datasets.loading import load_data
+from bench.datasets.splits import Data
 from bench.protocol.spec import Spec
 
 DataLoader = Callable[..., Data]
@@ -22,10 +24,10 @@ def data_loader(root: Path) -> DataLoader:
 
     @cache
     def load_limited(name: str, limits: tuple[int | None, ...], test: bool) -> Data:
-        if missing(name, root):
+        if is_missing(name, root):
             print(f"{name} is not under {root}: fetching it", file=sys.stderr)
-            fetch(name, root)
-        return load(name, root, *limits, test=test)
+            fetch_data(name, root)
+        return load_data(name, root, *limits, test=test)
 
     def load_spec(spec: Spec, test: bool = True) -> Data:
         limits = (spec.limit_train, spec.limit_test, spec.limit_val)

@@ -5,7 +5,6 @@ Interrupted at any point, a run continues where it was.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 import traceback
@@ -18,20 +17,23 @@ from typing import TYPE_CHECKING
 import torch
 from filelock import FileLock, Timeout
 
-from bench.teachers import cards
 from bench import models
-from bench.datasets.data import Data
+from bench.datasets.splits import Data
 from bench.execution.evaluation import evaluate_checkpoint
 from bench.execution.plan import PlannedRun, work_folder
 from bench.models import checkpoint
 from bench.system import environment
-from bench.system.errors import BenchError
+from bench.system.errors import BenchError, one_line
+from bench.system.files import sha256_of_file
+from bench.teachers import cards
 from bench.teachers.cards import Card
 from bench.tracking import links, note
-from bench.tracking.note import Outcome
-from bench.tracking.store import FAILED, FINISHED, KILLED, RunLogger, TrackingStore
+from bench.tracking.note import RunResult
+from bench.tracking.run_logger import FAILED, FINISHED, KILLED, RunLogger
+from bench.tracking.store import TrackingStore
 from bench.training.distributed import SINGLE_PROCESS, ProcessGroup
 from bench.training.trainer import STATE, State, Tick, Trainer, TrainingModule, derive_seed
+from leaderboards.schema.checkpoints import CHECKPOINTS
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
@@ -40,8 +42,8 @@ if TYPE_CHECKING:
 # the mark of a run that is to be repeated, whatever the record says.
 TEACHERS = "teachers.json"
 REPEAT_MARK = "again"
-# Checkpoint file -> prefix of its metrics.
-CHECKPOINTS = {"best": "test", "last": "test_last", "ema": "test_ema", "swa": "test_swa"}
+# What a run records of its data set. How the files are read cannot be written down.
+DATASET_FACTS = ("name", "num_classes", "shape", "mean", "std", "pad", "flip", "about")
 SHOWN_ACCURACIES = ("clean", "pgd20", "aa")
 
 
@@ -137,47 +139,46 @@ def is_recorded(run: PlannedRun, context: RunContext) -> bool:
     # A teacher without its file is made again, whatever the record says.
     if run.spec.role == "teacher" and not cards.has_teacher(context.root, run.identity):
         return False
-    return context.store.find(run.spec, FINISHED) is not None
+    return context.store.find_run(run.spec, FINISHED) is not None
 
 
 @contextmanager
 def mlflow_run(run: PlannedRun, context: RunContext, folder: Path) -> Iterator[RunLogger]:
     """Open the MLflow run of a run; its final status tells how the block ended."""
     fresh = not (folder / STATE).exists()
-    logger = context.store.begin(run.spec, run_tags(run, context.code, context.group), fresh)
+    logger = context.store.start_run(run.spec, run_tags(run, context.code, context.group), fresh)
     try:
         yield logger
-        logger.end(FINISHED)
+        logger.finish(FINISHED)
     except (KeyboardInterrupt, SystemExit):
-        logger.end(KILLED, "interrupted")
+        logger.finish(KILLED, "interrupted")
         raise
     except Exception as error:
-        message = " ".join(str(error).split())[:300]
-        logger.end(FAILED, message or type(error).__name__)
+        logger.finish(FAILED, one_line(error))
         if isinstance(error, BenchError):
             raise
         with suppress(Exception):
-            logger.text("traceback.txt", traceback.format_exc())
-        raise BenchError(f"{type(error).__name__}: {message}") from error
+            logger.log_text("traceback.txt", traceback.format_exc())
+        raise BenchError(f"{type(error).__name__}: {one_line(error)}") from error
 
 
 def describe_run(job: Job, student_passes: float) -> None:
     """Log what the run runs on: machine, data, teachers."""
     logger, spec = job.logger, job.run.spec
     description = environment.describe_environment(job.context.device) | describe_data(job.data)
-    logger.text("environment.json", json.dumps(description, indent=2))
-    logger.metrics({"cost/student_passes": student_passes})
+    logger.log_text("environment.json", json.dumps(description, indent=2))
+    logger.log_metrics({"cost/student_passes": student_passes})
     if spec.teachers:
         checksums = teacher_checksums(job.run, job.context, job.folder)
-        logger.tags({"teacher_sha256": json.dumps(checksums)})
-    with logger.aside("inputs"):
-        links.inputs(logger, spec, job.data)
+        logger.set_tags({"teacher_sha256": json.dumps(checksums)})
+    with logger.optional_step("inputs"):
+        links.log_inputs(logger, spec, job.data)
 
 
 def train(job: Job) -> State:
     """Train the run and log its epochs and costs. Its checkpoints lie in the job's folder."""
     run, context = job.run, job.context
-    environment.forget_peak(context.device)
+    environment.reset_peak_memory(context.device)
     context.group.send((run, job.folder))
     module = build_training_module(run, context, job.data)
     data = job.data.to(context.device)
@@ -186,7 +187,7 @@ def train(job: Job) -> State:
     def log_epoch(row: dict[str, float], epoch: int) -> None:
         # The sum of the terms is the one curve that all methods have in common.
         loss = sum(value for name, value in row.items() if name.startswith("train/"))
-        job.logger.epoch({"train/loss": loss, **row}, epoch)
+        job.logger.log_epoch({"train/loss": loss, **row}, epoch)
 
     try:
         state = trainer.fit(log_epoch, job.tick)
@@ -197,9 +198,9 @@ def train(job: Job) -> State:
             raise
         # A BenchError stops all processes alike; after any other the rest would wait for ever.
         raise SystemExit(f"{type(error).__name__}: {error}") from error
-    peak = environment.peak_bytes(context.device)
-    job.logger.metrics({"cost/train_seconds": state.seconds, "cost/peak_bytes": peak})
-    job.logger.tags({"training_path": ", ".join(trainer.training_path) or "as written"})
+    peak = environment.peak_memory(context.device)
+    job.logger.log_metrics({"cost/train_seconds": state.seconds, "cost/peak_bytes": peak})
+    job.logger.set_tags({"training_path": ", ".join(trainer.training_path) or "as written"})
     return state
 
 
@@ -227,8 +228,8 @@ def record(job: Job, state: State, evaluation: Evaluation) -> None:
     for name in checkpoint_names(folder):
         checksums[name] = sha256_of_file(folder / f"{name}.pt")
     model = None
-    with logger.aside("model"):
-        model = links.checkpoint(logger, run, run_tags(run, context.code, context.group))
+    with logger.optional_step("model"):
+        model = links.log_checkpoint(logger, run.spec, run_tags(run, context.code, context.group))
     costs: dict[str, float] = {}
     for name, values in evaluation.accuracy.items():
         metrics = {}
@@ -236,15 +237,15 @@ def record(job: Job, state: State, evaluation: Evaluation) -> None:
             if key.startswith("cost/"):
                 costs[key] = costs.get(key, 0.0) + value
             else:
-                metrics[f"{CHECKPOINTS[name]}/{key}"] = value
-        link = links.link(model, job.data, metrics) if name == "best" else {}
-        logger.metrics(metrics, link=link)
-        logger.file(folder / f"{name}.pt", "checkpoints")
+                metrics[f"{CHECKPOINTS[name].metric_prefix}/{key}"] = value
+        link = links.metric_link(model, job.data, metrics) if name == "best" else {}
+        logger.log_metrics(metrics, link=link)
+        logger.log_file(folder / f"{name}.pt", "checkpoints")
     for verdicts in sorted(folder.glob("verdicts_*.npz")):
-        logger.file(verdicts, "verdicts")
-    logger.tags({"flags": json.dumps(evaluation.flags)})
-    logger.tags({f"sha256.{name}": digest for name, digest in checksums.items()})
-    logger.metrics(costs)
+        logger.log_file(verdicts, "verdicts")
+    logger.set_tags({"flags": json.dumps(evaluation.flags)})
+    logger.set_tags({f"sha256.{name}": digest for name, digest in checksums.items()})
+    logger.log_metrics(costs)
     if run.spec.role == "teacher":
         keep_teacher(job, checksums["best"])
     present(job, model, state, evaluation)
@@ -263,16 +264,17 @@ def present(job: Job, model: LoggedModel | None, state: State, evaluation: Evalu
     run, context, logger = job.run, job.context, job.logger
     metric = "val/robust" if run.method.adversarial else "val/clean"
     chosen = next(row for row in state.history if row.get(metric) == state.best)
-    outcome = Outcome(state.history, chosen, evaluation.accuracy, evaluation.flags, state.seconds)
+    result = RunResult(state.history, chosen, evaluation.accuracy, evaluation.flags, state.seconds)
     tags = run_tags(run, context.code, context.group)
-    with logger.aside("note"):
-        logger.tag(note.TAG, note.of_run(run.spec, tags, outcome, logger.run_id))
-    with logger.aside("figures"):
-        note.draw(outcome, job.folder / note.FIGURES)
-        logger.files(job.folder / note.FIGURES, note.FIGURES)
+    with logger.optional_step("note"):
+        logger.set_tags({note.NOTE_TAG: note.run_note(run.spec, tags, result, logger.run_id)})
+    with logger.optional_step("figures"):
+        note.draw_figures(result, job.folder / note.FIGURES)
+        logger.log_folder(job.folder / note.FIGURES, note.FIGURES)
     if model:
-        with logger.aside("alias"):
-            links.register(context.store, logger, run, model, outcome)
+        with logger.optional_step("alias"):
+            score = chosen["val/robust"]
+            links.register_model(context.store, logger, model, run.spec, run.identity, score)
 
 
 def checkpoint_names(folder: Path) -> list[str]:
@@ -338,5 +340,6 @@ def run_tags(
 
 def describe_data(data: Data) -> dict[str, object]:
     """Return facts, sizes and checksum of the data as used."""
+    facts = {name: getattr(data.info, name) for name in DATASET_FACTS}
     sizes = {"num_train": len(data.train), "num_val": len(data.val), "num_test": len(data.test)}
-    return {"data": {**dataclasses.asdict(data.info), **sizes, "sha256": data.sha256}}
+    return {"data": {**facts, **sizes, "sha256": data.sha256}}

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import methods
-from bench.teachers import cards
 from bench import datasets, models
 from bench.protocol import suites, tuned_config
 from bench.protocol.options import ProtocolOptions, RunOptions
 from bench.protocol.spec import Spec
 from bench.protocol.suites import Suite
 from bench.system.errors import UsageError, unknown_name
+from bench.teachers import cards
 from methods.base import Method, official_values
 
 

@@ -7,8 +7,8 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from bench.execution import job
-from bench.execution.executors import data_arguments, dataset_loader
+from bench.execution import evaluation
+from bench.execution.inputs import data_loader
 from bench.models.checkpoint import load
 from bench.protocol.spec import Spec
 from bench.system.environment import describe_environment, resolve_device
@@ -37,7 +37,7 @@ def reproduce(
         if not path or not sha256:
             missing = f"no checkpoint {sha256[:16]}... here; give it with --checkpoint FILE"
             raise RecordError(f"not verified: {missing}")
-        data = dataset_loader(data_root)(*data_arguments(spec))
+        data = data_loader(data_root)(spec)
         stated = record.environment.get("data")
         if not isinstance(stated, dict) or stated.get("sha256") != data.sha256:
             digest = f"{data.sha256[:16]}..."
@@ -49,7 +49,9 @@ def reproduce(
         full = "best" in spec.full_checkpoints
         with Progress([(0.0, 0.0)]) as progress:
             progress.start(record.name)
-            values, flags = job.evaluate_checkpoint(net, spec, data.test, full, stem, progress.tick)
+            values, flags = evaluation.evaluate_checkpoint(
+                net, spec, data.test, full, stem, progress.tick
+            )
         survived = verdicts.of(folder.as_uri()) if "aa" in values else None
     new_flags = sorted(flags.keys() - json.loads(record.tags.get("flags") or "{}").keys())
     if new_flags:

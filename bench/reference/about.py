@@ -32,8 +32,7 @@ def describe_method(name: str) -> About | None:
     if entry:
         parameters = tuple(Parameter(**parameter) for parameter in entry["parameters"])
         return About(entry["title"], entry["formula"], entry["source"], parameters)
-    # Nobody asked for this plugin by name, so a process of its own tries the import first.
-    if name not in methods.plugins() or methods.fault(name):
+    if name not in methods.plugins() or methods.plugin_fault(name):
         return None
     return describe_class(methods.load(name))
 

@@ -6,11 +6,13 @@ import hashlib
 import os
 from pathlib import Path
 
+from bench.system.errors import BenchError
+
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
     """Write a file of which readers see the old content or the new one, never a part.
 
-    A process killed at any moment leaves one of the two. Raise OSError if nothing can be written.
+    A process killed at any moment leaves one of the two. Raise OSError if it cannot be written.
     """
     # The process id keeps apart processes that write the same file at the same time.
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
@@ -24,6 +26,15 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def save_file(path: Path, content: bytes) -> None:
+    """Write a file atomically, and its folder if there is none. Raise BenchError if that fails."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, content)
+    except OSError as error:
+        raise BenchError(f"cannot write to {str(path.parent)!r}: {error.strerror}") from error
 
 
 def sha256_of_file(path: Path) -> str:

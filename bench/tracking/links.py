@@ -11,7 +11,8 @@ import json
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from bench.datasets.data import Data, source
+from bench.datasets.official_files import official_class
+from bench.datasets.splits import Data
 from bench.protocol.spec import Spec
 from bench.tracking.note import NOTE_TAG
 from bench.tracking.run_logger import RunLogger
@@ -62,7 +63,7 @@ def mlflow_dataset(data: Data) -> Dataset:
         tensors[name] = json.dumps([{"type": "tensor", "tensor-spec": spec}])
     kind, origin = "local", {"uri": "sklearn.datasets.load_digits"}
     if info.name != "digits":
-        kind, origin = "http", {"url": source(info.name).url}
+        kind, origin = "http", {"url": official_class(info).url}
     sizes = {"training": len(data.train), "validation": len(data.val), "test": len(data.test)}
     profile = {"num_rows": sum(sizes.values()), **sizes, "classes": info.num_classes}
     profile["sha256"] = data.sha256

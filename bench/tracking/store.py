@@ -119,8 +119,10 @@ class TrackingStore:
         if not experiment:
             return None
         condition = f"tags.spec_id = '{spec.id}' and attributes.status = '{status}'"
-        newest = {"order_by": ["attributes.start_time DESC"], "max_results": 1}
-        runs = self.client.search_runs([experiment.experiment_id], condition, **newest)
+        newest = ["attributes.start_time DESC"]
+        runs = self.client.search_runs(
+            [experiment.experiment_id], condition, max_results=1, order_by=newest
+        )
         return runs[0] if runs and IMPORTING not in runs[0].data.tags else None
 
     def unfinished_runs(self) -> list[Run]:

@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.datasets.data import Data, Split, augment, to_float
+from bench.datasets.augmentation import augment, to_float
+from bench.datasets.splits import Data, Split
 from bench.models.checkpoint import read, save
 from bench.protocol.spec import Spec
 from bench.system.errors import BenchError, UsageError

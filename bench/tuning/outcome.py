@@ -128,7 +128,9 @@ def publish(
 ) -> None:
     """The study's MLflow run: counts, best values, a note, the files, the figures that can be drawn."""
     counts, (spent, whole) = states(study), epochs(study, task)
-    record.log_metrics({f"trials/{name}": counts[name] for name in ("complete", "pruned", "failed")})
+    record.log_metrics(
+        {f"trials/{name}": counts[name] for name in ("complete", "pruned", "failed")}
+    )
     record.log_metrics({"epochs": spent, "epochs_unpruned": whole})
     for name, value in zip(task.plan.objectives, chosen[0].values, strict=True):
         record.log_metrics({f"best/{name}": value})

@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 import methods
-from bench.datasets.data import Data
+from bench.datasets.splits import Data
 from bench.execution import job as cell_module
 from bench.execution.job import RunContext
 from bench.execution.plan import PlannedRun

@@ -15,8 +15,7 @@ from optuna.study import Study
 from rich.console import Console
 from rich.table import Table
 
-from bench.teachers import cards
-from bench.datasets.data import Data
+from bench.datasets.splits import Data
 from bench.execution import cost, grid, inputs, plan
 from bench.execution.job import RunContext
 from bench.execution.plan import PlannedRun
@@ -25,6 +24,7 @@ from bench.protocol.options import ProtocolOptions, RunOptions
 from bench.system import environment
 from bench.system.errors import BenchError, UsageError
 from bench.system.progress import format_duration
+from bench.teachers import cards
 from bench.tracking.run_logger import FAILED, KILLED, RunLogger
 from bench.tracking.store import TUNING, TrackingStore
 from bench.training.trainer import clean_and_robust_accuracy

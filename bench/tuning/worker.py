@@ -11,7 +11,7 @@ import optuna
 import torch
 from mlflow.exceptions import MlflowException
 
-from bench.datasets import data as data_module
+from bench.datasets.splits import Data
 from bench.execution import inputs
 from bench.execution.job import RunContext
 from bench.system import signals

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from bench.cli.parsing import Command, option
-from bench.protocol.options import CommonOptions
+from bench.cli.parsing import Command
+from bench.protocol.options import CommonOptions, option
 from bench.system.errors import BenchError, UsageError, unknown_name
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def evaluate(options: EvaluateOptions) -> int:
     """Attack a checkpoint and print a line for each attack."""
     from bench import datasets, models
     from bench.cli.evaluation import attack_test_images, print_accuracies
-    from bench.datasets import data
+    from bench.datasets.loading import load_data
     from bench.execution.plan import split_names
     from bench.models import checkpoint
     from bench.system import environment
@@ -72,7 +72,7 @@ def evaluate(options: EvaluateOptions) -> int:
     if options.surrogate:
         arch = options.surrogate_arch or options.arch
         surrogates["surrogate"] = checkpoint.load(options.surrogate, arch, info).to(device)
-    test = data.load(options.dataset, options.data_root, limit_test=options.limit_test).test
+    test = load_data(options.dataset, options.data_root, limit_test=options.limit_test).test
     with explain_memory_errors(options.batch_size):
         evaluation = attack_test_images(
             net, test, attacks, device, options.out, surrogates=surrogates, eps=eps,

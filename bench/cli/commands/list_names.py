@@ -42,7 +42,7 @@ def print_section(title: str, entries: dict[str, str]) -> None:
 
 def describe_plainly(name: str) -> str:
     """Return a method's formula and defaults, and what is wrong with a plugin of its name."""
-    fault = methods.fault(name) if name in methods.plugins() else ""
+    fault = methods.plugin_fault(name) if name in methods.plugins() else ""
     if fault and name not in methods.builtin():
         return fault
     method = methods.load(name)
