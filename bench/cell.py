@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 import attacks
-from attacks.record import ForeignRecordError
+from attacks.verdict_file import ForeignVerdictsError
 from bench import data as data_module
 from bench import environment, links, models, note, teachers
 from bench.data import Data
@@ -296,7 +296,7 @@ def evaluate(
             net, x[:count], y[:count], ["aa"], spec, stem.with_name(f"{stem.name}_aa.npz"), tick
         )
         parts.append(second)
-        both = first.first(count) | second
+        both = first.first_images(count) | second
         worst, flags = both.worst, flags | both.contradictions()
         values |= {"aa": second.accuracy()["aa"], "aa_n": float(count)}
     costs = [cost for part in parts for cost in part.cost.values()]
@@ -328,7 +328,7 @@ def run_attacks(
         return attacks.evaluate(
             net, x, y, names, eps=spec.eps, probes=probes, record=path, progress=tick
         )
-    except ForeignRecordError:  # of an earlier version of the attacks
+    except ForeignVerdictsError:  # of an earlier version of the attacks
         path.unlink()
         return attacks.evaluate(
             net, x, y, names, eps=spec.eps, probes=probes, record=path, progress=tick

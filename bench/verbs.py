@@ -31,12 +31,12 @@ DEFAULT_ATTACKS = {"Linf": ("fgsm", "pgd20", "pgd20_trades", "cw_inf", "aa"), "L
 def evaluate(given: options.Evaluate) -> int:
     """Attacks a checkpoint and prints a line for each attack."""
     from attacks import catalog
-    from attacks.record import is_record
+    from attacks.verdict_file import is_verdict_file
     from bench import environment
     from bench.models import checkpoint
 
     info, chosen = datasets.get(given.dataset), names(given.attacks) or DEFAULT_ATTACKS[given.norm]
-    for name in catalog.expand(chosen):
+    for name in catalog.expand_names(chosen):
         base, at, surrogate = name.partition("@")
         if base not in catalog.ATTACKS and name not in catalog.CONTROLS:
             raise unknown("attack", name, [*catalog.ATTACKS, "corruptions", *catalog.CONTROLS])
@@ -55,7 +55,7 @@ def evaluate(given: options.Evaluate) -> int:
         )
     if not 0 <= given.seed < 2**63:
         raise UsageError(f"--seed {given.seed}: between 0 and 2^63 - 1")
-    if given.out and given.out.exists() and not is_record(given.out):
+    if given.out and given.out.exists() and not is_verdict_file(given.out):
         raise UsageError(
             f"--out {str(given.out)!r} exists and holds no verdicts: choose another file"
         )
@@ -232,7 +232,7 @@ def list(_: options.List) -> int:
     import methods
     from attacks import catalog
 
-    transfers = ", ".join(name for name in catalog.ATTACKS if catalog.transfers(name))
+    transfers = ", ".join(name for name in catalog.ATTACKS if catalog.is_transferable(name))
     sections = {
         "methods": {name: about_method(name) for name in methods.names()},
         "suites": {name: suite.about for name, suite in suites.SUITES.items()},
