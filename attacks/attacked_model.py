@@ -90,7 +90,7 @@ class AttackedModel(nn.Module):
 
     @contextmanager
     def early_exit(self, x: Tensor, y: Tensor, radius: float, norm: str) -> Iterator[EarlyExit]:
-        """Drop images of the batch x once they are fooled within `radius`; leave with the last one."""
+        """Drop images of the batch x once they are fooled within `radius`."""
         # No image's logits depend on another's, so dropping some changes no verdict.
         self.early = EarlyExit(x, y, radius, norm)
         try:
@@ -103,7 +103,7 @@ class AttackedModel(nn.Module):
     def confirm_fooled(
         self, adv: Tensor, x: Tensor, y: Tensor, wrong: Tensor, radius: float, norm: str
     ) -> Tensor:
-        """Return the rows of the `wrong` images within `radius` that fool the reference model too."""
+        """Return the rows of `wrong` images within `radius` that fool the reference model too."""
         rows = wrong.nonzero().squeeze(1)
         rows = rows[perturbation_norm(adv[rows] - x[rows], norm) <= radius]
         if not len(rows):

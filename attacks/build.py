@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torchattacks
@@ -18,39 +19,34 @@ REFERENCE_EPS = 8 / 255
 MAX_TARGETS = 9
 
 
+@dataclass(frozen=True)
+class Settings:
+    """Settings that all attacks of an evaluation share. Verdict files use the field names as keys."""
+
+    eps: float
+    norm: str
+    seed: int
+    batch_size: int = 250
+    num_classes: int = 0
+
+
 def check_support(attack: Attack, norm: str, pixels: tuple[int, ...]) -> None:
-    """Raise ValueError if an attack is undefined in `norm` or on images of (height, width) `pixels`."""
+    """Raise ValueError if an attack is undefined in `norm` or for (height, width) `pixels`."""
     norms = supported_norms(attack.kind)
     if norm not in norms:
         raise ValueError(f"{attack.kind} is an attack in {norms[0]}, not in {norm}")
-    if attack.kind != "square":
-        return
-    if len(set(pixels)) > 1 or (norm == "L2" and min(pixels) < 5):
-        shape = "x".join(map(str, pixels))
-        raise ValueError(
-            f"Square needs images as wide as high, in L2 of at least 5x5 pixels; these are {shape}"
-        )
+    too_small = norm == "L2" and min(pixels) < 5
+    if attack.kind == "square" and (len(set(pixels)) > 1 or too_small):
+        needed = "Square needs images as wide as high, in L2 of at least 5x5 pixels"
+        raise ValueError(f"{needed}; these are {'x'.join(map(str, pixels))}")
 
 
-def build_attack(
-    attack: Attack,
-    model: AttackedModel,
-    eps: float,
-    num_classes: int,
-    seed: int,
-    norm: str = "Linf",
-    batch_size: int = 250,
-) -> Any:
-    """Build the torchattacks object of one component against `model`.
-
-    Call `check_support` first. batch_size: images in a pass of FAB-T, one for each image and target.
-    """
-    steps = attack.steps
-    targets = min(num_classes - 1, MAX_TARGETS)
-    common = {"norm": norm, "eps": eps, "seed": seed, "n_restarts": attack.restarts}
+def build_attack(attack: Attack, model: AttackedModel, settings: Settings) -> Any:
+    """Build the torchattacks object of one component. Call `check_support` first."""
+    eps, norm, steps = settings.eps, settings.norm, attack.steps
+    targets = min(settings.num_classes - 1, MAX_TARGETS)
+    common = {"norm": norm, "eps": eps, "seed": settings.seed, "n_restarts": attack.restarts}
     match attack.kind:
-        case "fgsm" | "pgd" | "cw" | "mifgsm" | "tpgd" | "eotpgd":
-            return _build_signed_gradient(attack, model, eps, norm)
         case "deepfool":
             return torchattacks.DeepFool(model, steps=steps, overshoot=0.02)
         case "cw-l2":
@@ -65,14 +61,17 @@ def build_attack(
         case "fab":
             return FAB(model, **common, steps=steps, n_classes=targets + 1)
         case "fab-t":
+            batch_size = settings.batch_size
             return FABT(model, batch_size, **common, steps=steps, n_classes=targets + 1)
         case "square":
             square = Square if norm == "Linf" else SquareL2
             # The official schedule of p is that of 10,000 queries, also for 5,000.
             return square(model, **common, n_queries=steps, resc_schedule=False)
+        case _:
+            return _build_pgd(attack, model, eps, norm)
 
 
-def _build_signed_gradient(attack: Attack, model: AttackedModel, eps: float, norm: str) -> Any:
+def _build_pgd(attack: Attack, model: AttackedModel, eps: float, norm: str) -> Any:
     """Build FGSM or one of its iterated forms."""
     alpha = 2.5 * eps / attack.steps
     if attack.step and norm == "Linf":

@@ -46,19 +46,12 @@ TRANSFERABLE = ("fgsm", "pgd", "cw", "mifgsm", "tpgd")
 MIN_CLASSES = {"apgd-dlr": 3, "apgd-t": 4}
 
 AUTOATTACK = (
-    Attack("apgd-ce", 100),
-    Attack("apgd-t", 100),
-    Attack("fab-t", 100),
-    Attack("square", 5000),
-)
+    Attack("apgd-ce", 100), Attack("apgd-t", 100), Attack("fab-t", 100), Attack("square", 5000),
+)  # fmt: skip
 PLUS = (
-    Attack("apgd-ce", 100, restarts=5),
-    Attack("apgd-dlr", 100, restarts=5),
-    Attack("fab", 100, restarts=5),
-    Attack("square", 5000),
-    Attack("apgd-t", 100),
-    Attack("fab-t", 100),
-)
+    Attack("apgd-ce", 100, restarts=5), Attack("apgd-dlr", 100, restarts=5),
+    Attack("fab", 100, restarts=5), Attack("square", 5000), Attack("apgd-t", 100), Attack("fab-t", 100),
+)  # fmt: skip
 RAND = (Attack("apgd-ce", 100, eot=20), Attack("apgd-dlr", 100, eot=20))
 
 ATTACKS: dict[str, tuple[Attack, ...]] = {
@@ -98,15 +91,11 @@ ABOUT = {
     "cw_inf": (
         "30 steps of 2/255, uniform start, on the margin max_{c != y} z_c - z_y, last iterate"
     ),
-    "mifgsm": (
-        "10 steps of 2/255 with momentum 1; an image whose gradient vanishes "
-        "stays where it is (Dong et al. 2018)"
-    ),
+    "mifgsm": "10 steps of 2/255 with momentum 1; an image whose gradient vanishes "
+    "stays where it is (Dong et al. 2018)",
     "tpgd": "20 steps of 2/255 on the KL divergence from the clean prediction (Zhang et al. 2019)",
-    "eotpgd": (
-        "20 steps of 2/255, each on the mean of 10 gradients, for randomised "
-        "models (Athalye et al. 2018)"
-    ),
+    "eotpgd": "20 steps of 2/255, each on the mean of 10 gradients, for randomised "
+    "models (Athalye et al. 2018)",
     "deepfool": "nearest boundary by linearisation, 50 steps; L2 (Moosavi-Dezfooli et al. 2016)",
     "cw_l2": (
         "9 rounds of 1,000 Adam steps of 0.01 in tanh space, kappa 0; L2 (Carlini and Wagner 2017)"

@@ -1,7 +1,7 @@
-"""Common corruptions as a control that is no attack: noise, blur, contrast and JPEG at five severities.
+"""Common corruptions as a control: noise, blur, contrast and JPEG at five severities.
 
-Parameters are those of CIFAR-10-C (Hendrycks and Dietterich, ICLR 2019) for Gaussian noise, Gaussian
-blur, contrast and JPEG compression.
+Parameters are those of CIFAR-10-C (Hendrycks and Dietterich, ICLR 2019), blur's those of its
+Gaussian blur.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
-# By severity. noise, blur: standard deviation, blur's in pixels. contrast: factor of the distance from
-# the image's mean, channel by channel. jpeg: quality.
+# By severity. Standard deviations of noise and of blur, in pixels; factors of the distance from the
+# image's mean, channel by channel; quality.
 STRENGTH = {
     "noise": (0.04, 0.06, 0.08, 0.09, 0.10),
     "blur": (0.4, 0.6, 0.7, 0.8, 1.0),

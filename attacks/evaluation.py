@@ -12,36 +12,23 @@ import copy
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from attacks.attacked_model import AttackedModel, frozen_copy, perturbation_norm
-from attacks.build import build_attack
-from attacks.catalog import (
-    ATTACKS,
-    CONTROLS,
-    MINIMUM_NORM,
-    Attack,
-    attack_components,
-    expand_names,
-)
+from attacks.build import Settings, build_attack
+from attacks.catalog import ATTACKS, CONTROLS, MINIMUM_NORM, Attack, attack_components, expand_names
 from attacks.corruptions import corrupt_images
 from attacks.isolation import isolated_state
-from attacks.request import (
-    Settings,
-    Target,
-    check_model,
-    check_request,
-    copy_model,
-    predict_classes,
-)
+from attacks.request import Target, check_model, check_request, copy_model, predict_classes
 from attacks.result import Cost, Evaluation
 from attacks.sanity import probe_model, training_mode_flag
 from attacks.verdict_file import evaluation_key, load_verdicts, save_verdicts
 
-# Called with the attack's name, images done and images in all.
+# Called with the name of the attack, images done and images in all.
 Progress = Callable[[str, int, int], None]
 
 
@@ -60,32 +47,28 @@ def evaluate(
     record: Path | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Attack `net`, which returns logits (N, K) for images x: (N, C, H, W) in [0, 1], labels y: (N,).
+    """Attack a model that returns logits (N, K) for images x: (N, C, H, W) in [0, 1], labels y: (N,).
 
-    `net`, its modes and gradients and the global random state are left as they are. eps = 0 gives
-    the clean verdict, no images empty verdicts.
+    The model, its modes and gradients and the global random state are left as they are.
 
-    Args:
-        attacks: names of the catalogue. NAME@S makes adversarial examples on `surrogates[S]`.
-            "corruptions", or one such as noise-3, is a control outside the ball and outside `worst`.
-        eps: radius in `norm` ("Linf" or "L2"), in pixel units.
-        probes: images for the sanity flags; 0 omits them.
-        record: .npz file. Verdicts are saved after each attack and reused by the same evaluation.
-
-    Raises:
-        ValueError: the request or the model cannot be evaluated.
+    attacks: names of the catalogue. NAME@S makes its images on `surrogates[S]`. "corruptions", or one
+    such as noise-3, is a control outside the ball. eps: radius in `norm` ("Linf" or "L2"), in pixel
+    units; 0 gives the clean verdict. probes: images for the sanity flags, 0 for no flags. record: an
+    .npz file that verdicts are saved to after each attack; the same evaluation continues from it.
+    Raises ValueError for what cannot be evaluated.
     """
-    chosen = expand_names(attacks)
-    used = _used_surrogates(chosen, surrogates or {})
-    x, settings = x.detach().contiguous(), Settings(eps, norm, seed, batch_size)
-    check_request(chosen, used, x, y, settings, probes)
+    chosen, settings = expand_names(attacks), Settings(eps, norm, seed, batch_size)
+    x, used = x.detach().contiguous(), _used_surrogates(chosen, surrogates or {})
+    check_request(chosen, used, x, y, settings)
+    if probes < 0:
+        raise ValueError(f"probes = {probes}: 0, which leaves the flags out, or more")
     with isolated_state(seed):
         target = Target(net, copy_model(net), used)
         if not len(x):
             return _empty_evaluation(chosen)
-        num_classes = check_model(target, x, y, chosen, settings)
-        settings = replace(settings, num_classes=num_classes)
-        run = _Run(target, x, y, settings, record, progress)
+        num_classes = check_model(target, x, y, chosen, norm)
+        run = _Run(target, x, y, replace(settings, num_classes=num_classes), progress)
+        run.open_verdict_file(record)
         run.run_attacks(chosen)
         run.run_probes(probes)
     return run.result.select_attacks(chosen)
@@ -100,48 +83,44 @@ def _used_surrogates(
 
 def _empty_evaluation(chosen: list[str]) -> Evaluation:
     no_images = torch.zeros(0, dtype=torch.bool)
-    result = Evaluation(no_images)
-    for name in chosen:
-        if name in CONTROLS:
-            result.control[name] = no_images
-        else:
-            result.robust[name], result.cost[name] = no_images, Cost()
-    return result
+    robust = {name: no_images for name in chosen if name not in CONTROLS}
+    control = {name: no_images for name in chosen if name in CONTROLS}
+    return Evaluation(no_images, robust, control, {name: Cost() for name in robust})
 
 
 class _Run:
     """An evaluation in progress: its target, images and settings, and the verdicts so far."""
 
     def __init__(
-        self,
-        target: Target,
-        x: Tensor,
-        y: Tensor,
-        settings: Settings,
-        record: Path | None,
-        progress: Progress | None,
+        self, target: Target, x: Tensor, y: Tensor, settings: Settings, progress: Progress | None
     ) -> None:
         self.target, self.x, self.y = target, x, y
         self.settings, self.progress = settings, progress
         self.attacked_models: dict[nn.Module, AttackedModel] = {}
-        with isolated_state(settings.seed):
-            classes = [
-                predict_classes(target.reference_model, images)
-                for images in x.split(settings.batch_size)
-            ]
-        self.result = Evaluation((torch.cat(classes) == y).cpu())
-        self.record, self.key = record, ""
-        if record is not None:
-            self._open_verdict_file(record)
+        self.record: Path | None = None
+        self.key = ""
+        self.result = Evaluation(self._correct_images(lambda images: images))
 
-    def _open_verdict_file(self, record: Path) -> None:
+    def _correct_images(self, change: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return which images are classified correctly after a change of them: (N,)."""
+        classes = []
+        with isolated_state(self.settings.seed):
+            for images in torch.split(self.x, self.settings.batch_size):
+                classes.append(predict_classes(self.target.reference_model, change(images)))
+        return (torch.cat(classes) == self.y).cpu()
+
+    def open_verdict_file(self, record: Path | None) -> None:
+        """Load the verdicts of a file and check that it can be written."""
+        if record is None:
+            return
         networks = {"": self.target.reference_model}
         for name, surrogate in self.target.surrogates.items():
             networks[name] = frozen_copy(surrogate)
+        self.record = record
         self.key = evaluation_key(networks, self.x, self.y, vars(self.settings))
         record.parent.mkdir(parents=True, exist_ok=True)
         load_verdicts(record, self.key, self.result)
-        # A file that cannot be written is an error now, not after hours of attacks.
+        # What cannot be written fails now, not after hours of attacks.
         self._save()
 
     def _save(self) -> None:
@@ -154,9 +133,11 @@ class _Run:
             if name in self.result.robust or name in self.result.control:
                 continue
             if name in CONTROLS:
-                self.result.control[name] = self._run_corruption(name)
+                kind, severity = CONTROLS[name]
+                corrupt = partial(corrupt_images, kind=kind, severity=severity)
+                self.result.control[name] = self._correct_images(corrupt)
             else:
-                self.result.robust[name], self.result.cost[name] = self._run_attack(name)
+                self._run_attack(name)
             self._save()
 
     def run_probes(self, probes: int) -> None:
@@ -170,9 +151,8 @@ class _Run:
             self.result.probed = probes
             self._save()
         # Never from the file: it does not hold the modes of the caller's model.
-        self.result.flags |= training_mode_flag(
-            self.target.net, self.target.reference_model, self.x[:8], self.settings
-        )
+        net, reference_model = self.target.net, self.target.reference_model
+        self.result.flags |= training_mode_flag(net, reference_model, self.x[:8], self.settings)
 
     def _copy_attacked_model(self, source: nn.Module) -> AttackedModel:
         # Folding a model takes longer than copying a folded one.
@@ -180,70 +160,53 @@ class _Run:
             self.attacked_models[source] = AttackedModel(source, self.x[:2])
         return copy.deepcopy(self.attacked_models[source])
 
-    def _run_corruption(self, name: str) -> Tensor:
-        """Return which of all images are classified correctly under a corruption: (N,)."""
-        kind, severity = CONTROLS[name]
-        classes = []
-        with isolated_state(self.settings.seed):
-            for images in self.x.split(self.settings.batch_size):
-                corrupted = corrupt_images(images, kind, severity)
-                classes.append(predict_classes(self.target.reference_model, corrupted))
-        return (torch.cat(classes) == self.y).cpu()
-
-    def _run_attack(self, name: str) -> tuple[Tensor, Cost]:
-        """Return the verdicts (N,) of one named attack, and its cost."""
+    def _run_attack(self, name: str) -> None:
+        """Store the verdicts of a named attack and its cost."""
         model = self._copy_attacked_model(self.target.source(name))
-        start = time.perf_counter()
-        base = name.partition("@")[0]
+        start, base = time.perf_counter(), name.partition("@")[0]
+        robust, fooled = self.result.clean.clone(), dict[str, int]()
         components = attack_components(base, self.settings.num_classes)
-        robust = self.result.clean.clone()
-        fooled: dict[str, int] = {}
         for component in components if self.settings.eps else ():
-            kind = component.kind
-            label = f"{name} {kind}" if len(ATTACKS[base]) > 1 else name
+            label = f"{name} {component.kind}" if len(ATTACKS[base]) > 1 else name
             before = int(robust.sum())
             self._run_component(component, model, label, robust)
-            fooled[kind] = fooled.get(kind, 0) + before - int(robust.sum())
-        seconds = time.perf_counter() - start
-        device = str(self.x.device)
-        return robust, Cost(seconds, model.forwards, model.backwards, fooled, device)
+            count = before - int(robust.sum())
+            fooled[component.kind] = fooled.get(component.kind, 0) + count
+        seconds, device = time.perf_counter() - start, str(self.x.device)
+        self.result.robust[name] = robust
+        self.result.cost[name] = Cost(seconds, model.forwards, model.backwards, fooled, device)
 
     def _run_component(
         self, component: Attack, model: AttackedModel, label: str, robust: Tensor
     ) -> None:
         """Run one component on the `robust` images: (N,), which it updates."""
-        eps, norm, seed = self.settings.eps, self.settings.norm, self.settings.seed
-        batch_size, num_classes = self.settings.batch_size, self.settings.num_classes
-        attack = build_attack(component, model, eps, num_classes, seed, norm, batch_size)
+        attack, batch_size = build_attack(component, model, self.settings), self.settings.batch_size
         rows = robust.nonzero().squeeze(1)
         for done in range(0, len(rows), batch_size):
             if self.progress:
                 self.progress(label, done, len(rows))
             batch = rows[done : done + batch_size].to(self.x.device)
             images, labels = self.x[batch], self.y[batch]
-            with isolated_state(seed):
+            with isolated_state(self.settings.seed):
                 adv = attack(images, labels).detach()
                 fooled = self._verify(images, labels, adv, component)
             robust[batch.cpu()] = ~fooled.cpu()
 
     def _verify(self, x: Tensor, y: Tensor, adv: Tensor, component: Attack) -> Tensor:
-        """Return which adversarial examples are misclassified.
+        """Return which adversarial examples are misclassified: (B,).
 
-        Raises:
-            RuntimeError: one is not an image of the ball. A minimum-norm attack may leave the ball:
-                that image does not count.
+        Raises RuntimeError if one is not an image of the ball. Minimum-norm attacks may leave the
+        ball; there an image does not count.
         """
         eps, norm, kind = self.settings.eps, self.settings.norm, component.kind
-        # Written so that NaN is outside too.
+        # False for NaN too.
         inside = perturbation_norm(adv - x, norm) <= eps * (1 + 1e-5) + 1e-6
         if kind in MINIMUM_NORM:
             adv = torch.where(inside.view(-1, 1, 1, 1), adv, x)
         elif adv.isnan().any():
-            raise RuntimeError(
-                f"{kind} returned NaN: the model's gradient is not finite where its logits are"
-            )
+            reason = "the model's gradient is not finite where its logits are"
+            raise RuntimeError(f"{kind} returned NaN: {reason}")
         elif not inside.all() or adv.amin() < 0 or adv.amax() > 1:
-            raise RuntimeError(
-                f"{kind} returned images outside the ball of {eps:.6g} ({norm}) or outside [0, 1]"
-            )
+            ball = f"the ball of {eps:.6g} ({norm})"
+            raise RuntimeError(f"{kind} returned images outside {ball} or outside [0, 1]")
         return predict_classes(self.target.reference_model, adv) != y

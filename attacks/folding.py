@@ -1,19 +1,20 @@
-"""A faster copy of a model for attacks: BatchNorm folded, channels last, small convolutions as matrices."""
+"""A faster copy of a model: BatchNorm folded, channels last, convolutions of tiny images as matrices."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
-from attacks.dense_convolution import unroll_convolutions
-
 # Relative to the largest logit.
 LOGIT_TOLERANCE = 1e-4
 # Relative, in L2. Rounding flips single ReLUs; another backward pass changes the whole gradient.
 GRADIENT_TOLERANCE = 0.05
+# Larger matrices are slower than the convolution; measured on a CPU.
+MAX_MATRIX_ELEMENTS = 2**16
 
 
 def fold_model(model: nn.Module, sample: Tensor, gradient: Tensor) -> nn.Module:
@@ -21,13 +22,13 @@ def fold_model(model: nn.Module, sample: Tensor, gradient: Tensor) -> nn.Module:
 
     sample: (B, C, H, W); gradient: the `mixture_gradient` of `model` there.
     """
-    # Tracing forgets custom backward passes (BPDA) and freezes random choices. So logits, input
-    # gradient and repeated logits are compared.
+    # Tracing forgets custom backward passes (BPDA) and freezes random choices, so logits, input
+    # gradients and repeated logits are compared.
     try:
         folded = unroll_convolutions(fuse(model).to(memory_format=torch.channels_last), sample)
         with torch.no_grad():
             logits, folded_logits = model(sample), folded(sample)
-            repeated = [model(sample), model(sample)]
+            repeats = model(sample), model(sample)
         folded_gradient = mixture_gradient(folded, sample)
     # Tracing fails in many ways on models that are not plain graphs, and folding is only for speed.
     except Exception:
@@ -39,22 +40,22 @@ def fold_model(model: nn.Module, sample: Tensor, gradient: Tensor) -> nn.Module:
     # Written so that NaN refuses the folded model.
     same_gradient = gradient_change <= GRADIENT_TOLERANCE * gradient.norm()
     same_logits = logit_change <= LOGIT_TOLERANCE * logits.abs().max()
-    repeatable = all(torch.equal(logits, repeat) for repeat in repeated)
-    if same_gradient and same_logits and repeatable:
-        return folded
-    return model
+    repeatable = all(torch.equal(logits, repeat) for repeat in repeats)
+    return folded if same_gradient and same_logits and repeatable else model
 
 
 def mixture_gradient(model: nn.Module, x: Tensor) -> Tensor | None:
     """Return the input gradient of a fixed combination that depends on every logit."""
-    return input_gradient(model, x, _mix_logits)
+
+    def mix(logits: Tensor) -> Tensor:
+        count, device = logits.shape[1], logits.device
+        return logits * torch.linspace(-1, 2, count, device=device, dtype=logits.dtype)
+
+    return input_gradient(model, x, mix)
 
 
 def input_gradient(model: nn.Module, x: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor | None:
-    """Return the gradient of the summed loss of the logits for images x: (B, ...).
-
-    None if no graph leads to the images.
-    """
+    """Return the gradient of the summed loss for images x: (B, ...), None if no graph leads there."""
     with torch.inference_mode(False), torch.enable_grad():
         images = x.detach().clone().requires_grad_()
         logits = model(images)
@@ -63,5 +64,49 @@ def input_gradient(model: nn.Module, x: Tensor, loss: Callable[[Tensor], Tensor]
         return torch.autograd.grad(loss(logits).sum(), images, allow_unused=True)[0]
 
 
-def _mix_logits(logits: Tensor) -> Tensor:
-    return logits * torch.linspace(-1, 2, logits.shape[1], device=logits.device, dtype=logits.dtype)
+class DenseConvolution(nn.Module):
+    """A frozen convolution on images of one shape: (B, *shape_in) -> (B, *shape_out)."""
+
+    matrix: Tensor
+    bias: Tensor
+
+    def __init__(self, conv: nn.Conv2d, shape_in: torch.Size, shape_out: torch.Size) -> None:
+        super().__init__()
+        weight, self.shape_out = conv.weight, shape_out
+        linear = copy.deepcopy(conv)
+        linear.bias = None
+        unit_images = torch.eye(shape_in.numel(), dtype=weight.dtype, device=weight.device)
+        matrix = linear(unit_images.view(-1, *shape_in)).flatten(1).contiguous()
+        bias = weight.new_zeros(shape_out[0]) if conv.bias is None else conv.bias
+        self.register_buffer("matrix", matrix)
+        self.register_buffer("bias", bias.repeat_interleave(shape_out[1:].numel()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addmm(self.bias, x.flatten(1), self.matrix).view(-1, *self.shape_out)
+
+
+@torch.no_grad()
+def unroll_convolutions(net: nn.Module, sample: Tensor) -> nn.Module:
+    """Replace small convolutions of `net` for images shaped like `sample`: (B, C, H, W), on a CPU."""
+    if sample.device.type != "cpu":
+        return net
+    convs = {name: module for name, module in net.named_modules() if type(module) is nn.Conv2d}
+    names: dict[nn.Module, str] = {conv: name for name, conv in convs.items()}
+    shapes: dict[str, set[tuple[torch.Size, torch.Size]]] = {name: set() for name in convs}
+
+    def observe(conv: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        shapes[names[conv]].add((inputs[0].shape[1:], output.shape[1:]))
+
+    hooks = [conv.register_forward_hook(observe) for conv in convs.values()]
+    net(sample)
+    for hook in hooks:
+        hook.remove()
+    for name, conv in convs.items():
+        # A convolution of images of several shapes has no single matrix.
+        if len(shapes[name]) != 1:
+            continue
+        shape_in, shape_out = shapes[name].pop()
+        # Building the matrix takes a square one of all unit images.
+        if shape_in.numel() * max(shape_in.numel(), shape_out.numel()) <= MAX_MATRIX_ELEMENTS:
+            net.set_submodule(name, DenseConvolution(conv, shape_in, shape_out))
+    return net

@@ -23,8 +23,8 @@ Flag = tuple[str, str]
 class Cost:
     """Cost of an attack: wall-clock seconds, images passed forwards and backwards, the device.
 
-    Passes that fill a batch or are in vain count too; the pass that verifies adversarial examples
-    does not. fooled: the number of images that each component fooled.
+    Passes that fill a batch or are in vain count, the one that verifies adversarial examples does
+    not. fooled: images fooled by each component.
     """
 
     seconds: float = 0.0
@@ -41,10 +41,10 @@ class Cost:
 
 @dataclass
 class Evaluation:
-    """Verdicts, (N,) bool on the CPU, True where an image is classified correctly, with their costs.
+    """Verdicts, (N,) bool on the CPU, True where an image is classified correctly, with costs.
 
-    robust: by attack. control: by corruption, which is no attack. flags: reasons not to believe the
-    numbers, flag -> evidence. probed: images that the sanity flags were computed on.
+    robust: by attack. control: by corruption, which is no attack. flags: flag -> evidence, reasons
+    not to believe the numbers. probed: images that the sanity flags were computed on.
     """
 
     clean: Tensor
@@ -90,9 +90,8 @@ class Evaluation:
     def contradictions(self) -> dict[str, str]:
         """Return the flags that the verdicts raise against each other.
 
-        A weaker attack may beat a stronger one on a few images by chance. The tolerance is
-        max(1 %, 2 images). For attacks without gradients it is the 0.2 % of the official AutoAttack,
-        at least 3 images.
+        A weaker attack may beat a stronger one on a few images by chance. The tolerance is max(1 %,
+        2 images), for attacks without gradients max(0.2 %, 3 images), the official AutoAttack's 0.2 %.
         """
         if not len(self.clean):
             return {}

@@ -1,7 +1,7 @@
 """Sanity flags: signs that a model hides its gradients or that an evaluation cannot be believed.
 
-Each test is small and states its threshold. They follow Athalye et al. 2018 ("Obfuscated gradients"),
-Carlini et al. 2019 ("On evaluating adversarial robustness") and the checks of the official AutoAttack.
+Each test is small and states its threshold. They follow Athalye et al. 2018 ("Obfuscated
+gradients"), Carlini et al. 2019 ("On evaluating adversarial robustness") and the official AutoAttack.
 A flag does not say that the model is not robust: it says that the numbers do not show it.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -17,12 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attacks.attacked_model import AttackedModel, perturbation_norm
-from attacks.build import REFERENCE_EPS, build_attack
+from attacks.build import REFERENCE_EPS, Settings, build_attack
 from attacks.catalog import Attack
 from attacks.components.margin_attacks import logit_margin
 from attacks.folding import input_gradient
 from attacks.isolation import isolated_state
-from attacks.request import Settings, largest_eps
+from attacks.request import largest_eps
 from attacks.result import Flag
 
 Flags = Iterator[Flag]
@@ -32,10 +32,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 def training_mode_flag(
     net: nn.Module, reference_model: nn.Module, x: Tensor, settings: Settings
 ) -> dict[str, str]:
-    """Flag a model in training mode whose logits differ from those in eval mode.
-
-    The reference model is in eval mode, which is evaluated.
-    """
+    """Flag a model in training mode whose logits differ from the evaluated ones, of eval mode."""
     if not any(module.training for module in net.modules()):
         return {}
     outputs = []
@@ -116,8 +113,8 @@ def _faithfulness_flags(
 ) -> Flags:
     """Flag gradients of the margin that finite differences do not confirm.
 
-    Along the gradient's own sign, where attacks go, it must have about the size of the difference.
-    Along random signs it must be close, and is not if it omits some pixels or a branch of the network.
+    Along its own sign, where attacks go, it must have about the size of the difference. Along random
+    signs it must be close, and is not if it omits some pixels or a branch of the network.
     """
     radius = settings.eps if settings.norm == "Linf" else settings.eps / x[0].numel() ** 0.5
 
@@ -168,13 +165,9 @@ class _Probe:
 
     def run(self, attack: Attack, eps: float | None = None) -> _Score:
         """Run an attack; eps: by default that of the evaluation."""
-        settings = self.settings
-        radius = settings.eps if eps is None else eps
+        settings = self.settings if eps is None else replace(self.settings, eps=eps)
         torch.manual_seed(settings.seed)
-        built = build_attack(
-            attack, self.model, radius, settings.num_classes, settings.seed, settings.norm
-        )
-        adv = built(self.x, self.y).detach()
+        adv = build_attack(attack, self.model, settings)(self.x, self.y).detach()
         with torch.no_grad():
             logits = self.model.reference_model(adv)
         fooled = logits.argmax(dim=1) != self.y
@@ -183,11 +176,11 @@ class _Probe:
 
     def run_noise(self) -> float:
         """Return the accuracy under one random perturbation of full size."""
-        noise = torch.randn(self.x.shape, device=self.x.device)
+        direction = torch.randn(self.x.shape, device=self.x.device)
         if self.settings.norm == "Linf":
-            direction = noise.sign()
+            direction = direction.sign()
         else:
-            direction = noise / perturbation_norm(noise, "L2").view(-1, 1, 1, 1)
+            direction = direction / perturbation_norm(direction, "L2").view(-1, 1, 1, 1)
         noisy = (self.x + self.settings.eps * direction).clamp(0, 1)
         with torch.no_grad():
             robust = self.model.reference_model(noisy).argmax(dim=1) == self.y
@@ -238,14 +231,12 @@ def _growth_flags(probe: _Probe) -> Flags:
     scores = {eps: probe.run(_pgd(20), eps) for eps in _probe_radii(probe)}
     for (small, lower), (large, higher) in pairwise(scores.items()):
         if higher.accuracy > lower.accuracy + probe.tolerance:
-            evidence = (
-                f"eps {small:.3g}: {lower.accuracy:.1%}, eps {large:.3g}: {higher.accuracy:.1%}"
-            )
-            yield "larger-eps-weaker", evidence
+            change = f"{lower.accuracy:.1%}, eps {large:.3g}: {higher.accuracy:.1%}"
+            yield "larger-eps-weaker", f"eps {small:.3g}: {change}"
         # Once all images are fooled, an attack has no loss left to raise.
         if higher.loss < 0.99 * lower.loss and higher.accuracy > 0:
-            evidence = f"eps {small:.3g}: {lower.loss:.3g}, eps {large:.3g}: {higher.loss:.3g}"
-            yield "larger-eps-lower-loss", evidence
+            change = f"{lower.loss:.3g}, eps {large:.3g}: {higher.loss:.3g}"
+            yield "larger-eps-lower-loss", f"eps {small:.3g}: {change}"
     least = min(score.accuracy for score in scores.values())
     if least > probe.tolerance / 2:
         yield "unbounded-attack-fails", f"{least:.1%} stand at eps {max(scores):.3g}"

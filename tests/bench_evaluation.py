@@ -26,7 +26,7 @@ from reference import as_released
 from torch import Tensor, nn
 
 from attacks import evaluate
-from attacks.components import MarginPGD
+from attacks.components.margin_attacks import MarginPGD
 from bench import data, models
 from bench.datasets import CIFAR10
 from methods.base import Budget

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from attacks import evaluate
 from attacks.catalog import CONTROLS, CORRUPTIONS, SEVERITIES
-from attacks.corruptions import CHROMA, LUMA, STRENGTH, corrupt, jpeg, table
+from attacks.corruptions import CHROMA, LUMA, STRENGTH, corrupt_images, jpeg, table
 
 
 def smooth(n: int = 16, size: int = 32, channels: int = 3) -> Tensor:
@@ -47,7 +47,7 @@ def by_pillow(x: Tensor, quality: int) -> Tensor:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_jpeg_is_pillows(quality: int, channels: int) -> None:
     x = smooth(channels=channels)
-    mine, theirs = jpeg(x, quality).clamp(0, 1), by_pillow(x, quality)
+    mine, theirs = compress_jpeg(x, quality).clamp(0, 1), by_pillow(x, quality)
     apart, effect = 255 * (mine - theirs).abs().mean(), 255 * (theirs - x).abs().mean()
     assert apart < 1.2 < 1.5 * 1.2 < effect  # a level is lost to rounding on the way
 
@@ -63,7 +63,7 @@ def test_quantisation_table(quality: int, first: int) -> None:
 def test_severity_grows_and_images_stay_images(kind: str, shape: tuple[int, int, int]) -> None:
     torch.manual_seed(0)
     x = torch.rand(8, *shape)
-    found = [corrupt(x, kind, severity) for severity in SEVERITIES]
+    found = [corrupt_images(x, kind, severity) for severity in SEVERITIES]
     sizes = [float((images - x).abs().mean()) for images in found]
     assert sizes == sorted(sizes)
     assert sizes[0] > 0
@@ -76,14 +76,14 @@ def test_severity_grows_and_images_stay_images(kind: str, shape: tuple[int, int,
 def test_closed_forms() -> None:
     x = smooth() * 0.4 + 0.3
     mean = x.mean(dim=(2, 3), keepdim=True)
-    torch.testing.assert_close(corrupt(x, "contrast", 2), 0.5 * x + 0.5 * mean)
+    torch.testing.assert_close(corrupt_images(x, "contrast", 2), 0.5 * x + 0.5 * mean)
     torch.manual_seed(3)
-    assert float((corrupt(x, "noise", 3) - x).std()) == pytest.approx(
+    assert float((corrupt_images(x, "noise", 3) - x).std()) == pytest.approx(
         STRENGTH["noise"][2], rel=0.02
     )
     point = torch.zeros(1, 1, 15, 15)
     point[0, 0, 7, 7] = 1
-    blurred = corrupt(point, "blur", 5)[0, 0]
+    blurred = corrupt_images(point, "blur", 5)[0, 0]
     assert float(blurred[7, 8] / blurred[7, 7]) == pytest.approx(np.exp(-0.5), rel=1e-4)
     assert float(blurred.sum()) == pytest.approx(1, rel=1e-4)
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attacks.dense import LARGEST, Dense, unrolled
-from attacks.view import View
+from attacks.folding import MAX_MATRIX_ELEMENTS, DenseConvolution, unroll_convolutions
+from attacks.attacked_model import AttackedModel
 from bench import datasets, models
 
 
@@ -29,7 +29,7 @@ def test_a_matrix_does_what_its_convolution_does(conv: nn.Conv2d) -> None:
         .requires_grad_()
     )
     want = conv(x)
-    got = Dense(conv, x.shape[1:], want.shape[1:])(x)
+    got = DenseConvolution(conv, x.shape[1:], want.shape[1:])(x)
     torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
     along = torch.rand_like(want)
     for one, other in zip(
@@ -55,15 +55,15 @@ class Kept(nn.Module):
 
 
 def test_large_convolutions_and_those_of_several_shapes_stay() -> None:
-    assert 32 * 32 < LARGEST < (32 * 32) ** 2
-    kept = unrolled(Kept(), torch.rand(2, 1, 32, 32))
-    assert not [module for module in kept.modules() if isinstance(module, Dense)]
+    assert 32 * 32 < MAX_MATRIX_ELEMENTS < (32 * 32) ** 2
+    kept = unroll_convolutions(Kept(), torch.rand(2, 1, 32, 32))
+    assert not [module for module in kept.modules() if isinstance(module, DenseConvolution)]
 
 
 def test_an_attack_sees_matrices_and_the_judge_does_not() -> None:
     net = models.build("resnet8-w4", datasets.get("digits")).eval()
     x = torch.rand(9, 1, 8, 8)
-    view = View(net, x[:2])
-    assert len([module for module in view.net.modules() if isinstance(module, Dense)]) == 9
-    assert not [module for module in view.judge.modules() if isinstance(module, Dense)]
+    view = AttackedModel(net, x[:2])
+    assert len([module for module in view.network.modules() if isinstance(module, DenseConvolution)]) == 9
+    assert not [module for module in view.reference_model.modules() if isinstance(module, DenseConvolution)]
     torch.testing.assert_close(view(x), net(x), rtol=1e-4, atol=1e-5)

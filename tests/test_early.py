@@ -12,8 +12,8 @@ from tasks import Task, trained
 from torch import Tensor
 
 from attacks import evaluate
-from attacks.square import Square
-from attacks.view import View, Watch, size
+from attacks.components.square import Square
+from attacks.attacked_model import AttackedModel, EarlyExit, perturbation_norm
 
 
 @pytest.fixture(scope="module")
@@ -26,10 +26,10 @@ def never(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing leaves early, and every proposal is passed."""
 
     @contextmanager
-    def watching(self: View, x: Tensor, y: Tensor, reach: float, norm: str) -> Iterator[Watch]:
-        yield Watch(x, y, reach, norm)
+    def early_exit(self: AttackedModel, x: Tensor, y: Tensor, reach: float, norm: str) -> Iterator[EarlyExit]:
+        yield EarlyExit(x, y, reach, norm)
 
-    monkeypatch.setattr(View, "watching", watching)
+    monkeypatch.setattr(AttackedModel, "early_exit", early_exit)
     monkeypatch.setattr("attacks.build.Square", torchattacks.Square)
     monkeypatch.setattr(
         "attacks.build.FABT",
@@ -76,39 +76,39 @@ def test_a_broken_image_is_not_passed_on_and_the_others_are_not_moved(task: Task
     x, y = x[right][:6], y[right][:6]
     wrong = y.clone()
     wrong[2] = (y[2] + 1) % 10  # "misclassified" from the start
-    view = View(net, x)
-    with view.watching(x, wrong, 0.1, "Linf") as watch:
+    view = AttackedModel(net, x)
+    with view.early_exit(x, wrong, 0.1, "Linf") as early:
         first = view(x)
-        assert watch.standing.tolist() == [True, True, False, True, True, True]
+        assert early.robust.tolist() == [True, True, False, True, True, True]
         before = view.forwards
         moved = (x + 0.01).requires_grad_()
         second = view(moved)
         assert view.forwards - before == 5
         assert torch.equal(second[2], first[2])
         (gradient,) = torch.autograd.grad(second.sum(), moved)
-    assert (gradient.flatten(1).abs().amax(dim=1) > 0).tolist() == watch.standing.tolist()
+    assert (gradient.flatten(1).abs().amax(dim=1) > 0).tolist() == early.robust.tolist()
     torch.testing.assert_close(second[[0, 1, 3, 4, 5]], view(x + 0.01)[[0, 1, 3, 4, 5]])
-    assert torch.equal(watch.merge(x + 1)[2], x[2])
-    assert torch.equal(watch.merge(x + 1)[3], x[3] + 1)
+    assert torch.equal(early.merge(x + 1)[2], x[2])
+    assert torch.equal(early.merge(x + 1)[3], x[3] + 1)
 
 
 def test_outside_the_ball_nothing_leaves(task: Task) -> None:
     net, x, _ = task
-    view, wrong = View(net, x), (net(x).argmax(dim=1) + 1) % 10
-    with view.watching(x, wrong, 0.05, "Linf") as watch:
+    view, wrong = AttackedModel(net, x), (net(x).argmax(dim=1) + 1) % 10
+    with view.early_exit(x, wrong, 0.05, "Linf") as early:
         view((x + 0.06).clamp(0, 1))
-        assert watch.standing[size((x + 0.06).clamp(0, 1) - x, "Linf") > 0.05].all()
+        assert early.robust[size((x + 0.06).clamp(0, 1) - x, "Linf") > 0.05].all()
         view(x)
-    assert not watch.standing.any()  # and the block ended there
+    assert not early.robust.any()  # and the block ended there
 
 
 def test_only_what_the_unfolded_model_confirms_leaves(task: Task) -> None:
     net, x, _ = task
-    view = View(net, x)
-    view.net = torch.nn.Sequential(view.net, torch.nn.Softmin(dim=1))  # an acceleration gone wrong
-    with view.watching(x, net(x).argmax(dim=1), 0.1, "Linf") as watch:
+    view = AttackedModel(net, x)
+    view.network = torch.nn.Sequential(view.network, torch.nn.Softmin(dim=1))  # an acceleration gone wrong
+    with view.early_exit(x, net(x).argmax(dim=1), 0.1, "Linf") as early:
         assert (view(x).argmax(dim=1) != net(x).argmax(dim=1)).all()
-        assert watch.standing.all()
+        assert early.robust.all()
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 60])
@@ -116,9 +116,9 @@ def test_targets_tried_together_fill_a_batch_and_no_more(
     batch_size: int, task: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     passed: list[int] = []
-    forward = View.forward
+    forward = AttackedModel.forward
     monkeypatch.setattr(
-        View, "forward", lambda self, x: (passed.append(len(x)), forward(self, x))[1]
+        AttackedModel, "forward", lambda self, x: (passed.append(len(x)), forward(self, x))[1]
     )
     found = evaluate(*task, ("fab_t",), eps=0.12, probes=0, batch_size=batch_size)
     assert batch_size / 2 < max(passed) <= batch_size

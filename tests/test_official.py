@@ -13,9 +13,9 @@ from tasks import Task, trained
 from torch import Tensor, nn
 
 from attacks import evaluate
-from attacks.build import build
-from attacks.catalog import ATTACKS, Attack, components
-from attacks.view import View
+from attacks.build import Settings, build_attack
+from attacks.catalog import ATTACKS, Attack, attack_components
+from attacks.attacked_model import AttackedModel
 
 STEPS, QUERIES = 20, 500
 
@@ -112,11 +112,11 @@ def test_two_and_three_classes_keep_the_losses_that_are_defined(
     classes: int, eps: float, parts: list[str]
 ) -> None:
     task = trained(classes)
-    assert [part.kind for part in components("aa", classes)] == parts
+    assert [part.kind for part in attack_components("aa", classes)] == parts
     want = official(task, eps, version="custom", attacks=parts, targets=classes - 1)
     found = evaluate(*task, ("aa",), eps=eps, probes=0)
     assert found.robust["aa"].tolist() == want.tolist()
-    assert list(found.cost["aa"].broken) == parts
+    assert list(found.cost["aa"].fooled) == parts
     assert telling(want)
 
 
@@ -166,7 +166,7 @@ def test_images_that_stand_saw_the_official_attack(task: Task, name: str, norm: 
                 want = theirs.fab.perturb(x, y)
             case _:
                 want = theirs.square.perturb(x, y)
-        adv = build(*ATTACKS[name], View(net, x[:2]), eps, 10, 0, norm)(x, y)
+        adv = build(*ATTACKS[name], AttackedModel(net, x[:2]), eps, 10, 0, norm)(x, y)
     assert torch.equal(net(adv).argmax(dim=1) == y, net(want).argmax(dim=1) == y)
     if name == "square":  # its images are those of the random search, step by step
         torch.testing.assert_close(adv, want, rtol=0, atol=1e-5)

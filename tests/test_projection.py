@@ -8,7 +8,7 @@ from scipy.optimize import linprog
 from torch import Tensor
 from torchattacks.attacks import fab
 
-from attacks.projection import projection_linf, without_sort
+from attacks.components.fab import projection_linf, without_sort
 
 
 def planes(rows: int, pixels: int, scale: float, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:

@@ -256,5 +256,5 @@ def test_verdicts_that_contradict_each_other(found: Evaluation, flag: str | None
 @pytest.mark.parametrize(("square", "flagged"), [(4, True), (3, False)])
 def test_square_after_the_white_box_attacks(square: int, flagged: bool) -> None:
     found = verdicts(aa=40)
-    found.cost["aa"] = Cost(broken={"apgd-ce": 50, "apgd-t": 8, "fab-t": 0, "square": square})
+    found.cost["aa"] = Cost(fooled={"apgd-ce": 50, "apgd-t": 8, "fab-t": 0, "square": square})
     assert ("black-box-beats-white-box" in found.contradictions()) == flagged

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks import evaluate
-from attacks.record import ForeignRecordError
+from attacks.verdict_file import ForeignVerdictsError
 from bench import models
 from bench.datasets import CIFAR10, DIGITS
 
@@ -122,7 +122,7 @@ def test_a_surrogates_verdicts_are_not_anothers(task: Task, tmp_path: Path) -> N
         probes=0,
         record=record,
     )
-    with pytest.raises(ForeignRecordError):
+    with pytest.raises(ForeignVerdictsError):
         evaluate(
             plain(),
             *task,

@@ -1,7 +1,7 @@
 """Auto-PGD of torchattacks, with images dropped as soon as they are fooled.
 
 Croce and Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse
-parameter-free attacks", ICML 2020. The numbers after D are those of the defects in docs/evaluation.md.
+parameter-free attacks", ICML 2020.
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ class APGD(torchattacks.APGD):  # type: ignore[misc]
 
 
 class APGDT(APGD):
-    """Auto-PGD on the targeted DLR loss, from the second to the tenth class of the clean prediction.
+    """Auto-PGD on the targeted DLR loss, towards the second to the tenth class of the clean prediction.
 
-    torchattacks' own takes the first image's step size for the whole batch in L2 (D9).
+    torchattacks' own takes the first image's step size for the whole batch in L2 (D9 in
+    docs/evaluation.md).
     """
 
     n_target_classes: int

@@ -1,7 +1,4 @@
-"""Attacks on the margin max_{c != y} z_c - z_y: PGD ("CW-inf") and the L2 attack of Carlini and Wagner.
-
-The numbers after D are those of the defects in docs/evaluation.md.
-"""
+"""Attacks on the margin max_{c != y} z_c - z_y. D5 is a defect listed in docs/evaluation.md."""
 
 from __future__ import annotations
 
@@ -15,8 +12,7 @@ from torch import Tensor, nn
 class MarginPGD(torchattacks.PGD):  # type: ignore[misc]
     """PGD on the margin, in l-inf the "CW" of the robustness literature.
 
-    torchattacks' margin losses floor the runner-up at 0 and fail where all other logits are
-    negative (D5).
+    torchattacks' losses floor the runner-up at 0 and fail where all other logits are negative (D5).
     """
 
     def __init__(self, model: nn.Module, norm: str, **budget: Any) -> None:
@@ -46,28 +42,25 @@ class MarginPGD(torchattacks.PGD):  # type: ignore[misc]
     def _project(self, delta: Tensor) -> Tensor:
         if self.norm == "Linf":
             return delta.clamp(-self.eps, self.eps)
-        projected: Tensor = delta * (self.eps / (l2_norm(delta) + 1e-10)).clamp(max=1)
-        return projected
+        return delta * (self.eps / (l2_norm(delta) + 1e-10)).clamp(max=1)
 
 
 class CWL2(torchattacks.attack.Attack):  # type: ignore[misc]
     """The L2 attack of Carlini and Wagner (S&P 2017).
 
-    Adam on tanh-space images, a search for the weight c per image. torchattacks' own has one fixed c,
-    and fails on CUDA and where all other logits are negative (D5).
+    Adam on tanh-space images, a search for the weight c per image. torchattacks' own has one c, and
+    fails on CUDA and where all other logits are negative (D5).
     """
 
-    def __init__(
-        self, model: nn.Module, steps: int, rounds: int, lr: float = 0.01, c: float = 1e-3
-    ) -> None:
+    def __init__(self, model: nn.Module, steps: int, rounds: int) -> None:
         super().__init__("CWL2", model)
-        self.steps, self.rounds, self.lr, self.c = steps, rounds, lr, c
+        self.steps, self.rounds = steps, rounds
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Return the nearest adversarial example of each image, the image itself if there is none."""
+        """Return the nearest adversarial example of each image, the image if there is none."""
         distances = torch.full((len(images),), torch.inf, device=images.device)
         adv = images.clone()
-        c, low = torch.full_like(distances, self.c), torch.zeros_like(distances)
+        c, low = torch.full_like(distances, 1e-3), torch.zeros_like(distances)
         high = torch.full_like(distances, torch.inf)
         for _ in range(self.rounds):
             fooled = self._descend(images, labels, c, distances, adv)
@@ -79,10 +72,10 @@ class CWL2(torchattacks.attack.Attack):  # type: ignore[misc]
     def _descend(
         self, images: Tensor, labels: Tensor, c: Tensor, distances: Tensor, adv: Tensor
     ) -> Tensor:
-        """Run one descent, update `distances` and `adv` in place and return the fooled images: (B,)."""
+        """Descend once; update `distances` and `adv` in place, return which images are fooled."""
         # 1 - 1e-6: the inverse of tanh is infinite for black and white pixels.
         w = torch.atanh((2 * images - 1) * (1 - 1e-6)).requires_grad_()
-        adam = torch.optim.Adam([w], lr=self.lr)
+        adam = torch.optim.Adam([w], lr=0.01)
         fooled = torch.zeros_like(labels, dtype=torch.bool)
         for _ in range(self.steps):
             candidates = (w.tanh() + 1) / 2

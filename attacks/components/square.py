@@ -1,4 +1,4 @@
-"""Square of torchattacks on the margin: several queries in a pass in l-inf, the official norms in L2.
+"""Square of torchattacks on the margin: in l-inf with several queries in a pass, in L2 as official.
 
 Andriushchenko et al., "Square Attack", ECCV 2020.
 """
@@ -27,21 +27,18 @@ Window = tuple[Region, Tensor]
 
 @dataclass(frozen=True)
 class Search:
-    """State of the images that are still robust: the best candidates and their margins.
-
-    best, low, high: (B, C, H, W), low and high bound the pixels. margin, y: (B,).
-    """
+    """State of robust images: best candidates, bounds of their pixels, margins and labels (B,)."""
 
     best: Tensor
-    margin: Tensor
     low: Tensor
     high: Tensor
+    margin: Tensor
     y: Tensor
 
     def select(self, rows: Tensor) -> Search:
         """Return the state of some images."""
         low, high = self.low[rows], self.high[rows]
-        return Search(self.best[rows], self.margin[rows], low, high, self.y[rows])
+        return Search(self.best[rows], low, high, self.margin[rows], self.y[rows])
 
     def apply_windows(self, windows: list[Window]) -> tuple[Tensor, Tensor]:
         """Return the candidates, (Q, B, C, H, W), and whether a window changes an image, (Q, B)."""
@@ -65,20 +62,19 @@ class Square(_SquareSearch):
     """Square in l-inf, query by query the same search, with fewer and fuller passes.
 
     A query is one window of one sign for all images. It does not depend on the answers to earlier
-    queries, so several are tried together as if none is accepted. Where one is accepted, the later
-    ones are tried again. A query that does not change an image is not tried on it: with one channel
-    that is half of all windows of a pixel, with three an eighth.
+    ones, so several are tried together as if none is accepted. Where one is, the later ones are tried
+    again. A query that does not change an image is not tried on it: with one channel half of all
+    windows of a pixel, with three an eighth.
     """
 
     def attack_single_run(self, x: Tensor, y: Tensor) -> tuple[None, Tensor]:
-        """Search from correctly classified images x: (B, C, H, W); a fooled image is not moved further."""
-        _, channels, _, width = x.shape
+        """Search from correctly classified images x: (B, C, H, W), until they are fooled."""
         with torch.no_grad():
-            stripes = self.random_choice([len(x), channels, 1, width])
+            stripes = self.random_choice([len(x), x.shape[1], 1, x.shape[3]])
             adv = (x + self.eps * stripes).clamp(0, 1)
             low, high = (x - self.eps).clamp(min=0), (x + self.eps).clamp(max=1)
             rows = torch.arange(len(x), device=x.device)
-            search = Search(adv.clone(), self._margins(adv, y, rows), low, high, y)
+            search = Search(adv.clone(), low, high, self._margins(adv, y, rows), y)
             done = 0
             while True:
                 robust = search.margin > 0
@@ -104,7 +100,7 @@ class Square(_SquareSearch):
 
     def _run_queries(self, windows: list[Window], search: Search) -> None:
         """Answer queries one after the other for robust images; updates `search` in place."""
-        order = torch.arange(len(windows), device=search.best.device)[:, None]
+        order = torch.arange(len(windows), device=search.y.device)[:, None]
         answered = torch.zeros_like(search.y)
         rows, part = torch.arange(len(answered), device=answered.device), search
         while len(rows):
@@ -133,14 +129,14 @@ class Square(_SquareSearch):
 
 
 class SquareL2(_SquareSearch):
-    """Square in L2 with the norm of its windows taken channel by channel, as in the official code.
+    """Square in L2 with the norm of its windows channel by channel, as in the official code.
 
-    torchattacks sums that norm over channels (D10). It asks one method for both norms, of arguments
-    of equal shape, so the search is written out here.
+    torchattacks sums that norm over channels (D10 in docs/evaluation.md). It asks one method for this
+    norm and for that of an image, of arguments that can be equal, so the search is written out here.
     """
 
     def attack_single_run(self, x: Tensor, y: Tensor) -> tuple[None, Tensor]:
-        """Search from correctly classified images x: (B, C, H, W); a fooled image is not moved further."""
+        """Search from correctly classified images x: (B, C, H, W), until they are fooled."""
         with torch.no_grad():
             best = (x + self.normalize(self._draw_start(x)) * self.eps).clamp(0, 1)
             margin = self.margin_and_loss(best, y)[0]
@@ -156,52 +152,42 @@ class SquareL2(_SquareSearch):
         return None, best
 
     def _draw_start(self, x: Tensor) -> Tensor:
-        """Draw a grid of windows over the image: (B, C, H, W)."""
-        count, channels, height, width = x.shape
+        """Draw a grid of windows over each image: (B, C, H, W)."""
+        start, (height, width) = torch.zeros_like(x), x.shape[2:]
         side = height // 5
         margin = (height - side * 5) // 2
-        start = torch.zeros_like(x)
         for row in range(height // side):
             for column in range(width // side):
                 top, left = margin + row * side, margin + column * side
-                signs = self._draw_signs(side, count, channels)
-                start[:, :, top : top + side, left : left + side] += signs
+                window = self._draw_pattern(side, x)
+                start[:, :, top : top + side, left : left + side] += window
         return start
 
     def _draw_candidates(self, query: int, x: Tensor, best: Tensor) -> Tensor:
         """Move the norm of one window to another one, for images x: (B, C, H, W)."""
-        count, channels, height, width = x.shape
-        # The schedule's own order of operations, because rounding decides the side.
-        fraction = self.p_selection(query) * x[0].numel() / channels
-        side = max(round(math.sqrt(fraction)), 3)
+        channels, height, width = x.shape[1:]
+        # In the official order of operations: rounding may change the side.
+        side = max(round(math.sqrt(self.p_selection(query) * x[0].numel() / channels)), 3)
         side += 1 - side % 2
-        target = self._draw_region(side, height, width)
+        region = self._draw_region(side, height, width)
         emptied = self._draw_region(side, height, width)
-        delta = best - x
-        mask = torch.zeros_like(x)
-        mask[target] = mask[emptied] = 1.0
-        window = self._draw_signs(side, count, channels)
-        window = window + delta[target] / (1e-12 + channel_norm(delta[target]))
-        unused = (x.new_tensor(self.eps) ** 2 - image_norm(delta) ** 2).clamp(min=0)
-        budget = (unused / channels + channel_norm(delta * mask) ** 2).sqrt()
-        window = window / (1e-12 + channel_norm(window)) * budget
+        delta, mask = best - x, torch.zeros_like(x)
+        mask[region] = mask[emptied] = 1.0
+        window = self._draw_pattern(side, x)
+        window = window + delta[region] / (1e-12 + _norm(delta[region], (2, 3)))
+        unused = (x.new_tensor(self.eps) ** 2 - _norm(delta, (1, 2, 3)) ** 2).clamp(min=0)
+        budget = (unused / channels + _norm(delta * mask, (2, 3)) ** 2).sqrt()
+        window = window / (1e-12 + _norm(window, (2, 3))) * budget
         delta[emptied] = 0.0
-        delta[target] = window
+        delta[region] = window
         return (x + self.normalize(delta) * self.eps).clamp(0, 1)
 
-    def _draw_signs(self, side: int, count: int, channels: int) -> Tensor:
-        """Draw a window and its signs: (B, C, side, side)."""
-        # A window may come transposed, and its norm would round otherwise.
-        window = self.eta(side).contiguous().view(1, 1, side, side)
-        signs: Tensor = self.random_choice([count, channels, 1, 1])
-        return window * signs
+    def _draw_pattern(self, side: int, x: Tensor) -> Tensor:
+        """Draw a window with a sign for each channel of each image: (B, C, side, side)."""
+        # It may come transposed, and its norm would round otherwise.
+        pattern: Tensor = self.eta(side).contiguous().view(1, 1, side, side)
+        return pattern * self.random_choice([*x.shape[:2], 1, 1])
 
 
-def channel_norm(delta: Tensor) -> Tensor:
-    """Return the L2 norm of each channel: (B, C, H, W) -> (B, C, 1, 1)."""
-    return (delta**2).sum(dim=(2, 3), keepdim=True).sqrt()
-
-
-def image_norm(delta: Tensor) -> Tensor:
-    """Return the L2 norm of each image: (B, C, H, W) -> (B, 1, 1, 1)."""
-    return (delta**2).sum(dim=(1, 2, 3), keepdim=True).sqrt()
+def _norm(delta: Tensor, dims: tuple[int, ...]) -> Tensor:
+    return (delta**2).sum(dim=dims, keepdim=True).sqrt()
