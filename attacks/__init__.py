@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from attacks.catalog import ATTACKS, Attack, names
 
 if TYPE_CHECKING:
-    from attacks.evaluation import Evaluation, evaluate
+    from attacks.evaluation import evaluate
+    from attacks.result import Evaluation
 
 __all__ = ["ATTACKS", "Attack", "Evaluation", "evaluate", "names"]
 

@@ -21,7 +21,7 @@ MAX_TARGETS = 9
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings that all attacks of an evaluation share. Verdict files use the field names as keys."""
+    """Settings of all attacks of an evaluation. The field names are keys of verdict files."""
 
     eps: float
     norm: str

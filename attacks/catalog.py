@@ -50,7 +50,8 @@ AUTOATTACK = (
 )  # fmt: skip
 PLUS = (
     Attack("apgd-ce", 100, restarts=5), Attack("apgd-dlr", 100, restarts=5),
-    Attack("fab", 100, restarts=5), Attack("square", 5000), Attack("apgd-t", 100), Attack("fab-t", 100),
+    Attack("fab", 100, restarts=5), Attack("square", 5000),
+    Attack("apgd-t", 100), Attack("fab-t", 100),
 )  # fmt: skip
 RAND = (Attack("apgd-ce", 100, eot=20), Attack("apgd-dlr", 100, eot=20))
 

@@ -47,14 +47,14 @@ def evaluate(
     record: Path | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Attack a model that returns logits (N, K) for images x: (N, C, H, W) in [0, 1], labels y: (N,).
+    """Attack a model with logits (N, K) for images x: (N, C, H, W) in [0, 1] with labels y: (N,).
 
     The model, its modes and gradients and the global random state are left as they are.
 
-    attacks: names of the catalogue. NAME@S makes its images on `surrogates[S]`. "corruptions", or one
-    such as noise-3, is a control outside the ball. eps: radius in `norm` ("Linf" or "L2"), in pixel
-    units; 0 gives the clean verdict. probes: images for the sanity flags, 0 for no flags. record: an
-    .npz file that verdicts are saved to after each attack; the same evaluation continues from it.
+    attacks: names of the catalogue. NAME@S makes its images on `surrogates[S]`; "corruptions", or
+    one such as noise-3, is a control outside the ball. eps: radius in `norm`, "Linf" or "L2", in pixel
+    units; 0 gives the clean verdict. probes: images for the sanity flags, 0 for no flags. record:
+    an .npz file for the verdicts after each attack; the same evaluation continues from it.
     Raises ValueError for what cannot be evaluated.
     """
     chosen, settings = expand_names(attacks), Settings(eps, norm, seed, batch_size)

@@ -1,4 +1,4 @@
-"""A faster copy of a model: BatchNorm folded, channels last, convolutions of tiny images as matrices."""
+"""Make a model faster: fold BatchNorm, channels last, small convolutions as matrix products."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def mixture_gradient(model: nn.Module, x: Tensor) -> Tensor | None:
 
 
 def input_gradient(model: nn.Module, x: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor | None:
-    """Return the gradient of the summed loss for images x: (B, ...), None if no graph leads there."""
+    """Return the gradient of the summed loss at images x: (B, ...), None if no graph is there."""
     with torch.inference_mode(False), torch.enable_grad():
         images = x.detach().clone().requires_grad_()
         logits = model(images)
@@ -87,7 +87,7 @@ class DenseConvolution(nn.Module):
 
 @torch.no_grad()
 def unroll_convolutions(net: nn.Module, sample: Tensor) -> nn.Module:
-    """Replace small convolutions of `net` for images shaped like `sample`: (B, C, H, W), on a CPU."""
+    """Replace small convolutions of `net`, for images like `sample`: (B, C, H, W), on a CPU."""
     if sample.device.type != "cpu":
         return net
     convs = {name: module for name, module in net.named_modules() if type(module) is nn.Conv2d}

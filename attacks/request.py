@@ -122,7 +122,7 @@ def _count_classes(net: nn.Module, x: Tensor, role: str) -> int:
 
 @torch.no_grad()
 def predict_classes(net: nn.Module, x: Tensor) -> Tensor:
-    """Return the predicted classes (N,). Raise ValueError unless the output is finite logits (N, K)."""
+    """Return the predicted classes (N,). Raise ValueError unless the logits are finite, (N, K)."""
     logits = net(x)
     if not isinstance(logits, Tensor):
         raise ValueError(f"the model must return logits (N, K), not {type(logits).__name__}")

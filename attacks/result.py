@@ -66,14 +66,11 @@ class Evaluation:
 
     def select_attacks(self, chosen: Iterable[str]) -> Evaluation:
         """Return the verdicts of some attacks and controls, in that order, with their flags."""
-        selected = Evaluation(self.clean, flags=dict(self.flags), probed=self.probed)
-        for name in chosen:
-            if name in self.robust:
-                selected.robust[name] = self.robust[name]
-            if name in self.control:
-                selected.control[name] = self.control[name]
-            if name in self.cost:
-                selected.cost[name] = self.cost[name]
+        names = list(chosen)
+        robust = {name: self.robust[name] for name in names if name in self.robust}
+        control = {name: self.control[name] for name in names if name in self.control}
+        cost = {name: self.cost[name] for name in names if name in self.cost}
+        selected = Evaluation(self.clean, robust, control, cost, dict(self.flags), self.probed)
         selected.flags |= selected.contradictions()
         return selected
 
@@ -91,7 +88,7 @@ class Evaluation:
         """Return the flags that the verdicts raise against each other.
 
         A weaker attack may beat a stronger one on a few images by chance. The tolerance is max(1 %,
-        2 images), for attacks without gradients max(0.2 %, 3 images), the official AutoAttack's 0.2 %.
+        2 images), without gradients max(0.2 %, 3 images), the 0.2 % of the official AutoAttack.
         """
         if not len(self.clean):
             return {}

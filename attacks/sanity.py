@@ -1,7 +1,8 @@
 """Sanity flags: signs that a model hides its gradients or that an evaluation cannot be believed.
 
 Each test is small and states its threshold. They follow Athalye et al. 2018 ("Obfuscated
-gradients"), Carlini et al. 2019 ("On evaluating adversarial robustness") and the official AutoAttack.
+gradients"), Carlini et al. 2019 ("On evaluating adversarial robustness") and the checks of the
+official AutoAttack.
 A flag does not say that the model is not robust: it says that the numbers do not show it.
 """
 
@@ -113,8 +114,8 @@ def _faithfulness_flags(
 ) -> Flags:
     """Flag gradients of the margin that finite differences do not confirm.
 
-    Along its own sign, where attacks go, it must have about the size of the difference. Along random
-    signs it must be close, and is not if it omits some pixels or a branch of the network.
+    Along its own sign, where attacks go, it must have about the size of the difference. Along
+    random signs it must be close, and is not if it omits some pixels or a branch of the network.
     """
     radius = settings.eps if settings.norm == "Linf" else settings.eps / x[0].numel() ** 0.5
 

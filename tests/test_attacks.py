@@ -40,7 +40,8 @@ def linear_model(
 ) -> nn.Sequential:
     """Logits W x + b with b = shift - W 0.5, so that all classes occur.
 
-    `disjoint`: each pixel serves one class with weight 1 or -1; then one signed step is the worst case for all classes.
+    `disjoint`: each pixel serves one class with weight 1 or -1. Then one signed step is the worst
+    case for all classes.
     """
     draw = torch.Generator().manual_seed(seed)
     size = SHAPE[0] * SHAPE[1] * SHAPE[2]
@@ -55,7 +56,10 @@ def linear_model(
 
 
 def boundary_distances(net: nn.Sequential, x: Tensor, y: Tensor, norm: str = "Linf") -> Tensor:
-    """Exact distance to the nearest wrong decision, min_j (z_y - z_j) / ||w_y - w_j||, dual norm; negative where wrong."""
+    """Return the exact distances to the nearest wrong decision, negative where it is wrong.
+
+    min_j (z_y - z_j) / ||w_y - w_j|| in the dual norm.
+    """
     weight = net[1].weight.detach().double()
     logits = x.flatten(1).double() @ weight.T + net[1].bias.detach().double()
     margin = logits.gather(1, y[:, None]) - logits
@@ -121,7 +125,8 @@ def test_autoattack_verdict_is_the_exact_one(classes: int, norm: str) -> None:
     assert 3 < int((distances > eps).sum()) < int((distances > 0).sum()) - 3
 
 
-# Last iterates hang inside a boundary between three classes, and CW-L2 descends towards one class: those have two.
+# Last iterates stop inside a boundary between three classes, and CW-L2 descends towards one class:
+# those attacks get two classes.
 REACHING = [
     *[
         (name, 2, "Linf")
@@ -423,7 +428,7 @@ def test_the_seed_alone_decides(name: str, adversarial_batches: list[Tensor], qu
 
 @pytest.fixture
 def task() -> dict[str, Any]:
-    """An evaluation in which attacks differ: some images stand under each, and not the same ones."""
+    """An evaluation in which some images are robust to each attack, and not the same ones."""
     net = linear_model(5)
     x, y = labelled_images(net, 60)
     return {"net": net, "x": x, "y": y, "eps": 0.006}
@@ -544,7 +549,7 @@ def test_more_probes_keep_the_verdicts(
 
 
 def with_invalid_block(content: bytes) -> bytes:
-    """The same archive in which the compressed verdicts begin with a block of a type that does not exist."""
+    """Return the archive with verdicts whose compressed block has a type that does not exist."""
     name = content.index(b"robust_fgsm.npy")
     extra = int.from_bytes(
         content[name - 2 : name], "little"
@@ -1043,5 +1048,6 @@ def test_names_and_abouts() -> None:
 
 
 def test_import_is_cheap() -> None:
-    code = "import sys, attacks; attacks.names(); assert not {'torch', 'torchattacks', 'bench'} & sys.modules.keys()"
+    heavy = "{'torch', 'torchattacks', 'bench'}"
+    code = f"import sys, attacks; attacks.names(); assert not {heavy} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -23,7 +23,7 @@ MAX_ROUNDS = 100
 
 
 class FAB(torchattacks.FAB):  # type: ignore[misc]
-    """FAB towards the nearest class; drops an image with its first misclassified one in the ball."""
+    """FAB towards the nearest class; an image is dropped once an iterate in the ball fools."""
 
     def attack_single_run(self, x: Tensor, y: Tensor, use_rand_start: bool = False) -> Tensor:
         adv = x
@@ -36,8 +36,8 @@ class FAB(torchattacks.FAB):  # type: ignore[misc]
 class FABT(torchattacks.FAB):  # type: ignore[misc]
     """FAB towards the second to the tenth class of the clean prediction.
 
-    A pass takes up to `batch_size` pairs of an image and a target. The first misclassified iterate in
-    the ball drops all pairs of its image.
+    A pass takes up to `batch_size` pairs of an image and a target. All pairs of an image are dropped
+    once an iterate in the ball fools.
     """
 
     def __init__(self, model: Any, batch_size: int, **options: Any) -> None:
@@ -60,7 +60,7 @@ class FABT(torchattacks.FAB):  # type: ignore[misc]
         return adv
 
     def _descend(self, x: Tensor, y: Tensor, target: Tensor, source: Tensor, adv: Tensor) -> None:
-        """Attack pairs of x: (R, C, H, W) and target: (R,); the result of pair r is adv[source[r]]."""
+        """Attack pairs of x: (R, C, H, W) and target: (R,); stores the result in adv[source]."""
         point = x
         for _ in range(self.steps):
             point = self._step(point, x, y, target)
@@ -106,9 +106,9 @@ def projection_linf(points: Tensor, w: Tensor, b: Tensor) -> Tensor:
     # Arithmetic instead of a mask: comparing pixels is slow on a CPU.
     room = torch.addcmul(direction.relu(), direction, points, value=-1)
     weight, needed = w.abs(), excess.abs()
-    # Moving every pixel by at most r towards the plane gains f(r) = sum |w| min(r, room), concave and
-    # piecewise linear. So Newton's method from below finds the exact root without a sort of the
-    # pixels, in as many rounds as it crosses pieces.
+    # Moving every pixel by at most r towards the plane gains f(r) = sum |w| min(r, room), concave
+    # and piecewise linear. So Newton's method from below finds the exact root without a sort of
+    # the pixels, in as many rounds as it crosses pieces.
     radius = needed / weight.sum(dim=1).clamp(min=1e-30)
     for _ in range(MAX_ROUNDS):
         gained = vecdot(weight, torch.minimum(room, radius[:, None]))

@@ -42,7 +42,8 @@ class MarginPGD(torchattacks.PGD):  # type: ignore[misc]
     def _project(self, delta: Tensor) -> Tensor:
         if self.norm == "Linf":
             return delta.clamp(-self.eps, self.eps)
-        return delta * (self.eps / (l2_norm(delta) + 1e-10)).clamp(max=1)
+        projected: Tensor = delta * (self.eps / (l2_norm(delta) + 1e-10)).clamp(max=1)
+        return projected
 
 
 class CWL2(torchattacks.attack.Attack):  # type: ignore[misc]

@@ -62,7 +62,7 @@ class Square(_SquareSearch):
     """Square in l-inf, query by query the same search, with fewer and fuller passes.
 
     A query is one window of one sign for all images. It does not depend on the answers to earlier
-    ones, so several are tried together as if none is accepted. Where one is, the later ones are tried
+    ones, so several are tried together as if none is accepted; where one is, later ones are tried
     again. A query that does not change an image is not tried on it: with one channel half of all
     windows of a pixel, with three an eighth.
     """
@@ -131,8 +131,8 @@ class Square(_SquareSearch):
 class SquareL2(_SquareSearch):
     """Square in L2 with the norm of its windows channel by channel, as in the official code.
 
-    torchattacks sums that norm over channels (D10 in docs/evaluation.md). It asks one method for this
-    norm and for that of an image, of arguments that can be equal, so the search is written out here.
+    torchattacks sums that norm over channels (D10 in docs/evaluation.md). One method of it returns
+    this norm and that of an image, and its arguments may be equal, so the search is written out.
     """
 
     def attack_single_run(self, x: Tensor, y: Tensor) -> tuple[None, Tensor]:
@@ -180,13 +180,15 @@ class SquareL2(_SquareSearch):
         window = window / (1e-12 + _norm(window, (2, 3))) * budget
         delta[emptied] = 0.0
         delta[region] = window
-        return (x + self.normalize(delta) * self.eps).clamp(0, 1)
+        candidates: Tensor = (x + self.normalize(delta) * self.eps).clamp(0, 1)
+        return candidates
 
     def _draw_pattern(self, side: int, x: Tensor) -> Tensor:
         """Draw a window with a sign for each channel of each image: (B, C, side, side)."""
         # It may come transposed, and its norm would round otherwise.
-        pattern: Tensor = self.eta(side).contiguous().view(1, 1, side, side)
-        return pattern * self.random_choice([*x.shape[:2], 1, 1])
+        pattern = self.eta(side).contiguous().view(1, 1, side, side)
+        signed: Tensor = pattern * self.random_choice([*x.shape[:2], 1, 1])
+        return signed
 
 
 def _norm(delta: Tensor, dims: tuple[int, ...]) -> Tensor:
