@@ -52,8 +52,8 @@ def evaluate(
     The model, its modes and gradients and the global random state are left as they are.
 
     attacks: names of the catalogue. NAME@S makes its images on `surrogates[S]`; "corruptions", or
-    one such as noise-3, is a control outside the ball. eps: radius in `norm`, "Linf" or "L2", in pixel
-    units; 0 gives the clean verdict. probes: images for the sanity flags, 0 for no flags. record:
+    one such as noise-3, is a control outside the ball. eps: radius in `norm`, "Linf" or "L2", in
+    pixel units; 0 gives the clean verdict. probes: images for the sanity flags, 0 for none. record:
     an .npz file for the verdicts after each attack; the same evaluation continues from it.
     Raises ValueError for what cannot be evaluated.
     """

@@ -36,8 +36,8 @@ class FAB(torchattacks.FAB):  # type: ignore[misc]
 class FABT(torchattacks.FAB):  # type: ignore[misc]
     """FAB towards the second to the tenth class of the clean prediction.
 
-    A pass takes up to `batch_size` pairs of an image and a target. All pairs of an image are dropped
-    once an iterate in the ball fools.
+    A pass takes up to `batch_size` pairs of an image and a target. Once an iterate in the ball
+    fools, all pairs of its image are dropped.
     """
 
     def __init__(self, model: Any, batch_size: int, **options: Any) -> None:

@@ -24,7 +24,7 @@ class MarginPGD(torchattacks.PGD):  # type: ignore[misc]
         noise = self.eps * torch.empty_like(images).uniform_(-1, 1)
         if self.norm == "L2":
             noise = self._project(noise)
-        adv = (images + noise).clamp(0, 1).detach()
+        adv: Tensor = (images + noise).clamp(0, 1).detach()
         for _ in range(self.steps):
             adv.requires_grad_()
             margins = logit_margin(self.get_logits(adv), labels)
