@@ -72,7 +72,6 @@ def build_attack(attack: Attack, model: AttackedModel, settings: Settings) -> An
 
 
 def _build_pgd(attack: Attack, model: AttackedModel, eps: float, norm: str) -> Any:
-    """Build FGSM or one of its iterated forms."""
     alpha = 2.5 * eps / attack.steps
     if attack.step and norm == "Linf":
         alpha = attack.step * eps / REFERENCE_EPS

@@ -147,10 +147,7 @@ def expand_names(chosen: Iterable[str]) -> list[str]:
     """Replace "corruptions" by the names of all controls."""
     expanded: list[str] = []
     for name in chosen:
-        if name == "corruptions":
-            expanded.extend(CONTROLS)
-        else:
-            expanded.append(name)
+        expanded.extend(CONTROLS if name == "corruptions" else [name])
     return expanded
 
 

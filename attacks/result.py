@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -64,9 +64,8 @@ class Evaluation:
         verdicts = {"clean": self.clean, **self.robust, **self.control, "worst": self.worst}
         return {name: verdict.float().mean().item() for name, verdict in verdicts.items()}
 
-    def select_attacks(self, chosen: Iterable[str]) -> Evaluation:
+    def select_attacks(self, names: list[str]) -> Evaluation:
         """Return the verdicts of some attacks and controls, in that order, with their flags."""
-        names = list(chosen)
         robust = {name: self.robust[name] for name in names if name in self.robust}
         control = {name: self.control[name] for name in names if name in self.control}
         cost = {name: self.cost[name] for name in names if name in self.cost}
@@ -108,8 +107,8 @@ class Evaluation:
                 evidence = f"{name} {accuracy[name]:.1%}, AutoAttack {accuracy['aa']:.1%}"
                 yield "pgd-far-above-aa", evidence
 
+    # Of attacks that end with Square, such as AutoAttack.
     def _cascade_flags(self) -> Iterator[Flag]:
-        """Check what Square fools as the last component of an attack."""
         for name, cost in self.cost.items():
             kinds = list(cost.fooled)
             if len(kinds) < 2 or kinds[-1] != "square":

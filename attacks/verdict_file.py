@@ -44,7 +44,7 @@ def evaluation_key(
 
 
 def _value_bytes(value: Any) -> bytes:
-    """Return the bytes of a tensor of any type, the text of anything else in a state_dict."""
+    # A state_dict may hold anything beside tensors.
     if not isinstance(value, Tensor):
         return repr(value).encode()
     return value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()

@@ -17,14 +17,13 @@ ROUNDING_SLACK = 1e-6
 class APGD(torchattacks.APGD):  # type: ignore[misc]
     """Auto-PGD; drops an image with its first misclassified iterate unless eot_iter > 1."""
 
+    # eot_iter > 1 is for randomised models, on which one misclassification proves nothing.
     def attack_single_run(self, x_in: Tensor, y_in: Tensor) -> tuple[None, Tensor, None, Tensor]:
-        # A randomised model needs the mean of several passes: one misclassification proves nothing.
         if self.eot_iter > 1:
             run: tuple[None, Tensor, None, Tensor] = super().attack_single_run(x_in, y_in)
             return run
         robust, adv = torch.ones_like(y_in, dtype=torch.bool), x_in
-        radius = self.eps + ROUNDING_SLACK
-        with self.model.early_exit(x_in, y_in, radius, self.norm) as early:
+        with self.model.early_exit(x_in, y_in, self.eps + ROUNDING_SLACK, self.norm) as early:
             _, robust, _, adv = super().attack_single_run(x_in, y_in)
         return None, robust & early.robust, None, early.merge(adv)
 
