@@ -119,7 +119,7 @@ def _read_evaluation(archive: Mapping[str, Any], clean: Tensor) -> Evaluation:
 
 
 def _cost_to_json(cost: Cost) -> dict[str, Any]:
-    # Files of earlier versions call the fooled images "broken".
+    # The file format calls the fooled images "broken".
     values = dict(vars(cost))
     values["broken"] = values.pop("fooled")
     return values
