@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 import attacks
-from attacks.record import ForeignRecordError
+from attacks.verdict_file import ForeignVerdictsError
 from bench.datasets.augmentation import to_float
 from bench.datasets.splits import Split
 from bench.protocol.spec import Spec
@@ -50,7 +50,7 @@ def evaluate_checkpoint(
         path = verdicts.with_name(f"{verdicts.name}_aa.npz")
         autoattack = run_attacks(net, x[:count], y[:count], ["aa"], spec, path, tick)
         results.append(autoattack)
-        combined = quick.first(count) | autoattack
+        combined = quick.first_images(count) | autoattack
         worst = combined.worst
         flags = flags | combined.contradictions()
         values["aa"] = autoattack.accuracy()["aa"]
@@ -89,7 +89,7 @@ def run_attacks(
     )
     try:
         return evaluate()
-    except ForeignRecordError:
+    except ForeignVerdictsError:
         # An earlier version of the attacks wrote it.
         path.unlink()
         return evaluate()

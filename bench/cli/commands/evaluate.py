@@ -86,7 +86,7 @@ def check_attacks(attacks: Sequence[str], options: EvaluateOptions) -> None:
     """Raise UsageError for unknown attacks, and where `--surrogate` and the attacks disagree."""
     from attacks import catalog
 
-    for name in catalog.expand(attacks):
+    for name in catalog.expand_names(attacks):
         base, at, surrogate = name.partition("@")
         if base not in catalog.ATTACKS and name not in catalog.CONTROLS:
             raise unknown_name("attack", name, [*catalog.ATTACKS, "corruptions", *catalog.CONTROLS])
@@ -115,11 +115,11 @@ def choose_eps(options: EvaluateOptions, info: Dataset) -> float:
 
 def check_numbers(options: EvaluateOptions) -> None:
     """Raise UsageError for a seed, a batch size or a file for verdicts that cannot be used."""
-    from attacks.record import is_record
+    from attacks.verdict_file import is_verdict_file
 
     if not 0 <= options.seed < 2**63:
         raise UsageError(f"--seed {options.seed}: between 0 and 2^63 - 1")
-    if options.out and options.out.exists() and not is_record(options.out):
+    if options.out and options.out.exists() and not is_verdict_file(options.out):
         path = str(options.out)
         raise UsageError(f"--out {path!r} exists and holds no verdicts: choose another file")
     if options.batch_size < 1:

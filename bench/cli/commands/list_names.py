@@ -22,7 +22,7 @@ def list_names(_: ListOptions) -> int:
     from bench import datasets, models
     from bench.protocol import suites
 
-    transferable = [name for name in catalog.ATTACKS if catalog.transfers(name)]
+    transferable = [name for name in catalog.ATTACKS if catalog.is_transferable(name)]
     transfer = f"transfer: made on another network ({', '.join(transferable)})"
     print_section("methods", {name: describe_plainly(name) for name in methods.names()})
     print_section("suites", {name: suite.about for name, suite in suites.SUITES.items()})
