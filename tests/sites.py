@@ -8,14 +8,14 @@ from typing import Any
 
 import pandas as pd
 
-from leaderboards.render.site import pages
-from leaderboards.render.site.site import Site
+from leaderboards.render.site.pages import render_pages
+from leaderboards.render.site.site_map import Site
 from leaderboards.tables import table
 
 
 def render(runs: pd.DataFrame) -> dict[str, str]:
     """HTML by path."""
-    return dict(pages.pages(Site(runs, table.sections(runs))))
+    return dict(render_pages(Site(runs, table.sections(runs))))
 
 
 def task(runs: pd.DataFrame, name: str) -> str:

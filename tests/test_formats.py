@@ -14,7 +14,7 @@ from test_leaderboards import NASTY, Store, fill, scores
 
 import leaderboards
 from leaderboards.read import store
-from leaderboards.render import export, latex, markdown
+from leaderboards.render import json_tables, latex, markdown
 from leaderboards.tables import table
 
 GOLDEN = r"""
@@ -67,7 +67,7 @@ def test_latex_is_golden(runs: pd.DataFrame) -> None:
 
 def test_a_row_in_json_is_golden(runs: pd.DataFrame) -> None:
     content = json.loads(
-        export.render(table.sections(runs)), parse_float=lambda text: round(float(text), 4)
+        json_tables.render(table.sections(runs)), parse_float=lambda text: round(float(text), 4)
     )
     task = next(suite for suite in content["suites"] if suite["suite"] == "digits@1")["tasks"][-1]
     row = next(row for row in task["rows"] if row["method"] == "rslad")
@@ -109,7 +109,7 @@ def test_latex_compiles(found: list[table.Section], tmp_path: Path) -> None:
 
 
 def test_json_says_what_the_tables_say(found: list[table.Section]) -> None:
-    content = json.loads(export.render(found))
+    content = json.loads(json_tables.render(found))
     assert content["schema"] == {"name": "robust-distill-bench/leaderboard", "version": 1}
     assert [suite["suite"] for suite in content["suites"]] == [
         section.experiment for section in found
@@ -128,7 +128,7 @@ def test_json_says_what_the_tables_say(found: list[table.Section]) -> None:
 
 
 def test_an_empty_store_gives_empty_tables() -> None:
-    assert json.loads(export.render([]))["suites"] == []
+    assert json.loads(json_tables.render([]))["suites"] == []
     assert latex.render([]).startswith("%")
 
 

@@ -15,12 +15,12 @@ from test_leaderboards import KINDS, NASTY, Store
 
 import leaderboards
 from leaderboards.read import store
-from leaderboards.render import protocol
-from leaderboards.render.figures import charts
-from leaderboards.render.figures.curves import of_run
+from leaderboards.render.figures import plotly_charts
+from leaderboards.render.figures.curve_views import run_views
 from leaderboards.render.figures.views import Series, View
-from leaderboards.render.site import pages
-from leaderboards.render.site.site import Site, files
+from leaderboards.render.protocol_text import describe_protocol
+from leaderboards.render.site.pages import cost_lines, render_pages
+from leaderboards.render.site.site_map import Site, file_names
 from leaderboards.schema.about import About, Parameter
 from leaderboards.schema.fields import Curve
 from leaderboards.tables import table
@@ -93,12 +93,12 @@ def test_file_names_are_safe_and_never_shared() -> None:
         ("con/..",),
         ("..",),
     ]
-    names = files(keys)
+    names = file_names(keys)
     assert len({name.lower() for name in names.values()}) == len(keys)
     assert all(
         re.fullmatch(r"[A-Za-z0-9@_-][A-Za-z0-9@._-]{0,100}", name) for name in names.values()
     )
-    assert files([("digits@3", "digits", "net")]) == {
+    assert file_names([("digits@3", "digits", "net")]) == {
         ("digits@3", "digits", "net"): "digits@3-digits-net"
     }
 
@@ -108,7 +108,7 @@ def test_names_stand_apart_and_within_a_narrow_frame() -> None:
         "", [98.9, 99.0, 97.0], [81.9, 81.6, 80.0], names=["a", "b", "x" * 34], shown=[True] * 3
     )
     view = View("scatter", "", "", "", "", (points,), frame=((96, 100), (72, 85)))
-    found = {name["text"]: name for name in charts.chart(view)["layout"]["annotations"]}
+    found = {name["text"]: name for name in plotly_charts.chart(view)["layout"]["annotations"]}
     heights = [
         320 * (85 - found[name]["y"]) / 13 + found[name]["ay"] for name in ("a", "b", "x" * 34)
     ]
@@ -118,14 +118,14 @@ def test_names_stand_apart_and_within_a_narrow_frame() -> None:
 
 
 def test_long_curves_are_thinned_and_end_where_they_end() -> None:
-    (view,) = of_run({"val/robust": (range(250), [0.001 * (step % 250) for step in range(250)])})
+    (view,) = run_views({"val/robust": (range(250), [0.001 * (step % 250) for step in range(250)])})
     (line,) = view.series
     assert line.x == range(1, 250, 4)
     assert (line.y[-1], view.caption) == (
         pytest.approx(24.9),
         "robust from 0 to 24.9, highest 24.9 at epoch 249.",
     )
-    (odd,) = of_run({"lr": ([0, 1, 4], [1.0, 2.0, 3.0])})[0].series
+    (odd,) = run_views({"lr": ([0, 1, 4], [1.0, 2.0, 3.0])})[0].series
     assert odd.x == [0, 1, 4]
 
 
@@ -215,7 +215,9 @@ def test_long_fractions_are_short_and_pixels_are_of_255() -> None:
         "training.lr": "0.2767710726805693",
     }
     said = dict(
-        protocol.words([{f"param/{name}": text for name, text in recorded.items()} | {"seed": "0"}])
+        describe_protocol(
+            [{f"param/{name}": text for name, text in recorded.items()} | {"seed": "0"}]
+        )
     )
     assert (said["Threat"], said["Inner attack"], said["Training"]) == (
         "l-infinity, eps 8/255 in pixels of [0, 1]", "of 2.5/255", "learning rate 0.2768",
@@ -230,7 +232,7 @@ def test_costs_are_the_whole_and_then_each_attack() -> None:
         "eval_forwards": 1234.0,
         "train_seconds": 30.0,
     }
-    assert [*pages._costs(spent)] == [
+    assert cost_lines(spent) == [
         ("Training", "30.0 s"), ("Memory at most", "2 MiB"), ("Images forward in it", "1,234"), ("AutoAttack", "2.0 s"),
         ("odd", "1.0 s"),
     ]  # fmt: skip
@@ -264,7 +266,7 @@ def test_curves_are_drawn_run_by_run_and_averaged_by_method(runs: pd.DataFrame) 
     }
     curves[seeds[0]]["train/ce"] = ([0, 2, 4], [2.0, 0.0, -2.0])
     site = Site(runs, table.sections(runs), curves)
-    found = dict(pages.pages(site))
+    found = dict(render_pages(site))
     validation, losses = Reader(found[f"runs/{seeds[0]}.html"]).data[0]
     assert validation["data"][0]["y"] == [0, 10, 20, 30, 40]
     assert [losses["data"][0][name] for name in ("x0", "dx", "y")] == [0, 2, [2, 0, -2]]
@@ -284,7 +286,7 @@ def test_method_page_shows_formula_and_recorded_values(runs: pd.DataFrame) -> No
     )
     known = runs.assign(**{"param/hyper.alpha": "0.9", "param/hyper.new": "1"})
     site = Site(known, table.sections(known), about=lambda name: told if name == "kd" else None)
-    found = dict(pages.pages(site))
+    found = dict(render_pages(site))
     read = Reader(found["methods/kd.html"])
     assert "a < b & <i>c</i>" in read.text
     assert read.tables["Hyper-parameters of kd"][1:] == [

@@ -29,7 +29,7 @@ from bench.records import reproduce, resolved
 from bench.system import environment
 from bench.tracking.track import FINISHED, Record, Store
 from leaderboards.read import details, store
-from leaderboards.render import export, markdown
+from leaderboards.render import json_tables, markdown
 from leaderboards.schema import record
 from leaderboards.schema.fields import Curves
 from leaderboards.schema.record import RecordError
@@ -147,7 +147,7 @@ def take(folder: Path, *sources: Path, more: tuple[str, ...] = ()) -> int:
 def tables(runs: pd.DataFrame) -> str:
     """Every table of the runs, and all numbers behind it but for the ids of runs."""
     found = table.sections(runs)
-    content = json.loads(export.render(found))
+    content = json.loads(json_tables.render(found))
     for group in (
         group for suite in content["suites"] for group in (*suite["tasks"], suite["teachers"])
     ):

@@ -1,0 +1,296 @@
+"""The charts of a task, accuracies in percent."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from statistics import median_low
+from typing import Any, TypeAlias
+
+from leaderboards.render.figures.views import MAX_ROWS, Series, Span, View, row_labels, shorten
+from leaderboards.tables.rows import CHECKPOINTS, LABELS, RANK, SECONDS, Cell, Group, Row
+
+CLEAN = "test/clean"
+ROBUST = "AutoAttack accuracy, %"
+NEAR_BEST = 0.85  # of the best AutoAttack accuracy; the frame may cut off rows below it
+MIN_SECONDS = 1e-3  # of training that a logarithmic scale can show
+Records: TypeAlias = Mapping[str, Mapping[str, Any]]  # lines of store.collect's frame by run id
+
+
+def task_views(group: Group, records: Records) -> list[View]:
+    """Return every chart of a task for which something was measured."""
+    views = (
+        accuracy_view(group),
+        seeds_view(group, records),
+        attacks_view(group),
+        checkpoints_view(group, records),
+        cost_view(group),
+        eps_view(group, records),
+    )
+    return [view for view in views if view]
+
+
+def accuracy_view(group: Group) -> View | None:
+    """Chart robust against clean accuracy, with the Pareto front."""
+    rows = _measured(group.contenders, CLEAN, RANK)
+    if not rows:
+        return None
+    front = pareto_front(rows, lambda row: row[CLEAN].mean)
+    frame = _limits(_near_best(rows), CLEAN), _limits(_near_best(rows), RANK)
+    caption = (
+        "Up and to the right is better; bars are one standard deviation over seeds. On the Pareto "
+        f"front, which no row beats in both: {_joined_labels(front)}.{_note_below(rows, frame[1])}"
+    )
+    x, y = _percents(front, CLEAN), _percents(front, RANK)
+    line = Series("Pareto front", x, y, line=True, muted=True)
+    series = (line, _points(rows, CLEAN, front))
+    title, x_title = "Robust and clean", "Clean accuracy, %"
+    return View("scatter", title, caption, x_title, ROBUST, series, frame=frame)
+
+
+def seeds_view(group: Group, records: Records) -> View | None:
+    """Chart each row's AutoAttack accuracy with its interval, and its seeds as dots."""
+    rows = _shown_rows(group)
+    if not rows:
+        return None
+    dots = _seed_dots(rows, records)
+    lows, highs = [], []
+    for row in rows:
+        low, high = row.standing.interval or (math.nan, math.nan)
+        lows.append(100 * low)
+        highs.append(100 * high)
+    no_bars = [math.nan] * len(rows)
+    y = range(len(rows))
+    means = Series("Mean", _percents(rows, RANK), y, (lows, highs), (no_bars, no_bars))
+    series = (dots, means) if dots.x else (means,)
+    caption = (
+        f"Bars are each row's own 95 % interval{', dots are seeds' if dots.x else ''}. "
+        "Rows whose bars overlap may still differ: they are compared on the same images, and the "
+        f"rank says what came of it.{_note_cut(group)}"
+    )
+    title, names = "Intervals and seeds", tuple(row_labels(rows))
+    return View("seeds", title, caption, ROBUST, "", series, names)
+
+
+def attacks_view(group: Group) -> View | None:
+    """Chart the accuracy of every row under each attack."""
+    columns = [column for column in group.columns if column.metric.startswith("test/")]
+    rows = _shown_rows(group)
+    if not rows or len(columns) < 2:
+        return None
+    series = []
+    for column in columns:
+        if column.metric != "test/worst":
+            series.append(_dots(rows, column.metric, column.label))
+    caption = "A long way from PGD-20 to AutoAttack hints at gradients that mislead attacks."
+    caption += _note_cut(group)
+    names = tuple(row_labels(rows))
+    return View("attacks", "Attacks", caption, "Accuracy, %", "", tuple(series), names)
+
+
+def checkpoints_view(group: Group, records: Records) -> View | None:
+    """Chart the best checkpoint beside the last one and the averages: robust overfitting."""
+    rows = _shown_rows(group)
+    attack = _attack_on_last(rows)
+    if not attack:
+        return None
+    series = []
+    for prefix, checkpoint in {"test": "best", **CHECKPOINTS}.items():
+        dots = _dots(rows, f"{prefix}/{attack}", checkpoint)
+        if dots.x:
+            series.append(dots)
+    names = row_labels(rows)
+    drops = []
+    for row, name in zip(rows, names, strict=True):
+        drop = _mean_drop(row, attack, records)
+        if not math.isnan(drop):
+            drops.append((drop, name))
+    worst, name = max(drops, default=(0.0, ""))
+    loser = f"{name} loses most: {100 * worst:.1f} points" if worst > 0 else "no row loses"
+    caption = (
+        "The checkpoint that validation chose (best) beside that of the last epoch and averages of "
+        f"the weights. From best to last, {loser}.{_note_cut(group)}"
+    )
+    x_title = f"{LABELS[attack]} accuracy, %"
+    return View("last", "Best and last", caption, x_title, "", tuple(series), tuple(names))
+
+
+def cost_view(group: Group) -> View | None:
+    """Chart robust accuracy against minutes of training."""
+    rows = []
+    for row in _measured(group.contenders, RANK):
+        if row[SECONDS].mean > MIN_SECONDS:
+            rows.append(row)
+    if not rows:
+        return None
+    front = pareto_front(rows, lambda row: -row[SECONDS].mean)
+    frame = _limits(_near_best(rows), RANK)
+    caption = (
+        "Up and to the left is better. No row is both cheaper and more robust than: "
+        f"{_joined_labels(front)}. Times compare only where the machine was the same and idle."
+        f"{_note_below(rows, frame)}"
+    )
+    series = (_points(rows, SECONDS, front),)
+    x_title = "Training, minutes (logarithmic)"
+    limits = (None, frame)
+    return View("cost", "Cost", caption, x_title, ROBUST, series, frame=limits, log_x=True)
+
+
+def eps_view(group: Group, records: Records) -> View | None:
+    """Chart robust accuracy against eps, for settings that were recorded at several."""
+    lines: dict[tuple[str, ...], dict[float, float]] = {}
+    for row in _measured(group.ranked, RANK):
+        eps = _to_float(records[row.run_ids[0]].get("param/eps"))
+        if not math.isnan(eps):
+            points = lines.setdefault(_setting_without_eps(row), {})
+            points.setdefault(eps, 100 * row[RANK].mean)
+    series = []
+    for setting, points in lines.items():
+        if len(points) > 1:
+            name = shorten(", ".join(filter(None, setting)))
+            x = sorted(points)
+            series.append(Series(name, x, [points[eps] for eps in x], line=True))
+    if not series:
+        return None
+    caption = "Each network was trained and attacked at the eps below it."
+    return View("eps", "Radius", caption, "eps, in pixels of [0, 1]", ROBUST, tuple(series))
+
+
+def pareto_front(rows: Iterable[Row], value: Callable[[Row], float]) -> list[Row]:
+    """Return the rows that none beats in both `value` and AutoAttack, the most robust first."""
+    front: list[Row] = []
+    for row in sorted(rows, key=lambda row: (-row[RANK].mean, -value(row))):
+        if not front or value(row) > value(front[-1]):
+            front.append(row)
+    return front
+
+
+def _measured(rows: Iterable[Row], *metrics: str) -> list[Row]:
+    return [row for row in rows if all(row[metric].n for metric in metrics)]
+
+
+def _shown_rows(group: Group) -> list[Row]:
+    return _measured(group.contenders, RANK)[:MAX_ROWS]
+
+
+def _percents(rows: Iterable[Row], metric: str) -> list[float]:
+    return [100 * row[metric].mean for row in rows]
+
+
+def _limits(rows: Iterable[Row], metric: str) -> Span:
+    """Return a frame at least six points wide, so that small differences look small.
+
+    It leaves room for names around the points.
+    """
+    values = _percents(rows, metric)
+    low, high = min(values), max(values)
+    middle = (low + high) / 2
+    half = max(3.0, 0.62 * (high - low))
+    return middle - half, min(middle + half, 100.5)
+
+
+def _near_best(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows near the most robust one, and at least the better half.
+
+    In a frame that also held rows far behind, these could not be told apart.
+    """
+    scores = [row.score for row in rows]
+    threshold = min(NEAR_BEST * max(scores), median_low(scores))
+    return [row for row in rows if row.score >= threshold]
+
+
+def _note_below(rows: Iterable[Row], frame: Span) -> str:
+    below = sum(accuracy < frame[0] for accuracy in _percents(rows, RANK))
+    if not below:
+        return ""
+    return f" {'1 row lies' if below == 1 else f'{below} rows lie'} below the frame."
+
+
+def _note_cut(group: Group) -> str:
+    count = len(_measured(group.contenders, RANK))
+    if count <= MAX_ROWS:
+        return ""
+    return f" The first {MAX_ROWS} of {count} rows."
+
+
+def _joined_labels(rows: Sequence[Row]) -> str:
+    *names, last = row_labels(rows)
+    if not names:
+        return last
+    return f"{', '.join(names)} and {last}"
+
+
+def _attack_on_last(rows: Sequence[Row]) -> str:
+    """Return the attack that was run on best and last checkpoints; "" if none was."""
+    for attack in ("aa", "pgd20"):
+        if any(_measured([row], f"test_last/{attack}", f"test/{attack}") for row in rows):
+            return attack
+    return ""
+
+
+def _mean_drop(row: Row, attack: str, records: Records) -> float:
+    """Return the mean loss from best to last, over runs that have both; NaN for none."""
+    drops = []
+    for run_id in row.run_ids:
+        record = records[run_id]
+        best = record.get(f"test/{attack}", math.nan)
+        drop = best - record.get(f"test_last/{attack}", math.nan)
+        if not math.isnan(drop):
+            drops.append(drop)
+    return sum(drops) / len(drops) if drops else math.nan
+
+
+def _seed_dots(rows: Sequence[Row], records: Records) -> Series:
+    x, y = [], []
+    for position, row in enumerate(rows):
+        for run_id in row.run_ids:
+            accuracy = float(records[run_id].get(RANK, math.nan))
+            if row.seeds > 1 and not math.isnan(accuracy):
+                x.append(100 * accuracy)
+                y.append(position)
+    return Series("Seeds", x, y, muted=True)
+
+
+def _dots(rows: Sequence[Row], metric: str, name: str) -> Series:
+    x, y = [], []
+    for position, row in enumerate(rows):
+        if row[metric].n:
+            x.append(100 * row[metric].mean)
+            y.append(position)
+    return Series(name, x, y)
+
+
+def _points(rows: Sequence[Row], metric: str, front: Iterable[Row]) -> Series:
+    """Return a point a row: a metric (percent or minutes) and AutoAttack, with their spread."""
+    scale = 1 / 60 if metric == SECONDS else 100
+    x_cells = [row[metric] for row in rows]
+    y_cells = [row[RANK] for row in rows]
+    x = [scale * cell.mean for cell in x_cells]
+    # Rows hold dictionaries, so they cannot be elements of a set.
+    front_ids = set(map(id, front))
+    shown = [id(row) in front_ids for row in rows]
+    bars = _spread(x_cells, scale), _spread(y_cells, 100)
+    return Series("", x, _percents(rows, RANK), *bars, row_labels(rows), shown)
+
+
+def _spread(cells: Iterable[Cell], scale: float) -> tuple[list[float], list[float]]:
+    lows, highs = [], []
+    for cell in cells:
+        lows.append(scale * (cell.mean - cell.sd))
+        highs.append(scale * (cell.mean + cell.sd))
+    return lows, highs
+
+
+def _setting_without_eps(row: Row) -> tuple[str, ...]:
+    changed = []
+    for part in row.changed.split(", "):
+        if not part.startswith(("eps=", "inner_")):
+            changed.append(part)
+    return row.method, row.variant, row.teacher, ", ".join(changed)
+
+
+def _to_float(text: Any) -> float:
+    try:
+        return float(text)
+    except (TypeError, ValueError):
+        return math.nan

@@ -1,0 +1,65 @@
+"""The tables as JSON for programs: numbers are not rounded; what was not measured is null."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from typing import Any
+
+from leaderboards.tables.rows import Cell, Group, Row
+from leaderboards.tables.table import Section
+
+# The version changes with the meaning of a field.
+SCHEMA = {"name": "robust-distill-bench/leaderboard", "version": 1}
+SETTING = ("dataset", "student", "method", "variant", "changed", "teacher", "seeds")
+
+
+def render(sections: list[Section]) -> str:
+    """Render accuracies in [0, 1] and times in seconds."""
+    content = {"schema": SCHEMA, "suites": [*map(_section_json, sections)]}
+    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _section_json(section: Section) -> dict[str, Any]:
+    content: dict[str, Any] = {"suite": section.experiment, "outdated": section.outdated}
+    content["tasks"] = [*map(_group_json, section.groups)]
+    content["teachers"] = None
+    if section.teachers:
+        content["teachers"] = _group_json(section.teachers)
+    return content
+
+
+def _group_json(group: Group) -> dict[str, Any]:
+    return {
+        "title": group.title,
+        "caption": group.caption,
+        "columns": [*map(dataclasses.asdict, group.columns)],
+        "rows": [*map(_row_json, group.rows)],
+    }
+
+
+def _row_json(row: Row) -> dict[str, Any]:
+    content = {name: getattr(row, name) for name in SETTING}
+    content["rank"] = row.standing.rank
+    content["interval"] = row.standing.interval
+    content["behind_first"] = row.standing.behind
+    content["cells"] = {name: _cell_json(cell) for name, cell in row.cells.items() if cell.n}
+    content["missing"] = row.missing
+    content["flags"] = dict(row.flags)
+    content["marks"] = row.marks
+    content["notes"] = row.notes
+    content["published"] = None
+    if row.published:
+        content["published"] = row.published.span
+    content["commands"] = row.commands
+    content["runs"] = row.run_ids
+    return content
+
+
+def _cell_json(cell: Cell) -> dict[str, float | None]:
+    content: dict[str, float | None] = dataclasses.asdict(cell)
+    for name, value in dataclasses.asdict(cell).items():
+        if not math.isfinite(value):
+            content[name] = None
+    return content
