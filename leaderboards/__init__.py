@@ -1,4 +1,4 @@
-"""Records of runs as tables and a site: Markdown, LaTeX, JSON, CSV, HTML. No torch, and nothing heavy at import."""
+"""Records of runs as tables and a site. No torch here, and nothing heavy at import."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ PAGE_FOLDERS = ("tasks", "methods", "runs")
 
 @contextmanager
 def _paused_gc() -> Iterator[None]:
-    # Nothing is garbage before the end, and looking for it takes a sixth of the time of 10,000 runs.
+    # Nothing is garbage before the end; to look for it takes a sixth of the time of 10,000 runs.
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -52,14 +53,13 @@ def write(
 
     Args:
         source: what store.collect takes.
-        suite: restrict everything to one suite, "digits" or "digits@1".
-        about: describe a method by its name.
-        figures: add figures for papers in figures/, SVG and PDF: seconds a task.
-        protocol: the parameters of an experiment ("digits@1") that its runs record by default.
+        suite: the suite to restrict everything to, "digits" or "digits@1".
+        about: describes a method by its name.
+        figures: add figures for papers, SVG and PDF, in figures/: seconds a task.
+        protocol: the parameters that runs of an experiment ("digits@1") record by default.
 
-    Returns: the pages and tables to begin with.
-    Raises: StoreError if the store cannot be read (nothing is written then), OSError if `out`
-        cannot be written.
+    Returns index.html and the tables. Raises store.StoreError if the store cannot be read, before
+    anything is written, and OSError if `out` cannot be written.
     """
     from leaderboards.read import details, store
     from leaderboards.render.site.site_map import Site
@@ -70,12 +70,13 @@ def write(
     curves = details.curves(source, runs[~runs["superseded"].astype(bool)])
     site = Site(runs, sections, curves, details.environment, about, suite)
     tables = _render_tables(site)
-    for folder in ("assets", *PAGE_FOLDERS, "figures"):
-        if folder != "figures" or figures:
-            (out / folder).mkdir(parents=True, exist_ok=True)
+    for folder in ("assets", *PAGE_FOLDERS):
+        (out / folder).mkdir(parents=True, exist_ok=True)
     for name, text in tables.items():
-        _replace_file(out / name, text)
-    _write_site(site, out, figures)
+        _replace_file(out / name, text.encode(errors="backslashreplace"))
+    _write_site(site, out)
+    if figures:
+        _write_figures(site, out)
     return [out / name for name in ("index.html", *tables)]
 
 
@@ -83,7 +84,7 @@ def _render_tables(site: Site) -> dict[str, str]:
     from leaderboards.render import json_tables, latex, markdown
     from leaderboards.tables import published, standing
 
-    rows = [row for section in site.sections for row in section.rows]
+    rows = chain.from_iterable(section.rows for section in site.sections)
     runs = published.beside(site.collected.drop(columns="artifact_uri"))
     return {
         "leaderboard.md": markdown.render(site.collected, site.suite, site.sections),
@@ -91,6 +92,26 @@ def _render_tables(site: Site) -> dict[str, str]:
         "leaderboard.json": json_tables.render(site.sections),
         "leaderboard.csv": _quote_formulas(standing.beside(runs, rows)).to_csv(index=False),
     }
+
+
+def _write_site(site: Site, out: Path) -> None:
+    from leaderboards.render.site.pages import render_pages
+
+    current = set()
+    for name, text in render_pages(site):
+        _replace_file(out / name, text.encode(errors="backslashreplace"))
+        current.add(out / name)
+    _remove_old_pages(out, current)
+    for file in STATIC.iterdir():
+        _replace_file(out / "assets" / file.name, file.read_bytes())
+
+
+def _write_figures(site: Site, out: Path) -> None:
+    from leaderboards.render.site.paper_figures import paper_figures
+
+    (out / "figures").mkdir(exist_ok=True)
+    for name, content in paper_figures(site):
+        _replace_file(out / name, content)
 
 
 def _quote_formulas(frame: pd.DataFrame) -> pd.DataFrame:
@@ -105,36 +126,18 @@ def _quote_formulas(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(**{str(name): column.map(quote) for name, column in texts.items()})
 
 
-def _write_site(site: Site, out: Path, figures: bool) -> None:
-    from leaderboards.render.site.pages import render_pages
-    from leaderboards.render.site.paper_figures import paper_figures
-
-    current = set()
-    for name, text in render_pages(site):
-        _replace_file(out / name, text)
-        current.add(out / name)
-    _remove_old_pages(out, current)
-    for file in STATIC.iterdir():
-        _replace_file(out / "assets" / file.name, file.read_bytes())
-    if figures:
-        for name, content in paper_figures(site):
-            _replace_file(out / name, content)
-
-
 def _remove_old_pages(out: Path, current: set[Path]) -> None:
     """Remove the pages of an earlier site that are not current; other files stay."""
     for folder in PAGE_FOLDERS:
         for path in set((out / folder).glob("*.html")) - current:
             with path.open("rb") as file:
-                head = file.read(500)
-            if GENERATOR in head:
+                written_here = GENERATOR in file.read(500)
+            if written_here:
                 path.unlink()
 
 
-def _replace_file(path: Path, content: str | bytes) -> None:
+def _replace_file(path: Path, content: bytes) -> None:
     """Write a file so that readers see the old content or the new, never half of it."""
-    if isinstance(content, str):
-        content = content.encode(errors="backslashreplace")
     # Most pages stay the same, and replacing a file waits for the disk on some file systems.
     with suppress(FileNotFoundError):
         if path.read_bytes() == content:

@@ -24,37 +24,27 @@ def render(sections: list[Section]) -> str:
 def _section_json(section: Section) -> dict[str, Any]:
     content: dict[str, Any] = {"suite": section.experiment, "outdated": section.outdated}
     content["tasks"] = [*map(_group_json, section.groups)]
-    content["teachers"] = None
-    if section.teachers:
-        content["teachers"] = _group_json(section.teachers)
+    content["teachers"] = section.teachers and _group_json(section.teachers)
     return content
 
 
 def _group_json(group: Group) -> dict[str, Any]:
-    return {
-        "title": group.title,
-        "caption": group.caption,
-        "columns": [*map(dataclasses.asdict, group.columns)],
-        "rows": [*map(_row_json, group.rows)],
-    }
+    columns, rows = map(dataclasses.asdict, group.columns), map(_row_json, group.rows)
+    title = {"title": group.title, "caption": group.caption}
+    return {**title, "columns": [*columns], "rows": [*rows]}
 
 
 def _row_json(row: Row) -> dict[str, Any]:
+    standing = row.standing
     content = {name: getattr(row, name) for name in SETTING}
-    content["rank"] = row.standing.rank
-    content["interval"] = row.standing.interval
-    content["behind_first"] = row.standing.behind
-    content["cells"] = {name: _cell_json(cell) for name, cell in row.cells.items() if cell.n}
-    content["missing"] = row.missing
-    content["flags"] = dict(row.flags)
-    content["marks"] = row.marks
-    content["notes"] = row.notes
-    content["published"] = None
-    if row.published:
-        content["published"] = row.published.span
-    content["commands"] = row.commands
-    content["runs"] = row.run_ids
-    return content
+    content |= {"rank": standing.rank, "interval": standing.interval}
+    content |= {"behind_first": standing.behind, "cells": {}}
+    for metric, cell in row.cells.items():
+        if cell.n:
+            content["cells"][metric] = _cell_json(cell)
+    content |= {"missing": row.missing, "flags": dict(row.flags), "marks": row.marks}
+    content |= {"notes": row.notes, "published": row.published and row.published.span}
+    return content | {"commands": row.commands, "runs": row.run_ids}
 
 
 def _cell_json(cell: Cell) -> dict[str, float | None]:

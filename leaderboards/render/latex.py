@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 import re
 
-from leaderboards.render.numbers import format_cell, format_interval
 from leaderboards.render.text_template import fill_template
-from leaderboards.tables.rows import RANK, Column, Group, Row
+from leaderboards.tables.rows import Column, Group
 from leaderboards.tables.table import Section
 
 T1_END = 0x180  # letters below this code point are in every font of the encoding T1
@@ -22,15 +21,8 @@ SPECIAL = {
 
 def render(sections: list[Section]) -> str:
     """Render a table for each group with ranked rows."""
-    return fill_template(
-        "leaderboard.tex.j2",
-        escape,
-        sections=sections,
-        columns_of=_columns,
-        teacher_symbols=_teacher_symbols,
-        second_best=_second_best,
-        metric_cell=_metric_cell,
-    )
+    values = {"accuracy_columns": accuracy_columns, "teacher_symbols": teacher_symbols}
+    return fill_template("leaderboard.tex.j2", escape, sections=sections, **values)
 
 
 def escape(text: str) -> str:
@@ -49,15 +41,23 @@ def _escape_letter(letter: str) -> str:
     return SPECIAL.get(letter, letter)
 
 
-def _columns(group: Group) -> list[Column]:
+def accuracy_columns(group: Group) -> list[tuple[Column, float]]:
+    """Return the accuracies of the chosen checkpoint but the worst, with the second best mean."""
     columns = []
     for column in group.columns:
         if column.metric.startswith("test/") and column.metric != "test/worst":
-            columns.append(column)
+            columns.append((column, _second_best(group, column)))
     return columns
 
 
-def _teacher_symbols(group: Group) -> dict[str, str]:
+def _second_best(group: Group, column: Column) -> float:
+    """Return the highest mean below the best; NaN where there is none."""
+    best = group.best(column)
+    means = [row[column.metric].mean for row in group.contenders]
+    return max((mean for mean in means if mean < best), default=math.nan)
+
+
+def teacher_symbols(group: Group) -> dict[str, str]:
     """Give each teacher a symbol: the column is too narrow for names."""
     symbols: dict[str, str] = {}
     if group.of_teachers:
@@ -66,25 +66,3 @@ def _teacher_symbols(group: Group) -> dict[str, str]:
         if row.teacher != "none":
             symbols.setdefault(row.teacher, f"T{1 + len(symbols)}")
     return symbols
-
-
-def _second_best(group: Group, columns: list[Column]) -> dict[str, float]:
-    """Return the highest mean below the best by metric; NaN where there is none."""
-    seconds = {}
-    for column in columns:
-        best = group.best(column)
-        means = [row[column.metric].mean for row in group.contenders]
-        seconds[column.metric] = max((mean for mean in means if mean < best), default=math.nan)
-    return seconds
-
-
-def _metric_cell(group: Group, row: Row, column: Column, second: float) -> str:
-    cell = row[column.metric]
-    text = format_cell(cell, column).replace("±", r"$\pm$").replace("-", "--")
-    if cell.mean == group.best(column):
-        text = rf"\textbf{{{text}}}"
-    elif cell.mean == second:
-        text = rf"\underline{{{text}}}"
-    if column.metric == RANK:
-        text = f"{text} {format_interval(row)}".rstrip()
-    return text

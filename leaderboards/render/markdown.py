@@ -6,11 +6,9 @@ import html
 import re
 from typing import TYPE_CHECKING
 
-from leaderboards.render.numbers import format_cell, format_count, format_interval, format_percent
 from leaderboards.render.text_template import fill_template
 from leaderboards.tables import table
 from leaderboards.tables.published import HEAD
-from leaderboards.tables.rows import RANK, Column, Group, Row
 from leaderboards.tables.table import Section
 
 if TYPE_CHECKING:
@@ -29,35 +27,11 @@ def render(
     """
     if sections is None:
         sections = table.sections(runs)
-    return fill_template(
-        "leaderboard.md.j2",
-        escape,
-        sections=sections,
-        first_run_command=first_run_command(suite),
-        published=HEAD,
-        format_count=format_count,
-        format_percent=format_percent,
-        metric_cell=_metric_cell,
-    )
-
-
-def first_run_command(suite: str | None) -> str:
-    """Return the command that puts a first row into a suite."""
-    name = suite or "digits"
-    return f"python -m bench run --method gacd --suite {name.partition('@')[0]}"
+    values = {"sections": sections, "suite": suite, "published": HEAD}
+    return fill_template("leaderboard.md.j2", escape, **values)
 
 
 def escape(text: str) -> str:
     """Escape HTML and Markdown for a table cell or a list item, and join lines."""
     text = html.escape(re.sub(r"\s+", " ", text).strip(), quote=False)
     return re.sub(r"([\\|*`\[\]~$]|(?<!\w)_|_(?!\w))", r"\\\1", text)
-
-
-def _metric_cell(group: Group, row: Row, column: Column) -> str:
-    cell = row[column.metric]
-    text = format_cell(cell, column)
-    if cell.mean == group.best(column):
-        text = f"**{text}**"
-    if column.metric == RANK:
-        text = f"{text} {format_interval(row)}".rstrip()
-    return text

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from leaderboards.tables.rows import LABELS
@@ -20,10 +20,7 @@ PARAMETERS = {
         "training.averaging": "averages of the weights: {}",
     },
     "Inner attack": {"inner_steps": "{} steps", "inner_step": "of {}"},
-    "Data": {
-        "limit_train": "first {} training images",
-        "limit_test": "first {} test images",
-    },
+    "Data": {"limit_train": "first {} training images", "limit_test": "first {} test images"},
 }
 CHECKPOINT = (
     "the one with the best validation accuracy under PGD (clean, for methods without an inner "
@@ -53,18 +50,35 @@ def describe_protocol(runs: Sequence[RunRecord]) -> list[tuple[str, str]]:
 
 def shared_settings(runs: Sequence[RunRecord]) -> list[tuple[str, str]]:
     """Return the recorded parameters that have one value in all runs, by name."""
+    first, *others = runs
     settings = []
-    for name in sorted(_column_names(runs, "param/")):
-        values = {run[f"param/{name}"] for run in runs}
-        value = values.pop()
-        if not values and is_recorded(value):
+    for name, value in sorted(recorded_values(first, "param/").items()):
+        if all(run[f"param/{name}"] == value for run in others):
             settings.append((name, str(value)))
     return settings
+
+
+def recorded_values(run: RunRecord, prefix: str) -> dict[str, Any]:
+    """Return the recorded values whose names begin with `prefix`, by the rest of the name."""
+    values = {}
+    for name, value in run.items():
+        if name.startswith(prefix) and is_recorded(value):
+            values[name.removeprefix(prefix)] = value
+    return values
 
 
 def is_recorded(value: Any) -> bool:
     """Return whether a run recorded a value: absent fields of a frame are NaN."""
     return value is not None and value == value
+
+
+def sort_attacks(names: Collection[str]) -> list[str]:
+    """Sort the attacks among names of metrics: those of LABELS in its order, then the others."""
+    attacks = [name for name in LABELS if name in names]
+    for name in sorted(set(names).difference(LABELS)):
+        if name != "n" and not name.endswith("_n"):
+            attacks.append(name)
+    return attacks
 
 
 def _joined_values(runs: Sequence[RunRecord], name: str) -> str:
@@ -89,23 +103,5 @@ def _readable_value(text: str) -> str:
 
 
 def _attack_labels(runs: Sequence[RunRecord]) -> list[str]:
-    """Label the attacks that any run recorded, those of LABELS first and in its order."""
-    recorded = []
-    for name in _column_names(runs, "test/"):
-        if any(is_recorded(run[f"test/{name}"]) for run in runs):
-            recorded.append(name)
-    labels = []
-    for name, label in LABELS.items():
-        if name in recorded and name not in ("clean", "worst"):
-            labels.append(label)
-    for name in recorded:
-        if name not in LABELS and name != "n" and not name.endswith("_n"):
-            labels.append(name)
-    return labels
-
-
-def _column_names(runs: Sequence[RunRecord], prefix: str) -> list[str]:
-    """Return the columns under a prefix; all lines of a frame have the same ones."""
-    if not runs:
-        return []
-    return [name.removeprefix(prefix) for name in runs[0] if name.startswith(prefix)]
+    names = {name for run in runs for name in recorded_values(run, "test/")}
+    return [LABELS.get(name, name) for name in sort_attacks(names - {"clean", "worst"})]

@@ -6,11 +6,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from leaderboards.render.numbers import format_cell, format_count, format_interval, format_percent
+from leaderboards.tables.rows import RANK
+
 TEMPLATES = Path(__file__).parent / "templates"
+FORMATS = (format_cell, format_count, format_interval, format_percent)
+# The usual delimiters mean something in LaTeX.
+DELIMITERS: Any = {
+    "block_start_string": "<%", "block_end_string": "%>", "variable_start_string": "<<",
+    "variable_end_string": ">>", "comment_start_string": "<#", "comment_end_string": "#>",
+}  # fmt: skip
+WHITESPACE: Any = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
 
 
 def fill_template(name: str, escape: Callable[[str], str], **values: Any) -> str:
-    """Fill the template `name`, whose format `escape` makes text of any value."""
+    """Fill the template `name`; `escape` turns any value into text of its format."""
     import jinja2
     from markupsafe import Markup
 
@@ -19,20 +29,9 @@ def fill_template(name: str, escape: Callable[[str], str], **values: Any) -> str
             return value
         return escape(str(value))
 
-    engine = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        undefined=jinja2.StrictUndefined,
-        # Jinja's own escaping is for HTML alone.
-        finalize=escape_value,
-        keep_trailing_newline=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        # The usual delimiters mean something in LaTeX.
-        block_start_string="<%",
-        block_end_string="%>",
-        variable_start_string="<<",
-        variable_end_string=">>",
-        comment_start_string="<#",
-        comment_end_string="#>",
-    )
-    return engine.get_template(name).render(values)
+    # Jinja's own escaping is for HTML alone.
+    options = {"finalize": escape_value, **DELIMITERS, **WHITESPACE}
+    loader = jinja2.FileSystemLoader(TEMPLATES)
+    engine = jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined, **options)
+    engine.globals |= {function.__name__: function for function in FORMATS}
+    return engine.get_template(name).render(rank=RANK, **values)

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import product
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from leaderboards.render.figures.rank_diagram import Diagram
@@ -20,14 +21,8 @@ Box: TypeAlias = tuple[float, float, float, float]  # left, bottom, right, top
 TEXT, SOFT, ACCENT, LINE, BARS = "#1f2328", "#656c76", "#0b6e75", "#d9d6d0", "#9cc5c6"
 COLOURS = (ACCENT, "#b35c00", "#6a4fb3", "#b3365b", "#2f6db3", "#5f6f10", "#8a4b2a", "#50565e")
 MARKERS = ("o", "D", "s", "^", "X", "P", "*", "h")
-FONT = 9.0  # points
-LOOK: Any = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "robust-distill-bench",  # the same ids each time
-    "pdf.fonttype": 42,  # journals refuse Type 3
-    "font.size": FONT,
-    "axes.linewidth": 0.6,
-}
+FONT = 9.0  # points, as in STYLE
+STYLE = Path(__file__).with_name("paper.mplstyle")
 WITHOUT_DATE: Any = {"svg": {"Date": None, "Creator": None}, "pdf": {"CreationDate": None}}
 # Of a diagram: colour and width of each kind of line, alignment of each anchor.
 DIAGRAM_LINES = {"scale": (TEXT, 0.8), "lead": (LINE, 0.8), "bar": (ACCENT, 3.0)}
@@ -42,10 +37,9 @@ def draw_view(view: View) -> Figure:
         axes = figure.subplots()
         for series in view.series:
             _draw_series(axes, view, series)
-        _draw_axes(axes, view)
+        _set_axes(axes, view)
         if any(series.name for series in view.series) and 1 < len(view.series) <= MAX_LEGEND:
-            place: Any = {"loc": "lower left", "bbox_to_anchor": (0, 1)}
-            axes.legend(frameon=False, labelcolor=TEXT, ncols=4, handletextpad=0.3, **place)
+            axes.legend(ncols=4, loc="lower left", bbox_to_anchor=(0, 1))
         # Fixes the layout, so that names can be placed in pixels.
         figure.draw_without_rendering()
         for series in view.series:
@@ -69,7 +63,7 @@ def draw_diagram(diagram: Diagram) -> Figure:
         axes.plot(x, y, "o", ms=4, color=ACCENT)
         for label in diagram.labels:
             side = ALIGNMENTS[label.anchor]
-            axes.text(label.x, label.y, label.text, ha=side, color=TEXT, parse_math=False)
+            axes.text(label.x, label.y, label.text, ha=side, parse_math=False)
         return figure
 
 
@@ -78,21 +72,19 @@ def save_figure(figure: Figure, kind: Literal["svg", "pdf"]) -> bytes:
     import matplotlib
 
     stream = io.BytesIO()
-    options: Any = {"transparent": True, "bbox_inches": "tight", "metadata": WITHOUT_DATE[kind]}
-    with matplotlib.rc_context(LOOK):
-        figure.savefig(stream, format=kind, **options)
+    with matplotlib.rc_context(fname=STYLE):
+        figure.savefig(stream, format=kind, metadata=WITHOUT_DATE[kind])
     return stream.getvalue()
 
 
 @contextmanager
 def _blank_figure(width: float, height: float) -> Iterator[Figure]:
-    """Yield a figure of some inches, to draw on with LOOK in force."""
+    """Yield a figure of some inches to draw on; a pixel is a point, as for the SVG writer."""
     import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(LOOK):
-        # As the SVG writer: a pixel is a point.
-        yield Figure(figsize=(width, height), dpi=72)
+    with matplotlib.rc_context(fname=STYLE):
+        yield Figure(figsize=(width, height))
 
 
 def _draw_series(axes: Axes, view: View, series: Series) -> None:
@@ -128,7 +120,7 @@ def _bar_lengths(values: Sequence[float], bars: Bars) -> list[list[float]]:
     return [down, up]
 
 
-def _draw_axes(axes: Axes, view: View) -> None:
+def _set_axes(axes: Axes, view: View) -> None:
     if view.log_x:
         axes.set_xscale("log")
     if view.frame[0]:
@@ -138,13 +130,9 @@ def _draw_axes(axes: Axes, view: View) -> None:
     if view.rows:
         axes.set_ylim(len(view.rows) - 0.4, -0.6)
         axes.set_yticks(range(len(view.rows)), view.rows, parse_math=False)
-    axes.set_xlabel(view.x_title, color=TEXT)
-    axes.set_ylabel(view.y_title, color=TEXT)
-    axes.grid(color=LINE, linewidth=0.6)
-    axes.set_axisbelow(True)
+    axes.set_xlabel(view.x_title)
+    axes.set_ylabel(view.y_title)
     axes.tick_params(colors=TEXT, length=0)
-    axes.spines[:].set_color(LINE)
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _draw_names(axes: Axes, series: Series) -> None:
@@ -159,15 +147,13 @@ def _draw_names(axes: Axes, series: Series) -> None:
             sizes.append((0.62 * FONT * len(name), 1.3 * FONT))
     bounds = axes.get_window_extent()
     boxes = place_boxes(pixels, sizes, (bounds.x0, bounds.y0, bounds.x1, bounds.y1))
-    look: Any = {"ha": "center", "va": "center", "color": TEXT, "parse_math": False}
+    look: Any = {"ha": "center", "va": "center", "parse_math": False}
     for (x, y, name), pixel, box in zip(inside, pixels, boxes, strict=True):
         offset = ((box[0] + box[2]) / 2 - pixel[0], (box[1] + box[3]) / 2 - pixel[1])
         arrow = None
         if abs(offset[1]) > FONT:
             arrow = {"arrowstyle": "-", "color": TEXT, "linewidth": 0.5, "alpha": 0.6}
-        axes.annotate(
-            name, (x, y), xytext=offset, textcoords="offset points", arrowprops=arrow, **look
-        )
+        axes.annotate(name, (x, y), offset, textcoords="offset points", arrowprops=arrow, **look)
 
 
 def place_boxes(
