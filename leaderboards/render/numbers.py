@@ -38,3 +38,10 @@ def format_count(count: int, noun: str) -> str:
     if count == 1:
         return f"1 {noun}"
     return f"{count:,} {noun}s"
+
+
+# For templates.
+FORMATS = {
+    "format_cell": format_cell, "format_count": format_count,
+    "format_interval": format_interval, "format_percent": format_percent,
+}  # fmt: skip

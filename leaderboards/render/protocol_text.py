@@ -103,5 +103,7 @@ def _readable_value(text: str) -> str:
 
 
 def _attack_labels(runs: Sequence[RunRecord]) -> list[str]:
-    names = {name for run in runs for name in recorded_values(run, "test/")}
+    names: set[str] = set()
+    for run in runs:
+        names.update(recorded_values(run, "test/"))
     return [LABELS.get(name, name) for name in sort_attacks(names - {"clean", "worst"})]

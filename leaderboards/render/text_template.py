@@ -6,11 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from leaderboards.render.numbers import format_cell, format_count, format_interval, format_percent
+from leaderboards.render.numbers import FORMATS
 from leaderboards.tables.rows import RANK
 
 TEMPLATES = Path(__file__).parent / "templates"
-FORMATS = (format_cell, format_count, format_interval, format_percent)
 # The usual delimiters mean something in LaTeX.
 DELIMITERS: Any = {
     "block_start_string": "<%", "block_end_string": "%>", "variable_start_string": "<<",
@@ -33,5 +32,4 @@ def fill_template(name: str, escape: Callable[[str], str], **values: Any) -> str
     options = {"finalize": escape_value, **DELIMITERS, **WHITESPACE}
     loader = jinja2.FileSystemLoader(TEMPLATES)
     engine = jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined, **options)
-    engine.globals |= {function.__name__: function for function in FORMATS}
-    return engine.get_template(name).render(rank=RANK, **values)
+    return engine.get_template(name).render(rank=RANK, **FORMATS, **values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from statistics import fmean
 
@@ -20,10 +21,10 @@ TITLES = {"val/robust": "Robust validation accuracy", "val/clean": "Clean valida
 
 def mean_curves(runs: Sequence[Curves]) -> dict[str, Curve]:
     """Average each metric over the runs that have it, at the epochs that all of these have."""
-    by_metric: dict[str, list[Curve]] = {}
+    by_metric: dict[str, list[Curve]] = defaultdict(list)
     for run in runs:
         for metric, curve in run.items():
-            by_metric.setdefault(metric, []).append(curve)
+            by_metric[metric].append(curve)
     means = {}
     for metric, curves in by_metric.items():
         steps, values = _mean_curve(curves)
@@ -33,15 +34,12 @@ def mean_curves(runs: Sequence[Curves]) -> dict[str, Curve]:
 
 
 def _mean_curve(curves: Sequence[Curve]) -> Curve:
-    steps = curves[0][0]
-    values = [curve[1] for curve in curves]
-    # The runs of a row nearly always have the same epochs: looking them up takes longer.
-    if any(curve[0] != steps for curve in curves):
-        points = [dict(zip(*curve, strict=True)) for curve in curves]
-        shared = set(steps).intersection(*points)
-        steps = [step for step in steps if step in shared]
-        values = [[run_points[step] for step in steps] for run_points in points]
-    return steps, [*map(fmean, zip(*values, strict=True))]
+    by_epoch: dict[int, list[float]] = defaultdict(list)
+    for steps, values in curves:
+        for step, value in zip(steps, values, strict=True):
+            by_epoch[step].append(value)
+    shared = sorted(step for step, values in by_epoch.items() if len(values) == len(curves))
+    return shared, [fmean(by_epoch[step]) for step in shared]
 
 
 def run_views(curves: Curves) -> list[View]:
@@ -66,10 +64,12 @@ def method_views(rows: Sequence[tuple[str, Curves]]) -> list[View]:
 
     Validation comes first, then every loss term.
     """
-    metrics = {metric for _, curves in rows for metric in curves} - {"lr"}
+    metrics: set[str] = set()
+    for _, curves in rows:
+        metrics.update(curves)
     first = [metric for metric in TITLES if metric in metrics]
     views = []
-    for metric in (*first, *sorted(metrics.difference(first))):
+    for metric in (*first, *sorted(metrics.difference(first, ["lr"]))):
         kind, _, term = metric.partition("/")
         _, y_title, scale = CHARTS[f"{kind}/"]
         lines = []

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import product
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -38,7 +39,7 @@ def draw_view(view: View) -> Figure:
         for series in view.series:
             _draw_series(axes, view, series)
         _set_axes(axes, view)
-        if any(series.name for series in view.series) and 1 < len(view.series) <= MAX_LEGEND:
+        if any(map(attrgetter("name"), view.series)) and 1 < len(view.series) <= MAX_LEGEND:
             axes.legend(ncols=4, loc="lower left", bbox_to_anchor=(0, 1))
         # Fixes the layout, so that names can be placed in pixels.
         figure.draw_without_rendering()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Sequence
+from itertools import product
+from operator import itemgetter
 from typing import Any, TypeAlias
 
 from leaderboards.render.figures.views import MAX_LEGEND, Bars, Series, Span, View
@@ -24,13 +26,9 @@ MAX_DECIMALS = 300  # that numpy can round to
 
 def chart(view: View) -> Json:
     """Return data and layout as Plotly.react takes them, with title and caption of the view."""
-    return {
-        "name": view.name,
-        "title": view.title,
-        "caption": view.caption,
-        "data": [_trace(view, series) for series in view.series],
-        "layout": _layout(view),
-    }
+    texts = {"name": view.name, "title": view.title, "caption": view.caption}
+    data = [_trace(view, series) for series in view.series]
+    return {**texts, "data": data, "layout": _layout(view)}
 
 
 def escape(name: str) -> str:
@@ -129,16 +127,13 @@ def _layout(view: View) -> Json:
     y = _axis(view.y_title, view.frame[1])
     named = [series for series in view.series if series.name]
     layout: Json = {
-        "xaxis": x,
-        "yaxis": y,
-        "showlegend": len(view.series) > 1 and len(named) <= MAX_LEGEND,
-        "legend": {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"},
-        "height": HEIGHT,
+        "xaxis": x, "yaxis": y, "showlegend": len(view.series) > 1 and len(named) <= MAX_LEGEND,
+        "legend": {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"}, "height": HEIGHT,
         "hovermode": "closest",
-    }
+    }  # fmt: skip
     if view.log_x:
-        marks = _log_marks([value for series in view.series for value in series.x])
-        x |= {"type": "log", "tickvals": marks, "ticktext": [f"{mark:g}" for mark in marks]}
+        marks = _log_marks(view.x_values)
+        x |= {"type": "log", "tickvals": marks, "ticktext": [*map("{:g}".format, marks)]}
     annotations = _annotations(view)
     if annotations:
         layout["annotations"] = annotations
@@ -163,8 +158,8 @@ def _axis(title: str, frame: Span | None) -> Json:
 
 def _log_marks(values: Sequence[float]) -> list[float]:
     """Return 1, 2 and 5 times the powers of ten that `values` span."""
-    low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
-    return [float(f"{step}e{power}") for power in range(low, high + 1) for step in (1, 2, 5)]
+    powers = range(math.floor(math.log10(min(values))), math.ceil(math.log10(max(values))) + 1)
+    return [float(f"{step}e{power}") for power, step in product(powers, (1, 2, 5))]
 
 
 def _annotations(view: View) -> list[Json]:
@@ -172,23 +167,21 @@ def _annotations(view: View) -> list[Json]:
 
     Names do not overlap; those without room are left out.
     """
-    points: list[tuple[float, float, str]] = []
-    xs: list[float] = []
+    points = []
     for series in view.series:
-        series_x = [*map(math.log10, series.x)] if view.log_x else series.x
-        xs += series_x
-        for x, y, name, shown in zip(series_x, series.y, series.names, series.shown, strict=False):
+        for x, y, name, shown in zip(series.x, series.y, series.names, series.shown, strict=False):
             if shown:
-                points.append((x, y, name))
+                points.append((_axis_position(view, x), y, name))
     if not points:
         return []
-    ys = [y for _, y, _ in points]
+    points.sort(key=itemgetter(1))
+    xs = [_axis_position(view, x) for x in view.x_values]
     left, right = view.frame[0] or (min(xs), max(xs))
-    bottom, top = view.frame[1] or (min(ys), max(ys))
+    bottom, top = view.frame[1] or (points[0][1], points[-1][1])
     annotations = []
     # From the lowest point up, a name lies above its point and above the name before.
     name_top = math.inf
-    for x, y, name in sorted(points, key=lambda point: point[1]):
+    for x, y, name in points:
         point_top = AXES_HEIGHT * (top - y) / max(top - bottom, 1e-9)
         name_top = min(point_top, name_top) - NAME_HEIGHT
         if y < bottom or name_top < 0:
@@ -201,3 +194,7 @@ def _annotations(view: View) -> list[Json]:
             "arrowwidth": 1, "arrowcolor": "--soft", "standoff": 5,
         })  # fmt: skip
     return annotations
+
+
+def _axis_position(view: View, x: float) -> float:
+    return math.log10(x) if view.log_x else x

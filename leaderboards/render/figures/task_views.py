@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import attrgetter
 from statistics import median_low
 from typing import Any, TypeAlias
 
-from leaderboards.render.figures.views import MAX_ROWS, Series, Span, View, row_labels, shorten
-from leaderboards.tables.rows import CHECKPOINTS, LABELS, RANK, SECONDS, Cell, Group, Row
+from leaderboards.render.figures.views import (
+    MAX_ROWS,
+    Bars,
+    Series,
+    Span,
+    View,
+    row_labels,
+    shorten,
+)
+from leaderboards.tables.rows import CHECKPOINTS, LABELS, RANK, SECONDS, Group, Row
 
 CLEAN = "test/clean"
 ROBUST = "AutoAttack accuracy, %"
@@ -19,15 +28,9 @@ Records: TypeAlias = Mapping[str, Mapping[str, Any]]  # lines of store.collect's
 
 def task_views(group: Group, records: Records) -> list[View]:
     """Return every chart of a task for which something was measured."""
-    views = (
-        accuracy_view(group),
-        seeds_view(group, records),
-        attacks_view(group),
-        checkpoints_view(group, records),
-        cost_view(group),
-        eps_view(group, records),
-    )
-    return [view for view in views if view]
+    views = [accuracy_view(group), seeds_view(group, records), attacks_view(group)]
+    views += [checkpoints_view(group, records), cost_view(group), eps_view(group, records)]
+    return [*filter(None, views)]
 
 
 def accuracy_view(group: Group) -> View | None:
@@ -41,7 +44,7 @@ def accuracy_view(group: Group) -> View | None:
         "Up and to the right is better; bars are one standard deviation over seeds. On the Pareto "
         f"front, which no row beats in both: {_joined_labels(front)}.{_note_below(rows, frame[1])}"
     )
-    x, y = _percents(front, CLEAN), _percents(front, RANK)
+    x, y = _means(front, CLEAN), _means(front, RANK)
     line = Series("Pareto front", x, y, line=True, muted=True)
     series = (line, _points(rows, CLEAN, front))
     title, x_title = "Robust and clean", "Clean accuracy, %"
@@ -51,8 +54,6 @@ def accuracy_view(group: Group) -> View | None:
 def seeds_view(group: Group, records: Records) -> View | None:
     """Chart each row's AutoAttack accuracy with its interval, and its seeds as dots."""
     rows = _shown_rows(group)
-    if not rows:
-        return None
     dots = _seed_dots(rows, records)
     lows, highs = [], []
     for row in rows:
@@ -61,31 +62,27 @@ def seeds_view(group: Group, records: Records) -> View | None:
         highs.append(100 * high)
     no_bars = [math.nan] * len(rows)
     y = range(len(rows))
-    means = Series("Mean", _percents(rows, RANK), y, (lows, highs), (no_bars, no_bars))
-    series = (dots, means) if dots.x else (means,)
+    means = Series("Mean", _means(rows, RANK), y, (lows, highs), (no_bars, no_bars))
     caption = (
         f"Bars are each row's own 95 % interval{', dots are seeds' if dots.x else ''}. "
         "Rows whose bars overlap may still differ: they are compared on the same images, and the "
-        f"rank says what came of it.{_note_cut(group)}"
+        "rank says what came of it."
     )
-    title, names = "Intervals and seeds", tuple(row_labels(rows))
-    return View("seeds", title, caption, ROBUST, "", series, names)
+    series = [dots, means] if dots.x else [means]
+    return _rows_view(group, "seeds", "Intervals and seeds", caption, ROBUST, series)
 
 
 def attacks_view(group: Group) -> View | None:
     """Chart the accuracy of every row under each attack."""
     columns = [column for column in group.columns if column.metric.startswith("test/")]
-    rows = _shown_rows(group)
-    if not rows or len(columns) < 2:
+    if len(columns) < 2:
         return None
     series = []
     for column in columns:
         if column.metric != "test/worst":
-            series.append(_dots(rows, column.metric, column.label))
+            series.append(_dots(_shown_rows(group), column.metric, column.label))
     caption = "A long way from PGD-20 to AutoAttack hints at gradients that mislead attacks."
-    caption += _note_cut(group)
-    names = tuple(row_labels(rows))
-    return View("attacks", "Attacks", caption, "Accuracy, %", "", tuple(series), names)
+    return _rows_view(group, "attacks", "Attacks", caption, "Accuracy, %", series)
 
 
 def checkpoints_view(group: Group, records: Records) -> View | None:
@@ -99,9 +96,8 @@ def checkpoints_view(group: Group, records: Records) -> View | None:
         dots = _dots(rows, f"{prefix}/{attack}", checkpoint)
         if dots.x:
             series.append(dots)
-    names = row_labels(rows)
     drops = []
-    for row, name in zip(rows, names, strict=True):
+    for row, name in zip(rows, row_labels(rows), strict=True):
         drop = _mean_drop(row, attack, records)
         if not math.isnan(drop):
             drops.append((drop, name))
@@ -109,10 +105,10 @@ def checkpoints_view(group: Group, records: Records) -> View | None:
     loser = f"{name} loses most: {100 * worst:.1f} points" if worst > 0 else "no row loses"
     caption = (
         "The checkpoint that validation chose (best) beside that of the last epoch and averages of "
-        f"the weights. From best to last, {loser}.{_note_cut(group)}"
+        f"the weights. From best to last, {loser}."
     )
     x_title = f"{LABELS[attack]} accuracy, %"
-    return View("last", "Best and last", caption, x_title, "", tuple(series), tuple(names))
+    return _rows_view(group, "last", "Best and last", caption, x_title, series)
 
 
 def cost_view(group: Group) -> View | None:
@@ -148,12 +144,25 @@ def eps_view(group: Group, records: Records) -> View | None:
     for setting, points in lines.items():
         if len(points) > 1:
             name = shorten(", ".join(filter(None, setting)))
-            x = sorted(points)
-            series.append(Series(name, x, [points[eps] for eps in x], line=True))
+            x, y = zip(*sorted(points.items()), strict=True)
+            series.append(Series(name, x, y, line=True))
     if not series:
         return None
     caption = "Each network was trained and attacked at the eps below it."
     return View("eps", "Radius", caption, "eps, in pixels of [0, 1]", ROBUST, tuple(series))
+
+
+def _rows_view(
+    group: Group, name: str, title: str, caption: str, x_title: str, series: Sequence[Series]
+) -> View | None:
+    """Chart series over the first rows of a group, which count from 0 down."""
+    rows = _shown_rows(group)
+    if not rows:
+        return None
+    count = len(_measured(group.contenders, RANK))
+    if count > MAX_ROWS:
+        caption += f" The first {MAX_ROWS} of {count} rows."
+    return View(name, title, caption, x_title, "", tuple(series), tuple(row_labels(rows)))
 
 
 def pareto_front(rows: Iterable[Row], value: Callable[[Row], float]) -> list[Row]:
@@ -166,15 +175,18 @@ def pareto_front(rows: Iterable[Row], value: Callable[[Row], float]) -> list[Row
 
 
 def _measured(rows: Iterable[Row], *metrics: str) -> list[Row]:
-    return [row for row in rows if all(row[metric].n for metric in metrics)]
+    rows = [*rows]
+    for metric in metrics:
+        rows = [row for row in rows if row[metric].n]
+    return rows
 
 
 def _shown_rows(group: Group) -> list[Row]:
     return _measured(group.contenders, RANK)[:MAX_ROWS]
 
 
-def _percents(rows: Iterable[Row], metric: str) -> list[float]:
-    return [100 * row[metric].mean for row in rows]
+def _means(rows: Iterable[Row], metric: str, scale: float = 100) -> list[float]:
+    return [scale * row[metric].mean for row in rows]
 
 
 def _limits(rows: Iterable[Row], metric: str) -> Span:
@@ -182,7 +194,7 @@ def _limits(rows: Iterable[Row], metric: str) -> Span:
 
     It leaves room for names around the points.
     """
-    values = _percents(rows, metric)
+    values = _means(rows, metric)
     low, high = min(values), max(values)
     middle = (low + high) / 2
     half = max(3.0, 0.62 * (high - low))
@@ -194,23 +206,16 @@ def _near_best(rows: Sequence[Row]) -> list[Row]:
 
     In a frame that also held rows far behind, these could not be told apart.
     """
-    scores = [row.score for row in rows]
+    scores = [*map(attrgetter("score"), rows)]
     threshold = min(NEAR_BEST * max(scores), median_low(scores))
     return [row for row in rows if row.score >= threshold]
 
 
 def _note_below(rows: Iterable[Row], frame: Span) -> str:
-    below = sum(accuracy < frame[0] for accuracy in _percents(rows, RANK))
+    below = sum(accuracy < frame[0] for accuracy in _means(rows, RANK))
     if not below:
         return ""
     return f" {'1 row lies' if below == 1 else f'{below} rows lie'} below the frame."
-
-
-def _note_cut(group: Group) -> str:
-    count = len(_measured(group.contenders, RANK))
-    if count <= MAX_ROWS:
-        return ""
-    return f" The first {MAX_ROWS} of {count} rows."
 
 
 def _joined_labels(rows: Sequence[Row]) -> str:
@@ -223,7 +228,7 @@ def _joined_labels(rows: Sequence[Row]) -> str:
 def _attack_on_last(rows: Sequence[Row]) -> str:
     """Return the attack that was run on best and last checkpoints; "" if none was."""
     for attack in ("aa", "pgd20"):
-        if any(_measured([row], f"test_last/{attack}", f"test/{attack}") for row in rows):
+        if _measured(rows, f"test_last/{attack}", f"test/{attack}"):
             return attack
     return ""
 
@@ -263,19 +268,18 @@ def _dots(rows: Sequence[Row], metric: str, name: str) -> Series:
 def _points(rows: Sequence[Row], metric: str, front: Iterable[Row]) -> Series:
     """Return a point a row: a metric (percent or minutes) and AutoAttack, with their spread."""
     scale = 1 / 60 if metric == SECONDS else 100
-    x_cells = [row[metric] for row in rows]
-    y_cells = [row[RANK] for row in rows]
-    x = [scale * cell.mean for cell in x_cells]
     # Rows hold dictionaries, so they cannot be elements of a set.
-    front_ids = set(map(id, front))
+    front_ids = {*map(id, front)}
     shown = [id(row) in front_ids for row in rows]
-    bars = _spread(x_cells, scale), _spread(y_cells, 100)
-    return Series("", x, _percents(rows, RANK), *bars, row_labels(rows), shown)
+    bars = _spread(rows, metric, scale), _spread(rows, RANK)
+    x, y = _means(rows, metric, scale), _means(rows, RANK)
+    return Series("", x, y, *bars, row_labels(rows), shown)
 
 
-def _spread(cells: Iterable[Cell], scale: float) -> tuple[list[float], list[float]]:
+def _spread(rows: Iterable[Row], metric: str, scale: float = 100) -> Bars:
     lows, highs = [], []
-    for cell in cells:
+    for row in rows:
+        cell = row[metric]
         lows.append(scale * (cell.mean - cell.sd))
         highs.append(scale * (cell.mean + cell.sd))
     return lows, highs

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
+from operator import attrgetter
 from typing import TYPE_CHECKING, TypeAlias
 
 from leaderboards.tables.rows import Row
@@ -47,6 +49,10 @@ class View:
     rows: tuple[str, ...] = ()
     frame: tuple[Span | None, Span | None] = (None, None)  # of x and y; None fits the points
     log_x: bool = False
+
+    @property
+    def x_values(self) -> list[float]:
+        return [*chain.from_iterable(map(attrgetter("x"), self.series))]
 
     @property
     def foreground(self) -> list[Series]:

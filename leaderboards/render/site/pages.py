@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from leaderboards.render.figures import curve_views, plotly_charts, task_views
+from leaderboards.render.figures.curve_views import mean_curves, method_views, run_views
+from leaderboards.render.figures.plotly_charts import chart
 from leaderboards.render.figures.rank_diagram import layout_diagram
-from leaderboards.render.numbers import format_cell, format_count, format_interval, format_percent
-from leaderboards.render.protocol_text import describe_protocol, is_recorded, shared_settings
+from leaderboards.render.figures.task_views import task_views
+from leaderboards.render.numbers import FORMATS, format_percent
+from leaderboards.render.protocol_text import (
+    describe_protocol,
+    is_recorded,
+    recorded_values,
+    shared_settings,
+)
 from leaderboards.render.site.site_map import RunRecord, Site, SiteRow, Task
 from leaderboards.schema import fields
 from leaderboards.tables.published import HEAD
@@ -24,22 +32,17 @@ if TYPE_CHECKING:
 TEMPLATES = Path(__file__).parent / "templates"
 JSON_OPTIONS = {"allow_nan": False, "ensure_ascii": False, "separators": (",", ":")}
 COSTS = {
-    "train_seconds": "Training",
-    "student_passes": "Student's passes for an image, each epoch",
-    "peak_bytes": "Memory at most",
-    "eval_seconds": "Evaluation",
-    "eval_forwards": "Images forward in it",
-    "eval_backwards": "Images backward in it",
-}
-HYPER = "param/hyper."
+    "train_seconds": "Training", "student_passes": "Student's passes for an image, each epoch",
+    "peak_bytes": "Memory at most", "eval_seconds": "Evaluation",
+    "eval_forwards": "Images forward in it", "eval_backwards": "Images backward in it",
+}  # fmt: skip
 MAX_CURVES = 24  # of a chart: more lines cannot be told apart
 
 
 def render_pages(site: Site) -> Iterator[tuple[str, str]]:
     """Yield (path, HTML) of every page, one at a time: there may be thousands."""
     engine = _engine(site)
-    summaries = [_summarize_method(site, name) for name in site.methods]
-    yield "index.html", engine.get_template("index.html.j2").render(root="", summaries=summaries)
+    yield "index.html", engine.get_template("index.html.j2").render(root="")
     template = engine.get_template("task.html.j2")
     for task in site.tasks:
         yield task.path, template.render(root="../", **_task_values(site, task))
@@ -57,50 +60,40 @@ def render_pages(site: Site) -> Iterator[tuple[str, str]]:
 def _engine(site: Site) -> jinja2.Environment:
     import jinja2
 
-    engine = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        auto_reload=False,
-    )
+    options: Any = {"trim_blocks": True, "lstrip_blocks": True, "auto_reload": False}
+    loader, undefined = jinja2.FileSystemLoader(TEMPLATES), jinja2.StrictUndefined
+    engine = jinja2.Environment(loader=loader, undefined=undefined, autoescape=True, **options)
     engine.policies["json.dumps_kwargs"] = JSON_OPTIONS
-    functions = (format_cell, format_count, format_interval, format_percent, describe_protocol,
-                 shared_settings, layout_diagram, zip)  # fmt: skip
-    engine.globals |= {function.__name__: function for function in functions}
-    engine.globals |= {"site": site, "published": HEAD, "rank": RANK, "seconds": SECONDS}
+    engine.globals |= {
+        "site": site, "published": HEAD, "rank": RANK, "seconds": SECONDS, "zip": zip, **FORMATS,
+        "describe_protocol": describe_protocol, "shared_settings": shared_settings,
+        "summarize_method": summarize_method, "layout_diagram": layout_diagram,
+    }  # fmt: skip
     parts: Any = engine.get_template("parts.html.j2").module
     # Many runs, one after the other, have the same protocol, settings and environment.
     engine.globals["cached_pairs"] = lru_cache(maxsize=64)(parts.pairs)
     return engine
 
 
-def _summarize_method(site: Site, name: str) -> dict[str, Any]:
-    """Summarize a method over its tasks of current suite versions."""
-    tasks, first_ranks, shares = set(), set(), []
-    for site_row in site.methods[name]:
+def summarize_method(rows: Sequence[SiteRow]) -> dict[str, float]:
+    """Summarize the rows of a method over its tasks of current suite versions."""
+    tasks, first_ranks, shares, runs = set(), set(), [], 0
+    for site_row in rows:
+        runs += site_row.row.seeds
         if site_row.task and not site_row.section.outdated:
             tasks.add(site_row.task.path)
             shares.append(site_row.kept)
             if site_row.row.standing.rank == 1:
                 first_ranks.add(site_row.task.path)
-    return {
-        "name": name,
-        "tasks": len(tasks),
-        "first_ranks": len(first_ranks),
-        "kept": max((share for share in shares if not math.isnan(share)), default=math.nan),
-        "runs": sum(site_row.row.seeds for site_row in site.methods[name]),
-    }
+    kept = max(filter(is_recorded, shares), default=math.nan)
+    return {"tasks": len(tasks), "first_ranks": len(first_ranks), "kept": kept, "runs": runs}
 
 
 def _task_values(site: Site, task: Task) -> dict[str, Any]:
-    run_ids = [run_id for row in task.rows for run_id in row.run_ids]
-    return {
-        "task": task,
-        "protocol": describe_protocol(site.records_of(run_ids)),
-        "charts": [*map(plotly_charts.chart, task_views.task_views(task.group, site.records))],
-    }
+    run_ids = chain.from_iterable(row.run_ids for row in task.rows)
+    protocol = describe_protocol(site.records_of(run_ids))
+    charts = [*map(chart, task_views(task.group, site.records))]
+    return {"task": task, "protocol": protocol, "charts": charts}
 
 
 def _method_values(site: Site, method: str) -> dict[str, Any]:
@@ -108,22 +101,18 @@ def _method_values(site: Site, method: str) -> dict[str, Any]:
     lines = []
     recorded: dict[str, set[str]] = defaultdict(set)
     for site_row in rows:
-        run_ids = site_row.row.run_ids
-        curves = curve_views.mean_curves([site.curves.get(run_id, {}) for run_id in run_ids])
+        records = site.records_of(site_row.row.run_ids)
+        curves = mean_curves([site.curves.get(record["run_id"], {}) for record in records])
         if curves:
             lines.append((_line_name(site_row), curves))
-        for record in site.records_of(run_ids):
-            for name, value in record.items():
-                if name.startswith(HYPER) and is_recorded(value):
-                    recorded[name.removeprefix(HYPER)].add(str(value))
-    return {
-        "name": method,
-        "about": site.about(method),
-        "rows": rows,
-        "recorded": recorded,
-        "charts": [*map(plotly_charts.chart, curve_views.method_views(lines[:MAX_CURVES]))],
-        "more": max(0, len(lines) - MAX_CURVES),
-    }
+        for record in records:
+            for name, value in recorded_values(record, "param/hyper.").items():
+                recorded[name].add(str(value))
+    charts = [*map(chart, method_views(lines[:MAX_CURVES]))]
+    more = max(0, len(lines) - MAX_CURVES)
+    about = site.about(method)
+    values = {"name": method, "about": about, "rows": rows, "recorded": recorded}
+    return {**values, "charts": charts, "more": more}
 
 
 def _line_name(site_row: SiteRow) -> str:
@@ -133,9 +122,9 @@ def _line_name(site_row: SiteRow) -> str:
 
 
 def _run_values(site: Site, site_row: SiteRow, record: RunRecord) -> dict[str, Any]:
-    settings = _recorded_values(site, "param", record)
+    settings = recorded_values(record, "param/")
     settings.pop("seed", None)
-    views = curve_views.run_views(site.curves.get(record["run_id"], {}))
+    views = run_views(site.curves.get(record["run_id"], {}))
     return {
         "site_row": site_row,
         "row": site_row.row,
@@ -143,21 +132,12 @@ def _run_values(site: Site, site_row: SiteRow, record: RunRecord) -> dict[str, A
         "settings": tuple(settings.items()),
         "accuracies": _accuracies(site, record),
         "checkpoints": ("best", *CHECKPOINTS.values()),
-        "cost": cost_lines(_recorded_values(site, "cost", record)),
+        "cost": cost_lines(recorded_values(record, "cost/")),
         "flags": fields.texts(record["flags"]) or {},
         "teachers": fields.texts(record["teacher_sha256"]) or {},
         "environment": tuple(_flatten(site.environment(record))),
-        "charts": [*map(plotly_charts.chart, views)],
+        "charts": [*map(chart, views)],
     }
-
-
-def _recorded_values(site: Site, kind: str, record: RunRecord) -> dict[str, Any]:
-    values = {}
-    for name in site.columns.get(kind, ()):
-        value = record[f"{kind}/{name}"]
-        if is_recorded(value):
-            values[name] = value
-    return values
 
 
 def _accuracies(site: Site, record: RunRecord) -> list[tuple[str, list[str]]]:
@@ -172,8 +152,9 @@ def _accuracies(site: Site, record: RunRecord) -> list[tuple[str, list[str]]]:
 
 def cost_lines(spent: Mapping[str, float]) -> list[tuple[str, str]]:
     """Return (label, text) pairs: the costs of the whole run, then the seconds of each attack."""
-    order = (*COSTS, *(f"{attack}_seconds" for attack in LABELS), *spent)
-    return [_cost_line(name, spent[name]) for name in dict.fromkeys(order) if name in spent]
+    attack_costs = map("{}_seconds".format, LABELS)
+    names = dict.fromkeys((*COSTS, *attack_costs, *spent))
+    return [_cost_line(name, spent[name]) for name in names if name in spent]
 
 
 def _cost_line(name: str, value: float) -> tuple[str, str]:

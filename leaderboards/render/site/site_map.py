@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from leaderboards.render.protocol_text import RunRecord
+from leaderboards.render.protocol_text import RunRecord, sort_attacks
 from leaderboards.schema.about import About
 from leaderboards.schema.fields import Curves, lines
 from leaderboards.stats.across import kept
-from leaderboards.tables.rows import CHECKPOINTS, LABELS, RANK, Group, Row
+from leaderboards.tables.rows import CHECKPOINTS, Group, Row
 from leaderboards.tables.table import Section
 
 if TYPE_CHECKING:
@@ -37,15 +37,13 @@ class Task:
     @property
     def best(self) -> Row | None:
         """The most accurate row under AutoAttack."""
-        return next((row for row in self.group.contenders if row[RANK].n), None)
+        return next(iter(self.group.contenders), None)
 
     @property
     def winners(self) -> list[Row]:
         """The rows of the first rank, or the most accurate one where there are no ranks."""
         winners = [row for row in self.group.ranked if row.standing.rank == 1]
-        if not winners and self.best:
-            return [self.best]
-        return winners
+        return winners or [*self.group.contenders[:1]]
 
     @property
     def rows(self) -> tuple[Row, ...]:
@@ -104,25 +102,14 @@ class Site:
         return {record["run_id"]: record for record in lines(current)}
 
     @cached_property
-    def columns(self) -> dict[str, list[str]]:
-        """The names of the frame's columns by what is before the slash, as "param" or "test"."""
-        columns = defaultdict(list)
-        for column in self.collected.columns:
-            kind, _, name = str(column).partition("/")
-            columns[kind].append(name)
-        return dict(columns)
-
-    @cached_property
     def attacks(self) -> list[str]:
         """Every attack on any checkpoint of any run, those of LABELS first and in its order."""
-        recorded = set()
-        for kind in ("test", *CHECKPOINTS):
-            recorded.update(self.columns.get(kind, ()))
-        attacks = [name for name in LABELS if name in recorded]
-        for name in sorted(recorded.difference(LABELS)):
-            if name != "n" and not name.endswith("_n"):
-                attacks.append(name)
-        return attacks
+        names = set()
+        for column in self.collected.columns:
+            kind, _, name = str(column).partition("/")
+            if kind in ("test", *CHECKPOINTS):
+                names.add(name)
+        return sort_attacks(names)
 
     @cached_property
     def tasks(self) -> list[Task]:
@@ -130,12 +117,10 @@ class Site:
         for section in self.sections:
             for group in section.groups:
                 # All rows of a group share dataset and student.
-                row = group.rows[0]
-                groups[section.experiment, row.dataset, row.student] = section, group
-        tasks = []
-        for key, name in file_names(groups).items():
-            tasks.append(Task(*groups[key], f"tasks/{name}.html"))
-        return tasks
+                key = section.experiment, group.rows[0].dataset, group.rows[0].student
+                groups[key] = section, group
+        names = file_names(groups)
+        return [Task(*groups[key], f"tasks/{names[key]}.html") for key in groups]
 
     @cached_property
     def rows(self) -> list[SiteRow]:
@@ -189,5 +174,5 @@ def _safe_name(text: str) -> str:
 
 
 def _page_paths(folder: str, names: Iterable[str]) -> dict[str, str]:
-    stems = file_names([(name,) for name in names])
+    stems = file_names(zip(names, strict=True))
     return {name: f"{folder}/{stem}.html" for (name,), stem in stems.items()}
