@@ -130,9 +130,7 @@ def _remove_old_pages(out: Path, current: set[Path]) -> None:
     """Remove the pages of an earlier site that are not current; other files stay."""
     for folder in PAGE_FOLDERS:
         for path in set((out / folder).glob("*.html")) - current:
-            with path.open("rb") as file:
-                written_here = GENERATOR in file.read(500)
-            if written_here:
+            if GENERATOR in path.read_bytes():
                 path.unlink()
 
 

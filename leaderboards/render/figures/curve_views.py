@@ -60,10 +60,7 @@ def run_views(curves: Curves) -> list[View]:
 
 
 def method_views(rows: Sequence[tuple[str, Curves]]) -> list[View]:
-    """Return a chart a metric with a line a row, given by its name and mean curves.
-
-    Validation comes first, then every loss term.
-    """
+    """Return a chart a metric with a line a row (name, mean curves): validation, then losses."""
     metrics: set[str] = set()
     for _, curves in rows:
         metrics.update(curves)

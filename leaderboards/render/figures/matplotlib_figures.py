@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import product
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from leaderboards.render.figures.rank_diagram import Diagram
-from leaderboards.render.figures.views import MAX_LEGEND, Bars, Series, View
+from leaderboards.render.figures.views import MAX_LEGEND, Series, View, bar_lengths
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,8 +52,7 @@ def draw_diagram(diagram: Diagram) -> Figure:
     """Draw a critical-difference diagram, a pixel a point."""
     with _blank_figure(diagram.width / 72, diagram.height / 72) as figure:
         axes = figure.add_axes((0, 0, 1, 1))
-        axes.set_xlim(0, diagram.width)
-        axes.set_ylim(diagram.height, 0)
+        axes.set(xlim=(0, diagram.width), ylim=(diagram.height, 0))
         axes.axis("off")
         for kind, points in diagram.lines:
             colour, width = DIAGRAM_LINES[kind]
@@ -104,21 +102,12 @@ def _draw_series(axes: Axes, view: View, series: Series) -> None:
         axes.plot(series.x, series.y, style, ms=3, linewidth=1, zorder=1, **look)
         return
     if series.x_bars:
-        look["xerr"] = _bar_lengths(series.x, series.x_bars)
+        look["xerr"] = bar_lengths(series.x, series.x_bars).clip(min=0)
     if series.y_bars:
-        look["yerr"] = _bar_lengths(series.y, series.y_bars)
+        look["yerr"] = bar_lengths(series.y, series.y_bars).clip(min=0)
     size, alpha = (3, 0.55) if series.muted else (5, 1)
     look |= {"ms": size, "alpha": alpha, "elinewidth": 1.0, "ecolor": BARS}
     axes.errorbar(series.x, series.y, fmt=marker, **look)
-
-
-def _bar_lengths(values: Sequence[float], bars: Bars) -> list[list[float]]:
-    """Return the lengths below and above the values, 0 for NaN."""
-    down, up = [], []
-    for value, low, high in zip(values, *bars, strict=True):
-        down.append(0.0 if math.isnan(low) else max(0.0, value - low))
-        up.append(0.0 if math.isnan(high) else max(0.0, high - value))
-    return [down, up]
 
 
 def _set_axes(axes: Axes, view: View) -> None:
@@ -131,8 +120,7 @@ def _set_axes(axes: Axes, view: View) -> None:
     if view.rows:
         axes.set_ylim(len(view.rows) - 0.4, -0.6)
         axes.set_yticks(range(len(view.rows)), view.rows, parse_math=False)
-    axes.set_xlabel(view.x_title)
-    axes.set_ylabel(view.y_title)
+    axes.set(xlabel=view.x_title, ylabel=view.y_title)
     axes.tick_params(colors=TEXT, length=0)
 
 
@@ -160,10 +148,7 @@ def _draw_names(axes: Axes, series: Series) -> None:
 def place_boxes(
     points: Sequence[tuple[float, ...]], sizes: Sequence[tuple[float, float]], bounds: Box
 ) -> list[Box]:
-    """Place a box of each size near its point, in pixels.
-
-    The boxes are clear of points, other boxes and the edge as far as there is room.
-    """
+    """Place boxes near their points, clear of points, boxes and the edge if possible (pixels)."""
     taken = [_box_around(x, y, 10, 10) for x, y in points]
     for (x, y), (width, height) in zip(points, sizes, strict=True):
         options = []
@@ -178,7 +163,7 @@ def _offsets(width: float, height: float) -> list[tuple[float, float]]:
     offsets = [(width / 2 + 9, 0.0), (-width / 2 - 9, 0.0)]
     for row, direction, side in product(range(1, 7), (1, -1), (0, 1, -1)):
         # In the first row a name is centred over its point alone.
-        dx = side * width / 2 if row > 1 else 0.0
+        dx = side * (row > 1) * width / 2
         offsets.append((dx, direction * row * 1.1 * height))
     return offsets
 

@@ -9,7 +9,7 @@ from itertools import product
 from operator import itemgetter
 from typing import Any, TypeAlias
 
-from leaderboards.render.figures.views import MAX_LEGEND, Bars, Series, Span, View
+from leaderboards.render.figures.views import MAX_LEGEND, Bars, Series, Span, View, bar_lengths
 
 Json: TypeAlias = dict[str, Any]
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "x", "cross", "star", "hexagon")
@@ -54,15 +54,10 @@ def round_numbers(values: Sequence[float]) -> list[float | None]:
 
 
 def _trace(view: View, series: Series) -> Json:
-    trace: Json = {
-        "type": "scatter",
-        "name": escape(series.name),
-        "showlegend": bool(series.name),
-        "mode": "markers",
-        **_axis_values("x", series.x),
-        **_axis_values("y", series.y),
-        "hovertemplate": _hover_template(view, series),
-    }
+    trace: Json = {"type": "scatter", "name": escape(series.name)}
+    trace |= {"showlegend": bool(series.name), "mode": "markers"}
+    trace |= _axis_values("x", series.x) | _axis_values("y", series.y)
+    trace["hovertemplate"] = _hover_template(view, series)
     _set_look(trace, view, series)
     for axis, values, bars in (("x", series.x, series.x_bars), ("y", series.y, series.y_bars)):
         if bars:
@@ -101,12 +96,8 @@ def _axis_values(axis: str, values: Sequence[float]) -> Json:
 
 
 def _error_bars(axis: str, values: Sequence[float], bars: Bars) -> Json:
-    lows, highs = bars
-    up, down = [], []
-    for value, low, high in zip(values, lows, highs, strict=True):
-        up.append(0 if math.isnan(high) else high - value)
-        down.append(0 if math.isnan(low) else value - low)
-    if not any(up) and not any(down):
+    down, up = bar_lengths(values, bars)
+    if not any(down) and not any(up):
         return {}
     look = {"type": "data", "symmetric": False, "color": "--error", "thickness": 1.5, "width": 0}
     lengths = {"array": round_numbers(up), "arrayminus": round_numbers(down)}
@@ -163,10 +154,7 @@ def _log_marks(values: Sequence[float]) -> list[float]:
 
 
 def _annotations(view: View) -> list[Json]:
-    """Write a name above each shown point, with a line to it.
-
-    Names do not overlap; those without room are left out.
-    """
+    """Write names above the shown points, with a line to each, as far as there is room."""
     points = []
     for series in view.series:
         for x, y, name, shown in zip(series.x, series.y, series.names, series.shown, strict=False):
@@ -187,10 +175,12 @@ def _annotations(view: View) -> list[Json]:
         if y < bottom or name_top < 0:
             continue
         room = AXES_WIDTH * (right - x) / max(right - left, 1e-9)
-        side = 1 if room > NAME_DISTANCE + LETTER_WIDTH * len(name) else -1
+        side, anchor = (-1, "right")
+        if room > NAME_DISTANCE + LETTER_WIDTH * len(name):
+            side, anchor = (1, "left")
         annotations.append({
             "x": x, "y": y, "text": escape(name), "ax": NAME_DISTANCE * side,
-            "ay": name_top - point_top, "xanchor": "left" if side > 0 else "right", "arrowhead": 0,
+            "ay": name_top - point_top, "xanchor": anchor, "arrowhead": 0,
             "arrowwidth": 1, "arrowcolor": "--soft", "standoff": 5,
         })  # fmt: skip
     return annotations

@@ -18,6 +18,7 @@ SCALE_TOP = 66
 NAME_STEP, BAR_STEP = 19, 8  # between two names, between two bars
 Kind: TypeAlias = Literal["scale", "lead", "bar"]
 Point: TypeAlias = tuple[float, float]
+Scale: TypeAlias = Callable[[float], float]  # a rank's x
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def layout_diagram(across: Across) -> Diagram | None:
     return diagram
 
 
-def _add_scale(diagram: Diagram, across: Across, to_x: Callable[[float], float]) -> None:
+def _add_scale(diagram: Diagram, across: Across, to_x: Scale) -> None:
     """Add the scale of ranks with its ticks, and the critical difference as a line above it."""
     count = len(across.entries)
     diagram.lines.append(("scale", [(to_x(1), SCALE_TOP), (to_x(count), SCALE_TOP)]))
@@ -76,9 +77,7 @@ def _add_scale(diagram: Diagram, across: Across, to_x: Callable[[float], float])
     diagram.labels.append(Label(to_x(1 + across.critical / 2), 18, text, "middle"))
 
 
-def _add_names(
-    diagram: Diagram, across: Across, to_x: Callable[[float], float], top: float
-) -> None:
+def _add_names(diagram: Diagram, across: Across, to_x: Scale, top: float) -> None:
     """Name the better half on the left from the best down, the rest on the right from the worst."""
     count = len(across.entries)
     for position, name in enumerate(row_labels(across.entries)):

@@ -190,9 +190,9 @@ def _means(rows: Iterable[Row], metric: str, scale: float = 100) -> list[float]:
 
 
 def _limits(rows: Iterable[Row], metric: str) -> Span:
-    """Return a frame at least six points wide, so that small differences look small.
+    """Return a frame with room for names, at least six points wide.
 
-    It leaves room for names around the points.
+    In a narrower one small differences would look large.
     """
     values = _means(rows, metric)
     low, high = min(values), max(values)
@@ -202,10 +202,7 @@ def _limits(rows: Iterable[Row], metric: str) -> Span:
 
 
 def _near_best(rows: Sequence[Row]) -> list[Row]:
-    """Return the rows near the most robust one, and at least the better half.
-
-    In a frame that also held rows far behind, these could not be told apart.
-    """
+    """Return the rows near the best and at least the better half, which a frame can separate."""
     scores = [*map(attrgetter("score"), rows)]
     threshold = min(NEAR_BEST * max(scores), median_low(scores))
     return [row for row in rows if row.score >= threshold]
@@ -242,7 +239,9 @@ def _mean_drop(row: Row, attack: str, records: Records) -> float:
         drop = best - record.get(f"test_last/{attack}", math.nan)
         if not math.isnan(drop):
             drops.append(drop)
-    return sum(drops) / len(drops) if drops else math.nan
+    if not drops:
+        return math.nan
+    return sum(drops) / len(drops)
 
 
 def _seed_dots(rows: Sequence[Row], records: Records) -> Series:

@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, TypeAlias
 from leaderboards.tables.rows import Row
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from leaderboards.stats.across import Entry
 
 MAX_ROWS = 40  # in a chart: there is no room for more names
@@ -58,6 +61,14 @@ class View:
     def foreground(self) -> list[Series]:
         """The series with a colour of their own."""
         return [series for series in self.series if not series.muted]
+
+
+def bar_lengths(values: Sequence[float], bars: Bars) -> NDArray[np.float64]:
+    """Return two rows: the lengths of error bars below and above the values, 0 for none."""
+    import numpy as np
+
+    lows, highs = bars
+    return np.nan_to_num([np.subtract(values, lows), np.subtract(highs, values)])
 
 
 def row_labels(rows: Sequence[Row | Entry]) -> list[str]:

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import chain
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +16,7 @@ from leaderboards.render.figures.plotly_charts import chart
 from leaderboards.render.figures.rank_diagram import layout_diagram
 from leaderboards.render.figures.task_views import task_views
 from leaderboards.render.numbers import FORMATS, format_percent
-from leaderboards.render.protocol_text import (
-    describe_protocol,
-    is_recorded,
-    recorded_values,
-    shared_settings,
-)
+from leaderboards.render.protocol_text import describe_protocol, recorded_values, shared_settings
 from leaderboards.render.site.site_map import RunRecord, Site, SiteRow, Task
 from leaderboards.schema import fields
 from leaderboards.tables.published import HEAD
@@ -85,12 +81,12 @@ def summarize_method(rows: Sequence[SiteRow]) -> dict[str, float]:
             shares.append(site_row.kept)
             if site_row.row.standing.rank == 1:
                 first_ranks.add(site_row.task.path)
-    kept = max(filter(is_recorded, shares), default=math.nan)
+    kept = max((share for share in shares if not math.isnan(share)), default=math.nan)
     return {"tasks": len(tasks), "first_ranks": len(first_ranks), "kept": kept, "runs": runs}
 
 
 def _task_values(site: Site, task: Task) -> dict[str, Any]:
-    run_ids = chain.from_iterable(row.run_ids for row in task.rows)
+    run_ids = chain.from_iterable(map(attrgetter("run_ids"), task.group.rows))
     protocol = describe_protocol(site.records_of(run_ids))
     charts = [*map(chart, task_views(task.group, site.records))]
     return {"task": task, "protocol": protocol, "charts": charts}
@@ -126,27 +122,24 @@ def _run_values(site: Site, site_row: SiteRow, record: RunRecord) -> dict[str, A
     settings.pop("seed", None)
     views = run_views(site.curves.get(record["run_id"], {}))
     return {
-        "site_row": site_row,
-        "row": site_row.row,
-        "record": record,
-        "settings": tuple(settings.items()),
-        "accuracies": _accuracies(site, record),
-        "checkpoints": ("best", *CHECKPOINTS.values()),
+        "site_row": site_row, "row": site_row.row, "record": record, "charts": [*map(chart, views)],
+        "accuracies": _accuracies(site, record), "checkpoints": ("best", *CHECKPOINTS.values()),
+        "settings": tuple(settings.items()), "environment": _flatten(site.environment(record)),
         "cost": cost_lines(recorded_values(record, "cost/")),
         "flags": fields.texts(record["flags"]) or {},
         "teachers": fields.texts(record["teacher_sha256"]) or {},
-        "environment": tuple(_flatten(site.environment(record))),
-        "charts": [*map(chart, views)],
-    }
+    }  # fmt: skip
 
 
 def _accuracies(site: Site, record: RunRecord) -> list[tuple[str, list[str]]]:
     """Return the label of each attack with the accuracy of each checkpoint."""
     accuracies = []
     for attack in site.attacks:
-        values = [record.get(f"{kind}/{attack}", math.nan) for kind in ("test", *CHECKPOINTS)]
-        if any(map(is_recorded, values)):
-            accuracies.append((LABELS.get(attack, attack), [*map(format_percent, values)]))
+        texts = []
+        for kind in ("test", *CHECKPOINTS):
+            texts.append(format_percent(record.get(f"{kind}/{attack}", math.nan)))
+        if set(texts) != {"-"}:
+            accuracies.append((LABELS.get(attack, attack), texts))
     return accuracies
 
 
@@ -167,10 +160,12 @@ def _cost_line(name: str, value: float) -> tuple[str, str]:
     return label, f"{value:,.10g}"
 
 
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> tuple[tuple[str, str], ...]:
     """Flatten nested mappings, joining names by a space."""
+    pairs: list[tuple[str, str]] = []
     for name, value in values.items():
         if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{name} ")
+            pairs += _flatten(value, f"{prefix}{name} ")
         else:
-            yield f"{prefix}{name}", str(value)
+            pairs.append((f"{prefix}{name}", str(value)))
+    return tuple(pairs)

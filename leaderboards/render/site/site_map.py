@@ -10,6 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from leaderboards.render.protocol_text import RunRecord, sort_attacks
@@ -46,12 +47,8 @@ class Task:
         return winners or [*self.group.contenders[:1]]
 
     @property
-    def rows(self) -> tuple[Row, ...]:
-        return self.group.rows
-
-    @property
     def runs(self) -> int:
-        return sum(row.seeds for row in self.rows)
+        return sum(map(attrgetter("seeds"), self.group.rows))
 
     @property
     def kept(self) -> float:
@@ -68,11 +65,6 @@ class SiteRow:
     section: Section
     task: Task | None
     row: Row
-
-    @property
-    def heading(self) -> str:
-        title = self.task.group.title if self.task else "teachers"
-        return f"{self.section.experiment}: {title}"
 
     @property
     def kept(self) -> float:
@@ -125,7 +117,9 @@ class Site:
     @cached_property
     def rows(self) -> list[SiteRow]:
         """Every row of the site, those of tasks first."""
-        rows = [SiteRow(task.section, task, row) for task in self.tasks for row in task.rows]
+        rows = []
+        for task in self.tasks:
+            rows += [SiteRow(task.section, task, row) for row in task.group.rows]
         for section in self.sections:
             if section.teachers:
                 rows += [SiteRow(section, None, row) for row in section.teachers.rows]
@@ -152,10 +146,7 @@ class Site:
 
 
 def file_names(keys: Iterable[tuple[str, ...]]) -> dict[tuple[str, ...], str]:
-    """Return a file name without suffix for each key.
-
-    Names are readable, unique, and safe in any file system and in a link.
-    """
+    """Return a file name without suffix for each key: readable, unique, safe in a link."""
     readable = {key: _safe_name("-".join(key)) for key in keys}
     # Some file systems take "A" and "a" for the same name.
     counts = Counter(map(str.lower, readable.values()))
