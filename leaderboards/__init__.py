@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import chain
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,9 +58,8 @@ def write(
         about: describes a method by its name.
         figures: add figures for papers, SVG and PDF, in figures/: seconds a task.
         protocol: the parameters that runs of an experiment ("digits@1") record by default.
-
-    Returns index.html and the tables. Raises store.StoreError if the store cannot be read, before
-    anything is written, and OSError if `out` cannot be written.
+    Returns: index.html and the tables.
+    Raises: store.StoreError, before anything is written; OSError if `out` cannot be written.
     """
     from leaderboards.read import details, store
     from leaderboards.render.site.site_map import Site
@@ -84,7 +84,7 @@ def _render_tables(site: Site) -> dict[str, str]:
     from leaderboards.render import json_tables, latex, markdown
     from leaderboards.tables import published, standing
 
-    rows = chain.from_iterable(section.rows for section in site.sections)
+    rows = chain.from_iterable(map(attrgetter("rows"), site.sections))
     runs = published.beside(site.collected.drop(columns="artifact_uri"))
     return {
         "leaderboard.md": markdown.render(site.collected, site.suite, site.sections),
@@ -115,8 +115,7 @@ def _write_figures(site: Site, out: Path) -> None:
 
 
 def _quote_formulas(frame: pd.DataFrame) -> pd.DataFrame:
-    """Put an apostrophe before texts that a spreadsheet would take for a formula."""
-
+    # A spreadsheet would run such a text as a formula, unless an apostrophe is before it.
     def quote(value: Any) -> Any:
         if isinstance(value, str) and FORMULA.match(value):
             return f"'{value}"

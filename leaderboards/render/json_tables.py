@@ -22,10 +22,9 @@ def render(sections: list[Section]) -> str:
 
 
 def _section_json(section: Section) -> dict[str, Any]:
-    content: dict[str, Any] = {"suite": section.experiment, "outdated": section.outdated}
-    content["tasks"] = [*map(_group_json, section.groups)]
-    content["teachers"] = section.teachers and _group_json(section.teachers)
-    return content
+    suite = {"suite": section.experiment, "outdated": section.outdated}
+    teachers = section.teachers and _group_json(section.teachers)
+    return {**suite, "tasks": [*map(_group_json, section.groups)], "teachers": teachers}
 
 
 def _group_json(group: Group) -> dict[str, Any]:

@@ -53,15 +53,13 @@ def accuracy_columns(group: Group) -> list[tuple[Column, float]]:
 def _second_best(group: Group, column: Column) -> float:
     """Return the highest mean below the best; NaN where there is none."""
     best = group.best(column)
-    means = [row[column.metric].mean for row in group.contenders]
-    return max((mean for mean in means if mean < best), default=math.nan)
+    cells = [row[column.metric] for row in group.contenders]
+    return max((cell.mean for cell in cells if cell.mean < best), default=math.nan)
 
 
 def teacher_symbols(group: Group) -> dict[str, str]:
-    """Give each teacher a symbol: the column is too narrow for names."""
+    # The column is too narrow for the names of teachers.
     symbols: dict[str, str] = {}
-    if group.of_teachers:
-        return symbols
     for row in group.ranked:
         if row.teacher != "none":
             symbols.setdefault(row.teacher, f"T{1 + len(symbols)}")

@@ -18,12 +18,9 @@ if TYPE_CHECKING:
 def render(
     runs: pd.DataFrame, suite: str | None = None, sections: list[Section] | None = None
 ) -> str:
-    """Render a section per suite version, with a table per dataset and student.
+    """Render the frame of store.collect, or its `sections` if they were already computed.
 
-    Args:
-        runs: the frame of store.collect.
-        suite: the suite that the command for a first run names.
-        sections: those of `runs`, if they were already computed.
+    Without runs it is the command for a first run of `suite`.
     """
     if sections is None:
         sections = table.sections(runs)

@@ -29,10 +29,7 @@ CHECKPOINT = (
 
 
 def describe_protocol(runs: Sequence[RunRecord]) -> list[tuple[str, str]]:
-    """Return (topic, sentence) pairs.
-
-    A value that differs between runs reads "a / b"; one that no run recorded is left out.
-    """
+    """Return (topic, sentence) pairs, with "a / b" for values that differ between runs."""
     sentences = {}
     for topic, templates in PARAMETERS.items():
         parts = []

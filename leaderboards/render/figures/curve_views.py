@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Sequence
+from itertools import chain
 from statistics import fmean
 
 from leaderboards.render.figures.views import Series, View
@@ -21,25 +22,19 @@ TITLES = {"val/robust": "Robust validation accuracy", "val/clean": "Clean valida
 
 def mean_curves(runs: Sequence[Curves]) -> dict[str, Curve]:
     """Average each metric over the runs that have it, at the epochs that all of these have."""
-    by_metric: dict[str, list[Curve]] = defaultdict(list)
+    counts = Counter(chain.from_iterable(runs))
+    by_epoch: dict[str, dict[int, list[float]]] = {}
     for run in runs:
-        for metric, curve in run.items():
-            by_metric[metric].append(curve)
+        for metric, (steps, values) in run.items():
+            epochs = by_epoch.setdefault(metric, {})
+            for step, value in zip(steps, values, strict=True):
+                epochs.setdefault(step, []).append(value)
     means = {}
-    for metric, curves in by_metric.items():
-        steps, values = _mean_curve(curves)
-        if steps:
-            means[metric] = steps, values
+    for metric, epochs in by_epoch.items():
+        shared = sorted(step for step in epochs if len(epochs[step]) == counts[metric])
+        if shared:
+            means[metric] = shared, [fmean(epochs[step]) for step in shared]
     return means
-
-
-def _mean_curve(curves: Sequence[Curve]) -> Curve:
-    by_epoch: dict[int, list[float]] = defaultdict(list)
-    for steps, values in curves:
-        for step, value in zip(steps, values, strict=True):
-            by_epoch[step].append(value)
-    shared = sorted(step for step, values in by_epoch.items() if len(values) == len(curves))
-    return shared, [fmean(by_epoch[step]) for step in shared]
 
 
 def run_views(curves: Curves) -> list[View]:
@@ -93,7 +88,7 @@ def _thin_line(name: str, curve: Curve) -> Series:
 
 
 def _as_range(steps: Sequence[int]) -> Sequence[int]:
-    """Turn equally spaced epochs into a range, which a page stores as two numbers."""
+    # A page stores a range as two numbers.
     if len(steps) == 1:
         return range(steps[0], steps[0] + 1)
     regular = range(steps[0], steps[-1] + 1, steps[1] - steps[0])

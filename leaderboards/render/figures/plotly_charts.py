@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Sequence
+from functools import partial
 from itertools import product
 from operator import itemgetter
 from typing import Any, TypeAlias
@@ -27,7 +28,7 @@ MAX_DECIMALS = 300  # that numpy can round to
 def chart(view: View) -> Json:
     """Return data and layout as Plotly.react takes them, with title and caption of the view."""
     texts = {"name": view.name, "title": view.title, "caption": view.caption}
-    data = [_trace(view, series) for series in view.series]
+    data = [*map(partial(_trace, view), view.series)]
     return {**texts, "data": data, "layout": _layout(view)}
 
 
@@ -159,11 +160,11 @@ def _annotations(view: View) -> list[Json]:
     for series in view.series:
         for x, y, name, shown in zip(series.x, series.y, series.names, series.shown, strict=False):
             if shown:
-                points.append((_axis_position(view, x), y, name))
+                points.append((math.log10(x) if view.log_x else x, y, name))
     if not points:
         return []
     points.sort(key=itemgetter(1))
-    xs = [_axis_position(view, x) for x in view.x_values]
+    xs = [*map(math.log10, view.x_values)] if view.log_x else view.x_values
     left, right = view.frame[0] or (min(xs), max(xs))
     bottom, top = view.frame[1] or (points[0][1], points[-1][1])
     annotations = []
@@ -184,7 +185,3 @@ def _annotations(view: View) -> list[Json]:
             "arrowwidth": 1, "arrowcolor": "--soft", "standoff": 5,
         })  # fmt: skip
     return annotations
-
-
-def _axis_position(view: View, x: float) -> float:
-    return math.log10(x) if view.log_x else x

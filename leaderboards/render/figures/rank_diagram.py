@@ -1,7 +1,4 @@
-"""Critical-difference diagram (Demšar 2006), laid out in pixels from the top left.
-
-Rows lie on a scale by mean rank; those that cannot be told apart share a bar.
-"""
+"""The critical-difference diagram (Demšar 2006), laid out in pixels from the top left."""
 
 from __future__ import annotations
 
@@ -31,7 +28,7 @@ class Label:
 
 @dataclass
 class Diagram:
-    """Polylines with their kind, a dot for each row's mean rank, and texts."""
+    """Polylines (a bar joins rows that cannot be told apart), a dot a mean rank, and texts."""
 
     height: float = 0
     lines: list[tuple[Kind, list[Point]]] = field(default_factory=list)

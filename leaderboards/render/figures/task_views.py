@@ -35,7 +35,7 @@ def task_views(group: Group, records: Records) -> list[View]:
 
 def accuracy_view(group: Group) -> View | None:
     """Chart robust against clean accuracy, with the Pareto front."""
-    rows = _measured(group.contenders, CLEAN, RANK)
+    rows = _measured(group.contenders, CLEAN)
     if not rows:
         return None
     front = pareto_front(rows, lambda row: row[CLEAN].mean)
@@ -53,7 +53,7 @@ def accuracy_view(group: Group) -> View | None:
 
 def seeds_view(group: Group, records: Records) -> View | None:
     """Chart each row's AutoAttack accuracy with its interval, and its seeds as dots."""
-    rows = _shown_rows(group)
+    rows = group.contenders[:MAX_ROWS]
     dots = _seed_dots(rows, records)
     lows, highs = [], []
     for row in rows:
@@ -77,17 +77,18 @@ def attacks_view(group: Group) -> View | None:
     columns = [column for column in group.columns if column.metric.startswith("test/")]
     if len(columns) < 2:
         return None
+    rows = group.contenders[:MAX_ROWS]
     series = []
     for column in columns:
         if column.metric != "test/worst":
-            series.append(_dots(_shown_rows(group), column.metric, column.label))
+            series.append(_dots(rows, column.metric, column.label))
     caption = "A long way from PGD-20 to AutoAttack hints at gradients that mislead attacks."
     return _rows_view(group, "attacks", "Attacks", caption, "Accuracy, %", series)
 
 
 def checkpoints_view(group: Group, records: Records) -> View | None:
     """Chart the best checkpoint beside the last one and the averages: robust overfitting."""
-    rows = _shown_rows(group)
+    rows = group.contenders[:MAX_ROWS]
     attack = _attack_on_last(rows)
     if not attack:
         return None
@@ -114,22 +115,21 @@ def checkpoints_view(group: Group, records: Records) -> View | None:
 def cost_view(group: Group) -> View | None:
     """Chart robust accuracy against minutes of training."""
     rows = []
-    for row in _measured(group.contenders, RANK):
+    for row in group.contenders:
         if row[SECONDS].mean > MIN_SECONDS:
             rows.append(row)
     if not rows:
         return None
     front = pareto_front(rows, lambda row: -row[SECONDS].mean)
-    frame = _limits(_near_best(rows), RANK)
+    frame = None, _limits(_near_best(rows), RANK)
     caption = (
         "Up and to the left is better. No row is both cheaper and more robust than: "
         f"{_joined_labels(front)}. Times compare only where the machine was the same and idle."
-        f"{_note_below(rows, frame)}"
+        f"{_note_below(rows, frame[1])}"
     )
     series = (_points(rows, SECONDS, front),)
     x_title = "Training, minutes (logarithmic)"
-    limits = (None, frame)
-    return View("cost", "Cost", caption, x_title, ROBUST, series, frame=limits, log_x=True)
+    return View("cost", "Cost", caption, x_title, ROBUST, series, frame=frame, log_x=True)
 
 
 def eps_view(group: Group, records: Records) -> View | None:
@@ -156,12 +156,11 @@ def _rows_view(
     group: Group, name: str, title: str, caption: str, x_title: str, series: Sequence[Series]
 ) -> View | None:
     """Chart series over the first rows of a group, which count from 0 down."""
-    rows = _shown_rows(group)
+    rows = group.contenders[:MAX_ROWS]
     if not rows:
         return None
-    count = len(_measured(group.contenders, RANK))
-    if count > MAX_ROWS:
-        caption += f" The first {MAX_ROWS} of {count} rows."
+    if len(rows) < len(group.contenders):
+        caption += f" The first {MAX_ROWS} of {len(group.contenders)} rows."
     return View(name, title, caption, x_title, "", tuple(series), tuple(row_labels(rows)))
 
 
@@ -181,19 +180,12 @@ def _measured(rows: Iterable[Row], *metrics: str) -> list[Row]:
     return rows
 
 
-def _shown_rows(group: Group) -> list[Row]:
-    return _measured(group.contenders, RANK)[:MAX_ROWS]
-
-
 def _means(rows: Iterable[Row], metric: str, scale: float = 100) -> list[float]:
     return [scale * row[metric].mean for row in rows]
 
 
 def _limits(rows: Iterable[Row], metric: str) -> Span:
-    """Return a frame with room for names, at least six points wide.
-
-    In a narrower one small differences would look large.
-    """
+    # Names need room, and in a narrow frame small differences would look large.
     values = _means(rows, metric)
     low, high = min(values), max(values)
     middle = (low + high) / 2

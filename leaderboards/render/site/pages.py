@@ -78,10 +78,12 @@ def summarize_method(rows: Sequence[SiteRow]) -> dict[str, float]:
         runs += site_row.row.seeds
         if site_row.task and not site_row.section.outdated:
             tasks.add(site_row.task.path)
-            shares.append(site_row.kept)
+            share = site_row.kept
+            if not math.isnan(share):
+                shares.append(share)
             if site_row.row.standing.rank == 1:
                 first_ranks.add(site_row.task.path)
-    kept = max((share for share in shares if not math.isnan(share)), default=math.nan)
+    kept = max(shares, default=math.nan)
     return {"tasks": len(tasks), "first_ranks": len(first_ranks), "kept": kept, "runs": runs}
 
 

@@ -83,15 +83,10 @@ class Site:
     suite: str | None = None
 
     @cached_property
-    def problems(self) -> list[str]:
-        """What of the store could not be used, a line each."""
-        return [*self.collected.attrs.get("problems", [])]
-
-    @cached_property
     def records(self) -> dict[str, RunRecord]:
         """The lines of the frame by run id, without superseded runs."""
         current = self.collected[~self.collected["superseded"].astype(bool)]
-        return {record["run_id"]: record for record in lines(current)}
+        return dict(zip(current["run_id"], lines(current), strict=True))
 
     @cached_property
     def attacks(self) -> list[str]:
@@ -142,7 +137,7 @@ class Site:
         return _page_paths("runs", self.records)
 
     def records_of(self, run_ids: Iterable[str]) -> list[RunRecord]:
-        return [self.records[run_id] for run_id in run_ids]
+        return [*map(self.records.__getitem__, run_ids)]
 
 
 def file_names(keys: Iterable[tuple[str, ...]]) -> dict[tuple[str, ...], str]:
