@@ -29,7 +29,7 @@ def mean_curves(runs: Sequence[Curves]) -> dict[str, Curve]:
             epochs = by_epoch.setdefault(metric, {})
             for step, value in zip(steps, values, strict=True):
                 epochs.setdefault(step, []).append(value)
-    means = {}
+    means: dict[str, Curve] = {}
     for metric, epochs in by_epoch.items():
         shared = sorted(step for step in epochs if len(epochs[step]) == counts[metric])
         if shared:

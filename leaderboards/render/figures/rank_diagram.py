@@ -9,7 +9,6 @@ from typing import Literal, TypeAlias
 from leaderboards.render.figures.views import MAX_ROWS, row_labels
 from leaderboards.stats.across import Across, together
 
-WIDTH = 720
 SCALE_LEFT, SCALE_RIGHT = 250, 470  # ends of the scale; the names lie on both sides of it
 SCALE_TOP = 66
 NAME_STEP, BAR_STEP = 19, 8  # between two names, between two bars
@@ -34,7 +33,7 @@ class Diagram:
     lines: list[tuple[Kind, list[Point]]] = field(default_factory=list)
     dots: list[Point] = field(default_factory=list)
     labels: list[Label] = field(default_factory=list)
-    width: float = WIDTH
+    width: float = 720
 
 
 def layout_diagram(across: Across) -> Diagram | None:

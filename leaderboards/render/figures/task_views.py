@@ -224,7 +224,7 @@ def _attack_on_last(rows: Sequence[Row]) -> str:
 
 def _mean_drop(row: Row, attack: str, records: Records) -> float:
     """Return the mean loss from best to last, over runs that have both; NaN for none."""
-    drops = []
+    drops: list[float] = []
     for run_id in row.run_ids:
         record = records[run_id]
         best = record.get(f"test/{attack}", math.nan)

@@ -17,7 +17,7 @@ from leaderboards.render.figures.rank_diagram import layout_diagram
 from leaderboards.render.figures.task_views import task_views
 from leaderboards.render.numbers import FORMATS, format_percent
 from leaderboards.render.protocol_text import describe_protocol, recorded_values, shared_settings
-from leaderboards.render.site.site_map import RunRecord, Site, SiteRow, Task
+from leaderboards.render.site.site_map import Site, SiteRow, Task
 from leaderboards.schema import fields
 from leaderboards.tables.published import HEAD
 from leaderboards.tables.rows import CHECKPOINTS, LABELS, RANK, SECONDS
@@ -119,7 +119,7 @@ def _line_name(site_row: SiteRow) -> str:
     return ", ".join(filter(None, parts))
 
 
-def _run_values(site: Site, site_row: SiteRow, record: RunRecord) -> dict[str, Any]:
+def _run_values(site: Site, site_row: SiteRow, record: Mapping[str, Any]) -> dict[str, Any]:
     settings = recorded_values(record, "param/")
     settings.pop("seed", None)
     views = run_views(site.curves.get(record["run_id"], {}))
@@ -133,7 +133,7 @@ def _run_values(site: Site, site_row: SiteRow, record: RunRecord) -> dict[str, A
     }  # fmt: skip
 
 
-def _accuracies(site: Site, record: RunRecord) -> list[tuple[str, list[str]]]:
+def _accuracies(site: Site, record: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     """Return the label of each attack with the accuracy of each checkpoint."""
     accuracies = []
     for attack in site.attacks:

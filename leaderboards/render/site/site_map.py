@@ -76,7 +76,7 @@ class Site:
     """The frame of store.collect, its sections, and further facts about runs and methods."""
 
     collected: pd.DataFrame
-    sections: Sequence[Section]
+    sections: list[Section]
     curves: Mapping[str, Curves] = field(default_factory=dict)
     environment: Callable[[RunRecord], Mapping[str, Any]] = lambda run: {}
     about: Callable[[str], About | None] = lambda method: None
