@@ -16,8 +16,9 @@ from test_leaderboards import Store, scores
 from bench.training import memory_layout
 from leaderboards.read import store, verdicts
 from leaderboards.render import markdown
-from leaderboards.render.figures import diagram, views
-from leaderboards.render.site.site import Site
+from leaderboards.render.figures.rank_diagram import layout_diagram
+from leaderboards.render.figures.task_views import task_views
+from leaderboards.render.site.site_map import Site
 from leaderboards.stats import across, rank
 from leaderboards.stats.across import Entry
 from leaderboards.stats.rank import Flags, Task
@@ -288,7 +289,7 @@ def test_a_row_without_a_rank_is_best_at_nothing(tracked: Store) -> None:
         assert [row.method for row in group.contenders] == ["gacd", "rslad", "kd"]
         assert group.ranked[-1].standing.why == "attacked with eps=0.01"
         assert {group.best(column) for column in group.columns if column.metric == RANK} == {0.8}
-        drawn = [series for view in views.of_task(group, records) for series in view.series]
+        drawn = [series for view in task_views(group, records) for series in view.series]
         assert all(len(series.y) <= 3 for series in drawn)
     assert section.across
     assert [entry.label for entry in section.across.entries] == ["gacd", "rslad", "kd"]
@@ -394,7 +395,7 @@ def test_two_rows_have_no_test_and_no_diagram(tracked: Store) -> None:
     found = table.sections(store.collect(tracked.uri))[0].across
     assert found
     assert math.isnan(found.p)
-    assert diagram.layout(found) is None
+    assert layout_diagram(found) is None
 
 
 def test_friedman_without_differences_is_no_test() -> None:

@@ -31,7 +31,7 @@ from bench.system import environment
 from bench.tracking.run_logger import FINISHED, RunLogger
 from bench.tracking.store import TrackingStore
 from leaderboards.read import details, store
-from leaderboards.render import export, markdown
+from leaderboards.render import json_tables, markdown
 from leaderboards.schema import record
 from leaderboards.schema.fields import Curves
 from leaderboards.schema.record import RecordError
@@ -153,7 +153,7 @@ def take(folder: Path, *sources: Path, more: tuple[str, ...] = ()) -> int:
 def tables(runs: pd.DataFrame) -> str:
     """Every table of the runs, and all numbers behind it but for the ids of runs."""
     found = table.sections(runs)
-    content = json.loads(export.render(found))
+    content = json.loads(json_tables.render(found))
     for group in (
         group for suite in content["suites"] for group in (*suite["tasks"], suite["teachers"])
     ):
