@@ -329,7 +329,7 @@ def batch_norm(state: State, name: str, x: Tensor) -> Tensor:
 
 
 def same_conv(x: Tensor, weight: Tensor, stride: int) -> Tensor:
-    """Pad as TensorFlow's "SAME": max((ceil(n / s) - 1) s + 3 - n, 0), the larger part at the end."""
+    """Pad as TensorFlow's "SAME": max((ceil(n / s) - 1) s + 3 - n, 0), more at the end."""
     total = max((-(-x.shape[-1] // stride) - 1) * stride + 3 - x.shape[-1], 0)
     before, after = total // 2, total - total // 2
     return F.conv2d(F.pad(x, (before, after, before, after)), weight, stride=stride)
