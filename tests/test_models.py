@@ -168,7 +168,7 @@ def resnet18(net: Layers, x: Tensor) -> Tensor:
 
 
 def wrn16(net: Layers, x: Tensor) -> Tensor:
-    """Zagoruyko and Komodakis 2016: BatchNorm and ReLU first; a wider block shortcuts from there."""
+    """Zagoruyko and Komodakis 2016: BatchNorm and ReLU first; wider blocks shortcut from there."""
     x = net.conv("conv1", x)
     for stage, block in itertools.product(range(1, 4), range(2)):
         name, stride = f"block{stage}.layer.{block}", 2 if stage > 1 and block == 0 else 1
@@ -181,7 +181,7 @@ def wrn16(net: Layers, x: Tensor) -> Tensor:
 
 
 def mobilenetv2(net: Layers, x: Tensor) -> Tensor:
-    """Sandler et al. 2018, table 2; the first two strides 1, ReLU, 1x1 where only the width changes."""
+    """Sandler et al. 2018, table 2; first strides 1, ReLU, 1x1 where only the width changes."""
     x = F.relu(net.bn("bn1", net.conv("conv1", x)))
     strides = [1, 1, 1, 2, 1, 1, 2, 1, 1, 1, 1, 1, 1, 2, 1, 1, 1]
     for i, stride in enumerate(strides):
@@ -518,6 +518,7 @@ def test_a_failed_write_leaves_the_old_file(
         with pytest.raises(OSError, match=r"No space|Input/output"):
             checkpoint.save(file, {"epoch": 2})
     assert file.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["net.pt"]
     checkpoint.save(file, {"epoch": 3})
     assert checkpoint.read(file) == {"epoch": 3}
     assert [path.name for path in tmp_path.iterdir()] == ["net.pt"]

@@ -100,8 +100,8 @@ def check_robust_accuracy(card: Card, total: int, release: Release) -> Card:
     margin = accuracy_margin(published, card.images, total)
     if card.eps <= release.eps and card.pgd20 < published - margin:
         measured = f"{card.pgd20:.1f} % of {card.images:,} test images withstand PGD-20"
-        known = f"AutoAttack leaves {release.name} {published} %"
-        raise BenchError(f"{measured}, {known}: this is another network")
+        bound = f"AutoAttack leaves {release.name} {published} %"
+        raise BenchError(f"{measured}, {bound}: this is another network")
     return replace(card, checked=f"published: clean {release.clean} %, AutoAttack {published} %")
 
 

@@ -77,7 +77,7 @@ def resolve_release(request: Release) -> Release:
 
 
 def check_description(request: Release) -> Release:
-    """Complete a user's network by the first suite's radius. Raise UsageError for a wrong one."""
+    """Add the radius of the first suite with its data. Raise UsageError if facts are missing."""
     if not request.arch or not request.dataset:
         names = {release.name for release in RELEASES}
         nearest = difflib.get_close_matches(request.name, names, n=1)
