@@ -21,9 +21,7 @@ from leaderboards.schema.record import Record, RecordError, made, packed
 def export_runs(store: Path, out: Path, run_ids: tuple[str, ...], suite: str) -> int:
     """Write a record for each run, or each finished run of a suite; return 1 if one fails."""
     if bool(run_ids) == bool(suite):
-        raise UsageError(
-            "name runs by their MLflow ids, or all finished runs of a suite by --suite"
-        )
+        raise UsageError("name runs by their MLflow ids, or a suite of finished runs by --suite")
     source = tracking_uri(store)
     try:
         runs = collect(source, suite or None)

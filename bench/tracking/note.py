@@ -15,7 +15,6 @@ import numpy as np
 from leaderboards.schema.checkpoints import CHECKPOINTS
 
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -24,9 +23,12 @@ if TYPE_CHECKING:
 NOTE_TAG = "mlflow.note.content"
 MAX_LENGTH = 8000  # characters that MLflow keeps of a tag
 FIGURES = "figures"
-CHART_VIEW = {"workflowType": "machine_learning", "compareRunsMode": "CHART"}
 # The charts hide runs that are folded under their parents, unless they are sorted by a metric.
-CHART_VIEW["orderByKey"] = "metrics.`test/aa`"
+CHART_VIEW = {
+    "workflowType": "machine_learning",
+    "compareRunsMode": "CHART",
+    "orderByKey": "metrics.`test/aa`",
+}
 NO_ATTACKS = ("n", "aa_n", "worst")
 
 
@@ -129,18 +131,19 @@ def figure_link(run_id: str, name: str) -> str:
 
 def draw_figures(result: RunResult, folder: Path) -> None:
     """Draw curves.png and attacks.png into a new folder."""
-    import pandas as pd
-
     # Without pyplot there is no global state to clean up.
     from matplotlib.figure import Figure
 
     folder.mkdir(exist_ok=True)
-    history = pd.DataFrame(result.history).set_index("epoch")
+    history = result.history
+    terms: dict[str, None] = {}
+    for row in history:
+        terms |= {name: None for name in row if name.startswith("train/")}
     figure = Figure(figsize=(9, 3.2), dpi=90)
     accuracy, loss = figure.subplots(1, 2)
     draw_curves(accuracy, "validation accuracy, %", history, ("val/clean", "val/robust"), 100)
     accuracy.axvline(result.chosen["epoch"], color="0.6", linestyle=":", label="chosen")
-    draw_curves(loss, "training loss", history, history.filter(regex="^train/"), 1)
+    draw_curves(loss, "training loss", history, terms, 1)
     figure.subplots_adjust(0.07, 0.15, 0.99, 0.89, wspace=0.18)
     save_figure(figure, folder / "curves.png")
     figure = Figure(figsize=(6, 3.2), dpi=90)
@@ -158,13 +161,16 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def draw_curves(
-    axes: Axes, label: str, history: pd.DataFrame, metrics: Iterable[str], scale: float
+    axes: Axes, label: str, history: list[dict[str, float]], metrics: Iterable[str], scale: float
 ) -> None:
     """Draw metrics over the epochs."""
     for name in metrics:
-        values = scale * history[name].dropna()
-        marker = "." if len(values) < 20 else ""
-        axes.plot(values.index, values, marker=marker, label=name)
+        epochs, values = [], []
+        for row in history:
+            if name in row:
+                epochs.append(row["epoch"])
+                values.append(scale * row[name])
+        axes.plot(epochs, values, marker="." if len(values) < 20 else "", label=name)
     axes.set_xlabel("epoch")
     axes.set_ylabel(label)
 
