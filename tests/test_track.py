@@ -17,7 +17,8 @@ import pytest
 from bench.execution import plan
 from bench.protocol.options import RunOptions
 from bench.protocol.spec import Spec
-from bench.system.errors import BenchError
+from bench.system.database import redact_password
+from bench.system.errors import BenchError, one_line
 from bench.tracking.run_logger import FAILED, FINISHED, KILLED, RUNNING
 from bench.tracking.store import TrackingStore, store_exists
 
@@ -213,3 +214,20 @@ def test_an_interruption_waits_for_a_write(
         assert (run.info.status, run.data.tags["status_note"]) == ("KILLED", "interrupted")
     finally:
         signal.signal(stop, handler)
+
+
+def test_no_password_stays_in_an_address() -> None:
+    message = "postgresql://me:secret@host/db?user=me&password=secret is down"
+    assert redact_password(message) == "postgresql://host/db?user=me&password=*** is down"
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("two\n  lines"), "two lines"),
+        (KeyError(), "KeyError"),
+        (ValueError("x" * 400), "x" * 300),
+    ],
+)
+def test_an_error_is_one_line(error: Exception, line: str) -> None:
+    assert one_line(error) == line
