@@ -21,8 +21,7 @@ from leaderboards.schema.record import Record, RecordError, made, packed
 def export_runs(store: Path, out: Path, run_ids: tuple[str, ...], suite: str) -> int:
     """Write a record for each run, or each finished run of a suite; return 1 if one fails."""
     if bool(run_ids) == bool(suite):
-        message = "name runs by their MLflow ids, or with --suite all finished runs of a suite"
-        raise UsageError(message)
+        raise UsageError("name runs by their MLflow ids, or a suite of finished runs by --suite")
     source = tracking_uri(store)
     try:
         runs = collect(source, suite or None)
@@ -50,9 +49,11 @@ def export_runs(store: Path, out: Path, run_ids: tuple[str, ...], suite: str) ->
 
 def record_of_run(run: dict[str, Any], curves: fields.Curves) -> Record:
     """Build the record of a row of `store.collect` and its curves. Raise RecordError."""
-    # NaN, for a metric that the run does not have, is not equal to itself.
-    metrics = {name: x for name, x in run.items() if name.startswith(fields.METRICS) and x == x}
-    survived = None
+    metrics, survived = {}, None
+    for name, value in run.items():
+        # NaN, for a metric that the run does not have, is not equal to itself.
+        if name.startswith(fields.METRICS) and name not in curves and value == value:
+            metrics[name] = value
     try:
         spec = json.loads(artifacts.read(run["artifact_uri"], "spec.json"))
         if "test/aa" in metrics:
@@ -70,7 +71,7 @@ def record_of_run(run: dict[str, Any], curves: fields.Curves) -> Record:
         spec=spec,
         tags={name: run[name] for name in fields.NOTED},
         checksums=checksums,
-        metrics={name: value for name, value in metrics.items() if name not in curves},
+        metrics=metrics,
         curves={name: [*zip(*curve, strict=True)] for name, curve in curves.items()},
         environment=details.environment(run),
         verdicts=None if survived is None else packed(survived),

@@ -35,11 +35,14 @@ def import_records(
 ) -> int:
     """Take record files, and folders of them, into a store; return 1 if one is refused.
 
-    With `verify`, each checkpoint is evaluated again: the file, or the one in the store if None.
+    `verify`: evaluate each checkpoint again, from the store if there is no file `checkpoint`.
     """
     paths: list[Path] = []
     for source in sources:
-        paths += sorted(source.glob("*.json")) if source.is_dir() else [source]
+        if source.is_dir():
+            paths += sorted(source.glob("*.json"))
+        else:
+            paths.append(source)
     if not paths:
         raise BenchError(f"no record, a file NAME.json, in {', '.join(map(str, sources))}")
     tracking_store = TrackingStore(store)

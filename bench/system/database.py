@@ -21,10 +21,7 @@ def redact_password(text: str) -> str:
 
 
 def sqlite_file(address: str) -> Path | None:
-    """Return the file of a SQLite database, None for any other kind.
-
-    Raise BenchError for a database in memory, which would be lost.
-    """
+    """Return the file of a SQLite database, None for others; raise BenchError if in memory."""
     match = SQLITE.fullmatch(address)
     if not match:
         return None

@@ -22,9 +22,11 @@ PACKAGES = (*TORCH_PACKAGES, "optuna", "mlflow", "pandas", "numpy", "scikit-lear
 def resolve_device(name: str) -> torch.device:
     """Return the device of a name, for "auto" the best one. Raise UsageError for a missing one."""
     if name == "auto":
-        name = "mps" if torch.backends.mps.is_available() else "cpu"
+        name = "cpu"
         if torch.cuda.is_available():
             name = "cuda"
+        elif torch.backends.mps.is_available():
+            name = "mps"
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
@@ -53,7 +55,9 @@ def peak_memory(device: torch.device) -> float:
         return float(torch.cuda.max_memory_allocated(device))
     peak = float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     # macOS counts bytes, Linux kibibytes.
-    return peak if sys.platform == "darwin" else 1024.0 * peak
+    if sys.platform != "darwin":
+        peak *= 1024.0
+    return peak
 
 
 def describe_environment(device: torch.device) -> dict[str, object]:

@@ -37,7 +37,9 @@ def unknown_name(kind: str, name: str, choices: Iterable[str]) -> UsageError:
     """Build the error for an unknown name. It offers the closest choice, or else all of them."""
     choices = sorted(choices)
     matches = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
-    hint = f"did you mean {matches[0]!r}?" if matches else f"choose from {', '.join(choices)}"
+    hint = f"choose from {', '.join(choices)}"
+    if matches:
+        hint = f"did you mean {matches[0]!r}?"
     return UsageError(f"unknown {kind} {name!r}: {hint}")
 
 
@@ -51,14 +53,12 @@ def flush_stdout() -> int:
 
 
 def report_os_error(error: OSError) -> int:
-    """Print an error of the file system in one line; return the exit code, 1.
-
-    Raise it again if it is a bug: it has no file, no pipe and no full disk behind it.
-    """
+    """Print an error of the file system; return the exit code, 1. Raise it again if it is a bug."""
     if error.filename is not None:
         print(f"error: {str(error.filename)!r}: {error.strerror}", file=sys.stderr)
         return 1
     is_pipe = isinstance(error, BrokenPipeError)
+    # No file, no pipe and no full disk: a bug.
     if not is_pipe and error.errno not in DISK_FULL:
         raise error
     # The interpreter flushes again at exit: the rest goes to the null device.

@@ -98,4 +98,6 @@ def format_duration(seconds: float) -> str:
     """Format a duration as "42 s", "7 min" or "3.4 h"."""
     if seconds < 90:
         return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

@@ -65,10 +65,11 @@ def mlflow_dataset(data: Data) -> Dataset:
     if info.name != "digits":
         kind, origin = "http", {"url": official_class(info).url}
     sizes = {"training": len(data.train), "validation": len(data.val), "test": len(data.test)}
-    profile = {"num_rows": sum(sizes.values()), **sizes, "classes": info.num_classes}
-    profile["sha256"] = data.sha256
-    columns = json.dumps(origin), json.dumps({"mlflow_tensorspec": tensors}), json.dumps(profile)
-    return Dataset(info.name, data.sha256[:DIGEST_LENGTH], kind, *columns)
+    about = {"classes": info.num_classes, "sha256": data.sha256}
+    profile = json.dumps({"num_rows": sum(sizes.values()), **sizes, **about})
+    schema = json.dumps({"mlflow_tensorspec": tensors})
+    digest = data.sha256[:DIGEST_LENGTH]
+    return Dataset(info.name, digest, kind, json.dumps(origin), schema, profile)
 
 
 def log_checkpoint(logger: RunLogger, spec: Spec, tags: dict[str, str]) -> LoggedModel:
@@ -81,14 +82,15 @@ def log_checkpoint(logger: RunLogger, spec: Spec, tags: dict[str, str]) -> Logge
     models = client.search_logged_models([experiment_id], same_run, max_results=1)
     model = models[0] if models else create_model(logger, experiment_id, spec, tags)
     if not (run.outputs and run.outputs.model_outputs):
-        output = LoggedModelOutput(model.model_id, spec.training.epochs)
-        client.log_outputs(logger.run_id, [output])
+        epochs = spec.training.epochs
+        client.log_outputs(logger.run_id, [LoggedModelOutput(model.model_id, epochs)])
     return model
 
 
 def create_model(
     logger: RunLogger, experiment_id: str, spec: Spec, tags: dict[str, str]
 ) -> LoggedModel:
+    """Create the logged model of the best checkpoint, with its hyper-parameters."""
     file = f"runs:/{logger.run_id}/checkpoints/best.pt"
     note = f"The checkpoint that validation chose: `{file}`."
     model_tags = {name: tags[name] for name in MODEL_TAGS} | {NOTE_TAG: note, "checkpoint": file}
@@ -97,9 +99,8 @@ def create_model(
         if name.startswith(("hyper.", "training.")):
             params[name] = str(value)
     name = f"{spec.method} {spec.arch} seed {spec.seed}"
-    return logger.client.create_logged_model(
-        experiment_id, name, logger.run_id, model_tags, params, "checkpoint"
-    )
+    create = logger.client.create_logged_model
+    return create(experiment_id, name, logger.run_id, model_tags, params, "checkpoint")
 
 
 def metric_link(model: LoggedModel | None, data: Data, values: dict[str, float]) -> dict[str, str]:
@@ -118,23 +119,23 @@ def register_model(
 ) -> None:
     """Mark a logged model as ready, and register it if an alias is due to it.
 
-    `name` is a teacher's identity. All students of one network on one data set share a model, and a
-    run becomes a version of it if its `score`, the accuracy under PGD on the validation images, is
-    above that of the alias.
+    A teacher's model is named by its identity, `name`. All students of one network on one data set
+    share a model. A run becomes a version of it if its `score`, the accuracy under PGD on the
+    validation images, is above that of the alias.
     """
     client = store.client
     client.finalize_logged_model(model.model_id, "READY")
-    is_teacher = spec.role == "teacher"
-    alias = TEACHER if is_teacher else BEST
-    name = registered_name(spec, name if is_teacher else spec.arch)
+    alias, model_name = BEST, registered_name(spec, spec.arch)
+    if spec.role == "teacher":
+        alias, model_name = TEACHER, registered_name(spec, name)
     with store.exclusive():
-        version = find_alias(client, name, alias)
+        version = find_alias(client, model_name, alias)
         if version and version.run_id == logger.run_id:
             return
-        if version and not is_teacher and float(version.tags["val_robust"]) >= score:
+        if version and alias == BEST and float(version.tags["val_robust"]) >= score:
             return
         tags = {"model_id": model.model_id, "val_robust": score}
-        set_alias(client, name, alias, logger.run_id, tags)
+        set_alias(client, model_name, alias, logger.run_id, tags)
 
 
 def set_alias(

@@ -23,9 +23,12 @@ if TYPE_CHECKING:
 NOTE_TAG = "mlflow.note.content"
 MAX_LENGTH = 8000  # characters that MLflow keeps of a tag
 FIGURES = "figures"
-CHART_VIEW = {"workflowType": "machine_learning", "compareRunsMode": "CHART"}
 # The charts hide runs that are folded under their parents, unless they are sorted by a metric.
-CHART_VIEW["orderByKey"] = "metrics.`test/aa`"
+CHART_VIEW = {
+    "workflowType": "machine_learning",
+    "compareRunsMode": "CHART",
+    "orderByKey": "metrics.`test/aa`",
+}
 NO_ATTACKS = ("n", "aa_n", "worst")
 
 
@@ -42,21 +45,23 @@ class RunResult:
 
 def run_title(tags: dict[str, str]) -> str:
     """Return the name of a run without its seed: method, variant, student and data."""
-    variant = f"({tags['variant']})" if tags["variant"] else ""
-    parts = (tags["method"], variant, tags["student"], tags["dataset"])
-    return " ".join(part for part in parts if part)
+    variant = tags["variant"] and f"({tags['variant']})"
+    return " ".join(filter(None, (tags["method"], variant, tags["student"], tags["dataset"])))
 
 
 def run_note(spec: Spec, tags: dict[str, str], result: RunResult, run_id: str) -> str:
     """Write the note of a finished run."""
-    best, chosen, flags = result.accuracy["best"], result.chosen, ["No sanity flag was raised."]
-    aa_images = f", AutoAttack on {best['aa_n']:,.0f}" if best.get("aa_n") else ""
+    best, chosen = result.accuracy["best"], result.chosen
+    images = f"{best['n']:,.0f} test images"
+    if best.get("aa_n"):
+        images += f", AutoAttack on {best['aa_n']:,.0f}"
+    flags = ["No sanity flag was raised."]
     if result.flags:
         flags = [f"- **{escape(name)}**: {escape(text)}" for name, text in result.flags.items()]
         flags = ["Sanity flags:", "", *flags]
     parts = [
         accuracy_table(result.accuracy),
-        f"Accuracy in percent, {best['n']:,.0f} test images{aa_images}. "
+        f"Accuracy in percent, {images}. "
         f"Validation chose epoch {chosen['epoch']:.0f}, from 0, of {spec.training.epochs}: "
         f"{100 * chosen['val/clean']:.1f} clean and {100 * chosen['val/robust']:.1f} robust there.",
         list_facts(spec, tags, result),
@@ -84,21 +89,20 @@ def escape(text: str) -> str:
     return re.sub(r"([\\`*_{}\[\]()#+!|~])", r"\\\1", html.escape(text, quote=False))
 
 
-def merge_keys(rows: Iterable[dict[str, float]]) -> list[str]:
-    """Return the keys of several dictionaries, each once, in order."""
-    return list(dict.fromkeys(name for row in rows for name in row))
-
-
 def attack_names(accuracy: dict[str, dict[str, float]]) -> list[str]:
     """Return the attacks in the order of evaluation, `worst` last."""
-    names = [name for name in merge_keys(accuracy.values()) if not name.startswith("cost/")]
-    return [*(name for name in names if name not in NO_ATTACKS), "worst"]
+    names: list[str] = []
+    for values in accuracy.values():
+        for name in values:
+            if name not in (*names, *NO_ATTACKS) and not name.startswith("cost/"):
+                names.append(name)
+    return [*names, "worst"]
 
 
 def accuracy_table(accuracy: dict[str, dict[str, float]]) -> str:
     """Draw a Markdown table in percent: a line per checkpoint, a column per attack."""
     attacks = attack_names(accuracy)
-    heading = " | ".join(escape(name) for name in attacks)
+    heading = " | ".join(map(escape, attacks))
     lines = [f"| checkpoint | {heading} |", f"| --- |{' ---: |' * len(attacks)}"]
     for name, values in accuracy.items():
         cells = [CHECKPOINTS[name].label]
@@ -112,9 +116,10 @@ def list_facts(spec: Spec, tags: dict[str, str], result: RunResult) -> str:
     """List teachers, cost and code in Markdown."""
     teachers = [f"{escape(identity)} ({role})" for role, identity in spec.teachers.items()]
     seconds = sum(values.get("cost/eval_seconds", 0.0) for values in result.accuracy.values())
-    changes = " with uncommitted changes" if tags.get("code_dirty") == "true" else ""
+    code = tags.get("code_commit", "unknown")
+    if tags.get("code_dirty") == "true":
+        code += " with uncommitted changes"
     minutes = f"{result.seconds / 60:.1f} min of training, {seconds / 60:.1f} min of evaluation"
-    code = f"{tags.get('code_commit', 'unknown')}{changes}"
     return f"- Teacher: {', '.join(teachers) or 'none'}\n- Cost: {minutes}\n- Code: {code}"
 
 
@@ -130,13 +135,15 @@ def draw_figures(result: RunResult, folder: Path) -> None:
     from matplotlib.figure import Figure
 
     folder.mkdir(exist_ok=True)
+    history = result.history
+    terms: dict[str, None] = {}
+    for row in history:
+        terms |= {name: None for name in row if name.startswith("train/")}
     figure = Figure(figsize=(9, 3.2), dpi=90)
     accuracy, loss = figure.subplots(1, 2)
-    metrics = ["val/clean", "val/robust"]
-    draw_curves(accuracy, "validation accuracy, %", result.history, metrics, 100)
+    draw_curves(accuracy, "validation accuracy, %", history, ("val/clean", "val/robust"), 100)
     accuracy.axvline(result.chosen["epoch"], color="0.6", linestyle=":", label="chosen")
-    metrics = [name for name in merge_keys(result.history) if name.startswith("train/")]
-    draw_curves(loss, "training loss", result.history, metrics, 1)
+    draw_curves(loss, "training loss", history, terms, 1)
     figure.subplots_adjust(0.07, 0.15, 0.99, 0.89, wspace=0.18)
     save_figure(figure, folder / "curves.png")
     figure = Figure(figsize=(6, 3.2), dpi=90)
@@ -158,9 +165,12 @@ def draw_curves(
 ) -> None:
     """Draw metrics over the epochs."""
     for name in metrics:
-        rows = [row for row in history if name in row]
-        epochs, values = [row["epoch"] for row in rows], [scale * row[name] for row in rows]
-        axes.plot(epochs, values, marker="." if len(rows) < 20 else "", label=name)
+        epochs, values = [], []
+        for row in history:
+            if name in row:
+                epochs.append(row["epoch"])
+                values.append(scale * row[name])
+        axes.plot(epochs, values, marker="." if len(values) < 20 else "", label=name)
     axes.set_xlabel("epoch")
     axes.set_ylabel(label)
 

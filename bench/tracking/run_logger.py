@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 FINISHED, RUNNING, FAILED, KILLED = "FINISHED", "RUNNING", "FAILED", "KILLED"
-NO_LINK: Mapping[str, str] = {}
 
 
 class RunLogger:
@@ -44,7 +43,7 @@ class RunLogger:
             self.last_epoch = epoch
 
     def log_metrics(
-        self, values: dict[str, float], step: int = 0, link: Mapping[str, str] = NO_LINK
+        self, values: dict[str, float], step: int = 0, link: dict[str, str] | None = None
     ) -> None:
         """Log finite values as metrics, the others as tags; `link` is from `metric_link`."""
         from mlflow.entities import Metric, RunTag
@@ -53,7 +52,7 @@ class RunLogger:
         metrics, tags = [], []
         for name, value in values.items():
             if math.isfinite(value):
-                metrics.append(Metric(name, float(value), now, step, **link))
+                metrics.append(Metric(name, float(value), now, step, **(link or {})))
             else:
                 # MLflow would store infinity as a large number.
                 tags.append(RunTag(f"not_finite.{name}", str(value)))

@@ -40,7 +40,7 @@ CLIENT_SETTINGS = {
 
 
 def tracking_uri(root: Path) -> str:
-    """Return MLFLOW_TRACKING_URI of the environment, or the address of a SQLite file under `root`.
+    """Return MLFLOW_TRACKING_URI, or the address of a SQLite file under `root`.
 
     Raise UsageError if `root` is no folder, BenchError for a database in memory.
     """
@@ -119,23 +119,21 @@ class TrackingStore:
         if not experiment:
             return None
         condition = f"tags.spec_id = '{spec.id}' and attributes.status = '{status}'"
-        newest = ["attributes.start_time DESC"]
-        runs = self.client.search_runs(
-            [experiment.experiment_id], condition, max_results=1, order_by=newest
-        )
-        return runs[0] if runs and IMPORTING not in runs[0].data.tags else None
+        order = ["attributes.start_time DESC"]
+        ids = [experiment.experiment_id]
+        runs = self.client.search_runs(ids, condition, order_by=order, max_results=1)
+        if not runs or IMPORTING in runs[0].data.tags:
+            return None
+        return runs[0]
 
     def unfinished_runs(self) -> list[Run]:
         """Return the runs that are marked as running; a killed process leaves that mark."""
         condition = "attributes.status = 'RUNNING' and tags.spec_id != ''"
         ids = [experiment.experiment_id for experiment in self.client.search_experiments()]
-        return list(self.client.search_runs(ids, condition)) if ids else []
+        return list(self.client.search_runs(ids, condition))
 
     def start_run(self, spec: Spec, tags: dict[str, str], fresh: bool = False) -> RunLogger:
-        """Continue the unfinished run of a spec, or create a run.
-
-        `fresh`: training starts with its first epoch, so a run that has epochs is not continued.
-        """
+        """Continue the unfinished run of a spec, if `fresh` only without epochs, or create one."""
         run_id = self._unfinished_run_id(spec, fresh)
         if not run_id:
             experiment_id = self.experiment_id(spec.suite)
@@ -165,10 +163,7 @@ class TrackingStore:
     def open_run(
         self, experiment: str, name: str, tags: dict[str, str], parent: str, key: tuple[str, ...]
     ) -> RunLogger:
-        """Continue the run whose tags in `key` are these, whatever its status, or create it.
-
-        `experiment`: its name; `parent`: the id of the parent run, "" for none.
-        """
+        """Continue the run with these tags in `key`, or create it; `parent` is "" or a run's id."""
         experiment_id = self.experiment_id(experiment)
         condition = " and ".join(f"tags.{tag} = '{tags[tag]}'" for tag in key)
         with self.exclusive():
@@ -195,10 +190,8 @@ class TrackingStore:
             # MLflow's filters cannot express every character: the loop below compares the rest.
             if re.fullmatch(r"[\w@.+=, -]*", value):
                 conditions.append(f"tags.{name} = '{value}'")
-        candidates = self.client.search_runs(
-            [experiment_id], " and ".join(conditions), max_results=PAGE_SIZE
-        )
-        for run in candidates:
+        condition = " and ".join(conditions)
+        for run in self.client.search_runs([experiment_id], condition, max_results=PAGE_SIZE):
             if row.items() <= run.data.tags.items():
                 return str(run.info.run_id)
         name = f"{note.run_title(tags)}, all seeds"
