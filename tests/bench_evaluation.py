@@ -28,8 +28,8 @@ from torch import Tensor, nn
 
 from attacks import evaluate
 from attacks.components.margin_attacks import MarginPGD
-from bench import data, models
-from bench.datasets import CIFAR10
+from bench import models
+from bench.datasets import CIFAR10, augmentation, fetching, loading
 from methods.base import Budget
 from methods.inner import ce, pgd
 
@@ -39,7 +39,7 @@ ROOT = os.environ.get("BENCH_DATA_ROOT", "data")
 pytestmark = [
     pytest.mark.timeout(7200),
     pytest.mark.skipif(
-        bool(data.missing("cifar10", ROOT)), reason="needs the real CIFAR-10 under data/"
+        bool(fetching.is_missing("cifar10", ROOT)), reason="needs the real CIFAR-10 under data/"
     ),
 ]
 
@@ -66,8 +66,8 @@ CASES = {
 def train_network(case: Case) -> nn.Module:
     """Train for some hundred steps of 64 images, adversarially if robust."""
     torch.manual_seed(0)
-    cifar = data.load("cifar10", ROOT, limit_train=10_000)
-    x, y = data.to_float(cifar.train.x), cifar.train.y
+    cifar = loading.load_data("cifar10", ROOT, limit_train=10_000)
+    x, y = augmentation.to_float(cifar.train.x), cifar.train.y
     net = models.build(case.arch, CIFAR10)
     optimiser = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9, weight_decay=5e-4)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimiser, 0.1, case.training_steps)
@@ -133,8 +133,8 @@ def network(name: str) -> nn.Module:
 
 
 def images(count: int) -> tuple[Tensor, Tensor]:
-    test = data.load("cifar10", ROOT, limit_test=count).test
-    return data.to_float(test.x), test.y
+    test = loading.load_data("cifar10", ROOT, limit_test=count).test
+    return augmentation.to_float(test.x), test.y
 
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda name: name.replace(", ", " "))

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from bench.datasets import loading
 from bench.execution import job as cell_module
 from bench.execution import plan
 from bench.execution.job import RunContext

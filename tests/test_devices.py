@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.multiprocessing
-from bench.datasets.data import Data
 from mlflow import MlflowClient
 from torch import Tensor, nn
 
 import methods
 from bench import models
+from bench.datasets import loading
+from bench.datasets.splits import Data
 from bench.protocol.spec import Spec
 from bench.protocol.suites import Training
 from bench.system.errors import BenchError, UsageError

@@ -14,10 +14,10 @@ from mlflow.artifacts import download_artifacts
 from mlflow.entities import Run as Recorded
 from mlflow.exceptions import MlflowException
 
-from bench.datasets import data
+from bench.datasets import loading
 from bench.execution import job, plan
-from bench.models.checkpoint import sha256_of
 from bench.protocol.options import RunOptions
+from bench.system.files import sha256_of_file
 from bench.tracking import links, note
 from bench.tracking.store import TrackingStore
 from leaderboards.read import store as leaderboard
@@ -82,7 +82,7 @@ def test_tensors_are_stored_once_and_the_alias_gives_them(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store.uri)
     uri = f"models:/{MODEL}@best"
     path = Path(download_artifacts(artifact_uri=uri, dst_path=str(tmp_path)), "best.pt")
-    assert sha256_of(path) == run.data.tags["sha256.best"]
+    assert sha256_of_file(path) == run.data.tags["sha256.best"]
 
 
 def test_the_note_has_all_results_and_escapes_text(folder: Path) -> None:
@@ -187,7 +187,7 @@ def test_a_teachers_checkpoint_has_an_alias_and_is_an_input_of_students(tmp_path
     options = RunOptions(method="rslad", student="resnet8-w4", limit_train=128, limit_test=8)
     teacher = plan.plan_runs(options, {})[0]
     assert [teacher.identity] == list(student.spec.teachers.values())
-    images = data.load("digits", "", 128, 8)
+    images = loading.load_data("digits", "", 128, 8)
     tags = job.run_tags(teacher, {})
     teacher_logger = store.start_run(teacher.spec, tags)
     model = links.log_checkpoint(teacher_logger, teacher.spec, tags)

@@ -19,8 +19,8 @@ import torch
 from mlflow import MlflowClient
 
 from bench import cli, models
-from bench.datasets import data
-from bench.execution import job, plan
+from bench.datasets import loading
+from bench.execution import evaluation, job, plan
 from bench.execution.plan import PlannedRun
 from bench.models import checkpoint
 from bench.protocol import suites
@@ -28,10 +28,12 @@ from bench.protocol.options import RunOptions
 from bench.records import import_, reproduce
 from bench.records.import_ import resolve_spec
 from bench.system import environment
+from bench.system.errors import BenchError, UsageError
+from bench.system.files import sha256_of_file
 from bench.tracking.run_logger import FINISHED, RunLogger
 from bench.tracking.store import TrackingStore
 from leaderboards.read import details, store
-from leaderboards.render import export, markdown
+from leaderboards.render import json_tables, markdown
 from leaderboards.schema import record
 from leaderboards.schema.fields import Curves
 from leaderboards.schema.record import RecordError
@@ -150,7 +152,7 @@ def import_into(folder: Path, *sources: Path, flags: tuple[str, ...] = ()) -> in
 def tables(runs: pd.DataFrame) -> str:
     """Return every table of the runs and all numbers in it, without the ids of runs."""
     sections = table.sections(runs)
-    content = json.loads(export.render(sections))
+    content = json.loads(json_tables.render(sections))
     for suite in content["suites"]:
         for group in (*suite["tasks"], suite["teachers"]):
             for row in group["rows"]:
@@ -417,7 +419,7 @@ def test_a_missing_file_and_an_empty_folder(
     path = tmp_path / "none.json"
     assert import_into(home, path) == 1
     assert capsys.readouterr().err == f"error: {path}: No such file or directory\n"
-    with pytest.raises(cli.BenchError, match="no record, a file NAME"):
+    with pytest.raises(BenchError, match="no record, a file NAME"):
         import_into(home, home)
 
 
@@ -439,7 +441,7 @@ def test_export_names_what_it_cannot_write(
     ]
     assert len(list((tmp_path / "out").iterdir())) == 2
     for wrong in ([], [ids[0], "--suite", "digits"]):
-        with pytest.raises(cli.UsageError, match="name runs by their MLflow ids"):
+        with pytest.raises(UsageError, match="name runs by their MLflow ids"):
             cli.dispatch(["export", *wrong, "--store", str(copy), "--out", str(tmp_path / "out")])
 
 
@@ -538,7 +540,7 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     planned = plan.plan_runs(options, {})[0]
     spec = dataclasses.replace(planned.spec, attacks=("fgsm", "aa"))
     planned = dataclasses.replace(planned, spec=spec)
-    images = data.load("digits", "", limit_test=6)
+    images = loading.load_data("digits", "", limit_test=6)
     torch.manual_seed(0)
     net = models.build("resnet8-w4", images.info).eval()
     linear = next(layer for layer in net.modules() if isinstance(layer, torch.nn.Linear))
@@ -547,10 +549,10 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     checkpoint.save(folder / "best.pt", {"state_dict": net.state_dict()})
     (folder / "verdicts").mkdir()
     stem = folder / "verdicts" / "verdicts_best"
-    values, _ = job.evaluate_checkpoint(net, spec, images.test, True, stem, lambda *_: None)
+    values, _ = evaluation.evaluate_checkpoint(net, spec, images.test, True, stem, lambda *_: None)
     assert values["clean"] == values["aa"] == 0
     run = TrackingStore(folder).start_run(spec, job.run_tags(planned, CODE))
-    environment_values = environment.describe_environment(torch.device("cpu")) | job.describe(
+    environment_values = environment.describe_environment(torch.device("cpu")) | job.describe_data(
         images
     )
     run.log_text("environment.json", json.dumps(environment_values))
@@ -559,7 +561,7 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     )
     run.log_file(folder / "best.pt", "checkpoints")
     run.log_file(stem.with_name("verdicts_best_aa.npz"), "verdicts")
-    run.set_tags({"sha256.best": checkpoint.sha256_of(folder / "best.pt")})
+    run.set_tags({"sha256.best": sha256_of_file(folder / "best.pt")})
     run.finish(FINISHED)
     words = ["export", run.run_id, "--store", str(folder), "--out", str(folder / "out")]
     assert cli.dispatch(words) == 0
@@ -625,7 +627,7 @@ def test_a_record_that_is_not_reproduced_is_refused(
     bad.write_text(change(json.loads(path.read_text())))
     flags = ("--verify", "--device", "cpu", "--checkpoint", str(folder / "best.pt"))
     if "planted" in message:
-        evaluate = job.evaluate_checkpoint
+        evaluate = evaluation.evaluate_checkpoint
 
         def add_flag(*arguments: Any) -> tuple[dict[str, float], dict[str, str]]:
             return evaluate(*arguments)[0], {"planted": "a reason"}

@@ -383,7 +383,7 @@ def test_a_run_does_not_go_on_with_another_teacher(
     made, place = records.cell("rslad"), records.shop(tmp_path)
 
     def begin(sha256: str) -> dict[str, str]:
-        monkeypatch.setattr(job.teachers, "find", lambda *_: SimpleNamespace(sha256=sha256))
+        monkeypatch.setattr(job.cards, "find_card", lambda *_: SimpleNamespace(sha256=sha256))
         return job.teacher_checksums(made, place, tmp_path)
 
     assert begin("a") == {"robust": "a"}

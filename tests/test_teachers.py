@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from bench.cli.options import Run
 from torch import Tensor, nn
 
 from bench import datasets, models
@@ -21,6 +20,7 @@ from bench.cli import main
 from bench.datasets import CIFAR10, CIFAR100, DIGITS, Dataset, augmentation, loading
 from bench.execution import plan
 from bench.models import checkpoint
+from bench.protocol.options import RunOptions
 from bench.system import files
 from bench.system.errors import BenchError, UsageError
 from bench.teachers import cards, checks, releases
@@ -528,7 +528,7 @@ def test_an_import_is_measured_and_noted_on_its_card(
     assert "unknown before" in card.origin
     assert f"{card.clean:.2f} %" in message
     assert cards.load_teacher(setup.store, card, DIGITS).num_classes == 10
-    plan.plan(Run(method="kd", teacher="mine", store=setup.store), {})
+    plan.plan_runs(RunOptions(method="kd", teacher="mine", store=setup.store), {})
 
 
 def test_a_stated_hash_is_checked(setup: Setup, capsys: pytest.CaptureFixture[str]) -> None:
@@ -767,7 +767,7 @@ def test_an_unmeasured_import_teaches_after_verify(
     assert "--limit-test 50: at least 100" in last_error(capsys)
     assert run_bench("teacher", "verify", "mine") == 0
     assert json.loads(path.read_text())["images"] == 360
-    plan.plan(Run(method="kd", teacher="mine", store=setup.store), {})
+    plan.plan_runs(RunOptions(method="kd", teacher="mine", store=setup.store), {})
 
 
 def test_a_teacher_trained_here_needs_no_measurement(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ import reference
 from reference import BUDGET, as_released, optimiser_of
 
 from bench import datasets, models
+from bench.datasets.splits import Data, Split
 from bench.execution.speed import operations
 from bench.protocol.spec import Spec
 from bench.protocol.suites import Training
