@@ -4,8 +4,6 @@ Packages outside this repository add methods, called plugins, through the entry-
 `bench.methods`: name = "package.module:Class". Listing the names imports nothing.
 """
 
-from __future__ import annotations
-
 import re
 from functools import cache
 from importlib import import_module
@@ -17,6 +15,7 @@ if TYPE_CHECKING:
     from methods.base import Method
 
 GROUP = "bench.methods"
+FOLDER = Path(__file__).parent
 
 
 class PluginError(Exception):
@@ -26,11 +25,8 @@ class PluginError(Exception):
 @cache
 def builtin() -> tuple[str, ...]:
     """Return the names of this folder's methods: the files with a line `METHOD = ...`."""
-    stems = []
-    for path in Path(__file__).parent.glob("*.py"):
-        if "\nMETHOD = " in path.read_text(encoding="utf-8"):
-            stems.append(path.stem)
-    return tuple(sorted(stems))
+    texts = {path.stem: path.read_text(encoding="utf-8") for path in FOLDER.glob("*.py")}
+    return tuple(sorted(name for name, text in texts.items() if "\nMETHOD = " in text))
 
 
 def plugins() -> dict[str, list[EntryPoint]]:
@@ -46,7 +42,7 @@ def names() -> list[str]:
     return sorted({*builtin(), *plugins()})
 
 
-def load(name: str) -> type[Method]:
+def load(name: str) -> "type[Method]":
     """Return the class of method `name`; only that method's module is imported.
 
     Raises KeyError for an unknown name and PluginError for a plugin that cannot be used.
@@ -69,15 +65,8 @@ def plugin_fault(name: str) -> str:
     return ""
 
 
-def load_plugin(points: list[EntryPoint]) -> type[Method]:
-    """Import and check the plugin of one name.
-
-    Args:
-        points: the entry points of this name; more than one is an error.
-
-    Raises:
-        PluginError: with the cause and the package.
-    """
+def load_plugin(points: list[EntryPoint]) -> "type[Method]":
+    """Import and check the plugin of one name. Raises PluginError with cause and package."""
     try:
         check_name(points)
         return import_class(points[0])
@@ -96,7 +85,7 @@ def check_name(points: list[EntryPoint]) -> None:
         raise PluginError("is ignored, for the command line cannot name it")
 
 
-def import_class(point: EntryPoint) -> type[Method]:
+def import_class(point: EntryPoint) -> "type[Method]":
     """Import a plugin's class and check it. Raises PluginError with the cause."""
     try:
         method = point.load()
@@ -109,11 +98,8 @@ def import_class(point: EntryPoint) -> type[Method]:
         raise PluginError(f"cannot be used: {describe_error(error)}") from error
 
 
-def check_class(candidate: object) -> type[Method]:
-    """Return a plugin's class if it keeps the part of the contract that the command line needs.
-
-    Raises an error with the cause if it does not.
-    """
+def check_class(candidate: object) -> "type[Method]":
+    """Return a plugin's class, or raise an error if the command line cannot use it."""
     from methods.base import Method
     from methods.contract import Contract
 
@@ -130,9 +116,7 @@ def check_class(candidate: object) -> type[Method]:
 
 def describe_origin(points: list[EntryPoint]) -> str:
     """Return the packages that offer a plugin, or the modules where no package is known."""
-    origins = []
-    for point in points:
-        origins.append(f"package {point.dist.name}" if point.dist else point.value)
+    origins = [f"package {point.dist.name}" if point.dist else point.value for point in points]
     return " and ".join(sorted(origins))
 
 

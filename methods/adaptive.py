@@ -1,7 +1,5 @@
 """Loss weights and temperatures that move during training: buffers, saved with the student."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 
@@ -23,10 +21,7 @@ def softmax_entropy(logits: Tensor) -> Tensor:
 
 
 class TeacherTemperatures(nn.Module):
-    """B-MTARD's temperatures of two teachers, from 1 to 10.
-
-    `entropy`: the mean entropies of the teachers' last softened outputs.
-    """
+    """B-MTARD's temperatures, from 1 to 10, of two teachers, and their last mean entropies."""
 
     tau: Tensor
     entropy: Tensor

@@ -5,8 +5,6 @@ tau^2 keeps the size of the soft term's gradient independent of the temperature.
 0.9, tau = 4 are those of the code of CRD's authors, HobbitLong/RepDistiller at b84f547c5d.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch.nn.functional as F

@@ -3,8 +3,6 @@
 An entry is (field of `methods.base.RECIPE`, value, how it differs from this benchmark's training).
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 Recipe = tuple[tuple[str, Any, str], ...]
@@ -29,12 +27,10 @@ THREE_FALLS_300_EPOCHS: Recipe = (
     *LOW_WEIGHT_DECAY,
 )
 
-_SWA = "the script reports the average; here it is kept beside and the suite's checkpoint ranks"
-
 
 def average_from(start: float) -> Recipe:
     """Return the entries for SWA from a share of the epochs on."""
     return (
-        ("averaging", ("swa",), _SWA),
+        ("averaging", ("swa",), "the script reports the average; the suite ranks its checkpoint"),
         ("swa_start", start, "as in the script, which estimates BatchNorm's statistics anew"),
     )

@@ -6,8 +6,6 @@ and the outer problem. Code: zibojia/RSLAD at c40e04f6c4; alpha = 5/6, the attac
 Gaussian noise, and the adversarial forward before the clean one are from it.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import Tensor

@@ -27,7 +27,7 @@ from methods.ard import Ard
 from methods.base import Batch, Budget, Method, Nets, kl, official_values
 from methods.bmtard import Bmtard
 from methods.ciard import Ciard
-from methods.contract import case_label as label
+from methods.contract import label
 from methods.contrast import Contrast
 from methods.crd import Crd
 from methods.crd_adv import CrdAdv
@@ -544,7 +544,7 @@ def test_reduction_scales_the_divergences(name: str, classes: int) -> None:
     plain, reduction = FORMS[name](), official_values(FORMS[name])["reduction"]
     case = dataclasses.replace(plain, reduction=reduction)
     one, other = (
-        contract.term_values(each, contract.networks(each, classes), contract.images(LABELS))
+        contract.values(each, contract.networks(each, classes), contract.images(LABELS))
         for each in (plain, case)
     )
     divisor = {"mean": classes, "tenth": 10, "mean10": 10 if classes == 10 else 1}[reduction]
@@ -664,7 +664,7 @@ def test_mtard_weights(case: Mtard) -> None:
         now = np.array([term.item() for term in terms.values()]) / w.numpy()
         first = now if first is None else first
         optimiser.zero_grad()
-        contract.total_loss(terms).backward()
+        contract.total(terms).backward()
         optimiser.step()
         case.after_step(nets, batch)
         robust, natural = (now / first) ** case.gamma
@@ -823,7 +823,7 @@ def test_ciard_s_teacher_learns_once_it_has_begun() -> None:
     """The copy, slowly and with momentum of its own; the robust teacher itself never."""
     case = Ciard(begin=0.5)
     nets = flat_nets(case)
-    before = contract.copy_state(nets.parts["teacher"])
+    before = contract.copied(nets.parts["teacher"])
     assert all(
         torch.equal(before[name], value) for name, value in nets.teacher.state_dict().items()
     )
@@ -948,12 +948,12 @@ def test_weight_perturbation(case: Method, gamma: float) -> None:
     nets, batch = contract.networks(case), contract.images(LABELS)
     student, adv = nets.student, case.attack(nets, batch)
     state = nn.ModuleDict({"student": nets.student, "parts": nets.parts})
-    before, buffers = weights_of(student), contract.copy_state(state)
+    before, buffers = weights_of(student), contract.copied(state)
     gradients = torch.autograd.grad(
-        contract.total_loss(case.loss(nets, batch, adv)), list(student.parameters())
+        contract.total(case.loss(nets, batch, adv)), list(student.parameters())
     )
     state.load_state_dict(buffers)
-    with perturbed(student, state, lambda: contract.total_loss(case.loss(nets, batch, adv)), gamma):
+    with perturbed(student, state, lambda: contract.total(case.loss(nets, batch, adv)), gamma):
         for (name, now), gradient in zip(weights_of(student).items(), gradients, strict=True):
             was = before[name]
             step = (
@@ -1015,7 +1015,7 @@ def test_gacd_contrast_alone_trains_the_features(seen: str, bank: int) -> None:
     case = Gacd(student_input=seen, symmetric=False, bank=bank, lambda_ce=0.0)
     nets = flat_nets(case)
     for _ in range(2):
-        contract.total_loss(contract.terms(case, nets, flat_batch())).backward()
+        contract.total(contract.terms(case, nets, flat_batch())).backward()
         case.after_step(nets, flat_batch())
     assert all(value.grad.any() for value in nets.student.get_submodule("first").parameters())
 
@@ -1025,7 +1025,7 @@ def test_gacd_two_stages() -> None:
     for epoch in range(5):
         nets = flat_nets(case)
         terms = contract.terms(case, nets, flat_batch(SOME, epoch, 5))
-        contract.total_loss(terms).backward()
+        contract.total(terms).backward()
         trained = [
             name
             for name, value in nets.student.named_parameters()

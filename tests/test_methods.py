@@ -142,7 +142,7 @@ def instead(change: Callable[[Tensor, Nets, Batch], Tensor]) -> Callable[..., di
     """KD's loss as one term, changed."""
 
     def loss(self: Kd, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
-        return {"kl": change(contract.total_loss(Kd.loss(self, nets, batch, adv)), nets, batch)}
+        return {"kl": change(contract.total(Kd.loss(self, nets, batch, adv)), nets, batch)}
 
     return loss
 
