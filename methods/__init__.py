@@ -22,6 +22,7 @@ class PluginError(Exception):
     """A plugin that cannot be used. The message is one line with the cause."""
 
 
+# Cached, because names are checked often and the files do not change.
 @cache
 def builtin() -> tuple[str, ...]:
     """Return the names of this folder's methods: the files with a line `METHOD = ...`."""
@@ -43,10 +44,7 @@ def names() -> list[str]:
 
 
 def load(name: str) -> "type[Method]":
-    """Return the class of method `name`; only that method's module is imported.
-
-    Raises KeyError for an unknown name and PluginError for a plugin that cannot be used.
-    """
+    """Return the class of method `name`, the only one imported. Raises KeyError, PluginError."""
     if name in builtin():
         method: type[Method] = import_module(f"methods.{name}").METHOD
         return method
@@ -123,6 +121,5 @@ def describe_origin(points: list[EntryPoint]) -> str:
 def describe_error(error: BaseException) -> str:
     """Return an error in one line; the contract's messages need no name of their class."""
     message = " ".join(str(error).split())[:300]
-    if isinstance(error, (AssertionError, PluginError)):
-        return message
-    return f"{type(error).__name__}: {message}"
+    speaks_plainly = isinstance(error, (AssertionError, PluginError))
+    return message if speaks_plainly else f"{type(error).__name__}: {message}"

@@ -18,8 +18,7 @@ from methods.inner import kl_between, pgd
 class Adaiad(Introspective):
     """mean_i tau^2 [a_i KL(T(x~) || S(x~)) + (1 - a_i) KL(S(x) || S(x~))].
 
-    x~ = argmax KL(T(x~) || S(x~)); a_i = p_T(y_i | x~_i)^beta; both terms of the loss are softened
-    by tau, the attack's is not.
+    x~ = argmax KL(T(x~) || S(x~)), not softened; a_i = p_T(y_i | x~_i)^beta; terms softened by tau.
     """
 
     tau: float = hp(1.0, "temperature", low=1.0, high=30.0, log=True, above=0.0, official=30.0)

@@ -30,10 +30,9 @@ class Akd(Method):
     def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
         target = nets.teacher_logits_at(adv if self.teacher_input == "adv" else batch.x)
         logits_adv = nets.student(adv)
-        return {
-            "ce_adv": (1 - self.alpha) * F.cross_entropy(logits_adv, batch.y),
-            "kl_adv": self.alpha * self.tau**2 * kl(target, logits_adv, self.tau).mean(),
-        }
+        kl_adv = kl(target, logits_adv, self.tau).mean()
+        ce_adv = F.cross_entropy(logits_adv, batch.y)
+        return {"ce_adv": (1 - self.alpha) * ce_adv, "kl_adv": self.alpha * self.tau**2 * kl_adv}
 
 
 METHOD = Akd

@@ -143,10 +143,7 @@ def hp(
 
 
 def quirk(default: Any, official: Any, why: str) -> Any:
-    """Declare a switch from the paper's loss to the authors' script; `--official` sets it.
-
-    It is no hyper-parameter, so it is not tuned. `why`: what differs.
-    """
+    """Declare a switch to the authors' script, set by `--official`. `why`: what differs."""
     choices = () if isinstance(default, bool) else (default, official)
     search = {"low": None, "high": None, "log": False, "choices": choices}
     metadata = {"help": why, "search": search, "official": official, "quirk": True}
@@ -250,12 +247,10 @@ def check_value(field: dataclasses.Field[Any], value: Any) -> None:
 
 
 def kl_scale(reduction: str, classes: int) -> float:
-    """Return the factor on the batch's mean KL.
-
-    "mean" averages over the classes too, "tenth" as if they were 10, "mean10" only if they are.
-    """
+    """Return the factor on the batch's mean KL, for the values of `kl_reduction`."""
     if reduction == "mean":
         return 1 / classes
+    # "tenth": as if the classes were always 10; "mean10": only where they are.
     if reduction == "tenth" or (reduction == "mean10" and classes == 10):
         return 0.1
     return 1.0
@@ -267,10 +262,8 @@ def true_class_probability(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def kl(target: Tensor, logits: Tensor, tau: float = 1.0) -> Tensor:
-    """KL(softmax(target / tau) || softmax(logits / tau)) per sample: (B, C), (B, C) -> (B,).
-
-    The target, a teacher say, comes first. Take `.mean()` for the "batchmean" reduction.
-    """
+    """KL(softmax(target / tau) || softmax(logits / tau)) per sample: (B, C), (B, C) -> (B,)."""
+    # Not reduced, so that methods can weigh samples; `.mean()` is the "batchmean" reduction.
     log_p = F.log_softmax(at_least_float32(target) / tau, dim=1)
     log_q = F.log_softmax(at_least_float32(logits) / tau, dim=1)
     return (log_p.exp() * (log_p - log_q)).sum(dim=1)

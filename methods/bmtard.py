@@ -19,8 +19,7 @@ from methods.mtard import Mtard
 class Bmtard(Mtard):
     """w KL(T(x~) / t || S(x~)) + (1 - w) KL(N(x) / u || S(x)), w as in MTARD.
 
-    x~ = argmax CE(S(x~), y). After each step t falls by `rate` if T's mean entropy is above N's and
-    rises if it is below; u the other way.
+    inner CE. Each step moves t down by `rate` if T's mean entropy is above N's, else up; u opposite.
     """
 
     rate: float = hp(0.001, "step of the temperatures", low=1e-4, high=0.1, log=True)

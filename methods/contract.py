@@ -28,8 +28,7 @@ from methods.base import RECIPE, Batch, Budget, Method, Net, Nets, official_valu
 FLAGS = """store data_root device suite dataset limit_train limit_test precision force method
 student teacher seeds epochs official awp dry_run help executor workers sync_batchnorm config"""
 RESERVED = frozenset(FLAGS.split())
-EPOCHS = 3
-NUM_TRAIN = 64
+EPOCHS, NUM_TRAIN = 3, 64
 BUDGET = Budget(eps=0.1, step=0.05, steps=2)
 
 
@@ -39,8 +38,8 @@ class Toy(Net):
     def __init__(self, width: int, num_classes: int) -> None:
         super().__init__((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
         self.width, self.num_classes = width, num_classes
-        convolution = nn.Conv2d(3, width, 3, bias=False)
-        self.trunk = nn.Sequential(convolution, nn.BatchNorm2d(width), nn.ReLU())
+        layers = nn.Conv2d(3, width, 3, bias=False), nn.BatchNorm2d(width), nn.ReLU()
+        self.trunk = nn.Sequential(*layers)
         self.linear = nn.Linear(width, num_classes)
 
     def features(self, x: Tensor) -> Tensor:
@@ -116,9 +115,8 @@ def trained_modules(nets: Nets) -> nn.ModuleDict:
 
 def read_modes(nets: Nets) -> tuple[list[bool], list[bool]]:
     """Return each module's mode and each parameter's requires_grad."""
-    modules = trained_modules(nets)
-    modes = [module.training for module in [*nets.student.modules(), *nets.parts.modules()]]
-    return modes, [value.requires_grad for value in modules.parameters()]
+    modes = [module.training for module in (*nets.student.modules(), *nets.parts.modules())]
+    return modes, [value.requires_grad for value in trained_modules(nets).parameters()]
 
 
 def copied(module: nn.Module) -> dict[str, Tensor]:

@@ -48,10 +48,7 @@ class Contrast(nn.Module):
         return _embed(self.project_t, f)
 
     def forward(self, f_t: Tensor, f_s: Tensor, y: Tensor, symmetric: bool) -> Losses:
-        """Return the losses of each anchor's positive pair and of its negatives, (B,) each.
-
-        The teacher is the anchor; `symmetric` adds the direction in which the student is.
-        """
+        """Return the losses of each anchor's positive pair and of its negatives, (B,) each."""
         with torch.autocast(f_t.device.type, enabled=False):
             return self._losses(self.embed_t(f_t), self.embed_s(f_s), y, symmetric)
 
@@ -68,6 +65,7 @@ class Contrast(nn.Module):
         allowed = (labels[None] != y[:, None]) & (labels[None] >= 0)
         pairs = (t * s).sum(dim=1) / self.tau
         positive, negative = self._anchor_losses(pairs, t @ candidates_s.T / self.tau, allowed)
+        # The teacher was the anchor; now the student is.
         if symmetric:
             scores = s @ candidates_t.T / self.tau
             positive_s, negative_s = self._anchor_losses(pairs, scores, allowed)

@@ -37,10 +37,8 @@ class Crd(Method):
             anchor = nets.teacher.features(batch.x)
         features = nets.student.features(adv)
         positive, negative = nets.parts["contrast"](anchor, features, batch.y, self.symmetric)
-        return {
-            "contrast": self.lambda_con * (positive + negative).mean(),
-            "ce": F.cross_entropy(nets.student.head(features), batch.y),
-        }
+        ce = F.cross_entropy(nets.student.head(features), batch.y)
+        return {"contrast": self.lambda_con * (positive + negative).mean(), "ce": ce}
 
 
 METHOD = Crd

@@ -22,8 +22,8 @@ from methods.recipes import LOW_WEIGHT_DECAY
 class Crdnd(Method):
     """lambda NTXent(M S(x), T(x)) + (1 - lambda) NTXent(M' S(x~), T(x~)).
 
-    x~ = argmax KL(T(x) || S(x~)). M: a_c on the diagonal, (1 - a_c) / (C - 1) else; a_c: the
-    teacher's accuracy on class c at these images.
+    x~ = argmax KL(T(x) || S(x~)). M: a_c on the diagonal, (1 - a_c) / (C - 1) else;
+    a_c: the teacher's accuracy on class c at these images.
     """
 
     recipe = (("epochs", 300, "half as long again"), *LOW_WEIGHT_DECAY)
@@ -40,10 +40,9 @@ class Crdnd(Method):
     def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
         target_adv, target_nat = nets.teacher_logits_at(adv), nets.teacher_logits(batch)
         logits_adv, logits_nat = nets.student(adv), nets.student(batch.x)
-        return {
-            "contrast_adv": (1 - self.clean_share) * self.contrast(logits_adv, target_adv, batch.y),
-            "contrast": self.clean_share * self.contrast(logits_nat, target_nat, batch.y),
-        }
+        adv_term = (1 - self.clean_share) * self.contrast(logits_adv, target_adv, batch.y)
+        nat_term = self.clean_share * self.contrast(logits_nat, target_nat, batch.y)
+        return {"contrast_adv": adv_term, "contrast": nat_term}
 
     def contrast(self, logits: Tensor, target: Tensor, y: Tensor) -> Tensor:
         """Return NT-Xent of the student's denoised logits and the teacher's, (B, C) each."""
@@ -55,6 +54,7 @@ class Crdnd(Method):
 def nt_xent(a: Tensor, b: Tensor, tau: float) -> Tensor:
     """Return the mean over 2 B anchors; rows i of a and b, (B, D), attract by their cosine."""
     views = F.normalize(at_least_float32(torch.cat([a, b])), dim=1)
+    # No view is its own positive or negative.
     scores = (views @ views.T / tau).fill_diagonal_(-torch.inf)
     return F.cross_entropy(scores, torch.arange(len(views), device=a.device).roll(len(a)))
 

@@ -33,6 +33,7 @@ class Dgad(Method):
 
     def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
         target_nat, target_adv = nets.teacher_logits(batch), nets.teacher_logits_at(adv)
+        # Before the swap, after which the teacher is always right.
         right = (target_nat.argmax(dim=1) == batch.y).float()
         if self.swap:
             target_nat = swap_true_and_top(target_nat, batch.y)

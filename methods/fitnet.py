@@ -40,10 +40,9 @@ class Fitnet(Method):
         with torch.no_grad():
             target = nets.teacher.features(adv)
         features = nets.student.features(adv)
-        return {
-            "ce": F.cross_entropy(nets.student.head(features), batch.y),
-            "mse": self.beta * F.mse_loss(nets.parts["regressor"](features), target),
-        }
+        ce = F.cross_entropy(nets.student.head(features), batch.y)
+        mse = F.mse_loss(nets.parts["regressor"](features), target)
+        return {"ce": ce, "mse": self.beta * mse}
 
 
 METHOD = Fitnet

@@ -1,7 +1,6 @@
 """BatchNorm folded into convolutions, for attacks in eval mode: exact up to rounding, and faster.
 
-Modules inside the network are exchanged and not the network itself, so it keeps its class, methods
-and hooks.
+Modules inside the network are exchanged, not the network: it keeps its class, methods and hooks.
 """
 
 import copy

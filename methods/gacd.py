@@ -25,14 +25,15 @@ from methods.inner import pgd
 class Gacd(CrdAdv):
     """lambda_ce CE(S(x~), y) + lambda_con mean_i w_i l_i + lambda_kd tau_kd^2 KL(T(u) || S(v)).
 
-    l_i: contrastive loss of anchor i; w_i = p_T(y_i | u_i)^beta scaled to mean 1; u, v: what
-    teacher and student see.
+    l_i: contrast of anchor i; w_i = p_T(y_i | u_i)^beta scaled to mean 1; T sees u, S sees v.
     """
 
     student_input: str = hp("adv", "A1: student's input, v", choices=("adv", "clean", "both"))
     teacher_input: str = hp("clean", "A2: teacher's input, u", choices=("clean", "adv"))
     inner: str = hp("ce", "A5: what the attack maximises", choices=("ce", "feature"))
-    weight: str = hp("prob", "A7: sample weight", choices=("prob", "indicator", "none"))
+    weight: str = hp(
+        "prob", "A7: sample weight; none: ablation", choices=("prob", "indicator", "none")
+    )
     beta: float = hp(1.0, "A7: exponent of the weight", low=0.1, high=2.0, log=True)
     weigh: str = hp("all", "A7: what the weight multiplies", choices=("all", "positive"))
     lambda_ce: float = hp(1.0, "A8: weight of the cross-entropy", low=0.1, high=2.0, log=True)

@@ -36,6 +36,7 @@ class Introspective(Method):
         self, nets: Nets, batch: Batch, adv: Tensor, target: Tensor, teacher_adv: Tensor
     ) -> dict[str, Tensor]:
         """Return the loss for the teacher's target and its logits at `adv`, (B, C) each."""
+        # Exponent 0 trusts the teacher alone.
         exponent = self.beta if batch.reached(self.begin) else 0.0
         trust = true_class_probability(teacher_adv, batch.y) ** exponent
         logits_adv, logits_nat = nets.student(adv), nets.student(batch.x)

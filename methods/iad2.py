@@ -20,9 +20,8 @@ from methods.recipes import ONE_FALL_200_EPOCHS
 class Iad2(Method):
     """(1 - u - v) CE(S(x~), y) + u R + v tau^2 KL(N(x~) || S(x~)), N: the natural teacher.
 
-    R = tau^2 mean_i [a_i KL(T(x~) || S(x~)) + (1 - a_i) KL(S(x) || S(x~))], a_i = p_T(y_i |
-    x~_i)^beta; inner CE; the teachers' terms are softened by tau; u, v: alpha_robust,
-    alpha_natural.
+    R = tau^2 mean_i [a_i KL(T(x~) || S(x~)) + (1 - a_i) KL(S(x) || S(x~))]; inner CE;
+    a_i = p_T(y_i | x~_i)^beta; teachers' terms softened by tau; u, v: alpha_robust, alpha_natural.
     """
 
     teacher_roles = ("robust", "natural")

@@ -1,4 +1,4 @@
-"""Indirect gradient distillation (IGDM): a term that any other method can be given.
+"""Indirect gradient distillation (IGDM): a term that any other method, the base, can be given.
 
 Paper: Lee, Cho and Kim, "Indirect Gradient Matching for Adversarial Robust Distillation", ICLR
 2025. From it: logit differences along d = x~ - x expose the input gradient of networks that are
@@ -21,10 +21,7 @@ from methods.recipes import LOW_WEIGHT_DECAY
 
 @dataclass(frozen=True)
 class Igdm(Method):
-    """L_base + alpha (epoch / epochs) KL(T(x~) - T(x - d) || S(x~) - S(x - d)), d = x~ - x.
-
-    x~ is the base's.
-    """
+    """L_base + alpha (epoch / epochs) KL(T(x~) - T(x - d) || S(x~) - S(x - d)), d = x~ - x."""
 
     recipe = LOW_WEIGHT_DECAY
 
@@ -35,8 +32,7 @@ class Igdm(Method):
         super().__post_init__()
         usable = self.base in methods.names() and not isinstance(self.base_method, Igdm)
         if not usable or not self.base_method.adversarial:
-            advice = "choose another method with an attack, such as adaad or rslad"
-            raise ValueError(f"base = {self.base!r}: {advice}")
+            raise ValueError(f"base = {self.base!r}: choose another method that has an attack")
 
     @cached_property
     def base_method(self) -> Method:

@@ -3,8 +3,8 @@
 Paper: Shao et al., "How and When Adversarial Robustness Transfers in Knowledge Distillation?",
 arXiv 2110.12072, 2021. Code: RulinShao/AdversariallyRobustDistillation at 12e774f4b7. From it:
 alpha = gamma = 0.5, tau = 1; its second form, KDIGA-ARD, has both networks at x~ in the soft term.
-Assumed: a norm for each image, averaged over the batch, whose BatchNorm statistics tie the
-student's gradients; the script has one norm of the batch's mean loss, so its gamma is another.
+Assumed: a norm for each image, averaged; the batch's statistics tie the student's gradients. The
+script has one norm, of the mean loss's gradient, over the batch size, so its gamma is another.
 """
 
 from dataclasses import dataclass

@@ -21,8 +21,7 @@ from methods.recipes import THREE_FALLS_300_EPOCHS
 class Mtard(Method):
     """w KL(T(x~) || S(x~)) + (1 - w) KL(N(x) || S(x)), N: the natural teacher.
 
-    x~ = argmax CE(S(x~), y). r = (term / its first value)^gamma for both; after each step 1 - w
-    moves by eta towards r_N / (r_T + r_N).
+    inner CE. Each step moves 1 - w by eta towards r_N / (r_T + r_N), r = (term / first)^gamma.
     """
 
     teacher_roles = ("robust", "natural")
@@ -73,6 +72,7 @@ class Balance(nn.Module):
         """Keep the terms, (2,), and return the weights they have in this step."""
         self.last.copy_(terms)
         self.first.copy_(torch.where(self.first > 0, self.first, self.last))
+        # A copy: the loss's graph must not see them move.
         return self.weights.clone()
 
     def move(self, rate: float, gamma: float) -> None:

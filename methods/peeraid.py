@@ -22,8 +22,8 @@ from methods.recipes import EPOCHS_300, LOW_WEIGHT_DECAY, average_from
 class Peeraid(Method):
     """tau^2 [l2 KL(P(x~) || S(x~)) + l3 KL(S(x) || S(x~))] for the student S.
 
-    x~ = argmax KL(P(x) || S(x~)). g1 CE(P(x~), y) + g2 KL(S(x~) || P(x~)) for the peer P; no target
-    passes a gradient.
+    g1 CE(P(x~), y) + g2 KL(S(x~) || P(x~)) for the peer P; no target passes a gradient;
+    x~ = argmax KL(P(x) || S(x~)).
     """
 
     teacher_roles = ()

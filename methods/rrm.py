@@ -2,8 +2,7 @@
 
 Paper: Vaishnavi, Eykholt and Rahmati, "Transferring Adversarial Robustness Through Robust
 Representation Matching", USENIX Security 2022. Code: Ethos-lab/robust-representation-matching at
-29d18bba30; the weight 0.005 and the cosine of the penultimate features are from it. Assumed: a
-linear projection where the widths differ.
+29d18bba30; weight 0.005 and the cosine are from it. Assumed: a projection where widths differ.
 """
 
 from dataclasses import dataclass
@@ -36,10 +35,8 @@ class Rrm(Method):
         features = nets.student.features(batch.x)
         projected = nets.parts["project"](features) if "project" in nets.parts else features
         cosine = F.cosine_similarity(at_least_float32(projected), at_least_float32(target))
-        return {
-            "ce": self.alpha * F.cross_entropy(nets.student.head(features), batch.y),
-            "cosine": 1 - cosine.mean(),
-        }
+        ce = F.cross_entropy(nets.student.head(features), batch.y)
+        return {"ce": self.alpha * ce, "cosine": 1 - cosine.mean()}
 
 
 METHOD = Rrm

@@ -32,6 +32,7 @@ class Rslad(Method):
     def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
         target = nets.teacher_logits(batch)
         weight = kl_scale(self.reduction, target.shape[1])
+        # The adversarial forward comes first, as in the script: BatchNorm's statistics show it.
         kl_adv = kl(target, nets.student(adv)).mean()
         kl_nat = kl(target, nets.student(batch.x)).mean()
         return {"kl_adv": weight * self.alpha * kl_adv, "kl": weight * (1 - self.alpha) * kl_nat}
