@@ -17,9 +17,9 @@ from methods.mtard import Mtard
 
 @dataclass(frozen=True)
 class Bmtard(Mtard):
-    """w KL(T(x~) / t || S(x~)) + (1 - w) KL(N(x) / u || S(x)), w as in MTARD.
+    """w KL(T(x~) / t || S(x~)) + (1 - w) KL(N(x) / u || S(x)), w as in MTARD; inner CE.
 
-    inner CE. Each step moves t down by `rate` if T's mean entropy is above N's, else up; u opposite.
+    Each step moves t by -rate where T's mean entropy is above N's, by rate below; u the other way.
     """
 
     rate: float = hp(0.001, "step of the temperatures", low=1e-4, high=0.1, log=True)

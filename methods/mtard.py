@@ -19,9 +19,9 @@ from methods.recipes import THREE_FALLS_300_EPOCHS
 
 @dataclass(frozen=True)
 class Mtard(Method):
-    """w KL(T(x~) || S(x~)) + (1 - w) KL(N(x) || S(x)), N: the natural teacher.
+    """w KL(T(x~) || S(x~)) + (1 - w) KL(N(x) || S(x)), N: the natural teacher; inner CE.
 
-    inner CE. Each step moves 1 - w by eta towards r_N / (r_T + r_N), r = (term / first)^gamma.
+    Each step moves 1 - w by eta towards r_N / (r_T + r_N), r = (term / its first value)^gamma.
     """
 
     teacher_roles = ("robust", "natural")
