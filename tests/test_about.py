@@ -1,4 +1,4 @@
-"""What pages say of a method, read from its source without an import, is what the method itself says."""
+"""Descriptions of methods, read from their source without an import, agree with the methods."""
 
 from __future__ import annotations
 
@@ -16,29 +16,24 @@ from bench.about import about
 
 @pytest.mark.parametrize("name", methods.builtin())
 def test_source_and_class_agree(name: str) -> None:
-    form = methods.load(name)
-    found = about(name)
-    assert found is not None
-    assert found.formula == inspect.cleandoc(form.__doc__ or "")
-    assert f"{found.title}\n" in methods_page.section(name, form)
-    fields = [field for field in dataclasses.fields(form) if not methods_page.is_quirk(field)]
-    said = [
-        (parameter.name, parameter.searched, parameter.meaning) for parameter in found.parameters
-    ]
-    assert said == [
-        (field.name, methods_page.searched(field), field.metadata["help"]) for field in fields
-    ]
-    for parameter, field in zip(found.parameters, fields, strict=True):
-        default = (
-            fraction(parameter.default) if isinstance(field.default, float) else parameter.default
-        )
-        assert default == (
-            field.default if isinstance(field.default, float) else str(field.default)
-        )
+    method = methods.load(name)
+    description = about(name)
+    assert description is not None
+    assert description.formula == inspect.cleandoc(method.__doc__ or "")
+    assert f"{description.title}\n" in methods_page.section(name, method)
+    fields = [field for field in dataclasses.fields(method) if not methods_page.is_quirk(field)]
+    for parameter, field in zip(description.parameters, fields, strict=True):
+        assert parameter.name == field.name
+        assert parameter.searched == methods_page.searched(field)
+        assert parameter.meaning == field.metadata["help"]
+        if isinstance(field.default, float):
+            assert parse_fraction(parameter.default) == field.default
+        else:
+            assert parameter.default == str(field.default)
 
 
-def fraction(text: str) -> float:
-    """ "5 / 6" as it stands in a source."""
+def parse_fraction(text: str) -> float:
+    """Return the value of a source text such as "5 / 6"."""
     above, _, below = text.partition("/")
     return float(above) / float(below or 1)
 
@@ -49,5 +44,8 @@ def test_unknown_methods_have_nothing() -> None:
 
 
 def test_nothing_heavy_is_imported() -> None:
-    code = "import sys; from bench.about import about; assert about('gacd'); assert 'torch' not in sys.modules"
+    code = (
+        "import sys; from bench.about import about; assert about('gacd');"
+        "assert 'torch' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -107,7 +107,7 @@ def test_no_radius_no_change(start: Start) -> None:
     ids=str,
 )
 def test_worst_case_of_a_linear_model(budget: Budget, start: Start) -> None:
-    """x + eps sign(w), where the steps together cross the ball; in [0, 1] that is still the worst case."""
+    """x + eps sign(w), clipped to [0, 1], where the steps together cross the ball."""
     x = images().double()
     w = torch.randn(x[0].numel(), generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     net = nn.Sequential(nn.Flatten(), nn.Linear(len(w), 1, bias=False)).double()
@@ -132,7 +132,7 @@ def test_worst_case_of_a_linear_classifier(start: Start) -> None:
 
 
 def test_steps_have_the_size_of_the_budget() -> None:
-    """One step of a linear model train each pixel by `step`; the k-th is added until the ball ends."""
+    """Each step on a linear model moves each pixel by `step`, up to the radius."""
     x, net = torch.full((1, 1, 2, 2), 0.5), nn.Flatten()
     for steps, moved in ((1, 0.03), (2, 0.06), (3, 0.09), (4, 0.1)):
         adv = pgd(net, x, lambda net, adv: -net(adv).sum(), Budget(0.1, 0.03, steps), start="none")
@@ -253,7 +253,7 @@ def test_mode(training: bool) -> None:
     "gradients", [torch.enable_grad, torch.no_grad], ids=["enable_grad", "no_grad"]
 )
 def test_parameters_are_left_alone(gradients: Callable[[], Any]) -> None:
-    """Neither value, .grad nor requires_grad changes, whatever the gradient mode around the call."""
+    """Value, .grad and requires_grad stay, whatever the gradient mode around the call."""
     net, x = network(), images()
     net[0].weight.requires_grad_(False)
     net[5].bias.grad = torch.arange(3.0)
