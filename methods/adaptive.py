@@ -45,13 +45,12 @@ class TeacherTemperatures(nn.Module):
 
 
 class ClassMeans(nn.Module):
-    """Means by class over an epoch, from which a subclass updates values for the next epoch."""
+    """Means by class of `kinds` values an image, from which a subclass updates at a new epoch."""
 
     sums: Tensor
     counts: Tensor
 
     def __init__(self, num_classes: int, kinds: int) -> None:
-        """`kinds`: the number of values an image has."""
         super().__init__()
         self.register_buffer("sums", torch.zeros(kinds, num_classes))
         self.register_buffer("counts", torch.zeros(num_classes))
@@ -59,7 +58,6 @@ class ClassMeans(nn.Module):
         self.epoch = 0
 
     def get_extra_state(self) -> Tensor:
-        """Return the epoch, to be saved with the buffers."""
         return torch.tensor(self.epoch)
 
     def set_extra_state(self, state: Tensor) -> None:

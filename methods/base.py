@@ -132,9 +132,8 @@ def hp(
 ) -> Any:
     """Declare a hyper-parameter: default, meaning and search range, stated once.
 
-    Numbers outside the search range from low to high are accepted, unless they are not larger than
-    `above` (a temperature: 0), larger than `most` (a share: 1), or negative with low >= 0.
-    official: the value in the authors' script, where it is another.
+    Numbers outside low to high are accepted, unless not larger than `above` (a temperature: 0),
+    larger than `most` (a share: 1) or negative with low >= 0. official: the authors' value.
     """
     search = {"low": low, "high": high, "log": log, "choices": choices}
     metadata = {"help": help, "search": search, "above": above, "most": most}

@@ -25,8 +25,7 @@ class Bmtard(Mtard):
     rate: float = hp(0.001, "step of the temperatures", low=1e-4, high=0.1, log=True)
 
     def build(self, student: Net, teachers: dict[str, Net], num_train: int) -> dict[str, nn.Module]:
-        parts = super().build(student, teachers, num_train)
-        return {**parts, "uncertainty": TeacherTemperatures()}
+        return {**super().build(student, teachers, num_train), "uncertainty": TeacherTemperatures()}
 
     def targets(self, nets: Nets, batch: Batch, adv: Tensor) -> tuple[Tensor, Tensor]:
         robust, natural = super().targets(nets, batch, adv)

@@ -92,8 +92,7 @@ class Contrast(nn.Module):
         if not pairs:
             return
         diagonal = torch.eye(len(scores), dtype=torch.bool, device=scores.device)
-        log_sum = scores.masked_fill(diagonal, -math.inf).logsumexp(dim=(0, 1))
-        now = log_sum - math.log(pairs)
+        now = scores.masked_fill(diagonal, -math.inf).logsumexp(dim=(0, 1)) - math.log(pairs)
         old = torch.where(self.log_z.isnan(), now, self.log_z)
         old_share, new_share = math.log(Z_MOMENTUM), math.log(1 - Z_MOMENTUM)
         self.log_z.copy_(torch.logaddexp(old + old_share, now + new_share))

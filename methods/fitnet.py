@@ -40,9 +40,8 @@ class Fitnet(Method):
         with torch.no_grad():
             target = nets.teacher.features(adv)
         features = nets.student.features(adv)
-        ce = F.cross_entropy(nets.student.head(features), batch.y)
         mse = F.mse_loss(nets.parts["regressor"](features), target)
-        return {"ce": ce, "mse": self.beta * mse}
+        return {"ce": F.cross_entropy(nets.student.head(features), batch.y), "mse": self.beta * mse}
 
 
 METHOD = Fitnet

@@ -1,7 +1,4 @@
-"""Training as the authors' scripts do it, where several methods share it.
-
-An entry is (field of `methods.base.RECIPE`, value, how it differs from this benchmark's training).
-"""
+"""Training as the authors' scripts do it, where methods share it; see `Method.recipe`."""
 
 from typing import Any
 
