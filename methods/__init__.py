@@ -4,8 +4,6 @@ Packages outside this repository add methods, called plugins, through the entry-
 `bench.methods`: name = "package.module:Class". Listing the names imports nothing.
 """
 
-from __future__ import annotations
-
 import re
 from functools import cache
 from importlib import import_module
@@ -17,20 +15,19 @@ if TYPE_CHECKING:
     from methods.base import Method
 
 GROUP = "bench.methods"
+FOLDER = Path(__file__).parent
 
 
 class PluginError(Exception):
     """A plugin that cannot be used. The message is one line with the cause."""
 
 
+# Cached, because names are checked often and the files do not change.
 @cache
 def builtin() -> tuple[str, ...]:
     """Return the names of this folder's methods: the files with a line `METHOD = ...`."""
-    stems = []
-    for path in Path(__file__).parent.glob("*.py"):
-        if "\nMETHOD = " in path.read_text(encoding="utf-8"):
-            stems.append(path.stem)
-    return tuple(sorted(stems))
+    texts = {path.stem: path.read_text(encoding="utf-8") for path in FOLDER.glob("*.py")}
+    return tuple(sorted(name for name, text in texts.items() if "\nMETHOD = " in text))
 
 
 def plugins() -> dict[str, list[EntryPoint]]:
@@ -46,11 +43,8 @@ def names() -> list[str]:
     return sorted({*builtin(), *plugins()})
 
 
-def load(name: str) -> type[Method]:
-    """Return the class of method `name`; only that method's module is imported.
-
-    Raises KeyError for an unknown name and PluginError for a plugin that cannot be used.
-    """
+def load(name: str) -> "type[Method]":
+    """Return the class of method `name`, the only one imported. Raises KeyError, PluginError."""
     if name in builtin():
         method: type[Method] = import_module(f"methods.{name}").METHOD
         return method
@@ -69,15 +63,8 @@ def plugin_fault(name: str) -> str:
     return ""
 
 
-def load_plugin(points: list[EntryPoint]) -> type[Method]:
-    """Import and check the plugin of one name.
-
-    Args:
-        points: the entry points of this name; more than one is an error.
-
-    Raises:
-        PluginError: with the cause and the package.
-    """
+def load_plugin(points: list[EntryPoint]) -> "type[Method]":
+    """Import and check the plugin of one name. Raises PluginError with cause and package."""
     try:
         check_name(points)
         return import_class(points[0])
@@ -96,7 +83,7 @@ def check_name(points: list[EntryPoint]) -> None:
         raise PluginError("is ignored, for the command line cannot name it")
 
 
-def import_class(point: EntryPoint) -> type[Method]:
+def import_class(point: EntryPoint) -> "type[Method]":
     """Import a plugin's class and check it. Raises PluginError with the cause."""
     try:
         method = point.load()
@@ -109,11 +96,8 @@ def import_class(point: EntryPoint) -> type[Method]:
         raise PluginError(f"cannot be used: {describe_error(error)}") from error
 
 
-def check_class(candidate: object) -> type[Method]:
-    """Return a plugin's class if it keeps the part of the contract that the command line needs.
-
-    Raises an error with the cause if it does not.
-    """
+def check_class(candidate: object) -> "type[Method]":
+    """Return a plugin's class, or raise an error if the command line cannot use it."""
     from methods.base import Method
     from methods.contract import Contract
 
@@ -130,15 +114,12 @@ def check_class(candidate: object) -> type[Method]:
 
 def describe_origin(points: list[EntryPoint]) -> str:
     """Return the packages that offer a plugin, or the modules where no package is known."""
-    origins = []
-    for point in points:
-        origins.append(f"package {point.dist.name}" if point.dist else point.value)
+    origins = [f"package {point.dist.name}" if point.dist else point.value for point in points]
     return " and ".join(sorted(origins))
 
 
 def describe_error(error: BaseException) -> str:
     """Return an error in one line; the contract's messages need no name of their class."""
     message = " ".join(str(error).split())[:300]
-    if isinstance(error, (AssertionError, PluginError)):
-        return message
-    return f"{type(error).__name__}: {message}"
+    speaks_plainly = isinstance(error, (AssertionError, PluginError))
+    return message if speaks_plainly else f"{type(error).__name__}: {message}"

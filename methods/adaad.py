@@ -1,13 +1,10 @@
 """Adaptive adversarial distillation (AdaAD).
 
 Paper: Huang et al., "Boosting Accuracy and Robustness of Student Models via Adaptive Adversarial
-Distillation", CVPR 2023: the attack looks for the point where student and teacher disagree most,
-so its gradient goes through both. Code: boyellow/AdaAD at 9e5c6e5ff7; lambda = 1 (here alpha) and
-the Gaussian start are from it. Its epochs, milestones and weight decay are this benchmark's; its
-default radius of 16/255 is not used by the paper.
+Distillation", CVPR 2023: the attack looks for the point where student and teacher disagree most, so
+its gradient goes through both. Code: boyellow/AdaAD at 9e5c6e5ff7. From it: lambda = 1 (alpha here)
+and the Gaussian start. Its training is this benchmark's; its radius of 16/255 is not the paper's.
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass
 
@@ -26,9 +23,7 @@ class Adaad(Method):
 
     alpha: float = hp(1.0, "share of the adversarial term", low=0.25, high=1.0, most=1.0)
     reduction: str = kl_reduction("mean10")
-    extra_forward: bool = quirk(
-        False, True, "a clean forward of weight 0 moves BatchNorm's statistics"
-    )
+    extra_forward: bool = quirk(False, True, "BatchNorm sees the clean images too, at weight 0")
 
     def attack(self, nets: Nets, batch: Batch) -> Tensor:
         return pgd(nets.student, batch.x, kl_between(nets.teacher), batch.budget, start="gauss")

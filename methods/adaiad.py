@@ -2,27 +2,23 @@
 
 Paper: Huang et al., "Boosting Accuracy and Robustness of Student Models via Adaptive Adversarial
 Distillation", CVPR 2023. Code: boyellow/AdaAD at 9e5c6e5ff7. From it: the teacher's target at x~,
-beta = 0.1. Its temperature of 30 is a switch, because with it the self term, which is not softened
-there, is weighed otherwise than in IAD.
+beta = 0.1. Its temperature of 30 is a switch, for there it softens the teacher's term alone.
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from methods.base import Batch, Nets, hp
+from methods.iad import Introspective
 from methods.inner import kl_between, pgd
-from methods.introspective import Introspective
 
 
 @dataclass(frozen=True)
 class Adaiad(Introspective):
-    """mean_i tau^2 [a_i KL(T(x~) || S(x~)) + (1 - a_i) KL(S(x) || S(x~))],
-    x~ = argmax KL(T(x~) || S(x~)).
+    """mean_i tau^2 [a_i KL(T(x~) || S(x~)) + (1 - a_i) KL(S(x) || S(x~))].
 
-    a_i = p_T(y_i | x~_i)^beta; both terms of the loss are softened by tau, the attack's is not.
+    x~ = argmax KL(T(x~) || S(x~)), not softened; a_i = p_T(y_i | x~_i)^beta; terms softened by tau.
     """
 
     tau: float = hp(1.0, "temperature", low=1.0, high=30.0, log=True, above=0.0, official=30.0)

@@ -1,7 +1,5 @@
 """Loss weights and temperatures that move during training: buffers, saved with the student."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 
@@ -23,10 +21,7 @@ def softmax_entropy(logits: Tensor) -> Tensor:
 
 
 class TeacherTemperatures(nn.Module):
-    """B-MTARD's temperatures of two teachers, from 1 to 10.
-
-    `entropy`: the mean entropies of the teachers' last softened outputs.
-    """
+    """B-MTARD's temperatures, from 1 to 10, of two teachers, and their last mean entropies."""
 
     tau: Tensor
     entropy: Tensor
@@ -50,13 +45,12 @@ class TeacherTemperatures(nn.Module):
 
 
 class ClassMeans(nn.Module):
-    """Means by class over an epoch, from which a subclass updates values for the next epoch."""
+    """Means by class of `kinds` values an image, from which a subclass updates at a new epoch."""
 
     sums: Tensor
     counts: Tensor
 
     def __init__(self, num_classes: int, kinds: int) -> None:
-        """`kinds`: the number of values an image has."""
         super().__init__()
         self.register_buffer("sums", torch.zeros(kinds, num_classes))
         self.register_buffer("counts", torch.zeros(num_classes))
@@ -64,7 +58,6 @@ class ClassMeans(nn.Module):
         self.epoch = 0
 
     def get_extra_state(self) -> Tensor:
-        """Return the epoch, to be saved with the buffers."""
         return torch.tensor(self.epoch)
 
     def set_extra_state(self, state: Tensor) -> None:

@@ -5,8 +5,6 @@ on clean images, student on adversarial ones, inner maximisation of the cross-en
 Code: goldblum/AdversariallyRobustDistillation at 779ade36d6; alpha = 1 and tau = 30 are from it.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch
@@ -20,9 +18,7 @@ from methods.recipes import ONE_FALL_200_EPOCHS
 
 @dataclass(frozen=True)
 class Ard(Method):
-    """(1 - alpha) CE(S(x), y) + alpha tau^2 KL(T(x) || S(x~)), softened by tau;
-    x~ = argmax CE(S(x~), y).
-    """
+    """(1 - alpha) CE(S(x), y) + alpha tau^2 KL(T(x) || S(x~)), softened by tau; inner CE."""
 
     recipe = ONE_FALL_200_EPOCHS
     epoch_dependent = False
@@ -30,12 +26,8 @@ class Ard(Method):
     alpha: float = hp(1.0, "share of the distillation term", low=0.0, high=1.0, most=1.0)
     tau: float = hp(30.0, "temperature", low=1.0, high=30.0, log=True, above=0.0)
     reduction: str = kl_reduction("mean")
-    train_mode_attack: bool = quirk(
-        False, True, "BatchNorm's statistics move at each step of the attack"
-    )
-    extra_forward: bool = quirk(
-        False, True, "a clean forward of weight 0 moves BatchNorm's statistics"
-    )
+    train_mode_attack: bool = quirk(False, True, "BatchNorm's statistics move in the attack")
+    extra_forward: bool = quirk(False, True, "BatchNorm sees the clean images too, at weight 0")
 
     def attack(self, nets: Nets, batch: Batch) -> Tensor:
         return pgd(nets.student, batch.x, ce(batch.y), batch.budget, train=self.train_mode_attack)

@@ -4,11 +4,8 @@ A method is a frozen dataclass in a file of its own. Its fields are its hyper-pa
 once with `hp`: the command line, the documentation and the tuner read them from here.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
-import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -16,24 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from methods.inner import Budget, at_least_float32
-from methods.renamed import add_renamed_members, lookup_renamed
-
-__all__ = [
-    "RECIPE",
-    "Batch",
-    "Budget",
-    "Method",
-    "Net",
-    "Nets",
-    "hp",
-    "kl",
-    "kl_reduction",
-    "kl_scale",
-    "official_values",
-    "quirk",
-    "true_class_probability",
-]
+# `as`: the form in which a type checker lets others import the name from here.
+from methods.inner import Budget as Budget
+from methods.inner import at_least_float32
+from methods.renamed import add_renamed_members, lookup_renamed, module_getattr
 
 # The fields of the training protocol that an authors' script may set otherwise.
 RECIPE = (
@@ -46,8 +29,7 @@ class Net(nn.Module):
     """A classifier of images in [0, 1]; it normalises them itself, so attacks act on pixels.
 
     Subclasses set `width` (size of the penultimate feature) and `num_classes`, and define
-    `features` and `head`. With `fold_batchnorm = False` attacks leave BatchNorm as it is
-    (methods/fold.py): for networks that a compiler fuses anyway.
+    `features` and `head`. `fold_batchnorm`: whether attacks may fold it (methods/fold.py).
     """
 
     width: int
@@ -79,11 +61,9 @@ class Net(nn.Module):
 
 @dataclass(frozen=True)
 class Batch:
-    """One training batch.
+    """One training batch, in an epoch that counts from 0, with the suite's inner-attack budget.
 
     x: (B, C, H, W) float in [0, 1]; y: (B,) int64; index: (B,) positions in the training set.
-    `epoch` counts from 0. `budget` is the suite's inner-attack budget, the same for every method.
-    `cached_logits` belongs to `Nets.teacher_logits`.
     """
 
     x: Tensor
@@ -93,6 +73,7 @@ class Batch:
     epochs: int
     num_train: int
     budget: Budget
+    # For `Nets.teacher_logits`.
     cached_logits: dict[nn.Module, Tensor] = dataclasses.field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -109,10 +90,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Nets:
-    """The networks a loss may use: the student, the frozen teachers by role, the trainable parts.
-
-    `parts` holds what `Method.build` returned.
-    """
+    """The student, the frozen teachers by role, and the parts that `Method.build` returned."""
 
     student: Net
     teachers: dict[str, Net]
@@ -137,9 +115,7 @@ class Nets:
         return logits
 
     if not TYPE_CHECKING:
-
-        def __getattr__(self, name: str) -> Any:
-            return lookup_renamed(self, "Nets", name)
+        __getattr__ = lookup_renamed
 
 
 def hp(
@@ -156,12 +132,8 @@ def hp(
 ) -> Any:
     """Declare a hyper-parameter: default, meaning and search range, stated once.
 
-    Args:
-        low, high, log: the search range of a number; values outside it are accepted.
-        choices: the only values that are accepted.
-        above: values must be larger (a temperature: 0).
-        most: values must not be larger (a share: 1). Negative ones are refused where low >= 0.
-        official: the value in the authors' script, where it is another.
+    Numbers outside low to high are accepted, unless not larger than `above` (a temperature: 0),
+    larger than `most` (a share: 1) or negative with low >= 0. official: the authors' value.
     """
     search = {"low": low, "high": high, "log": log, "choices": choices}
     metadata = {"help": help, "search": search, "above": above, "most": most}
@@ -170,10 +142,7 @@ def hp(
 
 
 def quirk(default: Any, official: Any, why: str) -> Any:
-    """Declare a switch between the paper's loss and what the authors' script does instead.
-
-    `--official` sets it. It is no hyper-parameter, so it is not tuned. `why`: what differs.
-    """
+    """Declare a switch to the authors' script, set by `--official`. `why`: what differs."""
     choices = () if isinstance(default, bool) else (default, official)
     search = {"low": None, "high": None, "log": False, "choices": choices}
     metadata = {"help": why, "search": search, "official": official, "quirk": True}
@@ -196,10 +165,9 @@ def kl_reduction(official: str) -> Any:
 class Method:
     """Base of all methods. Its values are compared and hashed into the record field by field.
 
-    A training step calls `attack`, then `loss` at its adversarial examples, updates student and
-    parts, and calls `after_step`. What a method learns or counts lives as tensors in the modules
-    that `build` returns, never in the method: on a CUDA device steps are captured and replayed,
-    and a replay sees the Python values of the first steps, apart from `Batch.epoch`.
+    A step is `attack`, `loss` at its adversarial examples, the optimiser's update, `after_step`.
+    What a method learns or counts lives as tensors in the modules that `build` returns, never in
+    the method: on a CUDA device steps are captured, and a replay sees old Python values.
     """
 
     # Roles of the teachers that are read: "robust", "natural", both or none.
@@ -226,24 +194,15 @@ class Method:
         return {}
 
     def param_groups(self, nets: Nets) -> list[dict[str, Any]]:
-        """Return the optimiser's parameter groups.
-
-        Besides SGD's options a group may have `scale`, a factor on the suite's learning rate.
-        """
+        """Return SGD's parameter groups; `scale` in one is a factor on the learning rate."""
         return [{"params": [*nets.student.parameters(), *nets.parts.parameters()]}]
 
     def attack(self, nets: Nets, batch: Batch) -> Tensor:
-        """Solve the inner problem: return adversarial examples, (B, C, H, W).
-
-        Methods without an attack return the clean images.
-        """
+        """Solve the inner problem: return adversarial examples, (B, C, H, W), or the images."""
         return batch.x
 
     def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
-        """Return the outer problem's scalar terms by name, already weighted.
-
-        The trainer minimises their sum and logs each. `adv`: the images that `attack` returned.
-        """
+        """Return the weighted scalar terms at `adv`, what `attack` returned, by name."""
         raise NotImplementedError
 
     def after_step(self, nets: Nets, batch: Batch) -> None:
@@ -255,11 +214,9 @@ add_renamed_members(Method)
 
 def official_values(method_class: type[Method]) -> dict[str, Any]:
     """Return the hyper-parameters and switches that `--official` sets, by name."""
-    values = {}
-    for field in dataclasses.fields(method_class):
-        if field.metadata.get("official") is not None:
-            values[field.name] = field.metadata["official"]
-    return values
+    fields = dataclasses.fields(method_class)
+    values = {field.name: field.metadata.get("official") for field in fields}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def matches_type(value: Any, default: Any) -> bool:
@@ -289,13 +246,10 @@ def check_value(field: dataclasses.Field[Any], value: Any) -> None:
 
 
 def kl_scale(reduction: str, classes: int) -> float:
-    """Return the factor on the batch's mean KL.
-
-    "batchmean" is 1, "mean" averages over the classes too, "tenth" as if they were always 10,
-    "mean10" averages over them only where they are 10.
-    """
+    """Return the factor on the batch's mean KL, for the values of `kl_reduction`."""
     if reduction == "mean":
         return 1 / classes
+    # "tenth": as if the classes were always 10; "mean10": only where they are.
     if reduction == "tenth" or (reduction == "mean10" and classes == 10):
         return 0.1
     return 1.0
@@ -307,17 +261,12 @@ def true_class_probability(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def kl(target: Tensor, logits: Tensor, tau: float = 1.0) -> Tensor:
-    """KL(softmax(target / tau) || softmax(logits / tau)), summed over classes.
-
-    (B, C), (B, C) -> (B,). The target, a teacher say, comes first. Take `.mean()` for the
-    "batchmean" reduction.
-    """
+    """KL(softmax(target / tau) || softmax(logits / tau)) per sample: (B, C), (B, C) -> (B,)."""
+    # Not reduced, so that methods can weigh samples; `.mean()` is the "batchmean" reduction.
     log_p = F.log_softmax(at_least_float32(target) / tau, dim=1)
     log_q = F.log_softmax(at_least_float32(logits) / tau, dim=1)
     return (log_p.exp() * (log_p - log_q)).sum(dim=1)
 
 
 if not TYPE_CHECKING:
-
-    def __getattr__(name: str) -> Any:
-        return lookup_renamed(sys.modules[__name__], __name__, name)
+    __getattr__ = module_getattr(__name__)

@@ -2,14 +2,11 @@
 
 Paper: Lu, Pang, Zheng, Gu, Du, Liu and Zhou, "CIARD: Cyclic Iterative Adversarial Robustness
 Distillation", ICCV 2025: away from the natural teacher's mistakes, while the robust teacher learns
-on. Code: eminentgu/CIARD at 93a9a2d9dc, the source of the formula: B-MTARD's temperatures, the push
-from the natural teacher where it is wrong at x~ (the student softened by 5), both weights 1, the
-robust teacher trained from a sixth of the epochs with a thousandth of the rate and momentum 0.1.
-Assumed: the teacher stays in eval mode; its rate follows the suite's. Left out: the script's cosine
-and exponential schedule; that its temperatures stand still from the first milestone on.
+on. Code: eminentgu/CIARD at 93a9a2d9dc. From it: the formula with both weights 1, B-MTARD's
+temperatures, S softened by 5 in the push, T trained from a sixth of the epochs at a thousandth of
+the rate with momentum 0.1. Assumed: T stays in eval mode; its rate follows the suite's. Left out:
+the script's schedules, and that temperatures stop at the first milestone.
 """
-
-from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
@@ -27,11 +24,10 @@ from methods.recipes import EPOCHS_300, LOW_WEIGHT_DECAY
 
 @dataclass(frozen=True)
 class Ciard(Method):
-    """KL(T(x~) / t || S(x~)) + KL(N(x) / u || S(x)) - m mean KL(N(x~) || S(x~) / 5) where N is wrong;
-    inner CE.
+    """KL(T(x~) / t || S(x~)) + KL(N(x) / u || S(x)) - m mean KL(N(x~) || S(x~) / 5) where N is
+    wrong; inner CE.
 
-    m: the power of ten that brings the push to the size of the smaller of the others;
-    T: + CE(T(x~), y) after `begin`.
+    m: the power of ten that brings the push to the size of the smaller term; T: + CE(T(x~), y).
     """
 
     teacher_roles = ("robust", "natural")
@@ -39,15 +35,9 @@ class Ciard(Method):
 
     rate: float = hp(0.001, "step of the temperatures", low=1e-4, high=0.1, log=True)
     push: float = hp(1.0, "factor of the push; 0: none", low=0.0, high=2.0)
-    begin: float = hp(
-        1 / 6, "share of the epochs before the robust teacher learns", low=0.0, high=1.0, most=1.0
-    )
-    teacher_rate: float = hp(
-        0.001, "its learning rate, in those of the student", low=1e-4, high=0.1, log=True
-    )
-    train_mode_teacher: bool = quirk(
-        False, True, "the robust teacher's BatchNorm statistics drift from the first batch"
-    )
+    begin: float = hp(1 / 6, "share of epochs before T learns", low=0.0, high=1.0, most=1.0)
+    teacher_rate: float = hp(0.001, "T's learning rate over S's", low=1e-4, high=0.1, log=True)
+    train_mode_teacher: bool = quirk(False, True, "T's BatchNorm statistics drift from the start")
     reduction: str = kl_reduction("mean")
 
     def build(self, student: Net, teachers: dict[str, Net], num_train: int) -> dict[str, nn.Module]:
@@ -56,10 +46,8 @@ class Ciard(Method):
 
     def param_groups(self, nets: Nets) -> list[dict[str, Any]]:
         options = {"momentum": 0.1, "weight_decay": 2e-4, "scale": self.teacher_rate}
-        return [
-            {"params": [*nets.student.parameters()]},
-            {"params": [*nets.parts.parameters()], **options},
-        ]
+        teacher = {"params": [*nets.parts.parameters()], **options}
+        return [{"params": [*nets.student.parameters()]}, teacher]
 
     def attack(self, nets: Nets, batch: Batch) -> Tensor:
         return pgd(nets.student, batch.x, ce(batch.y), batch.budget, start="gauss")

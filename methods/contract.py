@@ -8,47 +8,38 @@ In a test file of the package that defines the method:
     class TestMine(Contract):
         cases = (Mine(), Mine(alpha=0.0))
 
-pytest finds the tests by inheritance and runs each for every case, so give one case for each branch
-of the loss. As in a run, student and parts are in train mode, teachers frozen in eval mode, and
-only the teachers in `teacher_roles` are there.
+pytest runs each test for every case, so give one case for each branch of the loss. As in a run,
+student and parts are in train mode, teachers frozen in eval mode, and none but `teacher_roles`.
 """
-
-from __future__ import annotations
 
 import dataclasses
 import json
 import math
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
+from typing import Any, ClassVar, get_type_hints
 
 import torch
 from torch import Tensor, nn
 
 from methods.base import RECIPE, Batch, Budget, Method, Net, Nets, official_values
-from methods.renamed import lookup_renamed
 
 # The flags of `run` and words kept for it: no hyper-parameter may have such a name.
-RESERVED = frozenset(
-    "store data_root device suite dataset limit_train limit_test precision force method student "
-    "teacher seeds epochs official awp dry_run help executor workers sync_batchnorm config".split()
-)
-EPOCHS = 3
-NUM_TRAIN = 64
+FLAGS = """store data_root device suite dataset limit_train limit_test precision force method
+student teacher seeds epochs official awp dry_run help executor workers sync_batchnorm config"""
+RESERVED = frozenset(FLAGS.split())
+EPOCHS, NUM_TRAIN = 3, 64
 BUDGET = Budget(eps=0.1, step=0.05, steps=2)
 
 
 class Toy(Net):
-    """Convolution, BatchNorm, pooling and linear: every kind of state that a network has.
-
-    For images (B, 3, 6, 6).
-    """
+    """Convolution, BatchNorm and linear, every kind of state a network has, for (B, 3, 6, 6)."""
 
     def __init__(self, width: int, num_classes: int) -> None:
         super().__init__((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
         self.width, self.num_classes = width, num_classes
-        convolution = nn.Conv2d(3, width, 3, bias=False)
-        self.trunk = nn.Sequential(convolution, nn.BatchNorm2d(width), nn.ReLU())
+        layers = nn.Conv2d(3, width, 3, bias=False), nn.BatchNorm2d(width), nn.ReLU()
+        self.trunk = nn.Sequential(*layers)
         self.linear = nn.Linear(width, num_classes)
 
     def features(self, x: Tensor) -> Tensor:
@@ -85,9 +76,9 @@ def every_epoch(batch: Batch) -> list[Batch]:
     return [dataclasses.replace(batch, epoch=epoch) for epoch in range(batch.epochs)]
 
 
-def total_loss(terms: dict[str, Tensor]) -> Tensor:
+def total(loss_terms: dict[str, Tensor]) -> Tensor:
     """Return the sum that the trainer minimises."""
-    return torch.stack([term.float() for term in terms.values()]).sum()
+    return torch.stack([term.float() for term in loss_terms.values()]).sum()
 
 
 def terms(case: Method, nets: Nets, batch: Batch) -> dict[str, Tensor]:
@@ -95,7 +86,7 @@ def terms(case: Method, nets: Nets, batch: Batch) -> dict[str, Tensor]:
     return case.loss(nets, batch, case.attack(nets, batch))
 
 
-def term_values(case: Method, nets: Nets, batch: Batch, seed: int = 0) -> dict[str, float]:
+def values(case: Method, nets: Nets, batch: Batch, seed: int = 0) -> dict[str, float]:
     """Return the terms as plain numbers, with their random numbers seeded."""
     torch.manual_seed(seed)
     return {name: term.item() for name, term in terms(case, nets, batch).items()}
@@ -103,13 +94,12 @@ def term_values(case: Method, nets: Nets, batch: Batch, seed: int = 0) -> dict[s
 
 def train(case: Method, nets: Nets, batches: Sequence[Batch]) -> list[float]:
     """Train one step a batch as the trainer does and return the losses."""
-    groups = []
-    for group in case.param_groups(nets):
-        groups.append({**group, "lr": 0.02 * group.get("scale", 1.0)})
-    optimiser = torch.optim.SGD(groups, lr=0.02)
+    optimiser = torch.optim.SGD(case.param_groups(nets), lr=0.02)
+    for group in optimiser.param_groups:
+        group["lr"] *= group.get("scale", 1.0)
     losses = []
     for batch in batches:
-        loss = total_loss(terms(case, nets, batch))
+        loss = total(terms(case, nets, batch))
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
@@ -123,7 +113,13 @@ def trained_modules(nets: Nets) -> nn.ModuleDict:
     return nn.ModuleDict({"student": nets.student, "parts": nets.parts})
 
 
-def copy_state(module: nn.Module) -> dict[str, Tensor]:
+def read_modes(nets: Nets) -> tuple[list[bool], list[bool]]:
+    """Return each module's mode and each parameter's requires_grad."""
+    modes = [module.training for module in (*nets.student.modules(), *nets.parts.modules())]
+    return modes, [value.requires_grad for value in trained_modules(nets).parameters()]
+
+
+def copied(module: nn.Module) -> dict[str, Tensor]:
     """Return a copy of the parameters and buffers."""
     return {name: value.clone() for name, value in module.state_dict().items()}
 
@@ -137,7 +133,7 @@ class Contract:
         """Run each test for every case and, where it has `classes`, two class counts."""
         assert self.cases, f"{type(self).__name__}: set `cases`"
         if "case" in metafunc.fixturenames:
-            metafunc.parametrize("case", self.cases, ids=case_label)
+            metafunc.parametrize("case", self.cases, ids=label)
         if "classes" in metafunc.fixturenames:
             metafunc.parametrize("classes", (3, 10))
 
@@ -145,11 +141,11 @@ class Contract:
         """The class states the formula; the module states the paper and what is assumed."""
         method, name = type(case), type(case).__name__
         formula = (method.__doc__ or "").strip()
+        about = (sys.modules[method.__module__].__doc__ or "").strip()
+        generated = formula.startswith(f"{name}(")
         assert "__dataclass_params__" in vars(method), f"{name} lacks @dataclass(frozen=True)"
         assert formula, "no class docstring: state the formula"
-        generated = formula.startswith(f"{name}(")
         assert not generated, "the class docstring is @dataclass's own: state the formula"
-        about = (sys.modules[method.__module__].__doc__ or "").strip()
         assert about, "no module docstring: state paper and assumptions"
 
     def test_hyper_parameters_are_declared(self, case: Method) -> None:
@@ -161,23 +157,20 @@ class Contract:
             assert search is not None, f"{name}: declare it with hp(...)"
             assert field.metadata["help"].strip(), f"{name}: no help text"
             assert kind in (bool, int, float, str), f"{name}: {kind} is no flag's type"
-            right_type = type(default) is kind
-            assert right_type, f"{name}: default {default!r} is not of type {kind.__name__}"
+            assert type(default) is kind, f"{name}: {default!r} is not of type {kind.__name__}"
             if search["choices"]:
-                listed = default in search["choices"]
-                assert listed, f"{name}: default {default!r} is not among the choices"
-                for choice in search["choices"]:
-                    assert type(choice) is kind, f"{name}: a choice's type"
+                assert default in search["choices"], f"{name}: {default!r} is not among the choices"
+                kinds = {type(choice) for choice in search["choices"]}
+                assert kinds == {kind}, f"{name}: a choice's type"
             elif kind in (int, float):
                 check_search_range(name, default, search)
 
     def test_official_values_are_declared(self, case: Method) -> None:
-        """`--official` sets valid values, and each deviation of the training says how it differs."""
+        """`--official` sets valid values, and each deviation of the training has a reason."""
         method = type(case)
         method(**official_values(method))
         for name, _, reason in method.recipe:
-            fields = ", ".join(RECIPE)
-            assert name in RECIPE, f"{name}: no field of the training, which has {fields}"
+            assert name in RECIPE, f"{name}: no field of the training, {', '.join(RECIPE)}"
             assert reason.strip(), f"{name}: no reason"
 
     def test_no_flag_is_shadowed(self, case: Method) -> None:
@@ -188,94 +181,84 @@ class Contract:
         text = json.dumps(dataclasses.asdict(case), allow_nan=False)
         restored = type(case)(**json.loads(text))
         assert restored == case, f"{case} becomes {restored}"
-        restored_text = json.dumps(dataclasses.asdict(restored))
-        assert restored_text == text, "another round trip changes the text"
+        assert json.dumps(dataclasses.asdict(restored)) == text, "another round trip changes it"
 
     def test_bad_values_are_refused(self, case: Method) -> None:
         """A value that is not finite or not a choice raises ValueError."""
         for field in dataclasses.fields(case):
-            bad_values: tuple[Any, ...] = ()
+            bad_values: tuple[Any, ...] = ("no such choice",)
             if isinstance(field.default, float):
                 bad_values = (math.nan, math.inf, -math.inf)
-            elif field.metadata["search"]["choices"]:
-                bad_values = ("no such choice",)
+            elif not field.metadata["search"]["choices"]:
+                continue
             for value in bad_values:
                 refused = refuses_value(case, field.name, value)
                 assert refused, f"{field.name} = {value!r} is accepted"
 
     def test_terms_are_finite_scalars(self, case: Method, classes: int) -> None:
         """In every epoch, for batches of two and more, of one class and of several."""
-        for y in ([0, 0], [1, 2], [label % classes for label in range(12)]):
+        for y in ([0, 0], [1, 2], [i % classes for i in range(12)]):
             nets = networks(case, classes)
             for batch in every_epoch(images(y)):
                 loss_terms = terms(case, nets, batch)
                 assert loss_terms, "no terms"
                 for name, term in loss_terms.items():
-                    where = f"in epoch {batch.epoch} with labels {y}"
                     assert name.isidentifier(), f"{name!r} is no name"
                     assert term.shape == (), f"{name} has the shape {tuple(term.shape)}"
-                    assert term.isfinite(), f"{name} is {term.item()} {where}"
+                    assert term.isfinite(), f"{name} = {term}, epoch {batch.epoch}, labels {y}"
 
     def test_gradient_reaches_student_and_parts(self, case: Method, classes: int) -> None:
         """Over the epochs together, in full precision and under bf16 autocast."""
         for bf16 in (False, True):
             nets = networks(case, classes)
-            for batch in every_epoch(images([label % classes for label in range(12)])):
+            for batch in every_epoch(images([i % classes for i in range(12)])):
                 with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
                     loss_terms = terms(case, nets, batch)
-                total_loss(loss_terms).backward()  # type: ignore[no-untyped-call]
+                total(loss_terms).backward()  # type: ignore[no-untyped-call]
             for name, value in trained_modules(nets).named_parameters():
-                if not value.requires_grad:
-                    continue
-                reached = value.grad is not None and bool(value.grad.any())
-                assert reached, f"no gradient reaches {name} (bf16: {bf16})"
-                finite = value.grad.isfinite().all()
-                assert finite, f"the gradient of {name} is not finite (bf16: {bf16})"
+                if value.requires_grad:
+                    gradient = torch.zeros(1) if value.grad is None else value.grad
+                    assert gradient.any(), f"no gradient reaches {name} (bf16: {bf16})"
+                    assert gradient.isfinite().all(), f"{name}: infinite gradient (bf16: {bf16})"
 
     def test_teachers_and_batch_are_untouched(self, case: Method) -> None:
         """Teachers get no gradient, no update, no train mode; x, y and index stay as they are."""
         nets = networks(case)
-        before = {role: copy_state(teacher) for role, teacher in nets.teachers.items()}
+        before = {role: copied(teacher) for role, teacher in nets.teachers.items()}
         for batch in every_epoch(images([0, 1, 2, 0])):
-            x, y, index = batch.x.clone(), batch.y.clone(), batch.index.clone()
+            copies = {name: getattr(batch, name).clone() for name in ("x", "y", "index")}
             train(case, nets, [batch, batch])
-            assert torch.equal(batch.x, x), "x was changed"
             assert not batch.x.requires_grad, "x requires a gradient: detach and copy it first"
-            assert torch.equal(batch.y, y), "y was changed"
-            assert torch.equal(batch.index, index), "index was changed"
+            for name, value in copies.items():
+                assert torch.equal(getattr(batch, name), value), f"{name} was changed"
         for role, teacher in nets.teachers.items():
             for name, value in teacher.state_dict().items():
-                unchanged = torch.equal(value, before[role][name])
-                assert unchanged, f"{name} of teacher {role!r} was changed"
-            in_train_mode = any(module.training for module in teacher.modules())
-            assert not in_train_mode, f"teacher {role!r} left eval mode"
+                assert torch.equal(value, before[role][name]), f"{name} of teacher {role!r} changed"
+            for module in teacher.modules():
+                assert not module.training, f"teacher {role!r} left eval mode"
             for value in teacher.parameters():
                 assert not value.requires_grad, f"teacher {role!r} was unfrozen"
                 assert value.grad is None, f"teacher {role!r} has gradients"
 
     def test_modes_are_restored(self, case: Method) -> None:
-        """Each module's own mode and each parameter's requires_grad; `methods.inner.mode` does it."""
+        """Each module's mode and each parameter's requires_grad; `methods.inner.mode` does it."""
         nets = networks(case)
         nets.student.get_submodule("trunk.1").eval()
         nets.student.get_parameter("linear.bias").requires_grad_(False)
-        modules = [*nets.student.modules(), *nets.parts.modules()]
-        parameters = [*nets.student.parameters(), *nets.parts.parameters()]
-        modes = [module.training for module in modules]
-        frozen = [value.requires_grad for value in parameters]
         assert nets.student.training, "build changed the student's mode"
+        modes, trainable = read_modes(nets)
         for batch in every_epoch(images([0, 1, 2, 0])):
             terms(case, nets, batch)
             case.after_step(nets, batch)
-            modes_after = [module.training for module in modules]
-            assert modes_after == modes, "a module was left in another mode"
-            frozen_after = [value.requires_grad for value in parameters]
-            assert frozen_after == frozen, "requires_grad was changed"
+            modes_after, trainable_after = read_modes(nets)
+            assert modes == modes_after, "a module was left in another mode"
+            assert trainable == trainable_after, "requires_grad was changed"
 
     def test_same_seed_same_terms(self, case: Method) -> None:
         """Bit for bit: random numbers come from torch's generator alone."""
         for batch in every_epoch(images([0, 1, 2, 0])):
-            first = term_values(case, networks(case), batch)
-            second = term_values(case, networks(case), batch)
+            first = values(case, networks(case), batch)
+            second = values(case, networks(case), batch)
             assert first == second, f"{first} becomes {second}"
 
     def test_state_is_saved(self, case: Method) -> None:
@@ -283,19 +266,15 @@ class Contract:
         batches = every_epoch(images([0, 1, 2, 0]))
         nets, resumed = networks(case), networks(case, seed=1)
         train(case, nets, batches[:2])
-        trained_modules(resumed).load_state_dict(copy_state(trained_modules(nets)))
+        trained_modules(resumed).load_state_dict(copied(trained_modules(nets)))
         for role, teacher in resumed.teachers.items():
-            teacher.load_state_dict(copy_state(nets.teachers[role]))
-        same_case = type(case)(**dataclasses.asdict(case))
-        expected = term_values(case, nets, batches[2])
-        actual = term_values(same_case, resumed, batches[2])
+            teacher.load_state_dict(copied(nets.teachers[role]))
+        expected = values(case, nets, batches[2])
+        actual = values(dataclasses.replace(case), resumed, batches[2])
         assert expected == actual, f"{expected} becomes {actual}"
 
     def test_epoch_dependence_is_declared(self, case: Method) -> None:
-        """`epoch_dependent = False`: attack, loss and state are the same in every epoch.
-
-        A captured step is replayed in other epochs then.
-        """
+        """`epoch_dependent = False`: attack, loss and state are the same in every epoch."""
         if case.epoch_dependent:
             return
         # 300 epochs, so that the first, a middle and the last one differ in every schedule.
@@ -319,10 +298,8 @@ class Contract:
         for batch in every_epoch(images([0, 1, 2, 0])):
             weak = dataclasses.replace(batch, budget=Budget(0, 0, 0))
             strong = dataclasses.replace(batch, budget=Budget(0.3, 0.1, 5))
-            weak_values = term_values(case, networks(case), weak)
-            differs |= weak_values != term_values(case, networks(case), strong)
-        declared = f"adversarial = {case.adversarial}"
-        assert differs == case.adversarial, f"{declared} is not what the loss shows"
+            differs |= values(case, networks(case), weak) != values(case, networks(case), strong)
+        assert differs == case.adversarial, f"adversarial = {case.adversarial}, the loss shows not"
 
     def test_loss_falls(self, case: Method) -> None:
         """On one batch, in the first epoch and in the last."""
@@ -333,7 +310,7 @@ class Contract:
             assert sum(losses[-4:]) < sum(losses[:4]), f"in epoch {batch.epoch}: {losses}"
 
 
-def check_search_range(name: str, default: float, search: dict[str, Any]) -> None:
+def check_search_range(name: str, default: Any, search: dict[str, Any]) -> None:
     """Assert that a number's search range is one and holds the default."""
     low, high = search["low"], search["high"]
     assert None not in (low, high), f"{name}: no search range"
@@ -343,24 +320,23 @@ def check_search_range(name: str, default: float, search: dict[str, Any]) -> Non
 
 
 def step_results(case: Method, batch: Batch, epoch: int) -> dict[str, Tensor]:
-    """Return attack, terms and state of a step in `epoch`, after one in the first epoch."""
+    """Return attack, terms and state of a step in `epoch` after one in the first epoch."""
     nets = networks(case)
     train(case, nets, [batch])
     later = dataclasses.replace(batch, epoch=epoch)
     adv = case.attack(nets, later)
     results = {"the attack": adv, **case.loss(nets, later, adv)}
     case.after_step(nets, later)
-    return results | copy_state(trained_modules(nets))
+    return results | copied(trained_modules(nets))
 
 
-def case_label(case: Method) -> str:
+def label(case: Method) -> str:
     """Return the name of a case in test ids: the class and what is not at its default."""
-    changed = []
+    names = [type(case).__name__]
     for field in dataclasses.fields(case):
-        value = getattr(case, field.name)
-        if value != field.default:
-            changed.append(f"{field.name}={value}")
-    return "-".join([type(case).__name__, *changed])
+        if getattr(case, field.name) != field.default:
+            names.append(f"{field.name}={getattr(case, field.name)}")
+    return "-".join(names)
 
 
 def refuses_value(case: Method, name: str, value: Any) -> bool:
@@ -370,9 +346,3 @@ def refuses_value(case: Method, name: str, value: Any) -> bool:
     except ValueError:
         return True
     return False
-
-
-if not TYPE_CHECKING:
-
-    def __getattr__(name: str) -> Any:
-        return lookup_renamed(sys.modules[__name__], __name__, name)

@@ -1,15 +1,10 @@
-"""A contrastive critic between teacher and student features, after CRD.
+"""A contrastive critic of teacher and student features: CRD's, with live pairs.
 
-Source: Tian, Krishnan and Isola, "Contrastive Representation Distillation", ICLR 2020. Here
-positives and negatives are live, and negatives are of another class.
-
-The critic of an anchor with N negatives is h = r / (r + N), r = exp(t.s / tau) / Z, for projected
-unit features t and s. Z is the running mean of the exponential over random pairs: without it
-exp(1 / 0.07) saturates h at 1, and with it a random pair scores 1 / (1 + N). CRD's M, the size of
-the training set, cancels.
+The critic of an anchor with N negatives, of other classes, is h = r / (r + N), r = exp(t.s / tau) /
+Z, for projected unit features t and s. Z is the running mean of the exponential over random pairs:
+without it exp(1 / 0.07) saturates h at 1, and with it a random pair scores 1 / (1 + N). CRD's M,
+the size of the training set, cancels (Tian, Krishnan and Isola, ICLR 2020).
 """
-
-from __future__ import annotations
 
 import math
 
@@ -20,13 +15,11 @@ from torch import Tensor, nn
 from methods.inner import at_least_float32
 
 Z_MOMENTUM = 0.99
+Losses = tuple[Tensor, Tensor]
 
 
 class Contrast(nn.Module):
-    """Projections of both networks' features, log Z, and queues of past embeddings.
-
-    The queues hold `bank` embeddings with their labels, -1 where empty.
-    """
+    """Projections of both features, log Z, and queues of past embeddings and their labels."""
 
     log_z: Tensor
     bank_s: Tensor
@@ -34,21 +27,16 @@ class Contrast(nn.Module):
     bank_y: Tensor
 
     def __init__(
-        self,
-        student_width: int,
-        teacher_width: int,
-        dim: int,
-        tau: float,
-        estimator: str,
-        bank: int = 0,
+        self, width_s: int, width_t: int, dim: int, tau: float, estimator: str, bank: int = 0
     ) -> None:
         super().__init__()
         self.tau, self.estimator = tau, estimator
-        self.project_s = nn.Linear(student_width, dim)
-        self.project_t = nn.Linear(teacher_width, dim)
+        self.project_s = nn.Linear(width_s, dim)
+        self.project_t = nn.Linear(width_t, dim)
         self.register_buffer("log_z", torch.tensor(math.nan))
         self.register_buffer("bank_s", torch.zeros(bank, dim))
         self.register_buffer("bank_t", torch.zeros(bank, dim))
+        # -1: empty.
         self.register_buffer("bank_y", torch.full((bank,), -1))
 
     def embed_s(self, f: Tensor) -> Tensor:
@@ -59,20 +47,12 @@ class Contrast(nn.Module):
         """(B, teacher width) -> (B, dim), unit length."""
         return _embed(self.project_t, f)
 
-    def forward(
-        self, f_t: Tensor, f_s: Tensor, y: Tensor, symmetric: bool
-    ) -> tuple[Tensor, Tensor]:
-        """Return two losses per anchor, (B,) each: of its positive pair and of its negatives.
-
-        The teacher is the anchor; `symmetric` adds the direction in which the student is.
-
-        Args:
-            f_t: (B, teacher width); f_s: (B, student width); y: (B,).
-        """
+    def forward(self, f_t: Tensor, f_s: Tensor, y: Tensor, symmetric: bool) -> Losses:
+        """Return the losses of each anchor's positive pair and of its negatives, (B,) each."""
         with torch.autocast(f_t.device.type, enabled=False):
             return self._losses(self.embed_t(f_t), self.embed_s(f_s), y, symmetric)
 
-    def _losses(self, t: Tensor, s: Tensor, y: Tensor, symmetric: bool) -> tuple[Tensor, Tensor]:
+    def _losses(self, t: Tensor, s: Tensor, y: Tensor, symmetric: bool) -> Losses:
         """`forward` for embeddings t, s: (B, dim)."""
         if self.training:
             self._track_z(t @ s.T / self.tau)
@@ -85,6 +65,7 @@ class Contrast(nn.Module):
         allowed = (labels[None] != y[:, None]) & (labels[None] >= 0)
         pairs = (t * s).sum(dim=1) / self.tau
         positive, negative = self._anchor_losses(pairs, t @ candidates_s.T / self.tau, allowed)
+        # The teacher was the anchor; now the student is.
         if symmetric:
             scores = s @ candidates_t.T / self.tau
             positive_s, negative_s = self._anchor_losses(pairs, scores, allowed)
@@ -93,15 +74,8 @@ class Contrast(nn.Module):
             self._push(s.detach(), t.detach(), y)
         return positive, negative
 
-    def _anchor_losses(
-        self, pairs: Tensor, scores: Tensor, allowed: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Return both losses per anchor.
-
-        Args:
-            pairs: (B,), the score of each anchor's positive.
-            scores, allowed: (B, K), the candidates for negatives and which of them count.
-        """
+    def _anchor_losses(self, pairs: Tensor, scores: Tensor, allowed: Tensor) -> Losses:
+        """Return both losses from scores: pairs (B,), candidates for negatives (B, K)."""
         if self.estimator == "infonce":
             scores = scores.masked_fill(~allowed, -math.inf)
             return -pairs, torch.cat([pairs[:, None], scores], dim=1).logsumexp(dim=1)
@@ -118,8 +92,7 @@ class Contrast(nn.Module):
         if not pairs:
             return
         diagonal = torch.eye(len(scores), dtype=torch.bool, device=scores.device)
-        log_sum = scores.masked_fill(diagonal, -math.inf).logsumexp(dim=(0, 1))
-        now = log_sum - math.log(pairs)
+        now = scores.masked_fill(diagonal, -math.inf).logsumexp(dim=(0, 1)) - math.log(pairs)
         old = torch.where(self.log_z.isnan(), now, self.log_z)
         old_share, new_share = math.log(Z_MOMENTUM), math.log(1 - Z_MOMENTUM)
         self.log_z.copy_(torch.logaddexp(old + old_share, now + new_share))

@@ -7,8 +7,6 @@ attack is RSLAD's (the reproduction: a CW margin). The loss ignores the scale of
 invites gradient masking: published PGD-20 is 10 points above AutoAttack.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch
@@ -22,11 +20,10 @@ from methods.recipes import LOW_WEIGHT_DECAY
 
 @dataclass(frozen=True)
 class Crdnd(Method):
-    """lambda NTXent(M S(x), T(x)) + (1 - lambda) NTXent(M' S(x~), T(x~)),
-    x~ = argmax KL(T(x) || S(x~)).
+    """lambda NTXent(M S(x), T(x)) + (1 - lambda) NTXent(M' S(x~), T(x~)).
 
-    M: a_c on the diagonal, (1 - a_c) / (C - 1) else; a_c: the teacher's accuracy on class c at
-    these images.
+    x~ = argmax KL(T(x) || S(x~)). M: a_c on the diagonal, (1 - a_c) / (C - 1) else;
+    a_c: the teacher's accuracy on class c at these images.
     """
 
     recipe = (("epochs", 300, "half as long again"), *LOW_WEIGHT_DECAY)
@@ -43,12 +40,9 @@ class Crdnd(Method):
     def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
         target_adv, target_nat = nets.teacher_logits_at(adv), nets.teacher_logits(batch)
         logits_adv, logits_nat = nets.student(adv), nets.student(batch.x)
-        contrast_adv = self.contrast(logits_adv, target_adv, batch.y)
-        contrast_nat = self.contrast(logits_nat, target_nat, batch.y)
-        return {
-            "contrast_adv": (1 - self.clean_share) * contrast_adv,
-            "contrast": self.clean_share * contrast_nat,
-        }
+        adv_term = (1 - self.clean_share) * self.contrast(logits_adv, target_adv, batch.y)
+        nat_term = self.clean_share * self.contrast(logits_nat, target_nat, batch.y)
+        return {"contrast_adv": adv_term, "contrast": nat_term}
 
     def contrast(self, logits: Tensor, target: Tensor, y: Tensor) -> Tensor:
         """Return NT-Xent of the student's denoised logits and the teacher's, (B, C) each."""
@@ -58,24 +52,20 @@ class Crdnd(Method):
 
 
 def nt_xent(a: Tensor, b: Tensor, tau: float) -> Tensor:
-    """Return the mean loss over 2 B anchors, the rows of a and b, (B, D) each.
-
-    Row i of a and row i of b are the positive pair; similarity is their cosine.
-    """
+    """Return the mean over 2 B anchors; rows i of a and b, (B, D), attract by their cosine."""
     views = F.normalize(at_least_float32(torch.cat([a, b])), dim=1)
+    # No view is its own positive or negative.
     scores = (views @ views.T / tau).fill_diagonal_(-torch.inf)
     return F.cross_entropy(scores, torch.arange(len(views), device=a.device).roll(len(a)))
 
 
 def denoising_matrix(target: Tensor, y: Tensor) -> Tensor:
-    """Return M, (C, C), whose columns sum to 1, from the teacher's logits, (B, C).
-
-    On the diagonal is the teacher's accuracy on each class, 1 for a class without images.
-    """
+    """Return M, (C, C), from the teacher's logits, (B, C). Columns sum to 1."""
     classes = target.shape[1]
     hit = (target.argmax(dim=1) == y).float()
     zeros = torch.zeros(classes, dtype=hit.dtype, device=y.device)
     count, hits = zeros.index_add(0, y, torch.ones_like(hit)), zeros.index_add(0, y, hit)
+    # A class without images is left as it is.
     accuracy = torch.where(count > 0, hits / count.clamp(min=1), 1.0)
     rest = ((1 - accuracy) / max(classes - 1, 1)).expand(classes, classes)
     diagonal = torch.eye(classes, dtype=torch.bool, device=y.device)

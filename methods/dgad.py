@@ -1,13 +1,10 @@
 """Dynamic guidance adversarial distillation (DGAD).
 
 Paper: Park and Min, "Dynamic Guidance Adversarial Distillation with Enhanced Teacher Knowledge",
-ECCV 2024: images that the teacher gets wrong already when clean are learnt clean, and the teacher's
-wrong outputs are put right. Code: kunsaram01/DGAD at a0329c8605. From it: AdaAD's attack, the swap
-of the two logits, beta = 1. Left out: the misplaced parenthesis of its MobileNetV2 branch, which
-halves a product.
+ECCV 2024: images that the teacher gets wrong already when clean are learnt clean, and its wrong
+outputs are put right. Code: kunsaram01/DGAD at a0329c8605. From it: AdaAD's attack, the swap of the
+two logits, beta = 1. Left out: a misplaced parenthesis for MobileNetV2, which halves a product.
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass
 
@@ -23,8 +20,7 @@ class Dgad(Method):
     """mean over images of KL(T'(x~) || S(x~)), or KL(T'(x) || S(x)) where T is wrong at x,
     + beta MSE(p_S(x~), p_S(x)).
 
-    T': T with the logits of the true and the predicted class swapped;
-    x~ = argmax KL(T(x~) || S(x~)).
+    T': T with the logits of true and predicted class swapped; x~ = argmax KL(T(x~) || S(x~)).
     """
 
     epoch_dependent = False
@@ -37,6 +33,7 @@ class Dgad(Method):
 
     def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
         target_nat, target_adv = nets.teacher_logits(batch), nets.teacher_logits_at(adv)
+        # Before the swap, after which the teacher is always right.
         right = (target_nat.argmax(dim=1) == batch.y).float()
         if self.swap:
             target_nat = swap_true_and_top(target_nat, batch.y)

@@ -6,8 +6,6 @@ number of attack steps at which images of class c are still classified rightly; 
 clamp to 5/6 and 5/2. kappa is counted in the training attack itself. Left out: Nesterov momentum.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch
@@ -21,10 +19,9 @@ from methods.recipes import THREE_FALLS_300_EPOCHS
 
 @dataclass(frozen=True)
 class FairRslad(Method):
-    """mean_i w_c(i) [(1 - alpha) KL(T(x) || S(x)) + alpha KL(T(x) || S(x~))],
-    x~ = argmax KL(T(x) || S(x~)).
+    """mean_i w_c(i) [(1 - alpha) KL(T(x) || S(x)) + alpha KL(T(x) || S(x~))].
 
-    w_c ~ kappa_c^-power, of mean 1, then clamped to 5/6 and 5/2; found in each epoch for the next.
+    x~ = argmax KL(T(x) || S(x~)). w_c ~ kappa_c^-power of the last epoch, mean 1, in [5/6, 5/2].
     """
 
     recipe = THREE_FALLS_300_EPOCHS
@@ -63,16 +60,13 @@ class ClassWeights(ClassMeans):
         self.register_buffer("weights", torch.ones(num_classes))
 
     def update(self, means: Tensor, strength: float) -> None:
-        """Update the weights. means: (1, C), kappa; strength: the exponent."""
+        """Update the weights from kappa, (1, C); strength: the exponent."""
         w = means[0].clamp(min=0.1) ** -strength
         self.weights.copy_((w / w.mean()).clamp(5 / 6, 5 / 2))
 
 
 def count_correct(objective: Objective, y: Tensor) -> tuple[Objective, Tensor]:
-    """Return the objective, counting, and the counts that it fills, (B,).
-
-    An image counts at each call at which the network still classifies it rightly.
-    """
+    """Return the objective and the number of its calls at which each image is right, (B,)."""
     counts = torch.zeros_like(y)
 
     def counting(net: nn.Module, adv: Tensor) -> Tensor:

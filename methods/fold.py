@@ -1,12 +1,7 @@
-"""BatchNorm folded into convolutions: the view of a network that attacks in eval mode compute with.
+"""BatchNorm folded into convolutions, for attacks in eval mode: exact up to rounding, and faster.
 
-Folding is exact up to rounding and saves a good part of a small network's operations. Modules
-inside the network are exchanged and not the network itself, so it keeps its class, methods and
-hooks. Folded weights are channels-last, which is faster, and need no gradient, which makes that
-safe (see bench/acceleration.py).
+Modules inside the network are exchanged, not the network: it keeps its class, methods and hooks.
 """
-
-from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
@@ -36,11 +31,8 @@ def folded(net: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def fold(net: nn.Module) -> dict[str, nn.Module]:
-    """Fold `net`, which must be in eval mode, for good.
-
-    Returns the modules that were replaced, by name; none if the network says
-    `fold_batchnorm = False`.
-    """
+    """Fold `net`, in eval mode, for good, and return the modules that were replaced, by name."""
+    # A compiler fuses BatchNorm itself. Networks that are no `Net` have no such field.
     if not getattr(net, "fold_batchnorm", True):
         return {}
     if net not in _pairs_by_network:
@@ -67,7 +59,8 @@ def find_foldable(net: nn.Module) -> Pairs:
     calls = [node.target for node in nodes if node.op == "call_module"]
     pairs = []
     for node in nodes:
-        if node.op != "call_module" or not _is_foldable_norm(modules.get(node.target)):
+        norm = modules.get(node.target) if node.op == "call_module" else None
+        if not isinstance(norm, nn.BatchNorm2d) or norm.running_mean is None:
             continue
         source = node.args[0]
         if source.op != "call_module" or type(modules[source.target]) is not nn.Conv2d:
@@ -78,21 +71,16 @@ def find_foldable(net: nn.Module) -> Pairs:
     return pairs
 
 
-def _is_foldable_norm(module: nn.Module | None) -> bool:
-    return isinstance(module, nn.BatchNorm2d) and module.running_mean is not None
-
-
 def merge_layers(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
     """Return one convolution that computes both, with the hooks of `conv`."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
     statistics = norm.running_mean, norm.running_var, norm.eps
     weight, bias = fuse_conv_bn_weights(conv.weight, conv.bias, *statistics, norm.weight, norm.bias)
+    # Faster, and safe without a gradient (bench/acceleration.py).
+    laid_out = weight.contiguous(memory_format=torch.channels_last)
     merged = copy.copy(conv)
-    merged._parameters = {
-        "weight": freeze(weight.contiguous(memory_format=torch.channels_last)),
-        "bias": freeze(bias),
-    }
+    merged._parameters = {"weight": freeze(laid_out), "bias": freeze(bias)}
     return merged
 
 

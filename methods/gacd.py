@@ -6,14 +6,10 @@ robustness is transferred through features; the objective is contrastive and tie
 information; the teacher is the anchor; "sample reweighted estimation" takes away the harm of its
 mistakes. All else is assumed, A1 to A8 on the switch that changes it (A4, the projection, and A6,
 the critic, on those that crd has too): CRD's critic, the teacher's trust in the true label as the
-weight, and a cross-entropy on adversarial examples for the classifier, because contrast alone
-ignores the scale of the logits.
+weight, and a cross-entropy at x~, because contrast alone ignores the scale of the logits.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -25,43 +21,25 @@ from methods.crd_adv import CrdAdv
 from methods.inner import pgd
 
 
-class Features(NamedTuple):
-    """What teacher and student compute from the images that they see, u and v."""
-
-    # The teacher's features and logits of u, without gradient.
-    anchor: Tensor
-    target: Tensor
-    # The student's features of x~, and of each v.
-    student_adv: Tensor
-    student: list[Tensor]
-
-
 @dataclass(frozen=True)
 class Gacd(CrdAdv):
     """lambda_ce CE(S(x~), y) + lambda_con mean_i w_i l_i + lambda_kd tau_kd^2 KL(T(u) || S(v)).
 
-    l_i: contrastive loss of anchor i; w_i = p_T(y_i | u_i)^beta scaled to mean 1;
-    u, v: what teacher and student see.
+    l_i: contrast of anchor i; w_i = p_T(y_i | u_i)^beta scaled to mean 1; T sees u, S sees v.
     """
 
-    student_input: str = hp(
-        "adv", "A1: what the student embeds, v", choices=("adv", "clean", "both")
-    )
-    teacher_input: str = hp("clean", "A2: what the teacher embeds, u", choices=("clean", "adv"))
+    student_input: str = hp("adv", "A1: student's input, v", choices=("adv", "clean", "both"))
+    teacher_input: str = hp("clean", "A2: teacher's input, u", choices=("clean", "adv"))
     inner: str = hp("ce", "A5: what the attack maximises", choices=("ce", "feature"))
     weight: str = hp(
-        "prob", "A7: sample weight; none: the ablation", choices=("prob", "indicator", "none")
+        "prob", "A7: sample weight; none: ablation", choices=("prob", "indicator", "none")
     )
     beta: float = hp(1.0, "A7: exponent of the weight", low=0.1, high=2.0, log=True)
     weigh: str = hp("all", "A7: what the weight multiplies", choices=("all", "positive"))
     lambda_ce: float = hp(1.0, "A8: weight of the cross-entropy", low=0.1, high=2.0, log=True)
     lambda_kd: float = hp(0.0, "A8: weight of the soft labels", low=0.0, high=1.0)
-    tau_kd: float = hp(
-        4.0, "A8: temperature of the soft labels", low=1.0, high=20.0, log=True, above=0.0
-    )
-    two_stage: bool = hp(
-        False, "A8: half the epochs contrast alone, then the classifier on frozen features"
-    )
+    tau_kd: float = hp(4.0, "A8: their temperature", low=1.0, high=20.0, log=True, above=0.0)
+    two_stage: bool = hp(False, "A8: half the epochs contrast alone, then the classifier alone")
 
     @property
     def epoch_dependent(self) -> bool:  # type: ignore[override]
@@ -73,39 +51,43 @@ class Gacd(CrdAdv):
         return super().attack(nets, batch)
 
     def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
-        features = self.compute_features(nets, batch, adv)
-        terms = {}
-        if self.trains_features(batch):
-            terms["contrast"] = self.lambda_con * self.weighted_nce(nets, batch, features)
-        if self.trains_classifier(batch):
-            logits_adv = nets.student.head(features.student_adv)
-            terms["ce_adv"] = self.lambda_ce * F.cross_entropy(logits_adv, batch.y)
-            if self.lambda_kd:
-                kl_mean = self.soft_label_kl(nets, features)
-                terms["kl"] = self.lambda_kd * self.tau_kd**2 * kl_mean
-        return terms
-
-    def trains_features(self, batch: Batch) -> bool:
-        """Whether this epoch trains the features by contrast: with two stages the first half."""
-        return not self.two_stage or not batch.reached(0.5)
-
-    def trains_classifier(self, batch: Batch) -> bool:
-        """Whether this epoch trains the classifier: with two stages the second half."""
-        return not self.two_stage or batch.reached(0.5)
-
-    def compute_features(self, nets: Nets, batch: Batch, adv: Tensor) -> Features:
-        """Run the teacher on u and the student on x~ and v."""
         with torch.no_grad():
             anchor = nets.teacher.features(adv if self.teacher_input == "adv" else batch.x)
             target = nets.teacher.head(anchor)
-        student_adv = nets.student.features(adv)
-        student = [student_adv]
+        features_adv, views = self.embed_views(nets, batch, adv)
+        terms = {}
+        if self.trains_features(batch):
+            w, losses = self.sample_weights(target, batch.y), []
+            # Each v moves Z and the queue.
+            for view in views:
+                positive, negative = nets.parts["contrast"](anchor, view, batch.y, self.symmetric)
+                w_negative = w if self.weigh == "all" else 1.0
+                losses.append((w * positive + w_negative * negative).mean())
+            terms["contrast"] = self.lambda_con * torch.stack(losses).mean()
+        if self.trains_classifier(batch):
+            logits_adv = nets.student.head(features_adv)
+            terms["ce_adv"] = self.lambda_ce * F.cross_entropy(logits_adv, batch.y)
+        if self.trains_classifier(batch) and self.lambda_kd:
+            losses = [kl(target, nets.student.head(view), self.tau_kd).mean() for view in views]
+            terms["kl"] = self.lambda_kd * self.tau_kd**2 * torch.stack(losses).mean()
+        return terms
+
+    def trains_features(self, batch: Batch) -> bool:
+        """Whether this epoch trains the features by contrast: of two stages the first."""
+        return not self.two_stage or not batch.reached(0.5)
+
+    def trains_classifier(self, batch: Batch) -> bool:
+        """Whether this epoch trains the classifier: of two stages the second."""
+        return not self.two_stage or batch.reached(0.5)
+
+    def embed_views(self, nets: Nets, batch: Batch, adv: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return the student's features of x~, and those of each v."""
+        features = [nets.student.features(adv)]
         if self.student_input != "adv":
-            student.append(nets.student.features(batch.x))
+            features.append(nets.student.features(batch.x))
         if not self.trains_features(batch):
-            student = [features.detach() for features in student]
-        seen_by_student = student[-1:] if self.student_input == "clean" else student
-        return Features(anchor, target, student[0], seen_by_student)
+            features = [each.detach() for each in features]
+        return features[0], features[1:] if self.student_input == "clean" else features
 
     def sample_weights(self, target: Tensor, y: Tensor) -> Tensor:
         """Return the trust in the teacher, (B,), of mean 1, or 0 if it is never right."""
@@ -116,26 +98,6 @@ class Gacd(CrdAdv):
         else:
             w = (target.argmax(dim=1) == y).float()
         return w / w.mean().clamp(min=1e-6)
-
-    def weighted_nce(self, nets: Nets, batch: Batch, features: Features) -> Tensor:
-        """Return the mean weighted contrastive loss over all v; each v moves Z and the queue."""
-        w = self.sample_weights(features.target, batch.y)
-        losses = []
-        for student in features.student:
-            positive, negative = nets.parts["contrast"](
-                features.anchor, student, batch.y, self.symmetric
-            )
-            if self.weigh == "all":
-                negative = w * negative
-            losses.append((w * positive + negative).mean())
-        return torch.stack(losses).mean()
-
-    def soft_label_kl(self, nets: Nets, features: Features) -> Tensor:
-        """Return the mean KL(T(u) || S(v)) over all v, softened by tau_kd."""
-        losses = []
-        for student in features.student:
-            losses.append(kl(features.target, nets.student.head(student), self.tau_kd).mean())
-        return torch.stack(losses).mean()
 
 
 def feature_attack(nets: Nets, batch: Batch) -> Tensor:

@@ -3,20 +3,17 @@
 Evaluation attacks live in `attacks` and share no code with it, so one bug cannot hide in both.
 """
 
-from __future__ import annotations
-
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from methods.fold import folded
-from methods.renamed import lookup_renamed
+from methods.renamed import module_getattr
 
 Objective = Callable[[nn.Module, Tensor], Tensor]
 Start = Literal["uniform", "gauss", "none"]
@@ -32,8 +29,7 @@ class Budget:
 
     def __post_init__(self) -> None:
         if not 0 <= self.eps <= 1 or not 0 <= self.step <= 1 or self.steps < 0:
-            budget = f"eps {self.eps}, step {self.step}, steps {self.steps}"
-            raise ValueError(f"attack budget out of range: {budget}")
+            raise ValueError(f"attack budget out of range: {self}")
         # A single step may be longer than the radius, as FGSM's from a random start is.
         if self.eps and self.steps > 1 and self.step > self.eps:
             raise ValueError(f"step {self.step} is larger than eps {self.eps}: swapped?")
@@ -54,10 +50,7 @@ def mode(net: nn.Module, training: bool) -> Iterator[None]:
 
 @contextmanager
 def frozen_parameters(net: nn.Module) -> Iterator[None]:
-    """Inside, no parameter of `net` needs a gradient.
-
-    The backward pass of a compiled network computes them even where only the input's is wanted.
-    """
+    """Inside, no parameter of `net` needs a gradient: a compiled network would compute it."""
     trainable = [value for value in net.parameters() if value.requires_grad]
     for value in trainable:
         value.requires_grad_(False)
@@ -79,9 +72,7 @@ def eval_logits(net: nn.Module, x: Tensor) -> Tensor:
 def at_least_float32(values: Tensor) -> Tensor:
     """Return values in single precision at least."""
     # Autocast on a CPU leaves softmax and logarithm in bfloat16.
-    if values.dtype in (torch.bfloat16, torch.float16):
-        return values.float()
-    return values
+    return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
 
 
 def ce(y: Tensor) -> Objective:
@@ -120,15 +111,10 @@ def pgd(
     start: Start = "uniform",
     train: bool = False,
 ) -> Tensor:
-    """Return adversarial examples that ascend `objective(net, adv)`, a sum over the batch.
+    """Return adversarial examples for x, (B, C, H, W), that ascend `objective(net, adv)`, a sum.
 
-    Parameters' .grad stay untouched: gradients are taken for the input only.
-
-    Args:
-        x: (B, C, H, W) in [0, 1].
-        start: "uniform" in the ball, "gauss" (0.001 N(0, 1)) or "none".
-        train: attack `net` in train mode, so that its BatchNorm statistics move at every step.
-            In eval mode the objective sees BatchNorm folded (methods/fold.py).
+    start: "uniform" in the ball, "gauss" (0.001 N(0, 1)) or "none". train: attack in train mode, so
+    that BatchNorm's statistics move at every step; in eval mode it is folded (methods/fold.py).
     """
     adv = (x + _start_noise(x, budget.eps, start)).clamp(0, 1)
     low, high = (x - budget.eps).clamp(0, 1), (x + budget.eps).clamp(0, 1)
@@ -137,6 +123,7 @@ def pgd(
     with torch.enable_grad(), mode(net, train), frozen_parameters(net), view:
         for _ in range(budget.steps):
             adv = adv.detach().contiguous(memory_format=layout).requires_grad_()
+            # Not backward(): the parameters' .grad stay untouched.
             (gradient,) = torch.autograd.grad(objective(net, adv), adv)
             adv = adv.detach().add(gradient.sign(), alpha=budget.step).clamp(low, high)
     return adv.detach().contiguous()
@@ -151,6 +138,4 @@ def _start_noise(x: Tensor, eps: float, start: Start) -> Tensor:
 
 
 if not TYPE_CHECKING:
-
-    def __getattr__(name: str) -> Any:
-        return lookup_renamed(sys.modules[__name__], __name__, name)
+    __getattr__ = module_getattr(__name__)

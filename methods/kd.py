@@ -5,8 +5,6 @@ tau^2 keeps the size of the soft term's gradient independent of the temperature.
 0.9, tau = 4 are those of the code of CRD's authors, HobbitLong/RepDistiller at b84f547c5d.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch.nn.functional as F
@@ -26,11 +24,9 @@ class Kd(Method):
 
     def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
         logits = nets.student(batch.x)
-        soft = kl(nets.teacher_logits(batch), logits, self.tau).mean()
-        return {
-            "ce": (1 - self.alpha) * F.cross_entropy(logits, batch.y),
-            "kl": self.alpha * self.tau**2 * soft,
-        }
+        kl_mean = kl(nets.teacher_logits(batch), logits, self.tau).mean()
+        ce = F.cross_entropy(logits, batch.y)
+        return {"ce": (1 - self.alpha) * ce, "kl": self.alpha * self.tau**2 * kl_mean}
 
 
 METHOD = Kd

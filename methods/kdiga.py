@@ -3,12 +3,9 @@
 Paper: Shao et al., "How and When Adversarial Robustness Transfers in Knowledge Distillation?",
 arXiv 2110.12072, 2021. Code: RulinShao/AdversariallyRobustDistillation at 12e774f4b7. From it:
 alpha = gamma = 0.5, tau = 1; its second form, KDIGA-ARD, has both networks at x~ in the soft term.
-Assumed: the norm is one for each image, averaged over the batch, whose BatchNorm statistics tie the
-student's gradients; the script's is one norm of the batch's gradients of the mean loss, over the
-batch size, so its gamma is another.
+Assumed: a norm for each image, averaged; the batch's statistics tie the student's gradients. The
+script has one norm, of the mean loss's gradient, over the batch size, so its gamma is another.
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass
 
@@ -66,10 +63,7 @@ class Kdiga(Method):
 
 
 def input_gradient(logits: Tensor, x: Tensor, y: Tensor, differentiable: bool) -> Tensor:
-    """Return the gradient of the summed cross-entropy for x, which gave the logits: as x.
-
-    With `differentiable` a loss can be taken of it.
-    """
+    """Return the summed cross-entropy's gradient for x, which gave the logits, shaped as x."""
     loss = F.cross_entropy(at_least_float32(logits), y, reduction="sum")
     # The graph is kept: the logits serve in the other terms of the loss too.
     (gradient,) = torch.autograd.grad(loss, x, create_graph=differentiable, retain_graph=True)

@@ -2,11 +2,8 @@
 
 Paper: Wang et al., "Improving Adversarial Robustness Requires Revisiting Misclassified Examples",
 ICLR 2020. Code: YisenWang/MART at 2d83e17b38. From it: beta = 5, the attack in eval mode from
-Gaussian noise, the constants that keep logarithm and weight positive. Step and radius are the
-suite's (the authors: 0.007 and 0.031).
+Gaussian noise, the constants that keep logarithm and weight positive. Not from it: step, radius.
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass
 
@@ -41,15 +38,12 @@ class Mart(Method):
 
     def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
         logits_adv, logits_nat = nets.student(adv), nets.student(batch.x)
-        p_adv = logits_adv.softmax(dim=1)
-        p_wrong = p_adv.scatter(1, batch.y[:, None], 0).amax(dim=1)
+        p_wrong = logits_adv.softmax(dim=1).scatter(1, batch.y[:, None], 0).amax(dim=1)
         # The script's constants: without them a sure network has log 0, or a weight below 0.
-        margin_term = (1.0001 - p_wrong).log().mean()
+        bce = F.cross_entropy(logits_adv, batch.y) - (1.0001 - p_wrong).log().mean()
         weight = 1.0000001 - true_class_probability(logits_nat, batch.y)
-        return {
-            "bce": F.cross_entropy(logits_adv, batch.y) - margin_term,
-            "kl_adv": self.beta * (weight * kl(logits_nat, logits_adv)).mean(),
-        }
+        kl_adv = (weight * kl(logits_nat, logits_adv)).mean()
+        return {"bce": bce, "kl_adv": self.beta * kl_adv}
 
 
 METHOD = Mart

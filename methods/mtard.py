@@ -1,13 +1,10 @@
 """Multi-teacher adversarial robustness distillation (MTARD).
 
 Paper: Zhao et al., "Enhanced Accuracy and Robustness via Multi-Teacher Adversarial Distillation",
-ECCV 2022: a robust teacher for adversarial examples, a natural one for clean images; the two
-weights move so that the term which has fallen less gets more. Code: zhaoshiji123/MTARD at
-6480a1b40d; the rates and the attack (cross-entropy, Gaussian start) are from it. There the weights
-move before the step in which they count, here after it.
+ECCV 2022: a robust teacher for x~, a natural one for x; the two weights move so that the term which
+has fallen less gets more. Code: zhaoshiji123/MTARD at 6480a1b40d; rates and attack (cross-entropy,
+Gaussian start) are from it. There the weights move before the step in which they count, here after.
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass
 
@@ -22,11 +19,9 @@ from methods.recipes import THREE_FALLS_300_EPOCHS
 
 @dataclass(frozen=True)
 class Mtard(Method):
-    """w KL(T(x~) || S(x~)) + (1 - w) KL(N(x) || S(x)), N: the natural teacher;
-    x~ = argmax CE(S(x~), y).
+    """w KL(T(x~) || S(x~)) + (1 - w) KL(N(x) || S(x)), N: the natural teacher; inner CE.
 
-    r = (term / its first value)^gamma for both;
-    after each step 1 - w moves by eta towards r_N / (r_T + r_N).
+    Each step moves 1 - w by eta towards r_N / (r_T + r_N), r = (term / its first value)^gamma.
     """
 
     teacher_roles = ("robust", "natural")
@@ -56,7 +51,8 @@ class Mtard(Method):
         return {"kl_robust": w[0] * kl_adv, "kl_natural": w[1] * kl_nat}
 
     def after_step(self, nets: Nets, batch: Batch) -> None:
-        nets.parts["balance"].move(self.eta * rate_decay(batch), self.gamma)  # type: ignore[operator]
+        balance: Balance = nets.parts["balance"]  # type: ignore[assignment]
+        balance.move(self.eta * rate_decay(batch), self.gamma)
 
 
 class Balance(nn.Module):
@@ -76,6 +72,7 @@ class Balance(nn.Module):
         """Keep the terms, (2,), and return the weights they have in this step."""
         self.last.copy_(terms)
         self.first.copy_(torch.where(self.first > 0, self.first, self.last))
+        # A copy: the loss's graph must not see them move.
         return self.weights.clone()
 
     def move(self, rate: float, gamma: float) -> None:

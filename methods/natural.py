@@ -1,9 +1,4 @@
-"""Standard training on clean images: cross-entropy, no attack, no teacher.
-
-The floor of every robustness table.
-"""
-
-from __future__ import annotations
+"""Standard training on clean images: no attack, no teacher. The floor of every robustness table."""
 
 from dataclasses import dataclass
 

@@ -1,13 +1,11 @@
 """Peer adversarial introspection distillation (PeerAiD): a peer in place of a teacher.
 
 Paper: Jung, Jang, Song and Lee, "PeerAiD: Improving Adversarial Distillation from a Specialized
-Peer Tutor", CVPR 2024: the peer, trained beside the student, learns only to withstand the student's adversarial examples and is
-the student's teacher there. Code: jaewonalive/PeerAiD at cd12e9210c; weights, temperatures and the
-attack are from its CIFAR-10 run. Left out: its cross-entropy of the student, which only
+Peer Tutor", CVPR 2024: the peer is trained beside the student, to withstand the student's
+adversarial examples, and is its teacher there. Code: jaewonalive/PeerAiD at cd12e9210c; weights,
+temperatures and attack are from its CIFAR-10 run. Left out: the student's cross-entropy, which only
 Tiny-ImageNet's run weighs, and its second pass of x~, which only BatchNorm sees.
 """
-
-from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
@@ -22,10 +20,10 @@ from methods.recipes import EPOCHS_300, LOW_WEIGHT_DECAY, average_from
 
 @dataclass(frozen=True)
 class Peeraid(Method):
-    """tau^2 [l2 KL(P(x~) || S(x~)) + l3 KL(S(x) || S(x~))] for the student S,
-    x~ = argmax KL(P(x) || S(x~)).
+    """tau^2 [l2 KL(P(x~) || S(x~)) + l3 KL(S(x) || S(x~))] for the student S.
 
-    g1 CE(P(x~), y) + g2 KL(S(x~) || P(x~)) for the peer P; no target passes a gradient.
+    g1 CE(P(x~), y) + g2 KL(S(x~) || P(x~)) for the peer P; no target passes a gradient;
+    x~ = argmax KL(P(x) || S(x~)).
     """
 
     teacher_roles = ()
@@ -39,19 +37,13 @@ class Peeraid(Method):
     )
     epoch_dependent = False
 
-    tau: float = hp(
-        5.0, "temperature of the student's terms", low=1.0, high=20.0, log=True, above=0.0
-    )
+    tau: float = hp(5.0, "student's temperature", low=1.0, high=20.0, log=True, above=0.0)
     l2: float = hp(1.0, "weight of the peer's soft labels", low=0.1, high=10.0, log=True)
     l3: float = hp(1.0, "weight of the student's own", low=0.1, high=10.0, log=True)
     g1: float = hp(1.0, "weight of the peer's cross-entropy", low=0.1, high=10.0, log=True)
-    g2: float = hp(
-        0.1, "weight of the student's soft labels for the peer", low=0.01, high=10.0, log=True
-    )
+    g2: float = hp(0.1, "weight of soft labels for the peer", low=0.01, high=10.0, log=True)
     reduction: str = kl_reduction("mean")
-    detach: bool = quirk(
-        True, False, "gradients pass through the student's outputs where they are targets"
-    )
+    detach: bool = quirk(True, False, "gradients pass through the student's targets")
 
     def build(self, student: Net, teachers: dict[str, Net], num_train: int) -> dict[str, nn.Module]:
         return {"peer": copy_untrained(student)}

@@ -1,9 +1,4 @@
-"""Training as the authors' scripts do it, where several methods share it.
-
-An entry is (field of `methods.base.RECIPE`, value, how it differs from this benchmark's training).
-"""
-
-from __future__ import annotations
+"""Training as the authors' scripts do it, where methods share it; see `Method.recipe`."""
 
 from typing import Any
 
@@ -29,12 +24,10 @@ THREE_FALLS_300_EPOCHS: Recipe = (
     *LOW_WEIGHT_DECAY,
 )
 
-_SWA = "the script reports the average; here it is kept beside and the suite's checkpoint ranks"
-
 
 def average_from(start: float) -> Recipe:
     """Return the entries for SWA from a share of the epochs on."""
     return (
-        ("averaging", ("swa",), _SWA),
+        ("averaging", ("swa",), "the script reports the average; the suite ranks its checkpoint"),
         ("swa_start", start, "as in the script, which estimates BatchNorm's statistics anew"),
     )

@@ -1,49 +1,39 @@
-"""Names that plugins may still use: a plugin written for the old ones runs unchanged.
+"""Old names that plugins may still use: the only place that knows them."""
 
-This is the only place that knows the old names. Nothing in this repository uses them.
-"""
-
-from __future__ import annotations
-
+import sys
+from collections.abc import Callable
 from typing import Any
 
-# Old name -> new name, by the class or the module that has them.
+MEMBERS = {"requires": "teacher_roles", "groups": "param_groups"}
 RENAMED = {
-    "Method": {"requires": "teacher_roles", "groups": "param_groups"},
-    "Nets": {"clean": "teacher_logits", "at": "teacher_logits_at"},
-    "methods.base": {
-        "official": "official_values",
-        "scale": "kl_scale",
-        "trust": "true_class_probability",
-    },
-    "methods.inner": {
-        "full": "at_least_float32",
-        "images_alone": "frozen_parameters",
-        "settled": "eval_logits",
-    },
-    "methods.contract": {
-        "copied": "copy_state",
-        "label": "case_label",
-        "total": "total_loss",
-        "values": "term_values",
-    },
+    # Nets
+    "clean": "teacher_logits",
+    "at": "teacher_logits_at",
+    # methods.base and methods.inner
+    "official": "official_values",
+    "scale": "kl_scale",
+    "trust": "true_class_probability",
+    "full": "at_least_float32",
+    "images_alone": "frozen_parameters",
+    "settled": "eval_logits",
 }
 
 
-def lookup_renamed(owner: object, kind: str, name: str) -> Any:
-    """Return the attribute of `owner` that was called `name`; the `__getattr__` of its kind."""
-    if name not in RENAMED[kind]:
-        raise AttributeError(f"{kind} has no attribute {name!r}")
-    return getattr(owner, RENAMED[kind][name])
+def lookup_renamed(owner: object, name: str) -> Any:
+    """Return the attribute of `owner` that was called `name`: a class's `__getattr__`."""
+    if name not in RENAMED:
+        raise AttributeError(f"{owner!r} has no attribute {name!r}")
+    return getattr(owner, RENAMED[name])
+
+
+def module_getattr(module: str) -> Callable[[str], Any]:
+    """Return the `__getattr__` of a module with renamed functions."""
+    return lambda name: lookup_renamed(sys.modules[module], name)
 
 
 def add_renamed_members(method: type) -> None:
-    """Give what a method's class defines both its old and its new name.
-
-    Both, so that `super()` finds either name in every class on the way to the base.
-    """
-    for old, new in RENAMED["Method"].items():
-        if old in vars(method) and new not in vars(method):
-            setattr(method, new, vars(method)[old])
-        elif new in vars(method) and old not in vars(method):
-            setattr(method, old, vars(method)[new])
+    """Give what a method's class defines both names, so that `super()` finds either one."""
+    for old, new in MEMBERS.items():
+        for source, alias in ((old, new), (new, old)):
+            if source in vars(method) and alias not in vars(method):
+                setattr(method, alias, vars(method)[source])

@@ -1,12 +1,9 @@
-"""Robust representation matching (RRM): the student's clean features follow a robust teacher's.
+"""Robust representation matching (RRM): the student's clean features follow a teacher's; no attack.
 
 Paper: Vaishnavi, Eykholt and Rahmati, "Transferring Adversarial Robustness Through Robust
 Representation Matching", USENIX Security 2022. Code: Ethos-lab/robust-representation-matching at
-29d18bba30; the weight 0.005 of the cross-entropy and the cosine of the penultimate features are
-from it. Assumed: a linear projection where the widths differ. There is no attack.
+29d18bba30; weight 0.005 and the cosine are from it. Assumed: a projection where widths differ.
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass
 
@@ -29,22 +26,17 @@ class Rrm(Method):
 
     def build(self, student: Net, teachers: dict[str, Net], num_train: int) -> dict[str, nn.Module]:
         teacher_width = teachers["robust"].width
-        if teacher_width == student.width:
-            return {}
-        return {"project": nn.Linear(student.width, teacher_width)}
+        same = teacher_width == student.width
+        return {} if same else {"project": nn.Linear(student.width, teacher_width)}
 
     def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
         with torch.no_grad():
             target = nets.teacher.features(batch.x)
         features = nets.student.features(batch.x)
-        projected = features
-        if "project" in nets.parts:
-            projected = nets.parts["project"](features)
+        projected = nets.parts["project"](features) if "project" in nets.parts else features
         cosine = F.cosine_similarity(at_least_float32(projected), at_least_float32(target))
-        return {
-            "ce": self.alpha * F.cross_entropy(nets.student.head(features), batch.y),
-            "cosine": 1 - cosine.mean(),
-        }
+        ce = F.cross_entropy(nets.student.head(features), batch.y)
+        return {"ce": self.alpha * ce, "cosine": 1 - cosine.mean()}
 
 
 METHOD = Rrm

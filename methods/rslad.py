@@ -6,8 +6,6 @@ and the outer problem. Code: zibojia/RSLAD at c40e04f6c4; alpha = 5/6, the attac
 Gaussian noise, and the adversarial forward before the clean one are from it.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -34,6 +32,7 @@ class Rslad(Method):
     def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
         target = nets.teacher_logits(batch)
         weight = kl_scale(self.reduction, target.shape[1])
+        # The adversarial forward comes first, as in the script: BatchNorm's statistics show it.
         kl_adv = kl(target, nets.student(adv)).mean()
         kl_nat = kl(target, nets.student(batch.x)).mean()
         return {"kl_adv": weight * self.alpha * kl_adv, "kl": weight * (1 - self.alpha) * kl_nat}

@@ -7,8 +7,6 @@ slope's factor 1. Left out: with beta = 0 the student's clean pass, which only B
 Assumed: the entropy of the clean term's weight is normalised by log C.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 
@@ -27,20 +25,15 @@ class Saad(Method):
     """mean_i H_i [KL(T(x~) || S(x~)) + alpha IGDM_i]
     + beta mean_i (1 - H_i / log C) KL(T(x) || S(x)), H: T's entropy at x~.
 
-    x~ = argmax KL(T_lin(x~) || S(x~));
-    T_lin: clean logits, that of the true class corrected by its gradient.
+    x~ = argmax KL(T_lin(x~) || S(x~)); T_lin: T(x) with the true class's gradient.
     """
 
     recipe = (*LOW_WEIGHT_DECAY, *average_from(95 / 200))
 
-    alpha: float = hp(
-        1.0, "weight of the gradient term (20 on CIFAR-100)", low=0.1, high=30.0, log=True
-    )
+    alpha: float = hp(1.0, "weight of IGDM's term (CIFAR-100: 20)", low=0.1, high=30.0, log=True)
     beta: float = hp(0.0, "weight of the clean term; SAAD-C: 0.2", low=0.0, high=1.0)
     slope: float = hp(1.0, "factor of the linear correction", low=0.1, high=2.0, log=True)
-    shifted: bool = quirk(
-        False, True, "weights are 5 (H_i - min H), and between 0 and 1 in the clean term"
-    )
+    shifted: bool = quirk(False, True, "weights are 5 (H_i - min H), clean ones in [0, 1]")
     ramp: bool = quirk(False, True, "alpha grows linearly over the epochs, as in IGDM")
 
     @property
@@ -54,25 +47,20 @@ class Saad(Method):
     def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
         target = nets.teacher_logits_at(adv)
         w_adv, w_nat = self.entropy_weights(target)
-        alpha = self.alpha
-        if self.ramp:
-            alpha = alpha * batch.progress
+        alpha = self.alpha * (batch.progress if self.ramp else 1.0)
         logits_adv = nets.student(adv)
-        gradient_term = gradient_kl(nets, 2 * batch.x - adv, target, logits_adv)
+        gradient_term = gradient_kl(nets, batch, adv, target, logits_adv)
         terms = {
             "kl_adv": (w_adv * kl(target, logits_adv)).mean(),
             "igdm": alpha * (w_adv * gradient_term).mean(),
         }
         if self.beta:
-            kl_nat = kl(nets.teacher_logits(batch), nets.student(batch.x))
-            terms["kl"] = self.beta * (w_nat * kl_nat).mean()
+            kl_nat = w_nat * kl(nets.teacher_logits(batch), nets.student(batch.x))
+            terms["kl"] = self.beta * kl_nat.mean()
         return terms
 
     def entropy_weights(self, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the weights of the adversarial and the clean terms, (B,) each.
-
-        target: (B, C), the teacher's logits. The clean terms' weights fall as its entropy grows.
-        """
+        """Return weights of the adversarial and the clean terms, (B,), from T's logits, (B, C)."""
         entropy = softmax_entropy(target)
         if self.shifted:
             above_min = entropy - entropy.min()
@@ -81,15 +69,11 @@ class Saad(Method):
 
 
 def kl_to_linearised(teacher: nn.Module, batch: Batch, factor: float) -> Objective:
-    """KL(T_lin(adv) || S(adv)), summed.
-
-    T_lin: T(x) with factor <grad T_y(x), adv - x> added to the true class.
-    """
+    """KL(T_lin(adv) || S(adv)), T_lin: T(x) + factor <grad T_y(x), adv - x> at the true class."""
     x = batch.x.detach().clone().requires_grad_()
     with torch.enable_grad():
         logits = teacher(x)
-        true_logits = logits.gather(1, batch.y[:, None]).sum()
-        (slope,) = torch.autograd.grad(true_logits, x)
+        (slope,) = torch.autograd.grad(logits.gather(1, batch.y[:, None]).sum(), x)
     true_class = torch.zeros_like(logits).scatter(1, batch.y[:, None], 1.0)
 
     def divergence(net: nn.Module, adv: Tensor) -> Tensor:

@@ -2,11 +2,8 @@
 
 Paper: Zhang et al., "Theoretically Principled Trade-off between Robustness and Accuracy", ICML
 2019. Code: yaodongyu/TRADES at 6e8e11b7c2. From it: the clean target of the outer KL is not
-detached; the attack starts from Gaussian noise and sees the student in eval mode. Step and radius
-are the suite's (the authors: 0.007 and 0.031).
+detached; the attack starts from Gaussian noise and sees the student in eval mode.
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass
 
@@ -34,15 +31,14 @@ class Trades(Method):
     beta: float = hp(6.0, "weight of the robust term", low=1.0, high=12.0)
 
     def attack(self, nets: Nets, batch: Batch) -> Tensor:
+        # In eval mode, as the attack is: else the objective is not zero at x.
         target = eval_logits(nets.student, batch.x)
         return pgd(nets.student, batch.x, kl_to(target), batch.budget, start="gauss")
 
     def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
         logits_nat, logits_adv = nets.student(batch.x), nets.student(adv)
-        return {
-            "ce": F.cross_entropy(logits_nat, batch.y),
-            "kl_adv": self.beta * kl(logits_nat, logits_adv).mean(),
-        }
+        kl_adv = self.beta * kl(logits_nat, logits_adv).mean()
+        return {"ce": F.cross_entropy(logits_nat, batch.y), "kl_adv": kl_adv}
 
 
 METHOD = Trades
