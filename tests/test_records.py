@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -454,12 +455,11 @@ def test_an_export_that_fails_leaves_the_earlier_file(
     (made,) = tmp_path.iterdir()
     before = made.read_bytes()
 
-    def half(self: Path, text: str, **_: Any) -> int:
-        self.write_bytes(text[: len(text) // 2].encode())
+    def full_disk(file: int) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_text", half)
+        patch.setattr(os, "fsync", full_disk)
         assert cli.dispatch(words) == 1
     assert "No space left on device" in capsys.readouterr().err
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [before]
