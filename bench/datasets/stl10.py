@@ -8,13 +8,17 @@ from typing import Any
 from bench.datasets.dataset import Arrays, Dataset
 
 
-def read_stl10(official: Any, root: Path, train: bool) -> Arrays:
-    """Read one half through torchvision's class."""
-    half = official(root, split="train" if train else "test")
-    return half.data, half.labels
+class Stl10(Dataset):
+    torchvision_class = "STL10"
+    # The files after these two are 2.5 GB of unlabelled images.
+    labelled_files = 2
+
+    def read(self, official: Any, root: Path, train: bool) -> Arrays:
+        half = official(root, split="train" if train else "test")
+        return half.data, half.labels
 
 
-STL10 = Dataset(
+STL10 = Stl10(
     name="stl10",
     num_classes=10,
     shape=(3, 96, 96),
@@ -25,8 +29,4 @@ STL10 = Dataset(
     num_train=4_500,
     num_val=500,
     about="STL-10, labelled part: 4,500 train, 500 validation, 8,000 test",
-    read=read_stl10,
-    torchvision_class="STL10",
-    # The files after these two are 2.5 GB of unlabelled images.
-    labelled_files=2,
 )
