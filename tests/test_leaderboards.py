@@ -20,7 +20,7 @@ import leaderboards
 from leaderboards.read import client, store
 from leaderboards.render import markdown
 from leaderboards.render.figures import figure
-from leaderboards.tables import table
+from leaderboards.tables.suite_tables import build_sections
 
 NASTY = '<script>alert("x")</script>|`*\'&'
 KINDS = ("md", "tex", "json", "csv")
@@ -210,15 +210,15 @@ def test_collect_keeps_finished_children_of_suites(runs: pd.DataFrame) -> None:
 
 
 def by_client(uri: str) -> pd.DataFrame:
-    with client.connect(uri) as reader:
-        return store._frame(*reader.runs(None))
+    with client.open_client(uri) as reader:
+        return store._to_frame(*reader.runs(None))
 
 
 @pytest.mark.parametrize("page", [2, 1000])
 def test_the_database_says_what_the_client_says(
     uri: str, runs: pd.DataFrame, page: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client, "PAGE", page)
+    monkeypatch.setattr(client, "PAGE_SIZE", page)
     frame = by_client(uri)
     pd.testing.assert_frame_equal(frame, runs)
     assert (
@@ -288,8 +288,8 @@ def test_another_teacher_of_the_same_name_is_another_row(tmp_path: Path) -> None
     for seed, teacher in enumerate(("big-1", "big-1", "big-2")):
         tracked.run("ard", 0.5, seed=str(seed), teacher="big", params={"teachers.robust": teacher})
     tracked.run("ard", 0.4, teacher="small", params={"teachers.robust": "small-3"})
-    (section,) = table.sections(store.collect(f"sqlite:///{tmp_path}/mlflow.db"))
-    rows = sorted((row.label, row.teacher, row.seeds) for row in section.groups[0].ranked)
+    (section,) = build_sections(store.collect(f"sqlite:///{tmp_path}/mlflow.db"))
+    rows = sorted((row.label, row.teacher, row.seeds) for row in section.tables[0].ranked)
     assert rows == [
         ("ard", "big", 2),
         ("ard", "small", 1),
@@ -312,8 +312,8 @@ def test_what_a_variant_does_not_say_makes_another_row(tmp_path: Path) -> None:
         params={"hyper.tau": "1.0", "tuned": "0", "eps": "0.01"},
         sets="param/eps,eps",
     )
-    (section,) = table.sections(store.collect(f"sqlite:///{tmp_path}/mlflow.db"))
-    rows = [(row.label, row.seeds) for row in section.groups[0].ranked]
+    (section,) = build_sections(store.collect(f"sqlite:///{tmp_path}/mlflow.db"))
+    rows = [(row.label, row.seeds) for row in section.tables[0].ranked]
     assert rows == [
         ("ard (hyper.tau=2.0)", 1),
         ("ard (tuned=30)", 1),
@@ -323,7 +323,7 @@ def test_what_a_variant_does_not_say_makes_another_row(tmp_path: Path) -> None:
 
 
 def test_sections_come_newest_version_first(runs: pd.DataFrame) -> None:
-    assert [section.experiment for section in table.sections(runs)] == [
+    assert [section.experiment for section in build_sections(runs)] == [
         "cifar@1",
         "digits@1",
         "digits@0",

@@ -19,7 +19,8 @@ from bench import datasets
 from bench.protocol import suites
 from leaderboards.read import store
 from leaderboards.render import markdown
-from leaderboards.tables import published, table
+from leaderboards.tables import published
+from leaderboards.tables.suite_tables import build_sections
 
 ROBUST = {"eps": 8 / 255, "limit_train": None}
 
@@ -73,7 +74,7 @@ def cells(text: str, title: str) -> list[str]:
 
 
 def test_every_number_is_well_formed() -> None:
-    frame = published._numbers()
+    frame = published._read_numbers()
     assert (
         set(frame["dataset"]) <= {"cifar10", "cifar100"} <= set(datasets.DATASETS)
     )  # 10,000 test images each
@@ -91,13 +92,13 @@ def test_every_number_is_well_formed() -> None:
 
 def test_a_clean_accuracy_is_never_below_its_robust_one() -> None:
     keys = ["dataset", "student", "method", "teacher", "checkpoint", "source", "place"]
-    both = published._numbers().pivot_table("accuracy_percent", keys, "attack").dropna()
+    both = published._read_numbers().pivot_table("accuracy_percent", keys, "attack").dropna()
     assert len(both) > 200
     assert (both["clean"] > both["aa"]).all()
 
 
 def test_range_is_over_all_teachers_unless_ours_is_published() -> None:
-    rows = published._numbers().query(
+    rows = published._read_numbers().query(
         "dataset == 'cifar10' and student == 'resnet18' and method == 'rslad'"
     )
     values = rows.loc[rows["attack"] == "aa", "accuracy_percent"]
@@ -158,7 +159,7 @@ def test_difference(ours: float, difference: float, remark: str) -> None:
 def test_another_task_has_no_published_value(tmp_path: Path, given: dict[str, Any]) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     plant(Store(uri), "rslad", 0.5, **given)
-    assert published.HEAD not in markdown.render(store.collect(uri))
+    assert published.HEADING not in markdown.render(store.collect(uri))
     leaderboards.write(uri, tmp_path)
     assert not [
         name for name in pd.read_csv(tmp_path / "leaderboard.csv") if name.startswith("published/")
@@ -166,7 +167,7 @@ def test_another_task_has_no_published_value(tmp_path: Path, given: dict[str, An
 
 
 def test_runs_that_did_not_record_their_task_have_none(runs: pd.DataFrame) -> None:
-    assert published.HEAD not in markdown.render(
+    assert published.HEADING not in markdown.render(
         runs[list(store.COLUMNS)].assign(**{"test/aa": 0.5})
     )
 
@@ -190,20 +191,20 @@ def test_markdown_has_a_last_column(runs: pd.DataFrame) -> None:
 def test_tables_without_published_values_have_no_column(runs: pd.DataFrame) -> None:
     text = markdown.render(runs)
     assert cells(text, "cifar100, mobilenetv2")[0] == "Train min"
-    assert published.HEAD not in text.partition("## digits@2")[2]
-    assert published.HEAD not in text.partition("## cifar-mini@1")[2].partition("\n## ")[0]
-    assert published.HEAD not in sites.task(runs, "digits@2")
-    assert published.HEAD in sites.task(runs, "cifar@1-cifar10-resnet18")
+    assert published.HEADING not in text.partition("## digits@2")[2]
+    assert published.HEADING not in text.partition("## cifar-mini@1")[2].partition("\n## ")[0]
+    assert published.HEADING not in sites.task(runs, "digits@2")
+    assert published.HEADING in sites.task(runs, "cifar@1-cifar10-resnet18")
 
 
 def test_measured_values_are_untouched(runs: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
     def shown() -> list[Any]:
-        groups = [group for section in table.sections(runs) for group in section.groups]
+        groups = [group for section in build_sections(runs) for group in section.tables]
         return [
             (
                 group.columns,
                 group.caption,
-                [(row.label, row.cells) for row in group.ranked],
+                [(row.label, row.summaries) for row in group.ranked],
                 group.best(column),
             )
             for group in groups
@@ -213,7 +214,7 @@ def test_measured_values_are_untouched(runs: pd.DataFrame, monkeypatch: pytest.M
     with_published = shown()
     monkeypatch.setattr(published, "lookup", lambda *cell: None)
     assert repr(shown()) == repr(with_published)
-    assert published.HEAD not in markdown.render(runs)
+    assert published.HEADING not in markdown.render(runs)
 
 
 def test_page_sets_them_apart(runs: pd.DataFrame) -> None:

@@ -14,15 +14,19 @@ from scipy.stats import norm
 from test_leaderboards import Store, scores
 
 from bench.training import acceleration
-from leaderboards.read import store, verdicts
+from leaderboards.read import store
+from leaderboards.read.verdicts import read_row_verdicts
 from leaderboards.render import markdown
 from leaderboards.render.figures import diagram, views
 from leaderboards.render.site.site import Site
-from leaderboards.stats import across, rank
-from leaderboards.stats.across import Entry
-from leaderboards.stats.rank import Flags, Task
-from leaderboards.tables import standing, table
-from leaderboards.tables.rows import RANK, Group
+from leaderboards.schema.metrics import RANK_METRIC
+from leaderboards.schema.record import Verdicts
+from leaderboards.stats import mean_ranks, ranks
+from leaderboards.stats.ranks import PairedRows
+from leaderboards.tables.across_tasks import robustness_kept
+from leaderboards.tables.ranking import add_ranking_columns
+from leaderboards.tables.rows import TaskTable
+from leaderboards.tables.suite_tables import build_sections
 
 SEEDS = [(1,), (2,), (3,)]
 
@@ -34,7 +38,7 @@ def simulate(
     accuracy: float,
     luck: float,
     n: int = 300,
-) -> list[Flags]:
+) -> list[Verdicts]:
     """Rows of the same accuracy: images differ in difficulty, mostly alike for all rows, and seeds in luck (probits)."""
     middle = norm.ppf(accuracy) * math.sqrt(1 + 4 + luck**2)
     hard = rng.normal(size=n)
@@ -47,7 +51,7 @@ def simulate(
     return found
 
 
-def flags(*ones: int, n: int) -> Flags:
+def flags(*ones: int, n: int) -> Verdicts:
     """One line for each number: so many images survive, the first ones."""
     return np.arange(n) < np.array(ones)[:, None]
 
@@ -57,14 +61,19 @@ def flags(*ones: int, n: int) -> Flags:
 def test_interval_covers_the_truth(seeds: tuple[int, ...], accuracy: float) -> None:
     rng = np.random.default_rng(0)
     for luck in (0.0, 0.1, 0.3) if seeds[0] > 1 else (0.0,):
-        found = [rank.interval(simulate(rng, 1, seeds, accuracy, luck)[0]) for _ in range(2000)]
+        found = [
+            ranks.accuracy_interval(simulate(rng, 1, seeds, accuracy, luck)[0]) for _ in range(2000)
+        ]
         assert 0.93 <= np.mean([low <= accuracy <= high for low, high in found]) <= 0.98
 
 
 @pytest.mark.parametrize("seeds", [*SEEDS, (1, 3)])
 def test_difference_covers_the_truth(seeds: tuple[int, ...]) -> None:
     rng = np.random.default_rng(1)
-    tasks = [Task.of(simulate(rng, 4, seeds, 0.6, 0.1 * (seeds != (1,)))) for _ in range(400)]
+    tasks = [
+        PairedRows.from_verdicts(simulate(rng, 4, seeds, 0.6, 0.1 * (seeds != (1,))))
+        for _ in range(400)
+    ]
     found = [task.difference(0, 1) for task in tasks]
     assert 0.93 <= np.mean([low <= 0 <= high for _, low, high in found]) <= 0.985
 
@@ -74,7 +83,7 @@ def test_difference_covers_the_truth(seeds: tuple[int, ...]) -> None:
 def test_equal_methods_share_a_rank(seeds: tuple[int, ...], rows: int) -> None:
     rng = np.random.default_rng(2)
     tasks = (simulate(rng, rows, seeds, 0.7, 0.1 * (seeds != (1,))) for _ in range(2400 // rows))
-    shared = [not Task.of(found).better().any() for found in tasks]
+    shared = [not PairedRows.from_verdicts(found).better().any() for found in tasks]
     assert np.mean(shared) >= 0.95 - 2 * math.sqrt(0.05 * 0.95 / len(shared)) * (
         rows < 8
     )  # 2,500 of rows (1,) gave 0.951
@@ -87,19 +96,19 @@ def test_a_real_difference_is_found() -> None:
         *simulate(rng, 2, (3,), 0.5, 0.02),
         *simulate(rng, 1, (3,), 0.1, 0.02),
     ]
-    assert rank.ranks(Task.of(rows).better()) == [1, 1, 1, 4, 4, 6]
+    assert ranks.shared_ranks(PairedRows.from_verdicts(rows).better()) == [1, 1, 1, 4, 4, 6]
 
 
 def test_the_pairing_counts() -> None:
     """Twelve images of a hundred that only one row survives are a difference; unpaired they would be none."""
     rows = [flags(62, n=100), flags(50, n=100)]
-    assert rank.ranks(Task.of(rows).better()) == [1, 2]
+    assert ranks.shared_ranks(PairedRows.from_verdicts(rows).better()) == [1, 2]
     shuffled = [rows[0], np.roll(rows[1], 50, axis=1)]
-    assert rank.ranks(Task.of(shuffled).better()) == [1, 1]
+    assert ranks.shared_ranks(PairedRows.from_verdicts(shuffled).better()) == [1, 1]
 
 
 def test_single_pair_by_hand() -> None:
-    task = Task.of([flags(62, n=100), flags(50, n=100)])
+    task = PairedRows.from_verdicts([flags(62, n=100), flags(50, n=100)])
     gap, low, high = task.difference(0, 1)
     half = 1.96 * math.sqrt(0.12 * 0.88 / 99)
     assert (gap, low, high) == pytest.approx((0.12, 0.12 - half, 0.12 + half), abs=0.005)
@@ -108,56 +117,64 @@ def test_single_pair_by_hand() -> None:
 
 
 def test_interval_by_hand() -> None:
-    assert rank.interval(flags(0, n=100)) == pytest.approx((0, 0.037), abs=5e-4)  # Wilson's
-    assert rank.interval(flags(100, n=100)) == pytest.approx((0.963, 1), abs=5e-4)
-    assert rank.interval(flags(50, n=100)) == pytest.approx((0.404, 0.596), abs=1e-3)
-    assert rank.interval(flags(50, 50, n=100)) == pytest.approx(
+    assert ranks.accuracy_interval(flags(0, n=100)) == pytest.approx(
+        (0, 0.037), abs=5e-4
+    )  # Wilson's
+    assert ranks.accuracy_interval(flags(100, n=100)) == pytest.approx((0.963, 1), abs=5e-4)
+    assert ranks.accuracy_interval(flags(50, n=100)) == pytest.approx((0.404, 0.596), abs=1e-3)
+    assert ranks.accuracy_interval(flags(50, 50, n=100)) == pytest.approx(
         (0.404, 0.596), abs=1e-3
     )  # the same network twice
-    low, high = rank.interval(flags(4000, 6000, n=10_000))
+    low, high = ranks.accuracy_interval(flags(4000, 6000, n=10_000))
     assert low == 0  # Student's for two seeds: 0.5 - 12.7 * 0.1
     assert high == 1
 
 
 def test_seed_variance_is_what_images_do_not_explain() -> None:
-    assert math.isnan(rank.seed_variance(flags(5, n=10)))
-    assert rank.seed_variance(flags(5, 5, n=10)) == 0
+    assert math.isnan(ranks.seed_variance(flags(5, n=10)))
+    assert ranks.seed_variance(flags(5, 5, n=10)) == 0
     rng = np.random.default_rng(4)
-    luck = [rank.seed_variance(simulate(rng, 1, (3,), 0.5, 0.2)[0]) for _ in range(500)]
+    luck = [ranks.seed_variance(simulate(rng, 1, (3,), 0.5, 0.2)[0]) for _ in range(500)]
     assert np.mean(luck) == pytest.approx((0.2 * norm.pdf(0) / math.sqrt(5)) ** 2, rel=0.2)
     assert np.mean(
-        [rank.seed_variance(rng.random((3, 200)) < 0.5) for _ in range(500)]
+        [ranks.seed_variance(rng.random((3, 200)) < 0.5) for _ in range(500)]
     ) == pytest.approx(0, abs=1e-4)
 
 
 def test_a_row_of_one_seed_is_given_the_spread_of_the_others() -> None:
     several = flags(30, 60, 90, n=100)
-    alone = Task.of([several, flags(60, n=100)])
+    alone = PairedRows.from_verdicts([several, flags(60, n=100)])
     assert alone.seeds[1] == pytest.approx(0.3**2)
     assert 0.08 < 3 * alone.seeds[0] < 0.09  # its own, less what images explain
-    assert (Task.of([flags(60, n=100), flags(30, n=100)]).seeds == 0).all()
+    assert (PairedRows.from_verdicts([flags(60, n=100), flags(30, n=100)]).seeds == 0).all()
 
 
 def test_identical_rows_share_a_rank() -> None:
     row = flags(40, 42, n=100)
-    assert rank.ranks(Task.of([row, row.copy(), row.copy()]).better()) == [1, 1, 1]
-    assert rank.ranks(Task.of([flags(0, n=100), flags(0, n=100)]).better()) == [1, 1]
-    assert rank.ranks(Task.of([row]).better()) == [1]
-    assert rank.ranks(Task.of([flags(1, n=1)]).better()) == [1]
+    assert ranks.shared_ranks(PairedRows.from_verdicts([row, row.copy(), row.copy()]).better()) == [
+        1,
+        1,
+        1,
+    ]
+    assert ranks.shared_ranks(
+        PairedRows.from_verdicts([flags(0, n=100), flags(0, n=100)]).better()
+    ) == [1, 1]
+    assert ranks.shared_ranks(PairedRows.from_verdicts([row]).better()) == [1]
+    assert ranks.shared_ranks(PairedRows.from_verdicts([flags(1, n=1)]).better()) == [1]
 
 
-def mixed(seed: int) -> list[Flags]:
+def mixed(seed: int) -> list[Verdicts]:
     rng = np.random.default_rng(seed)
     return [simulate(rng, 1, (1 + row % 3,), 0.3 + 0.04 * row, 0.1)[0] for row in range(10)]
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_better_is_an_order(seed: int) -> None:
-    better = Task.of(mixed(seed)).better()
+    better = PairedRows.from_verdicts(mixed(seed)).better()
     assert not (better & better.T).any()
     assert not ((better.astype(int) @ better.astype(int) > 0) & ~better).any()  # transitive
-    ranks = np.array(rank.ranks(better))
-    assert not (better & (ranks[:, None] >= ranks)).any()
+    shared = np.array(ranks.shared_ranks(better))
+    assert not (better & (shared[:, None] >= shared)).any()
     assert better.any()
 
 
@@ -165,15 +182,18 @@ def test_better_is_an_order(seed: int) -> None:
 def test_order_does_not_matter(seed: int) -> None:
     rows = mixed(seed)
     order = np.random.default_rng(seed).permutation(len(rows))
-    straight, other = Task.of(rows), Task.of([rows[row] for row in order])
+    straight, other = (
+        PairedRows.from_verdicts(rows),
+        PairedRows.from_verdicts([rows[row] for row in order]),
+    )
     assert (straight.better()[np.ix_(order, order)] == other.better()).all()
     assert other.difference(0, 1) == pytest.approx(straight.difference(*order[:2]), abs=1e-6)
 
 
 def test_many_rows_stay_cheap() -> None:
     rng = np.random.default_rng(6)
-    task = Task.of([rng.random((1, 50)) < 0.5 for _ in range(500)])
-    assert task.draws.shape == (500, rank.FEWEST)
+    task = PairedRows.from_verdicts([rng.random((1, 50)) < 0.5 for _ in range(500)])
+    assert task.shifts.shape == (500, ranks.MIN_DRAWS)
     assert not task.better().any()
 
 
@@ -196,12 +216,12 @@ def plant(
     )
 
 
-def groups(tracked: Store) -> list[Group]:
-    return list(table.sections(store.collect(tracked.uri))[0].groups)
+def groups(tracked: Store) -> list[TaskTable]:
+    return list(build_sections(store.collect(tracked.uri))[0].tables)
 
 
-def placed(group: Group) -> list[tuple[str, int | None, str]]:
-    return [(row.method, row.standing.rank, row.standing.why) for row in group.ranked]
+def placed(group: TaskTable) -> list[tuple[str, int | None, str]]:
+    return [(row.method, row.ranking.rank, row.ranking.unranked_reason) for row in group.ranked]
 
 
 def test_ranks_of_a_store(tracked: Store) -> None:
@@ -210,7 +230,7 @@ def test_ranks_of_a_store(tracked: Store) -> None:
     (group,) = groups(tracked)
     assert placed(group) == [("gacd", 1, ""), ("rslad", 1, ""), ("kd", 3, "")]
     assert "networks are compared" in group.caption
-    gap = group.ranked[2].standing.behind
+    gap = group.ranked[2].ranking.gap_to_first
     assert gap
     assert gap[0] == pytest.approx(0.7)
 
@@ -266,7 +286,7 @@ def test_other_images_are_not_compared(tracked: Store) -> None:
     plant(tracked, "kd", 0.1, n=100, told=200, seed="1")
     plant(tracked, "rslad", 1.0, n=8, seed="1")
     (group,) = groups(tracked)
-    found = {row.label: (row.standing.rank, row.standing.why) for row in group.ranked}
+    found = {row.label: (row.ranking.rank, row.ranking.unranked_reason) for row in group.ranked}
     assert found["ard (images=10)"] == (None, "judged on 10 images, most rows on 200")
     assert found["kd"] == (None, "its seeds were judged on different numbers of images")
     assert found["rslad (images=8)"] == (None, "judged on 8 images, most rows on 200")
@@ -281,17 +301,19 @@ def test_a_row_without_a_rank_is_best_at_nothing(tracked: Store) -> None:
         plant(tracked, "ard", 1.0, n=8, student=place)
         plant(tracked, "iad", 0.95, student=place, params={"eps": 0.01})
     runs = store.collect(tracked.uri)
-    (section,) = table.sections(runs)
+    (section,) = build_sections(runs)
     records = Site(runs, [section]).records
-    for group in section.groups:
+    for group in section.tables:
         assert [row.method for row in group.ranked] == ["gacd", "rslad", "kd", "ard", "iad"]
         assert [row.method for row in group.contenders] == ["gacd", "rslad", "kd"]
-        assert group.ranked[-1].standing.why == "attacked with eps=0.01"
-        assert {group.best(column) for column in group.columns if column.metric == RANK} == {0.8}
+        assert group.ranked[-1].ranking.unranked_reason == "attacked with eps=0.01"
+        assert {group.best(column) for column in group.columns if column.metric == RANK_METRIC} == {
+            0.8
+        }
         drawn = [series for view in views.of_task(group, records) for series in view.series]
         assert all(len(series.y) <= 3 for series in drawn)
-    assert section.across
-    assert [entry.label for entry in section.across.entries] == ["gacd", "rslad", "kd"]
+    assert section.across_tasks
+    assert [entry.label for entry in section.across_tasks.rows] == ["gacd", "rslad", "kd"]
     for task in Site(runs, [section]).tasks:
         assert task.best
         assert (task.best.method, task.best.score) == ("gacd", 0.8)
@@ -302,11 +324,11 @@ def test_what_a_suite_states_is_no_matter_of_votes(tracked: Store) -> None:
     for seed in range(3):
         plant(tracked, "rslad", 0.9, seed=str(seed), params={"eps": 0.01})
     runs = store.collect(tracked.uri)
-    assert table.sections(runs)[0].groups[0].ranked[-1].label == "gacd (eps=0.15)"
-    (group,) = table.sections(runs, {"digits@1": {"eps": "0.15", "unheard.of": "1"}}.__getitem__)[
+    assert build_sections(runs)[0].tables[0].ranked[-1].label == "gacd (eps=0.15)"
+    (group,) = build_sections(runs, {"digits@1": {"eps": "0.15", "unheard.of": "1"}}.__getitem__)[
         0
-    ].groups
-    assert [(row.label, row.standing.rank) for row in group.ranked] == [
+    ].tables
+    assert [(row.label, row.ranking.rank) for row in group.ranked] == [
         ("gacd", 1),
         ("rslad (eps=0.01)", None),
     ]
@@ -317,8 +339,8 @@ def test_a_copied_store_keeps_its_ranks(tracked: Store, tmp_path: Path) -> None:
     (tmp_path / "copy").mkdir()
     for name in ("mlflow.db", "artifacts"):
         (tmp_path / name).rename(tmp_path / "copy" / name)
-    (section,) = table.sections(store.collect(f"sqlite:///{tmp_path}/copy/mlflow.db"))
-    assert placed(section.groups[0]) == [("gacd", 1, "")]
+    (section,) = build_sections(store.collect(f"sqlite:///{tmp_path}/copy/mlflow.db"))
+    assert placed(section.tables[0]) == [("gacd", 1, "")]
 
 
 def test_verdicts_are_fetched_from_elsewhere(
@@ -332,7 +354,7 @@ def test_verdicts_are_fetched_from_elsewhere(
 
     monkeypatch.setattr("mlflow.artifacts.download_artifacts", download)
     runs = [{"artifact_uri": "s3://bucket/run/artifacts", "test/aa": 0.25}]
-    assert verdicts.read(runs, "test/aa").tolist() == [[True, False, False, False]]
+    assert read_row_verdicts(runs, "test/aa").tolist() == [[True, False, False, False]]
 
 
 def test_csv_says_where_the_row_stands(tracked: Store) -> None:
@@ -341,7 +363,7 @@ def test_csv_says_where_the_row_stands(tracked: Store) -> None:
     plant(tracked, "kd", 0.1)
     plant(tracked, "trades", 0.9, role="teacher")
     runs = store.collect(tracked.uri)
-    read = standing.beside(runs, table.sections(runs)[0].rows).set_index("run_id", drop=False)
+    read = add_ranking_columns(runs, build_sections(runs)[0].rows).set_index("run_id", drop=False)
     assert next(iter(read)) == "row/rank"
     assert read["row/rank"].fillna(0).tolist() == [1, 1, 2, 0]
     assert read["row/marks"].tolist() == ["uncommitted code", "uncommitted code", "", ""]
@@ -366,17 +388,17 @@ def test_across_tasks(tracked: Store) -> None:
     )
     plant(tracked, "ard", 0.5, student="net0", teacher="big-trades")
     plant(tracked, "trades", 0.9, role="teacher", student="big", teacher="none")
-    (section,) = table.sections(store.collect(tracked.uri))
-    found = section.across
+    (section,) = build_sections(store.collect(tracked.uri))
+    found = section.across_tasks
     assert found
-    assert [(entry.label, round(entry.mean_rank, 3)) for entry in found.entries] == [
+    assert [(entry.label, round(entry.mean_rank, 3)) for entry in found.rows] == [
         ("gacd", 1.333), ("rslad", 1.667), ("kd", 3.0)
     ]  # fmt: skip
-    assert found.entries[0].kept == pytest.approx(0.75 / 0.9)
+    assert found.rows[0].robustness_kept == pytest.approx(0.75 / 0.9)
     assert found.left_out == 1
     assert found.p == pytest.approx(0.0970, abs=1e-3)
     assert "cannot be shown to differ" in found.caption
-    assert found.critical == pytest.approx(
+    assert found.critical_difference == pytest.approx(
         2.343 * math.sqrt(3 * 4 / (6 * 3)), abs=1e-3
     )  # Demšar's table 5
     text = markdown.render(store.collect(tracked.uri))
@@ -386,38 +408,35 @@ def test_across_tasks(tracked: Store) -> None:
 
 def test_one_task_has_nothing_across(tracked: Store) -> None:
     spread(tracked, {"gacd": (0.8, 0.7), "rslad": (0.7,)})
-    assert table.sections(store.collect(tracked.uri))[0].across is None
+    assert build_sections(store.collect(tracked.uri))[0].across_tasks is None
 
 
 def test_two_rows_have_no_test_and_no_diagram(tracked: Store) -> None:
     spread(tracked, {"gacd": (0.8, 0.7), "rslad": (0.7, 0.6)})
-    found = table.sections(store.collect(tracked.uri))[0].across
+    found = build_sections(store.collect(tracked.uri))[0].across_tasks
     assert found
     assert math.isnan(found.p)
     assert diagram.layout(found) is None
 
 
 def test_friedman_without_differences_is_no_test() -> None:
-    assert math.isnan(across.friedman([[0.5, 0.5]] * 3))
-    assert across.friedman([[0.1, 0.2, 0.1], [0.2, 0.3, 0.2], [0.3, 0.4, 0.3]]) == pytest.approx(
-        math.exp(-3), abs=1e-6
-    )
+    assert math.isnan(mean_ranks.friedman_p(np.full((3, 2), 0.5)))
+    accuracies = np.array([[0.1, 0.2, 0.1], [0.2, 0.3, 0.2], [0.3, 0.4, 0.3]])
+    assert mean_ranks.friedman_p(accuracies) == pytest.approx(math.exp(-3), abs=1e-6)
 
 
 @pytest.mark.parametrize(("rows", "q"), [(2, 1.960), (5, 2.728), (10, 3.164)])
 def test_nemenyi_by_demsars_table(rows: int, q: float) -> None:
-    assert across.nemenyi(rows, 10) == pytest.approx(
+    assert mean_ranks.critical_difference(rows, 10) == pytest.approx(
         q * math.sqrt(rows * (rows + 1) / 60), abs=1e-3
     )
 
 
 def test_bars_of_the_diagram() -> None:
-    entries = [
-        Entry(str(value), "", value, (), (), math.nan, ()) for value in (1.0, 1.5, 2.5, 4.0, 4.2)
-    ]
-    assert across.together(entries, 1.5) == [(1.0, 2.5), (2.5, 4.0), (4.0, 4.2)]
-    assert across.together(entries, 0.1) == []
-    assert across.together(entries, 9) == [(1.0, 4.2)]
+    values = (1.0, 1.5, 2.5, 4.0, 4.2)
+    assert mean_ranks.inseparable_spans(values, 1.5) == [(1.0, 2.5), (2.5, 4.0), (4.0, 4.2)]
+    assert mean_ranks.inseparable_spans(values, 0.1) == []
+    assert mean_ranks.inseparable_spans(values, 9) == [(1.0, 4.2)]
 
 
 def test_what_is_kept_is_kept_on_the_same_images(tracked: Store) -> None:
@@ -435,8 +454,8 @@ def test_what_is_kept_is_kept_on_the_same_images(tracked: Store) -> None:
         params={"eps": 0.01},
     )
     plant(tracked, "natural", 0.0, n=100, role="teacher", student="big", teacher="none")
-    section = table.sections(store.collect(tracked.uri))[0]
-    assert across.kept(section.groups[0].ranked[0], section.teachers) == pytest.approx(1 / 0.8)
+    section = build_sections(store.collect(tracked.uri))[0]
+    assert robustness_kept(section.tables[0].ranked[0], section.teachers) == pytest.approx(1 / 0.8)
 
 
 def taught(**sha256: str) -> dict[str, Any]:
@@ -456,10 +475,10 @@ def test_the_same_teacher_trained_twice_is_two(tracked: Store) -> None:
     plant(tracked, "kd", 0.3, seed="0", **taught(robust="a"))
     plant(tracked, "kd", 0.2, seed="1", **taught(robust="b"))
     plant(tracked, "ard", 0.5, **taught(robust="?"))
-    section = table.sections(store.collect(tracked.uri))[0]
+    section = build_sections(store.collect(tracked.uri))[0]
     said = {
         row.method: [note for note in row.notes if "checkpoint" in note]
-        for row in section.groups[0].rows
+        for row in section.tables[0].rows
     }
     other = "taught by checkpoint bbbbbbbb of big-robust-0123abcd, as 2 of 6 runs here"
     assert said == {
@@ -486,15 +505,15 @@ def test_nothing_is_kept_of_another_teacher(tracked: Store) -> None:
             teacher="none",
             **{"sha256.best": 64 * letter},
         )
-    section = table.sections(store.collect(tracked.uri))[0]
-    kept = {row.method: across.kept(row, section.teachers) for row in section.groups[0].rows}
+    section = build_sections(store.collect(tracked.uri))[0]
+    kept = {row.method: robustness_kept(row, section.teachers) for row in section.tables[0].rows}
     assert {name for name, share in kept.items() if not math.isnan(share)} == {"gacd", "ard"}
 
 
 def test_fp32_for_want_of_bf16_is_said(tracked: Store) -> None:
     plant(tracked, "gacd", 0.8, training_path=f"memory kept, {acceleration.NO_BF16}")
     plant(tracked, "rslad", 0.8, training_path="bf16")
-    rows = table.sections(store.collect(tracked.uri))[0].groups[0].rows
+    rows = build_sections(store.collect(tracked.uri))[0].tables[0].rows
     assert {row.method: "in fp32 for want of bf16 in 1 of 1 runs" in row.notes for row in rows} == {
         "gacd": True, "rslad": False
     }  # fmt: skip
@@ -503,5 +522,5 @@ def test_fp32_for_want_of_bf16_is_said(tracked: Store) -> None:
 def test_a_teacher_without_robustness_has_none_to_keep(tracked: Store) -> None:
     plant(tracked, "kd", 0.05, teacher="big-natural")
     plant(tracked, "natural", 0.04, role="teacher", student="big", teacher="none")
-    section = table.sections(store.collect(tracked.uri))[0]
-    assert math.isnan(across.kept(section.groups[0].ranked[0], section.teachers))
+    section = build_sections(store.collect(tracked.uri))[0]
+    assert math.isnan(robustness_kept(section.tables[0].ranked[0], section.teachers))

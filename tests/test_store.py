@@ -13,7 +13,8 @@ from mlflow.entities import Metric
 from test_leaderboards import Store, by_client, fill
 
 import leaderboards
-from leaderboards.read import details, store
+from leaderboards.read import artifacts, store
+from leaderboards.read.curves import read_curves
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +66,7 @@ def spoil(folder: Path, *statements: str) -> None:
 
 def test_curves_are_finite_and_in_order(made: Path) -> None:
     runs = store.collect(uri(made))
-    found = details.curves(uri(made), runs)
+    found = read_curves(uri(made), runs)
     curves = {
         "lr": ([0], [0.1]),
         "train/ce": ([0, 1, 10], [2.0, 1.0, 3.0]),
@@ -73,14 +74,14 @@ def test_curves_are_finite_and_in_order(made: Path) -> None:
     }
     assert found == dict.fromkeys(runs["run_id"], curves)
     assert [*found[runs["run_id"][0]]] == [*curves]
-    assert details.curves(uri(made), runs[:0]) == {}
+    assert read_curves(uri(made), runs[:0]) == {}
 
 
 def test_the_client_gives_the_same_curves(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = store.collect(uri(made))
-    expected = details.curves(uri(made), runs)
+    expected = read_curves(uri(made), runs)
     monkeypatch.setattr(store, "DATABASES", ())
-    assert details.curves(uri(made), runs) == expected
+    assert read_curves(uri(made), runs) == expected
 
 
 def test_letters_that_are_not_seen_are_shown_by_number(folder: Path) -> None:
@@ -108,7 +109,9 @@ def test_what_no_run_has_does_not_stop_the_pages(
         "UPDATE metrics SET value = 1e-310 WHERE key = 'train/ce'",
         "UPDATE tags SET value = '=1+1' WHERE key = 'variant'",
     )
-    monkeypatch.setattr("leaderboards.read.artifacts.read", lambda *_: b'{"device": "\\ud800"}')
+    monkeypatch.setattr(
+        "leaderboards.read.artifacts.read_artifact", lambda *_: b'{"device": "\\ud800"}'
+    )
     leaderboards.write(uri(folder), folder / "out")
     (page, *_) = (folder / "out" / "runs").iterdir()
     assert "1970-01-01" in page.read_text()
@@ -133,7 +136,7 @@ def test_postgresql_says_the_same(tmp_path: Path) -> None:
         there, here = store.collect(place), store.collect(base)
         drop = ["run_id", "artifact_uri"]
         pd.testing.assert_frame_equal(there.drop(columns=drop), here.drop(columns=drop))
-        assert [*details.curves(place, there).values()] == [*details.curves(base, here).values()]
+        assert [*read_curves(place, there).values()] == [*read_curves(base, here).values()]
 
 
 def test_a_store_in_files_is_read_through_the_client(
@@ -154,7 +157,7 @@ def test_a_store_in_files_is_read_through_the_client(
         == in_base.attrs
         == {"problems": ["runs that did not finish are left out: 1 RUNNING"]}
     )
-    assert [*details.curves(files, in_files).values()] == [*details.curves(base, in_base).values()]
+    assert [*read_curves(files, in_files).values()] == [*read_curves(base, in_base).values()]
     assert store.collect((tmp_path / "none").as_uri()).empty
     assert not (tmp_path / "none").exists()
 
@@ -235,6 +238,6 @@ def test_half_written_runs(
 def test_a_missing_or_damaged_environment_is_empty(content: Any, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / "environment.json").write_text(content)
-    assert details.environment({"artifact_uri": tmp_path.as_uri()}) == {}
+    assert artifacts.read_environment({"artifact_uri": tmp_path.as_uri()}) == {}
     (tmp_path / "environment.json").write_text('{"torch": "2"}')
-    assert details.environment({"artifact_uri": tmp_path.as_uri()}) == {"torch": "2"}
+    assert artifacts.read_environment({"artifact_uri": tmp_path.as_uri()}) == {"torch": "2"}

@@ -1,0 +1,131 @@
+"""The ranking of each row of a table: rank, interval, gap to the first, or why there is no rank."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+import pandas as pd
+
+from leaderboards.read.verdicts import VerdictError, read_row_verdicts
+from leaderboards.schema.record import Verdicts
+from leaderboards.stats.ranks import PairedRows, accuracy_interval, shared_ranks
+from leaderboards.tables.protocol_changes import changed_eps
+from leaderboards.tables.rows import Ranking, Row, RunRow
+
+RANKED = (
+    " Rank is one more than the number of rows that are significantly better (paired bootstrap over"
+    " the same images, and over seeds; 95 % for all pairs of the table together): rows that share a"
+    " rank are not separated, others need not be."
+)
+ONE_SEED = " No row has several seeds: networks are compared, not methods."
+SOME_ONE_SEED = " A row of one seed is compared with the average spread of the others."
+BRACKETS = " In brackets is the row's own 95 % interval over images{}."
+
+
+def rank_rows(rows: Sequence[Sequence[RunRow]], metric: str, compete: bool) -> list[Ranking]:
+    """Rank rows, each given by its runs; with `compete` all must be judged on the same images."""
+    rankings = []
+    verdicts: dict[int, Verdicts] = {}
+    for index, runs in enumerate(rows):
+        try:
+            verdicts[index] = read_row_verdicts(runs, metric)
+        except VerdictError as error:
+            rankings.append(Ranking(unranked_reason=str(error)))
+            continue
+        interval = accuracy_interval(verdicts[index])
+        rankings.append(Ranking(interval=interval, image_accuracy=verdicts[index].mean(axis=0)))
+    if compete:
+        _refuse_other_attacks(rows, rankings, verdicts)
+        _refuse_other_images(rankings, verdicts)
+        _compare_rows(rankings, verdicts)
+    return rankings
+
+
+def _refuse_other_attacks(
+    rows: Sequence[Sequence[RunRow]], rankings: list[Ranking], verdicts: dict[int, Verdicts]
+) -> None:
+    for index in list(verdicts):
+        eps = changed_eps(rows[index][0])
+        if eps:
+            rankings[index] = replace(rankings[index], unranked_reason=f"attacked with {eps}")
+            del verdicts[index]
+
+
+def _refuse_other_images(rankings: list[Ranking], verdicts: dict[int, Verdicts]) -> None:
+    counts = Counter(survived.shape[1] for survived in verdicts.values())
+    for index in list(verdicts):
+        images, usual = verdicts[index].shape[1], counts.most_common(1)[0][0]
+        if images != usual:
+            reason = f"judged on {images:,} images, most rows on {usual:,}"
+            rankings[index] = replace(rankings[index], unranked_reason=reason)
+            del verdicts[index]
+
+
+def _compare_rows(rankings: list[Ranking], verdicts: dict[int, Verdicts]) -> None:
+    if not verdicts:
+        return
+    paired = PairedRows.from_verdicts(list(verdicts.values()))
+    first = int(paired.means.argmax())
+    ranks = shared_ranks(paired.better())
+    for position, index in enumerate(verdicts):
+        gap = paired.difference(first, position)
+        rankings[index] = replace(rankings[index], rank=ranks[position], gap_to_first=gap)
+
+
+def caption(runs: pd.DataFrame, rows: Iterable[Row], compete: bool) -> str:
+    """Return how many images `runs` were judged on, and what ranks and brackets of `rows` mean."""
+    images = _range_text(runs, "test/n")
+    attacked = _range_text(runs, "test/aa_n") or images
+    text = "The number of test images was not recorded"
+    if images:
+        text = f"{images} test images"
+    if attacked != images:
+        text += f", AutoAttack on {attacked} of them"
+    text += "."
+    seeds = [row.seeds for row in rows if row.ranking.interval]
+    if not seeds:
+        return text
+    comparison, over = "", " and seeds"
+    if max(seeds) == 1:
+        comparison, over = ONE_SEED, ""
+    elif 1 in seeds:
+        comparison, over = SOME_ONE_SEED, ", and over seeds where there are several"
+    if compete and len(seeds) > 1:
+        text += RANKED + comparison
+    return text + BRACKETS.format(over)
+
+
+def add_ranking_columns(runs: pd.DataFrame, rows: Iterable[Row]) -> pd.DataFrame:
+    """Put columns "row/..." with the ranking of its row before each run; empty without a row."""
+    columns_by_run: dict[str, dict[str, object]] = {}
+    for row in rows:
+        columns_by_run |= dict.fromkeys(row.run_ids, _ranking_columns(row.ranking, row.marks))
+    content = [columns_by_run.get(run_id, {}) for run_id in runs["run_id"]]
+    names = list(_ranking_columns(Ranking(), ()))
+    columns = pd.DataFrame(content, index=runs.index, columns=names)
+    columns["row/rank"] = columns["row/rank"].astype("Int64")
+    return pd.concat([columns, runs], axis="columns")
+
+
+def _ranking_columns(ranking: Ranking, marks: Sequence[str]) -> dict[str, object]:
+    low, high = ranking.interval or (None, None)
+    gap, gap_low, gap_high = ranking.gap_to_first or (None, None, None)
+    return {
+        "row/rank": ranking.rank,
+        "row/aa_low": low,
+        "row/aa_high": high,
+        "row/behind_first": gap,
+        "row/behind_first_low": gap_low,
+        "row/behind_first_high": gap_high,
+        "row/marks": "; ".join(marks),
+    }
+
+
+def _range_text(runs: pd.DataFrame, metric: str) -> str:
+    """Return "1,000" or "500 to 1,000"; "" where nothing was recorded."""
+    if metric not in runs or runs[metric].isna().all():
+        return ""
+    low, high = f"{int(runs[metric].min()):,}", f"{int(runs[metric].max()):,}"
+    return low if low == high else f"{low} to {high}"
