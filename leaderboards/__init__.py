@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pandas as pd
 
-    from leaderboards.schema.about import About
+    from leaderboards.schema.method_card import MethodCard
 
 __all__ = ["write"]
 
@@ -39,7 +39,7 @@ def write(
     source: str | Path,
     out: Path,
     suite: str | None = None,
-    about: Callable[[str], About | None] = lambda name: None,
+    about: Callable[[str], MethodCard | None] = lambda name: None,
     figures: bool = False,
     protocol: Callable[[str], Mapping[str, str]] = lambda experiment: {},
 ) -> list[Path]:
@@ -53,25 +53,28 @@ def write(
     call left and that are no more are removed.
     Raises store.StoreError when the store cannot be read (nothing is written then) and OSError when `out` cannot be.
     """
-    from leaderboards.read import details, store
+    from leaderboards.read import artifacts, store
+    from leaderboards.read.curves import read_curves
     from leaderboards.render import export, latex, markdown
     from leaderboards.render.figures import papers
     from leaderboards.render.site import pages
     from leaderboards.render.site.site import Site
-    from leaderboards.tables import published, standing, table
+    from leaderboards.tables.published import add_published_columns
+    from leaderboards.tables.ranking import add_ranking_columns
+    from leaderboards.tables.suite_tables import build_sections
 
     runs = store.collect(source, suite)
-    found = table.sections(runs, protocol)
+    found = build_sections(runs, protocol)
     rows = (row for section in found for row in section.rows)
-    every = standing.beside(published.beside(runs.drop(columns="artifact_uri")), rows)
+    every = add_ranking_columns(add_published_columns(runs.drop(columns="artifact_uri")), rows)
     tables = {
         "leaderboard.md": markdown.render(runs, suite, found),
         "leaderboard.tex": latex.render(found),
         "leaderboard.json": export.render(found),
         "leaderboard.csv": _inert(every).to_csv(index=False),
     }
-    curves = details.curves(source, runs[~runs["superseded"].astype(bool)])
-    site = Site(runs, found, curves, details.environment, about, suite)
+    curves = read_curves(source, runs[~runs["superseded"].astype(bool)])
+    site = Site(runs, found, curves, artifacts.read_environment, about, suite)
     for folder in ("assets", "tasks", "methods", "runs", *["figures"] * figures):
         (out / folder).mkdir(parents=True, exist_ok=True)
     for name, text in tables.items():

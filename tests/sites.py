@@ -10,12 +10,12 @@ import pandas as pd
 
 from leaderboards.render.site import pages
 from leaderboards.render.site.site import Site
-from leaderboards.tables import table
+from leaderboards.tables.suite_tables import build_sections
 
 
 def render(runs: pd.DataFrame) -> dict[str, str]:
     """HTML by path."""
-    return dict(pages.pages(Site(runs, table.sections(runs))))
+    return dict(pages.pages(Site(runs, build_sections(runs))))
 
 
 def task(runs: pd.DataFrame, name: str) -> str:

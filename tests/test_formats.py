@@ -15,7 +15,7 @@ from test_leaderboards import NASTY, Store, fill, scores
 import leaderboards
 from leaderboards.read import store
 from leaderboards.render import export, latex, markdown
-from leaderboards.tables import table
+from leaderboards.tables.suite_tables import Section, build_sections
 
 GOLDEN = r"""
     Rank & Method & Teacher & Seeds & Clean & AutoAttack & PGD-20 \\
@@ -51,15 +51,15 @@ row/rank,row/aa_low,row/aa_high,row/behind_first,row/behind_first_low,row/behind
 
 
 @pytest.fixture(scope="module")
-def found(runs: pd.DataFrame) -> list[table.Section]:
-    return table.sections(runs)
+def found(runs: pd.DataFrame) -> list[Section]:
+    return build_sections(runs)
 
 
 def test_latex_is_golden(runs: pd.DataFrame) -> None:
     named = runs[(runs["experiment"] == "digits@1") & ~runs["dataset"].eq(NASTY)].dropna(
         axis="columns", how="all"
     )
-    said = latex.render(table.sections(named))
+    said = latex.render(build_sections(named))
     assert GOLDEN in said
     assert "95~\\% for all pairs" in said
     assert "seeds where there are several. Teacher T1 is robust, T2 is natural.}" in said
@@ -67,7 +67,7 @@ def test_latex_is_golden(runs: pd.DataFrame) -> None:
 
 def test_a_row_in_json_is_golden(runs: pd.DataFrame) -> None:
     content = json.loads(
-        export.render(table.sections(runs)), parse_float=lambda text: round(float(text), 4)
+        export.render(build_sections(runs)), parse_float=lambda text: round(float(text), 4)
     )
     task = next(suite for suite in content["suites"] if suite["suite"] == "digits@1")["tasks"][-1]
     row = next(row for row in task["rows"] if row["method"] == "rslad")
@@ -87,7 +87,7 @@ def test_csv_is_golden(tmp_path: Path) -> None:
     )
 
 
-def test_names_are_text_in_latex(found: list[table.Section]) -> None:
+def test_names_are_text_in_latex(found: list[Section]) -> None:
     text = latex.render(found)
     assert r"\$x\$ \textless{}script\textgreater{}alert(\textquotedbl{}x\textquotedbl{})" in text
     assert text.count("{") == text.count("}") + text.count(r"\{") - text.count(r"\}")
@@ -100,7 +100,7 @@ def test_names_are_text_in_latex(found: list[table.Section]) -> None:
 
 
 @pytest.mark.skipif(not shutil.which("pdflatex"), reason="needs pdflatex")
-def test_latex_compiles(found: list[table.Section], tmp_path: Path) -> None:
+def test_latex_compiles(found: list[Section], tmp_path: Path) -> None:
     head = r"\documentclass{article}\usepackage[T1]{fontenc}\usepackage{booktabs,graphicx}\begin{document}"
     (tmp_path / "t.tex").write_text(f"{head}\n{latex.render(found)}\n\\end{{document}}\n")
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"]
@@ -108,16 +108,16 @@ def test_latex_compiles(found: list[table.Section], tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout[-2000:]
 
 
-def test_json_says_what_the_tables_say(found: list[table.Section]) -> None:
+def test_json_says_what_the_tables_say(found: list[Section]) -> None:
     content = json.loads(export.render(found))
     assert content["schema"] == {"name": "robust-distill-bench/leaderboard", "version": 1}
     assert [suite["suite"] for suite in content["suites"]] == [
         section.experiment for section in found
     ]
     for suite, section in zip(content["suites"], found, strict=True):
-        for task, group in zip(suite["tasks"], section.groups, strict=True):
+        for task, group in zip(suite["tasks"], section.tables, strict=True):
             for row, shown in zip(task["rows"], (*group.ranked, *group.incomplete), strict=True):
-                assert (row["method"], row["rank"]) == (shown.method, shown.standing.rank)
+                assert (row["method"], row["rank"]) == (shown.method, shown.ranking.rank)
                 for column in group.columns:
                     cell = row["cells"].get(column.metric)
                     assert (cell is None) == (not shown[column.metric].n)
@@ -151,8 +151,8 @@ def test_tuned_rows_are_rows_of_their_own_with_short_names(tmp_path: Path) -> No
     tracked.run(
         "rslad", 0.6, params=odd, metrics=scores(0.9, 0.7, 9), variant="official", sets="lr"
     )
-    (section,) = table.sections(store.collect(uri))
-    rows = {row.label: row for row in section.groups[0].ranked}
+    (section,) = build_sections(store.collect(uri))
+    rows = {row.label: row for row in section.tables[0].ranked}
     assert list(rows) == [
         "rslad (tuned, 30 trials, a1b2)",
         "rslad",

@@ -21,9 +21,9 @@ from leaderboards.render.figures.curves import of_run
 from leaderboards.render.figures.views import Series, View
 from leaderboards.render.site import pages
 from leaderboards.render.site.site import Site, files
-from leaderboards.schema.about import About, Parameter
 from leaderboards.schema.fields import Curve
-from leaderboards.tables import table
+from leaderboards.schema.method_card import HyperParameter, MethodCard
+from leaderboards.tables.suite_tables import build_sections
 
 TASK = [
     ["Rank", "Method", "AutoAttack", "Teacher", "Seeds", "Clean", "Worst", "PGD-20", "AutoAttack, last", "Train min"],
@@ -263,7 +263,7 @@ def test_curves_are_drawn_run_by_run_and_averaged_by_method(runs: pd.DataFrame) 
         for place, run in enumerate(seeds)
     }
     curves[seeds[0]]["train/ce"] = ([0, 2, 4], [2.0, 0.0, -2.0])
-    site = Site(runs, table.sections(runs), curves)
+    site = Site(runs, build_sections(runs), curves)
     found = dict(pages.pages(site))
     validation, losses = Reader(found[f"runs/{seeds[0]}.html"]).data[0]
     assert validation["data"][0]["y"] == [0, 10, 20, 30, 40]
@@ -276,14 +276,14 @@ def test_curves_are_drawn_run_by_run_and_averaged_by_method(runs: pd.DataFrame) 
 
 
 def test_method_page_shows_formula_and_recorded_values(runs: pd.DataFrame) -> None:
-    told = About(
+    told = MethodCard(
         "A title.",
         "a < b & <i>c</i>",
         "A paper.",
-        (Parameter("alpha", "5 / 6", "0.5 to 1", "share"),),
+        (HyperParameter("alpha", "5 / 6", "0.5 to 1", "share"),),
     )
     known = runs.assign(**{"param/hyper.alpha": "0.9", "param/hyper.new": "1"})
-    site = Site(known, table.sections(known), about=lambda name: told if name == "kd" else None)
+    site = Site(known, build_sections(known), about=lambda name: told if name == "kd" else None)
     found = dict(pages.pages(site))
     read = Reader(found["methods/kd.html"])
     assert "a < b & <i>c</i>" in read.text

@@ -28,12 +28,14 @@ from bench.protocol import suites
 from bench.records import reproduce, resolved
 from bench.system import environment
 from bench.tracking.track import FINISHED, Record, Store
-from leaderboards.read import details, store
+from leaderboards.read import artifacts, store
+from leaderboards.read.curves import read_curves
+from leaderboards.read.record_files import read_record
 from leaderboards.render import export, markdown
 from leaderboards.schema import record
 from leaderboards.schema.fields import Curves
 from leaderboards.schema.record import RecordError
-from leaderboards.tables import table
+from leaderboards.tables.suite_tables import build_sections
 
 NASTY = '<script>alert("x")</script>|`*\'& $x_1^2$ \\alpha{} żółw 鳥'
 RESULTS = (
@@ -146,7 +148,7 @@ def take(folder: Path, *sources: Path, more: tuple[str, ...] = ()) -> int:
 
 def tables(runs: pd.DataFrame) -> str:
     """Every table of the runs, and all numbers behind it but for the ids of runs."""
-    found = table.sections(runs)
+    found = build_sections(runs)
     content = json.loads(export.render(found))
     for group in (
         group for suite in content["suites"] for group in (*suite["tasks"], suite["teachers"])
@@ -158,7 +160,7 @@ def tables(runs: pd.DataFrame) -> str:
 
 def curves_by_spec(source: str | Path, runs: pd.DataFrame) -> dict[str, Curves]:
     spec = dict(zip(runs["run_id"], runs["spec_id"], strict=True))
-    return {spec[run]: curves for run, curves in details.curves(source, runs).items()}
+    return {spec[run]: curves for run, curves in read_curves(source, runs).items()}
 
 
 def test_another_store_gives_the_same_leaderboard(origin: Path, records: Path, home: Path) -> None:
@@ -176,7 +178,9 @@ def test_another_store_gives_the_same_leaderboard(origin: Path, records: Path, h
     for frame, lines in zip(others, same, strict=True):
         pd.testing.assert_frame_equal(frame.drop(columns=OWN), first.drop(columns=OWN))
         assert lines == curves
-        assert [details.environment(run) for run in frame.to_dict("records")] == [ENVIRONMENT] * 6
+        assert [artifacts.read_environment(run) for run in frame.to_dict("records")] == [
+            ENVIRONMENT
+        ] * 6
         assert tables(frame) == tables(first)
         assert frame.attrs == {"problems": []}
     assert tables(first).count('"rank": 1') >= 2
@@ -189,7 +193,7 @@ def test_records_are_small_and_readably_named(records: Path) -> None:
     assert all(name.isascii() and not set(name) & set("/\\<>\"'|*?: ") for name in names)
     for path in records.iterdir():
         assert path.stat().st_size < 10_000
-        assert record.read(path).text() == path.read_text(encoding="utf-8")
+        assert read_record(path).to_json() == path.read_text(encoding="utf-8")
 
 
 def test_again_is_skipped_and_other_numbers_are_refused(
@@ -235,7 +239,7 @@ def suite(name: str) -> Callable[[dict[str, Any]], str]:
 
     def changed(content: dict[str, Any]) -> str:
         content["spec"]["suite"] = name
-        content["spec_id"] = record.Spec(**content["spec"]).id
+        content["spec_id"] = record.RecordedSpec(**content["spec"]).id
         return json.dumps(content)
 
     return changed
@@ -243,7 +247,7 @@ def suite(name: str) -> Callable[[dict[str, Any]], str]:
 
 def extra(content: dict[str, Any]) -> str:
     content["spec"]["unheard"] = 1
-    content["spec_id"] = record.Spec(**content["spec"]).id
+    content["spec_id"] = record.RecordedSpec(**content["spec"]).id
     return json.dumps(content)
 
 
@@ -336,7 +340,7 @@ def test_one_network_is_not_two_seeds(
     for place, (name, value) in enumerate({"seed": 77, "method": "rslad", "limit_aa": 61}.items()):
         content = json.loads(path.read_text()) | {"run_id": f"{place:032}"}
         content["spec"][name] = value
-        content["spec_id"] = record.Spec(**content["spec"]).id
+        content["spec_id"] = record.RecordedSpec(**content["spec"]).id
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
         assert take(home, tmp_path / f"{name}.json") == (name != "limit_aa")
         assert ("its checkpoint is that of run " in capsys.readouterr().err) == (name != "limit_aa")
@@ -349,7 +353,7 @@ def test_an_import_that_was_stopped_leaves_nothing_to_go_on_with(
     records: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (path, *_) = sorted(records.glob("*ard-seed*"))
-    spec = resolved(record.read(path))
+    spec = resolved(read_record(path))
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
@@ -482,7 +486,7 @@ def test_a_corrupt_record_is_left_out_and_named(records: Path, tmp_path: Path) -
     assert problems[1].startswith(f"zz.json is left out: {second.name} is the record of ")
     assert len(problems) == 2
     assert store.collect(folder, "digits@2").empty
-    assert details.curves(folder, runs).keys() == {*runs["run_id"]}
+    assert read_curves(folder, runs).keys() == {*runs["run_id"]}
     words = [
         "leaderboard",
         "--records",
@@ -502,13 +506,13 @@ def test_no_folder_is_an_error_and_an_empty_one_an_empty_store(tmp_path: Path) -
         store.collect(tmp_path / "none")
     runs = store.collect(tmp_path)
     assert runs.empty
-    assert details.curves(tmp_path, runs) == {}
+    assert read_curves(tmp_path, runs) == {}
 
 
 def test_the_repositorys_own_records_are_valid() -> None:
-    found = {path: record.read(path) for path in sorted(RESULTS.glob("*.json"))}
+    found = {path: read_record(path) for path in sorted(RESULTS.glob("*.json"))}
     assert found
-    assert [path.name for path in found] == [each.name for each in found.values()]
+    assert [path.name for path in found] == [each.file_name for each in found.values()]
     assert len({each.spec_id for each in found.values()}) == len(found)
     for suite, _, version in (each.spec.suite.partition("@") for each in found.values()):
         assert (
@@ -518,12 +522,12 @@ def test_the_repositorys_own_records_are_valid() -> None:
 
 
 def test_two_teachers_have_one_name_whatever_their_order() -> None:
-    found = record.read(next(RESULTS.glob("digits@*-mtard-*.json")))
+    found = read_record(next(RESULTS.glob("digits@*-mtard-*.json")))
     assert len(found.spec.teachers) == 2
     spec = resolved(found)
     turned = dataclasses.replace(spec, teachers=dict(reversed(spec.teachers.items())))
     assert turned.id == spec.id
-    names = {each.teacher for each in (spec, turned)} | {found.row()["teacher"]}
+    names = {each.teacher for each in (spec, turned)} | {found.to_row()["teacher"]}
     assert names == {"resnet8-w16-trades + resnet8-w16-natural"}
 
 
@@ -637,11 +641,14 @@ def test_what_is_not_reproduced_is_refused(
 
 @pytest.mark.parametrize(("share", "may"), [(0.0, 0), (reproduce.ELSEWHERE, 1), (0.02, 4)])
 def test_as_many_images_may_differ_as_are_allowed(records: Path, share: float, may: int) -> None:
-    found = record.read(min(records.iterdir()))
+    found = read_record(min(records.iterdir()))
     survived = np.arange(200) < 100
     metrics = {"test/n": 200.0, "test/aa_n": 200.0, "test/aa": 0.5}
     told = found.model_copy(
-        update={"metrics": metrics, "verdicts": record.Verdicts(**record.packed(survived))}
+        update={
+            "metrics": metrics,
+            "verdicts": record.PackedVerdicts(**record.pack_verdicts(survived)),
+        }
     )
     for turned in range(6):
         again = survived.copy()

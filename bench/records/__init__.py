@@ -17,8 +17,10 @@ from bench.protocol.spec import Spec
 from bench.system.errors import BenchError, UsageError
 from bench.tracking import note, track
 from bench.tracking.track import FINISHED, Store, tracking_uri
-from leaderboards.read import artifacts, details, verdicts
-from leaderboards.read.store import StoreError, collect
+from leaderboards.read import artifacts, verdicts
+from leaderboards.read.curves import read_curves
+from leaderboards.read.record_files import read_record
+from leaderboards.read.store import StoreError, collect, frame_rows
 from leaderboards.schema import fields, record
 from leaderboards.schema.record import Record, RecordError
 
@@ -29,7 +31,7 @@ TRAINED = (
     "student",
     "method",
     "seed",
-)  # tags, as record.Record.trained has them
+)  # tags, as record.Record.training_key has them
 
 
 def export(given: options.Export) -> int:
@@ -42,13 +44,13 @@ def export(given: options.Export) -> int:
     try:
         runs = collect(source, given.suite or None)
         runs = runs[~runs["superseded"]] if given.suite else runs[runs["run_id"].isin(given.runs)]
-        curves = details.curves(source, runs)
+        curves = read_curves(source, runs)
         given.out.mkdir(parents=True, exist_ok=True)
     except StoreError as error:
         raise BenchError(str(error)) from error
     except OSError as error:
         raise BenchError(f"cannot write to {str(given.out)!r}: {error.strerror}") from error
-    found = {run["run_id"]: run for run in fields.lines(runs)}
+    found = {run["run_id"]: run for run in frame_rows(runs)}
     if not found and given.suite:
         raise BenchError(f"no finished run of {given.suite!r} in {source}")
 
@@ -56,12 +58,12 @@ def export(given: options.Export) -> int:
         if name not in found:
             raise RecordError("no finished run of a suite has this id")
         made = of(found[name], curves.get(name, {}))
-        path = given.out / made.name
+        path = given.out / made.file_name
         part = path.with_suffix(
             ".part"
         )  # a full disk leaves the file of an earlier export as it is
         try:
-            part.write_text(made.text(), encoding="utf-8")
+            part.write_text(made.to_json(), encoding="utf-8")
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
@@ -75,28 +77,28 @@ def of(run: dict[str, Any], curves: fields.Curves) -> Record:
     metrics = {
         name: value
         for name, value in run.items()
-        if name.startswith(fields.METRICS) and value == value
+        if name.startswith(fields.METRIC_PREFIXES) and value == value
     }
     try:
-        spec = json.loads(artifacts.read(run["artifact_uri"], "spec.json"))
-        survived = verdicts.of(run["artifact_uri"]) if "test/aa" in metrics else None
+        spec = json.loads(artifacts.read_artifact(run["artifact_uri"], "spec.json"))
+        survived = verdicts.read_verdicts(run["artifact_uri"]) if "test/aa" in metrics else None
     except verdicts.VerdictError as error:
         raise RecordError(str(error)) from error
     except Exception as error:  # stores fail in more ways than can be named
         raise RecordError("its spec.json is missing or damaged") from error
-    return record.made(
+    return record.build_record(
         spec_id=run["spec_id"],
         run_id=run["run_id"],
         start_time=run["start_time"].value // 1_000_000,
         spec=spec,
-        tags={name: run[name] for name in fields.NOTED},
+        tags={name: run[name] for name in fields.RECORD_TAGS},
         checksums={
-            name.removeprefix("sha256."): run[name] for name in fields.CHECKSUMS if run[name]
+            name.removeprefix("sha256."): run[name] for name in fields.CHECKSUM_TAGS if run[name]
         },
         metrics={name: value for name, value in metrics.items() if name not in curves},
         curves={name: [*zip(*curve, strict=True)] for name, curve in curves.items()},
-        environment=details.environment(run),
-        verdicts=None if survived is None else record.packed(survived),
+        environment=artifacts.read_environment(run),
+        verdicts=None if survived is None else record.pack_verdicts(survived),
     )
 
 
@@ -112,7 +114,7 @@ def take(given: options.Import) -> int:
     store = Store(given.store)
 
     def one(path: Path) -> str:
-        found = record.read(path)
+        found = read_record(path)
         spec = resolved(found)
         if given.verify:
             from bench.records import reproduce
@@ -160,7 +162,7 @@ def resolved(found: Record) -> Spec:
     try:
         spec = TypeAdapter(Spec).validate_python(found.spec.model_dump())
     except ValidationError as error:
-        raise RecordError(f"spec.{record.first(error)}") from error
+        raise RecordError(f"spec.{record.describe_first_error(error)}") from error
     if spec.id != found.spec_id:
         raise RecordError("spec: it has fields or values that this version does not write")
     return spec
@@ -172,10 +174,12 @@ def keep(store: Store, found: Record, spec: Spec) -> str:
     if not held:
         once(store, found, spec)
         return f"taken in as run {add(store, found, spec)}"
-    there = {name: held.data.tags.get(name) for name in fields.CHECKSUMS} | results(
+    there = {name: held.data.tags.get(name) for name in fields.CHECKSUM_TAGS} | results(
         held.data.metrics
     )
-    here = {name: found.row().get(name) for name in fields.CHECKSUMS} | results(found.metrics)
+    here = {name: found.to_row().get(name) for name in fields.CHECKSUM_TAGS} | results(
+        found.metrics
+    )
     for name in sorted(there.keys() | here.keys()):
         if there.get(name) != here.get(name):
             other = f"{name} {here.get(name)}, not {there.get(name)}"
@@ -191,7 +195,7 @@ def once(store: Store, found: Record, spec: Spec) -> None:
     for run in store.client.search_runs(
         [store.experiment(spec.suite)], f"tags.`sha256.best` = '{sha256}'"
     ):
-        if tuple(run.data.tags.get(name, "") for name in TRAINED) != found.trained:
+        if tuple(run.data.tags.get(name, "") for name in TRAINED) != found.training_key:
             raise RecordError(
                 f"its checkpoint is that of run {run.info.run_id}, of another method, network or seed"
             )
@@ -206,12 +210,12 @@ def add(store: Store, found: Record, spec: Spec) -> str:
 
     experiment, run = store.experiment(spec.suite), ""
     tags = {"variant": "", "suite": spec.suite} | {
-        name: v for name, v in found.row().items() if name in fields.TAGS
+        name: v for name, v in found.to_row().items() if name in fields.TAGS
     }
     for half in store.client.search_runs([experiment], f"tags.{track.IMPORTING} = '{spec.id}'"):
         store.client.delete_run(half.info.run_id)
     try:
-        parent = {fields.PARENT: store.group(experiment, tags), track.IMPORTING: spec.id}
+        parent = {fields.PARENT_TAG: store.group(experiment, tags), track.IMPORTING: spec.id}
         name = f"{note.title(tags)} seed {spec.seed}"
         run = str(
             store.client.create_run(experiment, found.start_time, tags | parent, name).info.run_id
@@ -242,9 +246,9 @@ def fill(run: track.Record, found: Record, spec: Spec) -> None:
     run.text("environment.json", json.dumps(found.environment, indent=2))
     if found.verdicts:
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / Path(verdicts.FILE).name
+            path = Path(folder) / Path(verdicts.VERDICTS_FILE).name
             np.savez_compressed(path, robust_aa=found.survived)
-            run.file(path, str(Path(verdicts.FILE).parent))
+            run.file(path, str(Path(verdicts.VERDICTS_FILE).parent))
 
 
 def results(metrics: dict[str, float]) -> dict[str, float]:

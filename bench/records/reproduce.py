@@ -16,8 +16,7 @@ from bench.system import environment
 from bench.system.progress import Progress
 from leaderboards.read import artifacts, verdicts
 from leaderboards.read.store import collect
-from leaderboards.schema.record import AGREE, Record, RecordError
-from leaderboards.stats.rank import Flags
+from leaderboards.schema.record import ACCURACY_TOLERANCE, Record, RecordError, Verdicts
 
 COUNTS = ("test/n", "test/aa_n")
 ELSEWHERE = 0.005  # share of the images whose verdict another machine or library may turn by rounding; the same: none
@@ -45,10 +44,10 @@ def verify(found: Record, spec: Spec, tracking_uri: str, given: options.Import) 
             )
         device = environment.device(given.device)
         net = checkpoint.load(path, spec.arch, data.info, sha256).to(device)
-        (folder / verdicts.FILE).parent.mkdir()
-        stem = folder / verdicts.FILE.removesuffix("_aa.npz")
+        (folder / verdicts.VERDICTS_FILE).parent.mkdir()
+        stem = folder / verdicts.VERDICTS_FILE.removesuffix("_aa.npz")
         with Progress([(0.0, 0.0)]) as progress:
-            progress.start(found.name)
+            progress.start(found.file_name)
             values, flags = cell.evaluate(
                 net, spec, data.test, "best" in spec.full_checkpoints, stem, progress.tick
             )
@@ -63,7 +62,7 @@ def verify(found: Record, spec: Spec, tracking_uri: str, given: options.Import) 
                 f"not reproduced: it does not have the flag {hidden[0]}, {flags[hidden[0]]}"
             )
         return compare(
-            found, again, verdicts.of(folder.as_uri()) if "aa" in values else None, share
+            found, again, verdicts.read_verdicts(folder.as_uri()) if "aa" in values else None, share
         )
 
 
@@ -72,12 +71,12 @@ def fetched(tracking_uri: str, sha256: str, path: Path) -> Path | None:
     runs = collect(tracking_uri)
     for uri in runs.loc[runs["sha256.best"] == sha256, "artifact_uri"]:
         with suppress(Exception):  # a run that was imported has no checkpoint
-            path.write_bytes(artifacts.read(uri, "checkpoints/best.pt"))
+            path.write_bytes(artifacts.read_artifact(uri, "checkpoints/best.pt"))
             return path
     return None
 
 
-def compare(found: Record, again: dict[str, float], survived: Flags | None, share: float) -> str:
+def compare(found: Record, again: dict[str, float], survived: Verdicts | None, share: float) -> str:
     """Raises RecordError unless accuracies and verdicts are those of the record, up to a share of the images."""
     told = {name: value for name, value in found.metrics.items() if name.startswith("test/")}
     if odd := sorted(told.keys() ^ again.keys()):
@@ -91,7 +90,7 @@ def compare(found: Record, again: dict[str, float], survived: Flags | None, shar
             else again["test/n"]
         )
         may = 0.0 if name in COUNTS else int(share * images) / images
-        if abs(value - told[name]) > may + AGREE:
+        if abs(value - told[name]) > may + ACCURACY_TOLERANCE:
             raise RecordError(
                 f"not reproduced: {name} is {value:.4f} here, recorded {told[name]:.4f}"
             )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import methods
-from leaderboards.schema.about import About, Parameter
+from leaderboards.schema.method_card import HyperParameter, MethodCard
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Source:
     origins: dict[str, str]
 
 
-def about(name: str) -> About | None:
+def about(name: str) -> MethodCard | None:
     """Title, formula, source and hyper-parameters of the method `name`; None where they cannot be read."""
     try:
         module, shape = _place(name)
@@ -31,7 +31,7 @@ def about(name: str) -> About | None:
         found = source.classes[shape or _method(source)]
         title, _, rest = (ast.get_docstring(source.tree) or "").partition("\n\n")
         parameters = tuple(_parameters(module, found.name).values())
-        return About(_line(title), ast.get_docstring(found) or "", _line(rest), parameters)
+        return MethodCard(_line(title), ast.get_docstring(found) or "", _line(rest), parameters)
     except (
         KeyError,
         OSError,
@@ -78,18 +78,18 @@ def _method(source: Source) -> str:
     raise KeyError("METHOD")
 
 
-def _parameters(module: str, name: str) -> dict[str, Parameter]:
+def _parameters(module: str, name: str) -> dict[str, HyperParameter]:
     """Hyper-parameters by name, inherited ones first, as a dataclass orders them."""
     source = _source(module)
     if name not in source.classes:
         return _parameters(source.origins[name], name) if name in source.origins else {}
-    found: dict[str, Parameter] = {}
+    found: dict[str, HyperParameter] = {}
     for base in reversed(source.classes[name].bases):
         found |= _parameters(module, ast.unparse(base))
     return found | dict(_own(source.classes[name]))
 
 
-def _own(shape: ast.ClassDef) -> Iterator[tuple[str, Parameter]]:
+def _own(shape: ast.ClassDef) -> Iterator[tuple[str, HyperParameter]]:
     for node in shape.body:
         if (
             isinstance(node, ast.AnnAssign)
@@ -105,7 +105,7 @@ def _own(shape: ast.ClassDef) -> Iterator[tuple[str, Parameter]]:
             name = ast.unparse(node.target)
             yield (
                 name,
-                Parameter(
+                HyperParameter(
                     name,
                     _value(default),
                     searched(given, ast.unparse(default)),

@@ -78,7 +78,7 @@ def cards(store: Path) -> list[Card]:
         try:
             found.append(made.validate_json(path.read_bytes()))
         except (ValidationError, OSError) as error:
-            wrong = record.first(error) if isinstance(error, ValidationError) else error.strerror
+            wrong = record.describe_first_error(error) if isinstance(error, ValidationError) else error.strerror
             raise BenchError(
                 f"{str(path)!r}: {wrong}: mend it, or delete it and make the teacher again"
             ) from error

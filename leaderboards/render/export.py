@@ -7,8 +7,8 @@ import json
 import math
 from typing import Any
 
-from leaderboards.tables.rows import Group, Row
-from leaderboards.tables.table import Section
+from leaderboards.tables.rows import Row, TaskTable
+from leaderboards.tables.suite_tables import Section
 
 SCHEMA = {
     "name": "robust-distill-bench/leaderboard",
@@ -26,12 +26,12 @@ def _section(section: Section) -> dict[str, Any]:
     return {
         "suite": section.experiment,
         "outdated": section.outdated,
-        "tasks": [_group(group) for group in section.groups],
+        "tasks": [_group(group) for group in section.tables],
         "teachers": _group(section.teachers) if section.teachers else None,
     }
 
 
-def _group(group: Group) -> dict[str, Any]:
+def _group(group: TaskTable) -> dict[str, Any]:
     return {
         "title": group.title,
         "caption": group.caption,
@@ -46,12 +46,12 @@ def _row(row: Row) -> dict[str, Any]:
             name: getattr(row, name)
             for name in ("dataset", "student", "method", "variant", "changed", "teacher", "seeds")
         },
-        "rank": row.standing.rank,
-        "interval": row.standing.interval,
-        "behind_first": row.standing.behind,
+        "rank": row.ranking.rank,
+        "interval": row.ranking.interval,
+        "behind_first": row.ranking.gap_to_first,
         "cells": {
             metric: _finite(dataclasses.asdict(cell))
-            for metric, cell in row.cells.items()
+            for metric, cell in row.summaries.items()
             if cell.n
         },
         "missing": row.missing,

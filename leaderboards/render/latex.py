@@ -7,8 +7,9 @@ import re
 from collections.abc import Iterator
 
 from leaderboards.render.markdown import bracket, number
-from leaderboards.tables.rows import RANK, Column, Group, Row
-from leaderboards.tables.table import Section
+from leaderboards.schema.metrics import RANK_METRIC
+from leaderboards.tables.rows import Column, Row, TaskTable
+from leaderboards.tables.suite_tables import Section
 
 HEAD = r"""% Written by `python -m bench leaderboard`. Needs \usepackage[T1]{fontenc}, \usepackage{booktabs} and
 % \usepackage{graphicx}. Accuracy in percent; best in bold, second underlined; in brackets the 95 % interval.
@@ -42,15 +43,15 @@ def _letter(letter: str) -> str:
     return SPECIAL.get(letter, letter) if known else f"U+{ord(letter):04X}"
 
 
-def _groups(section: Section) -> list[Group]:
-    return [group for group in (*section.groups, section.teachers) if group and group.ranked]
+def _groups(section: Section) -> list[TaskTable]:
+    return [group for group in (*section.tables, section.teachers) if group and group.ranked]
 
 
-def _table(section: Section, group: Group) -> str:
+def _table(section: Section, group: TaskTable) -> str:
     return "\n".join(_lines(section, group))
 
 
-def _lines(section: Section, group: Group) -> Iterator[str]:
+def _lines(section: Section, group: TaskTable) -> Iterator[str]:
     place = not group.of_teachers
     columns = [
         column
@@ -83,13 +84,13 @@ def _lines(section: Section, group: Group) -> Iterator[str]:
         if place:
             lead[group.heads.index("Teacher")] = teachers[row.teacher]
         cells = [_cell(group, row, column, second[column.metric]) for column in columns]
-        yield rf"    {' & '.join([*[str(row.standing.rank or NONE)] * place, *lead, *cells])} \\"
+        yield rf"    {' & '.join([*[str(row.ranking.rank or NONE)] * place, *lead, *cells])} \\"
     yield r"    \bottomrule"
     yield r"  \end{tabular}}"
     yield r"\end{table}"
 
 
-def _teachers(group: Group) -> dict[str, str]:
+def _teachers(group: TaskTable) -> dict[str, str]:
     """What stands for each teacher in a column too narrow for names."""
     names = dict.fromkeys(row.teacher for row in group.ranked)
     return {"none": NONE} | {
@@ -97,7 +98,7 @@ def _teachers(group: Group) -> dict[str, str]:
     }
 
 
-def _second(group: Group, column: Column) -> float:
+def _second(group: TaskTable, column: Column) -> float:
     """The highest mean below the best; NaN where there is none."""
     best = group.best(column)
     below = [
@@ -108,11 +109,11 @@ def _second(group: Group, column: Column) -> float:
     return max(below, default=math.nan)
 
 
-def _cell(group: Group, row: Row, column: Column, second: float) -> str:
+def _cell(group: TaskTable, row: Row, column: Column, second: float) -> str:
     cell = row[column.metric]
     text = number(cell, column).replace("±", r"$\pm$").replace("-", "--")
     if cell.n and cell.mean == group.best(column):
         text = rf"\textbf{{{text}}}"
     elif cell.n and cell.mean == second:
         text = rf"\underline{{{text}}}"
-    return f"{text} {bracket(row)}".rstrip() if column.metric == RANK else text
+    return f"{text} {bracket(row)}".rstrip() if column.metric == RANK_METRIC else text

@@ -8,14 +8,15 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from leaderboards.tables.published import HEAD
-from leaderboards.tables.rows import RANK, SECONDS, Cell, Column, Group, Row
-from leaderboards.tables.table import Section, sections
+from leaderboards.schema.metrics import RANK_METRIC, TRAIN_SECONDS
+from leaderboards.tables.published import HEADING
+from leaderboards.tables.rows import Column, Row, SeedSummary, TaskTable
+from leaderboards.tables.suite_tables import Section, build_sections
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from leaderboards.stats.across import Across, Entry
+    from leaderboards.tables.across_tasks import AcrossTasks, AcrossTasksRow
 
 ABOUT = (
     "Accuracy in percent on the test set, for the checkpoint that validation chose; mean ± sample standard deviation "
@@ -37,7 +38,7 @@ def render(runs: pd.DataFrame, suite: str | None = None, found: list[Section] | 
     """
     parts = [
         part
-        for section in (sections(runs) if found is None else found)
+        for section in (build_sections(runs) if found is None else found)
         for part in _section(section)
     ]
     if not parts:
@@ -51,11 +52,11 @@ def escape(text: str) -> str:
     return re.sub(r"([\\|*`\[\]~$]|(?<!\w)_|_(?!\w))", r"\\\1", text)
 
 
-def number(cell: Cell, column: Column) -> str:
+def number(cell: SeedSummary, column: Column) -> str:
     """ "45.3", "45.3 ± 1.2" with several seeds, "-" where nothing was measured."""
     if not cell.n:
         return "-"
-    scale = 1 / 60 if column.metric == SECONDS else 100
+    scale = 1 / 60 if column.metric == TRAIN_SECONDS else 100
     spread = "" if math.isnan(cell.sd) else f" ± {cell.sd * scale:.1f}"
     return f"{cell.mean * scale:.1f}{spread}"
 
@@ -63,34 +64,34 @@ def number(cell: Cell, column: Column) -> str:
 def bracket(row: Row) -> str:
     """ "[77.9, 86.0]", the interval of the ranking number; "" where there is none."""
     return (
-        "[{:.1f}, {:.1f}]".format(*(100 * end for end in row.standing.interval))
-        if row.standing.interval
+        "[{:.1f}, {:.1f}]".format(*(100 * end for end in row.ranking.interval))
+        if row.ranking.interval
         else ""
     )
 
 
-def share(entry: Entry) -> str:
+def share(entry: AcrossTasksRow) -> str:
     """ "91.2 %" of the teacher's robustness; "-" where there is no teacher to compare with."""
-    return "-" if math.isnan(entry.kept) else f"{100 * entry.kept:.1f} %"
+    return "-" if math.isnan(entry.robustness_kept) else f"{100 * entry.robustness_kept:.1f} %"
 
 
 def _section(section: Section) -> Iterator[str]:
     yield f"## {escape(section.experiment)}"
-    for group in section.groups:
+    for group in section.tables:
         yield from _group(group)
-    if section.across:
+    if section.across_tasks:
         yield "### Across tasks"
-        yield "\n".join(_across(section.across))
-        yield escape(section.across.caption)
+        yield "\n".join(_across(section.across_tasks))
+        yield escape(section.across_tasks.caption)
     if section.teachers:
         yield from _group(section.teachers)
 
 
-def _across(found: Across) -> Iterator[str]:
+def _across(found: AcrossTasks) -> Iterator[str]:
     heads = (head for task in found.tasks for head in (escape(task), "Rank"))
     yield _line("Mean rank", "Method", "Teacher", "Kept", *heads)
     yield _line("---:", "---", "---", "---:", *["---:"] * 2 * len(found.tasks))
-    for entry in found.entries:
+    for entry in found.rows:
         placed = zip(entry.scores, entry.ranks, strict=True)
         cells = (
             text for score, rank in placed for text in (f"{100 * score:.1f}", str(rank or "-"))
@@ -104,7 +105,7 @@ def _across(found: Across) -> Iterator[str]:
         )
 
 
-def _group(group: Group) -> Iterator[str]:
+def _group(group: TaskTable) -> Iterator[str]:
     yield f"### {escape(group.title)}"
     if group.ranked:
         yield "\n".join(_table(group))
@@ -122,14 +123,14 @@ def _group(group: Group) -> Iterator[str]:
         yield "\n".join(f"- {_who(row)}: {escape('; '.join(row.remarks))}" for row in noted)
 
 
-def _table(group: Group) -> Iterator[str]:
+def _table(group: TaskTable) -> Iterator[str]:
     apart = bool(group.footnote)  # a last column for what was published
     place = not group.of_teachers  # a first column for the rank
     heads = (
         *["Rank"] * place,
         *group.heads,
         *(escape(column.label) for column in group.columns),
-        *[f"*{HEAD}*"] * apart,
+        *[f"*{HEADING}*"] * apart,
     )
     yield _line(*heads)
     texts = len(group.heads) - 1
@@ -138,21 +139,21 @@ def _table(group: Group) -> Iterator[str]:
     )
     for row in group.ranked:
         cells = (_cell(group, row, column) for column in group.columns)
-        rank = str(row.standing.rank or "-")
+        rank = str(row.ranking.rank or "-")
         yield _line(
             *[rank] * place, *map(escape, group.lead(row)), *cells, *[_published(row)] * apart
         )
 
 
-def _cell(group: Group, row: Row, column: Column) -> str:
+def _cell(group: TaskTable, row: Row, column: Column) -> str:
     text = number(row[column.metric], column)
     text = f"**{text}**" if row[column.metric].mean == group.best(column) else text
-    return f"{text} {bracket(row)}".rstrip() if column.metric == RANK else text
+    return f"{text} {bracket(row)}".rstrip() if column.metric == RANK_METRIC else text
 
 
 def _published(row: Row) -> str:
     found = row.published
-    return escape(f"{found.span} ({found.remark(row[RANK].mean)})") if found else ""
+    return escape(f"{found.span} ({found.remark(row[RANK_METRIC].mean)})") if found else ""
 
 
 def _who(row: Row) -> str:

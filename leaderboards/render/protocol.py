@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from leaderboards.tables.rows import LABELS
+from leaderboards.schema.metrics import ATTACK_LABELS
 
 FRACTION = re.compile(r"0\.\d{5,}")  # 8/255 has seventeen digits, 0.5 has one
 Record = Mapping[str, Any]  # a line of store.collect's frame
@@ -93,8 +93,12 @@ def _attacks(runs: Sequence[Record]) -> list[str]:
     )  # a frame's lines have the same names
     tried = {name[5:]: None for name in names if any(known(run[name]) for run in runs)}
     labelled = [
-        label for name, label in LABELS.items() if name in tried and name not in ("clean", "worst")
+        label
+        for name, label in ATTACK_LABELS.items()
+        if name in tried and name not in ("clean", "worst")
     ]
     return labelled + [
-        name for name in tried if name not in LABELS and name != "n" and not name.endswith("_n")
+        name
+        for name in tried
+        if name not in ATTACK_LABELS and name != "n" and not name.endswith("_n")
     ]

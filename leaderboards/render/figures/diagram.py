@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Literal
 from leaderboards.render.figures import figure
 from leaderboards.render.figures.figure import ACCENT, LINE, TEXT
 from leaderboards.render.figures.views import MOST, labels
-from leaderboards.stats.across import Across, together
+from leaderboards.stats.mean_ranks import inseparable_spans
+from leaderboards.tables.across_tasks import AcrossTasks
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,12 +45,12 @@ class Diagram:
     width: float = WIDTH
 
 
-def layout(found: Across) -> Diagram | None:
+def layout(found: AcrossTasks) -> Diagram | None:
     """None for too few rows to compare or too many to read."""
-    count, half = len(found.entries), (len(found.entries) + 1) // 2
+    count, half = len(found.rows), (len(found.rows) + 1) // 2
     if not 3 <= count <= MOST:
         return None
-    end = max(count, 1 + found.critical)
+    end = max(count, 1 + found.critical_difference)
 
     def at(rank: float) -> float:
         return round(LEFT + (RIGHT - LEFT) * (rank - 1) / (end - 1), 1)
@@ -59,24 +60,30 @@ def layout(found: Across) -> Diagram | None:
         ("scale", ((at(1), AXIS), (at(count), AXIS)))
     ]
     lines += [("scale", ((at(rank), AXIS - 5), (at(rank), AXIS))) for rank in ticks]
-    lines += [("scale", ((at(1), 26), (at(1 + found.critical), 26)))]
+    lines += [("scale", ((at(1), 26), (at(1 + found.critical_difference), 26)))]
     said = [Label(at(rank), AXIS - 10, str(rank), "middle") for rank in ticks]
     said += [
-        Label(at(1 + found.critical / 2), 18, f"critical difference {found.critical:.1f}", "middle")
+        Label(
+            at(1 + found.critical_difference / 2),
+            18,
+            f"critical difference {found.critical_difference:.1f}",
+            "middle",
+        )
     ]
-    spans = together(found.entries, found.critical)
+    ranks = [row.mean_rank for row in found.rows]
+    spans = inseparable_spans(ranks, found.critical_difference)
     lines += [
         ("bar", ((at(a), AXIS + BAR * n), (at(b), AXIS + BAR * n)))
         for n, (a, b) in enumerate(spans, 1)
     ]
     top = AXIS + BAR * len(spans)
-    for place, (entry, name) in enumerate(zip(found.entries, labels(found.entries), strict=True)):
+    for place, (entry, name) in enumerate(zip(found.rows, labels(found.rows), strict=True)):
         left = place < half  # the better half from the best down, the other from the worst down
         y = top + STEP * (1 + (place if left else count - 1 - place))
         x, edge = at(entry.mean_rank), LEFT - 12 if left else RIGHT + 12
         lines.append(("lead", ((x, AXIS), (x, y), (edge, y))))
         said.append(Label(edge + (-6 if left else 6), y + 4, name, "end" if left else "start"))
-    dots = tuple((at(entry.mean_rank), AXIS) for entry in found.entries)
+    dots = tuple((at(entry.mean_rank), AXIS) for entry in found.rows)
     leads_first = sorted(lines, key=lambda line: line[0] != "lead")
     return Diagram(top + STEP * (half + 1), tuple(leads_first), dots, tuple(said))
 

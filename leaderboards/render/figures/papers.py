@@ -22,7 +22,7 @@ def figures(site: Site) -> Iterator[tuple[str, bytes]]:
             yield from _both(f"{stem}-{view.name}", figure.draw(view))
     names = files((section.experiment, "ranks") for section in site.sections)
     for section in site.sections:
-        found = diagram.layout(section.across) if section.across else None
+        found = diagram.layout(section.across_tasks) if section.across_tasks else None
         if found:
             yield from _both(names[section.experiment, "ranks"], diagram.draw(found))
 

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from statistics import median_low
 from typing import TYPE_CHECKING, Any
 
-from leaderboards.tables.rows import CHECKPOINTS, LABELS, RANK, SECONDS, Cell, Group, Row
+from leaderboards.schema.metrics import ATTACK_LABELS, CHECKPOINT_LABELS, RANK_METRIC, TRAIN_SECONDS
+from leaderboards.tables.rows import Row, SeedSummary, TaskTable
 
 if TYPE_CHECKING:
-    from leaderboards.stats.across import Entry
+    from leaderboards.tables.across_tasks import AcrossTasksRow
 
 CLEAN = "test/clean"
 ROBUST = "AutoAttack accuracy, %"
@@ -54,7 +55,7 @@ class View:
     log_x: bool = False
 
 
-def of_task(group: Group, records: Records) -> list[View]:
+def of_task(group: TaskTable, records: Records) -> list[View]:
     """Every view of a task for which something was measured; accuracies in percent."""
     made = [
         scatter(group),
@@ -66,9 +67,9 @@ def of_task(group: Group, records: Records) -> list[View]:
     return [view for view in (*made, radii(group, records)) if view]
 
 
-def scatter(group: Group) -> View | None:
+def scatter(group: TaskTable) -> View | None:
     """Robust against clean accuracy, with the Pareto front."""
-    rows = [row for row in group.contenders if row[CLEAN].n and row[RANK].n]
+    rows = [row for row in group.contenders if row[CLEAN].n and row[RANK_METRIC].n]
     if not rows:
         return None
     first = front(rows)
@@ -76,10 +77,13 @@ def scatter(group: Group) -> View | None:
     said = "Up and to the right is better; bars are one standard deviation over seeds. "
     said += f"On the Pareto front, which no row beats in both: {_listed(labels(first))}."
     points = _points(rows, CLEAN, set(map(id, first)))
-    line = [percent(row[CLEAN].mean) for row in first], [percent(row[RANK].mean) for row in first]
+    line = (
+        [percent(row[CLEAN].mean) for row in first],
+        [percent(row[RANK_METRIC].mean) for row in first],
+    )
     frame = (
         limits(percent(row[CLEAN].mean) for row in near),
-        limits(percent(row[RANK].mean) for row in near),
+        limits(percent(row[RANK_METRIC].mean) for row in near),
     )
     series = (Series("Pareto front", *line, line=True, quiet=True), points)
     said += _below(rows, frame[1])
@@ -88,7 +92,7 @@ def scatter(group: Group) -> View | None:
     )
 
 
-def seeds(group: Group, records: Records) -> View | None:
+def seeds(group: TaskTable, records: Records) -> View | None:
     """Every row at its AutoAttack accuracy with its interval, and its seeds as dots."""
     rows = _some(group)
     if not rows:
@@ -97,13 +101,13 @@ def seeds(group: Group, records: Records) -> View | None:
         (percent(float(value)), place)
         for place, row in enumerate(rows)
         for run in row.run_ids
-        if row.seeds > 1 and (value := records[run].get(RANK, math.nan)) == value
+        if row.seeds > 1 and (value := records[run].get(RANK_METRIC, math.nan)) == value
     ]
-    ends = [row.standing.interval or (math.nan, math.nan) for row in rows]
+    ends = [row.ranking.interval or (math.nan, math.nan) for row in rows]
     none = [math.nan] * len(rows)
     means = Series(
         "Mean",
-        [percent(row[RANK].mean) for row in rows],
+        [percent(row[RANK_METRIC].mean) for row in rows],
         range(len(rows)),
         ([percent(low) for low, _ in ends], none),
         ([percent(high) for _, high in ends], none),
@@ -119,7 +123,7 @@ def seeds(group: Group, records: Records) -> View | None:
     )
 
 
-def attacks(group: Group) -> View | None:
+def attacks(group: TaskTable) -> View | None:
     """Accuracy of every row under each attack."""
     columns = [column for column in group.columns if column.metric.startswith("test/")]
     rows = _some(group)
@@ -136,13 +140,13 @@ def attacks(group: Group) -> View | None:
     )
 
 
-def overfitting(group: Group, records: Records) -> View | None:
+def overfitting(group: TaskTable, records: Records) -> View | None:
     """The checkpoint that validation chose beside the last one and the averages: robust overfitting."""
     rows = _some(group)
     attack = _both(rows)
     if not attack:
         return None
-    kinds = {"test": "best", **CHECKPOINTS}
+    kinds = {"test": "best", **CHECKPOINT_LABELS}
     series = [_dots(rows, f"{prefix}/{attack}", word) for prefix, word in kinds.items()]
     lost = [
         (_drop(row, attack, records), name) for row, name in zip(rows, labels(rows), strict=True)
@@ -151,22 +155,24 @@ def overfitting(group: Group, records: Records) -> View | None:
     said = "The checkpoint that validation chose (best) beside that of the last epoch and averages of the weights. "
     most = f"{name} loses most: {percent(worst):.1f} points" if worst > 0 else "no row loses"
     said += f"From best to last, {most}."
-    label = f"{LABELS[attack]} accuracy, %"
+    label = f"{ATTACK_LABELS[attack]} accuracy, %"
     kept = tuple(one for one in series if one.x)
     return View("last", "Best and last", said + _cut(group), label, "", kept, tuple(labels(rows)))
 
 
-def cost(group: Group) -> View | None:
+def cost(group: TaskTable) -> View | None:
     """Robust accuracy against minutes of training."""
-    rows = [row for row in group.contenders if row[SECONDS].mean > LEAST and row[RANK].n]
+    rows = [
+        row for row in group.contenders if row[TRAIN_SECONDS].mean > LEAST and row[RANK_METRIC].n
+    ]
     if not rows:
         return None
-    first = front(rows, lambda row: -row[SECONDS].mean)
+    first = front(rows, lambda row: -row[TRAIN_SECONDS].mean)
     said = f"Up and to the left is better. No row is both cheaper and more robust than: {_listed(labels(first))}. "
     said += "Times compare only where the machine was the same and idle."
-    points = _points(rows, SECONDS, set(map(id, first)))
+    points = _points(rows, TRAIN_SECONDS, set(map(id, first)))
     near = _near(rows)
-    frame = (None, limits(percent(row[RANK].mean) for row in near))
+    frame = (None, limits(percent(row[RANK_METRIC].mean) for row in near))
     title = "Training, minutes (logarithmic)"
     return View(
         "cost",
@@ -180,17 +186,17 @@ def cost(group: Group) -> View | None:
     )
 
 
-def radii(group: Group, records: Records) -> View | None:
+def radii(group: TaskTable, records: Records) -> View | None:
     """Robust accuracy against eps, for settings that were recorded at several."""
     lines: dict[tuple[str, ...], dict[float, float]] = {}
-    for row in (row for row in group.ranked if row[RANK].n):
+    for row in (row for row in group.ranked if row[RANK_METRIC].n):
         eps = _number(records[row.run_ids[0]].get("param/eps"))
         rest = ", ".join(
             part for part in row.changed.split(", ") if not part.startswith(("eps=", "inner_"))
         )
         if not math.isnan(eps):
             lines.setdefault((row.method, row.variant, row.teacher, rest), {}).setdefault(
-                eps, percent(row[RANK].mean)
+                eps, percent(row[RANK_METRIC].mean)
             )
     several = {
         key: dict(sorted(points.items())) for key, points in lines.items() if len(points) > 1
@@ -210,7 +216,7 @@ def front(
 ) -> list[Row]:
     """Rows that none surpasses in both `value` and AutoAttack accuracy, the most robust first."""
     found: list[Row] = []
-    for row in sorted(rows, key=lambda row: (-row[RANK].mean, -value(row))):
+    for row in sorted(rows, key=lambda row: (-row[RANK_METRIC].mean, -value(row))):
         if not found or value(row) > value(found[-1]):
             found.append(row)
     return found
@@ -223,7 +229,7 @@ def limits(values: Iterable[float]) -> Span:
     return middle - half, min(middle + half, 100.5)
 
 
-def labels(rows: Sequence[Row | Entry]) -> list[str]:
+def labels(rows: Sequence[Row | AcrossTasksRow]) -> list[str]:
     """A short name for each, with the teacher where two would have the same."""
     plain = Counter(row.label for row in rows)
     return [
@@ -239,25 +245,25 @@ def percent(value: float) -> float:
     return 100 * value
 
 
-def _some(group: Group) -> list[Row]:
-    return [row for row in group.contenders if row[RANK].n][:MOST]
+def _some(group: TaskTable) -> list[Row]:
+    return [row for row in group.contenders if row[RANK_METRIC].n][:MOST]
 
 
 def _near(rows: Sequence[Row]) -> list[Row]:
     """Rows not so far behind the most robust that the others could not be told apart; half of them at least."""
-    scores = [row[RANK].mean for row in rows]
+    scores = [row[RANK_METRIC].mean for row in rows]
     least = min(NEAR * max(scores), median_low(scores))
-    return [row for row in rows if row[RANK].mean >= least]
+    return [row for row in rows if row[RANK_METRIC].mean >= least]
 
 
 def _below(rows: Sequence[Row], frame: Span) -> str:
-    far = sum(percent(row[RANK].mean) < frame[0] for row in rows)
+    far = sum(percent(row[RANK_METRIC].mean) < frame[0] for row in rows)
     lie = "1 row lies" if far == 1 else f"{far} rows lie"
     return f" {lie} below the frame." if far else ""
 
 
-def _cut(group: Group) -> str:
-    count = sum(bool(row[RANK].n) for row in group.contenders)
+def _cut(group: TaskTable) -> str:
+    count = sum(bool(row[RANK_METRIC].n) for row in group.contenders)
     return f" The first {MOST} of {count} rows." if count > MOST else ""
 
 
@@ -287,8 +293,8 @@ def _dots(rows: Sequence[Row], metric: str, name: str) -> Series:
 
 def _points(rows: Sequence[Row], metric: str, shown: set[int]) -> Series:
     """A point a row: a metric, accuracy in percent or time in minutes, and AutoAttack accuracy, with their spread."""
-    scale = 1 / 60 if metric == SECONDS else 100
-    x, y = [row[metric] for row in rows], [row[RANK] for row in rows]
+    scale = 1 / 60 if metric == TRAIN_SECONDS else 100
+    x, y = [row[metric] for row in rows], [row[RANK_METRIC] for row in rows]
     return Series(
         "",
         [scale * cell.mean for cell in x],
@@ -300,7 +306,7 @@ def _points(rows: Sequence[Row], metric: str, shown: set[int]) -> Series:
     )
 
 
-def _end(cells: Iterable[Cell], scale: float, sign: int) -> list[float]:
+def _end(cells: Iterable[SeedSummary], scale: float, sign: int) -> list[float]:
     return [scale * (cell.mean + sign * cell.sd) for cell in cells]
 
 

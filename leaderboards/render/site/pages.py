@@ -12,11 +12,11 @@ from leaderboards.render import markdown, protocol
 from leaderboards.render.figures import charts, diagram, views
 from leaderboards.render.figures.curves import mean, of_method, of_run
 from leaderboards.render.site.site import Place, Record, Site, Task
-from leaderboards.schema import fields
-from leaderboards.schema.about import About, Parameter
-from leaderboards.tables.published import HEAD
-from leaderboards.tables.rows import CHECKPOINTS, LABELS, RANK, SECONDS
-from leaderboards.tables.table import Section
+from leaderboards.schema.fields import parse_json_tag
+from leaderboards.schema.method_card import HyperParameter, MethodCard
+from leaderboards.schema.metrics import ATTACK_LABELS, CHECKPOINT_LABELS, RANK_METRIC, TRAIN_SECONDS
+from leaderboards.tables.published import HEADING
+from leaderboards.tables.suite_tables import Section
 
 if TYPE_CHECKING:
     import jinja2
@@ -78,9 +78,9 @@ def _engine(site: Site) -> jinja2.Environment:
         "percent": percent,
         "many": many,
         "zip": zip,
-        "published": HEAD,
-        "rank": RANK,
-        "seconds": SECONDS,
+        "published": HEADING,
+        "rank": RANK_METRIC,
+        "seconds": TRAIN_SECONDS,
     }
     parts: Any = engine.get_template("parts.html.j2").module
     engine.globals["pairs"] = lru_cache(maxsize=64)(
@@ -126,7 +126,7 @@ def _records(site: Site, section: Section) -> list[Record]:
     return [site.records[run] for run in section.runs["run_id"]]
 
 
-def _overview(name: str, places: Sequence[Place], about: About | None) -> dict[str, Any]:
+def _overview(name: str, places: Sequence[Place], about: MethodCard | None) -> dict[str, Any]:
     """A method over all its current tasks."""
     tasks = [place for place in places if place.task and not place.section.outdated]
     shares = [place.kept for place in tasks if not math.isnan(place.kept)]
@@ -135,7 +135,7 @@ def _overview(name: str, places: Sequence[Place], about: About | None) -> dict[s
         "title": about.title if about else "",
         "tasks": len({place.task.path for place in tasks if place.task}),
         "firsts": len(
-            {place.task.path for place in tasks if place.task and place.row.standing.rank == 1}
+            {place.task.path for place in tasks if place.task and place.row.ranking.rank == 1}
         ),
         "kept": max(shares, default=math.nan),
         "runs": sum(place.row.seeds for place in places),
@@ -188,12 +188,12 @@ def _values(site: Site, places: Iterable[Place]) -> dict[str, list[str]]:
 
 
 def _parameters(
-    about: About | None, values: Mapping[str, list[str]]
-) -> Iterator[tuple[Parameter, list[str]]]:
+    about: MethodCard | None, values: Mapping[str, list[str]]
+) -> Iterator[tuple[HyperParameter, list[str]]]:
     """Each hyper-parameter and its recorded values; those that were recorded alone come last."""
     told = about.parameters if about else ()
     names = {parameter.name for parameter in told}
-    for parameter in (*told, *(Parameter(name) for name in values if name not in names)):
+    for parameter in (*told, *(HyperParameter(name) for name in values if name not in names)):
         yield parameter, values.get(parameter.name, [])
 
 
@@ -209,10 +209,10 @@ def _run(site: Site, place: Place, run: str) -> dict[str, Any]:
             (name, value) for name, value in _recorded(site, "param", record) if name != "seed"
         ),
         "numbers": [*_numbers(site, record)],
-        "kinds": {"test": "best", **CHECKPOINTS},
+        "kinds": {"test": "best", **CHECKPOINT_LABELS},
         "cost": [*_costs(dict(_recorded(site, "cost", record)))],
-        "flags": fields.texts(record["flags"]) or {},
-        "taught": fields.texts(record["teacher_sha256"]) or {},
+        "flags": parse_json_tag(record["flags"]) or {},
+        "taught": parse_json_tag(record["teacher_sha256"]) or {},
         "environment": tuple(_flat(site.environment(record))),
         "charts": [charts.chart(view) for view in drawn],
         "others": [
@@ -233,14 +233,14 @@ def _recorded(site: Site, kind: str, record: Record) -> Iterator[tuple[str, Any]
 def _numbers(site: Site, record: Record) -> Iterator[tuple[str, list[str]]]:
     """(attack, accuracy of each checkpoint in percent)."""
     for name in site.attacks:
-        values = [record.get(f"{kind}/{name}", math.nan) for kind in ("test", *CHECKPOINTS)]
+        values = [record.get(f"{kind}/{name}", math.nan) for kind in ("test", *CHECKPOINT_LABELS)]
         if any(value == value for value in values):
-            yield LABELS.get(name, name), [percent(value) for value in values]
+            yield ATTACK_LABELS.get(name, name), [percent(value) for value in values]
 
 
 def _costs(spent: Mapping[str, float]) -> Iterator[tuple[str, str]]:
     """The whole first, then the seconds of each attack."""
-    attacks = [f"{attack}_seconds" for attack in LABELS]
+    attacks = [f"{attack}_seconds" for attack in ATTACK_LABELS]
     for name in dict.fromkeys((*COSTS, *attacks, *spent)):
         if name in spent:
             yield _cost(name, spent[name])
@@ -248,7 +248,7 @@ def _costs(spent: Mapping[str, float]) -> Iterator[tuple[str, str]]:
 
 def _cost(name: str, value: float) -> tuple[str, str]:
     what = name.removesuffix("_seconds")
-    said = COSTS.get(name) or LABELS.get(what, what.replace("_", " "))
+    said = COSTS.get(name) or ATTACK_LABELS.get(what, what.replace("_", " "))
     if name.endswith("_bytes"):
         return said, f"{value / 2**20:,.0f} MiB"
     return (said, f"{value:,.1f} s") if what != name else (said, f"{value:,.10g}")

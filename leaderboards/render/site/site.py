@@ -12,11 +12,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from leaderboards.schema.about import About
-from leaderboards.schema.fields import Curves, lines
-from leaderboards.stats.across import kept
-from leaderboards.tables.rows import CHECKPOINTS, LABELS, RANK, Group, Row
-from leaderboards.tables.table import Section
+from leaderboards.read.store import frame_rows
+from leaderboards.schema.fields import Curves
+from leaderboards.schema.method_card import MethodCard
+from leaderboards.schema.metrics import ATTACK_LABELS, CHECKPOINT_LABELS, RANK_METRIC
+from leaderboards.tables.across_tasks import robustness_kept
+from leaderboards.tables.rows import Row, TaskTable
+from leaderboards.tables.suite_tables import Section
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,17 +34,17 @@ class Task:
     """One dataset and one student under one version of a suite: the rows that compete, and where their page is."""
 
     section: Section
-    group: Group
+    group: TaskTable
     path: str
 
     @property
     def best(self) -> Row | None:
-        return next((row for row in self.group.contenders if row[RANK].n), None)
+        return next((row for row in self.group.contenders if row[RANK_METRIC].n), None)
 
     @property
     def winners(self) -> list[Row]:
         """Rows of the first rank; the most accurate alone where there are no ranks."""
-        first = [row for row in self.group.ranked if row.standing.rank == 1]
+        first = [row for row in self.group.ranked if row.ranking.rank == 1]
         return first or [row for row in [self.best] if row]
 
     @property
@@ -56,7 +58,7 @@ class Task:
     @property
     def kept(self) -> float:
         """The most accurate row's share of its teacher's robustness; NaN where that cannot be said."""
-        return kept(self.best, self.section.teachers) if self.best else math.nan
+        return robustness_kept(self.best, self.section.teachers) if self.best else math.nan
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ class Place:
 
     @property
     def kept(self) -> float:
-        return kept(self.row, self.section.teachers)
+        return robustness_kept(self.row, self.section.teachers)
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +90,7 @@ class Site:
     sections: Sequence[Section]
     curves: Mapping[str, Curves] = field(default_factory=dict)
     environment: Callable[[Record], Mapping[str, Any]] = lambda run: {}
-    about: Callable[[str], About | None] = lambda name: None
+    about: Callable[[str], MethodCard | None] = lambda name: None
     suite: str | None = None
 
     @cached_property
@@ -100,7 +102,7 @@ class Site:
     def records(self) -> dict[str, Record]:
         """The frame's lines by run id, superseded runs left out."""
         current = self.collected[~self.collected["superseded"].astype(bool)]
-        return {str(record["run_id"]): record for record in lines(current)}
+        return {str(record["run_id"]): record for record in frame_rows(current)}
 
     @cached_property
     def columns(self) -> dict[str, list[str]]:
@@ -113,21 +115,23 @@ class Site:
     @cached_property
     def attacks(self) -> list[str]:
         """Every attack on any checkpoint of any run, the known ones first."""
-        tried = {name for kind in ("test", *CHECKPOINTS) for name in self.columns.get(kind, ())}
+        tried = {
+            name for kind in ("test", *CHECKPOINT_LABELS) for name in self.columns.get(kind, ())
+        }
         others = sorted(
-            name for name in tried - LABELS.keys() if name != "n" and not name.endswith("_n")
+            name for name in tried - ATTACK_LABELS.keys() if name != "n" and not name.endswith("_n")
         )
-        return [*filter(tried.__contains__, LABELS), *others]
+        return [*filter(tried.__contains__, ATTACK_LABELS), *others]
 
     @cached_property
     def tasks(self) -> list[Task]:
         keys = [
             (section.experiment, *_two(group))
             for section in self.sections
-            for group in section.groups
+            for group in section.tables
         ]
         paths = files(keys)
-        groups = ((section, group) for section in self.sections for group in section.groups)
+        groups = ((section, group) for section in self.sections for group in section.tables)
         return [
             Task(section, group, f"tasks/{paths[key]}.html")
             for (section, group), key in zip(groups, keys, strict=True)
@@ -184,7 +188,7 @@ def _digest(key: tuple[str, ...]) -> str:
     return hashlib.sha256(json.dumps(key).encode()).hexdigest()[:8]
 
 
-def _two(group: Group) -> tuple[str, str]:
+def _two(group: TaskTable) -> tuple[str, str]:
     """Dataset and student, which all rows of a task share."""
     row = group.rows[0]
     return row.dataset, row.student
