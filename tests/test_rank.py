@@ -353,8 +353,8 @@ def test_verdicts_are_fetched_from_elsewhere(
         return str(path)
 
     monkeypatch.setattr("mlflow.artifacts.download_artifacts", download)
-    runs = [{"artifact_uri": "s3://bucket/run/artifacts", "test/aa": 0.25}]
-    assert read_row_verdicts(runs, "test/aa").tolist() == [[True, False, False, False]]
+    verdicts = read_row_verdicts(["s3://bucket/run/artifacts"], [0.25])
+    assert verdicts.tolist() == [[True, False, False, False]]
 
 
 def test_csv_says_where_the_row_stands(tracked: Store) -> None:

@@ -14,7 +14,6 @@ from test_leaderboards import Store, by_client, fill
 
 import leaderboards
 from leaderboards.read import artifacts, store
-from leaderboards.read.curves import read_curves
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +65,7 @@ def spoil(folder: Path, *statements: str) -> None:
 
 def test_curves_are_finite_and_in_order(made: Path) -> None:
     runs = store.collect(uri(made))
-    found = read_curves(uri(made), runs)
+    found = store.read_curves(uri(made), runs)
     curves = {
         "lr": ([0], [0.1]),
         "train/ce": ([0, 1, 10], [2.0, 1.0, 3.0]),
@@ -74,14 +73,14 @@ def test_curves_are_finite_and_in_order(made: Path) -> None:
     }
     assert found == dict.fromkeys(runs["run_id"], curves)
     assert [*found[runs["run_id"][0]]] == [*curves]
-    assert read_curves(uri(made), runs[:0]) == {}
+    assert store.read_curves(uri(made), runs[:0]) == {}
 
 
 def test_the_client_gives_the_same_curves(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = store.collect(uri(made))
-    expected = read_curves(uri(made), runs)
+    expected = store.read_curves(uri(made), runs)
     monkeypatch.setattr(store, "DATABASES", ())
-    assert read_curves(uri(made), runs) == expected
+    assert store.read_curves(uri(made), runs) == expected
 
 
 def test_letters_that_are_not_seen_are_shown_by_number(folder: Path) -> None:
@@ -136,7 +135,9 @@ def test_postgresql_says_the_same(tmp_path: Path) -> None:
         there, here = store.collect(place), store.collect(base)
         drop = ["run_id", "artifact_uri"]
         pd.testing.assert_frame_equal(there.drop(columns=drop), here.drop(columns=drop))
-        assert [*read_curves(place, there).values()] == [*read_curves(base, here).values()]
+        assert [*store.read_curves(place, there).values()] == [
+            *store.read_curves(base, here).values()
+        ]
 
 
 def test_a_store_in_files_is_read_through_the_client(
@@ -157,7 +158,9 @@ def test_a_store_in_files_is_read_through_the_client(
         == in_base.attrs
         == {"problems": ["runs that did not finish are left out: 1 RUNNING"]}
     )
-    assert [*read_curves(files, in_files).values()] == [*read_curves(base, in_base).values()]
+    assert [*store.read_curves(files, in_files).values()] == [
+        *store.read_curves(base, in_base).values()
+    ]
     assert store.collect((tmp_path / "none").as_uri()).empty
     assert not (tmp_path / "none").exists()
 

@@ -31,19 +31,18 @@ def open_client(uri: str) -> Iterator[ClientReader]:
     from mlflow.exceptions import MlflowException
 
     unset = PATIENCE.keys() - os.environ.keys()
-    loggers = [logging.getLogger("mlflow"), logging.getLogger("urllib3")]
-    levels = [logger.level for logger in loggers]
+    levels = {name: logging.getLogger(name).level for name in ("mlflow", "urllib3")}
     try:
         for name in unset:
             os.environ[name] = PATIENCE[name]
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
+        for name in levels:
+            logging.getLogger(name).setLevel(logging.ERROR)
         yield ClientReader(MlflowClient(tracking_uri=uri))
     except MlflowException as error:
         raise ConnectionError(str(error)) from error
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
         for name in unset:
             os.environ.pop(name, None)
 

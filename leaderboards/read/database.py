@@ -11,8 +11,7 @@ from typing import Any
 
 import pandas as pd
 import sqlalchemy
-from sqlalchemy import Connection, CursorResult, Inspector, Select, TableClause, select
-from sqlalchemy.sql.elements import ColumnElement
+from sqlalchemy import ColumnElement, Connection, Inspector, Select, TableClause, select
 
 from leaderboards.schema import fields
 
@@ -40,13 +39,11 @@ def open_database(uri: str) -> Iterator[DatabaseReader]:
     A database file that does not exist is an empty store, and is not created.
     """
     url = sqlalchemy.make_url(uri)
-    artifacts = None
-    options: dict[str, Any] = {"connect_timeout": CONNECT_SECONDS}
     is_sqlite = url.get_backend_name() == "sqlite"
+    options, artifacts = {"connect_timeout": CONNECT_SECONDS}, None
     if is_sqlite:
-        file = Path(url.database or "")
-        artifacts = Path(os.path.realpath(file)).parent / "artifacts"
-        options = {}
+        file = Path(os.path.realpath(url.database or ""))
+        options, artifacts = {}, file.parent / "artifacts"
         if not file.is_file():
             url = sqlalchemy.make_url("sqlite://")
     engine = sqlalchemy.create_engine(url, connect_args=options)
@@ -61,10 +58,7 @@ def open_database(uri: str) -> Iterator[DatabaseReader]:
 
 @dataclass(frozen=True)
 class DatabaseReader:
-    """A store.Reader.
-
-    artifacts: the folder beside a database file, which may have been copied with it.
-    """
+    """A store.Reader; artifacts: beside a database file, which may have been copied with it."""
 
     connection: Connection
     artifacts: Path | None
@@ -82,22 +76,19 @@ class DatabaseReader:
         single = select(tags.run_uuid).where(tags.key == fields.PARENT_TAG)
         in_suite = runs.experiment_id.in_(experiments) & runs.run_uuid.in_(single)
         active = in_suite & (runs.lifecycle_stage == "active")
-        columns: dict[str, list[Any]] = {}
-        for name in ("experiment", "run_id", "artifact_uri", "start_time"):
-            columns[name] = []
-        statuses = []
-        for run in self.connection.execute(select(*runs).where(active)).all():
-            statuses.append(run.status)
+        rows = self.connection.execute(select(*runs).where(active)).all()
+        columns: dict[str, list[Any]] = {name: [] for name in ("experiment", *fields.ORIGIN)}
+        for run in rows:
             if run.status == fields.FINISHED:
                 columns["experiment"].append(experiments[run.experiment_id])
                 columns["run_id"].append(run.run_uuid)
                 columns["artifact_uri"].append(self._artifact_uri(run))
                 columns["start_time"].append(run.start_time)
-        finished = select(runs.run_uuid).where(active, runs.status == fields.FINISHED)
-        columns |= self._values(columns["run_id"], finished)
-        return pd.DataFrame(columns), fields.describe_unfinished(statuses)
+        selected = select(runs.run_uuid).where(active, runs.status == fields.FINISHED)
+        columns |= self._values(columns["run_id"], selected)
+        return pd.DataFrame(columns), fields.describe_unfinished(run.status for run in rows)
 
-    def curves(self, run_ids: Sequence[str]) -> dict[str, dict[str, fields.Curve]]:
+    def curves(self, run_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
         points = _table("metrics").c
         query = select(points.run_uuid, points.key, points.step, points.value)
         query = query.where(_starts_with(points.key, fields.CURVE_PREFIXES), ~points.is_nan)
@@ -114,55 +105,42 @@ class DatabaseReader:
         """Return the names of active experiments that belong to a suite, by id."""
         table = _table("experiments").c
         query = select(table.experiment_id, table.name).where(table.lifecycle_stage == "active")
-        experiments = {}
-        for experiment_id, name in self.connection.execute(query):
-            if fields.in_suite(name, suite):
-                experiments[experiment_id] = name
-        return experiments
+        rows = self.connection.execute(query)
+        return {row.experiment_id: row.name for row in rows if fields.in_suite(row.name, suite)}
 
-    def _values(self, run_ids: Sequence[str], finished: Select[Any]) -> dict[str, list[Any]]:
-        """Return a column for each tag, metric and parameter of the finished runs."""
+    def _values(self, run_ids: Sequence[str], selected: Select[Any]) -> dict[str, list[Any]]:
+        """Return a column for each tag, metric and parameter of the selected runs."""
         tags, params, latest = _table("tags").c, _table("params").c, _table("latest_metrics").c
         finite = sqlalchemy.case((latest.is_nan, sqlalchemy.null()), else_=latest.value)
-        wanted_tags = tags.run_uuid.in_(finished) & tags.key.in_(fields.TAGS)
-        results = _starts_with(latest.key, fields.METRIC_PREFIXES)
-        wanted_metrics = latest.run_uuid.in_(finished) & results
-        name_param = "param/" + params.key
-        rows_of = {run_id: row for row, run_id in enumerate(run_ids)}
+        is_result = _starts_with(latest.key, fields.METRIC_PREFIXES)
+        positions = dict(zip(run_ids, range(len(run_ids)), strict=True))
         columns: dict[str, list[Any]] = {}
         for query in (
-            select(tags.run_uuid, tags.key, tags.value).where(wanted_tags),
-            select(latest.run_uuid, latest.key, finite).where(wanted_metrics),
-            select(params.run_uuid, name_param, params.value).where(params.run_uuid.in_(finished)),
+            select(tags.run_uuid, tags.key, tags.value).where(tags.key.in_(fields.TAGS)),
+            select(latest.run_uuid, latest.key, finite).where(is_result),
+            select(params.run_uuid, "param/" + params.key, params.value),
         ):
-            columns |= _pivot(self._fetch(query), rows_of)
+            rows = self._fetch(query.where(query.selected_columns[0].in_(selected)))
+            columns |= _pivot(rows, positions)
         return columns
 
     def _fetch(self, query: Select[Any]) -> Iterator[Any]:
         """Yield the driver's rows. Raises OSError for what the driver cannot read.
 
-        SQLAlchemy's rows take as long to make as the query.
+        SQLAlchemy's rows take as long to make as the query, and only there are errors wrapped.
         """
+        result: Any
         with self.connection.execute(query) as result:
-            while rows := self._fetch_part(result):
-                yield from rows
-
-    def _fetch_part(self, result: CursorResult[Any]) -> Sequence[Any]:
-        if not result.cursor:
-            return []
-        # SQLAlchemy wraps the driver's errors only where it makes the rows.
-        errors = self.connection.dialect.loaded_dbapi.Error
-        try:
-            return result.cursor.fetchmany(ROWS_PER_FETCH)
-        except errors as error:
-            raise OSError(str(error)) from error
+            try:
+                while rows := result.cursor.fetchmany(ROWS_PER_FETCH):
+                    yield from rows
+            except self.connection.dialect.loaded_dbapi.Error as error:
+                raise OSError(str(error)) from error
 
     def _artifact_uri(self, run: Any) -> str:
         """Return where the artifacts of a run lie: beside the database if they are there."""
-        if self.artifacts:
-            folder = self.artifacts / run.run_uuid / "artifacts"
-            if folder.exists():
-                return folder.as_uri()
+        if self.artifacts and (self.artifacts / run.run_uuid / "artifacts").exists():
+            return (self.artifacts / run.run_uuid / "artifacts").as_uri()
         return str(run.artifact_uri)
 
 
@@ -177,15 +155,15 @@ def _missing_columns(inspector: Inspector) -> list[str]:
     return missing
 
 
-def _pivot(rows: Iterable[tuple[str, str, Any]], rows_of: dict[str, int]) -> dict[str, list[Any]]:
+def _pivot(rows: Iterable[tuple[str, str, Any]], positions: dict[str, int]) -> dict[str, list[Any]]:
     """Turn (run, name, value) into a column for each name, None where a run has no value."""
     columns: dict[str, list[Any]] = {}
     # Equal values become one object, which saves memory.
     shared: dict[Any, Any] = {}
     for run_id, name, value in rows:
         if name not in columns:
-            columns[name] = [None] * len(rows_of)
-        columns[name][rows_of[run_id]] = shared.setdefault(value, value)
+            columns[name] = [None] * len(positions)
+        columns[name][positions[run_id]] = shared.setdefault(value, value)
     return columns
 
 
@@ -197,4 +175,4 @@ def _table(name: str) -> TableClause:
 
 
 def _starts_with(key: ColumnElement[str], prefixes: Iterable[str]) -> ColumnElement[bool]:
-    return sqlalchemy.or_(*[key.startswith(prefix, autoescape=True) for prefix in prefixes])
+    return sqlalchemy.or_(*(key.startswith(prefix, autoescape=True) for prefix in prefixes))

@@ -17,8 +17,7 @@ from leaderboards.read.database import open_database
 from leaderboards.read.record_files import RecordReader
 from leaderboards.schema import fields
 
-ORIGIN = ("run_id", "artifact_uri", "start_time")
-COLUMNS = ("experiment", "suite", "version", *fields.TAGS, *ORIGIN, "superseded")
+COLUMNS = ("experiment", "suite", "version", *fields.TAGS, *fields.ORIGIN, "superseded")
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 SERVER = re.compile("(?!file:)[a-z0-9+-]+:")
 # MLflow stores infinity as about 1.8e308.
@@ -35,7 +34,7 @@ class Reader(Protocol):
     def runs(self, suite: str | None) -> tuple[pd.DataFrame, list[str]]:
         """Return finished runs, and a line for each thing that was left out.
 
-        Columns: experiment, ORIGIN (start_time in ms), fields.TAGS, metrics, "param/...".
+        Columns: experiment, fields.ORIGIN (start_time in ms), fields.TAGS, metrics, "param/...".
         """
 
     def curves(self, run_ids: Sequence[str]) -> Mapping[str, fields.Curves]:
@@ -45,10 +44,8 @@ class Reader(Protocol):
 def collect(source: str | Path, suite: str | None = None) -> pd.DataFrame:
     """Collect finished runs of every experiment named <suite>@<version>, oldest first.
 
-    A store that does not exist yet is an empty one.
-
     Args:
-        source: a tracking URI, or as a Path a folder of record files.
+        source: a tracking URI, or as a Path a folder of record files; nothing there is empty.
         suite: restricts the runs to one suite, as "digits" or "digits@1".
     Returns:
         COLUMNS: text, "" where absent; version int; start_time in UTC; superseded bool, a newer run
@@ -60,6 +57,23 @@ def collect(source: str | Path, suite: str | None = None) -> pd.DataFrame:
     with open_store(source) as reader:
         runs, problems = reader.runs(suite)
     return _to_frame(runs, problems)
+
+
+def read_curves(source: str | Path, runs: pd.DataFrame) -> dict[str, dict[str, fields.Curve]]:
+    """Read "train/...", "val/..." and "lr" of `runs`, which `collect` took from `source`.
+
+    By run id, then by name; epochs ascend, and every value is finite. Raises StoreError.
+    """
+    with open_store(source) as reader:
+        recorded = reader.curves(list(runs["run_id"]))
+    curves: dict[str, dict[str, fields.Curve]] = {}
+    for run_id, metrics in recorded.items():
+        cleaned = curves[run_id] = {}
+        for name in filter(fields.is_curve, sorted(metrics)):
+            epochs, values = _clean_curve(metrics[name])
+            if epochs:
+                cleaned[name] = epochs, values
+    return curves
 
 
 @contextmanager
@@ -103,7 +117,9 @@ def _to_frame(runs: pd.DataFrame, problems: list[str]) -> pd.DataFrame:
     extra = sorted(set(runs.columns) - set(COLUMNS))
     frame = runs.reindex(columns=[*COLUMNS, *extra])
     _clean_texts(frame)
-    _clean_metrics(frame)
+    metrics = [name for name in frame if name.startswith(fields.METRIC_PREFIXES)]
+    numbers = frame[metrics].apply(pd.to_numeric, errors="coerce").astype(float)
+    frame[metrics] = numbers.where(numbers.abs() < MAX_VALUE)
     parts = frame["experiment"].astype(str).str.rsplit("@", n=1)
     frame["suite"], frame["version"] = parts.str[0], parts.str[1].astype(int)
     nameless = (frame["method"] == "") | (frame["dataset"] == "")
@@ -114,11 +130,12 @@ def _to_frame(runs: pd.DataFrame, problems: list[str]) -> pd.DataFrame:
     frame["start_time"] = times.fillna(pd.Timestamp(0, tz="UTC"))
     repeated = frame[["experiment", "spec_id"]].duplicated(keep="last")
     frame["superseded"] = repeated & (frame["spec_id"] != "")
-    if nameless.any():
-        problem = "finished runs say no method or no data set and are left out"
-        problems.append(f"{int(nameless.sum())} {problem}")
-    if unreadable.any():
-        problems.append(f"{int(unreadable.sum())} finished runs have unreadable flags")
+    for affected, problem in (
+        (nameless.sum(), "say no method or no data set and are left out"),
+        (unreadable.sum(), "have unreadable flags"),
+    ):
+        if affected:
+            problems.append(f"{affected} finished runs {problem}")
     frame.attrs["problems"] = problems
     return frame
 
@@ -135,11 +152,11 @@ def _clean_texts(frame: pd.DataFrame) -> None:
                 frame[name] = frame[name].replace(odd)
 
 
-def _clean_metrics(frame: pd.DataFrame) -> None:
-    """Make metrics float, NaN where they are absent or not finite."""
-    metrics = [name for name in frame if name.startswith(fields.METRIC_PREFIXES)]
-    numbers = frame[metrics].apply(pd.to_numeric, errors="coerce").astype(float)
-    frame[metrics] = numbers.where(numbers.abs() < MAX_VALUE)
+def _clean_curve(curve: fields.Curve) -> fields.Curve:
+    """Sort finite values by epoch; the last recorded one of an epoch counts."""
+    points = dict(point for point in zip(*curve, strict=True) if abs(point[1]) < MAX_VALUE)
+    epochs = sorted(points)
+    return epochs, list(map(points.__getitem__, epochs))
 
 
 def _hide_passwords(message: str) -> str:

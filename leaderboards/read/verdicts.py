@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -24,22 +24,24 @@ class VerdictError(ValueError):
     """There are no verdicts to rank by; the message is one line."""
 
 
-def read_row_verdicts(runs: Iterable[Mapping[str, Any]], metric: str) -> Verdicts:
-    """Return (seeds, images): whether each image survived, for every run that has `metric`.
+def read_row_verdicts(uris: Sequence[str], accuracies: Sequence[float]) -> Verdicts:
+    """Return (seeds, images) of the runs whose artifacts lie at `uris`.
 
-    `metric` is the accuracy that the verdicts must add up to. Raises VerdictError where a file of
-    any run is missing, damaged, or not that of its run.
+    accuracies: what the verdicts of each run must add up to; NaN for a run without verdicts.
+    Raises VerdictError where a file of any run is missing, damaged, or not that of its run.
     """
-    verdicts = []
-    for run in runs:
-        if 0 <= run[metric] <= 1:
-            verdicts.append((read_verdicts(run["artifact_uri"]), run[metric]))
-    for survived, accuracy in verdicts:
+    verdicts, expected = [], []
+    for uri, accuracy in zip(uris, accuracies, strict=True):
+        if 0 <= accuracy <= 1:
+            verdicts.append(read_verdicts(uri))
+            expected.append(accuracy)
+    for survived, accuracy in zip(verdicts, expected, strict=True):
         if abs(float(survived.mean()) - accuracy) > ACCURACY_TOLERANCE:
             raise VerdictError(WRONG_MEAN)
-    if len({survived.size for survived, _ in verdicts}) != 1:
-        raise VerdictError("its seeds were judged on different numbers of images")
-    return np.stack([survived for survived, _ in verdicts])
+    try:
+        return np.stack(verdicts)
+    except ValueError as error:
+        raise VerdictError("its seeds were judged on different numbers of images") from error
 
 
 def read_verdicts(uri: str) -> Verdicts:

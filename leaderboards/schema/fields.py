@@ -19,6 +19,8 @@ JSON_TAGS = ("flags", "teacher_sha256")
 CODE_TAGS = ("code_dirty", "code_commit", "command")
 RECORD_TAGS = ("variant", "sets", "status_note", *JSON_TAGS, "training_path", *CODE_TAGS)
 TAGS = (*IDENTITY_TAGS, *RECORD_TAGS, *CHECKSUM_TAGS)
+# Where a run is from.
+ORIGIN = ("run_id", "artifact_uri", "start_time")
 METRIC_PREFIXES = ("test/", "test_last/", "test_ema/", "test_swa/", "cost/", "val/")
 # Metrics of each epoch begin so; "lr" is a complete name.
 CURVE_PREFIXES = ("train/", "val/", "lr")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import repeat
 
 import numpy as np
 
@@ -72,46 +73,44 @@ def compare_across_tasks(
 ) -> AcrossTasks | None:
     """Compare rows over the tasks in `tables`; None unless two rows or more are in two or more."""
     ranked = [table for table in tables if table.ranked]
-    rows_by_task = []
-    task_counts: Counter[tuple[str, str]] = Counter()
+    by_label: defaultdict[tuple[str, str], dict[str, Row]] = defaultdict(dict)
     for table in ranked:
-        rows = {(row.label, row.teacher): row for row in table.contenders}
-        rows_by_task.append(rows)
-        task_counts.update(list(rows))
-    common = sorted(key for key, count in task_counts.items() if count == len(ranked))
+        for row in table.contenders:
+            by_label[row.label, row.teacher][table.title] = row
+    common, scores = [], []
+    for _, rows in sorted(by_label.items()):
+        if len(rows) == len(ranked):
+            common.append(list(rows.values()))
+            scores.append([row.score for row in rows.values()])
     if len(ranked) < 2 or len(common) < 2:
         return None
-    aligned = [[rows[key] for rows in rows_by_task] for key in common]
-    scores = np.array([[row.score for row in rows] for rows in aligned])
-    entries = []
-    for rows, mean_rank in zip(aligned, mean_ranks.mean_ranks(scores).tolist(), strict=True):
-        entries.append(_summarise(rows, mean_rank, teachers))
-    entries.sort(key=lambda entry: entry.mean_rank)
+    accuracies = np.array(scores)
+    ranks = mean_ranks.mean_ranks(accuracies).tolist()
+    entries = map(_summarise, common, scores, ranks, repeat(teachers))
     return AcrossTasks(
         tuple(table.title for table in ranked),
-        tuple(entries),
-        len(task_counts) - len(common),
-        mean_ranks.friedman_p(scores),
+        tuple(sorted(entries, key=lambda entry: entry.mean_rank)),
+        len(by_label) - len(common),
+        mean_ranks.friedman_p(accuracies),
         mean_ranks.critical_difference(len(common), len(ranked)),
     )
 
 
-def _summarise(rows: Sequence[Row], mean_rank: float, teachers: TaskTable | None) -> AcrossTasksRow:
-    shares = []
+def _summarise(
+    rows: Sequence[Row], scores: Sequence[float], mean_rank: float, teachers: TaskTable | None
+) -> AcrossTasksRow:
+    kept, ranks = [], []
     marks: dict[str, None] = {}
     for row in rows:
+        ranks.append(row.ranking.rank)
+        marks |= dict.fromkeys(row.marks)
         share = robustness_kept(row, teachers)
         if not math.isnan(share):
-            shares.append(share)
-        marks |= dict.fromkeys(row.marks)
+            kept.append(share)
+    mean_kept = sum(kept) / len(kept) if kept else math.nan
+    label, teacher, ranks_by_task = rows[0].label, rows[0].teacher, tuple(ranks)
     return AcrossTasksRow(
-        rows[0].label,
-        rows[0].teacher,
-        mean_rank,
-        tuple(row.score for row in rows),
-        tuple(row.ranking.rank for row in rows),
-        sum(shares) / len(shares) if shares else math.nan,
-        tuple(marks),
+        label, teacher, mean_rank, tuple(scores), ranks_by_task, mean_kept, tuple(marks)
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
@@ -10,10 +10,10 @@ import pandas as pd
 
 # Parameters that a method and its variant settle.
 METHOD_PREFIXES = ("param/hyper.", "param/tuned")
-PROTOCOL_PREFIXES = tuple(
-    f"param/{name}" for name in ("training.", "eps", "inner_", "limit_", "attacks", "precision")
-)
-# With equal parameters they are equal in a sound record.
+# Parameters that make another experiment.
+TASK_PREFIXES = ("param/eps", "param/inner_", "param/limit_", "param/attacks", "param/precision")
+PROTOCOL_PREFIXES = ("param/training.", *TASK_PREFIXES)
+# In a sound record they are equal where the parameters are.
 IMAGE_COUNTS = {"test/n": "images", "test/aa_n": "images of AutoAttack"}
 
 Change: TypeAlias = tuple[Any, str]  # index of a run, text
@@ -27,25 +27,25 @@ def describe_changes(runs: pd.DataFrame, stated: Mapping[str, str]) -> list[str]
     never recorded is not a change.
     """
     changes: dict[Any, list[str]] = {index: [] for index in runs.index}
-    for index, text in _changed_protocol(runs, stated):
+    for index, text in _changed_parameters(runs, stated):
         changes[index].append(text)
     for index, text in _changed_image_counts(runs):
         if "limit_" not in " ".join(changes[index]):
             changes[index].append(text)
     for index, text in _changed_hyper_parameters(runs):
         changes[index].append(text)
-    return [", ".join(texts) for texts in changes.values()]
+    return list(map(", ".join, changes.values()))
 
 
-def changed_eps(run: Mapping[str, Any]) -> str:
-    """Return the change that makes a run's attacks others than those of its table; "" if none."""
-    for change in run["changed"].split(", "):
+def find_eps_change(changed: str) -> str:
+    """Return the change that makes a row's attacks others than those of its table; "" if none."""
+    for change in changed.split(", "):
         if change.startswith("eps="):
-            return str(change)
+            return change
     return ""
 
 
-def _changed_protocol(runs: pd.DataFrame, stated: Mapping[str, str]) -> Iterator[Change]:
+def _changed_parameters(runs: pd.DataFrame, stated: Mapping[str, str]) -> Iterator[Change]:
     sets = runs["sets"].to_dict()
     protocol = _usual_values(runs, PROTOCOL_PREFIXES)
     for name, value in stated.items():
@@ -53,38 +53,35 @@ def _changed_protocol(runs: pd.DataFrame, stated: Mapping[str, str]) -> Iterator
             protocol[f"param/{name}"] = value
     for _, part in runs.groupby("teacher"):
         usual_values = protocol | _usual_values(part, ("param/teachers.",))
-        for name, usual in usual_values.items():
-            values = part[name]
-            changed = values[values.notna() & (values != usual)]
-            for index, value in changed.items() if usual else ():
-                by_variant = [f"param/training.{word}" for word in sets[index].split(",")]
-                if name not in by_variant:
-                    yield index, f"{name.removeprefix('param/')}={value}"
+        for name in filter(usual_values.get, usual_values):
+            values = part[name].dropna()
+            for index, value in values[values != usual_values[name]].items():
+                # `sets` names what the variant settles of the training.
+                field = name.removeprefix("param/training.")
+                if field == name or field not in sets[index].split(","):
+                    yield index, _assignment(name, value)
 
 
 def _changed_image_counts(runs: pd.DataFrame) -> Iterator[Change]:
     """Yield runs judged on another number of images than most on the same data."""
-    for name, label in IMAGE_COUNTS.items():
-        if name not in runs:
-            continue
+    for name in runs.columns.intersection(list(IMAGE_COUNTS)):
         for _, counts in runs[name].dropna().groupby(runs["dataset"]):
             for index, count in counts[counts != _most_common(counts.tolist())].items():
-                yield index, f"{label}={count:g}"
+                yield index, f"{IMAGE_COUNTS[name]}={count:g}"
 
 
 def _changed_hyper_parameters(runs: pd.DataFrame) -> Iterator[Change]:
     """Yield runs that differ from others of their method and variant, which says what differs."""
-    keys = list(zip(runs["method"], runs["variant"], strict=True))
+    settings = list(zip(runs["method"], runs["variant"], strict=True))
     for name in runs.columns[runs.columns.str.startswith(METHOD_PREFIXES)]:
-        values = runs[name].fillna("").tolist()
-        recorded = defaultdict(list)
-        for key, value in zip(keys, values, strict=True):
+        values = list(zip(settings, runs[name].fillna("").tolist(), strict=True))
+        usual: dict[tuple[str, str], str] = {}
+        for (setting, value), _ in Counter(values).most_common():
             if value:
-                recorded[key].append(value)
-        usual = {key: _most_common(group) for key, group in recorded.items()}
-        for index, key, value in zip(runs.index, keys, values, strict=True):
-            if value and value != usual[key]:
-                yield index, f"{name.removeprefix('param/')}={value}"
+                usual.setdefault(setting, value)
+        for index, (setting, value) in zip(runs.index, values, strict=True):
+            if value and value != usual[setting]:
+                yield index, _assignment(name, value)
 
 
 def _usual_values(runs: pd.DataFrame, prefixes: tuple[str, ...]) -> dict[str, str]:
@@ -97,6 +94,10 @@ def _usual_values(runs: pd.DataFrame, prefixes: tuple[str, ...]) -> dict[str, st
         plain = runs
     names = [name for name in runs.columns if name.startswith(prefixes)]
     return {name: _most_common(plain[name].fillna("").tolist()) for name in names}
+
+
+def _assignment(parameter: str, value: object) -> str:
+    return f"{parameter.removeprefix('param/')}={value}"
 
 
 def _most_common(values: list[Any]) -> Any:

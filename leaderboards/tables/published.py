@@ -71,12 +71,11 @@ class Published:
         return f"{text}; ours {abs(points):.1f} {'above' if points > 0 else 'below'}"
 
 
-def find_published(runs: Sequence[Mapping[Any, Any]]) -> Published | None:
-    """Return published AutoAttack for the runs of a row; None unless all are `as_published`."""
-    for run in runs:
-        if not run["as_published"]:
-            return None
-    return lookup(*(runs[0][key] for key in KEYS), "aa")
+def find_published(seeds: Mapping[Any, Sequence[Any]]) -> Published | None:
+    """Return published AutoAttack for the columns of a row; None unless all are `as_published`."""
+    if not all(seeds["as_published"]):
+        return None
+    return lookup(*(seeds[key][0] for key in KEYS), "aa")
 
 
 def footnote(values: Iterable[Published | None]) -> str:

@@ -9,10 +9,11 @@ from dataclasses import replace
 import pandas as pd
 
 from leaderboards.read.verdicts import VerdictError, read_row_verdicts
+from leaderboards.schema.metrics import RANK_METRIC
 from leaderboards.schema.record import Verdicts
 from leaderboards.stats.ranks import PairedRows, accuracy_interval, shared_ranks
-from leaderboards.tables.protocol_changes import changed_eps
-from leaderboards.tables.rows import Ranking, Row, RunRow
+from leaderboards.tables.protocol_changes import find_eps_change
+from leaderboards.tables.rows import Ranking, Row, SeedColumns
 
 RANKED = (
     " Rank is one more than the number of rows that are significantly better (paired bootstrap over"
@@ -24,52 +25,46 @@ SOME_ONE_SEED = " A row of one seed is compared with the average spread of the o
 BRACKETS = " In brackets is the row's own 95 % interval over images{}."
 
 
-def rank_rows(rows: Sequence[Sequence[RunRow]], metric: str, compete: bool) -> list[Ranking]:
-    """Rank rows, each given by its runs; with `compete` all must be judged on the same images."""
-    rankings = []
+def rank_rows(rows: Sequence[SeedColumns], compete: bool) -> list[Ranking]:
+    """Rank rows; with `compete` against each other, on the same images under the same attack."""
+    rankings = [Ranking()] * len(rows)
     verdicts: dict[int, Verdicts] = {}
-    for index, runs in enumerate(rows):
-        try:
-            verdicts[index] = read_row_verdicts(runs, metric)
-        except VerdictError as error:
-            rankings.append(Ranking(unranked_reason=str(error)))
+    for index, seeds in enumerate(rows):
+        if not any(0 <= accuracy <= 1 for accuracy in seeds[RANK_METRIC]):
             continue
-        interval = accuracy_interval(verdicts[index])
-        rankings.append(Ranking(interval=interval, image_accuracy=verdicts[index].mean(axis=0)))
-    if compete:
-        _refuse_other_attacks(rows, rankings, verdicts)
-        _refuse_other_images(rankings, verdicts)
+        try:
+            survived = read_row_verdicts(seeds["artifact_uri"], seeds[RANK_METRIC])
+        except VerdictError as error:
+            if compete:
+                rankings[index] = Ranking(unranked_reason=str(error))
+            continue
+        interval, eps = accuracy_interval(survived), find_eps_change(seeds["changed"][0])
+        rankings[index] = Ranking(interval=interval, image_accuracy=survived.mean(axis=0))
+        if compete and eps:
+            rankings[index] = replace(rankings[index], unranked_reason=f"attacked with {eps}")
+        else:
+            verdicts[index] = survived
+    if compete and verdicts:
         _compare_rows(rankings, verdicts)
     return rankings
 
 
-def _refuse_other_attacks(
-    rows: Sequence[Sequence[RunRow]], rankings: list[Ranking], verdicts: dict[int, Verdicts]
-) -> None:
-    for index in list(verdicts):
-        eps = changed_eps(rows[index][0])
-        if eps:
-            rankings[index] = replace(rankings[index], unranked_reason=f"attacked with {eps}")
-            del verdicts[index]
-
-
-def _refuse_other_images(rankings: list[Ranking], verdicts: dict[int, Verdicts]) -> None:
+def _compare_rows(rankings: list[Ranking], verdicts: dict[int, Verdicts]) -> None:
+    """Set ranks and gaps of the rows that were judged on as many images as most."""
     counts = Counter(survived.shape[1] for survived in verdicts.values())
-    for index in list(verdicts):
-        images, usual = verdicts[index].shape[1], counts.most_common(1)[0][0]
-        if images != usual:
+    usual = counts.most_common(1)[0][0]
+    comparable = {}
+    for index, survived in verdicts.items():
+        images = survived.shape[1]
+        if images == usual:
+            comparable[index] = survived
+        else:
             reason = f"judged on {images:,} images, most rows on {usual:,}"
             rankings[index] = replace(rankings[index], unranked_reason=reason)
-            del verdicts[index]
-
-
-def _compare_rows(rankings: list[Ranking], verdicts: dict[int, Verdicts]) -> None:
-    if not verdicts:
-        return
-    paired = PairedRows.from_verdicts(list(verdicts.values()))
+    paired = PairedRows.from_verdicts(list(comparable.values()))
     first = int(paired.means.argmax())
     ranks = shared_ranks(paired.better())
-    for position, index in enumerate(verdicts):
+    for position, index in enumerate(comparable):
         gap = paired.difference(first, position)
         rankings[index] = replace(rankings[index], rank=ranks[position], gap_to_first=gap)
 
@@ -102,9 +97,9 @@ def add_ranking_columns(runs: pd.DataFrame, rows: Iterable[Row]) -> pd.DataFrame
     columns_by_run: dict[str, dict[str, object]] = {}
     for row in rows:
         columns_by_run |= dict.fromkeys(row.run_ids, _ranking_columns(row.ranking, row.marks))
-    content = [columns_by_run.get(run_id, {}) for run_id in runs["run_id"]]
-    names = list(_ranking_columns(Ranking(), ()))
-    columns = pd.DataFrame(content, index=runs.index, columns=names)
+    unranked = _ranking_columns(Ranking(), ())
+    content = [columns_by_run.get(run_id, unranked) for run_id in runs["run_id"]]
+    columns = pd.DataFrame(content, index=runs.index, columns=list(unranked))
     columns["row/rank"] = columns["row/rank"].astype("Int64")
     return pd.concat([columns, runs], axis="columns")
 

@@ -12,7 +12,8 @@ from leaderboards.stats.ranks import Array
 from leaderboards.tables import published
 from leaderboards.tables.published import Published
 
-RunRow: TypeAlias = dict[Any, Any]  # a row of store.collect's frame, as far as its table needs it
+# Columns of store.collect's frame for the runs of one row, a value for each seed.
+SeedColumns: TypeAlias = dict[Any, list[Any]]
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,8 @@ class SeedSummary:
 
 @dataclass(frozen=True)
 class Ranking:
-    """Rank and interval of a row, accuracies in [0, 1].
+    """Rank and interval of a row. Without verdicts there is nothing but the reason.
 
-    Without verdicts nothing but the reason is set. Rows that do not compete have no rank.
     gap_to_first: the row of highest accuracy less this one, with its interval.
     image_accuracy: (images,), how often each image survives over the seeds.
     """
@@ -53,9 +53,8 @@ class Row:
     """One method with one setting.
 
     changed: what differs from the protocol of the other rows. flags: name of a sanity flag, how
-    often it was raised and on what evidence. published: nothing that was measured here. marks:
-    doubts by which a reader may hide rows. checkpoints: sha256 of the best ones.
-    teacher_checkpoints: sha256 of the teachers of each run, empty where they were not recorded.
+    often it was raised and on what evidence. marks: doubts by which a reader may hide rows.
+    checkpoints: sha256 of the best ones. teacher_checkpoints: sha256 for each run, if recorded.
     """
 
     method: str
@@ -68,14 +67,14 @@ class Row:
     summaries: dict[str, SeedSummary]
     commands: tuple[str, ...]
     notes: tuple[str, ...]
-    missing: tuple[str, ...] = ()
-    flags: tuple[tuple[str, str], ...] = ()
-    published: Published | None = None
+    missing: tuple[str, ...]
+    flags: tuple[tuple[str, str], ...]
+    published: Published | None
+    marks: tuple[str, ...]
+    run_ids: tuple[str, ...]
+    checkpoints: frozenset[str]
+    teacher_checkpoints: tuple[frozenset[str], ...]
     ranking: Ranking = field(default_factory=Ranking)
-    marks: tuple[str, ...] = ()
-    run_ids: tuple[str, ...] = ()
-    checkpoints: frozenset[str] = frozenset()
-    teacher_checkpoints: tuple[frozenset[str], ...] = ()
 
     @property
     def remarks(self) -> list[str]:
@@ -88,6 +87,10 @@ class Row:
         return self[RANK_METRIC].mean
 
     @property
+    def is_scored(self) -> bool:
+        return self[RANK_METRIC].n > 0
+
+    @property
     def label(self) -> str:
         setting = "; ".join(filter(None, (self.variant, self.changed)))
         return f"{self.method} ({setting})" if setting else self.method
@@ -98,9 +101,8 @@ class Row:
 
 @dataclass(frozen=True)
 class TaskTable:
-    """Rows of one dataset and one student.
+    """Rows of one dataset and one student: `ranked` by AutoAttack, `incomplete` without it.
 
-    ranked: rows with an AutoAttack accuracy, those without a rank last. incomplete: the others.
     The teachers of a suite are one table for reference: all are in `ranked` and have no rank.
     """
 
@@ -117,9 +119,8 @@ class TaskTable:
 
     @cached_property
     def contenders(self) -> tuple[Row, ...]:
-        """Rows that can be best at something: those with a rank, or all scored ones if none has."""
-        scored = [row for row in self.ranked if row[RANK_METRIC].n or self.of_teachers]
-        return tuple(row for row in scored if row.ranking.rank) or tuple(scored)
+        """The rows that can be best at something: those with a rank; if none has, all ranked."""
+        return tuple(row for row in self.ranked if row.ranking.rank) or self.ranked
 
     @property
     def heads(self) -> tuple[str, ...]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import chain
-from typing import TypeAlias
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain, repeat
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -19,10 +19,10 @@ from leaderboards.tables.across_tasks import AcrossTasks, compare_across_tasks
 from leaderboards.tables.protocol_changes import describe_changes
 from leaderboards.tables.published import find_published, is_published_task
 from leaderboards.tables.ranking import caption, rank_rows
-from leaderboards.tables.rows import Column, Row, RunRow, SeedSummary, TaskTable
+from leaderboards.tables.rows import Column, Ranking, Row, SeedColumns, SeedSummary, TaskTable
 
 Protocol: TypeAlias = Callable[[str], Mapping[str, str]]
-# Before a role: the parameter with the teacher's identity.
+# A parameter named so, with a role behind it, is the teacher's identity.
 TEACHER_PREFIX = "param/teachers."
 # In training_path.
 NO_BF16 = "no bf16 here"
@@ -42,7 +42,7 @@ class Section:
     teachers: TaskTable | None
     runs: pd.DataFrame
     across_tasks: AcrossTasks | None
-    outdated: bool = False
+    outdated: bool
 
     @property
     def rows(self) -> Iterator[Row]:
@@ -58,211 +58,185 @@ def build_sections(runs: pd.DataFrame, protocol: Protocol = lambda experiment: {
     Superseded runs do not count. `protocol`: as leaderboards.write takes it.
     """
     current = runs[~runs["superseded"].astype(bool)]
-    current = current.assign(age=-current["version"])
-    newest: dict[str, str] = {}
     sections = []
-    for (suite, _, experiment), part in current.groupby(["suite", "age", "experiment"]):
-        section = _build_section(experiment, suite, part.drop(columns="age"), protocol(experiment))
-        outdated = newest.setdefault(suite, experiment) != experiment
-        sections.append(replace(section, outdated=outdated))
+    for _, versions in current.groupby("suite"):
+        outdated = False
+        for _, part in sorted(versions.groupby("version"), reverse=True):
+            sections.append(_build_section(part, protocol, outdated))
+            outdated = True
     return sections
 
 
-def _build_section(
-    experiment: str, suite: str, runs: pd.DataFrame, protocol: Mapping[str, str]
-) -> Section:
+def _build_section(runs: pd.DataFrame, protocol: Protocol, outdated: bool) -> Section:
+    experiment, suite = str(runs["experiment"].iloc[0]), str(runs["suite"].iloc[0])
     is_teacher = runs["role"] == "teacher"
     tables = []
     for (dataset, student), part in runs[~is_teacher].groupby(["dataset", "student"]):
-        tables.append(_build_table(f"{dataset}, {student}", part, protocol))
+        tables.append(_build_table(f"{dataset}, {student}", part, protocol(experiment)))
     teachers = None
     if is_teacher.any():
         teachers = _build_table("Teachers", runs[is_teacher], {}, of_teachers=True)
     across_tasks = compare_across_tasks(tables, teachers)
-    return Section(experiment, suite, tuple(tables), teachers, runs, across_tasks)
+    return Section(experiment, suite, tuple(tables), teachers, runs, across_tasks, outdated)
 
 
 def _build_table(
     title: str, runs: pd.DataFrame, protocol: Mapping[str, str], of_teachers: bool = False
 ) -> TaskTable:
     columns = _choose_columns(runs)
-    seeds_of_rows = _split_rows(runs, columns, protocol)
-    rows = [_build_row(columns, seeds) for seeds in seeds_of_rows]
-    _add_rankings(rows, seeds_of_rows, compete=not of_teachers)
-    rows.sort(key=_sort_key)
-    ranked, incomplete = rows, []
-    if not of_teachers:
-        ranked = [row for row in rows if row[RANK_METRIC].n]
-        incomplete = [row for row in rows if not row[RANK_METRIC].n]
+    seeds_by_row = _split_rows(runs, columns, protocol)
+    rankings = rank_rows(seeds_by_row, compete=not of_teachers)
+    rows = sorted(map(_build_row, repeat(columns), seeds_by_row, rankings), key=_sort_key)
+    shown = len(rows) if of_teachers else sum(row.is_scored for row in rows)
+    ranked, incomplete = tuple(rows[:shown]), tuple(rows[shown:])
     text = caption(runs, ranked, not of_teachers)
-    return TaskTable(title, columns, tuple(ranked), tuple(incomplete), text, of_teachers)
+    return TaskTable(title, columns, ranked, incomplete, text, of_teachers)
 
 
 def _sort_key(row: Row) -> tuple[bool, float, str]:
-    summary = row[RANK_METRIC]
-    return row.ranking.rank is None, -summary.mean if summary.n else 1, row.label
+    # NaN has no order.
+    accuracy = row.score if row.is_scored else -1
+    return row.ranking.rank is None, -accuracy, row.label
 
 
 def _split_rows(
     runs: pd.DataFrame, columns: Iterable[Column], protocol: Mapping[str, str]
-) -> list[list[RunRow]]:
-    """Return the runs of each row, by ROW_KEYS and seed, with the columns that a row needs."""
+) -> list[SeedColumns]:
+    """Return the runs of each row, by ROW_KEYS, with the columns that a row needs."""
     names = [*ROW_KEYS, *RUN_COLUMNS, RANK_METRIC, *(column.metric for column in columns)]
-    names += [name for name in runs if name.startswith(TEACHER_PREFIX)]
+    names += filter(lambda name: name.startswith(TEACHER_PREFIX), runs)
     needed = runs.reindex(columns=list(dict.fromkeys(names))).assign(
         changed=describe_changes(runs, protocol), as_published=is_published_task(runs)
     )
-    by_key: defaultdict[tuple[str, ...], list[RunRow]] = defaultdict(list)
     run_rows = frame_rows(needed)
     _note_other_teachers(run_rows)
+    run_rows.sort(key=lambda run: (len(run["seed"]), run["seed"]))
+    by_key: defaultdict[tuple[str, ...], SeedColumns] = defaultdict(lambda: defaultdict(list))
     for run in run_rows:
-        by_key[tuple(run[key] for key in ROW_KEYS)].append(run)
-    seeds_of_rows = []
-    for _, seeds in sorted(by_key.items()):
-        seeds_of_rows.append(sorted(seeds, key=lambda run: (len(run["seed"]), run["seed"])))
-    return seeds_of_rows
+        seeds = by_key[tuple(run[key] for key in ROW_KEYS)]
+        for name, value in run.items():
+            seeds[name].append(value)
+    return [by_key[key] for key in sorted(by_key)]
 
 
-def _note_other_teachers(runs: list[RunRow]) -> None:
-    """Set `other_teachers`: a line for each teacher of which most runs here had other weights.
+def _note_other_teachers(runs: list[dict[str, Any]]) -> None:
+    """Set teacher_checkpoints of runs, and a line for each teacher with other weights than most.
 
     Machines and versions round differently, and a teacher trained again by the same spec is another
     network.
     """
     counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for run in runs:
-        for identity, sha256 in _teacher_checkpoints(run):
+        recorded = parse_json_tag(run["teacher_sha256"]) or {}
+        run["teacher_checkpoints"] = frozenset(recorded.values())
+        run["teachers"] = []
+        for role, sha256 in recorded.items():
+            identity = str(run.get(TEACHER_PREFIX + role))
+            run["teachers"].append((identity, sha256))
             counts[identity][sha256] += 1
     for run in runs:
         run["other_teachers"] = []
-        for identity, sha256 in _teacher_checkpoints(run):
-            count, (most, *others) = counts[identity][sha256], counts[identity].most_common(2)
-            tied = others and others[0][1] == most[1]
-            if sha256 != most[0] or tied:
-                share = f"as {count} of {counts[identity].total()} runs here"
-                line = f"taught by checkpoint {sha256[:8]} of {identity}, {share}"
-                run["other_teachers"].append(line)
-
-
-def _teacher_checkpoints(run: RunRow) -> list[tuple[str, str]]:
-    """Return (identity, sha256) of each teacher whose checkpoint was recorded."""
-    recorded = parse_json_tag(run["teacher_sha256"]) or {}
-    return [(str(run.get(TEACHER_PREFIX + role)), sha256) for role, sha256 in recorded.items()]
-
-
-def _add_rankings(rows: list[Row], seeds_of_rows: list[list[RunRow]], compete: bool) -> None:
-    """Set the ranking of the rows that have an AutoAttack accuracy."""
-    scored = [index for index, row in enumerate(rows) if row[RANK_METRIC].n]
-    rankings = rank_rows([seeds_of_rows[index] for index in scored], RANK_METRIC, compete)
-    for index, ranking in zip(scored, rankings, strict=True):
-        notes = rows[index].notes
-        if ranking.unranked_reason and compete:
-            notes += (f"no rank: {ranking.unranked_reason}",)
-        rows[index] = replace(rows[index], ranking=ranking, notes=notes)
+        for identity, sha256 in run["teachers"]:
+            (usual, most), *others = counts[identity].most_common(2)
+            is_tied = bool(others) and others[0][1] == most
+            if sha256 != usual or is_tied:
+                share = f"{counts[identity][sha256]} of {counts[identity].total()} runs"
+                note = f"taught by checkpoint {sha256[:8]} of {identity}, as {share} here"
+                run["other_teachers"].append(note)
 
 
 def _choose_columns(runs: pd.DataFrame) -> tuple[Column, ...]:
-    """Choose accuracies that some run has, then other checkpoints, then cost.
-
-    The ranking number comes behind the clean accuracy.
-    """
-    present = [str(name) for name in runs.columns if runs[name].notna().any()]
-    columns = []
-    for name, label in ATTACK_LABELS.items():
-        if f"test/{name}" in present:
-            columns.append(Column(f"test/{name}", label))
+    """Choose accuracies that some run has, then other checkpoints, then cost."""
+    present = list(runs.columns[runs.notna().any()])
+    labels = {}
+    for attack, label in ATTACK_LABELS.items():
+        if f"test/{attack}" in present:
+            labels[f"test/{attack}"] = label
     for metric in present:
-        prefix, _, name = metric.partition("/")
-        if prefix == "test" and name not in (*ATTACK_LABELS, "n") and not name.endswith("_n"):
-            columns.append(Column(metric, name))
+        if metric.startswith("test/") and metric != "test/n" and not metric.endswith("_n"):
+            labels.setdefault(metric, metric.removeprefix("test/"))
     for checkpoint, label in CHECKPOINT_LABELS.items():
         for attack in ("aa", "pgd20"):
             if f"{checkpoint}/{attack}" in present:
-                heading = f"{ATTACK_LABELS[attack]}, {label}"
-                columns.append(Column(f"{checkpoint}/{attack}", heading))
+                labels[f"{checkpoint}/{attack}"] = f"{ATTACK_LABELS[attack]}, {label}"
                 break
     if TRAIN_SECONDS in present:
-        columns.append(Column(TRAIN_SECONDS, "Train min"))
-    return tuple(columns)
+        labels[TRAIN_SECONDS] = "Train min"
+    return tuple(map(Column, labels, labels.values()))
 
 
-def _build_row(columns: Iterable[Column], seeds: list[RunRow]) -> Row:
+def _build_row(columns: Iterable[Column], seeds: SeedColumns, ranking: Ranking) -> Row:
     summaries, missing = {}, []
     for column in columns:
-        summary = _summarise(column.metric, seeds)
-        summaries[column.metric] = summary
-        if not summary.n and column.metric.startswith("test/"):
+        summaries[column.metric] = _summarise(column.metric, seeds)
+        if not summaries[column.metric].n and column.metric.startswith("test/"):
             missing.append(column.label)
     if RANK_METRIC not in summaries:
         missing.append(ATTACK_LABELS["aa"])
-    first = seeds[0]
     flags = _collect_flags(seeds)
-    checkpoints = {run["sha256.best"] for run in seeds}
-    commands = dict.fromkeys(run["command"] for run in seeds)
     return Row(
-        **{key: first[key] for key in ROW_KEYS},
-        seeds=len(seeds),
+        **{key: seeds[key][0] for key in ROW_KEYS},
+        seeds=len(seeds["run_id"]),
         summaries=summaries,
-        commands=tuple(filter(None, commands)),
-        notes=tuple(_collect_notes(seeds)),
+        commands=tuple(filter(None, dict.fromkeys(seeds["command"]))),
+        notes=tuple(_collect_notes(seeds, ranking.unranked_reason)),
         missing=tuple(missing),
         flags=flags,
         published=find_published(seeds),
-        marks=_collect_marks(seeds, flags),
-        run_ids=tuple(run["run_id"] for run in seeds),
-        checkpoints=frozenset(filter(None, checkpoints)),
-        teacher_checkpoints=tuple(
-            frozenset(sha256 for _, sha256 in _teacher_checkpoints(run)) for run in seeds
-        ),
+        marks=tuple(_collect_marks(seeds, bool(flags))),
+        run_ids=tuple(seeds["run_id"]),
+        checkpoints=frozenset(filter(None, seeds["sha256.best"])),
+        teacher_checkpoints=tuple(seeds["teacher_checkpoints"]),
+        ranking=ranking,
     )
 
 
-def _collect_marks(seeds: list[RunRow], flags: Sequence[object]) -> tuple[str, ...]:
-    marks = []
-    if flags:
-        marks.append("sanity flag")
-    if any(run["code_dirty"] == "true" for run in seeds):
-        marks.append("uncommitted code")
-    if any(run["changed"] or run["sets"] for run in seeds):
-        marks.append("another protocol")
-    return tuple(marks)
+def _collect_marks(seeds: SeedColumns, is_flagged: bool) -> Iterator[str]:
+    if is_flagged:
+        yield "sanity flag"
+    if "true" in seeds["code_dirty"]:
+        yield "uncommitted code"
+    if any(seeds["changed"]) or any(seeds["sets"]):
+        yield "another protocol"
 
 
-def _collect_notes(seeds: list[RunRow]) -> list[str]:
-    """Return what a reader should know before trusting the row."""
-    total = len(seeds)
-    status_notes = {run["status_note"] for run in seeds}
-    notes = sorted(filter(None, status_notes))
-    dirty = sum(run["code_dirty"] == "true" for run in seeds)
+def _collect_notes(seeds: SeedColumns, unranked_reason: str) -> Iterator[str]:
+    """Yield what a reader should know before trusting the row."""
+    total = len(seeds["run_id"])
+    yield from sorted(filter(None, set(seeds["status_note"])))
+    dirty = seeds["code_dirty"].count("true")
     if dirty:
-        notes.append(f"uncommitted code in {dirty} of {total} runs")
-    notes += sorted(set(chain.from_iterable(run["other_teachers"] for run in seeds)))
-    no_bf16 = sum(NO_BF16 in run["training_path"] for run in seeds)
+        yield f"uncommitted code in {dirty} of {total} runs"
+    yield from sorted(set(chain.from_iterable(seeds["other_teachers"])))
+    no_bf16 = sum(NO_BF16 in path for path in seeds["training_path"])
     if no_bf16:
-        notes.append(f"in fp32 for want of bf16 in {no_bf16} of {total} runs")
+        yield f"in fp32 for want of bf16 in {no_bf16} of {total} runs"
     scored = _summarise(RANK_METRIC, seeds).n
     if 0 < scored < total:
-        notes.append(f"AutoAttack on {scored} of {total} seeds")
-    return notes
+        yield f"AutoAttack on {scored} of {total} seeds"
+    if unranked_reason:
+        yield f"no rank: {unranked_reason}"
 
 
-def _collect_flags(seeds: list[RunRow]) -> tuple[tuple[str, str], ...]:
+def _collect_flags(seeds: SeedColumns) -> tuple[tuple[str, str], ...]:
     """Return the sanity flags of the runs, each with the evidence of the first run that has it."""
     evidence: defaultdict[str, list[str]] = defaultdict(list)
-    for run in seeds:
-        for name, text in (parse_json_tag(run["flags"]) or {}).items():
+    for tag in seeds["flags"]:
+        for name, text in (parse_json_tag(tag) or {}).items():
             evidence[name].append(text)
     flags = []
     for name, texts in sorted(evidence.items()):
-        flags.append((name, f"in {len(texts)} of {len(seeds)} runs: {texts[0]}"))
+        flags.append((name, f"in {len(texts)} of {len(seeds['flags'])} runs: {texts[0]}"))
     return tuple(flags)
 
 
-def _summarise(metric: str, seeds: list[RunRow]) -> SeedSummary:
+def _summarise(metric: str, seeds: SeedColumns) -> SeedSummary:
     """Summarise the possible values: accuracies lie between 0 and 1, NaN lies nowhere."""
-    highest = math.inf if metric == TRAIN_SECONDS else 1
-    values = [run[metric] for run in seeds if 0 <= run[metric] <= highest]
-    if not values:
+    values = np.array(seeds[metric], dtype=float)
+    values = values[values >= 0]
+    if metric != TRAIN_SECONDS:
+        values = values[values <= 1]
+    if not len(values):
         return SeedSummary()
-    sd = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
-    return SeedSummary(float(np.mean(values)), sd, len(values))
+    sd = float(values.std(ddof=1)) if len(values) > 1 else math.nan
+    return SeedSummary(float(values.mean()), sd, len(values))
