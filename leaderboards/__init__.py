@@ -54,7 +54,6 @@ def write(
     Raises store.StoreError when the store cannot be read (nothing is written then) and OSError when `out` cannot be.
     """
     from leaderboards.read import artifacts, store
-    from leaderboards.read.curves import read_curves
     from leaderboards.render import export, latex, markdown
     from leaderboards.render.figures import papers
     from leaderboards.render.site import pages
@@ -73,7 +72,7 @@ def write(
         "leaderboard.json": export.render(found),
         "leaderboard.csv": _inert(every).to_csv(index=False),
     }
-    curves = read_curves(source, runs[~runs["superseded"].astype(bool)])
+    curves = store.read_curves(source, runs[~runs["superseded"].astype(bool)])
     site = Site(runs, found, curves, artifacts.read_environment, about, suite)
     for folder in ("assets", "tasks", "methods", "runs", *["figures"] * figures):
         (out / folder).mkdir(parents=True, exist_ok=True)

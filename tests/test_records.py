@@ -29,7 +29,6 @@ from bench.records import reproduce, resolved
 from bench.system import environment
 from bench.tracking.track import FINISHED, Record, Store
 from leaderboards.read import artifacts, store
-from leaderboards.read.curves import read_curves
 from leaderboards.read.record_files import read_record
 from leaderboards.render import export, markdown
 from leaderboards.schema import record
@@ -160,7 +159,7 @@ def tables(runs: pd.DataFrame) -> str:
 
 def curves_by_spec(source: str | Path, runs: pd.DataFrame) -> dict[str, Curves]:
     spec = dict(zip(runs["run_id"], runs["spec_id"], strict=True))
-    return {spec[run]: curves for run, curves in read_curves(source, runs).items()}
+    return {spec[run]: curves for run, curves in store.read_curves(source, runs).items()}
 
 
 def test_another_store_gives_the_same_leaderboard(origin: Path, records: Path, home: Path) -> None:
@@ -486,7 +485,7 @@ def test_a_corrupt_record_is_left_out_and_named(records: Path, tmp_path: Path) -
     assert problems[1].startswith(f"zz.json is left out: {second.name} is the record of ")
     assert len(problems) == 2
     assert store.collect(folder, "digits@2").empty
-    assert read_curves(folder, runs).keys() == {*runs["run_id"]}
+    assert store.read_curves(folder, runs).keys() == {*runs["run_id"]}
     words = [
         "leaderboard",
         "--records",
@@ -506,7 +505,7 @@ def test_no_folder_is_an_error_and_an_empty_one_an_empty_store(tmp_path: Path) -
         store.collect(tmp_path / "none")
     runs = store.collect(tmp_path)
     assert runs.empty
-    assert read_curves(tmp_path, runs) == {}
+    assert store.read_curves(tmp_path, runs) == {}
 
 
 def test_the_repositorys_own_records_are_valid() -> None:

@@ -31,7 +31,6 @@ from bench.cli.ui import AXES, JUDGED, SHARED, check_port, serve
 from bench.system.errors import BenchError, UsageError
 from bench.tracking.track import FINISHED, TUNING, Store
 from leaderboards.read import store
-from leaderboards.read.curves import read_curves
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -88,7 +87,7 @@ def test_it_serves_the_record(tmp_path: Path, capfd: pytest.CaptureFixture[str])
     with served(tmp_path) as lines:
         place = lines[0].split()[0]
         pd.testing.assert_frame_equal(store.collect(place), runs)
-        assert read_curves(place, runs) == read_curves(uri, runs)
+        assert store.read_curves(place, runs) == store.read_curves(uri, runs)
         capfd.readouterr()
         leaderboards.write(place, tmp_path / "served")
         assert capfd.readouterr() == ("", "")

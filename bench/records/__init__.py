@@ -18,9 +18,8 @@ from bench.system.errors import BenchError, UsageError
 from bench.tracking import note, track
 from bench.tracking.track import FINISHED, Store, tracking_uri
 from leaderboards.read import artifacts, verdicts
-from leaderboards.read.curves import read_curves
 from leaderboards.read.record_files import read_record
-from leaderboards.read.store import StoreError, collect, frame_rows
+from leaderboards.read.store import StoreError, collect, frame_rows, read_curves
 from leaderboards.schema import fields, record
 from leaderboards.schema.record import Record, RecordError
 
