@@ -139,8 +139,10 @@ class DatabaseReader:
 
     def _artifact_uri(self, run: Any) -> str:
         """Return where the artifacts of a run lie: beside the database if they are there."""
-        if self.artifacts and (self.artifacts / run.run_uuid / "artifacts").exists():
-            return (self.artifacts / run.run_uuid / "artifacts").as_uri()
+        if self.artifacts:
+            folder = self.artifacts / str(run.run_uuid) / "artifacts"
+            if folder.exists():
+                return folder.as_uri()
         return str(run.artifact_uri)
 
 
@@ -169,8 +171,8 @@ def _pivot(rows: Iterable[tuple[str, str, Any]], positions: dict[str, int]) -> d
 
 def _table(name: str) -> TableClause:
     """Return a table by name alone: MLflow's models would cost the import of all of MLflow."""
-    types = {"key": sqlalchemy.String, "is_nan": sqlalchemy.Boolean}
-    columns = (sqlalchemy.column(column, types.get(column)) for column in TABLES[name])
+    types: dict[str, Any] = {"key": sqlalchemy.String, "is_nan": sqlalchemy.Boolean}
+    columns = [sqlalchemy.column(column, types.get(column)) for column in TABLES[name]]
     return sqlalchemy.table(name, *columns)
 
 

@@ -69,10 +69,11 @@ def build_sections(runs: pd.DataFrame, protocol: Protocol = lambda experiment: {
 
 def _build_section(runs: pd.DataFrame, protocol: Protocol, outdated: bool) -> Section:
     experiment, suite = str(runs["experiment"].iloc[0]), str(runs["suite"].iloc[0])
+    stated = protocol(experiment)
     is_teacher = runs["role"] == "teacher"
     tables = []
     for (dataset, student), part in runs[~is_teacher].groupby(["dataset", "student"]):
-        tables.append(_build_table(f"{dataset}, {student}", part, protocol(experiment)))
+        tables.append(_build_table(f"{dataset}, {student}", part, stated))
     teachers = None
     if is_teacher.any():
         teachers = _build_table("Teachers", runs[is_teacher], {}, of_teachers=True)
