@@ -117,7 +117,7 @@ def _to_frame(runs: pd.DataFrame, problems: list[str]) -> pd.DataFrame:
     extra = sorted(set(runs.columns) - set(COLUMNS))
     frame = runs.reindex(columns=[*COLUMNS, *extra])
     _clean_texts(frame)
-    metrics = [name for name in frame if name.startswith(fields.METRIC_PREFIXES)]
+    metrics = frame.columns[frame.columns.str.startswith(fields.METRIC_PREFIXES)]
     numbers = frame[metrics].apply(pd.to_numeric, errors="coerce").astype(float)
     frame[metrics] = numbers.where(numbers.abs() < MAX_VALUE)
     parts = frame["experiment"].astype(str).str.rsplit("@", n=1)

@@ -108,9 +108,9 @@ def _summarise(
         if not math.isnan(share):
             kept.append(share)
     mean_kept = sum(kept) / len(kept) if kept else math.nan
-    label, teacher, ranks_by_task = rows[0].label, rows[0].teacher, tuple(ranks)
+    first = rows[0]
     return AcrossTasksRow(
-        label, teacher, mean_rank, tuple(scores), ranks_by_task, mean_kept, tuple(marks)
+        first.label, first.teacher, mean_rank, tuple(scores), tuple(ranks), mean_kept, tuple(marks)
     )
 
 

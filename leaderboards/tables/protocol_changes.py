@@ -53,21 +53,29 @@ def _changed_parameters(runs: pd.DataFrame, stated: Mapping[str, str]) -> Iterat
             protocol[f"param/{name}"] = value
     for _, part in runs.groupby("teacher"):
         usual_values = protocol | _usual_values(part, ("param/teachers.",))
-        for name in filter(usual_values.get, usual_values):
-            values = part[name].dropna()
-            for index, value in values[values != usual_values[name]].items():
-                # `sets` names what the variant settles of the training.
-                field = name.removeprefix("param/training.")
-                if field == name or field not in sets[index].split(","):
-                    yield index, _assignment(name, value)
+        for index, name, value in _unusual_values(part, usual_values):
+            # `sets` names what the variant settles of the training.
+            field = name.removeprefix("param/training.")
+            if field == name or field not in sets[index].split(","):
+                yield index, _assignment(name, value)
+
+
+def _unusual_values(runs: pd.DataFrame, usual: dict[str, str]) -> Iterator[tuple[Any, str, str]]:
+    """Yield (index, parameter, value) of recorded values that differ from the usual one."""
+    for name in filter(usual.get, usual):
+        values = runs[name].dropna()
+        for index, value in values[values != usual[name]].items():
+            yield index, name, value
 
 
 def _changed_image_counts(runs: pd.DataFrame) -> Iterator[Change]:
     """Yield runs judged on another number of images than most on the same data."""
-    for name in runs.columns.intersection(list(IMAGE_COUNTS)):
+    for name, label in IMAGE_COUNTS.items():
+        if name not in runs:
+            continue
         for _, counts in runs[name].dropna().groupby(runs["dataset"]):
             for index, count in counts[counts != _most_common(counts.tolist())].items():
-                yield index, f"{IMAGE_COUNTS[name]}={count:g}"
+                yield index, f"{label}={count:g}"
 
 
 def _changed_hyper_parameters(runs: pd.DataFrame) -> Iterator[Change]:
@@ -92,7 +100,7 @@ def _usual_values(runs: pd.DataFrame, prefixes: tuple[str, ...]) -> dict[str, st
     plain = runs[runs["sets"] == ""]
     if plain.empty:
         plain = runs
-    names = [name for name in runs.columns if name.startswith(prefixes)]
+    names = runs.columns[runs.columns.str.startswith(prefixes)]
     return {name: _most_common(plain[name].fillna("").tolist()) for name in names}
 
 

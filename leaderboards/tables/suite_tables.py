@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, repeat
+from operator import itemgetter
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -105,16 +106,17 @@ def _split_rows(
 ) -> list[SeedColumns]:
     """Return the runs of each row, by ROW_KEYS, with the columns that a row needs."""
     names = [*ROW_KEYS, *RUN_COLUMNS, RANK_METRIC, *(column.metric for column in columns)]
-    names += filter(lambda name: name.startswith(TEACHER_PREFIX), runs)
+    names.extend(runs.columns[runs.columns.str.startswith(TEACHER_PREFIX)])
     needed = runs.reindex(columns=list(dict.fromkeys(names))).assign(
         changed=describe_changes(runs, protocol), as_published=is_published_task(runs)
     )
     run_rows = frame_rows(needed)
     _note_other_teachers(run_rows)
+    row_key = itemgetter(*ROW_KEYS)
     run_rows.sort(key=lambda run: (len(run["seed"]), run["seed"]))
     by_key: defaultdict[tuple[str, ...], SeedColumns] = defaultdict(lambda: defaultdict(list))
     for run in run_rows:
-        seeds = by_key[tuple(run[key] for key in ROW_KEYS)]
+        seeds = by_key[row_key(run)]
         for name, value in run.items():
             seeds[name].append(value)
     return [by_key[key] for key in sorted(by_key)]
