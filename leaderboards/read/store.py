@@ -44,15 +44,12 @@ class Reader(Protocol):
 def collect(source: str | Path, suite: str | None = None) -> pd.DataFrame:
     """Collect finished runs of every experiment named <suite>@<version>, oldest first.
 
-    Args:
-        source: a tracking URI, or as a Path a folder of record files; nothing there is empty.
-        suite: restricts the runs to one suite, as "digits" or "digits@1".
-    Returns:
-        COLUMNS: text, "" where absent; version int; start_time in UTC; superseded bool, a newer run
-        has the same spec_id. Metrics under their names: fractions, seconds or counts, NaN where
-        absent or not finite. "param/<name>" as text. attrs["problems"]: lines of what was unusable.
-    Raises:
-        StoreError: the store cannot be read.
+    source: a tracking URI, or as a Path a folder of record files; a missing store is an empty one.
+    suite: restricts the runs to one, as "digits" or "digits@1". Raises StoreError.
+
+    Returns COLUMNS: text, "" where absent; version int; start_time in UTC; superseded bool, a newer
+    run has the same spec_id. Metrics under their names: fractions, seconds or counts, NaN where
+    absent or not finite. "param/<name>" as text. attrs["problems"]: lines of what was unusable.
     """
     with open_store(source) as reader:
         runs, problems = reader.runs(suite)

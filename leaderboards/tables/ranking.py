@@ -23,6 +23,8 @@ RANKED = (
 ONE_SEED = " No row has several seeds: networks are compared, not methods."
 SOME_ONE_SEED = " A row of one seed is compared with the average spread of the others."
 BRACKETS = " In brackets is the row's own 95 % interval over images{}."
+GAP_COLUMNS = ("row/behind_first", "row/behind_first_low", "row/behind_first_high")
+RANKING_COLUMNS = ("row/rank", "row/aa_low", "row/aa_high", *GAP_COLUMNS, "row/marks")
 
 
 def rank_rows(rows: Sequence[SeedColumns], compete: bool) -> list[Ranking]:
@@ -94,28 +96,17 @@ def caption(runs: pd.DataFrame, rows: Iterable[Row], compete: bool) -> str:
 
 def add_ranking_columns(runs: pd.DataFrame, rows: Iterable[Row]) -> pd.DataFrame:
     """Put columns "row/..." with the ranking of its row before each run; empty without a row."""
-    columns_by_run: dict[str, dict[str, object]] = {}
+    values_by_run: dict[str, tuple[object, ...]] = {}
     for row in rows:
-        columns_by_run |= dict.fromkeys(row.run_ids, _ranking_columns(row.ranking, row.marks))
-    unranked = _ranking_columns(Ranking(), ())
-    content = [columns_by_run.get(run_id, unranked) for run_id in runs["run_id"]]
-    columns = pd.DataFrame(content, index=runs.index, columns=list(unranked))
+        interval = row.ranking.interval or (None, None)
+        gap = row.ranking.gap_to_first or (None, None, None)
+        values = (row.ranking.rank, *interval, *gap, "; ".join(row.marks))
+        values_by_run |= dict.fromkeys(row.run_ids, values)
+    unranked = (None,) * len(RANKING_COLUMNS)
+    content = [values_by_run.get(run_id, unranked) for run_id in runs["run_id"]]
+    columns = pd.DataFrame(content, index=runs.index, columns=list(RANKING_COLUMNS))
     columns["row/rank"] = columns["row/rank"].astype("Int64")
     return pd.concat([columns, runs], axis="columns")
-
-
-def _ranking_columns(ranking: Ranking, marks: Sequence[str]) -> dict[str, object]:
-    low, high = ranking.interval or (None, None)
-    gap, gap_low, gap_high = ranking.gap_to_first or (None, None, None)
-    return {
-        "row/rank": ranking.rank,
-        "row/aa_low": low,
-        "row/aa_high": high,
-        "row/behind_first": gap,
-        "row/behind_first_low": gap_low,
-        "row/behind_first_high": gap_high,
-        "row/marks": "; ".join(marks),
-    }
 
 
 def _range_text(runs: pd.DataFrame, metric: str) -> str:
