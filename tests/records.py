@@ -1,4 +1,4 @@
-"""Runs recorded as the program records them, but for the attacks: training is real and short, accuracies are given."""
+"""Runs recorded as the program records them: training is real and short, accuracies are fixed."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def shop(root: Path) -> Workshop:
 
 
 def execute(made: Cell, place: Workshop, measured: dict[str, float] = MEASURED) -> str:
-    """Carries the cell out; AutoAttack is for the checkpoint that the suite names, as in the program."""
+    """Execute a run; AutoAttack judges the checkpoint that the suite names, as in the program."""
 
     def evaluate(
         net: Any, spec: Any, test: Any, full: bool, *_: Any
