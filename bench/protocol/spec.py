@@ -59,7 +59,7 @@ class Spec:
     @property
     def teacher(self) -> str:
         """The teachers' names without their hashes, for people."""
-        return fields.taught_by(self.teachers)
+        return fields.join_teachers(self.teachers)
 
     @property
     def label(self) -> str:
