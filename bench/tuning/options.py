@@ -37,7 +37,8 @@ class TuneOptions(ProtocolOptions):
     objectives: Annotated[
         Literal["robust", "clean,robust"],
         arg(
-            help="accuracy under PGD with a floor on the clean one, or the Pareto front of both, unpruned"
+            help="accuracy under PGD with a floor on the clean one, or the Pareto front of both, "
+            "unpruned"
         ),
     ] = "robust"
     min_clean: Annotated[
@@ -65,9 +66,9 @@ class TuneOptions(ProtocolOptions):
     storage: Annotated[
         str,
         arg(
-            metavar="PLACE",
-            help="a journal file, sqlite:///FILE, or postgresql://... for several machines",
-            help_behavior_hint="(default: STORE/tuning.journal)",
+            metavar="URL",
+            help="sqlite:///FILE, or postgresql://... for several machines",
+            help_behavior_hint="(default: sqlite:///STORE/tuning.db)",
         ),
     ] = ""
     search_seed: Annotated[

@@ -1,4 +1,4 @@
-"""Processes that carry out the trials of a study until it has its budget; one that dies is replaced."""
+"""Processes that run the trials of a study; one that dies is replaced."""
 
 from __future__ import annotations
 
@@ -6,80 +6,103 @@ import multiprocessing
 import shutil
 import sys
 import time
+from contextlib import ExitStack
+from multiprocessing.process import BaseProcess
 
 import optuna
 import torch
 from mlflow.exceptions import MlflowException
+from optuna.storages import RDBStorage
+from optuna.study import Study
+from optuna.trial import FrozenTrial
 
-from bench.datasets import data as data_module
+from bench.datasets.data import Data
 from bench.execution import executors
 from bench.execution.job import RunContext
 from bench.system import signals
 from bench.system.errors import BenchError
 from bench.tracking.store import TrackingStore
-from bench.tuning import storage, trial
-from bench.tuning import study as study_module
 from bench.tuning.options import TuneOptions
-from bench.tuning.trial import Task
+from bench.tuning.storage import connect, exclusive, requeue_trials, storage_errors, was_retried
+from bench.tuning.study import count_over, has_next_trial, load_study, seed_sampler
+from bench.tuning.trial import TrialContext, print_result, run_trial
 
-PAUSE = 1.0  # seconds between looks when other workers have the last trials
-DEATHS = 30  # of workers after which something is wrong with more than one of them
+# Pause between looks when the last trials are in other workers' hands.
+POLL_SECONDS = 1.0
+# After this many deaths of workers, more than one of them is at fault.
+MAX_DEATHS = 30
 
 
-def work(options: TuneOptions, task: Task, shop: RunContext) -> None:
-    """Carries out trials one after another until the study has its budget.
+def run_trials(options: TuneOptions, context: TrialContext, run: RunContext) -> None:
+    """Run trials until the study has its budget.
 
-    Raises BenchError where the storage or the record fails, or the disk: no trial is lost by that.
+    Raises:
+        BenchError: If the storage, the MLflow store or the disk fails; no trial is lost by that.
     """
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
-    data = executors.dataset_loader(options.data_root)(*executors.data_arguments(task.spec), test=False).to(
-        shop.device
-    )
-    place = task.plan.place
-    store = storage.connect(place)
+    load = executors.dataset_loader(options.data_root)
+    data = load(*executors.data_arguments(context.spec), test=False).to(run.device)
+    storage = connect(context.plan.storage)
     try:
-        with storage.told(place):
-            study = study_module.attach(task.plan, store)
-            while study_module.done(study) < task.budget:
-                storage.release(study, place)
-                if study_module.waiting(study, task.budget):
-                    attempt(study, task, shop, data)
-                else:
-                    time.sleep(PAUSE)
+        with storage_errors(context.plan.storage):
+            study = load_study(context.plan, storage)
+            while count_over(study) < context.budget:
+                run_next_trial(study, storage, context, run, data)
     except (MlflowException, OSError) as error:
-        said = " ".join(str(error).split())[:300] or type(error).__name__
-        raise BenchError(f"{task.plan.name} cannot go on: {said}") from error
+        cause = " ".join(str(error).split())[:300] or type(error).__name__
+        raise BenchError(f"{context.plan.name} cannot go on: {cause}") from error
 
 
-def attempt(study: optuna.Study, task: Task, shop: RunContext, data: data_module.Data) -> None:
-    """One trial. An interrupted one is told as failed without a reason, so that it is queued again."""
-    number: list[int] = []
-
-    def objective(found: optuna.Trial) -> float | tuple[float, ...]:
-        number.append(found.number)
-        try:
-            return trial.objective(found, study, task, shop, data)
-        except SystemExit:
-            raise KeyboardInterrupt from None  # which Optuna knows
-
-    try:
-        study.optimize(objective, n_trials=1, catch=(BenchError,))
-    except (optuna.exceptions.OptunaError, ValueError, FileNotFoundError):
-        if not number or not storage.followed(study, number[0]):
-            raise
-        return  # this process had been taken for dead, and the trial is another's now
-    shutil.rmtree(trial.folder_of(task, number[0]), ignore_errors=True)
-    trial.say(study, number[0], task.budget)
-
-
-def process(
-    options: TuneOptions, task: Task, device: torch.device, code: dict[str, str], threads: int
+def run_next_trial(
+    study: Study, storage: RDBStorage, context: TrialContext, run: RunContext, data: Data
 ) -> None:
-    """`work` in a process of its own."""
+    """Run the next trial, or pause if there is none to begin.
+
+    Only one process at a time looks and begins, so there are never more trials than the budget.
+    """
+    numbers: list[int] = []
+
+    def run_begun_trial(trial: optuna.Trial) -> float | tuple[float, ...]:
+        lock.close()
+        numbers.append(trial.number)
+        try:
+            return run_trial(trial, context, run, data)
+        except SystemExit:
+            # On SystemExit, Optuna would leave the trial running.
+            raise KeyboardInterrupt from None
+
+    def finish_trial(study: Study, trial: FrozenTrial) -> None:
+        shutil.rmtree(context.trial_folder(trial.number), ignore_errors=True)
+        print_result(study, trial, context.budget)
+
+    with ExitStack() as lock:
+        lock.enter_context(exclusive(context.plan.storage, "study"))
+        requeue_trials(study, storage)
+        if not has_next_trial(study, context.budget):
+            lock.close()
+            time.sleep(POLL_SECONDS)
+            return
+        seed_sampler(study, context.plan.sampler, context.plan.seed)
+        try:
+            study.optimize(run_begun_trial, 1, catch=(BenchError,), callbacks=[finish_trial])
+        except (optuna.exceptions.OptunaError, ValueError, FileNotFoundError):
+            # This process had been taken for dead, and the trial is another's now.
+            if not numbers or not was_retried(study, numbers[0]):
+                raise
+
+
+def run_worker(
+    options: TuneOptions,
+    context: TrialContext,
+    device: torch.device,
+    code: dict[str, str],
+    threads: int,
+) -> None:
+    """Run trials in a process of a pool; exit with 130 if told to stop."""
     signals.catch_in_worker()
     torch.set_num_threads(threads)
     try:
-        work(options, task, RunContext(TrackingStore(options.store), device, code))
+        run_trials(options, context, RunContext(TrackingStore(options.store), device, code))
     except BenchError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
@@ -87,35 +110,46 @@ def process(
         sys.exit(130)
 
 
-def together(options: TuneOptions, task: Task, shop: RunContext) -> None:
-    """`options.workers` processes until the study has its budget. Raises BenchError if they fail again and again."""
+def run_workers(options: TuneOptions, context: TrialContext, run: RunContext) -> None:
+    """Run trials in `options.workers` processes until the study has its budget.
+
+    Raises:
+        BenchError: If a worker fails, or too many die.
+    """
     if options.workers == 1:
-        return work(options, task, shop)
-    context = multiprocessing.get_context("spawn")
+        run_trials(options, context, run)
+        return
+    processes = multiprocessing.get_context("spawn")
     threads = max(torch.get_num_threads() // options.workers, 1)
-    arguments = (options, task, shop.device, shop.code, threads)
-    running: list[multiprocessing.process.BaseProcess] = []
-    deaths, begun = 0, 0
+    arguments = (options, context, run.device, run.code, threads)
+    running: list[BaseProcess] = []
+    missing, deaths = options.workers, 0
     try:
-        while running or begun < options.workers + deaths:
-            while len(running) < options.workers and begun < options.workers + deaths:
-                running.append(context.Process(target=process, args=arguments))
+        while running or missing:
+            for _ in range(missing):
+                running.append(processes.Process(target=run_worker, args=arguments))
                 running[-1].start()
-                begun += 1
-            time.sleep(PAUSE / 4)
-            ended = [each for each in running if not each.is_alive()]
-            running = [each for each in running if each.is_alive()]
-            for each in ended:
-                if each.exitcode in (1, 2):
-                    raise BenchError("a worker failed; the same command continues")
-                if each.exitcode:
-                    deaths += 1
-                    print(f"a worker died ({each.exitcode}) and is replaced", file=sys.stderr)
-            if deaths > DEATHS:
+            time.sleep(POLL_SECONDS / 4)
+            ended = [process for process in running if not process.is_alive()]
+            running = [process for process in running if process not in ended]
+            missing = count_deaths(ended)
+            deaths += missing
+            if deaths > MAX_DEATHS:
                 raise BenchError(f"{deaths} workers died")
     finally:
-        for each in running:
-            each.terminate()
-        for each in running:
-            each.join(signals.GRACE)
-    return None
+        for process in running:
+            process.terminate()
+        for process in running:
+            process.join(signals.GRACE)
+
+
+def count_deaths(ended: list[BaseProcess]) -> int:
+    """Count and report the workers that did not end by themselves. Raises BenchError for a failed one."""
+    deaths = 0
+    for process in ended:
+        if process.exitcode in (1, 2):
+            raise BenchError("a worker failed; the same command continues")
+        if process.exitcode:
+            deaths += 1
+            print(f"a worker died ({process.exitcode}) and is replaced", file=sys.stderr)
+    return deaths
