@@ -351,6 +351,6 @@ def teacher_train(given: options.TeacherTrain) -> int:
 
 def tune(given: options.Tune) -> int:
     """The verb `tune`; returns the exit code."""
-    from bench.tuning import tune
+    from bench.tuning import search
 
-    return tune.tune(given, given.dry_run)
+    return search.tune(given, given.dry_run)
