@@ -6,6 +6,8 @@ import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,48 +20,75 @@ from bench.protocol.tuned_config import TunedConfig
 from bench.system.errors import BenchError
 from bench.tracking.store import FINISHED, RunLogger
 from bench.tuning.storage import without_password
-from bench.tuning.study import count_over, group_attempts, is_over
+from bench.tuning.study import group_attempts, is_over
 from bench.tuning.trial import TrialContext
 
 STATES = ("complete", "pruned", "failed")
 
 
 def best_trials(study: Study, context: TrialContext) -> list[FrozenTrial]:
-    """Return the best trial, or the Pareto front by number.
-
-    Raises:
-        BenchError: If no trial was completed, or none keeps the clean accuracy.
-    """
-    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    """Return the best trial, or the Pareto front by number. Raises BenchError if there is none."""
+    name, complete = context.plan.name, study.get_trials(states=(TrialState.COMPLETE,))
     if not complete:
         reasons = Counter(trial.user_attrs.get("reason", "") for trial in study.trials)
         del reasons[""]
         cause = "".join(f": {reason}" for reason, _ in reasons.most_common(1))
-        raise BenchError(f"{context.plan.name}: no trial was completed{cause}")
+        raise BenchError(f"{name}: no trial was completed{cause}")
     feasible = [trial for trial in complete if max(trial.constraints.values(), default=0) <= 0]
     if not feasible:
         raise BenchError(
-            f"{context.plan.name}: no trial has a clean accuracy of "
-            f"{100 * context.min_clean:.1f} % on the validation images: "
-            "lower --min-clean, or give more trials"
+            f"{name}: no trial has a clean accuracy of {100 * context.min_clean:.1f} % on the "
+            "validation images: lower --min-clean, or give more trials"
         )
     if len(context.plan.objectives) > 1:
         return sorted(study.best_trials, key=lambda trial: trial.number)
-    return [max(feasible, key=lambda trial: (trial.value, -trial.number))]
+    # Of equal trials the first.
+    return [max(feasible, key=lambda trial: trial.values[0])]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How the trials that are over ended, each counted once however often it was begun."""
+
+    counts: Counter[str]
+    epochs: int
+    epochs_unpruned: int
+
+    def __str__(self) -> str:
+        text = ", ".join(f"{self.counts[state]} {state}" for state in STATES if self.counts[state])
+        if self.epochs == self.epochs_unpruned:
+            return text
+        saved = 100 * (1 - self.epochs / self.epochs_unpruned)
+        return (
+            f"{text}; {self.epochs} of {self.epochs_unpruned} epochs trained, {saved:.0f} % saved"
+        )
+
+
+def summarize(study: Study, context: TrialContext) -> Summary:
+    """Count the trials by state, their epochs, and the epochs without pruning."""
+    names = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned"}
+    counts = Counter[str]()
+    epochs = 0
+    for attempts in group_attempts(study).values():
+        if is_over(attempts):
+            last = attempts[-1]
+            counts[names.get(last.state, "failed")] += 1
+            if last.state in names:
+                epochs += last.user_attrs.get("epochs", 0)
+    epochs_unpruned = (counts["complete"] + counts["pruned"]) * context.spec.training.epochs
+    return Summary(counts, epochs, epochs_unpruned)
 
 
 def build_config(
-    trial: FrozenTrial, study: Study, context: TrialContext, run: RunContext, teacher: str
+    trial: FrozenTrial, summary: Summary, context: TrialContext, commit: str, teacher: str
 ) -> TunedConfig:
     """Return a trial's values with their provenance."""
-    hyper, training = context.space.split(trial.params)
-    spec, plan = context.spec, context.plan
-    epochs, epochs_unpruned = count_epochs(study, context)
+    plan, spec = context.plan, context.spec
     provenance: dict[str, Any] = {
-        "study": study.study_name,
+        "study": plan.name,
         "storage": without_password(plan.storage),
         "trial": trial.number,
-        "trials": count_over(study),
+        "trials": summary.counts.total(),
     }
     for name, value in zip(plan.objectives, trial.values, strict=True):
         provenance[f"val_{name}"] = value
@@ -69,44 +98,12 @@ def build_config(
         "sampler": plan.sampler,
         "pruner": plan.pruner,
         "search_seed": plan.seed,
-        "epochs": epochs,
-        "epochs_unpruned": epochs_unpruned,
-        "code": run.code.get("code_commit", ""),
+        "epochs": summary.epochs,
+        "epochs_unpruned": summary.epochs_unpruned,
+        "code": commit,
     }
     names = (spec.method, spec.suite, spec.dataset, spec.arch, teacher)
-    return TunedConfig(*names, hyper, training, provenance)
-
-
-def last_attempts(study: Study) -> list[FrozenTrial]:
-    """Return the last attempt at each trial that is over."""
-    return [attempts[-1] for attempts in group_attempts(study).values() if is_over(attempts)]
-
-
-def count_epochs(study: Study, context: TrialContext) -> tuple[int, int]:
-    """Return the epochs that the trials trained, and those that they would have without pruning."""
-    epochs = epochs_unpruned = 0
-    for trial in last_attempts(study):
-        if trial.state != TrialState.FAIL:
-            epochs += trial.user_attrs.get("epochs", 0)
-            epochs_unpruned += context.spec.training.epochs
-    return epochs, epochs_unpruned
-
-
-def count_states(study: Study) -> Counter[str]:
-    """Count the complete, pruned and failed trials, each once however often it was begun."""
-    names = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned"}
-    return Counter(names.get(trial.state, "failed") for trial in last_attempts(study))
-
-
-def summarize_study(study: Study, context: TrialContext) -> str:
-    """Say in a line how the trials ended and how many epochs pruning saved."""
-    counts = count_states(study)
-    epochs, epochs_unpruned = count_epochs(study, context)
-    text = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
-    if epochs < epochs_unpruned:
-        percent = 100 * (1 - epochs / epochs_unpruned)
-        text += f"; {epochs} of {epochs_unpruned} epochs trained, {percent:.0f} % saved"
-    return f"{study.study_name}: {text}"
+    return TunedConfig(*names, *context.space.split(trial.params), provenance)
 
 
 def write_results(
@@ -116,50 +113,37 @@ def write_results(
 
     A file's name ends with the digest of its values, so no later one takes its place.
     """
-    trials = best_trials(study, context)
-    paths = []
-    for trial in trials:
-        config = build_config(trial, study, context, run, teacher)
-        name = f"{study.study_name.replace('/', '-')}-{config.digest}.toml"
-        paths.append(run.root / "tuned" / name)
-        tuned_config.write(paths[-1], config)
-    log_results(study, context, logger, trials, paths)
-    return paths
-
-
-def log_results(
-    study: Study,
-    context: TrialContext,
-    logger: RunLogger,
-    trials: list[FrozenTrial],
-    paths: list[Path],
-) -> None:
-    """Log counts, best values, a note, files and figures to the study's MLflow run, and end it."""
-    counts = count_states(study)
-    epochs, epochs_unpruned = count_epochs(study, context)
-    logger.metrics({f"trials/{state}": counts[state] for state in STATES})
-    logger.metrics({"epochs": epochs, "epochs_unpruned": epochs_unpruned})
+    trials, summary = best_trials(study, context), summarize(study, context)
+    commit = run.code.get("code_commit", "")
+    logger.metrics({f"trials/{state}": summary.counts[state] for state in STATES})
+    logger.metrics({"epochs": summary.epochs, "epochs_unpruned": summary.epochs_unpruned})
     for name, value in zip(context.plan.objectives, trials[0].values, strict=True):
         logger.metrics({f"best/{name}": value})
-    logger.tag("mlflow.note.content", format_note(study, context, trials))
-    for path in paths:
-        logger.file(path, "tuned")
+    text = f"{context.plan.name}: {summary}"
+    logger.tag("mlflow.note.content", f"{text}\n\n{format_table(trials, context)}")
+    paths = []
+    for trial in trials:
+        config = build_config(trial, summary, context, commit, teacher)
+        name = f"{context.plan.name.replace('/', '-')}-{config.digest}.toml"
+        paths.append(run.root / "tuned" / name)
+        tuned_config.write(paths[-1], config)
+        logger.file(paths[-1], "tuned")
     with tempfile.TemporaryDirectory() as folder:
         for path in draw_figures(study, context, Path(folder)):
             logger.file(path, "figures")
-    logger.end(FINISHED, summarize_study(study, context))
+    logger.end(FINISHED, text)
+    return paths
 
 
-def format_note(study: Study, context: TrialContext, trials: list[FrozenTrial]) -> str:
-    """Return Markdown for the study's page in MLflow."""
+def format_table(trials: list[FrozenTrial], context: TrialContext) -> str:
+    """Return a Markdown table of trials with their accuracies and values."""
     names = list(trials[0].params)
-    columns = [*context.plan.objectives, *names]
-    lines = [summarize_study(study, context), "", f"| trial | {' | '.join(columns)} |"]
-    lines.append("| ---: " * (len(columns) + 1) + "|")
+    columns = ["trial", *context.plan.objectives, *names]
+    lines = [f"| {' | '.join(columns)} |", "| ---: " * len(columns) + "|"]
     for trial in trials:
-        cells = [f"{100 * value:.1f} %" for value in trial.values]
+        cells = [str(trial.number), *(f"{100 * value:.1f} %" for value in trial.values)]
         cells += [str(trial.params.get(name)) for name in names]
-        lines.append(f"| {trial.number} | {' | '.join(cells)} |")
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -173,22 +157,17 @@ def draw_figures(study: Study, context: TrialContext, folder: Path) -> list[Path
 
     paths = []
     for name, plot in list_plots(plots, context.plan.objectives).items():
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                plot(study)
-        except (ValueError, RuntimeError):
-            # Too few trials, or all with one value.
-            pyplot.close("all")
-            continue
-        figure = pyplot.gcf()
-        width = 4 * len(figure.axes) if name == "slice" else 9
-        figure.set_size_inches(width, 5)
-        if name == "parallel":
-            # The title lies under the legend.
-            figure.axes[0].set_title("")
-        paths.append(folder / f"{name}.png")
-        figure.savefig(paths[-1], dpi=120, bbox_inches="tight")
+        # Without enough trials, or if all have one value, a plot raises.
+        with warnings.catch_warnings(), suppress(ValueError, RuntimeError):
+            warnings.simplefilter("ignore")
+            plot(study)
+            figure = pyplot.gcf()
+            figure.set_size_inches(4 * len(figure.axes) if name == "slice" else 9, 5)
+            if name == "parallel":
+                # The title lies under the legend.
+                figure.axes[0].set_title("")
+            figure.savefig(folder / f"{name}.png", dpi=120, bbox_inches="tight")
+            paths.append(folder / f"{name}.png")
         pyplot.close("all")
     return paths
 

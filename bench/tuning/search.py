@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import teachers
-from bench.datasets.data import Data
 from bench.execution import executors, grid
 from bench.execution.job import RunContext
 from bench.execution.plan import PlannedRun, parse_seeds, plan_runs, plan_teacher, resolve
@@ -28,7 +26,7 @@ from bench.system.progress import format_duration
 from bench.tracking.store import FAILED, KILLED, TUNING, RunLogger, TrackingStore
 from bench.training.trainer import clean_and_robust_accuracy
 from bench.tuning.options import TuneOptions
-from bench.tuning.results import summarize_study, write_results
+from bench.tuning.results import summarize, write_results
 from bench.tuning.space import TRAINING_FACTORS, SearchSpace, build_space, check_ranges
 from bench.tuning.storage import connect, exclusive, storage_errors
 from bench.tuning.study import StudyPlan, count_over, load_study, open_study, rung_epochs
@@ -61,10 +59,8 @@ def tune(options: TuneOptions, dry_run: bool = False) -> int:
         return code
     device, source = environment.resolve_device(options.device), environment.source_state()
     context = RunContext(TrackingStore(options.store), device, source)
-    code = 0
-    for student in students:
-        code = max(code, try_search(options, student, spaces[student.spec.method], context))
-    return code
+    searches = [Search(options, run, spaces[run.spec.method], context) for run in students]
+    return max(search.run_safely() for search in searches)
 
 
 def check_options(options: TuneOptions) -> None:
@@ -91,14 +87,10 @@ def check_options(options: TuneOptions) -> None:
 
 def search_options(options: TuneOptions) -> RunOptions:
     """Return the options of the runs whose values are searched, one for each study."""
-    return RunOptions(
-        **protocol_options(options),
-        method=options.method,
-        student=options.student,
-        teacher=options.teacher,
-        epochs=options.epochs,
-        seeds=str(options.search_seed),
-    )
+    fields = protocol_options(options)
+    for name in ("method", "student", "teacher", "epochs"):
+        fields[name] = getattr(options, name)
+    return RunOptions(**fields, seeds=str(options.search_seed))
 
 
 def protocol_options(options: TuneOptions) -> dict[str, Any]:
@@ -117,24 +109,21 @@ def pruner_name(options: TuneOptions) -> str:
     return options.pruner if options.objectives == "robust" else "none"
 
 
-def teacher_name(options: TuneOptions, student: PlannedRun) -> str:
-    """Return the teacher asked for, unless the method has none."""
-    return options.teacher if student.method.requires else "robust"
-
-
 def train_teachers(options: TuneOptions, runs: list[PlannedRun]) -> int:
     """Train the teachers of the students and those that set the clean accuracy to keep."""
     needed: dict[str, PlannedRun] = {}
-    for run in runs:
-        if run.spec.role == "student" and options.min_clean is None:
+    if options.min_clean is None:
+        for run in runs:
             reference = reference_teacher(options, run)
             needed[reference.identity] = reference
     for run in runs:
         if run.spec.role == "teacher":
             needed[run.identity] = run
+    if not needed:
+        return 0
     # Other processes that join wait for the teachers.
     with exclusive(storage_url(options), "teachers"):
-        return grid.run_grid(search_options(options), list(needed.values())) if needed else 0
+        return grid.run_grid(search_options(options), list(needed.values()))
 
 
 def reference_teacher(options: TuneOptions, student: PlannedRun) -> PlannedRun:
@@ -142,153 +131,128 @@ def reference_teacher(options: TuneOptions, student: PlannedRun) -> PlannedRun:
     return plan_teacher(options, resolve(options), student.spec.dataset, "robust")
 
 
-def clean_accuracy(teacher: PlannedRun, context: RunContext, load: Callable[..., Data]) -> float:
+def clean_accuracy(teacher: PlannedRun, context: RunContext, options: TuneOptions) -> float:
     """Measure a teacher's clean accuracy on the validation images."""
-    spec = teacher.spec
+    spec, load = teacher.spec, executors.dataset_loader(options.data_root)
     data = load(*executors.data_arguments(spec), test=False).to(context.device)
     card = teachers.find(context.root, teacher.identity, spec.dataset)
     net = teachers.load(context.root, card, data.info).to(context.device)
     return clean_and_robust_accuracy(net, data.val, Budget(0.0, 0.0, 0))[0]
 
 
-def try_search(
-    options: TuneOptions, student: PlannedRun, space: SearchSpace, context: RunContext
-) -> int:
-    """Search one method; report its errors and return the exit code."""
-    try:
-        min_clean = options.min_clean
+@dataclass(frozen=True)
+class Search:
+    """The search of one method; `student` is the run of its default configuration."""
+
+    options: TuneOptions
+    student: PlannedRun
+    space: SearchSpace
+    context: RunContext
+
+    def run_safely(self) -> int:
+        """Run the search; report its errors and return the exit code."""
+        try:
+            with storage_errors(storage_url(self.options)):
+                return self.run()
+        except (BenchError, MlflowException) as error:
+            print(f"error: {' '.join(str(error).split())[:300]}", file=sys.stderr)
+            return error.exit_code if isinstance(error, BenchError) else 1
+
+    def run(self) -> int:
+        """Continue the study to its end and make the final runs; return the exit code."""
+        plan, first_trials = self.plan_study(), self.space.first_trials()
+        min_clean = self.options.min_clean
         if min_clean is None:
-            load = executors.dataset_loader(options.data_root)
-            reference = reference_teacher(options, student)
-            min_clean = clean_accuracy(reference, context, load) - CLEAN_ALLOWANCE
-        with storage_errors(storage_url(options)):
-            return run_search(options, student, space, min_clean, context)
-    except (BenchError, MlflowException) as error:
-        print(f"error: {' '.join(str(error).split())[:300]}", file=sys.stderr)
-        return error.exit_code if isinstance(error, BenchError) else 1
+            teacher = reference_teacher(self.options, self.student)
+            min_clean = clean_accuracy(teacher, self.context, self.options) - CLEAN_ALLOWANCE
+        is_explicit = self.options.min_clean is not None
+        study = open_study(plan, first_trials, round(min_clean, 6), is_explicit)
+        logger = self.open_run(plan, study)
+        try:
+            paths = self.run_study(plan, study, logger)
+        except BenchError as error:
+            logger.end(FAILED, str(error))
+            raise
+        except BaseException:
+            logger.end(KILLED, "interrupted")
+            raise
+        for path in paths:
+            print(path)
+        if self.options.search_only or len(plan.objectives) > 1:
+            return 0
+        # Other processes that joined wait, and find the final runs recorded.
+        with exclusive(plan.storage, "final"):
+            return self.run_final(paths[0])
 
+    @property
+    def trial_spec(self) -> Spec:
+        """The spec without averages of the weights, which no trial measures."""
+        spec = self.student.spec
+        return replace(spec, training=replace(spec.training, averaging=()))
 
-def run_search(
-    options: TuneOptions,
-    student: PlannedRun,
-    space: SearchSpace,
-    min_clean: float,
-    context: RunContext,
-) -> int:
-    """Continue a study to its end and make the final runs; return the exit code."""
-    plan = plan_study(options, student, space)
-    explicit = options.min_clean is not None
-    study = open_study(plan, space.first_trials(), round(min_clean, 6), explicit)
-    logger = open_study_run(plan, student.spec, space, study, context)
-    try:
-        paths = run_study(options, student, space, study, plan, context, logger)
-    except BenchError as error:
-        logger.end(FAILED, str(error))
-        raise
-    except BaseException:
-        logger.end(KILLED, "interrupted")
-        raise
-    for path in paths:
-        print(path)
-    if options.search_only or len(plan.objectives) > 1:
-        return 0
-    # Other processes that joined wait, and find the final runs recorded.
-    with exclusive(plan.storage, "final"):
-        return run_final(options, student, paths[0])
+    @property
+    def teacher(self) -> str:
+        """The teacher asked for, unless the method has none."""
+        return self.options.teacher if self.student.method.requires else "robust"
 
+    def plan_study(self) -> StudyPlan:
+        """Return the study as plain values, without what its trials do not depend on."""
+        options, spec = self.options, self.trial_spec
+        objectives = tuple(options.objectives.split(","))
+        names = [options.suite, spec.dataset, spec.arch, spec.method]
+        if self.teacher != "robust":
+            names.append(options.teacher)
+        if len(objectives) > 1:
+            names.append("pareto")
+        protocol = dataclasses.asdict(spec)
+        for name in UNUSED_FIELDS:
+            del protocol[name]
+        for name in TRAINING_FACTORS:
+            del protocol["training"][name]
+        identity = {"objectives": options.objectives, "search space": self.space.describe()}
+        identity["protocol"] = protocol
+        url, pruner, epochs = storage_url(options), pruner_name(options), spec.training.epochs
+        settings = (options.sampler, pruner, options.search_seed, epochs)
+        return StudyPlan("/".join(names), url, objectives, *settings, identity)
 
-def plan_study(options: TuneOptions, student: PlannedRun, space: SearchSpace) -> StudyPlan:
-    """Return the study as plain values, without the fields that its trials do not depend on."""
-    spec = trial_spec(student)
-    objectives = tuple(options.objectives.split(","))
-    names = [options.suite, spec.dataset, spec.arch, spec.method]
-    if teacher_name(options, student) != "robust":
-        names.append(options.teacher)
-    if len(objectives) > 1:
-        names.append("pareto")
-    protocol = dataclasses.asdict(spec)
-    for name in UNUSED_FIELDS:
-        del protocol[name]
-    for name in TRAINING_FACTORS:
-        del protocol["training"][name]
-    identity = {
-        "objectives": options.objectives,
-        "search space": space.describe(),
-        "protocol": protocol,
-    }
-    return StudyPlan(
-        "/".join(names),
-        storage_url(options),
-        objectives,
-        options.sampler,
-        pruner_name(options),
-        options.search_seed,
-        spec.training.epochs,
-        identity,
-    )
+    def open_run(self, plan: StudyPlan, study: Study) -> RunLogger:
+        """Open the study's MLflow run."""
+        spec = self.student.spec
+        tags = {"role": "study", "study": study.user_attrs["id"], "method": spec.method}
+        tags |= {"student": spec.arch, "dataset": spec.dataset}
+        tags |= {"sampler": plan.sampler, "pruner": plan.pruner}
+        experiment, key = spec.suite + TUNING, ("role", "study")
+        logger = self.context.store.open(experiment, f"tune {plan.name}", tags, "", key)
+        logger.params({f"range.{name}": text for name, text in self.space.describe().items()})
+        return logger
 
+    def run_study(self, plan: StudyPlan, study: Study, logger: RunLogger) -> list[Path]:
+        """Run the trials that the budget lacks; return the files of the best configurations."""
+        options, space, identity = self.options, self.space, study.user_attrs["id"]
+        budget = max(options.trials, len(space.first_trials()))
+        work, floor = options.store / "work" / "tuning" / identity, study.user_attrs["floor"]
+        trials = TrialContext(
+            plan, space, self.trial_spec, identity, logger.run_id, budget, floor, work
+        )
+        if count_over(study) < budget:
+            run_workers(options, trials, self.context)
+            study = load_study(plan, connect(plan.storage))
+        print(f"{plan.name}: {summarize(study, trials)}", file=sys.stderr)
+        # On a server, two processes that write one tag at once would collide.
+        with exclusive(plan.storage, "outcome"):
+            return write_results(study, trials, self.context, self.teacher, logger)
 
-def trial_spec(student: PlannedRun) -> Spec:
-    """Return the spec of a trial: without averages of the weights, which no trial measures."""
-    return replace(student.spec, training=replace(student.spec.training, averaging=()))
-
-
-def open_study_run(
-    plan: StudyPlan, spec: Spec, space: SearchSpace, study: Study, context: RunContext
-) -> RunLogger:
-    """Open the study's MLflow run."""
-    tags = {"role": "study", "study": study.user_attrs["id"], "method": spec.method}
-    tags |= {"student": spec.arch, "dataset": spec.dataset}
-    tags |= {"sampler": plan.sampler, "pruner": plan.pruner}
-    experiment, name = spec.suite + TUNING, f"tune {plan.name}"
-    logger = context.store.open(experiment, name, tags, "", ("role", "study"))
-    logger.params({f"range.{name}": text for name, text in space.describe().items()})
-    return logger
-
-
-def run_study(
-    options: TuneOptions,
-    student: PlannedRun,
-    space: SearchSpace,
-    study: Study,
-    plan: StudyPlan,
-    context: RunContext,
-    logger: RunLogger,
-) -> list[Path]:
-    """Run the trials that the budget lacks; return the files of the best configurations."""
-    study_id, min_clean = study.user_attrs["id"], study.user_attrs["floor"]
-    trials = TrialContext(
-        plan,
-        space,
-        trial_spec(student),
-        study_id,
-        logger.run_id,
-        max(options.trials, len(space.first_trials())),
-        min_clean,
-        options.store / "work" / "tuning" / study_id,
-    )
-    if count_over(study) < trials.budget:
-        run_workers(options, trials, context)
-        study = load_study(plan, connect(plan.storage))
-    print(summarize_study(study, trials), file=sys.stderr)
-    # On a server, two processes that write one tag at once would collide.
-    with exclusive(plan.storage, "outcome"):
-        return write_results(study, trials, context, teacher_name(options, student), logger)
-
-
-def run_final(options: TuneOptions, student: PlannedRun, config: Path) -> int:
-    """Train default and best configuration with fresh seeds and test each once, as `run` does."""
-    spec = student.spec
-    names = {"dataset": spec.dataset, "method": spec.method, "student": spec.arch}
-    names |= {"teacher": teacher_name(options, student), "seeds": options.seeds}
-    default = RunOptions(**protocol_options(options) | names)
-    runs = plan_runs(default, {})
-    for run in plan_runs(replace(default, config=config), {}):
-        if run.spec.role == "student":
-            runs.append(run)
-    code = grid.run_grid(default, runs)
-    print("`python -m bench leaderboard` shows the rows", file=sys.stderr)
-    return code
+    def run_final(self, config: Path) -> int:
+        """Train default and best configuration with fresh seeds and test each, as `run` does."""
+        spec = self.student.spec
+        names = {"dataset": spec.dataset, "method": spec.method, "student": spec.arch}
+        names |= {"teacher": self.teacher, "seeds": self.options.seeds}
+        default = RunOptions(**protocol_options(self.options) | names)
+        tuned = plan_runs(replace(default, config=config), {})
+        runs = plan_runs(default, {}) + [run for run in tuned if run.spec.role == "student"]
+        code = grid.run_grid(default, runs)
+        print("`python -m bench leaderboard` shows the rows", file=sys.stderr)
+        return code
 
 
 def show_plan(options: TuneOptions, runs: list[PlannedRun], spaces: dict[str, SearchSpace]) -> int:
@@ -301,18 +265,16 @@ def show_plan(options: TuneOptions, runs: list[PlannedRun], spaces: dict[str, Se
             table.add_row(parameter.name, format_value(parameter.default), parameter.label)
         console.print(table)
     costs = grid.estimate(runs, executors.dataset_loader(options.data_root), options.store, device)
-    searches, seconds, epochs = 0, 0.0, 0
-    for run, cost in zip(runs, costs, strict=True):
-        if run.spec.role == "student":
-            searches += 1
-            seconds += cost.train
-            epochs = run.spec.training.epochs
+    pairs = zip(runs, costs, strict=True)
+    seconds = [cost.train for run, cost in pairs if run.spec.role == "student"]
+    # Teachers come first, so the last run is a student's.
+    epochs = runs[-1].spec.training.epochs
     rungs = rung_epochs(pruner_name(options), epochs)
-    seconds *= options.trials * sum(rungs) / epochs / options.workers
-    console.print(
+    total = options.trials * sum(seconds) * sum(rungs) / epochs / options.workers
+    text = (
         f"{options.trials} trials of {' and '.join(map(str, rungs))} epochs for each of "
-        f"{searches} searches with {options.sampler}: at most about {format_duration(seconds)} "
-        f"on {environment.device_name(device)}, then the final runs",
-        soft_wrap=True,
+        f"{len(seconds)} searches with {options.sampler}: at most about {format_duration(total)} "
+        f"on {environment.device_name(device)}, then the final runs"
     )
+    console.print(text, soft_wrap=True)
     return 0

@@ -50,14 +50,14 @@ class Parameter:
     @property
     def extremes(self) -> tuple[Any, ...]:
         """The ends of an interval, or all choices, or the fixed value."""
-        if isinstance(self.distribution, Interval):
-            return (self.distribution.low, self.distribution.high)
-        if isinstance(self.distribution, CategoricalDistribution):
-            return tuple(self.distribution.choices)
+        match self.distribution:
+            case FloatDistribution(low=low, high=high) | IntDistribution(low=low, high=high):
+                return (low, high)
+            case CategoricalDistribution(choices=choices):
+                return tuple(choices)
         return (self.default,)
 
     def contains(self, value: Any) -> bool:
-        """Return whether a value lies in the range."""
         if isinstance(self.distribution, Interval):
             return bool(self.distribution.low <= value <= self.distribution.high)
         return value in self.extremes
@@ -68,16 +68,12 @@ class Parameter:
         if isinstance(self.distribution, Interval):
             scale = ", logarithmic" if self.distribution.log else ""
             return f"{self.distribution.low:g} to {self.distribution.high:g}{scale}"
-        if self.distribution is None:
-            return "not searched"
-        return ", ".join(map(str, self.extremes))
+        return ", ".join(map(str, self.extremes)) if self.distribution else "not searched"
 
     @property
     def json(self) -> str:
         """The distribution or the fixed value, as text that tells two spaces apart."""
-        if self.distribution is None:
-            return repr(self.default)
-        return distribution_to_json(self.distribution)
+        return distribution_to_json(self.distribution) if self.distribution else repr(self.default)
 
 
 @dataclass(frozen=True)
@@ -103,24 +99,22 @@ class SearchSpace:
 
     def split(self, values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return values as hyper-parameters and training settings, completed with the defaults."""
-        hyper, training = dict[str, Any](), dict[str, Any]()
-        for parameter in self.hyper:
-            hyper[parameter.name] = values.get(parameter.name, parameter.default)
-        for parameter in self.training:
-            training[parameter.name] = values.get(parameter.name, parameter.default)
+        hyper = {parameter.name: parameter.default for parameter in self.hyper}
+        training = {parameter.name: parameter.default for parameter in self.training}
+        for name, value in values.items():
+            group = hyper if name in hyper else training
+            group[name] = value
         return hyper, training
 
     def first_trials(self) -> list[dict[str, Any]]:
-        """Return the values to try first: the harness's defaults, then those of the authors' script.
-
-        An authors' value outside its range is left at the default.
-        """
+        """Return the values to try first: the defaults, then the authors' inside the ranges."""
         defaults = {parameter.name: parameter.default for parameter in self.searched}
         official = base.official(self.method_class)
         authors = defaults.copy()
         for parameter in self.searched:
-            if parameter.name in official and parameter.contains(official[parameter.name]):
-                authors[parameter.name] = official[parameter.name]
+            value = official.get(parameter.name, parameter.default)
+            if parameter.contains(value):
+                authors[parameter.name] = value
         return [defaults] if authors == defaults else [defaults, authors]
 
     def describe(self) -> dict[str, str]:
@@ -133,35 +127,27 @@ def build_space(
 ) -> SearchSpace:
     """Build the search space of a method under a suite's training.
 
-    Args:
-        ranges: Ranges that replace the declared ones, such as "alpha=0.5:1". Those of parameters
-            that the method does not have are left aside; `check_ranges` reports them.
-
-    Raises:
-        UsageError: For a range that cannot be read.
+    `ranges`, such as "alpha=0.5:1", replace the declared ones; those of parameters that the method
+    does not have are left to `check_ranges`. Raises UsageError for one that cannot be read.
     """
-    fields = dataclasses.fields(method_class)
-    hyper = [declared_parameter(field) for field in fields if not field.metadata["quirk"]]
-    names = [parameter.name for parameter in hyper]
-    settings = []
-    for name, factor in TRAINING_FACTORS.items():
-        if name not in names:
-            settings.append(training_parameter(name, getattr(training, name), factor))
     texts = dict(split_range(text) for text in ranges)
     if len(texts) < len(ranges):
         raise UsageError(f"--range {' '.join(ranges)}: each parameter once")
-    return SearchSpace(
-        method_class,
-        tuple(with_range(parameter, texts.get(parameter.name)) for parameter in hyper),
-        tuple(with_range(parameter, texts.get(parameter.name)) for parameter in settings),
-    )
+    hyper, settings = dict[str, Parameter](), dict[str, Parameter]()
+    for field in dataclasses.fields(method_class):
+        if not field.metadata["quirk"]:
+            hyper[field.name] = with_range(declared_parameter(field), texts.get(field.name))
+    for name in TRAINING_FACTORS:
+        if name not in hyper:
+            setting = training_parameter(name, getattr(training, name))
+            settings[name] = with_range(setting, texts.get(name))
+    return SearchSpace(method_class, (*hyper.values(),), (*settings.values(),))
 
 
 def check_ranges(spaces: dict[str, SearchSpace], ranges: tuple[str, ...]) -> None:
-    """Check the ranges of all methods by name.
+    """Check the spaces of all methods by name.
 
-    Raises:
-        UsageError: For a parameter that no method has, or a range whose ends a method cannot take.
+    Raises UsageError for a parameter that no method has, and for ends that a method cannot take.
     """
     names = set[str]()
     for space in spaces.values():
@@ -202,12 +188,12 @@ def declared_parameter(field: dataclasses.Field[Any]) -> Parameter:
     return Parameter(field.name, default, make_interval(type(default), low, high, search["log"]))
 
 
-def training_parameter(name: str, default: float, factor: float) -> Parameter:
+def training_parameter(name: str, default: float) -> Parameter:
     """Return a training setting, searched about its default; 0 stays 0."""
     if default == 0:
         return Parameter(name, default, None)
-    interval = FloatDistribution(default / factor, default * factor, log=True)
-    return Parameter(name, default, interval)
+    factor = TRAINING_FACTORS[name]
+    return Parameter(name, default, FloatDistribution(default / factor, default * factor, log=True))
 
 
 def make_interval(kind: type[Any], low: float, high: float, log: bool) -> Interval:

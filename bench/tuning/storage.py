@@ -19,6 +19,7 @@ from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
 from bench.system import database
 from bench.system.errors import BenchError
@@ -42,11 +43,8 @@ def without_password(text: str) -> str:
 
 @contextmanager
 def storage_errors(url: str, *kinds: type[Exception]) -> Iterator[None]:
-    """Turn the errors of a storage into a BenchError of one line.
-
-    Args:
-        kinds: Further classes of errors that only the storage can raise inside.
-    """
+    """Turn the errors of a storage, and further ones that only it can raise, into a BenchError."""
+    expected: tuple[type[Exception], ...] = (StorageInternalError, SQLAlchemyError, *kinds)
     try:
         yield
     except ModuleNotFoundError as error:
@@ -54,7 +52,7 @@ def storage_errors(url: str, *kinds: type[Exception]) -> Iterator[None]:
         raise BenchError(
             f"the storage {without_password(url)} needs {error.name}: {hint}"
         ) from error
-    except (StorageInternalError, sqlalchemy.exc.SQLAlchemyError, *kinds) as error:
+    except expected as error:
         cause = error.__cause__ or error
         lines = str(cause).strip().splitlines() or [type(cause).__name__]
         message = f"the storage {url} cannot be used: {lines[0][:200]}"
@@ -83,13 +81,10 @@ def connect(url: str) -> RDBStorage:
 def open_tables(url: str) -> RDBStorage:
     """Open a database, with tables of Optuna or none. Raises BenchError if it has other tables."""
     is_sqlite = url.startswith("sqlite")
-    options = {"timeout" if is_sqlite else "connect_timeout": BUSY_SECONDS}
+    options = {"connect_args": {"timeout" if is_sqlite else "connect_timeout": BUSY_SECONDS}}
     try:
         storage = RDBStorage(
-            url,
-            {"connect_args": options},
-            heartbeat_interval=HEARTBEAT_SECONDS,
-            grace_period=GRACE_SECONDS,
+            url, options, heartbeat_interval=HEARTBEAT_SECONDS, grace_period=GRACE_SECONDS
         )
     except RuntimeError as error:
         raise BenchError(
@@ -111,11 +106,10 @@ def begin_immediate(connection: sqlalchemy.Connection) -> None:
 
 
 def requeue_trials(study: Study, storage: RDBStorage) -> None:
-    """Queue each trial once more whose worker died or was interrupted.
+    """Queue each trial once more whose worker died or was interrupted. Call under the study's lock.
 
-    Optuna retries only trials that it finds stale itself, and loses one if the process ends between
-    failing and queueing it. Here a failed trial without a reason gets a retry from whoever looks
-    next. The caller holds the study's lock, so that nobody else does the same.
+    Optuna alone retries no interrupted trial, and loses a stale one if the process ends between
+    failing and queueing it.
     """
     add_heartbeats(study, storage)
     optuna.storages.fail_stale_trials(study)

@@ -12,20 +12,12 @@ import optuna
 from optuna.pruners import BasePruner, HyperbandPruner, NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.storages import RDBStorage
-from optuna.study import Study
+from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from bench.system.errors import BenchError
 from bench.training.trainer import derive_seed
-from bench.tuning.storage import (
-    MAX_RETRIES,
-    connect,
-    exclusive,
-    is_interrupted,
-    retry_history,
-    storage_errors,
-    without_password,
-)
+from bench.tuning import storage
 
 SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
     "tpe": lambda seed: TPESampler(seed=seed),
@@ -43,10 +35,8 @@ REDUCTION_FACTOR = 5
 class StudyPlan:
     """The plain values that make a study.
 
-    Attributes:
-        storage: The address of the database.
-        objectives: "robust", or "clean" and "robust".
-        identity: Everything that makes trials comparable.
+    `storage` is the address of the database, `objectives` are "robust" or "clean" and "robust",
+    and `identity` holds everything that makes trials comparable.
     """
 
     name: str
@@ -70,7 +60,7 @@ def seed_sampler(study: Study, kind: str, seed: int) -> None:
     for trial in study.get_trials(deepcopy=False):
         if trial.state == TrialState.WAITING:
             break
-        position += not retry_history(trial)
+        position += not storage.retry_history(trial)
     study.sampler = SAMPLERS[kind](derive_seed(seed, position) % 2**32)
 
 
@@ -89,7 +79,8 @@ def build_pruner(kind: str, epochs: int) -> BasePruner:
     """Build the pruner between rungs: halving, hyperband or none."""
     shortest = rung_epochs(kind, epochs)[0]
     if kind == "halving":
-        return SuccessiveHalvingPruner(shortest, REDUCTION_FACTOR, 0, REDUCTION_FACTOR - 1)
+        bootstrap = REDUCTION_FACTOR - 1
+        return SuccessiveHalvingPruner(shortest, REDUCTION_FACTOR, bootstrap_count=bootstrap)
     if kind == "hyperband":
         return HyperbandPruner(shortest, epochs, SHORT_DIVISOR)
     return NopPruner()
@@ -100,17 +91,16 @@ def open_study(
 ) -> Study:
     """Open a study, created with its first trials if it is new.
 
-    Args:
-        first_trials: Values that are tried before the sampler's, and never pruned.
-        min_clean: The clean accuracy to keep, in [0, 1]. A study has that of its creation.
-        is_explicit: Whether the user asked for `min_clean`.
-
-    Raises:
-        BenchError: If a study of this name has another identity or, asked for, `min_clean`.
+    The first trials come before the sampler's and are never pruned. A study keeps the `min_clean`,
+    in [0, 1], of its creation. Raises BenchError if it has another identity, or another `min_clean`
+    than the explicit one.
     """
-    storage = connect(plan.storage)
-    with storage_errors(plan.storage, OSError, ValueError, KeyError):
-        study = create_study(plan, storage, first_trials, min_clean)
+    backend = storage.connect(plan.storage)
+    with (
+        storage.storage_errors(plan.storage, OSError, ValueError, KeyError),
+        storage.exclusive(plan.storage, "study"),
+    ):
+        study = create_study(plan, backend, first_trials, min_clean)
     recorded = json.loads(study.user_attrs["identity"])
     # Tuples come back from JSON as lists.
     expected = json.loads(json.dumps(plan.identity))
@@ -119,37 +109,34 @@ def open_study(
         expected["clean accuracy to keep"] = min_clean
     if difference := first_difference(recorded, expected):
         raise BenchError(
-            f"study {plan.name!r} in {without_password(plan.storage)} was made with another "
-            f"{difference}: use another --storage, or the old options"
+            f"study {plan.name!r} in {storage.without_password(plan.storage)} was made with "
+            f"another {difference}: use another --storage, or the old options"
         )
-    return load_study(plan, storage)
+    return load_study(plan, backend)
 
 
 def create_study(
-    plan: StudyPlan, storage: RDBStorage, first_trials: list[dict[str, Any]], min_clean: float
+    plan: StudyPlan, backend: RDBStorage, first_trials: list[dict[str, Any]], min_clean: float
 ) -> Study:
     """Create a study unless it exists; complete it if its creator died halfway."""
-    with exclusive(plan.storage, "study"):
-        study = optuna.create_study(
-            storage=storage,
-            study_name=plan.name,
-            directions=["maximize"] * len(plan.objectives),
-            load_if_exists=True,
-        )
-        if "identity" not in study.user_attrs:
-            for values in first_trials:
-                study.enqueue_trial(values, user_attrs={"kept": True}, skip_if_exists=True)
-            # Tells this study from others of its name.
-            study.set_user_attr("id", uuid.uuid4().hex[:16])
-            study.set_user_attr("floor", min_clean)
-            study.set_user_attr("identity", json.dumps(plan.identity))
+    directions = [StudyDirection.MAXIMIZE] * len(plan.objectives)
+    study = optuna.create_study(
+        storage=backend, study_name=plan.name, directions=directions, load_if_exists=True
+    )
+    if "identity" not in study.user_attrs:
+        for values in first_trials:
+            study.enqueue_trial(values, user_attrs={"kept": True}, skip_if_exists=True)
+        # Tells this study from others of its name.
+        study.set_user_attr("id", uuid.uuid4().hex[:16])
+        study.set_user_attr("floor", min_clean)
+        study.set_user_attr("identity", json.dumps(plan.identity))
     return study
 
 
-def load_study(plan: StudyPlan, storage: RDBStorage) -> Study:
+def load_study(plan: StudyPlan, backend: RDBStorage) -> Study:
     """Load a study that exists, with its pruner, which no storage keeps."""
     pruner = build_pruner(plan.pruner, plan.epochs)
-    return optuna.load_study(study_name=plan.name, storage=storage, pruner=pruner)
+    return optuna.load_study(study_name=plan.name, storage=backend, pruner=pruner)
 
 
 def first_difference(old: dict[str, Any], new: dict[str, Any]) -> str:
@@ -168,7 +155,7 @@ def group_attempts(study: Study) -> dict[int, list[FrozenTrial]]:
     """Return the attempts at each trial, by the number of the first one."""
     groups: dict[int, list[FrozenTrial]] = {}
     for trial in study.get_trials(deepcopy=False):
-        first = (retry_history(trial) or [trial.number])[0]
+        first = (storage.retry_history(trial) or [trial.number])[0]
         groups.setdefault(first, []).append(trial)
     return groups
 
@@ -184,9 +171,11 @@ def find_position(study: Study, number: int) -> int:
 def is_over(attempts: list[FrozenTrial]) -> bool:
     """Return whether a trial has its result or has used up its retries."""
     last = attempts[-1]
-    if is_interrupted(last) and len(retry_history(last)) >= MAX_RETRIES:
+    if storage.is_interrupted(last) and len(storage.retry_history(last)) >= storage.MAX_RETRIES:
         return True
-    return any(trial.state.is_finished() and not is_interrupted(trial) for trial in attempts)
+    return any(
+        trial.state.is_finished() and not storage.is_interrupted(trial) for trial in attempts
+    )
 
 
 def count_over(study: Study) -> int:

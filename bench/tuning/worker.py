@@ -16,7 +16,6 @@ from optuna.storages import RDBStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
-from bench.datasets.data import Data
 from bench.execution import executors
 from bench.execution.job import RunContext
 from bench.system import signals
@@ -25,7 +24,7 @@ from bench.tracking.store import TrackingStore
 from bench.tuning.options import TuneOptions
 from bench.tuning.storage import connect, exclusive, requeue_trials, storage_errors, was_retried
 from bench.tuning.study import count_over, has_next_trial, load_study, seed_sampler
-from bench.tuning.trial import TrialContext, print_result, run_trial
+from bench.tuning.trial import TrialContext, TrialRunner, print_result
 
 # Pause between looks when the last trials are in other workers' hands.
 POLL_SECONDS = 1.0
@@ -36,37 +35,34 @@ MAX_DEATHS = 30
 def run_trials(options: TuneOptions, context: TrialContext, run: RunContext) -> None:
     """Run trials until the study has its budget.
 
-    Raises:
-        BenchError: If the storage, the MLflow store or the disk fails; no trial is lost by that.
+    Raises BenchError if the storage, the MLflow store or the disk fails; no trial is lost by that.
     """
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
     load = executors.dataset_loader(options.data_root)
     data = load(*executors.data_arguments(context.spec), test=False).to(run.device)
-    storage = connect(context.plan.storage)
+    runner, backend = TrialRunner(context, run, data), connect(context.plan.storage)
     try:
         with storage_errors(context.plan.storage):
-            study = load_study(context.plan, storage)
+            study = load_study(context.plan, backend)
             while count_over(study) < context.budget:
-                run_next_trial(study, storage, context, run, data)
+                run_next_trial(study, backend, runner)
     except (MlflowException, OSError) as error:
         cause = " ".join(str(error).split())[:300] or type(error).__name__
         raise BenchError(f"{context.plan.name} cannot go on: {cause}") from error
 
 
-def run_next_trial(
-    study: Study, storage: RDBStorage, context: TrialContext, run: RunContext, data: Data
-) -> None:
+def run_next_trial(study: Study, backend: RDBStorage, runner: TrialRunner) -> None:
     """Run the next trial, or pause if there is none to begin.
 
     Only one process at a time looks and begins, so there are never more trials than the budget.
     """
-    numbers: list[int] = []
+    context, numbers = runner.context, list[int]()
 
     def run_begun_trial(trial: optuna.Trial) -> float | tuple[float, ...]:
         lock.close()
         numbers.append(trial.number)
         try:
-            return run_trial(trial, context, run, data)
+            return runner.run_trial(trial)
         except SystemExit:
             # On SystemExit, Optuna would leave the trial running.
             raise KeyboardInterrupt from None
@@ -77,7 +73,7 @@ def run_next_trial(
 
     with ExitStack() as lock:
         lock.enter_context(exclusive(context.plan.storage, "study"))
-        requeue_trials(study, storage)
+        requeue_trials(study, backend)
         if not has_next_trial(study, context.budget):
             lock.close()
             time.sleep(POLL_SECONDS)
@@ -92,15 +88,11 @@ def run_next_trial(
 
 
 def run_worker(
-    options: TuneOptions,
-    context: TrialContext,
-    device: torch.device,
-    code: dict[str, str],
-    threads: int,
+    options: TuneOptions, context: TrialContext, device: torch.device, code: dict[str, str]
 ) -> None:
-    """Run trials in a process of a pool; exit with 130 if told to stop."""
+    """Run trials in one of `options.workers` processes; exit with 130 if told to stop."""
     signals.catch_in_worker()
-    torch.set_num_threads(threads)
+    torch.set_num_threads(max(torch.get_num_threads() // options.workers, 1))
     try:
         run_trials(options, context, RunContext(TrackingStore(options.store), device, code))
     except BenchError as error:
@@ -113,21 +105,19 @@ def run_worker(
 def run_workers(options: TuneOptions, context: TrialContext, run: RunContext) -> None:
     """Run trials in `options.workers` processes until the study has its budget.
 
-    Raises:
-        BenchError: If a worker fails, or too many die.
+    Raises BenchError if a worker fails, or too many die.
     """
     if options.workers == 1:
         run_trials(options, context, run)
         return
-    processes = multiprocessing.get_context("spawn")
-    threads = max(torch.get_num_threads() // options.workers, 1)
-    arguments = (options, context, run.device, run.code, threads)
+    spawn = multiprocessing.get_context("spawn")
+    arguments = (options, context, run.device, run.code)
     running: list[BaseProcess] = []
     missing, deaths = options.workers, 0
     try:
         while running or missing:
             for _ in range(missing):
-                running.append(processes.Process(target=run_worker, args=arguments))
+                running.append(spawn.Process(target=run_worker, args=arguments))
                 running[-1].start()
             time.sleep(POLL_SECONDS / 4)
             ended = [process for process in running if not process.is_alive()]
@@ -144,7 +134,7 @@ def run_workers(options: TuneOptions, context: TrialContext, run: RunContext) ->
 
 
 def count_deaths(ended: list[BaseProcess]) -> int:
-    """Count and report the workers that did not end by themselves. Raises BenchError for a failed one."""
+    """Count and report the workers that were killed. Raises BenchError for one that failed."""
     deaths = 0
     for process in ended:
         if process.exitcode in (1, 2):
