@@ -428,7 +428,7 @@ def test_infeasible_and_failed_trials_are_reported(
         ("--range alpha=-1:0", "--range: rslad: alpha = -1.0: not negative"),
         ("--min-clean 2", "between 0 and 1"),
         ("--sampler grid", "--sampler"),
-        ("--storage runs/tuning.journal", "no longer used; give sqlite:///runs/tuning.db"),
+        ("--storage runs/tuning.journal", "no longer used; use sqlite:///runs/tuning.db"),
         ("--storage postgresql://me:secret@127.0.0.1:1/none --min-clean 0", "cannot be used"),
     ],
 )

@@ -9,6 +9,8 @@ from tyro.conf import FlagCreatePairsOff, arg
 
 from bench.protocol.options import Number, ProtocolOptions
 
+SUITE_DEFAULT = "(default: the suite's)"
+
 
 @dataclass(frozen=True, kw_only=True)
 class TuneOptions(ProtocolOptions):
@@ -23,17 +25,12 @@ class TuneOptions(ProtocolOptions):
     ]
     trials: Annotated[int, arg(metavar="N", help="the budget of each method")] = 30
     student: Annotated[
-        str,
-        arg(
-            metavar="NAMES", help="models, with commas", help_behavior_hint="(default: the suite's)"
-        ),
+        str, arg(metavar="NAMES", help="models, with commas", help_behavior_hint=SUITE_DEFAULT)
     ] = ""
     teacher: Annotated[str, arg(metavar="NAME", help="robust, natural or an imported teacher")] = (
         "robust"
     )
-    epochs: Annotated[
-        Number, arg(help="of a trial", help_behavior_hint="(default: the suite's)")
-    ] = None
+    epochs: Annotated[Number, arg(help="of a trial", help_behavior_hint=SUITE_DEFAULT)] = None
     objectives: Annotated[
         Literal["robust", "clean,robust"],
         arg(
@@ -79,7 +76,7 @@ class TuneOptions(ProtocolOptions):
         arg(
             metavar="LIST",
             help="of the final runs, such as 0,1,2",
-            help_behavior_hint="(default: the suite's)",
+            help_behavior_hint=SUITE_DEFAULT,
         ),
     ] = ""
     search_only: Annotated[

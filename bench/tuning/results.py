@@ -56,12 +56,10 @@ class Summary:
 
     def __str__(self) -> str:
         text = ", ".join(f"{self.counts[state]} {state}" for state in STATES if self.counts[state])
-        if self.epochs == self.epochs_unpruned:
-            return text
-        saved = 100 * (1 - self.epochs / self.epochs_unpruned)
-        return (
-            f"{text}; {self.epochs} of {self.epochs_unpruned} epochs trained, {saved:.0f} % saved"
-        )
+        if self.epochs < self.epochs_unpruned:
+            saved = f"{100 * (1 - self.epochs / self.epochs_unpruned):.0f} % saved"
+            text += f"; {self.epochs} of {self.epochs_unpruned} epochs trained, {saved}"
+        return text
 
 
 def summarize(study: Study, context: TrialContext) -> Summary:
@@ -84,24 +82,15 @@ def build_config(
 ) -> TunedConfig:
     """Return a trial's values with their provenance."""
     plan, spec = context.plan, context.spec
-    provenance: dict[str, Any] = {
-        "study": plan.name,
-        "storage": without_password(plan.storage),
-        "trial": trial.number,
-        "trials": summary.counts.total(),
-    }
+    storage = without_password(plan.storage)
+    provenance: dict[str, Any] = {"study": plan.name, "storage": storage}
+    provenance |= {"trial": trial.number, "trials": summary.counts.total()}
     for name, value in zip(plan.objectives, trial.values, strict=True):
         provenance[f"val_{name}"] = value
-    provenance |= {
-        "val_clean": trial.user_attrs["clean"],
-        "min_clean": context.min_clean,
-        "sampler": plan.sampler,
-        "pruner": plan.pruner,
-        "search_seed": plan.seed,
-        "epochs": summary.epochs,
-        "epochs_unpruned": summary.epochs_unpruned,
-        "code": commit,
-    }
+    provenance |= {"val_clean": trial.user_attrs["clean"], "min_clean": context.min_clean}
+    provenance |= {"sampler": plan.sampler, "pruner": plan.pruner, "search_seed": plan.seed}
+    provenance |= {"epochs": summary.epochs, "epochs_unpruned": summary.epochs_unpruned}
+    provenance["code"] = commit
     names = (spec.method, spec.suite, spec.dataset, spec.arch, teacher)
     return TunedConfig(*names, *context.space.split(trial.params), provenance)
 
@@ -109,25 +98,22 @@ def build_config(
 def write_results(
     study: Study, context: TrialContext, run: RunContext, teacher: str, logger: RunLogger
 ) -> list[Path]:
-    """Write a file for each of the best trials and end the study's MLflow run; return the paths.
-
-    A file's name ends with the digest of its values, so no later one takes its place.
-    """
+    """Write a file for each of the best trials, named by its values; end the study's MLflow run."""
     trials, summary = best_trials(study, context), summarize(study, context)
-    commit = run.code.get("code_commit", "")
+    commit, paths = run.code.get("code_commit", ""), []
+    for trial in trials:
+        config = build_config(trial, summary, context, commit, teacher)
+        name = f"{context.plan.name.replace('/', '-')}-{config.digest}.toml"
+        paths.append(run.root / "tuned" / name)
+        tuned_config.write(paths[-1], config)
     logger.metrics({f"trials/{state}": summary.counts[state] for state in STATES})
     logger.metrics({"epochs": summary.epochs, "epochs_unpruned": summary.epochs_unpruned})
     for name, value in zip(context.plan.objectives, trials[0].values, strict=True):
         logger.metrics({f"best/{name}": value})
     text = f"{context.plan.name}: {summary}"
     logger.tag("mlflow.note.content", f"{text}\n\n{format_table(trials, context)}")
-    paths = []
-    for trial in trials:
-        config = build_config(trial, summary, context, commit, teacher)
-        name = f"{context.plan.name.replace('/', '-')}-{config.digest}.toml"
-        paths.append(run.root / "tuned" / name)
-        tuned_config.write(paths[-1], config)
-        logger.file(paths[-1], "tuned")
+    for path in paths:
+        logger.file(path, "tuned")
     with tempfile.TemporaryDirectory() as folder:
         for path in draw_figures(study, context, Path(folder)):
             logger.file(path, "figures")

@@ -47,9 +47,9 @@ def tune(options: TuneOptions, dry_run: bool = False) -> int:
     runs = plan_runs(search_options(options), {})
     students = [run for run in runs if run.spec.role == "student"]
     spaces = {}
-    for student in students:
-        training = students[0].spec.training
-        spaces[student.spec.method] = build_space(type(student.method), training, options.range)
+    for run in students:
+        spec = run.spec
+        spaces[spec.method] = build_space(type(run.method), spec.training, options.range)
     check_ranges(spaces, options.range)
     if dry_run:
         return show_plan(options, runs, spaces)
@@ -81,22 +81,20 @@ def check_options(options: TuneOptions) -> None:
     if options.storage and "://" not in options.storage:
         url = f"sqlite:///{Path(options.storage).with_suffix('.db')}"
         raise UsageError(
-            f"--storage {options.storage}: journal files are no longer used; give {url}"
+            f"--storage {options.storage}: journal files are no longer used; use {url}"
         )
+
+
+def run_options(options: TuneOptions, names: list[str], **values: Any) -> RunOptions:
+    """Return options of `run`: those of the protocol and of `names` from `tune`, then `values`."""
+    names = [*names, *(field.name for field in dataclasses.fields(ProtocolOptions))]
+    return RunOptions(**{name: getattr(options, name) for name in names} | values)
 
 
 def search_options(options: TuneOptions) -> RunOptions:
     """Return the options of the runs whose values are searched, one for each study."""
-    fields = protocol_options(options)
-    for name in ("method", "student", "teacher", "epochs"):
-        fields[name] = getattr(options, name)
-    return RunOptions(**fields, seeds=str(options.search_seed))
-
-
-def protocol_options(options: TuneOptions) -> dict[str, Any]:
-    """Return the options that `tune` and `run` share."""
-    names = [field.name for field in dataclasses.fields(ProtocolOptions)]
-    return {name: getattr(options, name) for name in names}
+    names = ["method", "student", "teacher", "epochs"]
+    return run_options(options, names, seeds=str(options.search_seed))
 
 
 def storage_url(options: TuneOptions) -> str:
@@ -111,19 +109,15 @@ def pruner_name(options: TuneOptions) -> str:
 
 def train_teachers(options: TuneOptions, runs: list[PlannedRun]) -> int:
     """Train the teachers of the students and those that set the clean accuracy to keep."""
-    needed: dict[str, PlannedRun] = {}
+    needed = [run for run in runs if run.spec.role == "teacher"]
     if options.min_clean is None:
-        for run in runs:
-            reference = reference_teacher(options, run)
-            needed[reference.identity] = reference
-    for run in runs:
-        if run.spec.role == "teacher":
-            needed[run.identity] = run
-    if not needed:
+        needed = [reference_teacher(options, run) for run in runs] + needed
+    unique = list({run.identity: run for run in needed}.values())
+    if not unique:
         return 0
     # Other processes that join wait for the teachers.
     with exclusive(storage_url(options), "teachers"):
-        return grid.run_grid(search_options(options), list(needed.values()))
+        return grid.run_grid(search_options(options), unique)
 
 
 def reference_teacher(options: TuneOptions, student: PlannedRun) -> PlannedRun:
@@ -160,13 +154,12 @@ class Search:
 
     def run(self) -> int:
         """Continue the study to its end and make the final runs; return the exit code."""
-        plan, first_trials = self.plan_study(), self.space.first_trials()
-        min_clean = self.options.min_clean
+        plan, min_clean = self.plan_study(), self.options.min_clean
         if min_clean is None:
             teacher = reference_teacher(self.options, self.student)
             min_clean = clean_accuracy(teacher, self.context, self.options) - CLEAN_ALLOWANCE
-        is_explicit = self.options.min_clean is not None
-        study = open_study(plan, first_trials, round(min_clean, 6), is_explicit)
+        explicit = self.options.min_clean is not None
+        study = open_study(plan, self.space.first_trials(), round(min_clean, 6), explicit)
         logger = self.open_run(plan, study)
         try:
             paths = self.run_study(plan, study, logger)
@@ -228,12 +221,10 @@ class Search:
 
     def run_study(self, plan: StudyPlan, study: Study, logger: RunLogger) -> list[Path]:
         """Run the trials that the budget lacks; return the files of the best configurations."""
-        options, space, identity = self.options, self.space, study.user_attrs["id"]
-        budget = max(options.trials, len(space.first_trials()))
-        work, floor = options.store / "work" / "tuning" / identity, study.user_attrs["floor"]
-        trials = TrialContext(
-            plan, space, self.trial_spec, identity, logger.run_id, budget, floor, work
-        )
+        study_id, floor, spec = study.user_attrs["id"], study.user_attrs["floor"], self.trial_spec
+        budget = max(self.options.trials, len(self.space.first_trials()))
+        ids, work = (study_id, logger.run_id), self.options.store / "work" / "tuning" / study_id
+        trials = TrialContext(plan, self.space, spec, *ids, budget, floor, work)
         if count_over(study) < budget:
             run_workers(options, trials, self.context)
             study = load_study(plan, connect(plan.storage))
@@ -246,8 +237,7 @@ class Search:
         """Train default and best configuration with fresh seeds and test each, as `run` does."""
         spec = self.student.spec
         names = {"dataset": spec.dataset, "method": spec.method, "student": spec.arch}
-        names |= {"teacher": self.teacher, "seeds": self.options.seeds}
-        default = RunOptions(**protocol_options(self.options) | names)
+        default = run_options(self.options, ["seeds"], **names, teacher=self.teacher)
         tuned = plan_runs(replace(default, config=config), {})
         runs = plan_runs(default, {}) + [run for run in tuned if run.spec.role == "student"]
         code = grid.run_grid(default, runs)
@@ -271,10 +261,8 @@ def show_plan(options: TuneOptions, runs: list[PlannedRun], spaces: dict[str, Se
     epochs = runs[-1].spec.training.epochs
     rungs = rung_epochs(pruner_name(options), epochs)
     total = options.trials * sum(seconds) * sum(rungs) / epochs / options.workers
-    text = (
-        f"{options.trials} trials of {' and '.join(map(str, rungs))} epochs for each of "
-        f"{len(seconds)} searches with {options.sampler}: at most about {format_duration(total)} "
-        f"on {environment.device_name(device)}, then the final runs"
-    )
+    text = f"{options.trials} trials of {' and '.join(map(str, rungs))} epochs for each of "
+    text += f"{len(seconds)} searches with {options.sampler}: at most about "
+    text += f"{format_duration(total)} on {environment.device_name(device)}, then the final runs"
     console.print(text, soft_wrap=True)
     return 0

@@ -125,10 +125,9 @@ class SearchSpace:
 def build_space(
     method_class: type[Method], training: Training, ranges: tuple[str, ...] = ()
 ) -> SearchSpace:
-    """Build the search space of a method under a suite's training.
+    """Build the search space of a method; `ranges`, such as "alpha=0.5:1", replace declared ones.
 
-    `ranges`, such as "alpha=0.5:1", replace the declared ones; those of parameters that the method
-    does not have are left to `check_ranges`. Raises UsageError for one that cannot be read.
+    Ranges of other methods' parameters are left aside. Raises UsageError for an unreadable one.
     """
     texts = dict(split_range(text) for text in ranges)
     if len(texts) < len(ranges):
@@ -145,10 +144,7 @@ def build_space(
 
 
 def check_ranges(spaces: dict[str, SearchSpace], ranges: tuple[str, ...]) -> None:
-    """Check the spaces of all methods by name.
-
-    Raises UsageError for a parameter that no method has, and for ends that a method cannot take.
-    """
+    """Raise UsageError for a parameter that no method has, or an end that one cannot take."""
     names = set[str]()
     for space in spaces.values():
         names.update(space.describe())
@@ -214,27 +210,23 @@ def split_range(text: str) -> tuple[str, str]:
 
 
 def with_range(parameter: Parameter, text: str | None) -> Parameter:
-    """Return the parameter with another range, or as it is if `text` is None. Raises UsageError."""
+    """Return the parameter with the range LOW:HIGH, LOW:HIGH:log, A,B,C or VALUE, if there is one.
+
+    The default moves into the range. Raises UsageError.
+    """
     if text is None:
         return parameter
-    try:
-        return parse_range(parameter, text)
-    except ValueError as error:
-        raise UsageError(f"--range {parameter.name}={text}: {error}") from error
-
-
-def parse_range(parameter: Parameter, text: str) -> Parameter:
-    """Return the parameter with the range LOW:HIGH, LOW:HIGH:log, A,B,C or VALUE.
-
-    The default moves into the range. Raises ValueError.
-    """
     name, default, kind = parameter.name, parameter.default, type(parameter.default)
     bounds = text.split(":")
     log = bounds[2:] == ["log"]
-    if kind in (int, float) and (len(bounds) == 2 or log):
-        low, high = parse_value(kind, bounds[0]), parse_value(kind, bounds[1])
-        return Parameter(name, min(max(default, low), high), make_interval(kind, low, high, log))
-    values = tuple(parse_value(kind, word) for word in text.split(","))
+    try:
+        if kind in (int, float) and (len(bounds) == 2 or log):
+            low, high = parse_value(kind, bounds[0]), parse_value(kind, bounds[1])
+            interval = make_interval(kind, low, high, log)
+            return Parameter(name, min(max(default, low), high), interval)
+        values = tuple(parse_value(kind, word) for word in text.split(","))
+    except ValueError as error:
+        raise UsageError(f"--range {name}={text}: {error}") from error
     if default not in values:
         default = values[0]
     return Parameter(name, default, CategoricalDistribution(values) if len(values) > 1 else None)

@@ -97,11 +97,8 @@ def open_tables(url: str) -> RDBStorage:
 
 
 def begin_immediate(connection: sqlalchemy.Connection) -> None:
-    """Take SQLite's write lock as a transaction begins.
-
-    SQLite knows no SELECT ... FOR UPDATE: without this, two workers that read one state of a trial
-    would both change it.
-    """
+    """Take SQLite's write lock as a transaction begins."""
+    # SQLite has no SELECT ... FOR UPDATE: two workers would read one state and both change it.
     connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
@@ -123,10 +120,7 @@ def requeue_trials(study: Study, storage: RDBStorage) -> None:
 
 
 def add_heartbeats(study: Study, storage: RDBStorage) -> None:
-    """Give each running trial a heartbeat, once.
-
-    A worker killed before its trial's first heartbeat leaves a trial that Optuna never finds stale.
-    """
+    """Give each running trial a heartbeat, once: without any, Optuna never finds it stale."""
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         if "heartbeat" not in trial.user_attrs:
             with suppress(UpdateFinishedTrialError):

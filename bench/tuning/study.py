@@ -35,8 +35,7 @@ REDUCTION_FACTOR = 5
 class StudyPlan:
     """The plain values that make a study.
 
-    `storage` is the address of the database, `objectives` are "robust" or "clean" and "robust",
-    and `identity` holds everything that makes trials comparable.
+    `storage` is a database's address, `identity` holds everything that makes trials comparable.
     """
 
     name: str
@@ -52,9 +51,8 @@ class StudyPlan:
 def seed_sampler(study: Study, kind: str, seed: int) -> None:
     """Give the study a sampler for its next trial, seeded from the trial's position.
 
-    So what is proposed depends on the finished trials alone: a study that goes on after a stop
-    proposes what it would have, and two workers never propose the same. The caller holds the
-    study's lock until the trial has begun.
+    A study that goes on after a stop proposes what it would have, and two workers never propose the
+    same. Call under the study's lock, and hold it until the trial has begun.
     """
     position = 0
     for trial in study.get_trials(deepcopy=False):
@@ -65,11 +63,9 @@ def seed_sampler(study: Study, kind: str, seed: int) -> None:
 
 
 def rung_epochs(pruner: str, epochs: int) -> tuple[int, ...]:
-    """Return the lengths, in epochs, of the schedules of a trial; it may be pruned between them.
-
-    Each is a complete schedule, with the learning rate falling to its end: in the middle of one,
-    robust accuracies order the trials the wrong way round (docs/tuning.md).
-    """
+    """Return the lengths, in epochs, of a trial's schedules; it may be pruned between them."""
+    # In the middle of a schedule, before the learning rate has fallen, robust accuracies order the
+    # trials the wrong way round (docs/tuning.md).
     if pruner == "none" or epochs < SHORT_DIVISOR:
         return (epochs,)
     return (epochs // SHORT_DIVISOR, epochs)
@@ -89,11 +85,10 @@ def build_pruner(kind: str, epochs: int) -> BasePruner:
 def open_study(
     plan: StudyPlan, first_trials: list[dict[str, Any]], min_clean: float, is_explicit: bool
 ) -> Study:
-    """Open a study, created with its first trials if it is new.
+    """Open a study, created with its first trials, which are never pruned, if it is new.
 
-    The first trials come before the sampler's and are never pruned. A study keeps the `min_clean`,
-    in [0, 1], of its creation. Raises BenchError if it has another identity, or another `min_clean`
-    than the explicit one.
+    A study keeps the `min_clean`, in [0, 1], of its creation. Raises BenchError if that is not the
+    explicit one, or if the study has another identity.
     """
     backend = storage.connect(plan.storage)
     with (

@@ -40,9 +40,8 @@ INTERRUPTIONS = (KeyboardInterrupt, SystemExit, OSError, *STORAGE_ERRORS)
 class TrialContext:
     """The plain values that every worker needs to run the trials of a study.
 
-    `spec` is that of the default configuration, `parent_run` the id of the study's MLflow run,
-    `min_clean` the clean validation accuracy to keep, in [0, 1], `work` the folder of unfinished
-    trials.
+    `spec` is the default configuration's, `parent_run` the id of the study's MLflow run,
+    `min_clean` the clean validation accuracy to keep, `work` the folder of unfinished trials.
     """
 
     plan: StudyPlan
@@ -133,10 +132,7 @@ class TrialRunner:
     def train_rung(
         self, spec: Spec, folder: Path, logger: RunLogger, epochs_before: int
     ) -> dict[str, float]:
-        """Train one schedule; return clean and robust validation accuracy of its best checkpoint.
-
-        MLflow's curves go on after the `epochs_before` of earlier rungs.
-        """
+        """Train one schedule; return its best checkpoint's clean and robust validation accuracy."""
         folder.mkdir(parents=True, exist_ok=True)
         method = methods.load(spec.method)(**spec.hyper)
         module = build_training_module(PlannedRun(spec, method, "", ""), self.run, self.data)
@@ -152,10 +148,7 @@ class TrialRunner:
         return {"clean": clean, "robust": robust}
 
     def take_over_work(self, trial: Trial) -> None:
-        """Continue in the folder of an earlier attempt.
-
-        An attempt that was taken for dead and goes on finds its folder gone, and gives up.
-        """
+        """Continue in the folder of an earlier attempt, which gives up if it is not dead at all."""
         attempt = trial.study.get_trials(deepcopy=False)[trial.number]
         for number in reversed(retry_history(attempt)):
             folder = self.context.trial_folder(number)

@@ -33,10 +33,7 @@ MAX_DEATHS = 30
 
 
 def run_trials(options: TuneOptions, context: TrialContext, run: RunContext) -> None:
-    """Run trials until the study has its budget.
-
-    Raises BenchError if the storage, the MLflow store or the disk fails; no trial is lost by that.
-    """
+    """Run trials until the study has its budget. Raises BenchError if a store or the disk fails."""
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
     load = executors.dataset_loader(options.data_root)
     data = load(*executors.data_arguments(context.spec), test=False).to(run.device)
@@ -52,10 +49,7 @@ def run_trials(options: TuneOptions, context: TrialContext, run: RunContext) -> 
 
 
 def run_next_trial(study: Study, backend: RDBStorage, runner: TrialRunner) -> None:
-    """Run the next trial, or pause if there is none to begin.
-
-    Only one process at a time looks and begins, so there are never more trials than the budget.
-    """
+    """Run the next trial, or pause if there is none to begin."""
     context, numbers = runner.context, list[int]()
 
     def run_begun_trial(trial: optuna.Trial) -> float | tuple[float, ...]:
@@ -71,6 +65,7 @@ def run_next_trial(study: Study, backend: RDBStorage, runner: TrialRunner) -> No
         shutil.rmtree(context.trial_folder(trial.number), ignore_errors=True)
         print_result(study, trial, context.budget)
 
+    # One process at a time looks and begins, so there are never more trials than the budget.
     with ExitStack() as lock:
         lock.enter_context(exclusive(context.plan.storage, "study"))
         requeue_trials(study, backend)
@@ -103,10 +98,7 @@ def run_worker(
 
 
 def run_workers(options: TuneOptions, context: TrialContext, run: RunContext) -> None:
-    """Run trials in `options.workers` processes until the study has its budget.
-
-    Raises BenchError if a worker fails, or too many die.
-    """
+    """Run trials in several processes. Raises BenchError if one fails, or too many die."""
     if options.workers == 1:
         run_trials(options, context, run)
         return
