@@ -226,7 +226,7 @@ class Search:
         ids, work = (study_id, logger.run_id), self.options.store / "work" / "tuning" / study_id
         trials = TrialContext(plan, self.space, spec, *ids, budget, floor, work)
         if count_over(study) < budget:
-            run_workers(options, trials, self.context)
+            run_workers(self.options, trials, self.context)
             study = load_study(plan, connect(plan.storage))
         print(f"{plan.name}: {summarize(study, trials)}", file=sys.stderr)
         # On a server, two processes that write one tag at once would collide.
