@@ -21,7 +21,7 @@ from bench.system.errors import BenchError
 from bench.tracking.store import FINISHED, RunLogger
 from bench.tuning.storage import without_password
 from bench.tuning.study import group_attempts, is_over
-from bench.tuning.trial import TrialContext
+from bench.tuning.trial import TrialContext, format_percent
 
 STATES = ("complete", "pruned", "failed")
 
@@ -32,7 +32,7 @@ def best_trials(study: Study, context: TrialContext) -> list[FrozenTrial]:
     if not complete:
         reasons = Counter(trial.user_attrs.get("reason", "") for trial in study.trials)
         del reasons[""]
-        cause = "".join(f": {reason}" for reason, _ in reasons.most_common(1))
+        cause = f": {reasons.most_common(1)[0][0]}" if reasons else ""
         raise BenchError(f"{name}: no trial was completed{cause}")
     feasible = [trial for trial in complete if max(trial.constraints.values(), default=0) <= 0]
     if not feasible:
@@ -123,13 +123,11 @@ def write_results(
 
 def format_table(trials: list[FrozenTrial], context: TrialContext) -> str:
     """Return a Markdown table of trials with their accuracies and values."""
-    names = list(trials[0].params)
-    columns = ["trial", *context.plan.objectives, *names]
+    columns = ["trial", *context.plan.objectives, *trials[0].params]
     lines = [f"| {' | '.join(columns)} |", "| ---: " * len(columns) + "|"]
     for trial in trials:
-        cells = [str(trial.number), *(f"{100 * value:.1f} %" for value in trial.values)]
-        cells += [str(trial.params.get(name)) for name in names]
-        lines.append(f"| {' | '.join(cells)} |")
+        cells = [*map(format_percent, trial.values), *map(str, trial.params.values())]
+        lines.append(f"| {trial.number} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -59,8 +59,10 @@ def tune(options: TuneOptions, dry_run: bool = False) -> int:
         return code
     device, source = environment.resolve_device(options.device), environment.source_state()
     context = RunContext(TrackingStore(options.store), device, source)
-    searches = [Search(options, run, spaces[run.spec.method], context) for run in students]
-    return max(search.run_safely() for search in searches)
+    for run in students:
+        search = Search(options, run, spaces[run.spec.method], context)
+        code = max(code, search.run_safely())
+    return code
 
 
 def check_options(options: TuneOptions) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -99,8 +100,7 @@ class SearchSpace:
 
     def split(self, values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return values as hyper-parameters and training settings, completed with the defaults."""
-        hyper = {parameter.name: parameter.default for parameter in self.hyper}
-        training = {parameter.name: parameter.default for parameter in self.training}
+        hyper, training = default_values(self.hyper), default_values(self.training)
         for name, value in values.items():
             group = hyper if name in hyper else training
             group[name] = value
@@ -108,7 +108,7 @@ class SearchSpace:
 
     def first_trials(self) -> list[dict[str, Any]]:
         """Return the values to try first: the defaults, then the authors' inside the ranges."""
-        defaults = {parameter.name: parameter.default for parameter in self.searched}
+        defaults = default_values(self.searched)
         official = base.official(self.method_class)
         authors = defaults.copy()
         for parameter in self.searched:
@@ -120,6 +120,10 @@ class SearchSpace:
     def describe(self) -> dict[str, str]:
         """Return each parameter's range by name."""
         return {parameter.name: parameter.json for parameter in self.parameters}
+
+
+def default_values(parameters: Iterable[Parameter]) -> dict[str, Any]:
+    return {parameter.name: parameter.default for parameter in parameters}
 
 
 def build_space(
@@ -161,7 +165,7 @@ def check_ranges(spaces: dict[str, SearchSpace], ranges: tuple[str, ...]) -> Non
 
 def check_extremes(space: SearchSpace) -> None:
     """Raise ValueError if the method or the training cannot take an end of a range."""
-    defaults = {parameter.name: parameter.default for parameter in space.hyper}
+    defaults = default_values(space.hyper)
     for parameter in space.hyper:
         for value in parameter.extremes:
             space.method_class(**defaults | {parameter.name: value})

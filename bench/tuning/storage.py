@@ -1,8 +1,4 @@
-"""Studies in a database: opened one process at a time, their interrupted trials queued again.
-
-Optuna keeps the trials and their heartbeats. A file of SQLite serves the processes of one host,
-PostgreSQL those of several.
-"""
+"""Studies in a database, SQLite's or PostgreSQL's: its locks, errors, and retries of trials."""
 
 from __future__ import annotations
 
@@ -54,9 +50,9 @@ def storage_errors(url: str, *kinds: type[Exception]) -> Iterator[None]:
         ) from error
     except expected as error:
         cause = error.__cause__ or error
-        lines = str(cause).strip().splitlines() or [type(cause).__name__]
-        message = f"the storage {url} cannot be used: {lines[0][:200]}"
-        raise BenchError(without_password(message)) from error
+        line = f"{cause}".strip().partition("\n")[0][:200] or type(cause).__name__
+        message = without_password(f"the storage {url} cannot be used: {line}")
+        raise BenchError(message) from error
 
 
 @contextmanager
@@ -87,10 +83,8 @@ def open_tables(url: str) -> RDBStorage:
             url, options, heartbeat_interval=HEARTBEAT_SECONDS, grace_period=GRACE_SECONDS
         )
     except RuntimeError as error:
-        raise BenchError(
-            f"{without_password(url)} holds tables of another Optuna, or of MLflow, "
-            "which needs a database of its own"
-        ) from error
+        fault = "holds tables of another Optuna, or of MLflow, which needs a database of its own"
+        raise BenchError(f"{without_password(url)} {fault}") from error
     if is_sqlite:
         sqlalchemy.event.listen(storage.engine, "begin", begin_immediate)
     return storage

@@ -138,44 +138,43 @@ def first_difference(old: dict[str, Any], new: dict[str, Any]) -> str:
     """Return the first entry that differs, with both values, or ""."""
     for key in sorted({*old, *new}):
         before, now = old.get(key), new.get(key)
-        if before == now:
-            continue
-        if isinstance(before, dict) and isinstance(now, dict):
+        if before != now and isinstance(before, dict) and isinstance(now, dict):
             return f"{key}: {first_difference(before, now)}"
-        return f"{key} ({before}, now {now})"
+        if before != now:
+            return f"{key} ({before}, now {now})"
     return ""
+
+
+def first_attempt(trial: FrozenTrial) -> int:
+    """Return the number of the first attempt at a trial."""
+    return [*storage.retry_history(trial), trial.number][0]
 
 
 def group_attempts(study: Study) -> dict[int, list[FrozenTrial]]:
     """Return the attempts at each trial, by the number of the first one."""
     groups: dict[int, list[FrozenTrial]] = {}
     for trial in study.get_trials(deepcopy=False):
-        first = (storage.retry_history(trial) or [trial.number])[0]
-        groups.setdefault(first, []).append(trial)
+        groups.setdefault(first_attempt(trial), []).append(trial)
     return groups
 
 
 def find_position(study: Study, number: int) -> int:
     """Return the position, from 0, of the trial that an attempt belongs to."""
-    for position, attempts in enumerate(group_attempts(study).values()):
-        if any(trial.number == number for trial in attempts):
-            return position
-    raise KeyError(number)
+    attempt = study.get_trials(deepcopy=False)[number]
+    return list(group_attempts(study)).index(first_attempt(attempt))
 
 
 def is_over(attempts: list[FrozenTrial]) -> bool:
     """Return whether a trial has its result or has used up its retries."""
     last = attempts[-1]
-    if storage.is_interrupted(last) and len(storage.retry_history(last)) >= storage.MAX_RETRIES:
-        return True
-    return any(
-        trial.state.is_finished() and not storage.is_interrupted(trial) for trial in attempts
-    )
+    if storage.is_interrupted(last):
+        return len(storage.retry_history(last)) >= storage.MAX_RETRIES
+    return last.state.is_finished()
 
 
 def count_over(study: Study) -> int:
     """Return the number of trials that are over, each counted once."""
-    return sum(is_over(attempts) for attempts in group_attempts(study).values())
+    return sum(map(is_over, group_attempts(study).values()))
 
 
 def has_next_trial(study: Study, budget: int) -> bool:

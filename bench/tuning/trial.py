@@ -123,8 +123,8 @@ class TrialRunner:
             if is_last or is_pruned:
                 trial.set_constraint("clean", self.context.min_clean - accuracy["clean"])
             if is_pruned:
-                percent = f"{100 * accuracy['robust']:.1f} %"
-                raise optuna.TrialPruned(f"pruned after {epochs} epochs: {percent} robust")
+                robust = format_percent(accuracy["robust"])
+                raise optuna.TrialPruned(f"pruned after {epochs} epochs: {robust} robust")
         trial.set_user_attr("clean", accuracy["clean"])
         logger.metrics({f"tune/{name}": value for name, value in accuracy.items()})
         return tuple(accuracy[name] for name in plan.objectives)
@@ -175,11 +175,15 @@ def describe_end(trial: FrozenTrial) -> str:
     """Say how a trial ended."""
     match trial.state:
         case TrialState.COMPLETE:
-            return ", ".join(f"{100 * value:.1f} %" for value in trial.values)
+            return ", ".join(map(format_percent, trial.values))
         case TrialState.PRUNED:
             return f"pruned after {trial.user_attrs['epochs']} epochs"
         case _:
             return f"failed: {trial.user_attrs.get('reason', 'interrupted')}"
+
+
+def format_percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
 
 
 def format_value(value: Any) -> str:

@@ -113,7 +113,8 @@ def run_workers(options: TuneOptions, context: TrialContext, run: RunContext) ->
                 running[-1].start()
             time.sleep(POLL_SECONDS / 4)
             ended = [process for process in running if not process.is_alive()]
-            running = [process for process in running if process not in ended]
+            for process in ended:
+                running.remove(process)
             missing = count_deaths(ended)
             deaths += missing
             if deaths > MAX_DEATHS:
