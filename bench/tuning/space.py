@@ -51,11 +51,10 @@ class Parameter:
     @property
     def extremes(self) -> tuple[Any, ...]:
         """The ends of an interval, or all choices, or the fixed value."""
-        match self.distribution:
-            case FloatDistribution(low=low, high=high) | IntDistribution(low=low, high=high):
-                return (low, high)
-            case CategoricalDistribution(choices=choices):
-                return tuple(choices)
+        if isinstance(self.distribution, Interval):
+            return (self.distribution.low, self.distribution.high)
+        if isinstance(self.distribution, CategoricalDistribution):
+            return self.distribution.choices
         return (self.default,)
 
     def contains(self, value: Any) -> bool:

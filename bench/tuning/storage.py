@@ -44,10 +44,8 @@ def storage_errors(url: str, *kinds: type[Exception]) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        hint = "pip install 'robust-distill-bench[postgresql]'"
-        raise BenchError(
-            f"the storage {without_password(url)} needs {error.name}: {hint}"
-        ) from error
+        need = f"needs {error.name}: pip install 'robust-distill-bench[postgresql]'"
+        raise BenchError(f"the storage {without_password(url)} {need}") from error
     except expected as error:
         cause = error.__cause__ or error
         line = f"{cause}".strip().partition("\n")[0][:200] or type(cause).__name__
@@ -97,11 +95,9 @@ def begin_immediate(connection: sqlalchemy.Connection) -> None:
 
 
 def requeue_trials(study: Study, storage: RDBStorage) -> None:
-    """Queue each trial once more whose worker died or was interrupted. Call under the study's lock.
-
-    Optuna alone retries no interrupted trial, and loses a stale one if the process ends between
-    failing and queueing it.
-    """
+    """Queue again the trials of dead and interrupted workers; call under the study's lock."""
+    # Optuna alone retries no interrupted trial, and loses a stale one if the process ends between
+    # failing and queueing it.
     add_heartbeats(study, storage)
     optuna.storages.fail_stale_trials(study)
     trials = study.get_trials(deepcopy=False)

@@ -65,15 +65,15 @@ class TrialRunner:
     run: RunContext
     data: Data
 
-    def run_trial(self, trial: Trial) -> float | tuple[float, ...]:
-        """Run a trial and return its value or values.
+    def run_trial(self, trial: Trial) -> tuple[float, ...]:
+        """Run a trial and return its values, one for each objective.
 
-        Raises TrialPruned, or BenchError for a trial that fails by its own fault: it gets a reason,
-        and no retry. Interruptions are raised as they are; such a trial is retried.
+        Raises TrialPruned, or BenchError for a failure of the trial's own, which gets a reason and
+        no retry. Interruptions are raised as they are; such a trial is retried.
         """
         hyper, training = self.context.space.suggest(trial)
-        spec = self.context.spec
-        spec = replace(spec, hyper=hyper, training=replace(spec.training, **training))
+        spec = replace(self.context.spec, hyper=hyper)
+        spec = replace(spec, training=replace(spec.training, **training))
         logger = self.open_run(trial, hyper | training)
         try:
             values = self.train_rungs(trial, spec, logger)
@@ -91,7 +91,7 @@ class TrialRunner:
             close_run(logger, "failed", reason)
             raise BenchError(reason) from error
         close_run(logger, "complete")
-        return values if len(values) > 1 else values[0]
+        return values
 
     def open_run(self, trial: Trial, values: dict[str, Any]) -> RunLogger:
         """Open the trial's MLflow run; a retry goes on with that of the first attempt."""
@@ -173,13 +173,11 @@ def print_result(study: Study, trial: FrozenTrial, budget: int) -> None:
 
 def describe_end(trial: FrozenTrial) -> str:
     """Say how a trial ended."""
-    match trial.state:
-        case TrialState.COMPLETE:
-            return ", ".join(map(format_percent, trial.values))
-        case TrialState.PRUNED:
-            return f"pruned after {trial.user_attrs['epochs']} epochs"
-        case _:
-            return f"failed: {trial.user_attrs.get('reason', 'interrupted')}"
+    if trial.state == TrialState.COMPLETE:
+        return ", ".join(map(format_percent, trial.values))
+    if trial.state == TrialState.PRUNED:
+        return f"pruned after {trial.user_attrs['epochs']} epochs"
+    return f"failed: {trial.user_attrs.get('reason', 'interrupted')}"
 
 
 def format_percent(value: float) -> str:

@@ -52,7 +52,7 @@ def run_next_trial(study: Study, backend: RDBStorage, runner: TrialRunner) -> No
     """Run the next trial, or pause if there is none to begin."""
     context, numbers = runner.context, list[int]()
 
-    def run_begun_trial(trial: optuna.Trial) -> float | tuple[float, ...]:
+    def run_begun_trial(trial: optuna.Trial) -> tuple[float, ...]:
         lock.close()
         numbers.append(trial.number)
         try:
