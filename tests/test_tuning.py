@@ -251,7 +251,7 @@ def name(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage, "HEARTBEAT_SECONDS", 1)
-    monkeypatch.setattr(storage, "GRACE_SECONDS", 2)
+    monkeypatch.setattr(storage, "GRACE_SECONDS", 5)
 
 
 def plan_for(url: str, name: str, **changes: object) -> StudyPlan:
@@ -264,15 +264,16 @@ def make_study(url: str, name: str, first_trials: tuple[dict[str, float], ...] =
 
 
 def requeue(study: Study, url: str) -> None:
+    backend = storage.connect(url)
     with storage.exclusive(url, "study"):
-        storage.requeue_trials(study, storage.connect(url))
+        storage.requeue_trials(study, backend)
 
 
 def states_of(study: Study) -> list[TrialState]:
     return [trial.state for trial in study.trials]
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -318,10 +319,13 @@ def test_only_a_silent_worker_counts_as_dead(url: str, name: str) -> None:
     silent, alive = study.ask(), study.ask()
     for trial in (silent, alive):
         backend.record_heartbeat(trial._trial_id)
-    deadline = time.monotonic() + 6
-    while time.monotonic() < deadline:
+
+    def is_retried() -> bool:
         backend.record_heartbeat(alive._trial_id)
         requeue(study, url)
+        return len(study.trials) > 2
+
+    wait_until(is_retried)
     assert states_of(study) == [FAIL, RUNNING, WAITING]
 
 
@@ -439,9 +443,9 @@ def test_processes_that_look_at_once_retry_a_trial_once(
     study = make_study(url, name)
     trial = study.ask()
     storage.connect(url).record_heartbeat(trial._trial_id)
-    time.sleep(3)
+    time.sleep(7)
     run_copies(
-        "import optuna; from bench.tuning import storage; storage.GRACE_SECONDS = 1\n"
+        "import optuna; from bench.tuning import storage; storage.GRACE_SECONDS = 5\n"
         f"backend = storage.connect({url!r}); study = optuna.load_study(study_name={name!r}, "
         f"storage=backend)\nwith storage.exclusive({url!r}, 'study'): "
         "storage.requeue_trials(study, backend)",
