@@ -264,9 +264,8 @@ def make_study(url: str, name: str, first_trials: tuple[dict[str, float], ...] =
 
 
 def requeue(study: Study, url: str) -> None:
-    backend = storage.connect(url)
     with storage.exclusive(url, "study"):
-        storage.requeue_trials(study, backend)
+        storage.requeue_trials(study)
 
 
 def states_of(study: Study) -> list[TrialState]:
@@ -289,8 +288,9 @@ def test_trial_of_a_dead_worker_is_retried_once(url: str, name: str) -> None:
     trial.report(0.5, 9)
     # Notes the rung.
     trial.should_prune()
-    backend.record_heartbeat(trial._trial_id)
+    storage.mark_begun(backend, trial)
     alive = study.ask()
+    storage.mark_begun(backend, alive)
 
     def is_retried() -> bool:
         backend.record_heartbeat(alive._trial_id)
@@ -318,7 +318,7 @@ def test_only_a_silent_worker_counts_as_dead(url: str, name: str) -> None:
     backend = storage.connect(url)
     silent, alive = study.ask(), study.ask()
     for trial in (silent, alive):
-        backend.record_heartbeat(trial._trial_id)
+        storage.mark_begun(backend, trial)
 
     def is_retried() -> bool:
         backend.record_heartbeat(alive._trial_id)
@@ -329,21 +329,15 @@ def test_only_a_silent_worker_counts_as_dead(url: str, name: str) -> None:
     assert states_of(study) == [FAIL, RUNNING, WAITING]
 
 
-@pytest.mark.usefixtures("short_grace")
-def test_trial_without_a_first_heartbeat_is_retried(url: str, name: str) -> None:
+def test_trial_of_a_worker_that_dies_beginning_it_is_retried(url: str, name: str) -> None:
     study = make_study(url, name)
     study.ask()
     requeue(study, url)
-    assert states_of(study) == [RUNNING]
-
-    def is_retried() -> bool:
-        requeue(study, url)
-        return states_of(study)[-2:] == [FAIL, WAITING]
-
-    wait_until(is_retried)
-    # The retry, killed at the same point.
+    assert states_of(study) == [FAIL, WAITING]
+    # The retry ends in the same way.
     study.ask()
-    wait_until(is_retried)
+    requeue(study, url)
+    assert states_of(study) == [FAIL, FAIL, WAITING]
 
 
 def test_failure_with_a_reason_is_final_and_retries_are_bounded(tmp_path: Path) -> None:
@@ -442,13 +436,13 @@ def test_processes_that_look_at_once_retry_a_trial_once(
 ) -> None:
     study = make_study(url, name)
     trial = study.ask()
-    storage.connect(url).record_heartbeat(trial._trial_id)
+    storage.mark_begun(storage.connect(url), trial)
     time.sleep(7)
     run_copies(
         "import optuna; from bench.tuning import storage; storage.GRACE_SECONDS = 5\n"
         f"backend = storage.connect({url!r}); study = optuna.load_study(study_name={name!r}, "
         f"storage=backend)\nwith storage.exclusive({url!r}, 'study'): "
-        "storage.requeue_trials(study, backend)",
+        "storage.requeue_trials(study)",
         3,
     )
     assert states_of(study) == [FAIL, WAITING]

@@ -6,15 +6,15 @@ import copy
 import re
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 import optuna
 import sqlalchemy
 from filelock import FileLock
-from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
+from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.study import Study
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from bench.system import database
@@ -94,28 +94,28 @@ def begin_immediate(connection: sqlalchemy.Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
-def requeue_trials(study: Study, storage: RDBStorage) -> None:
+def mark_begun(storage: RDBStorage, trial: Trial) -> None:
+    """Give a trial its first heartbeat, then a mark; call under the study's lock."""
+    storage.record_heartbeat(trial._trial_id)
+    trial.set_user_attr("begun", True)
+
+
+def requeue_trials(study: Study) -> None:
     """Queue again the trials of dead and interrupted workers; call under the study's lock."""
-    # Optuna alone retries no interrupted trial, and loses a stale one if the process ends between
-    # failing and queueing it.
-    add_heartbeats(study, storage)
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        # Its worker died holding the lock. Without a heartbeat, Optuna never finds it stale.
+        if "begun" not in trial.user_attrs:
+            study.tell(trial.number, state=TrialState.FAIL)
     optuna.storages.fail_stale_trials(study)
     trials = study.get_trials(deepcopy=False)
     retried = set[int]()
     for trial in trials:
         retried.update(retry_history(trial))
+    # Optuna alone retries no interrupted trial, and loses a stale one if the process ends between
+    # failing and queueing it.
     for trial in trials:
         if is_interrupted(trial) and trial.number not in retried:
             retry_trial(study, trial)
-
-
-def add_heartbeats(study: Study, storage: RDBStorage) -> None:
-    """Give each running trial a heartbeat, once: without any, Optuna never finds it stale."""
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        if "heartbeat" not in trial.user_attrs:
-            with suppress(UpdateFinishedTrialError):
-                storage.record_heartbeat(trial._trial_id)
-                storage.set_trial_user_attr(trial._trial_id, "heartbeat", True)
 
 
 def retry_trial(study: Study, trial: FrozenTrial) -> None:

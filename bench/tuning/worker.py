@@ -21,8 +21,9 @@ from bench.execution.job import RunContext
 from bench.system import signals
 from bench.system.errors import BenchError
 from bench.tracking.store import TrackingStore
+from bench.tuning import storage
 from bench.tuning.options import TuneOptions
-from bench.tuning.storage import connect, exclusive, requeue_trials, storage_errors, was_retried
+from bench.tuning.storage import exclusive, mark_begun, requeue_trials, was_retried
 from bench.tuning.study import count_over, has_next_trial, load_study, seed_sampler
 from bench.tuning.trial import TrialContext, TrialRunner, print_result
 
@@ -37,9 +38,9 @@ def run_trials(options: TuneOptions, context: TrialContext, run: RunContext) -> 
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
     load = executors.dataset_loader(options.data_root)
     data = load(*executors.data_arguments(context.spec), test=False).to(run.device)
-    runner, backend = TrialRunner(context, run, data), connect(context.plan.storage)
+    runner, backend = TrialRunner(context, run, data), storage.connect(context.plan.storage)
     try:
-        with storage_errors(context.plan.storage):
+        with storage.storage_errors(context.plan.storage):
             study = load_study(context.plan, backend)
             while count_over(study) < context.budget:
                 run_next_trial(study, backend, runner)
@@ -53,6 +54,7 @@ def run_next_trial(study: Study, backend: RDBStorage, runner: TrialRunner) -> No
     context, numbers = runner.context, list[int]()
 
     def run_begun_trial(trial: optuna.Trial) -> tuple[float, ...]:
+        mark_begun(backend, trial)
         lock.close()
         numbers.append(trial.number)
         try:
@@ -68,7 +70,7 @@ def run_next_trial(study: Study, backend: RDBStorage, runner: TrialRunner) -> No
     # One process at a time looks and begins, so there are never more trials than the budget.
     with ExitStack() as lock:
         lock.enter_context(exclusive(context.plan.storage, "study"))
-        requeue_trials(study, backend)
+        requeue_trials(study)
         if not has_next_trial(study, context.budget):
             lock.close()
             time.sleep(POLL_SECONDS)
