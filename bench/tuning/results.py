@@ -36,10 +36,8 @@ def best_trials(study: Study, context: TrialContext) -> list[FrozenTrial]:
         raise BenchError(f"{name}: no trial was completed{cause}")
     feasible = [trial for trial in complete if max(trial.constraints.values(), default=0) <= 0]
     if not feasible:
-        raise BenchError(
-            f"{name}: no trial has a clean accuracy of {100 * context.min_clean:.1f} % on the "
-            "validation images: lower --min-clean, or give more trials"
-        )
+        floor = f"clean accuracy of {format_percent(context.min_clean)} on the validation images"
+        raise BenchError(f"{name}: no trial has a {floor}: lower --min-clean, or give more trials")
     if len(context.plan.objectives) > 1:
         return sorted(study.best_trials, key=lambda trial: trial.number)
     # Of equal trials the first.

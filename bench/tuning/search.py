@@ -61,7 +61,12 @@ def tune(options: TuneOptions, dry_run: bool = False) -> int:
     context = RunContext(TrackingStore(options.store), device, source)
     for run in students:
         search = Search(options, run, spaces[run.spec.method], context)
-        code = max(code, search.run_safely())
+        try:
+            with storage_errors(storage_url(options)):
+                code = max(code, search.run())
+        except (BenchError, MlflowException) as error:
+            print(f"error: {' '.join(str(error).split())[:300]}", file=sys.stderr)
+            code = max(code, getattr(error, "exit_code", 1))
     return code
 
 
@@ -74,17 +79,14 @@ def check_options(options: TuneOptions) -> None:
     if options.min_clean is not None and not 0 <= options.min_clean <= 1:
         raise UsageError(f"--min-clean {options.min_clean}: between 0 and 1")
     # The samplers seed numpy's generators.
-    if not 0 <= options.search_seed < 2**32:
-        raise UsageError(f"--search-seed {options.search_seed}: not negative and below 2^32")
-    if options.search_seed in (parse_seeds(options.seeds) or resolve(options).seeds):
-        raise UsageError(
-            f"--search-seed {options.search_seed}: not one of the final runs', which must be fresh"
-        )
-    if options.storage and "://" not in options.storage:
-        url = f"sqlite:///{Path(options.storage).with_suffix('.db')}"
-        raise UsageError(
-            f"--storage {options.storage}: journal files are no longer used; use {url}"
-        )
+    seed, path = options.search_seed, options.storage
+    if not 0 <= seed < 2**32:
+        raise UsageError(f"--search-seed {seed}: not negative and below 2^32")
+    if seed in (parse_seeds(options.seeds) or resolve(options).seeds):
+        raise UsageError(f"--search-seed {seed}: not one of the final runs', which must be fresh")
+    if path and "://" not in path:
+        url = f"sqlite:///{Path(path).with_suffix('.db')}"
+        raise UsageError(f"--storage {path}: journal files are no longer used; use {url}")
 
 
 def run_options(options: TuneOptions, names: list[str], **values: Any) -> RunOptions:
@@ -144,15 +146,6 @@ class Search:
     student: PlannedRun
     space: SearchSpace
     context: RunContext
-
-    def run_safely(self) -> int:
-        """Run the search; report its errors and return the exit code."""
-        try:
-            with storage_errors(storage_url(self.options)):
-                return self.run()
-        except (BenchError, MlflowException) as error:
-            print(f"error: {' '.join(str(error).split())[:300]}", file=sys.stderr)
-            return error.exit_code if isinstance(error, BenchError) else 1
 
     def run(self) -> int:
         """Continue the study to its end and make the final runs; return the exit code."""
