@@ -34,8 +34,7 @@ class TuneOptions(ProtocolOptions):
     objectives: Annotated[
         Literal["robust", "clean,robust"],
         arg(
-            help="accuracy under PGD with a floor on the clean one, or the Pareto front of both, "
-            "unpruned"
+            help="PGD accuracy with a floor on the clean one, or the Pareto front of both, unpruned"
         ),
     ] = "robust"
     min_clean: Annotated[

@@ -18,8 +18,7 @@ from bench.execution.job import RunContext
 from bench.protocol import tuned_config
 from bench.protocol.tuned_config import TunedConfig
 from bench.system.errors import BenchError
-from bench.tracking.note import NOTE_TAG
-from bench.tracking.run_logger import FINISHED, RunLogger
+from bench.tracking.store import FINISHED, RunLogger
 from bench.tuning.storage import without_password
 from bench.tuning.study import group_attempts, is_over
 from bench.tuning.trial import TrialContext, format_percent
@@ -37,10 +36,8 @@ def best_trials(study: Study, context: TrialContext) -> list[FrozenTrial]:
         raise BenchError(f"{name}: no trial was completed{cause}")
     feasible = [trial for trial in complete if max(trial.constraints.values(), default=0) <= 0]
     if not feasible:
-        raise BenchError(
-            f"{name}: no trial has a clean accuracy of {100 * context.min_clean:.1f} % on the "
-            "validation images: lower --min-clean, or give more trials"
-        )
+        floor = f"clean accuracy of {format_percent(context.min_clean)} on the validation images"
+        raise BenchError(f"{name}: no trial has a {floor}: lower --min-clean, or give more trials")
     if len(context.plan.objectives) > 1:
         return sorted(study.best_trials, key=lambda trial: trial.number)
     # Of equal trials the first.
@@ -107,18 +104,18 @@ def write_results(
         name = f"{context.plan.name.replace('/', '-')}-{config.digest}.toml"
         paths.append(run.root / "tuned" / name)
         tuned_config.write(paths[-1], config)
-    logger.log_metrics({f"trials/{state}": summary.counts[state] for state in STATES})
-    logger.log_metrics({"epochs": summary.epochs, "epochs_unpruned": summary.epochs_unpruned})
+    logger.metrics({f"trials/{state}": summary.counts[state] for state in STATES})
+    logger.metrics({"epochs": summary.epochs, "epochs_unpruned": summary.epochs_unpruned})
     for name, value in zip(context.plan.objectives, trials[0].values, strict=True):
-        logger.log_metrics({f"best/{name}": value})
+        logger.metrics({f"best/{name}": value})
     text = f"{context.plan.name}: {summary}"
-    logger.set_tags({NOTE_TAG: f"{text}\n\n{format_table(trials, context)}"})
+    logger.tag("mlflow.note.content", f"{text}\n\n{format_table(trials, context)}")
     for path in paths:
-        logger.log_file(path, "tuned")
+        logger.file(path, "tuned")
     with tempfile.TemporaryDirectory() as folder:
         for path in draw_figures(study, context, Path(folder)):
-            logger.log_file(path, "figures")
-    logger.finish(FINISHED, text)
+            logger.file(path, "figures")
+    logger.end(FINISHED, text)
     return paths
 
 

@@ -6,15 +6,15 @@ import copy
 import re
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 import optuna
 import sqlalchemy
 from filelock import FileLock
-from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
+from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.study import Study
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from bench.system import database
@@ -56,8 +56,8 @@ def storage_errors(url: str, *kinds: type[Exception]) -> Iterator[None]:
 @contextmanager
 def exclusive(url: str, purpose: str) -> Iterator[None]:
     """Hold off all other processes, on any host, that use the storage for the same purpose."""
-    file = database.sqlite_file(url)
-    lock = FileLock(f"{file}.{purpose}.lock") if file else database.lock_database(url, purpose)
+    file = database.file_of(url)
+    lock = FileLock(f"{file}.{purpose}.lock") if file else database.alone_on(url, purpose)
     with lock:
         yield
 
@@ -65,7 +65,7 @@ def exclusive(url: str, purpose: str) -> Iterator[None]:
 def connect(url: str) -> RDBStorage:
     """Open a storage, with new tables if it is empty. Raises BenchError."""
     with storage_errors(url, OSError, ValueError, KeyError):
-        if file := database.sqlite_file(url):
+        if file := database.file_of(url):
             file.parent.mkdir(parents=True, exist_ok=True)
         # Two processes that find an empty database at once would both create its tables.
         with exclusive(url, "open"):
@@ -94,28 +94,28 @@ def begin_immediate(connection: sqlalchemy.Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
-def requeue_trials(study: Study, storage: RDBStorage) -> None:
+def mark_begun(storage: RDBStorage, trial: Trial) -> None:
+    """Give a trial its first heartbeat, then a mark; call under the study's lock."""
+    storage.record_heartbeat(trial._trial_id)
+    trial.set_user_attr("begun", True)
+
+
+def requeue_trials(study: Study) -> None:
     """Queue again the trials of dead and interrupted workers; call under the study's lock."""
-    # Optuna alone retries no interrupted trial, and loses a stale one if the process ends between
-    # failing and queueing it.
-    add_heartbeats(study, storage)
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        # Its worker died holding the lock. Without a heartbeat, Optuna never finds it stale.
+        if "begun" not in trial.user_attrs:
+            study.tell(trial.number, state=TrialState.FAIL)
     optuna.storages.fail_stale_trials(study)
     trials = study.get_trials(deepcopy=False)
     retried = set[int]()
     for trial in trials:
         retried.update(retry_history(trial))
+    # Optuna alone retries no interrupted trial, and loses a stale one if the process ends between
+    # failing and queueing it.
     for trial in trials:
         if is_interrupted(trial) and trial.number not in retried:
             retry_trial(study, trial)
-
-
-def add_heartbeats(study: Study, storage: RDBStorage) -> None:
-    """Give each running trial a heartbeat, once: without any, Optuna never finds it stale."""
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        if "heartbeat" not in trial.user_attrs:
-            with suppress(UpdateFinishedTrialError):
-                storage.record_heartbeat(trial._trial_id)
-                storage.set_trial_user_attr(trial._trial_id, "heartbeat", True)
 
 
 def retry_trial(study: Study, trial: FrozenTrial) -> None:

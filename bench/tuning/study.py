@@ -91,11 +91,22 @@ def open_study(
     explicit one, or if the study has another identity.
     """
     backend = storage.connect(plan.storage)
+    directions = [StudyDirection.MAXIMIZE] * len(plan.objectives)
     with (
         storage.storage_errors(plan.storage, OSError, ValueError, KeyError),
         storage.exclusive(plan.storage, "study"),
     ):
-        study = create_study(plan, backend, first_trials, min_clean)
+        study = optuna.create_study(
+            storage=backend, study_name=plan.name, directions=directions, load_if_exists=True
+        )
+        # A study without an identity is new, or its creator died halfway.
+        if "identity" not in study.user_attrs:
+            for values in first_trials:
+                study.enqueue_trial(values, user_attrs={"kept": True}, skip_if_exists=True)
+            # The id tells this study from others of its name.
+            study.set_user_attr("id", uuid.uuid4().hex[:16])
+            study.set_user_attr("floor", min_clean)
+            study.set_user_attr("identity", json.dumps(plan.identity))
     recorded = json.loads(study.user_attrs["identity"])
     # Tuples come back from JSON as lists.
     expected = json.loads(json.dumps(plan.identity))
@@ -108,24 +119,6 @@ def open_study(
             f"another {difference}: use another --storage, or the old options"
         )
     return load_study(plan, backend)
-
-
-def create_study(
-    plan: StudyPlan, backend: RDBStorage, first_trials: list[dict[str, Any]], min_clean: float
-) -> Study:
-    """Create a study unless it exists; complete it if its creator died halfway."""
-    directions = [StudyDirection.MAXIMIZE] * len(plan.objectives)
-    study = optuna.create_study(
-        storage=backend, study_name=plan.name, directions=directions, load_if_exists=True
-    )
-    if "identity" not in study.user_attrs:
-        for values in first_trials:
-            study.enqueue_trial(values, user_attrs={"kept": True}, skip_if_exists=True)
-        # Tells this study from others of its name.
-        study.set_user_attr("id", uuid.uuid4().hex[:16])
-        study.set_user_attr("floor", min_clean)
-        study.set_user_attr("identity", json.dumps(plan.identity))
-    return study
 
 
 def load_study(plan: StudyPlan, backend: RDBStorage) -> Study:

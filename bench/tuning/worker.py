@@ -16,20 +16,19 @@ from optuna.storages import RDBStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
-from bench.execution.inputs import data_loader
+from bench.execution import executors
 from bench.execution.job import RunContext
 from bench.system import signals
-from bench.system.errors import BenchError, one_line
+from bench.system.errors import BenchError
 from bench.tracking.store import TrackingStore
+from bench.tuning import storage
 from bench.tuning.options import TuneOptions
-from bench.tuning.storage import connect, exclusive, requeue_trials, storage_errors, was_retried
+from bench.tuning.storage import exclusive, mark_begun, requeue_trials, was_retried
 from bench.tuning.study import count_over, has_next_trial, load_study, seed_sampler
 from bench.tuning.trial import TrialContext, TrialRunner, print_result
 
 # Pause between looks when the last trials are in other workers' hands.
 POLL_SECONDS = 1.0
-# Seconds that a worker has to mark its trial when it is told to stop.
-STOP_SECONDS = 5.0
 # After this many deaths of workers, more than one of them is at fault.
 MAX_DEATHS = 30
 
@@ -37,16 +36,17 @@ MAX_DEATHS = 30
 def run_trials(options: TuneOptions, context: TrialContext, run: RunContext) -> None:
     """Run trials until the study has its budget. Raises BenchError if a store or the disk fails."""
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
-    load = data_loader(options.data_root)
-    data = load(context.spec, test=False).to(run.device)
-    runner, backend = TrialRunner(context, run, data), connect(context.plan.storage)
+    load = executors.dataset_loader(options.data_root)
+    data = load(*executors.data_arguments(context.spec), test=False).to(run.device)
+    runner, backend = TrialRunner(context, run, data), storage.connect(context.plan.storage)
     try:
-        with storage_errors(context.plan.storage):
+        with storage.storage_errors(context.plan.storage):
             study = load_study(context.plan, backend)
             while count_over(study) < context.budget:
                 run_next_trial(study, backend, runner)
     except (MlflowException, OSError) as error:
-        raise BenchError(f"{context.plan.name} cannot go on: {one_line(error)}") from error
+        cause = " ".join(str(error).split())[:300] or type(error).__name__
+        raise BenchError(f"{context.plan.name} cannot go on: {cause}") from error
 
 
 def run_next_trial(study: Study, backend: RDBStorage, runner: TrialRunner) -> None:
@@ -54,6 +54,7 @@ def run_next_trial(study: Study, backend: RDBStorage, runner: TrialRunner) -> No
     context, numbers = runner.context, list[int]()
 
     def run_begun_trial(trial: optuna.Trial) -> tuple[float, ...]:
+        mark_begun(backend, trial)
         lock.close()
         numbers.append(trial.number)
         try:
@@ -69,7 +70,7 @@ def run_next_trial(study: Study, backend: RDBStorage, runner: TrialRunner) -> No
     # One process at a time looks and begins, so there are never more trials than the budget.
     with ExitStack() as lock:
         lock.enter_context(exclusive(context.plan.storage, "study"))
-        requeue_trials(study, backend)
+        requeue_trials(study)
         if not has_next_trial(study, context.budget):
             lock.close()
             time.sleep(POLL_SECONDS)
@@ -87,7 +88,7 @@ def run_worker(
     options: TuneOptions, context: TrialContext, device: torch.device, code: dict[str, str]
 ) -> None:
     """Run trials in one of `options.workers` processes; exit with 130 if told to stop."""
-    signals.prepare_worker()
+    signals.catch_in_worker()
     torch.set_num_threads(max(torch.get_num_threads() // options.workers, 1))
     try:
         run_trials(options, context, RunContext(TrackingStore(options.store), device, code))
@@ -124,7 +125,7 @@ def run_workers(options: TuneOptions, context: TrialContext, run: RunContext) ->
         for process in running:
             process.terminate()
         for process in running:
-            process.join(STOP_SECONDS)
+            process.join(signals.GRACE)
 
 
 def count_deaths(ended: list[BaseProcess]) -> int:
