@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.datasets import data
+from bench.datasets import augmentation, loading
 
 Task = tuple[nn.Module, Tensor, Tensor]
 
@@ -17,9 +17,9 @@ def trained(classes: int, steps: int = 60) -> Task:
     Returns it with 24 test images and their labels.
     """
     torch.manual_seed(0)
-    digits = data.load("digits", "")
+    digits = loading.load_data("digits", "")
     in_train, in_test = digits.train.y < classes, digits.test.y < classes
-    x, y = data.to_float(digits.train.x[in_train]), digits.train.y[in_train]
+    x, y = augmentation.to_float(digits.train.x[in_train]), digits.train.y[in_train]
     net = nn.Sequential(
         nn.Conv2d(1, 8, 3, 2, 1, bias=False),
         nn.BatchNorm2d(8),
@@ -34,4 +34,8 @@ def trained(classes: int, steps: int = 60) -> Task:
         optimiser.zero_grad()
         F.cross_entropy(net((x + 0.1 * gradient.sign()).clamp(0, 1)), y).backward()
         optimiser.step()
-    return net.eval(), data.to_float(digits.test.x[in_test])[:24], digits.test.y[in_test][:24]
+    return (
+        net.eval(),
+        augmentation.to_float(digits.test.x[in_test])[:24],
+        digits.test.y[in_test][:24],
+    )

@@ -12,11 +12,11 @@ import formulas
 import numpy as np
 import pytest
 import torch
+from bench.awp import perturbed
 from formulas import LABELS, NONE, REFERENCES, SOME, Array, At, flat_batch, flat_nets
 from torch import Tensor, nn
 
 import methods
-from bench.awp import perturbed
 from methods import base, contract
 from methods.absld import Absld, ClassTemperatures
 from methods.adaad import Adaad

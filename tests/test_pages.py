@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import sites
+from leaderboards.schema.about import About, Parameter
 from sites import Reader
 from test_leaderboards import KINDS, NASTY, Store
 
@@ -21,7 +22,6 @@ from leaderboards.render.figures.views import Series, View
 from leaderboards.render.protocol_text import describe_protocol
 from leaderboards.render.site.pages import cost_lines, render_pages
 from leaderboards.render.site.site_map import Site, file_names
-from leaderboards.schema.about import About, Parameter
 from leaderboards.schema.fields import Curve
 from leaderboards.tables import table
 

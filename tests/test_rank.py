@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import sites
+from leaderboards.render.site.site import Site
 from scipy.stats import norm
 from test_leaderboards import Store, scores
 
@@ -18,7 +19,6 @@ from leaderboards.read import store
 from leaderboards.read.verdicts import read_row_verdicts
 from leaderboards.render import markdown
 from leaderboards.render.figures import diagram, views
-from leaderboards.render.site.site import Site
 from leaderboards.schema.metrics import RANK_METRIC
 from leaderboards.schema.record import Verdicts
 from leaderboards.stats import mean_ranks, ranks

@@ -25,7 +25,7 @@ from optuna.study import Study
 from optuna.trial import TrialState
 
 from bench import cli
-from bench.datasets import data
+from bench.datasets import fetching, loading
 from bench.tuning import storage, trial
 from bench.tuning.storage import retry_history
 from bench.tuning.study import group_attempts
@@ -358,7 +358,7 @@ def test_interrupted_search_goes_on_where_it_was(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(
-    bool(data.missing("cifar10", ROOT)), reason="needs the real CIFAR-10 under data/"
+    bool(fetching.is_missing("cifar10", ROOT)), reason="needs the real CIFAR-10 under data/"
 )
 def test_search_does_not_read_the_test_set(tmp_path: Path) -> None:
     cifar = tmp_path / "data" / "cifar-10-batches-py"
@@ -375,7 +375,7 @@ def test_search_does_not_read_the_test_set(tmp_path: Path) -> None:
 
 
 def test_data_without_the_test_set_is_otherwise_the_same() -> None:
-    full, part = data.load("digits", ""), data.load("digits", "", test=False)
+    full, part = loading.load_data("digits", ""), loading.load_data("digits", "", test=False)
     assert (len(part.test), len(full.test)) == (0, 360)
     assert full.train.x.equal(part.train.x)
     assert full.val.x.equal(part.val.x)

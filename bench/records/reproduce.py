@@ -7,6 +7,8 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
+from leaderboards.stats.rank import Flags
+
 from bench.execution import evaluation
 from bench.execution.inputs import data_loader
 from bench.models.checkpoint import load
@@ -16,7 +18,6 @@ from bench.system.progress import Progress
 from leaderboards.read import artifacts, verdicts
 from leaderboards.read.store import collect
 from leaderboards.schema.record import AGREE, Record, RecordError
-from leaderboards.stats.rank import Flags
 
 COUNTS = ("test/n", "test/aa_n")
 ROUNDING_SHARE = 0.005  # of the images: rounding differs between machines and libraries

@@ -16,8 +16,9 @@ from inspect import cleandoc
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import methods
 from leaderboards.schema.about import About, Parameter
+
+import methods
 
 if TYPE_CHECKING:
     from methods.base import Method

@@ -18,7 +18,8 @@ from bench.execution.job import RunContext
 from bench.protocol import tuned_config
 from bench.protocol.tuned_config import TunedConfig
 from bench.system.errors import BenchError
-from bench.tracking.store import FINISHED, RunLogger
+from bench.tracking.note import NOTE_TAG
+from bench.tracking.run_logger import FINISHED, RunLogger
 from bench.tuning.storage import without_password
 from bench.tuning.study import group_attempts, is_over
 from bench.tuning.trial import TrialContext, format_percent
@@ -104,18 +105,18 @@ def write_results(
         name = f"{context.plan.name.replace('/', '-')}-{config.digest}.toml"
         paths.append(run.root / "tuned" / name)
         tuned_config.write(paths[-1], config)
-    logger.metrics({f"trials/{state}": summary.counts[state] for state in STATES})
-    logger.metrics({"epochs": summary.epochs, "epochs_unpruned": summary.epochs_unpruned})
+    logger.log_metrics({f"trials/{state}": summary.counts[state] for state in STATES})
+    logger.log_metrics({"epochs": summary.epochs, "epochs_unpruned": summary.epochs_unpruned})
     for name, value in zip(context.plan.objectives, trials[0].values, strict=True):
-        logger.metrics({f"best/{name}": value})
+        logger.log_metrics({f"best/{name}": value})
     text = f"{context.plan.name}: {summary}"
-    logger.tag("mlflow.note.content", f"{text}\n\n{format_table(trials, context)}")
+    logger.set_tags({NOTE_TAG: f"{text}\n\n{format_table(trials, context)}"})
     for path in paths:
-        logger.file(path, "tuned")
+        logger.log_file(path, "tuned")
     with tempfile.TemporaryDirectory() as folder:
         for path in draw_figures(study, context, Path(folder)):
-            logger.file(path, "figures")
-    logger.end(FINISHED, text)
+            logger.log_file(path, "figures")
+    logger.finish(FINISHED, text)
     return paths
 
 

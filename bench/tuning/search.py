@@ -14,16 +14,20 @@ from optuna.study import Study
 from rich.console import Console
 from rich.table import Table
 
-from bench import teachers
-from bench.execution import executors, grid
+from bench.execution.cost import estimate_costs
+from bench.execution.grid import run_grid
+from bench.execution.inputs import data_loader
 from bench.execution.job import RunContext
-from bench.execution.plan import PlannedRun, parse_seeds, plan_runs, plan_teacher, resolve
+from bench.execution.plan import PlannedRun, parse_seeds, plan_runs, plan_teacher
+from bench.protocol import suites
 from bench.protocol.options import ProtocolOptions, RunOptions
 from bench.protocol.spec import Spec
 from bench.system import environment
 from bench.system.errors import BenchError, UsageError
 from bench.system.progress import format_duration
-from bench.tracking.store import FAILED, KILLED, TUNING, RunLogger, TrackingStore
+from bench.teachers import cards
+from bench.tracking.run_logger import FAILED, KILLED, RunLogger
+from bench.tracking.store import TUNING, TrackingStore
 from bench.training.trainer import clean_and_robust_accuracy
 from bench.tuning.options import TuneOptions
 from bench.tuning.results import summarize, write_results
@@ -82,7 +86,7 @@ def check_options(options: TuneOptions) -> None:
     seed, path = options.search_seed, options.storage
     if not 0 <= seed < 2**32:
         raise UsageError(f"--search-seed {seed}: not negative and below 2^32")
-    if seed in (parse_seeds(options.seeds) or resolve(options).seeds):
+    if seed in (parse_seeds(options.seeds) or suites.get(options.suite).seeds):
         raise UsageError(f"--search-seed {seed}: not one of the final runs', which must be fresh")
     if path and "://" not in path:
         url = f"sqlite:///{Path(path).with_suffix('.db')}"
@@ -121,20 +125,20 @@ def train_teachers(options: TuneOptions, runs: list[PlannedRun]) -> int:
         return 0
     # Other processes that join wait for the teachers.
     with exclusive(storage_url(options), "teachers"):
-        return grid.run_grid(search_options(options), unique)
+        return run_grid(search_options(options), unique)
 
 
 def reference_teacher(options: TuneOptions, student: PlannedRun) -> PlannedRun:
     """Return the robust teacher of a data set, which sets one clean accuracy for all methods."""
-    return plan_teacher(options, resolve(options), student.spec.dataset, "robust")
+    return plan_teacher(options, suites.get(options.suite), student.spec.dataset, "robust")
 
 
 def clean_accuracy(teacher: PlannedRun, context: RunContext, options: TuneOptions) -> float:
     """Measure a teacher's clean accuracy on the validation images."""
-    spec, load = teacher.spec, executors.dataset_loader(options.data_root)
-    data = load(*executors.data_arguments(spec), test=False).to(context.device)
-    card = teachers.find(context.root, teacher.identity, spec.dataset)
-    net = teachers.load(context.root, card, data.info).to(context.device)
+    spec, load = teacher.spec, data_loader(options.data_root)
+    data = load(spec, test=False).to(context.device)
+    card = cards.find_card(context.root, teacher.identity, spec.dataset)
+    net = cards.load_teacher(context.root, card, data.info).to(context.device)
     return clean_and_robust_accuracy(net, data.val, Budget(0.0, 0.0, 0))[0]
 
 
@@ -159,10 +163,10 @@ class Search:
         try:
             paths = self.run_study(plan, study, logger)
         except BenchError as error:
-            logger.end(FAILED, str(error))
+            logger.finish(FAILED, str(error))
             raise
         except BaseException:
-            logger.end(KILLED, "interrupted")
+            logger.finish(KILLED, "interrupted")
             raise
         for path in paths:
             print(path)
@@ -210,8 +214,8 @@ class Search:
         tags |= {"student": spec.arch, "dataset": spec.dataset}
         tags |= {"sampler": plan.sampler, "pruner": plan.pruner}
         experiment, key = spec.suite + TUNING, ("role", "study")
-        logger = self.context.store.open(experiment, f"tune {plan.name}", tags, "", key)
-        logger.params({f"range.{name}": text for name, text in self.space.describe().items()})
+        logger = self.context.store.open_run(experiment, f"tune {plan.name}", tags, "", key)
+        logger.log_params({f"range.{name}": text for name, text in self.space.describe().items()})
         return logger
 
     def run_study(self, plan: StudyPlan, study: Study, logger: RunLogger) -> list[Path]:
@@ -235,7 +239,7 @@ class Search:
         default = run_options(self.options, ["seeds"], **names, teacher=self.teacher)
         tuned = plan_runs(replace(default, config=config), {})
         runs = plan_runs(default, {}) + [run for run in tuned if run.spec.role == "student"]
-        code = grid.run_grid(default, runs)
+        code = run_grid(default, runs)
         print("`python -m bench leaderboard` shows the rows", file=sys.stderr)
         return code
 
@@ -249,7 +253,7 @@ def show_plan(options: TuneOptions, runs: list[PlannedRun], spaces: dict[str, Se
         for parameter in space.parameters:
             table.add_row(parameter.name, format_value(parameter.default), parameter.label)
         console.print(table)
-    costs = grid.estimate(runs, executors.dataset_loader(options.data_root), options.store, device)
+    costs = estimate_costs(runs, data_loader(options.data_root), options.store, device)
     pairs = zip(runs, costs, strict=True)
     seconds = [cost.train for run, cost in pairs if run.spec.role == "student"]
     # Teachers come first, so the last run is a student's.

@@ -108,7 +108,7 @@ class SearchSpace:
     def first_trials(self) -> list[dict[str, Any]]:
         """Return the values to try first: the defaults, then the authors' inside the ranges."""
         defaults = default_values(self.searched)
-        official = base.official(self.method_class)
+        official = base.official_values(self.method_class)
         authors = defaults.copy()
         for parameter in self.searched:
             value = official.get(parameter.name, parameter.default)

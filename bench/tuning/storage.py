@@ -56,8 +56,8 @@ def storage_errors(url: str, *kinds: type[Exception]) -> Iterator[None]:
 @contextmanager
 def exclusive(url: str, purpose: str) -> Iterator[None]:
     """Hold off all other processes, on any host, that use the storage for the same purpose."""
-    file = database.file_of(url)
-    lock = FileLock(f"{file}.{purpose}.lock") if file else database.alone_on(url, purpose)
+    file = database.sqlite_file(url)
+    lock = FileLock(f"{file}.{purpose}.lock") if file else database.lock_database(url, purpose)
     with lock:
         yield
 
@@ -65,7 +65,7 @@ def exclusive(url: str, purpose: str) -> Iterator[None]:
 def connect(url: str) -> RDBStorage:
     """Open a storage, with new tables if it is empty. Raises BenchError."""
     with storage_errors(url, OSError, ValueError, KeyError):
-        if file := database.file_of(url):
+        if file := database.sqlite_file(url):
             file.parent.mkdir(parents=True, exist_ok=True)
         # Two processes that find an empty database at once would both create its tables.
         with exclusive(url, "open"):

@@ -16,13 +16,14 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 import methods
-from bench.datasets.data import Data
+from bench.datasets.splits import Data
 from bench.execution.job import RunContext, build_training_module
 from bench.execution.plan import PlannedRun
 from bench.models import checkpoint
 from bench.protocol.spec import Spec
 from bench.system.errors import BenchError
-from bench.tracking.store import FAILED, FINISHED, KILLED, TUNING, RunLogger
+from bench.tracking.run_logger import FAILED, FINISHED, KILLED, RunLogger
+from bench.tracking.store import TUNING
 from bench.training.trainer import Trainer, clean_and_robust_accuracy, derive_seed
 from bench.tuning.space import SearchSpace
 from bench.tuning.storage import retry_history, was_retried
@@ -83,7 +84,7 @@ class TrialRunner:
         except INTERRUPTIONS:
             # After a retry this process had been taken for dead, and the MLflow run is the retry's.
             if not was_retried(trial.study, trial.number):
-                logger.end(KILLED, "interrupted")
+                logger.finish(KILLED, "interrupted")
             raise
         except Exception as error:
             reason = " ".join(str(error).split())[:300] or type(error).__name__
@@ -100,8 +101,10 @@ class TrialRunner:
         tags |= {"worker": socket.gethostname(), "method": spec.method}
         tags |= {"student": spec.arch, "dataset": spec.dataset}
         name, parent = f"{spec.method} trial {position}", self.context.parent_run
-        logger = self.run.store.open(spec.suite + TUNING, name, tags, parent, ("study", "trial"))
-        logger.params(values)
+        logger = self.run.store.open_run(
+            spec.suite + TUNING, name, tags, parent, ("study", "trial")
+        )
+        logger.log_params(values)
         return logger
 
     def train_rungs(self, trial: Trial, spec: Spec, logger: RunLogger) -> tuple[float, ...]:
@@ -126,7 +129,7 @@ class TrialRunner:
                 robust = format_percent(accuracy["robust"])
                 raise optuna.TrialPruned(f"pruned after {epochs} epochs: {robust} robust")
         trial.set_user_attr("clean", accuracy["clean"])
-        logger.metrics({f"tune/{name}": value for name, value in accuracy.items()})
+        logger.log_metrics({f"tune/{name}": value for name, value in accuracy.items()})
         return tuple(accuracy[name] for name in plan.objectives)
 
     def train_rung(
@@ -138,9 +141,9 @@ class TrialRunner:
         module = build_training_module(PlannedRun(spec, method, "", ""), self.run, self.data)
         trainer = Trainer(module, self.data, spec, folder)
         state = trainer.fit(
-            lambda row, epoch: logger.epoch(row, epochs_before + epoch), lambda *_: None
+            lambda row, epoch: logger.log_epoch(row, epochs_before + epoch), lambda *_: None
         )
-        logger.metrics({"cost/train_seconds": state.seconds}, epochs_before)
+        logger.log_metrics({"cost/train_seconds": state.seconds}, epochs_before)
         net = checkpoint.load(folder / "best.pt", spec.arch, self.data.info).to(self.run.device)
         torch.manual_seed(derive_seed("judge", spec.seed))
         budget = Budget(spec.eps, spec.eps / 4, ATTACK_STEPS)
@@ -159,8 +162,8 @@ class TrialRunner:
 
 def close_run(logger: RunLogger, state: str, note: str = "") -> None:
     """Close the MLflow run of a trial that is over: "complete", "pruned" or "failed"."""
-    logger.tag("state", state)
-    logger.end(FAILED if state == "failed" else FINISHED, note)
+    logger.set_tags({"state": state})
+    logger.finish(FAILED if state == "failed" else FINISHED, note)
 
 
 def print_result(study: Study, trial: FrozenTrial, budget: int) -> None:

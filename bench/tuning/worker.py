@@ -16,10 +16,10 @@ from optuna.storages import RDBStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
-from bench.execution import executors
+from bench.execution.inputs import data_loader
 from bench.execution.job import RunContext
 from bench.system import signals
-from bench.system.errors import BenchError
+from bench.system.errors import BenchError, one_line
 from bench.tracking.store import TrackingStore
 from bench.tuning import storage
 from bench.tuning.options import TuneOptions
@@ -29,6 +29,8 @@ from bench.tuning.trial import TrialContext, TrialRunner, print_result
 
 # Pause between looks when the last trials are in other workers' hands.
 POLL_SECONDS = 1.0
+# Seconds that a worker has to mark its trial when it is told to stop.
+GRACE_SECONDS = 5.0
 # After this many deaths of workers, more than one of them is at fault.
 MAX_DEATHS = 30
 
@@ -36,8 +38,8 @@ MAX_DEATHS = 30
 def run_trials(options: TuneOptions, context: TrialContext, run: RunContext) -> None:
     """Run trials until the study has its budget. Raises BenchError if a store or the disk fails."""
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
-    load = executors.dataset_loader(options.data_root)
-    data = load(*executors.data_arguments(context.spec), test=False).to(run.device)
+    load = data_loader(options.data_root)
+    data = load(context.spec, test=False).to(run.device)
     runner, backend = TrialRunner(context, run, data), storage.connect(context.plan.storage)
     try:
         with storage.storage_errors(context.plan.storage):
@@ -45,8 +47,7 @@ def run_trials(options: TuneOptions, context: TrialContext, run: RunContext) -> 
             while count_over(study) < context.budget:
                 run_next_trial(study, backend, runner)
     except (MlflowException, OSError) as error:
-        cause = " ".join(str(error).split())[:300] or type(error).__name__
-        raise BenchError(f"{context.plan.name} cannot go on: {cause}") from error
+        raise BenchError(f"{context.plan.name} cannot go on: {one_line(error)}") from error
 
 
 def run_next_trial(study: Study, backend: RDBStorage, runner: TrialRunner) -> None:
@@ -88,7 +89,7 @@ def run_worker(
     options: TuneOptions, context: TrialContext, device: torch.device, code: dict[str, str]
 ) -> None:
     """Run trials in one of `options.workers` processes; exit with 130 if told to stop."""
-    signals.catch_in_worker()
+    signals.prepare_worker()
     torch.set_num_threads(max(torch.get_num_threads() // options.workers, 1))
     try:
         run_trials(options, context, RunContext(TrackingStore(options.store), device, code))
@@ -125,7 +126,7 @@ def run_workers(options: TuneOptions, context: TrialContext, run: RunContext) ->
         for process in running:
             process.terminate()
         for process in running:
-            process.join(signals.GRACE)
+            process.join(GRACE_SECONDS)
 
 
 def count_deaths(ended: list[BaseProcess]) -> int:
