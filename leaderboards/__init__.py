@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from leaderboards.render.site.site_map import Site
-    from leaderboards.schema.about import About
+    from leaderboards.schema.method_card import MethodCard
 
 __all__ = ["write"]
 
@@ -43,7 +43,7 @@ def write(
     source: str | Path,
     out: Path,
     suite: str | None = None,
-    about: Callable[[str], About | None] = lambda method: None,
+    about: Callable[[str], MethodCard | None] = lambda method: None,
     figures: bool = False,
     protocol: Callable[[str], Mapping[str, str]] = lambda experiment: {},
 ) -> list[Path]:
@@ -61,14 +61,14 @@ def write(
     Returns: index.html and the tables.
     Raises: store.StoreError, before anything is written; OSError if `out` cannot be written.
     """
-    from leaderboards.read import details, store
+    from leaderboards.read import artifacts, store
     from leaderboards.render.site.site_map import Site
-    from leaderboards.tables import table
+    from leaderboards.tables import suite_tables
 
     runs = store.collect(source, suite)
-    sections = table.sections(runs, protocol)
-    curves = details.curves(source, runs[~runs["superseded"].astype(bool)])
-    site = Site(runs, sections, curves, details.environment, about, suite)
+    sections = suite_tables.build_sections(runs, protocol)
+    curves = store.read_curves(source, runs[~runs["superseded"].astype(bool)])
+    site = Site(runs, sections, curves, artifacts.read_environment, about, suite)
     tables = _render_tables(site)
     for folder in ("assets", *PAGE_FOLDERS):
         (out / folder).mkdir(parents=True, exist_ok=True)
@@ -82,15 +82,17 @@ def write(
 
 def _render_tables(site: Site) -> dict[str, str]:
     from leaderboards.render import json_tables, latex, markdown
-    from leaderboards.tables import published, standing
+    from leaderboards.tables import published, ranking
 
     rows = chain.from_iterable(map(attrgetter("rows"), site.sections))
-    runs = published.beside(site.collected.drop(columns="artifact_uri"))
+    runs = published.add_published_columns(site.collected.drop(columns="artifact_uri"))
     return {
         "leaderboard.md": markdown.render(site.collected, site.suite, site.sections),
         "leaderboard.tex": latex.render(site.sections),
         "leaderboard.json": json_tables.render(site.sections),
-        "leaderboard.csv": _quote_formulas(standing.beside(runs, rows)).to_csv(index=False),
+        "leaderboard.csv": _quote_formulas(ranking.add_ranking_columns(runs, rows)).to_csv(
+            index=False
+        ),
     }
 
 

@@ -10,12 +10,12 @@ import pandas as pd
 
 from leaderboards.render.site.pages import render_pages
 from leaderboards.render.site.site_map import Site
-from leaderboards.tables import table
+from leaderboards.tables import suite_tables
 
 
 def render(runs: pd.DataFrame) -> dict[str, str]:
     """Return HTML by path."""
-    return dict(render_pages(Site(runs, table.sections(runs))))
+    return dict(render_pages(Site(runs, suite_tables.build_sections(runs))))
 
 
 def task(runs: pd.DataFrame, name: str) -> str:

@@ -15,7 +15,7 @@ from test_leaderboards import NASTY, Store, fill, scores
 import leaderboards
 from leaderboards.read import store
 from leaderboards.render import json_tables, latex, markdown
-from leaderboards.tables import table
+from leaderboards.tables import suite_tables
 
 GOLDEN = r"""
     Rank & Method & Teacher & Seeds & Clean & AutoAttack & PGD-20 \\
@@ -55,15 +55,15 @@ row/rank,row/aa_low,row/aa_high,row/behind_first,row/behind_first_low,row/behind
 
 
 @pytest.fixture(scope="module")
-def sections(runs: pd.DataFrame) -> list[table.Section]:
-    return table.sections(runs)
+def sections(runs: pd.DataFrame) -> list[suite_tables.Section]:
+    return suite_tables.build_sections(runs)
 
 
 def test_latex_is_golden(runs: pd.DataFrame) -> None:
     named = runs[(runs["experiment"] == "digits@1") & ~runs["dataset"].eq(NASTY)].dropna(
         axis="columns", how="all"
     )
-    text = latex.render(table.sections(named))
+    text = latex.render(suite_tables.build_sections(named))
     assert GOLDEN in text
     assert "95~\\% for all pairs" in text
     assert "seeds where there are several. Teacher T1 is robust, T2 is natural.}" in text
@@ -71,7 +71,8 @@ def test_latex_is_golden(runs: pd.DataFrame) -> None:
 
 def test_a_row_in_json_is_golden(runs: pd.DataFrame) -> None:
     content = json.loads(
-        json_tables.render(table.sections(runs)), parse_float=lambda text: round(float(text), 4)
+        json_tables.render(suite_tables.build_sections(runs)),
+        parse_float=lambda text: round(float(text), 4),
     )
     task = next(suite for suite in content["suites"] if suite["suite"] == "digits@1")["tasks"][-1]
     row = next(row for row in task["rows"] if row["method"] == "rslad")
@@ -91,7 +92,7 @@ def test_csv_is_golden(tmp_path: Path) -> None:
     )
 
 
-def test_names_are_text_in_latex(sections: list[table.Section]) -> None:
+def test_names_are_text_in_latex(sections: list[suite_tables.Section]) -> None:
     text = latex.render(sections)
     assert r"\$x\$ \textless{}script\textgreater{}alert(\textquotedbl{}x\textquotedbl{})" in text
     assert text.count("{") == text.count("}") + text.count(r"\{") - text.count(r"\}")
@@ -104,7 +105,7 @@ def test_names_are_text_in_latex(sections: list[table.Section]) -> None:
 
 
 @pytest.mark.skipif(not shutil.which("pdflatex"), reason="needs pdflatex")
-def test_latex_compiles(sections: list[table.Section], tmp_path: Path) -> None:
+def test_latex_compiles(sections: list[suite_tables.Section], tmp_path: Path) -> None:
     packages = r"\usepackage[T1]{fontenc}\usepackage{booktabs,graphicx}"
     head = rf"\documentclass{{article}}{packages}\begin{{document}}"
     (tmp_path / "t.tex").write_text(f"{head}\n{latex.render(sections)}\n\\end{{document}}\n")
@@ -113,16 +114,16 @@ def test_latex_compiles(sections: list[table.Section], tmp_path: Path) -> None:
     assert result.returncode == 0, result.stdout[-2000:]
 
 
-def test_json_and_tables_agree(sections: list[table.Section]) -> None:
+def test_json_and_tables_agree(sections: list[suite_tables.Section]) -> None:
     content = json.loads(json_tables.render(sections))
     assert content["schema"] == {"name": "robust-distill-bench/leaderboard", "version": 1}
     assert [suite["suite"] for suite in content["suites"]] == [
         section.experiment for section in sections
     ]
     for suite, section in zip(content["suites"], sections, strict=True):
-        for task, group in zip(suite["tasks"], section.groups, strict=True):
+        for task, group in zip(suite["tasks"], section.tables, strict=True):
             for row, expected in zip(task["rows"], (*group.ranked, *group.incomplete), strict=True):
-                assert (row["method"], row["rank"]) == (expected.method, expected.standing.rank)
+                assert (row["method"], row["rank"]) == (expected.method, expected.ranking.rank)
                 for column in group.columns:
                     cell = row["cells"].get(column.metric)
                     assert (cell is None) == (not expected[column.metric].n)
@@ -161,8 +162,8 @@ def test_tuned_rows_are_rows_of_their_own_with_short_names(tmp_path: Path) -> No
         variant="official",
         sets="lr",
     )
-    (section,) = table.sections(store.collect(uri))
-    rows = {row.label: row for row in section.groups[0].ranked}
+    (section,) = suite_tables.build_sections(store.collect(uri))
+    rows = {row.label: row for row in section.tables[0].ranked}
     assert list(rows) == [
         "rslad (tuned, 30 trials, a1b2)",
         "rslad",

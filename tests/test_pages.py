@@ -10,7 +10,6 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import sites
-from leaderboards.schema.about import About, Parameter
 from sites import Reader
 from test_leaderboards import KINDS, NASTY, Store
 
@@ -23,7 +22,8 @@ from leaderboards.render.protocol_text import describe_protocol
 from leaderboards.render.site.pages import cost_lines, render_pages
 from leaderboards.render.site.site_map import Site, file_names
 from leaderboards.schema.fields import Curve
-from leaderboards.tables import table
+from leaderboards.schema.method_card import HyperParameter, MethodCard
+from leaderboards.tables import suite_tables
 
 TASK = [
     ["Rank", "Method", "AutoAttack", "Teacher", "Seeds", "Clean", "Worst", "PGD-20",
@@ -270,7 +270,7 @@ def test_curves_are_drawn_run_by_run_and_averaged_by_method(runs: pd.DataFrame) 
         for position, run in enumerate(seeds)
     }
     curves[seeds[0]]["train/ce"] = ([0, 2, 4], [2.0, 0.0, -2.0])
-    site = Site(runs, table.sections(runs), curves)
+    site = Site(runs, suite_tables.build_sections(runs), curves)
     html = dict(render_pages(site))
     validation, losses = Reader(html[f"runs/{seeds[0]}.html"]).data[0]
     assert validation["data"][0]["y"] == [0, 10, 20, 30, 40]
@@ -283,15 +283,17 @@ def test_curves_are_drawn_run_by_run_and_averaged_by_method(runs: pd.DataFrame) 
 
 
 def test_method_page_shows_formula_and_recorded_values(runs: pd.DataFrame) -> None:
-    description = About(
+    description = MethodCard(
         "A title.",
         "a < b & <i>c</i>",
         "A paper.",
-        (Parameter("alpha", "5 / 6", "0.5 to 1", "share"),),
+        (HyperParameter("alpha", "5 / 6", "0.5 to 1", "share"),),
     )
     recorded = runs.assign(**{"param/hyper.alpha": "0.9", "param/hyper.new": "1"})
     site = Site(
-        recorded, table.sections(recorded), about=lambda name: description if name == "kd" else None
+        recorded,
+        suite_tables.build_sections(recorded),
+        about=lambda name: description if name == "kd" else None,
     )
     html = dict(render_pages(site))
     reader = Reader(html["methods/kd.html"])

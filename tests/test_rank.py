@@ -20,7 +20,7 @@ from leaderboards.read.verdicts import read_row_verdicts
 from leaderboards.render import markdown
 from leaderboards.render.figures import diagram, views
 from leaderboards.schema.metrics import RANK_METRIC
-from leaderboards.schema.record import Verdicts
+from leaderboards.schema.record import PackedVerdicts
 from leaderboards.stats import mean_ranks, ranks
 from leaderboards.stats.ranks import PairedRows
 from leaderboards.tables.across_tasks import robustness_kept
@@ -38,7 +38,7 @@ def simulate(
     accuracy: float,
     luck: float,
     n: int = 300,
-) -> list[Verdicts]:
+) -> list[PackedVerdicts]:
     """Rows of the same accuracy; images differ in difficulty, mostly alike, and seeds in luck."""
     middle = norm.ppf(accuracy) * math.sqrt(1 + 4 + luck**2)
     hard = rng.normal(size=n)
@@ -51,7 +51,7 @@ def simulate(
     return simulated
 
 
-def verdicts(*survivors: int, n: int) -> Verdicts:
+def verdicts(*survivors: int, n: int) -> PackedVerdicts:
     """Verdicts with a seed for each number: so many of n images survive, the first ones."""
     return np.arange(n) < np.array(survivors)[:, None]
 
@@ -163,7 +163,7 @@ def test_identical_rows_share_a_rank() -> None:
     assert ranks.shared_ranks(PairedRows.from_verdicts([verdicts(1, n=1)]).better()) == [1]
 
 
-def mixed_rows(seed: int) -> list[Verdicts]:
+def mixed_rows(seed: int) -> list[PackedVerdicts]:
     rng = np.random.default_rng(seed)
     return [simulate(rng, 1, (1 + row % 3,), 0.3 + 0.04 * row, 0.1)[0] for row in range(10)]
 
@@ -197,7 +197,7 @@ def test_many_rows_stay_cheap() -> None:
     assert not task.better().any()
 
 
-# Verdicts in a store: present, missing, damaged or of another run.
+# PackedVerdicts in a store: present, missing, damaged or of another run.
 
 
 @pytest.fixture

@@ -32,12 +32,12 @@ from bench.system.errors import BenchError, UsageError
 from bench.system.files import sha256_of_file
 from bench.tracking.run_logger import FINISHED, RunLogger
 from bench.tracking.store import TrackingStore
-from leaderboards.read import details, store
+from leaderboards.read import artifacts, record_files, store
 from leaderboards.render import json_tables, markdown
 from leaderboards.schema import record
 from leaderboards.schema.fields import Curves
 from leaderboards.schema.record import RecordError
-from leaderboards.tables import table
+from leaderboards.tables import suite_tables
 
 NASTY = '<script>alert("x")</script>|`*\'& $x_1^2$ \\alpha{} żółw 鳥'
 # Of the clone: they are not installed.
@@ -151,7 +151,7 @@ def import_into(folder: Path, *sources: Path, flags: tuple[str, ...] = ()) -> in
 
 def tables(runs: pd.DataFrame) -> str:
     """Return every table of the runs and all numbers in it, without the ids of runs."""
-    sections = table.sections(runs)
+    sections = suite_tables.build_sections(runs)
     content = json.loads(json_tables.render(sections))
     for suite in content["suites"]:
         for group in (*suite["tasks"], suite["teachers"]):
@@ -162,7 +162,7 @@ def tables(runs: pd.DataFrame) -> str:
 
 def curves_by_spec(source: str | Path, runs: pd.DataFrame) -> dict[str, Curves]:
     spec = dict(zip(runs["run_id"], runs["spec_id"], strict=True))
-    return {spec[run]: curves for run, curves in details.curves(source, runs).items()}
+    return {spec[run]: curves for run, curves in store.read_curves(source, runs).items()}
 
 
 def test_another_store_gives_the_same_leaderboard(origin: Path, records: Path, home: Path) -> None:
@@ -180,7 +180,9 @@ def test_another_store_gives_the_same_leaderboard(origin: Path, records: Path, h
             frame.drop(columns=STORE_COLUMNS), first.drop(columns=STORE_COLUMNS)
         )
         assert curves_by_spec(source, frame) == curves
-        assert [details.environment(run) for run in frame.to_dict("records")] == [ENVIRONMENT] * 6
+        assert [artifacts.read_environment(run) for run in frame.to_dict("records")] == [
+            ENVIRONMENT
+        ] * 6
         assert tables(frame) == tables(first)
         assert frame.attrs == {"problems": []}
     assert tables(first).count('"rank": 1') >= 2
@@ -193,7 +195,7 @@ def test_records_are_small_and_readably_named(records: Path) -> None:
     assert all(name.isascii() and not set(name) & set("/\\<>\"'|*?: ") for name in names)
     for path in records.iterdir():
         assert path.stat().st_size < 10_000
-        assert record.read(path).text() == path.read_text(encoding="utf-8")
+        assert record_files.read_record(path).text() == path.read_text(encoding="utf-8")
 
 
 def test_a_recorded_run_is_skipped_and_other_numbers_are_refused(
@@ -233,7 +235,7 @@ def put_suite(name: str) -> Callable[[dict[str, Any]], str]:
 
     def change(content: dict[str, Any]) -> str:
         content["spec"]["suite"] = name
-        content["spec_id"] = record.Spec(**content["spec"]).id
+        content["spec_id"] = record.RecordedSpec(**content["spec"]).id
         return json.dumps(content)
 
     return change
@@ -242,7 +244,7 @@ def put_suite(name: str) -> Callable[[dict[str, Any]], str]:
 def add_spec_field(content: dict[str, Any]) -> str:
     """Write a record with an unknown field in its spec, with the right id."""
     content["spec"]["unheard"] = 1
-    content["spec_id"] = record.Spec(**content["spec"]).id
+    content["spec_id"] = record.RecordedSpec(**content["spec"]).id
     return json.dumps(content)
 
 
@@ -345,7 +347,7 @@ def test_one_network_is_not_two_seeds(
     for number, (name, value) in enumerate(changes.items()):
         content = json.loads(path.read_text()) | {"run_id": f"{number:032}"}
         content["spec"][name] = value
-        content["spec_id"] = record.Spec(**content["spec"]).id
+        content["spec_id"] = record.RecordedSpec(**content["spec"]).id
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
         assert import_into(home, tmp_path / f"{name}.json") == (name != "limit_aa")
         assert ("its checkpoint is that of run " in capsys.readouterr().err) == (name != "limit_aa")
@@ -358,7 +360,7 @@ def test_an_import_that_was_stopped_leaves_no_run_to_continue(
     records: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (path, *_) = sorted(records.glob("*ard-seed*"))
-    spec = resolve_spec(record.read(path))
+    spec = resolve_spec(record_files.read_record(path))
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
@@ -485,7 +487,7 @@ def test_a_corrupt_record_is_left_out_and_named(records: Path, tmp_path: Path) -
     assert problems[1].startswith(f"zz.json is left out: {second.name} is the record of ")
     assert len(problems) == 2
     assert store.collect(folder, "digits@2").empty
-    assert details.curves(folder, runs).keys() == {*runs["run_id"]}
+    assert store.read_curves(folder, runs).keys() == {*runs["run_id"]}
     words = ["leaderboard", "--records", str(folder)]
     words += ["--out", str(tmp_path / "out"), "--store", str(tmp_path / "none")]
     assert cli.dispatch(words) == 0
@@ -498,12 +500,12 @@ def test_no_folder_is_an_error_and_an_empty_one_an_empty_store(tmp_path: Path) -
         store.collect(tmp_path / "none")
     runs = store.collect(tmp_path)
     assert runs.empty
-    assert details.curves(tmp_path, runs) == {}
+    assert store.read_curves(tmp_path, runs) == {}
 
 
 def test_the_repositorys_own_records_are_valid() -> None:
     paths = sorted(RESULTS.glob("*.json"))
-    results = [record.read(path) for path in paths]
+    results = [record_files.read_record(path) for path in paths]
     assert results
     assert [path.name for path in paths] == [result.name for result in results]
     assert len({result.spec_id for result in results}) == len(results)
@@ -515,7 +517,7 @@ def test_the_repositorys_own_records_are_valid() -> None:
 
 
 def test_two_teachers_have_one_name_whatever_their_order() -> None:
-    result = record.read(next(RESULTS.glob("digits@*-mtard-*.json")))
+    result = record_files.read_record(next(RESULTS.glob("digits@*-mtard-*.json")))
     assert len(result.spec.teachers) == 2
     spec = resolve_spec(result)
     reordered = dataclasses.replace(spec, teachers=dict(reversed(spec.teachers.items())))
@@ -642,10 +644,10 @@ def test_a_record_that_is_not_reproduced_is_refused(
 def test_as_many_images_may_differ_as_are_allowed(
     records: Path, share: float, allowed: int
 ) -> None:
-    original = record.read(min(records.iterdir()))
+    original = record_files.read_record(min(records.iterdir()))
     survived = np.arange(200) < 100
     metrics = {"test/n": 200.0, "test/aa_n": 200.0, "test/aa": 0.5}
-    verdicts = record.Verdicts(**record.packed(survived))
+    verdicts = record.PackedVerdicts(**record.pack_verdicts(survived))
     recorded = original.model_copy(update={"metrics": metrics, "verdicts": verdicts})
     for half in range(6):
         evaluated = survived.copy()

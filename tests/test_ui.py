@@ -31,7 +31,7 @@ from bench import cli
 from bench.system.errors import BenchError, UsageError
 from bench.tracking.run_logger import FINISHED
 from bench.tracking.store import TUNING, TrackingStore
-from leaderboards.read import details, store
+from leaderboards.read import store
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -88,7 +88,7 @@ def test_it_serves_the_record(tmp_path: Path, capfd: pytest.CaptureFixture[str])
     with served(tmp_path) as lines:
         place = lines[0].split()[0]
         pd.testing.assert_frame_equal(store.collect(place), runs)
-        assert details.curves(place, runs) == details.curves(uri, runs)
+        assert store.read_curves(place, runs) == store.read_curves(uri, runs)
         capfd.readouterr()
         leaderboards.write(place, tmp_path / "served")
         assert capfd.readouterr() == ("", "")

@@ -11,11 +11,11 @@ from typing import Any
 from bench.system.errors import BenchError, UsageError, one_line
 from bench.system.files import write_atomically
 from bench.tracking.store import tracking_uri
-from leaderboards.read import artifacts, details, verdicts
-from leaderboards.read.store import StoreError, collect
+from leaderboards.read import artifacts, verdicts
+from leaderboards.read.store import StoreError, collect, frame_rows, read_curves
 from leaderboards.schema import fields
 from leaderboards.schema.checkpoints import CHECKPOINTS
-from leaderboards.schema.record import Record, RecordError, made, packed
+from leaderboards.schema.record import Record, RecordError, build_record, pack_verdicts
 
 
 def export_runs(store: Path, out: Path, run_ids: tuple[str, ...], suite: str) -> int:
@@ -26,13 +26,13 @@ def export_runs(store: Path, out: Path, run_ids: tuple[str, ...], suite: str) ->
     try:
         runs = collect(source, suite or None)
         runs = runs[~runs["superseded"]] if suite else runs[runs["run_id"].isin(run_ids)]
-        curves = details.curves(source, runs)
+        curves = read_curves(source, runs)
         out.mkdir(parents=True, exist_ok=True)
     except StoreError as error:
         raise BenchError(str(error)) from error
     except OSError as error:
         raise BenchError(f"cannot write to {str(out)!r}: {error.strerror}") from error
-    rows = {row["run_id"]: row for row in fields.lines(runs)}
+    rows = {row["run_id"]: row for row in frame_rows(runs)}
     if not rows and suite:
         raise BenchError(f"no finished run of {suite!r} in {source}")
 
@@ -40,8 +40,8 @@ def export_runs(store: Path, out: Path, run_ids: tuple[str, ...], suite: str) ->
         if run_id not in rows:
             raise RecordError("no finished run of a suite has this id")
         record = record_of_run(rows[run_id], curves.get(run_id, {}))
-        path = out / record.name
-        write_atomically(path, record.text().encode())
+        path = out / record.file_name
+        write_atomically(path, record.to_json().encode())
         return str(path)
 
     return print_results(run_ids or rows, write_record)
@@ -52,29 +52,29 @@ def record_of_run(run: dict[str, Any], curves: fields.Curves) -> Record:
     metrics, survived = {}, None
     for name, value in run.items():
         # NaN, for a metric that the run does not have, is not equal to itself.
-        if name.startswith(fields.METRICS) and name not in curves and value == value:
+        if name.startswith(fields.METRIC_PREFIXES) and name not in curves and value == value:
             metrics[name] = value
     try:
-        spec = json.loads(artifacts.read(run["artifact_uri"], "spec.json"))
+        spec = json.loads(artifacts.read_artifact(run["artifact_uri"], "spec.json"))
         if "test/aa" in metrics:
-            survived = verdicts.of(run["artifact_uri"])
+            survived = verdicts.read_verdicts(run["artifact_uri"])
     except verdicts.VerdictError as error:
         raise RecordError(str(error)) from error
     # The errors of stores have no common class.
     except Exception as error:
         raise RecordError("its spec.json is missing or damaged") from error
     checksums = {name: run[f"sha256.{name}"] for name in CHECKPOINTS if run[f"sha256.{name}"]}
-    return made(
+    return build_record(
         spec_id=run["spec_id"],
         run_id=run["run_id"],
         start_time=run["start_time"].value // 1_000_000,
         spec=spec,
-        tags={name: run[name] for name in fields.NOTED},
+        tags={name: run[name] for name in fields.RECORD_TAGS},
         checksums=checksums,
         metrics=metrics,
         curves={name: [*zip(*curve, strict=True)] for name, curve in curves.items()},
-        environment=details.environment(run),
-        verdicts=None if survived is None else packed(survived),
+        environment=artifacts.read_environment(run),
+        verdicts=None if survived is None else pack_verdicts(survived),
     )
 
 

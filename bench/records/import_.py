@@ -17,8 +17,9 @@ from bench.tracking import note
 from bench.tracking.run_logger import FINISHED, RunLogger
 from bench.tracking.store import IMPORTING, TrackingStore
 from leaderboards.read import verdicts
+from leaderboards.read.record_files import read_record
 from leaderboards.schema import fields
-from leaderboards.schema.record import Record, RecordError, first, read
+from leaderboards.schema.record import Record, RecordError, describe_first_error
 
 BATCH_SIZE = 1000  # metrics that MLflow takes at once
 # The tags of a run that Record.trained lists.
@@ -49,7 +50,7 @@ def import_records(
     uri = tracking_store.uri
 
     def import_file(path: Path) -> str:
-        record = read(path)
+        record = read_record(path)
         spec = resolve_spec(record)
         if verify:
             # Imported here: it brings torch.
@@ -79,7 +80,7 @@ def resolve_spec(record: Record) -> Spec:
     try:
         spec = TypeAdapter(Spec).validate_python(record.spec.model_dump())
     except ValidationError as error:
-        raise RecordError(f"spec.{first(error)}") from error
+        raise RecordError(f"spec.{describe_first_error(error)}") from error
     if spec.id != record.spec_id:
         raise RecordError("spec: it has fields or values that this version does not write")
     return spec
@@ -92,7 +93,7 @@ def import_record(store: TrackingStore, record: Record, spec: Spec) -> str:
         check_training(store, record, spec)
         return f"taken in as run {create_run(store, record, spec)}"
     stored = comparable_values(run.data.tags, run.data.metrics)
-    imported = comparable_values(record.row(), record.metrics)
+    imported = comparable_values(record.to_row(), record.metrics)
     for name in sorted(stored.keys() | imported.keys()):
         if stored.get(name) != imported.get(name):
             other = f"other numbers: {name} {imported.get(name)}, not {stored.get(name)}"
@@ -102,7 +103,7 @@ def import_record(store: TrackingStore, record: Record, spec: Spec) -> str:
 
 def comparable_values(tags: dict[str, Any], metrics: dict[str, float]) -> dict[str, Any]:
     """Return the values that any evaluation of the same checkpoints must give again."""
-    values = {name: tags.get(name) for name in fields.CHECKSUMS}
+    values = {name: tags.get(name) for name in fields.CHECKSUM_TAGS}
     return values | {name: value for name, value in metrics.items() if name.startswith("test")}
 
 
@@ -111,7 +112,7 @@ def check_training(store: TrackingStore, record: Record, spec: Spec) -> None:
     same_checkpoint = f"tags.`sha256.best` = '{record.checksums.get('best', 'none')}'"
     experiment_id = store.experiment_id(spec.suite)
     for run in store.client.search_runs([experiment_id], same_checkpoint):
-        if tuple(run.data.tags.get(name, "") for name in TRAINING_TAGS) != record.trained:
+        if tuple(run.data.tags.get(name, "") for name in TRAINING_TAGS) != record.training_key:
             of_other = f"run {run.info.run_id}, of another method, network or seed"
             raise RecordError(f"its checkpoint is that of {of_other}")
 
@@ -125,11 +126,11 @@ def create_run(store: TrackingStore, record: Record, spec: Spec) -> str:
     for partial_run in client.search_runs([experiment_id], f"tags.{IMPORTING} = '{spec.id}'"):
         client.delete_run(partial_run.info.run_id)
     tags = {"variant": "", "suite": spec.suite}
-    tags |= {name: value for name, value in record.row().items() if name in fields.TAGS}
+    tags |= {name: value for name, value in record.to_row().items() if name in fields.TAGS}
     name = f"{note.run_title(tags)} seed {spec.seed}"
     run_id, start_time = "", record.start_time
     try:
-        tags |= {fields.PARENT: store.parent_run_id(experiment_id, tags), IMPORTING: spec.id}
+        tags |= {fields.PARENT_TAG: store.parent_run_id(experiment_id, tags), IMPORTING: spec.id}
         run_id = str(client.create_run(experiment_id, start_time, tags, name).info.run_id)
         log_record(RunLogger(client, run_id), record, spec)
         client.set_terminated(run_id, FINISHED, end_time=start_time)
@@ -158,6 +159,6 @@ def log_record(logger: RunLogger, record: Record, spec: Spec) -> None:
     logger.log_text("environment.json", json.dumps(record.environment, indent=2))
     if record.verdicts:
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, Path(verdicts.FILE).name)
+            path = Path(folder, Path(verdicts.VERDICTS_FILE).name)
             np.savez_compressed(path, robust_aa=record.survived)
-            logger.log_file(path, str(Path(verdicts.FILE).parent))
+            logger.log_file(path, str(Path(verdicts.VERDICTS_FILE).parent))

@@ -7,8 +7,6 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from leaderboards.stats.rank import Flags
-
 from bench.execution import evaluation
 from bench.execution.inputs import data_loader
 from bench.models.checkpoint import load
@@ -17,7 +15,7 @@ from bench.system.environment import describe_environment, resolve_device
 from bench.system.progress import Progress
 from leaderboards.read import artifacts, verdicts
 from leaderboards.read.store import collect
-from leaderboards.schema.record import AGREE, Record, RecordError
+from leaderboards.schema.record import ACCURACY_TOLERANCE, Record, RecordError, Verdicts
 
 COUNTS = ("test/n", "test/aa_n")
 ROUNDING_SHARE = 0.005  # of the images: rounding differs between machines and libraries
@@ -45,15 +43,15 @@ def reproduce(
             raise RecordError(f"not verified: it states other data than those here, {digest}")
         torch_device = resolve_device(device)
         net = load(path, spec.arch, data.info, sha256).to(torch_device)
-        (folder / verdicts.FILE).parent.mkdir()
-        stem = folder / verdicts.FILE.removesuffix("_aa.npz")
+        (folder / verdicts.VERDICTS_FILE).parent.mkdir()
+        stem = folder / verdicts.VERDICTS_FILE.removesuffix("_aa.npz")
         full = "best" in spec.full_checkpoints
         with Progress([(0.0, 0.0)]) as progress:
-            progress.start(record.name)
+            progress.start(record.file_name)
             values, flags = evaluation.evaluate_checkpoint(
                 net, spec, data.test, full, stem, progress.tick
             )
-        survived = verdicts.of(folder.as_uri()) if "aa" in values else None
+        survived = verdicts.read_verdicts(folder.as_uri()) if "aa" in values else None
     new_flags = sorted(flags.keys() - json.loads(record.tags.get("flags") or "{}").keys())
     if new_flags:
         flag = f"{new_flags[0]}, {flags[new_flags[0]]}"
@@ -71,13 +69,13 @@ def fetch_checkpoint(tracking_uri: str, sha256: str, path: Path) -> Path | None:
     for uri in runs.loc[runs["sha256.best"] == sha256, "artifact_uri"]:
         # An imported run has no checkpoint.
         with suppress(Exception):
-            path.write_bytes(artifacts.read(uri, "checkpoints/best.pt"))
+            path.write_bytes(artifacts.read_artifact(uri, "checkpoints/best.pt"))
             return path
     return None
 
 
 def compare_results(
-    record: Record, metrics: dict[str, float], survived: Flags | None, share: float
+    record: Record, metrics: dict[str, float], survived: Verdicts | None, share: float
 ) -> str:
     """Compare with a record. Raise RecordError if more than a share of the images differ."""
     recorded = {name: value for name, value in record.metrics.items() if name.startswith("test/")}
@@ -91,7 +89,7 @@ def compare_results(
         tolerance = int(share * images) / images
         if name in COUNTS:
             tolerance = 0.0
-        if abs(value - recorded[name]) > tolerance + AGREE:
+        if abs(value - recorded[name]) > tolerance + ACCURACY_TOLERANCE:
             numbers = f"{name} is {value:.4f} here, recorded {recorded[name]:.4f}"
             raise RecordError(f"not reproduced: {numbers}")
     differing = 0

@@ -78,7 +78,11 @@ def read_cards(store: Path) -> list[Card]:
         try:
             cards.append(adapter.validate_json(path.read_bytes()))
         except (ValidationError, OSError) as error:
-            fault = record.first(error) if isinstance(error, ValidationError) else error.strerror
+            fault = (
+                record.describe_first_error(error)
+                if isinstance(error, ValidationError)
+                else error.strerror
+            )
             remedy = "mend it, or delete it and make the teacher again"
             raise BenchError(f"{str(path)!r}: {fault}: {remedy}") from error
     return cards

@@ -19,7 +19,7 @@ from bench.system.database import lock_database, redact_password, sqlite_file
 from bench.system.errors import BenchError, UsageError, one_line
 from bench.tracking import note
 from bench.tracking.run_logger import FAILED, KILLED, RUNNING, RunLogger
-from leaderboards.schema.fields import PARENT
+from leaderboards.schema.fields import PARENT_TAG
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -179,7 +179,7 @@ class TrackingStore:
 
     def _create_run(self, experiment_id: str, name: str, tags: dict[str, str], parent: str) -> str:
         if parent:
-            tags = tags | {PARENT: parent}
+            tags = tags | {PARENT_TAG: parent}
         return str(self.client.create_run(experiment_id, run_name=name, tags=tags).info.run_id)
 
     def parent_run_id(self, experiment_id: str, tags: dict[str, str]) -> str:

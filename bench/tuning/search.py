@@ -185,7 +185,7 @@ class Search:
     @property
     def teacher(self) -> str:
         """The teacher asked for, unless the method has none."""
-        return self.options.teacher if self.student.method.requires else "robust"
+        return self.options.teacher if self.student.method.teacher_roles else "robust"
 
     def plan_study(self) -> StudyPlan:
         """Return the study as plain values, without what its trials do not depend on."""

@@ -6,8 +6,8 @@ import math
 import re
 
 from leaderboards.render.text_template import fill_template
-from leaderboards.tables.rows import Column, Group
-from leaderboards.tables.table import Section
+from leaderboards.tables.rows import Column, TaskTable
+from leaderboards.tables.suite_tables import Section
 
 T1_END = 0x180  # letters below this code point are in every font of the encoding T1
 T1_SIGNS = "\u2013\u2014\u2018\u2019\u201c\u201d\u2026"  # signs beyond it that are too
@@ -41,7 +41,7 @@ def _escape_letter(letter: str) -> str:
     return SPECIAL.get(letter, letter)
 
 
-def accuracy_columns(group: Group) -> list[tuple[Column, float]]:
+def accuracy_columns(group: TaskTable) -> list[tuple[Column, float]]:
     """Return the accuracies of the chosen checkpoint but the worst, with the second best mean."""
     columns = []
     for column in group.columns:
@@ -50,14 +50,14 @@ def accuracy_columns(group: Group) -> list[tuple[Column, float]]:
     return columns
 
 
-def _second_best(group: Group, column: Column) -> float:
+def _second_best(group: TaskTable, column: Column) -> float:
     """Return the highest mean below the best; NaN where there is none."""
     best = group.best(column)
     cells = [row[column.metric] for row in group.contenders]
     return max((cell.mean for cell in cells if cell.mean < best), default=math.nan)
 
 
-def teacher_symbols(group: Group) -> dict[str, str]:
+def teacher_symbols(group: TaskTable) -> dict[str, str]:
     # The column is too narrow for the names of teachers.
     symbols: dict[str, str] = {}
     for row in group.ranked:

@@ -7,9 +7,9 @@ import re
 from typing import TYPE_CHECKING
 
 from leaderboards.render.text_template import fill_template
-from leaderboards.tables import table
-from leaderboards.tables.published import HEAD
-from leaderboards.tables.table import Section
+from leaderboards.tables import suite_tables
+from leaderboards.tables.published import HEADING
+from leaderboards.tables.suite_tables import Section
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,8 +23,8 @@ def render(
     Without runs it is the command for a first run of `suite`.
     """
     if sections is None:
-        sections = table.sections(runs)
-    values = {"sections": sections, "suite": suite, "published": HEAD}
+        sections = suite_tables.build_sections(runs)
+    values = {"sections": sections, "suite": suite, "published": HEADING}
     return fill_template("leaderboard.md.j2", escape, **values)
 
 

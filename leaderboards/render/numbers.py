@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 
-from leaderboards.tables.rows import SECONDS, Cell, Column, Row
+from leaderboards.schema.metrics import TRAIN_SECONDS
+from leaderboards.tables.rows import Column, Row, SeedSummary
 
 
-def format_cell(cell: Cell, column: Column) -> str:
+def format_cell(cell: SeedSummary, column: Column) -> str:
     """Format "45.3", "45.3 ± 1.2" with several seeds, "-" where nothing was measured."""
     if not cell.n:
         return "-"
-    scale = 1 / 60 if column.metric == SECONDS else 100
+    scale = 1 / 60 if column.metric == TRAIN_SECONDS else 100
     mean = f"{cell.mean * scale:.1f}"
     if math.isnan(cell.sd):
         return mean
@@ -20,9 +21,9 @@ def format_cell(cell: Cell, column: Column) -> str:
 
 def format_interval(row: Row) -> str:
     """Format the interval of the ranking number: "[77.9, 86.0]", or "" where there is none."""
-    if row.standing.interval is None:
+    if row.ranking.interval is None:
         return ""
-    low, high = row.standing.interval
+    low, high = row.ranking.interval
     return f"[{100 * low:.1f}, {100 * high:.1f}]"
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from leaderboards.tables.rows import LABELS
+from leaderboards.schema.metrics import ATTACK_LABELS
 
 RunRecord: TypeAlias = Mapping[str, Any]  # a line of store.collect's frame
 FRACTION = re.compile(r"0\.\d{5,}")  # 8/255 has seventeen digits, 0.5 has one
@@ -70,9 +70,9 @@ def is_recorded(value: Any) -> bool:
 
 
 def sort_attacks(names: Collection[str]) -> list[str]:
-    """Sort the attacks among names of metrics: those of LABELS in its order, then the others."""
-    attacks = [name for name in LABELS if name in names]
-    for name in sorted(set(names).difference(LABELS)):
+    """Sort the attacks among names of metrics: those of ATTACK_LABELS in its order, then the others."""
+    attacks = [name for name in ATTACK_LABELS if name in names]
+    for name in sorted(set(names).difference(ATTACK_LABELS)):
         if name != "n" and not name.endswith("_n"):
             attacks.append(name)
     return attacks
@@ -103,4 +103,4 @@ def _attack_labels(runs: Sequence[RunRecord]) -> list[str]:
     names: set[str] = set()
     for run in runs:
         names.update(recorded_values(run, "test/"))
-    return [LABELS.get(name, name) for name in sort_attacks(names - {"clean", "worst"})]
+    return [ATTACK_LABELS.get(name, name) for name in sort_attacks(names - {"clean", "worst"})]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from leaderboards.render.numbers import FORMATS
-from leaderboards.tables.rows import RANK
+from leaderboards.schema.metrics import RANK_METRIC
 
 TEMPLATES = Path(__file__).parent / "templates"
 # The usual delimiters mean something in LaTeX.
@@ -32,4 +32,4 @@ def fill_template(name: str, escape: Callable[[str], str], **values: Any) -> str
     options = {"finalize": escape_value, **DELIMITERS, **WHITESPACE}
     loader = jinja2.FileSystemLoader(TEMPLATES)
     engine = jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined, **options)
-    return engine.get_template(name).render(rank=RANK, **FORMATS, **values)
+    return engine.get_template(name).render(rank=RANK_METRIC, **FORMATS, **values)

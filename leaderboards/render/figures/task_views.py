@@ -17,7 +17,8 @@ from leaderboards.render.figures.views import (
     row_labels,
     shorten,
 )
-from leaderboards.tables.rows import CHECKPOINTS, LABELS, RANK, SECONDS, Group, Row
+from leaderboards.schema.metrics import ATTACK_LABELS, CHECKPOINT_LABELS, RANK_METRIC, TRAIN_SECONDS
+from leaderboards.tables.rows import Row, TaskTable
 
 CLEAN = "test/clean"
 ROBUST = "AutoAttack accuracy, %"
@@ -26,43 +27,43 @@ MIN_SECONDS = 1e-3  # of training that a logarithmic scale can show
 Records: TypeAlias = Mapping[str, Mapping[str, Any]]  # lines of store.collect's frame by run id
 
 
-def task_views(group: Group, records: Records) -> list[View]:
+def task_views(group: TaskTable, records: Records) -> list[View]:
     """Return every chart of a task for which something was measured."""
     views = [accuracy_view(group), seeds_view(group, records), attacks_view(group)]
     views += [checkpoints_view(group, records), cost_view(group), eps_view(group, records)]
     return [*filter(None, views)]
 
 
-def accuracy_view(group: Group) -> View | None:
+def accuracy_view(group: TaskTable) -> View | None:
     """Chart robust against clean accuracy, with the Pareto front."""
     rows = _measured(group.contenders, CLEAN)
     if not rows:
         return None
     front = pareto_front(rows, lambda row: row[CLEAN].mean)
-    frame = _limits(_near_best(rows), CLEAN), _limits(_near_best(rows), RANK)
+    frame = _limits(_near_best(rows), CLEAN), _limits(_near_best(rows), RANK_METRIC)
     caption = (
         "Up and to the right is better; bars are one standard deviation over seeds. On the Pareto "
         f"front, which no row beats in both: {_joined_labels(front)}.{_note_below(rows, frame[1])}"
     )
-    x, y = _means(front, CLEAN), _means(front, RANK)
+    x, y = _means(front, CLEAN), _means(front, RANK_METRIC)
     line = Series("Pareto front", x, y, line=True, muted=True)
     series = (line, _points(rows, CLEAN, front))
     title, x_title = "Robust and clean", "Clean accuracy, %"
     return View("scatter", title, caption, x_title, ROBUST, series, frame=frame)
 
 
-def seeds_view(group: Group, records: Records) -> View | None:
+def seeds_view(group: TaskTable, records: Records) -> View | None:
     """Chart each row's AutoAttack accuracy with its interval, and its seeds as dots."""
     rows = group.contenders[:MAX_ROWS]
     dots = _seed_dots(rows, records)
     lows, highs = [], []
     for row in rows:
-        low, high = row.standing.interval or (math.nan, math.nan)
+        low, high = row.ranking.interval or (math.nan, math.nan)
         lows.append(100 * low)
         highs.append(100 * high)
     no_bars = [math.nan] * len(rows)
     y = range(len(rows))
-    means = Series("Mean", _means(rows, RANK), y, (lows, highs), (no_bars, no_bars))
+    means = Series("Mean", _means(rows, RANK_METRIC), y, (lows, highs), (no_bars, no_bars))
     caption = (
         f"Bars are each row's own 95 % interval{', dots are seeds' if dots.x else ''}. "
         "Rows whose bars overlap may still differ: they are compared on the same images, and the "
@@ -72,7 +73,7 @@ def seeds_view(group: Group, records: Records) -> View | None:
     return _rows_view(group, "seeds", "Intervals and seeds", caption, ROBUST, series)
 
 
-def attacks_view(group: Group) -> View | None:
+def attacks_view(group: TaskTable) -> View | None:
     """Chart the accuracy of every row under each attack."""
     columns = [column for column in group.columns if column.metric.startswith("test/")]
     if len(columns) < 2:
@@ -86,14 +87,14 @@ def attacks_view(group: Group) -> View | None:
     return _rows_view(group, "attacks", "Attacks", caption, "Accuracy, %", series)
 
 
-def checkpoints_view(group: Group, records: Records) -> View | None:
+def checkpoints_view(group: TaskTable, records: Records) -> View | None:
     """Chart the best checkpoint beside the last one and the averages: robust overfitting."""
     rows = group.contenders[:MAX_ROWS]
     attack = _attack_on_last(rows)
     if not attack:
         return None
     series = []
-    for prefix, checkpoint in {"test": "best", **CHECKPOINTS}.items():
+    for prefix, checkpoint in {"test": "best", **CHECKPOINT_LABELS}.items():
         dots = _dots(rows, f"{prefix}/{attack}", checkpoint)
         if dots.x:
             series.append(dots)
@@ -108,38 +109,38 @@ def checkpoints_view(group: Group, records: Records) -> View | None:
         "The checkpoint that validation chose (best) beside that of the last epoch and averages of "
         f"the weights. From best to last, {loser}."
     )
-    x_title = f"{LABELS[attack]} accuracy, %"
+    x_title = f"{ATTACK_LABELS[attack]} accuracy, %"
     return _rows_view(group, "last", "Best and last", caption, x_title, series)
 
 
-def cost_view(group: Group) -> View | None:
+def cost_view(group: TaskTable) -> View | None:
     """Chart robust accuracy against minutes of training."""
     rows = []
     for row in group.contenders:
-        if row[SECONDS].mean > MIN_SECONDS:
+        if row[TRAIN_SECONDS].mean > MIN_SECONDS:
             rows.append(row)
     if not rows:
         return None
-    front = pareto_front(rows, lambda row: -row[SECONDS].mean)
-    frame = None, _limits(_near_best(rows), RANK)
+    front = pareto_front(rows, lambda row: -row[TRAIN_SECONDS].mean)
+    frame = None, _limits(_near_best(rows), RANK_METRIC)
     caption = (
         "Up and to the left is better. No row is both cheaper and more robust than: "
         f"{_joined_labels(front)}. Times compare only where the machine was the same and idle."
         f"{_note_below(rows, frame[1])}"
     )
-    series = (_points(rows, SECONDS, front),)
+    series = (_points(rows, TRAIN_SECONDS, front),)
     x_title = "Training, minutes (logarithmic)"
     return View("cost", "Cost", caption, x_title, ROBUST, series, frame=frame, log_x=True)
 
 
-def eps_view(group: Group, records: Records) -> View | None:
+def eps_view(group: TaskTable, records: Records) -> View | None:
     """Chart robust accuracy against eps, for settings that were recorded at several."""
     lines: dict[tuple[str, ...], dict[float, float]] = {}
-    for row in _measured(group.ranked, RANK):
+    for row in _measured(group.ranked, RANK_METRIC):
         eps = _to_float(records[row.run_ids[0]].get("param/eps"))
         if not math.isnan(eps):
             points = lines.setdefault(_setting_without_eps(row), {})
-            points.setdefault(eps, 100 * row[RANK].mean)
+            points.setdefault(eps, 100 * row[RANK_METRIC].mean)
     series = []
     for setting, points in lines.items():
         if len(points) > 1:
@@ -153,7 +154,7 @@ def eps_view(group: Group, records: Records) -> View | None:
 
 
 def _rows_view(
-    group: Group, name: str, title: str, caption: str, x_title: str, series: Sequence[Series]
+    group: TaskTable, name: str, title: str, caption: str, x_title: str, series: Sequence[Series]
 ) -> View | None:
     """Chart series over the first rows of a group, which count from 0 down."""
     rows = group.contenders[:MAX_ROWS]
@@ -167,7 +168,7 @@ def _rows_view(
 def pareto_front(rows: Iterable[Row], value: Callable[[Row], float]) -> list[Row]:
     """Return the rows that none beats in both `value` and AutoAttack, the most robust first."""
     front: list[Row] = []
-    for row in sorted(rows, key=lambda row: (-row[RANK].mean, -value(row))):
+    for row in sorted(rows, key=lambda row: (-row[RANK_METRIC].mean, -value(row))):
         if not front or value(row) > value(front[-1]):
             front.append(row)
     return front
@@ -201,7 +202,7 @@ def _near_best(rows: Sequence[Row]) -> list[Row]:
 
 
 def _note_below(rows: Iterable[Row], frame: Span) -> str:
-    below = sum(accuracy < frame[0] for accuracy in _means(rows, RANK))
+    below = sum(accuracy < frame[0] for accuracy in _means(rows, RANK_METRIC))
     if not below:
         return ""
     return f" {'1 row lies' if below == 1 else f'{below} rows lie'} below the frame."
@@ -240,7 +241,7 @@ def _seed_dots(rows: Sequence[Row], records: Records) -> Series:
     x, y = [], []
     for position, row in enumerate(rows):
         for run_id in row.run_ids:
-            accuracy = float(records[run_id].get(RANK, math.nan))
+            accuracy = float(records[run_id].get(RANK_METRIC, math.nan))
             if row.seeds > 1 and not math.isnan(accuracy):
                 x.append(100 * accuracy)
                 y.append(position)
@@ -258,12 +259,12 @@ def _dots(rows: Sequence[Row], metric: str, name: str) -> Series:
 
 def _points(rows: Sequence[Row], metric: str, front: Iterable[Row]) -> Series:
     """Return a point a row: a metric (percent or minutes) and AutoAttack, with their spread."""
-    scale = 1 / 60 if metric == SECONDS else 100
+    scale = 1 / 60 if metric == TRAIN_SECONDS else 100
     # Rows hold dictionaries, so they cannot be elements of a set.
     front_ids = {*map(id, front)}
     shown = [id(row) in front_ids for row in rows]
-    bars = _spread(rows, metric, scale), _spread(rows, RANK)
-    x, y = _means(rows, metric, scale), _means(rows, RANK)
+    bars = _spread(rows, metric, scale), _spread(rows, RANK_METRIC)
+    x, y = _means(rows, metric, scale), _means(rows, RANK_METRIC)
     return Series("", x, y, *bars, row_labels(rows), shown)
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from leaderboards.stats.across import Entry
+    from leaderboards.tables.across_tasks import AcrossTasksRow
 
 MAX_ROWS = 40  # in a chart: there is no room for more names
 MAX_LEGEND = 12  # lines of a legend: a longer one would be taller than the chart
@@ -71,7 +71,7 @@ def bar_lengths(values: Sequence[float], bars: Bars) -> NDArray[np.float64]:
     return np.nan_to_num([np.subtract(values, lows), np.subtract(highs, values)])
 
 
-def row_labels(rows: Sequence[Row | Entry]) -> list[str]:
+def row_labels(rows: Sequence[Row | AcrossTasksRow]) -> list[str]:
     """Return a short name for each row, with the teacher where two rows would share it."""
     counts = Counter(row.label for row in rows)
     labels = []

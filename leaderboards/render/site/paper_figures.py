@@ -24,7 +24,7 @@ def paper_figures(site: Site) -> Iterator[tuple[str, bytes]]:
             yield from _files(f"{stem}-{view.name}", draw_view(view))
     stems = file_names([(section.experiment, "ranks") for section in site.sections])
     for section in site.sections:
-        diagram = section.across and layout_diagram(section.across)
+        diagram = section.across_tasks and layout_diagram(section.across_tasks)
         if diagram:
             yield from _files(stems[section.experiment, "ranks"], draw_diagram(diagram))
 

@@ -13,12 +13,14 @@ from functools import cached_property
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
+from leaderboards.read.store import frame_rows
 from leaderboards.render.protocol_text import RunRecord, sort_attacks
-from leaderboards.schema.about import About
-from leaderboards.schema.fields import Curves, lines
-from leaderboards.stats.across import kept
-from leaderboards.tables.rows import CHECKPOINTS, Group, Row
-from leaderboards.tables.table import Section
+from leaderboards.schema.fields import Curves
+from leaderboards.schema.method_card import MethodCard
+from leaderboards.schema.metrics import CHECKPOINT_LABELS
+from leaderboards.tables.across_tasks import robustness_kept
+from leaderboards.tables.rows import Row, TaskTable
+from leaderboards.tables.suite_tables import Section
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,7 +34,7 @@ class Task:
     """One dataset and one student under one version of a suite: rows that compete, on a page."""
 
     section: Section
-    group: Group
+    group: TaskTable
     path: str
 
     @property
@@ -43,7 +45,7 @@ class Task:
     @property
     def winners(self) -> list[Row]:
         """The rows of the first rank, or the most accurate one where there are no ranks."""
-        winners = [row for row in self.group.ranked if row.standing.rank == 1]
+        winners = [row for row in self.group.ranked if row.ranking.rank == 1]
         return winners or [*self.group.contenders[:1]]
 
     @property
@@ -55,7 +57,7 @@ class Task:
         """The best row's share of its teacher's robustness; NaN where that cannot be said."""
         if self.best is None:
             return math.nan
-        return kept(self.best, self.section.teachers)
+        return robustness_kept(self.best, self.section.teachers)
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class SiteRow:
 
     @property
     def kept(self) -> float:
-        return kept(self.row, self.section.teachers)
+        return robustness_kept(self.row, self.section.teachers)
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,14 +81,14 @@ class Site:
     sections: list[Section]
     curves: Mapping[str, Curves] = field(default_factory=dict)
     environment: Callable[[RunRecord], Mapping[str, Any]] = lambda run: {}
-    about: Callable[[str], About | None] = lambda method: None
+    about: Callable[[str], MethodCard | None] = lambda method: None
     suite: str | None = None
 
     @cached_property
     def records(self) -> dict[str, RunRecord]:
         """The lines of the frame by run id, without superseded runs."""
         current = self.collected[~self.collected["superseded"].astype(bool)]
-        return dict(zip(current["run_id"], lines(current), strict=True))
+        return dict(zip(current["run_id"], frame_rows(current), strict=True))
 
     @cached_property
     def attacks(self) -> list[str]:
@@ -94,7 +96,7 @@ class Site:
         names = set()
         for column in self.collected.columns:
             kind, _, name = str(column).partition("/")
-            if kind in ("test", *CHECKPOINTS):
+            if kind in ("test", *CHECKPOINT_LABELS):
                 names.add(name)
         return sort_attacks(names)
 
@@ -102,7 +104,7 @@ class Site:
     def tasks(self) -> list[Task]:
         groups = {}
         for section in self.sections:
-            for group in section.groups:
+            for group in section.tables:
                 # All rows of a group share dataset and student.
                 key = section.experiment, group.rows[0].dataset, group.rows[0].student
                 groups[key] = section, group
