@@ -22,7 +22,7 @@ from methods.base import Net
 
 @dataclass(frozen=True)
 class Layout:
-    """How a release computes, and how its files name their parts: files of this project are alike.
+    """How a release computes and names its parts; files of this project keep the names.
 
     stage: name of each, with a number from `first_stage`.
     block: BatchNorm, convolution, BatchNorm, convolution.
