@@ -12,11 +12,11 @@ import formulas
 import numpy as np
 import pytest
 import torch
-from bench.awp import perturbed
 from formulas import LABELS, NONE, REFERENCES, SOME, Array, At, flat_batch, flat_nets
 from torch import Tensor, nn
 
 import methods
+from bench.training.awp import perturbed_weights
 from methods import base, contract
 from methods.absld import Absld, ClassTemperatures
 from methods.adaad import Adaad
@@ -989,7 +989,9 @@ def test_weight_perturbation(case: Method, gamma: float) -> None:
         contract.total(case.loss(nets, batch, adv)), list(student.parameters())
     )
     state.load_state_dict(buffers)
-    with perturbed(student, state, lambda: contract.total(case.loss(nets, batch, adv)), gamma):
+    with perturbed_weights(
+        student, state, lambda: contract.total(case.loss(nets, batch, adv)), gamma
+    ):
         for (name, now), gradient in zip(copy_weights(student).items(), gradients, strict=True):
             was = before[name]
             step = (
@@ -1007,7 +1009,7 @@ def test_weight_perturbation(case: Method, gamma: float) -> None:
 def test_weight_perturbation_of_zero_is_none() -> None:
     net = contract.networks(PgdAt()).student
     before = copy_weights(net)
-    with perturbed(net, net, lambda: pytest.fail("the loss was evaluated"), 0.0):
+    with perturbed_weights(net, net, lambda: pytest.fail("the loss was evaluated"), 0.0):
         assert all(torch.equal(value, before[name]) for name, value in copy_weights(net).items())
     assert all(torch.equal(value, before[name]) for name, value in copy_weights(net).items())
 

@@ -165,7 +165,7 @@ def test_difference(ours: float, difference: float, remark: str) -> None:
 def test_another_task_has_no_published_value(tmp_path: Path, changes: dict[str, Any]) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     record_run(Store(uri), "rslad", 0.5, **changes)
-    assert published.HEADINGING not in markdown.render(store.collect(uri))
+    assert published.HEADING not in markdown.render(store.collect(uri))
     leaderboards.write(uri, tmp_path)
     assert not [
         name for name in pd.read_csv(tmp_path / "leaderboard.csv") if name.startswith("published/")
@@ -173,7 +173,7 @@ def test_another_task_has_no_published_value(tmp_path: Path, changes: dict[str, 
 
 
 def test_runs_that_did_not_record_their_task_have_none(runs: pd.DataFrame) -> None:
-    assert published.HEADINGING not in markdown.render(
+    assert published.HEADING not in markdown.render(
         runs[list(store.COLUMNS)].assign(**{"test/aa": 0.5})
     )
 
@@ -197,10 +197,10 @@ def test_markdown_has_a_last_column(runs: pd.DataFrame) -> None:
 def test_tables_without_published_values_have_no_column(runs: pd.DataFrame) -> None:
     text = markdown.render(runs)
     assert cells(text, "cifar100, mobilenetv2")[0] == "Train min"
-    assert published.HEADINGING not in text.partition("## digits@2")[2]
-    assert published.HEADINGING not in text.partition("## cifar-mini@1")[2].partition("\n## ")[0]
-    assert published.HEADINGING not in sites.task(runs, "digits@2")
-    assert published.HEADINGING in sites.task(runs, "cifar@1-cifar10-resnet18")
+    assert published.HEADING not in text.partition("## digits@2")[2]
+    assert published.HEADING not in text.partition("## cifar-mini@1")[2].partition("\n## ")[0]
+    assert published.HEADING not in sites.task(runs, "digits@2")
+    assert published.HEADING in sites.task(runs, "cifar@1-cifar10-resnet18")
 
 
 def test_measured_values_are_untouched(runs: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,7 +220,7 @@ def test_measured_values_are_untouched(runs: pd.DataFrame, monkeypatch: pytest.M
     with_published = measured_values()
     monkeypatch.setattr(published, "lookup", lambda *key: None)
     assert repr(measured_values()) == repr(with_published)
-    assert published.HEADINGING not in markdown.render(runs)
+    assert published.HEADING not in markdown.render(runs)
 
 
 def test_page_sets_them_apart(runs: pd.DataFrame) -> None:

@@ -5,6 +5,7 @@ Interrupted at any point, a run continues where it was.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import traceback
@@ -42,8 +43,6 @@ if TYPE_CHECKING:
 # the mark of a run that is to be repeated, whatever the record says.
 TEACHERS = "teachers.json"
 REPEAT_MARK = "again"
-# What a run records of its data set. How the files are read cannot be written down.
-DATASET_FACTS = ("name", "num_classes", "shape", "mean", "std", "pad", "flip", "about")
 SHOWN_ACCURACIES = ("clean", "pgd20", "aa")
 
 
@@ -340,6 +339,5 @@ def run_tags(
 
 def describe_data(data: Data) -> dict[str, object]:
     """Return facts, sizes and checksum of the data as used."""
-    facts = {name: getattr(data.info, name) for name in DATASET_FACTS}
     sizes = {"num_train": len(data.train), "num_val": len(data.val), "num_test": len(data.test)}
-    return {"data": {**facts, **sizes, "sha256": data.sha256}}
+    return {"data": {**dataclasses.asdict(data.info), **sizes, "sha256": data.sha256}}
