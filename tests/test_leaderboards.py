@@ -19,7 +19,7 @@ from mlflow.entities import Metric, Param, RunTag
 import leaderboards
 from leaderboards.read import client, store
 from leaderboards.render import markdown
-from leaderboards.render.figures import figure
+from leaderboards.render.figures import matplotlib_figures
 from leaderboards.tables.suite_tables import build_sections
 
 NASTY = '<script>alert("x")</script>|`*\'&'
@@ -366,8 +366,8 @@ def test_escape(text: str, escaped: str) -> None:
 
 def test_labels_do_not_overlap() -> None:
     points = [(100.0, 100.0), (104.0, 101.0), (98.0, 103.0), (101.0, 97.0)]
-    boxes = figure.place(points, [(60.0, 12.0)] * 4, (0.0, 0.0, 400.0, 300.0))
-    overlaps = [figure._overlap(a, b) for i, a in enumerate(boxes) for b in boxes[:i]]
+    boxes = matplotlib_figures.place_boxes(points, [(60.0, 12.0)] * 4, (0.0, 0.0, 400.0, 300.0))
+    overlaps = [matplotlib_figures._overlap(a, b) for i, a in enumerate(boxes) for b in boxes[:i]]
     assert overlaps == [0.0] * 6
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import sites
-from leaderboards.render.site.site import Site
 from scipy.stats import norm
 from test_leaderboards import Store, scores
 
@@ -18,7 +17,8 @@ from bench.training import memory_layout
 from leaderboards.read import store
 from leaderboards.read.verdicts import read_row_verdicts
 from leaderboards.render import markdown
-from leaderboards.render.figures import diagram, views
+from leaderboards.render.figures import rank_diagram, task_views
+from leaderboards.render.site.site_map import Site
 from leaderboards.schema.metrics import RANK_METRIC
 from leaderboards.schema.record import PackedVerdicts
 from leaderboards.stats import mean_ranks, ranks
@@ -310,7 +310,7 @@ def test_a_row_without_a_rank_is_best_at_nothing(tracked: Store) -> None:
         assert {table.best(column) for column in table.columns if column.metric == RANK_METRIC} == {
             0.8
         }
-        drawn = [series for view in views.of_task(table, records) for series in view.series]
+        drawn = [series for view in task_views.task_views(table, records) for series in view.series]
         assert all(len(series.y) <= 3 for series in drawn)
     assert section.across_tasks
     assert [entry.label for entry in section.across_tasks.rows] == ["gacd", "rslad", "kd"]
@@ -416,7 +416,7 @@ def test_two_rows_have_no_test_and_no_diagram(tracked: Store) -> None:
     across = build_sections(store.collect(tracked.uri))[0].across_tasks
     assert across
     assert math.isnan(across.p)
-    assert diagram.layout(across) is None
+    assert rank_diagram.layout_diagram(across) is None
 
 
 def test_friedman_without_differences_is_no_test() -> None:
