@@ -15,7 +15,7 @@ from leaderboards.render.figures.views import (
     Span,
     View,
     row_labels,
-    shorten,
+    shorten_name,
 )
 from leaderboards.tables.rows import CHECKPOINTS, LABELS, RANK, SECONDS, Group, Row
 
@@ -143,7 +143,7 @@ def eps_view(group: Group, records: Records) -> View | None:
     series = []
     for setting, points in lines.items():
         if len(points) > 1:
-            name = shorten(", ".join(filter(None, setting)))
+            name = shorten_name(", ".join(filter(None, setting)))
             x, y = zip(*sorted(points.items()), strict=True)
             series.append(Series(name, x, y, line=True))
     if not series:
