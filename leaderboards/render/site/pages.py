@@ -124,9 +124,9 @@ def _run_values(site: Site, site_row: SiteRow, record: Mapping[str, Any]) -> dic
     settings.pop("seed", None)
     views = run_views(site.curves.get(record["run_id"], {}))
     return {
-        "site_row": site_row, "row": site_row.row, "record": record,
+        "site_row": site_row, "record": record, "flags": fields.texts(record["flags"]) or {},
         "charts": [*map(build_chart, views)], "accuracies": _accuracies(site, record),
-        "flags": fields.texts(record["flags"]) or {}, "checkpoints": ("best", *CHECKPOINTS.values()),
+        "row": site_row.row, "checkpoints": ("best", *CHECKPOINTS.values()),
         "settings": tuple(settings.items()), "environment": _flatten(site.environment(record)),
         "cost": cost_lines(recorded_values(record, "cost/")),
         "teachers": fields.texts(record["teacher_sha256"]) or {},
