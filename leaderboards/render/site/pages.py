@@ -19,8 +19,8 @@ from leaderboards.render.numbers import FORMATS, format_percent
 from leaderboards.render.protocol_text import describe_protocol, recorded_values, shared_settings
 from leaderboards.render.site.site_map import Site, SiteRow, Task
 from leaderboards.schema import fields
-from leaderboards.tables.published import HEAD
-from leaderboards.tables.rows import CHECKPOINTS, LABELS, RANK, SECONDS
+from leaderboards.schema.metrics import ATTACK_LABELS, CHECKPOINT_LABELS, RANK_METRIC, TRAIN_SECONDS
+from leaderboards.tables.published import HEADING
 
 if TYPE_CHECKING:
     import jinja2
@@ -61,7 +61,7 @@ def _engine(site: Site) -> jinja2.Environment:
     engine = jinja2.Environment(loader=loader, undefined=undefined, autoescape=True, **options)
     engine.policies["json.dumps_kwargs"] = JSON_OPTIONS
     engine.globals |= {
-        "site": site, "published": HEAD, "rank": RANK, "seconds": SECONDS, "zip": zip, **FORMATS,
+        "site": site, "published": HEADING, "rank": RANK_METRIC, "seconds": TRAIN_SECONDS, "zip": zip, **FORMATS,
         "describe_protocol": describe_protocol, "shared_settings": shared_settings,
         "summarize_method": summarize_method, "layout_diagram": layout_diagram,
     }  # fmt: skip
@@ -81,7 +81,7 @@ def summarize_method(rows: Sequence[SiteRow]) -> dict[str, float]:
             share = site_row.kept
             if not math.isnan(share):
                 shares.append(share)
-            if site_row.row.standing.rank == 1:
+            if site_row.row.ranking.rank == 1:
                 first_ranks.add(site_row.task.path)
     kept = max(shares, default=math.nan)
     return {"tasks": len(tasks), "first_ranks": len(first_ranks), "kept": kept, "runs": runs}
@@ -124,12 +124,12 @@ def _run_values(site: Site, site_row: SiteRow, record: Mapping[str, Any]) -> dic
     settings.pop("seed", None)
     views = run_views(site.curves.get(record["run_id"], {}))
     return {
-        "site_row": site_row, "record": record, "flags": fields.texts(record["flags"]) or {},
+        "site_row": site_row, "record": record, "flags": fields.parse_json_tag(record["flags"]) or {},
         "charts": [*map(build_chart, views)], "accuracies": _accuracies(site, record),
-        "row": site_row.row, "checkpoints": ("best", *CHECKPOINTS.values()),
+        "row": site_row.row, "checkpoints": ("best", *CHECKPOINT_LABELS.values()),
         "settings": tuple(settings.items()), "environment": _flatten(site.environment(record)),
         "cost": cost_lines(recorded_values(record, "cost/")),
-        "teachers": fields.texts(record["teacher_sha256"]) or {},
+        "teachers": fields.parse_json_tag(record["teacher_sha256"]) or {},
     }  # fmt: skip
 
 
@@ -138,23 +138,23 @@ def _accuracies(site: Site, record: Mapping[str, Any]) -> list[tuple[str, list[s
     accuracies = []
     for attack in site.attacks:
         texts = []
-        for kind in ("test", *CHECKPOINTS):
+        for kind in ("test", *CHECKPOINT_LABELS):
             texts.append(format_percent(record.get(f"{kind}/{attack}", math.nan)))
         if set(texts) != {"-"}:
-            accuracies.append((LABELS.get(attack, attack), texts))
+            accuracies.append((ATTACK_LABELS.get(attack, attack), texts))
     return accuracies
 
 
 def cost_lines(spent: Mapping[str, float]) -> list[tuple[str, str]]:
     """Return (label, text) pairs: the costs of the whole run, then the seconds of each attack."""
-    attack_costs = map("{}_seconds".format, LABELS)
+    attack_costs = map("{}_seconds".format, ATTACK_LABELS)
     names = dict.fromkeys((*COSTS, *attack_costs, *spent))
     return [_cost_line(name, spent[name]) for name in names if name in spent]
 
 
 def _cost_line(name: str, value: float) -> tuple[str, str]:
     attack = name.removesuffix("_seconds")
-    label = COSTS.get(name) or LABELS.get(attack, attack.replace("_", " "))
+    label = COSTS.get(name) or ATTACK_LABELS.get(attack, attack.replace("_", " "))
     if name.endswith("_bytes"):
         return label, f"{value / 2**20:,.0f} MiB"
     if name.endswith("_seconds"):
