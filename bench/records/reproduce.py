@@ -15,7 +15,7 @@ from bench.system.environment import describe_environment, resolve_device
 from bench.system.progress import Progress
 from leaderboards.read import artifacts, verdicts
 from leaderboards.read.store import collect
-from leaderboards.schema.record import ACCURACY_TOLERANCE, PackedVerdicts, Record, RecordError
+from leaderboards.schema.record import ACCURACY_TOLERANCE, Verdicts, Record, RecordError
 
 COUNTS = ("test/n", "test/aa_n")
 ROUNDING_SHARE = 0.005  # of the images: rounding differs between machines and libraries
@@ -75,7 +75,7 @@ def fetch_checkpoint(tracking_uri: str, sha256: str, path: Path) -> Path | None:
 
 
 def compare_results(
-    record: Record, metrics: dict[str, float], survived: PackedVerdicts | None, share: float
+    record: Record, metrics: dict[str, float], survived: Verdicts | None, share: float
 ) -> str:
     """Compare with a record. Raise RecordError if more than a share of the images differ."""
     recorded = {name: value for name, value in record.metrics.items() if name.startswith("test/")}
