@@ -1,3 +1,3 @@
-"""The application: command line, suites, data, models, the one training loop, tracking and execution."""
+"""The application: command line, protocols, data, networks, training, tracking, execution."""
 
 __version__ = "0.1.0"

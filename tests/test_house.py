@@ -42,13 +42,13 @@ MOST_NESTING = 3
 RIDDLES = {
     *("found", "known", "given", "said", "told", "place", "seen", "taught", "anew"),
     *("far", "near", "stands", "standing", "broken", "leaves", "cell", "workshop"),
-    *("led", "carry_out", "one_by_one", "attempt", "settled", "images_alone", "turned"),
+    *("led", "carry_out", "one_by_one", "settled", "images_alone", "turned"),
     *("Watch", "Apart", "AllBroken", "judge", "PAYS", "NARROW", "STUCK", "LONGER", "LATE"),
 }
 # Words that are no names of functions: a verb or a plain noun says more.
 UNCLEAR_FUNCTIONS = {
     *("clean", "at", "trust", "scale", "groups", "requires", "see", "guided", "soft", "stages"),
-    *("quick", "grid", "execute"),
+    *("quick", "grid", "execute", "attempt"),
 }
 
 
@@ -80,7 +80,10 @@ def imported_modules(module: str) -> frozenset[str]:
 
 
 def room_of(module: str) -> str:
-    return module.split(".")[1] if module.count(".") else ""
+    """Return the folder of a package that a module lies in, "" for the package itself."""
+    package, _, path = module.partition(".")
+    room = path.partition(".")[0]
+    return room if (ROOT / package / room).is_dir() else ""
 
 
 def room_arrows(package: str) -> Iterator[tuple[str, str, str]]:

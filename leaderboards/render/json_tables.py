@@ -34,21 +34,21 @@ def _group_json(group: TaskTable) -> dict[str, Any]:
 
 
 def _row_json(row: Row) -> dict[str, Any]:
-    standing = row.ranking
+    ranking = row.ranking
     content = {name: getattr(row, name) for name in SETTING}
-    content |= {"rank": standing.rank, "interval": standing.interval}
-    content |= {"behind_first": standing.gap_to_first, "cells": {}}
-    for metric, cell in row.summaries.items():
-        if cell.n:
-            content["cells"][metric] = _cell_json(cell)
+    content |= {"rank": ranking.rank, "interval": ranking.interval}
+    content |= {"behind_first": ranking.gap_to_first, "cells": {}}
+    for metric, summary in row.summaries.items():
+        if summary.n:
+            content["cells"][metric] = _summary_json(summary)
     content |= {"missing": row.missing, "flags": dict(row.flags), "marks": row.marks}
     content |= {"notes": row.notes, "published": row.published and row.published.span}
     return content | {"commands": row.commands, "runs": row.run_ids}
 
 
-def _cell_json(cell: SeedSummary) -> dict[str, float | None]:
-    content: dict[str, float | None] = dataclasses.asdict(cell)
-    for name, value in dataclasses.asdict(cell).items():
+def _summary_json(summary: SeedSummary) -> dict[str, float | None]:
+    content: dict[str, float | None] = dataclasses.asdict(summary)
+    for name, value in dataclasses.asdict(summary).items():
         if not math.isfinite(value):
             content[name] = None
     return content

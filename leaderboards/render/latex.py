@@ -53,8 +53,8 @@ def accuracy_columns(group: TaskTable) -> list[tuple[Column, float]]:
 def _second_best(group: TaskTable, column: Column) -> float:
     """Return the highest mean below the best; NaN where there is none."""
     best = group.best(column)
-    cells = [row[column.metric] for row in group.contenders]
-    return max((cell.mean for cell in cells if cell.mean < best), default=math.nan)
+    summaries = [row[column.metric] for row in group.contenders]
+    return max((summary.mean for summary in summaries if summary.mean < best), default=math.nan)
 
 
 def teacher_symbols(group: TaskTable) -> dict[str, str]:

@@ -8,15 +8,15 @@ from leaderboards.schema.metrics import TRAIN_SECONDS
 from leaderboards.tables.rows import Column, Row, SeedSummary
 
 
-def format_cell(cell: SeedSummary, column: Column) -> str:
+def format_cell(summary: SeedSummary, column: Column) -> str:
     """Format "45.3", "45.3 ± 1.2" with several seeds, "-" where nothing was measured."""
-    if not cell.n:
+    if not summary.n:
         return "-"
     scale = 1 / 60 if column.metric == TRAIN_SECONDS else 100
-    mean = f"{cell.mean * scale:.1f}"
-    if math.isnan(cell.sd):
+    mean = f"{summary.mean * scale:.1f}"
+    if math.isnan(summary.sd):
         return mean
-    return f"{mean} ± {cell.sd * scale:.1f}"
+    return f"{mean} ± {summary.sd * scale:.1f}"
 
 
 def format_interval(row: Row) -> str:

@@ -271,9 +271,9 @@ def _points(rows: Sequence[Row], metric: str, front: Iterable[Row]) -> Series:
 def _spread(rows: Iterable[Row], metric: str, scale: float = 100) -> Bars:
     lows, highs = [], []
     for row in rows:
-        cell = row[metric]
-        lows.append(scale * (cell.mean - cell.sd))
-        highs.append(scale * (cell.mean + cell.sd))
+        summary = row[metric]
+        lows.append(scale * (summary.mean - summary.sd))
+        highs.append(scale * (summary.mean + summary.sd))
     return lows, highs
 
 
