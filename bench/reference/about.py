@@ -1,135 +1,75 @@
-"""What a method is, read from its source: nothing is imported, since torch would take longer than a whole leaderboard."""
+"""What a method is, for the pages of the leaderboard.
+
+Built-in methods are read from methods.json, since torch, which they import, takes longer to load
+than a whole leaderboard takes to write. `python -m bench.reference.methods_page` writes the file.
+"""
 
 from __future__ import annotations
 
-import ast
-from collections.abc import Iterator
-from dataclasses import dataclass
+import dataclasses
+import json
+import sys
+from dataclasses import Field
+from fractions import Fraction
 from functools import cache
-from importlib.util import find_spec
+from inspect import cleandoc
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import methods
 from leaderboards.schema.about import About, Parameter
 
+if TYPE_CHECKING:
+    from methods.base import Method
 
-@dataclass(frozen=True)
-class Source:
-    """The classes of a module by name, and where it has the names of others from."""
-
-    tree: ast.Module
-    classes: dict[str, ast.ClassDef]
-    origins: dict[str, str]
-
-
-def about(name: str) -> About | None:
-    """Title, formula, source and hyper-parameters of the method `name`; None where they cannot be read."""
-    try:
-        module, shape = _place(name)
-        source = _source(module)
-        found = source.classes[shape or _method(source)]
-        title, _, rest = (ast.get_docstring(source.tree) or "").partition("\n\n")
-        parameters = tuple(_parameters(module, found.name).values())
-        return About(_line(title), ast.get_docstring(found) or "", _line(rest), parameters)
-    except (
-        KeyError,
-        OSError,
-        ImportError,
-        SyntaxError,
-        ValueError,
-    ):  # of a plugin that is gone or keeps no source
-        return None
-
-
-def _place(name: str) -> tuple[str, str]:
-    """Module and class of a method; the class is "" for the built-in ones, whose module names it."""
-    if name in methods.builtin():
-        return f"methods.{name}", ""
-    point = _plugins()[name][0]
-    return point.module, point.attr
-
-
-_plugins = cache(methods.plugins)  # the search goes through every installed package
+FILE = Path(__file__).with_name("methods.json")
 
 
 @cache
-def _source(module: str) -> Source:
-    found = find_spec(module)
-    if not found or not found.origin:
-        raise ImportError(module)
-    tree = ast.parse(Path(found.origin).read_text(encoding="utf-8"))
-    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
-    imports = (
-        node
-        for node in tree.body
-        if isinstance(node, ast.ImportFrom) and node.module and not node.level
-    )
-    return Source(
-        tree, classes, {name.name: str(node.module) for node in imports for name in node.names}
-    )
+def describe_method(name: str) -> About | None:
+    """Return what the method `name` is; None if it is unknown or its plugin cannot be used."""
+    entry = json.loads(FILE.read_text(encoding="utf-8")).get(name)
+    if entry:
+        parameters = tuple(Parameter(**parameter) for parameter in entry["parameters"])
+        return About(entry["title"], entry["formula"], entry["source"], parameters)
+    # Nobody asked for this plugin by name, so a process of its own tries the import first.
+    if name not in methods.plugins() or methods.fault(name):
+        return None
+    return describe_class(methods.load(name))
 
 
-def _method(source: Source) -> str:
-    """The name in `METHOD = Name`."""
-    for node in source.tree.body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "METHOD":
-            return ast.unparse(node.value)
-    raise KeyError("METHOD")
+def describe_class(method: type[Method]) -> About:
+    """Return title, formula, source and hyper-parameters of a method, from its docstrings."""
+    title, source = module_text(method)
+    # A quirk is no hyper-parameter: it only switches to what the authors' script does.
+    fields = [field for field in dataclasses.fields(method) if not field.metadata["quirk"]]
+    parameters = tuple(describe_field(field) for field in fields)
+    return About(one_line(title), cleandoc(method.__doc__ or ""), one_line(source), parameters)
 
 
-def _parameters(module: str, name: str) -> dict[str, Parameter]:
-    """Hyper-parameters by name, inherited ones first, as a dataclass orders them."""
-    source = _source(module)
-    if name not in source.classes:
-        return _parameters(source.origins[name], name) if name in source.origins else {}
-    found: dict[str, Parameter] = {}
-    for base in reversed(source.classes[name].bases):
-        found |= _parameters(module, ast.unparse(base))
-    return found | dict(_own(source.classes[name]))
+def module_text(method: type[Method]) -> tuple[str, str]:
+    """Return the first paragraph of the docstring of a method's module, and the others."""
+    title, _, source = cleandoc(sys.modules[method.__module__].__doc__ or "").partition("\n\n")
+    return title, source
 
 
-def _own(shape: ast.ClassDef) -> Iterator[tuple[str, Parameter]]:
-    for node in shape.body:
-        if (
-            isinstance(node, ast.AnnAssign)
-            and isinstance(node.value, ast.Call)
-            and ast.unparse(node.value.func) == "hp"
-        ):
-            default, meaning = node.value.args[:2]
-            given = {
-                word.arg or "": ast.literal_eval(word.value)
-                for word in node.value.keywords
-                if word.arg in SEARCH
-            }
-            name = ast.unparse(node.target)
-            yield (
-                name,
-                Parameter(
-                    name,
-                    _value(default),
-                    searched(given, ast.unparse(default)),
-                    ast.literal_eval(meaning),
-                ),
-            )
+def describe_field(field: Field[Any]) -> Parameter:
+    """Return a hyper-parameter as text."""
+    search, default = field.metadata["search"], str(field.default)
+    if isinstance(field.default, float) and len(default) > 10:
+        # 0.8333333333333334 is 5 / 6 in the paper.
+        ratio = Fraction(field.default).limit_denominator(100)
+        default = f"{ratio.numerator} / {ratio.denominator}"
+    if search["choices"]:
+        searched = ", ".join(map(str, search["choices"]))
+    elif search["low"] is None:
+        searched = "on, off" if isinstance(field.default, bool) else "not"
+    else:
+        scale = ", logarithmic" if search["log"] else ""
+        searched = f"{search['low']:g} to {search['high']:g}{scale}"
+    return Parameter(field.name, default, searched, field.metadata["help"])
 
 
-SEARCH = ("low", "high", "log", "choices")
-
-
-def _value(node: ast.expr) -> str:
-    text = ast.unparse(node)
-    return text.strip("'") if text.startswith("'") else text
-
-
-def searched(given: dict[str, Any], default: str) -> str:
-    """The search range in words."""
-    if given.get("choices"):
-        return ", ".join(map(str, given["choices"]))
-    if given.get("low") is None:
-        return "on, off" if default in ("True", "False") else "not"
-    return f"{given['low']:g} to {given['high']:g}{', logarithmic' if given.get('log') else ''}"
-
-
-def _line(text: str) -> str:
+def one_line(text: str) -> str:
+    """Return a text in one line."""
     return " ".join(text.split())

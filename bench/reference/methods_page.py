@@ -1,138 +1,115 @@
-"""docs/methods.md, made from the methods themselves: `python -m bench.reference.methods_page > docs/methods.md`."""
+"""Write docs/methods.md and methods.json from the methods themselves.
+
+python -m bench.reference.methods_page
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import inspect
-import sys
+import json
 from collections import Counter
-from dataclasses import Field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 import methods
+from bench.reference import about
 from methods import contract
 from methods.base import Budget, Method, Net
 
-INTRO = """# Methods
-
-Made from `methods/*.py` by `python -m bench.reference.methods_page > docs/methods.md`; a test compares the two.
-
-S is the student, T the robust teacher, N the natural one; x are clean images, y labels, x~ the adversarial images of the
-inner problem. KL(P || Q) has its target first, softmax implied, and is summed over classes and averaged over the batch.
-The default of each method is its paper's loss under the protocol that all share: attack budget, schedule, weight decay,
-averaging and checkpoint rule are the suite's. `--official` sets what the authors' script does otherwise, as listed; the
-threat model and the choice of the checkpoint stay the suite's (the scripts choose it on the test set). Any method takes
-`--awp X` (adversarial weight perturbation, Wu et al., NeurIPS 2020).
-
-Passes are those of one training step, forward + backward per image, with an inner attack of 10 steps, counted on a small
-network; a step of the attack is one of each. A peer, or a teacher that learns, counts as a teacher.
-
-| Method | Teachers | Student passes | Teacher passes | `--official` |
-| --- | --- | ---: | ---: | --- |
-"""
+PAGE = Path(__file__).parents[2] / "docs" / "methods.md"
+INTRO = Path(__file__).with_name("methods_intro.md")
 
 
-def render() -> str:
-    """The page."""
+def render_page() -> str:
+    """Return docs/methods.md: a table of the methods, then a section for each."""
     loaded = {name: methods.load(name) for name in methods.builtin()}
-    rows = "".join(f"{row(name, form)}\n" for name, form in loaded.items())
-    return INTRO + rows + "".join(section(name, form) for name, form in loaded.items())
+    rows = [table_row(name, method) for name, method in loaded.items()]
+    sections = [method_section(name, method) for name, method in loaded.items()]
+    return INTRO.read_text(encoding="utf-8") + "".join([*rows, *sections])
 
 
-def row(name: str, form: type[Method]) -> str:
-    """A line of the table."""
-    case, count = form(), passes(form())
-    student, teacher = (
-        f"{count[who, 'forward']:g} + {count[who, 'backward']:g}" for who in ("student", "teacher")
-    )
-    odd = [f"`{field.name}`" for field in dataclasses.fields(form) if official(field) is not None]
-    odd += [f"`{field}`" for field, _, _ in form.recipe]
-    return f"| [{name}](#{name}) | {', '.join(case.requires) or 'none'} | {student} | {teacher} | {', '.join(odd)} |"
+def render_json() -> str:
+    """Return methods.json, which `about.describe_method` reads."""
+    entries = {}
+    for name in methods.builtin():
+        entries[name] = dataclasses.asdict(about.describe_class(methods.load(name)))
+    return json.dumps(entries, indent=1, ensure_ascii=False) + "\n"
 
 
-def section(name: str, form: type[Method]) -> str:
-    """Formula, source, hyper-parameters and what the authors' script does otherwise."""
-    module = sys.modules[form.__module__].__doc__ or ""
-    title, _, about = module.strip().partition("\n\n")
-    parts = [f"\n## {name}\n", f"{one_line(title)}\n", fenced(inspect.cleandoc(form.__doc__ or ""))]
-    parts += [f"{one_line(about)}\n"] if about else []
-    tuned = [field for field in dataclasses.fields(form) if not is_quirk(field)]
-    if tuned:
+def table_row(name: str, method: type[Method]) -> str:
+    """Return a method's line of the table: teachers, passes and what `--official` sets."""
+    case = method()
+    passes = count_passes(case)
+    columns = [f"[{name}](#{name})", ", ".join(case.requires) or "none"]
+    for role in ("student", "teacher"):
+        columns.append(f"{passes[role, 'forward']:g} + {passes[role, 'backward']:g}")
+    names = [field.name for field in official_fields(method)]
+    names += [setting for setting, _, _ in method.recipe]
+    columns.append(", ".join(f"`{name}`" for name in names))
+    return f"| {' | '.join(columns)} |\n"
+
+
+def method_section(name: str, method: type[Method]) -> str:
+    """Return formula, source, hyper-parameters and what the authors' script does otherwise."""
+    text = about.describe_class(method)
+    parts = [f"\n## {name}\n", f"{text.title}\n", f"```text\n{text.formula}\n```\n"]
+    if text.source:
+        paragraphs = about.module_text(method)[1].split("\n\n")
+        parts += ["\n\n".join(map(about.one_line, paragraphs)), ""]
+    if text.parameters:
         parts.append("| Flag | Default | Searched | Meaning |\n| --- | --- | --- | --- |")
-        parts += [
-            f"| `--{flag(field)}` | {field.default} | {searched(field)} | {field.metadata['help']} |"
-            for field in tuned
-        ]
+        for entry in text.parameters:
+            flag = f"`--{entry.name.replace('_', '-')}`"
+            parts.append(f"| {flag} | {entry.default} | {entry.searched} | {entry.meaning} |")
         parts.append("")
-    odd = [f"- `{field.name}`: {official(field)} instead of {field.default}: {field.metadata['help']}"
-           for field in dataclasses.fields(form) if official(field) is not None]  # fmt: skip
-    odd += [f"- `{field}`: {value}: {why}" for field, value, why in form.recipe]
-    if odd:
-        parts += ["The authors' script, with `--official`:\n", *odd, ""]
+    differences = []
+    for field in official_fields(method):
+        value = f"{field.metadata['official']} instead of {field.default}"
+        differences.append(f"- `{field.name}`: {value}: {field.metadata['help']}")
+    for setting, value, reason in method.recipe:
+        differences.append(f"- `{setting}`: {value}: {reason}")
+    if differences:
+        parts += ["The authors' script, with `--official`:\n", *differences, ""]
     return "\n".join(parts)
 
 
-def passes(case: Method) -> Counter[tuple[str, str]]:
-    """How many images go through student and teachers for each of the batch, in the last epoch of a training."""
-    nets, batch = contract.networks(case), contract.every_epoch(contract.images([0, 1, 2, 0]))[-1]
+def official_fields(method: type[Method]) -> list[dataclasses.Field[Any]]:
+    """Return the fields that have another value in the authors' script than their default."""
+    fields = dataclasses.fields(method)
+    return [field for field in fields if field.metadata.get("official") is not None]
+
+
+def count_passes(case: Method) -> Counter[tuple[str, str]]:
+    """Count the passes, forward and backward, that a training step takes for each image."""
+    # Some methods begin gently: the step is one of the last epoch.
+    nets = contract.networks(case)
+    batch = contract.every_epoch(contract.images([0, 1, 2, 0]))[-1]
     count: Counter[tuple[str, str]] = Counter()
-    watch(nets.student, "student", count)
-    for net in [
-        *nets.teachers.values(),
-        *(part for part in nets.parts.values() if isinstance(part, Net)),
-    ]:
-        watch(net, "teacher", count)
-    full = dataclasses.replace(batch, budget=Budget(0.1, 0.05, 10))
-    contract.train(case, nets, [full])
-    return Counter({key: value / len(batch.y) for key, value in count.items()})
+    parts = [part for part in nets.parts.values() if isinstance(part, Net)]
+    count_images(nets.student, "student", count)
+    for net in [*nets.teachers.values(), *parts]:
+        count_images(net, "teacher", count)
+    contract.train(case, nets, [dataclasses.replace(batch, budget=Budget(0.1, 0.05, 10))])
+    return Counter({key: images / len(batch.y) for key, images in count.items()})
 
 
-def watch(net: nn.Module, who: str, count: Counter[tuple[str, str]]) -> None:
-    """Adds to `count` what goes through the first layers of `net`."""
+def count_images(net: nn.Module, role: str, count: Counter[tuple[str, str]]) -> None:
+    """Add to `count` the images that go through the first layers of a network from now on."""
 
-    def forward(_: nn.Module, __: Any, maps: torch.Tensor) -> None:
-        count[who, "forward"] += len(maps)
+    def count_backward(gradient: torch.Tensor) -> None:
+        count[role, "backward"] += len(gradient)
+
+    def count_forward(_: nn.Module, __: Any, maps: torch.Tensor) -> None:
+        count[role, "forward"] += len(maps)
         if maps.requires_grad:
-            maps.register_hook(lambda gradient: count.update({(who, "backward"): len(gradient)}))  # type: ignore[no-untyped-call]
+            maps.register_hook(count_backward)  # type: ignore[no-untyped-call]
 
-    net.get_submodule("trunk").register_forward_hook(forward)
-
-
-def official(field: Field[Any]) -> Any:
-    """The value in the authors' script; None where it is the default."""
-    return field.metadata.get("official")
-
-
-def is_quirk(field: Field[Any]) -> bool:
-    """Whether the field only switches to what the authors' script does, as `methods.base.quirk` declares."""
-    return bool(field.metadata["quirk"])
-
-
-def flag(field: Field[Any]) -> str:
-    return field.name.replace("_", "-")
-
-
-def searched(field: Field[Any]) -> str:
-    """The search range in words."""
-    search = field.metadata["search"]
-    if search["choices"]:
-        return ", ".join(map(str, search["choices"]))
-    if search["low"] is None:
-        return "on, off" if isinstance(field.default, bool) else "not"
-    return f"{search['low']:g} to {search['high']:g}{', logarithmic' if search['log'] else ''}"
-
-
-def one_line(text: str) -> str:
-    """Paragraphs of one line each."""
-    return "\n\n".join(" ".join(part.split()) for part in text.strip().split("\n\n"))
-
-
-def fenced(text: str) -> str:
-    return f"```text\n{text}\n```\n"
+    net.get_submodule("trunk").register_forward_hook(count_forward)
 
 
 if __name__ == "__main__":
-    sys.stdout.write(render())
+    PAGE.write_text(render_page(), encoding="utf-8")
+    about.FILE.write_text(render_json(), encoding="utf-8")

@@ -1,0 +1,61 @@
+"""Fetch, import or verify a data set."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional
+
+from bench.cli.parsing import Command, option
+from bench.protocol.options import DataFolder
+
+
+@dataclass(frozen=True, kw_only=True)
+class FetchDataOptions:
+    """Download a data set's official files."""
+
+    name: Positional[Annotated[str, option("NAME", "a data set; see `list`")]]
+    data_root: DataFolder = Path("data")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportDataOptions(FetchDataOptions):
+    """Take a data set's official files from a folder or a tar archive."""
+
+    source: Positional[Annotated[Path, option("FILE-OR-DIR", "a tar archive, or a folder")]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyDataOptions(FetchDataOptions):
+    """Check a data set's files and print its counts and hash."""
+
+
+def fetch_data(options: FetchDataOptions) -> int:
+    """Download the files and print where they are."""
+    from bench.datasets import data
+
+    print(data.fetch(options.name, options.data_root))
+    return 0
+
+
+def import_data(options: ImportDataOptions) -> int:
+    """Copy the files and print where they are."""
+    from bench.datasets import data
+
+    print(data.import_data(options.name, options.source, options.data_root))
+    return 0
+
+
+def verify_data(options: VerifyDataOptions) -> int:
+    """Check the files and print what they hold."""
+    from bench.datasets import data
+
+    print(data.verify(options.name, options.data_root))
+    return 0
+
+
+COMMAND = {
+    "fetch": Command(FetchDataOptions, fetch_data),
+    "import": Command(ImportDataOptions, import_data),
+    "verify": Command(VerifyDataOptions, verify_data),
+}

@@ -1,0 +1,136 @@
+"""Attack any checkpoint file."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from bench.cli.parsing import Command, option
+from bench.protocol.options import CommonOptions
+from bench.system.errors import BenchError, UsageError, unknown_name
+
+if TYPE_CHECKING:
+    from bench.datasets import Dataset
+    from methods.base import Net
+
+DEFAULT_ATTACKS = {"Linf": ("fgsm", "pgd20", "pgd20_trades", "cw_inf", "aa"), "L2": ("pgd20", "aa")}
+DEFAULT_ATTACKS_HINT = "fgsm,pgd20,pgd20_trades,cw_inf,aa in Linf, pgd20,aa in L2"
+DEFAULT_EPS_L2 = 0.5
+NORMS = {"Linf": "l-inf", "L2": "L2"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions(CommonOptions):
+    """Attack any checkpoint file.
+
+    The name "corruptions" among the attacks adds noise, blur, contrast and JPEG as a control.
+    """
+
+    checkpoint: Annotated[Path, option("FILE")]
+    arch: Annotated[str, option("MODEL", "such as resnet18; see `list`")]
+    dataset: Annotated[str, option("NAME")]
+    attacks: Annotated[str, option("NAMES", "with commas; see `list`", DEFAULT_ATTACKS_HINT)] = ""
+    norm: Annotated[Literal["Linf", "L2"], option(text="of the perturbation")] = "Linf"
+    eps: Annotated[float | None, option("X", "radius", "the suite's in Linf, 0.5 in L2")] = None
+    surrogate: Annotated[Path | None, option("FILE", "network of attacks NAME@surrogate")] = None
+    surrogate_arch: Annotated[str, option("MODEL", "of the surrogate", "--arch")] = ""
+    limit_test: Annotated[int | None, option("N", "use the first N test images", "all")] = None
+    batch_size: Annotated[int, option("N", "images attacked at once")] = 250
+    seed: Annotated[int, option("N", "of the attacks' random numbers")] = 0
+    sha256: Annotated[str, option("HEX", "refuse the file unless this is its hash")] = ""
+    out: Annotated[Path | None, option("FILE", "verdicts, .npz; a second call continues")] = None
+
+
+def evaluate(options: EvaluateOptions) -> int:
+    """Attack a checkpoint and print a line for each attack."""
+    from bench import datasets, models
+    from bench.cli.evaluation import attack_test_images, print_accuracies
+    from bench.datasets import data
+    from bench.execution.plan import split_names
+    from bench.models import checkpoint
+    from bench.system import environment
+
+    info = datasets.get(options.dataset)
+    attacks = split_names(options.attacks) or DEFAULT_ATTACKS[options.norm]
+    check_attacks(attacks, options)
+    eps = choose_eps(options, info)
+    check_numbers(options)
+    models.check(options.arch)
+    device = environment.resolve_device(options.device)
+    net = checkpoint.load(options.checkpoint, options.arch, info, options.sha256 or None).to(device)
+    surrogates: dict[str, Net] = {}
+    if options.surrogate:
+        arch = options.surrogate_arch or options.arch
+        surrogates["surrogate"] = checkpoint.load(options.surrogate, arch, info).to(device)
+    test = data.load(options.dataset, options.data_root, limit_test=options.limit_test).test
+    with explain_memory_errors(options.batch_size):
+        evaluation = attack_test_images(
+            net, test, attacks, device, options.out, surrogates=surrogates, eps=eps,
+            norm=options.norm, seed=options.seed, batch_size=options.batch_size)  # fmt: skip
+    print_accuracies(evaluation, len(test), f"{NORMS[options.norm]} {eps:.4g}")
+    return 0
+
+
+def check_attacks(attacks: Sequence[str], options: EvaluateOptions) -> None:
+    """Raise UsageError for unknown attacks, and where `--surrogate` and the attacks disagree."""
+    from attacks import catalog
+
+    for name in catalog.expand(attacks):
+        base, at, surrogate = name.partition("@")
+        if base not in catalog.ATTACKS and name not in catalog.CONTROLS:
+            raise unknown_name("attack", name, [*catalog.ATTACKS, "corruptions", *catalog.CONTROLS])
+        if at and (surrogate != "surrogate" or not options.surrogate):
+            raise UsageError(f"{name}: write {base}@surrogate and give the file with --surrogate")
+    has_surrogate = options.surrogate or options.surrogate_arch
+    if has_surrogate and not any("@" in name for name in attacks):
+        advice = "name one with --attacks"
+        raise UsageError(f"--surrogate is for attacks such as pgd20@surrogate: {advice}")
+
+
+def choose_eps(options: EvaluateOptions, info: Dataset) -> float:
+    """Return the radius. Raises UsageError for one out of range."""
+    from bench.cli.evaluation import first_suite
+
+    if options.norm == "Linf":
+        default, limit = first_suite(info).eps, 1.0
+    else:
+        default, limit = DEFAULT_EPS_L2, math.inf
+    eps = default if options.eps is None else options.eps
+    if not 0 <= eps <= limit:
+        rule = "between 0 and 1, in pixels of [0, 1], such as 8/255 = 0.03137"
+        raise UsageError(f"--eps {eps}: {rule}")
+    return eps
+
+
+def check_numbers(options: EvaluateOptions) -> None:
+    """Raise UsageError for a seed, a batch size or a file for verdicts that cannot be used."""
+    from attacks.record import is_record
+
+    if not 0 <= options.seed < 2**63:
+        raise UsageError(f"--seed {options.seed}: between 0 and 2^63 - 1")
+    if options.out and options.out.exists() and not is_record(options.out):
+        path = str(options.out)
+        raise UsageError(f"--out {path!r} exists and holds no verdicts: choose another file")
+    if options.batch_size < 1:
+        raise UsageError(f"--batch-size {options.batch_size}: at least 1")
+
+
+@contextmanager
+def explain_memory_errors(batch_size: int) -> Iterator[None]:
+    """Turn a lack of memory into a BenchError that names the option."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        # torch has an error class for a lack of memory on CUDA devices alone.
+        out_of_memory = re.search("(out of|allocate) memory", str(error))
+        if not out_of_memory and not isinstance(error, MemoryError):
+            raise
+        raise BenchError(f"out of memory: a --batch-size below {batch_size} needs less") from error
+
+
+COMMAND = Command(EvaluateOptions, evaluate)

@@ -1,0 +1,32 @@
+"""Write finished runs as small files for other checkouts."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional
+
+from bench.cli.parsing import Command, option
+from bench.protocol.options import StoreFolder
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """Write finished runs as records, small files without tensors, for others to import."""
+
+    runs: Positional[Annotated[tuple[str, ...], option("RUN", "ids of MLflow runs")]] = ()
+    suite: Annotated[str, option("NAME", "all runs of a suite, such as digits or digits@3")] = ""
+    out: Annotated[Path, option("DIR", "where to")] = Path("records")
+    store: StoreFolder = Path("runs")
+
+
+def export_records(options: ExportOptions) -> int:
+    """Write the records; return 1 if one could not be written."""
+    from bench import records
+
+    return records.export(
+        store_folder=options.store, out=options.out, run_ids=options.runs, suite=options.suite
+    )
+
+
+COMMAND = Command(ExportOptions, export_records)

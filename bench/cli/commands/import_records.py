@@ -1,0 +1,36 @@
+"""Check such files and take them into the record."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional
+
+from bench.cli.parsing import Command, Switch, option
+from bench.protocol.options import CommonOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportOptions(CommonOptions):
+    """Check records and take them into the store; one that is wrong is refused in a line.
+
+    Another spec, suite version or checksum than it states, accuracies that its verdicts on single
+    images do not give, and other numbers for a spec that is recorded already are refused.
+    """
+
+    sources: Positional[Annotated[tuple[Path, ...], option("FILE-OR-DIR", "records")]]
+    verify: Annotated[Switch, option(text="evaluate again, and refuse other numbers")] = False
+    checkpoint: Annotated[Path | None, option("FILE", "for --verify", "from the store")] = None
+
+
+def import_records(options: ImportOptions) -> int:
+    """Take the records; return 1 if one was refused."""
+    from bench import records
+
+    return records.take(
+        sources=options.sources, store_folder=options.store, data_root=options.data_root,
+        device=options.device, verify=options.verify, checkpoint=options.checkpoint,
+    )  # fmt: skip
+
+
+COMMAND = Command(ImportOptions, import_records)

@@ -1,0 +1,75 @@
+"""The entry point: find the command, run it, and turn every expected error into one line."""
+
+import sys
+from collections.abc import Mapping, Sequence
+
+from bench import __version__
+from bench.cli import commands
+from bench.cli.parsing import Command
+from bench.system import errors, signals
+from bench.system.errors import BenchError, UsageError, continue_hint, unknown_name
+from methods import PluginError
+
+HELP = ("-h", "--help", "help")
+BEGIN = """
+A benchmark of adversarial-robustness distillation.
+`python -m bench COMMAND --help` lists a command's options. To begin:
+  python -m bench run --method gacd --suite digits"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run a command line, `sys.argv` by default, and exit.
+
+    The exit code is 0 (done), 1 (something failed), 2 (wrong usage) or 130 (interrupted).
+    """
+    signals.catch()
+    errors.open_output()
+    argv = sys.argv[1:] if argv is None else argv
+    code: str | int | None
+    try:
+        code = dispatch(argv)
+    except SystemExit as stop:
+        # Raised by `--help`, and by processes that must end together.
+        code = stop.code
+    except (BenchError, PluginError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = getattr(error, "exit_code", 1)
+    except KeyboardInterrupt:
+        # An interruption may come before the options are read, so the words are asked.
+        print(f"interrupted; {continue_hint('--force' in argv)} continues", file=sys.stderr)
+        code = 130
+    except OSError as error:
+        code = errors.of_system(error)
+    sys.exit(errors.of_output() or code)
+
+
+def dispatch(argv: Sequence[str]) -> int:
+    """Run the command of `argv` and return its exit code. Raises BenchError."""
+    name = argv[0] if argv else "help"
+    if name in HELP:
+        print_help("COMMAND", {name: commands.load_module(name) for name in commands.COMMANDS})
+        print(BEGIN)
+        return 0
+    if name == "--version":
+        print(__version__)
+        return 0
+    command: Command | dict[str, Command] = commands.load_module(name).COMMAND
+    if isinstance(command, Command):
+        return command.execute(argv[1:], name)
+    if len(argv) < 2:
+        raise UsageError(f"`{name}` needs an action: {', '.join(command)}")
+    action = argv[1]
+    if action in HELP:
+        print_help(f"{name} ACTION", {key: entry.options for key, entry in command.items()})
+        return 0
+    if action not in command:
+        raise unknown_name(f"{name} action", action, command)
+    return command[action].execute(argv[2:], f"{name} {action}")
+
+
+def print_help(usage: str, entries: Mapping[str, object]) -> None:
+    """Print commands or actions, and the first line of their docstrings."""
+    print(f"usage: python -m bench {usage} [options]\n")
+    for name, entry in entries.items():
+        summary = (entry.__doc__ or "").partition("\n")[0]
+        print(f"  {name:14}{summary}")

@@ -1,0 +1,141 @@
+"""Read options with tyro; every mistake becomes a UsageError of one line."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from tyro.conf import FlagCreatePairsOff, arg
+
+from bench.system.errors import UsageError
+
+if TYPE_CHECKING:
+    from tyro._errors import ParseErrorEvent
+
+Options = TypeVar("Options")
+Switch = FlagCreatePairsOff[bool]
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command or an action: its options and the function that takes them."""
+
+    options: type[Any]
+    function: Callable[[Any], int]
+    # Another way to the argument of the function than to parse the options.
+    read: Callable[[Sequence[str]], Any] | None = None
+
+    def execute(self, argv: Sequence[str], name: str) -> int:
+        """Run the command `name` with the words after it; return the exit code."""
+        options = self.read(argv) if self.read else parse_options(self.options, argv, name)
+        return self.function(options)
+
+
+class UnknownFlag(UsageError):
+    """A flag that the command does not have."""
+
+    def __init__(self, flag: str, hint: str) -> None:
+        super().__init__(f"unknown flag {flag}: {hint}")
+        self.flag = flag
+
+
+def option(metavar: str | None = None, text: str | None = None, default: str = "") -> object:
+    """Describe an option: the name of its value, its help text, its default in words."""
+    hint = f"(default: {default})" if default else None
+    return arg(metavar=metavar, help=text, help_behavior_hint=hint)
+
+
+def parse_options(
+    options: type[Options], argv: Sequence[str], command: str, default: Options | None = None
+) -> Options:
+    """Return the options in the words after a command; `default` has what they leave out.
+
+    Raises UsageError for wrong words, and SystemExit when `--help` is printed.
+    """
+    import tyro
+
+    # Of a flag that is given twice tyro takes the last value silently.
+    for flag, count in Counter(map(flag_name, argv)).items():
+        if flag.startswith("--") and count > 1:
+            raise UsageError(f"{flag} is given twice")
+    values = tyro.MISSING_NONPROP if default is None else default
+    with one_line_errors(options, command):
+        return tyro.cli(options, args=argv, prog=f"python -m bench {command}", default=values)
+
+
+def parse_known(options: type[Options], argv: Sequence[str], command: str) -> Options:
+    """Return the options in words that may hold other flags too, `--help` among them."""
+    import tyro
+
+    with one_line_errors(options, command):
+        return tyro.cli(options, args=argv, add_help=False, return_unknown_args=True)[0]
+
+
+@contextmanager
+def one_line_errors(options: type[Any], command: str) -> Iterator[None]:
+    """Turn what tyro refuses into a UsageError, instead of a frame on standard error."""
+    from tyro._errors import on_parse_error
+
+    def refuse(event: ParseErrorEvent) -> None:
+        raise usage_error(event, options, f"`python -m bench {command} --help`")
+
+    with on_parse_error(refuse):
+        yield
+
+
+def usage_error(event: ParseErrorEvent, options: type[Any], help_command: str) -> UsageError:
+    """Return the error that says what tyro refused."""
+    from tyro import _errors
+
+    message = f"wrong options, {type(event).__name__}"
+    match event:
+        # A flag that is misspelt may be missing too: its spelling is the cause.
+        case (
+            _errors.UnrecognizedArgs(tokens=[word, *_])
+            | _errors.MissingArgs(unrecognized_tokens=[word, *_])
+        ):
+            if word.startswith("-"):
+                nearest = difflib.get_close_matches(flag_name(word), flags_of(options), n=1)
+                hint = f"did you mean {nearest[0]}?" if nearest else f"{help_command} lists them"
+                return UnknownFlag(flag_name(word), hint)
+            message = f"unexpected argument {word!r}"
+        case _errors.MissingArgs(missing_arguments=arguments):
+            names = [argument_name(missing.arg) for missing in arguments]
+            message = f"missing: {', '.join(names)}"
+        case _errors.InvalidChoice(argument=argument, value=value, choices=choices):
+            message = f"{argument_name(argument)}: invalid choice {value!r}"
+            message += f", choose from {', '.join(choices)}"
+        case _errors.InstantiationFailure(argument=argument, message=text) if argument:
+            # The reason is in the last line, behind the type that refuses the value if it is named.
+            reason = text.rpartition("\n")[2].rpartition(">: ")[2]
+            message = f"{argument_name(argument)}: {reason}"
+        case _errors.BadValue(argument=argument):
+            message = f"{argument_name(argument)} needs a value"
+    return UsageError(f"{message} ({help_command})")
+
+
+def argument_name(argument: Any) -> str:
+    """Return a flag, or the name that the help text shows for a positional argument."""
+    name = argument.lowered.metavar if argument.is_positional() else argument.display_name()
+    return str(name)
+
+
+def flags_of(options: type[Any]) -> list[str]:
+    """Return the flags of a dataclass."""
+    flags = ["--help"]
+    for field in dataclasses.fields(options):
+        flags.append(flag_name(f"--{field.name}"))
+        # tyro's switches have a second flag.
+        if isinstance(field.default, bool):
+            flags.append(flag_name(f"--no-{field.name}"))
+    return flags
+
+
+def flag_name(word: str) -> str:
+    """Return the flag in a word such as `--limit_train=8`, as the help text spells it."""
+    return word.partition("=")[0].replace("_", "-")
