@@ -16,7 +16,7 @@ import pytest
 
 import methods
 from bench import cli
-from bench.cli import skeleton
+from bench.cli.commands import new_method
 from bench.execution import plan
 
 ROOT = Path(__file__).parent.parent
@@ -332,7 +332,7 @@ def test_new_method_passes_its_test_at_once(tmp_path: Path) -> None:
 
 def test_the_guide_shows_the_skeleton() -> None:
     assert (
-        f"```python\n{skeleton.METHOD.substitute(form='Mine')}```"
+        f"```python\n{new_method.fill_template('method.py.txt', {'class_name': 'Mine'})}```"
         in (ROOT / "CONTRIBUTING.md").read_text()
     )
 

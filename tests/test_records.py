@@ -27,6 +27,7 @@ from bench.protocol import suites
 from bench.protocol.options import RunOptions
 from bench.records import reproduce, resolved
 from bench.system import environment
+from bench.system.errors import BenchError, UsageError
 from bench.tracking.store import FINISHED, RunLogger, TrackingStore
 from leaderboards.read import details, store
 from leaderboards.render import export, markdown
@@ -414,7 +415,7 @@ def test_what_is_not_there(home: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert (
         capsys.readouterr().err == f"error: {tmp_path / 'none.json'}: No such file or directory\n"
     )
-    with pytest.raises(cli.BenchError, match="no record, a file NAME"):
+    with pytest.raises(BenchError, match="no record, a file NAME"):
         take(home, home)
 
 
@@ -436,7 +437,7 @@ def test_export_names_what_it_cannot_write(
     ]
     assert len(list((tmp_path / "out").iterdir())) == 2
     for wrong in ([], [ids[0], "--suite", "digits"]):
-        with pytest.raises(cli.UsageError, match="name runs by their MLflow ids"):
+        with pytest.raises(UsageError, match="name runs by their MLflow ids"):
             cli.dispatch(["export", *wrong, "--store", str(copy), "--out", str(tmp_path / "out")])
 
 
@@ -633,7 +634,9 @@ def test_what_is_not_reproduced_is_refused(
     if "planted" in why:
         evaluate = job.evaluate_checkpoint
         monkeypatch.setattr(
-            job, "evaluate_checkpoint", lambda *given: (evaluate(*given)[0], {"planted": "a reason"})
+            job,
+            "evaluate_checkpoint",
+            lambda *given: (evaluate(*given)[0], {"planted": "a reason"}),
         )
     assert take(home, bad, more=words) == 1
     assert why in capsys.readouterr().err
