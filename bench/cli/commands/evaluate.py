@@ -37,7 +37,7 @@ class EvaluateOptions(CommonOptions):
     attacks: Annotated[str, option("NAMES", "with commas; see `list`", DEFAULT_ATTACKS_HINT)] = ""
     norm: Annotated[Literal["Linf", "L2"], option(text="of the perturbation")] = "Linf"
     eps: Annotated[float | None, option("X", "radius", "the suite's in Linf, 0.5 in L2")] = None
-    surrogate: Annotated[Path | None, option("FILE", "network of attacks NAME@surrogate")] = None
+    surrogate: Annotated[Path | None, option("FILE", "network that NAME@surrogate attacks")] = None
     surrogate_arch: Annotated[str, option("MODEL", "of the surrogate", "--arch")] = ""
     limit_test: Annotated[int | None, option("N", "use the first N test images", "all")] = None
     batch_size: Annotated[int, option("N", "images attacked at once")] = 250
