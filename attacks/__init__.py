@@ -1,7 +1,7 @@
 """The evaluation suite on torchattacks: named attacks with exact budgets, verified image by image.
 
-`evaluate` works on any `nn.Module` that returns logits for images in [0, 1]; it shares no code with the training attack.
-Importing this package loads neither torch nor torchattacks.
+`evaluate` works on any `nn.Module` that returns logits for images in [0, 1]. It shares no code with
+the training attack. Importing this package loads neither torch nor torchattacks.
 """
 
 from __future__ import annotations
@@ -18,12 +18,8 @@ __all__ = ["ATTACKS", "Attack", "Evaluation", "evaluate", "names"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "evaluate":
-        from attacks.evaluation import evaluate
+    if name not in ("Evaluation", "evaluate"):
+        raise AttributeError(f"module 'attacks' has no attribute {name!r}")
+    from attacks import evaluation
 
-        return evaluate
-    if name == "Evaluation":
-        from attacks.result import Evaluation
-
-        return Evaluation
-    raise AttributeError(f"module 'attacks' has no attribute {name!r}")
+    return getattr(evaluation, name)

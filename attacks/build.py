@@ -1,58 +1,84 @@
-"""Catalogue entries -> torchattacks objects, with the official budgets and without torchattacks' known defects."""
+"""Build torchattacks objects from catalogue entries, with the official budgets."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torchattacks
 
-from attacks.catalog import NORMS, Attack
-from attacks.components import APGD, APGDT, CWL2, MarginPGD
-from attacks.fab import FAB, FABT
-from attacks.square import Square, SquareL2
-from attacks.view import View
+from attacks.attacked_model import AttackedModel
+from attacks.catalog import Attack, supported_norms
+from attacks.components.apgd import APGD, APGDT
+from attacks.components.fab import FAB, FABT
+from attacks.components.margin_attacks import CWL2, MarginPGD
+from attacks.components.square import Square, SquareL2
 
 REFERENCE_EPS = 8 / 255
-MAX_TARGETS = 9  # the official AutoAttack's, also for more than ten classes
+# The official AutoAttack has nine targets, also for more than ten classes.
+MAX_TARGETS = 9
 
 
-def check(attack: Attack, norm: str, pixels: tuple[int, ...]) -> None:
-    """Raises ValueError where an attack has no form for a norm, or for images of so few pixels."""
-    if norm not in NORMS[attack.kind]:
-        raise ValueError(f"{attack.kind} is an attack in {NORMS[attack.kind][0]}, not in {norm}")
-    if attack.kind == "square" and (len(set(pixels)) > 1 or (norm == "L2" and min(pixels) < 5)):
-        shape = "x".join(map(str, pixels))
-        raise ValueError(
-            f"Square needs images as wide as high, in L2 of at least 5x5 pixels; these are {shape}"
-        )
+@dataclass(frozen=True)
+class Settings:
+    """Settings of all attacks of an evaluation. The field names are keys of verdict files."""
+
+    eps: float
+    norm: str
+    seed: int
+    batch_size: int = 250
+    num_classes: int = 0
 
 
-def build(
-    attack: Attack,
-    model: View,
-    eps: float,
-    num_classes: int,
-    seed: int,
-    norm: str = "Linf",
-    batch_size: int = 250,
-) -> Any:
-    """The torchattacks object of one component against `model`; `check` says what there is none for.
+def check_support(attack: Attack, norm: str, pixels: tuple[int, ...]) -> None:
+    """Raise ValueError if an attack is undefined in `norm` or for (height, width) `pixels`."""
+    norms = supported_norms(attack.kind)
+    if norm not in norms:
+        raise ValueError(f"{attack.kind} is an attack in {norms[0]}, not in {norm}")
+    too_small = norm == "L2" and min(pixels) < 5
+    if attack.kind == "square" and (len(set(pixels)) > 1 or too_small):
+        needed = "Square needs images as wide as high, in L2 of at least 5x5 pixels"
+        raise ValueError(f"{needed}; these are {'x'.join(map(str, pixels))}")
 
-    batch_size: images that are attacked at once at most, in FAB-T pairs of an image and a target.
-    """
-    steps, targets = attack.steps, min(num_classes - 1, MAX_TARGETS)
+
+def build_attack(attack: Attack, model: AttackedModel, settings: Settings) -> Any:
+    """Build the torchattacks object of one component. Call `check_support` first."""
+    eps, norm, steps = settings.eps, settings.norm, attack.steps
+    targets = min(settings.num_classes - 1, MAX_TARGETS)
+    common = {"norm": norm, "eps": eps, "seed": settings.seed, "n_restarts": attack.restarts}
+    match attack.kind:
+        case "deepfool":
+            return torchattacks.DeepFool(model, steps=steps, overshoot=0.02)
+        case "cw-l2":
+            return CWL2(model, steps, attack.restarts)
+        case "apgd-ce" | "apgd-dlr":
+            loss = attack.kind.removeprefix("apgd-")
+            return APGD(model, **common, steps=steps, loss=loss, eot_iter=attack.eot)
+        case "apgd-t":
+            apgd = APGDT(model, **common, steps=steps, loss="dlr")
+            apgd.n_target_classes = targets
+            return apgd
+        case "fab":
+            return FAB(model, **common, steps=steps, n_classes=targets + 1)
+        case "fab-t":
+            batch_size = settings.batch_size
+            return FABT(model, batch_size, **common, steps=steps, n_classes=targets + 1)
+        case "square":
+            square = Square if norm == "Linf" else SquareL2
+            # The official schedule of p is that of 10,000 queries, also for 5,000.
+            return square(model, **common, n_queries=steps, resc_schedule=False)
+        case _:
+            return _build_pgd(attack, model, eps, norm)
+
+
+def _build_pgd(attack: Attack, model: AttackedModel, eps: float, norm: str) -> Any:
+    alpha = 2.5 * eps / attack.steps
     if attack.step and norm == "Linf":
-        budget = {"eps": eps, "alpha": attack.step * eps / REFERENCE_EPS, "steps": steps}
-    else:
-        budget = {"eps": eps, "alpha": 2.5 * eps / steps, "steps": steps}
-    common = {"norm": norm, "eps": eps, "seed": seed, "n_restarts": attack.restarts}
+        alpha = attack.step * eps / REFERENCE_EPS
+    budget = {"eps": eps, "alpha": alpha, "steps": attack.steps}
     match attack.kind:
         case "fgsm":
             return torchattacks.FGSM(model, eps=eps)
-        case "pgd":
-            return (torchattacks.PGD if norm == "Linf" else torchattacks.PGDL2)(
-                model, **budget, random_start=True
-            )
         case "cw":
             return MarginPGD(model, norm, **budget)
         case "mifgsm":
@@ -61,21 +87,5 @@ def build(
             return torchattacks.TPGD(model, **budget)
         case "eotpgd":
             return torchattacks.EOTPGD(model, **budget, eot_iter=attack.eot, random_start=True)
-        case "deepfool":
-            return torchattacks.DeepFool(model, steps=steps, overshoot=0.02)
-        case "cw-l2":
-            return CWL2(model, steps, attack.restarts)
-        case "apgd-ce" | "apgd-dlr":
-            return APGD(model, **common, steps=steps, loss=attack.kind[5:], eot_iter=attack.eot)
-        case "apgd-t":
-            apgd = APGDT(model, **common, steps=steps, loss="dlr")
-            apgd.n_target_classes = targets
-            return apgd
-        case "fab":
-            return FAB(model, **common, steps=steps, n_classes=targets + 1)
-        case "fab-t":
-            return FABT(model, batch_size, **common, steps=steps, n_classes=targets + 1)
-        case "square":
-            # the official schedule of p is written for 10,000 queries and not rescaled to 5,000
-            square = Square if norm == "Linf" else SquareL2
-            return square(model, **common, n_queries=steps, resc_schedule=False)
+    pgd = torchattacks.PGD if norm == "Linf" else torchattacks.PGDL2
+    return pgd(model, **budget, random_start=True)

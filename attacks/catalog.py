@@ -1,16 +1,17 @@
 """The named attacks and controls as values. No torch here.
 
-A name stands for one or more components, run one after the other on the images that the ones before left standing.
-Step sizes are stated for eps = 8/255 in l-inf and scale with eps, so that at 8/255 they are the published ones; in L2
-the step is 2.5 eps / steps, the rule of Madry's group.
+A name stands for one or more components. Each runs on the images that are robust to those before.
+Step sizes are stated for eps = 8/255 in l-inf and scale with eps: at 8/255 they are the published
+ones. In L2 the step is 2.5 eps / steps, the rule of Madry's group.
 
-`NAME@SURROGATE` runs an attack against another network and tries the images on the one that is evaluated: transfer.
+`NAME@SURROGATE` is a transfer attack: its adversarial examples are made on another network.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import product
 from typing import Literal
 
 Kind = Literal[
@@ -21,11 +22,14 @@ Kind = Literal[
 
 @dataclass(frozen=True)
 class Attack:
-    """One component: what it is, its iterations (queries for Square), its step at eps = 8/255 where it has one.
+    """One component of a named attack.
 
-    restarts: random restarts (rounds of the search for c in CW-L2); eot: gradients averaged over so many passes.
+    steps: iterations, for Square queries. step: the step size at eps = 8/255, if it has one.
+    restarts: random restarts, for CW-L2 rounds of the search for c. eot: passes that a gradient is
+    averaged over.
     """
 
+    # A verdict file hashes the repr: another field or order would make old files foreign.
     kind: Kind
     steps: int
     step: float | None = None
@@ -33,30 +37,22 @@ class Attack:
     eot: int = 1
 
 
-BOTH, LINF, L2 = ("Linf", "L2"), ("Linf",), ("L2",)
-NORMS: dict[str, tuple[str, ...]] = {
-    "fgsm": LINF, "pgd": BOTH, "cw": BOTH, "mifgsm": LINF, "tpgd": LINF, "eotpgd": LINF, "deepfool": L2, "cw-l2": L2,
-    "apgd-ce": BOTH, "apgd-dlr": BOTH, "apgd-t": BOTH, "fab": BOTH, "fab-t": BOTH, "square": BOTH,
-}  # fmt: skip
-SEARCHING = ("deepfool", "cw-l2")  # look for the nearest adversarial image, wherever it is
+# Minimum-norm attacks look for the nearest adversarial example, inside the ball or not.
+MINIMUM_NORM = ("deepfool", "cw-l2")
+LINF_ONLY = ("fgsm", "mifgsm", "tpgd", "eotpgd")
 # These return their last iterate, whether or not it fools the surrogate.
 TRANSFERABLE = ("fgsm", "pgd", "cw", "mifgsm", "tpgd")
-FEWEST = {"apgd-dlr": 3, "apgd-t": 4}  # classes below which the loss is undefined
+# With fewer classes the loss is undefined.
+MIN_CLASSES = {"apgd-dlr": 3, "apgd-t": 4}
 
 AUTOATTACK = (
-    Attack("apgd-ce", 100),
-    Attack("apgd-t", 100),
-    Attack("fab-t", 100),
-    Attack("square", 5000),
-)
+    Attack("apgd-ce", 100), Attack("apgd-t", 100), Attack("fab-t", 100), Attack("square", 5000),
+)  # fmt: skip
 PLUS = (
-    Attack("apgd-ce", 100, restarts=5),
-    Attack("apgd-dlr", 100, restarts=5),
-    Attack("fab", 100, restarts=5),
-    Attack("square", 5000),
-    Attack("apgd-t", 100),
-    Attack("fab-t", 100),
-)
+    Attack("apgd-ce", 100, restarts=5), Attack("apgd-dlr", 100, restarts=5),
+    Attack("fab", 100, restarts=5), Attack("square", 5000),
+    Attack("apgd-t", 100), Attack("fab-t", 100),
+)  # fmt: skip
 RAND = (Attack("apgd-ce", 100, eot=20), Attack("apgd-dlr", 100, eot=20))
 
 ATTACKS: dict[str, tuple[Attack, ...]] = {
@@ -85,66 +81,100 @@ ATTACKS: dict[str, tuple[Attack, ...]] = {
 ABOUT = {
     "fgsm": "one signed step of eps, no random start (Goodfellow et al. 2015)",
     "pgd10": "10 steps of 2/255, uniform start, cross-entropy, last iterate (Madry et al. 2018)",
-    "pgd20": "20 steps of 2/255, uniform start, cross-entropy, last iterate; the literature's PGD_SAT",
+    "pgd20": (
+        "20 steps of 2/255, uniform start, cross-entropy, last iterate; the literature's PGD_SAT"
+    ),
     "pgd50": "50 steps of 2/255, as above",
     "pgd100": "100 steps of 2/255, as above",
-    "pgd20_trades": "20 steps of 0.003, uniform start, cross-entropy, last iterate; the literature's PGD_TRADES",
-    "cw_inf": "30 steps of 2/255, uniform start, on the margin max_{c != y} z_c - z_y, last iterate",
-    "mifgsm": "10 steps of 2/255 with momentum 1; an image whose gradient vanishes stays where it is (Dong et al. 2018)",
+    "pgd20_trades": (
+        "20 steps of 0.003, uniform start, cross-entropy, last iterate; the literature's PGD_TRADES"
+    ),
+    "cw_inf": (
+        "30 steps of 2/255, uniform start, on the margin max_{c != y} z_c - z_y, last iterate"
+    ),
+    "mifgsm": "10 steps of 2/255 with momentum 1; an image whose gradient vanishes "
+    "stays where it is (Dong et al. 2018)",
     "tpgd": "20 steps of 2/255 on the KL divergence from the clean prediction (Zhang et al. 2019)",
-    "eotpgd": "20 steps of 2/255, each on the mean of 10 gradients, for randomised models (Athalye et al. 2018)",
+    "eotpgd": "20 steps of 2/255, each on the mean of 10 gradients, for randomised "
+    "models (Athalye et al. 2018)",
     "deepfool": "nearest boundary by linearisation, 50 steps; L2 (Moosavi-Dezfooli et al. 2016)",
-    "cw_l2": "9 rounds of 1,000 Adam steps of 0.01 in tanh space, kappa 0; L2 (Carlini and Wagner 2017)",
+    "cw_l2": (
+        "9 rounds of 1,000 Adam steps of 0.01 in tanh space, kappa 0; L2 (Carlini and Wagner 2017)"
+    ),
     "apgd_ce": "Auto-PGD on the cross-entropy, 100 steps (Croce and Hein 2020)",
     "apgd_dlr": "Auto-PGD on the untargeted DLR loss, 100 steps",
     "apgd_t": "Auto-PGD on the targeted DLR loss, 100 steps, 9 targets",
     "fab_t": "FAB, 100 steps, 9 targets (Croce and Hein 2020)",
     "square": "Square, 5,000 queries: no gradients (Andriushchenko et al. 2020)",
-    "aa": "AutoAttack standard: APGD-CE, APGD-T, FAB-T (100 steps, 9 targets), Square (5,000 queries)",
-    "aa_plus": "AutoAttack plus: five restarts of APGD-CE, APGD-DLR and FAB, then Square, APGD-T, FAB-T",
-    "aa_rand": "AutoAttack rand, for randomised models: APGD-CE and APGD-DLR on the mean of 20 gradients",
+    "aa": (
+        "AutoAttack standard: APGD-CE, APGD-T, FAB-T (100 steps, 9 targets), Square (5,000 queries)"
+    ),
+    "aa_plus": (
+        "AutoAttack plus: five restarts of APGD-CE, APGD-DLR and FAB, then Square, APGD-T, FAB-T"
+    ),
+    "aa_rand": (
+        "AutoAttack rand, for randomised models: APGD-CE and APGD-DLR on the mean of 20 gradients"
+    ),
 }
 
 CORRUPTIONS = ("noise", "blur", "contrast", "jpeg")
 SEVERITIES = (1, 2, 3, 4, 5)
 CONTROLS = {
-    f"{kind}-{severity}": (kind, severity) for kind in CORRUPTIONS for severity in SEVERITIES
+    f"{kind}-{severity}": (kind, severity) for kind, severity in product(CORRUPTIONS, SEVERITIES)
 }
 
 
 def names() -> list[str]:
-    """All attack names that `evaluate` accepts; controls are named in CONTROLS."""
+    """Return all attack names that `evaluate` accepts. Controls are named in CONTROLS."""
     return list(ATTACKS)
 
 
-def transfers(name: str) -> bool:
-    """Whether an attack can be made on a surrogate."""
+def is_transferable(name: str) -> bool:
+    """Return whether an attack can run on a surrogate."""
     return ATTACKS[name][0].kind in TRANSFERABLE
 
 
-def expand(chosen: Iterable[str]) -> list[str]:
-    """The names asked for, "corruptions" written out."""
-    return [name for given in chosen for name in (CONTROLS if given == "corruptions" else (given,))]
+def supported_norms(kind: Kind) -> tuple[str, ...]:
+    """Return the norms in which a component is defined."""
+    if kind in LINF_ONLY:
+        return ("Linf",)
+    if kind in MINIMUM_NORM:
+        return ("L2",)
+    return ("Linf", "L2")
 
 
-def components(name: str, num_classes: int) -> tuple[Attack, ...]:
-    """The components of an attack for so many classes.
+def expand_names(chosen: Iterable[str]) -> list[str]:
+    """Replace "corruptions" by the names of all controls."""
+    expanded: list[str] = []
+    for name in chosen:
+        expanded.extend(CONTROLS if name == "corruptions" else [name])
+    return expanded
 
-    AutoAttack's are those whose losses are defined: with three classes APGD-DLR stands in for APGD-T, with two neither
-    is left. Raises ValueError where a single attack is undefined.
+
+def attack_components(name: str, num_classes: int) -> tuple[Attack, ...]:
+    """Return the components of an attack on a model with `num_classes` outputs.
+
+    AutoAttack keeps the components whose losses are defined: with three classes APGD-DLR replaces
+    APGD-T, with two classes neither remains.
+
+    Raises:
+        ValueError: a single attack is undefined for so few classes.
     """
-    parts = ATTACKS[name]
+    components = ATTACKS[name]
     if name.startswith("aa"):
-        return tuple(part for part in (_defined(part, num_classes) for part in parts) if part)
-    for part in parts:
-        if num_classes < FEWEST.get(part.kind, 2):
-            raise ValueError(
-                f"{name} needs at least {FEWEST.get(part.kind, 2)} classes, the model has {num_classes}"
-            )
-    return parts
+        return _defined_components(components, num_classes)
+    for component in components:
+        needed = MIN_CLASSES.get(component.kind, 2)
+        if num_classes < needed:
+            raise ValueError(f"{name} needs at least {needed} classes, the model has {num_classes}")
+    return components
 
 
-def _defined(part: Attack, num_classes: int) -> Attack | None:
-    if num_classes >= FEWEST.get(part.kind, 2):
-        return part
-    return Attack("apgd-dlr", part.steps) if part.kind == "apgd-t" and num_classes == 3 else None
+def _defined_components(components: tuple[Attack, ...], num_classes: int) -> tuple[Attack, ...]:
+    defined = []
+    for component in components:
+        if num_classes >= MIN_CLASSES.get(component.kind, 2):
+            defined.append(component)
+        elif component.kind == "apgd-t" and num_classes == 3:
+            defined.append(Attack("apgd-dlr", component.steps))
+    return tuple(defined)

@@ -1,4 +1,10 @@
-"""Runs named attacks and decides, image by image, what is still classified correctly."""
+"""Run named attacks and decide, image by image, which predictions are still correct.
+
+Each named attack starts from all correctly classified images. Inside a name each component gets the
+images that are robust to those before, in consecutive batches, as in the official AutoAttack, and
+every batch starts from the same seed. An adversarial example counts only if it lies in the ball and
+in [0, 1] and a fresh pass of the untouched model misclassifies it.
+"""
 
 from __future__ import annotations
 
@@ -6,22 +12,23 @@ import copy
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from attacks import sanity
-from attacks.build import build
-from attacks.catalog import ATTACKS, CONTROLS, SEARCHING, Attack, components, expand
-from attacks.corruptions import corrupt
-from attacks.isolation import isolated
-from attacks.record import fingerprint, restore, save
-from attacks.request import Setting, Target, check_model, check_request, predict, private
+from attacks.attacked_model import AttackedModel, frozen_copy, perturbation_norm
+from attacks.build import Settings, build_attack
+from attacks.catalog import ATTACKS, CONTROLS, MINIMUM_NORM, Attack, attack_components, expand_names
+from attacks.corruptions import corrupt_images
+from attacks.isolation import isolated_state
+from attacks.request import Target, check_model, check_request, copy_model, predict_classes
 from attacks.result import Cost, Evaluation
-from attacks.view import View, frozen, size
+from attacks.sanity import probe_model, training_mode_flag
+from attacks.verdict_file import evaluation_key, load_verdicts, save_verdicts
 
+# Called with the name of the attack, images done and images in all.
 Progress = Callable[[str, int, int], None]
 
 
@@ -40,171 +47,166 @@ def evaluate(
     record: Path | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Attacks `net`, any module that returns logits (N, K) for images x: (N, C, H, W) in [0, 1] with labels y: (N,).
+    """Attack a model with logits (N, K) for images x: (N, C, H, W) in [0, 1] with labels y: (N,).
 
-    attacks: names of the catalogue; NAME@S makes the images on `surrogates[S]`; "corruptions" and its parts such as
-    noise-3 are controls, which leave the ball and stay out of `worst`. eps: radius in `norm` ("Linf" or "L2"), in pixel
-    units. Each named attack starts from all correctly classified images; inside a name, each component gets what the
-    one before left, in consecutive batches of `batch_size`, as the official AutoAttack does; every batch starts from
-    `seed`. An adversarial image counts only if it lies in the ball and in [0, 1] and a fresh forward pass of the
-    untouched model misclassifies it. `net`, its modes, its gradients and the global random state are left as they were.
-    probes: images for the sanity flags, which say why the numbers may not be believed; 0 leaves them out. With
-    `record` (an .npz file), verdicts are written after each attack and found again; other evaluations need other files.
+    The model, its modes and gradients and the global random state are left as they are.
 
-    Raises ValueError for what cannot be evaluated; eps = 0 gives the clean verdict, no images empty verdicts.
+    attacks: names of the catalogue. NAME@S makes its images on `surrogates[S]`; "corruptions", or
+    one such as noise-3, is a control outside the ball. eps: radius in `norm`, "Linf" or "L2", in
+    pixel units; 0 gives the clean verdict. probes: images for the sanity flags, 0 for none. record:
+    an .npz file for the verdicts after each attack; the same evaluation continues from it.
+    Raises ValueError for what cannot be evaluated.
     """
-    chosen, setting, x = (
-        expand(attacks),
-        Setting(eps, norm, seed, batch_size),
-        x.detach().contiguous(),
-    )
-    used = {
-        name: (surrogates or {}).get(name)
-        for name in sorted({name.partition("@")[2] for name in chosen} - {""})
-    }
-    check_request(chosen, used, x, y, setting, probes)
-    with isolated(seed):
-        target = Target(
-            net, private(net), {name: other for name, other in used.items() if other is not None}
-        )
+    chosen, settings = expand_names(attacks), Settings(eps, norm, seed, batch_size)
+    x, used = x.detach().contiguous(), _used_surrogates(chosen, surrogates or {})
+    check_request(chosen, used, x, y, settings)
+    if probes < 0:
+        raise ValueError(f"probes = {probes}: 0, which leaves the flags out, or more")
+    with isolated_state(seed):
+        target = Target(net, copy_model(net), used)
         if not len(x):
-            return _empty(chosen)
-        setting = replace(setting, num_classes=check_model(target, x, y, chosen, setting))
-        known = Evaluation(_correct(target.judge, x, y, setting).cpu())
-        keep = _recorded(record, target, x, y, setting, known)
-        seen = cache(
-            lambda source: View(source, x[:2])
-        )  # folding takes longer than copying what was folded
+            return _empty_evaluation(chosen)
+        num_classes = check_model(target, x, y, chosen, norm)
+        run = _Run(target, x, y, replace(settings, num_classes=num_classes), progress)
+        run.open_verdict_file(record)
+        run.run_attacks(chosen)
+        run.run_probes(probes)
+    return run.result.select_attacks(chosen)
+
+
+def _used_surrogates(
+    chosen: list[str], surrogates: Mapping[str, nn.Module]
+) -> dict[str, nn.Module]:
+    names = sorted({name.partition("@")[2] for name in chosen})
+    return {name: surrogates[name] for name in names if surrogates.get(name) is not None}
+
+
+def _empty_evaluation(chosen: list[str]) -> Evaluation:
+    no_images = torch.zeros(0, dtype=torch.bool)
+    robust = {name: no_images for name in chosen if name not in CONTROLS}
+    control = {name: no_images for name in chosen if name in CONTROLS}
+    return Evaluation(no_images, robust, control, {name: Cost() for name in robust})
+
+
+class _Run:
+    """An evaluation in progress: its target, images and settings, and the verdicts so far."""
+
+    def __init__(
+        self, target: Target, x: Tensor, y: Tensor, settings: Settings, progress: Progress | None
+    ) -> None:
+        self.target, self.x, self.y = target, x, y
+        self.settings, self.progress = settings, progress
+        self.attacked_models: dict[nn.Module, AttackedModel] = {}
+        self.record: Path | None = None
+        self.key = ""
+        self.result = Evaluation(self._correct_images(lambda images: images))
+
+    def _correct_images(self, change: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return which images are classified correctly after a change of them: (N,)."""
+        classes = []
+        with isolated_state(self.settings.seed):
+            for images in torch.split(self.x, self.settings.batch_size):
+                classes.append(predict_classes(self.target.reference_model, change(images)))
+        return (torch.cat(classes) == self.y).cpu()
+
+    def open_verdict_file(self, record: Path | None) -> None:
+        """Load the verdicts of a file and check that it can be written."""
+        if record is None:
+            return
+        networks = {"": self.target.reference_model}
+        for name, surrogate in self.target.surrogates.items():
+            networks[name] = frozen_copy(surrogate)
+        self.record = record
+        self.key = evaluation_key(networks, self.x, self.y, vars(self.settings))
+        record.parent.mkdir(parents=True, exist_ok=True)
+        load_verdicts(record, self.key, self.result)
+        # What cannot be written fails now, not after hours of attacks.
+        self._save()
+
+    def _save(self) -> None:
+        if self.record is not None:
+            save_verdicts(self.record, self.key, self.result)
+
+    def run_attacks(self, chosen: list[str]) -> None:
+        """Run the attacks and controls that have no verdict yet."""
         for name in chosen:
-            if name in known.robust or name in known.control:
+            if name in self.result.robust or name in self.result.control:
                 continue
             if name in CONTROLS:
-                known.control[name] = _corrupted(name, target.judge, x, y, setting)
+                kind, severity = CONTROLS[name]
+                corrupt = partial(corrupt_images, kind=kind, severity=severity)
+                self.result.control[name] = self._correct_images(corrupt)
             else:
-                known.robust[name], known.cost[name] = _attack(
-                    name,
-                    target,
-                    copy.deepcopy(seen(target.source(name))),
-                    x,
-                    y,
-                    known.clean,
-                    setting,
-                    progress,
-                )
-            keep()
-        if probes and known.probed != probes:
-            known.flags = sanity.probe(copy.deepcopy(seen(net)), x[:probes], y[:probes], setting)
-            known.probed = probes
-            keep()
-        if (
-            probes
-        ):  # never from the record, which does not tell the modes that the model was handed over in
-            known.flags |= sanity.training_mode(net, target.judge, x[:8], setting)
-    return known.of(chosen)
+                self._run_attack(name)
+            self._save()
 
+    def run_probes(self, probes: int) -> None:
+        """Raise the sanity flags, on the first `probes` images."""
+        if not probes:
+            return
+        if self.result.probed != probes:
+            model = self._copy_attacked_model(self.target.net)
+            x, y = self.x[:probes], self.y[:probes]
+            self.result.flags = probe_model(model, x, y, self.settings)
+            self.result.probed = probes
+            self._save()
+        # Never from the file: it does not hold the modes of the caller's model.
+        net, reference_model = self.target.net, self.target.reference_model
+        self.result.flags |= training_mode_flag(net, reference_model, self.x[:8], self.settings)
 
-def _recorded(
-    record: Path | None, target: Target, x: Tensor, y: Tensor, setting: Setting, known: Evaluation
-) -> Callable[[], None]:
-    """Takes over what `record` holds into `known`; returns what writes `known` there. Raises as `restore` does."""
-    if record is None:
-        return lambda: None
-    networks = {"": target.judge} | {
-        name: frozen(other) for name, other in target.surrogates.items()
-    }
-    key = fingerprint(networks, x, y, vars(setting))
-    record.parent.mkdir(parents=True, exist_ok=True)
-    restore(record, key, known)
-    keep = partial(save, record, key, known)
-    keep()  # what cannot be written is told before hours of work
-    return keep
+    def _copy_attacked_model(self, source: nn.Module) -> AttackedModel:
+        # Folding a model takes longer than copying a folded one.
+        if source not in self.attacked_models:
+            self.attacked_models[source] = AttackedModel(source, self.x[:2])
+        return copy.deepcopy(self.attacked_models[source])
 
+    def _run_attack(self, name: str) -> None:
+        """Store the verdicts of a named attack and its cost."""
+        model = self._copy_attacked_model(self.target.source(name))
+        start, base = time.perf_counter(), name.partition("@")[0]
+        robust, fooled = self.result.clean.clone(), dict[str, int]()
+        components = attack_components(base, self.settings.num_classes)
+        for component in components if self.settings.eps else ():
+            label = f"{name} {component.kind}" if len(ATTACKS[base]) > 1 else name
+            before = int(robust.sum())
+            self._run_component(component, model, label, robust)
+            count = before - int(robust.sum())
+            fooled[component.kind] = fooled.get(component.kind, 0) + count
+        seconds, device = time.perf_counter() - start, str(self.x.device)
+        self.result.robust[name] = robust
+        self.result.cost[name] = Cost(seconds, model.forwards, model.backwards, fooled, device)
 
-def _attack(
-    name: str,
-    target: Target,
-    view: View,
-    x: Tensor,
-    y: Tensor,
-    clean: Tensor,
-    setting: Setting,
-    progress: Progress | None,
-) -> tuple[Tensor, Cost]:
-    """Verdicts (N,) after one named attack on the correctly classified images, and what it took."""
-    standing = clean.clone()
-    base, start = name.partition("@")[0], time.perf_counter()
-    broken = dict[str, int]()
-    for part in components(base, setting.num_classes) if setting.eps else ():
-        before = int(standing.sum())
-        attack = build(
-            part,
-            view,
-            setting.eps,
-            setting.num_classes,
-            setting.seed,
-            setting.norm,
-            setting.batch_size,
-        )
-        left = standing.nonzero().squeeze(1)
-        for done in range(0, len(left), setting.batch_size):
-            if progress:
-                progress(f"{name} {part.kind}" if len(ATTACKS[base]) > 1 else name, done, len(left))
-            rows = left[done : done + setting.batch_size].to(x.device)
-            images, labels = x[rows], y[rows]
-            with isolated(setting.seed):
+    def _run_component(
+        self, component: Attack, model: AttackedModel, label: str, robust: Tensor
+    ) -> None:
+        """Run one component on the `robust` images: (N,), which it updates."""
+        attack, batch_size = build_attack(component, model, self.settings), self.settings.batch_size
+        rows = robust.nonzero().squeeze(1)
+        for done in range(0, len(rows), batch_size):
+            if self.progress:
+                self.progress(label, done, len(rows))
+            batch = rows[done : done + batch_size].to(self.x.device)
+            images, labels = self.x[batch], self.y[batch]
+            with isolated_state(self.settings.seed):
                 adv = attack(images, labels).detach()
-                standing[rows.cpu()] = ~_broken(
-                    target.judge, images, labels, adv, setting, part
-                ).cpu()
-        broken[part.kind] = broken.get(part.kind, 0) + before - int(standing.sum())
-    seconds = time.perf_counter() - start
-    return standing, Cost(seconds, view.forwards, view.backwards, broken, str(x.device))
+                fooled = self._verify(images, labels, adv, component)
+            robust[batch.cpu()] = ~fooled.cpu()
 
+    def _verify(self, x: Tensor, y: Tensor, adv: Tensor, component: Attack) -> Tensor:
+        """Return which adversarial examples are misclassified: (B,).
 
-def _corrupted(name: str, judge: nn.Module, x: Tensor, y: Tensor, setting: Setting) -> Tensor:
-    """Which of all images are classified correctly under a corruption: (N,)."""
-    with isolated(setting.seed):
-        parts = [
-            predict(judge, corrupt(images, *CONTROLS[name])) == labels
-            for images, labels in zip(
-                torch.split(x, setting.batch_size), torch.split(y, setting.batch_size), strict=True
-            )
-        ]
-    return torch.cat(parts).cpu()
-
-
-def _broken(
-    judge: nn.Module, x: Tensor, y: Tensor, adv: Tensor, setting: Setting, part: Attack
-) -> Tensor:
-    """Which adversarial images are misclassified. Raises RuntimeError if one is not an image of the ball.
-
-    From an attack that looks for the nearest one, an image outside the ball is no error and does not count.
-    """
-    outside = ~(size(adv - x, setting.norm) <= setting.eps * (1 + 1e-5) + 1e-6)  # true for NaN too
-    if part.kind in SEARCHING:
-        adv = torch.where(outside.view(-1, *[1] * (x.ndim - 1)), x, adv)
-    elif adv.isnan().any():
-        raise RuntimeError(
-            f"{part.kind} returned NaN: the model's gradient is not finite where its logits are"
-        )
-    elif outside.any() or adv.amin() < 0 or adv.amax() > 1:
-        raise RuntimeError(
-            f"{part.kind} returned images outside the ball of {setting.eps:.6g} ({setting.norm}) or outside [0, 1]"
-        )
-    return predict(judge, adv) != y
-
-
-def _empty(chosen: list[str]) -> Evaluation:
-    none = torch.zeros(0, dtype=torch.bool)
-    robust = [name for name in chosen if name not in CONTROLS]
-    controls = [name for name in chosen if name in CONTROLS]
-    costs = {name: Cost() for name in robust}
-    return Evaluation(none, dict.fromkeys(robust, none), dict.fromkeys(controls, none), costs)
-
-
-def _correct(judge: nn.Module, x: Tensor, y: Tensor, setting: Setting) -> Tensor:
-    with isolated(setting.seed):
-        return (
-            torch.cat([predict(judge, images) for images in torch.split(x, setting.batch_size)])
-            == y
-        )
+        Raises RuntimeError if one is not an image of the ball. Minimum-norm attacks may leave the
+        ball; there an image does not count.
+        """
+        eps, norm, kind = self.settings.eps, self.settings.norm, component.kind
+        # False for NaN too.
+        inside = perturbation_norm(adv - x, norm) <= eps * (1 + 1e-5) + 1e-6
+        if kind in MINIMUM_NORM:
+            adv = torch.where(inside.view(-1, 1, 1, 1), adv, x)
+        elif adv.isnan().any():
+            reason = "the model's gradient is not finite where its logits are"
+            raise RuntimeError(f"{kind} returned NaN: {reason}")
+        elif not inside.all() or adv.amin() < 0 or adv.amax() > 1:
+            ball = f"the ball of {eps:.6g} ({norm})"
+            raise RuntimeError(f"{kind} returned images outside {ball} or outside [0, 1]")
+        return predict_classes(self.target.reference_model, adv) != y

@@ -1,4 +1,4 @@
-"""What surrounds every attack: a state of its own, whatever the caller's, which comes back untouched."""
+"""Isolate attacks from the caller's random state, precision and gradient mode, and restore them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
-backends: Any = torch.backends  # mypy sees less of it than there is
-LOWERED = (  # what may run in TF32 or bfloat16
+# mypy knows only some of its attributes.
+backends: Any = torch.backends
+# Operations that may run in TF32 or bfloat16.
+LOW_PRECISION_BACKENDS = (
     backends.cuda.matmul,
     backends.cudnn.conv,
     backends.cudnn.rnn,
@@ -22,9 +24,10 @@ LOWERED = (  # what may run in TF32 or bfloat16
 
 
 @contextmanager
-def isolated(seed: int) -> Iterator[None]:
-    """Gradients on, full precision, random state of Python, NumPy and every device seeded inside and restored outside."""
-    devices, states = range(torch.cuda.device_count()), (random.getstate(), np.random.get_state())
+def isolated_state(seed: int) -> Iterator[None]:
+    """Turn gradients and full precision on and seed Python, NumPy and every device; restore all."""
+    devices = range(torch.cuda.device_count())
+    python_state, numpy_state = random.getstate(), np.random.get_state()
     dtype = torch.get_default_dtype()
     with (
         torch.random.fork_rng(devices=devices),
@@ -41,33 +44,32 @@ def isolated(seed: int) -> Iterator[None]:
         try:
             yield
         finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)
             torch.set_default_dtype(dtype)
 
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """No TF32, no bfloat16 in float32 products and convolutions.
-
-    PyTorch keeps this twice, and its older getters raise where the two disagree: both are set, and both restored.
-    """
-    before = [place.fp32_precision for place in LOWERED]
-    matmul = conv = None
-    with suppress(RuntimeError):  # the caller has set the newer ones alone
-        matmul = torch.get_float32_matmul_precision()
+    """Turn off TF32 and bfloat16 in float32 products and convolutions; restore the settings."""
+    # PyTorch has these settings twice, and the older getters raise where the two disagree. So
+    # both are set, and both restored.
+    before = [backend.fp32_precision for backend in LOW_PRECISION_BACKENDS]
+    matmul_precision = allow_tf32 = None
     with suppress(RuntimeError):
-        conv = backends.cudnn.allow_tf32
+        matmul_precision = torch.get_float32_matmul_precision()
+    with suppress(RuntimeError):
+        allow_tf32 = backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("highest")
     backends.cudnn.allow_tf32 = False
-    for place in LOWERED:
-        place.fp32_precision = "ieee"
+    for backend in LOW_PRECISION_BACKENDS:
+        backend.fp32_precision = "ieee"
     try:
         yield
     finally:
-        if matmul is not None:
-            torch.set_float32_matmul_precision(matmul)
-        if conv is not None:
-            backends.cudnn.allow_tf32 = conv
-        for place, precision in zip(LOWERED, before, strict=True):
-            place.fp32_precision = precision
+        if matmul_precision is not None:
+            torch.set_float32_matmul_precision(matmul_precision)
+        if allow_tf32 is not None:
+            backends.cudnn.allow_tf32 = allow_tf32
+        for backend, precision in zip(LOW_PRECISION_BACKENDS, before, strict=True):
+            backend.fp32_precision = precision

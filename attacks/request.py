@@ -1,152 +1,145 @@
-"""What can be evaluated: every refusal is a ValueError that names the value."""
+"""Check what is to be evaluated: every refusal is a ValueError that names the value."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from attacks.build import check
-from attacks.catalog import ATTACKS, CONTROLS, components, transfers
-from attacks.view import frozen
+from attacks.attacked_model import frozen_copy
+from attacks.build import Settings, check_support
+from attacks.catalog import ATTACKS, CONTROLS, attack_components, is_transferable
 
-
-@dataclass(frozen=True)
-class Setting:
-    """What every attack of one evaluation shares."""
-
-    eps: float
-    norm: str
-    seed: int
-    batch_size: int
-    num_classes: int = 0
+Surrogates = Mapping[str, nn.Module]
 
 
 @dataclass(frozen=True)
 class Target:
-    """The model under attack, and where adversarial images for it come from."""
+    """The model under attack, and the surrogates of transfer attacks by name.
+
+    reference_model: a frozen copy in full precision, the only one whose verdict counts.
+    """
 
     net: nn.Module
-    judge: nn.Module  # a frozen copy, in full precision: the only one whose verdict counts
-    surrogates: Mapping[str, nn.Module] = field(default_factory=dict)
+    reference_model: nn.Module
+    surrogates: Surrogates
 
     def source(self, name: str) -> nn.Module:
-        """The network that an attack of this name climbs on."""
+        """Return the network that an attack makes its adversarial examples on."""
         return self.surrogates[name.partition("@")[2]] if "@" in name else self.net
 
 
 def check_request(
-    chosen: list[str],
-    surrogates: Mapping[str, nn.Module | None],
-    x: Tensor,
-    y: Tensor,
-    setting: Setting,
-    probes: int,
+    chosen: list[str], surrogates: Surrogates, x: Tensor, y: Tensor, settings: Settings
 ) -> None:
-    """Raises ValueError naming the name, number or tensor that cannot be used."""
+    """Raise ValueError for a name, a number or a tensor that cannot be used."""
     for name in chosen:
         _check_name(name, surrogates)
-    if setting.norm not in ("Linf", "L2"):
-        raise ValueError(f"norm {setting.norm!r}: Linf or L2")
     if x.ndim != 4 or y.shape != x.shape[:1] or y.dtype != torch.int64:
-        raise ValueError(
-            f"images must be (N, C, H, W) with as many int64 labels (N,), these are {tuple(x.shape)} and "
-            f"{tuple(y.shape)} {y.dtype}"
-        )
+        shapes = f"{tuple(x.shape)} and {tuple(y.shape)} {y.dtype}"
+        needed = "images must be (N, C, H, W) with as many int64 labels (N,)"
+        raise ValueError(f"{needed}, these are {shapes}")
     if 0 in x.shape[1:]:
         raise ValueError(f"images of no pixels: {tuple(x.shape)}")
-    largest = 1.0 if setting.norm == "Linf" else x[0].numel() ** 0.5 if len(x) else math.inf
-    if not 0 <= setting.eps <= largest:
-        raise ValueError(
-            f"eps = {setting.eps} is outside [0, {largest:.4g}], which holds the whole cube"
-        )
-    if not 0 <= setting.seed < 2**63:
-        raise ValueError(f"seed = {setting.seed}: between 0 and 2^63 - 1")
-    if probes < 0:
-        raise ValueError(f"probes = {probes}: 0, which leaves the flags out, or more")
-    if setting.batch_size < 1:
-        raise ValueError(f"batch_size = {setting.batch_size}: at least 1")
-    if len(x) and (
-        x.dtype != torch.float32 or not (x.amin() >= 0 and x.amax() <= 1)
-    ):  # false for NaN too
-        raise ValueError(
-            f"images must be float32 in [0, 1], these are {x.dtype} in [{x.amin():.3g}, {x.amax():.3g}]"
-        )
-    if min(x.shape[2:]) < 5 and any(CONTROLS.get(name, " ")[0] == "blur" for name in chosen):
-        raise ValueError(
-            f"blur needs images of at least 5x5 pixels, these are {x.shape[2]}x{x.shape[3]}"
-        )
+    _check_settings(settings, x)
+    if not len(x):
+        return
+    # Written so that NaN is refused too.
+    if x.dtype != torch.float32 or not (x.amin() >= 0 and x.amax() <= 1):
+        pixels = f"{x.dtype} in [{x.amin():.3g}, {x.amax():.3g}]"
+        raise ValueError(f"images must be float32 in [0, 1], these are {pixels}")
+    height, width = x.shape[2:]
+    if min(height, width) < 5 and any(name.startswith("blur-") for name in chosen):
+        raise ValueError(f"blur needs images of at least 5x5 pixels, these are {height}x{width}")
 
 
-def _check_name(name: str, surrogates: Mapping[str, nn.Module | None]) -> None:
-    """Raises ValueError for an attack that does not exist or cannot be transferred."""
+def _check_name(name: str, surrogates: Surrogates) -> None:
     base, at, surrogate = name.partition("@")
     if base not in ATTACKS and name not in CONTROLS:
         raise ValueError(f"unknown attack {name!r}: choose from {', '.join(ATTACKS)}, corruptions")
-    if at and surrogates[surrogate] is None:
+    if at and surrogate not in surrogates:
         raise ValueError(f"{name}: no surrogate {surrogate!r} was given")
-    if at and not transfers(base):
-        able = ", ".join(filter(transfers, ATTACKS))
-        raise ValueError(
-            f"{name}: {base} stops where the surrogate is fooled; these transfer: {able}"
-        )
+    if at and not is_transferable(base):
+        able = ", ".join(filter(is_transferable, ATTACKS))
+        reason = f"{base} stops where the surrogate is fooled"
+        raise ValueError(f"{name}: {reason}; these transfer: {able}")
 
 
-def check_model(target: Target, x: Tensor, y: Tensor, chosen: list[str], setting: Setting) -> int:
-    """Number of classes; raises ValueError for a model that cannot be evaluated so."""
-    classes = _classes(target.judge, x, "the model")
-    if y.amin() < 0 or y.amax() >= classes:
-        raise ValueError(
-            f"labels go from {y.amin()} to {y.amax()}, the model has {classes} outputs"
-        )
+def _check_settings(settings: Settings, x: Tensor) -> None:
+    eps, norm, seed, batch_size = settings.eps, settings.norm, settings.seed, settings.batch_size
+    if norm not in ("Linf", "L2"):
+        raise ValueError(f"norm {norm!r}: Linf or L2")
+    largest = largest_eps(x, norm) if len(x) else math.inf
+    if not 0 <= eps <= largest:
+        raise ValueError(f"eps = {eps} is outside [0, {largest:.4g}], which holds the whole cube")
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"seed = {seed}: between 0 and 2^63 - 1")
+    if batch_size < 1:
+        raise ValueError(f"batch_size = {batch_size}: at least 1")
+
+
+def largest_eps(x: Tensor, norm: str) -> float:
+    """Return the radius of the ball around any image that holds all images of this shape."""
+    return 1.0 if norm == "Linf" else float(x[0].numel() ** 0.5)
+
+
+def check_model(target: Target, x: Tensor, y: Tensor, chosen: list[str], norm: str) -> int:
+    """Return the number of classes. Raise ValueError for a model that cannot be evaluated."""
+    classes = _count_classes(target.reference_model, x, "the model")
+    lowest, highest = y.amin(), y.amax()
+    if lowest < 0 or highest >= classes:
+        raise ValueError(f"labels go from {lowest} to {highest}, the model has {classes} outputs")
     if classes < 2:
         raise ValueError("the model has a single output: there is no other class to be taken for")
     for name, surrogate in target.surrogates.items():
-        found = _classes(private(surrogate), x, f"surrogate {name}")
-        if found != classes:
-            raise ValueError(f"surrogate {name} has {found} outputs, the model {classes}")
+        outputs = _count_classes(copy_model(surrogate), x, f"surrogate {name}")
+        if outputs != classes:
+            raise ValueError(f"surrogate {name} has {outputs} outputs, the model {classes}")
     for name in chosen:
-        for part in () if name in CONTROLS else components(name.partition("@")[0], classes):
-            check(part, setting.norm, tuple(x.shape[2:]))
+        if name not in CONTROLS:
+            for component in attack_components(name.partition("@")[0], classes):
+                check_support(component, norm, tuple(x.shape[2:]))
     return classes
 
 
-def _classes(net: nn.Module, x: Tensor, what: str) -> int:
-    """How many outputs a network has for these images. Raises ValueError where it has none."""
+def _count_classes(net: nn.Module, x: Tensor, role: str) -> int:
+    """Return the number of outputs of a network. Raise ValueError if it fails on these images."""
     try:
-        predict(net, x[:2])
+        predict_classes(net, x[:2])
         with torch.no_grad():
             return int(net(x[:2]).shape[1])
     except ValueError:
         raise
-    except Exception as error:  # its own code fails on these images
-        cause = (str(error).strip().splitlines() or [""])[0]
-        raise ValueError(
-            f"{what} fails on images {tuple(x.shape[1:])}: {type(error).__name__}: {cause}"
-        ) from error
+    # The network's own code may raise anything.
+    except Exception as error:
+        first_line = (str(error).strip().splitlines() or [""])[0]
+        cause = f"{type(error).__name__}: {first_line}"
+        raise ValueError(f"{role} fails on images {tuple(x.shape[1:])}: {cause}") from error
 
 
 @torch.no_grad()
-def predict(judge: nn.Module, x: Tensor) -> Tensor:
-    """Classes (N,). Raises ValueError for what is not finite logits (N, K): no verdict can come from NaN."""
-    logits = judge(x)
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
-        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(f"the model must return logits (N, K), not {found}")
-    if not logits.isfinite().all():
-        bad = int((~logits.isfinite().all(dim=1)).sum())
-        raise ValueError(
-            f"the model returned NaN or inf for {bad} of {len(x)} images: there is no verdict on them"
-        )
+def predict_classes(net: nn.Module, x: Tensor) -> Tensor:
+    """Return the predicted classes (N,). Raise ValueError unless the logits are finite, (N, K)."""
+    logits = net(x)
+    if not isinstance(logits, Tensor):
+        raise ValueError(f"the model must return logits (N, K), not {type(logits).__name__}")
+    if logits.ndim != 2 or len(logits) != len(x):
+        raise ValueError(f"the model must return logits (N, K), not {tuple(logits.shape)}")
+    # No verdict can come from NaN: argmax would take it for the largest logit.
+    finite = logits.isfinite().all(dim=1)
+    if not finite.all():
+        images = f"{int((~finite).sum())} of {len(x)} images"
+        raise ValueError(f"the model returned NaN or inf for {images}: there is no verdict on them")
     return logits.argmax(dim=1)
 
 
-def private(net: nn.Module) -> nn.Module:
-    """The model's private copy. Raises ValueError where there can be none."""
+def copy_model(net: nn.Module) -> nn.Module:
+    """Return a frozen copy. Raise ValueError if the model cannot be copied."""
     try:
-        return frozen(net)
-    except Exception as error:  # copying runs the model's own code
+        return frozen_copy(net)
+    # Copying runs the model's own code, which may raise anything.
+    except Exception as error:
         raise ValueError(f"the model cannot be copied: {type(error).__name__}: {error}") from error

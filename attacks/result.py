@@ -1,40 +1,50 @@
-"""What an evaluation found and what it took."""
+"""Verdicts of an evaluation, costs, and the flags that verdicts raise against each other."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+# A weaker attack and a stronger one, with the flag for the case that the weaker one wins.
+ATTACK_ORDER = (
+    ("fgsm", "pgd20", "one-step-beats-many"),
+    ("pgd10", "pgd50", "more-steps-weaker"),
+    ("pgd10", "pgd100", "more-steps-weaker"),
+    ("pgd20", "pgd100", "more-steps-weaker"),
+)
+
+Flag = tuple[str, str]
+
 
 @dataclass
 class Cost:
-    """What an attack took: wall-clock seconds, images passed forwards and backwards through the model, the device.
+    """Cost of an attack: wall-clock seconds, images passed forwards and backwards, the device.
 
-    Counted is all that the attack passed, also what fills a forward pass or was tried in vain; not the pass that verifies
-    what it returned. `broken`: how many images each of its components broke.
+    Passes that fill a batch or are in vain count, the one that verifies adversarial examples does
+    not. fooled: images fooled by each component.
     """
 
     seconds: float = 0.0
     forwards: int = 0
     backwards: int = 0
-    broken: dict[str, int] = field(default_factory=dict)
+    fooled: dict[str, int] = field(default_factory=dict)
     device: str = "cpu"
 
     @property
     def images_per_second(self) -> float:
-        """Passes in either direction, a second."""
+        """Images passed in either direction in a second."""
         return (self.forwards + self.backwards) / self.seconds if self.seconds else 0.0
 
 
 @dataclass
 class Evaluation:
-    """Verdicts, (N,) bool on the CPU, True where the image is still classified correctly, and what each attack took.
+    """Verdicts, (N,) bool on the CPU, True where an image is classified correctly, with costs.
 
-    `control` holds the verdicts under corruptions, which are no attacks. `flags` says why these numbers may not be
-    believed: name of the flag -> the evidence.
+    robust: by attack. control: by corruption, which is no attack. flags: flag -> evidence, reasons
+    not to believe the numbers. probed: images that the sanity flags were computed on.
     """
 
     clean: Tensor
@@ -42,86 +52,83 @@ class Evaluation:
     control: dict[str, Tensor] = field(default_factory=dict)
     cost: dict[str, Cost] = field(default_factory=dict)
     flags: dict[str, str] = field(default_factory=dict)
-    probed: int = 0  # images that the flags were looked for on
+    probed: int = 0
 
     @property
     def worst(self) -> Tensor:
-        """Correct under every attack that was run, and clean."""
+        """Images that are classified correctly, clean and under every attack."""
         return torch.stack([self.clean, *self.robust.values()]).all(dim=0)
 
     def accuracy(self) -> dict[str, float]:
-        """Share of correct images by attack and control, with `clean` and `worst`."""
+        """Return the share of correct images by attack and control, with `clean` and `worst`."""
         verdicts = {"clean": self.clean, **self.robust, **self.control, "worst": self.worst}
         return {name: verdict.float().mean().item() for name, verdict in verdicts.items()}
 
-    def of(self, chosen: Iterable[str]) -> Evaluation:
-        """The part that concerns the chosen names, in their order, with what their verdicts say against themselves."""
-        chosen = list(chosen)
-        robust = {name: self.robust[name] for name in chosen if name in self.robust}
-        control = {name: self.control[name] for name in chosen if name in self.control}
-        cost = {name: self.cost[name] for name in robust if name in self.cost}
-        found = Evaluation(self.clean, robust, control, cost, dict(self.flags), self.probed)
-        found.flags |= found.contradictions()
-        return found
+    def select_attacks(self, names: list[str]) -> Evaluation:
+        """Return the verdicts of some attacks and controls, in that order, with their flags."""
+        robust = {name: self.robust[name] for name in names if name in self.robust}
+        control = {name: self.control[name] for name in names if name in self.control}
+        cost = {name: self.cost[name] for name in names if name in self.cost}
+        selected = Evaluation(self.clean, robust, control, cost, dict(self.flags), self.probed)
+        selected.flags |= selected.contradictions()
+        return selected
 
-    def first(self, count: int) -> Evaluation:
-        """The verdicts of the first `count` images, without costs."""
-        return Evaluation(
-            self.clean[:count], {name: verdict[:count] for name, verdict in self.robust.items()}
-        )
+    def first_images(self, count: int) -> Evaluation:
+        """Return the verdicts on the first `count` images under attacks, without costs."""
+        robust = {name: verdict[:count] for name, verdict in self.robust.items()}
+        return Evaluation(self.clean[:count], robust)
 
     def __or__(self, other: Evaluation) -> Evaluation:
-        """The verdicts of two evaluations of the same images."""
-        return Evaluation(
-            self.clean,
-            self.robust | other.robust,
-            self.control | other.control,
-            self.cost | other.cost,
-        )
+        """Return the verdicts of two evaluations of the same images."""
+        robust, control = self.robust | other.robust, self.control | other.control
+        return Evaluation(self.clean, robust, control, self.cost | other.cost)
 
     def contradictions(self) -> dict[str, str]:
-        """Flags that the verdicts themselves raise.
+        """Return the flags that the verdicts raise against each other.
 
-        A weaker attack may beat a stronger one on a few images by chance: each rule has a tolerance of max(1 %, 2 images),
-        but for attacks without gradients, where it is the 0.2 % of the official AutoAttack and at least 3 images.
+        A weaker attack may beat a stronger one on a few images by chance. The tolerance is max(1 %,
+        2 images), without gradients max(0.2 %, 3 images), the 0.2 % of the official AutoAttack.
         """
-        n, flags = len(self.clean), dict[str, str]()
-        if not n:
-            return flags
-        few, accuracy = max(0.01, 2 / n) + 1e-6, self.accuracy()
+        if not len(self.clean):
+            return {}
+        return dict([*self._order_flags(), *self._cascade_flags(), *self._gradient_free_flags()])
 
-        def gap(weak: str, strong: str) -> float:
-            """By how much accuracy under the stronger attack exceeds that under the weaker one."""
-            return (
-                accuracy[strong] - accuracy[weak] if {weak, strong} <= self.robust.keys() else 0.0
-            )
+    def _order_flags(self) -> Iterator[Flag]:
+        """Compare attacks of known order by accuracy."""
+        accuracy = self.accuracy()
+        tolerance = max(0.01, 2 / len(self.clean)) + 1e-6
+        for weak, strong, flag in ATTACK_ORDER:
+            if not {weak, strong} <= self.robust.keys():
+                continue
+            if accuracy[strong] - accuracy[weak] > tolerance:
+                yield flag, f"{weak} {accuracy[weak]:.1%}, {strong} {accuracy[strong]:.1%}"
+        for name in ("pgd20", "pgd20_trades", "pgd100"):
+            if {name, "aa"} <= self.robust.keys() and accuracy[name] - accuracy["aa"] > 0.10:
+                evidence = f"{name} {accuracy[name]:.1%}, AutoAttack {accuracy['aa']:.1%}"
+                yield "pgd-far-above-aa", evidence
 
-        for weak, strong in (
-            ("fgsm", "pgd20"),
-            ("pgd10", "pgd50"),
-            ("pgd10", "pgd100"),
-            ("pgd20", "pgd100"),
-        ):
-            if gap(weak, strong) > few:
-                name = "one-step-beats-many" if weak == "fgsm" else "more-steps-weaker"
-                flags[name] = f"{weak} {accuracy[weak]:.1%}, {strong} {accuracy[strong]:.1%}"
-        for weak in ("pgd20", "pgd20_trades", "pgd100"):
-            if gap("aa", weak) > 0.10:
-                flags["pgd-far-above-aa"] = (
-                    f"{weak} {accuracy[weak]:.1%}, AutoAttack {accuracy['aa']:.1%}"
-                )
+    # Of attacks that end with Square, such as AutoAttack.
+    def _cascade_flags(self) -> Iterator[Flag]:
         for name, cost in self.cost.items():
-            last = list(cost.broken)[-1:] == ["square"] and len(cost.broken) > 1
-            if last and cost.broken["square"] > max(0.002 * n, 3):
-                flags["black-box-beats-white-box"] = (
-                    f"{name}: Square broke {cost.broken['square']} that no gradient had"
-                )
-        white = [
-            verdict for name, verdict in self.robust.items() if "@" not in name and name != "square"
-        ]
-        for name, verdict in self.robust.items() if white else ():
-            alone = int((~verdict & torch.stack(white).all(dim=0)).sum())
-            if alone > max(0.002 * n, 3) and ("@" in name or name == "square"):
+            kinds = list(cost.fooled)
+            if len(kinds) < 2 or kinds[-1] != "square":
+                continue
+            if cost.fooled["square"] > self._few_images():
+                evidence = f"{name}: Square broke {cost.fooled['square']} that no gradient had"
+                yield "black-box-beats-white-box", evidence
+
+    def _gradient_free_flags(self) -> Iterator[Flag]:
+        """Check what Square and transfer attacks fool that no white-box attack does."""
+        gradient_free = [name for name in self.robust if "@" in name or name == "square"]
+        white_box = [self.robust[name] for name in self.robust if name not in gradient_free]
+        if not white_box:
+            return
+        robust_to_gradients = torch.stack(white_box).all(dim=0)
+        for name in gradient_free:
+            fooled = int((~self.robust[name] & robust_to_gradients).sum())
+            if fooled > self._few_images():
                 flag = "transfer-beats-white-box" if "@" in name else "black-box-beats-white-box"
-                flags[flag] = f"{name} broke {alone} that no gradient of the model had"
-        return flags
+                yield flag, f"{name} broke {fooled} that no gradient of the model had"
+
+    def _few_images(self) -> float:
+        return max(0.002 * len(self.clean), 3)

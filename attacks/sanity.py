@@ -1,254 +1,267 @@
 """Sanity flags: signs that a model hides its gradients or that an evaluation cannot be believed.
 
-Each test is small and states its threshold; the literature it follows is Athalye et al. 2018 ("Obfuscated gradients"),
-Carlini et al. 2019 ("On evaluating adversarial robustness") and the checks of the official AutoAttack. A flag does not say
-that the model is not robust: it says that the numbers do not show it.
+Each test is small and states its threshold. They follow Athalye et al. 2018 ("Obfuscated
+gradients"), Carlini et al. 2019 ("On evaluating adversarial robustness") and the checks of the
+official AutoAttack.
+A flag does not say that the model is not robust: it says that the numbers do not show it.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attacks.build import REFERENCE_EPS, build
+from attacks.attacked_model import AttackedModel, perturbation_norm
+from attacks.build import REFERENCE_EPS, Settings, build_attack
 from attacks.catalog import Attack
-from attacks.components import margin
-from attacks.isolation import isolated
-from attacks.view import View, input_gradient, size
+from attacks.components.margin_attacks import logit_margin
+from attacks.folding import input_gradient
+from attacks.isolation import isolated_state
+from attacks.request import largest_eps
+from attacks.result import Flag
 
-if TYPE_CHECKING:
-    from attacks.request import Setting
-
-Found = Iterator[tuple[str, str]]
+Flags = Iterator[Flag]
+Loss = Callable[[Tensor, Tensor], Tensor]
 
 
-def training_mode(net: nn.Module, judge: nn.Module, x: Tensor, setting: Setting) -> dict[str, str]:
-    """A model handed over in training mode although that changes its logits; it is evaluated in eval mode."""
+def training_mode_flag(
+    net: nn.Module, reference_model: nn.Module, x: Tensor, settings: Settings
+) -> dict[str, str]:
+    """Flag a model in training mode whose logits differ from the evaluated ones, of eval mode."""
     if not any(module.training for module in net.modules()):
         return {}
     outputs = []
-    for model in (copy.deepcopy(net), judge):
-        with isolated(setting.seed), torch.no_grad():
+    for model in (copy.deepcopy(net), reference_model):
+        with isolated_state(settings.seed), torch.no_grad():
             try:
                 outputs.append(model(x.clone()) + 0)
-            except (
-                Exception
-            ) as error:  # of one image, say, BatchNorm has no variance; others return a tuple then
-                return {
-                    "training-mode": f"in the modes given the model fails: {type(error).__name__}"
-                }
-    apart = float((outputs[0] - outputs[1]).abs().max())
-    return (
-        {"training-mode": f"logits differ by {apart:.2g} between the modes given and eval mode"}
-        if apart > 1e-3
-        else {}
-    )
+            # BatchNorm fails on a single image; other models return a tuple in training mode.
+            except Exception as error:
+                evidence = f"in the modes given the model fails: {type(error).__name__}"
+                return {"training-mode": evidence}
+    change = float((outputs[0] - outputs[1]).abs().max())
+    if change > 1e-3:
+        evidence = f"logits differ by {change:.2g} between the modes given and eval mode"
+        return {"training-mode": evidence}
+    return {}
 
 
-def probe(view: View, x: Tensor, y: Tensor, setting: Setting) -> dict[str, str]:
-    """Flags of a model on a few images x: (n, C, H, W), labels y: (n,): name -> evidence. Repeatable."""
-    if not setting.eps:
+def probe_model(model: AttackedModel, x: Tensor, y: Tensor, settings: Settings) -> dict[str, str]:
+    """Return the flags of a model on a few images x: (n, C, H, W), labels y: (n,). Repeatable."""
+    if not settings.eps:
         return {}
-    with isolated(setting.seed):
-        flags = dict(_outputs(view.judge, x, y))
+    net = model.reference_model
+    with isolated_state(settings.seed):
+        flags = dict(_output_flags(net, x, y))
         with torch.no_grad():
-            right = view.judge(x).argmax(dim=1) == y
-        if right.any():
-            flags |= _gradients(view.judge, x[right], y[right], setting)
-            flags |= _attacks(view, x[right], y[right], setting, len(x))
+            correct = net(x).argmax(dim=1) == y
+        if correct.any():
+            total = len(x)
+            x, y = x[correct], y[correct]
+            flags |= _gradient_flags(net, x, y, settings)
+            flags |= _attack_flags(_Probe(model, x, y, settings, total))
     return flags
 
 
-def _outputs(net: nn.Module, x: Tensor, y: Tensor) -> Found:
-    """What can be told without gradients: randomness, dependence on the batch, probabilities instead of logits."""
+def _output_flags(net: nn.Module, x: Tensor, y: Tensor) -> Flags:
+    """Flag randomness, dependence on the batch, and probabilities instead of logits."""
     with torch.no_grad():
         passes = torch.stack([net(x) for _ in range(5)])
-        alone = torch.cat([net(image[None]) for image in x[:32]])
-        together = net(x[:32])
+        single = torch.cat([net(image[None]) for image in x[:32]])
+        batched = net(x[:32])
     logits, units = passes[0], F.normalize(passes, dim=2)
     spread = float((units[:, None] - units[None]).norm(dim=3).max())
     counts = (passes.argmax(dim=2) == y).sum(dim=1)
+    change = float((batched - single).abs().max() / single.abs().max().clamp(min=1e-12))
     if spread > 1e-4 or counts.min() < counts.max():
-        yield (
-            "randomised-output",
-            f"five passes differ by {spread:.2g} in unit logits; use aa_rand and eotpgd",
-        )
-    else:
-        off = float((together - alone).abs().max() / alone.abs().max().clamp(min=1e-12))
-        if off > 1e-3:
-            yield (
-                "batch-dependent-output",
-                f"logits of an image alone and in a batch differ by {off:.2g}, relatively",
-            )
-    if (
-        logits.min() >= -1e-5
-        and logits.max() <= 1 + 1e-5
-        and (logits.sum(dim=1) - 1).abs().max() < 1e-5
-    ):
+        evidence = f"five passes differ by {spread:.2g} in unit logits; use aa_rand and eotpgd"
+        yield "randomised-output", evidence
+    elif change > 1e-3:
+        evidence = f"logits of an image alone and in a batch differ by {change:.2g}, relatively"
+        yield "batch-dependent-output", evidence
+    in_unit_interval = logits.min() >= -1e-5 and logits.max() <= 1 + 1e-5
+    if in_unit_interval and (logits.sum(dim=1) - 1).abs().max() < 1e-5:
         yield "softmax-output", "every output is a probability distribution, not logits"
 
 
-def _gradients(net: nn.Module, x: Tensor, y: Tensor, setting: Setting) -> Found:
-    """Gradients of exactly zero for more than 1 % of the images, and gradients that finite differences do not confirm."""
-    start = (x + setting.eps * (2 * torch.rand(x.shape, device=x.device) - 1)).clamp(0, 1)
+def _gradient_flags(net: nn.Module, x: Tensor, y: Tensor, settings: Settings) -> Flags:
+    """Flag gradients of exactly zero, not finite, or not confirmed by finite differences."""
+    noise = settings.eps * (2 * torch.rand(x.shape, device=x.device) - 1)
+    starts = {"the images": x, "random starts": (x + noise).clamp(0, 1)}
     for name, loss in LOSSES.items():
-        for where, images in (("the images", x), ("random starts", start)):
-            largest = _gradient(net, images, y, loss).nan_to_num().flatten(1).abs().amax(dim=1)
+        for where, images in starts.items():
+            gradient = _loss_gradient(net, images, y, loss).nan_to_num()
+            largest = gradient.flatten(1).abs().amax(dim=1)
             zero = float((largest == 0).float().mean())
             if zero > 0.01:
                 yield f"zero-gradient-{name}", f"{zero:.0%} at {where}"
-    gradient = _gradient(net, x, y, margin)
+    gradient = _loss_gradient(net, x, y, logit_margin)
     finite = float(gradient.isfinite().flatten(1).all(dim=1).float().mean())
     if finite < 0.99:
-        yield (
-            "gradient-not-finite",
-            f"NaN or inf in the gradients of {1 - finite:.0%} of the images",
-        )
-    yield from _faithful(net, x, y, gradient.nan_to_num(), setting)
+        evidence = f"NaN or inf in the gradients of {1 - finite:.0%} of the images"
+        yield "gradient-not-finite", evidence
+    yield from _faithfulness_flags(net, x, y, gradient.nan_to_num(), settings)
 
 
-def _faithful(net: nn.Module, x: Tensor, y: Tensor, gradient: Tensor, setting: Setting) -> Found:
-    """Gradients of the margin that finite differences do not confirm.
+def _faithfulness_flags(
+    net: nn.Module, x: Tensor, y: Tensor, gradient: Tensor, settings: Settings
+) -> Flags:
+    """Flag gradients of the margin that finite differences do not confirm.
 
-    Along the gradient's own sign, where attacks go, it must have about the size of the difference. Along random signs it
-    must be close to it, and is not where it leaves out some pixels or a branch of the network.
+    Along its own sign, where attacks go, it must have about the size of the difference. Along
+    random signs it must be close, and is not if it omits some pixels or a branch of the network.
     """
-    reach = setting.eps if setting.norm == "Linf" else setting.eps / x[0].numel() ** 0.5
+    radius = settings.eps if settings.norm == "Linf" else settings.eps / x[0].numel() ** 0.5
 
     @torch.no_grad()
-    def rise(way: Tensor, step: float) -> Tensor:
-        return (margin(net(x + step * way), y) - margin(net(x - step * way), y)) / (2 * step)
+    def slope(direction: Tensor, step: float) -> Tensor:
+        ahead, behind = net(x + step * direction), net(x - step * direction)
+        return (logit_margin(ahead, y) - logit_margin(behind, y)) / (2 * step)
 
-    ratio = rise(gradient.sign(), reach / 8) / gradient.abs().flatten(1).sum(dim=1).clamp(min=1e-30)
+    expected = gradient.abs().flatten(1).sum(dim=1).clamp(min=1e-30)
+    ratio = slope(gradient.sign(), radius / 8) / expected
     faithful = float(((ratio >= 0.5) & (ratio <= 2)).float().mean())
     if faithful < 0.8:
-        yield (
-            "gradient-not-faithful",
-            f"finite differences confirm {faithful:.0%} of the gradients of the margin",
-        )
+        evidence = f"finite differences confirm {faithful:.0%} of the gradients of the margin"
+        yield "gradient-not-faithful", evidence
         return
-    ways = [torch.randn(x.shape, device=x.device).sign() for _ in range(4)]
-    told = torch.stack([(gradient * way).flatten(1).sum(dim=1) for way in ways])
-
-    def missed(step: float) -> float:
-        """How far the gradient is off, relative to its norm: root mean square of the signs, median of the images."""
-        differences = torch.stack([rise(way, step) for way in ways])
-        scale = gradient.flatten(1).norm(dim=1).clamp(min=1e-30)
-        return float(((told - differences).square().mean(dim=0).sqrt() / scale).median())
-
-    off = min(
-        missed(reach / 8), missed(reach / 32)
-    )  # the long step bends more, the short one is nearer to rounding
-    if off > 0.25:
-        yield (
-            "gradient-not-faithful",
-            f"along random signs it is {off:.0%} of its norm off finite differences",
-        )
+    directions = [torch.randn(x.shape, device=x.device).sign() for _ in range(4)]
+    predicted = torch.stack([(gradient * sign).flatten(1).sum(dim=1) for sign in directions])
+    norm = gradient.flatten(1).norm(dim=1).clamp(min=1e-30)
+    errors = []
+    # The long step meets more curvature, the short one more rounding: the better one counts.
+    for step in (radius / 8, radius / 32):
+        measured = torch.stack([slope(direction, step) for direction in directions])
+        error = (predicted - measured).square().mean(dim=0).sqrt() / norm
+        errors.append(float(error.median()))
+    if min(errors) > 0.25:
+        evidence = f"along random signs it is {min(errors):.0%} of its norm off finite differences"
+        yield "gradient-not-faithful", evidence
 
 
-def _attacks(view: View, x: Tensor, y: Tensor, setting: Setting, total: int) -> Found:
-    """Small attacks on the correctly classified ones of `total` images that must stand in a known order.
+@dataclass(frozen=True)
+class _Score:
+    """Result of a small attack. accuracy: of all probed images. fooled: (n,)."""
 
-    Two accuracies are taken for different when they are more than max(1 %, 2 images) apart.
-    """
-    few = max(0.01, 2 / total) + 1e-6
+    accuracy: float
+    loss: float
+    fooled: Tensor
 
-    def fooled(attack: Attack, eps: float = setting.eps) -> tuple[float, float, Tensor]:
-        """Accuracy, mean cross-entropy and the images broken."""
-        torch.manual_seed(setting.seed)
-        adv = build(attack, view, eps, setting.num_classes, setting.seed, setting.norm)(
-            x, y
-        ).detach()
+
+@dataclass(frozen=True)
+class _Probe:
+    """Small attacks on the correctly classified images x: (n, C, H, W) of `total` probed ones."""
+
+    model: AttackedModel
+    x: Tensor
+    y: Tensor
+    settings: Settings
+    total: int
+
+    def run(self, attack: Attack, eps: float | None = None) -> _Score:
+        """Run an attack; eps: by default that of the evaluation."""
+        settings = self.settings if eps is None else replace(self.settings, eps=eps)
+        torch.manual_seed(settings.seed)
+        adv = build_attack(attack, self.model, settings)(self.x, self.y).detach()
         with torch.no_grad():
-            logits = view.judge(adv)
-        wrong = logits.argmax(dim=1) != y
-        return int((~wrong).sum()) / total, float(F.cross_entropy(logits, y)), wrong
+            logits = self.model.reference_model(adv)
+        fooled = logits.argmax(dim=1) != self.y
+        loss = float(F.cross_entropy(logits, self.y))
+        return _Score(int((~fooled).sum()) / self.total, loss, fooled)
 
-    one, *_, one_wrong = fooled(_steps(1, setting.eps))
-    ten, *_ = fooled(_steps(10))
-    fifty, *_, wrong = fooled(_steps(50))
-    by_margin, *_, margin_wrong = fooled(Attack("cw", 20, 2 / 255))
-    noise = _corner(view.judge, x, y, setting) / total
-    if one > noise + few:
+    def run_noise(self) -> float:
+        """Return the accuracy under one random perturbation of full size."""
+        direction = torch.randn(self.x.shape, device=self.x.device)
+        if self.settings.norm == "Linf":
+            direction = direction.sign()
+        else:
+            direction = direction / perturbation_norm(direction, "L2").view(-1, 1, 1, 1)
+        noisy = (self.x + self.settings.eps * direction).clamp(0, 1)
+        with torch.no_grad():
+            robust = self.model.reference_model(noisy).argmax(dim=1) == self.y
+        return int(robust.sum()) / self.total
+
+    @property
+    def tolerance(self) -> float:
+        """Accuracies differ if they are more than max(1 %, 2 images) apart."""
+        return max(0.01, 2 / self.total) + 1e-6
+
+
+def _attack_flags(probe: _Probe) -> Flags:
+    """Flag small attacks whose accuracies are not in the expected order."""
+    tolerance = probe.tolerance
+    one_step = probe.run(_pgd(1))
+    ten_steps = probe.run(_pgd(10))
+    fifty_steps = probe.run(_pgd(50))
+    margin = probe.run(Attack("cw", 20, 2 / 255))
+    # After the attacks: the noise continues their random stream.
+    noise = probe.run_noise()
+    one, ten, fifty = one_step.accuracy, ten_steps.accuracy, fifty_steps.accuracy
+    if one > noise + tolerance:
         yield "noise-beats-one-step", f"one step {one:.1%}, random noise {noise:.1%}"
-    if ten > one + few:
+    if ten > one + tolerance:
         yield "one-step-beats-many", f"1 step {one:.1%}, 10 steps {ten:.1%}"
-    if fifty > ten + few:
+    if fifty > ten + tolerance:
         yield "more-steps-weaker", f"10 steps {ten:.1%}, 50 steps {fifty:.1%}"
-    if ten - fifty > few + 0.02:
+    if ten - fifty > tolerance + 0.02:
         yield "not-converged", f"10 steps {ten:.1%}, 50 steps {fifty:.1%}"
-    if fifty - by_margin > max(0.10, few):
-        yield (
-            "cross-entropy-too-weak",
-            f"50 steps on the cross-entropy {fifty:.1%}, 20 on the margin {by_margin:.1%}",
+    if fifty - margin.accuracy > max(0.10, tolerance):
+        evidence = (
+            f"50 steps on the cross-entropy {fifty:.1%}, 20 on the margin {margin.accuracy:.1%}"
         )
-    square = Attack("square", 200)
-    possible = len(set(x.shape[2:])) == 1 and x.shape[2] >= 5
-    alone = int((fooled(square)[2] & ~(one_wrong | wrong | margin_wrong)).sum()) if possible else 0
-    if alone > max(0.002 * total, 3):
-        yield (
-            "black-box-beats-white-box",
-            f"200 queries of Square broke {alone} that no gradient had",
-        )
-    yield from _growth([(eps, *fooled(_steps(20), eps)[:2]) for eps in _radii(setting, x)], few)
+        yield "cross-entropy-too-weak", evidence
+    height, width = probe.x.shape[2:]
+    if height == width >= 5:
+        by_gradients = one_step.fooled | fifty_steps.fooled | margin.fooled
+        square = probe.run(Attack("square", 200))
+        count = int((square.fooled & ~by_gradients).sum())
+        if count > max(0.002 * probe.total, 3):
+            evidence = f"200 queries of Square broke {count} that no gradient had"
+            yield "black-box-beats-white-box", evidence
+    yield from _growth_flags(probe)
 
 
-def _growth(rows: list[tuple[float, float, float]], few: float) -> Found:
-    """What a larger ball must bring, for rows of (eps, accuracy, loss): lower accuracy, in the end 0, and higher loss."""
-    for (small, better, low), (large, worse, high) in pairwise(rows):
-        if worse > better + few:
-            yield (
-                "larger-eps-weaker",
-                f"eps {small:.3g}: {better:.1%}, eps {large:.3g}: {worse:.1%}",
-            )
-        if high < 0.99 * low and worse > 0:  # an attack on what is broken has nothing left to raise
-            yield (
-                "larger-eps-lower-loss",
-                f"eps {small:.3g}: {low:.3g}, eps {large:.3g}: {high:.3g}",
-            )
-    least = min(accuracy for _, accuracy, _ in rows)
-    if least > few / 2:
-        yield "unbounded-attack-fails", f"{least:.1%} stand at eps {rows[-1][0]:.3g}"
+def _growth_flags(probe: _Probe) -> Flags:
+    """Flag a larger ball that does not give lower accuracy, in the end 0, and higher loss."""
+    scores = {eps: probe.run(_pgd(20), eps) for eps in _probe_radii(probe)}
+    for (small, lower), (large, higher) in pairwise(scores.items()):
+        if higher.accuracy > lower.accuracy + probe.tolerance:
+            change = f"{lower.accuracy:.1%}, eps {large:.3g}: {higher.accuracy:.1%}"
+            yield "larger-eps-weaker", f"eps {small:.3g}: {change}"
+        # Once all images are fooled, an attack has no loss left to raise.
+        if higher.loss < 0.99 * lower.loss and higher.accuracy > 0:
+            change = f"{lower.loss:.3g}, eps {large:.3g}: {higher.loss:.3g}"
+            yield "larger-eps-lower-loss", f"eps {small:.3g}: {change}"
+    least = min(score.accuracy for score in scores.values())
+    if least > probe.tolerance / 2:
+        yield "unbounded-attack-fails", f"{least:.1%} stand at eps {max(scores):.3g}"
 
 
-def _radii(setting: Setting, x: Tensor) -> list[float]:
-    """From a quarter of eps to the whole cube."""
-    everything = 1.0 if setting.norm == "Linf" else float(x[0].numel() ** 0.5)
-    return [
-        eps for factor in (0.25, 1.0, 4.0) if (eps := factor * setting.eps) < everything / 2
-    ] + [
-        everything / 2,
-        everything,
-    ]
+def _probe_radii(probe: _Probe) -> list[float]:
+    """Return radii from a quarter of eps to the whole cube."""
+    largest = largest_eps(probe.x, probe.settings.norm)
+    radii = [factor * probe.settings.eps for factor in (0.25, 1.0, 4.0)]
+    return [radius for radius in radii if radius < largest / 2] + [largest / 2, largest]
 
 
-def _steps(count: int, step: float = 2 / 255) -> Attack:
-    """PGD with `count` steps; a single one is as large as the ball."""
-    return Attack("pgd", count, REFERENCE_EPS if count == 1 else step)
+def _pgd(steps: int) -> Attack:
+    """PGD; a single step is as large as the ball."""
+    return Attack("pgd", steps, REFERENCE_EPS if steps == 1 else 2 / 255)
 
 
-def _corner(net: nn.Module, x: Tensor, y: Tensor, setting: Setting) -> int:
-    """How many images stand under one random perturbation of full size."""
-    way = torch.randn(x.shape, device=x.device)
-    way = way.sign() if setting.norm == "Linf" else way / size(way, "L2").view(-1, 1, 1, 1)
-    with torch.no_grad():
-        return int((net((x + setting.eps * way).clamp(0, 1)).argmax(dim=1) == y).sum())
-
-
-def _gradient(
-    net: nn.Module, x: Tensor, y: Tensor, loss: Callable[[Tensor, Tensor], Tensor]
-) -> Tensor:
+def _loss_gradient(net: nn.Module, x: Tensor, y: Tensor, loss: Loss) -> Tensor:
     gradient = input_gradient(net, x, lambda logits: loss(logits, y))
     return torch.zeros_like(x) if gradient is None else gradient
 
 
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "cross-entropy": lambda logits, y: F.cross_entropy(logits, y, reduction="none"),
-    "margin": margin,
-}
+def _cross_entropies(logits: Tensor, y: Tensor) -> Tensor:
+    return F.cross_entropy(logits, y, reduction="none")
+
+
+LOSSES: dict[str, Loss] = {"cross-entropy": _cross_entropies, "margin": logit_margin}

@@ -1,4 +1,4 @@
-"""MLflow record -> DataFrame -> tables -> a site, Markdown, LaTeX, JSON, CSV. No torch here, and nothing heavy at import."""
+"""Records of runs as tables and a site. No torch here, and nothing heavy at import."""
 
 from __future__ import annotations
 
@@ -7,24 +7,28 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import chain
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from leaderboards.schema.about import About
+    from leaderboards.render.site.site_map import Site
+    from leaderboards.schema.method_card import MethodCard
 
 __all__ = ["write"]
 
 FORMULA = re.compile(r"[=+@]|-(?![\d.])")
 STATIC = Path(__file__).parent / "render" / "site" / "static"
-OURS = b'<meta name="generator" content="robust-distill-bench">'
+GENERATOR = b'<meta name="generator" content="robust-distill-bench">'
+PAGE_FOLDERS = ("tasks", "methods", "runs")
 
 
 @contextmanager
-def _uncollected() -> Iterator[None]:
-    """Nothing here is garbage before the end, and to look for it takes a sixth of the time of 10,000 runs."""
+def _paused_gc() -> Iterator[None]:
+    # Nothing is garbage before the end; to look for it takes a sixth of the time of 10,000 runs.
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -34,86 +38,106 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
-@_uncollected()
+@_paused_gc()
 def write(
     source: str | Path,
     out: Path,
     suite: str | None = None,
-    about: Callable[[str], About | None] = lambda name: None,
+    about: Callable[[str], MethodCard | None] = lambda method: None,
     figures: bool = False,
     protocol: Callable[[str], Mapping[str, str]] = lambda experiment: {},
 ) -> list[Path]:
-    """Write leaderboard.md, .tex, .json, .csv (one line per finished run) and a site into `out`; returns where to begin.
+    """Write leaderboard.md, .tex, .json, .csv (a line per finished run) and a site into `out`.
 
-    `source` is what store.collect takes. The site is index.html with a page for each task, method and run in folders
-    beside it. `suite` restricts everything to one suite ("digits" or "digits@1"); `about` tells what a method is; `protocol`
-    what runs of an experiment ("digits@1") record as parameters unless they were told otherwise, as far as it is known;
-    `figures` adds each task's figures and the critical-difference diagrams for papers, SVG and PDF, in figures/: seconds
-    a task. A store with nothing in it still gives every file, and they say how to make a first run. Pages that an earlier
-    call left and that are no more are removed.
-    Raises store.StoreError when the store cannot be read (nothing is written then) and OSError when `out` cannot be.
+    The site is index.html with a page for each task, method and run in folders beside it. Pages of
+    an earlier call that are no longer current are removed. An empty store gives every file too.
+
+    Args:
+        source: what store.collect takes.
+        suite: the suite to restrict everything to, "digits" or "digits@1".
+        about: describes a method by its name.
+        figures: add figures for papers, SVG and PDF, in figures/: seconds a task.
+        protocol: the parameters that runs of an experiment ("digits@1") record by default.
+    Returns: index.html and the tables.
+    Raises: store.StoreError, before anything is written; OSError if `out` cannot be written.
     """
-    from leaderboards.read import details, store
-    from leaderboards.render import export, latex, markdown
-    from leaderboards.render.figures import papers
-    from leaderboards.render.site import pages
-    from leaderboards.render.site.site import Site
-    from leaderboards.tables import published, standing, table
+    from leaderboards.read import artifacts, store
+    from leaderboards.render.site.site_map import Site
+    from leaderboards.tables import suite_tables
 
     runs = store.collect(source, suite)
-    found = table.sections(runs, protocol)
-    rows = (row for section in found for row in section.rows)
-    every = standing.beside(published.beside(runs.drop(columns="artifact_uri")), rows)
-    tables = {
-        "leaderboard.md": markdown.render(runs, suite, found),
-        "leaderboard.tex": latex.render(found),
-        "leaderboard.json": export.render(found),
-        "leaderboard.csv": _inert(every).to_csv(index=False),
-    }
-    curves = details.curves(source, runs[~runs["superseded"].astype(bool)])
-    site = Site(runs, found, curves, details.environment, about, suite)
-    for folder in ("assets", "tasks", "methods", "runs", *["figures"] * figures):
+    sections = suite_tables.build_sections(runs, protocol)
+    curves = store.read_curves(source, runs[~runs["superseded"].astype(bool)])
+    site = Site(runs, sections, curves, artifacts.read_environment, about, suite)
+    tables = _render_tables(site)
+    for folder in ("assets", *PAGE_FOLDERS):
         (out / folder).mkdir(parents=True, exist_ok=True)
     for name, text in tables.items():
-        _replace(out / name, text.encode(errors="backslashreplace"))
-    written = set[Path]()
-    for name, text in pages.pages(site):
-        _replace(out / name, text.encode(errors="backslashreplace"))
-        written.add(out / name)
-    _sweep(out, written)
-    for name, content in papers.figures(site) if figures else ():
-        _replace(out / name, content)
-    for file in STATIC.iterdir():
-        _replace(out / "assets" / file.name, file.read_bytes())
+        _replace_file(out / name, text.encode(errors="backslashreplace"))
+    _write_site(site, out)
+    if figures:
+        _write_figures(site, out)
     return [out / name for name in ("index.html", *tables)]
 
 
-def _inert(frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame with an apostrophe before texts that a spreadsheet would take for a formula."""
+def _render_tables(site: Site) -> dict[str, str]:
+    from leaderboards.render import json_tables, latex, markdown
+    from leaderboards.tables import published, ranking
 
-    def text(value: Any) -> Any:
-        return f"'{value}" if isinstance(value, str) and FORMULA.match(value) else value
+    rows = chain.from_iterable(map(attrgetter("rows"), site.sections))
+    runs = published.add_published_columns(site.collected.drop(columns="artifact_uri"))
+    return {
+        "leaderboard.md": markdown.render(site.collected, site.suite, site.sections),
+        "leaderboard.tex": latex.render(site.sections),
+        "leaderboard.json": json_tables.render(site.sections),
+        "leaderboard.csv": _quote_formulas(ranking.add_ranking_columns(runs, rows)).to_csv(
+            index=False
+        ),
+    }
+
+
+def _write_site(site: Site, out: Path) -> None:
+    from leaderboards.render.site.pages import render_pages
+
+    current = set()
+    for name, text in render_pages(site):
+        _replace_file(out / name, text.encode(errors="backslashreplace"))
+        current.add(out / name)
+    _remove_old_pages(out, current)
+    for file in STATIC.iterdir():
+        _replace_file(out / "assets" / file.name, file.read_bytes())
+
+
+def _write_figures(site: Site, out: Path) -> None:
+    from leaderboards.render.site.paper_figures import paper_figures
+
+    (out / "figures").mkdir(exist_ok=True)
+    for name, content in paper_figures(site):
+        _replace_file(out / name, content)
+
+
+def _quote_formulas(frame: pd.DataFrame) -> pd.DataFrame:
+    # A spreadsheet would run such a text as a formula, unless an apostrophe is before it.
+    def quote(value: Any) -> Any:
+        if isinstance(value, str) and FORMULA.match(value):
+            return f"'{value}"
+        return value
 
     texts = frame.select_dtypes(exclude=["number", "bool", "datetimetz"])
-    return frame.assign(**{str(name): column.map(text) for name, column in texts.items()})
+    return frame.assign(**{str(name): column.map(quote) for name, column in texts.items()})
 
 
-def _sweep(out: Path, written: set[Path]) -> None:
-    """Remove the pages of an earlier site that this one does not have; files that no leaderboard wrote stay."""
-    for path in {
-        path for folder in ("tasks", "methods", "runs") for path in (out / folder).glob("*.html")
-    } - written:
-        with path.open("rb") as file:
-            ours = OURS in file.read(500)
-        if ours:
-            path.unlink()
+def _remove_old_pages(out: Path, current: set[Path]) -> None:
+    """Remove the pages of an earlier site that are not current; other files stay."""
+    for folder in PAGE_FOLDERS:
+        for path in set((out / folder).glob("*.html")) - current:
+            if GENERATOR in path.read_bytes():
+                path.unlink()
 
 
-def _replace(path: Path, content: bytes) -> None:
-    """Write `content` to `path` so that a reader sees the old file or the new one, never half of it.
-
-    Most pages are as they were, and replacing a file waits for the disk on some file systems.
-    """
+def _replace_file(path: Path, content: bytes) -> None:
+    """Write a file so that readers see the old content or the new, never half of it."""
+    # Most pages stay the same, and replacing a file waits for the disk on some file systems.
     with suppress(FileNotFoundError):
         if path.read_bytes() == content:
             return

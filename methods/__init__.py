@@ -1,18 +1,11 @@
 """Distillation methods, one file each: the file name is the name on the command line.
 
-Packages outside this repository add methods, plugins, through the entry-point group `bench.methods`: name =
-"package.module:Class". Listing the names imports nothing, so it is quick. A plugin asked for by name is imported at once,
-however long it takes. Where all methods are wanted, nobody asked for this plugin: a process of its own tries it out first
-(`fault`), since an import that hangs, crashes or is cut off half-way cannot be undone in this one.
+Packages outside this repository add methods, called plugins, through the entry-point group
+`bench.methods`: name = "package.module:Class". Listing the names imports nothing.
 """
 
-from __future__ import annotations
-
-import os
 import re
-import signal
-import subprocess
-import sys
+from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -22,76 +15,65 @@ if TYPE_CHECKING:
     from methods.base import Method
 
 GROUP = "bench.methods"
-SUPPORT = {
-    "__init__",
-    "adaptive",
-    "base",
-    "contract",
-    "contrast",
-    "fold",
-    "forms",
-    "gradients",
-    "inner",
-    "recipes",
-}
-PATIENCE = (
-    5  # seconds for the import of a plugin that nobody asked for; that of torch is not counted
-)
+FOLDER = Path(__file__).parent
 
 
 class PluginError(Exception):
-    """A plugin cannot be used. The message is one line with the cause."""
+    """A plugin that cannot be used. The message is one line with the cause."""
 
 
-def builtin() -> list[str]:
-    """Names of the methods in this folder."""
-    return sorted(
-        path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in SUPPORT
-    )
+# Cached, because names are checked often and the files do not change.
+@cache
+def builtin() -> tuple[str, ...]:
+    """Return the names of this folder's methods: the files with a line `METHOD = ...`."""
+    texts = {path.stem: path.read_text(encoding="utf-8") for path in FOLDER.glob("*.py")}
+    return tuple(sorted(name for name, text in texts.items() if "\nMETHOD = " in text))
 
 
 def plugins() -> dict[str, list[EntryPoint]]:
-    """What installed packages offer by name, whether it can be used or not."""
-    found: dict[str, list[EntryPoint]] = {}
+    """Return the entry points of installed packages by method name, usable or not."""
+    points: dict[str, list[EntryPoint]] = {}
     for point in entry_points(group=GROUP):
-        found.setdefault(point.name, []).append(point)
-    return found
+        points.setdefault(point.name, []).append(point)
+    return points
 
 
 def names() -> list[str]:
-    """All method names, those of plugins that cannot be used among them."""
+    """Return all method names, those of unusable plugins among them."""
     return sorted({*builtin(), *plugins()})
 
 
-def load(name: str) -> type[Method]:
-    """The class of method `name`; only that method's module is imported.
-
-    Raises KeyError for an unknown name and PluginError for a plugin that cannot be used.
-    """
+def load(name: str) -> "type[Method]":
+    """Return the class of method `name`, the only one imported. Raises KeyError, PluginError."""
     if name in builtin():
         method: type[Method] = import_module(f"methods.{name}").METHOD
         return method
-    points = plugins()[name]
     try:
-        check_name(points)
-        return opened(points[0])
+        return load_plugin(plugins()[name])
     except PluginError as error:
-        raise PluginError(f"plugin {name!r} {error} ({origin(points)})") from error
+        raise PluginError(f"plugin {name!r} {error}") from error
 
 
-def fault(name: str) -> str:
-    """Why the plugin `name` cannot be used, "" if it can; whatever its import does, it does in another process."""
-    points = plugins()[name]
+def plugin_fault(name: str) -> str:
+    """Import the plugin `name` and return why it cannot be used, "" if it can."""
     try:
-        check_name(points)
-        try_out(points[0])
+        load_plugin(plugins()[name])
     except PluginError as error:
-        return f"{error} ({origin(points)})"
+        return str(error)
     return ""
 
 
+def load_plugin(points: list[EntryPoint]) -> "type[Method]":
+    """Import and check the plugin of one name. Raises PluginError with cause and package."""
+    try:
+        check_name(points)
+        return import_class(points[0])
+    except PluginError as error:
+        raise PluginError(f"{error} ({describe_origin(points)})") from error
+
+
 def check_name(points: list[EntryPoint]) -> None:
-    """Raises PluginError if a plugin may not have its name, as far as can be seen without an import."""
+    """Raise PluginError if a plugin may not have its name. Nothing is imported."""
     name = points[0].name
     if name in builtin():
         raise PluginError("is ignored, for a built-in method has its name")
@@ -101,80 +83,43 @@ def check_name(points: list[EntryPoint]) -> None:
         raise PluginError("is ignored, for the command line cannot name it")
 
 
-def opened(point: EntryPoint) -> type[Method]:
-    """A plugin's class, which keeps the part of the contract that the command line leans on. Raises PluginError."""
+def import_class(point: EntryPoint) -> "type[Method]":
+    """Import a plugin's class and check it. Raises PluginError with the cause."""
     try:
-        form = point.load()
+        method = point.load()
+    # A plugin may call sys.exit while it is imported; that must not end the benchmark.
     except (Exception, SystemExit) as error:
-        raise PluginError(f"cannot be loaded: {brief(error)}") from error
+        raise PluginError(f"cannot be loaded: {describe_error(error)}") from error
     try:
-        check_form(form)
+        return check_class(method)
     except Exception as error:
-        raise PluginError(f"cannot be used: {brief(error)}") from error
-    found: type[Method] = form
-    return found
+        raise PluginError(f"cannot be used: {describe_error(error)}") from error
 
 
-def check_form(form: object) -> None:
-    """Raises what is wrong with a plugin's class: its kind, its making, its hyper-parameters."""
+def check_class(candidate: object) -> "type[Method]":
+    """Return a plugin's class, or raise an error if the command line cannot use it."""
     from methods.base import Method
     from methods.contract import Contract
 
-    if not (isinstance(form, type) and issubclass(form, Method)):
+    if not (isinstance(candidate, type) and issubclass(candidate, Method)):
         raise PluginError("no class derived from methods.base.Method")
-    if "__dataclass_params__" not in vars(form):
-        raise PluginError(f"{form.__name__} lacks @dataclass(frozen=True)")
-    case, contract = form(), Contract()
+    if "__dataclass_params__" not in vars(candidate):
+        raise PluginError(f"{candidate.__name__} lacks @dataclass(frozen=True)")
+    case, contract = candidate(), Contract()
     contract.test_hyper_parameters_are_declared(case)
-    contract.test_official_form_is_declared(case)
+    contract.test_official_values_are_declared(case)
     contract.test_no_flag_is_shadowed(case)
+    return candidate
 
 
-def try_out(point: EntryPoint) -> None:
-    """Loads a plugin in a process of its own, which an alarm ends after PATIENCE. Raises PluginError."""
-    code = "import sys, methods; methods.alone(*sys.argv[1:])"
-    done = subprocess.run(
-        [sys.executable, "-c", code, point.name, point.value, str(PATIENCE)],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="replace",
-    )
-    if done.returncode == -signal.SIGALRM:
-        raise PluginError(
-            f"is left out: its import takes more than {PATIENCE} s; --method with its name waits for it"
-        )
-    if done.returncode:
-        said = done.stderr.strip().splitlines() if done.returncode == 1 else []
-        raise PluginError(
-            said[-1] if said else f"cannot be loaded: its import ends Python with {done.returncode}"
-        )
+def describe_origin(points: list[EntryPoint]) -> str:
+    """Return the packages that offer a plugin, or the modules where no package is known."""
+    origins = [f"package {point.dist.name}" if point.dist else point.value for point in points]
+    return " and ".join(sorted(origins))
 
 
-def alone(name: str, value: str, seconds: str) -> None:
-    """What the process of `try_out` does: ends with 1 and the cause as its last line if the plugin cannot be used."""
-    import methods.contract  # noqa: F401  brings torch before the clock starts
-
-    signal.alarm(int(seconds))
-    try:
-        opened(EntryPoint(name, value, GROUP))
-    except PluginError as error:
-        sys.exit(str(error))
-
-
-def origin(points: list[EntryPoint]) -> str:
-    """The packages that offer a plugin, or what they point to."""
-    return " and ".join(
-        sorted(f"package {point.dist.name}" if point.dist else point.value for point in points)
-    )
-
-
-def brief(error: BaseException) -> str:
-    """An error in one line; the contract's own words stand alone."""
-    text = " ".join(str(error).split())[:300]
-    return (
-        text
-        if isinstance(error, (AssertionError, PluginError))
-        else f"{type(error).__name__}: {text}"
-    )
+def describe_error(error: BaseException) -> str:
+    """Return an error in one line; the contract's messages need no name of their class."""
+    message = " ".join(str(error).split())[:300]
+    speaks_plainly = isinstance(error, (AssertionError, PluginError))
+    return message if speaks_plainly else f"{type(error).__name__}: {message}"

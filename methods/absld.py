@@ -1,61 +1,84 @@
-"""Anti-bias soft label distillation (ABSLD): RSLAD with a temperature of the teacher for each class.
+"""Anti-bias soft label distillation (ABSLD): RSLAD with a temperature for each class.
 
-Paper: Zhao, Wang and Wei, "Improving Adversarial Robust Fairness via Anti-Bias Soft Label Distillation", NeurIPS
-2024. Code: zhaoshiji123/ABSLD at 7407c3ad22. From it: the rate 0.1, the bounds 0.5 and 5, the rule after each epoch,
-the attack on the softened labels.
+Paper: Zhao, Wang and Wei, "Improving Adversarial Robust Fairness via Anti-Bias Soft Label
+Distillation", NeurIPS 2024. Code: zhaoshiji123/ABSLD at 7407c3ad22. From it: the rate 0.1, the
+bounds 0.5 and 5, the rule after each epoch, the attack on the softened labels.
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from methods.adaptive import ClassTemperatures
-from methods.base import Batch, Method, Net, Nets, hp, kl, quirk, scale
-from methods.inner import kl_to, pgd
-from methods.recipes import LONGER
+from methods.adaptive import ClassMeans, rate_decay
+from methods.base import Batch, Method, Net, Nets, hp, kl, kl_reduction, kl_scale, quirk
+from methods.inner import at_least_float32, kl_to, pgd
+from methods.recipes import THREE_FALLS_300_EPOCHS
+
+
+class ClassTemperatures(ClassMeans):
+    """Temperatures from 0.5 to 5, (2, C): for clean images and for adversarial examples."""
+
+    tau: Tensor
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes, 2)
+        self.register_buffer("tau", torch.ones(2, num_classes))
+
+    @torch.no_grad()
+    def add_losses(self, logits_nat: Tensor, logits_adv: Tensor, y: Tensor) -> None:
+        """Add the cross-entropies of the student's logits, (B, C) each."""
+        ce_nat = F.cross_entropy(at_least_float32(logits_nat), y, reduction="none")
+        ce_adv = F.cross_entropy(at_least_float32(logits_adv), y, reduction="none")
+        self.add(torch.stack([ce_nat, ce_adv]), y)
+
+    def update(self, means: Tensor, strength: float) -> None:
+        """Give classes of a higher loss sharper labels. means: (2, C) cross-entropies."""
+        gap = means - means.mean(dim=1, keepdim=True)
+        largest = gap.abs().amax(dim=1, keepdim=True).clamp(min=1e-12)
+        self.tau.sub_(strength * gap / largest).clamp_(0.5, 5)
 
 
 @dataclass(frozen=True)
 class Absld(Method):
-    """(1 - alpha) KL(T(x) / t_c || S(x)) + alpha KL(T(x) / u_c || S(x~)), c = y; x~ = argmax KL(T(x) / u_c || S(x~)).
+    """(1 - alpha) KL(T(x) / t_c || S(x)) + alpha KL(T(x) / u_c || S(x~)), c = y.
 
-    After each epoch t_c falls by rate * g_c / max |g|, g_c: the class's cross-entropy above the mean of the classes; so u_c.
+    x~ = argmax KL(T(x) / u_c || S(x~)). After each epoch t_c falls by rate * g_c / max |g|, g_c:
+    the class's cross-entropy above the mean of the classes; so u_c.
     """
 
-    recipe = LONGER
+    recipe = THREE_FALLS_300_EPOCHS
 
     alpha: float = hp(5 / 6, "share of the adversarial term", low=0.5, high=1.0, most=1.0)
     rate: float = hp(0.1, "step of the temperatures; 0: RSLAD", low=0.0, high=0.5)
-    aliased: bool = quirk(
-        False, True, "both targets share a tensor, so each is divided by both temperatures"
-    )
-    reduction: str = quirk(
-        "batchmean", "tenth", "a tenth of the KL, a smaller loss against the weight decay"
-    )
+    aliased: bool = quirk(False, True, "each target is divided by both temperatures")
+    reduction: str = kl_reduction("tenth")
 
     def build(self, student: Net, teachers: dict[str, Net], num_train: int) -> dict[str, nn.Module]:
         return {"classes": ClassTemperatures(student.num_classes)}
 
     def attack(self, nets: Nets, batch: Batch) -> Tensor:
-        target = nets.clean(batch) / self.temperatures(nets, batch)[1]
+        target = nets.teacher_logits(batch) / self.temperatures(nets, batch)[1]
         return pgd(nets.student, batch.x, kl_to(target), batch.budget, start="gauss")
 
     def temperatures(self, nets: Nets, batch: Batch) -> Tensor:
-        """Those of each image's class, (2, B, 1): for clean images and for attacked ones."""
+        """Return those of each image's class, (2, B, 1)."""
         classes: ClassTemperatures = nets.parts["classes"]  # type: ignore[assignment]
-        tau = classes.of(batch, self.rate)
+        classes.begin_step(batch, self.rate * rate_decay(batch))
+        tau = classes.tau[:, batch.y, None]
+        # In the script both targets share a tensor.
         return tau.prod(dim=0).expand_as(tau) if self.aliased else tau
 
     def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
-        tau = self.temperatures(nets, batch)
-        far, near, target = nets.student(adv), nets.student(batch.x), nets.clean(batch)
-        nets.parts["classes"].observe(near, far, batch.y)  # type: ignore[operator]
-        weight = scale(self.reduction, target.shape[1])
+        tau_nat, tau_adv = self.temperatures(nets, batch)
+        logits_adv, logits_nat = nets.student(adv), nets.student(batch.x)
+        nets.parts["classes"].add_losses(logits_nat, logits_adv, batch.y)  # type: ignore[operator]
+        target = nets.teacher_logits(batch)
+        weight = kl_scale(self.reduction, target.shape[1])
         return {
-            "kl_adv": weight * self.alpha * kl(target / tau[1], far).mean(),
-            "kl": weight * (1 - self.alpha) * kl(target / tau[0], near).mean(),
+            "kl_adv": weight * self.alpha * kl(target / tau_adv, logits_adv).mean(),
+            "kl": weight * (1 - self.alpha) * kl(target / tau_nat, logits_nat).mean(),
         }
 
 

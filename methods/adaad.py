@@ -1,19 +1,17 @@
 """Adaptive adversarial distillation (AdaAD).
 
-Paper: Huang et al., "Boosting Accuracy and Robustness of Student Models via Adaptive Adversarial Distillation", CVPR 2023:
-the attack looks for the point where student and teacher disagree most, so its gradient goes through both.
-Code: boyellow/AdaAD at 9e5c6e5ff7; lambda = 1 (here alpha) and the Gaussian start are from it. Its epochs, milestones and
-weight decay are this benchmark's; its default radius of 16/255 is not used by the paper.
+Paper: Huang et al., "Boosting Accuracy and Robustness of Student Models via Adaptive Adversarial
+Distillation", CVPR 2023: the attack looks for the point where student and teacher disagree most, so
+its gradient goes through both. Code: boyellow/AdaAD at 9e5c6e5ff7. From it: lambda = 1 (alpha here)
+and the Gaussian start. Its training is this benchmark's; its radius of 16/255 is not the paper's.
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from methods.base import Batch, Method, Nets, hp, kl, quirk, scale
+from methods.base import Batch, Method, Nets, hp, kl, kl_reduction, kl_scale, quirk
 from methods.inner import kl_between, pgd
 
 
@@ -21,25 +19,22 @@ from methods.inner import kl_between, pgd
 class Adaad(Method):
     """alpha KL(T(x~) || S(x~)) + (1 - alpha) KL(T(x) || S(x)), x~ = argmax KL(T(x~) || S(x~))."""
 
+    epoch_dependent = False
+
     alpha: float = hp(1.0, "share of the adversarial term", low=0.25, high=1.0, most=1.0)
-    reduction: str = quirk(
-        "batchmean", "mean10", "KL averaged over the classes too on CIFAR-10, not on CIFAR-100"
-    )
-    extra_forward: bool = quirk(
-        False, True, "a clean forward of weight 0 moves BatchNorm's statistics"
-    )
+    reduction: str = kl_reduction("mean10")
+    extra_forward: bool = quirk(False, True, "BatchNorm sees the clean images too, at weight 0")
 
     def attack(self, nets: Nets, batch: Batch) -> Tensor:
         return pgd(nets.student, batch.x, kl_between(nets.teacher), batch.budget, start="gauss")
 
     def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
-        target = nets.at(adv)
-        weight = scale(self.reduction, target.shape[1])
+        target = nets.teacher_logits_at(adv)
+        weight = kl_scale(self.reduction, target.shape[1])
         terms = {"kl_adv": weight * self.alpha * kl(target, nets.student(adv)).mean()}
         if self.alpha < 1:
-            terms["kl"] = (
-                weight * (1 - self.alpha) * kl(nets.clean(batch), nets.student(batch.x)).mean()
-            )
+            kl_nat = kl(nets.teacher_logits(batch), nets.student(batch.x)).mean()
+            terms["kl"] = weight * (1 - self.alpha) * kl_nat
         elif self.extra_forward:
             with torch.no_grad():
                 nets.student(batch.x)

@@ -1,26 +1,24 @@
-"""AdaIAD: introspective distillation (IAD-I) at AdaAD's adversarial images, where the teacher sees them too.
+"""AdaIAD: introspective distillation (IAD-I) at AdaAD's adversarial examples.
 
-Paper: Huang et al., "Boosting Accuracy and Robustness of Student Models via Adaptive Adversarial Distillation", CVPR 2023.
-Code: boyellow/AdaAD at 9e5c6e5ff7. From it: the teacher's target at x~, beta = 0.1. Its temperature of 30 is a switch,
-because with it the self term, which is not softened there, is weighed otherwise than in IAD.
+Paper: Huang et al., "Boosting Accuracy and Robustness of Student Models via Adaptive Adversarial
+Distillation", CVPR 2023. Code: boyellow/AdaAD at 9e5c6e5ff7. From it: the teacher's target at x~,
+beta = 0.1. Its temperature of 30 is a switch, for there it softens the teacher's term alone.
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from methods.base import Batch, Nets, hp
-from methods.forms import Introspective
+from methods.iad import Introspective
 from methods.inner import kl_between, pgd
 
 
 @dataclass(frozen=True)
 class Adaiad(Introspective):
-    """mean_i tau^2 [a_i KL(T(x~) || S(x~)) + (1 - a_i) KL(S(x) || S(x~))], x~ = argmax KL(T(x~) || S(x~)).
+    """mean_i tau^2 [a_i KL(T(x~) || S(x~)) + (1 - a_i) KL(S(x) || S(x~))].
 
-    a_i = p_T(y_i | x~_i)^beta; both terms of the loss are softened by tau, the attack's is not.
+    x~ = argmax KL(T(x~) || S(x~)), not softened; a_i = p_T(y_i | x~_i)^beta; terms softened by tau.
     """
 
     tau: float = hp(1.0, "temperature", low=1.0, high=30.0, log=True, above=0.0, official=30.0)
@@ -29,8 +27,8 @@ class Adaiad(Introspective):
         return pgd(nets.student, batch.x, kl_between(nets.teacher), batch.budget, start="gauss")
 
     def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
-        target = nets.at(adv)
-        return self.introspect(nets, batch, adv, target, target)
+        target = nets.teacher_logits_at(adv)
+        return self.introspective_loss(nets, batch, adv, target, target)
 
 
 METHOD = Adaiad

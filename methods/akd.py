@@ -1,11 +1,9 @@
-"""Adversarial knowledge distillation (AKD): adversarial training on a mixture of the label and the teacher's output.
+"""Adversarial knowledge distillation (AKD): adversarial training on label and teacher output.
 
-Paper: Maroto, Ortiz-Jimenez and Frossard, "On the benefits of knowledge distillation for adversarial robustness",
-arXiv 2203.07159, 2022. Neither its text nor code could be read: the mixture and the inner cross-entropy are as later papers
-restate them; alpha, tau and the teacher on adversarial images are assumptions.
+Paper: Maroto, Ortiz-Jimenez and Frossard, "On the benefits of knowledge distillation for
+adversarial robustness", arXiv 2203.07159, 2022. Neither its text nor code could be read: mixture
+and attack are as later papers restate them; alpha, tau and the teacher at x~ are assumptions.
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass
 
@@ -18,7 +16,9 @@ from methods.inner import ce, pgd
 
 @dataclass(frozen=True)
 class Akd(Method):
-    """(1 - alpha) CE(S(x~), y) + alpha tau^2 KL(T(u) || S(x~)), softened by tau; x~ = argmax CE(S(x~), y)."""
+    """(1 - alpha) CE(S(x~), y) + alpha tau^2 KL(T(u) || S(x~)), softened by tau; inner CE."""
+
+    epoch_dependent = False
 
     alpha: float = hp(0.5, "share of the teacher", low=0.0, high=1.0, most=1.0)
     tau: float = hp(1.0, "temperature", low=1.0, high=30.0, log=True, above=0.0)
@@ -28,12 +28,11 @@ class Akd(Method):
         return pgd(nets.student, batch.x, ce(batch.y), batch.budget)
 
     def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
-        target = nets.at(adv) if self.teacher_input == "adv" else nets.clean(batch)
-        far = nets.student(adv)
-        return {
-            "ce_adv": (1 - self.alpha) * F.cross_entropy(far, batch.y),
-            "kl_adv": self.alpha * self.tau**2 * kl(target, far, self.tau).mean(),
-        }
+        target = nets.teacher_logits_at(adv if self.teacher_input == "adv" else batch.x)
+        logits_adv = nets.student(adv)
+        kl_adv = kl(target, logits_adv, self.tau).mean()
+        ce_adv = F.cross_entropy(logits_adv, batch.y)
+        return {"ce_adv": (1 - self.alpha) * ce_adv, "kl_adv": self.alpha * self.tau**2 * kl_adv}
 
 
 METHOD = Akd

@@ -1,61 +1,42 @@
-"""What every method leans on: the network contract, one batch, the networks, hyper-parameters, the KL divergence.
+"""The base of every method: networks, batches, hyper-parameters and the KL divergence.
 
-A method is a frozen dataclass in a file of its own. Its fields are its hyper-parameters, declared once with `hp`:
-the command line, the documentation and the tuner read them from here.
+A method is a frozen dataclass in a file of its own. Its fields are its hyper-parameters, declared
+once with `hp`: the command line, the documentation and the tuner read them from here.
 """
-
-from __future__ import annotations
 
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from methods.inner import Budget, full
+# `as`: the form in which a type checker lets others import the name from here.
+from methods.inner import Budget as Budget
+from methods.inner import at_least_float32
+from methods.renamed import add_renamed_members, lookup_renamed, module_getattr
 
-__all__ = [
-    "RECIPE",
-    "Batch",
-    "Budget",
-    "Method",
-    "Net",
-    "Nets",
-    "hp",
-    "kl",
-    "official",
-    "quirk",
-    "scale",
-    "trust",
-]
-
-
-# What of the training protocol an authors' script may set otherwise: fields of the harness's own description of training.
+# The fields of the training protocol that an authors' script may set otherwise.
 RECIPE = (
-    "epochs",
-    "batch",
-    "lr",
-    "weight_decay",
-    "schedule",
-    "milestones",
-    "averaging",
-    "swa_start",
+    *("epochs", "batch", "lr", "weight_decay", "schedule", "milestones"),
+    *("averaging", "swa_start"),
 )
 
 
 class Net(nn.Module):
-    """A classifier of images in [0, 1]; normalisation lives inside, so attacks act on pixels.
+    """A classifier of images in [0, 1]; it normalises them itself, so attacks act on pixels.
 
-    Subclasses set `width` (size of the penultimate feature) and `num_classes`, and define `features` and `head`.
+    Subclasses set `width` (size of the penultimate feature) and `num_classes`, and define
+    `features` and `head`. `fold_batchnorm`: whether attacks may fold it (methods/fold.py).
     """
 
     width: int
     num_classes: int
     mean: Tensor
     std: Tensor
+    fold_batchnorm: bool = True
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         """`mean` and `std`: one value per channel; zeros and ones leave the pixels as they are."""
@@ -80,9 +61,9 @@ class Net(nn.Module):
 
 @dataclass(frozen=True)
 class Batch:
-    """One training batch. x: (B, C, H, W) float in [0, 1]; y: (B,) int64; index: (B,) positions in the training set.
+    """One training batch, in an epoch that counts from 0, with the suite's inner-attack budget.
 
-    `epoch` counts from 0. `budget` is the suite's inner-attack budget, the same for every method.
+    x: (B, C, H, W) float in [0, 1]; y: (B,) int64; index: (B,) positions in the training set.
     """
 
     x: Tensor
@@ -92,23 +73,24 @@ class Batch:
     epochs: int
     num_train: int
     budget: Budget
-    known: dict[nn.Module, Tensor] = dataclasses.field(
+    # For `Nets.teacher_logits`.
+    cached_logits: dict[nn.Module, Tensor] = dataclasses.field(
         default_factory=dict, init=False, repr=False, compare=False
-    )  # see Nets.clean
+    )
 
     @property
     def progress(self) -> float:
-        """The share of the epochs that is done when this one is, in (0, 1]."""
+        """The share of the epochs that is done after this one, in (0, 1]."""
         return (self.epoch + 1) / self.epochs
 
     def reached(self, share: float) -> bool:
-        """Whether this share of the epochs is done; a share of 0 always is, and the epoch is not looked at."""
+        """Whether this share of the epochs is done. Share 0 is, whatever the epoch."""
         return share == 0 or self.epoch >= share * self.epochs
 
 
 @dataclass(frozen=True)
 class Nets:
-    """The networks a loss may use. `teachers` holds every frozen teacher by role; `parts` what `Method.build` made."""
+    """The student, the frozen teachers by role, and the parts that `Method.build` returned."""
 
     student: Net
     teachers: dict[str, Net]
@@ -119,18 +101,21 @@ class Nets:
         """The robust teacher: frozen, in eval mode."""
         return self.teachers["robust"]
 
-    def clean(self, batch: Batch, role: str = "robust") -> Tensor:
-        """A teacher's logits of the clean images, (B, C) without gradient, computed once a batch."""
+    def teacher_logits(self, batch: Batch, role: str = "robust") -> Tensor:
+        """Return a teacher's logits of the clean images, (B, C), computed once a batch."""
         teacher = self.teachers[role]
-        if teacher not in batch.known:
-            batch.known[teacher] = self.at(batch.x, role)
-        return batch.known[teacher]
+        if teacher not in batch.cached_logits:
+            batch.cached_logits[teacher] = self.teacher_logits_at(batch.x, role)
+        return batch.cached_logits[teacher]
 
     @torch.no_grad()
-    def at(self, x: Tensor, role: str = "robust") -> Tensor:
-        """A teacher's logits of any images, (B, C) without gradient."""
+    def teacher_logits_at(self, x: Tensor, role: str = "robust") -> Tensor:
+        """Return a teacher's logits of any images, (B, C), without gradient."""
         logits: Tensor = self.teachers[role](x)
         return logits
+
+    if not TYPE_CHECKING:
+        __getattr__ = lookup_renamed
 
 
 def hp(
@@ -145,106 +130,109 @@ def hp(
     most: float | None = None,
     official: Any = None,
 ) -> Any:
-    """A hyper-parameter: default, meaning and search range (a numeric interval or choices), stated once.
+    """Declare a hyper-parameter: default, meaning and search range, stated once.
 
-    Values outside the search range are accepted, unless they are not above `above` (a temperature, say, must be above
-    0), more than `most` (a share 1), or negative where the range is not. official: the value in the authors' script,
-    where it is another.
+    Numbers outside low to high are accepted, unless not larger than `above` (a temperature: 0),
+    larger than `most` (a share: 1) or negative with low >= 0. official: the authors' value.
     """
     search = {"low": low, "high": high, "log": log, "choices": choices}
-    metadata = {
-        "help": help,
-        "search": search,
-        "above": above,
-        "most": most,
-        "official": official,
-        "quirk": False,
-    }
+    metadata = {"help": help, "search": search, "above": above, "most": most}
+    metadata |= {"official": official, "quirk": False}
     return dataclasses.field(default=default, metadata=metadata)
 
 
 def quirk(default: Any, official: Any, why: str) -> Any:
-    """A switch between the paper's loss and what the authors' script does instead, and in what that matters.
-
-    `--official` sets it; it is no hyper-parameter, so it is not tuned.
-    """
+    """Declare a switch to the authors' script, set by `--official`. `why`: what differs."""
     choices = () if isinstance(default, bool) else (default, official)
     search = {"low": None, "high": None, "log": False, "choices": choices}
-    return dataclasses.field(
-        default=default,
-        metadata={"help": why, "search": search, "official": official, "quirk": True},
-    )
+    metadata = {"help": why, "search": search, "official": official, "quirk": True}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+KL_REDUCTIONS = {
+    "mean": "KL averaged over the classes too: a tenth of it on 10 classes",
+    "mean10": "KL averaged over the classes too on CIFAR-10, not on CIFAR-100",
+    "tenth": "a tenth of the KL, a smaller loss against the weight decay",
+}
+
+
+def kl_reduction(official: str) -> Any:
+    """Declare how the authors' script reduces the KL divergence; see `kl_scale`."""
+    return quirk("batchmean", official, KL_REDUCTIONS[official])
 
 
 @dataclass(frozen=True)
 class Method:
-    """Base of all methods. Values are compared, hashed into the record and shown on the command line by field.
+    """Base of all methods. Its values are compared and hashed into the record field by field.
 
-    A step is `attack`, `loss` at the images found, the optimiser's update, `after_step`. What a method learns or counts
-    lives in the modules that `build` makes, never in itself, and as tensors: on a CUDA device steps are recorded and
-    replayed, so that other values of Python, but for `Batch.epoch`, are those of the first steps.
+    A step is `attack`, `loss` at its adversarial examples, the optimiser's update, `after_step`.
+    What a method learns or counts lives as tensors in the modules that `build` returns, never in
+    the method: on a CUDA device steps are captured, and a replay sees old Python values.
     """
 
-    requires: ClassVar[tuple[str, ...]] = (
-        "robust",
-    )  # roles of the teachers that are read; () = teacher-free
-    recipe: ClassVar[
-        tuple[tuple[str, Any, str], ...]
-    ] = ()  # what the authors' script sets of RECIPE, what is odd
+    # Roles of the teachers that are read: "robust", "natural", both or none.
+    teacher_roles: ClassVar[tuple[str, ...]] = ("robust",)
+    # What the authors' script sets in the training: (field of RECIPE, value, how it differs).
+    recipe: ClassVar[tuple[tuple[str, Any, str], ...]] = ()
+    # Whether a step depends on `Batch.epoch`. If not, a captured step serves in other epochs too.
+    epoch_dependent: ClassVar[bool] = True
+
+    def __init_subclass__(cls) -> None:
+        add_renamed_members(cls)
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            check_range(field, getattr(self, field.name))
+            check_value(field, getattr(self, field.name))
 
     @property
     def adversarial(self) -> bool:
-        """Whether the loss sees attacked images: cost, and the rule for the best checkpoint, follow it."""
+        """Whether the loss sees adversarial examples. Cost and checkpoint rule follow it."""
         return type(self).attack is not Method.attack
 
     def build(self, student: Net, teachers: dict[str, Net], num_train: int) -> dict[str, nn.Module]:
-        """Trainable parts and buffers beyond the student, saved with it."""
+        """Return trainable parts and buffers beyond the student; they are saved with it."""
         return {}
 
-    def groups(self, nets: Nets) -> list[dict[str, Any]]:
-        """The optimiser's parameter groups: SGD options, and `scale`, a factor on the suite's learning rate."""
+    def param_groups(self, nets: Nets) -> list[dict[str, Any]]:
+        """Return SGD's parameter groups; `scale` in one is a factor on the learning rate."""
         return [{"params": [*nets.student.parameters(), *nets.parts.parameters()]}]
 
     def attack(self, nets: Nets, batch: Batch) -> Tensor:
-        """The inner problem: adversarial images for the batch, (B, C, H, W); the clean ones if there is none."""
+        """Solve the inner problem: return adversarial examples, (B, C, H, W), or the images."""
         return batch.x
 
     def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
-        """The outer problem at the images `adv` that `attack` found: named scalar terms, already weighted.
-
-        The harness minimises their sum and logs each.
-        """
+        """Return the weighted scalar terms at `adv`, what `attack` returned, by name."""
         raise NotImplementedError
 
     def after_step(self, nets: Nets, batch: Batch) -> None:
-        """Runs after the optimiser's step (loss weights, temperatures)."""
+        """Run after the optimiser's step: update loss weights, temperatures and the like."""
 
 
-def official(form: type[Method]) -> dict[str, Any]:
-    """The hyper-parameters and switches that `--official` sets, by name."""
-    values = {field.name: field.metadata.get("official") for field in dataclasses.fields(form)}
+add_renamed_members(Method)
+
+
+def official_values(method_class: type[Method]) -> dict[str, Any]:
+    """Return the hyper-parameters and switches that `--official` sets, by name."""
+    fields = dataclasses.fields(method_class)
+    values = {field.name: field.metadata.get("official") for field in fields}
     return {name: value for name, value in values.items() if value is not None}
 
 
-def fits(value: Any, default: Any) -> bool:
-    """Whether a value is of the type of a default; a whole number will do for a float."""
+def matches_type(value: Any, default: Any) -> bool:
+    """Whether a value is of the type of a default. An int serves as a float, a bool does not."""
     if isinstance(value, bool) or isinstance(default, bool):
         return isinstance(value, bool) and isinstance(default, bool)
     return isinstance(value, (int, float) if isinstance(default, float) else type(default))
 
 
-def check_range(field: dataclasses.Field[Any], value: Any) -> None:
-    """Raises ValueError, naming field and value, for what is not finite, not a declared choice or out of bounds."""
+def check_value(field: dataclasses.Field[Any], value: Any) -> None:
+    """Raise ValueError for a value that is no choice, not finite or out of bounds."""
     search = field.metadata.get("search", {})
     above, most = field.metadata.get("above"), field.metadata.get("most")
     if search.get("choices") and value not in search["choices"]:
-        raise ValueError(
-            f"{field.name} = {value!r}: choose from {', '.join(map(str, search['choices']))}"
-        )
+        choices = ", ".join(map(str, search["choices"]))
+        raise ValueError(f"{field.name} = {value!r}: choose from {choices}")
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return
     if not math.isfinite(value):
@@ -257,29 +245,28 @@ def check_range(field: dataclasses.Field[Any], value: Any) -> None:
         raise ValueError(f"{field.name} = {value!r}: at most {most:g}")
 
 
-def scale(reduction: str, classes: int) -> float:
-    """What stands before the batch's mean KL: "mean" averages over the classes too, "tenth" as if they were always 10.
-
-    "mean10" averages over the classes where they are 10.
-    """
-    return {
-        "batchmean": 1.0,
-        "mean": 1 / classes,
-        "tenth": 0.1,
-        "mean10": 0.1 if classes == 10 else 1.0,
-    }[reduction]
+def kl_scale(reduction: str, classes: int) -> float:
+    """Return the factor on the batch's mean KL, for the values of `kl_reduction`."""
+    if reduction == "mean":
+        return 1 / classes
+    # "tenth": as if the classes were always 10; "mean10": only where they are.
+    if reduction == "tenth" or (reduction == "mean10" and classes == 10):
+        return 0.1
+    return 1.0
 
 
-def trust(logits: Tensor, y: Tensor) -> Tensor:
-    """The probability of the true class: (B, C), (B,) -> (B,)."""
-    return full(logits).softmax(dim=1).gather(1, y[:, None]).squeeze(1)
+def true_class_probability(logits: Tensor, y: Tensor) -> Tensor:
+    """(B, C), (B,) -> (B,)."""
+    return at_least_float32(logits).softmax(dim=1).gather(1, y[:, None]).squeeze(1)
 
 
 def kl(target: Tensor, logits: Tensor, tau: float = 1.0) -> Tensor:
-    """KL(softmax(target / tau) || softmax(logits / tau)) per sample, summed over classes: (B, C), (B, C) -> (B,).
-
-    The target, a teacher say, is the first argument. Take `.mean()` for the "batchmean" reduction.
-    """
-    log_p = F.log_softmax(full(target) / tau, dim=1)
-    log_q = F.log_softmax(full(logits) / tau, dim=1)
+    """KL(softmax(target / tau) || softmax(logits / tau)) per sample: (B, C), (B, C) -> (B,)."""
+    # Not reduced, so that methods can weigh samples; `.mean()` is the "batchmean" reduction.
+    log_p = F.log_softmax(at_least_float32(target) / tau, dim=1)
+    log_q = F.log_softmax(at_least_float32(logits) / tau, dim=1)
     return (log_p.exp() * (log_p - log_q)).sum(dim=1)
+
+
+if not TYPE_CHECKING:
+    __getattr__ = module_getattr(__name__)

@@ -1,32 +1,31 @@
-"""Balanced multi-teacher adversarial robustness distillation (B-MTARD): MTARD with temperatures of the teachers.
+"""Balanced multi-teacher distillation (B-MTARD): MTARD with temperatures of the teachers.
 
-Paper: Zhao, Wang and Wei, "Mitigating Accuracy-Robustness Trade-off via Balanced Multi-Teacher Adversarial Distillation",
-TPAMI 2024: the temperatures move so that both teachers' outputs become equally uncertain; the student is not softened.
-Code: zhaoshiji123/MTARD-extension at 93506d69de; rate, bounds and the sign rule are from it. Assumed: both start at 1.
+Paper: Zhao, Wang and Wei, "Mitigating Accuracy-Robustness Trade-off via Balanced Multi-Teacher
+Adversarial Distillation", TPAMI 2024: the temperatures move so that both teachers' outputs become
+equally uncertain; the student is not softened. Code: zhaoshiji123/MTARD-extension at 93506d69de;
+rate, bounds and the sign rule are from it. Assumed: both start at 1.
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from methods.adaptive import Balance, Uncertainty, decay
+from methods.adaptive import TeacherTemperatures, rate_decay
 from methods.base import Batch, Net, Nets, hp
 from methods.mtard import Mtard
 
 
 @dataclass(frozen=True)
 class Bmtard(Mtard):
-    """w KL(T(x~) / t || S(x~)) + (1 - w) KL(N(x) / u || S(x)), w as in MTARD; x~ = argmax CE(S(x~), y).
+    """w KL(T(x~) / t || S(x~)) + (1 - w) KL(N(x) / u || S(x)), w as in MTARD; inner CE.
 
-    After each step t falls by `rate` if T's mean entropy is above N's and rises if it is below; u the other way.
+    Each step moves t by -rate where T's mean entropy is above N's, by rate below; u the other way.
     """
 
     rate: float = hp(0.001, "step of the temperatures", low=1e-4, high=0.1, log=True)
 
     def build(self, student: Net, teachers: dict[str, Net], num_train: int) -> dict[str, nn.Module]:
-        return {"balance": Balance(), "uncertainty": Uncertainty()}
+        return {**super().build(student, teachers, num_train), "uncertainty": TeacherTemperatures()}
 
     def targets(self, nets: Nets, batch: Batch, adv: Tensor) -> tuple[Tensor, Tensor]:
         robust, natural = super().targets(nets, batch, adv)
@@ -34,7 +33,7 @@ class Bmtard(Mtard):
 
     def after_step(self, nets: Nets, batch: Batch) -> None:
         super().after_step(nets, batch)
-        nets.parts["uncertainty"].move(self.rate * decay(batch))  # type: ignore[operator]
+        nets.parts["uncertainty"].move(self.rate * rate_decay(batch))  # type: ignore[operator]
 
 
 METHOD = Bmtard

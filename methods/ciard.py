@@ -1,68 +1,86 @@
 """Cyclic iterative adversarial robustness distillation (CIARD).
 
-Paper: Lu, Pang, Zheng, Gu, Du, Liu and Zhou, "CIARD: Cyclic Iterative Adversarial Robustness Distillation", ICCV
-2025: away from the natural teacher's mistakes, while the robust teacher learns on. Code: eminentgu/CIARD at
-93a9a2d9dc, the source of the formula: B-MTARD's temperatures, the push from the natural teacher where it is wrong at
-x~ (the student softened by 5), both weights 1, the robust teacher trained from a sixth of the epochs with a
-thousandth of the rate and momentum 0.1. Assumed: the teacher stays in eval mode; its rate follows the suite's. Left
-out: the script's cosine and exponential schedule; that its temperatures stand still from the first milestone on.
+Paper: Lu, Pang, Zheng, Gu, Du, Liu and Zhou, "CIARD: Cyclic Iterative Adversarial Robustness
+Distillation", ICCV 2025: away from the natural teacher's mistakes, while the robust teacher learns
+on. Code: eminentgu/CIARD at 93a9a2d9dc. From it: the formula with both weights 1, B-MTARD's
+temperatures, S softened by 5 in the push, T trained from a sixth of the epochs at a thousandth of
+the rate with momentum 0.1. Assumed: T stays in eval mode; its rate follows the suite's. Left out:
+the script's schedules, and that temperatures stop at the first milestone.
 """
 
-from __future__ import annotations
-
+import copy
 from dataclasses import dataclass
+from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from methods.adaptive import Uncertainty, decay, magnitude
-from methods.base import Batch, Net, Nets, hp, kl, quirk, scale
-from methods.forms import LearningTeacher, TwoTeachers
-from methods.recipes import LIGHT, LONGER
+from methods.adaptive import TeacherTemperatures, rate_decay
+from methods.base import Batch, Method, Net, Nets, hp, kl, kl_reduction, kl_scale, quirk
+from methods.inner import ce, mode, pgd
+from methods.recipes import EPOCHS_300, LOW_WEIGHT_DECAY
 
 
 @dataclass(frozen=True)
-class Ciard(LearningTeacher, TwoTeachers):
-    """KL(T(x~) / t || S(x~)) + KL(N(x) / u || S(x)) - m mean KL(N(x~) || S(x~) / 5) where N is wrong; inner CE.
+class Ciard(Method):
+    """KL(T(x~) / t || S(x~)) + KL(N(x) / u || S(x)) - m mean KL(N(x~) || S(x~) / 5) where N is
+    wrong; inner CE.
 
-    m: the power of ten that brings the push to the size of the smaller of the others; T: + CE(T(x~), y) after `begin`.
+    m: the power of ten that brings the push to the size of the smaller term; T: + CE(T(x~), y).
     """
 
-    recipe = (*LONGER[:1], *LIGHT)
+    teacher_roles = ("robust", "natural")
+    recipe = (*EPOCHS_300, *LOW_WEIGHT_DECAY)
 
     rate: float = hp(0.001, "step of the temperatures", low=1e-4, high=0.1, log=True)
     push: float = hp(1.0, "factor of the push; 0: none", low=0.0, high=2.0)
-    begin: float = hp(
-        1 / 6, "share of the epochs before the robust teacher learns", low=0.0, high=1.0, most=1.0
-    )
-    teacher_rate: float = hp(
-        0.001, "its learning rate, in those of the student", low=1e-4, high=0.1, log=True
-    )
-    train_mode_teacher: bool = quirk(
-        False, True, "the robust teacher's BatchNorm statistics drift from the first batch"
-    )
-    reduction: str = quirk(
-        "batchmean", "mean", "KL averaged over the classes too: a tenth of it on 10 classes"
-    )
+    begin: float = hp(1 / 6, "share of epochs before T learns", low=0.0, high=1.0, most=1.0)
+    teacher_rate: float = hp(0.001, "T's learning rate over S's", low=1e-4, high=0.1, log=True)
+    train_mode_teacher: bool = quirk(False, True, "T's BatchNorm statistics drift from the start")
+    reduction: str = kl_reduction("mean")
 
     def build(self, student: Net, teachers: dict[str, Net], num_train: int) -> dict[str, nn.Module]:
-        return {"uncertainty": Uncertainty(), **super().build(student, teachers, num_train)}
+        learner = copy.deepcopy(teachers["robust"]).requires_grad_()
+        return {"uncertainty": TeacherTemperatures(), "teacher": learner}
+
+    def param_groups(self, nets: Nets) -> list[dict[str, Any]]:
+        options = {"momentum": 0.1, "weight_decay": 2e-4, "scale": self.teacher_rate}
+        teacher = {"params": [*nets.parts.parameters()], **options}
+        return [{"params": [*nets.student.parameters()]}, teacher]
+
+    def attack(self, nets: Nets, batch: Batch) -> Tensor:
+        return pgd(nets.student, batch.x, ce(batch.y), batch.budget, start="gauss")
 
     def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
-        learner, natural = self.learner(nets, adv), nets.at(adv, "natural")
-        soft = nets.parts["uncertainty"](learner, nets.clean(batch, "natural"))
-        far, near = nets.student(adv), nets.student(batch.x)
-        weight = scale(self.reduction, far.shape[1])
+        with mode(nets.parts["teacher"], self.train_mode_teacher):
+            robust_adv = nets.parts["teacher"](adv)
+        natural_adv = nets.teacher_logits_at(adv, "natural")
+        natural = nets.teacher_logits(batch, "natural")
+        target_robust, target_natural = nets.parts["uncertainty"](robust_adv, natural)
+        logits_adv, logits_nat = nets.student(adv), nets.student(batch.x)
+        weight = kl_scale(self.reduction, logits_adv.shape[1])
         terms = {
-            "kl_robust": weight * kl(soft[0], far).mean(),
-            "kl_natural": weight * kl(soft[1], near).mean(),
+            "kl_robust": weight * kl(target_robust, logits_adv).mean(),
+            "kl_natural": weight * kl(target_natural, logits_nat).mean(),
         }
-        wrong = (natural.argmax(dim=1) != batch.y).float()
-        away = weight * (wrong * kl(natural, far / 5)).sum() / wrong.sum().clamp(min=1)
-        terms["push"] = -self.push * magnitude(*terms.values()) / magnitude(away) * away
-        return {**terms, **self.lesson(batch, learner)}
+        wrong = (natural_adv.argmax(dim=1) != batch.y).float()
+        distance = (wrong * kl(natural_adv, logits_adv / 5)).sum()
+        distance = weight * distance / wrong.sum().clamp(min=1)
+        target_size, size = power_of_ten(*terms.values()), power_of_ten(distance)
+        terms["push"] = -self.push * target_size / size * distance
+        if batch.reached(self.begin):
+            terms["teacher_ce"] = F.cross_entropy(robust_adv, batch.y)
+        return terms
 
     def after_step(self, nets: Nets, batch: Batch) -> None:
-        nets.parts["uncertainty"].move(self.rate * decay(batch))  # type: ignore[operator]
+        nets.parts["uncertainty"].move(self.rate * rate_decay(batch))  # type: ignore[operator]
+
+
+def power_of_ten(*values: Tensor) -> Tensor:
+    """Return the power of ten not above the smallest of positive values, without gradient."""
+    smallest = torch.stack([value.detach() for value in values]).min()
+    return 10 ** smallest.clamp(min=1e-6).log10().floor()
 
 
 METHOD = Ciard

@@ -1,11 +1,9 @@
-"""Contrastive representation distillation (CRD), a control: clean features of a robust teacher, no attack.
+"""Contrastive representation distillation (CRD), a control: clean features, no attack.
 
-Paper: Tian, Krishnan and Isola, "Contrastive Representation Distillation", ICLR 2020. Code: HobbitLong/RepDistiller at
-b84f547c5d; the weight 0.8, the temperature 0.07 and 128 dimensions are from it. Otherwise than there, positives and
-negatives are live: the batch's, or those of a queue with `--bank` (methods/contrast.py).
+Paper: Tian, Krishnan and Isola, "Contrastive Representation Distillation", ICLR 2020.
+Code: HobbitLong/RepDistiller at b84f547c5d. From it: the weight 0.8, the temperature 0.07, 128
+dimensions. Not from it: positives and negatives are live (methods/contrast.py).
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass
 
@@ -19,36 +17,28 @@ from methods.contrast import Contrast
 
 @dataclass(frozen=True)
 class Crd(Method):
-    """CE(S(x), y) + lambda_con mean_i l_i, l_i: contrastive loss of anchor i between f_T(x) and f_S(x)."""
+    """CE(S(x), y) + lambda_con mean_i l_i, l_i: contrast of anchor i in f_T(x) and f_S(x)."""
 
-    dim: int = hp(
-        128, "size of the projected feature", low=32, high=256, log=True, above=0, most=16384
-    )
+    epoch_dependent = False
+
+    dim: int = hp(128, "size of embeddings", low=32, high=256, log=True, above=0, most=16384)
     estimator: str = hp("nce", "form of the critic", choices=("nce", "infonce"))
-    bank: int = hp(
-        0, "past embeddings to draw negatives from; 0: this batch", low=0, high=16384, most=2**20
-    )
+    bank: int = hp(0, "queue of negatives; 0: those of the batch", low=0, high=16384, most=2**20)
     tau: float = hp(0.07, "temperature of the critic", low=0.05, high=0.5, log=True, above=0.0)
     symmetric: bool = hp(True, "add the student-anchored direction")
     lambda_con: float = hp(0.8, "weight of the contrast", low=0.05, high=2.0, log=True)
 
     def build(self, student: Net, teachers: dict[str, Net], num_train: int) -> dict[str, nn.Module]:
-        width = teachers["robust"].width
-        return {
-            "contrast": Contrast(
-                student.width, width, self.dim, self.tau, self.estimator, self.bank
-            )
-        }
+        widths = student.width, teachers["robust"].width
+        return {"contrast": Contrast(*widths, self.dim, self.tau, self.estimator, self.bank)}
 
     def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
         with torch.no_grad():
             anchor = nets.teacher.features(batch.x)
-        found = nets.student.features(adv)
-        positive, negative = nets.parts["contrast"](anchor, found, batch.y, self.symmetric)
-        return {
-            "contrast": self.lambda_con * (positive + negative).mean(),
-            "ce": F.cross_entropy(nets.student.head(found), batch.y),
-        }
+        features = nets.student.features(adv)
+        positive, negative = nets.parts["contrast"](anchor, features, batch.y, self.symmetric)
+        ce = F.cross_entropy(nets.student.head(features), batch.y)
+        return {"contrast": self.lambda_con * (positive + negative).mean(), "ce": ce}
 
 
 METHOD = Crd

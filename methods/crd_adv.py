@@ -1,11 +1,9 @@
-"""CRD on adversarial images, a control: what GACD becomes without its sample weights.
+"""CRD on adversarial examples, a control: what GACD becomes without its sample weights.
 
-Paper of the critic: Tian, Krishnan and Isola, "Contrastive Representation Distillation", ICLR 2020. Assumed, as in gacd: the
-student embeds x~, the teacher x; the attack is that of the cross-entropy; the contrast weighs 0.2 and not CRD's 0.8, which
-crowds the classifier of a small student out (docs/log.md).
+Paper of the critic: Tian, Krishnan and Isola, "Contrastive Representation Distillation", ICLR 2020.
+Assumed, as in gacd: the student embeds x~, the teacher x; the attack is the cross-entropy's; the
+contrast weighs 0.2 and not 0.8, which crowds a small student's classifier out (docs/log.md).
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass
 
@@ -18,7 +16,7 @@ from methods.inner import ce, pgd
 
 @dataclass(frozen=True)
 class CrdAdv(Crd):
-    """CE(S(x~), y) + lambda_con mean_i l_i, l_i: between f_T(x) and f_S(x~); x~ = argmax CE(S(x~), y)."""
+    """CE(S(x~), y) + lambda_con mean_i l_i, l_i: between f_T(x) and f_S(x~); inner CE."""
 
     lambda_con: float = hp(0.2, "weight of the contrast", low=0.05, high=2.0, log=True)
 

@@ -1,52 +1,75 @@
 """Adversarial contrastive distillation with adaptive denoising (CRDND).
 
-Paper: Wang et al., "Adversarial Contrastive Distillation with Adaptive Denoising", ICASSP 2023, read in a reproduction
-report (SZU-AdvTech-2023/098 at 7eb0b79). From it: logits, cosines, the temperature 0.5, lambda = 0.2, no labels.
-Assumed: a class's accuracy is measured in the batch; the attack is RSLAD's (the
-reproduction: a CW margin). The loss ignores the scale of the logits, which
+Paper: Wang et al., "Adversarial Contrastive Distillation with Adaptive Denoising", ICASSP 2023,
+read in a reproduction report (SZU-AdvTech-2023/098 at 7eb0b79). From it: logits, cosines, the
+temperature 0.5, lambda = 0.2, no labels. Assumed: a class's accuracy is measured in the batch; the
+attack is RSLAD's (the reproduction: a CW margin). The loss ignores the scale of the logits, which
 invites gradient masking: published PGD-20 is 10 points above AutoAttack.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from methods.base import Batch, Method, Nets, hp, quirk
-from methods.contrast import confusion, nt_xent
-from methods.inner import kl_to, pgd
-from methods.recipes import LIGHT
+from methods.inner import at_least_float32, kl_to, pgd
+from methods.recipes import LOW_WEIGHT_DECAY
 
 
 @dataclass(frozen=True)
 class Crdnd(Method):
-    """lambda NTXent(M S(x), T(x)) + (1 - lambda) NTXent(M' S(x~), T(x~)), x~ = argmax KL(T(x) || S(x~)).
+    """lambda NTXent(M S(x), T(x)) + (1 - lambda) NTXent(M' S(x~), T(x~)).
 
-    M: a_c on the diagonal, (1 - a_c) / (C - 1) else; a_c: the teacher's accuracy on class c at these images.
+    x~ = argmax KL(T(x) || S(x~)). M: a_c on the diagonal, (1 - a_c) / (C - 1) else;
+    a_c: the teacher's accuracy on class c at these images.
     """
 
-    recipe = (("epochs", 300, "half as long again"), *LIGHT)
+    recipe = (("epochs", 300, "half as long again"), *LOW_WEIGHT_DECAY)
+    epoch_dependent = False
 
     clean_share: float = hp(0.2, "lambda, share of the clean term", low=0.0, high=1.0, most=1.0)
     tau: float = hp(0.5, "temperature of the cosines", low=0.05, high=1.0, log=True, above=0.0)
     denoise: bool = quirk(True, False, "the reproduction never applies the matrix")
 
     def attack(self, nets: Nets, batch: Batch) -> Tensor:
-        return pgd(nets.student, batch.x, kl_to(nets.clean(batch)), batch.budget, start="gauss")
+        objective = kl_to(nets.teacher_logits(batch))
+        return pgd(nets.student, batch.x, objective, batch.budget, start="gauss")
 
     def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
-        target = nets.at(adv)
-        far, near = nets.student(adv), nets.student(batch.x)
-        return {
-            "contrast_adv": (1 - self.clean_share) * self.contrast(far, target, batch.y),
-            "contrast": self.clean_share * self.contrast(near, nets.clean(batch), batch.y),
-        }
+        target_adv, target_nat = nets.teacher_logits_at(adv), nets.teacher_logits(batch)
+        logits_adv, logits_nat = nets.student(adv), nets.student(batch.x)
+        adv_term = (1 - self.clean_share) * self.contrast(logits_adv, target_adv, batch.y)
+        nat_term = self.clean_share * self.contrast(logits_nat, target_nat, batch.y)
+        return {"contrast_adv": adv_term, "contrast": nat_term}
 
     def contrast(self, logits: Tensor, target: Tensor, y: Tensor) -> Tensor:
-        """NT-Xent of the student's corrected logits and the teacher's, (B, C) each."""
-        corrected = logits @ confusion(target, y).T.to(logits.dtype) if self.denoise else logits
-        return nt_xent(corrected, target, self.tau)
+        """Return NT-Xent of the student's denoised logits and the teacher's, (B, C) each."""
+        if self.denoise:
+            logits = logits @ denoising_matrix(target, y).T.to(logits.dtype)
+        return nt_xent(logits, target, self.tau)
+
+
+def nt_xent(a: Tensor, b: Tensor, tau: float) -> Tensor:
+    """Return the mean over 2 B anchors; rows i of a and b, (B, D), attract by their cosine."""
+    views = F.normalize(at_least_float32(torch.cat([a, b])), dim=1)
+    # No view is its own positive or negative.
+    scores = (views @ views.T / tau).fill_diagonal_(-torch.inf)
+    return F.cross_entropy(scores, torch.arange(len(views), device=a.device).roll(len(a)))
+
+
+def denoising_matrix(target: Tensor, y: Tensor) -> Tensor:
+    """Return M, (C, C), from the teacher's logits, (B, C). Columns sum to 1."""
+    classes = target.shape[1]
+    hit = (target.argmax(dim=1) == y).float()
+    zeros = torch.zeros(classes, dtype=hit.dtype, device=y.device)
+    count, hits = zeros.index_add(0, y, torch.ones_like(hit)), zeros.index_add(0, y, hit)
+    # A class without images is left as it is.
+    accuracy = torch.where(count > 0, hits / count.clamp(min=1), 1.0)
+    rest = ((1 - accuracy) / max(classes - 1, 1)).expand(classes, classes)
+    diagonal = torch.eye(classes, dtype=torch.bool, device=y.device)
+    return torch.where(diagonal, accuracy, rest)
 
 
 METHOD = Crdnd

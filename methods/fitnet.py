@@ -1,11 +1,9 @@
-"""Feature regression (FitNet), a control: does it hand robustness on to match a robust teacher's features?
+"""Feature regression (FitNet), a control: do features of a robust teacher transfer robustness?
 
-Paper: Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015. Code: HobbitLong/RepDistiller at b84f547c5d, whose
-weight of 100 is the default. Assumed: penultimate features and not those of the second stage, as networks here promise no
-more; the adversarial form has both networks see x~.
+Paper: Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015. Code: HobbitLong/RepDistiller
+at b84f547c5d, whose weight of 100 is the default. Assumed: penultimate features and not the second
+stage's, as networks here promise no more; both networks see x~ in the adversarial form.
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass
 
@@ -19,7 +17,9 @@ from methods.inner import ce, pgd
 
 @dataclass(frozen=True)
 class Fitnet(Method):
-    """CE(S(v), y) + beta MSE(R f_S(v), f_T(v)), R: a linear regressor; v: clean images, or x~ = argmax CE(S(x~), y)."""
+    """CE(S(v), y) + beta MSE(R f_S(v), f_T(v)), R: linear; v: x, or x~ = argmax CE(S(x~), y)."""
+
+    epoch_dependent = False
 
     beta: float = hp(100.0, "weight of the regression", low=1.0, high=500.0, log=True)
     inputs: str = hp("clean", "what both networks see", choices=("clean", "adv"))
@@ -32,18 +32,16 @@ class Fitnet(Method):
         return {"regressor": nn.Linear(student.width, teachers["robust"].width)}
 
     def attack(self, nets: Nets, batch: Batch) -> Tensor:
-        return (
-            pgd(nets.student, batch.x, ce(batch.y), batch.budget) if self.adversarial else batch.x
-        )
+        if not self.adversarial:
+            return batch.x
+        return pgd(nets.student, batch.x, ce(batch.y), batch.budget)
 
     def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
         with torch.no_grad():
             target = nets.teacher.features(adv)
-        found = nets.student.features(adv)
-        return {
-            "ce": F.cross_entropy(nets.student.head(found), batch.y),
-            "mse": self.beta * F.mse_loss(nets.parts["regressor"](found), target),
-        }
+        features = nets.student.features(adv)
+        mse = F.mse_loss(nets.parts["regressor"](features), target)
+        return {"ce": F.cross_entropy(nets.student.head(features), batch.y), "mse": self.beta * mse}
 
 
 METHOD = Fitnet

@@ -1,103 +1,92 @@
-"""The frozen view that attacks in eval mode have of a network: each BatchNorm folded into the convolution before it.
+"""BatchNorm folded into convolutions, for attacks in eval mode: exact up to rounding, and faster.
 
-Folding is exact up to rounding and takes a good part of a small network's operations away. Modules inside the network
-are exchanged and not the network itself, so it keeps its class, its methods and its hooks. Folded weights lie
-channels-last, which is faster, and need no gradient, which makes that safe (see bench/acceleration.py).
+Modules inside the network are exchanged, not the network: it keeps its class, methods and hooks.
 """
-
-from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-Pairs = list[tuple[str, str]]  # names of a convolution and of the BatchNorm that alone reads it
-exempt: WeakSet[nn.Module] = (
-    WeakSet()
-)  # networks that are left as they are: a compiler fuses BatchNorm itself
-_known: WeakKeyDictionary[nn.Module, Pairs] = WeakKeyDictionary()
+# Names of a convolution and of the BatchNorm that alone reads it.
+Pairs = list[tuple[str, str]]
+# Tracing takes longer than a step, so the result is kept for the network's lifetime.
+_pairs_by_network: WeakKeyDictionary[nn.Module, Pairs] = WeakKeyDictionary()
 
 
 @contextmanager
 def folded(net: nn.Module) -> Iterator[None]:
-    """Inside, `net`, which must be in eval mode, computes with folded copies of its weights that need no gradient."""
-    before = fold(net)
+    """Inside, `net`, in eval mode, computes with folded copies of its weights."""
+    replaced = fold(net)
     try:
         yield
     finally:
-        for name, module in before.items():
+        for name, module in replaced.items():
             net.set_submodule(name, module)
 
 
 @torch.no_grad()
 def fold(net: nn.Module) -> dict[str, nn.Module]:
-    """Folds `net`, which must be in eval mode, for good; returns the modules that were exchanged, by name."""
-    if net in exempt:
+    """Fold `net`, in eval mode, for good, and return the modules that were replaced, by name."""
+    # A compiler fuses BatchNorm itself. Networks that are no `Net` have no such field.
+    if not getattr(net, "fold_batchnorm", True):
         return {}
-    if net not in _known:
-        _known[net] = pairs(net)
-    before: dict[str, nn.Module] = {}
-    for name, norm_name in _known[net]:
-        conv, norm = net.get_submodule(name), net.get_submodule(norm_name)
+    if net not in _pairs_by_network:
+        _pairs_by_network[net] = find_foldable(net)
+    replaced: dict[str, nn.Module] = {}
+    for conv_name, norm_name in _pairs_by_network[net]:
+        conv, norm = net.get_submodule(conv_name), net.get_submodule(norm_name)
+        # The names are those of the first call: a network folded for good has no BatchNorm left.
         if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-            before |= {name: conv, norm_name: norm}
-            net.set_submodule(name, merged(conv, norm))
+            replaced |= {conv_name: conv, norm_name: norm}
+            net.set_submodule(conv_name, merge_layers(conv, norm))
             net.set_submodule(norm_name, nn.Identity().train(norm.training))
-    return before
+    return replaced
 
 
-def pairs(net: nn.Module) -> Pairs:
-    """What can be folded; nothing in a network whose forward pass cannot be traced."""
+def find_foldable(net: nn.Module) -> Pairs:
+    """Return what can be folded; nothing if the forward pass cannot be traced."""
     try:
         nodes = list(fx.symbolic_trace(net).graph.nodes)
-    except Exception:  # whatever a forward pass does with a stand-in for its images
+    # A forward pass may raise any error when it gets a stand-in for its images.
+    except Exception:
         return []
     modules = dict(net.named_modules())
     calls = [node.target for node in nodes if node.op == "call_module"]
-    found = []
+    pairs = []
     for node in nodes:
         norm = modules.get(node.target) if node.op == "call_module" else None
-        if (
-            not isinstance(norm, nn.BatchNorm2d)
-            or norm.running_mean is None
-            or calls.count(node.target) > 1
-        ):
+        if not isinstance(norm, nn.BatchNorm2d) or norm.running_mean is None:
             continue
         source = node.args[0]
-        alone = source.op == "call_module" and len(source.users) == calls.count(source.target) == 1
-        if alone and type(modules[source.target]) is nn.Conv2d:
-            found.append((source.target, node.target))
-    return found
+        if source.op != "call_module" or type(modules[source.target]) is not nn.Conv2d:
+            continue
+        called_once = calls.count(node.target) == calls.count(source.target) == 1
+        if called_once and len(source.users) == 1:
+            pairs.append((source.target, node.target))
+    return pairs
 
 
-def merged(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
-    """A convolution, with the hooks of `conv`, that computes both, in autocast's precision."""
+def merge_layers(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
+    """Return one convolution that computes both, with the hooks of `conv`."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
-    weight, bias = fuse_conv_bn_weights(
-        conv.weight,
-        conv.bias,
-        norm.running_mean,
-        norm.running_var,
-        norm.eps,
-        norm.weight,
-        norm.bias,
-    )
-    both = copy.copy(conv)
-    both._parameters = {
-        "weight": frozen(weight.contiguous(memory_format=torch.channels_last)),
-        "bias": frozen(bias),
-    }
-    return both
+    statistics = norm.running_mean, norm.running_var, norm.eps
+    weight, bias = fuse_conv_bn_weights(conv.weight, conv.bias, *statistics, norm.weight, norm.bias)
+    # Faster, and safe without a gradient (bench/acceleration.py).
+    laid_out = weight.contiguous(memory_format=torch.channels_last)
+    merged = copy.copy(conv)
+    merged._parameters = {"weight": freeze(laid_out), "bias": freeze(bias)}
+    return merged
 
 
-def frozen(value: Tensor) -> nn.Parameter:
-    """Rounded once here, where autocast would do it at each step of an attack."""
+def freeze(value: Tensor) -> nn.Parameter:
+    """Return a parameter without gradient, in autocast's precision."""
     kind = value.device.type
+    # Rounded once here, where autocast would do it at each step of an attack.
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else value.dtype
     return nn.Parameter(value.detach().to(dtype), requires_grad=False)

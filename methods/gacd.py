@@ -1,73 +1,116 @@
 """Guided adversarial contrastive distillation (GACD), a reconstruction.
 
-Paper: Bai, Chen, Zhao, Wen, Jiang and Kot, "Feature Distillation With Guided Adversarial Contrastive Learning", arXiv
-2009.09922, 2020. Only its abstract could be read. Certain from it: robustness is transferred through features; the
-objective is contrastive and tied to mutual information; the teacher is the anchor; "sample reweighted estimation" takes
-away the harm of its mistakes. All else is assumed, A1 to A8 on the switch that changes it (A4, the projection, and A6, the
-critic, on those that crd has too): CRD's critic, the teacher's trust in the true label as the weight, and a cross-entropy
-on adversarial images for the classifier, because contrast alone ignores the scale of the logits.
+Paper: Bai, Chen, Zhao, Wen, Jiang and Kot, "Feature Distillation With Guided Adversarial
+Contrastive Learning", arXiv 2009.09922, 2020. Only its abstract could be read. Certain from it:
+robustness is transferred through features; the objective is contrastive and tied to mutual
+information; the teacher is the anchor; "sample reweighted estimation" takes away the harm of its
+mistakes. All else is assumed, A1 to A8 on the switch that changes it (A4, the projection, and A6,
+the critic, on those that crd has too): CRD's critic, the teacher's trust in the true label as the
+weight, and a cross-entropy at x~, because contrast alone ignores the scale of the logits.
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from methods.base import Batch, Nets, hp
-from methods.contrast import guided, see, soft, stages, turned, weights
+from methods.base import Batch, Nets, hp, kl, true_class_probability
+from methods.contrast import Contrast
 from methods.crd_adv import CrdAdv
+from methods.inner import pgd
 
 
 @dataclass(frozen=True)
 class Gacd(CrdAdv):
     """lambda_ce CE(S(x~), y) + lambda_con mean_i w_i l_i + lambda_kd tau_kd^2 KL(T(u) || S(v)).
 
-    l_i: contrastive loss of anchor i; w_i = p_T(y_i | u_i)^beta scaled to mean 1; u, v: what teacher and student see.
+    l_i: contrast of anchor i; w_i = p_T(y_i | u_i)^beta scaled to mean 1; T sees u, S sees v.
     """
 
-    student_input: str = hp(
-        "adv", "A1: what the student embeds, v", choices=("adv", "clean", "both")
-    )
-    teacher_input: str = hp("clean", "A2: what the teacher embeds, u", choices=("clean", "adv"))
+    student_input: str = hp("adv", "A1: student's input, v", choices=("adv", "clean", "both"))
+    teacher_input: str = hp("clean", "A2: teacher's input, u", choices=("clean", "adv"))
     inner: str = hp("ce", "A5: what the attack maximises", choices=("ce", "feature"))
     weight: str = hp(
-        "prob", "A7: sample weight; none: the ablation", choices=("prob", "indicator", "none")
+        "prob", "A7: sample weight; none: ablation", choices=("prob", "indicator", "none")
     )
     beta: float = hp(1.0, "A7: exponent of the weight", low=0.1, high=2.0, log=True)
     weigh: str = hp("all", "A7: what the weight multiplies", choices=("all", "positive"))
     lambda_ce: float = hp(1.0, "A8: weight of the cross-entropy", low=0.1, high=2.0, log=True)
     lambda_kd: float = hp(0.0, "A8: weight of the soft labels", low=0.0, high=1.0)
-    tau_kd: float = hp(
-        4.0, "A8: temperature of the soft labels", low=1.0, high=20.0, log=True, above=0.0
-    )
-    two_stage: bool = hp(
-        False, "A8: half the epochs contrast alone, then the classifier on frozen features"
-    )
+    tau_kd: float = hp(4.0, "A8: their temperature", low=1.0, high=20.0, log=True, above=0.0)
+    two_stage: bool = hp(False, "A8: half the epochs contrast alone, then the classifier alone")
+
+    @property
+    def epoch_dependent(self) -> bool:  # type: ignore[override]
+        return self.two_stage
 
     def attack(self, nets: Nets, batch: Batch) -> Tensor:
-        _, classifying = stages(batch, self.two_stage)
-        return (
-            super().attack(nets, batch)
-            if self.inner == "ce" and classifying
-            else turned(nets, batch)
-        )
+        if self.inner == "feature" or not self.trains_classifier(batch):
+            return feature_attack(nets, batch)
+        return super().attack(nets, batch)
 
     def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
-        contrasting, classifying = stages(batch, self.two_stage)
-        seen = see(nets, batch.x, adv, self.teacher_input, self.student_input, learn=contrasting)
+        with torch.no_grad():
+            anchor = nets.teacher.features(adv if self.teacher_input == "adv" else batch.x)
+            target = nets.teacher.head(anchor)
+        features_adv, views = self.embed_views(nets, batch, adv)
         terms = {}
-        if contrasting:
-            w = weights(self.weight, self.beta, seen.target, batch.y)
-            terms["contrast"] = self.lambda_con * guided(
-                nets, seen, batch.y, w, self.symmetric, self.weigh
-            )
-        if classifying:
-            terms["ce_adv"] = self.lambda_ce * F.cross_entropy(nets.student.head(seen.far), batch.y)
-            if self.lambda_kd:
-                terms["kl"] = self.lambda_kd * self.tau_kd**2 * soft(nets, seen, self.tau_kd)
+        if self.trains_features(batch):
+            w, losses = self.sample_weights(target, batch.y), []
+            # Each v moves Z and the queue.
+            for view in views:
+                positive, negative = nets.parts["contrast"](anchor, view, batch.y, self.symmetric)
+                w_negative = w if self.weigh == "all" else 1.0
+                losses.append((w * positive + w_negative * negative).mean())
+            terms["contrast"] = self.lambda_con * torch.stack(losses).mean()
+        if self.trains_classifier(batch):
+            logits_adv = nets.student.head(features_adv)
+            terms["ce_adv"] = self.lambda_ce * F.cross_entropy(logits_adv, batch.y)
+        if self.trains_classifier(batch) and self.lambda_kd:
+            losses = [kl(target, nets.student.head(view), self.tau_kd).mean() for view in views]
+            terms["kl"] = self.lambda_kd * self.tau_kd**2 * torch.stack(losses).mean()
         return terms
+
+    def trains_features(self, batch: Batch) -> bool:
+        """Whether this epoch trains the features by contrast: of two stages the first."""
+        return not self.two_stage or not batch.reached(0.5)
+
+    def trains_classifier(self, batch: Batch) -> bool:
+        """Whether this epoch trains the classifier: of two stages the second."""
+        return not self.two_stage or batch.reached(0.5)
+
+    def embed_views(self, nets: Nets, batch: Batch, adv: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return the student's features of x~, and those of each v."""
+        features = [nets.student.features(adv)]
+        if self.student_input != "adv":
+            features.append(nets.student.features(batch.x))
+        if not self.trains_features(batch):
+            features = [each.detach() for each in features]
+        return features[0], features[1:] if self.student_input == "clean" else features
+
+    def sample_weights(self, target: Tensor, y: Tensor) -> Tensor:
+        """Return the trust in the teacher, (B,), of mean 1, or 0 if it is never right."""
+        if self.weight == "none":
+            return torch.ones_like(target[:, 0])
+        if self.weight == "prob":
+            w = true_class_probability(target, y) ** self.beta
+        else:
+            w = (target.argmax(dim=1) == y).float()
+        return w / w.mean().clamp(min=1e-6)
+
+
+def feature_attack(nets: Nets, batch: Batch) -> Tensor:
+    """Ascend 1 - cos between the student's embedding of x~ and the teacher's of x."""
+    contrast: Contrast = nets.parts["contrast"]  # type: ignore[assignment]
+    with torch.no_grad():
+        anchor = contrast.embed_t(nets.teacher.features(batch.x))
+
+    def cosine_distance(net: nn.Module, adv: Tensor) -> Tensor:
+        embeddings = contrast.embed_s(net.features(adv))  # type: ignore[operator]
+        return (1 - (embeddings * anchor).sum(dim=1)).sum()
+
+    return pgd(nets.student, batch.x, cosine_distance, batch.budget, start="gauss")
 
 
 METHOD = Gacd

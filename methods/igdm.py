@@ -1,46 +1,72 @@
-"""Indirect gradient distillation (IGDM): a term that any other method can be given.
+"""Indirect gradient distillation (IGDM): a term that any other method, the base, can be given.
 
-Paper: Lee, Cho and Kim, "Indirect Gradient Matching for Adversarial Robust Distillation", ICLR 2025. From it: logit
-differences along d = x~ - x expose the input gradient of networks that are locally linear; the weight grows over the
-epochs; alpha = 5 is its value for AdaAD and ResNet-18 on CIFAR-10 (ARD 5, IAD 50, AKD 7, RSLAD 0.9, TRADES 20, PGD-AT 60).
-x - d is not clipped and epochs count from 1, as in the code: VLM_Distillation's copy at 2b7ef6ed1e, whose ramp always
-divides by 200. As there, the student sees x~ once for the base and once for the term, so BatchNorm counts it twice.
+Paper: Lee, Cho and Kim, "Indirect Gradient Matching for Adversarial Robust Distillation", ICLR
+2025. From it: logit differences along d = x~ - x expose the input gradient of networks that are
+locally linear; the weight grows over the epochs; alpha = 5 is its value for AdaAD and ResNet-18 on
+CIFAR-10 (ARD 5, IAD 50, AKD 7, RSLAD 0.9, TRADES 20, PGD-AT 60). From the code, VLM_Distillation's
+copy at 2b7ef6ed1e: x - d is not clipped, epochs count from 1 (its ramp always divides by 200), and
+the student sees x~ once for the base and once for the term, so BatchNorm counts it twice.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from methods.base import Batch, Nets, hp
-from methods.forms import Around
-from methods.gradients import gap
-from methods.recipes import LIGHT
+import methods
+from methods.base import Batch, Method, Net, Nets, hp, kl
+from methods.recipes import LOW_WEIGHT_DECAY
 
 
 @dataclass(frozen=True)
-class Igdm(Around):
-    """L_base + alpha (epoch / epochs) KL(T(x~) - T(x - d) || S(x~) - S(x - d)), d = x~ - x; x~ is the base's."""
+class Igdm(Method):
+    """L_base + alpha (epoch / epochs) KL(T(x~) - T(x - d) || S(x~) - S(x - d)), d = x~ - x."""
 
-    recipe = LIGHT
+    recipe = LOW_WEIGHT_DECAY
 
-    base: str = hp(
-        "adaad", "the method that is given the term, at its defaults; any whose default attacks"
-    )
-    alpha: float = hp(
-        5.0, "weight of the term at the end of training", low=0.2, high=220.0, log=True
-    )
+    base: str = hp("adaad", "the method, at its defaults; any whose default attacks")
+    alpha: float = hp(5.0, "weight of the term at the end", low=0.2, high=220.0, log=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        usable = self.base in methods.names() and not isinstance(self.base_method, Igdm)
+        if not usable or not self.base_method.adversarial:
+            raise ValueError(f"base = {self.base!r}: choose another method that has an attack")
+
+    @cached_property
+    def base_method(self) -> Method:
+        """The method that is given the term."""
+        return methods.load(self.base)()
 
     @property
-    def requires(self) -> tuple[str, ...]:  # type: ignore[override]
-        return tuple(dict.fromkeys((*super().requires, "robust")))
+    def teacher_roles(self) -> tuple[str, ...]:  # type: ignore[override]
+        return tuple(dict.fromkeys((*self.base_method.teacher_roles, "robust")))
+
+    def build(self, student: Net, teachers: dict[str, Net], num_train: int) -> dict[str, nn.Module]:
+        return self.base_method.build(student, teachers, num_train)
+
+    def param_groups(self, nets: Nets) -> list[dict[str, Any]]:
+        return self.base_method.param_groups(nets)
+
+    def attack(self, nets: Nets, batch: Batch) -> Tensor:
+        return self.base_method.attack(nets, batch)
 
     def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
-        terms = super().loss(nets, batch, adv)
-        weight = self.alpha * batch.progress
-        term = gap(nets, 2 * batch.x - adv, nets.at(adv), nets.student(adv)).mean()
-        return {**terms, "igdm": weight * term}
+        terms = self.base_method.loss(nets, batch, adv)
+        target_adv, logits_adv = nets.teacher_logits_at(adv), nets.student(adv)
+        term = gradient_kl(nets, batch, adv, target_adv, logits_adv).mean()
+        return {**terms, "igdm": self.alpha * batch.progress * term}
+
+    def after_step(self, nets: Nets, batch: Batch) -> None:
+        self.base_method.after_step(nets, batch)
+
+
+def gradient_kl(nets: Nets, batch: Batch, adv: Tensor, target: Tensor, logits: Tensor) -> Tensor:
+    """Return KL(T(x~) - T(x - d) || S(x~) - S(x - d)), (B,), from both logits at x~."""
+    # x - d, which is not clipped to [0, 1]: the differences are along one line.
+    behind = 2 * batch.x - adv
+    return kl(target - nets.teacher_logits_at(behind), logits - nets.student(behind))
 
 
 METHOD = Igdm

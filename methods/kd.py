@@ -1,11 +1,9 @@
 """Knowledge distillation on clean images.
 
-Paper: Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015: the factor tau^2 keeps the size of
-the soft term's gradient independent of the temperature. Defaults alpha = 0.9, tau = 4 are those of the code of CRD's
-authors, HobbitLong/RepDistiller at b84f547c5d.
+Paper: Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015: the factor
+tau^2 keeps the size of the soft term's gradient independent of the temperature. Defaults alpha =
+0.9, tau = 4 are those of the code of CRD's authors, HobbitLong/RepDistiller at b84f547c5d.
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass
 
@@ -19,15 +17,16 @@ from methods.base import Batch, Method, Nets, hp, kl
 class Kd(Method):
     """(1 - alpha) CE(S(x), y) + alpha tau^2 KL(T(x) || S(x)), both softened by tau."""
 
+    epoch_dependent = False
+
     alpha: float = hp(0.9, "share of the soft term", low=0.0, high=1.0, most=1.0)
     tau: float = hp(4.0, "temperature", low=1.0, high=20.0, log=True, above=0.0)
 
     def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
         logits = nets.student(batch.x)
-        return {
-            "ce": (1 - self.alpha) * F.cross_entropy(logits, batch.y),
-            "kl": self.alpha * self.tau**2 * kl(nets.clean(batch), logits, self.tau).mean(),
-        }
+        kl_mean = kl(nets.teacher_logits(batch), logits, self.tau).mean()
+        ce = F.cross_entropy(logits, batch.y)
+        return {"ce": (1 - self.alpha) * ce, "kl": self.alpha * self.tau**2 * kl_mean}
 
 
 METHOD = Kd

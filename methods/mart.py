@@ -1,18 +1,16 @@
 """Misclassification-aware adversarial training (MART).
 
-Paper: Wang et al., "Improving Adversarial Robustness Requires Revisiting Misclassified Examples", ICLR 2020.
-Code: YisenWang/MART at 2d83e17b38. From it: beta = 5, the attack in eval mode from Gaussian noise, the constants that keep
-logarithm and weight positive. Step and radius are the suite's (the authors: 0.007 and 0.031).
+Paper: Wang et al., "Improving Adversarial Robustness Requires Revisiting Misclassified Examples",
+ICLR 2020. Code: YisenWang/MART at 2d83e17b38. From it: beta = 5, the attack in eval mode from
+Gaussian noise, the constants that keep logarithm and weight positive. Not from it: step, radius.
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from methods.base import Batch, Method, Nets, hp, kl, trust
+from methods.base import Batch, Method, Nets, hp, kl, true_class_probability
 from methods.inner import ce, pgd
 
 
@@ -23,7 +21,7 @@ class Mart(Method):
     BCE = -log p(y | x~) - log(1 - max_{c != y} p(c | x~)).
     """
 
-    requires = ()
+    teacher_roles = ()
     recipe = (
         ("epochs", 120, "shorter than the long suites here"),
         ("schedule", "multistep", "as in the script"),
@@ -31,6 +29,7 @@ class Mart(Method):
         ("lr", 0.01, "a tenth of the usual rate"),
         ("weight_decay", 3.5e-3, "seven times the usual"),
     )
+    epoch_dependent = False
 
     beta: float = hp(5.0, "weight of the term for misclassified images", low=1.0, high=12.0)
 
@@ -38,13 +37,13 @@ class Mart(Method):
         return pgd(nets.student, batch.x, ce(batch.y), batch.budget, start="gauss")
 
     def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
-        far, near = nets.student(adv), nets.student(batch.x)
-        wrong = far.softmax(dim=1).scatter(1, batch.y[:, None], 0).amax(dim=1)
-        missed = 1.0000001 - trust(near, batch.y)
-        return {
-            "bce": F.cross_entropy(far, batch.y) - (1.0001 - wrong).log().mean(),
-            "kl_adv": self.beta * (missed * kl(near, far)).mean(),
-        }
+        logits_adv, logits_nat = nets.student(adv), nets.student(batch.x)
+        p_wrong = logits_adv.softmax(dim=1).scatter(1, batch.y[:, None], 0).amax(dim=1)
+        # The script's constants: without them a sure network has log 0, or a weight below 0.
+        bce = F.cross_entropy(logits_adv, batch.y) - (1.0001 - p_wrong).log().mean()
+        weight = 1.0000001 - true_class_probability(logits_nat, batch.y)
+        kl_adv = (weight * kl(logits_nat, logits_adv)).mean()
+        return {"bce": bce, "kl_adv": self.beta * kl_adv}
 
 
 METHOD = Mart

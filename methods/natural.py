@@ -1,6 +1,4 @@
-"""Standard training on clean images: cross-entropy, no attack, no teacher. The floor of every robustness table."""
-
-from __future__ import annotations
+"""Standard training on clean images: no attack, no teacher. The floor of every robustness table."""
 
 from dataclasses import dataclass
 
@@ -14,7 +12,8 @@ from methods.base import Batch, Method, Nets
 class Natural(Method):
     """CE(S(x), y)."""
 
-    requires = ()
+    teacher_roles = ()
+    epoch_dependent = False
 
     def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
         return {"ce": F.cross_entropy(nets.student(batch.x), batch.y)}

@@ -1,11 +1,8 @@
 """PGD adversarial training.
 
 Paper: Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", ICLR 2018.
-From the paper: inner maximisation and outer minimisation of the cross-entropy. The attack sees the student in eval
-mode, as everywhere in this benchmark.
+From it: inner maximisation and outer minimisation of the cross-entropy. The attack is in eval mode.
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass
 
@@ -20,7 +17,8 @@ from methods.inner import ce, pgd
 class PgdAt(Method):
     """CE(S(x~), y), x~ = argmax CE(S(x~), y)."""
 
-    requires = ()
+    teacher_roles = ()
+    epoch_dependent = False
 
     def attack(self, nets: Nets, batch: Batch) -> Tensor:
         return pgd(nets.student, batch.x, ce(batch.y), batch.budget)

@@ -1,50 +1,33 @@
-"""Training as the authors' scripts do it, where several share it: (field, value, what is odd about it) each.
-
-Fields are those of the harness's own description of training, `methods.base.RECIPE`.
-"""
-
-from __future__ import annotations
+"""Training as the authors' scripts do it, where methods share it; see `Method.recipe`."""
 
 from typing import Any
 
 Recipe = tuple[tuple[str, Any, str], ...]
 
-LIGHT: Recipe = (("weight_decay", 2e-4, "less than half of this benchmark's"),)
+LOW_WEIGHT_DECAY: Recipe = (("weight_decay", 2e-4, "less than half of this benchmark's"),)
 
 # ARD, IAD, KDIGA and Fair-ARD
-STUCK: Recipe = (
+ONE_FALL_200_EPOCHS: Recipe = (
     ("epochs", 200, "as in the script"),
     ("schedule", "multistep", "as in the script"),
     ("milestones", (0.5,), "the second fall multiplies the base rate again, so it does nothing"),
-    *LIGHT,
+    *LOW_WEIGHT_DECAY,
 )
 
 # RSLAD and what grew from its script
-FALLS = (215 / 300, 260 / 300, 285 / 300)
-LONGER: Recipe = (
-    ("epochs", 300, "half as long again as the methods it is compared with"),
+THREE_MILESTONES = (215 / 300, 260 / 300, 285 / 300)
+EPOCHS_300: Recipe = (("epochs", 300, "half as long again as the methods it is compared with"),)
+THREE_FALLS_300_EPOCHS: Recipe = (
+    *EPOCHS_300,
     ("schedule", "multistep", "as in the script"),
-    ("milestones", FALLS, "the rate stays high for longer and falls three times"),
-    *LIGHT,
+    ("milestones", THREE_MILESTONES, "the rate stays high for longer and falls three times"),
+    *LOW_WEIGHT_DECAY,
 )
 
 
-def averaged(start: float) -> Recipe:
-    """SWA from a share of the epochs on."""
+def average_from(start: float) -> Recipe:
+    """Return the entries for SWA from a share of the epochs on."""
     return (
-        (
-            "averaging",
-            ("swa",),
-            "the script reports the average; here it is kept beside and the suite's checkpoint ranks",
-        ),
+        ("averaging", ("swa",), "the script reports the average; the suite ranks its checkpoint"),
         ("swa_start", start, "as in the script, which estimates BatchNorm's statistics anew"),
     )
-
-
-# PeerAiD: one epoch earlier than RSLAD, and the average from the first fall on
-LATE: Recipe = (
-    *LONGER[:2],
-    ("milestones", (214 / 300, 259 / 300, 284 / 300), "three late falls"),
-    *LIGHT,
-    *averaged(214 / 300),
-)

@@ -1,11 +1,9 @@
-"""Robust representation matching (RRM): no attack; the student's clean features follow a robust teacher's.
+"""Robust representation matching (RRM): the student's clean features follow a teacher's; no attack.
 
-Paper: Vaishnavi, Eykholt and Rahmati, "Transferring Adversarial Robustness Through Robust Representation Matching", USENIX
-Security 2022. Code: Ethos-lab/robust-representation-matching at 29d18bba30; the weight 0.005 of the cross-entropy and the
-cosine of the penultimate features are from it. Assumed: a linear projection where the widths differ.
+Paper: Vaishnavi, Eykholt and Rahmati, "Transferring Adversarial Robustness Through Robust
+Representation Matching", USENIX Security 2022. Code: Ethos-lab/robust-representation-matching at
+29d18bba30; weight 0.005 and the cosine are from it. Assumed: a projection where widths differ.
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass
 
@@ -14,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from methods.base import Batch, Method, Net, Nets, hp
-from methods.inner import full
+from methods.inner import at_least_float32
 
 
 @dataclass(frozen=True)
@@ -22,22 +20,23 @@ class Rrm(Method):
     """alpha CE(S(x), y) + mean_i [1 - cos(f_S(x_i), f_T(x_i))], f: penultimate features."""
 
     recipe = (("epochs", 48, "a quarter of the long suites here; its rate falls as a cosine"),)
+    epoch_dependent = False
 
     alpha: float = hp(0.005, "weight of the cross-entropy", low=0.001, high=1.0, log=True)
 
     def build(self, student: Net, teachers: dict[str, Net], num_train: int) -> dict[str, nn.Module]:
-        wide = teachers["robust"].width
-        return {} if wide == student.width else {"project": nn.Linear(student.width, wide)}
+        teacher_width = teachers["robust"].width
+        same = teacher_width == student.width
+        return {} if same else {"project": nn.Linear(student.width, teacher_width)}
 
     def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
         with torch.no_grad():
             target = nets.teacher.features(batch.x)
-        found = nets.student.features(batch.x)
-        seen = nets.parts["project"](found) if "project" in nets.parts else found
-        return {
-            "ce": self.alpha * F.cross_entropy(nets.student.head(found), batch.y),
-            "cosine": 1 - F.cosine_similarity(full(seen), full(target)).mean(),
-        }
+        features = nets.student.features(batch.x)
+        projected = nets.parts["project"](features) if "project" in nets.parts else features
+        cosine = F.cosine_similarity(at_least_float32(projected), at_least_float32(target))
+        ce = F.cross_entropy(nets.student.head(features), batch.y)
+        return {"ce": self.alpha * ce, "cosine": 1 - cosine.mean()}
 
 
 METHOD = Rrm

@@ -1,68 +1,86 @@
 """Sample-wise adaptive adversarial distillation (SAAD; SAAD-C with beta > 0).
 
-Paper: Lee and Chung, arXiv 2512.10275. From it: images on which the teacher is sure are weighed down by its entropy; AdaAD's
-inner problem is linearised, so a step costs one teacher backward and not ten; alpha = 1 and beta = 0.2 for CIFAR-10.
-Code: HongsinLee/saad at 295121c5d2; from it: the slope's factor 1. Left out: with beta = 0 the student's clean pass, which
-only BatchNorm sees. Assumed: the entropy of the clean term's weight is normalised by log C.
+Paper: Lee and Chung, arXiv 2512.10275. From it: images on which the teacher is sure are weighed
+down by its entropy; AdaAD's inner problem is linearised, so a step costs one teacher backward and
+not ten; alpha = 1 and beta = 0.2 for CIFAR-10. Code: HongsinLee/saad at 295121c5d2; from it: the
+slope's factor 1. Left out: with beta = 0 the student's clean pass, which only BatchNorm sees.
+Assumed: the entropy of the clean term's weight is normalised by log C.
 """
 
-from __future__ import annotations
-
+import math
 from dataclasses import dataclass
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from methods.adaptive import by_entropy
+from methods.adaptive import softmax_entropy
 from methods.base import Batch, Method, Nets, hp, kl, quirk
-from methods.gradients import gap, linearised
-from methods.inner import pgd
-from methods.recipes import LIGHT, averaged
+from methods.igdm import gradient_kl
+from methods.inner import Objective, pgd
+from methods.recipes import LOW_WEIGHT_DECAY, average_from
 
 
 @dataclass(frozen=True)
 class Saad(Method):
-    """mean_i H_i [KL(T(x~) || S(x~)) + alpha IGDM_i] + beta mean_i (1 - H_i / log C) KL(T(x) || S(x)), H: T's entropy at x~.
+    """mean_i H_i [KL(T(x~) || S(x~)) + alpha IGDM_i]
+    + beta mean_i (1 - H_i / log C) KL(T(x) || S(x)), H: T's entropy at x~.
 
-    x~ = argmax KL(T_lin(x~) || S(x~)); T_lin: clean logits, that of the true class corrected by its gradient.
+    x~ = argmax KL(T_lin(x~) || S(x~)); T_lin: T(x) with the true class's gradient.
     """
 
-    recipe = (*LIGHT, *averaged(95 / 200))
+    recipe = (*LOW_WEIGHT_DECAY, *average_from(95 / 200))
 
-    alpha: float = hp(
-        1.0, "weight of the gradient term (20 on CIFAR-100)", low=0.1, high=30.0, log=True
-    )
+    alpha: float = hp(1.0, "weight of IGDM's term (CIFAR-100: 20)", low=0.1, high=30.0, log=True)
     beta: float = hp(0.0, "weight of the clean term; SAAD-C: 0.2", low=0.0, high=1.0)
     slope: float = hp(1.0, "factor of the linear correction", low=0.1, high=2.0, log=True)
-    shifted: bool = quirk(
-        False, True, "weights are 5 (H_i - min H), and between 0 and 1 in the clean term"
-    )
+    shifted: bool = quirk(False, True, "weights are 5 (H_i - min H), clean ones in [0, 1]")
     ramp: bool = quirk(False, True, "alpha grows linearly over the epochs, as in IGDM")
 
+    @property
+    def epoch_dependent(self) -> bool:  # type: ignore[override]
+        return self.ramp
+
     def attack(self, nets: Nets, batch: Batch) -> Tensor:
-        return pgd(
-            nets.student,
-            batch.x,
-            linearised(nets.teacher, batch, self.slope),
-            batch.budget,
-            start="gauss",
-        )
+        objective = kl_to_linearised(nets.teacher, batch, self.slope)
+        return pgd(nets.student, batch.x, objective, batch.budget, start="gauss")
 
     def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
-        target = nets.at(adv)
-        w, sure = self.weights(target)
+        target = nets.teacher_logits_at(adv)
+        w_adv, w_nat = self.entropy_weights(target)
         alpha = self.alpha * (batch.progress if self.ramp else 1.0)
-        far = nets.student(adv)
+        logits_adv = nets.student(adv)
+        gradient_term = gradient_kl(nets, batch, adv, target, logits_adv)
         terms = {
-            "kl_adv": (w * kl(target, far)).mean(),
-            "igdm": alpha * (w * gap(nets, 2 * batch.x - adv, target, far)).mean(),
+            "kl_adv": (w_adv * kl(target, logits_adv)).mean(),
+            "igdm": alpha * (w_adv * gradient_term).mean(),
         }
         if self.beta:
-            terms["kl"] = self.beta * (sure * kl(nets.clean(batch), nets.student(batch.x))).mean()
+            kl_nat = w_nat * kl(nets.teacher_logits(batch), nets.student(batch.x))
+            terms["kl"] = self.beta * kl_nat.mean()
         return terms
 
-    def weights(self, target: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, C) teacher logits -> weights of the adversarial and the clean terms, (B,) each."""
-        return by_entropy(target, self.shifted)
+    def entropy_weights(self, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Return weights of the adversarial and the clean terms, (B,), from T's logits, (B, C)."""
+        entropy = softmax_entropy(target)
+        if self.shifted:
+            above_min = entropy - entropy.min()
+            return 5 * above_min, 1 - above_min / above_min.max().clamp(min=1e-6)
+        return entropy, 1 - entropy / math.log(target.shape[1])
+
+
+def kl_to_linearised(teacher: nn.Module, batch: Batch, factor: float) -> Objective:
+    """KL(T_lin(adv) || S(adv)), T_lin: T(x) + factor <grad T_y(x), adv - x> at the true class."""
+    x = batch.x.detach().clone().requires_grad_()
+    with torch.enable_grad():
+        logits = teacher(x)
+        (slope,) = torch.autograd.grad(logits.gather(1, batch.y[:, None]).sum(), x)
+    true_class = torch.zeros_like(logits).scatter(1, batch.y[:, None], 1.0)
+
+    def divergence(net: nn.Module, adv: Tensor) -> Tensor:
+        rise = factor * (slope * (adv - batch.x)).flatten(1).sum(dim=1, keepdim=True)
+        return kl(logits.detach() + rise * true_class, net(adv)).sum()
+
+    return divergence
 
 
 METHOD = Saad

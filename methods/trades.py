@@ -1,11 +1,9 @@
 """TRADES.
 
-Paper: Zhang et al., "Theoretically Principled Trade-off between Robustness and Accuracy", ICML 2019.
-Code: yaodongyu/TRADES at 6e8e11b7c2. From it: the clean target of the outer KL is not detached; the attack starts from
-Gaussian noise and sees the student in eval mode. Step and radius are the suite's (the authors: 0.007 and 0.031).
+Paper: Zhang et al., "Theoretically Principled Trade-off between Robustness and Accuracy", ICML
+2019. Code: yaodongyu/TRADES at 6e8e11b7c2. From it: the clean target of the outer KL is not
+detached; the attack starts from Gaussian noise and sees the student in eval mode.
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass
 
@@ -13,34 +11,34 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from methods.base import Batch, Method, Nets, hp, kl
-from methods.inner import kl_to, pgd, settled
-from methods.recipes import LIGHT
+from methods.inner import eval_logits, kl_to, pgd
+from methods.recipes import LOW_WEIGHT_DECAY
 
 
 @dataclass(frozen=True)
 class Trades(Method):
     """CE(S(x), y) + beta KL(S(x) || S(x~)), x~ = argmax KL(S(x) || S(x~))."""
 
-    requires = ()
+    teacher_roles = ()
     recipe = (
         ("epochs", 76, "stops early"),
         ("schedule", "multistep", "as in the script"),
         ("milestones", (74 / 76,), "so the rate falls for the last two epochs alone"),
-        *LIGHT,
+        *LOW_WEIGHT_DECAY,
     )
+    epoch_dependent = False
 
     beta: float = hp(6.0, "weight of the robust term", low=1.0, high=12.0)
 
     def attack(self, nets: Nets, batch: Batch) -> Tensor:
-        target = settled(nets.student, batch.x)
+        # In eval mode, as the attack is: else the objective is not zero at x.
+        target = eval_logits(nets.student, batch.x)
         return pgd(nets.student, batch.x, kl_to(target), batch.budget, start="gauss")
 
     def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
-        clean = nets.student(batch.x)
-        return {
-            "ce": F.cross_entropy(clean, batch.y),
-            "kl_adv": self.beta * kl(clean, nets.student(adv)).mean(),
-        }
+        logits_nat, logits_adv = nets.student(batch.x), nets.student(adv)
+        kl_adv = self.beta * kl(logits_nat, logits_adv).mean()
+        return {"ce": F.cross_entropy(logits_nat, batch.y), "kl_adv": kl_adv}
 
 
 METHOD = Trades

@@ -1,10 +1,11 @@
-"""How much faster the evaluation suite is than what people run today, and whether it agrees with the official AutoAttack.
+"""Speed of the evaluation suite against torchattacks, and agreement with the official AutoAttack.
 
     pytest tests/bench_evaluation.py [-k speed] [--benchmark-json FILE]
 
-Not collected with the tests: it takes an hour on two cores, most of it the references. A speed case times a reference and
-then the suite, in one run on the same model and images, and fails where the ratio is under its target (what is reached:
-docs/evaluation.md) or a verdict differs. Models are trained here, for a minute or two, on the real CIFAR-10.
+Not collected with the tests: it takes an hour on two cores, most of it the references. A speed case
+times a reference and then the suite, in one run on the same model and images. It fails if the ratio
+is under its target (reached ratios: docs/evaluation.md) or a verdict differs. Models are trained
+here, for a minute or two, on the real CIFAR-10.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ from reference import as_released
 from torch import Tensor, nn
 
 from attacks import evaluate
-from attacks.components import MarginPGD
+from attacks.components.margin_attacks import MarginPGD
 from bench import models
-from bench.datasets import CIFAR10, data
+from bench.datasets import CIFAR10, augmentation, fetching, loading
 from methods.base import Budget
 from methods.inner import ce, pgd
 
@@ -38,39 +39,39 @@ ROOT = os.environ.get("BENCH_DATA_ROOT", "data")
 pytestmark = [
     pytest.mark.timeout(7200),
     pytest.mark.skipif(
-        bool(data.missing("cifar10", ROOT)), reason="needs the real CIFAR-10 under data/"
+        bool(fetching.is_missing("cifar10", ROOT)), reason="needs the real CIFAR-10 under data/"
     ),
 ]
 
 
 @dataclass(frozen=True)
 class Case:
-    """A model and how many test images it is attacked on; the ratios that the whole suite and AutoAttack must reach."""
+    """A model, its number of test images, and the ratios that suite and AutoAttack must reach."""
 
     arch: str
     robust: bool
     images: int
     suite: float
     autoattack: float | None
-    steps: int = 300  # of training
+    training_steps: int = 300
 
 
 CASES = {
     "robust, width 16": Case("resnet8-w16-s2", True, 384, 2.0, 1.6),
     "robust, width 64": Case("resnet8-w64-s2", True, 64, 1.6, 1.25),
-    "undefended, width 16": Case("resnet8-w16-s2", False, 384, 8.0, None, steps=1500),
+    "undefended, width 16": Case("resnet8-w16-s2", False, 384, 8.0, None, training_steps=1500),
 }
 
 
-def fitted(case: Case) -> nn.Module:
-    """Trained for some hundred steps of 64 images, adversarially if robust."""
+def train_network(case: Case) -> nn.Module:
+    """Train for some hundred steps of 64 images, adversarially if robust."""
     torch.manual_seed(0)
-    cifar = data.load("cifar10", ROOT, limit_train=10_000)
-    x, y = data.to_float(cifar.train.x), cifar.train.y
+    cifar = loading.load_data("cifar10", ROOT, limit_train=10_000)
+    x, y = augmentation.to_float(cifar.train.x), cifar.train.y
     net = models.build(case.arch, CIFAR10)
     optimiser = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9, weight_decay=5e-4)
-    rate = torch.optim.lr_scheduler.OneCycleLR(optimiser, 0.1, case.steps)
-    for _ in range(case.steps):
+    rate = torch.optim.lr_scheduler.OneCycleLR(optimiser, 0.1, case.training_steps)
+    for _ in range(case.training_steps):
         rows = torch.randint(len(x), (64,))
         images = pgd(
             net, x[rows], ce(y[rows]), Budget(EPS, EPS / 1.5, 2 if case.robust else 0), start="none"
@@ -83,8 +84,8 @@ def fitted(case: Case) -> nn.Module:
     return net.eval()
 
 
-def components(net: nn.Module) -> list[Any]:
-    """AutoAttack's, from torchattacks as it is, with the official budgets."""
+def plain_components(net: nn.Module) -> list[Any]:
+    """Return AutoAttack's components, of torchattacks, with the official budgets."""
     return [
         torchattacks.APGD(net, eps=EPS, steps=100, seed=SEED),
         torchattacks.APGDT(net, eps=EPS, steps=100, seed=SEED),
@@ -94,7 +95,7 @@ def components(net: nn.Module) -> list[Any]:
 
 
 def one_after_the_other(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """Every attack on all images, as a script would run them: what stands under AutoAttack's components."""
+    """Run every attack on all images, as a script would; return which are robust to AutoAttack."""
     for attack in (
         torchattacks.FGSM(net, eps=EPS),
         torchattacks.PGD(net, eps=EPS, alpha=2 / 255, steps=20),
@@ -102,38 +103,38 @@ def one_after_the_other(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         MarginPGD(net, "Linf", eps=EPS, alpha=2 / 255, steps=30),
     ):
         attack(x, y)
-    standing = net(x).argmax(dim=1) == y
-    for attack in components(net):
-        standing &= net(attack(x, y)).argmax(dim=1) == y
-    return standing
+    robust = net(x).argmax(dim=1) == y
+    for attack in plain_components(net):
+        robust &= net(attack(x, y)).argmax(dim=1) == y
+    return robust
 
 
 def cascade(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """AutoAttack with broken images dropped between its components."""
-    standing = net(x).argmax(dim=1) == y
-    for attack in components(net.requires_grad_(False)):
-        rows = standing.nonzero().flatten()
+    """Run AutoAttack with fooled images dropped between its components."""
+    robust = net(x).argmax(dim=1) == y
+    for attack in plain_components(net.requires_grad_(False)):
+        rows = robust.nonzero().flatten()
         if len(rows):
-            standing[rows] = net(attack(x[rows], y[rows])).argmax(dim=1) == y[rows]
-    return standing
+            robust[rows] = net(attack(x[rows], y[rows])).argmax(dim=1) == y[rows]
+    return robust
 
 
-def timed(run: Callable[[], Tensor]) -> tuple[float, Tensor]:
+def measure_time(run: Callable[[], Tensor]) -> tuple[float, Tensor]:
     with torch.random.fork_rng():
         torch.manual_seed(SEED)
         start = time.perf_counter()
-        found = run()
-        return time.perf_counter() - start, found
+        verdict = run()
+        return time.perf_counter() - start, verdict
 
 
 @cache
 def network(name: str) -> nn.Module:
-    return fitted(CASES[name])
+    return train_network(CASES[name])
 
 
 def images(count: int) -> tuple[Tensor, Tensor]:
-    test = data.load("cifar10", ROOT, limit_test=count).test
-    return data.to_float(test.x), test.y
+    test = loading.load_data("cifar10", ROOT, limit_test=count).test
+    return augmentation.to_float(test.x), test.y
 
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda name: name.replace(", ", " "))
@@ -149,21 +150,20 @@ def compare(
     reference: Any,
 ) -> float:
     _, net, x, y = task
-    slow, want = timed(lambda: reference(as_released(net), x, y))
-    found = benchmark.pedantic(
+    reference_seconds, expected = measure_time(lambda: reference(as_released(net), x, y))
+    result = benchmark.pedantic(
         lambda: evaluate(net, x, y, names, eps=EPS, seed=SEED, batch_size=BATCH, probes=0), rounds=1
     )
-    ratio = slow / float(benchmark.stats.stats.min)
+    ratio = reference_seconds / float(benchmark.stats.stats.min)
     benchmark.extra_info |= {
-        "reference_seconds": slow,
+        "reference_seconds": reference_seconds,
         "ratio": ratio,
-        "standing": int(want.sum()),
+        "standing": int(expected.sum()),
         "images": len(x),
     }
-    print(
-        f"\n{task[0]}: {slow:.1f} s / {slow / ratio:.1f} s = {ratio:.2f}, {int(want.sum())} of {len(x)} stand"
-    )
-    assert torch.equal(found.robust["aa"], want)
+    seconds = f"{reference_seconds:.1f} s / {reference_seconds / ratio:.1f} s"
+    print(f"\n{task[0]}: {seconds} = {ratio:.2f}, {int(expected.sum())} of {len(x)} robust")
+    assert torch.equal(result.robust["aa"], expected)
     return ratio
 
 
@@ -181,8 +181,13 @@ def test_speed_of_autoattack_against_the_plain_cascade(
     assert compare(benchmark, task, ("aa",), cascade) >= task[0].autoattack
 
 
-def official(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """The official AutoAttack's verdicts."""
+def print_agreement(name: str, expected: Tensor, verdict: Tensor) -> None:
+    counts = f"official {int(expected.sum())} of {len(expected)}, here {int(verdict.sum())}"
+    print(f"\n{name}: {counts}, {int((verdict != expected).sum())} differ")
+
+
+def official_verdicts(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Return the official AutoAttack's verdicts (N,)."""
     attack = AutoAttack(copy.deepcopy(net).requires_grad_(False), eps=EPS, seed=SEED)
     return attack.run_standard_evaluation(x, y, batch_size=BATCH)[1] == y
 
@@ -190,23 +195,15 @@ def official(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 @pytest.mark.parametrize("name", ["robust, width 16", "undefended, width 16"])
 def test_agreement_on_every_image(name: str) -> None:
     net, (x, y) = network(name), images(512)
-    want = official(net, x, y)
-    found = evaluate(net, x, y, ("aa",), eps=EPS, seed=SEED, batch_size=BATCH, probes=0).robust[
-        "aa"
-    ]
-    print(
-        f"\n{name}: official {int(want.sum())} of 512, here {int(found.sum())}, {int((found != want).sum())} differ"
-    )
-    assert torch.equal(found, want)
+    expected = official_verdicts(net, x, y)
+    result = evaluate(net, x, y, ("aa",), eps=EPS, seed=SEED, batch_size=BATCH, probes=0)
+    print_agreement(name, expected, result.robust["aa"])
+    assert torch.equal(result.robust["aa"], expected)
 
 
 def test_agreement_with_another_seed_and_partition() -> None:
     net, (x, y) = network("robust, width 16"), images(1000)
-    want = official(net, x, y)
-    found = evaluate(net, x, y, ("aa",), eps=EPS, seed=SEED + 1, batch_size=100, probes=0).robust[
-        "aa"
-    ]
-    print(
-        f"\nofficial {int(want.sum())} of 1000, here {int(found.sum())}, {int((found != want).sum())} differ"
-    )
-    assert int(found.sum()) <= int(want.sum()) + 2
+    expected = official_verdicts(net, x, y)
+    result = evaluate(net, x, y, ("aa",), eps=EPS, seed=SEED + 1, batch_size=100, probes=0)
+    print_agreement("another seed and partition", expected, result.robust["aa"])
+    assert int(result.robust["aa"].sum()) <= int(expected.sum()) + 2

@@ -1,11 +1,11 @@
-"""How long a leaderboard of many runs takes, and how much memory: seconds and peak resident size for 100 to 10,000 runs.
+"""Time and memory of a leaderboard: seconds and peak resident size for 100 to 10,000 runs.
 
     pytest -s tests/bench_leaderboard.py [--benchmark-json FILE]
 
-Not collected with the tests. Collected and rendered is everything: tables, and a site with a page for each run. A task
-is 50 settings of 10 seeds, each run with 50 parameters, 36 epochs of 5 curves and the
-verdicts on 1,000 images; the runs are written into MLflow's tables at once, which takes seconds. What is measured runs in
-a process of its own.
+Not collected with the tests. The measured process collects and renders everything: tables, and a
+site with a page for each run. A task is 50 settings of 10 seeds, each run with 50 parameters, 36
+epochs of 5 curves and the verdicts on 1,000 images. The runs are written into MLflow's tables at
+once, which takes seconds.
 """
 
 from __future__ import annotations
@@ -50,22 +50,26 @@ print(json.dumps([wall, cpu, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss 
 """
 
 
-def make(folder: Path, tasks: int, settings: int) -> str:
-    """A store of `tasks` x `settings` x 10 seeds with all artifacts but checkpoints; returns its tracking URI."""
+def make_store(folder: Path, tasks: int, settings: int) -> str:
+    """Make a store of tasks x settings x 10 seeds without checkpoints; return its tracking URI."""
     uri, rng = f"sqlite:///{folder / 'mlflow.db'}", np.random.default_rng(0)
-    place = folder / "artifacts"
-    experiment = int(MlflowClient(uri).create_experiment(SUITE, artifact_location=place.as_uri()))
+    artifacts = folder / "artifacts"
+    experiment = int(
+        MlflowClient(uri).create_experiment(SUITE, artifact_location=artifacts.as_uri())
+    )
     engine = sqlalchemy.create_engine(uri)
     with engine.begin() as connection:
         for task in range(tasks):
-            found: dict[type, list[dict[str, Any]]] = {}
+            inserts: dict[type, list[dict[str, Any]]] = {}
             for setting in range(settings):
                 right = rng.random(IMAGES) < rng.uniform(0.3, 0.7)
-                parent = _run(found, experiment, place, 0, {"role": "group"})
+                parent = _run(inserts, experiment, artifacts, 0, {"role": "group"})
                 for seed in range(SEEDS):
                     survived = right ^ (rng.random(IMAGES) < 0.1)
-                    _cell(found, experiment, place, parent, _spec(task, setting, seed), survived)
-            for model, rows in found.items():
+                    _finished_run(
+                        inserts, experiment, artifacts, parent, _spec(task, setting, seed), survived
+                    )
+            for model, rows in inserts.items():
                 connection.execute(sqlalchemy.insert(model), rows)
     engine.dispose()
     return uri
@@ -73,51 +77,60 @@ def make(folder: Path, tasks: int, settings: int) -> str:
 
 def _spec(task: int, setting: int, seed: int) -> Spec:
     hyper = {"alpha": setting / 100, "tau": 1.0, "beta": 6.0, "gamma": 2.0, "base": "rslad"}
-    return Spec(suite=SUITE, role="student", dataset=f"data{task % 4}", arch=f"net{task // 4}", method=f"m{setting % 25}",
-                hyper=hyper, teachers={"robust": "teacher-trades-01234567"}, seed=seed, training=DIGITS.training,
-                eps=DIGITS.eps, inner_step=DIGITS.inner_step, inner_steps=DIGITS.inner_steps, attacks=DIGITS.attacks,
-                full_checkpoints=DIGITS.full_checkpoints, precision="fp32")  # fmt: skip
+    return Spec(
+        suite=SUITE, role="student", dataset=f"data{task % 4}", arch=f"net{task // 4}",
+        method=f"m{setting % 25}", hyper=hyper, teachers={"robust": "teacher-trades-01234567"},
+        seed=seed, training=DIGITS.training, eps=DIGITS.eps, inner_step=DIGITS.inner_step,
+        inner_steps=DIGITS.inner_steps, attacks=DIGITS.attacks,
+        full_checkpoints=DIGITS.full_checkpoints, precision="fp32",
+    )  # fmt: skip
 
 
 def _run(
-    found: dict[type, list[dict[str, Any]]],
+    inserts: dict[type, list[dict[str, Any]]],
     experiment: int,
-    place: Path,
+    artifacts: Path,
     start: int,
     tags: dict[str, str],
 ) -> str:
     run = uuid.uuid4().hex
-    found.setdefault(models.SqlRun, []).append(
-        {"run_uuid": run, "name": tags.get("method", ""), "status": "FINISHED", "start_time": start, "end_time": start,
-         "lifecycle_stage": "active", "artifact_uri": (place / run / "artifacts").as_uri(), "experiment_id": experiment,
-         "source_type": "LOCAL", "source_name": "", "entry_point_name": "", "user_id": "", "source_version": ""}
+    inserts.setdefault(models.SqlRun, []).append(
+        {
+            "run_uuid": run, "name": tags.get("method", ""), "status": "FINISHED",
+            "start_time": start, "end_time": start, "lifecycle_stage": "active",
+            "artifact_uri": (artifacts / run / "artifacts").as_uri(), "experiment_id": experiment,
+            "source_type": "LOCAL", "source_name": "", "entry_point_name": "", "user_id": "",
+            "source_version": "",
+        }
     )  # fmt: skip
-    found.setdefault(models.SqlTag, []).extend(
+    inserts.setdefault(models.SqlTag, []).extend(
         {"run_uuid": run, "key": k, "value": v} for k, v in tags.items()
     )
     return run
 
 
-def _cell(
-    found: dict[type, list[dict[str, Any]]],
+def _finished_run(
+    inserts: dict[type, list[dict[str, Any]]],
     experiment: int,
-    place: Path,
+    artifacts: Path,
     parent: str,
     spec: Spec,
     survived: Any,
 ) -> None:
-    """One finished run with parameters, curves, results and files, as `bench run` leaves it."""
-    start = 1_700_000_000_000 + 1000 * len(found[models.SqlRun])
+    """Add a finished run with parameters, curves, results and files, as `bench run` leaves it."""
+    start = 1_700_000_000_000 + 1000 * len(inserts[models.SqlRun])
+    alpha, command = spec.hyper["alpha"], f"python -m bench run --method {spec.method}"
     tags = {
-        "mlflow.parentRunId": parent, "mlflow.runName": f"{spec.method} seed {spec.seed}", "role": spec.role,
-        "spec_id": spec.id, "suite": spec.suite, "dataset": spec.dataset, "method": spec.method, "student": spec.arch,
-        "teacher": spec.teacher, "variant": f"alpha={spec.hyper['alpha']}", "sets": "", "seed": str(spec.seed),
-        "command": f"python -m bench run --method {spec.method} --alpha {spec.hyper['alpha']} --seeds {spec.seed}",
+        "mlflow.parentRunId": parent, "mlflow.runName": f"{spec.method} seed {spec.seed}",
+        "role": spec.role, "spec_id": spec.id, "suite": spec.suite, "dataset": spec.dataset,
+        "method": spec.method, "student": spec.arch, "teacher": spec.teacher,
+        "variant": f"alpha={alpha}", "sets": "", "seed": str(spec.seed),
+        "command": f"{command} --alpha {alpha} --seeds {spec.seed}",
         "code_commit": "0" * 40, "code_dirty": "false", "flags": "{}", "status_note": "",
         **{f"sha256.{name}": uuid.uuid4().hex * 2 for name in ("best", "last", "ema", "swa")},
     }  # fmt: skip
-    run = _run(found, experiment, place, start, tags)
-    found.setdefault(models.SqlParam, []).extend(
+    run = _run(inserts, experiment, artifacts, start, tags)
+    inserts.setdefault(models.SqlParam, []).extend(
         {"run_uuid": run, "key": key, "value": str(value)} for key, value in spec.flat().items()
     )
     aa = float(survived.mean())
@@ -127,28 +140,17 @@ def _cell(
         (f"cost/{c}" for c in COSTS), 60.0
     )
     points = [(name, epoch, 1 / (1 + epoch)) for name in CURVES for epoch in range(EPOCHS)]
-    last = [point for point in points if point[1] == EPOCHS - 1] + [
-        (name, 0, value) for name, value in scores.items()
-    ]
+    last = [point for point in points if point[1] == EPOCHS - 1]
+    results = [(name, 0, value) for name, value in scores.items()]
+    shared = {"run_uuid": run, "timestamp": start, "is_nan": False}
     for model, rows in (
-        (models.SqlMetric, points + [(name, 0, value) for name, value in scores.items()]),
-        (
-            models.SqlLatestMetric,
-            last,
-        ),
+        (models.SqlMetric, points + results),
+        (models.SqlLatestMetric, last + results),
     ):
-        found.setdefault(model, []).extend(
-            {
-                "run_uuid": run,
-                "key": key,
-                "value": value,
-                "step": step,
-                "timestamp": start,
-                "is_nan": False,
-            }
-            for key, step, value in rows
+        inserts.setdefault(model, []).extend(
+            shared | {"key": key, "step": epoch, "value": value} for key, epoch, value in rows
         )
-    files = place / run / "artifacts"
+    files = artifacts / run / "artifacts"
     (files / "verdicts").mkdir(parents=True)
     (files / "spec.json").write_text(spec.json())
     (files / "environment.json").write_text(
@@ -166,7 +168,7 @@ def _cell(
 )
 def test_many_runs(tasks: int, settings: int, seconds: int, benchmark: Any, tmp_path: Path) -> None:
     """CPU seconds of the process, with all its imports, so that a busy machine tells the same."""
-    uri = benchmark.pedantic(make, (tmp_path, tasks, settings), rounds=1)
+    uri = benchmark.pedantic(make_store, (tmp_path, tasks, settings), rounds=1)
     command = [sys.executable, "-c", MEASURE, uri, str(tmp_path / "site")]
     wall, cpu, size = json.loads(
         subprocess.run(command, check=True, capture_output=True, text=True).stdout

@@ -25,12 +25,12 @@ from reference import BUDGET, as_released, optimiser_of
 
 import methods
 from bench import datasets, models
-from bench.datasets import data
+from bench.datasets import fetching, loading
 from bench.execution.speed import operations
 from bench.protocol.spec import Spec
 from bench.protocol.suites import Training
 from bench.tracking.store import TrackingStore
-from bench.training import acceleration
+from bench.training import memory_layout
 from bench.training.trainer import Trainer, TrainingModule
 from methods.base import Batch, Net
 
@@ -71,7 +71,7 @@ def harness(
     spec = Spec(suite="bench@1", role="student", dataset=dataset, arch=arch, method=method, hyper={}, teachers={},
                 seed=0, training=training, eps=BUDGET.eps, inner_step=BUDGET.step, inner_steps=BUDGET.steps,
                 attacks=(), full_checkpoints=(), precision=precision)  # type: ignore[arg-type]  # fmt: skip
-    found = data.load(
+    found = loading.load_data(
         dataset, ROOT, limit_train=images or 2 * batch + 20, limit_val=10, limit_test=10
     )
     torch.manual_seed(0)
@@ -92,22 +92,23 @@ def test_step(networks: str, precision: str, method: str, benchmark: Any, tmp_pa
     needs(dataset, precision)
     torch.manual_seed(1)
     teacher = models.build(
-        taught_by, data.load(dataset, ROOT, limit_train=100, limit_val=10, limit_test=10).info
+        taught_by,
+        loading.load_data(dataset, ROOT, limit_train=100, limit_val=10, limit_test=10).info,
     )
     trainer = harness(
         method, dataset, arch, copy.deepcopy(teacher), batch, tmp_path, precision=precision
     )
-    images = trainer.batch(trainer.order()[0], 0)
-    same(method, trainer.objective.student, teacher.eval().requires_grad_(False), images)
+    images = trainer.make_batch(trainer.epoch_batches()[0], 0)
+    same(method, trainer.module.student, teacher.eval().requires_grad_(False), images)
     context = torch.multiprocessing.get_context("spawn")
     pipe, other = context.Pipe()
-    objective = trainer.objective
+    objective = trainer.module
     nets = copy.deepcopy(
         (objective.student, teacher, objective.parts)
     )  # what is sent is shared memory
     apart = context.Process(target=reference.serve, args=(other, method, *nets), daemon=True)
     apart.start()
-    trainer.set_rate(0)
+    trainer.set_learning_rates(0)
     times: dict[str, list[float]] = {"reference": [], "harness": []}
     for number in range(rounds + 1):  # the first is a warm-up
         one = replace(images)
@@ -117,13 +118,13 @@ def test_step(networks: str, precision: str, method: str, benchmark: Any, tmp_pa
             number == 0
         ):  # on the same images: `same` compares the attacks, whose signs turn with rounding here
             with trainer.autocast():
-                terms = copy.deepcopy(trainer.objective).train()(replace(one), adv)
+                terms = copy.deepcopy(trainer.module).train()(replace(one), adv)
             assert float(sum(terms.values())) == pytest.approx(loss, rel=CLOSE[precision])
         torch.manual_seed(number)
         times["reference"].append(theirs)
-        times["harness"].append(seconds(trainer.step, one))
+        times["harness"].append(seconds(trainer.update, one))
     pipe.send(None)
-    benchmark.pedantic(trainer.step, (replace(images),), rounds=1)
+    benchmark.pedantic(trainer.update, (replace(images),), rounds=1)
     ratio = compare(
         f"{method}, {networks}, {precision}",
         benchmark,
@@ -147,7 +148,7 @@ def test_attack(precision: str, benchmark: Any, tmp_path: Path) -> None:
         0,
         precision,
     )
-    images, student = trainer.batch(trainer.order()[0], 0), trainer.objective.student
+    images, student = trainer.make_batch(trainer.epoch_batches()[0], 0), trainer.module.student
     kind = torch.bfloat16 if precision == "bf16" else torch.float32
     products = {
         size: [torch.randn(size, size).to(kind) for _ in range(2)] for size in (1024, 2048, 4096)
@@ -183,18 +184,18 @@ def test_epoch(benchmark: Any, tmp_path: Path) -> None:
     trainer = harness(
         "rslad", "cifar10", "resnet8-w16-s2", copy.deepcopy(teacher), batch, tmp_path, images
     )
-    student, teacher = as_released(trainer.objective.student), as_released(teacher)
+    student, teacher = as_released(trainer.module.student), as_released(teacher)
     optimiser = optimiser_of(student)
 
     def reference_epoch() -> None:
         for x, y in reference.loaded(ROOT, images, batch, os.cpu_count() or 1):
             reference.rslad(student, teacher, optimiser, x, y)
 
-    benchmark.pedantic(trainer._epoch, (0, lambda *_: None), rounds=1)
+    benchmark.pedantic(trainer._train_epoch, (0, lambda *_: None), rounds=1)
     compare(
         "epoch",
         benchmark,
-        alternately(reference_epoch, lambda: trainer._epoch(0, lambda *_: None), 5),
+        alternately(reference_epoch, lambda: trainer._train_epoch(0, lambda *_: None), 5),
     )
 
 
@@ -206,8 +207,8 @@ def test_images(benchmark: Any, tmp_path: Path) -> None:
                       tmp_path, images)  # fmt: skip
 
     def harness_epoch() -> None:
-        for index in trainer.order():
-            trainer.batch(index, 0)
+        for index in trainer.epoch_batches():
+            trainer.make_batch(index, 0)
 
     def reference_epoch() -> None:
         for _ in reference.loaded(ROOT, images, batch, os.cpu_count() or 1):
@@ -229,7 +230,7 @@ def test_tracking(benchmark: Any, tmp_path: Path) -> None:
     }
     store = TrackingStore(tmp_path)
     singly, together = (
-        store.open("bench@1", way, {"way": way}, "", ("way",)) for way in ("singly", "together")
+        store.open_run("bench@1", way, {"way": way}, "", ("way",)) for way in ("singly", "together")
     )
     steps = {run.run_id: itertools.count() for run in (singly, together)}
 
@@ -239,7 +240,7 @@ def test_tracking(benchmark: Any, tmp_path: Path) -> None:
             store.client.log_metric(singly.run_id, name, value, step=step)
 
     def harness_epoch() -> None:
-        together.epoch(row, next(steps[together.run_id]))
+        together.log_epoch(row, next(steps[together.run_id]))
 
     reference_epoch()
     benchmark.pedantic(harness_epoch, rounds=1)
@@ -257,9 +258,9 @@ def test_tracking(benchmark: Any, tmp_path: Path) -> None:
 
 
 def needs(dataset: str, precision: str = "fp32") -> None:
-    if data.missing(dataset, ROOT):
+    if fetching.is_missing(dataset, ROOT):
         pytest.skip(f"needs the real {dataset} under {ROOT}")
-    if precision == "bf16" and not acceleration.has_bf16(torch.device("cpu")):
+    if precision == "bf16" and not memory_layout.has_bf16(torch.device("cpu")):
         pytest.skip("this processor has no instructions for bfloat16")
 
 

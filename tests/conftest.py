@@ -1,4 +1,4 @@
-"""What tests of several files share: a store that holds everything a store can hold, and a quick AutoAttack."""
+"""Fixtures of several files: a store with everything a store can hold, and a short AutoAttack."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ QUICK = (Attack("apgd-ce", 3), Attack("apgd-t", 3), Attack("fab-t", 3), Attack("
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that run the whole program come first: begun last, they would leave the other processes without work."""
-    long = {item.path for item in items if item.get_closest_marker("e2e")}
-    items.sort(key=lambda item: item.path not in long)
+    """Put files that run the complete program first.
+
+    If they came last, the other processes would be idle at the end.
+    """
+    end_to_end = {item.path for item in items if item.get_closest_marker("e2e")}
+    items.sort(key=lambda item: item.path not in end_to_end)
 
 
 @pytest.fixture(scope="session")
@@ -33,6 +36,6 @@ def runs(uri: str) -> pd.DataFrame:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> str:
-    """A cascade of every AutoAttack component with a tiny budget, under a name of its own."""
+    """Register a cascade of every AutoAttack component with a tiny budget as "quick"."""
     monkeypatch.setitem(ATTACKS, "quick", QUICK)
     return "quick"

@@ -1,4 +1,4 @@
-"""The loss of every method in NumPy, and small networks without BatchNorm, in double precision, to try it on."""
+"""The loss of every method in NumPy, and small networks in double precision to try it on."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NONE, SOME = Budget(0, 0, 0), Budget(0.1, 0.05, 3)
 LABELS = [0, 1, 2, 2, 2, 1]
 
 
-# --- What to try it on
+# --- Networks and batches
 
 
 class Flat(Net):
@@ -42,7 +42,7 @@ class Flat(Net):
 
 
 def flat_nets(case: Method, twins: bool = False) -> Nets:
-    """A student, the teachers that `case` requires and its parts, always with the same weights.
+    """Build a student, the teachers that `case` reads and its parts, always with the same weights.
 
     twins: the teachers are copies of the student.
     """
@@ -52,7 +52,7 @@ def flat_nets(case: Method, twins: bool = False) -> Nets:
         role: copy.deepcopy(student) if twins else Flat(7, 3).double()
         for role in ("robust", "natural")
     }
-    teachers = {role: teachers[role] for role in case.requires}
+    teachers = {role: teachers[role] for role in case.teacher_roles}
     parts = nn.ModuleDict(case.build(student, teachers, 64))
     for layer in parts.modules():
         if isinstance(layer, nn.Linear):
@@ -89,7 +89,7 @@ def logits(net: nn.Module, x: Tensor) -> Array:
 
 
 def input_gradient(net: nn.Module, x: Tensor, of_logits: Array) -> Array:
-    """Of sum(of_logits * logits), by the chain rule: (B, pixels)."""
+    """Return the gradient of sum(of_logits * logits) by the chain rule: (B, pixels)."""
     first, last = (
         net.get_parameter(f"{layer}.weight").detach().numpy() for layer in ("first", "last")
     )
@@ -104,20 +104,20 @@ def one_hot(y: Array, classes: int) -> Array:
     return np.eye(classes)[y]
 
 
-def of_label(z: Array, y: Array) -> Array:
+def pick_label(z: Array, y: Array) -> Array:
     return z[np.arange(len(y)), y]
 
 
 def ce(z: Array, y: Array) -> Array:
-    return -np.log(of_label(softmax(z), y))
+    return -np.log(pick_label(softmax(z), y))
 
 
 def kl(target: Array, z: Array, tau: float | Array = 1.0) -> Array:
-    return cross(softmax(target / tau), softmax(z / tau))
+    return kl_of_probabilities(softmax(target / tau), softmax(z / tau))
 
 
-def cross(p: Array, q: Array) -> Array:
-    """KL(p || q) of probabilities."""
+def kl_of_probabilities(p: Array, q: Array) -> Array:
+    """(B, C), (B, C) -> (B,)."""
     return (p * np.log(p / q)).sum(axis=1)
 
 
@@ -129,21 +129,19 @@ def cosine(a: Array, b: Array) -> Array:
     return (a * b).sum(axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
 
 
-def over(reduction: str, classes: int = 3) -> float:
-    """What the mean over the batch of a sum over the classes is multiplied by."""
-    return {
-        "batchmean": 1,
-        "mean": 1 / classes,
-        "tenth": 1 / 10,
-        "mean10": 1 / 10 if classes == 10 else 1,
-    }[reduction]
+def reduction_factor(reduction: str, classes: int = 3) -> float:
+    """Return the factor on the batch's mean of a sum over the classes."""
+    mean10 = 1 / 10 if classes == 10 else 1
+    factors = {"batchmean": 1, "mean": 1 / classes, "tenth": 1 / 10, "mean10": mean10}
+    return factors[reduction]
 
 
 @dataclass
 class At:
-    """A case, its networks and the images: `s`, `t`, `n` are the logits of student and teachers, `_adv` at x~.
+    """All that a formula reads: a case, its networks and the images.
 
-    The formulas read it and no more. What they take from `sg` passes no gradient.
+    `s`, `t`, `n` are the logits of student, robust and natural teacher, `_adv` those at x~. What a
+    formula takes from `sg`, for stop gradient, passes no gradient.
     """
 
     m: Any
@@ -156,12 +154,12 @@ class At:
         self.sg = copy.copy(self)
         self.sg.nets = copy.deepcopy(self.nets)
 
-    def of(self, m: Method) -> At:
-        """The same for another method."""
-        other = copy.copy(self)
-        other.sg = copy.copy(self.sg)
-        other.m = other.sg.m = m
-        return other
+    def with_method(self, m: Method) -> At:
+        """Return the same for another method."""
+        changed = copy.copy(self)
+        changed.sg = copy.copy(self.sg)
+        changed.m = changed.sg.m = m
+        return changed
 
     @property
     def x(self) -> Tensor:
@@ -178,7 +176,7 @@ class At:
 
     @property
     def progress(self) -> float:
-        """With this one."""
+        """The share of the epochs up to this one."""
         return (self.batch.epoch + 1) / self.batch.epochs
 
     @property
@@ -205,12 +203,12 @@ class At:
     def n_adv(self) -> Array:
         return logits(self.nets.teachers["natural"], self.adv)
 
-    def part(self, name: str) -> Array:
-        """The logits at x~ of a network among the parts."""
+    def part_logits(self, name: str) -> Array:
+        """Return the logits at x~ of a network among the parts."""
         return logits(self.nets.parts[name], self.adv)
 
-    def held(self, name: str) -> Array:
-        """A buffer of the parts."""
+    def buffer(self, name: str) -> Array:
+        """Return a buffer of the parts."""
         return self.nets.parts.get_buffer(name).numpy().astype(np.float64)
 
 
@@ -235,21 +233,21 @@ def trades(a: At) -> Terms:
 def mart(a: At) -> Terms:
     p = softmax(a.s_adv)
     rival = np.where(one_hot(a.y, 3) > 0, 0, p).max(axis=1)
-    missed = 1.0000001 - of_label(softmax(a.s), a.y)
+    missed = 1.0000001 - pick_label(softmax(a.s), a.y)
     return {
-        "bce": (-np.log(of_label(p, a.y)) - np.log(1.0001 - rival)).mean(),
+        "bce": (-np.log(pick_label(p, a.y)) - np.log(1.0001 - rival)).mean(),
         "kl_adv": a.m.beta * (missed * kl(a.s, a.s_adv)).mean(),
     }
 
 
 def peeraid(a: At) -> Terms:
-    m, peer, soft = a.m, a.part("peer"), a.m.tau**2 * over(a.m.reduction)
+    m, peer, soft = a.m, a.part_logits("peer"), a.m.tau**2 * reduction_factor(a.m.reduction)
     target = a.sg if m.detach else a
     return {
-        "kl_peer": m.l2 * soft * kl(a.sg.part("peer"), a.s_adv, m.tau).mean(),
+        "kl_peer": m.l2 * soft * kl(a.sg.part_logits("peer"), a.s_adv, m.tau).mean(),
         "kl_self": m.l3 * soft * kl(target.s, a.s_adv, m.tau).mean(),
         "peer_ce": m.g1 * ce(peer, a.y).mean(),
-        "peer_kl": m.g2 * over(m.reduction) * kl(target.s_adv, peer).mean(),
+        "peer_kl": m.g2 * reduction_factor(m.reduction) * kl(target.s_adv, peer).mean(),
     }
 
 
@@ -266,7 +264,7 @@ def kd(a: At) -> Terms:
 
 def ard(a: At) -> Terms:
     m = a.m
-    soft = m.alpha * m.tau**2 * over(m.reduction) * kl(a.t, a.s_adv, m.tau).mean()
+    soft = m.alpha * m.tau**2 * reduction_factor(m.reduction) * kl(a.t, a.s_adv, m.tau).mean()
     return {"kl_adv": soft} | ({"ce": (1 - m.alpha) * ce(a.s, a.y).mean()} if m.alpha < 1 else {})
 
 
@@ -279,14 +277,14 @@ def adaiad(a: At) -> Terms:
 
 
 def introspective(a: At, target: Array) -> Terms:
-    """The paper's form, or from `begin` on the script's: the teacher trusted with all, the self term not softened."""
+    """With the script's switches: full weight of the teacher's term, self term not softened."""
     m = a.m
-    trust = of_label(softmax(a.t_adv), a.y) ** (m.beta if a.done >= m.begin else 0)
-    own, tau = (a.sg if m.detach else a).s, (1 if m.plain_self else m.tau)
+    weight = pick_label(softmax(a.t_adv), a.y) ** (m.beta if a.done >= m.begin else 0)
+    teacher_weight = 1 if m.trust_all else weight
+    target_self, tau_self = (a.sg if m.detach else a).s, (1 if m.plain_self else m.tau)
     return {
-        "kl_teacher": m.tau**2
-        * ((1 if m.trust_all else trust) * kl(target, a.s_adv, m.tau)).mean(),
-        "kl_self": tau**2 * ((1 - trust) * kl(own, a.s_adv, tau)).mean(),
+        "kl_teacher": m.tau**2 * (teacher_weight * kl(target, a.s_adv, m.tau)).mean(),
+        "kl_self": tau_self**2 * ((1 - weight) * kl(target_self, a.s_adv, tau_self)).mean(),
     }
 
 
@@ -300,7 +298,7 @@ def akd(a: At) -> Terms:
 
 
 def rslad(a: At) -> Terms:
-    share, w = a.m.alpha, over(a.m.reduction)
+    share, w = a.m.alpha, reduction_factor(a.m.reduction)
     return {
         "kl_adv": share * w * kl(a.t, a.s_adv).mean(),
         "kl": (1 - share) * w * kl(a.t, a.s).mean(),
@@ -308,7 +306,7 @@ def rslad(a: At) -> Terms:
 
 
 def fair_rslad(a: At) -> Terms:
-    w, share = a.held("fair.weights")[a.y] * over(a.m.reduction), a.m.alpha
+    w, share = a.buffer("fair.weights")[a.y] * reduction_factor(a.m.reduction), a.m.alpha
     return {
         "kl_adv": share * (w * kl(a.t, a.s_adv)).mean(),
         "kl": (1 - share) * (w * kl(a.t, a.s)).mean(),
@@ -316,23 +314,28 @@ def fair_rslad(a: At) -> Terms:
 
 
 def absld(a: At) -> Terms:
-    share, w, tau = a.m.alpha, over(a.m.reduction), a.held("classes.tau")[:, a.y, None]
-    near, far = (tau[0] * tau[1],) * 2 if a.m.aliased else tau
+    share, w, tau = (
+        a.m.alpha,
+        reduction_factor(a.m.reduction),
+        a.buffer("classes.tau")[:, a.y, None],
+    )
+    tau_nat, tau_adv = (tau[0] * tau[1],) * 2 if a.m.aliased else tau
+    target_nat, target_adv = softmax(a.t / tau_nat), softmax(a.t / tau_adv)
     return {
-        "kl_adv": share * w * cross(softmax(a.t / far), softmax(a.s_adv)).mean(),
-        "kl": (1 - share) * w * cross(softmax(a.t / near), softmax(a.s)).mean(),
+        "kl_adv": share * w * kl_of_probabilities(target_adv, softmax(a.s_adv)).mean(),
+        "kl": (1 - share) * w * kl_of_probabilities(target_nat, softmax(a.s)).mean(),
     }
 
 
 def adaad(a: At) -> Terms:
-    share, w = a.m.alpha, over(a.m.reduction)
+    share, w = a.m.alpha, reduction_factor(a.m.reduction)
     clean = {"kl": (1 - share) * w * kl(a.t, a.s).mean()} if share < 1 else {}
     return {"kl_adv": share * w * kl(a.t_adv, a.s_adv).mean()} | clean
 
 
 def dgad(a: At) -> Terms:
     right = a.t.argmax(axis=1) == a.y
-    t, t_adv = (corrected(z, a.y) if a.m.swap else z for z in (a.t, a.t_adv))
+    t, t_adv = (swap_true_and_top(z, a.y) if a.m.swap else z for z in (a.t, a.t_adv))
     return {
         "kl_adv": (kl(t_adv, a.s_adv) * right).mean(),
         "kl": (kl(t, a.s) * ~right).mean(),
@@ -340,8 +343,8 @@ def dgad(a: At) -> Terms:
     }
 
 
-def corrected(z: Array, y: Array) -> Array:
-    """The logit of the true class and the largest one exchanged."""
+def swap_true_and_top(z: Array, y: Array) -> Array:
+    """Exchange the logit of the true class and the largest one."""
     z = z.copy()
     for row, label in zip(z, y, strict=True):
         top = row.argmax()
@@ -349,15 +352,15 @@ def corrected(z: Array, y: Array) -> Array:
     return z
 
 
-def gap(a: At) -> Array:
+def gradient_kl(a: At) -> Array:
     """IGDM's divergence of the logit differences between x + d and x - d."""
     behind = a.x - (a.adv - a.x)
     return kl(a.t_adv - logits(a.nets.teacher, behind), a.s_adv - logits(a.nets.student, behind))
 
 
 def igdm(a: At) -> Terms:
-    terms = REFERENCES[a.m.base](a.of(methods.load(a.m.base)()))
-    return terms | {"igdm": a.m.alpha * a.progress * gap(a).mean()}
+    terms = REFERENCES[a.m.base](a.with_method(methods.load(a.m.base)()))
+    return terms | {"igdm": a.m.alpha * a.progress * gradient_kl(a).mean()}
 
 
 def saad(a: At) -> Terms:
@@ -367,22 +370,21 @@ def saad(a: At) -> Terms:
         w, sure = 5 * (h - h.min()), 1 - (h - h.min()) / (h.max() - h.min())
     terms = {
         "kl_adv": (w * kl(a.t_adv, a.s_adv)).mean(),
-        "igdm": m.alpha * (a.progress if m.ramp else 1) * (w * gap(a)).mean(),
+        "igdm": m.alpha * (a.progress if m.ramp else 1) * (w * gradient_kl(a)).mean(),
     }
     return terms | ({"kl": m.beta * (sure * kl(a.t, a.s)).mean()} if m.beta else {})
 
 
 def kdiga(a: At) -> Terms:
     m, hot = a.m, one_hot(a.y, 3)
-    own, theirs = (
-        input_gradient(net, a.x, softmax(logits(net, a.x)) - hot)
-        for net in (a.nets.student, a.nets.teacher)
-    )
-    target, seen = (a.t_adv, a.s_adv) if m.inputs == "adv" else (a.t, a.s)
+    student_gradient = input_gradient(a.nets.student, a.x, softmax(a.s) - hot)
+    teacher_gradient = input_gradient(a.nets.teacher, a.x, softmax(a.t) - hot)
+    distance = np.linalg.norm(student_gradient - teacher_gradient, axis=1)
+    target, z = (a.t_adv, a.s_adv) if m.inputs == "adv" else (a.t, a.s)
     return {
         "ce": (1 - m.alpha) * ce(a.s, a.y).mean(),
-        "kl": m.alpha * m.tau**2 * over(m.reduction) * kl(target, seen, m.tau).mean(),
-        "gradient": m.gamma * np.linalg.norm(own - theirs, axis=1).mean(),
+        "kl": m.alpha * m.tau**2 * reduction_factor(m.reduction) * kl(target, z, m.tau).mean(),
+        "gradient": m.gamma * distance.mean(),
     }
 
 
@@ -392,39 +394,54 @@ def kdiga(a: At) -> Terms:
 def iad2(a: At) -> Terms:
     m = a.m
     u, v = m.alpha_robust * m.tau**2, m.alpha_natural * m.tau**2
-    trust = of_label(softmax(a.t_adv), a.y) ** (m.beta if a.done >= m.begin else 0)
+    weight = pick_label(softmax(a.t_adv), a.y) ** (m.beta if a.done >= m.begin else 0)
     return {
         "ce_adv": (1 - m.alpha_robust - m.alpha_natural) * ce(a.s_adv, a.y).mean(),
-        "kl_robust": u * (trust * kl(a.t_adv, a.s_adv, m.tau)).mean(),
-        "kl_self": u * ((1 - trust) * kl(a.s, a.s_adv)).mean(),
+        "kl_robust": u * (weight * kl(a.t_adv, a.s_adv, m.tau)).mean(),
+        "kl_self": u * ((1 - weight) * kl(a.s, a.s_adv)).mean(),
         "kl_natural": v * kl(a.n_adv, a.s_adv, m.tau).mean(),
     }
 
 
 def mtard(a: At) -> Terms:
-    w, scale = a.held("balance.weights"), over(a.m.reduction)
+    w, factor = a.buffer("balance.weights"), reduction_factor(a.m.reduction)
     return {
-        "kl_robust": w[0] * scale * kl(a.t_adv, a.s_adv).mean(),
-        "kl_natural": w[1] * scale * kl(a.n, a.s).mean(),
+        "kl_robust": w[0] * factor * kl(a.t_adv, a.s_adv).mean(),
+        "kl_natural": w[1] * factor * kl(a.n, a.s).mean(),
     }
 
 
 def bmtard(a: At) -> Terms:
-    w, tau, scale = a.held("balance.weights"), a.held("uncertainty.tau"), over(a.m.reduction)
+    w, tau, factor = (
+        a.buffer("balance.weights"),
+        a.buffer("uncertainty.tau"),
+        reduction_factor(a.m.reduction),
+    )
     return {
-        "kl_robust": w[0] * scale * cross(softmax(a.t_adv / tau[0]), softmax(a.s_adv)).mean(),
-        "kl_natural": w[1] * scale * cross(softmax(a.n / tau[1]), softmax(a.s)).mean(),
+        "kl_robust": w[0]
+        * factor
+        * kl_of_probabilities(softmax(a.t_adv / tau[0]), softmax(a.s_adv)).mean(),
+        "kl_natural": w[1]
+        * factor
+        * kl_of_probabilities(softmax(a.n / tau[1]), softmax(a.s)).mean(),
     }
 
 
 def ciard(a: At) -> Terms:
-    tau, learner, w = a.held("uncertainty.tau"), a.part("teacher"), over(a.m.reduction)
+    tau, learner, w = (
+        a.buffer("uncertainty.tau"),
+        a.part_logits("teacher"),
+        reduction_factor(a.m.reduction),
+    )
     terms = {
-        "kl_robust": w * cross(softmax(a.sg.part("teacher") / tau[0]), softmax(a.s_adv)).mean(),
-        "kl_natural": w * cross(softmax(a.n / tau[1]), softmax(a.s)).mean(),
+        "kl_robust": w
+        * kl_of_probabilities(
+            softmax(a.sg.part_logits("teacher") / tau[0]), softmax(a.s_adv)
+        ).mean(),
+        "kl_natural": w * kl_of_probabilities(softmax(a.n / tau[1]), softmax(a.s)).mean(),
     }
     wrong = a.n_adv.argmax(axis=1) != a.y
-    push = w * cross(softmax(a.n_adv), softmax(a.s_adv / 5))[wrong].mean()
+    push = w * kl_of_probabilities(softmax(a.n_adv), softmax(a.s_adv / 5))[wrong].mean()
     order = [np.floor(np.log10(value)) for value in (min(terms.values()), push)]
     terms["push"] = -a.m.push * 10 ** (order[0] - order[1]) * push
     return terms | ({"teacher_ce": ce(learner, a.y).mean()} if a.done >= a.m.begin else {})
@@ -460,7 +477,7 @@ def crdnd(a: At) -> Terms:
 def nt_xent(a: At, s: Array, t: Array) -> float:
     """Each of the 2 B logits is an anchor: its image's other view against all others."""
     if a.m.denoise:
-        s = s @ denoising(t, a.y).T
+        s = s @ denoising_matrix(t, a.y).T
     views = np.concatenate([s, t])
     similar = (
         np.array([cosine(np.broadcast_to(view, views.shape), views) for view in views]) / a.m.tau
@@ -472,8 +489,8 @@ def nt_xent(a: At, s: Array, t: Array) -> float:
     return np.mean(losses)
 
 
-def denoising(t: Array, y: Array) -> Array:
-    """Column c: what becomes of class c, the teacher's accuracy on it in place c and the rest spread out."""
+def denoising_matrix(t: Array, y: Array) -> Array:
+    """Return M: in column c the teacher's accuracy on class c in row c, the rest spread out."""
     matrix = np.zeros((3, 3))
     for c in range(3):
         right = (t[y == c].argmax(axis=1) == c).mean()
@@ -494,20 +511,16 @@ def crd_adv(a: At) -> Terms:
 
 def gacd(a: At) -> Terms:
     m = a.m
-    u, seen = (
-        (a.adv if m.teacher_input == "adv" else a.x),
-        {"adv": [a.adv], "clean": [a.x], "both": [a.adv, a.x]},
-    )
+    u = a.adv if m.teacher_input == "adv" else a.x
+    views = {"adv": [a.adv], "clean": [a.x], "both": [a.adv, a.x]}[m.student_input]
     target = logits(a.nets.teacher, u)
     w = {
-        "prob": of_label(softmax(target), a.y) ** m.beta,
+        "prob": pick_label(softmax(target), a.y) ** m.beta,
         "indicator": 1.0 * (target.argmax(axis=1) == a.y),
         "none": np.ones(len(a.y)),
     }[m.weight]
-    contrast = contrastive(a, u, seen[m.student_input], w / w.mean(), of_all=m.weigh == "all")
-    soft = np.mean(
-        [kl(target, logits(a.nets.student, v), m.tau_kd).mean() for v in seen[m.student_input]]
-    )
+    contrast = contrastive(a, u, views, w / w.mean(), of_all=m.weigh == "all")
+    soft = np.mean([kl(target, logits(a.nets.student, v), m.tau_kd).mean() for v in views])
     return {
         "contrast": m.lambda_con * contrast,
         "ce_adv": m.lambda_ce * ce(a.s_adv, a.y).mean(),
@@ -515,10 +528,10 @@ def gacd(a: At) -> Terms:
     }
 
 
-def contrastive(a: At, u: Tensor, seen: list[Tensor], w: Array, of_all: bool = True) -> float:
-    """The mean over what the student sees; Z passes no gradient and moves from each to the next."""
+def contrastive(a: At, u: Tensor, views: list[Tensor], w: Array, of_all: bool = True) -> float:
+    """Return the mean over the student's views. Z, without gradient, moves with each of them."""
     z, losses = 0.0, []
-    for v in seen:
+    for v in views:
         mean = exponentials(a.sg, u, v)[~np.eye(len(w), dtype=bool)].mean()
         z = 0.99 * z + 0.01 * mean if losses else mean
         e = exponentials(a, u, v)
@@ -531,7 +544,7 @@ def contrastive(a: At, u: Tensor, seen: list[Tensor], w: Array, of_all: bool = T
 
 
 def exponentials(a: At, u: Tensor, v: Tensor) -> Array:
-    """Of teacher anchor i (row) and student candidate k (column); the positives are on the diagonal."""
+    """Return scores of anchor i (row) and candidate k (column), the positives on the diagonal."""
     t, s = embed(a, "t", features(a.nets.teacher, u)), embed(a, "s", features(a.nets.student, v))
     return np.exp(t @ s.T / a.m.tau)
 
@@ -542,40 +555,23 @@ def embed(a: At, side: str, f: Array) -> Array:
 
 
 def critic(estimator: str, e: Array, z: float, y: Array) -> tuple[Array, Array]:
-    other = y[:, None] != y[None]
+    negatives = y[:, None] != y[None]
     if estimator == "infonce":
-        return -np.log(np.diag(e)), np.log(np.diag(e) + (e * other).sum(axis=1))
-    r, n = e / z, other.sum(axis=1, keepdims=True)
+        return -np.log(np.diag(e)), np.log(np.diag(e) + (e * negatives).sum(axis=1))
+    r, n = e / z, negatives.sum(axis=1, keepdims=True)
     h = r / (r + n)
-    return -np.log(np.diag(h)), -(np.log(1 - h) * other).sum(axis=1)
+    return -np.log(np.diag(h)), -(np.log(1 - h) * negatives).sum(axis=1)
 
 
-REFERENCES: dict[str, Callable[[At], Terms]] = {
-    form.__name__: form
-    for form in (
-        *(
-            natural,
-            pgd_at,
-            trades,
-            mart,
-            peeraid,
-            kd,
-            ard,
-            iad,
-            adaiad,
-            akd,
-            rslad,
-            fair_rslad,
-            absld,
-            adaad,
-            dgad,
-        ),
-        *(igdm, saad, kdiga, iad2, mtard, bmtard, ciard, fitnet, rrm, crdnd, crd, crd_adv, gacd),
-    )
-}
+FORMULAS = (
+    natural, pgd_at, trades, mart, peeraid, kd, ard, iad, adaiad, akd, rslad, fair_rslad, absld,
+    adaad, dgad, igdm, saad, kdiga, iad2, mtard, bmtard, ciard, fitnet, rrm, crdnd, crd, crd_adv,
+    gacd,
+)  # fmt: skip
+REFERENCES: dict[str, Callable[[At], Terms]] = {formula.__name__: formula for formula in FORMULAS}
 
 
-# --- What the attack ascends, for each image
+# --- The objectives of the attacks, for each image
 
 
 def true_label(a: At) -> Array:
@@ -587,9 +583,10 @@ def teacher_clean(a: At) -> Array:
 
 
 def teacher_softened(a: At) -> Array:
-    """At the temperatures of the classes for attacked images, or both of them multiplied."""
-    tau = a.held("classes.tau")[:, a.y, None]
-    return cross(softmax(a.t / (tau[0] * tau[1] if a.m.aliased else tau[1])), softmax(a.s_adv))
+    """At the classes' temperatures for adversarial examples, or both temperatures multiplied."""
+    tau_nat, tau_adv = a.buffer("classes.tau")[:, a.y, None]
+    tau = tau_nat * tau_adv if a.m.aliased else tau_adv
+    return kl_of_probabilities(softmax(a.t / tau), softmax(a.s_adv))
 
 
 def teacher_adv(a: At) -> Array:

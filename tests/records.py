@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench.datasets import data
+from bench.datasets import loading
 from bench.execution import job as cell_module
 from bench.execution import plan
 from bench.execution.job import RunContext
@@ -61,5 +61,5 @@ def execute(made: PlannedRun, place: RunContext, measured: dict[str, float] = ME
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cell_module, "evaluate_checkpoint", evaluate)
-        images = data.load("digits", "", made.spec.limit_train, made.spec.limit_test)
+        images = loading.load_data("digits", "", made.spec.limit_train, made.spec.limit_test)
         return cell_module.run_job(made, place, images, 1.0, lambda *_: None)

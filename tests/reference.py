@@ -1,8 +1,8 @@
 """Training steps as the authors' scripts have them, which the harness is measured against.
 
-fp32 (convolutions in TF32 on a CUDA device, PyTorch's default), channels first, the student itself attacked, nothing
-compiled, ReLUs that overwrite nothing. Only what slows a step is theirs: attack, losses and BatchNorm's modes are those
-of the harness's defaults.
+fp32 (convolutions in TF32 on a CUDA device, PyTorch's default), channels first, the student itself
+attacked, nothing compiled, ReLUs that overwrite nothing. Only what slows a step is theirs: attack,
+losses and BatchNorm's modes are those of the harness's defaults.
 """
 
 from __future__ import annotations
@@ -25,33 +25,34 @@ BUDGET = Budget(8 / 255, 2 / 255, 10)
 def rslad(
     student: Net, teacher: Net, optimiser: torch.optim.Optimizer, x: Tensor, y: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """One step on the images x: (B, C, H, W) with labels y: (B,); returns the adversarial images and the loss."""
+    """Train on images x: (B, C, H, W), labels y: (B,); return adversarial examples and the loss."""
     with torch.no_grad():
         target = teacher(x).softmax(dim=1)
     noise = (0.001 * torch.randn(x.shape, device=x.device)).clamp(-BUDGET.eps, BUDGET.eps)
-    adv = attacked(
+    adv = attack_student(
         student,
         x,
         noise,
         lambda logits: F.kl_div(logits.log_softmax(dim=1), target, reduction="sum"),
     )
-    far, near = (
-        F.kl_div(student(v).log_softmax(dim=1), target, reduction="batchmean") for v in (adv, x)
-    )
-    return adv, updated(optimiser, 5 / 6 * far + 1 / 6 * near)
+    log_adv = student(adv).log_softmax(dim=1)
+    kl_adv = F.kl_div(log_adv, target, reduction="batchmean")
+    log_nat = student(x).log_softmax(dim=1)
+    kl_nat = F.kl_div(log_nat, target, reduction="batchmean")
+    return adv, update(optimiser, 5 / 6 * kl_adv + 1 / 6 * kl_nat)
 
 
 def ard(
     student: Net, teacher: Net, optimiser: torch.optim.Optimizer, x: Tensor, y: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """As `rslad`."""
+    """Train as `rslad` does."""
     with torch.no_grad():
         target = (teacher(x) / 30).softmax(dim=1)
-    adv = attacked(
-        student, x, uniform(x), lambda logits: F.cross_entropy(logits, y, reduction="sum")
+    adv = attack_student(
+        student, x, draw_uniform(x), lambda logits: F.cross_entropy(logits, y, reduction="sum")
     )
     loss = 30**2 * F.kl_div((student(adv) / 30).log_softmax(dim=1), target, reduction="batchmean")
-    return adv, updated(optimiser, loss)
+    return adv, update(optimiser, loss)
 
 
 def gacd(
@@ -62,58 +63,59 @@ def gacd(
     y: Tensor,
     contrast: nn.Module,
 ) -> tuple[Tensor, Tensor]:
-    """As `rslad`; contrast: both projections and the logarithm of Z, as methods.contrast has them."""
+    """Train as `rslad` does; contrast: both projections and log Z, as in methods.contrast."""
     with torch.no_grad():
         anchor = teacher.features(x)
-        trust = teacher.head(anchor).softmax(dim=1)[torch.arange(len(y)), y]
-    adv = attacked(
-        student, x, uniform(x), lambda logits: F.cross_entropy(logits, y, reduction="sum")
+        probabilities = teacher.head(anchor).softmax(dim=1)
+        true_class_probability = probabilities[torch.arange(len(y)), y]
+    adv = attack_student(
+        student, x, draw_uniform(x), lambda logits: F.cross_entropy(logits, y, reduction="sum")
     )
     features = student.features(adv)
     t, s = F.normalize(contrast.project_t(anchor)), F.normalize(contrast.project_s(features))
     scores = (t @ s.T / 0.07).exp()
     with torch.no_grad():
         pairs = len(y) * (len(y) - 1)
-        now = (scores.sum() - scores.trace()) / pairs
-        z = now if contrast.log_z.isnan() else 0.99 * contrast.log_z.exp() + 0.01 * now
+        z = (scores.sum() - scores.trace()) / pairs
+        if not contrast.log_z.isnan():
+            z = 0.99 * contrast.log_z.exp() + 0.01 * z
         contrast.log_z.copy_(z.log())
-    others = y[None] != y[:, None]
-    count = others.sum(dim=1, keepdim=True).clamp(min=1)
-    forth, back = (
-        scores / z / count,
-        scores.T / z / count,
-    )  # the critic is h = r / (1 + r), r one of these
-    positive = 2 * (1 + 1 / forth.diag()).log()
-    negative = (((1 + forth) * (1 + back)).log() * others).sum(dim=1)
-    guided = trust / trust.mean() * (positive + negative)
-    return adv, updated(optimiser, F.cross_entropy(student.head(features), y) + 0.2 * guided.mean())
+    negatives = y[None] != y[:, None]
+    count = negatives.sum(dim=1, keepdim=True).clamp(min=1)
+    # The critic is h = r / (1 + r) with these ratios r.
+    ratio, ratio_back = scores / z / count, scores.T / z / count
+    positive = 2 * (1 + 1 / ratio.diag()).log()
+    negative = (((1 + ratio) * (1 + ratio_back)).log() * negatives).sum(dim=1)
+    weight = true_class_probability / true_class_probability.mean()
+    loss = F.cross_entropy(student.head(features), y)
+    return adv, update(optimiser, loss + 0.2 * (weight * (positive + negative)).mean())
 
 
 def as_released(net: Net) -> Net:
-    """A copy as the authors have their networks: weights channels first, ReLUs that make a tensor of their own."""
+    """Return a copy as in the authors' code: weights channels first, ReLUs not in place."""
     net = copy.deepcopy(net).to(memory_format=torch.contiguous_format)
     features = net.features
 
-    def plainly(x: Tensor) -> Tensor:
-        ours, F.relu_ = F.relu_, F.relu
+    def features_not_in_place(x: Tensor) -> Tensor:
+        in_place, F.relu_ = F.relu_, F.relu
         try:
             return features(x)
         finally:
-            F.relu_ = ours
+            F.relu_ = in_place
 
-    vars(net)["features"] = plainly
+    vars(net)["features"] = features_not_in_place
     return net
 
 
-def optimiser_of(*learning: nn.Module) -> torch.optim.SGD:
-    learnt = [value for module in learning for value in module.parameters()]
-    return torch.optim.SGD(learnt, lr=0.1, momentum=0.9, weight_decay=5e-4)
+def optimiser_of(*modules: nn.Module) -> torch.optim.SGD:
+    parameters = [value for module in modules for value in module.parameters()]
+    return torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=5e-4)
 
 
 def serve(pipe: Connection, method: str, student: Net, teacher: Net, parts: nn.ModuleDict) -> None:
-    """In a process of its own, whose memory is managed as usual: makes a step for each (seed, x, y) that comes, until None.
+    """Train in another process, a step for each (seed, x, y) received, until None.
 
-    Answers with seconds, loss and adversarial images.
+    Its memory is managed as usual. Sends seconds, loss and adversarial examples.
     """
     student, teacher = as_released(student), as_released(teacher)
     optimiser = optimiser_of(student, parts)
@@ -124,11 +126,13 @@ def serve(pipe: Connection, method: str, student: Net, teacher: Net, parts: nn.M
         pipe.send((time.perf_counter() - start, float(loss), adv))
 
 
-def uniform(x: Tensor) -> Tensor:
+def draw_uniform(x: Tensor) -> Tensor:
     return (2 * torch.rand(x.shape, device=x.device) - 1) * BUDGET.eps
 
 
-def attacked(student: Net, x: Tensor, noise: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:
+def attack_student(
+    student: Net, x: Tensor, noise: Tensor, loss: Callable[[Tensor], Tensor]
+) -> Tensor:
     """PGD on the network in eval mode."""
     student.eval()
     adv = (x + noise).clamp(0, 1)
@@ -141,7 +145,7 @@ def attacked(student: Net, x: Tensor, noise: Tensor, loss: Callable[[Tensor], Te
     return adv.detach()
 
 
-def updated(optimiser: torch.optim.Optimizer, loss: Tensor) -> Tensor:
+def update(optimiser: torch.optim.Optimizer, loss: Tensor) -> Tensor:
     optimiser.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
     optimiser.step()
@@ -149,7 +153,7 @@ def updated(optimiser: torch.optim.Optimizer, loss: Tensor) -> Tensor:
 
 
 def loaded(root: Path, images: int, batch: int, workers: int) -> Iterator[list[Tensor]]:
-    """An epoch of CIFAR-10 batches from torchvision's files, transforms and a DataLoader's processes."""
+    """Yield an epoch of CIFAR-10 batches of torchvision's data set, transforms and a DataLoader."""
     from torch.utils.data import DataLoader, Subset
     from torchvision import datasets, transforms
 
@@ -158,6 +162,6 @@ def loaded(root: Path, images: int, batch: int, workers: int) -> Iterator[list[T
         transforms.RandomHorizontalFlip(),
         transforms.ToTensor(),
     ]
-    found = datasets.CIFAR10(str(root), transform=transforms.Compose(steps))
-    chosen = Subset(found, range(images))
-    yield from DataLoader(chosen, batch, shuffle=True, drop_last=True, num_workers=workers)
+    dataset = datasets.CIFAR10(str(root), transform=transforms.Compose(steps))
+    subset = Subset(dataset, range(images))
+    yield from DataLoader(subset, batch, shuffle=True, drop_last=True, num_workers=workers)

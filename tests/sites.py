@@ -8,24 +8,24 @@ from typing import Any
 
 import pandas as pd
 
-from leaderboards.render.site import pages
-from leaderboards.render.site.site import Site
-from leaderboards.tables import table
+from leaderboards.render.site.pages import render_pages
+from leaderboards.render.site.site_map import Site
+from leaderboards.tables import suite_tables
 
 
 def render(runs: pd.DataFrame) -> dict[str, str]:
-    """HTML by path."""
-    return dict(pages.pages(Site(runs, table.sections(runs))))
+    """Return HTML by path."""
+    return dict(render_pages(Site(runs, suite_tables.build_sections(runs))))
 
 
 def task(runs: pd.DataFrame, name: str) -> str:
-    """The page of the one task whose path begins so, as in "cifar@1-cifar10"."""
-    (found,) = (text for path, text in render(runs).items() if path.startswith(f"tasks/{name}"))
-    return found
+    """Return the page of the one task whose path begins so, as in "cifar@1-cifar10"."""
+    (page,) = (text for path, text in render(runs).items() if path.startswith(f"tasks/{name}"))
+    return page
 
 
 class Reader(HTMLParser):
-    """What a page holds: elements, text that is seen, tables by caption as lines of cells, and the data of its charts."""
+    """Parse a page: elements, visible text, tables by caption as lines of cells, data of charts."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class Reader(HTMLParser):
         self.text = ""
         self.tables: dict[str, list[list[str]]] = {}
         self.data: list[Any] = []
-        self._inside: list[str] = []
+        self._open_tags: list[str] = []
         self._lines: list[list[str]] = []
         self.feed(text)
 
@@ -47,7 +47,7 @@ class Reader(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.elements.append((tag, attrs))
-        self._inside.append(tag)
+        self._open_tags.append(tag)
         if tag == "table":
             self._lines = []
         elif tag == "tr":
@@ -56,20 +56,20 @@ class Reader(HTMLParser):
             self._lines[-1].append("")
 
     def handle_endtag(self, tag: str) -> None:
-        if tag in self._inside:
-            while self._inside.pop() != tag:
+        if tag in self._open_tags:
+            while self._open_tags.pop() != tag:
                 pass
         if tag in ("td", "th"):
             self._lines[-1][-1] = " ".join(self._lines[-1][-1].split())
 
     def handle_data(self, data: str) -> None:
-        if "script" in self._inside[-1:]:
+        if "script" in self._open_tags[-1:]:
             self.data += [json.loads(data)] if data.strip() else []
             return
         self.text += data
-        if "caption" in self._inside[-1:]:
+        if "caption" in self._open_tags[-1:]:
             self.tables[data.partition(":")[0] if data.startswith(("Tasks", "Older")) else data] = (
                 self._lines
             )
-        elif {"td", "th"} & set(self._inside) and self._lines and self._lines[-1]:
+        elif {"td", "th"} & set(self._open_tags) and self._lines and self._lines[-1]:
             self._lines[-1][-1] += data

@@ -20,15 +20,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import methods
 from bench import models
-from bench.datasets import data
+from bench.datasets import loading
 from bench.protocol.spec import Spec
 from bench.protocol.suites import Training
-from bench.training import acceleration
+from bench.training import compiling, memory_layout
 from bench.training.trainer import Trainer, TrainingModule
 from methods.base import Batch, Method
 from methods.fold import fold
 
-DATA = data.load("digits", "unused", limit_train=96, limit_test=40, limit_val=40)
+DATA = loading.load_data("digits", "unused", limit_train=96, limit_test=40, limit_val=40)
 BUFFERS = {
     "_local_scalar_dense",
     "nonzero",
@@ -71,15 +71,15 @@ def trainer(work: Path, method: Method, precision: Any = "fp32", **changes: Any)
 def test_no_step_waits_for_the_device(name: str, official: bool, tmp_path: Path) -> None:
     """But the first of an epoch, which may."""
     form = methods.load(name)
-    run = trainer(tmp_path, form(**(methods.base.official(form) if official else {})))
+    run = trainer(tmp_path, form(**(methods.base.official_values(form) if official else {})))
     for epoch in range(3):
-        run.objective.train()
-        for number, index in enumerate(run.order()[:2]):
+        run.module.train()
+        for number, index in enumerate(run.epoch_batches()[:2]):
             with Waits() as waits:
-                batch = run.batch(index, epoch)
-                terms, total = run.terms(batch, run.attack(batch))
+                batch = run.make_batch(index, epoch)
+                terms, total = run.loss_terms(batch, run.attack(batch))
                 total.backward()  # type: ignore[no-untyped-call]
-                run.objective.method.after_step(run.objective.nets, batch)
+                run.module.method.after_step(run.module.nets, batch)
             assert terms
             assert number == 0 or not waits.found, f"epoch {epoch}: {waits.found}"
 
@@ -87,14 +87,8 @@ def test_no_step_waits_for_the_device(name: str, official: bool, tmp_path: Path)
 @pytest.mark.parametrize(
     ("name", "depends"), [("rslad", False), ("gacd", False), ("fair_rslad", True), ("igdm", True)]
 )
-def test_a_step_that_depends_on_its_epoch_is_known(
-    name: str, depends: bool, tmp_path: Path
-) -> None:
-    run = trainer(tmp_path, methods.load(name)())
-    batch = run.batch(run.order()[0], 1)
-    run.step(batch)
-    assert isinstance(batch, acceleration.Observed)
-    assert batch.read == ({"epoch"} if depends else set())
+def test_a_method_says_whether_a_step_depends_on_its_epoch(name: str, depends: bool) -> None:
+    assert methods.load(name)().epoch_dependent is depends
 
 
 @pytest.mark.parametrize("name", methods.builtin())
@@ -102,50 +96,50 @@ def test_bf16_is_the_same_loss_up_to_rounding(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each term on the same images. A processor without bfloat16 imitates it here, where it does not otherwise."""
-    monkeypatch.setattr(acceleration, "has_bf16", lambda device: True)
+    monkeypatch.setattr("bench.training.trainer.has_bf16", lambda device: True)
     found, images = [], []
     for precision in ("fp32", "bf16"):
         run = trainer(tmp_path, methods.load(name)(), precision)
-        assert ("bf16" in run.path) == (precision == "bf16")
-        run.objective.train()
+        assert ("bf16" in run.training_path) == (precision == "bf16")
+        run.module.train()
         torch.manual_seed(0)
-        batch = run.batch(run.order()[0], 0)
+        batch = run.make_batch(run.epoch_batches()[0], 0)
         images.append(run.attack(batch))
-        terms, total = run.terms(batch, images[0])
+        terms, total = run.loss_terms(batch, images[0])
         total.backward()  # type: ignore[no-untyped-call]
         found.append({key: value.item() for key, value in terms.items()})
     assert found[1] != found[0]
     assert found[1] == pytest.approx(found[0], rel=0.02, abs=0.01)
     same = torch.equal(*images)  # the attack runs in bfloat16 too; some methods have none
-    assert same == (not run.objective.method.adversarial)
+    assert same == (not run.module.method.adversarial)
 
 
 @pytest.mark.parametrize(("bf16", "amx"), [(True, False), (False, True), (False, False)])
 def test_what_has_bf16(bf16: bool, amx: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
-    assert acceleration.has_bf16(torch.device("cpu")) == (bf16 or amx)
+    assert memory_layout.has_bf16(torch.device("cpu")) == (bf16 or amx)
 
 
 @pytest.mark.parametrize("capability", [(7, 5), (8, 0), (12, 0)])
 def test_what_cards_have_bf16(capability: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert acceleration.has_bf16(torch.device("cuda")) == (capability != (7, 5))
+    assert memory_layout.has_bf16(torch.device("cuda")) == (capability != (7, 5))
 
 
 def test_bf16_gives_way_to_fp32_where_the_processor_has_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(acceleration, "has_bf16", lambda device: False)
+    monkeypatch.setattr("bench.training.trainer.has_bf16", lambda device: False)
     ends = []
     for precision in ("fp32", "bf16"):
         run = trainer(tmp_path / precision, methods.load("rslad")(), precision)
-        run.objective.train()
-        run.set_rate(0)
+        run.module.train()
+        run.set_learning_rates(0)
         torch.manual_seed(0)
-        run.step(run.batch(run.order()[0], 0))
-        ends.append(run.objective.state_dict())
-    assert run.path[-1] == "fp32 (no bf16 here)"
+        run.update(run.make_batch(run.epoch_batches()[0], 0))
+        ends.append(run.module.state_dict())
+    assert run.training_path[-1] == "fp32 (no bf16 here)"
     assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0])
 
 
@@ -186,40 +180,40 @@ def test_compiled_networks_are_the_same_function(
     """In double precision; nothing is compiled again after the first step."""
     slow, fast = (trainer(tmp_path, methods.load(name)(), averaging=()) for _ in range(2))
     for run in (slow, fast):
-        run.objective.double()
-        for teacher in run.objective.nets.teachers.values():
+        run.module.double()
+        for teacher in run.module.nets.teachers.values():
             teacher.double()
-    assert acceleration.compile_networks(fast.objective.nets, lambda: loss(fast)) == "compiled"
-    for a, b in zip(slow.objective.buffers(), fast.objective.buffers(), strict=True):
+    assert compiling.compile_networks(fast.module.nets, lambda: loss(fast)) == "compiled"
+    for a, b in zip(slow.module.buffers(), fast.module.buffers(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
     counts = []
     for number in range(3):
         for run in (slow, fast):
             torch.manual_seed(number)
-            run.set_rate(number)
-            run.step(images(run))
+            run.set_learning_rates(number)
+            run.update(images(run))
         counts.append(len(compiled))
     assert counts[0] == counts[-1] >= 3
     for (key, a), b in zip(
-        slow.objective.state_dict().items(), fast.objective.state_dict().values(), strict=True
+        slow.module.state_dict().items(), fast.module.state_dict().values(), strict=True
     ):
         torch.testing.assert_close(a, b, msg=key)
 
 
 def images(run: Trainer) -> Batch:
-    batch = run.batch(torch.arange(32), 0)
-    return dataclasses.replace(batch, x=batch.x.to(next(run.objective.parameters()).dtype))
+    batch = run.make_batch(torch.arange(32), 0)
+    return dataclasses.replace(batch, x=batch.x.to(next(run.module.parameters()).dtype))
 
 
 def loss(run: Trainer) -> Tensor:
     batch = images(run)
-    return run.terms(batch, run.attack(batch))[1]
+    return run.loss_terms(batch, run.attack(batch))[1]
 
 
 @pytest.mark.usefixtures("compiled")
 def test_a_copy_of_a_compiled_network_has_its_own_weights(tmp_path: Path) -> None:
     nets = trainer(tmp_path, methods.load("pgd_at")()).objective.nets
-    acceleration.compile_networks(nets, lambda: nets.student.linear.weight.sum())  # type: ignore[union-attr, operator]
+    compiling.compile_networks(nets, lambda: nets.student.linear.weight.sum())  # type: ignore[union-attr, operator]
     other = copy.deepcopy(nets.student)
     assert vars(other)["features"].args[0] is other
 
@@ -228,14 +222,14 @@ def test_a_copy_of_a_compiled_network_has_its_own_weights(tmp_path: Path) -> Non
 def test_what_cannot_be_compiled_runs_as_it_is_written(tmp_path: Path) -> None:
     """A gradient of a gradient."""
     run = trainer(tmp_path, methods.load("kdiga")())
-    buffers = copy.deepcopy(list(run.objective.buffers()))
-    path = acceleration.compile_networks(run.objective.nets, lambda: loss(run))
+    buffers = copy.deepcopy(list(run.module.buffers()))
+    path = compiling.compile_networks(run.module.nets, lambda: loss(run))
     assert path == "not compiled (RuntimeError)"
-    assert all(torch.equal(a, b) for a, b in zip(buffers, run.objective.buffers(), strict=True))
-    assert all(value.grad is None for value in run.objective.parameters())
-    assert not any("features" in vars(net) for net in acceleration.networks(run.objective.nets))
-    run.step(run.batch(torch.arange(32), 0))
-    assert fold(run.objective.nets.student.eval()), "its attacks are not folded any more"
+    assert all(torch.equal(a, b) for a, b in zip(buffers, run.module.buffers(), strict=True))
+    assert all(value.grad is None for value in run.module.parameters())
+    assert not any("features" in vars(net) for net in memory_layout.all_networks(run.module.nets))
+    run.update(run.make_batch(torch.arange(32), 0))
+    assert fold(run.module.nets.student.eval()), "its attacks are not folded any more"
 
 
 @pytest.mark.parametrize(
@@ -249,16 +243,17 @@ def test_what_cannot_be_compiled_runs_as_it_is_written(tmp_path: Path) -> None:
     ],
 )
 def test_narrow_networks_stay_channels_first_on_a_cpu(arch: str, safe: bool) -> None:
-    assert acceleration.safe(models.build(arch, DATA.info)) is safe
+    assert memory_layout.is_channels_last_safe(models.build(arch, DATA.info)) is safe
 
 
 STEPS = """
 import sys, torch
-from bench import acceleration, models
+from bench import models
+from bench.training.memory_layout import arrange_memory
 from bench.datasets import CIFAR10
 from methods.base import Nets
 net = models.build(sys.argv[1], CIFAR10)
-assert acceleration.prepare(Nets(net, {}, torch.nn.ModuleDict()), torch.device("cpu"))[0] == "channels-last"
+assert arrange_memory(Nets(net, {}, torch.nn.ModuleDict()), torch.device("cpu"))[0] == "channels-last"
 for _ in range(5):
     net(torch.rand(20, 3, 32, 32)).square().mean().backward()
 """
@@ -285,12 +280,12 @@ def test_training_leaves_the_heap_sound(arch: str) -> None:
 def test_freed_memory_is_used_again_without_new_pages() -> None:
     script = """
 import resource, statistics, torch
-from bench.training.acceleration import keep_memory
+from bench.training.memory_layout import keep_freed_memory
 def pages():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.zeros(4_000_000).add(1)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-assert keep_memory()
+assert keep_freed_memory()
 print(statistics.median(pages() for _ in range(21)))
 """
     done = subprocess.run(

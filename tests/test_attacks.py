@@ -1,4 +1,4 @@
-"""Attacks against models whose exact worst case is known, and everything around them: state, record, refusals, cost."""
+"""Attacks on models with a closed-form worst case; state, verdict file, refusals and cost."""
 
 from __future__ import annotations
 
@@ -19,11 +19,10 @@ from conftest import QUICK
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from attacks import ATTACKS, Attack, Evaluation, evaluate, evaluation, names
-from attacks import view as view_module
-from attacks.build import MAX_TARGETS, build
-from attacks.record import ForeignRecordError
-from attacks.view import View
+from attacks import ATTACKS, Attack, Evaluation, evaluate, evaluation, folding, names
+from attacks.attacked_model import AttackedModel
+from attacks.build import MAX_TARGETS, Settings, build_attack
+from attacks.verdict_file import ForeignVerdictsError
 from bench import models
 from bench.datasets import CIFAR10, DIGITS, Dataset
 
@@ -31,17 +30,18 @@ EPS = 8 / 255
 SHAPE = (3, 5, 5)
 
 
-def images(n: int, seed: int = 0) -> Tensor:
+def random_images(n: int, seed: int = 0) -> Tensor:
     """Far from 0 and 1, so that clipping never plays a role."""
     return torch.rand(n, *SHAPE, generator=torch.Generator().manual_seed(seed)) * 0.4 + 0.3
 
 
-def linear(
+def linear_model(
     classes: int, *, disjoint: bool = False, shift: float = 0.0, seed: int = 0
 ) -> nn.Sequential:
     """Logits W x + b with b = shift - W 0.5, so that all classes occur.
 
-    `disjoint`: each pixel serves one class with weight 1 or -1; then one signed step is the worst case for all classes.
+    `disjoint`: each pixel serves one class with weight 1 or -1. Then one signed step is the worst
+    case for all classes.
     """
     draw = torch.Generator().manual_seed(seed)
     size = SHAPE[0] * SHAPE[1] * SHAPE[2]
@@ -55,8 +55,11 @@ def linear(
     return nn.Sequential(nn.Flatten(), layer)
 
 
-def distance(net: nn.Sequential, x: Tensor, y: Tensor, norm: str = "Linf") -> Tensor:
-    """Exact distance to the nearest wrong decision, min_j (z_y - z_j) / ||w_y - w_j||, dual norm; negative where wrong."""
+def boundary_distances(net: nn.Sequential, x: Tensor, y: Tensor, norm: str = "Linf") -> Tensor:
+    """Return the exact distances to the nearest wrong decision, negative where it is wrong.
+
+    min_j (z_y - z_j) / ||w_y - w_j|| in the dual norm.
+    """
     weight = net[1].weight.detach().double()
     logits = x.flatten(1).double() @ weight.T + net[1].bias.detach().double()
     margin = logits.gather(1, y[:, None]) - logits
@@ -64,17 +67,17 @@ def distance(net: nn.Sequential, x: Tensor, y: Tensor, norm: str = "Linf") -> Te
     return ratio.scatter(1, y[:, None], torch.inf).amin(dim=1)
 
 
-def divide(reach: Tensor) -> float:
-    """An eps in the widest relative gap of the middle half of the positive distances."""
-    found = reach[reach > 0].sort().values
-    found = found[len(found) // 4 : -len(found) // 4]
-    at = int((found[1:] / found[:-1]).argmax())
-    return float((found[at] * found[at + 1]).sqrt())
+def choose_eps(distances: Tensor) -> float:
+    """Return an eps in the widest relative gap of the middle half of the positive distances."""
+    positive = distances[distances > 0].sort().values
+    middle = positive[len(positive) // 4 : -len(positive) // 4]
+    widest = int((middle[1:] / middle[:-1]).argmax())
+    return float((middle[widest] * middle[widest + 1]).sqrt())
 
 
-def case(net: nn.Sequential, n: int = 24) -> tuple[Tensor, Tensor]:
-    """Images with the model's own labels, except that every eighth is wrong."""
-    x = images(n)
+def labelled_images(net: nn.Sequential, n: int = 24) -> tuple[Tensor, Tensor]:
+    """Return images with the model's predictions as labels, every eighth one wrong."""
+    x = random_images(n)
     z = net(x)
     y = z.argmax(dim=1)
     y[::8] = (y[::8] + 1) % z.shape[1]
@@ -95,34 +98,35 @@ def case(net: nn.Sequential, n: int = 24) -> tuple[Tensor, Tensor]:
     ],
 )
 def test_verdict_is_the_exact_one(name: str, classes: int, disjoint: bool, shift: float) -> None:
-    net = linear(classes, disjoint=disjoint, shift=shift)
-    x, y = case(net, 40)
+    net = linear_model(classes, disjoint=disjoint, shift=shift)
+    x, y = labelled_images(net, 40)
     if shift:
         assert net(x).max() < 0  # torchattacks' own margin losses have no gradient here
-    reach = distance(net, x, y)
-    eps = divide(reach)
-    found = evaluate(net, x, y, (name,), eps=eps)
-    assert found.clean.tolist() == (reach > 0).tolist()
-    assert found.robust[name].tolist() == (reach > eps).tolist()
-    assert 5 < int(found.robust[name].sum()) < int(found.clean.sum()) - 5
+    distances = boundary_distances(net, x, y)
+    eps = choose_eps(distances)
+    result = evaluate(net, x, y, (name,), eps=eps)
+    assert result.clean.tolist() == (distances > 0).tolist()
+    assert result.robust[name].tolist() == (distances > eps).tolist()
+    assert 5 < int(result.robust[name].sum()) < int(result.clean.sum()) - 5
 
 
 @pytest.mark.parametrize(
     ("classes", "norm"), [(2, "Linf"), (3, "Linf"), (4, "Linf"), (6, "Linf"), (3, "L2"), (6, "L2")]
 )
 def test_autoattack_verdict_is_the_exact_one(classes: int, norm: str) -> None:
-    net = linear(classes)
-    x, y = case(net)
-    reach = distance(net, x, y, norm)
-    eps = divide(reach)
+    net = linear_model(classes)
+    x, y = labelled_images(net)
+    distances = boundary_distances(net, x, y, norm)
+    eps = choose_eps(distances)
     assert (
         evaluate(net, x, y, ("aa",), eps=eps, norm=norm).robust["aa"].tolist()
-        == (reach > eps).tolist()
+        == (distances > eps).tolist()
     )
-    assert 3 < int((reach > eps).sum()) < int((reach > 0).sum()) - 3
+    assert 3 < int((distances > eps).sum()) < int((distances > 0).sum()) - 3
 
 
-# Last iterates hang inside a boundary between three classes, and CW-L2 descends towards one class: those have two.
+# Last iterates stop inside a boundary between three classes, and CW-L2 descends towards one class:
+# those attacks get two classes.
 REACHING = [
     *[
         (name, 2, "Linf")
@@ -140,37 +144,39 @@ def test_verdict_of_every_white_box_attack_is_the_exact_one(
     name: str, classes: int, norm: str, shift: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(ATTACKS, "cw_l2", (Attack("cw-l2", 300, restarts=12),))
-    net = linear(classes, shift=shift)
-    x, y = case(net, 40)
-    reach = distance(net, x, y, norm)
-    eps = divide(reach)
-    found = evaluate(net, x, y, (name,), eps=eps, norm=norm, probes=0)
-    assert found.robust[name].tolist() == (reach > eps).tolist()
-    assert 5 < int(found.robust[name].sum()) < int(found.clean.sum()) - 5
+    net = linear_model(classes, shift=shift)
+    x, y = labelled_images(net, 40)
+    distances = boundary_distances(net, x, y, norm)
+    eps = choose_eps(distances)
+    result = evaluate(net, x, y, (name,), eps=eps, norm=norm, probes=0)
+    assert result.robust[name].tolist() == (distances > eps).tolist()
+    assert 5 < int(result.robust[name].sum()) < int(result.clean.sum()) - 5
 
 
 def test_transfer_is_made_on_the_surrogate_and_judged_on_the_model() -> None:
-    net, other = linear(4), linear(4, seed=1)
-    x, y = case(net, 60)
-    found = evaluate(
+    net, surrogate = linear_model(4), linear_model(4, seed=1)
+    x, y = labelled_images(net, 60)
+    result = evaluate(
         net,
         x,
         y,
         ("fgsm", "fgsm@other", "fgsm@self"),
         eps=0.02,
-        surrogates={"other": other, "self": net},
+        surrogates={"other": surrogate, "self": net},
     )
-    (part,) = ATTACKS["fgsm"]
-    made = build(part, View(other, x), 0.02, 4, 0)(x, y)
-    assert (
-        found.robust["fgsm@other"].tolist()
-        == (found.clean & (net(made).argmax(dim=1) == y)).tolist()
+    (component,) = ATTACKS["fgsm"]
+    adv = build_attack(component, AttackedModel(surrogate, x), Settings(0.02, "Linf", 0, 250, 4))(
+        x, y
     )
-    assert torch.equal(found.robust["fgsm@self"], found.robust["fgsm"])
     assert (
-        int(found.robust["fgsm"].sum())
-        < int(found.robust["fgsm@other"].sum())
-        < int(found.clean.sum())
+        result.robust["fgsm@other"].tolist()
+        == (result.clean & (net(adv).argmax(dim=1) == y)).tolist()
+    )
+    assert torch.equal(result.robust["fgsm@self"], result.robust["fgsm"])
+    assert (
+        int(result.robust["fgsm"].sum())
+        < int(result.robust["fgsm@other"].sum())
+        < int(result.clean.sum())
     )
 
 
@@ -209,14 +215,17 @@ OFFICIAL = {
 
 @pytest.mark.parametrize(("classes", "targets"), [(4, 3), (10, 9), (100, 9)])
 def test_autoattack_has_the_official_budgets(classes: int, targets: int) -> None:
-    assert [part.kind for part in ATTACKS["aa"]] == list(OFFICIAL)
-    for part in ATTACKS["aa"]:
-        cls, budget = OFFICIAL[part.kind]
-        attack = build(part, View(linear(classes), images(2)), EPS, classes, seed=3)
+    assert [component.kind for component in ATTACKS["aa"]] == list(OFFICIAL)
+    for component in ATTACKS["aa"]:
+        cls, budget = OFFICIAL[component.kind]
+        settings = Settings(EPS, "Linf", seed=3, num_classes=classes)
+        attack = build_attack(
+            component, AttackedModel(linear_model(classes), random_images(2)), settings
+        )
         assert isinstance(attack, cls)
         common = {"norm": "Linf", "eps": EPS, "seed": 3, "targeted": False}
         assert {key: getattr(attack, key) for key in budget | common} == budget | common
-        if part.kind in ("apgd-t", "fab-t"):
+        if component.kind in ("apgd-t", "fab-t"):
             assert attack.n_target_classes == targets <= MAX_TARGETS
 
 
@@ -228,41 +237,43 @@ def test_autoattack_has_the_official_budgets(classes: int, targets: int) -> None
 def test_steps_are_the_published_ones_and_scale_with_eps(
     name: str, steps: int, step: float, eps: float
 ) -> None:
-    (part,) = ATTACKS[name]
-    attack = build(part, View(linear(4), images(2)), eps, 4, seed=0)
+    (component,) = ATTACKS[name]
+    settings = Settings(eps, "Linf", seed=0, num_classes=4)
+    attack = build_attack(component, AttackedModel(linear_model(4), random_images(2)), settings)
     assert (attack.steps, attack.eps, attack.targeted) == (steps, eps, False)
     assert attack.alpha == pytest.approx(step * eps / EPS, rel=1e-12)
     assert attack.random_start is True
 
 
 def test_fgsm_has_one_step_of_eps_and_no_random_start() -> None:
-    net, x = linear(2), images(6)
+    net, x = linear_model(2), random_images(6)
     y = net(x).argmax(dim=1)
-    attack = build(*ATTACKS["fgsm"], View(net, x), 0.05, 2, seed=0)
+    settings = Settings(0.05, "Linf", seed=0, num_classes=2)
+    attack = build_attack(*ATTACKS["fgsm"], AttackedModel(net, x), settings)
     ways = (net[1].weight[1 - y] - net[1].weight[y]).sign().view_as(x)
     torch.testing.assert_close(attack(x, y), x + 0.05 * ways)
 
 
 @pytest.mark.parametrize("name", ["fgsm", "pgd20", "cw_inf", "aa"])
 def test_eps_zero_is_the_clean_verdict(name: str) -> None:
-    net = linear(4)
-    x, y = case(net)
-    found = evaluate(net, x, y, (name,), eps=0.0)
-    assert torch.equal(found.robust[name], found.clean)
-    assert torch.equal(found.clean, net(x).argmax(dim=1) == y)
-    assert 0 < int(found.clean.sum()) < len(y)
+    net = linear_model(4)
+    x, y = labelled_images(net)
+    result = evaluate(net, x, y, (name,), eps=0.0)
+    assert torch.equal(result.robust[name], result.clean)
+    assert torch.equal(result.clean, net(x).argmax(dim=1) == y)
+    assert 0 < int(result.clean.sum()) < len(y)
 
 
 def test_robust_is_a_subset_of_clean_and_worst_the_conjunction(quick: str) -> None:
-    net = linear(5)
-    x, y = case(net, 60)
-    found = evaluate(net, x, y, ("fgsm", "pgd20", quick), eps=0.006)
-    assert not any((verdict & ~found.clean).any() for verdict in found.robust.values())
-    assert len({tuple(verdict.tolist()) for verdict in found.robust.values()}) > 1
+    net = linear_model(5)
+    x, y = labelled_images(net, 60)
+    result = evaluate(net, x, y, ("fgsm", "pgd20", quick), eps=0.006)
+    assert not any((verdict & ~result.clean).any() for verdict in result.robust.values())
+    assert len({tuple(verdict.tolist()) for verdict in result.robust.values()}) > 1
     assert torch.equal(
-        found.worst, found.robust["fgsm"] & found.robust["pgd20"] & found.robust[quick]
+        result.worst, result.robust["fgsm"] & result.robust["pgd20"] & result.robust[quick]
     )
-    assert found.accuracy()["worst"] == found.worst.float().mean().item() > 0
+    assert result.accuracy()["worst"] == result.worst.float().mean().item() > 0
 
 
 @pytest.mark.parametrize(
@@ -276,15 +287,15 @@ def test_robust_is_a_subset_of_clean_and_worst_the_conjunction(quick: str) -> No
 def test_worst_and_accuracy(
     clean: list[int], robust: dict[str, list[int]], worst: list[int]
 ) -> None:
-    found = Evaluation(
+    result = Evaluation(
         torch.tensor(clean).bool(), {name: torch.tensor(row).bool() for name, row in robust.items()}
     )
-    assert found.worst.int().tolist() == worst
+    assert result.worst.int().tolist() == worst
     rows = {"clean": clean, **robust, "worst": worst}
-    assert found.accuracy() == pytest.approx({name: sum(row) / 3 for name, row in rows.items()})
+    assert result.accuracy() == pytest.approx({name: sum(row) / 3 for name, row in rows.items()})
 
 
-# What evaluation leaves behind
+# State after an evaluation
 
 
 class Overheated(nn.Module):
@@ -313,17 +324,17 @@ def digits_net(*extra: nn.Module) -> nn.Sequential:
     return nn.Sequential(*extra, net)
 
 
-def state(net: nn.Module) -> dict[str, Any]:
-    """All that evaluation must leave as it was, in a form that `==` compares."""
+def evaluation_state(net: nn.Module) -> dict[str, Any]:
+    """Return all that an evaluation must restore, in a form that `==` compares."""
     tensors = dict(net.state_dict(keep_vars=True))
     grads = {f"{name}.grad": parameter.grad for name, parameter in net.named_parameters()}
-    held = {
+    tensor_states = {
         name: t
         if t is None
         else (id(t), t.requires_grad, t.dtype, hash(t.detach().numpy().tobytes()))
         for name, t in (tensors | grads).items()
     }
-    return held | {
+    return tensor_states | {
         "torch random": hash(torch.get_rng_state().numpy().tobytes()),
         "numpy random": hash(np.random.get_state()[1].tobytes()),
         "python random": hash(random.getstate()),
@@ -348,66 +359,67 @@ def test_everything_is_left_as_it_was(
     x = torch.rand(12, *DIGITS.shape)
     with torch.no_grad():
         y = copy.deepcopy(net).eval()(x).argmax(dim=1)
-    kept = x.clone(), y.clone()
+    x_before, y_before = x.clone(), y.clone()
 
     def progress(name: str, done: int, total: int) -> None:
         if fails == "progress" and name == "quick square":
             raise RuntimeError("progress")
 
-    before = state(net)
+    before = evaluation_state(net)
     with pytest.raises(RuntimeError, match=fails) if fails else contextlib.nullcontext():
         evaluate(net, x, y, ("fgsm", "pgd20", "cw_inf", quick), eps=0.001, progress=progress)
-    assert state(net) == before
-    assert torch.equal(x, kept[0])
-    assert torch.equal(y, kept[1])
+    assert evaluation_state(net) == before
+    assert torch.equal(x, x_before)
+    assert torch.equal(y, y_before)
 
 
 @pytest.mark.parametrize("context", [torch.enable_grad, torch.no_grad, torch.inference_mode])
 def test_works_in_any_gradient_mode(context: Callable[[], Any], quick: str) -> None:
-    net = linear(4)
-    x, y = case(net)
+    net = linear_model(4)
+    x, y = labelled_images(net)
     with context():
-        found = evaluate(net, x, y, ("fgsm", "pgd20", "cw_inf", quick), eps=0.006)
-    assert 0 < int(found.worst.sum()) < int(found.clean.sum())
+        result = evaluate(net, x, y, ("fgsm", "pgd20", "cw_inf", quick), eps=0.006)
+    assert 0 < int(result.worst.sum()) < int(result.clean.sum())
 
 
 @pytest.fixture
-def taken(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
-    """Every batch of adversarial images that an attack returns, in order."""
-    kept: list[Tensor] = []
+def adversarial_batches(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """Every batch of adversarial examples that an attack returns, in order."""
+    batches: list[Tensor] = []
 
-    def recording(*given: Any) -> Callable[[Tensor, Tensor], Tensor]:
-        attack = build(*given)
+    def build_recorded(*arguments: Any) -> Callable[[Tensor, Tensor], Tensor]:
+        attack = build_attack(*arguments)
 
-        def run(x: Tensor, y: Tensor) -> Tensor:
-            kept.append(attack(x, y))
-            return kept[-1]
+        def run_attack(x: Tensor, y: Tensor) -> Tensor:
+            adv = attack(x, y)
+            batches.append(adv)
+            return adv
 
-        return run
+        return run_attack
 
-    monkeypatch.setattr(evaluation, "build", recording)
-    return kept
+    monkeypatch.setattr(evaluation, "build_attack", build_recorded)
+    return batches
 
 
 @pytest.mark.parametrize("name", ["pgd20_trades", "cw_inf", "quick"])
-def test_the_seed_alone_decides(name: str, taken: list[Tensor], quick: str) -> None:
-    net = linear(5)
-    x, y = case(net)
+def test_the_seed_alone_decides(name: str, adversarial_batches: list[Tensor], quick: str) -> None:
+    net = linear_model(5)
+    x, y = labelled_images(net)
 
     def run(seed: int, *before: str) -> tuple[list[bool], list[Tensor]]:
-        taken.clear()
-        found = evaluate(net, x, y, (*before, name), eps=0.006, seed=seed, batch_size=9)
-        return found.robust[name].tolist(), list(taken)
+        adversarial_batches.clear()
+        result = evaluate(net, x, y, (*before, name), eps=0.006, seed=seed, batch_size=9)
+        return result.robust[name].tolist(), list(adversarial_batches)
 
     verdict, first = run(0)
     torch.manual_seed(123)
     torch.rand(7)
-    again, later = run(0, "fgsm", "pgd20")
-    assert verdict == again
+    repeated_verdict, later = run(0, "fgsm", "pgd20")
+    assert verdict == repeated_verdict
     assert all(torch.equal(a, b) for a, b in zip(first, later[-len(first) :], strict=True))
-    _, other = run(1)
-    assert len(other) != len(first) or not all(
-        torch.equal(a, b) for a, b in zip(first, other, strict=True)
+    _, other_seed = run(1)
+    assert len(other_seed) != len(first) or not all(
+        torch.equal(a, b) for a, b in zip(first, other_seed, strict=True)
     )
 
 
@@ -416,9 +428,9 @@ def test_the_seed_alone_decides(name: str, taken: list[Tensor], quick: str) -> N
 
 @pytest.fixture
 def task() -> dict[str, Any]:
-    """An evaluation in which attacks differ: some images stand under each, and not the same ones."""
-    net = linear(5)
-    x, y = case(net, 60)
+    """An evaluation in which some images are robust to each attack, and not the same ones."""
+    net = linear_model(5)
+    x, y = labelled_images(net, 60)
     return {"net": net, "x": x, "y": y, "eps": 0.006}
 
 
@@ -426,21 +438,21 @@ def task() -> dict[str, Any]:
 def no_attack(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Call it to make every further attack an error."""
 
-    def refuse(*given: Any) -> None:
+    def refuse(*arguments: Any) -> None:
         raise AssertionError("attacked")
 
-    return lambda: monkeypatch.setattr(evaluation, "build", refuse)
+    return lambda: monkeypatch.setattr(evaluation, "build_attack", refuse)
 
 
 def test_verdicts_are_written_after_each_attack(task: dict[str, Any], tmp_path: Path) -> None:
-    record, seen = tmp_path / "verdicts.npz", {}
+    record, arrays = tmp_path / "verdicts.npz", {}
 
     def progress(name: str, done: int, total: int) -> None:
-        seen[name] = set(np.load(record)) if record.exists() else set()
+        arrays[name] = set(np.load(record)) if record.exists() else set()
 
     evaluate(**task, attacks=("fgsm", "pgd20", "cw_inf"), record=record, progress=progress)
     assert [
-        {key for key in seen[name] if key.startswith("robust_")}
+        {key for key in arrays[name] if key.startswith("robust_")}
         for name in ("fgsm", "pgd20", "cw_inf")
     ] == [
         set(),
@@ -456,11 +468,11 @@ def test_recorded_verdicts_are_taken_over(
     chosen, record = ("fgsm", quick), tmp_path / "verdicts.npz"
     first = evaluate(**task, attacks=chosen, record=record)
     no_attack()
-    again = evaluate(**task, attacks=chosen, record=record)
-    assert torch.equal(first.clean, again.clean)
-    assert all(torch.equal(first.robust[name], again.robust[name]) for name in chosen)
-    assert again.robust[quick].dtype == torch.bool
-    assert first.cost == again.cost
+    repeated = evaluate(**task, attacks=chosen, record=record)
+    assert torch.equal(first.clean, repeated.clean)
+    assert all(torch.equal(first.robust[name], repeated.robust[name]) for name in chosen)
+    assert repeated.robust[quick].dtype == torch.bool
+    assert first.cost == repeated.cost
     assert first.robust["fgsm"].tolist() != first.robust[quick].tolist()
 
 
@@ -494,9 +506,9 @@ def same_tensors_other_function(net: nn.Sequential) -> nn.Sequential:
 @pytest.mark.parametrize(
     "change",
     [
-        {"net": linear(5, seed=1)},
-        {"net": same_tensors_other_function(linear(5))},
-        {"x": images(60, seed=1)},
+        {"net": linear_model(5, seed=1)},
+        {"net": same_tensors_other_function(linear_model(5))},
+        {"x": random_images(60, seed=1)},
         {"y": torch.zeros(60, dtype=torch.int64)},
         {"seed": 1},
         {"eps": 0.0061},
@@ -511,17 +523,18 @@ def test_verdicts_of_something_else_are_not_taken_over(
     evaluate(**task, attacks=("fgsm",), record=record)
     no_attack()
     evaluate(**task, attacks=("fgsm",), record=record)
-    kept = record.read_bytes()
+    content = record.read_bytes()
     with pytest.raises(
-        ForeignRecordError, match=r"verdicts\.npz' holds (another evaluation: |verdicts on another)"
+        ForeignVerdictsError,
+        match=r"verdicts\.npz' holds (another evaluation: |verdicts on another)",
     ):
         evaluate(**(task | change), attacks=("fgsm",), record=record)
-    assert record.read_bytes() == kept
+    assert record.read_bytes() == content
 
 
 def test_a_file_of_another_kind_is_left_alone(task: dict[str, Any], tmp_path: Path) -> None:
     np.savez(tmp_path / "mine.npz", a=np.arange(3))
-    with pytest.raises(ForeignRecordError, match=r"mine\.npz' holds no verdicts"):
+    with pytest.raises(ForeignVerdictsError, match=r"mine\.npz' holds no verdicts"):
         evaluate(**task, attacks=("fgsm",), record=tmp_path / "mine.npz")
     assert list(np.load(tmp_path / "mine.npz")) == ["a"]
 
@@ -535,17 +548,17 @@ def test_more_probes_keep_the_verdicts(
     assert evaluate(**task, attacks=("fgsm",), probes=16, record=record).probed == 16
 
 
-def flipped(content: bytes) -> bytes:
-    """The same archive in which the compressed verdicts begin with a block of a type that does not exist."""
+def with_invalid_block(content: bytes) -> bytes:
+    """Return the archive with verdicts whose compressed block has a type that does not exist."""
     name = content.index(b"robust_fgsm.npy")
     extra = int.from_bytes(
         content[name - 2 : name], "little"
     )  # the local header ends with its two lengths
-    at = name + len("robust_fgsm.npy") + extra
-    return content[:at] + bytes([content[at] | 0b110]) + content[at + 1 :]
+    start = name + len("robust_fgsm.npy") + extra
+    return content[:start] + bytes([content[start] | 0b110]) + content[start + 1 :]
 
 
-def an_array(content: bytes) -> bytes:
+def single_array(content: bytes) -> bytes:
     return (
         b"\x93NUMPY\x01\x00v\x00{'descr': '<f8', 'fortran_order': False, 'shape': (1,), }".ljust(
             127
@@ -563,10 +576,10 @@ def an_array(content: bytes) -> bytes:
         lambda content: content[:100],
         lambda content: content[:-30],
         lambda content: content[1:],
-        flipped,
-        an_array,
+        with_invalid_block,
+        single_array,
     ],
-    ids=["empty", "text", "head", "cut", "beheaded", "flipped", "array"],
+    ids=["empty", "text", "head", "cut", "beheaded", "with_invalid_block", "array"],
 )
 def test_a_damaged_record_is_ignored_and_replaced(
     damage: Callable[[bytes], bytes],
@@ -577,8 +590,8 @@ def test_a_damaged_record_is_ignored_and_replaced(
     record = tmp_path / "verdicts.npz"
     first = evaluate(**task, attacks=("fgsm",), record=record)
     record.write_bytes(damage(record.read_bytes()))
-    again = evaluate(**task, attacks=("fgsm",), record=record)
-    assert torch.equal(first.robust["fgsm"], again.robust["fgsm"])
+    repeated = evaluate(**task, attacks=("fgsm",), record=record)
+    assert torch.equal(first.robust["fgsm"], repeated.robust["fgsm"])
     no_attack()
     evaluate(**task, attacks=("fgsm",), record=record)
 
@@ -587,7 +600,7 @@ def test_an_interrupted_evaluation_goes_on_and_ends_the_same(
     task: dict[str, Any], tmp_path: Path, quick: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chosen, record = ("pgd20", quick, "fgsm"), tmp_path / "verdicts.npz"
-    whole = evaluate(**task, attacks=chosen, batch_size=16)
+    complete = evaluate(**task, attacks=chosen, batch_size=16)
 
     def stop(name: str, done: int, total: int) -> None:
         if name == "quick square":
@@ -595,15 +608,18 @@ def test_an_interrupted_evaluation_goes_on_and_ends_the_same(
 
     with pytest.raises(KeyboardInterrupt):
         evaluate(**task, attacks=chosen, batch_size=16, record=record, progress=stop)
-    run: list[str] = []
-    monkeypatch.setattr(
-        evaluation, "build", lambda part, *rest: (run.append(part.kind), build(part, *rest))[1]
-    )
+    kinds: list[str] = []
+
+    def build_noted(component: Attack, *rest: Any) -> Any:
+        kinds.append(component.kind)
+        return build_attack(component, *rest)
+
+    monkeypatch.setattr(evaluation, "build_attack", build_noted)
     resumed = evaluate(**task, attacks=chosen, batch_size=16, record=record)
-    assert run == [*(part.kind for part in QUICK), "fgsm"]
-    assert resumed.robust.keys() == whole.robust.keys()
-    assert all(torch.equal(resumed.robust[name], whole.robust[name]) for name in chosen)
-    assert len({tuple(verdict.tolist()) for verdict in whole.robust.values()}) > 1
+    assert kinds == [*(component.kind for component in QUICK), "fgsm"]
+    assert resumed.robust.keys() == complete.robust.keys()
+    assert all(torch.equal(resumed.robust[name], complete.robust[name]) for name in chosen)
+    assert len({tuple(verdict.tolist()) for verdict in complete.robust.values()}) > 1
 
 
 # Refusals
@@ -614,16 +630,16 @@ class Shaped(nn.Module):
 
     def __init__(self, change: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
-        self.net = linear(4)
+        self.net = linear_model(4)
         self.change = change
 
     def forward(self, x: Tensor) -> Tensor:
         return self.change(self.net(x))
 
 
-def late(bad: float) -> Tensor:
+def with_bad_pixel(bad: float) -> Tensor:
     """Five images of which the last has one bad pixel."""
-    x = images(5)
+    x = random_images(5)
     x[4, 0, 0, 0] = bad
     return x
 
@@ -631,11 +647,11 @@ def late(bad: float) -> Tensor:
 REFUSED = [
     ({"y": torch.tensor([0, 1, 2, 3, 4])}, "from 0 to 4"),
     ({"y": torch.tensor([0, 1, 2, 3, -1])}, "from -1 to 3"),
-    ({"x": late(1.5)}, r"1\.5\]"),
-    ({"x": late(-0.25)}, r"\[-0\.25"),
-    ({"x": (images(5) * 255).to(torch.uint8)}, "uint8"),
-    ({"x": images(5).double()}, "float64"),
-    ({"x": images(5).half()}, "float16"),
+    ({"x": with_bad_pixel(1.5)}, r"1\.5\]"),
+    ({"x": with_bad_pixel(-0.25)}, r"\[-0\.25"),
+    ({"x": (random_images(5) * 255).to(torch.uint8)}, "uint8"),
+    ({"x": random_images(5).double()}, "float64"),
+    ({"x": random_images(5).half()}, "float16"),
     ({"y": torch.tensor([0, 1, 2, 3])}, "with as many int64"),
     ({"net": Shaped(lambda z: z * torch.nan)}, "NaN"),
     ({"net": Shaped(lambda z: z.view(-1, 4, 1, 1))}, r"\(2, 4, 1, 1\)"),
@@ -646,10 +662,10 @@ REFUSED = [
     ({"attacks": ("fgsm", "pgd2")}, "'pgd2'.*pgd20"),
     ({"attacks": "aa"}, "'a'"),
     (
-        {"net": linear(3), "y": torch.zeros(5, dtype=torch.int64), "attacks": ("apgd_t",)},
+        {"net": linear_model(3), "y": torch.zeros(5, dtype=torch.int64), "attacks": ("apgd_t",)},
         "apgd_t.* 4 classes.* 3",
     ),
-    ({"x": late(float("nan"))}, "nan"),
+    ({"x": with_bad_pixel(float("nan"))}, "nan"),
     ({"net": Shaped(lambda z: z.mean(dim=0, keepdim=True))}, r"\(1, 4\)"),
     ({"y": torch.zeros(5, 1, dtype=torch.int64)}, r"\(5, 1\)"),
     ({"y": torch.zeros(5, dtype=torch.int32)}, "int32"),
@@ -660,17 +676,17 @@ REFUSED = [
     ({"probes": -1}, "probes = -1"),
     ({"x": torch.zeros(5, 3, 0, 0)}, r"images of no pixels: \(5, 3, 0, 0\)"),
     ({"norm": "L2", "eps": float("inf"), "attacks": ("pgd20",)}, "eps = inf is outside"),
-    ({"x": images(5).flatten(1)}, r"must be \(N, C, H, W\)"),
+    ({"x": random_images(5).flatten(1)}, r"must be \(N, C, H, W\)"),
     ({"net": Shaped(lambda z: (z, z))}, "not tuple"),
     ({"net": nn.Conv2d(1, 4, 3)}, r"the model fails on images \(3, 5, 5\): RuntimeError"),
     (
-        {"attacks": ("fgsm@s",), "surrogates": {"s": linear(5)}},
+        {"attacks": ("fgsm@s",), "surrogates": {"s": linear_model(5)}},
         "surrogate s has 5 outputs, the model 4",
     ),
     (
         {
             "attacks": ("blur-1",),
-            "x": images(5)[..., :4],
+            "x": random_images(5)[..., :4],
             "net": nn.Sequential(nn.Flatten(), nn.Linear(60, 4)),
         },
         "blur needs",
@@ -681,27 +697,27 @@ REFUSED = [
     ({"eps": -1.0, "norm": "L2", "attacks": ("pgd20",)}, "eps = -1.0 is outside"),
     ({"attacks": ("fgsm@teacher",)}, "no surrogate 'teacher' was given"),
     (
-        {"attacks": ("aa@t",), "surrogates": {"t": linear(4)}},
+        {"attacks": ("aa@t",), "surrogates": {"t": linear_model(4)}},
         "aa stops where .* these transfer: fgsm, pgd10",
     ),
     (
         {
-            "x": images(5)[..., :4],
+            "x": random_images(5)[..., :4],
             "net": nn.Sequential(nn.Flatten(), nn.Linear(60, 4)),
             "norm": "L2",
             "attacks": ("aa",),
         },
         "Square needs images as wide as high.* 5x4",
     ),
-    ({"net": linear(1), "y": torch.zeros(5, dtype=torch.int64)}, "single output"),
+    ({"net": linear_model(1), "y": torch.zeros(5, dtype=torch.int64)}, "single output"),
 ]
 
 
 @pytest.mark.parametrize(("change", "named"), REFUSED)
 def test_what_cannot_be_evaluated_is_refused_by_name(change: dict[str, Any], named: str) -> None:
     good: dict[str, Any] = {
-        "net": linear(4),
-        "x": images(5),
+        "net": linear_model(4),
+        "x": random_images(5),
         "y": torch.tensor([0, 1, 2, 3, 0]),
         "attacks": ("fgsm",),
     }
@@ -711,27 +727,30 @@ def test_what_cannot_be_evaluated_is_refused_by_name(change: dict[str, Any], nam
 
 
 def test_too_few_classes_are_refused_before_anything_runs() -> None:
-    begun: list[str] = []
-    net = linear(3)
+    started: list[str] = []
+    net = linear_model(3)
     with pytest.raises(ValueError, match="4 classes"):
         evaluate(
-            net, *case(net), ("fgsm", "apgd_t"), progress=lambda name, *counts: begun.append(name)
+            net,
+            *labelled_images(net),
+            ("fgsm", "apgd_t"),
+            progress=lambda name, *counts: started.append(name),
         )
-    assert begun == []
+    assert started == []
 
 
 def test_a_record_that_cannot_be_written_is_refused_before_anything_runs(
     task: dict[str, Any], tmp_path: Path
 ) -> None:
-    begun: list[str] = []
+    started: list[str] = []
     with pytest.raises(OSError, match="directory"):
         evaluate(
             **task,
             attacks=("fgsm",),
             record=tmp_path,
-            progress=lambda name, *counts: begun.append(name),
+            progress=lambda name, *counts: started.append(name),
         )
-    assert begun == []
+    assert started == []
 
 
 def from_black_to_white(x: Tensor) -> Tensor:
@@ -748,7 +767,7 @@ def with_nan(x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda x: x, ""),
         (lambda x: (x + EPS).clamp(0, 1), ""),
@@ -760,25 +779,27 @@ def with_nan(x: Tensor) -> Tensor:
     ],
 )
 def test_only_images_of_the_ball_count(
-    change: Callable[[Tensor], Tensor], said: str, monkeypatch: pytest.MonkeyPatch
+    change: Callable[[Tensor], Tensor], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    net = linear(4)
-    x = from_black_to_white(images(24))
+    net = linear_model(4)
+    x = from_black_to_white(random_images(24))
     x[:, 0, 0, 0], x[:, 0, 0, 1] = 0.0, 1.0
     y = net(x).argmax(dim=1)
-    monkeypatch.setattr(evaluation, "build", lambda *given: lambda images, labels: change(images))
-    if said:
-        with pytest.raises(RuntimeError, match=said):
+    monkeypatch.setattr(
+        evaluation, "build_attack", lambda *arguments: lambda images, labels: change(images)
+    )
+    if message:
+        with pytest.raises(RuntimeError, match=message):
             evaluate(net, x, y, ("fgsm",), eps=EPS)
     else:
-        found = evaluate(net, x, y, ("fgsm",), eps=EPS)
-        assert torch.equal(found.robust["fgsm"], net(change(x)).argmax(dim=1) == y)
+        result = evaluate(net, x, y, ("fgsm",), eps=EPS)
+        assert torch.equal(result.robust["fgsm"], net(change(x)).argmax(dim=1) == y)
 
 
-# The view
+# The attacked model
 
 
-def lively(net: nn.Module, x: Tensor) -> nn.Module:
+def with_batch_statistics(net: nn.Module, x: Tensor) -> nn.Module:
     """BatchNorm with weights that matter and the statistics of `x`, in evaluation mode."""
     draw = torch.Generator().manual_seed(0)
     for module in net.modules():
@@ -791,28 +812,32 @@ def lively(net: nn.Module, x: Tensor) -> nn.Module:
     return net.eval()
 
 
-def count(net: nn.Module, kind: type[nn.Module]) -> int:
+def count_modules(net: nn.Module, kind: type[nn.Module]) -> int:
     return sum(isinstance(module, kind) for module in net.modules())
 
 
 @pytest.mark.parametrize(
-    ("arch", "info", "left"),
+    ("arch", "info", "unfolded"),
     [
         ("resnet8-w4", DIGITS, 0),
         ("mobilenetv2", CIFAR10, 0),
         ("wrn10-1", CIFAR10, 4),
     ],  # WRN: the others follow a sum
 )
-def test_folded_logits_are_the_models(arch: str, info: Dataset, left: int) -> None:
+def test_folded_logits_are_the_models(arch: str, info: Dataset, unfolded: int) -> None:
     x = torch.rand(6, *info.shape, generator=torch.Generator().manual_seed(1))
-    net = lively(models.build(arch, info), x)
+    net = with_batch_statistics(models.build(arch, info), x)
     with torch.no_grad():
-        want = net(x)
-    assert (want[0] - want[1]).abs().max() > 0.01 * want.abs().max()
-    view = View(net.train(), x[:2])
-    assert isinstance(view.net, GraphModule)
-    assert count(view.net, nn.BatchNorm2d) == left < count(net, nn.BatchNorm2d)
-    assert (want - view(x)).abs().max() <= 1e-4 * want.abs().max()
+        expected = net(x)
+    assert (expected[0] - expected[1]).abs().max() > 0.01 * expected.abs().max()
+    model = AttackedModel(net.train(), x[:2])
+    assert isinstance(model.network, GraphModule)
+    assert (
+        count_modules(model.network, nn.BatchNorm2d)
+        == unfolded
+        < count_modules(net, nn.BatchNorm2d)
+    )
+    assert (expected - model(x)).abs().max() <= 1e-4 * expected.abs().max()
 
 
 class Branching(nn.Module):
@@ -844,12 +869,12 @@ class Shared(nn.Module):
 
 @pytest.mark.parametrize("make", [Branching, Shared, lambda: Shared(1e-6)])
 def test_what_cannot_be_folded_is_attacked_as_it_is(make: Callable[[], nn.Module]) -> None:
-    x = images(6)
-    net = lively(make(), x)
-    view = View(net, x[:2])
-    assert not isinstance(view.net, GraphModule)
-    assert torch.equal(view(x), net(x))
-    assert torch.equal(view(1 - x), net(1 - x))
+    x = random_images(6)
+    net = with_batch_statistics(make(), x)
+    model = AttackedModel(net, x[:2])
+    assert not isinstance(model.network, GraphModule)
+    assert torch.equal(model(x), net(x))
+    assert torch.equal(model(1 - x), net(1 - x))
 
 
 class StraightThrough(torch.autograd.Function):
@@ -877,11 +902,13 @@ class Before(nn.Module):
 
 def test_custom_gradients_are_what_attacks_climb() -> None:
     x = torch.rand(6, *DIGITS.shape)
-    net = Before(StraightThrough.apply, lively(models.build("resnet8-w4", DIGITS), x))
-    view = View(net, x)
-    assert not isinstance(view.net, GraphModule)
+    net = Before(
+        StraightThrough.apply, with_batch_statistics(models.build("resnet8-w4", DIGITS), x)
+    )
+    model = AttackedModel(net, x)
+    assert not isinstance(model.network, GraphModule)
     images = x.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(view(images).sum(), images)
+    (gradient,) = torch.autograd.grad(model(images).sum(), images)
     assert (gradient != 0).any()
 
 
@@ -897,41 +924,45 @@ def test_custom_gradients_are_what_attacks_climb() -> None:
 def test_a_model_that_no_gradient_enters_is_attacked_in_vain_and_flagged(
     change: Callable[[Tensor], Tensor],
 ) -> None:
-    net = Before(change, linear(4))
+    net = Before(change, linear_model(4))
     x = torch.rand(40, *SHAPE)
     y = net(x).argmax(dim=1)
-    found = evaluate(net, x, y, ("fgsm", "pgd20", "cw_inf", "apgd_ce"), eps=0.1)
-    assert {"zero-gradient-cross-entropy", "zero-gradient-margin"} <= found.flags.keys()
+    result = evaluate(net, x, y, ("fgsm", "pgd20", "cw_inf", "apgd_ce"), eps=0.1)
+    assert {"zero-gradient-cross-entropy", "zero-gradient-margin"} <= result.flags.keys()
 
 
 def test_the_view_stays_in_eval_mode_and_its_judge_untouched() -> None:
     x = torch.rand(6, *DIGITS.shape)
-    net = lively(models.build("resnet8-w4", DIGITS), x)
-    view = View(net.train(), x)
-    before = {name: value.clone() for name, value in view.judge.state_dict().items()}
-    build(*ATTACKS["pgd10"], view, EPS, 10, 0)(x, torch.zeros(6, dtype=torch.int64))
-    assert not any(module.training for module in view.modules())
-    assert all(torch.equal(value, before[name]) for name, value in view.judge.state_dict().items())
+    net = with_batch_statistics(models.build("resnet8-w4", DIGITS), x)
+    model = AttackedModel(net.train(), x)
+    before = {name: value.clone() for name, value in model.reference_model.state_dict().items()}
+    settings = Settings(EPS, "Linf", seed=0, num_classes=10)
+    build_attack(*ATTACKS["pgd10"], model, settings)(x, torch.zeros(6, dtype=torch.int64))
+    assert not any(module.training for module in model.modules())
+    assert all(
+        torch.equal(value, before[name])
+        for name, value in model.reference_model.state_dict().items()
+    )
 
 
 def test_folding_that_changes_logits_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    net, x = linear(4), images(4)
-    monkeypatch.setattr(view_module, "fuse", lambda model: linear(4, shift=0.01))
-    assert torch.equal(View(net, x)(x), net(x))
+    net, x = linear_model(4), random_images(4)
+    monkeypatch.setattr(folding, "fuse", lambda model: linear_model(4, shift=0.01))
+    assert torch.equal(AttackedModel(net, x)(x), net(x))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_logits_of_the_view_are_fresh_and_float32(dtype: torch.dtype) -> None:
-    kept = torch.ones(4, 4, dtype=dtype)
-    view = View(Shaped(lambda z: kept), images(2))
-    logits = view(images(4))
+    stored = torch.ones(4, 4, dtype=dtype)
+    model = AttackedModel(Shaped(lambda z: stored), random_images(2))
+    logits = model(random_images(4))
     logits.fill_(-torch.inf)
     assert logits.dtype == torch.float32
-    assert kept.eq(1).all()
+    assert stored.eq(1).all()
 
 
 class Tally(torch.autograd.Function):
-    """Counts images both ways, independently of the view."""
+    """Counts images both ways, independently of the model."""
 
     forwards = backwards = 0
 
@@ -949,64 +980,65 @@ class Tally(torch.autograd.Function):
 class Tallied(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.net = linear(5)
+        self.net = linear_model(5)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(Tally.apply(x))
 
 
 @pytest.mark.parametrize(
-    "part", [*QUICK, *(ATTACKS[name][0] for name in ("fgsm", "pgd20", "cw_inf"))], ids=str
+    "component", [*QUICK, *(ATTACKS[name][0] for name in ("fgsm", "pgd20", "cw_inf"))], ids=str
 )
-def test_view_counts_what_passes_through_the_model(part: Attack) -> None:
+def test_view_counts_what_passes_through_the_model(component: Attack) -> None:
     net = Tallied()
-    x, y = case(net.net)
-    right = net(x).argmax(dim=1) == y
-    view = View(net, x[:2])
+    x, y = labelled_images(net.net)
+    correct = net(x).argmax(dim=1) == y
+    model = AttackedModel(net, x[:2])
     Tally.forwards = Tally.backwards = 0
-    build(part, view, 0.006, 5, seed=0)(x[right], y[right])
-    assert (view.forwards, view.backwards) == (Tally.forwards, Tally.backwards)
-    assert view.forwards > 0
-    assert (view.backwards > 0) == (part.kind != "square")
+    settings = Settings(0.006, "Linf", seed=0, num_classes=5)
+    build_attack(component, model, settings)(x[correct], y[correct])
+    assert (model.forwards, model.backwards) == (Tally.forwards, Tally.backwards)
+    assert model.forwards > 0
+    assert (model.backwards > 0) == (component.kind != "square")
 
 
 @pytest.mark.parametrize(
     ("name", "passes"), [("fgsm", 1), ("pgd20", 20), ("pgd20_trades", 20), ("cw_inf", 30)]
 )
 def test_cost_is_steps_times_correct_images(name: str, passes: int) -> None:
-    net = linear(4)
-    x, y = case(net)
-    found = evaluate(net, x, y, (name,), eps=0.006, batch_size=10)
-    cost = found.cost[name]
-    assert (cost.forwards, cost.backwards) == (passes * int(found.clean.sum()),) * 2
+    net = linear_model(4)
+    x, y = labelled_images(net)
+    result = evaluate(net, x, y, (name,), eps=0.006, batch_size=10)
+    cost = result.cost[name]
+    assert (cost.forwards, cost.backwards) == (passes * int(result.clean.sum()),) * 2
     assert cost.seconds > 0
 
 
 def test_progress_tells_part_done_and_total(quick: str) -> None:
-    net = linear(4)
-    x, y = case(net)
-    seen: list[tuple[str, int, int]] = []
-    found = evaluate(
+    net = linear_model(4)
+    x, y = labelled_images(net)
+    calls: list[tuple[str, int, int]] = []
+    result = evaluate(
         net,
         x,
         y,
         ("fgsm", quick),
         eps=0.006,
         batch_size=10,
-        progress=lambda *told: seen.append(told),
+        progress=lambda *call: calls.append(call),
     )
-    n = int(found.clean.sum())
-    assert [told for told in seen if told[0] == "fgsm"] == [
+    n = int(result.clean.sum())
+    assert [call for call in calls if call[0] == "fgsm"] == [
         ("fgsm", done, n) for done in range(0, n, 10)
     ]
-    parts = [told for told in seen if told[0] != "fgsm"]
+    parts = [call for call in calls if call[0] != "fgsm"]
     assert parts[0] == ("quick apgd-ce", 0, n)
     assert list(dict.fromkeys(name for name, *_ in parts)) == [
-        f"quick {part.kind}" for part in QUICK
+        f"quick {component.kind}" for component in QUICK
     ]
     totals = [total for _, done, total in parts if done == 0]
     assert totals == sorted(totals, reverse=True)
-    assert totals[1] < n  # later parts only get what the ones before left
+    assert totals[1] < n  # later components only get robust images
 
 
 def test_names_and_abouts() -> None:
@@ -1016,5 +1048,6 @@ def test_names_and_abouts() -> None:
 
 
 def test_import_is_cheap() -> None:
-    code = "import sys, attacks; attacks.names(); assert not {'torch', 'torchattacks', 'bench'} & sys.modules.keys()"
+    heavy = "{'torch', 'torchattacks', 'bench'}"
+    code = f"import sys, attacks; attacks.names(); assert not {heavy} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -231,7 +231,7 @@ def test_a_dry_run_writes_nothing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(
-        "bench.execution.grid.estimate", lambda todo, *_: [Cost(1.0, 1.0, 1.0)] * len(todo)
+        "bench.execution.grid.estimate_costs", lambda todo, *_: [Cost(1.0, 1.0, 1.0)] * len(todo)
     )
     before = sorted(Path().rglob("*"))
     assert exit_code(f"{RUN} natural --dry-run") == 0

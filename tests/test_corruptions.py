@@ -12,50 +12,54 @@ from torch import Tensor, nn
 
 from attacks import evaluate
 from attacks.catalog import CONTROLS, CORRUPTIONS, SEVERITIES
-from attacks.corruptions import CHROMA, LUMA, STRENGTH, corrupt, jpeg, table
+from attacks.corruptions import STRENGTH, compress_jpeg, corrupt_images
 
 
-def smooth(n: int = 16, size: int = 32, channels: int = 3) -> Tensor:
-    """Images in which neighbouring pixels agree, colours more than brightness, as in photographs, of 256 levels."""
+def smooth_images(n: int = 16, size: int = 32, channels: int = 3) -> Tensor:
+    """Return images of 256 levels whose neighbouring pixels agree, colours more than brightness."""
     draw = torch.Generator().manual_seed(0)
     grey = torch.rand(n, 1, size // 4, size // 4, generator=draw)
     colour = torch.rand(n, channels, size // 16, size // 16, generator=draw) - 0.5
-    fine, coarse = (
-        nn.functional.interpolate(part, size, mode="bicubic") for part in (grey, colour)
-    )
+    fine = nn.functional.interpolate(grey, size, mode="bicubic")
+    coarse = nn.functional.interpolate(colour, size, mode="bicubic")
     return ((fine + 0.4 * coarse).clamp(0, 1) * 255).round() / 255
 
 
-def by_pillow(x: Tensor, quality: int) -> Tensor:
-    made = []
+def compress_with_pillow(x: Tensor, quality: int) -> Tensor:
+    decoded = []
     for image in (x * 255).round().byte():
         file = io.BytesIO()
         Image.fromarray(image.permute(1, 2, 0).numpy().squeeze()).save(
             file, "JPEG", quality=quality
         )
-        made.append(
-            torch.from_numpy(np.array(Image.open(file)))
-            .float()
-            .reshape(*x.shape[2:], -1)
-            .permute(2, 0, 1)
-            / 255
-        )
-    return torch.stack(made)
+        pixels = torch.from_numpy(np.array(Image.open(file))).float().reshape(*x.shape[2:], -1)
+        decoded.append(pixels.permute(2, 0, 1) / 255)
+    return torch.stack(decoded)
 
 
 @pytest.mark.parametrize("quality", [80, 40, 10])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_jpeg_is_pillows(quality: int, channels: int) -> None:
-    x = smooth(channels=channels)
-    mine, theirs = jpeg(x, quality).clamp(0, 1), by_pillow(x, quality)
-    apart, effect = 255 * (mine - theirs).abs().mean(), 255 * (theirs - x).abs().mean()
-    assert apart < 1.2 < 1.5 * 1.2 < effect  # a level is lost to rounding on the way
+def test_jpeg_equals_pillow(quality: int, channels: int) -> None:
+    x = smooth_images(channels=channels)
+    compressed, expected = compress_jpeg(x, quality), compress_with_pillow(x, quality)
+    difference, effect = (
+        255 * (compressed - expected).abs().mean(),
+        255 * (expected - x).abs().mean(),
+    )
+    # Both use libjpeg, of other versions: single levels may differ.
+    assert difference < 0.1 < 1.8 < effect
 
 
-@pytest.mark.parametrize(("quality", "first"), [(50, 16), (80, 6), (25, 32), (100, 1)])
-def test_quantisation_table(quality: int, first: int) -> None:
-    assert table(LUMA, quality, torch.zeros(1))[0, 0] == first
-    assert len(LUMA) == len(CHROMA) == 8 == len(LUMA[0]) == len(CHROMA[0])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_jpeg_of_any_number_of_channels(channels: int) -> None:
+    """Other images than those of three channels are compressed channel by channel."""
+    x = smooth_images(4, channels=channels)
+    compressed = compress_jpeg(x, 50)
+    assert compressed.shape == x.shape
+    assert compressed.dtype == x.dtype
+    assert torch.equal(compressed, compress_jpeg(x, 50))
+    if channels != 3:
+        torch.testing.assert_close(compressed[:, -1:], compress_jpeg(x[:, -1:], 50))
 
 
 @pytest.mark.parametrize("kind", CORRUPTIONS)
@@ -63,27 +67,28 @@ def test_quantisation_table(quality: int, first: int) -> None:
 def test_severity_grows_and_images_stay_images(kind: str, shape: tuple[int, int, int]) -> None:
     torch.manual_seed(0)
     x = torch.rand(8, *shape)
-    found = [corrupt(x, kind, severity) for severity in SEVERITIES]
-    sizes = [float((images - x).abs().mean()) for images in found]
+    corrupted = [corrupt_images(x, kind, severity) for severity in SEVERITIES]
+    sizes = [float((images - x).abs().mean()) for images in corrupted]
     assert sizes == sorted(sizes)
     assert sizes[0] > 0
-    assert all(
-        images.shape == x.shape and images.amin() >= 0 and images.amax() <= 1 for images in found
-    )
-    assert all(images.dtype == torch.float32 for images in found)
+    for images in corrupted:
+        assert images.shape == x.shape
+        assert images.dtype == torch.float32
+        assert images.amin() >= 0
+        assert images.amax() <= 1
 
 
 def test_closed_forms() -> None:
-    x = smooth() * 0.4 + 0.3
+    x = smooth_images() * 0.4 + 0.3
     mean = x.mean(dim=(2, 3), keepdim=True)
-    torch.testing.assert_close(corrupt(x, "contrast", 2), 0.5 * x + 0.5 * mean)
+    torch.testing.assert_close(corrupt_images(x, "contrast", 2), 0.5 * x + 0.5 * mean)
     torch.manual_seed(3)
-    assert float((corrupt(x, "noise", 3) - x).std()) == pytest.approx(
+    assert float((corrupt_images(x, "noise", 3) - x).std()) == pytest.approx(
         STRENGTH["noise"][2], rel=0.02
     )
     point = torch.zeros(1, 1, 15, 15)
     point[0, 0, 7, 7] = 1
-    blurred = corrupt(point, "blur", 5)[0, 0]
+    blurred = corrupt_images(point, "blur", 5)[0, 0]
     assert float(blurred[7, 8] / blurred[7, 7]) == pytest.approx(np.exp(-0.5), rel=1e-4)
     assert float(blurred.sum()) == pytest.approx(1, rel=1e-4)
 
@@ -94,10 +99,10 @@ def test_controls_leave_worst_alone_and_start_from_all_images() -> None:
     x = torch.rand(40, 3, 8, 8)
     y = net(x).argmax(dim=1)
     y[::2] = (y[::2] + 1) % 4
-    found = evaluate(net, x, y, ("fgsm", "corruptions"), eps=0.01)
-    assert list(found.control) == list(CONTROLS)
-    assert torch.equal(found.worst, found.robust["fgsm"])
-    assert any((verdict & ~found.clean).any() for verdict in found.control.values())
-    assert found.accuracy()["noise-5"] == found.control["noise-5"].float().mean().item()
-    again = evaluate(net, x, y, ("noise-5",), eps=0.01)
-    assert torch.equal(again.control["noise-5"], found.control["noise-5"])
+    result = evaluate(net, x, y, ("fgsm", "corruptions"), eps=0.01)
+    assert list(result.control) == list(CONTROLS)
+    assert torch.equal(result.worst, result.robust["fgsm"])
+    assert any((verdict & ~result.clean).any() for verdict in result.control.values())
+    assert result.accuracy()["noise-5"] == result.control["noise-5"].float().mean().item()
+    repeated = evaluate(net, x, y, ("noise-5",), eps=0.01)
+    assert torch.equal(repeated.control["noise-5"], result.control["noise-5"])

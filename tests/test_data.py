@@ -1,4 +1,4 @@
-"""Splits and their hash, the official file formats in small, getting and importing files, augmentation."""
+"""Splits and their hash, small files in the official formats, fetching, importing, augmentation."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import http.client
 import io
+import itertools
 import os
 import pickle
 import tarfile
@@ -24,12 +25,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision import datasets as vision
 
-from bench.datasets import DATASETS, DIGITS, data
-from bench.datasets.data import Data, augment, load
+from bench.datasets import DATASETS, DIGITS, augmentation, fetching, official_files, splits
+from bench.datasets.augmentation import augment
+from bench.datasets.loading import load_data
+from bench.datasets.splits import Data
 from bench.system.errors import BenchError, UsageError
 
-# sha256 of the loaded data: scikit-learn's digits (1.9.1) and the official CIFAR-10, under this project's fixed splits.
-# They change only with a change of protocol, which needs a new version of the suites.
+# sha256 of the loaded data, scikit-learn's digits (1.9.1) and the official CIFAR-10, under this
+# project's fixed splits. A change is a change of protocol and needs a new version of the suites.
 DIGITS_SHA256 = "92f2d6eabb949377daec8f3555e5cc1ee060ac0530a792c85b79f8463b5946f2"
 CIFAR10_SHA256 = "7f9e470e40257763786df980ec906ce692099c914e8e2ade278558098e77c050"
 ROOT = Path(os.environ.get("BENCH_DATA_ROOT", Path(__file__).parent.parent / "data"))
@@ -37,22 +40,22 @@ ROOT = Path(os.environ.get("BENCH_DATA_ROOT", Path(__file__).parent.parent / "da
 
 @pytest.fixture(scope="module")
 def digits() -> Data:
-    return load("digits", "")
+    return load_data("digits", "")
 
 
 @pytest.fixture(scope="module")
 def cifar10() -> Data:
     if not (ROOT / "cifar-10-batches-py").is_dir():
         pytest.skip(f"the official CIFAR-10 (cifar-10-batches-py) is not under {ROOT}")
-    return load("cifar10", ROOT)
+    return load_data("cifar10", ROOT)
 
 
-def named(x: Tensor, y: Tensor) -> Counter[tuple[bytes, int]]:
-    """Every image with its label, counted."""
+def count_labelled_images(x: Tensor, y: Tensor) -> Counter[tuple[bytes, int]]:
+    """Count every image with its label."""
     return Counter((image.numpy().tobytes(), int(label)) for image, label in zip(x, y, strict=True))
 
 
-def one_line(error: BaseException) -> str:
+def assert_one_line(error: BaseException) -> str:
     assert "\n" not in str(error)
     return str(error)
 
@@ -60,18 +63,17 @@ def one_line(error: BaseException) -> str:
 # Digits and the splits
 
 
-def test_digits_splits_are_disjoint_and_cover_everything(digits: Data) -> None:
+def test_digits_splits_are_disjoint_and_complete(digits: Data) -> None:
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
-    whole = named(
-        torch.from_numpy(np.rint(images * 255 / 16).astype(np.uint8)).view(-1, 1, 8, 8),
-        torch.tensor(labels),
-    )
-    assert [len(split) for split in (digits.train, digits.val, digits.test)] == [1257, 180, 360]
-    parts = [named(split.x, split.y) for split in (digits.train, digits.val, digits.test)]
-    assert sum(parts, Counter()) == whole
-    assert sum(whole.values()) == 1797
+    pixels = torch.from_numpy(np.rint(images * 255 / 16).astype(np.uint8))
+    everything = count_labelled_images(pixels.view(-1, 1, 8, 8), torch.tensor(labels))
+    splits = (digits.train, digits.val, digits.test)
+    assert [len(split) for split in splits] == [1257, 180, 360]
+    parts = [count_labelled_images(split.x, split.y) for split in splits]
+    assert sum(parts, Counter()) == everything
+    assert sum(everything.values()) == 1797
     assert digits.train.x.dtype == torch.uint8
     assert digits.train.y.dtype == torch.int64
     assert digits.train.x.amax() == 255
@@ -85,24 +87,22 @@ def test_digits_splits_are_stratified(digits: Data) -> None:
 
 def test_digits_hash_is_golden(digits: Data) -> None:
     assert digits.sha256 == DIGITS_SHA256
-    assert load("digits", "anywhere").sha256 == DIGITS_SHA256
-    assert DIGITS_SHA256 in data.verify("digits", "")
-    assert "1,257 train, 180 validation, 360 test, 1x8x8" in data.verify("digits", "")
+    assert load_data("digits", "anywhere").sha256 == DIGITS_SHA256
+    assert DIGITS_SHA256 in fetching.verify_data("digits", "")
+    assert "1,257 train, 180 validation, 360 test, 1x8x8" in fetching.verify_data("digits", "")
 
 
 @pytest.mark.parametrize(
     ("which", "count"), [("train", 100), ("train", 1257), ("val", 30), ("test", 1), ("test", 96)]
 )
-def test_a_limit_keeps_the_first_images_and_nothing_else_changes(
-    digits: Data, which: str, count: int
-) -> None:
-    limited = load("digits", "", **{f"limit_{which}": count})
+def test_a_limit_keeps_the_first_images_of_one_split(digits: Data, which: str, count: int) -> None:
+    limited = load_data("digits", "", **{f"limit_{which}": count})
     for name in ("train", "val", "test"):
-        split, whole = getattr(limited, name), getattr(digits, name)
-        end = count if name == which else len(whole)
+        split, complete = getattr(limited, name), getattr(digits, name)
+        end = count if name == which else len(complete)
         assert len(split) == end
-        assert torch.equal(split.x, whole.x[:end])
-        assert torch.equal(split.y, whole.y[:end])
+        assert torch.equal(split.x, complete.x[:end])
+        assert torch.equal(split.y, complete.y[:end])
     assert (limited.sha256 == digits.sha256) == (count == len(getattr(digits, which)))
 
 
@@ -116,53 +116,53 @@ def test_a_limit_keeps_the_first_images_and_nothing_else_changes(
         ({"limit_test": 361}, "360"),
     ],
 )
-def test_a_limit_out_of_range_is_named(limit: dict[str, int], size: str) -> None:
+def test_a_limit_out_of_range_is_refused(limit: dict[str, int], size: str) -> None:
     (value,) = limit.values()
     with pytest.raises(UsageError, match=rf"{value:,} is out of range.*{size} images") as caught:
-        load("digits", "", **limit)
-    assert one_line(caught.value)
+        load_data("digits", "", **limit)
+    assert assert_one_line(caught.value)
 
 
 @pytest.mark.parametrize(
     "y", [[0] * 50 + [1] * 30 + [2] * 20, [0, 1] * 40, list(range(7)) * 9, [3] * 12]
 )
 @pytest.mark.parametrize("n", [1, 7, 10])
-def test_stratified_is_proportional_sorted_and_seeded(y: list[int], n: int) -> None:
+def test_stratified_positions_are_proportional_sorted_and_seeded(y: list[int], n: int) -> None:
     labels = np.array(y)
-    chosen = data.stratified(labels, n, seed=1)
+    chosen = splits.stratified_positions(labels, n, seed=1)
     assert len(set(chosen.tolist())) == n
     assert chosen.tolist() == sorted(chosen.tolist())
     for label, size in Counter(y).items():
         assert abs((labels[chosen] == label).sum() - n * size / len(y)) < 1
-    assert chosen.tolist() == data.stratified(labels, n, seed=1).tolist()
-    assert len({tuple(data.stratified(labels, n, seed=seed)) for seed in range(5)}) > 1
+    assert chosen.tolist() == splits.stratified_positions(labels, n, seed=1).tolist()
+    assert len({tuple(splits.stratified_positions(labels, n, seed=seed)) for seed in range(5)}) > 1
 
 
 CALLS: list[Callable[[str], Any]] = [
-    lambda name: load(name, ""),
-    lambda name: data.verify(name, ""),
-    lambda name: data.fetch(name, ""),
-    lambda name: data.import_data(name, "", ""),
+    lambda name: load_data(name, ""),
+    lambda name: fetching.verify_data(name, ""),
+    lambda name: fetching.fetch_data(name, ""),
+    lambda name: fetching.import_data(name, "", ""),
 ]
 
 
 @pytest.mark.parametrize("call", CALLS, ids=["load", "verify", "fetch", "import"])
 @pytest.mark.parametrize(
-    ("name", "near"), [("cifr10", "cifar10"), ("stl-10", "stl10"), ("digit", "digits")]
+    ("name", "nearest"), [("cifr10", "cifar10"), ("stl-10", "stl10"), ("digit", "digits")]
 )
-def test_unknown_names_get_the_nearest_spelling(
-    call: Callable[[str], Any], name: str, near: str
+def test_an_unknown_name_gets_the_nearest_name(
+    call: Callable[[str], Any], name: str, nearest: str
 ) -> None:
-    with pytest.raises(UsageError, match=f"unknown dataset '{name}'.*{near}") as caught:
+    with pytest.raises(UsageError, match=f"unknown dataset '{name}'.*{nearest}") as caught:
         call(name)
-    assert one_line(caught.value)
+    assert assert_one_line(caught.value)
 
 
 # The official CIFAR-10
 
 
 def test_cifar10_has_the_official_files_and_sizes(cifar10: Data) -> None:
-    assert data.fault(vision.CIFAR10, ROOT / "cifar-10-batches-py") is None
+    assert official_files.damage_in(vision.CIFAR10, ROOT / "cifar-10-batches-py") is None
     assert [len(split) for split in (cifar10.train, cifar10.val, cifar10.test)] == [
         45_000,
         5_000,
@@ -172,13 +172,13 @@ def test_cifar10_has_the_official_files_and_sizes(cifar10: Data) -> None:
 
 
 def test_cifar10_is_balanced_and_its_hash_golden(cifar10: Data) -> None:
-    for split, each in ((cifar10.train, 4500), (cifar10.val, 500), (cifar10.test, 1000)):
-        assert split.y.bincount().tolist() == [each] * 10
+    for split, per_class in ((cifar10.train, 4500), (cifar10.val, 500), (cifar10.test, 1000)):
+        assert split.y.bincount().tolist() == [per_class] * 10
     assert cifar10.sha256 == CIFAR10_SHA256
 
 
-def test_cifar10_normalisation_is_that_of_its_pixels(cifar10: Data) -> None:
-    sample = data.to_float(cifar10.train.x[:10_000])
+def test_cifar10_normalisation_fits_its_pixels(cifar10: Data) -> None:
+    sample = augmentation.to_float(cifar10.train.x[:10_000])
     assert sample.mean(dim=(0, 2, 3)).tolist() == pytest.approx(cifar10.info.mean, abs=0.005)
     assert sample.std(dim=(0, 2, 3)).tolist() == pytest.approx(cifar10.info.std, abs=0.005)
 
@@ -188,33 +188,33 @@ def test_cifar10_normalisation_is_that_of_its_pixels(cifar10: Data) -> None:
 
 @dataclass(frozen=True)
 class Toy:
-    """Files in an official format with few images, and what they hold: x (N, C, H, W), y; the test set comes last."""
+    """Few images in official files, and the same as x (N, C, H, W) and y, test images last."""
 
     name: str
-    cls: Any
+    official: Any
     files: dict[str, bytes]
     x: Tensor
     y: Tensor
     num_test: int
 
-    def put(self, root: Path, without: str = "") -> Path:
-        """Writes the files where they belong under `root`."""
-        folder = root / self.cls.base_folder
+    def write_files(self, root: Path, without: str = "") -> Path:
+        """Write the files into their official folder under `root`."""
+        folder = root / self.official.base_folder
         folder.mkdir(parents=True)
         for file, content in self.files.items():
             if file != without:
                 (folder / file).write_bytes(content)
         return folder
 
-    def pack(self, file: Path, inside: str, **changed: bytes) -> Path:
-        """A tar archive of the files, in a folder `inside` it; `changed` replaces contents by name."""
+    def write_archive(self, file: Path, inside: str, **changed: bytes) -> Path:
+        """Write a tar archive of the files in the folder `inside`; `changed` replaces contents."""
         with tarfile.open(file, "w:gz" if file.suffix == ".gz" else "w") as archive:
             for name, content in (self.files | changed).items():
-                add(archive, f"{inside}{name}", content)
+                add_entry(archive, f"{inside}{name}", content)
         return file
 
 
-def add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+def add_entry(archive: tarfile.TarFile, name: str, content: bytes) -> None:
     entry = tarfile.TarInfo(name)
     entry.size = len(content)
     archive.addfile(entry, io.BytesIO(content))
@@ -225,16 +225,16 @@ def random_images(n: int, *shape: int) -> np.ndarray[Any, Any]:
 
 
 def cifar_files(
-    cls: Any, x: np.ndarray[Any, Any], y: np.ndarray[Any, Any], sizes: list[int]
+    official: Any, x: np.ndarray[Any, Any], y: np.ndarray[Any, Any], sizes: list[int]
 ) -> dict[str, bytes]:
     """Pickled dictionaries: each row one image, the red plane first, rows from the top."""
     files = {}
     bounds = np.cumsum([0, *sizes])
     for (file, _), start, end in zip(
-        [*cls.train_list, *cls.test_list], bounds, bounds[1:], strict=False
+        [*official.train_list, *official.test_list], bounds, bounds[1:], strict=False
     ):
         rows, labels = x[start:end].reshape(end - start, -1), y[start:end].tolist()
-        if cls is vision.CIFAR100:
+        if official is vision.CIFAR100:
             entry = {
                 "data": rows,
                 "fine_labels": labels,
@@ -243,8 +243,8 @@ def cifar_files(
         else:
             entry = {"data": rows, "labels": labels, "batch_label": file}
         files[file] = pickle.dumps(entry, protocol=2)
-    meta = {cls.meta["key"]: [f"class {label}" for label in range(100)]}
-    return files | {cls.meta["filename"]: pickle.dumps(meta, protocol=2)}
+    meta = {official.meta["key"]: [f"class {label}" for label in range(100)]}
+    return files | {official.meta["filename"]: pickle.dumps(meta, protocol=2)}
 
 
 def stl_files(
@@ -252,23 +252,25 @@ def stl_files(
 ) -> dict[str, bytes]:
     """Raw bytes: planes column by column; labels from 1. The unlabelled part is not needed."""
     files = {}
-    for part, some in (("train", slice(0, sizes[0])), ("test", slice(sizes[0], None))):
-        files[f"{part}_X.bin"] = x[some].transpose(0, 1, 3, 2).tobytes()
-        files[f"{part}_y.bin"] = (y[some] + 1).astype(np.uint8).tobytes()
+    for part, rows in (("train", slice(0, sizes[0])), ("test", slice(sizes[0], None))):
+        files[f"{part}_X.bin"] = x[rows].transpose(0, 1, 3, 2).tobytes()
+        files[f"{part}_y.bin"] = (y[rows] + 1).astype(np.uint8).tobytes()
     return files
 
 
-def relist(monkeypatch: pytest.MonkeyPatch, cls: Any, files: dict[str, bytes]) -> None:
-    """Makes torchvision expect the md5 of these files."""
+def replace_md5(monkeypatch: pytest.MonkeyPatch, official: Any, files: dict[str, bytes]) -> None:
+    """Make torchvision expect the md5 of these files."""
     md5 = {file: hashlib.md5(content).hexdigest() for file, content in files.items()}
     for attribute in ("train_list", "test_list"):
-        listed = [[file, md5.get(file, old)] for file, old in getattr(cls, attribute)]
-        monkeypatch.setattr(cls, attribute, listed)
-    if hasattr(cls, "meta"):
-        monkeypatch.setattr(cls, "meta", cls.meta | {"md5": md5[cls.meta["filename"]]})
+        listed = [[file, md5.get(file, old)] for file, old in getattr(official, attribute)]
+        monkeypatch.setattr(official, attribute, listed)
+    if hasattr(official, "meta"):
+        monkeypatch.setattr(
+            official, "meta", official.meta | {"md5": md5[official.meta["filename"]]}
+        )
 
 
-# images in each file, classes, validation images
+# Images in each file, classes, validation images.
 TOYS = {
     "cifar10": ([12] * 5 + [20], 10, 20),
     "cifar100": ([300, 50], 100, 100),
@@ -280,59 +282,59 @@ TOYS = {
 def toy(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Toy:
     name: str = request.param
     sizes, classes, num_val = TOYS[name]
-    cls = {"cifar10": vision.CIFAR10, "cifar100": vision.CIFAR100, "stl10": vision.STL10}[name]
+    official = {"cifar10": vision.CIFAR10, "cifar100": vision.CIFAR100, "stl10": vision.STL10}[name]
     info = dataclasses.replace(DATASETS[name], num_val=num_val)
     x = random_images(sum(sizes), *info.shape)
     y = np.arange(sum(sizes)) % classes
-    files = stl_files(x, y, sizes) if name == "stl10" else cifar_files(cls, x, y, sizes)
-    relist(monkeypatch, cls, files)
+    files = stl_files(x, y, sizes) if name == "stl10" else cifar_files(official, x, y, sizes)
+    replace_md5(monkeypatch, official, files)
     monkeypatch.setitem(DATASETS, name, info)
-    return Toy(name, cls, files, torch.from_numpy(x), torch.from_numpy(y), sizes[-1])
+    return Toy(name, official, files, torch.from_numpy(x), torch.from_numpy(y), sizes[-1])
 
 
-def test_official_files_load_with_right_pixels_labels_and_orientation(
-    toy: Toy, tmp_path: Path
-) -> None:
-    toy.put(tmp_path)
-    loaded = load(toy.name, tmp_path)
+def test_official_files_load_with_pixels_labels_and_orientation(toy: Toy, tmp_path: Path) -> None:
+    toy.write_files(tmp_path)
+    loaded = load_data(toy.name, tmp_path)
     pool = len(toy.x) - toy.num_test
     assert torch.equal(loaded.test.x, toy.x[pool:])
     assert torch.equal(loaded.test.y, toy.y[pool:])
-    assert named(loaded.train.x, loaded.train.y) + named(loaded.val.x, loaded.val.y) == named(
-        toy.x[:pool], toy.y[:pool]
-    )
+    train = count_labelled_images(loaded.train.x, loaded.train.y)
+    val = count_labelled_images(loaded.val.x, loaded.val.y)
+    assert train + val == count_labelled_images(toy.x[:pool], toy.y[:pool])
     assert len(loaded.val) == DATASETS[toy.name].num_val
     counts = loaded.val.y.bincount(minlength=loaded.info.num_classes)
     assert counts.amax() - counts.amin() <= 1
     assert loaded.train.x.is_contiguous()
     assert {split.x.dtype for split in (loaded.train, loaded.val, loaded.test)} == {torch.uint8}
     assert loaded.train.y.tolist() != sorted(loaded.train.y.tolist())
-    assert (
-        load(toy.name, tmp_path).sha256
-        == loaded.sha256
-        != load(toy.name, tmp_path, limit_val=5).sha256
-    )
-    assert not data.missing(toy.name, tmp_path)
-    assert data.missing(toy.name, tmp_path / "elsewhere")
+    assert load_data(toy.name, tmp_path).sha256 == loaded.sha256
+    assert load_data(toy.name, tmp_path, limit_val=5).sha256 != loaded.sha256
+    assert not fetching.is_missing(toy.name, tmp_path)
+    assert fetching.is_missing(toy.name, tmp_path / "elsewhere")
 
 
 @pytest.mark.parametrize(
     "damage",
-    [lambda whole: whole[:-7], lambda whole: b"", lambda whole: whole[:-1] + b"\xff", None],
+    [
+        lambda content: content[:-7],
+        lambda content: b"",
+        lambda content: content[:-1] + b"\xff",
+        None,
+    ],
 )
 def test_a_damaged_or_missing_file_is_named(
     toy: Toy, damage: Callable[[bytes], bytes] | None, tmp_path: Path
 ) -> None:
-    folder = toy.put(tmp_path)
+    folder = toy.write_files(tmp_path)
     for file, content in toy.files.items():
         (folder / file).unlink()
         if damage:
             (folder / file).write_bytes(damage(content))
         with pytest.raises(BenchError, match=rf"{file}\b.*bench data fetch {toy.name}") as caught:
-            load(toy.name, tmp_path)
-        assert ("damaged" if damage else "missing") in one_line(caught.value)
+            load_data(toy.name, tmp_path)
+        assert ("damaged" if damage else "missing") in assert_one_line(caught.value)
         (folder / file).write_bytes(content)
-    assert load(toy.name, tmp_path)
+    assert load_data(toy.name, tmp_path)
 
 
 class Payload:
@@ -345,21 +347,21 @@ class Payload:
         return open, (str(self.file), "w")
 
 
-def test_a_foreign_pickle_is_never_opened(toy: Toy, tmp_path: Path) -> None:
-    folder, trace = toy.put(tmp_path), tmp_path / "trace"
+def test_a_pickle_of_another_origin_is_never_opened(toy: Toy, tmp_path: Path) -> None:
+    folder, trace = toy.write_files(tmp_path), tmp_path / "trace"
     pickle.loads(pickle.dumps(Payload(trace))).close()
-    trace.unlink()  # it does run where it is opened
+    trace.unlink()  # it runs where it is opened
     for file in toy.files:
         (folder / file).write_bytes(pickle.dumps(Payload(trace)))
     with pytest.raises(BenchError, match="damaged"):
-        load(toy.name, tmp_path)
+        load_data(toy.name, tmp_path)
     assert not trace.exists()
 
 
-def test_a_missing_folder_says_what_to_put_where(toy: Toy, tmp_path: Path) -> None:
+def test_a_missing_folder_is_named_with_the_remedy(toy: Toy, tmp_path: Path) -> None:
     with pytest.raises(BenchError, match=f"bench data fetch {toy.name}") as caught:
-        load(toy.name, tmp_path / "nowhere")
-    assert toy.cls.base_folder in one_line(caught.value)
+        load_data(toy.name, tmp_path / "nowhere")
+    assert toy.official.base_folder in assert_one_line(caught.value)
     assert str(tmp_path / "nowhere") in str(caught.value)
     assert caught.value.exit_code == 1
 
@@ -367,11 +369,11 @@ def test_a_missing_folder_says_what_to_put_where(toy: Toy, tmp_path: Path) -> No
 # Fetching
 
 
-def download_that(monkeypatch: pytest.MonkeyPatch, toy: Toy, act: Callable[[Path], Any]) -> None:
-    monkeypatch.setattr(toy.cls, "download", lambda self: act(Path(self.root)))
+def replace_download(monkeypatch: pytest.MonkeyPatch, toy: Toy, act: Callable[[Path], Any]) -> None:
+    monkeypatch.setattr(toy.official, "download", lambda self: act(Path(self.root)))
 
 
-def failing(error: Exception) -> Callable[[Path], None]:
+def raise_on_download(error: Exception) -> Callable[[Path], None]:
     def act(root: Path) -> None:
         raise error
 
@@ -379,7 +381,7 @@ def failing(error: Exception) -> Callable[[Path], None]:
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "message"),
     [
         (urllib.error.URLError(OSError(101, "Network is unreachable")), "Network is unreachable"),
         (
@@ -393,94 +395,97 @@ def failing(error: Exception) -> Callable[[Path], None]:
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_without_network_fetch_says_what_to_put_where(
-    toy: Toy, error: Exception, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_fetch_without_network_names_the_files_and_their_folder(
+    toy: Toy, error: Exception, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    download_that(monkeypatch, toy, failing(error))
+    replace_download(monkeypatch, toy, raise_on_download(error))
     with pytest.raises(BenchError, match="cannot be downloaded") as caught:
-        data.fetch(toy.name, tmp_path)
-    message = one_line(caught.value)
-    assert all(word in message for word in (said, str(tmp_path), toy.cls.base_folder, *toy.files))
-    assert f"bench data import {toy.name}" in message
-    assert "unlabeled" not in message
+        fetching.fetch_data(toy.name, tmp_path)
+    line = assert_one_line(caught.value)
+    for part in (message, str(tmp_path), toy.official.base_folder, *toy.files):
+        assert part in line
+    assert f"bench data import {toy.name}" in line
+    assert "unlabeled" not in line
     assert caught.value.exit_code == 1
 
 
-def test_fetch_on_a_full_disk_says_so(
+def test_fetch_on_a_full_disk_is_refused(
     toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    download_that(monkeypatch, toy, failing(OSError(28, "No space left on device")))
+    replace_download(monkeypatch, toy, raise_on_download(OSError(28, "No space left on device")))
     with pytest.raises(BenchError, match=r"cannot write to .*No space left on device") as caught:
-        data.fetch(toy.name, tmp_path)
-    assert one_line(caught.value)
+        fetching.fetch_data(toy.name, tmp_path)
+    assert assert_one_line(caught.value)
 
 
-def test_fetch_downloads_what_is_missing_and_verifies(
+def test_fetch_downloads_missing_files_and_verifies(
     toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    download_that(monkeypatch, toy, toy.put)
-    line = data.fetch(toy.name, tmp_path / "new")
-    assert line == data.verify(toy.name, tmp_path / "new")
-    assert load(toy.name, tmp_path / "new").sha256 in line
-    download_that(monkeypatch, toy, failing(AssertionError("downloaded again")))
-    assert data.fetch(toy.name, tmp_path / "new") == line
+    replace_download(monkeypatch, toy, toy.write_files)
+    line = fetching.fetch_data(toy.name, tmp_path / "new")
+    assert line == fetching.verify_data(toy.name, tmp_path / "new")
+    assert load_data(toy.name, tmp_path / "new").sha256 in line
+    replace_download(monkeypatch, toy, raise_on_download(AssertionError("downloaded again")))
+    assert fetching.fetch_data(toy.name, tmp_path / "new") == line
 
 
 def test_fetch_into_a_file_is_one_line(toy: Toy, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(BenchError, match="cannot write to") as caught:
-        data.fetch(toy.name, tmp_path / "file")
-    assert one_line(caught.value)
+        fetching.fetch_data(toy.name, tmp_path / "file")
+    assert assert_one_line(caught.value)
 
 
 # Importing
 
 
-@pytest.mark.parametrize("form", ["folder", "nested folder", "tar", "tar.gz", "flat tar", "itself"])
-def test_import_from_a_folder_or_archive(toy: Toy, form: str, tmp_path: Path) -> None:
-    given, root = tmp_path / "given", tmp_path / "root"
-    match form:
+@pytest.mark.parametrize(
+    "layout", ["folder", "nested folder", "tar", "tar.gz", "flat tar", "itself"]
+)
+def test_import_from_a_folder_or_archive(toy: Toy, layout: str, tmp_path: Path) -> None:
+    source, root = tmp_path / "source", tmp_path / "root"
+    match layout:
         case "folder":
-            given = toy.put(given)
+            source = toy.write_files(source)
         case "nested folder":
-            toy.put(given / "deep" / "down")
+            toy.write_files(source / "deep" / "down")
         case "itself":
-            given = toy.put(root)
+            source = toy.write_files(root)
         case _:
-            given = toy.pack(
-                tmp_path / f"given.{form.split()[-1]}", "" if "flat" in form else "./a/b/"
+            source = toy.write_archive(
+                tmp_path / f"source.{layout.split()[-1]}", "" if "flat" in layout else "./a/b/"
             )
-    line = data.import_data(toy.name, given, root)
-    assert line == data.verify(toy.name, root)
-    folder = root / toy.cls.base_folder
+    line = fetching.import_data(toy.name, source, root)
+    assert line == fetching.verify_data(toy.name, root)
+    folder = root / toy.official.base_folder
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == toy.files
 
 
-def test_import_from_a_folder_that_holds_other_things_too(toy: Toy, tmp_path: Path) -> None:
-    given = tmp_path / "given"
-    toy.put(given)
+def test_import_skips_folders_with_the_name_of_a_file(toy: Toy, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    toy.write_files(source)
     for file in toy.files:
-        (given / file).mkdir()
-    assert data.import_data(toy.name, given, tmp_path / "root")
+        (source / file).mkdir()
+    assert fetching.import_data(toy.name, source, tmp_path / "root")
 
 
-def cut(file: Path) -> None:
+def truncate_half(file: Path) -> None:
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
-def scratched(file: Path) -> None:
+def corrupt_half(file: Path) -> None:
     content = bytearray(file.read_bytes())
     content[len(content) // 2 :] = bytes(byte ^ 0x5A for byte in content[len(content) // 2 :])
     file.write_bytes(content)
 
 
-def stray(file: Path) -> None:
+def write_outside(file: Path) -> None:
     with tarfile.open(file, "w") as archive:
-        add(archive, "../outside", b"!")
+        add_entry(archive, "../outside", b"!")
 
 
 @pytest.mark.parametrize(
-    ("suffix", "spoil", "said"),
+    ("suffix", "damage", "message"),
     [
         (
             "tar",
@@ -489,133 +494,131 @@ def stray(file: Path) -> None:
         ),
         ("tar", lambda file: file.write_bytes(b""), "neither a folder nor a readable tar"),
         ("tar", lambda file: file.unlink(), "neither a folder nor a readable tar"),
-        ("tar", cut, None),
-        ("tar.gz", cut, "neither a folder nor a readable tar"),
-        ("tar.gz", scratched, "neither a folder nor a readable tar"),
-        ("tar", stray, "does not hold the official"),
+        ("tar", truncate_half, None),
+        ("tar.gz", truncate_half, "neither a folder nor a readable tar"),
+        ("tar.gz", corrupt_half, "neither a folder nor a readable tar"),
+        ("tar", write_outside, "does not hold the official"),
     ],
-    ids=["html", "empty", "missing", "cut", "cut gz", "scratched gz", "stray"],
+    ids=["html", "empty", "missing", "cut", "cut gz", "corrupt gz", "outside"],
 )
 def test_import_of_a_bad_archive_copies_nothing(
     toy: Toy,
     suffix: str,
-    spoil: Callable[[Path], Any],
-    said: str | None,
+    damage: Callable[[Path], Any],
+    message: str | None,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    given, root = toy.pack(tmp_path / f"given.{suffix}", "x/"), tmp_path / "root"
-    spoil(given)
+    source, root = toy.write_archive(tmp_path / f"source.{suffix}", "x/"), tmp_path / "root"
+    damage(source)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    with pytest.raises(BenchError, match=said) as caught:
-        data.import_data(toy.name, given, root)
-    assert str(given) in one_line(caught.value)
+    with pytest.raises(BenchError, match=message) as caught:
+        fetching.import_data(toy.name, source, root)
+    assert str(source) in assert_one_line(caught.value)
     assert {path.name for path in tmp_path.iterdir()} <= {
-        given.name
+        source.name
     }  # no root, no scratch, nothing that strayed
 
 
 def test_import_of_the_wrong_content_copies_nothing(toy: Toy, tmp_path: Path) -> None:
     first, *_, last = toy.files
-    for wrong in (first, last):
-        given = toy.pack(tmp_path / "given.tar", "x/", **{wrong: toy.files[wrong][:-1] + b"?"})
+    for damaged in (first, last):
+        content = toy.files[damaged][:-1] + b"?"
+        source = toy.write_archive(tmp_path / "source.tar", "x/", **{damaged: content})
         with pytest.raises(
-            BenchError, match=rf"does not hold the official {toy.name}: .*{wrong}.* is damaged"
+            BenchError, match=rf"does not hold the official {toy.name}: .*{damaged}.* is damaged"
         ) as caught:
-            data.import_data(toy.name, given, tmp_path / "root")
-        assert one_line(caught.value)
-    lacking = toy.put(tmp_path / "lacking", without=last)
+            fetching.import_data(toy.name, source, tmp_path / "root")
+        assert assert_one_line(caught.value)
+    incomplete = toy.write_files(tmp_path / "incomplete", without=last)
     with pytest.raises(BenchError, match=f"{last} is missing"):
-        data.import_data(toy.name, lacking, tmp_path / "root")
+        fetching.import_data(toy.name, incomplete, tmp_path / "root")
     assert not (tmp_path / "root").exists()
 
 
 def test_import_never_follows_a_link_out_of_the_archive(toy: Toy, tmp_path: Path) -> None:
-    real = toy.put(tmp_path / "real")
-    given = tmp_path / "given.tar"
-    with tarfile.open(given, "w") as archive:
+    real = toy.write_files(tmp_path / "real")
+    source = tmp_path / "source.tar"
+    with tarfile.open(source, "w") as archive:
         for file in toy.files:
             entry = tarfile.TarInfo(file)
             entry.type, entry.linkname = tarfile.SYMTYPE, str(real / file)
             archive.addfile(entry)
     with pytest.raises(BenchError, match="does not hold the official"):
-        data.import_data(toy.name, given, tmp_path / "root")
+        fetching.import_data(toy.name, source, tmp_path / "root")
 
 
-def test_import_where_nothing_can_be_written_is_one_line(toy: Toy, tmp_path: Path) -> None:
+def test_import_into_a_file_is_one_line(toy: Toy, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(BenchError, match="cannot write to") as caught:
-        data.import_data(toy.name, toy.put(tmp_path / "given"), tmp_path / "file")
-    assert one_line(caught.value)
+        fetching.import_data(toy.name, toy.write_files(tmp_path / "source"), tmp_path / "file")
+    assert assert_one_line(caught.value)
 
 
 def test_digits_cannot_be_imported(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="comes with scikit-learn"):
-        data.import_data("digits", tmp_path, tmp_path)
-    assert not data.missing("digits", tmp_path)
+        fetching.import_data("digits", tmp_path, tmp_path)
+    assert not fetching.is_missing("digits", tmp_path)
 
 
 # Augmentation
 
 
-def offsets(original: Tensor, made: Tensor, pad: int) -> list[tuple[int, int, bool]]:
-    """Each place and mirroring at which `made` (C, H, W) can be cut out of the zero-padded `original`."""
+def find_crops(original: Tensor, augmented: Tensor, pad: int) -> list[tuple[int, int, bool]]:
+    """Return every (top, left, mirrored) at which the padded `original` holds `augmented`."""
     _, h, w = original.shape
-    wide = F.pad(original, (pad,) * 4)
-    windows = {
-        (i, j): wide[:, i : i + h, j : j + w]
-        for i in range(2 * pad + 1)
-        for j in range(2 * pad + 1)
-    }
-    return [
-        (*place, mirrored)
-        for place, window in windows.items()
-        for mirrored in (False, True)
-        if torch.equal(window.flip(2) if mirrored else window, made)
-    ]
+    padded = F.pad(original, (pad,) * 4)
+    crops = []
+    for top, left in itertools.product(range(2 * pad + 1), repeat=2):
+        window = padded[:, top : top + h, left : left + w]
+        if torch.equal(window, augmented):
+            crops.append((top, left, False))
+        if torch.equal(window.flip(2), augmented):
+            crops.append((top, left, True))
+    return crops
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
 @pytest.mark.parametrize(
     ("pad", "flip"), [(0, False), (0, True), (1, False), (2, True), (2, False)]
 )
-def test_each_image_is_cropped_and_mirrored_on_its_own(
+def test_images_are_cropped_and_mirrored_independently(
     pad: int, flip: bool, dtype: torch.dtype
 ) -> None:
     torch.manual_seed(0)
     x = torch.randint(1, 256, (200, 3, 7, 9)).to(dtype)
-    kept = x.clone()
-    made = augment(x, pad, flip)
-    assert torch.equal(x, kept)
-    assert (made.shape, made.dtype) == (x.shape, dtype)
-    found = [offsets(before, after, pad) for before, after in zip(x, made, strict=True)]
-    assert [len(places) for places in found] == [1] * 200
-    crops = Counter(places[0][:2] for places in found)
-    assert len(crops) == (2 * pad + 1) ** 2  # every place occurs, the corners too
-    assert max(crops.values()) < 3.5 * 200 / len(crops) or pad == 0
-    mirrored = sum(places[0][2] for places in found)
+    before = x.clone()
+    augmented = augment(x, pad, flip)
+    assert torch.equal(x, before)
+    assert (augmented.shape, augmented.dtype) == (x.shape, dtype)
+    matches = [find_crops(*pair, pad) for pair in zip(x, augmented, strict=True)]
+    assert [len(crops) for crops in matches] == [1] * 200
+    corners = Counter(crops[0][:2] for crops in matches)
+    # Every crop occurs, those at the edges too.
+    assert len(corners) == (2 * pad + 1) ** 2
+    assert max(corners.values()) < 3.5 * 200 / len(corners) or pad == 0
+    mirrored = sum(crops[0][2] for crops in matches)
     assert 70 <= mirrored <= 130 if flip else mirrored == 0
 
 
 def test_crop_and_mirror_are_independent() -> None:
     torch.manual_seed(0)
     x = torch.randint(1, 256, (400, 1, 5, 5))
-    found = [
-        offsets(before, after, 1)[0] for before, after in zip(x, augment(x, 1, True), strict=True)
-    ]
-    assert len(set(found)) == 18
-    rows = Counter((top, left) for top, left, _ in found)
+    pairs = zip(x, augment(x, 1, True), strict=True)
+    crops = [find_crops(original, augmented, 1)[0] for original, augmented in pairs]
+    assert len(set(crops)) == 18
+    rows = Counter((top, left) for top, left, _ in crops)
     assert min(rows.values()) > 20
 
 
 def test_augmentation_is_seeded() -> None:
     x = torch.randint(0, 256, (32, 3, 8, 8), dtype=torch.uint8)
-    made = []
+    batches = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
-        made.append(augment(x, 2, True))
-    assert torch.equal(made[0], made[1])
-    assert not torch.equal(made[0], made[2])
+        batches.append(augment(x, 2, True))
+    assert torch.equal(batches[0], batches[1])
+    assert not torch.equal(batches[0], batches[2])
 
 
 def test_digits_are_neither_moved_nor_mirrored(digits: Data) -> None:
@@ -625,5 +628,5 @@ def test_digits_are_neither_moved_nor_mirrored(digits: Data) -> None:
 
 def test_to_float_is_exact() -> None:
     x = torch.arange(256, dtype=torch.uint8)
-    assert torch.equal(data.to_float(x), torch.arange(256) / 255)
-    assert data.to_float(x).dtype == torch.float32
+    assert torch.equal(augmentation.to_float(x), torch.arange(256) / 255)
+    assert augmentation.to_float(x).dtype == torch.float32

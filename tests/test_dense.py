@@ -1,4 +1,4 @@
-"""Small convolutions as matrices: the same function and the same gradient, and only where they are small."""
+"""Small convolutions as matrices: the same function and the same gradient."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attacks.dense import LARGEST, Dense, unrolled
-from attacks.view import View
+from attacks.attacked_model import AttackedModel
+from attacks.folding import MAX_MATRIX_ELEMENTS, DenseConvolution, unroll_convolutions
 from bench import datasets, models
 
 
@@ -20,7 +20,7 @@ from bench import datasets, models
         nn.Conv2d(3, 4, (2, 3), dilation=2, padding="same", padding_mode="circular"),
     ],
 )
-def test_a_matrix_does_what_its_convolution_does(conv: nn.Conv2d) -> None:
+def test_a_matrix_equals_its_convolution(conv: nn.Conv2d) -> None:
     torch.manual_seed(0)
     conv = conv.double().requires_grad_(False)
     x = (
@@ -28,42 +28,44 @@ def test_a_matrix_does_what_its_convolution_does(conv: nn.Conv2d) -> None:
         .to(memory_format=torch.channels_last)
         .requires_grad_()
     )
-    want = conv(x)
-    got = Dense(conv, x.shape[1:], want.shape[1:])(x)
-    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
-    along = torch.rand_like(want)
-    for one, other in zip(
-        torch.autograd.grad(got, x, along), torch.autograd.grad(want, x, along), strict=True
-    ):
-        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+    expected = conv(x)
+    output = DenseConvolution(conv, x.shape[1:], expected.shape[1:])(x)
+    torch.testing.assert_close(output, expected, rtol=1e-12, atol=1e-12)
+    cotangent = torch.rand_like(expected)
+    (gradient,) = torch.autograd.grad(output, x, cotangent)
+    (expected_gradient,) = torch.autograd.grad(expected, x, cotangent)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-12, atol=1e-12)
 
 
-class Kept(nn.Module):
-    """A large convolution, one that sees images of two shapes, and one of large images to a single value."""
+class NotUnrolled(nn.Module):
+    """A large convolution, one of two image shapes, and one of a large image to a single value."""
 
     def __init__(self) -> None:
         super().__init__()
         self.large = nn.Conv2d(1, 16, 3, padding=1)
         self.shared = nn.Conv2d(16, 16, 3, stride=8, padding=1)
-        self.whole = nn.Conv2d(1, 1, 32)
+        self.single = nn.Conv2d(1, 1, 32)
 
     def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = self.shared(self.shared(self.large(x))).mean(dim=(2, 3)) + self.whole(
-            x
-        ).flatten(1)
-        return found
+        pooled: Tensor = self.shared(self.shared(self.large(x))).mean(dim=(2, 3))
+        return pooled + self.single(x).flatten(1)
 
 
-def test_large_convolutions_and_those_of_several_shapes_stay() -> None:
-    assert 32 * 32 < LARGEST < (32 * 32) ** 2
-    kept = unrolled(Kept(), torch.rand(2, 1, 32, 32))
-    assert not [module for module in kept.modules() if isinstance(module, Dense)]
+def test_large_and_shared_convolutions_are_not_unrolled() -> None:
+    assert 32 * 32 < MAX_MATRIX_ELEMENTS < (32 * 32) ** 2
+    net = unroll_convolutions(NotUnrolled(), torch.rand(2, 1, 32, 32))
+    assert not [module for module in net.modules() if isinstance(module, DenseConvolution)]
 
 
-def test_an_attack_sees_matrices_and_the_judge_does_not() -> None:
+def test_the_attacked_model_is_unrolled_and_the_reference_model_is_not() -> None:
     net = models.build("resnet8-w4", datasets.get("digits")).eval()
     x = torch.rand(9, 1, 8, 8)
-    view = View(net, x[:2])
-    assert len([module for module in view.net.modules() if isinstance(module, Dense)]) == 9
-    assert not [module for module in view.judge.modules() if isinstance(module, Dense)]
-    torch.testing.assert_close(view(x), net(x), rtol=1e-4, atol=1e-5)
+    model = AttackedModel(net, x[:2])
+    assert (
+        len([module for module in model.network.modules() if isinstance(module, DenseConvolution)])
+        == 9
+    )
+    assert not [
+        module for module in model.reference_model.modules() if isinstance(module, DenseConvolution)
+    ]
+    torch.testing.assert_close(model(x), net(x), rtol=1e-4, atol=1e-5)

@@ -1,4 +1,4 @@
-"""Images that leave an attack as soon as they are broken: fewer passes, the same verdicts."""
+"""Images that an attack drops as soon as they are fooled: fewer passes, the same verdicts."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from tasks import Task, trained
 from torch import Tensor
 
 from attacks import evaluate
-from attacks.square import Square
-from attacks.view import View, Watch, size
+from attacks.attacked_model import AttackedModel, EarlyExit, perturbation_norm
+from attacks.components.square import Square
 
 
 @pytest.fixture(scope="module")
@@ -22,14 +22,16 @@ def task() -> Task:
 
 
 @pytest.fixture
-def never(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing leaves early, and every proposal is passed."""
+def no_early_exit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No image is dropped, and Square passes every query."""
 
     @contextmanager
-    def watching(self: View, x: Tensor, y: Tensor, reach: float, norm: str) -> Iterator[Watch]:
-        yield Watch(x, y, reach, norm)
+    def early_exit(
+        self: AttackedModel, x: Tensor, y: Tensor, radius: float, norm: str
+    ) -> Iterator[EarlyExit]:
+        yield EarlyExit(x, y, radius, norm)
 
-    monkeypatch.setattr(View, "watching", watching)
+    monkeypatch.setattr(AttackedModel, "early_exit", early_exit)
     monkeypatch.setattr("attacks.build.Square", torchattacks.Square)
     monkeypatch.setattr(
         "attacks.build.FABT",
@@ -37,8 +39,16 @@ def never(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-CASES = [("apgd_ce", "Linf", 0.12), ("apgd_t", "Linf", 0.12), ("fab_t", "Linf", 0.12), ("apgd_ce", "L2", 0.6),
-         ("apgd_t", "L2", 0.6), ("fab_t", "L2", 0.6), ("aa", "Linf", 0.3), ("square", "Linf", 0.12)]  # fmt: skip
+CASES = [
+    ("apgd_ce", "Linf", 0.12),
+    ("apgd_t", "Linf", 0.12),
+    ("fab_t", "Linf", 0.12),
+    ("apgd_ce", "L2", 0.6),
+    ("apgd_t", "L2", 0.6),
+    ("fab_t", "L2", 0.6),
+    ("aa", "Linf", 0.3),
+    ("square", "Linf", 0.12),
+]
 
 
 @pytest.mark.parametrize(("name", "norm", "eps"), CASES)
@@ -46,7 +56,7 @@ def test_fewer_passes_same_verdicts(
     name: str, norm: str, eps: float, task: Task, request: pytest.FixtureRequest
 ) -> None:
     early = evaluate(*task, (name,), eps=eps, norm=norm, probes=0)
-    request.getfixturevalue("never")
+    request.getfixturevalue("no_early_exit")
     late = evaluate(*task, (name,), eps=eps, norm=norm, probes=0)
     assert torch.equal(early.robust[name], late.robust[name])
     assert early.cost[name].forwards < 0.98 * late.cost[name].forwards
@@ -54,9 +64,10 @@ def test_fewer_passes_same_verdicts(
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 12, 12)])
-@pytest.mark.parametrize("count", [1, 3, 90, 300])  # 300: most of the time one query at a time
+# With 300 images most passes hold one query.
+@pytest.mark.parametrize("count", [1, 3, 90, 300])
 def test_queries_tried_together_are_the_same_search(shape: tuple[int, ...], count: int) -> None:
-    """In double precision, image by image; some are broken on the way and some are not."""
+    """Compare in double precision, image by image; some are fooled and some are not."""
     torch.manual_seed(0)
     net = torch.nn.Sequential(
         torch.nn.Conv2d(shape[0], 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.LazyLinear(5)
@@ -65,63 +76,69 @@ def test_queries_tried_together_are_the_same_search(shape: tuple[int, ...], coun
     y = net(x).argmax(dim=1)
     options = {"norm": "Linf", "eps": 0.02, "n_queries": 700, "seed": 3, "resc_schedule": False}
     with torch.no_grad():
-        found, want = (kind(net, **options)(x, y) for kind in (Square, torchattacks.Square))
-        assert count == 1 or 0 < (net(want).argmax(dim=1) == y).float().mean() < 1
-    torch.testing.assert_close(found, want, rtol=0, atol=1e-12)
+        batched, expected = (kind(net, **options)(x, y) for kind in (Square, torchattacks.Square))
+        assert count == 1 or 0 < (net(expected).argmax(dim=1) == y).float().mean() < 1
+    torch.testing.assert_close(batched, expected, rtol=0, atol=1e-12)
 
 
-def test_a_broken_image_is_not_passed_on_and_the_others_are_not_moved(task: Task) -> None:
+def test_a_fooled_image_is_dropped_and_the_others_do_not_move(task: Task) -> None:
     net, x, y = task
-    right = net(x).argmax(dim=1) == y
-    x, y = x[right][:6], y[right][:6]
+    correct = net(x).argmax(dim=1) == y
+    x, y = x[correct][:6], y[correct][:6]
+    # The third image is misclassified from the start.
     wrong = y.clone()
-    wrong[2] = (y[2] + 1) % 10  # "misclassified" from the start
-    view = View(net, x)
-    with view.watching(x, wrong, 0.1, "Linf") as watch:
-        first = view(x)
-        assert watch.standing.tolist() == [True, True, False, True, True, True]
-        before = view.forwards
+    wrong[2] = (y[2] + 1) % 10
+    model = AttackedModel(net, x)
+    with model.early_exit(x, wrong, 0.1, "Linf") as early:
+        first = model(x)
+        assert early.robust.tolist() == [True, True, False, True, True, True]
+        before = model.forwards
         moved = (x + 0.01).requires_grad_()
-        second = view(moved)
-        assert view.forwards - before == 5
+        second = model(moved)
+        assert model.forwards - before == 5
         assert torch.equal(second[2], first[2])
         (gradient,) = torch.autograd.grad(second.sum(), moved)
-    assert (gradient.flatten(1).abs().amax(dim=1) > 0).tolist() == watch.standing.tolist()
-    torch.testing.assert_close(second[[0, 1, 3, 4, 5]], view(x + 0.01)[[0, 1, 3, 4, 5]])
-    assert torch.equal(watch.merge(x + 1)[2], x[2])
-    assert torch.equal(watch.merge(x + 1)[3], x[3] + 1)
+    assert (gradient.flatten(1).abs().amax(dim=1) > 0).tolist() == early.robust.tolist()
+    torch.testing.assert_close(second[[0, 1, 3, 4, 5]], model(x + 0.01)[[0, 1, 3, 4, 5]])
+    assert torch.equal(early.merge(x + 1)[2], x[2])
+    assert torch.equal(early.merge(x + 1)[3], x[3] + 1)
 
 
-def test_outside_the_ball_nothing_leaves(task: Task) -> None:
+def test_no_image_is_dropped_outside_the_ball(task: Task) -> None:
     net, x, _ = task
-    view, wrong = View(net, x), (net(x).argmax(dim=1) + 1) % 10
-    with view.watching(x, wrong, 0.05, "Linf") as watch:
-        view((x + 0.06).clamp(0, 1))
-        assert watch.standing[size((x + 0.06).clamp(0, 1) - x, "Linf") > 0.05].all()
-        view(x)
-    assert not watch.standing.any()  # and the block ended there
+    model, wrong = AttackedModel(net, x), (net(x).argmax(dim=1) + 1) % 10
+    with model.early_exit(x, wrong, 0.05, "Linf") as early:
+        model((x + 0.06).clamp(0, 1))
+        assert early.robust[perturbation_norm((x + 0.06).clamp(0, 1) - x, "Linf") > 0.05].all()
+        model(x)
+    # The block ended there.
+    assert not early.robust.any()
 
 
-def test_only_what_the_unfolded_model_confirms_leaves(task: Task) -> None:
+def test_only_images_that_fool_the_reference_model_are_dropped(task: Task) -> None:
     net, x, _ = task
-    view = View(net, x)
-    view.net = torch.nn.Sequential(view.net, torch.nn.Softmin(dim=1))  # an acceleration gone wrong
-    with view.watching(x, net(x).argmax(dim=1), 0.1, "Linf") as watch:
-        assert (view(x).argmax(dim=1) != net(x).argmax(dim=1)).all()
-        assert watch.standing.all()
+    model = AttackedModel(net, x)
+    # An acceleration gone wrong.
+    model.network = torch.nn.Sequential(model.network, torch.nn.Softmin(dim=1))
+    with model.early_exit(x, net(x).argmax(dim=1), 0.1, "Linf") as early:
+        assert (model(x).argmax(dim=1) != net(x).argmax(dim=1)).all()
+        assert early.robust.all()
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 60])
 def test_targets_tried_together_fill_a_batch_and_no_more(
     batch_size: int, task: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    passed: list[int] = []
-    forward = View.forward
-    monkeypatch.setattr(
-        View, "forward", lambda self, x: (passed.append(len(x)), forward(self, x))[1]
-    )
-    found = evaluate(*task, ("fab_t",), eps=0.12, probes=0, batch_size=batch_size)
-    assert batch_size / 2 < max(passed) <= batch_size
-    whole = evaluate(*task, ("fab_t",), eps=0.12, probes=0)
-    assert torch.equal(found.robust["fab_t"], whole.robust["fab_t"])
-    assert 0 < int(found.robust["fab_t"].sum()) < int(found.clean.sum())
+    sizes: list[int] = []
+    forward = AttackedModel.forward
+
+    def forward_noted(self: AttackedModel, x: Tensor) -> Tensor:
+        sizes.append(len(x))
+        return forward(self, x)
+
+    monkeypatch.setattr(AttackedModel, "forward", forward_noted)
+    result = evaluate(*task, ("fab_t",), eps=0.12, probes=0, batch_size=batch_size)
+    assert batch_size / 2 < max(sizes) <= batch_size
+    complete = evaluate(*task, ("fab_t",), eps=0.12, probes=0)
+    assert torch.equal(result.robust["fab_t"], complete.robust["fab_t"])
+    assert 0 < int(result.robust["fab_t"].sum()) < int(result.clean.sum())

@@ -1,4 +1,4 @@
-"""The folded view: the same function, left without a trace; what cannot be folded is not."""
+"""Folding: the same function, restored without a trace; some networks cannot be folded."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bench import models
 from bench.datasets import CIFAR10
-from methods.fold import fold, folded, pairs
+from methods.fold import find_foldable, fold, folded
 from methods.inner import Budget, ce, pgd
 
 ARCHS = (
@@ -23,8 +23,8 @@ ARCHS = (
 )
 
 
-def trained(arch: str) -> nn.Module:
-    """With statistics that are not those of a new network."""
+def trained_network(arch: str) -> nn.Module:
+    """Return a network whose BatchNorm is not that of a new one."""
     torch.manual_seed(0)
     net = models.build(arch, CIFAR10)
     for module in net.modules():
@@ -38,9 +38,9 @@ def trained(arch: str) -> nn.Module:
 
 @pytest.mark.parametrize("arch", ARCHS)
 def test_the_same_function_in_double_precision(arch: str) -> None:
-    net, x = trained(arch).double(), torch.rand(2, 3, 32, 32, dtype=torch.float64)
+    net, x = trained_network(arch).double(), torch.rand(2, 3, 32, 32, dtype=torch.float64)
     norms = sum(isinstance(module, nn.BatchNorm2d) for module in net.modules())
-    assert norms / 3 < len(pairs(net)) <= norms
+    assert norms / 3 < len(find_foldable(net)) <= norms
     expected = net(x)
     with folded(net):
         torch.testing.assert_close(net(x), expected, rtol=1e-10, atol=1e-12)
@@ -49,7 +49,7 @@ def test_the_same_function_in_double_precision(arch: str) -> None:
 
 
 def test_nothing_is_left_behind() -> None:
-    net = trained("resnet8-w4")
+    net = trained_network("resnet8-w4")
     modules, state = dict(net.named_modules()), copy.deepcopy(net.state_dict())
     with pytest.raises(RuntimeError, match=r"channels|dimension|size"), folded(net):
         net(torch.rand(2, 5, 7))
@@ -58,7 +58,7 @@ def test_nothing_is_left_behind() -> None:
 
 
 def test_folded_weights_follow_the_network() -> None:
-    net, x = trained("resnet8-w4"), torch.rand(2, 3, 32, 32)
+    net, x = trained_network("resnet8-w4"), torch.rand(2, 3, 32, 32)
     with folded(net):
         before = net(x)
     with torch.no_grad():
@@ -70,12 +70,12 @@ def test_folded_weights_follow_the_network() -> None:
 
 
 def test_hooks_and_gradients() -> None:
-    net, x = trained("resnet8-w4"), torch.rand(2, 3, 32, 32, requires_grad=True)
-    seen: list[int] = []
-    net.get_submodule("conv1").register_forward_hook(lambda *_: seen.append(1))
+    net, x = trained_network("resnet8-w4"), torch.rand(2, 3, 32, 32, requires_grad=True)
+    calls: list[int] = []
+    net.get_submodule("conv1").register_forward_hook(lambda *_: calls.append(1))
     with folded(net):
         net(x).sum().backward()
-    assert seen == [1]
+    assert calls == [1]
     assert x.grad is not None
     assert {name for name, value in net.named_parameters() if value.grad is not None} <= {
         "linear.weight",
@@ -84,7 +84,7 @@ def test_hooks_and_gradients() -> None:
 
 
 def test_for_good() -> None:
-    net, x = trained("resnet8-w4").requires_grad_(False), torch.rand(2, 3, 32, 32)
+    net, x = trained_network("resnet8-w4").requires_grad_(False), torch.rand(2, 3, 32, 32)
     expected = net(x)
     assert fold(net)
     assert not fold(net)
@@ -115,27 +115,36 @@ class Untraceable(nn.Module):
         return y if y.sum() > 0 else -y
 
 
-@pytest.mark.parametrize("form", [Twice, Untraceable])
-def test_what_cannot_be_folded(form: type[nn.Module]) -> None:
-    net, x = form().eval(), torch.rand(2, 3, 4, 4)
-    assert pairs(net) == []
+@pytest.mark.parametrize("network", [Twice, Untraceable])
+def test_networks_that_cannot_be_folded(network: type[nn.Module]) -> None:
+    net, x = network().eval(), torch.rand(2, 3, 4, 4)
+    assert find_foldable(net) == []
     with folded(net):
         assert torch.equal(net(x), net(x))
 
 
+def test_a_network_that_must_not_be_folded() -> None:
+    """The trainer says so of compiled networks; a copy is compiled too."""
+    net = trained_network("resnet8-w4")
+    net.fold_batchnorm = False
+    assert not fold(net)
+    assert not fold(copy.deepcopy(net))
+    with folded(net):
+        assert any(isinstance(module, nn.BatchNorm2d) for module in net.modules())
+    net.fold_batchnorm = True
+    assert fold(net)
+
+
 @pytest.mark.parametrize("arch", ARCHS)
-def test_attacks_find_the_same_images(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    net, x, y = (
-        trained(arch).double(),
-        torch.rand(3, 3, 32, 32, dtype=torch.float64),
-        torch.tensor([0, 1, 2]),
-    )
-    found = []
+def test_attacks_give_the_same_examples(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    net, y = trained_network(arch).double(), torch.tensor([0, 1, 2])
+    x = torch.rand(3, 3, 32, 32, dtype=torch.float64)
+    examples = []
     for folding in (True, False):
         if not folding:
-            monkeypatch.setattr("methods.fold.pairs", lambda net: [])
+            monkeypatch.setattr("methods.fold.find_foldable", lambda net: [])
             net = copy.deepcopy(net)
         torch.manual_seed(0)
-        found.append(pgd(net, x, ce(y), Budget(8 / 255, 2 / 255, 4)))
-    assert torch.equal(*found)
-    assert not torch.equal(found[0], x)
+        examples.append(pgd(net, x, ce(y), Budget(8 / 255, 2 / 255, 4)))
+    assert torch.equal(*examples)
+    assert not torch.equal(examples[0], x)

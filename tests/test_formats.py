@@ -1,4 +1,4 @@
-"""LaTeX and JSON from the store of test_leaderboards, which holds everything that a store can hold."""
+"""LaTeX, JSON and CSV of the store of test_leaderboards, which holds all that a store can hold."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from test_leaderboards import NASTY, Store, fill, scores
 
 import leaderboards
 from leaderboards.read import store
-from leaderboards.render import export, latex, markdown
-from leaderboards.tables import table
+from leaderboards.render import json_tables, latex, markdown
+from leaderboards.tables import suite_tables
 
 GOLDEN = r"""
     Rank & Method & Teacher & Seeds & Clean & AutoAttack & PGD-20 \\
@@ -27,12 +27,16 @@ GOLDEN = r"""
     \bottomrule
 """  # noqa: E501
 GOLDEN_ROW = {
-    "dataset": "digits", "student": "resnet8-w4", "method": "rslad", "variant": "", "changed": "", "teacher": "robust",
-    "seeds": 2, "rank": 1, "interval": [0.5755, 0.8753], "behind_first": [0, 0, 0],
+    "dataset": "digits", "student": "resnet8-w4", "method": "rslad", "variant": "", "changed": "",
+    "teacher": "robust", "seeds": 2, "rank": 1, "interval": [0.5755, 0.8753],
+    "behind_first": [0, 0, 0],
     "cells": {
-        "test/clean": {"mean": 0.95, "sd": 0.0141, "n": 2}, "test/aa": {"mean": 0.73, "sd": 0.0141, "n": 2},
-        "test/worst": {"mean": 0.73, "sd": 0.0141, "n": 2}, "test/pgd20": {"mean": 0.75, "sd": 0.0141, "n": 2},
-        "test_last/aa": {"mean": 0.7, "sd": None, "n": 1}, "cost/train_seconds": {"mean": 120, "sd": 42.4264, "n": 2},
+        "test/clean": {"mean": 0.95, "sd": 0.0141, "n": 2},
+        "test/aa": {"mean": 0.73, "sd": 0.0141, "n": 2},
+        "test/worst": {"mean": 0.73, "sd": 0.0141, "n": 2},
+        "test/pgd20": {"mean": 0.75, "sd": 0.0141, "n": 2},
+        "test_last/aa": {"mean": 0.7, "sd": None, "n": 1},
+        "cost/train_seconds": {"mean": 120, "sd": 42.4264, "n": 2},
     },
     "missing": [], "flags": {}, "marks": [], "notes": [], "published": None,
     "commands": ["python -m bench run --suite digits"],
@@ -51,23 +55,24 @@ row/rank,row/aa_low,row/aa_high,row/behind_first,row/behind_first_low,row/behind
 
 
 @pytest.fixture(scope="module")
-def found(runs: pd.DataFrame) -> list[table.Section]:
-    return table.sections(runs)
+def sections(runs: pd.DataFrame) -> list[suite_tables.Section]:
+    return suite_tables.build_sections(runs)
 
 
 def test_latex_is_golden(runs: pd.DataFrame) -> None:
     named = runs[(runs["experiment"] == "digits@1") & ~runs["dataset"].eq(NASTY)].dropna(
         axis="columns", how="all"
     )
-    said = latex.render(table.sections(named))
-    assert GOLDEN in said
-    assert "95~\\% for all pairs" in said
-    assert "seeds where there are several. Teacher T1 is robust, T2 is natural.}" in said
+    text = latex.render(suite_tables.build_sections(named))
+    assert GOLDEN in text
+    assert "95~\\% for all pairs" in text
+    assert "seeds where there are several. Teacher T1 is robust, T2 is natural.}" in text
 
 
 def test_a_row_in_json_is_golden(runs: pd.DataFrame) -> None:
     content = json.loads(
-        export.render(table.sections(runs)), parse_float=lambda text: round(float(text), 4)
+        json_tables.render(suite_tables.build_sections(runs)),
+        parse_float=lambda text: round(float(text), 4),
     )
     task = next(suite for suite in content["suites"] if suite["suite"] == "digits@1")["tasks"][-1]
     row = next(row for row in task["rows"] if row["method"] == "rslad")
@@ -79,16 +84,16 @@ def test_csv_is_golden(tmp_path: Path) -> None:
     fill(Store(f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "artifacts"))
     leaderboards.write(f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "out")
     lines = pd.read_csv(tmp_path / "out" / "leaderboard.csv", dtype={"row/rank": "Int64"})
-    known = lines[(lines["experiment"] == "digits@1") & (lines["student"] == "resnet8-w4")]
-    known = known[known["method"].isin(["gacd", "rslad", "kd"])]
+    lines = lines[(lines["experiment"] == "digits@1") & (lines["student"] == "resnet8-w4")]
+    lines = lines[lines["method"].isin(["gacd", "rslad", "kd"])]
     assert (
-        known[GOLDEN_LINES.partition("\n")[0].split(",")].to_csv(index=False, float_format="%.4f")
+        lines[GOLDEN_LINES.partition("\n")[0].split(",")].to_csv(index=False, float_format="%.4f")
         == GOLDEN_LINES
     )
 
 
-def test_names_are_text_in_latex(found: list[table.Section]) -> None:
-    text = latex.render(found)
+def test_names_are_text_in_latex(sections: list[suite_tables.Section]) -> None:
+    text = latex.render(sections)
     assert r"\$x\$ \textless{}script\textgreater{}alert(\textquotedbl{}x\textquotedbl{})" in text
     assert text.count("{") == text.count("}") + text.count(r"\{") - text.count(r"\}")
     assert latex.escape("\\x_y^2~{50%} #1 [a]") == (
@@ -100,35 +105,36 @@ def test_names_are_text_in_latex(found: list[table.Section]) -> None:
 
 
 @pytest.mark.skipif(not shutil.which("pdflatex"), reason="needs pdflatex")
-def test_latex_compiles(found: list[table.Section], tmp_path: Path) -> None:
-    head = r"\documentclass{article}\usepackage[T1]{fontenc}\usepackage{booktabs,graphicx}\begin{document}"
-    (tmp_path / "t.tex").write_text(f"{head}\n{latex.render(found)}\n\\end{{document}}\n")
+def test_latex_compiles(sections: list[suite_tables.Section], tmp_path: Path) -> None:
+    packages = r"\usepackage[T1]{fontenc}\usepackage{booktabs,graphicx}"
+    head = rf"\documentclass{{article}}{packages}\begin{{document}}"
+    (tmp_path / "t.tex").write_text(f"{head}\n{latex.render(sections)}\n\\end{{document}}\n")
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-2000:]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout[-2000:]
 
 
-def test_json_says_what_the_tables_say(found: list[table.Section]) -> None:
-    content = json.loads(export.render(found))
+def test_json_and_tables_agree(sections: list[suite_tables.Section]) -> None:
+    content = json.loads(json_tables.render(sections))
     assert content["schema"] == {"name": "robust-distill-bench/leaderboard", "version": 1}
     assert [suite["suite"] for suite in content["suites"]] == [
-        section.experiment for section in found
+        section.experiment for section in sections
     ]
-    for suite, section in zip(content["suites"], found, strict=True):
-        for task, group in zip(suite["tasks"], section.groups, strict=True):
-            for row, shown in zip(task["rows"], (*group.ranked, *group.incomplete), strict=True):
-                assert (row["method"], row["rank"]) == (shown.method, shown.standing.rank)
+    for suite, section in zip(content["suites"], sections, strict=True):
+        for task, group in zip(suite["tasks"], section.tables, strict=True):
+            for row, expected in zip(task["rows"], (*group.ranked, *group.incomplete), strict=True):
+                assert (row["method"], row["rank"]) == (expected.method, expected.ranking.rank)
                 for column in group.columns:
                     cell = row["cells"].get(column.metric)
-                    assert (cell is None) == (not shown[column.metric].n)
-                    assert cell is None or cell["mean"] == shown[column.metric].mean
+                    assert (cell is None) == (not expected[column.metric].n)
+                    assert cell is None or cell["mean"] == expected[column.metric].mean
     assert NASTY in json.dumps(content, ensure_ascii=False).replace('\\"', '"')
-    lone = content["suites"][-1]["tasks"][0]["rows"][0]["cells"]["test/aa"]
-    assert (lone["n"], lone["sd"]) == (1, None)
+    cell_of_one_seed = content["suites"][-1]["tasks"][0]["rows"][0]["cells"]["test/aa"]
+    assert (cell_of_one_seed["n"], cell_of_one_seed["sd"]) == (1, None)
 
 
 def test_an_empty_store_gives_empty_tables() -> None:
-    assert json.loads(export.render([]))["suites"] == []
+    assert json.loads(json_tables.render([]))["suites"] == []
     assert latex.render([]).startswith("%")
 
 
@@ -147,12 +153,17 @@ def test_tuned_rows_are_rows_of_their_own_with_short_names(tmp_path: Path) -> No
         tracked.run(
             "rslad", 0.7, params={"training.lr": 0.2}, metrics=scores(0.9, 0.75, 9), seed=str(seed)
         )
-    odd = {"training.lr": 0.2, "training.epochs": 5}
+    short_training = {"training.lr": 0.2, "training.epochs": 5}
     tracked.run(
-        "rslad", 0.6, params=odd, metrics=scores(0.9, 0.7, 9), variant="official", sets="lr"
+        "rslad",
+        0.6,
+        params=short_training,
+        metrics=scores(0.9, 0.7, 9),
+        variant="official",
+        sets="lr",
     )
-    (section,) = table.sections(store.collect(uri))
-    rows = {row.label: row for row in section.groups[0].ranked}
+    (section,) = suite_tables.build_sections(store.collect(uri))
+    rows = {row.label: row for row in section.tables[0].ranked}
     assert list(rows) == [
         "rslad (tuned, 30 trials, a1b2)",
         "rslad",

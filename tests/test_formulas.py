@@ -1,4 +1,4 @@
-"""Every method against its formula in NumPy (`formulas`): values, gradients, inner problems; identities; adaptive state."""
+"""Every method against its formula in NumPy: values, gradients, attacks, identities, state."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from formulas import LABELS, NONE, REFERENCES, SOME, Array, At, flat_batch, flat
 from torch import Tensor, nn
 
 import methods
-from bench.training.awp import perturbed
+from bench.training.awp import perturbed_weights
 from methods import base, contract
-from methods.absld import Absld
+from methods.absld import Absld, ClassTemperatures
 from methods.adaad import Adaad
 from methods.adaiad import Adaiad
-from methods.adaptive import Balance, ClassTemperatures, Uncertainty, decay
+from methods.adaptive import TeacherTemperatures, rate_decay
 from methods.akd import Akd
 from methods.ard import Ard
-from methods.base import Batch, Budget, Method, Nets, kl, official
+from methods.base import Batch, Budget, Method, Nets, kl, official_values
 from methods.bmtard import Bmtard
 from methods.ciard import Ciard
 from methods.contract import label
-from methods.contrast import Contrast, confusion, weights
+from methods.contrast import Contrast
 from methods.crd import Crd
 from methods.crd_adv import CrdAdv
-from methods.crdnd import Crdnd
+from methods.crdnd import Crdnd, denoising_matrix
 from methods.dgad import Dgad
 from methods.fair_rslad import FairRslad
 from methods.fitnet import Fitnet
@@ -43,7 +43,7 @@ from methods.inner import Objective, kl_between, mode, pgd
 from methods.kd import Kd
 from methods.kdiga import Kdiga
 from methods.mart import Mart
-from methods.mtard import Mtard
+from methods.mtard import Balance, Mtard
 from methods.natural import Natural
 from methods.peeraid import Peeraid
 from methods.pgd_at import PgdAt
@@ -52,7 +52,7 @@ from methods.rslad import Rslad
 from methods.saad import Saad
 from methods.trades import Trades
 
-# --- Values and gradients, at images that no attack has chosen
+# --- Values and gradients, at random images
 
 SWITCHES: tuple[dict[str, Any], ...] = (
     {"student_input": "clean"},
@@ -72,12 +72,12 @@ SWITCHES: tuple[dict[str, Any], ...] = (
     {"student_input": "both", "lambda_kd": 0.5, "tau_kd": 2.0},
     {"estimator": "infonce", "symmetric": False, "weigh": "positive"},
 )
-FORMS = {name: methods.load(name) for name in methods.builtin()}
-FORMULAS: tuple[Method, ...] = tuple(
+METHODS = {name: methods.load(name) for name in methods.builtin()}
+CASES: tuple[Method, ...] = tuple(
     dict.fromkeys(
         (
-            *(form() for form in FORMS.values()),
-            *(form(**official(form)) for form in FORMS.values()),
+            *(method() for method in METHODS.values()),
+            *(method(**official_values(method)) for method in METHODS.values()),
             Absld(alpha=0.6, aliased=True),
             Adaad(alpha=0.6),
             Adaiad(tau=2.0, beta=0.7),
@@ -113,68 +113,72 @@ FORMULAS: tuple[Method, ...] = tuple(
         )
     )
 )
-SINGLE = (Absld, Crd, Crdnd, Kdiga, Rrm, Saad)  # they pass through single precision on the way
+# Their losses pass through single precision.
+SINGLE_PRECISION = (Absld, Crd, Crdnd, Kdiga, Rrm, Saad)
 
 
 def test_every_method_has_a_formula() -> None:
-    assert REFERENCES.keys() == FORMS.keys()
+    assert REFERENCES.keys() == METHODS.keys()
 
 
-@pytest.mark.parametrize("case", FORMULAS, ids=label)
+@pytest.mark.parametrize("case", CASES, ids=label)
 def test_value_and_gradient(case: Method) -> None:
     """Of each term, along a random direction of the student's weights and of each part's."""
-    nets, batch, random = unequal(flat_nets(case)), flat_batch(), torch.Generator().manual_seed(6)
-    adv = elsewhere(batch) if case.adversarial else batch.x
+    nets, batch = with_unequal_state(flat_nets(case)), flat_batch()
+    random = torch.Generator().manual_seed(6)
+    adv = random_images(batch) if case.adversarial else batch.x
     at = At(case, nets, batch, adv)
     precision = (
-        {"rel": 1e-3, "abs": 1e-4} if isinstance(case, SINGLE) else {"rel": 1e-6, "abs": 1e-8}
+        {"rel": 1e-3, "abs": 1e-4}
+        if isinstance(case, SINGLE_PRECISION)
+        else {"rel": 1e-6, "abs": 1e-8}
     )
-    terms, expected = case.loss(nets, batch, adv), reference(at)
+    terms, expected = case.loss(nets, batch, adv), reference_terms(at)
     assert terms.keys() == expected.keys()
     for name, term in terms.items():
         assert term.item() == pytest.approx(
-            expected[name], rel=1e-5 if isinstance(case, SINGLE) else 1e-12
+            expected[name], rel=1e-5 if isinstance(case, SINGLE_PRECISION) else 1e-12
         ), name
     for part, module in {"student": nets.student, **nets.parts}.items():
         values = list(module.parameters())
         direction = [
             torch.randn(value.shape, generator=random, dtype=torch.float64) for value in values
         ]
-        slopes = quotient(at, values, direction)
+        slopes = difference_quotient(at, values, direction)
         for name, term in terms.items() if values else ():
-            found = torch.autograd.grad(term, values, allow_unused=True, retain_graph=True)
-            slope = sum(
-                (g * d).sum().item() for g, d in zip(found, direction, strict=True) if g is not None
-            )
+            gradients = torch.autograd.grad(term, values, allow_unused=True, retain_graph=True)
+            slope = 0.0
+            for gradient, d in zip(gradients, direction, strict=True):
+                slope += 0.0 if gradient is None else (gradient * d).sum().item()
             assert slope == pytest.approx(slopes[name], **precision), f"{name} by {part}"
 
 
-def reference(at: At) -> formulas.Terms:
-    (name,) = (name for name, form in FORMS.items() if form is type(at.m))
-    return REFERENCES[name](at)
+def reference_terms(at: At) -> formulas.Terms:
+    names = {method: name for name, method in METHODS.items()}
+    return REFERENCES[names[type(at.m)]](at)
 
 
-def quotient(
+def difference_quotient(
     at: At, values: list[Tensor], direction: list[Tensor], width: float = 1e-5
 ) -> formulas.Terms:
-    """The difference quotients of the formula's terms."""
-    found = []
+    """Return the difference quotients of the formula's terms."""
+    terms = []
     for sign in (1, -2, 1):
         for value, d in zip(values, direction, strict=True):
             value.data.add_(d, alpha=sign * width)
-        found.append(reference(at))
-    return {name: (found[0][name] - found[1][name]) / (2 * width) for name in found[0]}
+        terms.append(reference_terms(at))
+    return {name: (terms[0][name] - terms[1][name]) / (2 * width) for name in terms[0]}
 
 
-def unequal(nets: Nets) -> Nets:
-    """Adapted weights and temperatures that differ, as after some training."""
+def with_unequal_state(nets: Nets) -> Nets:
+    """Make adapted weights and temperatures differ, as after some training."""
     for name, buffer in nets.parts.named_buffers():
         if name.endswith(("weights", "tau")):
             buffer.copy_(torch.linspace(0.6, 1.4, buffer.numel()).view_as(buffer))
     return nets
 
 
-def elsewhere(batch: Batch) -> Tensor:
+def random_images(batch: Batch) -> Tensor:
     noise = torch.rand(
         batch.x.shape, generator=torch.Generator().manual_seed(6), dtype=torch.float64
     )
@@ -182,9 +186,9 @@ def elsewhere(batch: Batch) -> Tensor:
 
 
 def test_inputs_take_both_branches() -> None:
-    """Teachers are right on some images and wrong on others, at x and at x~, and not on the same ones."""
+    """Teachers are right on some images and wrong on others, at x~ not on the same as at x."""
     batch = flat_batch()
-    at = At(Mtard(), flat_nets(Mtard()), batch, elsewhere(batch))
+    at = At(Mtard(), flat_nets(Mtard()), batch, random_images(batch))
     right = [(z.argmax(axis=1) == at.y).tolist() for z in (at.t, at.t_adv, at.n, at.n_adv)]
     assert all(0 < sum(each) < len(LABELS) for each in right)
     assert right[0] != right[1]
@@ -194,8 +198,8 @@ def test_inputs_take_both_branches() -> None:
 
 
 @dataclasses.dataclass
-class Asked:
-    """What a method asked of `pgd`."""
+class AttackCall:
+    """The arguments of a method's call of `pgd`."""
 
     objective: Objective
     budget: Budget
@@ -203,9 +207,9 @@ class Asked:
     train: bool
 
 
-def spied(case: Method, nets: Nets, batch: Batch) -> Asked:
-    """Also checks who is attacked, where, and that the method returns what it got."""
-    asked, given = [], batch.x.clone()
+def record_attack(case: Method, nets: Nets, batch: Batch) -> AttackCall:
+    """Check that the student is attacked at x and that its examples are returned."""
+    calls, adv = [], batch.x.clone()
 
     def spy(
         net: nn.Module,
@@ -217,16 +221,16 @@ def spied(case: Method, nets: Nets, batch: Batch) -> Asked:
     ) -> Tensor:
         assert net is nets.student
         assert x is batch.x
-        asked.append(Asked(objective, budget, start, train))
-        return given
+        calls.append(AttackCall(objective, budget, start, train))
+        return adv
 
     with pytest.MonkeyPatch.context() as patch:
         for name, module in list(sys.modules.items()):
             if name.startswith("methods.") and name != "methods.inner" and hasattr(module, "pgd"):
                 patch.setattr(module, "pgd", spy)
-        assert case.attack(nets, batch) is given
-    (found,) = asked
-    return found
+        assert case.attack(nets, batch) is adv
+    (call,) = calls
+    return call
 
 
 INNER: tuple[tuple[Callable[[At], Array], str, tuple[Method, ...]], ...] = (
@@ -253,14 +257,14 @@ INNER: tuple[tuple[Callable[[At], Array], str, tuple[Method, ...]], ...] = (
     ids=lambda value: label(value) if isinstance(value, Method) else "",
 )
 def test_inner_problem(case: Method, expected: Callable[[At], Array], start: str) -> None:
-    """What is maximised, with which gradient, from where, within the suite's budget."""
-    nets, batch = unequal(flat_nets(case)), flat_batch()
-    asked = spied(case, nets, batch)
-    probe = elsewhere(batch).requires_grad_()
+    """Objective, gradient, start and budget of the attack."""
+    nets, batch = with_unequal_state(flat_nets(case)), flat_batch()
+    call = record_attack(case, nets, batch)
+    probe = random_images(batch).requires_grad_()
     direction = torch.randn(
         probe.shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64
     )
-    value = asked.objective(nets.student, probe)
+    value = call.objective(nets.student, probe)
     (gradient,) = torch.autograd.grad(value, probe)
     at, up, down = (
         expected(At(case, nets, batch, probe.detach() + width * direction)).sum()
@@ -268,18 +272,18 @@ def test_inner_problem(case: Method, expected: Callable[[At], Array], start: str
     )
     assert value.item() == pytest.approx(at, rel=1e-5)
     assert (gradient * direction).sum().item() == pytest.approx((up - down) / 2e-5, rel=1e-4)
-    assert (asked.budget, asked.start, asked.train) == (SOME, start, False)
+    assert (call.budget, call.start, call.train) == (SOME, start, False)
 
 
 def test_every_attack_has_an_objective() -> None:
     covered = {type(case) for _, _, cases in INNER for case in cases}
-    assert covered >= {form for form in FORMS.values() if form().adversarial}
+    assert covered >= {method for method in METHODS.values() if method().adversarial}
 
 
 @pytest.mark.parametrize("name", ["ard", "iad", "iad2"])
 def test_official_attack_in_train_mode(name: str) -> None:
-    case = FORMS[name](**official(FORMS[name]))
-    assert spied(case, flat_nets(case), flat_batch()).train
+    case = METHODS[name](**official_values(METHODS[name]))
+    assert record_attack(case, flat_nets(case), flat_batch()).train
 
 
 @pytest.mark.parametrize("case", [Natural(), Kd(), Crd(), Rrm(), Fitnet(), Kdiga()], ids=label)
@@ -291,7 +295,7 @@ def test_no_attack(case: Method) -> None:
 def test_target_of_the_attack_is_of_eval_mode(case: Method) -> None:
     """The objective is zero where net and target agree in eval mode, and is not in train mode."""
     nets, batch = contract.networks(case), contract.images(LABELS)
-    objective = spied(case, nets, batch).objective
+    objective = record_attack(case, nets, batch).objective
     twin = dict(nets.parts).get("peer", nets.student)
     for training in (False, True):
         with mode(twin, training):
@@ -318,10 +322,10 @@ OFFICIAL: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", FORMS)
-def test_what_the_authors_scripts_do_otherwise(name: str) -> None:
-    """The milestones below which the scripts switch are shares of their epochs."""
-    assert official(FORMS[name]) == OFFICIAL.get(name, {})
+@pytest.mark.parametrize("name", METHODS)
+def test_official_values(name: str) -> None:
+    """The epochs at which the scripts switch are shares of all epochs."""
+    assert official_values(METHODS[name]) == OFFICIAL.get(name, {})
 
 
 # --- BatchNorm: each forward in train mode counts
@@ -331,12 +335,25 @@ def test_what_the_authors_scripts_do_otherwise(name: str) -> None:
     ("case", "count"),
     [
         *(
-            (form(), 1)
-            for form in (Natural, Kd, PgdAt, Ard, Adaad, Akd, Crd, CrdAdv, Fitnet, Gacd, Kdiga, Rrm)
+            (method(), 1)
+            for method in (
+                Natural,
+                Kd,
+                PgdAt,
+                Ard,
+                Adaad,
+                Akd,
+                Crd,
+                CrdAdv,
+                Fitnet,
+                Gacd,
+                Kdiga,
+                Rrm,
+            )
         ),
         *(
-            (form(), 2)
-            for form in (
+            (method(), 2)
+            for method in (
                 Absld,
                 Adaiad,
                 Bmtard,
@@ -350,7 +367,7 @@ def test_what_the_authors_scripts_do_otherwise(name: str) -> None:
                 Mtard,
             )
         ),
-        *((form(), 2) for form in (Peeraid, Rslad, Saad, Trades)),
+        *((method(), 2) for method in (Peeraid, Rslad, Saad, Trades)),
         (Adaad(alpha=0.5), 2),
         (Adaad(extra_forward=True), 2),
         (Ard(alpha=0.5), 2),
@@ -393,8 +410,8 @@ def test_ciard_s_teacher_is_in_eval_mode() -> None:
 # --- Identities between methods
 
 
-def course(case: Method, budget: Budget = SOME) -> Tensor:
-    """Losses and, at the end, the student's weights of a short training that reaches every phase."""
+def short_training(case: Method, budget: Budget = SOME) -> Tensor:
+    """Return losses and final student weights of a training that reaches every phase."""
     nets = flat_nets(case)
     torch.manual_seed(1)
     batches = [flat_batch(budget, epoch, 4) for epoch in range(4) for _ in range(2)]
@@ -408,7 +425,7 @@ def course(case: Method, budget: Budget = SOME) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("one", "other"),
+    ("first", "second"),
     [
         (Absld(rate=0.0), Rslad()),
         (Adaiad(beta=0.0), Adaad()),
@@ -429,7 +446,7 @@ def course(case: Method, budget: Budget = SOME) -> Tensor:
         (Iad2(alpha_robust=0.0, alpha_natural=0.0), PgdAt()),
         (Iad2(beta=0.0), Iad2(begin=1.0)),
         *(
-            (Igdm(base=name, alpha=0.0), FORMS[name]())
+            (Igdm(base=name, alpha=0.0), METHODS[name]())
             for name in ("adaad", "fair_rslad", "mtard", "peeraid", "trades")
         ),
         (Kd(alpha=0.0), Natural()),
@@ -440,13 +457,13 @@ def course(case: Method, budget: Budget = SOME) -> Tensor:
     ],
     ids=label,
 )
-def test_equal_methods(one: Method, other: Method) -> None:
-    """The same losses and the same student all along the way."""
-    torch.testing.assert_close(course(one), course(other), rtol=1e-5, atol=1e-6)
+def test_equal_methods(first: Method, second: Method) -> None:
+    """The losses of all steps and the student are the same."""
+    torch.testing.assert_close(short_training(first), short_training(second), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
-    ("one", "other"),
+    ("first", "second"),
     [
         (Adaad(alpha=0.6), Adaad()),
         (Akd(alpha=1.0), Kd(alpha=1.0, tau=1.0)),
@@ -462,15 +479,17 @@ def test_equal_methods(one: Method, other: Method) -> None:
     ],
     ids=label,
 )
-def test_equal_methods_without_an_attack(one: Method, other: Method) -> None:
-    torch.testing.assert_close(course(one, NONE), course(other, NONE), rtol=1e-5, atol=1e-6)
+def test_equal_methods_without_an_attack(first: Method, second: Method) -> None:
+    torch.testing.assert_close(
+        short_training(first, NONE), short_training(second, NONE), rtol=1e-5, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize(
     "case", [Absld(), Bmtard(), FairRslad(), Igdm(alpha=1.0), Saad(), Dgad(), Mtard()], ids=label
 )
 def test_what_a_method_adds_has_an_effect(case: Method) -> None:
-    """The identities above do not hold because nothing ever happens."""
+    """The identities above do not hold for want of an effect."""
     plain = {
         Absld: Rslad(),
         Bmtard: Mtard(),
@@ -480,37 +499,37 @@ def test_what_a_method_adds_has_an_effect(case: Method) -> None:
         Dgad: Adaad(),
         Mtard: Mtard(eta=0.0),
     }
-    assert (course(case) - course(plain[type(case)])).abs().max() > 1e-5
+    assert (short_training(case) - short_training(plain[type(case)])).abs().max() > 1e-5
 
 
 def test_iad2_without_introspection_is_akd2() -> None:
     case, batch = Iad2(beta=0.0, tau=2.0), flat_batch()
-    at = At(case, flat_nets(case), batch, elsewhere(batch))
+    at = At(case, flat_nets(case), batch, random_images(batch))
     expected = 0.25 * formulas.ce(at.s_adv, at.y) + 4 * (
         0.5 * formulas.kl(at.t_adv, at.s_adv, 2.0) + 0.25 * formulas.kl(at.n_adv, at.s_adv, 2.0)
     )
-    assert loss(case, at.nets, batch, at.adv) == pytest.approx(expected.mean(), rel=1e-12)
+    assert loss_value(case, at.nets, batch, at.adv) == pytest.approx(expected.mean(), rel=1e-12)
 
 
 def test_mtard_with_rates_of_zero_is_a_fixed_half() -> None:
     case, batch = Bmtard(eta=0.0, rate=0.0), flat_batch(epoch=0)
     nets = flat_nets(case)
     contract.train(case, nets, [batch] * 5)
-    at = At(case, nets, batch, elsewhere(batch))
+    at = At(case, nets, batch, random_images(batch))
     expected = formulas.kl(at.t_adv, at.s_adv).mean() / 2 + formulas.kl(at.n, at.s).mean() / 2
-    assert loss(case, nets, batch, at.adv) == pytest.approx(expected, rel=1e-9)
+    assert loss_value(case, nets, batch, at.adv) == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize("ramp", [False, True])
 def test_saad_with_a_constant_weight_is_adaad_and_igdm(ramp: bool) -> None:
-    """In a batch of one image the weight, its teacher's entropy, is a factor of the loss."""
+    """In a batch of single image the weight, its teacher's entropy, is a factor of the loss."""
     batch = flat_batch()
-    one = dataclasses.replace(batch, x=batch.x[:1], y=batch.y[:1], epoch=0 if ramp else 1)
-    nets, adv = flat_nets(Saad()), elsewhere(batch)[:1]
+    single = dataclasses.replace(batch, x=batch.x[:1], y=batch.y[:1], epoch=0 if ramp else 1)
+    nets, adv = flat_nets(Saad()), random_images(batch)[:1]
     weight = formulas.entropy(formulas.logits(nets.teacher, adv)).item()
-    both = loss(Igdm(alpha=3.0), nets, one, adv)
-    assert loss(Saad(alpha=3.0, ramp=ramp), nets, one, adv) == pytest.approx(
-        weight * both, rel=1e-5
+    expected = loss_value(Igdm(alpha=3.0), nets, single, adv)
+    assert loss_value(Saad(alpha=3.0, ramp=ramp), nets, single, adv) == pytest.approx(
+        weight * expected, rel=1e-5
     )
 
 
@@ -518,49 +537,56 @@ def test_saad_with_a_constant_weight_is_adaad_and_igdm(ramp: bool) -> None:
 def test_dgad_with_a_teacher_that_is_always_right_or_wrong(right: bool) -> None:
     """AdaAD and the consistency of the student; or the corrected teacher on clean images alone."""
     batch = flat_batch()
-    nets, adv = flat_nets(Dgad()), batch.x + 1e-3 * elsewhere(batch)
+    nets, adv = flat_nets(Dgad()), batch.x + 1e-3 * random_images(batch)
     top = nets.teacher(batch.x).argmax(dim=1)
     assert torch.equal(top, nets.teacher(adv).argmax(dim=1))
     batch = dataclasses.replace(batch, y=top if right else (top + 1) % 3)
-    at, found = At(Dgad(), nets, batch, adv), Dgad().loss(nets, batch, adv)
-    assert found["mse"].item() == pytest.approx(
+    at, terms = At(Dgad(), nets, batch, adv), Dgad().loss(nets, batch, adv)
+    assert terms["mse"].item() == pytest.approx(
         ((formulas.softmax(at.s_adv) - formulas.softmax(at.s)) ** 2).mean(), rel=1e-9
     )
-    kept, none = ("kl_adv", "kl") if right else ("kl", "kl_adv")
-    assert found[none] == 0
+    present, absent = ("kl_adv", "kl") if right else ("kl", "kl_adv")
+    assert terms[absent] == 0
     swapped = at.t.copy()
     rows = np.arange(len(swapped))
     swapped[rows, at.y], swapped[rows, top] = at.t[rows, top], at.t[rows, at.y]
-    expected = loss(Adaad(), nets, batch, adv) if right else formulas.kl(swapped, at.s).mean()
-    assert found[kept].item() == pytest.approx(expected, rel=1e-9)
+    expected = loss_value(Adaad(), nets, batch, adv) if right else formulas.kl(swapped, at.s).mean()
+    assert terms[present].item() == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize(
-    "name", [name for name, form in FORMS.items() if "reduction" in form.__dataclass_fields__]
+    "name", [name for name in METHODS if "reduction" in METHODS[name].__dataclass_fields__]
 )
 @pytest.mark.parametrize("classes", [3, 10])
 def test_reduction_scales_the_divergences(name: str, classes: int) -> None:
-    """ "mean" divides by the number of classes, "tenth" by ten; other terms stay, CIARD's push up to its power of ten."""
-    plain, reduction = FORMS[name](), official(FORMS[name])["reduction"]
+    """ "mean" divides by the number of classes, "tenth" by ten; other terms stay.
+
+    CIARD's push stays up to its power of ten.
+    """
+    plain, reduction = METHODS[name](), official_values(METHODS[name])["reduction"]
     case = dataclasses.replace(plain, reduction=reduction)
-    one, other = (
-        contract.values(each, contract.networks(each, classes), contract.images(LABELS))
-        for each in (plain, case)
-    )
+    batch = contract.images(LABELS)
+    plain_terms = contract.values(plain, contract.networks(plain, classes), batch)
+    scaled_terms = contract.values(case, contract.networks(case, classes), batch)
     divisor = {"mean": classes, "tenth": 10, "mean10": 10 if classes == 10 else 1}[reduction]
-    factors = {name: divisor if "kl" in name else 1 for name in other}
-    if "push" in other:
-        factors["push"] = divisor * 10 ** round(math.log10(one["push"] / other["push"] / divisor))
-    assert one == pytest.approx(
-        {name: value * factors[name] for name, value in other.items()}, rel=1e-5
+    factors = {name: divisor if "kl" in name else 1 for name in scaled_terms}
+    if "push" in scaled_terms:
+        factors["push"] = divisor * 10 ** round(
+            math.log10(plain_terms["push"] / scaled_terms["push"] / divisor)
+        )
+    assert plain_terms == pytest.approx(
+        {name: value * factors[name] for name, value in scaled_terms.items()}, rel=1e-5
     )
-    assert any("kl" in name for name in one)
+    assert any("kl" in name for name in plain_terms)
 
 
 @pytest.mark.parametrize(
     "case",
     [
-        *(form() for form in (Absld, Adaad, Ard, Bmtard, FairRslad, Iad, Igdm, Mtard, Rslad, Saad)),
+        *(
+            method()
+            for method in (Absld, Adaad, Ard, Bmtard, FairRslad, Iad, Igdm, Mtard, Rslad, Saad)
+        ),
         *(
             Adaad(alpha=0.5),
             Akd(alpha=1.0),
@@ -572,9 +598,11 @@ def test_reduction_scales_the_divergences(name: str, classes: int) -> None:
     ],
     ids=label,
 )
-def test_nothing_to_learn_from_oneself(case: Method) -> None:
+def test_no_loss_for_equal_teacher_and_student(case: Method) -> None:
     batch = flat_batch()
-    assert loss(case, flat_nets(case, twins=True), batch, batch.x) == pytest.approx(0, abs=1e-7)
+    assert loss_value(case, flat_nets(case, twins=True), batch, batch.x) == pytest.approx(
+        0, abs=1e-7
+    )
 
 
 @pytest.mark.parametrize(
@@ -582,12 +610,12 @@ def test_nothing_to_learn_from_oneself(case: Method) -> None:
     [Adaad(), Igdm(), Saad(), Iad2(alpha_robust=0.4, alpha_natural=0.6, beta=0.0)],
     ids=label,
 )
-def test_nothing_to_learn_from_oneself_anywhere(case: Method) -> None:
+def test_no_loss_for_equal_teacher_and_student_anywhere(case: Method) -> None:
     """Where the teacher sees x~ too."""
     batch = flat_batch()
-    assert loss(case, flat_nets(case, twins=True), batch, elsewhere(batch)) == pytest.approx(
-        0, abs=1e-12
-    )
+    assert loss_value(
+        case, flat_nets(case, twins=True), batch, random_images(batch)
+    ) == pytest.approx(0, abs=1e-12)
 
 
 def test_rrm_projects_between_different_widths_alone() -> None:
@@ -595,56 +623,56 @@ def test_rrm_projects_between_different_widths_alone() -> None:
     assert flat_nets(Rrm()).parts["project"].weight.shape == (7, 5)
 
 
-def test_adaad_cannot_tell_a_student_from_itself() -> None:
-    """The inner gradient is zero, to rounding, and is not for another teacher."""
+def test_adaad_has_no_gradient_for_equal_teacher_and_student() -> None:
+    """The inner gradient is zero up to rounding; for another teacher it is not."""
     for twins in (True, False):
-        nets, probe = flat_nets(Adaad(), twins), elsewhere(flat_batch()).requires_grad_()
+        nets, probe = flat_nets(Adaad(), twins), random_images(flat_batch()).requires_grad_()
         (gradient,) = torch.autograd.grad(kl_between(nets.teacher)(nets.student, probe), probe)
         assert gradient.abs().max() < 1e-12 if twins else gradient.abs().max() > 1e-3
 
 
-def test_igdm_does_not_see_a_constant() -> None:
+def test_igdm_ignores_a_constant() -> None:
     """S = T + const, one for each class, has the same logit differences."""
     nets, batch = flat_nets(Igdm(), twins=True), flat_batch()
     nets.teacher.last.bias.add_(torch.tensor([3.0, -1.0, 0.5], dtype=torch.float64))
-    terms = Igdm().loss(nets, batch, elsewhere(batch))
+    terms = Igdm().loss(nets, batch, random_images(batch))
     assert terms["igdm"].item() == pytest.approx(0, abs=1e-12)
     assert terms["kl_adv"].item() > 0.01
 
 
 def test_igdm_grows_over_the_epochs() -> None:
-    nets, adv = flat_nets(Igdm()), elsewhere(flat_batch())
-    found = [
+    nets, adv = flat_nets(Igdm()), random_images(flat_batch())
+    terms = [
         Igdm(alpha=3.0).loss(nets, flat_batch(SOME, epoch, 4), adv)["igdm"].item()
         for epoch in range(4)
     ]
-    gap = formulas.gap(At(Igdm(), nets, flat_batch(), adv)).mean()
-    assert found == pytest.approx([3 * (epoch + 1) / 4 * gap for epoch in range(4)], rel=1e-9)
+    gap = formulas.gradient_kl(At(Igdm(), nets, flat_batch(), adv)).mean()
+    assert terms == pytest.approx([3 * (epoch + 1) / 4 * gap for epoch in range(4)], rel=1e-9)
 
 
-@pytest.mark.parametrize("case", FORMULAS, ids=label)
+@pytest.mark.parametrize("case", CASES, ids=label)
 def test_order_of_the_batch_does_not_matter(case: Method) -> None:
     batch, order = flat_batch(), torch.tensor([3, 0, 5, 1, 4, 2])
-    adv = elsewhere(batch)
+    adv = random_images(batch)
     moved = dataclasses.replace(batch, x=batch.x[order], y=batch.y[order], index=batch.index[order])
-    expected = loss(case, unequal(flat_nets(case)), batch, adv)
-    assert loss(case, unequal(flat_nets(case)), moved, adv[order]) == pytest.approx(
-        expected, rel=1e-5
-    )
+    expected = loss_value(case, with_unequal_state(flat_nets(case)), batch, adv)
+    assert loss_value(
+        case, with_unequal_state(flat_nets(case)), moved, adv[order]
+    ) == pytest.approx(expected, rel=1e-5)
 
 
-def loss(case: Method, nets: Nets, batch: Batch, adv: Tensor) -> float:
+def loss_value(case: Method, nets: Nets, batch: Batch, adv: Tensor) -> float:
     return sum(term.item() for term in case.loss(nets, batch, adv).values())
 
 
-# --- What is adapted along the way
+# --- Weights and temperatures that move
 
 
 def test_rates_fall_to_a_tenth_three_times() -> None:
     """At RSLAD's milestones, epochs 215, 260 and 285 of 300."""
     epochs = (0, 214, 215, 259, 260, 284, 285, 299)
-    found = [decay(flat_batch(epoch=epoch, epochs=300)) for epoch in epochs]
-    assert found == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+    rates = [rate_decay(flat_batch(epoch=epoch, epochs=300)) for epoch in epochs]
+    assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
 
 
 @pytest.mark.parametrize(
@@ -653,12 +681,12 @@ def test_rates_fall_to_a_tenth_three_times() -> None:
     ids=label,
 )
 def test_mtard_weights(case: Mtard) -> None:
-    """They sum to 1 and follow the rule, written for the natural teacher's weight as in the dossier."""
+    """They sum to 1 and follow the rule, written here for the natural teacher's weight."""
     nets, w_natural, first = flat_nets(case), 0.5, None
     optimiser = torch.optim.SGD(nets.student.parameters(), lr=0.5)
     for epoch in (0, 0, 0, 100, 215, 299):
         batch = flat_batch(SOME, epoch, 300)
-        terms = case.loss(nets, batch, elsewhere(batch))
+        terms = case.loss(nets, batch, random_images(batch))
         w = nets.parts["balance"].get_buffer("weights").clone()
         assert w.tolist() == pytest.approx([1 - w_natural, w_natural], rel=1e-5)
         now = np.array([term.item() for term in terms.values()]) / w.numpy()
@@ -696,13 +724,13 @@ def test_balance_moves_to_the_slower_term(slow: int) -> None:
 
 
 def test_bmtard_temperatures() -> None:
-    """They move by the rate's sign rule from the entropies of the softened outputs, in opposite directions."""
+    """They move in opposite directions by the sign of the softened outputs' entropy gap."""
     case, tau = Bmtard(rate=0.05), np.ones(2)
     nets = flat_nets(case)
     nets.teachers["natural"].last.weight.mul_(0.3)  # the more uncertain one
     for epoch in (0, 0, 0, 215):
         batch = flat_batch(SOME, epoch, 300)
-        at = At(case, nets, batch, elsewhere(batch))
+        at = At(case, nets, batch, random_images(batch))
         h = [formulas.entropy(z / t).mean() for z, t in zip((at.t_adv, at.n), tau, strict=True)]
         case.loss(nets, batch, at.adv)
         case.after_step(nets, batch)
@@ -723,29 +751,34 @@ def test_temperatures_stay_in_their_bounds() -> None:
         ((unsure, sure), [1.0, 10.0]),
         ((sure, sure), [1.0, 1.0]),
     ):
-        part = Uncertainty()
+        part = TeacherTemperatures()
         for _ in range(5):
             part(*pair)
             part.move(4.0)
         assert part.tau.tolist() == bounds
 
 
-def attacked_at(case: Method, nets: Nets, batch: Batch, steps: int) -> Tensor:
+def attack_after(case: Method, nets: Nets, batch: Batch, steps: int) -> Tensor:
     """Where the attack is after so many of its steps."""
     torch.manual_seed(3)
     budget = dataclasses.replace(batch.budget, steps=steps)
-    return pgd(nets.student, batch.x, spied(case, nets, batch).objective, budget, start="gauss")
+    return pgd(
+        nets.student, batch.x, record_attack(case, nets, batch).objective, budget, start="gauss"
+    )
 
 
 def test_fair_rslad_weights() -> None:
-    """kappa^-2 of mean 1, clamped, kappa: the steps at which images of the class are still right; an epoch later."""
+    """kappa^-2 of mean 1, clamped, an epoch later.
+
+    kappa: the number of steps at which images of the class are still classified rightly.
+    """
     case, batch = FairRslad(), dataclasses.replace(flat_batch(epoch=0), budget=Budget(0.6, 0.15, 4))
     nets = flat_nets(case)
     with torch.no_grad():
         batch = dataclasses.replace(batch, y=nets.student(batch.x).argmax(dim=1))
     assert set(batch.y.tolist()) == {0, 1, 2}
     right = [
-        formulas.logits(nets.student, attacked_at(Rslad(), nets, batch, j)).argmax(axis=1)
+        formulas.logits(nets.student, attack_after(Rslad(), nets, batch, j)).argmax(axis=1)
         == batch.y.numpy()
         for j in range(4)
     ]
@@ -774,27 +807,27 @@ def test_fair_rslad_weights() -> None:
 )
 def test_fair_weights_are_clamped(kappa: list[float], expected: list[float] | None) -> None:
     fair = FairRslad().build(formulas.Flat(5, 3), {}, 64)["fair"]
-    fair.change(torch.tensor([kappa]), 2.0)
+    fair.update(torch.tensor([kappa]), 2.0)
     w = np.array(kappa) ** -2.0 if expected is None else np.array(expected)
     assert fair.weights.numpy() == pytest.approx(w / w.mean() if expected is None else w, rel=1e-5)
 
 
 @pytest.mark.parametrize(("epoch", "rate"), [(1, 0.1), (215, 0.01)])
 def test_absld_temperatures(epoch: int, rate: float) -> None:
-    """They follow the class means of the cross-entropy over the epoch before: hard classes get sharper targets."""
-    case, one = Absld(), flat_batch(epoch=0, epochs=300)
+    """They follow the class means of the last epoch's cross-entropy: sharper for hard classes."""
+    case, first = Absld(), flat_batch(epoch=0, epochs=300)
     nets = flat_nets(case)
     classes, losses = nets.parts["classes"], []
-    batches = (one, dataclasses.replace(one, x=1 - one.x, y=one.y.flip(0)))
+    batches = (first, dataclasses.replace(first, x=1 - first.x, y=first.y.flip(0)))
     for batch in batches:
-        at = At(case, nets, batch, elsewhere(batch))
+        at = At(case, nets, batch, random_images(batch))
         case.loss(nets, batch, at.adv)
         losses.append(np.stack([formulas.ce(at.s, at.y), formulas.ce(at.s_adv, at.y)]))
     assert (classes.get_buffer("tau") == 1).all()
     y, losses = np.concatenate([batch.y for batch in batches]), np.concatenate(losses, axis=1)
     g = np.stack([losses[:, y == c].mean(axis=1) for c in range(3)], axis=1)
     g -= g.mean(axis=1, keepdims=True)
-    case.loss(nets, dataclasses.replace(one, epoch=epoch), one.x)
+    case.loss(nets, dataclasses.replace(first, epoch=epoch), first.x)
     tau = classes.get_buffer("tau").numpy()
     assert tau == pytest.approx(1 - rate * g / np.abs(g).max(axis=1, keepdims=True), rel=1e-5)
     assert (tau.argmin(axis=1) == g.argmax(axis=1)).all()
@@ -803,9 +836,9 @@ def test_absld_temperatures(epoch: int, rate: float) -> None:
 def test_class_temperatures_stay_in_their_bounds() -> None:
     part = ClassTemperatures(3)
     for _ in range(9):
-        part.change(torch.tensor([[3.0, 2.0, 1.0], [1.0, 2.0, 3.0]]), 1.0)
+        part.update(torch.tensor([[3.0, 2.0, 1.0], [1.0, 2.0, 3.0]]), 1.0)
     assert part.tau.tolist() == [[0.5, 1, 5], [5, 1, 0.5]]
-    part.change(torch.ones(2, 3), 1.0)
+    part.update(torch.ones(2, 3), 1.0)
     assert part.tau.tolist() == [[0.5, 1, 5], [5, 1, 0.5]]
 
 
@@ -841,7 +874,7 @@ def test_ciard_s_teacher_learns_once_it_has_begun() -> None:
 
 def test_ciard_s_groups() -> None:
     nets = flat_nets(Ciard())
-    student, teacher = Ciard(teacher_rate=0.005).groups(nets)
+    student, teacher = Ciard(teacher_rate=0.005).param_groups(nets)
     assert [id(value) for value in student["params"]] == [
         id(value) for value in nets.student.parameters()
     ]
@@ -858,7 +891,8 @@ def test_ciard_s_push_has_the_order_of_the_smaller_term(logits: float) -> None:
     nets, batch = flat_nets(Ciard()), flat_batch()
     nets.teachers["natural"].last.weight.mul_(logits)
     terms = {
-        name: abs(term.item()) for name, term in Ciard().loss(nets, batch, elsewhere(batch)).items()
+        name: abs(term.item())
+        for name, term in Ciard().loss(nets, batch, random_images(batch)).items()
     }
     smaller = min(terms["kl_robust"], terms["kl_natural"])
     assert np.floor(np.log10(terms["push"])) == np.floor(np.log10(smaller))
@@ -866,7 +900,7 @@ def test_ciard_s_push_has_the_order_of_the_smaller_term(logits: float) -> None:
 
 def test_ciard_pushes_from_mistakes_alone() -> None:
     nets, batch = flat_nets(Ciard()), flat_batch()
-    adv = elsewhere(batch)
+    adv = random_images(batch)
     right = dataclasses.replace(batch, y=nets.teachers["natural"](adv).argmax(dim=1))
     assert Ciard().loss(nets, right, adv)["push"].item() == 0
 
@@ -875,14 +909,14 @@ def test_ciard_pushes_from_mistakes_alone() -> None:
 def test_peer_and_student_do_not_train_each_other(detach: bool) -> None:
     """Unless gradients pass through the student's outputs where they are targets."""
     nets, batch = flat_nets(Peeraid()), flat_batch()
-    terms = Peeraid(detach=detach).loss(nets, batch, elsewhere(batch))
+    terms = Peeraid(detach=detach).loss(nets, batch, random_images(batch))
     reached = {}
     for name, term in terms.items():
         for part, module in (("student", nets.student), ("peer", nets.parts["peer"])):
-            found = torch.autograd.grad(
+            gradients = torch.autograd.grad(
                 term, list(module.parameters()), allow_unused=True, retain_graph=True
             )
-            if any(gradient is not None for gradient in found):
+            if any(gradient is not None for gradient in gradients):
                 reached.setdefault(name, []).append(part)
     across = ["peer"] if detach else ["student", "peer"]
     assert reached == {
@@ -895,16 +929,16 @@ def test_peer_and_student_do_not_train_each_other(detach: bool) -> None:
 
 def test_peer_begins_as_another_network() -> None:
     nets = contract.networks(Peeraid())
-    own, peer = nets.student.state_dict(), nets.parts["peer"].state_dict()
-    assert own.keys() == peer.keys()
-    assert not torch.equal(own["trunk.0.weight"], peer["trunk.0.weight"])
-    assert not torch.equal(own["linear.weight"], peer["linear.weight"])
+    student, peer = nets.student.state_dict(), nets.parts["peer"].state_dict()
+    assert student.keys() == peer.keys()
+    assert not torch.equal(student["trunk.0.weight"], peer["trunk.0.weight"])
+    assert not torch.equal(student["linear.weight"], peer["linear.weight"])
 
 
 @pytest.mark.parametrize("shifted", [True, False])
 def test_saad_weighs_down_what_the_teacher_is_sure_of(shifted: bool) -> None:
     sharp = torch.tensor([[9.0, 0.0, 0.0], [2.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
-    w, sure = Saad(shifted=shifted).weights(sharp)
+    w, sure = Saad(shifted=shifted).entropy_weights(sharp)
     assert w.tolist() == sorted(w.tolist())
     assert sure.tolist() == sorted(sure.tolist(), reverse=True)
     assert sure[2].item() == pytest.approx(0, abs=1e-6)
@@ -915,7 +949,7 @@ def test_saad_weighs_down_what_the_teacher_is_sure_of(shifted: bool) -> None:
 def test_crdnd_s_matrix() -> None:
     """Columns sum to 1; a class that is not in the batch stays as it is."""
     target = torch.eye(4)[[0, 1, 1, 2, 2]]
-    matrix = confusion(target, torch.tensor([0, 0, 1, 1, 2]))
+    matrix = denoising_matrix(target, torch.tensor([0, 0, 1, 1, 2]))
     assert matrix.diag().tolist() == [0.5, 0.5, 1, 1]
     torch.testing.assert_close(matrix.sum(dim=0), torch.ones(4))
     assert matrix[1, 0].item() == pytest.approx(0.5 / 3)
@@ -924,37 +958,41 @@ def test_crdnd_s_matrix() -> None:
 
 @pytest.mark.parametrize("case", [Iad(begin=0.5), Adaiad(begin=0.5), Iad2(begin=0.5)], ids=label)
 def test_introspection_begins(case: Method) -> None:
-    nets, adv = flat_nets(case), elsewhere(flat_batch())
-    own = [case.loss(nets, flat_batch(SOME, epoch, 4), adv)["kl_self"].item() for epoch in range(4)]
-    assert own[:2] == [0, 0]
-    assert own[2] == own[3] > 1e-3
+    nets, adv = flat_nets(case), random_images(flat_batch())
+    kl_self = [
+        case.loss(nets, flat_batch(SOME, epoch, 4), adv)["kl_self"].item() for epoch in range(4)
+    ]
+    assert kl_self[:2] == [0, 0]
+    assert kl_self[2] == kl_self[3] > 1e-3
 
 
 # --- Adversarial weight perturbation
 
 
-def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
-    torch.testing.assert_close(dict(one), other, rtol=0, atol=0, equal_nan=True)
+def assert_equal_state(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    torch.testing.assert_close(dict(actual), expected, rtol=0, atol=0, equal_nan=True)
 
 
-def weights_of(net: nn.Module) -> dict[str, Tensor]:
+def copy_weights(net: nn.Module) -> dict[str, Tensor]:
     return {name: value.data.clone() for name, value in net.named_parameters()}
 
 
 @pytest.mark.parametrize("gamma", [0.005, 0.1])
 @pytest.mark.parametrize("case", [PgdAt(), Gacd(bank=16), Mtard(), Absld(), Ciard()], ids=label)
 def test_weight_perturbation(case: Method, gamma: float) -> None:
-    """Each matrix by gamma of its norm along the loss's gradient; weights and all buffers back afterwards."""
+    """Each matrix moves by gamma of its norm along the gradient; all state is restored."""
     nets, batch = contract.networks(case), contract.images(LABELS)
     student, adv = nets.student, case.attack(nets, batch)
     state = nn.ModuleDict({"student": nets.student, "parts": nets.parts})
-    before, buffers = weights_of(student), contract.copied(state)
+    before, buffers = copy_weights(student), contract.copied(state)
     gradients = torch.autograd.grad(
         contract.total(case.loss(nets, batch, adv)), list(student.parameters())
     )
     state.load_state_dict(buffers)
-    with perturbed(student, state, lambda: contract.total(case.loss(nets, batch, adv)), gamma):
-        for (name, now), gradient in zip(weights_of(student).items(), gradients, strict=True):
+    with perturbed_weights(
+        student, state, lambda: contract.total(case.loss(nets, batch, adv)), gamma
+    ):
+        for (name, now), gradient in zip(copy_weights(student).items(), gradients, strict=True):
             was = before[name]
             step = (
                 gamma * was.norm() * gradient / gradient.norm()
@@ -963,17 +1001,17 @@ def test_weight_perturbation(case: Method, gamma: float) -> None:
             )
             torch.testing.assert_close(now - was, step, rtol=1e-3, atol=1e-6)
         now = dict(state.named_buffers())
-        same(now, {name: buffers[name] for name in now})
-    same(state.state_dict(), buffers)
+        assert_equal_state(now, {name: buffers[name] for name in now})
+    assert_equal_state(state.state_dict(), buffers)
     assert all(value.grad is None for value in state.parameters())
 
 
 def test_weight_perturbation_of_zero_is_none() -> None:
     net = contract.networks(PgdAt()).student
-    before = weights_of(net)
-    with perturbed(net, net, lambda: pytest.fail("the loss was evaluated"), 0.0):
-        assert all(torch.equal(value, before[name]) for name, value in weights_of(net).items())
-    assert all(torch.equal(value, before[name]) for name, value in weights_of(net).items())
+    before = copy_weights(net)
+    with perturbed_weights(net, net, lambda: pytest.fail("the loss was evaluated"), 0.0):
+        assert all(torch.equal(value, before[name]) for name, value in copy_weights(net).items())
+    assert all(torch.equal(value, before[name]) for name, value in copy_weights(net).items())
 
 
 # --- GACD
@@ -982,9 +1020,9 @@ def test_weight_perturbation_of_zero_is_none() -> None:
 @pytest.mark.parametrize("switch", SWITCHES, ids=str)
 def test_gacd_switch_has_an_effect(switch: dict[str, Any]) -> None:
     case = Gacd(**switch)
-    adv = elsewhere(flat_batch())
-    plain = loss(Gacd(), flat_nets(Gacd()), flat_batch(), adv)
-    assert loss(case, flat_nets(case), flat_batch(), adv) != pytest.approx(plain, rel=1e-4)
+    adv = random_images(flat_batch())
+    plain = loss_value(Gacd(), flat_nets(Gacd()), flat_batch(), adv)
+    assert loss_value(case, flat_nets(case), flat_batch(), adv) != pytest.approx(plain, rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -992,7 +1030,7 @@ def test_gacd_switch_has_an_effect(switch: dict[str, Any]) -> None:
 )
 def test_gacd_weights_have_mean_one(case: Gacd) -> None:
     target, y = 4 * torch.randn(40, 3), torch.arange(40) % 3
-    w = weights(case.weight, case.beta, target, y)
+    w = case.sample_weights(target, y)
     assert w.mean().item() == pytest.approx(1, rel=1e-5)
     assert (w >= 0).all()
     assert (w.std() > 0.1) == (case.weight != "none")
@@ -1004,15 +1042,15 @@ def test_gacd_weights_of_a_teacher_that_knows_nothing_are_none() -> None:
         nets = flat_nets(case)
         for value in nets.teacher.get_submodule("last").parameters():
             value.zero_()
-        losses.append(loss(case, nets, flat_batch(), elsewhere(flat_batch())))
+        losses.append(loss_value(case, nets, flat_batch(), random_images(flat_batch())))
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
-@pytest.mark.parametrize("seen", ["adv", "clean", "both"])
+@pytest.mark.parametrize("student_input", ["adv", "clean", "both"])
 @pytest.mark.parametrize("bank", [0, 16])
-def test_gacd_contrast_alone_trains_the_features(seen: str, bank: int) -> None:
+def test_gacd_contrast_alone_trains_the_features(student_input: str, bank: int) -> None:
     """Also without the student-anchored direction, and when the negatives come from a bank."""
-    case = Gacd(student_input=seen, symmetric=False, bank=bank, lambda_ce=0.0)
+    case = Gacd(student_input=student_input, symmetric=False, bank=bank, lambda_ce=0.0)
     nets = flat_nets(case)
     for _ in range(2):
         contract.total(contract.terms(case, nets, flat_batch())).backward()
@@ -1042,56 +1080,58 @@ def test_gacd_two_stages() -> None:
 
 def test_gacd_attacks_features_while_the_classifier_is_untrained() -> None:
     case = Gacd(two_stage=True)
-    starts = [spied(case, flat_nets(case), flat_batch(SOME, epoch, 4)).start for epoch in range(4)]
+    starts = [
+        record_attack(case, flat_nets(case), flat_batch(SOME, epoch, 4)).start for epoch in range(4)
+    ]
     assert starts == ["gauss", "gauss", "uniform", "uniform"]
 
 
 @pytest.mark.parametrize("estimator", ["nce", "infonce"])
 def test_gacd_negatives_from_the_bank(estimator: str) -> None:
-    """The second batch is contrasted with the first one's embeddings of other classes; the empty places do not count."""
+    """Negatives are the first batch's embeddings of other classes; empty entries do not count."""
     case = Gacd(bank=8, tau=0.5, weight="none", estimator=estimator)
-    nets, one = flat_nets(case), flat_batch(NONE)
-    two = dataclasses.replace(one, x=1 - one.x, y=one.y.flip(0))
-    for batch in (one, two):
-        found = case.loss(nets, batch, batch.x)["contrast"].item()
+    nets, first = flat_nets(case), flat_batch(NONE)
+    second = dataclasses.replace(first, x=1 - first.x, y=first.y.flip(0))
+    for batch in (first, second):
+        contrast = case.loss(nets, batch, batch.x)["contrast"].item()
         case.after_step(nets, batch)
-    at = At(case, nets, one, one.x)
+    at = At(case, nets, first, first.x)
     (s, t), (s_2, t_2) = (
         [
             formulas.embed(at, side, formulas.features(net, x))
             for side, net in (("s", nets.student), ("t", nets.teacher))
         ]
-        for x in (one.x, two.x)
+        for x in (first.x, second.x)
     )
     off = ~np.eye(len(s), dtype=bool)
     z = 0.99 * np.exp(t @ s.T / 0.5)[off].mean() + 0.01 * np.exp(t_2 @ s_2.T / 0.5)[off].mean()
-    other = two.y.numpy()[:, None] != one.y.numpy()[None]
+    negatives = second.y.numpy()[:, None] != first.y.numpy()[None]
     pair, expected = np.exp((t_2 * s_2).sum(axis=1) / 0.5), np.zeros(len(s))
     for e in (np.exp(t_2 @ s.T / 0.5), np.exp(s_2 @ t.T / 0.5)):
-        n = other.sum(axis=1, keepdims=True)
+        n = negatives.sum(axis=1, keepdims=True)
         if estimator == "infonce":
-            expected += np.log(1 + (e * other).sum(axis=1) / pair)
+            expected += np.log(1 + (e * negatives).sum(axis=1) / pair)
         else:
             expected -= np.log(pair / (pair + z * n[:, 0])) + (
-                np.log(z * n / (e + z * n)) * other
+                np.log(z * n / (e + z * n)) * negatives
             ).sum(axis=1)
-    assert found == pytest.approx(case.lambda_con * expected.mean(), rel=1e-4)
+    assert contrast == pytest.approx(case.lambda_con * expected.mean(), rel=1e-4)
     assert nets.parts["contrast"].get_buffer("log_z").item() == pytest.approx(np.log(z), abs=1e-6)
 
 
 def test_gacd_bank_is_first_in_first_out() -> None:
     case = Gacd(bank=8)
     nets = flat_nets(case)
-    held = []
+    labels = []
     for y in (0, 1, 2):
         batch = dataclasses.replace(flat_batch(), y=torch.full((6,), y))
         case.loss(nets, batch, batch.x)
         case.after_step(nets, batch)
-        held.append(sorted(nets.parts["contrast"].get_buffer("bank_y").tolist()))
-    assert held == [[-1] * 2 + [0] * 6, [0] * 2 + [1] * 6, [1] * 2 + [2] * 6]
+        labels.append(sorted(nets.parts["contrast"].get_buffer("bank_y").tolist()))
+    assert labels == [[-1] * 2 + [0] * 6, [0] * 2 + [1] * 6, [1] * 2 + [2] * 6]
 
 
-def plain_critic(estimator: str) -> Contrast:
+def critic_of_identity(estimator: str) -> Contrast:
     """Projections that do nothing, Z = 1."""
     part = Contrast(8, 8, 8, tau=0.5, estimator=estimator).eval()
     with torch.no_grad():
@@ -1111,7 +1151,11 @@ def test_contrast_follows_the_alignment(estimator: str, symmetric: bool) -> None
         axes = torch.eye(8)
         rest = (1 - positive**2 - negative**2) ** 0.5
         s = positive * axes[:4] + negative * axes[:4].roll(1, 0) + rest * axes[4:]
-        return sum(plain_critic(estimator)(axes[:4], s, torch.arange(4), symmetric)).mean().item()
+        return (
+            sum(critic_of_identity(estimator)(axes[:4], s, torch.arange(4), symmetric))
+            .mean()
+            .item()
+        )
 
     steps = (-0.6, -0.3, 0.0, 0.3, 0.6)
     falling, rising = [loss(a, 0.1) for a in steps], [loss(0.1, b) for b in steps]
@@ -1173,7 +1217,7 @@ def test_gradient_of_kl() -> None:
 
 @pytest.mark.parametrize("tau", [1.0, 4.0])
 def test_divergences_are_computed_in_single_precision(tau: float) -> None:
-    """Logits of bfloat16 that lie close give no negative divergence, as autocast on a CPU would have it."""
+    """Close logits of bfloat16 give no negative divergence, as they would under autocast."""
     generator = torch.Generator().manual_seed(0)
     target = (0.02 * torch.randn(64, 10, generator=generator)).bfloat16()
     values = kl(target, (0.02 * torch.randn(64, 10, generator=generator)).bfloat16(), tau)

@@ -14,11 +14,11 @@ import torch
 import attacks
 import methods
 from bench import models
-from bench.datasets import data
+from bench.datasets import augmentation, loading
 from bench.models import checkpoint
 from bench.protocol.spec import Spec
 from bench.protocol.suites import Training
-from bench.training import acceleration
+from bench.training import compiling, cuda_graphs
 from bench.training.trainer import Trainer, TrainingModule
 from methods.base import Method
 from methods.inner import Budget, ce, pgd
@@ -27,7 +27,7 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
-DATA = data.load("digits", "unused", limit_train=400, limit_test=40, limit_val=40)
+DATA = loading.load_data("digits", "unused", limit_train=400, limit_test=40, limit_val=40)
 
 
 @pytest.fixture(autouse=True)
@@ -60,13 +60,17 @@ def ignore(*_: object) -> None:
     pass
 
 
-def epoch(run: Trainer, number: int, captured: bool) -> acceleration.Work:
+def epoch(run: Trainer, number: int, captured: bool) -> cuda_graphs.Step:
     """One epoch of six steps; returns what made them."""
-    run.objective.train()
+    run.module.train()
     torch.manual_seed(number)
-    advance = run.advance(number) if captured else lambda index: run.step(run.batch(index, number))
-    for step, index in enumerate(run.order()[:6]):
-        run.set_rate(12 * number + step)
+    advance = (
+        run.step_function(number)
+        if captured
+        else lambda index: run.update(run.make_batch(index, number))
+    )
+    for step, index in enumerate(run.epoch_batches()[:6]):
+        run.set_learning_rates(12 * number + step)
         advance(index)
     return advance
 
@@ -77,11 +81,11 @@ def test_a_captured_step_is_the_step_as_written(name: str, tmp_path: Path) -> No
     one, other = (trainer(tmp_path, methods.load(name)()) for _ in range(2))
     for number in range(2):
         advance = epoch(one, number, captured=True)
-        assert isinstance(advance, acceleration.Replayed)
+        assert isinstance(advance, cuda_graphs.CapturedStep)
         assert advance.graph is not None, "the second step waited for the device"
         epoch(other, number, captured=False)
     a, b = (
-        run.objective.state_dict() | dict(run.averages["ema"].named_parameters())
+        run.module.state_dict() | dict(run.averages["ema"].named_parameters())
         for run in (one, other)
     )
     for key in a:
@@ -101,7 +105,7 @@ def test_a_run_falls_and_resumes(tmp_path: Path) -> None:
     rows: list[dict[str, float]] = []
     whole = trainer(tmp_path / "whole", methods.load("rslad")())
     whole.fit(lambda row, _: rows.append(row), ignore)
-    assert whole.path == ["captured"]
+    assert whole.training_path == ["captured"]
     assert rows[-1]["train/kl_adv"] < rows[0]["train/kl_adv"]
 
     def kill(stage: str, done: int, total: int) -> None:
@@ -125,13 +129,13 @@ def test_compiled(
     """The loss after three epochs is about that of the run as written, and both checkpoints can be read."""
     ends = []
     for pays in (10**9, 1):
-        monkeypatch.setattr(acceleration, "PAYS", pays)
+        monkeypatch.setattr("bench.training.trainer.MIN_IMAGES_TO_COMPILE", pays)
         rows: list[dict[str, float]] = []
         run = trainer(tmp_path / str(pays), methods.load(name)(), precision=precision)
         run.fit(lambda row, _, rows=rows: rows.append(row), ignore)
-        assert run.path == ["bf16"] * (precision == "bf16") + ["compiled"] * (pays == 1) + [
-            "captured"
-        ]
+        assert run.training_path == ["bf16"] * (precision == "bf16") + ["compiled"] * (
+            pays == 1
+        ) + ["captured"]
         checkpoint.load(tmp_path / str(pays) / "best.pt", "resnet8-w8", DATA.info)
         ends.append(sum(value for key, value in rows[-1].items() if key.startswith("train/")))
     assert ends[1] == pytest.approx(ends[0], rel=0.1)
@@ -140,10 +144,10 @@ def test_compiled(
 def test_what_cannot_be_compiled_is_captured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(acceleration, "PAYS", 1)
+    monkeypatch.setattr("bench.training.trainer.MIN_IMAGES_TO_COMPILE", 1)
     run = trainer(tmp_path, methods.load("kdiga")())
     run.fit(ignore, ignore)
-    assert run.path == ["not compiled (RuntimeError)", "captured"]
+    assert run.training_path == ["not compiled (RuntimeError)", "captured"]
 
 
 def test_what_waits_is_not_captured(tmp_path: Path) -> None:
@@ -154,13 +158,13 @@ def test_what_waits_is_not_captured(tmp_path: Path) -> None:
 
     run = trainer(tmp_path, Peeks())
     run.fit(ignore, ignore)
-    assert run.path == []
+    assert run.training_path == []
 
 
 def test_compiled_attacks_find_the_same_images(tmp_path: Path) -> None:
     """In double precision, but for signs of vanishing gradients."""
     run = trainer(tmp_path, methods.load("rslad")())
-    net = run.objective.nets.student.double()
+    net = run.module.nets.student.double()
     x, y = (
         torch.rand(16, 1, 8, 8, device="cuda", dtype=torch.float64),
         torch.arange(16, device="cuda") % 10,
@@ -168,10 +172,7 @@ def test_compiled_attacks_find_the_same_images(tmp_path: Path) -> None:
     found = []
     for compiled in (False, True):
         if compiled:
-            assert (
-                acceleration.compile_networks(run.objective.nets, lambda: net(x).sum())
-                == "compiled"
-            )
+            assert compiling.compile_networks(run.module.nets, lambda: net(x).sum()) == "compiled"
         found.append(pgd(net, x, ce(y), Budget(0.15, 0.06, 3), start="none"))
     assert found[0].ne(found[1]).float().mean() < 1e-3
 
@@ -182,9 +183,9 @@ def test_memory_does_not_grow(tmp_path: Path) -> None:
     epoch(run, 0, captured=True)
     held = []
     for number in range(1, 3):
-        advance = run.advance(number)
+        advance = run.step_function(number)
         for _ in range(84):
-            for index in run.order()[:6]:
+            for index in run.epoch_batches()[:6]:
                 advance(index)
         torch.cuda.synchronize()
         held.append(torch.cuda.memory_allocated())
@@ -194,7 +195,7 @@ def test_memory_does_not_grow(tmp_path: Path) -> None:
 def test_verdicts_are_those_of_the_cpu() -> None:
     torch.manual_seed(0)
     net = models.build("resnet8-w4", DATA.info).eval()
-    x, y = data.to_float(DATA.test.x), DATA.test.y
+    x, y = augmentation.to_float(DATA.test.x), DATA.test.y
     names = ["fgsm", "pgd20", "aa"]
     here, there = (
         attacks.evaluate(net.to(d), x.to(d), y.to(d), names, eps=0.02) for d in ("cpu", "cuda")

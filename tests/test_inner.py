@@ -1,4 +1,4 @@
-"""The training attack: where it may go, what it reaches on a model with a known worst case, what it leaves alone."""
+"""The training attack: its bounds, its result where the worst case is known, its side effects."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def images(seed: int = 0) -> Tensor:
 
 
 def network() -> nn.Sequential:
-    """In train mode, but for its Dropout; BatchNorm with statistics of its own."""
+    """Return a network in train mode except for Dropout, with BatchNorm statistics."""
     torch.manual_seed(0)
     net = nn.Sequential(
         nn.Conv2d(3, 4, 3),
@@ -63,7 +63,7 @@ def test_budget_refuses(values: tuple[float, float, int]) -> None:
     "values", [(0, 0, 0), (1, 1, 10), (0.1, 0.1, 10), (0.1, 0.15, 1), (0, 0.1, 10)]
 )
 def test_budget_accepts(values: tuple[float, float, int]) -> None:
-    """A single step may be longer than the radius, as FGSM's from a random start is; without a radius nothing matters."""
+    """A single step may be longer than the radius, as FGSM's from a random start is."""
     assert Budget(*values).steps == values[2]
 
 
@@ -72,20 +72,21 @@ def test_budget_accepts(values: tuple[float, float, int]) -> None:
 @pytest.mark.parametrize("start", STARTS)
 def test_stays_in_ball_and_range(start: Start, train: bool, steps: int) -> None:
     x = images()
-    seen = []
+    visited = []
 
     def objective(net: nn.Module, adv: Tensor) -> Tensor:
-        seen.append(adv.detach().clone())
+        visited.append(adv.detach().clone())
         return ce(labels())(net, adv)
 
     adv = pgd(network(), x, objective, Budget(0.1, 0.09, steps), start=start, train=train)
-    assert len(seen) == steps
-    for image in (*seen, adv):
+    assert len(visited) == steps
+    for image in (*visited, adv):
         assert image.min() >= 0
         assert image.max() <= 1
         assert (image - x).abs().max() <= 0.1 + 1e-6
     assert torch.equal(x, images())
-    if steps > 1:  # not vacuous: some pixels went all the way
+    # Not vacuous: some pixels went all the way.
+    if steps > 1:
         assert (adv - x).abs().max() >= 0.1 - 1e-6
 
 
@@ -106,7 +107,7 @@ def test_no_radius_no_change(start: Start) -> None:
     ids=str,
 )
 def test_worst_case_of_a_linear_model(budget: Budget, start: Start) -> None:
-    """x + eps sign(w), where the steps together cross the ball; in [0, 1] that is still the worst case."""
+    """x + eps sign(w), clipped to [0, 1], where the steps together cross the ball."""
     x = images().double()
     w = torch.randn(x[0].numel(), generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     net = nn.Sequential(nn.Flatten(), nn.Linear(len(w), 1, bias=False)).double()
@@ -131,7 +132,7 @@ def test_worst_case_of_a_linear_classifier(start: Start) -> None:
 
 
 def test_steps_have_the_size_of_the_budget() -> None:
-    """One step of a linear model train each pixel by `step`; the k-th is added until the ball ends."""
+    """Each step on a linear model moves each pixel by `step`, up to the radius."""
     x, net = torch.full((1, 1, 2, 2), 0.5), nn.Flatten()
     for steps, moved in ((1, 0.03), (2, 0.06), (3, 0.09), (4, 0.1)):
         adv = pgd(net, x, lambda net, adv: -net(adv).sum(), Budget(0.1, 0.03, steps), start="none")
@@ -144,13 +145,13 @@ def test_it_ascends_image_by_image(objective: Callable[[nn.Module, Tensor], Tens
     net, x = network().eval(), images()
     adv = pgd(net, x, objective, BUDGET, start="none")
     assert objective(net, adv) > objective(net, x) + 0.1
-    alone = torch.cat(
+    single = torch.cat(
         [
             pgd(net, x[i : i + 1], ce(labels()[i : i + 1]), BUDGET, start="none")
             for i in range(len(x))
         ]
     )
-    torch.testing.assert_close(alone, pgd(net, x, ce(labels()), BUDGET, start="none"))
+    torch.testing.assert_close(single, pgd(net, x, ce(labels()), BUDGET, start="none"))
 
 
 def test_objectives_are_sums() -> None:
@@ -169,28 +170,28 @@ def test_objectives_are_sums() -> None:
 def test_start(start: Start, low: float, high: float) -> None:
     """The largest and the mean distance from x; seeded."""
     x = torch.full((8, 3, 16, 16), 0.5)
-    adv, again, other = (started(x, start, seed, 0.1) for seed in (0, 0, 1))
+    adv, same_seed, next_seed = (start_images(x, start, seed, 0.1) for seed in (0, 0, 1))
     assert low - 1e-6 <= (adv - x).abs().max().item() <= high + 1e-6
     assert (adv - x).mean().abs().item() <= high / 20
     spread = {"uniform": 0.1 / 3**0.5, "gauss": 0.001, "none": 0.0}[start]
     assert (adv - x).std().item() == pytest.approx(spread, rel=0.05, abs=1e-9)
-    assert torch.equal(adv, again)
+    assert torch.equal(adv, same_seed)
     if start == "uniform":  # the default
         torch.manual_seed(0)
         assert torch.equal(
             adv, pgd(nn.Flatten(), x, lambda net, adv: net(adv).sum(), Budget(0.1, 0, 0))
         )
-    assert torch.equal(adv, other) == (start == "none")
+    assert torch.equal(adv, next_seed) == (start == "none")
 
 
-def started(x: Tensor, start: Start, seed: int, eps: float) -> Tensor:
+def start_images(x: Tensor, start: Start, seed: int, eps: float) -> Tensor:
     torch.manual_seed(seed)
     return pgd(nn.Flatten(), x, lambda net, adv: net(adv).sum(), Budget(eps, 0, 0), start=start)
 
 
 def test_gauss_start_stays_in_a_small_ball() -> None:
     x = torch.full((8, 3, 16, 16), 0.5)
-    assert (started(x, "gauss", 0, 0.0005) - x).abs().max() <= 0.0005 + 1e-7
+    assert (start_images(x, "gauss", 0, 0.0005) - x).abs().max() <= 0.0005 + 1e-7
 
 
 @pytest.mark.parametrize("train", [False, True])
@@ -212,15 +213,15 @@ def test_batch_statistics(train: bool) -> None:
 @pytest.mark.parametrize("train", [False, True])
 def test_modes_of_each_module(train: bool) -> None:
     """One mode for all during the attack, each one's own afterwards."""
-    net, seen = network(), []
+    net, modes = network(), []
 
     def objective(net: nn.Module, adv: Tensor) -> Tensor:
-        seen.append({module.training for module in net.modules()})
+        modes.append({module.training for module in net.modules()})
         return ce(labels())(net, adv)
 
     before = [module.training for module in net.modules()]
     pgd(net, images(), objective, BUDGET, train=train)
-    assert seen == [{train}] * BUDGET.steps
+    assert modes == [{train}] * BUDGET.steps
     assert [module.training for module in net.modules()] == before
     assert len(set(before)) == 2
 
@@ -252,7 +253,7 @@ def test_mode(training: bool) -> None:
     "gradients", [torch.enable_grad, torch.no_grad], ids=["enable_grad", "no_grad"]
 )
 def test_parameters_are_left_alone(gradients: Callable[[], Any]) -> None:
-    """Neither value, .grad nor requires_grad changes, whatever the gradient mode around the call."""
+    """Value, .grad and requires_grad stay, whatever the gradient mode around the call."""
     net, x = network(), images()
     net[0].weight.requires_grad_(False)
     net[5].bias.grad = torch.arange(3.0)

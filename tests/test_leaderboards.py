@@ -1,4 +1,4 @@
-"""A real MLflow store with everything that a store can hold, and the tables made from it."""
+"""A real MLflow store with everything that a store can hold, and the tables of its runs."""
 
 from __future__ import annotations
 
@@ -19,26 +19,30 @@ from mlflow.entities import Metric, Param, RunTag
 import leaderboards
 from leaderboards.read import client, store
 from leaderboards.render import markdown
-from leaderboards.render.figures import figure
-from leaderboards.tables import table
+from leaderboards.render.figures import matplotlib_figures
+from leaderboards.tables.suite_tables import build_sections
 
 NASTY = '<script>alert("x")</script>|`*\'&'
 KINDS = ("md", "tex", "json", "csv")
 GOLDEN = """\
 ### digits, resnet8-w4
 
-| Rank | Method | Teacher | Seeds | Clean | AutoAttack | Worst | PGD-20 | AutoAttack, last | Train min |
+| Rank | Method | Teacher | Seeds | Clean | AutoAttack | Worst | PGD-20 | AutoAttack, last \
+| Train min |
 | ---: | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
-| 1 | rslad | robust | 2 | 95.0 ± 1.4 | **73.0 ± 1.4** [57.5, 87.5] | **73.0 ± 1.4** | 75.0 ± 1.4 | **70.0** | 2.0 ± 0.7 |
-| 1 | gacd (tau=0.1) | robust | 3 | **96.0 ± 1.0** | 72.0 ± 1.0 [62.4, 80.1] | 72.0 ± 1.0 | **76.0 ± 1.0** | 68.0 | \
-1.0 ± 0.0 |
-| 3 | gacd (tau=0.1; training.epochs=2) | robust | 1 | 50.0 | 20.0 [13.3, 28.9] | 20.0 | 30.0 | - | 0.1 |
+| 1 | rslad | robust | 2 | 95.0 ± 1.4 | **73.0 ± 1.4** [57.5, 87.5] | **73.0 ± 1.4** \
+| 75.0 ± 1.4 | **70.0** | 2.0 ± 0.7 |
+| 1 | gacd (tau=0.1) | robust | 3 | **96.0 ± 1.0** | 72.0 ± 1.0 [62.4, 80.1] | 72.0 ± 1.0 \
+| **76.0 ± 1.0** | 68.0 | 1.0 ± 0.0 |
+| 3 | gacd (tau=0.1; training.epochs=2) | robust | 1 | 50.0 | 20.0 [13.3, 28.9] | 20.0 \
+| 30.0 | - | 0.1 |
 | 4 | kd | natural | 1 | **96.0** | 0.0 [0.0, 3.7] | 0.0 | 5.0 | - | 0.5 |
 
-360 test images. Rank is one more than the number of rows that are significantly better (paired bootstrap over the same \
-images, and over seeds; 95 % for all pairs of the table together): rows that share a rank are not separated, others need \
-not be. A row of one seed is compared with the average spread of the others. In brackets is the row's own 95 % interval \
-over images, and over seeds where there are several.
+360 test images. Rank is one more than the number of rows that are significantly better \
+(paired bootstrap over the same images, and over seeds; 95 % for all pairs of the table together): \
+rows that share a rank are not separated, others need not be. A row of one seed is compared with \
+the average spread of the others. In brackets is the row's own 95 % interval over images, and over \
+seeds where there are several.
 
 Incomplete, not ranked:
 
@@ -46,13 +50,13 @@ Incomplete, not ranked:
 
 Notes:
 
-- kd, teacher natural, 1 seed: uncommitted code in 1 of 1 runs; flag softmax-output in 1 of 1 runs: every output is a \
-probability distribution, not logits
+- kd, teacher natural, 1 seed: uncommitted code in 1 of 1 runs; flag softmax-output in 1 of 1 \
+runs: every output is a probability distribution, not logits
 """
 
 
 class Store:
-    """Writes runs as the benchmark's tracking does; verdicts too, on 100 images, if it is told where."""
+    """Write runs as the benchmark does, with verdicts on 100 images if `artifacts` is a folder."""
 
     def __init__(self, uri: str, artifacts: Path | None = None) -> None:
         self.uri, self.artifacts = uri, artifacts
@@ -70,9 +74,9 @@ class Store:
             self.parents[name] = experiment, group.info.run_id
         return self.parents[name]
 
-    def run(self, method: str, aa: float | None, experiment: str = "digits@1", **given: Any) -> str:
-        status, metrics, params, survived = (given.pop(key, default) for key, default in RUN)
-        tags = TAGS | {"method": method, "spec_id": f"{method}{aa}{self.clock}"} | given
+    def run(self, method: str, aa: float | None, experiment: str = "digits@1", **tags: Any) -> str:
+        status, metrics, params, survived = (tags.pop(key, default) for key, default in RUN)
+        tags = TAGS | {"method": method, "spec_id": f"{method}{aa}{self.clock}"} | tags
         experiment_id, parent = self._parent(experiment)
         self.clock += 60_000
         run_id = self.client.create_run(experiment_id, start_time=self.clock).info.run_id
@@ -94,10 +98,12 @@ class Store:
         if status != "RUNNING":
             self.client.set_terminated(run_id, status)
         if self.artifacts and aa is not None:
-            found = np.arange(100) < round(100 * aa) if survived is None else survived
+            if survived is None:
+                survived = np.arange(100) < round(100 * aa)
             path = self.verdicts(run_id)
             path.parent.mkdir(parents=True)
-            np.savez_compressed(path, key="", costs="{}", flags="{}", clean=found, robust_aa=found)
+            arrays = {"clean": survived, "robust_aa": survived}
+            np.savez_compressed(path, key="", costs="{}", flags="{}", **arrays)
         return run_id
 
     def verdicts(self, run_id: str) -> Path:
@@ -136,27 +142,28 @@ def scores(clean: float, pgd: float, seconds: float, **more: float) -> dict[str,
 
 
 def fill(tracked: Store) -> None:
+    """Record everything that a store can hold: seeds, doubts, teachers, unfinished runs."""
     for seed, aa in enumerate((0.71, 0.72, 0.73)):
         last = {"test_last/aa": 0.68, "test_last/pgd20": 0.7} if seed == 0 else {}
         numbers = scores(aa + 0.24, aa + 0.04, 60) | last
         tracked.run(
             "gacd", aa, variant="tau=0.1", seed=str(seed), metrics=numbers, params={"seed": seed}
         )
-    short = {"metrics": scores(0.5, 0.3, 6), "params": {"training.epochs": 2}}
-    tracked.run("gacd", 0.2, variant="tau=0.1", **short)
+    two_epochs = {"metrics": scores(0.5, 0.3, 6), "params": {"training.epochs": 2}}
+    tracked.run("gacd", 0.2, variant="tau=0.1", **two_epochs)
     tracked.run("rslad", 0.9, spec_id="again", metrics=scores(0.9, 0.9, 1))
     tracked.run(
         "rslad", 0.74, spec_id="again", metrics=scores(0.96, 0.76, 150) | {"test_last/aa": 0.7}
     )
     tracked.run("rslad", 0.95, spec_id="again", status="FAILED", metrics=scores(1, 1, 1))
     tracked.run("rslad", 0.72, seed="1", metrics=scores(0.94, 0.74, 90))
-    doubts = '{"softmax-output": "every output is a probability distribution, not logits"}'
+    flags = '{"softmax-output": "every output is a probability distribution, not logits"}'
     tracked.run(
         "kd",
         0.0,
         teacher="natural",
         code_dirty="true",
-        flags=doubts,
+        flags=flags,
         metrics=scores(0.96, 0.05, 30),
     )
     tracked.run(
@@ -210,15 +217,15 @@ def test_collect_keeps_finished_children_of_suites(runs: pd.DataFrame) -> None:
 
 
 def by_client(uri: str) -> pd.DataFrame:
-    with client.connect(uri) as reader:
-        return store._frame(*reader.runs(None))
+    with client.open_client(uri) as reader:
+        return store._to_frame(*reader.runs(None))
 
 
 @pytest.mark.parametrize("page", [2, 1000])
-def test_the_database_says_what_the_client_says(
+def test_database_and_client_give_the_same_frame(
     uri: str, runs: pd.DataFrame, page: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client, "PAGE", page)
+    monkeypatch.setattr(client, "PAGE_SIZE", page)
     frame = by_client(uri)
     pd.testing.assert_frame_equal(frame, runs)
     assert (
@@ -235,7 +242,7 @@ def test_collect_one_suite(uri: str, suite: str, count: int) -> None:
     assert len(store.collect(uri, suite)) == count
 
 
-def test_store_that_is_not_one(tmp_path: Path) -> None:
+def test_a_file_that_is_no_store_is_one_clear_error(tmp_path: Path) -> None:
     file = tmp_path / "notes.db"
     file.write_text("no database\n" * 100)
     with pytest.raises(store.StoreError, match="cannot read the tracking store") as caught:
@@ -251,7 +258,7 @@ def test_dead_server_is_one_clear_error() -> None:
     assert dict(os.environ) == before
 
 
-def test_a_store_not_made_yet_is_empty_and_stays_unmade(tmp_path: Path) -> None:
+def test_a_missing_store_is_empty_and_is_not_created(tmp_path: Path) -> None:
     database, out = tmp_path / "mlflow.db", tmp_path / "new" / "out"
     written = leaderboards.write(f"sqlite:///{database}", out)
     assert not database.exists()
@@ -288,8 +295,8 @@ def test_another_teacher_of_the_same_name_is_another_row(tmp_path: Path) -> None
     for seed, teacher in enumerate(("big-1", "big-1", "big-2")):
         tracked.run("ard", 0.5, seed=str(seed), teacher="big", params={"teachers.robust": teacher})
     tracked.run("ard", 0.4, teacher="small", params={"teachers.robust": "small-3"})
-    (section,) = table.sections(store.collect(f"sqlite:///{tmp_path}/mlflow.db"))
-    rows = sorted((row.label, row.teacher, row.seeds) for row in section.groups[0].ranked)
+    (section,) = build_sections(store.collect(f"sqlite:///{tmp_path}/mlflow.db"))
+    rows = sorted((row.label, row.teacher, row.seeds) for row in section.tables[0].ranked)
     assert rows == [
         ("ard", "big", 2),
         ("ard", "small", 1),
@@ -297,7 +304,7 @@ def test_another_teacher_of_the_same_name_is_another_row(tmp_path: Path) -> None
     ]
 
 
-def test_what_a_variant_does_not_say_makes_another_row(tmp_path: Path) -> None:
+def test_a_change_that_no_variant_names_makes_another_row(tmp_path: Path) -> None:
     tracked = Store(f"sqlite:///{tmp_path}/mlflow.db")
     for seed in range(3):
         tracked.run(
@@ -312,8 +319,8 @@ def test_what_a_variant_does_not_say_makes_another_row(tmp_path: Path) -> None:
         params={"hyper.tau": "1.0", "tuned": "0", "eps": "0.01"},
         sets="param/eps,eps",
     )
-    (section,) = table.sections(store.collect(f"sqlite:///{tmp_path}/mlflow.db"))
-    rows = [(row.label, row.seeds) for row in section.groups[0].ranked]
+    (section,) = build_sections(store.collect(f"sqlite:///{tmp_path}/mlflow.db"))
+    rows = [(row.label, row.seeds) for row in section.tables[0].ranked]
     assert rows == [
         ("ard (hyper.tau=2.0)", 1),
         ("ard (tuned=30)", 1),
@@ -323,14 +330,14 @@ def test_what_a_variant_does_not_say_makes_another_row(tmp_path: Path) -> None:
 
 
 def test_sections_come_newest_version_first(runs: pd.DataFrame) -> None:
-    assert [section.experiment for section in table.sections(runs)] == [
+    assert [section.experiment for section in build_sections(runs)] == [
         "cifar@1",
         "digits@1",
         "digits@0",
     ]
 
 
-def test_teachers_stand_apart(runs: pd.DataFrame) -> None:
+def test_teachers_have_a_table_of_their_own(runs: pd.DataFrame) -> None:
     text = markdown.render(runs).partition("### Teachers")[2]
     assert (
         "| trades | digits | resnet8-w32 | 1 | 98.0 | 83.0 [74.4, 89.1] | 83.0 | **84.0** |" in text
@@ -338,7 +345,7 @@ def test_teachers_stand_apart(runs: pd.DataFrame) -> None:
     assert "| natural | digits | resnet8-w32 | 1 | **99.0** | - | - | 2.0 |" in text
 
 
-def test_markdown_shows_names_as_text(runs: pd.DataFrame) -> None:
+def test_names_are_text_in_markdown(runs: pd.DataFrame) -> None:
     text = markdown.render(runs)
     assert "<script" not in text
     line = next(line for line in text.splitlines() if r"| \$x\$" in line)
@@ -357,10 +364,10 @@ def test_escape(text: str, escaped: str) -> None:
     assert markdown.escape(text) == escaped
 
 
-def test_labels_keep_apart() -> None:
+def test_labels_do_not_overlap() -> None:
     points = [(100.0, 100.0), (104.0, 101.0), (98.0, 103.0), (101.0, 97.0)]
-    boxes = figure.place(points, [(60.0, 12.0)] * 4, (0.0, 0.0, 400.0, 300.0))
-    overlaps = [figure._overlap(a, b) for i, a in enumerate(boxes) for b in boxes[:i]]
+    boxes = matplotlib_figures.place_boxes(points, [(60.0, 12.0)] * 4, (0.0, 0.0, 400.0, 300.0))
+    overlaps = [matplotlib_figures._overlap(a, b) for i, a in enumerate(boxes) for b in boxes[:i]]
     assert overlaps == [0.0] * 6
 
 
@@ -380,7 +387,8 @@ def test_import_is_cheap() -> None:
 
 def test_whole_package_needs_no_torch(uri: str, tmp_path: Path) -> None:
     code = (
-        "import sys, pathlib, leaderboards; leaderboards.write(sys.argv[1], pathlib.Path(sys.argv[2]));"
+        "import sys, pathlib, leaderboards;"
+        "leaderboards.write(sys.argv[1], pathlib.Path(sys.argv[2]));"
         "assert not {'torch', 'bench', 'methods', 'attacks'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code, uri, str(tmp_path)], check=True)

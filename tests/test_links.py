@@ -1,4 +1,4 @@
-"""What MLflow's pages can follow from a run: data set, logged model, aliases, note, figures; none of it fails a run."""
+"""Test the links of a run in MLflow: data set, logged model, aliases, note, figures."""
 
 from __future__ import annotations
 
@@ -14,13 +14,11 @@ from mlflow.artifacts import download_artifacts
 from mlflow.entities import Run as Recorded
 from mlflow.exceptions import MlflowException
 
-from bench.datasets import data
-from bench.execution import job as cell_module
-from bench.execution import plan
-from bench.models.checkpoint import sha256_of
+from bench.datasets import loading
+from bench.execution import job, plan
 from bench.protocol.options import RunOptions
+from bench.system.files import sha256_of_file
 from bench.tracking import links, note
-from bench.tracking.note import Outcome
 from bench.tracking.store import TrackingStore
 from leaderboards.read import store as leaderboard
 
@@ -29,13 +27,13 @@ MODEL = "digits@3.digits.resnet8-w4"
 
 
 @pytest.fixture(autouse=True)
-def local(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_tracking_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """After one run."""
+    """Return a store with one run."""
     folder = tmp_path_factory.mktemp("links")
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -44,30 +42,30 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def runs(client: MlflowClient, role: str = "student") -> list[Recorded]:
-    place = client.get_experiment_by_name("digits@3")
-    assert place
-    return list(client.search_runs([place.experiment_id], f"tags.role = '{role}'"))
+    experiment = client.get_experiment_by_name("digits@3")
+    assert experiment
+    return list(client.search_runs([experiment.experiment_id], f"tags.role = '{role}'"))
 
 
 def models(client: MlflowClient) -> list[Any]:
-    place = client.get_experiment_by_name("digits@3")
-    assert place
-    return list(client.search_logged_models([place.experiment_id]))
+    experiment = client.get_experiment_by_name("digits@3")
+    assert experiment
+    return list(client.search_logged_models([experiment.experiment_id]))
 
 
 def test_data_and_checkpoint_are_linked_to_run_and_metrics(folder: Path) -> None:
     client = TrackingStore(folder).client
     (run,), (model,) = runs(client), models(client)
-    (given,) = run.inputs.dataset_inputs
-    assert (given.dataset.name, len(given.dataset.digest)) == ("digits", 32)
-    known = json.loads(
-        (folder / "artifacts" / run.info.run_id / "artifacts" / "environment.json").read_text()
-    )
-    assert known["data"]["sha256"].startswith(given.dataset.digest)
+    (dataset_input,) = run.inputs.dataset_inputs
+    dataset = dataset_input.dataset
+    assert (dataset.name, len(dataset.digest)) == ("digits", 32)
+    artifacts = folder / "artifacts" / run.info.run_id / "artifacts"
+    environment = json.loads((artifacts / "environment.json").read_text())
+    assert environment["data"]["sha256"].startswith(dataset.digest)
     assert [output.model_id for output in run.outputs.model_outputs] == [model.model_id]
     assert (model.status, model.source_run_id) == ("READY", run.info.run_id)
     linked = {metric.key: (metric.value, metric.dataset_digest) for metric in model.metrics}
-    assert linked["test/aa"] == (0.5, given.dataset.digest)
+    assert linked["test/aa"] == (0.5, dataset.digest)
     assert not {name for name in linked if not name.startswith("test/")}
     assert run.data.metrics["test/aa"] == 0.5
     assert model.tags["checkpoint"] == f"runs:/{run.info.run_id}/checkpoints/best.pt"
@@ -82,17 +80,15 @@ def test_tensors_are_stored_once_and_the_alias_gives_them(
     (run,) = runs(store.client)
     assert version.run_id == run.info.run_id
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store.uri)
-    got = (
-        Path(download_artifacts(artifact_uri=f"models:/{MODEL}@best", dst_path=str(tmp_path)))
-        / "best.pt"
-    )
-    assert sha256_of(got) == run.data.tags["sha256.best"]
+    uri = f"models:/{MODEL}@best"
+    path = Path(download_artifacts(artifact_uri=uri, dst_path=str(tmp_path)), "best.pt")
+    assert sha256_of_file(path) == run.data.tags["sha256.best"]
 
 
-def test_the_note_says_all_and_text_stays_text(folder: Path) -> None:
+def test_the_note_has_all_results_and_escapes_text(folder: Path) -> None:
     client = TrackingStore(folder).client
     (run,), (group,) = runs(client), runs(client, "group")
-    text = run.data.tags[note.TAG]
+    text = run.data.tags[note.NOTE_TAG]
     assert "| best | 90.0 | 75.0 | 62.5 | 62.5 | 50.0 | 50.0 |" in text
     assert "| SWA | 90.0 | 75.0 | 62.5 | 62.5 | - | 50.0 |" in text
     for part in (
@@ -104,8 +100,8 @@ def test_the_note_says_all_and_text_stays_text(folder: Path) -> None:
     ):
         assert part in text
     assert run.info.run_name == f"natural ({NASTY}) resnet8-w4 digits seed 0"
-    assert "<script" not in group.data.tags[note.TAG]
-    assert f"tags.mlflow.parentRunId = '{group.info.run_id}'" in group.data.tags[note.TAG]
+    assert "<script" not in group.data.tags[note.NOTE_TAG]
+    assert f"tags.mlflow.parentRunId = '{group.info.run_id}'" in group.data.tags[note.NOTE_TAG]
     children = client.search_runs(
         [group.info.experiment_id], f"tags.mlflow.parentRunId = '{group.info.run_id}'"
     )
@@ -115,12 +111,14 @@ def test_the_note_says_all_and_text_stays_text(folder: Path) -> None:
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in figures.iterdir())
 
 
-def test_leaderboards_see_the_run_alone(folder: Path) -> None:
-    TrackingStore(folder).experiment("digits@3 tuning")
+def test_leaderboards_see_no_search(folder: Path) -> None:
+    TrackingStore(folder).experiment_id("digits@3 tuning")
     assert list(leaderboard.collect(f"sqlite:///{folder / 'mlflow.db'}")["test/aa"]) == [0.5]
 
 
-def fails(error: BaseException) -> Callable[..., Any]:
+def raising(error: BaseException) -> Callable[..., Any]:
+    """Return a function that raises an error, whatever its arguments."""
+
     def call(*_: Any, **__: Any) -> None:
         raise error
 
@@ -128,16 +126,16 @@ def fails(error: BaseException) -> Callable[..., Any]:
 
 
 @pytest.mark.parametrize("call", ["log_outputs", "log_artifacts", "set_registered_model_alias"])
-def test_a_run_that_is_killed_and_goes_on_makes_nothing_twice(
+def test_a_run_that_is_killed_and_continues_creates_nothing_twice(
     call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place, made = records.shop(tmp_path), records.cell()
+    context, planned = records.shop(tmp_path), records.cell()
     with monkeypatch.context() as patch:
-        patch.setattr(MlflowClient, call, fails(KeyboardInterrupt()))
+        patch.setattr(MlflowClient, call, raising(KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
-            records.execute(made, place)
-    records.execute(made, place)
-    client = place.store.client
+            records.execute(planned, context)
+    records.execute(planned, context)
+    client = context.store.client
     (run,), (model,) = runs(client), models(client)
     assert run.info.status == "FINISHED"
     assert not [tag for tag in run.data.tags if tag.startswith("missing.")]
@@ -154,58 +152,51 @@ def test_a_run_that_is_killed_and_goes_on_makes_nothing_twice(
         (MlflowClient, "log_inputs", "inputs"),
         (MlflowClient, "create_logged_model", "model"),
         (MlflowClient, "create_model_version", "alias"),
-        (note, "of_run", "note"),
-        (note, "draw", "figures"),
+        (note, "run_note", "note"),
+        (note, "draw_figures", "figures"),
     ],
 )
-def test_what_only_helps_to_read_fails_no_run(
+def test_a_failing_link_fails_no_run(
     owner: Any, call: str, missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = records.shop(tmp_path)
-    monkeypatch.setattr(owner, call, fails(MlflowException("no room")))
-    assert "aa 50.0" in records.execute(records.cell(), place)
-    (run,) = runs(place.store.client)
+    context = records.shop(tmp_path)
+    monkeypatch.setattr(owner, call, raising(MlflowException("no room")))
+    assert "aa 50.0" in records.execute(records.cell(), context)
+    (run,) = runs(context.store.client)
     assert (run.info.status, run.data.metrics["test/aa"]) == ("FINISHED", 0.5)
-    assert {tag: run.data.tags[tag] for tag in run.data.tags if tag.startswith("missing.")} == {
-        f"missing.{missing}": "MlflowException: no room"
-    }
+    tags = {tag: text for tag, text in run.data.tags.items() if tag.startswith("missing.")}
+    assert tags == {f"missing.{missing}": "MlflowException: no room"}
 
 
-def outcome(val: float, aa: float) -> Outcome:
-    return Outcome([], {"val/robust": val}, {"best": {"aa": aa}}, {}, 1.0)
-
-
-def test_the_alias_follows_validation_and_never_the_test_images(tmp_path: Path) -> None:
-    store, held = TrackingStore(tmp_path), []
-    for seed, (val, aa) in enumerate([(0.4, 0.3), (0.3, 0.9), (0.4, 0.9), (0.5, 0.1)]):
-        made = records.cell(seed=seed)
-        tags = cell_module.run_tags(made, {})
-        record = store.begin(made.spec, tags)
-        links.register(store, record, made, links.checkpoint(record, made, tags), outcome(val, aa))
+def test_the_alias_follows_validation(tmp_path: Path) -> None:
+    store, best_seeds = TrackingStore(tmp_path), []
+    for seed, val_robust in enumerate([0.4, 0.3, 0.4, 0.5]):
+        planned = records.cell(seed=seed)
+        tags = job.run_tags(planned, {})
+        logger = store.start_run(planned.spec, tags)
+        model = links.log_checkpoint(logger, planned.spec, tags)
+        links.register_model(store, logger, model, planned.spec, planned.identity, val_robust)
         version = store.client.get_model_version_by_alias(MODEL, "best")
-        held.append(store.client.get_run(str(version.run_id)).data.params["seed"])
-    assert held == ["0", "0", "0", "3"]
+        best_seeds.append(store.client.get_run(str(version.run_id)).data.params["seed"])
+    assert best_seeds == ["0", "0", "0", "3"]
 
 
-def test_the_checkpoint_that_taught_has_its_alias_and_is_an_input_of_what_it_taught(
-    tmp_path: Path,
-) -> None:
+def test_a_teachers_checkpoint_has_an_alias_and_is_an_input_of_students(tmp_path: Path) -> None:
     store = TrackingStore(tmp_path)
-    pupil = records.cell("rslad")
-    teacher = plan.plan_runs(
-        RunOptions(method="rslad", student="resnet8-w4", limit_train=128, limit_test=8), {}
-    )[0]
-    assert [teacher.identity] == list(pupil.spec.teachers.values())
-    images = data.load("digits", "", 128, 8)
-    tags = cell_module.run_tags(teacher, {})
-    record = store.begin(teacher.spec, tags)
-    model = links.checkpoint(record, teacher, tags)
-    links.register(store, record, teacher, model, outcome(0.5, 0.5))
+    student = records.cell("rslad")
+    options = RunOptions(method="rslad", student="resnet8-w4", limit_train=128, limit_test=8)
+    teacher = plan.plan_runs(options, {})[0]
+    assert [teacher.identity] == list(student.spec.teachers.values())
+    images = loading.load_data("digits", "", 128, 8)
+    tags = job.run_tags(teacher, {})
+    teacher_logger = store.start_run(teacher.spec, tags)
+    model = links.log_checkpoint(teacher_logger, teacher.spec, tags)
+    links.register_model(store, teacher_logger, model, teacher.spec, teacher.identity, 0.5)
     name = f"digits@3.digits.{teacher.identity}"
-    assert store.client.get_model_version_by_alias(name, "teacher").run_id == record.run_id
-    taught = store.begin(pupil.spec, cell_module.run_tags(pupil, {}))
+    assert store.client.get_model_version_by_alias(name, "teacher").run_id == teacher_logger.run_id
+    logger = store.start_run(student.spec, job.run_tags(student, {}))
     for _ in range(2):
-        links.inputs(taught, pupil.spec, images)
-    inputs = store.client.get_run(taught.run_id).inputs
-    assert [given.model_id for given in inputs.model_inputs] == [model.model_id]
+        links.log_inputs(logger, student.spec, images)
+    inputs = store.client.get_run(logger.run_id).inputs
+    assert [model_input.model_id for model_input in inputs.model_inputs] == [model.model_id]
     assert len(inputs.dataset_inputs) == 1

@@ -1,13 +1,15 @@
-"""Every method against the contract, how methods are found, and what the contract itself finds."""
+"""Every method against the contract, the lookup of methods, old names, the contract's own tests."""
 
 from __future__ import annotations
 
 import dataclasses
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -17,8 +19,8 @@ from torch import Tensor, nn
 
 import methods
 from bench.cli.commands.run import RunCommandOptions
-from methods import contract
-from methods.base import Batch, Method, Nets, hp, official
+from methods import base, contract, inner
+from methods.base import Batch, Method, Nets, hp, official_values
 from methods.contract import Contract
 from methods.inner import mode
 from methods.kd import Kd
@@ -51,10 +53,10 @@ ROLES = {
 
 
 def cases(name: str) -> list[Method]:
-    """A method at its defaults, as `--official` sets it and in its branches."""
-    form = methods.load(name)
-    values = ({}, official(form), *BRANCHES.get(name, ()))
-    return list(dict.fromkeys(form(**each) for each in values))
+    """Return a method at its defaults, as `--official` sets it and in its branches."""
+    method_class = methods.load(name)
+    settings = ({}, official_values(method_class), *BRANCHES.get(name, ()))
+    return list(dict.fromkeys(method_class(**values) for values in settings))
 
 
 class TestEveryMethod(Contract):
@@ -66,55 +68,165 @@ def test_reserved_names_cover_the_command_line() -> None:
 
 
 @pytest.mark.parametrize("name", methods.builtin())
-def test_a_method_fits_on_a_page(name: str) -> None:
-    """What is longer shares something with other methods, or could."""
-    assert len(Path(methods.__path__[0], f"{name}.py").read_text().splitlines()) < 60
-
-
-@pytest.mark.parametrize("name", methods.builtin())
-def test_teachers_are_asked_for_where_needed(name: str) -> None:
-    assert methods.load(name)().requires == ROLES.get(name, ROBUST)
+def test_teacher_roles(name: str) -> None:
+    assert methods.load(name)().teacher_roles == ROLES.get(name, ROBUST)
 
 
 @pytest.mark.parametrize("base", ["pgd_at", "rslad", "mtard"])
-def test_igdm_asks_for_its_teacher_and_the_base_s(base: str) -> None:
+def test_igdm_reads_its_teacher_and_those_of_the_base(base: str) -> None:
     case = methods.load("igdm")(base=base)
-    assert set(case.requires) == {"robust", *ROLES.get(base, ROBUST)}
+    assert set(case.teacher_roles) == {"robust", *ROLES.get(base, ROBUST)}
     assert case.adversarial
 
 
 @pytest.mark.parametrize("base", ["igdm", "no such method", "contract", "kd"])
-def test_igdm_needs_another_method(base: str) -> None:
+def test_igdm_refuses_itself_and_methods_without_an_attack(base: str) -> None:
     with pytest.raises(ValueError, match="base"):
         methods.load("igdm")(base=base)
 
 
-# --- How methods are found
+def test_epoch_dependent_methods() -> None:
+    """All others' captured steps serve in every epoch."""
+    dependent = {name for name in methods.builtin() if methods.load(name)().epoch_dependent}
+    assert dependent == {"absld", "bmtard", "ciard", "fair_rslad", "igdm", "mtard"}
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("adaiad", {"begin": 0.3}),
+        ("gacd", {"two_stage": True}),
+        ("iad", {"begin": 0.3}),
+        ("iad2", {"begin": 0.2}),
+        ("saad", {"ramp": True}),
+    ],
+)
+def test_hyper_parameters_that_make_a_method_epoch_dependent(
+    name: str, values: dict[str, Any]
+) -> None:
+    assert not methods.load(name)().epoch_dependent
+    assert methods.load(name)(**values).epoch_dependent
+
+
+# --- Lookup
 
 
 def test_unknown_name() -> None:
-    for name in ("nonsense", *methods.SUPPORT, ""):
+    for name in ("nonsense", "base", "contract", "inner", "__init__", ""):
         assert name not in methods.names()
         with pytest.raises(KeyError):
             methods.load(name)
 
 
-def test_only_what_is_asked_for_is_imported() -> None:
-    code = (
-        "import sys, methods; methods.names();"
-        "assert not {'torch', 'numpy', 'bench', 'methods.base'} & sys.modules.keys();"
-        "methods.load('kd'); loaded = {name for name in sys.modules if name.startswith('methods.')};"
-        "assert loaded == {'methods.kd', 'methods.base', 'methods.fold', 'methods.inner'}, loaded;"
-        "assert not {'bench', 'attacks', 'leaderboards'} & sys.modules.keys()"
-    )
+def test_built_in_methods_are_the_files_that_declare_one() -> None:
+    for name in methods.builtin():
+        assert import_module(f"methods.{name}").METHOD is methods.load(name)
+    shared = {path.stem for path in Path(methods.__path__[0]).glob("*.py")} - {*methods.builtin()}
+    for name in shared - {"__init__"}:
+        assert not hasattr(import_module(f"methods.{name}"), "METHOD")
+
+
+def test_only_the_loaded_method_is_imported() -> None:
+    code = """
+import sys, methods
+methods.names()
+assert not {'torch', 'numpy', 'bench', 'methods.base'} & sys.modules.keys()
+methods.load('kd')
+imported = {name for name in sys.modules if name.startswith('methods.')}
+assert imported == {f'methods.{name}' for name in ('kd', 'base', 'fold', 'inner', 'renamed')}
+assert not {'bench', 'attacks', 'leaderboards'} & sys.modules.keys()
+"""
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-# --- The contract finds what it says it finds: methods with one fault each
+# --- Plugins that were written for the old names
 
 
-def fault(**members: Any) -> Method:
-    """KD with something replaced or added; hyper-parameters as name=(type, field)."""
+OLD_PLUGIN = '''"""After no paper."""
+from dataclasses import dataclass
+from methods.base import Method, hp, kl, official, scale, trust
+from methods.inner import full, images_alone, kl_to, pgd, settled
+
+@dataclass(frozen=True)
+class Old(Method):
+    """KL(T(x) || S(x~)) + beta mean p_T(y | x~) KL(N(x~) || S(x~))."""
+
+    requires = ("robust", "natural")
+    beta: float = hp(1.0, "weight of the natural teacher", low=0.0, high=2.0)
+
+    def groups(self, nets):
+        return [{**group, "scale": 0.5} for group in super().groups(nets)]
+
+    def attack(self, nets, batch):
+        with images_alone(nets.student):
+            target = settled(nets.student, batch.x) + full(nets.clean(batch, "natural"))
+        return pgd(nets.student, batch.x, kl_to(target), batch.budget)
+
+    def loss(self, nets, batch, adv):
+        logits, weight = nets.student(adv), trust(nets.at(adv), batch.y)
+        return {
+            "kl_adv": scale("batchmean", logits.shape[1]) * kl(nets.clean(batch), logits).mean(),
+            "kl": self.beta * (weight * kl(nets.at(adv, "natural"), logits)).mean(),
+        }
+
+@dataclass(frozen=True)
+class Older(Old):
+    """The same, for the robust teacher beside the base's."""
+
+    @property
+    def requires(self):
+        return (*super().requires,)
+'''
+
+
+@pytest.fixture
+def old_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """A module as a package from outside would have it."""
+    (tmp_path / "old_plugin.py").write_text(OLD_PLUGIN)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield import_module("old_plugin")
+    del sys.modules["old_plugin"]
+
+
+@pytest.mark.parametrize("name", ["Old", "Older"])
+def test_a_plugin_for_the_old_names_trains(old_plugin: ModuleType, name: str) -> None:
+    case = getattr(old_plugin, name)()
+    assert case.teacher_roles == case.requires == BOTH
+    nets = contract.networks(case)
+    (group,) = case.param_groups(nets)
+    assert group["scale"] == 0.5
+    losses = contract.train(case, nets, [contract.images([0, 1, 2] * 4)] * 20)
+    assert sum(losses[-4:]) < sum(losses[:4])
+    assert old_plugin.official is official_values
+
+
+@pytest.mark.parametrize("name", ["Old", "Older"])
+def test_a_plugin_for_the_old_names_keeps_the_contract(old_plugin: ModuleType, name: str) -> None:
+    case, tests = getattr(old_plugin, name)(), Contract()
+    tests.test_state_is_saved(case)
+    tests.test_teachers_and_batch_are_untouched(case)
+    tests.test_attack_is_declared(case)
+
+
+def test_built_in_methods_have_the_old_names_too() -> None:
+    """For plugins that derive from one."""
+    ciard, nets = methods.load("ciard")(), contract.networks(methods.load("ciard")())
+    assert ciard.requires == ciard.teacher_roles
+    assert len(ciard.groups(nets)) == len(ciard.param_groups(nets)) == 2
+
+
+def test_names_that_never_were_are_errors() -> None:
+    nets = contract.networks(Kd())
+    for owner in (nets, base, inner):
+        with pytest.raises(AttributeError, match="no_such_name"):
+            owner.no_such_name  # noqa: B018
+
+
+# --- The contract reports a method with one fault
+
+
+def faulty_method(**members: Any) -> Method:
+    """Return KD with members replaced or added; hyper-parameters are name=(type, field)."""
     fields = {
         name: value
         for name, value in members.items()
@@ -126,17 +238,17 @@ def fault(**members: Any) -> Method:
         "__module__": __name__,
         "__annotations__": {n: kind for n, (kind, _) in fields.items()},
     }
-    form = type(
+    method_class = type(
         "Fault",
         (Kd,),
         body | {name: field for name, (_, field) in fields.items()} | members.get("extra", {}),
     )
-    made: Method = dataclass(frozen=True)(form)()
-    return made
+    method: Method = dataclass(frozen=True)(method_class)()
+    return method
 
 
-def also(act: Callable[[Nets, Batch], Any]) -> Callable[..., dict[str, Tensor]]:
-    """KD's loss, after something that it should not do."""
+def loss_after(act: Callable[[Nets, Batch], Any]) -> Callable[..., dict[str, Tensor]]:
+    """Return KD's loss after an act that the contract forbids."""
 
     def loss(self: Kd, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
         act(nets, batch)
@@ -145,8 +257,10 @@ def also(act: Callable[[Nets, Batch], Any]) -> Callable[..., dict[str, Tensor]]:
     return loss
 
 
-def instead(change: Callable[[Tensor, Nets, Batch], Tensor]) -> Callable[..., dict[str, Tensor]]:
-    """KD's loss as one term, changed."""
+def changed_loss(
+    change: Callable[[Tensor, Nets, Batch], Tensor],
+) -> Callable[..., dict[str, Tensor]]:
+    """Return KD's loss as one term, changed."""
 
     def loss(self: Kd, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
         return {"kl": change(contract.total(Kd.loss(self, nets, batch, adv)), nets, batch)}
@@ -154,7 +268,7 @@ def instead(change: Callable[[Tensor, Nets, Batch], Tensor]) -> Callable[..., di
     return loss
 
 
-def teach_in_train_mode(nets: Nets, batch: Batch) -> None:
+def run_teacher_in_train_mode(nets: Nets, batch: Batch) -> None:
     with mode(nets.teacher, training=True), torch.no_grad():
         nets.teacher(batch.x)
 
@@ -164,7 +278,7 @@ def move_teacher(self: Kd, nets: Nets, batch: Batch) -> None:
         value.mul_(0.9)
 
 
-def head_alone(self: Kd, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
+def train_head_only(self: Kd, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
     return {
         "kl": nets.student.head(nets.student.features(batch.x).detach()).logsumexp(dim=1).mean()
     }
@@ -173,7 +287,7 @@ def head_alone(self: Kd, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Ten
 COUNT = [0]
 
 
-def counted(loss: Tensor, nets: Nets, batch: Batch) -> Tensor:
+def count_steps(loss: Tensor, nets: Nets, batch: Batch) -> Tensor:
     COUNT[0] += 1
     return loss * COUNT[0]
 
@@ -228,37 +342,41 @@ FAULTS: list[tuple[str, str, dict[str, Any]]] = [
         {"gamma": (str, hp("a", "kind", choices=("a", 1)))},
     ),
     (
-        "official_form_is_declared",
+        "official_values_are_declared",
         "not negative",
         {"gamma": (float, hp(1.0, "a", low=0.0, high=2.0, official=-1.0))},
     ),
     (
-        "official_form_is_declared",
+        "official_values_are_declared",
         "no field of the training",
         {"recipe": (("momentum", 0.8, "as in the script"),)},
     ),
-    ("official_form_is_declared", "no reason", {"recipe": (("lr", 0.01, " "),)}),
+    ("official_values_are_declared", "no reason", {"recipe": (("lr", 0.01, " "),)}),
     ("no_flag_is_shadowed", "student", {"student": (str, hp("a", "kind", choices=("a", "b")))}),
     ("values_survive_json", "becomes", {"gamma": (tuple, hp((1, 2), "shares")), **UNCHECKED}),
     ("bad_values_are_refused", "alpha = nan is accepted", UNCHECKED),
     ("terms_are_finite_scalars", "no terms", {"loss": lambda *_: {}}),
-    ("terms_are_finite_scalars", "shape", {"loss": instead(lambda loss, nets, batch: loss[None])}),
+    (
+        "terms_are_finite_scalars",
+        "shape",
+        {"loss": changed_loss(lambda loss, nets, batch: loss[None])},
+    ),
     (
         "terms_are_finite_scalars",
         "nan",
-        {"loss": instead(lambda loss, nets, batch: loss * float("nan"))},
+        {"loss": changed_loss(lambda loss, nets, batch: loss * float("nan"))},
     ),
     (
         "terms_are_finite_scalars",
         "inf",
-        {"loss": instead(lambda loss, n, b: loss / (b.y - b.y[0]).count_nonzero())},
+        {"loss": changed_loss(lambda loss, n, b: loss / (b.y - b.y[0]).count_nonzero())},
     ),
     (
         "terms_are_finite_scalars",
         "is no name",
         {"loss": lambda self, nets, batch, adv: {"a/b": adv.sum()}},
     ),
-    ("gradient_reaches_student_and_parts", "reaches student.trunk", {"loss": head_alone}),
+    ("gradient_reaches_student_and_parts", "reaches student.trunk", {"loss": train_head_only}),
     (
         "gradient_reaches_student_and_parts",
         "reaches parts.spare",
@@ -267,13 +385,13 @@ FAULTS: list[tuple[str, str, dict[str, Any]]] = [
     (
         "teachers_and_batch_are_untouched",
         "running_mean of teacher",
-        {"loss": also(teach_in_train_mode)},
+        {"loss": loss_after(run_teacher_in_train_mode)},
     ),
     ("teachers_and_batch_are_untouched", "weight of teacher", {"after_step": move_teacher}),
     (
         "teachers_and_batch_are_untouched",
         "left eval mode",
-        {"loss": also(lambda nets, batch: nets.teacher.linear.train())},
+        {"loss": loss_after(lambda nets, batch: nets.teacher.linear.train())},
     ),
     (
         "teachers_and_batch_are_untouched",
@@ -283,40 +401,79 @@ FAULTS: list[tuple[str, str, dict[str, Any]]] = [
     (
         "teachers_and_batch_are_untouched",
         "x was changed",
-        {"loss": also(lambda nets, batch: batch.x.mul_(0.5))},
+        {"loss": loss_after(lambda nets, batch: batch.x.mul_(0.5))},
     ),
     (
         "teachers_and_batch_are_untouched",
         "x requires",
-        {"loss": also(lambda nets, batch: batch.x.requires_grad_())},
+        {"loss": loss_after(lambda nets, batch: batch.x.requires_grad_())},
     ),
     (
         "teachers_and_batch_are_untouched",
         "y was changed",
-        {"loss": also(lambda nets, batch: batch.y.zero_())},
+        {"loss": loss_after(lambda nets, batch: batch.y.zero_())},
     ),
     (
         "teachers_and_batch_are_untouched",
         "index was",
         {"after_step": lambda self, nets, batch: batch.index.zero_()},
     ),
-    ("modes_are_restored", "another mode", {"loss": also(lambda nets, batch: nets.student.eval())}),
     (
         "modes_are_restored",
         "another mode",
-        {"loss": also(lambda nets, batch: nets.student.eval().train())},
+        {"loss": loss_after(lambda nets, batch: nets.student.eval())},
+    ),
+    (
+        "modes_are_restored",
+        "another mode",
+        {"loss": loss_after(lambda nets, batch: nets.student.eval().train())},
     ),
     (
         "modes_are_restored",
         "requires_grad",
-        {"loss": also(lambda nets, batch: nets.student.requires_grad_())},
+        {"loss": loss_after(lambda nets, batch: nets.student.requires_grad_())},
     ),
     (
         "same_seed_same_terms",
         "becomes",
-        {"loss": instead(lambda loss, nets, batch: loss * np.random.rand())},
+        {"loss": changed_loss(lambda loss, nets, batch: loss * np.random.rand())},
     ),
-    ("state_is_saved", "becomes", {"loss": instead(counted)}),
+    ("state_is_saved", "becomes", {"loss": changed_loss(count_steps)}),
+    (
+        "epoch_dependence_is_declared",
+        "kl is another in epoch 150",
+        {
+            "epoch_dependent": False,
+            "loss": changed_loss(lambda loss, nets, batch: loss * batch.progress),
+        },
+    ),
+    (
+        "epoch_dependence_is_declared",
+        "in epoch 299",
+        {
+            "epoch_dependent": False,
+            "loss": changed_loss(lambda loss, nets, batch: loss * (2 - batch.reached(0.9))),
+        },
+    ),
+    (
+        "epoch_dependence_is_declared",
+        "parts.steps.running_mean is another",
+        {
+            "epoch_dependent": False,
+            "build": lambda *_: {"steps": nn.BatchNorm1d(1, affine=False)},
+            "after_step": lambda self, nets, batch: nets.parts["steps"].running_mean.fill_(
+                batch.epoch
+            ),
+        },
+    ),
+    (
+        "epoch_dependence_is_declared",
+        "the attack is another",
+        {
+            "epoch_dependent": False,
+            "attack": lambda self, nets, batch: batch.x * (1 - 0.1 * batch.reached(0.3)),
+        },
+    ),
     (
         "attack_stays_in_the_ball",
         "outside the ball",
@@ -342,13 +499,13 @@ FAULTS: list[tuple[str, str, dict[str, Any]]] = [
     (
         "loss_falls",
         "in epoch 0",
-        {"loss": instead(lambda loss, nets, batch: 2 * loss.detach() - loss)},
+        {"loss": changed_loss(lambda loss, nets, batch: 2 * loss.detach() - loss)},
     ),
     (
         "loss_falls",
         "in epoch 2",
         {
-            "loss": instead(
+            "loss": changed_loss(
                 lambda loss, nets, batch: loss if batch.epoch < 2 else 2 * loss.detach() - loss
             )
         },
@@ -359,14 +516,12 @@ FAULTS: list[tuple[str, str, dict[str, Any]]] = [
 @pytest.mark.parametrize(
     ("test", "message", "members"), FAULTS, ids=[f"{test}-{message}" for test, message, _ in FAULTS]
 )
-def test_contract_finds_the_fault(test: str, message: str, members: dict[str, Any]) -> None:
-    check, grid = (
-        getattr(Contract(), f"test_{test}"),
-        {"classes": 3} if test.startswith(("terms", "gradient")) else {},
-    )
+def test_contract_reports_the_fault(test: str, message: str, members: dict[str, Any]) -> None:
+    check = getattr(Contract(), f"test_{test}")
+    grid = {"classes": 3} if test.startswith(("terms", "gradient")) else {}
     check(case=Kd(), **grid)
     with pytest.raises((AssertionError, ValueError), match=message):
-        check(case=fault(**members), **grid)
+        check(case=faulty_method(**members), **grid)
 
 
 def test_contract_needs_cases() -> None:

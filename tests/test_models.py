@@ -1,7 +1,8 @@
-"""Networks by name, against the literature's parameter counts; checkpoints of every origin, and what is refused."""
+"""Networks by name against the published architectures; checkpoints of every origin."""
 
 from __future__ import annotations
 
+import itertools
 import os
 import pickle
 import re
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from bench import models
 from bench.datasets import CIFAR10, CIFAR100, DATASETS, DIGITS, Dataset
 from bench.models import checkpoint
+from bench.system import files
 from bench.system.errors import BenchError, UsageError
 from methods.base import Net
 
@@ -26,8 +28,8 @@ SMALL = ("resnet8-w4", "resnet18-w4-s2", "mobilenetv2", "wrn10-1")
 State = dict[str, Any]
 
 
-def lively(arch: str, info: Dataset, seed: int = 0) -> Net:
-    """A network in evaluation mode whose BatchNorm statistics and biases are those of random images."""
+def build_lively(arch: str, info: Dataset, seed: int = 0) -> Net:
+    """Build a network in eval mode whose BatchNorm has statistics of random images, and biases."""
     torch.manual_seed(seed)
     net = models.build(arch, info)
     for module in net.modules():
@@ -35,11 +37,11 @@ def lively(arch: str, info: Dataset, seed: int = 0) -> Net:
             nn.init.normal_(module.bias, 0, 0.2)
             module.momentum = 1.0
     with torch.no_grad():
-        net.train()(images(info, 8))
+        net.train()(random_images(info, 8))
     return net.eval()
 
 
-def images(info: Dataset, n: int = 2) -> Tensor:
+def random_images(info: Dataset, n: int = 2) -> Tensor:
     return torch.rand(n, *info.shape, generator=torch.Generator().manual_seed(n))
 
 
@@ -86,7 +88,7 @@ def test_parameter_counts_are_those_of_the_literature(arch: str, info: Dataset, 
         ("wrn10-1", 64),
     ],
 )
-def test_the_name_states_the_width(arch: str, width: int) -> None:
+def test_the_name_determines_the_width(arch: str, width: int) -> None:
     with torch.device("meta"):
         assert models.build(arch, CIFAR10).width == width
 
@@ -94,21 +96,21 @@ def test_the_name_states_the_width(arch: str, width: int) -> None:
 @pytest.mark.parametrize(
     ("arch", "quarter"), [("resnet8-w4", "resnet8-w4-s2"), ("resnet18-w4", "resnet18-w4-s2")]
 )
-def test_a_stem_of_stride_2_has_a_quarter_of_the_pixels(arch: str, quarter: str) -> None:
+def test_a_stem_of_stride_2_keeps_a_quarter_of_the_pixels(arch: str, quarter: str) -> None:
     sizes: list[int] = []
     for name in (arch, quarter):
         net = models.build(name, CIFAR10)
         net.layer1.register_forward_hook(
-            lambda module, given, out: sizes.append(out.shape[2:].numel())
+            lambda module, inputs, out: sizes.append(out.shape[2:].numel())
         )
-        assert net(images(CIFAR10)).shape == (2, 10)
+        assert net(random_images(CIFAR10)).shape == (2, 10)
     assert sizes == [1024, 256]
 
 
 @pytest.mark.parametrize("info", [DIGITS, CIFAR100], ids=["digits", "cifar100"])
 @pytest.mark.parametrize("arch", SMALL)
 def test_forward_is_head_of_features(arch: str, info: Dataset) -> None:
-    net, x = lively(arch, info), images(info, 3)
+    net, x = build_lively(arch, info), random_images(info, 3)
     with torch.no_grad():
         logits, features = net(x), net.features(x)
         assert torch.equal(logits, net.head(features))
@@ -119,7 +121,7 @@ def test_forward_is_head_of_features(arch: str, info: Dataset) -> None:
 
 @pytest.mark.parametrize("arch", SMALL)
 def test_normalisation_is_inside(arch: str) -> None:
-    net, x = lively(arch, CIFAR10), images(CIFAR10, 3)
+    net, x = build_lively(arch, CIFAR10), random_images(CIFAR10, 3)
     mean, std = (torch.tensor(value).view(1, 3, 1, 1) for value in (CIFAR10.mean, CIFAR10.std))
     assert torch.equal(net.mean, mean)
     assert torch.equal(net.std, std)
@@ -132,8 +134,8 @@ def test_normalisation_is_inside(arch: str) -> None:
     assert {"mean", "std"} <= net.state_dict().keys()
 
 
-class Plain:
-    """Layers of a state dictionary by name, applied as functions."""
+class Layers:
+    """The layers of a state dictionary by name, as functions."""
 
     def __init__(self, state: State) -> None:
         self.state = state
@@ -152,50 +154,45 @@ class Plain:
         )
 
 
-def resnet18(net: Plain, x: Tensor) -> Tensor:
+def resnet18(net: Layers, x: Tensor) -> Tensor:
     """He et al. 2016: two blocks a stage, 3x3 stem without pooling."""
     x = F.relu(net.bn("bn1", net.conv("conv1", x)))
-    for stage, block in ((stage, block) for stage in range(1, 5) for block in range(2)):
-        at, stride = f"layer{stage}.{block}", 2 if stage > 1 and block == 0 else 1
-        out = net.bn(
-            f"{at}.bn2",
-            net.conv(
-                f"{at}.conv2", F.relu(net.bn(f"{at}.bn1", net.conv(f"{at}.conv1", x, stride)))
-            ),
-        )
-        kept = (
-            net.bn(f"{at}.shortcut.1", net.conv(f"{at}.shortcut.0", x, stride))
-            if stride == 2
-            else x
-        )
-        x = F.relu(out + kept)
+    for stage, block in itertools.product(range(1, 5), range(2)):
+        name, stride = f"layer{stage}.{block}", 2 if stage > 1 and block == 0 else 1
+        out = F.relu(net.bn(f"{name}.bn1", net.conv(f"{name}.conv1", x, stride)))
+        out = net.bn(f"{name}.bn2", net.conv(f"{name}.conv2", out))
+        if stride == 2:
+            x = net.bn(f"{name}.shortcut.1", net.conv(f"{name}.shortcut.0", x, stride))
+        x = F.relu(out + x)
     return net.pooled("linear", x)
 
 
-def wrn16(net: Plain, x: Tensor) -> Tensor:
-    """Zagoruyko and Komodakis 2016: BatchNorm and ReLU first; a changed width takes the shortcut from behind them."""
+def wrn16(net: Layers, x: Tensor) -> Tensor:
+    """Zagoruyko and Komodakis 2016: BatchNorm and ReLU first; wider blocks shortcut from there."""
     x = net.conv("conv1", x)
-    for stage, block in ((stage, block) for stage in range(1, 4) for block in range(2)):
-        at, stride = f"block{stage}.layer.{block}", 2 if stage > 1 and block == 0 else 1
-        active = F.relu(net.bn(f"{at}.bn1", x))
-        out = net.conv(
-            f"{at}.conv2", F.relu(net.bn(f"{at}.bn2", net.conv(f"{at}.conv1", active, stride)))
-        )
-        x = out + (net.conv(f"{at}.convShortcut", active, stride) if block == 0 else x)
+    for stage, block in itertools.product(range(1, 4), range(2)):
+        name, stride = f"block{stage}.layer.{block}", 2 if stage > 1 and block == 0 else 1
+        active = F.relu(net.bn(f"{name}.bn1", x))
+        out = F.relu(net.bn(f"{name}.bn2", net.conv(f"{name}.conv1", active, stride)))
+        if block == 0:
+            x = net.conv(f"{name}.convShortcut", active, stride)
+        x = net.conv(f"{name}.conv2", out) + x
     return net.pooled("fc", F.relu(net.bn("bn1", x)))
 
 
-def mobilenetv2(net: Plain, x: Tensor) -> Tensor:
-    """Sandler et al. 2018, table 2, with the first two strides 1, ReLU and a 1x1 shortcut where only the width changes."""
+def mobilenetv2(net: Layers, x: Tensor) -> Tensor:
+    """Sandler et al. 2018, table 2; first strides 1, ReLU, 1x1 where only the width changes."""
     x = F.relu(net.bn("bn1", net.conv("conv1", x)))
     strides = [1, 1, 1, 2, 1, 1, 2, 1, 1, 1, 1, 1, 1, 2, 1, 1, 1]
     for i, stride in enumerate(strides):
-        at = f"layers.{i}"
-        out = F.relu(net.bn(f"{at}.bn1", net.conv(f"{at}.conv1", x)))
-        out = F.relu(net.bn(f"{at}.bn2", net.conv(f"{at}.conv2", out, stride, groups=out.shape[1])))
-        out = net.bn(f"{at}.bn3", net.conv(f"{at}.conv3", out))
+        name = f"layers.{i}"
+        out = F.relu(net.bn(f"{name}.bn1", net.conv(f"{name}.conv1", x)))
+        out = F.relu(
+            net.bn(f"{name}.bn2", net.conv(f"{name}.conv2", out, stride, groups=out.shape[1]))
+        )
+        out = net.bn(f"{name}.bn3", net.conv(f"{name}.conv3", out))
         if stride == 1 and x.shape[1] != out.shape[1]:
-            x = net.bn(f"{at}.shortcut.1", net.conv(f"{at}.shortcut.0", x))
+            x = net.bn(f"{name}.shortcut.1", net.conv(f"{name}.shortcut.0", x))
         x = out + x if stride == 1 else out
     return net.pooled("linear", F.relu(net.bn("bn2", net.conv("conv2", x))))
 
@@ -204,18 +201,18 @@ def mobilenetv2(net: Plain, x: Tensor) -> Tensor:
     ("arch", "reference"),
     [("resnet18-w4", resnet18), ("wrn16-2", wrn16), ("mobilenetv2", mobilenetv2)],
 )
-def test_logits_are_those_of_the_published_architecture(
-    arch: str, reference: Callable[[Plain, Tensor], Tensor]
+def test_logits_equal_the_published_architecture(
+    arch: str, reference: Callable[[Layers, Tensor], Tensor]
 ) -> None:
-    net, x = lively(arch, CIFAR10), images(CIFAR10)
+    net, x = build_lively(arch, CIFAR10), random_images(CIFAR10)
     with torch.no_grad():
         torch.testing.assert_close(
-            net(x), reference(Plain(net.state_dict()), (x - net.mean) / net.std)
+            net(x), reference(Layers(net.state_dict()), (x - net.mean) / net.std)
         )
 
 
 @pytest.mark.parametrize(
-    ("arch", "said"),
+    ("arch", "message"),
     [
         ("resnet-18", "did you mean 'resnet18'"),
         ("resnet20", "did you mean 'resnet20-w16'"),
@@ -238,8 +235,10 @@ def test_logits_are_those_of_the_published_architecture(
 @pytest.mark.parametrize(
     "call", [models.check, lambda arch: models.build(arch, DIGITS)], ids=["check", "build"]
 )
-def test_names_out_of_pattern_are_refused(call: Callable[[str], Any], arch: str, said: str) -> None:
-    with pytest.raises(UsageError, match=said) as caught:
+def test_a_name_of_no_network_is_refused(
+    call: Callable[[str], Any], arch: str, message: str
+) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
         call(arch)
     assert repr(arch) in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -249,7 +248,7 @@ def test_names_out_of_pattern_are_refused(call: Callable[[str], Any], arch: str,
 # Checkpoints
 
 
-def prefixed(state: State, prefix: str) -> State:
+def add_prefix(state: State, prefix: str) -> State:
     return {f"{prefix}{name}": tensor for name, tensor in state.items()}
 
 
@@ -257,13 +256,13 @@ def without_normalisation(state: State) -> State:
     return {name: tensor for name, tensor in state.items() if name not in ("mean", "std")}
 
 
-def pair(state: State, shape: tuple[int, ...] = (-1,)) -> State:
-    """A (normalise, net) sequence."""
+def as_pair(state: State, shape: tuple[int, ...] = (-1,)) -> State:
+    """As in a (normalise, net) sequence."""
     first = {f"0.{name}": state[name].view(shape) for name in ("mean", "std")}
-    return first | prefixed(without_normalisation(state), "1.")
+    return first | add_prefix(without_normalisation(state), "1.")
 
 
-def trades(state: State) -> State:
+def as_trades(state: State) -> State:
     """With the block that the TRADES release stores and never uses; trained on raw pixels."""
     unused = {
         name.replace("block1", "sub_block1"): tensor * 2
@@ -274,70 +273,70 @@ def trades(state: State) -> State:
     return without_normalisation(state) | unused
 
 
-def old(state: State) -> State:
+def without_counters(state: State) -> State:
     """As before BatchNorm counted its batches."""
     return {
         name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")
     }
 
 
-DRESSES: dict[str, Callable[[State], State]] = {
+ORIGINS: dict[str, Callable[[State], State]] = {
     "plain": lambda state: state,
-    "without counters": old,
-    "DataParallel": lambda state: prefixed(state, "module."),
+    "without counters": without_counters,
+    "DataParallel": lambda state: add_prefix(state, "module."),
     "state_dict": lambda state: {"state_dict": state, "epoch": 76, "best": 0.5},
     "model_state_dict": lambda state: {"model_state_dict": state, "optimizer": {"lr": 0.1}},
-    "net": lambda state: {"net": prefixed(state, "module."), "acc": 84.9, "epoch": 200},
+    "net": lambda state: {"net": add_prefix(state, "module."), "acc": 84.9, "epoch": 200},
     "model in state_dict": lambda state: {"state_dict": {"model": state}},
-    "attack wrapper": lambda state: prefixed(state, "module.basic_net."),
-    "model attribute": lambda state: prefixed(state, "module.model."),
-    "pair": pair,
-    "pair of images": lambda state: pair(state, (1, -1, 1, 1)),
-    "pair in DataParallel": lambda state: {"state_dict": prefixed(pair(state), "module.")},
-    "pair in model": lambda state: prefixed(pair(state), "model."),
+    "attack wrapper": lambda state: add_prefix(state, "module.basic_net."),
+    "model attribute": lambda state: add_prefix(state, "module.model."),
+    "pair": as_pair,
+    "pair of images": lambda state: as_pair(state, (1, -1, 1, 1)),
+    "pair in DataParallel": lambda state: {"state_dict": add_prefix(as_pair(state), "module.")},
+    "pair in model": lambda state: add_prefix(as_pair(state), "model."),
     "float64": lambda state: {
         name: t.double() if t.is_floating_point() else t for name, t in state.items()
     },
 }
-RAW: dict[str, Callable[[State], State]] = {
+RAW_ORIGINS: dict[str, Callable[[State], State]] = {
     "raw pixels": without_normalisation,
     "raw pixels in DataParallel": lambda state: {
-        "state_dict": prefixed(without_normalisation(state), "module.")
+        "state_dict": add_prefix(without_normalisation(state), "module.")
     },
 }
 
 
 @pytest.mark.parametrize("arch", SMALL)
-@pytest.mark.parametrize("dress", [*DRESSES, *RAW])
-def test_checkpoints_of_every_origin_load(arch: str, dress: str, tmp_path: Path) -> None:
-    net, file = lively(arch, DIGITS), tmp_path / "net.pt"
-    checkpoint.save(file, (DRESSES | RAW)[dress](net.state_dict()))
+@pytest.mark.parametrize("origin", [*ORIGINS, *RAW_ORIGINS])
+def test_checkpoints_of_every_origin_load(arch: str, origin: str, tmp_path: Path) -> None:
+    net, file = build_lively(arch, DIGITS), tmp_path / "net.pt"
+    checkpoint.save(file, (ORIGINS | RAW_ORIGINS)[origin](net.state_dict()))
     loaded = checkpoint.load(file, arch, DIGITS)
-    if dress in RAW:
+    if origin in RAW_ORIGINS:
         assert (loaded.mean.item(), loaded.std.item()) == (0, 1)
         net.mean.zero_()
         net.std.fill_(1)
     assert not any(module.training for module in loaded.modules())
-    x = images(DIGITS, 3)
+    x = random_images(DIGITS, 3)
     with torch.no_grad():
         assert torch.equal(loaded(x), net(x))
         assert not torch.equal(models.build(arch, DIGITS).eval()(x), net(x))
 
 
 def test_the_trades_release_loads(tmp_path: Path) -> None:
-    net, file = lively("wrn10-1", CIFAR10), tmp_path / "net.pt"
-    checkpoint.save(file, prefixed(trades(net.state_dict()), "module."))
+    net, file = build_lively("wrn10-1", CIFAR10), tmp_path / "net.pt"
+    checkpoint.save(file, add_prefix(as_trades(net.state_dict()), "module."))
     loaded = checkpoint.load(file, "wrn10-1", CIFAR10)
     net.mean.zero_()
     net.std.fill_(1)
     with torch.no_grad():
-        assert torch.equal(loaded(images(CIFAR10)), net(images(CIFAR10)))
+        assert torch.equal(loaded(random_images(CIFAR10)), net(random_images(CIFAR10)))
 
 
-def test_what_is_saved_is_read_again(tmp_path: Path) -> None:
-    net, file = lively("resnet8-w4", DIGITS), tmp_path / "net.pt"
+def test_a_saved_checkpoint_is_read_unchanged(tmp_path: Path) -> None:
+    net, file = build_lively("resnet8-w4", DIGITS), tmp_path / "net.pt"
     checkpoint.save(file, {"state_dict": net.state_dict(), "epoch": 3, "val": 0.25, "names": ["a"]})
-    content = checkpoint.read(file, checkpoint.sha256_of(file).upper())
+    content = checkpoint.read(file, files.sha256_of_file(file).upper())
     assert (content["epoch"], content["val"], content["names"]) == (3, 0.25, ["a"])
     assert all(
         torch.equal(content["state_dict"][name], tensor)
@@ -349,11 +348,11 @@ def test_what_is_saved_is_read_again(tmp_path: Path) -> None:
 def test_another_hash_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "net.pt"
     checkpoint.save(file, models.build("resnet8-w4", DIGITS).state_dict())
-    right = checkpoint.sha256_of(file)
+    right = files.sha256_of_file(file)
     assert checkpoint.load(file, "resnet8-w4", DIGITS, right)
     file.write_bytes(file.read_bytes() + b"\0")
     with pytest.raises(
-        BenchError, match=f"sha256 {checkpoint.sha256_of(file)[:16]}.*not {right[:16]}"
+        BenchError, match=f"sha256 {files.sha256_of_file(file)[:16]}.*not {right[:16]}"
     ) as caught:
         checkpoint.load(file, "resnet8-w4", DIGITS, right)
     assert "\n" not in str(caught.value)
@@ -386,32 +385,32 @@ def test_code_in_a_checkpoint_never_runs(write: str, tmp_path: Path) -> None:
         assert trace.exists()  # it does run where it is trusted
 
 
-def state(arch: str = "resnet8-w4", info: Dataset = DIGITS) -> State:
+def fresh_state(arch: str = "resnet8-w4", info: Dataset = DIGITS) -> State:
     return models.build(arch, info).state_dict()
 
 
-def saved(content: Any) -> Callable[[Path], None]:
+def write_content(content: Any) -> Callable[[Path], None]:
     return lambda file: torch.save(content() if callable(content) else content, file)
 
 
-def cut(share: float, zipped: bool = True) -> Callable[[Path], None]:
+def write_part(share: float, zipped: bool = True) -> Callable[[Path], None]:
     def write(file: Path) -> None:
-        torch.save(state(), file, _use_new_zipfile_serialization=zipped)
+        torch.save(fresh_state(), file, _use_new_zipfile_serialization=zipped)
         file.write_bytes(file.read_bytes()[: int(share * file.stat().st_size)])
 
     return write
 
 
-def beginning(file: Path) -> None:
+def write_beginning(file: Path) -> None:
     """A legacy file that ends within the length of a name."""
-    torch.save(state(), file, _use_new_zipfile_serialization=False)
+    torch.save(fresh_state(), file, _use_new_zipfile_serialization=False)
     content = file.read_bytes()
     file.write_bytes(content[: content.index(b"conv1.weight") - 2])
 
 
-def transposed() -> State:
-    whole = state()
-    return whole | {"linear.weight": whole["linear.weight"].T.contiguous()}
+def transposed_head() -> State:
+    state = fresh_state()
+    return state | {"linear.weight": state["linear.weight"].T.contiguous()}
 
 
 DAMAGED = "not a checkpoint of tensors alone, or is damaged"
@@ -425,77 +424,89 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda file: file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n"),
         DAMAGED,
     ),
-    "cut zip": (cut(0.5), DAMAGED),
-    "zip without end": (cut(0.99), DAMAGED),
-    "first bytes of a zip": (cut(0.01), DAMAGED),
-    "cut legacy file": (cut(0.5, zipped=False), DAMAGED),
-    "whole module": (saved(lambda: models.build("resnet8-w4", DIGITS)), DAMAGED),
-    "list": (saved([torch.zeros(3)]), "holds a list, not"),
-    "tensor": (saved(torch.zeros(3)), "holds a Tensor, not"),
-    "nothing": (saved({}), "no tensors of a network"),
-    "only numbers": (saved({"epoch": 3, "state_dict": {}}), "no tensors of a network"),
+    "cut zip": (write_part(0.5), DAMAGED),
+    "zip without end": (write_part(0.99), DAMAGED),
+    "first bytes of a zip": (write_part(0.01), DAMAGED),
+    "cut legacy file": (write_part(0.5, zipped=False), DAMAGED),
+    "whole module": (write_content(lambda: models.build("resnet8-w4", DIGITS)), DAMAGED),
+    "list": (write_content([torch.zeros(3)]), "holds a list, not"),
+    "tensor": (write_content(torch.zeros(3)), "holds a Tensor, not"),
+    "nothing": (write_content({}), "no tensors of a network"),
+    "only numbers": (write_content({"epoch": 3, "state_dict": {}}), "no tensors of a network"),
     "deeper": (
-        saved(lambda: state("resnet14-w4")),
+        write_content(lambda: fresh_state("resnet14-w4")),
         r"not a resnet8-w4: .*tensors differ, 'layer1\.1",
     ),
-    "another family": (saved(lambda: state("wrn10-1")), "not a resnet8-w4: .*tensors differ"),
-    "wider": (saved(lambda: state("resnet8-w8")), r"not a resnet8-w4 for digits: \S+ has shape"),
+    "another family": (
+        write_content(lambda: fresh_state("wrn10-1")),
+        "not a resnet8-w4: .*tensors differ",
+    ),
+    "wider": (
+        write_content(lambda: fresh_state("resnet8-w8")),
+        r"not a resnet8-w4 for digits: \S+ has shape",
+    ),
     "more classes": (
-        saved(lambda: state("resnet8-w4", CIFAR100)),
+        write_content(lambda: fresh_state("resnet8-w4", CIFAR100)),
         r"resnet8-w4 for digits: \S+ has shape",
     ),
     "head of 20 classes": (
-        saved(
-            lambda: state() | {"linear.weight": torch.zeros(20, 16), "linear.bias": torch.zeros(20)}
+        write_content(
+            lambda: (
+                fresh_state()
+                | {"linear.weight": torch.zeros(20, 16), "linear.bias": torch.zeros(20)}
+            )
         ),
         r"linear\.weight has shape \(20, 16\), not \(10, 16\)",
     ),
     "no head": (
-        saved(lambda: {k: v for k, v in state().items() if "linear" not in k}),
+        write_content(lambda: {k: v for k, v in fresh_state().items() if "linear" not in k}),
         r"2 of .*'linear\.bias'",
     ),
     "one more": (
-        saved(lambda: state() | {"extra": torch.zeros(1)}),
+        write_content(lambda: fresh_state() | {"extra": torch.zeros(1)}),
         "1 of .* tensors differ, 'extra'",
     ),
     "error page": (lambda file: file.write_text("error: access denied\n"), DAMAGED),
-    "beginning of a legacy file": (beginning, DAMAGED),
-    "transposed": (saved(transposed), r"linear\.weight has shape \(16, 10\), not \(10, 16\)"),
+    "beginning of a legacy file": (write_beginning, DAMAGED),
+    "transposed": (
+        write_content(transposed_head),
+        r"linear\.weight has shape \(16, 10\), not \(10, 16\)",
+    ),
 }
 
 
 @pytest.mark.parametrize(
-    ("write", "said"), [pytest.param(*case, id=name) for name, case in REFUSED.items()]
+    ("write", "message"), [pytest.param(*case, id=name) for name, case in REFUSED.items()]
 )
-def test_what_does_not_fit_is_refused_in_one_line(
-    write: Callable[[Path], Any], said: str, tmp_path: Path
+def test_a_file_that_does_not_fit_is_refused_in_one_line(
+    write: Callable[[Path], Any], message: str, tmp_path: Path
 ) -> None:
     file = tmp_path / "net.pt"
     write(file)
-    with pytest.raises(BenchError, match=said) as caught:
+    with pytest.raises(BenchError, match=message) as caught:
         checkpoint.load(file, "resnet8-w4", DIGITS)
     assert re.search(re.escape(repr(str(file))), str(caught.value))
     assert "\n" not in str(caught.value)
     assert caught.value.exit_code == 1
 
 
-def half_written(content: Any, file: Any) -> None:
+def write_half(content: Any, file: Any) -> None:
     file.write(b"half")
     raise OSError(28, "No space left on device")
 
 
-def refuse(*given: Any) -> None:
+def fail(*arguments: Any) -> None:
     raise OSError(5, "Input/output error")
 
 
 @pytest.mark.parametrize(
-    ("owner", "name", "broken"),
-    [(torch, "save", half_written), (os, "fsync", refuse), (Path, "replace", refuse)],
+    ("owner", "name", "failing"),
+    [(torch, "save", write_half), (os, "fsync", fail), (Path, "replace", fail)],
 )
 def test_a_failed_write_leaves_the_old_file(
     owner: Any,
     name: str,
-    broken: Callable[..., None],
+    failing: Callable[..., None],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -503,10 +514,11 @@ def test_a_failed_write_leaves_the_old_file(
     checkpoint.save(file, {"epoch": 1})
     before = file.read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr(owner, name, broken)
+        patch.setattr(owner, name, failing)
         with pytest.raises(OSError, match=r"No space|Input/output"):
             checkpoint.save(file, {"epoch": 2})
     assert file.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["net.pt"]
     checkpoint.save(file, {"epoch": 3})
     assert checkpoint.read(file) == {"epoch": 3}
     assert [path.name for path in tmp_path.iterdir()] == ["net.pt"]
@@ -524,7 +536,7 @@ def test_the_file_is_on_disk_before_it_gets_its_name(
         lambda self, to: (events.append(f"{self.name} -> {to.name}"), replace(self, to)),
     )
     checkpoint.save(tmp_path / "net.pt", {"epoch": 1})
-    assert events == ["fsync", "net.pt.part -> net.pt"]
+    assert events == ["fsync", f"net.pt.{os.getpid()}.part -> net.pt"]
 
 
 INTERRUPTED = """
@@ -546,11 +558,11 @@ print(stopped, len(checkpoint.read(path)))
 """
 
 
-def test_an_interruption_while_writing_stays_one(tmp_path: Path) -> None:
-    """In a process of its own: torch aborts it, or raises another error, where it writes to a file itself."""
+def test_an_interrupted_write_raises_the_interruption(tmp_path: Path) -> None:
+    """In a process of its own: torch aborts it, or raises another error, if it writes to a file."""
     command = [sys.executable, "-c", INTERRUPTED, str(tmp_path / "net.pt")]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    stopped, tensors = map(int, done.stdout.split())
+    process = subprocess.run(command, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    stopped, tensors = map(int, process.stdout.split())
     assert stopped > 5
     assert tensors == 200

@@ -1,4 +1,7 @@
-"""Verdicts against the official AutoAttack, image by image: the registry's `pyautoattack` carries its attack files."""
+"""Verdicts against the official AutoAttack, image by image.
+
+The package `pyautoattack` carries its attack files.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,9 @@ from tasks import Task, trained
 from torch import Tensor, nn
 
 from attacks import evaluate
-from attacks.build import build
-from attacks.catalog import ATTACKS, Attack, components
-from attacks.view import View
+from attacks.attacked_model import AttackedModel
+from attacks.build import Settings, build_attack
+from attacks.catalog import ATTACKS, Attack, attack_components
 
 STEPS, QUERIES = 20, 500
 
@@ -27,28 +30,28 @@ def task() -> Task:
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fifth of the steps and a tenth of the queries, here and there."""
+    """Use a fifth of the steps and a tenth of the queries, in the official code too."""
 
-    def less(part: Attack) -> Attack:
-        return replace(part, steps=QUERIES if part.kind == "square" else STEPS)
+    def shorten(component: Attack) -> Attack:
+        return replace(component, steps=QUERIES if component.kind == "square" else STEPS)
 
     for name in ("aa", "aa_plus", "aa_rand", "apgd_ce", "apgd_dlr", "apgd_t", "fab_t", "square"):
-        monkeypatch.setitem(ATTACKS, name, tuple(map(less, ATTACKS[name])))
-    start = AutoAttack.__init__
+        monkeypatch.setitem(ATTACKS, name, tuple(map(shorten, ATTACKS[name])))
+    official_init = AutoAttack.__init__
 
-    def shortened(self: AutoAttack, *given: Any, **named: Any) -> None:
-        start(self, *given, **named)
+    def short_init(self: AutoAttack, *arguments: Any, **options: Any) -> None:
+        official_init(self, *arguments, **options)
         for apgd in (self.apgd, self.apgd_targeted):
             apgd.n_iter, apgd.n_iter_2, apgd.n_iter_min, apgd.size_decr = STEPS, 4, 1, 1
         self.fab.n_iter, self.square.n_queries = STEPS, QUERIES
 
-    monkeypatch.setattr(AutoAttack, "__init__", shortened)
+    monkeypatch.setattr(AutoAttack, "__init__", short_init)
 
 
-def official(
+def official_verdicts(
     task: Task, eps: float, norm: str = "Linf", batch_size: int = 250, **kind: Any
 ) -> Tensor:
-    """The official verdicts (N,) with seed 0; `targets` are those of APGD-T and FAB-T."""
+    """Return the official verdicts (N,) with seed 0; `targets` are those of APGD-T and FAB-T."""
     net, x, y = copy.deepcopy(task[0]).requires_grad_(False), task[1], task[2]
     targets = kind.pop("targets", 9)
     attack = AutoAttack(net, eps=eps, norm=norm, seed=0, **kind)
@@ -60,44 +63,44 @@ def official(
     return classes == y
 
 
-def telling(verdict: Tensor) -> bool:
-    """Whether some images fell and some stand: without both, equal verdicts say nothing."""
+def is_telling(verdict: Tensor) -> bool:
+    """Return whether some images are fooled and some robust: else equal verdicts say nothing."""
     return 0 < int(verdict.sum()) < len(verdict) - 1
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("norm", "eps"), [("Linf", 0.12), ("L2", 0.6)])
 def test_standard_with_the_full_budgets(task: Task, norm: str, eps: float) -> None:
-    want = official(task, eps, norm)
+    expected = official_verdicts(task, eps, norm)
     assert (
         evaluate(*task, ("aa",), eps=eps, norm=norm, probes=0).robust["aa"].tolist()
-        == want.tolist()
+        == expected.tolist()
     )
-    assert telling(want)
+    assert is_telling(expected)
 
 
 @pytest.mark.usefixtures("short")
 @pytest.mark.parametrize(("norm", "eps"), [("Linf", 0.12), ("L2", 0.6)])
 @pytest.mark.parametrize("batch_size", [250, 10])
 def test_standard(task: Task, norm: str, eps: float, batch_size: int) -> None:
-    want = official(task, eps, norm, batch_size)
-    found = evaluate(*task, ("aa",), eps=eps, norm=norm, batch_size=batch_size, probes=0)
-    assert found.robust["aa"].tolist() == want.tolist()
-    assert telling(want)
+    expected = official_verdicts(task, eps, norm, batch_size)
+    result = evaluate(*task, ("aa",), eps=eps, norm=norm, batch_size=batch_size, probes=0)
+    assert result.robust["aa"].tolist() == expected.tolist()
+    assert is_telling(expected)
 
 
 @pytest.mark.usefixtures("short")
 @pytest.mark.parametrize(("norm", "eps"), [("Linf", 0.12), ("L2", 0.6)])
 @pytest.mark.parametrize("version", ["plus", "rand"])
 def test_plus_and_rand(task: Task, version: str, norm: str, eps: float) -> None:
-    want = official(task, eps, norm, version=version)
+    expected = official_verdicts(task, eps, norm, version=version)
     assert (
         evaluate(*task, (f"aa_{version}",), eps=eps, norm=norm, probes=0)
         .robust[f"aa_{version}"]
         .tolist()
-        == want.tolist()
+        == expected.tolist()
     )
-    assert telling(want)
+    assert is_telling(expected)
 
 
 @pytest.mark.usefixtures("short")
@@ -112,12 +115,12 @@ def test_two_and_three_classes_keep_the_losses_that_are_defined(
     classes: int, eps: float, parts: list[str]
 ) -> None:
     task = trained(classes)
-    assert [part.kind for part in components("aa", classes)] == parts
-    want = official(task, eps, version="custom", attacks=parts, targets=classes - 1)
-    found = evaluate(*task, ("aa",), eps=eps, probes=0)
-    assert found.robust["aa"].tolist() == want.tolist()
-    assert list(found.cost["aa"].broken) == parts
-    assert telling(want)
+    assert [part.kind for part in attack_components("aa", classes)] == parts
+    expected = official_verdicts(task, eps, version="custom", attacks=parts, targets=classes - 1)
+    result = evaluate(*task, ("aa",), eps=eps, probes=0)
+    assert result.robust["aa"].tolist() == expected.tolist()
+    assert list(result.cost["aa"].fooled) == parts
+    assert is_telling(expected)
 
 
 @pytest.mark.usefixtures("short")
@@ -126,47 +129,51 @@ def test_a_hundred_classes_have_nine_targets() -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 100))
     x = torch.rand(12, 3, 8, 8)
     y = net(x).argmax(dim=1)
-    want = official((net, x, y), 0.01)
-    assert evaluate(net, x, y, ("aa",), eps=0.01, probes=0).robust["aa"].tolist() == want.tolist()
-    assert telling(want)
+    expected = official_verdicts((net, x, y), 0.01)
+    assert (
+        evaluate(net, x, y, ("aa",), eps=0.01, probes=0).robust["aa"].tolist() == expected.tolist()
+    )
+    assert is_telling(expected)
 
 
 @pytest.mark.usefixtures("short")
-@pytest.mark.parametrize("at", [0, 5])
-def test_one_image(task: Task, at: int) -> None:
-    one = (task[0], task[1][at : at + 1], task[2][at : at + 1])
+@pytest.mark.parametrize("row", [0, 5])
+def test_one_image(task: Task, row: int) -> None:
+    single = (task[0], task[1][row : row + 1], task[2][row : row + 1])
     assert (
-        evaluate(*one, ("aa",), eps=0.12, probes=0).robust["aa"].tolist()
-        == official(one, 0.12).tolist()
+        evaluate(*single, ("aa",), eps=0.12, probes=0).robust["aa"].tolist()
+        == official_verdicts(single, 0.12).tolist()
     )
 
 
 def test_no_images(task: Task) -> None:
-    found = evaluate(task[0], task[1][:0], task[2][:0], ("aa", "fgsm"))
-    assert found.robust["aa"].shape == found.clean.shape == (0,)
+    result = evaluate(task[0], task[1][:0], task[2][:0], ("aa", "fgsm"))
+    assert result.robust["aa"].shape == result.clean.shape == (0,)
 
 
 @pytest.mark.usefixtures("short")
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
 @pytest.mark.parametrize("name", ["apgd_ce", "apgd_dlr", "apgd_t", "fab_t", "square"])
-def test_images_that_stand_saw_the_official_attack(task: Task, name: str, norm: str) -> None:
-    """Component by component on all images: those that are not broken end as the official attack leaves them."""
+def test_each_component_equals_the_official_one(task: Task, name: str, norm: str) -> None:
+    """Compare the predictions on all images, for Square also the images themselves."""
     net, x, y = task
     eps = 0.12 if norm == "Linf" else 0.6
-    theirs = AutoAttack(copy.deepcopy(net).requires_grad_(False), eps=eps, norm=norm, seed=0)
+    autoattack = AutoAttack(copy.deepcopy(net).requires_grad_(False), eps=eps, norm=norm, seed=0)
     with torch.random.fork_rng():
         match name:
             case "apgd_ce" | "apgd_dlr":
-                theirs.apgd.loss = name[5:]
-                want = theirs.apgd.perturb(x, y)
+                autoattack.apgd.loss = name[5:]
+                expected = autoattack.apgd.perturb(x, y)
             case "apgd_t":
-                want = theirs.apgd_targeted.perturb(x, y)
+                expected = autoattack.apgd_targeted.perturb(x, y)
             case "fab_t":
-                theirs.fab.targeted, theirs.fab.n_restarts = True, 1
-                want = theirs.fab.perturb(x, y)
+                autoattack.fab.targeted, autoattack.fab.n_restarts = True, 1
+                expected = autoattack.fab.perturb(x, y)
             case _:
-                want = theirs.square.perturb(x, y)
-        adv = build(*ATTACKS[name], View(net, x[:2]), eps, 10, 0, norm)(x, y)
-    assert torch.equal(net(adv).argmax(dim=1) == y, net(want).argmax(dim=1) == y)
-    if name == "square":  # its images are those of the random search, step by step
-        torch.testing.assert_close(adv, want, rtol=0, atol=1e-5)
+                expected = autoattack.square.perturb(x, y)
+        settings = Settings(eps, norm, seed=0, num_classes=10)
+        adv = build_attack(*ATTACKS[name], AttackedModel(net, x[:2]), settings)(x, y)
+    assert torch.equal(net(adv).argmax(dim=1) == y, net(expected).argmax(dim=1) == y)
+    # Its images are those of the random search, step by step.
+    if name == "square":
+        torch.testing.assert_close(adv, expected, rtol=0, atol=1e-5)

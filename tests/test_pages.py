@@ -1,4 +1,4 @@
-"""The pages as they are without JavaScript: text, tables, links, and the numbers that charts are drawn from."""
+"""The pages without JavaScript: text, tables, links, and the numbers of the charts."""
 
 from __future__ import annotations
 
@@ -15,26 +15,28 @@ from test_leaderboards import KINDS, NASTY, Store
 
 import leaderboards
 from leaderboards.read import store
-from leaderboards.render import protocol
-from leaderboards.render.figures import charts
-from leaderboards.render.figures.curves import of_run
+from leaderboards.render.figures import plotly_charts
+from leaderboards.render.figures.curve_views import run_views
 from leaderboards.render.figures.views import Series, View
-from leaderboards.render.site import pages
-from leaderboards.render.site.site import Site, files
-from leaderboards.schema.about import About, Parameter
+from leaderboards.render.protocol_text import describe_protocol
+from leaderboards.render.site.pages import cost_lines, render_pages
+from leaderboards.render.site.site_map import Site, file_names
 from leaderboards.schema.fields import Curve
-from leaderboards.tables import table
+from leaderboards.schema.method_card import HyperParameter, MethodCard
+from leaderboards.tables import suite_tables
 
 TASK = [
-    ["Rank", "Method", "AutoAttack", "Teacher", "Seeds", "Clean", "Worst", "PGD-20", "AutoAttack, last", "Train min"],
-    ["1", "rslad", "73.0 ± 1.4 [57.5, 87.5]", "robust", "run of seed s0 run of seed s1", "95.0 ± 1.4", "73.0 ± 1.4",
-     "75.0 ± 1.4", "70.0", "2.0 ± 0.7"],
-    ["1", "gacd tau=0.1", "72.0 ± 1.0 [62.4, 80.1]", "robust", "run of seed s0 run of seed s1 run of seed s2", "96.0 ± 1.0",
-     "72.0 ± 1.0", "76.0 ± 1.0", "68.0", "1.0 ± 0.0"],
-    ["3", "gacd tau=0.1; training.epochs=2", "20.0 [13.3, 28.9]", "robust", "run of seed s0", "50.0", "20.0", "30.0", "-",
-     "0.1"],
-    ["4", "kd uncommitted code in 1 of 1 runs ⚑ softmax-output", "0.0 [0.0, 3.7]", "natural", "run of seed s0", "96.0",
-     "0.0", "5.0", "-", "0.5"],
+    ["Rank", "Method", "AutoAttack", "Teacher", "Seeds", "Clean", "Worst", "PGD-20",
+     "AutoAttack, last", "Train min"],
+    ["1", "rslad", "73.0 ± 1.4 [57.5, 87.5]", "robust", "run of seed s0 run of seed s1",
+     "95.0 ± 1.4", "73.0 ± 1.4", "75.0 ± 1.4", "70.0", "2.0 ± 0.7"],
+    ["1", "gacd tau=0.1", "72.0 ± 1.0 [62.4, 80.1]", "robust",
+     "run of seed s0 run of seed s1 run of seed s2", "96.0 ± 1.0", "72.0 ± 1.0", "76.0 ± 1.0",
+     "68.0", "1.0 ± 0.0"],
+    ["3", "gacd tau=0.1; training.epochs=2", "20.0 [13.3, 28.9]", "robust", "run of seed s0",
+     "50.0", "20.0", "30.0", "-", "0.1"],
+    ["4", "kd uncommitted code in 1 of 1 runs ⚑ softmax-output", "0.0 [0.0, 3.7]", "natural",
+     "run of seed s0", "96.0", "0.0", "5.0", "-", "0.5"],
 ]  # fmt: skip
 
 
@@ -51,32 +53,32 @@ def page(site: dict[str, str]) -> str:
 def test_every_name_is_text_on_every_page(site: dict[str, str]) -> None:
     allowed = {"assets/dataTables.min.js", "assets/plotly-basic.min.js", "assets/site.js", None}
     for path, text in site.items():
-        read = Reader(text)
-        scripts = [dict(attributes) for tag, attributes in read.elements if tag == "script"]
+        reader = Reader(text)
+        scripts = [dict(attributes) for tag, attributes in reader.elements if tag == "script"]
         assert {
             (script.get("src") or "").removeprefix("../") or None for script in scripts
         } <= allowed
-        assert "b" not in read.tags
-        assert not [name for name, _ in read.attributes if name.startswith("on")]
-        ids = [value for name, value in read.attributes if name == "id"]
+        assert "b" not in reader.tags
+        assert not [name for name, _ in reader.attributes if name.startswith("on")]
+        ids = [value for name, value in reader.attributes if name == "id"]
         assert len(ids) == len(set(ids)), path
     pages = [path for path, text in site.items() if NASTY in Reader(text).text]
     assert {path.partition("/")[0] for path in pages} == {"index.html", "tasks", "methods", "runs"}
 
 
 def test_links_lead_to_pages(site: dict[str, str]) -> None:
-    beside = {f"leaderboard.{kind}" for kind in KINDS}
+    tables = {f"leaderboard.{kind}" for kind in KINDS}
     static = {f"assets/{file.name}" for file in leaderboards.STATIC.iterdir()}
     for path, text in site.items():
-        found = [
+        links = [
             value for name, value in Reader(text).attributes if name in ("href", "src") and value
         ]
         targets = {
             posixpath.normpath(posixpath.join(posixpath.dirname(path), link))
-            for link in found
+            for link in links
             if link[0] != "#"
         }
-        assert targets - {"data:,", "../data:,", *beside, *static} <= site.keys() | {
+        assert targets - {"data:,", "../data:,", *tables, *static} <= site.keys() | {
             f"{posixpath.dirname(path)}/data:,"
         }
 
@@ -93,45 +95,48 @@ def test_file_names_are_safe_and_never_shared() -> None:
         ("con/..",),
         ("..",),
     ]
-    names = files(keys)
+    names = file_names(keys)
     assert len({name.lower() for name in names.values()}) == len(keys)
     assert all(
         re.fullmatch(r"[A-Za-z0-9@_-][A-Za-z0-9@._-]{0,100}", name) for name in names.values()
     )
-    assert files([("digits@3", "digits", "net")]) == {
+    assert file_names([("digits@3", "digits", "net")]) == {
         ("digits@3", "digits", "net"): "digits@3-digits-net"
     }
 
 
-def test_names_stand_apart_and_within_a_narrow_frame() -> None:
+def test_names_do_not_overlap_in_a_narrow_frame() -> None:
     points = Series(
         "", [98.9, 99.0, 97.0], [81.9, 81.6, 80.0], names=["a", "b", "x" * 34], shown=[True] * 3
     )
     view = View("scatter", "", "", "", "", (points,), frame=((96, 100), (72, 85)))
-    found = {name["text"]: name for name in charts.chart(view)["layout"]["annotations"]}
+    annotations = {
+        name["text"]: name for name in plotly_charts.chart(view)["layout"]["annotations"]
+    }
     heights = [
-        320 * (85 - found[name]["y"]) / 13 + found[name]["ay"] for name in ("a", "b", "x" * 34)
+        320 * (85 - annotations[name]["y"]) / 13 + annotations[name]["ay"]
+        for name in ("a", "b", "x" * 34)
     ]
     assert heights[0] + 17 <= heights[1] <= heights[2] - 17
-    assert [found[name]["xanchor"] for name in ("a", "x" * 34)] == ["left", "right"]
-    assert all(name["ay"] <= -17 for name in found.values())
+    assert [annotations[name]["xanchor"] for name in ("a", "x" * 34)] == ["left", "right"]
+    assert all(name["ay"] <= -17 for name in annotations.values())
 
 
 def test_long_curves_are_thinned_and_end_where_they_end() -> None:
-    (view,) = of_run({"val/robust": (range(250), [0.001 * (step % 250) for step in range(250)])})
+    (view,) = run_views({"val/robust": (range(250), [0.001 * (step % 250) for step in range(250)])})
     (line,) = view.series
     assert line.x == range(1, 250, 4)
     assert (line.y[-1], view.caption) == (
         pytest.approx(24.9),
         "robust from 0 to 24.9, highest 24.9 at epoch 249.",
     )
-    (odd,) = of_run({"lr": ([0, 1, 4], [1.0, 2.0, 3.0])})[0].series
-    assert odd.x == [0, 1, 4]
+    (irregular,) = run_views({"lr": ([0, 1, 4], [1.0, 2.0, 3.0])})[0].series
+    assert irregular.x == [0, 1, 4]
 
 
 def test_front_page_shows_every_task(site: dict[str, str]) -> None:
-    read = Reader(site["index.html"])
-    assert read.tables["Tasks"] == [
+    reader = Reader(site["index.html"])
+    assert reader.tables["Tasks"] == [
         ["Task", "First rank", "AutoAttack", "Kept", "Rows", "Runs"],
         ["cifar10, resnet8-w4 cifar@1", "pgd_at", "45.0 [35.6, 54.8]", "-", "1", "1"],
         [
@@ -151,23 +156,23 @@ def test_front_page_shows_every_task(site: dict[str, str]) -> None:
             "8",
         ],
     ]
-    assert [line[0] for line in read.tables["Older protocol versions"]] == [
+    assert [line[0] for line in reader.tables["Older protocol versions"]] == [
         "Task",
         "digits, resnet8-w4 digits@0",
     ]
     assert ["trades", "83.0 [74.4, 89.1]", "digits", "resnet8-w32"] in [
-        line[:4] for line in read.tables["Teachers"]
+        line[:4] for line in reader.tables["Teachers"]
     ]
-    assert "l-infinity, eps 0.15 in pixels of [0, 1]" in read.text
+    assert "l-infinity, eps 0.15 in pixels of [0, 1]" in reader.text
 
 
 def test_task_page_holds_the_table(page: str) -> None:
-    read = Reader(page)
-    assert read.tables["digits, resnet8-w4"] == TASK
-    assert "no AutoAttack, Worst, PGD-20" in read.text
+    reader = Reader(page)
+    assert reader.tables["digits, resnet8-w4"] == TASK
+    assert "no AutoAttack, Worst, PGD-20" in reader.text
     assert (
         "softmax-output in 1 of 1 runs: every output is a probability distribution, not logits"
-        in read.text
+        in reader.text
     )
 
 
@@ -214,15 +219,17 @@ def test_long_fractions_are_short_and_pixels_are_of_255() -> None:
         "inner_step": str(2.5 / 255),
         "training.lr": "0.2767710726805693",
     }
-    said = dict(
-        protocol.words([{f"param/{name}": text for name, text in recorded.items()} | {"seed": "0"}])
+    sentences = dict(
+        describe_protocol(
+            [{f"param/{name}": text for name, text in recorded.items()} | {"seed": "0"}]
+        )
     )
-    assert (said["Threat"], said["Inner attack"], said["Training"]) == (
+    assert (sentences["Threat"], sentences["Inner attack"], sentences["Training"]) == (
         "l-infinity, eps 8/255 in pixels of [0, 1]", "of 2.5/255", "learning rate 0.2768",
     )  # fmt: skip
 
 
-def test_costs_are_the_whole_and_then_each_attack() -> None:
+def test_costs_of_the_run_come_before_those_of_attacks() -> None:
     spent = {
         "aa_seconds": 2.0,
         "peak_bytes": 2.0**21,
@@ -230,21 +237,21 @@ def test_costs_are_the_whole_and_then_each_attack() -> None:
         "eval_forwards": 1234.0,
         "train_seconds": 30.0,
     }
-    assert [*pages._costs(spent)] == [
-        ("Training", "30.0 s"), ("Memory at most", "2 MiB"), ("Images forward in it", "1,234"), ("AutoAttack", "2.0 s"),
-        ("odd", "1.0 s"),
+    assert cost_lines(spent) == [
+        ("Training", "30.0 s"), ("Memory at most", "2 MiB"), ("Images forward in it", "1,234"),
+        ("AutoAttack", "2.0 s"), ("odd", "1.0 s"),
     ]  # fmt: skip
 
 
-def test_run_page_holds_what_there_is_to_know(uri: str, tmp_path: Path) -> None:
+def test_run_page_holds_accuracies_costs_and_doubts(uri: str, tmp_path: Path) -> None:
     leaderboards.write(uri, tmp_path)
     pages = [Reader(path.read_text()) for path in sorted(tmp_path.glob("runs/*.html"))]
-    (read,) = (page for page in pages if "softmax-output" in page.text)
-    assert read.tables["Accuracy in percent by attack and checkpoint"][:2] == [
+    (reader,) = (page for page in pages if "softmax-output" in page.text)
+    assert reader.tables["Accuracy in percent by attack and checkpoint"][:2] == [
         ["Attack", "best", "last", "EMA", "SWA"],
         ["Clean", "96.0", "-", "-", "-"],
     ]
-    for said in (
+    for text in (
         "every output is a probability distribution, not logits",
         "python -m bench run --suite digits",
         "no checksum was recorded",
@@ -253,60 +260,64 @@ def test_run_page_holds_what_there_is_to_know(uri: str, tmp_path: Path) -> None:
         "30.0 s",
         "Not recorded, or the file is missing.",
     ):
-        assert said in read.text
+        assert text in reader.text
 
 
 def test_curves_are_drawn_run_by_run_and_averaged_by_method(runs: pd.DataFrame) -> None:
     seeds = runs.loc[(runs["method"] == "gacd") & (runs["test/aa"] > 0.5), "run_id"].tolist()
     curves: dict[str, dict[str, Curve]] = {
-        run: {"val/robust": (range(5), [0.1 * step + 0.01 * place for step in range(5)])}
-        for place, run in enumerate(seeds)
+        run: {"val/robust": (range(5), [0.1 * step + 0.01 * position for step in range(5)])}
+        for position, run in enumerate(seeds)
     }
     curves[seeds[0]]["train/ce"] = ([0, 2, 4], [2.0, 0.0, -2.0])
-    site = Site(runs, table.sections(runs), curves)
-    found = dict(pages.pages(site))
-    validation, losses = Reader(found[f"runs/{seeds[0]}.html"]).data[0]
+    site = Site(runs, suite_tables.build_sections(runs), curves)
+    html = dict(render_pages(site))
+    validation, losses = Reader(html[f"runs/{seeds[0]}.html"]).data[0]
     assert validation["data"][0]["y"] == [0, 10, 20, 30, 40]
     assert [losses["data"][0][name] for name in ("x0", "dx", "y")] == [0, 2, [2, 0, -2]]
     assert "robust from 0 to 40, highest 40 at epoch 4" in validation["caption"]
-    charts = Reader(found["methods/gacd.html"]).data[0]
+    charts = Reader(html["methods/gacd.html"]).data[0]
     assert [chart["title"] for chart in charts] == ["Robust validation accuracy", "Loss: ce"]
     assert charts[0]["data"][0]["y"] == pytest.approx([1, 11, 21, 31, 41])
-    assert "No curves were recorded." in found[f"runs/{runs['run_id'].iloc[-1]}.html"]
+    assert "No curves were recorded." in html[f"runs/{runs['run_id'].iloc[-1]}.html"]
 
 
 def test_method_page_shows_formula_and_recorded_values(runs: pd.DataFrame) -> None:
-    told = About(
+    description = MethodCard(
         "A title.",
         "a < b & <i>c</i>",
         "A paper.",
-        (Parameter("alpha", "5 / 6", "0.5 to 1", "share"),),
+        (HyperParameter("alpha", "5 / 6", "0.5 to 1", "share"),),
     )
-    known = runs.assign(**{"param/hyper.alpha": "0.9", "param/hyper.new": "1"})
-    site = Site(known, table.sections(known), about=lambda name: told if name == "kd" else None)
-    found = dict(pages.pages(site))
-    read = Reader(found["methods/kd.html"])
-    assert "a < b & <i>c</i>" in read.text
-    assert read.tables["Hyper-parameters of kd"][1:] == [
+    recorded = runs.assign(**{"param/hyper.alpha": "0.9", "param/hyper.new": "1"})
+    site = Site(
+        recorded,
+        suite_tables.build_sections(recorded),
+        about=lambda name: description if name == "kd" else None,
+    )
+    html = dict(render_pages(site))
+    reader = Reader(html["methods/kd.html"])
+    assert "a < b & <i>c</i>" in reader.text
+    assert reader.tables["Hyper-parameters of kd"][1:] == [
         ["alpha", "0.9", "5 / 6", "0.5 to 1", "share"],
         ["new", "1", "", "", ""],
     ]
-    assert "does not know the method" in found["methods/ard.html"]
+    assert "does not know the method" in html["methods/ard.html"]
 
 
-def test_what_is_no_more_has_no_page(uri: str, tmp_path: Path) -> None:
+def test_old_pages_are_removed_and_foreign_files_stay(uri: str, tmp_path: Path) -> None:
     leaderboards.write(uri, tmp_path)
     assert len([*tmp_path.glob("*/*.html")]) > 10
-    mine = tmp_path / "runs" / "mine.html"
-    mine.write_text("<p>Somebody's own file</p>")
+    foreign = tmp_path / "runs" / "mine.html"
+    foreign.write_text("<p>Somebody's own file</p>")
     leaderboards.write(f"sqlite:///{tmp_path}/none.db", tmp_path)
-    assert [*tmp_path.glob("*/*.html")] == [mine]
+    assert [*tmp_path.glob("*/*.html")] == [foreign]
 
 
-def test_what_could_not_be_read_is_said(runs: pd.DataFrame) -> None:
-    broken = runs.copy()
-    broken.attrs["problems"] = [f"2 runs: {NASTY}"]
-    assert f"2 runs: {NASTY}" in Reader(sites.render(broken)["index.html"]).text
+def test_problems_of_the_store_are_listed(runs: pd.DataFrame) -> None:
+    damaged = runs.copy()
+    damaged.attrs["problems"] = [f"2 runs: {NASTY}"]
+    assert f"2 runs: {NASTY}" in Reader(sites.render(damaged)["index.html"]).text
 
 
 def test_marked_rows_can_be_hidden(page: str, site: dict[str, str]) -> None:
@@ -328,14 +339,13 @@ def test_figures_for_papers(uri: str, tmp_path: Path) -> None:
     leaderboards.write(uri, tmp_path, "digits@1", figures=True)
     kinds = ("scatter", "seeds", "attacks", "last", "cost")
     plain = {f"digits@1-digits-resnet8-w4-{kind}.{end}" for kind in kinds for end in ("svg", "pdf")}
-    found = {path.name: path.read_bytes() for path in tmp_path.glob("figures/*")}
-    assert plain <= found.keys()
+    contents = {path.name: path.read_bytes() for path in tmp_path.glob("figures/*")}
+    assert plain <= contents.keys()
     assert all(
         content.startswith(b"%PDF" if name.endswith("pdf") else b"<?xml")
-        for name, content in found.items()
+        for name, content in contents.items()
     )
-    assert not any(b"<script" in content for content in found.values())
-    assert b"rslad" in found["digits@1-digits-resnet8-w4-scatter.svg"]
-    again = leaderboards.write(uri, tmp_path, "digits@1", figures=True)
-    assert again
-    assert found == {path.name: path.read_bytes() for path in tmp_path.glob("figures/*")}
+    assert not any(b"<script" in content for content in contents.values())
+    assert b"rslad" in contents["digits@1-digits-resnet8-w4-scatter.svg"]
+    assert leaderboards.write(uri, tmp_path, "digits@1", figures=True)
+    assert contents == {path.name: path.read_bytes() for path in tmp_path.glob("figures/*")}

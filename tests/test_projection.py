@@ -8,33 +8,35 @@ from scipy.optimize import linprog
 from torch import Tensor
 from torchattacks.attacks import fab
 
-from attacks.projection import projection_linf, without_sort
+from attacks.components.fab import projection_linf, without_sort
 
 
-def planes(rows: int, pixels: int, scale: float, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """Points with some pixels at 0 and 1, weights of many sizes with some zeros, planes near and out of reach."""
+def draw_planes(
+    rows: int, pixels: int, scale: float, seed: int = 0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return points with pixels at 0 and 1, weights with zeros, planes in and out of reach."""
     draw = torch.Generator().manual_seed(seed)
     points = (1.4 * torch.rand(rows, pixels, generator=draw) - 0.2).clamp(0, 1)
     w = torch.randn(rows, pixels, generator=draw) * torch.rand(rows, pixels, generator=draw) ** 4
     w[:, ::7] = 0
-    away = torch.rand(rows, generator=draw) - 0.5
-    return points, w, (w * points).sum(dim=1) + scale * away * w.abs().sum(dim=1)
+    offset = torch.rand(rows, generator=draw) - 0.5
+    return points, w, (w * points).sum(dim=1) + scale * offset * w.abs().sum(dim=1)
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.01, 0.3, 1.0, 4.0])
 @pytest.mark.parametrize("pixels", [3, 64, 3072])
-def test_is_torchattacks_own(pixels: int, scale: float) -> None:
-    points, w, b = planes(100, pixels, scale)
-    mine, theirs = projection_linf(points, w, b), fab.projection_linf(points, w, b)
-    torch.testing.assert_close(mine, theirs, rtol=0, atol=2e-6)
-    assert ((points + mine) >= -1e-6).all()
-    assert ((points + mine) <= 1 + 1e-6).all()
+def test_projection_equals_torchattacks(pixels: int, scale: float) -> None:
+    points, w, b = draw_planes(100, pixels, scale)
+    change, expected = projection_linf(points, w, b), fab.projection_linf(points, w, b)
+    torch.testing.assert_close(change, expected, rtol=0, atol=2e-6)
+    assert ((points + change) >= -1e-6).all()
+    assert ((points + change) <= 1 + 1e-6).all()
 
 
-def test_is_the_optimum_of_the_linear_programme() -> None:
-    points, w, b = (part.double() for part in planes(20, 12, 0.6))
-    found, reachable = projection_linf(points, w, b), 0
-    for t, weight, level, change in zip(points, w, b, found, strict=True):
+def test_projection_is_the_optimum_of_the_linear_programme() -> None:
+    points, w, b = (tensor.double() for tensor in draw_planes(20, 12, 0.6))
+    changes, reachable = projection_linf(points, w, b), 0
+    for t, weight, level, change in zip(points, w, b, changes, strict=True):
         rows = [
             [*sign * torch.eye(12).double()[i].numpy(), -1] for i in range(12) for sign in (1, -1)
         ]
@@ -59,10 +61,10 @@ def test_a_plane_without_direction_moves_nothing() -> None:
     assert projection_linf(points, torch.zeros(3, 5), torch.tensor([0.0, 1.0, -1.0])).eq(0).all()
 
 
-def test_torchattacks_is_put_back() -> None:
-    own = fab.projection_linf
+def test_torchattacks_is_restored() -> None:
+    original = fab.projection_linf
     with without_sort():
         assert fab.projection_linf is projection_linf
     with pytest.raises(ZeroDivisionError), without_sort():
         1 / 0  # noqa: B018
-    assert fab.projection_linf is own
+    assert fab.projection_linf is original

@@ -1,4 +1,4 @@
-"""Published numbers: the file, the lookup, and their column in every format, apart from what was measured."""
+"""Published numbers: the file, the lookup, and a column of their own in every format."""
 
 from __future__ import annotations
 
@@ -19,37 +19,40 @@ from bench import datasets
 from bench.protocol import suites
 from leaderboards.read import store
 from leaderboards.render import markdown
-from leaderboards.tables import published, table
+from leaderboards.tables import published
+from leaderboards.tables.suite_tables import build_sections
 
 ROBUST = {"eps": 8 / 255, "limit_train": None}
 
 
-def plant(
-    tracked: Store, method: str, aa: float, experiment: str = "cifar@1", **given: Any
+def record_run(
+    tracked: Store, method: str, aa: float, experiment: str = "cifar@1", **changes: Any
 ) -> None:
-    """A run of the published task unless `given` says otherwise."""
-    named = {"dataset": "cifar10", "student": "resnet18", "teacher": "resnet18-trades"} | given
-    params = ROBUST | named.pop("params", {})
+    """Record a run of the published task, with `changes`."""
+    tags = {"dataset": "cifar10", "student": "resnet18", "teacher": "resnet18-trades"} | changes
+    params = ROBUST | tags.pop("params", {})
     metrics = (
         scores(0.84, aa + 0.04, 60)
         | {"test/n": 10_000, "test/aa_n": 10_000}
-        | named.pop("metrics", {})
+        | tags.pop("metrics", {})
     )
-    tracked.run(method, aa, experiment, metrics=metrics, params=params, **named)
+    tracked.run(method, aa, experiment, metrics=metrics, params=params, **tags)
 
 
 @pytest.fixture(scope="module")
 def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
     uri = f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
     tracked = Store(uri)
-    plant(tracked, "rslad", 0.535)
-    plant(tracked, "rslad", 0.5001, teacher="trades_wrn34-10")
-    plant(tracked, "iad2", 0.4858, teacher="resnet18-pgd_at")
-    plant(tracked, "pgd_at", 0.4011, teacher="none")
-    plant(tracked, "gacd", 0.54)
-    plant(tracked, "rslad", 0.5, dataset="cifar100", student="mobilenetv2", params={"eps": 0.1})
-    plant(tracked, "trades", 0.48, role="teacher", teacher="none")
-    plant(
+    record_run(tracked, "rslad", 0.535)
+    record_run(tracked, "rslad", 0.5001, teacher="trades_wrn34-10")
+    record_run(tracked, "iad2", 0.4858, teacher="resnet18-pgd_at")
+    record_run(tracked, "pgd_at", 0.4011, teacher="none")
+    record_run(tracked, "gacd", 0.54)
+    record_run(
+        tracked, "rslad", 0.5, dataset="cifar100", student="mobilenetv2", params={"eps": 0.1}
+    )
+    record_run(tracked, "trades", 0.48, role="teacher", teacher="none")
+    record_run(
         tracked,
         "rslad",
         0.3,
@@ -73,7 +76,7 @@ def cells(text: str, title: str) -> list[str]:
 
 
 def test_every_number_is_well_formed() -> None:
-    frame = published._numbers()
+    frame = published._read_numbers()
     assert (
         set(frame["dataset"]) <= {"cifar10", "cifar100"} <= set(datasets.DATASETS)
     )  # 10,000 test images each
@@ -91,13 +94,13 @@ def test_every_number_is_well_formed() -> None:
 
 def test_a_clean_accuracy_is_never_below_its_robust_one() -> None:
     keys = ["dataset", "student", "method", "teacher", "checkpoint", "source", "place"]
-    both = published._numbers().pivot_table("accuracy_percent", keys, "attack").dropna()
+    both = published._read_numbers().pivot_table("accuracy_percent", keys, "attack").dropna()
     assert len(both) > 200
     assert (both["clean"] > both["aa"]).all()
 
 
 def test_range_is_over_all_teachers_unless_ours_is_published() -> None:
-    rows = published._numbers().query(
+    rows = published._read_numbers().query(
         "dataset == 'cifar10' and student == 'resnet18' and method == 'rslad'"
     )
     values = rows.loc[rows["attack"] == "aa", "accuracy_percent"]
@@ -108,22 +111,26 @@ def test_range_is_over_all_teachers_unless_ours_is_published() -> None:
         pytest.approx(values.max() / 100),
     )
     assert every.teachers == "any teacher"
-    one = published.lookup("cifar10", "resnet18", "rslad", "TRADES_wrn34-10", "aa")
-    assert one
-    assert (one.low, one.high, one.teachers) == (0.5132, 0.5191, "this teacher")
-    assert set(one.sources) < set(every.sources)
+    same_teacher = published.lookup("cifar10", "resnet18", "rslad", "TRADES_wrn34-10", "aa")
+    assert same_teacher
+    assert (same_teacher.low, same_teacher.high, same_teacher.teachers) == (
+        0.5132,
+        0.5191,
+        "this teacher",
+    )
+    assert set(same_teacher.sources) < set(every.sources)
 
 
 @pytest.mark.parametrize(
-    "cell",
+    "key",
     [
         ("cifar10", "resnet18", "gacd", "resnet18-trades"),
         ("digits", "resnet18", "rslad", "x"),
         ("cifar10", "resnet8-w16-s2", "rslad", "x"),
     ],
 )
-def test_nothing_published_is_none(cell: tuple[str, str, str, str]) -> None:
-    assert published.lookup(*cell, "aa") is None
+def test_nothing_published_is_none(key: tuple[str, str, str, str]) -> None:
+    assert published.lookup(*key, "aa") is None
 
 
 @pytest.mark.parametrize(
@@ -137,16 +144,16 @@ def test_nothing_published_is_none(cell: tuple[str, str, str, str]) -> None:
     ],
 )
 def test_difference(ours: float, difference: float, remark: str) -> None:
-    found = published.Published(0.5, 0.52, "any teacher", ("A", "B"))
-    assert found.difference(ours) == pytest.approx(difference, nan_ok=True)
-    assert found.remark(ours) == remark
-    assert found.span == "50.00 to 52.00"
+    values = published.Published(0.5, 0.52, "any teacher", ("A", "B"))
+    assert values.difference(ours) == pytest.approx(difference, nan_ok=True)
+    assert values.remark(ours) == remark
+    assert values.span == "50.00 to 52.00"
     assert published.Published(0.5, 0.5, "", ("A",)).span == "50.00"
     assert published.Published(0.5, 0.5, "", ("A",)).remark(0.5) == "1 source; ours within"
 
 
 @pytest.mark.parametrize(
-    "given",
+    "changes",
     [
         {"metrics": {"test/aa_n": 1_000}},
         {"params": {"eps": 0.05}},
@@ -155,10 +162,10 @@ def test_difference(ours: float, difference: float, remark: str) -> None:
         {"dataset": "stl10"},
     ],
 )
-def test_another_task_has_no_published_value(tmp_path: Path, given: dict[str, Any]) -> None:
+def test_another_task_has_no_published_value(tmp_path: Path, changes: dict[str, Any]) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    plant(Store(uri), "rslad", 0.5, **given)
-    assert published.HEAD not in markdown.render(store.collect(uri))
+    record_run(Store(uri), "rslad", 0.5, **changes)
+    assert published.HEADING not in markdown.render(store.collect(uri))
     leaderboards.write(uri, tmp_path)
     assert not [
         name for name in pd.read_csv(tmp_path / "leaderboard.csv") if name.startswith("published/")
@@ -166,7 +173,7 @@ def test_another_task_has_no_published_value(tmp_path: Path, given: dict[str, An
 
 
 def test_runs_that_did_not_record_their_task_have_none(runs: pd.DataFrame) -> None:
-    assert published.HEAD not in markdown.render(
+    assert published.HEADING not in markdown.render(
         runs[list(store.COLUMNS)].assign(**{"test/aa": 0.5})
     )
 
@@ -190,39 +197,39 @@ def test_markdown_has_a_last_column(runs: pd.DataFrame) -> None:
 def test_tables_without_published_values_have_no_column(runs: pd.DataFrame) -> None:
     text = markdown.render(runs)
     assert cells(text, "cifar100, mobilenetv2")[0] == "Train min"
-    assert published.HEAD not in text.partition("## digits@2")[2]
-    assert published.HEAD not in text.partition("## cifar-mini@1")[2].partition("\n## ")[0]
-    assert published.HEAD not in sites.task(runs, "digits@2")
-    assert published.HEAD in sites.task(runs, "cifar@1-cifar10-resnet18")
+    assert published.HEADING not in text.partition("## digits@2")[2]
+    assert published.HEADING not in text.partition("## cifar-mini@1")[2].partition("\n## ")[0]
+    assert published.HEADING not in sites.task(runs, "digits@2")
+    assert published.HEADING in sites.task(runs, "cifar@1-cifar10-resnet18")
 
 
 def test_measured_values_are_untouched(runs: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
-    def shown() -> list[Any]:
-        groups = [group for section in table.sections(runs) for group in section.groups]
+    def measured_values() -> list[Any]:
+        groups = [group for section in build_sections(runs) for group in section.tables]
         return [
             (
                 group.columns,
                 group.caption,
-                [(row.label, row.cells) for row in group.ranked],
+                [(row.label, row.summaries) for row in group.ranked],
                 group.best(column),
             )
             for group in groups
             for column in group.columns
         ]
 
-    with_published = shown()
-    monkeypatch.setattr(published, "lookup", lambda *cell: None)
-    assert repr(shown()) == repr(with_published)
-    assert published.HEAD not in markdown.render(runs)
+    with_published = measured_values()
+    monkeypatch.setattr(published, "lookup", lambda *key: None)
+    assert repr(measured_values()) == repr(with_published)
+    assert published.HEADING not in markdown.render(runs)
 
 
 def test_page_sets_them_apart(runs: pd.DataFrame) -> None:
     page = sites.task(runs, "cifar@1-cifar10-resnet18")
     assert page.count('<th scope="col" class="text published">Published AA</th>') == 1
-    said = "9 sources, any teacher; ours 1.3 above"
+    remark = "9 sources, any teacher; ours 1.3 above"
     assert (
         page.count(
-            f'<td class="text published">40.57 to 52.21<span class="setting">{said}</span></td>'
+            f'<td class="text published">40.57 to 52.21<span class="setting">{remark}</span></td>'
         )
         == 1
     )
@@ -248,8 +255,8 @@ def test_csv_has_columns_at_its_end(uri: str, runs: pd.DataFrame, tmp_path: Path
 
 
 def test_text_from_the_file_is_text(runs: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = published.Published(0.4, 0.5, NASTY, (NASTY,))
-    monkeypatch.setattr(published, "lookup", lambda *cell: found)
+    values = published.Published(0.4, 0.5, NASTY, (NASTY,))
+    monkeypatch.setattr(published, "lookup", lambda *key: values)
     text, page = markdown.render(runs), sites.task(runs, "cifar@1-cifar10-resnet18")
     assert "<script" not in text
     columns = {

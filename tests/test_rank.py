@@ -1,4 +1,4 @@
-"""Intervals, paired differences and shared ranks: exact on small cases, honest in simulation, and blind to order."""
+"""Intervals, paired differences and shared ranks: exact on small cases, covering in simulation."""
 
 from __future__ import annotations
 
@@ -13,16 +13,20 @@ import sites
 from scipy.stats import norm
 from test_leaderboards import Store, scores
 
-from bench.training import acceleration
-from leaderboards.read import store, verdicts
+from bench.training import memory_layout
+from leaderboards.read import store
+from leaderboards.read.verdicts import read_row_verdicts
 from leaderboards.render import markdown
-from leaderboards.render.figures import diagram, views
-from leaderboards.render.site.site import Site
-from leaderboards.stats import across, rank
-from leaderboards.stats.across import Entry
-from leaderboards.stats.rank import Flags, Task
-from leaderboards.tables import standing, table
-from leaderboards.tables.rows import RANK, Group
+from leaderboards.render.figures import rank_diagram, task_views
+from leaderboards.render.site.site_map import Site
+from leaderboards.schema.metrics import RANK_METRIC
+from leaderboards.schema.record import PackedVerdicts
+from leaderboards.stats import mean_ranks, ranks
+from leaderboards.stats.ranks import PairedRows
+from leaderboards.tables.across_tasks import robustness_kept
+from leaderboards.tables.ranking import add_ranking_columns
+from leaderboards.tables.rows import TaskTable
+from leaderboards.tables.suite_tables import build_sections
 
 SEEDS = [(1,), (2,), (3,)]
 
@@ -34,22 +38,22 @@ def simulate(
     accuracy: float,
     luck: float,
     n: int = 300,
-) -> list[Flags]:
-    """Rows of the same accuracy: images differ in difficulty, mostly alike for all rows, and seeds in luck (probits)."""
+) -> list[PackedVerdicts]:
+    """Rows of the same accuracy; images differ in difficulty, mostly alike, and seeds in luck."""
     middle = norm.ppf(accuracy) * math.sqrt(1 + 4 + luck**2)
     hard = rng.normal(size=n)
-    found = []
+    simulated = []
     for row in range(rows):
-        own = 2 * (math.sqrt(0.8) * hard + math.sqrt(0.2) * rng.normal(size=n))
+        difficulty = 2 * (math.sqrt(0.8) * hard + math.sqrt(0.2) * rng.normal(size=n))
         count = seeds[row % len(seeds)]
-        lucky = luck * rng.normal(size=(count, 1))
-        found.append(middle + own + lucky + rng.normal(size=(count, n)) > 0)
-    return found
+        seed_luck = luck * rng.normal(size=(count, 1))
+        simulated.append(middle + difficulty + seed_luck + rng.normal(size=(count, n)) > 0)
+    return simulated
 
 
-def flags(*ones: int, n: int) -> Flags:
-    """One line for each number: so many images survive, the first ones."""
-    return np.arange(n) < np.array(ones)[:, None]
+def verdicts(*survivors: int, n: int) -> PackedVerdicts:
+    """Verdicts with a seed for each number: so many of n images survive, the first ones."""
+    return np.arange(n) < np.array(survivors)[:, None]
 
 
 @pytest.mark.parametrize("seeds", [*SEEDS, (5,)])
@@ -57,16 +61,21 @@ def flags(*ones: int, n: int) -> Flags:
 def test_interval_covers_the_truth(seeds: tuple[int, ...], accuracy: float) -> None:
     rng = np.random.default_rng(0)
     for luck in (0.0, 0.1, 0.3) if seeds[0] > 1 else (0.0,):
-        found = [rank.interval(simulate(rng, 1, seeds, accuracy, luck)[0]) for _ in range(2000)]
-        assert 0.93 <= np.mean([low <= accuracy <= high for low, high in found]) <= 0.98
+        intervals = [
+            ranks.accuracy_interval(simulate(rng, 1, seeds, accuracy, luck)[0]) for _ in range(2000)
+        ]
+        assert 0.93 <= np.mean([low <= accuracy <= high for low, high in intervals]) <= 0.98
 
 
 @pytest.mark.parametrize("seeds", [*SEEDS, (1, 3)])
 def test_difference_covers_the_truth(seeds: tuple[int, ...]) -> None:
     rng = np.random.default_rng(1)
-    tasks = [Task.of(simulate(rng, 4, seeds, 0.6, 0.1 * (seeds != (1,)))) for _ in range(400)]
-    found = [task.difference(0, 1) for task in tasks]
-    assert 0.93 <= np.mean([low <= 0 <= high for _, low, high in found]) <= 0.985
+    tasks = [
+        PairedRows.from_verdicts(simulate(rng, 4, seeds, 0.6, 0.1 * (seeds != (1,))))
+        for _ in range(400)
+    ]
+    differences = [task.difference(0, 1) for task in tasks]
+    assert 0.93 <= np.mean([low <= 0 <= high for _, low, high in differences]) <= 0.985
 
 
 @pytest.mark.parametrize("rows", [2, 3, 8])
@@ -74,32 +83,32 @@ def test_difference_covers_the_truth(seeds: tuple[int, ...]) -> None:
 def test_equal_methods_share_a_rank(seeds: tuple[int, ...], rows: int) -> None:
     rng = np.random.default_rng(2)
     tasks = (simulate(rng, rows, seeds, 0.7, 0.1 * (seeds != (1,))) for _ in range(2400 // rows))
-    shared = [not Task.of(found).better().any() for found in tasks]
-    assert np.mean(shared) >= 0.95 - 2 * math.sqrt(0.05 * 0.95 / len(shared)) * (
-        rows < 8
-    )  # 2,500 of rows (1,) gave 0.951
+    shared = [not PairedRows.from_verdicts(rows_of_task).better().any() for rows_of_task in tasks]
+    # Eight rows need no margin: 2,500 tasks of rows (1,) gave 0.951.
+    margin = 2 * math.sqrt(0.05 * 0.95 / len(shared)) * (rows < 8)
+    assert np.mean(shared) >= 0.95 - margin
 
 
-def test_a_real_difference_is_found() -> None:
+def test_a_real_difference_is_significant() -> None:
     rng = np.random.default_rng(3)
     rows = [
         *simulate(rng, 3, (3,), 0.8, 0.02),
         *simulate(rng, 2, (3,), 0.5, 0.02),
         *simulate(rng, 1, (3,), 0.1, 0.02),
     ]
-    assert rank.ranks(Task.of(rows).better()) == [1, 1, 1, 4, 4, 6]
+    assert ranks.shared_ranks(PairedRows.from_verdicts(rows).better()) == [1, 1, 1, 4, 4, 6]
 
 
-def test_the_pairing_counts() -> None:
-    """Twelve images of a hundred that only one row survives are a difference; unpaired they would be none."""
-    rows = [flags(62, n=100), flags(50, n=100)]
-    assert rank.ranks(Task.of(rows).better()) == [1, 2]
+def test_rows_are_compared_image_by_image() -> None:
+    """Twelve images of a hundred that only one row survives are significant only if paired."""
+    rows = [verdicts(62, n=100), verdicts(50, n=100)]
+    assert ranks.shared_ranks(PairedRows.from_verdicts(rows).better()) == [1, 2]
     shuffled = [rows[0], np.roll(rows[1], 50, axis=1)]
-    assert rank.ranks(Task.of(shuffled).better()) == [1, 1]
+    assert ranks.shared_ranks(PairedRows.from_verdicts(shuffled).better()) == [1, 1]
 
 
 def test_single_pair_by_hand() -> None:
-    task = Task.of([flags(62, n=100), flags(50, n=100)])
+    task = PairedRows.from_verdicts([verdicts(62, n=100), verdicts(50, n=100)])
     gap, low, high = task.difference(0, 1)
     half = 1.96 * math.sqrt(0.12 * 0.88 / 99)
     assert (gap, low, high) == pytest.approx((0.12, 0.12 - half, 0.12 + half), abs=0.005)
@@ -108,76 +117,87 @@ def test_single_pair_by_hand() -> None:
 
 
 def test_interval_by_hand() -> None:
-    assert rank.interval(flags(0, n=100)) == pytest.approx((0, 0.037), abs=5e-4)  # Wilson's
-    assert rank.interval(flags(100, n=100)) == pytest.approx((0.963, 1), abs=5e-4)
-    assert rank.interval(flags(50, n=100)) == pytest.approx((0.404, 0.596), abs=1e-3)
-    assert rank.interval(flags(50, 50, n=100)) == pytest.approx(
+    assert ranks.accuracy_interval(verdicts(0, n=100)) == pytest.approx(
+        (0, 0.037), abs=5e-4
+    )  # Wilson's
+    assert ranks.accuracy_interval(verdicts(100, n=100)) == pytest.approx((0.963, 1), abs=5e-4)
+    assert ranks.accuracy_interval(verdicts(50, n=100)) == pytest.approx((0.404, 0.596), abs=1e-3)
+    assert ranks.accuracy_interval(verdicts(50, 50, n=100)) == pytest.approx(
         (0.404, 0.596), abs=1e-3
     )  # the same network twice
-    low, high = rank.interval(flags(4000, 6000, n=10_000))
+    low, high = ranks.accuracy_interval(verdicts(4000, 6000, n=10_000))
     assert low == 0  # Student's for two seeds: 0.5 - 12.7 * 0.1
     assert high == 1
 
 
-def test_seed_variance_is_what_images_do_not_explain() -> None:
-    assert math.isnan(rank.seed_variance(flags(5, n=10)))
-    assert rank.seed_variance(flags(5, 5, n=10)) == 0
+def test_seed_variance_leaves_out_the_noise_of_images() -> None:
+    assert math.isnan(ranks.seed_variance(verdicts(5, n=10)))
+    assert ranks.seed_variance(verdicts(5, 5, n=10)) == 0
     rng = np.random.default_rng(4)
-    luck = [rank.seed_variance(simulate(rng, 1, (3,), 0.5, 0.2)[0]) for _ in range(500)]
+    luck = [ranks.seed_variance(simulate(rng, 1, (3,), 0.5, 0.2)[0]) for _ in range(500)]
     assert np.mean(luck) == pytest.approx((0.2 * norm.pdf(0) / math.sqrt(5)) ** 2, rel=0.2)
     assert np.mean(
-        [rank.seed_variance(rng.random((3, 200)) < 0.5) for _ in range(500)]
+        [ranks.seed_variance(rng.random((3, 200)) < 0.5) for _ in range(500)]
     ) == pytest.approx(0, abs=1e-4)
 
 
-def test_a_row_of_one_seed_is_given_the_spread_of_the_others() -> None:
-    several = flags(30, 60, 90, n=100)
-    alone = Task.of([several, flags(60, n=100)])
-    assert alone.seeds[1] == pytest.approx(0.3**2)
-    assert 0.08 < 3 * alone.seeds[0] < 0.09  # its own, less what images explain
-    assert (Task.of([flags(60, n=100), flags(30, n=100)]).seeds == 0).all()
+def test_a_row_of_one_seed_takes_the_average_spread() -> None:
+    several = verdicts(30, 60, 90, n=100)
+    paired = PairedRows.from_verdicts([several, verdicts(60, n=100)])
+    assert paired.seeds[1] == pytest.approx(0.3**2)
+    assert 0.08 < 3 * paired.seeds[0] < 0.09  # less what images explain
+    assert (PairedRows.from_verdicts([verdicts(60, n=100), verdicts(30, n=100)]).seeds == 0).all()
 
 
 def test_identical_rows_share_a_rank() -> None:
-    row = flags(40, 42, n=100)
-    assert rank.ranks(Task.of([row, row.copy(), row.copy()]).better()) == [1, 1, 1]
-    assert rank.ranks(Task.of([flags(0, n=100), flags(0, n=100)]).better()) == [1, 1]
-    assert rank.ranks(Task.of([row]).better()) == [1]
-    assert rank.ranks(Task.of([flags(1, n=1)]).better()) == [1]
+    row = verdicts(40, 42, n=100)
+    assert ranks.shared_ranks(PairedRows.from_verdicts([row, row.copy(), row.copy()]).better()) == [
+        1,
+        1,
+        1,
+    ]
+    assert ranks.shared_ranks(
+        PairedRows.from_verdicts([verdicts(0, n=100), verdicts(0, n=100)]).better()
+    ) == [1, 1]
+    assert ranks.shared_ranks(PairedRows.from_verdicts([row]).better()) == [1]
+    assert ranks.shared_ranks(PairedRows.from_verdicts([verdicts(1, n=1)]).better()) == [1]
 
 
-def mixed(seed: int) -> list[Flags]:
+def mixed_rows(seed: int) -> list[PackedVerdicts]:
     rng = np.random.default_rng(seed)
     return [simulate(rng, 1, (1 + row % 3,), 0.3 + 0.04 * row, 0.1)[0] for row in range(10)]
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_better_is_an_order(seed: int) -> None:
-    better = Task.of(mixed(seed)).better()
+    better = PairedRows.from_verdicts(mixed_rows(seed)).better()
     assert not (better & better.T).any()
     assert not ((better.astype(int) @ better.astype(int) > 0) & ~better).any()  # transitive
-    ranks = np.array(rank.ranks(better))
-    assert not (better & (ranks[:, None] >= ranks)).any()
+    shared = np.array(ranks.shared_ranks(better))
+    assert not (better & (shared[:, None] >= shared)).any()
     assert better.any()
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_order_does_not_matter(seed: int) -> None:
-    rows = mixed(seed)
+    rows = mixed_rows(seed)
     order = np.random.default_rng(seed).permutation(len(rows))
-    straight, other = Task.of(rows), Task.of([rows[row] for row in order])
-    assert (straight.better()[np.ix_(order, order)] == other.better()).all()
-    assert other.difference(0, 1) == pytest.approx(straight.difference(*order[:2]), abs=1e-6)
+    straight, permuted = (
+        PairedRows.from_verdicts(rows),
+        PairedRows.from_verdicts([rows[row] for row in order]),
+    )
+    assert (straight.better()[np.ix_(order, order)] == permuted.better()).all()
+    assert permuted.difference(0, 1) == pytest.approx(straight.difference(*order[:2]), abs=1e-6)
 
 
 def test_many_rows_stay_cheap() -> None:
     rng = np.random.default_rng(6)
-    task = Task.of([rng.random((1, 50)) < 0.5 for _ in range(500)])
-    assert task.draws.shape == (500, rank.FEWEST)
+    task = PairedRows.from_verdicts([rng.random((1, 50)) < 0.5 for _ in range(500)])
+    assert task.shifts.shape == (500, ranks.MIN_DRAWS)
     assert not task.better().any()
 
 
-# The record: verdicts that are there, missing, damaged or not what they should be.
+# PackedVerdicts in a store: present, missing, damaged or of another run.
 
 
 @pytest.fixture
@@ -185,32 +205,32 @@ def tracked(tmp_path: Path) -> Store:
     return Store(f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "artifacts")
 
 
-def plant(
-    tracked: Store, method: str, aa: float, n: int = 200, told: int | None = None, **given: Any
+def record_run(
+    tracked: Store, method: str, aa: float, n: int = 200, recorded_n: int | None = None, **tags: Any
 ) -> Path:
-    """A run with the verdicts of its first images, `told` of them as it says, and where they are."""
+    """Record a run with verdicts on n images; return their path. `recorded_n`: the n it claims."""
     survived = np.arange(n) < round(aa * n)
-    metrics = scores(0.9, aa, 60) | {"test/n": told or n}
+    metrics = scores(0.9, aa, 60) | {"test/n": recorded_n or n}
     return tracked.verdicts(
-        tracked.run(method, float(survived.mean()), survived=survived, metrics=metrics, **given)
+        tracked.run(method, float(survived.mean()), survived=survived, metrics=metrics, **tags)
     )
 
 
-def groups(tracked: Store) -> list[Group]:
-    return list(table.sections(store.collect(tracked.uri))[0].groups)
+def task_tables(tracked: Store) -> list[TaskTable]:
+    return list(build_sections(store.collect(tracked.uri))[0].tables)
 
 
-def placed(group: Group) -> list[tuple[str, int | None, str]]:
-    return [(row.method, row.standing.rank, row.standing.why) for row in group.ranked]
+def ranks_of(table: TaskTable) -> list[tuple[str, int | None, str]]:
+    return [(row.method, row.ranking.rank, row.ranking.unranked_reason) for row in table.ranked]
 
 
 def test_ranks_of_a_store(tracked: Store) -> None:
     for method, aa in {"gacd": 0.8, "rslad": 0.79, "kd": 0.1}.items():
-        plant(tracked, method, aa)
-    (group,) = groups(tracked)
-    assert placed(group) == [("gacd", 1, ""), ("rslad", 1, ""), ("kd", 3, "")]
-    assert "networks are compared" in group.caption
-    gap = group.ranked[2].standing.behind
+        record_run(tracked, method, aa)
+    (table,) = task_tables(tracked)
+    assert ranks_of(table) == [("gacd", 1, ""), ("rslad", 1, ""), ("kd", 3, "")]
+    assert "networks are compared" in table.caption
+    gap = table.ranked[2].ranking.gap_to_first
     assert gap
     assert gap[0] == pytest.approx(0.7)
 
@@ -235,16 +255,16 @@ WRONG = "its verdicts on single images do not give the recorded accuracy"
 def test_a_row_without_sound_verdicts_stays_unranked(
     tracked: Store, content: Any, why: str
 ) -> None:
-    plant(tracked, "gacd", 0.8)
-    plant(tracked, "kd", 0.1)
-    path = plant(tracked, "rslad", 0.6)
+    record_run(tracked, "gacd", 0.8)
+    record_run(tracked, "kd", 0.1)
+    path = record_run(tracked, "rslad", 0.6)
     path.unlink()
     if isinstance(content, dict):
         np.savez(path, **content)
     elif content is not None:
         path.write_bytes(content)
-    (group,) = groups(tracked)
-    assert placed(group) == [("gacd", 1, ""), ("kd", 2, ""), ("rslad", None, why)]
+    (table,) = task_tables(tracked)
+    assert ranks_of(table) == [("gacd", 1, ""), ("kd", 2, ""), ("rslad", None, why)]
     runs = store.collect(tracked.uri)
     text = markdown.render(runs)
     assert f"rslad, teacher robust, 1 seed: no rank: {why}" in text
@@ -252,73 +272,75 @@ def test_a_row_without_sound_verdicts_stays_unranked(
     assert f"no rank: {why}" in sites.task(runs, "digits@1")
 
 
-def test_one_bad_seed_is_enough(tracked: Store) -> None:
-    plant(tracked, "gacd", 0.8)
-    plant(tracked, "gacd", 0.7, seed="1").unlink()
-    assert placed(groups(tracked)[0]) == [("gacd", None, UNREADABLE)]
+def test_one_seed_without_verdicts_leaves_the_row_unranked(tracked: Store) -> None:
+    record_run(tracked, "gacd", 0.8)
+    record_run(tracked, "gacd", 0.7, seed="1").unlink()
+    assert ranks_of(task_tables(tracked)[0]) == [("gacd", None, UNREADABLE)]
 
 
-def test_other_images_are_not_compared(tracked: Store) -> None:
-    plant(tracked, "gacd", 0.8)
-    plant(tracked, "rslad", 0.8)
-    plant(tracked, "ard", 0.7, n=10)
-    plant(tracked, "kd", 0.1)
-    plant(tracked, "kd", 0.1, n=100, told=200, seed="1")
-    plant(tracked, "rslad", 1.0, n=8, seed="1")
-    (group,) = groups(tracked)
-    found = {row.label: (row.standing.rank, row.standing.why) for row in group.ranked}
-    assert found["ard (images=10)"] == (None, "judged on 10 images, most rows on 200")
-    assert found["kd"] == (None, "its seeds were judged on different numbers of images")
-    assert found["rslad (images=8)"] == (None, "judged on 8 images, most rows on 200")
-    assert found["gacd"] == found["rslad"] == (1, "")
+def test_rows_on_other_images_are_not_compared(tracked: Store) -> None:
+    record_run(tracked, "gacd", 0.8)
+    record_run(tracked, "rslad", 0.8)
+    record_run(tracked, "ard", 0.7, n=10)
+    record_run(tracked, "kd", 0.1)
+    record_run(tracked, "kd", 0.1, n=100, recorded_n=200, seed="1")
+    record_run(tracked, "rslad", 1.0, n=8, seed="1")
+    (table,) = task_tables(tracked)
+    rankings = {row.label: (row.ranking.rank, row.ranking.unranked_reason) for row in table.ranked}
+    assert rankings["ard (images=10)"] == (None, "judged on 10 images, most rows on 200")
+    assert rankings["kd"] == (None, "its seeds were judged on different numbers of images")
+    assert rankings["rslad (images=8)"] == (None, "judged on 8 images, most rows on 200")
+    assert rankings["gacd"] == rankings["rslad"] == (1, "")
 
 
 def test_a_row_without_a_rank_is_best_at_nothing(tracked: Store) -> None:
-    """One that was judged on eight images alone, one that was attacked less."""
-    for place in ("net0", "net1"):
+    """One was judged on eight images only, one was attacked with a smaller eps."""
+    for student in ("net0", "net1"):
         for method, aa in {"gacd": 0.8, "rslad": 0.7, "kd": 0.1}.items():
-            plant(tracked, method, aa, student=place)
-        plant(tracked, "ard", 1.0, n=8, student=place)
-        plant(tracked, "iad", 0.95, student=place, params={"eps": 0.01})
+            record_run(tracked, method, aa, student=student)
+        record_run(tracked, "ard", 1.0, n=8, student=student)
+        record_run(tracked, "iad", 0.95, student=student, params={"eps": 0.01})
     runs = store.collect(tracked.uri)
-    (section,) = table.sections(runs)
+    (section,) = build_sections(runs)
     records = Site(runs, [section]).records
-    for group in section.groups:
-        assert [row.method for row in group.ranked] == ["gacd", "rslad", "kd", "ard", "iad"]
-        assert [row.method for row in group.contenders] == ["gacd", "rslad", "kd"]
-        assert group.ranked[-1].standing.why == "attacked with eps=0.01"
-        assert {group.best(column) for column in group.columns if column.metric == RANK} == {0.8}
-        drawn = [series for view in views.of_task(group, records) for series in view.series]
+    for table in section.tables:
+        assert [row.method for row in table.ranked] == ["gacd", "rslad", "kd", "ard", "iad"]
+        assert [row.method for row in table.contenders] == ["gacd", "rslad", "kd"]
+        assert table.ranked[-1].ranking.unranked_reason == "attacked with eps=0.01"
+        assert {table.best(column) for column in table.columns if column.metric == RANK_METRIC} == {
+            0.8
+        }
+        drawn = [series for view in task_views.task_views(table, records) for series in view.series]
         assert all(len(series.y) <= 3 for series in drawn)
-    assert section.across
-    assert [entry.label for entry in section.across.entries] == ["gacd", "rslad", "kd"]
+    assert section.across_tasks
+    assert [entry.label for entry in section.across_tasks.rows] == ["gacd", "rslad", "kd"]
     for task in Site(runs, [section]).tasks:
         assert task.best
         assert (task.best.method, task.best.score) == ("gacd", 0.8)
 
 
-def test_what_a_suite_states_is_no_matter_of_votes(tracked: Store) -> None:
-    plant(tracked, "gacd", 0.8)
+def test_a_stated_protocol_outvotes_the_runs(tracked: Store) -> None:
+    record_run(tracked, "gacd", 0.8)
     for seed in range(3):
-        plant(tracked, "rslad", 0.9, seed=str(seed), params={"eps": 0.01})
+        record_run(tracked, "rslad", 0.9, seed=str(seed), params={"eps": 0.01})
     runs = store.collect(tracked.uri)
-    assert table.sections(runs)[0].groups[0].ranked[-1].label == "gacd (eps=0.15)"
-    (group,) = table.sections(runs, {"digits@1": {"eps": "0.15", "unheard.of": "1"}}.__getitem__)[
+    assert build_sections(runs)[0].tables[0].ranked[-1].label == "gacd (eps=0.15)"
+    (table,) = build_sections(runs, {"digits@1": {"eps": "0.15", "unheard.of": "1"}}.__getitem__)[
         0
-    ].groups
-    assert [(row.label, row.standing.rank) for row in group.ranked] == [
+    ].tables
+    assert [(row.label, row.ranking.rank) for row in table.ranked] == [
         ("gacd", 1),
         ("rslad (eps=0.01)", None),
     ]
 
 
 def test_a_copied_store_keeps_its_ranks(tracked: Store, tmp_path: Path) -> None:
-    plant(tracked, "gacd", 0.8)
+    record_run(tracked, "gacd", 0.8)
     (tmp_path / "copy").mkdir()
     for name in ("mlflow.db", "artifacts"):
         (tmp_path / name).rename(tmp_path / "copy" / name)
-    (section,) = table.sections(store.collect(f"sqlite:///{tmp_path}/copy/mlflow.db"))
-    assert placed(section.groups[0]) == [("gacd", 1, "")]
+    (section,) = build_sections(store.collect(f"sqlite:///{tmp_path}/copy/mlflow.db"))
+    assert ranks_of(section.tables[0]) == [("gacd", 1, "")]
 
 
 def test_verdicts_are_fetched_from_elsewhere(
@@ -331,17 +353,17 @@ def test_verdicts_are_fetched_from_elsewhere(
         return str(path)
 
     monkeypatch.setattr("mlflow.artifacts.download_artifacts", download)
-    runs = [{"artifact_uri": "s3://bucket/run/artifacts", "test/aa": 0.25}]
-    assert verdicts.read(runs, "test/aa").tolist() == [[True, False, False, False]]
+    survived = read_row_verdicts(["s3://bucket/run/artifacts"], [0.25])
+    assert survived.tolist() == [[True, False, False, False]]
 
 
-def test_csv_says_where_the_row_stands(tracked: Store) -> None:
-    plant(tracked, "gacd", 0.8)
-    plant(tracked, "gacd", 0.81, seed="1", code_dirty="true")
-    plant(tracked, "kd", 0.1)
-    plant(tracked, "trades", 0.9, role="teacher")
+def test_csv_has_the_ranking_of_the_row(tracked: Store) -> None:
+    record_run(tracked, "gacd", 0.8)
+    record_run(tracked, "gacd", 0.81, seed="1", code_dirty="true")
+    record_run(tracked, "kd", 0.1)
+    record_run(tracked, "trades", 0.9, role="teacher")
     runs = store.collect(tracked.uri)
-    read = standing.beside(runs, table.sections(runs)[0].rows).set_index("run_id", drop=False)
+    read = add_ranking_columns(runs, build_sections(runs)[0].rows).set_index("run_id", drop=False)
     assert next(iter(read)) == "row/rank"
     assert read["row/rank"].fillna(0).tolist() == [1, 1, 2, 0]
     assert read["row/marks"].tolist() == ["uncommitted code", "uncommitted code", "", ""]
@@ -352,31 +374,31 @@ def test_csv_says_where_the_row_stands(tracked: Store) -> None:
 # Across tasks.
 
 
-def spread(tracked: Store, accuracy: dict[str, tuple[float, ...]], **given: Any) -> None:
+def record_tasks(tracked: Store, accuracy: dict[str, tuple[float, ...]], **tags: Any) -> None:
     for method, values in accuracy.items():
-        for place, value in enumerate(values):
-            plant(tracked, method, value, student=f"net{place}", **given)
+        for task, value in enumerate(values):
+            record_run(tracked, method, value, student=f"net{task}", **tags)
 
 
 def test_across_tasks(tracked: Store) -> None:
-    spread(
+    record_tasks(
         tracked,
         {"gacd": (0.8, 0.7, 0.75), "rslad": (0.7, 0.6, 0.76), "kd": (0.1, 0.2, 0.1)},
         teacher="big-trades",
     )
-    plant(tracked, "ard", 0.5, student="net0", teacher="big-trades")
-    plant(tracked, "trades", 0.9, role="teacher", student="big", teacher="none")
-    (section,) = table.sections(store.collect(tracked.uri))
-    found = section.across
-    assert found
-    assert [(entry.label, round(entry.mean_rank, 3)) for entry in found.entries] == [
+    record_run(tracked, "ard", 0.5, student="net0", teacher="big-trades")
+    record_run(tracked, "trades", 0.9, role="teacher", student="big", teacher="none")
+    (section,) = build_sections(store.collect(tracked.uri))
+    across = section.across_tasks
+    assert across
+    assert [(entry.label, round(entry.mean_rank, 3)) for entry in across.rows] == [
         ("gacd", 1.333), ("rslad", 1.667), ("kd", 3.0)
     ]  # fmt: skip
-    assert found.entries[0].kept == pytest.approx(0.75 / 0.9)
-    assert found.left_out == 1
-    assert found.p == pytest.approx(0.0970, abs=1e-3)
-    assert "cannot be shown to differ" in found.caption
-    assert found.critical == pytest.approx(
+    assert across.rows[0].robustness_kept == pytest.approx(0.75 / 0.9)
+    assert across.left_out == 1
+    assert across.p == pytest.approx(0.0970, abs=1e-3)
+    assert "cannot be shown to differ" in across.caption
+    assert across.critical_difference == pytest.approx(
         2.343 * math.sqrt(3 * 4 / (6 * 3)), abs=1e-3
     )  # Demšar's table 5
     text = markdown.render(store.collect(tracked.uri))
@@ -384,47 +406,44 @@ def test_across_tasks(tracked: Store) -> None:
     assert "critical difference 1.9" in sites.render(store.collect(tracked.uri))["index.html"]
 
 
-def test_one_task_has_nothing_across(tracked: Store) -> None:
-    spread(tracked, {"gacd": (0.8, 0.7), "rslad": (0.7,)})
-    assert table.sections(store.collect(tracked.uri))[0].across is None
+def test_one_task_is_not_compared_across_tasks(tracked: Store) -> None:
+    record_tasks(tracked, {"gacd": (0.8, 0.7), "rslad": (0.7,)})
+    assert build_sections(store.collect(tracked.uri))[0].across_tasks is None
 
 
 def test_two_rows_have_no_test_and_no_diagram(tracked: Store) -> None:
-    spread(tracked, {"gacd": (0.8, 0.7), "rslad": (0.7, 0.6)})
-    found = table.sections(store.collect(tracked.uri))[0].across
-    assert found
-    assert math.isnan(found.p)
-    assert diagram.layout(found) is None
+    record_tasks(tracked, {"gacd": (0.8, 0.7), "rslad": (0.7, 0.6)})
+    across = build_sections(store.collect(tracked.uri))[0].across_tasks
+    assert across
+    assert math.isnan(across.p)
+    assert rank_diagram.layout_diagram(across) is None
 
 
 def test_friedman_without_differences_is_no_test() -> None:
-    assert math.isnan(across.friedman([[0.5, 0.5]] * 3))
-    assert across.friedman([[0.1, 0.2, 0.1], [0.2, 0.3, 0.2], [0.3, 0.4, 0.3]]) == pytest.approx(
-        math.exp(-3), abs=1e-6
-    )
+    assert math.isnan(mean_ranks.friedman_p(np.full((3, 2), 0.5)))
+    accuracies = np.array([[0.1, 0.2, 0.1], [0.2, 0.3, 0.2], [0.3, 0.4, 0.3]])
+    assert mean_ranks.friedman_p(accuracies) == pytest.approx(math.exp(-3), abs=1e-6)
 
 
 @pytest.mark.parametrize(("rows", "q"), [(2, 1.960), (5, 2.728), (10, 3.164)])
 def test_nemenyi_by_demsars_table(rows: int, q: float) -> None:
-    assert across.nemenyi(rows, 10) == pytest.approx(
+    assert mean_ranks.critical_difference(rows, 10) == pytest.approx(
         q * math.sqrt(rows * (rows + 1) / 60), abs=1e-3
     )
 
 
 def test_bars_of_the_diagram() -> None:
-    entries = [
-        Entry(str(value), "", value, (), (), math.nan, ()) for value in (1.0, 1.5, 2.5, 4.0, 4.2)
-    ]
-    assert across.together(entries, 1.5) == [(1.0, 2.5), (2.5, 4.0), (4.0, 4.2)]
-    assert across.together(entries, 0.1) == []
-    assert across.together(entries, 9) == [(1.0, 4.2)]
+    values = (1.0, 1.5, 2.5, 4.0, 4.2)
+    assert mean_ranks.inseparable_spans(values, 1.5) == [(1.0, 2.5), (2.5, 4.0), (4.0, 4.2)]
+    assert mean_ranks.inseparable_spans(values, 0.1) == []
+    assert mean_ranks.inseparable_spans(values, 9) == [(1.0, 4.2)]
 
 
-def test_what_is_kept_is_kept_on_the_same_images(tracked: Store) -> None:
-    """The teacher stands on 80 of its 100 images; of the student's 200, 120 are the first, so all of those 100."""
-    plant(tracked, "gacd", 0.6, teacher="big-trades")
-    plant(tracked, "trades", 0.8, n=100, role="teacher", student="big", teacher="none")
-    plant(
+def test_robustness_kept_is_measured_on_the_same_images(tracked: Store) -> None:
+    """The teacher survives on 80 of 100 images, the student on the first 120 of 200."""
+    record_run(tracked, "gacd", 0.6, teacher="big-trades")
+    record_run(tracked, "trades", 0.8, n=100, role="teacher", student="big", teacher="none")
+    record_run(
         tracked,
         "trades",
         1.0,
@@ -434,50 +453,51 @@ def test_what_is_kept_is_kept_on_the_same_images(tracked: Store) -> None:
         teacher="none",
         params={"eps": 0.01},
     )
-    plant(tracked, "natural", 0.0, n=100, role="teacher", student="big", teacher="none")
-    section = table.sections(store.collect(tracked.uri))[0]
-    assert across.kept(section.groups[0].ranked[0], section.teachers) == pytest.approx(1 / 0.8)
+    record_run(tracked, "natural", 0.0, n=100, role="teacher", student="big", teacher="none")
+    section = build_sections(store.collect(tracked.uri))[0]
+    assert robustness_kept(section.tables[0].ranked[0], section.teachers) == pytest.approx(1 / 0.8)
 
 
-def taught(**sha256: str) -> dict[str, Any]:
-    """Of a student whose teachers' checkpoints have these letters for their sha256."""
+def teachers_by_role(**sha256: str) -> dict[str, Any]:
+    """Return tags of a student whose teachers' sha256 consist of these letters; "?" is unknown."""
     names = " + ".join(f"big-{'trades' if role == 'robust' else 'natural'}" for role in sha256)
-    known = {role: 64 * letter for role, letter in sha256.items() if letter != "?"}
+    recorded = {role: 64 * letter for role, letter in sha256.items() if letter != "?"}
     params = {f"teachers.{role}": f"big-{role}-0123abcd" for role in sha256}
-    return {"teacher": names, "teacher_sha256": json.dumps(known), "params": params}
+    return {"teacher": names, "teacher_sha256": json.dumps(recorded), "params": params}
 
 
-def test_the_same_teacher_trained_twice_is_two(tracked: Store) -> None:
-    """Also between methods with one teacher and with two; each of two that taught as many runs is not that of most."""
-    plant(tracked, "gacd", 0.8, **taught(robust="a"))
-    plant(tracked, "rslad", 0.7, **taught(robust="a"))
-    plant(tracked, "iad2", 0.6, **taught(robust="b", natural="n"))
-    plant(tracked, "mtard", 0.4, **taught(robust="a", natural="m"))
-    plant(tracked, "kd", 0.3, seed="0", **taught(robust="a"))
-    plant(tracked, "kd", 0.2, seed="1", **taught(robust="b"))
-    plant(tracked, "ard", 0.5, **taught(robust="?"))
-    section = table.sections(store.collect(tracked.uri))[0]
-    said = {
+def test_a_teacher_trained_twice_is_noted(tracked: Store) -> None:
+    """Between methods with one teacher and with two, too; of two that are tied both get a note."""
+    record_run(tracked, "gacd", 0.8, **teachers_by_role(robust="a"))
+    record_run(tracked, "rslad", 0.7, **teachers_by_role(robust="a"))
+    record_run(tracked, "iad2", 0.6, **teachers_by_role(robust="b", natural="n"))
+    record_run(tracked, "mtard", 0.4, **teachers_by_role(robust="a", natural="m"))
+    record_run(tracked, "kd", 0.3, seed="0", **teachers_by_role(robust="a"))
+    record_run(tracked, "kd", 0.2, seed="1", **teachers_by_role(robust="b"))
+    record_run(tracked, "ard", 0.5, **teachers_by_role(robust="?"))
+    section = build_sections(store.collect(tracked.uri))[0]
+    notes = {
         row.method: [note for note in row.notes if "checkpoint" in note]
-        for row in section.groups[0].rows
+        for row in section.tables[0].rows
     }
-    other = "taught by checkpoint bbbbbbbb of big-robust-0123abcd, as 2 of 6 runs here"
-    assert said == {
-        "gacd": [], "rslad": [], "ard": [], "kd": [other],
-        "iad2": [other, "taught by checkpoint nnnnnnnn of big-natural-0123abcd, as 1 of 2 runs here"],
-        "mtard": ["taught by checkpoint mmmmmmmm of big-natural-0123abcd, as 1 of 2 runs here"],
+    robust = "taught by checkpoint bbbbbbbb of big-robust-0123abcd, as 2 of 6 runs here"
+    natural = "taught by checkpoint ???????? of big-natural-0123abcd, as 1 of 2 runs here"
+    assert notes == {
+        "gacd": [], "rslad": [], "ard": [], "kd": [robust],
+        "iad2": [robust, natural.replace("?", "n")],
+        "mtard": [natural.replace("?", "m")],
     }  # fmt: skip
 
 
-def test_nothing_is_kept_of_another_teacher(tracked: Store) -> None:
-    plant(tracked, "gacd", 0.8, **taught(robust="a"))
-    plant(tracked, "ard", 0.5, **taught(robust="?"))
-    plant(tracked, "rslad", 0.7, **taught(robust="b"))
-    plant(tracked, "kd", 0.3, seed="0", **taught(robust="a"))
-    plant(tracked, "kd", 0.2, seed="1", **taught(robust="b"))
-    plant(tracked, "iad2", 0.6, **taught(robust="b", natural="n"))
+def test_robustness_kept_needs_the_same_checkpoint(tracked: Store) -> None:
+    record_run(tracked, "gacd", 0.8, **teachers_by_role(robust="a"))
+    record_run(tracked, "ard", 0.5, **teachers_by_role(robust="?"))
+    record_run(tracked, "rslad", 0.7, **teachers_by_role(robust="b"))
+    record_run(tracked, "kd", 0.3, seed="0", **teachers_by_role(robust="a"))
+    record_run(tracked, "kd", 0.2, seed="1", **teachers_by_role(robust="b"))
+    record_run(tracked, "iad2", 0.6, **teachers_by_role(robust="b", natural="n"))
     for method, aa, letter in (("trades", 0.9, "a"), ("natural", 0.3, "n")):
-        plant(
+        record_run(
             tracked,
             method,
             aa,
@@ -486,22 +506,22 @@ def test_nothing_is_kept_of_another_teacher(tracked: Store) -> None:
             teacher="none",
             **{"sha256.best": 64 * letter},
         )
-    section = table.sections(store.collect(tracked.uri))[0]
-    kept = {row.method: across.kept(row, section.teachers) for row in section.groups[0].rows}
+    section = build_sections(store.collect(tracked.uri))[0]
+    kept = {row.method: robustness_kept(row, section.teachers) for row in section.tables[0].rows}
     assert {name for name, share in kept.items() if not math.isnan(share)} == {"gacd", "ard"}
 
 
-def test_fp32_for_want_of_bf16_is_said(tracked: Store) -> None:
-    plant(tracked, "gacd", 0.8, training_path=f"memory kept, {acceleration.NO_BF16}")
-    plant(tracked, "rslad", 0.8, training_path="bf16")
-    rows = table.sections(store.collect(tracked.uri))[0].groups[0].rows
+def test_fp32_for_want_of_bf16_is_noted(tracked: Store) -> None:
+    record_run(tracked, "gacd", 0.8, training_path=f"memory kept, {memory_layout.NO_BF16}")
+    record_run(tracked, "rslad", 0.8, training_path="bf16")
+    rows = build_sections(store.collect(tracked.uri))[0].tables[0].rows
     assert {row.method: "in fp32 for want of bf16 in 1 of 1 runs" in row.notes for row in rows} == {
         "gacd": True, "rslad": False
     }  # fmt: skip
 
 
-def test_a_teacher_without_robustness_has_none_to_keep(tracked: Store) -> None:
-    plant(tracked, "kd", 0.05, teacher="big-natural")
-    plant(tracked, "natural", 0.04, role="teacher", student="big", teacher="none")
-    section = table.sections(store.collect(tracked.uri))[0]
-    assert math.isnan(across.kept(section.groups[0].ranked[0], section.teachers))
+def test_robustness_kept_needs_a_robust_teacher(tracked: Store) -> None:
+    record_run(tracked, "kd", 0.05, teacher="big-natural")
+    record_run(tracked, "natural", 0.04, role="teacher", student="big", teacher="none")
+    section = build_sections(store.collect(tracked.uri))[0]
+    assert math.isnan(robustness_kept(section.tables[0].ranked[0], section.teachers))

@@ -1,4 +1,4 @@
-"""Records: out of one store and into another, what is refused and why, a folder of them as a store."""
+"""Test records: export and import, refused files, a folder as a store, evaluation again."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,55 +19,56 @@ import torch
 from mlflow import MlflowClient
 
 from bench import cli, models
-from bench import records as records_module
-from bench.datasets import data
-from bench.execution import job, plan
+from bench.datasets import loading
+from bench.execution import evaluation, job, plan
 from bench.execution.plan import PlannedRun
 from bench.models import checkpoint
 from bench.protocol import suites
 from bench.protocol.options import RunOptions
-from bench.records import reproduce, resolved
+from bench.records import import_, reproduce
+from bench.records.import_ import resolve_spec
 from bench.system import environment
 from bench.system.errors import BenchError, UsageError
-from bench.tracking.store import FINISHED, RunLogger, TrackingStore
-from leaderboards.read import details, store
-from leaderboards.render import export, markdown
+from bench.system.files import sha256_of_file
+from bench.tracking.run_logger import FINISHED, RunLogger
+from bench.tracking.store import TrackingStore
+from leaderboards.read import artifacts, record_files, store
+from leaderboards.render import json_tables, markdown
 from leaderboards.schema import record
 from leaderboards.schema.fields import Curves
 from leaderboards.schema.record import RecordError
-from leaderboards.tables import table
+from leaderboards.tables import suite_tables
 
 NASTY = '<script>alert("x")</script>|`*\'& $x_1^2$ \\alpha{} żółw 鳥'
-RESULTS = (
-    Path(__file__).parents[1] / "leaderboards" / "results"
-)  # of the clone: they are not installed
+# Of the clone: they are not installed.
+RESULTS = Path(__file__).parents[1] / "leaderboards" / "results"
 CODE = {"code_commit": "0" * 40, "code_dirty": "false"}
 ENVIRONMENT = {"device": "cpu", "note": NASTY}
-OWN = ["run_id", "artifact_uri"]  # what differs between stores
+STORE_COLUMNS = ["run_id", "artifact_uri"]  # differ between stores
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 @pytest.fixture(autouse=True)
-def local(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_tracking_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
 
-def plant(
-    tracked: TrackingStore, made: PlannedRun, survived: Any, folder: Path, **metrics: float
+def log_run(
+    tracking: TrackingStore, planned: PlannedRun, survived: Any, folder: Path, **metrics: float
 ) -> RunLogger:
-    """A finished run as bench.execution.job leaves it, but for its checkpoints."""
-    run = tracked.begin(made.spec, job.run_tags(made, CODE))
-    run.text("environment.json", json.dumps(ENVIRONMENT))
+    """Log a finished run as bench.execution.job does, without checkpoints."""
+    run = tracking.start_run(planned.spec, job.run_tags(planned, CODE))
+    run.log_text("environment.json", json.dumps(ENVIRONMENT))
     for epoch in range(3):
         values = {
             "epoch": float(epoch),
             "train/kl_adv": 2.5 / (epoch + 3),
             "val/robust": 0.1 * epoch,
         }
-        run.epoch(values if epoch else values | {"train/kl_adv": np.inf}, epoch)
+        run.log_epoch(values if epoch else values | {"train/kl_adv": np.inf}, epoch)
     aa = float(np.float32(np.mean(survived)))
-    run.metrics(
+    run.log_metrics(
         {
             "test/aa": aa,
             "test/worst": aa,
@@ -78,40 +80,39 @@ def plant(
     )
     path = folder / "verdicts_best_aa.npz"
     np.savez_compressed(path, clean=survived, robust_aa=survived)
-    run.file(path, "verdicts")
-    run.tag("sha256.best", made.spec.id * 4)
-    run.tags(
+    run.log_file(path, "verdicts")
+    run.set_tags({"sha256.best": planned.spec.id * 4})
+    run.set_tags(
         {
-            "teacher_sha256": json.dumps(dict.fromkeys(made.spec.teachers, "ab" * 32)),
+            "teacher_sha256": json.dumps(dict.fromkeys(planned.spec.teachers, "ab" * 32)),
             "training_path": "captured",
         }
     )
-    run.tag("flags", json.dumps({"softmax-output": NASTY} if made.spec.seed else {}))
-    run.end(FINISHED)
+    run.set_tags({"flags": json.dumps({"softmax-output": NASTY} if planned.spec.seed else {})})
+    run.finish(FINISHED)
     return run
 
 
 @pytest.fixture(scope="module")
 def origin(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with two methods of two seeds, their teacher, and a run whose every name is nasty."""
+    """Return a store with two methods of two seeds, their teacher, and a run of nasty names."""
     folder, rng = tmp_path_factory.mktemp("origin"), np.random.default_rng(0)
-    tracked = TrackingStore(folder)
+    tracking = TrackingStore(folder)
     options = RunOptions(method="rslad,ard", student="resnet8-w4", seeds="0,1", store=folder)
-    cells = plan.plan_runs(options, {})
+    planned_runs = plan.plan_runs(options, {})
     spec = dataclasses.replace(
-        cells[-1].spec,
+        planned_runs[-1].spec,
         dataset=NASTY,
         arch=NASTY,
         method=NASTY,
         teachers={"robust": f"{NASTY}-0"},
         hyper={"base": NASTY},
     )
-    for number, made in enumerate(
-        [*cells, PlannedRun(spec, cells[-1].method, NASTY, NASTY, ("lr",))]
-    ):
-        plant(
-            tracked,
-            made,
+    nasty = PlannedRun(spec, planned_runs[-1].method, NASTY, NASTY, ("lr",))
+    for number, planned in enumerate([*planned_runs, nasty]):
+        log_run(
+            tracking,
+            planned,
             rng.random(61) < 0.4 + 0.05 * number,
             folder,
             **{"cost/train_seconds": 60.0 + number},
@@ -127,17 +128,15 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def home(empty: Path, tmp_path: Path) -> Path:
-    """A fresh store, copied because MLflow takes seconds to make one."""
+    """Return an empty store, copied because MLflow takes seconds to create one."""
     return Path(shutil.copytree(empty, tmp_path / "home"))
 
 
 @pytest.fixture(scope="module")
 def records(origin: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("records")
-    assert (
-        cli.dispatch(["export", "--suite", "digits", "--store", str(origin), "--out", str(folder)])
-        == 0
-    )
+    words = ["export", "--suite", "digits", "--store", str(origin), "--out", str(folder)]
+    assert cli.dispatch(words) == 0
     return folder
 
 
@@ -145,43 +144,45 @@ def uri(folder: Path) -> str:
     return f"sqlite:///{folder / 'mlflow.db'}"
 
 
-def take(folder: Path, *sources: Path, more: tuple[str, ...] = ()) -> int:
-    return cli.dispatch(["import", *map(str, sources), "--store", str(folder), *more])
+def import_into(folder: Path, *sources: Path, flags: tuple[str, ...] = ()) -> int:
+    """Import records into a store; return the exit code."""
+    return cli.dispatch(["import", *map(str, sources), "--store", str(folder), *flags])
 
 
 def tables(runs: pd.DataFrame) -> str:
-    """Every table of the runs, and all numbers behind it but for the ids of runs."""
-    found = table.sections(runs)
-    content = json.loads(export.render(found))
-    for group in (
-        group for suite in content["suites"] for group in (*suite["tasks"], suite["teachers"])
-    ):
-        for row in group["rows"]:
-            assert row.pop("runs")
-    return markdown.render(runs, None, found) + json.dumps(content)
+    """Return every table of the runs and all numbers in it, without the ids of runs."""
+    sections = suite_tables.build_sections(runs)
+    content = json.loads(json_tables.render(sections))
+    for suite in content["suites"]:
+        for group in (*suite["tasks"], suite["teachers"]):
+            for row in group["rows"]:
+                assert row.pop("runs")
+    return markdown.render(runs, None, sections) + json.dumps(content)
 
 
 def curves_by_spec(source: str | Path, runs: pd.DataFrame) -> dict[str, Curves]:
     spec = dict(zip(runs["run_id"], runs["spec_id"], strict=True))
-    return {spec[run]: curves for run, curves in details.curves(source, runs).items()}
+    return {spec[run]: curves for run, curves in store.read_curves(source, runs).items()}
 
 
 def test_another_store_gives_the_same_leaderboard(origin: Path, records: Path, home: Path) -> None:
-    assert take(home, records) == 0
+    assert import_into(home, records) == 0
     sources: tuple[str | Path, ...] = uri(origin), uri(home), records
-    first, *others = (store.collect(source) for source in sources)
+    first, *frames = [store.collect(source) for source in sources]
     assert len(first) == 6
     assert first["param/hyper.base"].isin([NASTY]).sum() == first["command"].eq(NASTY).sum() == 1
-    curves, *same = (
-        curves_by_spec(source, frame)
-        for source, frame in zip(sources, (first, *others), strict=True)
-    )
-    points = [len(steps) for found in curves.values() for steps, _ in found.values()]
-    assert sum(points) == 6 * 5  # the infinite loss of the first epoch is none
-    for frame, lines in zip(others, same, strict=True):
-        pd.testing.assert_frame_equal(frame.drop(columns=OWN), first.drop(columns=OWN))
-        assert lines == curves
-        assert [details.environment(run) for run in frame.to_dict("records")] == [ENVIRONMENT] * 6
+    curves = curves_by_spec(sources[0], first)
+    points = [len(steps) for metrics in curves.values() for steps, _ in metrics.values()]
+    # The infinite loss of the first epoch is no point.
+    assert sum(points) == 6 * 5
+    for source, frame in zip(sources[1:], frames, strict=True):
+        pd.testing.assert_frame_equal(
+            frame.drop(columns=STORE_COLUMNS), first.drop(columns=STORE_COLUMNS)
+        )
+        assert curves_by_spec(source, frame) == curves
+        assert [artifacts.read_environment(run) for run in frame.to_dict("records")] == [
+            ENVIRONMENT
+        ] * 6
         assert tables(frame) == tables(first)
         assert frame.attrs == {"problems": []}
     assert tables(first).count('"rank": 1') >= 2
@@ -194,74 +195,69 @@ def test_records_are_small_and_readably_named(records: Path) -> None:
     assert all(name.isascii() and not set(name) & set("/\\<>\"'|*?: ") for name in names)
     for path in records.iterdir():
         assert path.stat().st_size < 10_000
-        assert record.read(path).text() == path.read_text(encoding="utf-8")
+        assert record_files.read_record(path).text() == path.read_text(encoding="utf-8")
 
 
-def test_again_is_skipped_and_other_numbers_are_refused(
+def test_a_recorded_run_is_skipped_and_other_numbers_are_refused(
     records: Path, home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    one = min(records.glob("*rslad*"))
-    assert take(home, one) == take(home, one) == 0
+    path = min(records.glob("*rslad*"))
+    assert import_into(home, path) == import_into(home, path) == 0
     assert "recorded already" in capsys.readouterr().out
-    other = tmp_path / "other.json"
+    changed = tmp_path / "changed.json"
     for change in ({"metrics": {"test/clean": 0.91}}, {"checksums": {"best": "a" * 64}}):
-        content = json.loads(one.read_text())
-        other.write_text(
-            json.dumps(
-                {**content, **{name: content[name] | values for name, values in change.items()}}
-            )
-        )
-        assert take(home, other) == 1
-        said = capsys.readouterr().err
-        assert "same spec and other numbers: " in said
-        assert said.count("\n") == 1
+        content = json.loads(path.read_text())
+        for name, values in change.items():
+            content[name] |= values
+        changed.write_text(json.dumps(content))
+        assert import_into(home, changed) == 1
+        message = capsys.readouterr().err
+        assert "same spec and other numbers: " in message
+        assert message.count("\n") == 1
     assert len(store.collect(uri(home))) == 1
 
 
-def bare(content: dict[str, Any]) -> str:
-    return json.dumps(content)
-
-
 def put(*path: str, value: Any) -> Callable[[dict[str, Any]], str]:
-    """A record in which the value at `path` is another one."""
+    """Return a function that writes a record with another value at `path`."""
 
-    def changed(content: dict[str, Any]) -> str:
+    def change(content: dict[str, Any]) -> str:
         inner = content
         for step in path[:-1]:
             inner = inner[step]
         inner[path[-1]] = value
         return json.dumps(content)
 
-    return changed
+    return change
 
 
-def suite(name: str) -> Callable[[dict[str, Any]], str]:
-    """A record of another suite, whose id is right."""
+def put_suite(name: str) -> Callable[[dict[str, Any]], str]:
+    """Return a function that writes a record of another suite, with the right id."""
 
-    def changed(content: dict[str, Any]) -> str:
+    def change(content: dict[str, Any]) -> str:
         content["spec"]["suite"] = name
-        content["spec_id"] = record.Spec(**content["spec"]).id
+        content["spec_id"] = record.RecordedSpec(**content["spec"]).id
         return json.dumps(content)
 
-    return changed
+    return change
 
 
-def extra(content: dict[str, Any]) -> str:
+def add_spec_field(content: dict[str, Any]) -> str:
+    """Write a record with an unknown field in its spec, with the right id."""
     content["spec"]["unheard"] = 1
-    content["spec_id"] = record.Spec(**content["spec"]).id
+    content["spec_id"] = record.RecordedSpec(**content["spec"]).id
     return json.dumps(content)
 
 
-BAD: dict[str, tuple[Callable[[dict[str, Any]], str], str]] = {
+BAD_RECORDS: dict[str, tuple[Callable[[dict[str, Any]], str], str]] = {
     "no JSON": (lambda _: "hello", "not JSON: "),
     "empty": (lambda _: "", "not JSON: "),
-    "truncated": (lambda content: bare(content)[:-40], "not JSON: EOF"),
-    "a list": (lambda content: f"[{bare(content)}]", "Input should be an object"),
+    "truncated": (lambda content: json.dumps(content)[:-40], "not JSON: EOF"),
+    "a list": (lambda content: f"[{json.dumps(content)}]", "Input should be an object"),
     "deep": (lambda _: "[" * 100_000, "not JSON: recursion"),
     "large": (lambda _: " " * 2_000_000, "larger than 1,000,000 bytes"),
     "NaN": (put("metrics", "test/clean", value=float("nan")), "not JSON: "),
     "infinite": (
-        lambda content: bare(content).replace('"device": "cpu"', '"device": 1e999'),
+        lambda content: json.dumps(content).replace('"device": "cpu"', '"device": 1e999'),
         "not JSON: ",
     ),
     "other schema": (
@@ -277,10 +273,19 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], str], str]] = {
     ),
     "path as id": (put("run_id", value="../../etc/passwd"), "run_id: String should match"),
     "spec changed": (put("spec", "seed", value=7), "spec_id is "),
-    "unknown in spec": (extra, "spec: it has fields or values that this version does not write"),
-    "stale": (suite("digits@2"), "stale protocol version: digits@2, this checkout has digits@3"),
-    "newer": (suite("digits@99"), "newer protocol version: digits@99, this checkout has digits@3"),
-    "unknown suite": (suite("mine@1"), "unknown suite 'mine'"),
+    "unknown in spec": (
+        add_spec_field,
+        "spec: it has fields or values that this version does not write",
+    ),
+    "stale": (
+        put_suite("digits@2"),
+        "stale protocol version: digits@2, this checkout has digits@3",
+    ),
+    "newer": (
+        put_suite("digits@99"),
+        "newer protocol version: digits@99, this checkout has digits@3",
+    ),
+    "unknown suite": (put_suite("mine@1"), "unknown suite 'mine'"),
     "no version": (put("spec", "suite", value="digits@3x"), "spec.suite: String should match"),
     "another 3": (put("spec", "suite", value="digits@03"), "spec.suite: String should match"),
     "a long version": (
@@ -334,42 +339,44 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], str], str]] = {
 def test_one_network_is_not_two_seeds(
     records: Path, home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Nor two methods; but what was attacked otherwise as well is another record of the same."""
+    """Nor two methods. Other attacks on the same network are another record of it."""
     (path, *_) = sorted(records.glob("*ard-seed*"))
-    assert take(home, path) == 0
+    assert import_into(home, path) == 0
     (tmp_path / "a.json").write_bytes(path.read_bytes())
-    for place, (name, value) in enumerate({"seed": 77, "method": "rslad", "limit_aa": 61}.items()):
-        content = json.loads(path.read_text()) | {"run_id": f"{place:032}"}
+    changes = {"seed": 77, "method": "rslad", "limit_aa": 61}
+    for number, (name, value) in enumerate(changes.items()):
+        content = json.loads(path.read_text()) | {"run_id": f"{number:032}"}
         content["spec"][name] = value
-        content["spec_id"] = record.Spec(**content["spec"]).id
+        content["spec_id"] = record.RecordedSpec(**content["spec"]).id
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
-        assert take(home, tmp_path / f"{name}.json") == (name != "limit_aa")
+        assert import_into(home, tmp_path / f"{name}.json") == (name != "limit_aa")
         assert ("its checkpoint is that of run " in capsys.readouterr().err) == (name != "limit_aa")
     problems = store.collect(tmp_path).attrs["problems"]
     left_out = "is left out: a.json has the same checkpoint, of another method, network or seed"
     assert problems == [f"method.json {left_out}", f"seed.json {left_out}"]
 
 
-def test_an_import_that_was_stopped_leaves_nothing_to_go_on_with(
+def test_an_import_that_was_stopped_leaves_no_run_to_continue(
     records: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (path, *_) = sorted(records.glob("*ard-seed*"))
-    spec = resolved(record.read(path))
+    spec = resolve_spec(record_files.read_record(path))
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(records_module, "fill", stop)
-        patch.setattr(MlflowClient, "delete_run", lambda *_: None)  # as SIGKILL would
+        patch.setattr(import_, "log_record", stop)
+        # As after SIGKILL.
+        patch.setattr(MlflowClient, "delete_run", lambda *_: None)
         with pytest.raises(KeyboardInterrupt):
-            take(home, path)
-    there = TrackingStore(home)
-    halves = [there.experiment(spec.suite)], f"tags.importing = '{spec.id}'"
-    assert len(there.client.search_runs(*halves)) == 1
-    assert there.find(spec, "RUNNING") is None
-    assert take(home, path) == 0
-    assert not there.client.search_runs(*halves)
+            import_into(home, path)
+    tracking = TrackingStore(home)
+    query = [tracking.experiment_id(spec.suite)], f"tags.importing = '{spec.id}'"
+    assert len(tracking.client.search_runs(*query)) == 1
+    assert tracking.find_run(spec, "RUNNING") is None
+    assert import_into(home, path) == 0
+    assert not tracking.client.search_runs(*query)
     assert len(store.collect(uri(home))) == 1
 
 
@@ -377,46 +384,45 @@ def test_an_import_that_was_stopped_leaves_nothing_to_go_on_with(
 def refused(
     empty: Path, records: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[list[str], str]:
-    """What is printed as errors and as results when every bad record is imported together with a good one."""
+    """Import every bad record with a good one; return the lines of errors, and the results."""
     folder, home = tmp_path_factory.mktemp("bad"), tmp_path_factory.mktemp("home")
     shutil.copytree(empty, home, dirs_exist_ok=True)
-    good, one = sorted(records.glob("*ard-seed*"))
-    for number, (change, _) in enumerate(BAD.values()):
-        (folder / f"bad{number}.json").write_text(
-            change(json.loads(one.read_text())), encoding="utf-8"
-        )
+    good, original = sorted(records.glob("*ard-seed*"))
+    for number, (change, _) in enumerate(BAD_RECORDS.values()):
+        content = change(json.loads(original.read_text()))
+        (folder / f"bad{number}.json").write_text(content, encoding="utf-8")
     shutil.copy(good, folder / "good.json")
     with (
         contextlib.redirect_stderr(io.StringIO()) as errors,
         contextlib.redirect_stdout(io.StringIO()) as results,
     ):
-        assert take(home, folder) == 1
+        assert import_into(home, folder) == 1
     assert len(store.collect(uri(home))) == 1
     return errors.getvalue().replace(f"{folder}/", "").splitlines(), results.getvalue()
 
 
-@pytest.mark.parametrize("name", BAD)
+@pytest.mark.parametrize("name", BAD_RECORDS)
 def test_a_bad_record_is_refused_in_one_line(name: str, refused: tuple[list[str], str]) -> None:
-    (line,) = (
-        line for line in refused[0] if line.startswith(f"error: bad{[*BAD].index(name)}.json: ")
-    )
-    assert BAD[name][1] in line
+    start = f"error: bad{[*BAD_RECORDS].index(name)}.json: "
+    (line,) = [line for line in refused[0] if line.startswith(start)]
+    assert BAD_RECORDS[name][1] in line
 
 
-def test_the_others_are_taken_in(refused: tuple[list[str], str]) -> None:
+def test_the_good_record_beside_bad_ones_is_imported(refused: tuple[list[str], str]) -> None:
     errors, results = refused
-    assert len(errors) == len(BAD)
+    assert len(errors) == len(BAD_RECORDS)
     assert results.count("\n") == 1
     assert "good.json: taken in as run " in results
 
 
-def test_what_is_not_there(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert take(home, tmp_path / "none.json") == 1
-    assert (
-        capsys.readouterr().err == f"error: {tmp_path / 'none.json'}: No such file or directory\n"
-    )
+def test_a_missing_file_and_an_empty_folder(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "none.json"
+    assert import_into(home, path) == 1
+    assert capsys.readouterr().err == f"error: {path}: No such file or directory\n"
     with pytest.raises(BenchError, match="no record, a file NAME"):
-        take(home, home)
+        import_into(home, home)
 
 
 def test_export_names_what_it_cannot_write(
@@ -447,27 +453,21 @@ def test_an_export_that_fails_leaves_the_earlier_file(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    words = [
-        "export",
-        store.collect(uri(origin))["run_id"][0],
-        "--store",
-        str(origin),
-        "--out",
-        str(tmp_path),
-    ]
+    run_id = store.collect(uri(origin))["run_id"][0]
+    words = ["export", run_id, "--store", str(origin), "--out", str(tmp_path)]
     assert cli.dispatch(words) == 0
-    (made,) = tmp_path.iterdir()
-    before = made.read_bytes()
+    (path,) = tmp_path.iterdir()
+    content = path.read_bytes()
 
-    def half(self: Path, text: str, **_: Any) -> int:
-        self.write_bytes(text[: len(text) // 2].encode())
+    def fill_disk(descriptor: int) -> None:
+        os.truncate(descriptor, 20)
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_text", half)
+        patch.setattr(os, "fsync", fill_disk)
         assert cli.dispatch(words) == 1
     assert "No space left on device" in capsys.readouterr().err
-    assert [path.read_bytes() for path in tmp_path.iterdir()] == [before]
+    assert [file.read_bytes() for file in tmp_path.iterdir()] == [content]
 
 
 # A folder as a store.
@@ -487,16 +487,9 @@ def test_a_corrupt_record_is_left_out_and_named(records: Path, tmp_path: Path) -
     assert problems[1].startswith(f"zz.json is left out: {second.name} is the record of ")
     assert len(problems) == 2
     assert store.collect(folder, "digits@2").empty
-    assert details.curves(folder, runs).keys() == {*runs["run_id"]}
-    words = [
-        "leaderboard",
-        "--records",
-        str(folder),
-        "--out",
-        str(tmp_path / "out"),
-        "--store",
-        str(tmp_path / "none"),
-    ]
+    assert store.read_curves(folder, runs).keys() == {*runs["run_id"]}
+    words = ["leaderboard", "--records", str(folder)]
+    words += ["--out", str(tmp_path / "out"), "--store", str(tmp_path / "none")]
     assert cli.dispatch(words) == 0
     assert "rslad" in (tmp_path / "out" / "leaderboard.md").read_text()
     assert not (tmp_path / "none").exists()
@@ -507,28 +500,29 @@ def test_no_folder_is_an_error_and_an_empty_one_an_empty_store(tmp_path: Path) -
         store.collect(tmp_path / "none")
     runs = store.collect(tmp_path)
     assert runs.empty
-    assert details.curves(tmp_path, runs) == {}
+    assert store.read_curves(tmp_path, runs) == {}
 
 
 def test_the_repositorys_own_records_are_valid() -> None:
-    found = {path: record.read(path) for path in sorted(RESULTS.glob("*.json"))}
-    assert found
-    assert [path.name for path in found] == [each.name for each in found.values()]
-    assert len({each.spec_id for each in found.values()}) == len(found)
-    for suite, _, version in (each.spec.suite.partition("@") for each in found.values()):
-        assert (
-            int(version) <= suites.SUITES[suite].version
-        )  # a version of the future would make all others older ones
+    paths = sorted(RESULTS.glob("*.json"))
+    results = [record_files.read_record(path) for path in paths]
+    assert results
+    assert [path.name for path in paths] == [result.name for result in results]
+    assert len({result.spec_id for result in results}) == len(results)
+    for result in results:
+        suite, _, version = result.spec.suite.partition("@")
+        # A version of the future would make all others older ones.
+        assert int(version) <= suites.SUITES[suite].version
     assert store.collect(RESULTS).attrs["problems"] == []
 
 
 def test_two_teachers_have_one_name_whatever_their_order() -> None:
-    found = record.read(next(RESULTS.glob("digits@*-mtard-*.json")))
-    assert len(found.spec.teachers) == 2
-    spec = resolved(found)
-    turned = dataclasses.replace(spec, teachers=dict(reversed(spec.teachers.items())))
-    assert turned.id == spec.id
-    names = {each.teacher for each in (spec, turned)} | {found.row()["teacher"]}
+    result = record_files.read_record(next(RESULTS.glob("digits@*-mtard-*.json")))
+    assert len(result.spec.teachers) == 2
+    spec = resolve_spec(result)
+    reordered = dataclasses.replace(spec, teachers=dict(reversed(spec.teachers.items())))
+    assert reordered.id == spec.id
+    names = {spec.teacher, reordered.teacher, result.row()["teacher"]}
     assert names == {"resnet8-w16-trades + resnet8-w16-natural"}
 
 
@@ -536,72 +530,75 @@ def test_two_teachers_have_one_name_whatever_their_order() -> None:
 
 
 @pytest.fixture(scope="module")
-def judged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A store with the run of a network that gets every test image wrong, so that AutoAttack is quick; and its record."""
-    folder = tmp_path_factory.mktemp("judged")
-    made = plan.plan_runs(
-        RunOptions(method="natural", student="resnet8-w4", seeds="0", limit_test=6, store=folder),
-        {},
-    )[0]
-    made = dataclasses.replace(made, spec=dataclasses.replace(made.spec, attacks=("fgsm", "aa")))
-    images = data.load("digits", "", limit_test=6)
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Return a store with one run, and its record.
+
+    The network gets every test image wrong, so that AutoAttack is quick.
+    """
+    folder = tmp_path_factory.mktemp("evaluated")
+    options = RunOptions(
+        method="natural", student="resnet8-w4", seeds="0", limit_test=6, store=folder
+    )
+    planned = plan.plan_runs(options, {})[0]
+    spec = dataclasses.replace(planned.spec, attacks=("fgsm", "aa"))
+    planned = dataclasses.replace(planned, spec=spec)
+    images = loading.load_data("digits", "", limit_test=6)
     torch.manual_seed(0)
     net = models.build("resnet8-w4", images.info).eval()
+    linear = next(layer for layer in net.modules() if isinstance(layer, torch.nn.Linear))
     with torch.no_grad():
-        next(layer for layer in net.modules() if isinstance(layer, torch.nn.Linear)).bias[
-            min({*range(10)} - {*images.test.y.tolist()})
-        ] = 100
+        linear.bias[min({*range(10)} - {*images.test.y.tolist()})] = 100
     checkpoint.save(folder / "best.pt", {"state_dict": net.state_dict()})
     (folder / "verdicts").mkdir()
     stem = folder / "verdicts" / "verdicts_best"
-    values, _ = job.evaluate_checkpoint(net, made.spec, images.test, True, stem, lambda *_: None)
+    values, _ = evaluation.evaluate_checkpoint(net, spec, images.test, True, stem, lambda *_: None)
     assert values["clean"] == values["aa"] == 0
-    run = TrackingStore(folder).begin(made.spec, job.run_tags(made, CODE))
-    here = environment.describe_environment(torch.device("cpu")) | job.describe(images)
-    run.text("environment.json", json.dumps(here))
-    run.metrics(
+    run = TrackingStore(folder).start_run(spec, job.run_tags(planned, CODE))
+    environment_values = environment.describe_environment(torch.device("cpu")) | job.describe_data(
+        images
+    )
+    run.log_text("environment.json", json.dumps(environment_values))
+    run.log_metrics(
         {f"test/{name}": value for name, value in values.items() if not name.startswith("cost/")}
     )
-    run.file(folder / "best.pt", "checkpoints")
-    run.file(stem.with_name("verdicts_best_aa.npz"), "verdicts")
-    run.tag("sha256.best", checkpoint.sha256_of(folder / "best.pt"))
-    run.end(FINISHED)
-    assert (
-        cli.dispatch(["export", run.run_id, "--store", str(folder), "--out", str(folder / "out")])
-        == 0
-    )
+    run.log_file(folder / "best.pt", "checkpoints")
+    run.log_file(stem.with_name("verdicts_best_aa.npz"), "verdicts")
+    run.set_tags({"sha256.best": sha256_of_file(folder / "best.pt")})
+    run.finish(FINISHED)
+    words = ["export", run.run_id, "--store", str(folder), "--out", str(folder / "out")]
+    assert cli.dispatch(words) == 0
     (path,) = (folder / "out").iterdir()
     return folder, path
 
 
-def test_verified_where_the_checkpoint_is(
-    judged: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+def test_a_record_is_verified_with_the_checkpoint_of_its_store(
+    evaluated: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder, path = judged
-    assert take(folder, path, more=("--verify", "--device", "cpu")) == 0
-    said = capsys.readouterr().out.splitlines()
-    assert said[0] == f"{path}: reproduced 6 numbers; verdicts of AutoAttack differ on 0 images"
-    assert "recorded already" in said[1]
+    folder, path = evaluated
+    assert import_into(folder, path, flags=("--verify", "--device", "cpu")) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"{path}: reproduced 6 numbers; verdicts of AutoAttack differ on 0 images"
+    assert "recorded already" in lines[1]
 
 
-def test_verified_with_a_file_and_not_without(
-    judged: tuple[Path, Path], home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_record_is_verified_with_a_checkpoint_file_and_not_without(
+    evaluated: tuple[Path, Path], home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder, path = judged
+    folder, path = evaluated
     verify = ("--verify", "--device", "cpu")
-    assert take(home, path, more=verify) == 1
+    assert import_into(home, path, flags=verify) == 1
     assert "not verified: no checkpoint " in capsys.readouterr().err
     other = tmp_path / "other.pt"
     checkpoint.save(other, {"state_dict": {}})
-    assert take(home, path, more=(*verify, "--checkpoint", str(other))) == 1
+    assert import_into(home, path, flags=(*verify, "--checkpoint", str(other))) == 1
     assert "another or damaged file" in capsys.readouterr().err
     assert store.collect(uri(home)).empty
-    assert take(home, path, more=(*verify, "--checkpoint", str(folder / "best.pt"))) == 0
+    assert import_into(home, path, flags=(*verify, "--checkpoint", str(folder / "best.pt"))) == 0
     assert "taken in as run" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    ("change", "why"),
+    ("change", "message"),
     [
         (
             put("metrics", "test/clean", value=1 / 6),
@@ -618,49 +615,52 @@ def test_verified_with_a_file_and_not_without(
         ),
     ],
 )
-def test_what_is_not_reproduced_is_refused(
-    judged: tuple[Path, Path],
+def test_a_record_that_is_not_reproduced_is_refused(
+    evaluated: tuple[Path, Path],
     change: Callable[[dict[str, Any]], str],
-    why: str,
+    message: str,
     home: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    folder, path = judged
+    folder, path = evaluated
     bad = tmp_path / "bad.json"
     bad.write_text(change(json.loads(path.read_text())))
-    words = ("--verify", "--device", "cpu", "--checkpoint", str(folder / "best.pt"))
-    if "planted" in why:
-        evaluate = job.evaluate_checkpoint
-        monkeypatch.setattr(
-            job,
-            "evaluate_checkpoint",
-            lambda *given: (evaluate(*given)[0], {"planted": "a reason"}),
-        )
-    assert take(home, bad, more=words) == 1
-    assert why in capsys.readouterr().err
+    flags = ("--verify", "--device", "cpu", "--checkpoint", str(folder / "best.pt"))
+    if "planted" in message:
+        evaluate = evaluation.evaluate_checkpoint
+
+        def add_flag(*arguments: Any) -> tuple[dict[str, float], dict[str, str]]:
+            return evaluate(*arguments)[0], {"planted": "a reason"}
+
+        monkeypatch.setattr(job, "evaluate_checkpoint", add_flag)
+    assert import_into(home, bad, flags=flags) == 1
+    assert message in capsys.readouterr().err
     assert store.collect(uri(home)).empty
 
 
-@pytest.mark.parametrize(("share", "may"), [(0.0, 0), (reproduce.ELSEWHERE, 1), (0.02, 4)])
-def test_as_many_images_may_differ_as_are_allowed(records: Path, share: float, may: int) -> None:
-    found = record.read(min(records.iterdir()))
+@pytest.mark.parametrize(("share", "allowed"), [(0.0, 0), (reproduce.ROUNDING_SHARE, 1), (0.02, 4)])
+def test_as_many_images_may_differ_as_are_allowed(
+    records: Path, share: float, allowed: int
+) -> None:
+    original = record_files.read_record(min(records.iterdir()))
     survived = np.arange(200) < 100
     metrics = {"test/n": 200.0, "test/aa_n": 200.0, "test/aa": 0.5}
-    told = found.model_copy(
-        update={"metrics": metrics, "verdicts": record.Verdicts(**record.packed(survived))}
-    )
-    for turned in range(6):
-        again = survived.copy()
-        again[100 - turned : 100 + turned] ^= True  # as many either way, so that the accuracy stays
-        if 2 * turned <= may:
-            assert f"differ on {2 * turned} images" in reproduce.compare(
-                told, metrics, again, share
-            )
+    verdicts = record.PackedVerdicts(**record.pack_verdicts(survived))
+    recorded = original.model_copy(update={"metrics": metrics, "verdicts": verdicts})
+    for half in range(6):
+        evaluated = survived.copy()
+        # As many either way, so that the accuracy stays.
+        evaluated[100 - half : 100 + half] ^= True
+        if 2 * half <= allowed:
+            result = reproduce.compare_results(recorded, metrics, evaluated, share)
+            assert f"differ on {2 * half} images" in result
         else:
-            with pytest.raises(RecordError, match=f"differs on {2 * turned} of 200 images"):
-                reproduce.compare(told, metrics, again, share)
-    reproduce.compare(told, metrics | {"test/aa": 0.5 - may / 200}, survived, share)
+            with pytest.raises(RecordError, match=f"differs on {2 * half} of 200 images"):
+                reproduce.compare_results(recorded, metrics, evaluated, share)
+    lowest = metrics | {"test/aa": 0.5 - allowed / 200}
+    reproduce.compare_results(recorded, lowest, survived, share)
+    too_low = metrics | {"test/aa": 0.5 - (allowed + 1) / 200}
     with pytest.raises(RecordError, match="test/aa is "):
-        reproduce.compare(told, metrics | {"test/aa": 0.5 - (may + 1) / 200}, survived, share)
+        reproduce.compare_results(recorded, too_low, survived, share)

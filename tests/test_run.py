@@ -323,7 +323,7 @@ def test_one_failing_cell_stops_no_other(
             raise BenchError("out of luck")
 
         patch.setattr(Natural, "loss", fail)
-        patch.setattr("bench.execution.grid.estimate", lambda todo, *_: [COST] * len(todo))
+        patch.setattr("bench.execution.grid.estimate_costs", lambda todo, *_: [COST] * len(todo))
         words = f"run --method natural,pgd_at,kd --teacher natural --epochs 1 {SMALL}"
         assert cli.dispatch(words.split()) == 1
     said = capsys.readouterr().err
@@ -344,7 +344,7 @@ def test_an_interrupted_repetition_goes_on_without_force(
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setattr(job, "evaluate_checkpoint", lambda *_: (records.MEASURED, {}))
-    monkeypatch.setattr("bench.execution.grid.estimate", lambda todo, *_: [COST] * len(todo))
+    monkeypatch.setattr("bench.execution.grid.estimate_costs", lambda todo, *_: [COST] * len(todo))
     words = f"run --method natural --seeds 0,1 --epochs 1 {SMALL}".split()
     assert cli.dispatch(words) == 0
     with monkeypatch.context() as patch:
@@ -359,7 +359,8 @@ def test_an_interrupted_repetition_goes_on_without_force(
     with monkeypatch.context() as patch:
         trained: list[int] = []
         patch.setattr(
-            "bench.training.trainer.Trainer._keep", lambda self, *_: trained.append(self.spec.seed)
+            "bench.training.trainer.Trainer._save_epoch",
+            lambda self, *_: trained.append(self.spec.seed),
         )
         assert cli.dispatch(words) == 1  # the second has no checkpoint
         assert trained == [1]
@@ -382,8 +383,8 @@ def test_a_run_does_not_go_on_with_another_teacher(
     made, place = records.cell("rslad"), records.shop(tmp_path)
 
     def begin(sha256: str) -> dict[str, str]:
-        monkeypatch.setattr(job.teachers, "find", lambda *_: SimpleNamespace(sha256=sha256))
-        return job.weights(made, place, tmp_path)
+        monkeypatch.setattr(job.cards, "find_card", lambda *_: SimpleNamespace(sha256=sha256))
+        return job.teacher_checksums(made, place, tmp_path)
 
     assert begin("a") == {"robust": "a"}
     assert begin("b") == {"robust": "b"}

@@ -1,4 +1,4 @@
-"""The site in a real browser, opened from its files: sorting, searching, links, charts, dark mode, a phone, no script."""
+"""The site in a browser: sorting, searching, links, charts, dark mode, a phone, no script."""
 
 from __future__ import annotations
 
@@ -67,11 +67,11 @@ def page(browser: Browser) -> Iterator[Page]:
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     page, complaints = context.new_page(), list[str]()
 
-    def hear(message: ConsoleMessage) -> None:
+    def collect_complaint(message: ConsoleMessage) -> None:
         if message.type in ("error", "warning"):
             complaints.append(message.text)
 
-    page.on("console", hear)
+    page.on("console", collect_complaint)
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.on(
         "request",
@@ -89,8 +89,8 @@ def visible(page: Page) -> list[str]:
 
 
 def chart(page: Page) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = page.evaluate("document.querySelector('.plot').data")
-    return found
+    traces: list[dict[str, Any]] = page.evaluate("document.querySelector('.plot').data")
+    return traces
 
 
 def paths(site: Path) -> list[str]:
@@ -174,8 +174,8 @@ def test_a_key_shows_the_rows_outside_the_frame(site: Path, page: Page) -> None:
     box = page.get_by_role("checkbox", name="Show the rows outside the frame")
 
     def lowest() -> float:
-        found: float = page.evaluate("document.querySelector('.plot')._fullLayout.yaxis.range[0]")
-        return found
+        low: float = page.evaluate("document.querySelector('.plot')._fullLayout.yaxis.range[0]")
+        return low
 
     assert "1 row lies below the frame" in page.locator("figcaption").inner_text()
     assert lowest() > 10
@@ -248,11 +248,11 @@ def test_long_names_leave_room_for_the_chart_on_a_phone(site: Path, page: Page) 
         return page.locator(".plot .ytick")
 
     long = "gacd (tau=0.1; training.epochs=2)"
-    found = names(TASK)
-    found.get_by_text(long).wait_for()
+    ticks = names(TASK)
+    ticks.get_by_text(long).wait_for()
     page.set_viewport_size({"width": 390, "height": 800})
-    found.get_by_text("gacd (tau=0…pochs=2)").wait_for()
-    assert not found.get_by_text(long).count()
+    ticks.get_by_text("gacd (tau=0…pochs=2)").wait_for()
+    assert not ticks.get_by_text(long).count()
     (path,) = site.glob("tasks/*script*.html")
     names(f"tasks/{path.name}").get_by_text("$x$ <script…").wait_for()
 
@@ -270,17 +270,17 @@ def test_pages_have_landmarks_and_captions(site: Path, page: Page) -> None:
 
 
 def test_the_pictures_of_the_readme(browser: Browser, tmp_path: Path) -> None:
-    """Taken of the repository's own records; BENCH_PICTURES=docs/images takes those that the README shows."""
+    """Take pictures of the repository's records; BENCH_PICTURES=docs/images writes the README's."""
     leaderboards.write(RECORDS, tmp_path / "site", about=describe_method)
-    place = Path(os.environ.get("BENCH_PICTURES", tmp_path))
+    folder = Path(os.environ.get("BENCH_PICTURES", tmp_path))
     for name, path, scheme, width in PICTURES:
         with browser.new_page(
             viewport={"width": width, "height": 1230}, color_scheme=scheme
         ) as page:
             page.goto((tmp_path / "site" / path).as_uri())
             page.locator(".plot svg").first.wait_for()
-            page.screenshot(path=place / f"{name}.png")
-        with Image.open(place / f"{name}.png") as picture:
+            page.screenshot(path=folder / f"{name}.png")
+        with Image.open(folder / f"{name}.png") as picture:
             assert picture.size == (width, 1230)
             assert (
                 len(picture.convert("RGB").getcolors(1 << 24) or ()) > 100

@@ -11,7 +11,6 @@ from bench import datasets, models
 from bench.cli.commands import doctor
 from bench.execution import speed
 from bench.protocol import suites
-from bench.training import acceleration
 
 
 def test_operations_of_a_step() -> None:
@@ -27,7 +26,7 @@ def test_operations_of_a_step() -> None:
     )
     forward = 2 * (stem + first + second + third + 160)
     net = models.build("resnet8-w4", datasets.DIGITS)
-    assert speed.operations(net, net, datasets.DIGITS.shape, steps=5) == (1 + 10 + 6) * forward
+    assert speed.step_operations(net, net, datasets.DIGITS.shape, steps=5) == (1 + 10 + 6) * forward
 
 
 @pytest.mark.parametrize("bf16", [True, False])
@@ -35,7 +34,7 @@ def test_a_line_for_each_suite(
     bf16: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(speed, "SECONDS", 0.05)
-    monkeypatch.setattr(acceleration, "has_bf16", lambda device: bf16)
+    monkeypatch.setattr("bench.execution.speed.has_bf16", lambda device: bf16)
     monkeypatch.setattr(
         suites, "SUITES", {"digits": suites.DIGITS, "cifar-mini": suites.CIFAR_MINI}
     )
@@ -56,5 +55,5 @@ def test_a_line_for_each_suite(
 
 def test_the_ceiling_is_reproducible(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "SECONDS", 0.1)
-    rates = [speed.convolutions(torch.device("cpu")) for _ in range(3)]
+    rates = [speed.convolution_rate(torch.device("cpu")) for _ in range(3)]
     assert max(rates) < 3 * min(rates)

@@ -1,4 +1,4 @@
-"""Stores of every kind say the same, and what is wrong with one is said instead of stopping the page."""
+"""Stores of every kind give the same frame, and a damaged one is described, not fatal."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from mlflow.entities import Metric
 from test_leaderboards import Store, by_client, fill
 
 import leaderboards
-from leaderboards.read import details, store
+from leaderboards.read import artifacts, store
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with curves that hold what a curve can hold."""
-    folder = tmp_path_factory.mktemp("made")
+def curve_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store whose curves have gaps, NaN, infinity and epochs out of order."""
+    folder = tmp_path_factory.mktemp("curves")
     tracked = Store(f"sqlite:///{folder}/mlflow.db", folder / "artifacts")
     for method in ("rslad", "ard"):
         run = tracked.run(method, 0.5, metrics={"test/clean": 0.9, "test/pgd20": float("nan")})
@@ -43,13 +43,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def folder(made: Path, tmp_path: Path) -> Path:
-    """A copy to spoil."""
+def folder(curve_store: Path, tmp_path: Path) -> Path:
+    """A copy of the store to damage."""
     for name in ("mlflow.db", "artifacts"):
-        source = made / name
-        (tmp_path / name).symlink_to(source) if source.is_dir() else (tmp_path / name).write_bytes(
-            source.read_bytes()
-        )
+        source, copy = curve_store / name, tmp_path / name
+        if source.is_dir():
+            copy.symlink_to(source)
+        else:
+            copy.write_bytes(source.read_bytes())
     return tmp_path
 
 
@@ -57,58 +58,62 @@ def uri(folder: Path) -> str:
     return f"sqlite:///{folder}/mlflow.db"
 
 
-def spoil(folder: Path, *statements: str) -> None:
+def damage(folder: Path, *statements: str) -> None:
     with sqlite3.connect(folder / "mlflow.db") as database:
         for statement in statements:
             database.execute(statement)
 
 
-def test_curves_are_finite_and_in_order(made: Path) -> None:
-    runs = store.collect(uri(made))
-    found = details.curves(uri(made), runs)
+def test_curves_are_finite_and_in_order(curve_store: Path) -> None:
+    runs = store.collect(uri(curve_store))
+    recorded = store.read_curves(uri(curve_store), runs)
     curves = {
         "lr": ([0], [0.1]),
         "train/ce": ([0, 1, 10], [2.0, 1.0, 3.0]),
         "val/robust": ([0], [0.4]),
     }
-    assert found == dict.fromkeys(runs["run_id"], curves)
-    assert [*found[runs["run_id"][0]]] == [*curves]
-    assert details.curves(uri(made), runs[:0]) == {}
+    assert recorded == dict.fromkeys(runs["run_id"], curves)
+    assert [*recorded[runs["run_id"][0]]] == [*curves]
+    assert store.read_curves(uri(curve_store), runs[:0]) == {}
 
 
-def test_the_client_gives_the_same_curves(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    runs = store.collect(uri(made))
-    expected = details.curves(uri(made), runs)
+def test_the_client_gives_the_same_curves(
+    curve_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = store.collect(uri(curve_store))
+    expected = store.read_curves(uri(curve_store), runs)
     monkeypatch.setattr(store, "DATABASES", ())
-    assert details.curves(uri(made), runs) == expected
+    assert store.read_curves(uri(curve_store), runs) == expected
 
 
-def test_letters_that_are_not_seen_are_shown_by_number(folder: Path) -> None:
-    spoil(
+def test_invisible_letters_are_shown_as_escapes(folder: Path) -> None:
+    damage(
         folder,
         "UPDATE tags SET value = 'a' || char(0x202e) || 'b' || char(10) WHERE key = 'method'",
     )
     assert {*store.collect(uri(folder))["method"]} == {r"a\u202eb\n"}
 
 
-def test_text_that_is_none_is_one_line(folder: Path) -> None:
-    spoil(folder, "UPDATE tags SET value = CAST(x'ff41' AS TEXT) WHERE key = 'method'")
+def test_text_that_is_not_utf8_is_one_clear_error(folder: Path) -> None:
+    damage(folder, "UPDATE tags SET value = CAST(x'ff41' AS TEXT) WHERE key = 'method'")
     with pytest.raises(store.StoreError, match=r"cannot read the tracking store .*UTF-8") as error:
         store.collect(uri(folder))
     assert "\n" not in str(error.value)
 
 
-def test_what_no_run_has_does_not_stop_the_pages(
+def test_impossible_values_do_not_stop_the_pages(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A time without a date, values too small to round, letters that cannot be written, texts for a spreadsheet."""
-    spoil(
+    """A time beyond all dates, values too small to round, lone surrogates, texts like formulas."""
+    damage(
         folder,
         "UPDATE runs SET start_time = 9000000000000000000",
         "UPDATE metrics SET value = 1e-310 WHERE key = 'train/ce'",
         "UPDATE tags SET value = '=1+1' WHERE key = 'variant'",
     )
-    monkeypatch.setattr("leaderboards.read.artifacts.read", lambda *_: b'{"device": "\\ud800"}')
+    monkeypatch.setattr(
+        "leaderboards.read.artifacts.read_artifact", lambda *_: b'{"device": "\\ud800"}'
+    )
     leaderboards.write(uri(folder), folder / "out")
     (page, *_) = (folder / "out" / "runs").iterdir()
     assert "1970-01-01" in page.read_text()
@@ -116,13 +121,13 @@ def test_what_no_run_has_does_not_stop_the_pages(
     assert "'=1+1" in (folder / "out" / "leaderboard.csv").read_text()
 
 
-def test_postgresql_says_the_same(tmp_path: Path) -> None:
+def test_postgresql_gives_the_same_frame(tmp_path: Path) -> None:
     if not server.installed():
         pytest.skip("needs PostgreSQL's programs")
     with server.postgresql() as address:
-        place = address.replace("postgresql:", "postgresql+psycopg:")
-        base = f"sqlite:///{tmp_path}/mlflow.db"
-        for source in (place, base):
+        server_uri = address.replace("postgresql:", "postgresql+psycopg:")
+        sqlite_uri = f"sqlite:///{tmp_path}/mlflow.db"
+        for source in (server_uri, sqlite_uri):
             tracked = Store(source)
             fill(tracked)
             run = tracked.run(
@@ -130,10 +135,12 @@ def test_postgresql_says_the_same(tmp_path: Path) -> None:
             )
             points = [Metric("lr", 1 / (3 + step), 0, step) for step in (2, 0, 1)]
             tracked.client.log_batch(run, metrics=points)
-        there, here = store.collect(place), store.collect(base)
+        on_server, in_sqlite = store.collect(server_uri), store.collect(sqlite_uri)
         drop = ["run_id", "artifact_uri"]
-        pd.testing.assert_frame_equal(there.drop(columns=drop), here.drop(columns=drop))
-        assert [*details.curves(place, there).values()] == [*details.curves(base, here).values()]
+        pd.testing.assert_frame_equal(on_server.drop(columns=drop), in_sqlite.drop(columns=drop))
+        server_curves = store.read_curves(server_uri, on_server)
+        sqlite_curves = store.read_curves(sqlite_uri, in_sqlite)
+        assert [*server_curves.values()] == [*sqlite_curves.values()]
 
 
 def test_a_store_in_files_is_read_through_the_client(
@@ -154,7 +161,9 @@ def test_a_store_in_files_is_read_through_the_client(
         == in_base.attrs
         == {"problems": ["runs that did not finish are left out: 1 RUNNING"]}
     )
-    assert [*details.curves(files, in_files).values()] == [*details.curves(base, in_base).values()]
+    assert [*store.read_curves(files, in_files).values()] == [
+        *store.read_curves(base, in_base).values()
+    ]
     assert store.collect((tmp_path / "none").as_uri()).empty
     assert not (tmp_path / "none").exists()
 
@@ -167,10 +176,10 @@ def test_a_store_in_files_is_read_through_the_client(
         "ALTER TABLE runs RENAME COLUMN run_uuid TO run_id",
     ],
 )
-def test_another_version_of_mlflow_is_said_and_the_page_is_built(
+def test_another_version_of_mlflow_is_reported_on_the_page(
     statement: str, folder: Path, tmp_path: Path
 ) -> None:
-    spoil(folder, "DROP INDEX IF EXISTS index_params_run_uuid", statement)
+    damage(folder, "DROP INDEX IF EXISTS index_params_run_uuid", statement)
     runs = store.collect(uri(folder))
     assert runs.empty
     (problem,) = runs.attrs["problems"]
@@ -178,8 +187,10 @@ def test_another_version_of_mlflow_is_said_and_the_page_is_built(
     assert leaderboards.write(uri(folder), tmp_path / "out")
 
 
-def test_a_store_that_mlflow_would_migrate_is_read_as_it_is(folder: Path, made: Path) -> None:
-    spoil(
+def test_a_store_that_mlflow_would_migrate_is_read_as_it_is(
+    folder: Path, curve_store: Path
+) -> None:
+    damage(
         folder,
         "UPDATE alembic_version SET version_num = '0'",
         "ALTER TABLE experiments ADD COLUMN later INTEGER",
@@ -217,9 +228,10 @@ def test_a_store_that_mlflow_would_migrate_is_read_as_it_is(folder: Path, made: 
 def test_half_written_runs(
     statement: str, problem: str, left: int, folder: Path, tmp_path: Path
 ) -> None:
-    spoil(
+    damage(
         folder,
-        "INSERT OR IGNORE INTO tags (key, value, run_uuid) SELECT 'flags', '{}', run_uuid FROM tags WHERE key = 'method'",
+        "INSERT OR IGNORE INTO tags (key, value, run_uuid) "
+        "SELECT 'flags', '{}', run_uuid FROM tags WHERE key = 'method'",
         statement,
     )
     runs = store.collect(uri(folder))
@@ -235,6 +247,6 @@ def test_half_written_runs(
 def test_a_missing_or_damaged_environment_is_empty(content: Any, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / "environment.json").write_text(content)
-    assert details.environment({"artifact_uri": tmp_path.as_uri()}) == {}
+    assert artifacts.read_environment({"artifact_uri": tmp_path.as_uri()}) == {}
     (tmp_path / "environment.json").write_text('{"torch": "2"}')
-    assert details.environment({"artifact_uri": tmp_path.as_uri()}) == {"torch": "2"}
+    assert artifacts.read_environment({"artifact_uri": tmp_path.as_uri()}) == {"torch": "2"}

@@ -1,4 +1,4 @@
-"""The record in a real MLflow store: one run a spec, what is kept, several processes at once, stores that fail."""
+"""Test the MLflow store: one run per spec, several processes at once, stores that fail."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ import pytest
 from bench.execution import plan
 from bench.protocol.options import RunOptions
 from bench.protocol.spec import Spec
-from bench.system import signals
-from bench.system.errors import BenchError
-from bench.tracking.store import FAILED, FINISHED, KILLED, RUNNING, TrackingStore, store_exists
+from bench.system.database import redact_password
+from bench.system.errors import BenchError, one_line
+from bench.tracking.run_logger import FAILED, FINISHED, KILLED, RUNNING
+from bench.tracking.store import TrackingStore, store_exists
 
 SPEC = plan.plan_runs(RunOptions(method="natural"), {})[0].spec
 TAGS = {
@@ -34,95 +35,102 @@ TAGS = {
 
 
 @pytest.fixture(autouse=True)
-def local(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_tracking_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def store_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("store")
 
 
-def other(seed: int) -> tuple[Spec, dict[str, str]]:
+def spec_and_tags(seed: int) -> tuple[Spec, dict[str, str]]:
+    """Return a spec that no other test uses, with the tags of its run."""
     spec = dataclasses.replace(SPEC, seed=seed)
     return spec, TAGS | {"spec_id": spec.id}
 
 
 @pytest.mark.parametrize("status", [RUNNING, KILLED, FAILED])
-def test_an_unfinished_run_goes_on_as_the_same_run(status: str, shared: Path) -> None:
-    store = TrackingStore(shared)
-    spec, tags = other(hash(status) % 1000 + 10)
-    first = store.begin(spec, tags)
-    first.epoch({"train/ce": 1.0, "epoch": 0.0}, 0)
+def test_an_unfinished_run_is_continued(status: str, store_folder: Path) -> None:
+    store = TrackingStore(store_folder)
+    spec, tags = spec_and_tags(hash(status) % 1000 + 10)
+    first = store.start_run(spec, tags)
+    first.log_epoch({"train/ce": 1.0, "epoch": 0.0}, 0)
     if status != RUNNING:
-        first.end(status, "because")
-    again = store.begin(spec, tags)
-    assert again.run_id == first.run_id
-    again.epoch({"train/ce": 9.0, "epoch": 0.0}, 0)  # already there
-    again.epoch({"train/ce": 0.5, "epoch": 1.0}, 1)
+        first.finish(status, "because")
+    second = store.start_run(spec, tags)
+    assert second.run_id == first.run_id
+    # The run has this epoch already.
+    second.log_epoch({"train/ce": 9.0, "epoch": 0.0}, 0)
+    second.log_epoch({"train/ce": 0.5, "epoch": 1.0}, 1)
     history = store.client.get_metric_history(first.run_id, "train/ce")
     assert sorted((metric.step, metric.value) for metric in history) == [(0, 1.0), (1, 0.5)]
-    again.end(FINISHED)
-    assert store.find(spec, FINISHED) is not None
-    assert store.begin(spec, tags).run_id != first.run_id
+    second.finish(FINISHED)
+    assert store.find_run(spec, FINISHED) is not None
+    assert store.start_run(spec, tags).run_id != first.run_id
 
 
 @pytest.mark.parametrize("status", [RUNNING, KILLED, FAILED])
-def test_training_that_begins_again_takes_no_epochs_over(status: str, tmp_path: Path) -> None:
-    """Its folder was lost, or it is forced: the epochs of the run before may be those of other code."""
+def test_training_from_the_first_epoch_continues_no_run_that_has_epochs(
+    status: str, tmp_path: Path
+) -> None:
+    """The folder was lost, or the run is forced: other code may have logged the epochs."""
     store = TrackingStore(tmp_path)
-    spec, tags = other(4)
-    first = store.begin(spec, tags, anew=True)
-    assert store.begin(spec, tags, anew=True).run_id == first.run_id, "nothing to take over"
-    first.epoch({"train/ce": 1.0, "epoch": 0.0}, 0)
+    spec, tags = spec_and_tags(4)
+    first = store.start_run(spec, tags, fresh=True)
+    assert store.start_run(spec, tags, fresh=True).run_id == first.run_id, "it has no epochs"
+    first.log_epoch({"train/ce": 1.0, "epoch": 0.0}, 0)
     if status != RUNNING:
-        first.end(status, "because")
-    second = store.begin(spec, tags, anew=True)
+        first.finish(status, "because")
+    second = store.start_run(spec, tags, fresh=True)
     assert second.run_id != first.run_id
     assert store.client.get_run(first.run_id).info.status == (
         KILLED if status == RUNNING else status
     )
     assert store.client.get_metric_history(second.run_id, "train/ce") == []
-    second.end(KILLED, "interrupted")
-    assert store.begin(spec, tags).run_id == second.run_id, "the newest goes on"
+    second.finish(KILLED, "interrupted")
+    assert store.start_run(spec, tags).run_id == second.run_id, "the newest is continued"
 
 
-def test_record_holds_spec_params_and_parent(shared: Path) -> None:
-    store = TrackingStore(shared)
-    records = [store.begin(*other(seed)) for seed in (1, 2)]
-    runs = [store.client.get_run(record.run_id) for record in records]
+def test_a_run_has_spec_params_and_parent(store_folder: Path) -> None:
+    store = TrackingStore(store_folder)
+    loggers = [store.start_run(*spec_and_tags(seed)) for seed in (1, 2)]
+    runs = [store.client.get_run(logger.run_id) for logger in loggers]
     parents = {run.data.tags["mlflow.parentRunId"] for run in runs}
     assert len(parents) == 1
     assert store.client.get_run(parents.pop()).data.tags["role"] == "group"
     assert runs[0].data.params["training.epochs"] == str(SPEC.training.epochs)
     assert runs[0].data.params["eps"] == "0.15"
-    assert [file.path for file in store.client.list_artifacts(records[0].run_id)] == ["spec.json"]
-    assert {run.info.run_id for run in store.unfinished()} >= {record.run_id for record in records}
+    files = store.client.list_artifacts(loggers[0].run_id)
+    assert [file.path for file in files] == ["spec.json"]
+    unfinished = {run.info.run_id for run in store.unfinished_runs()}
+    assert unfinished >= {logger.run_id for logger in loggers}
 
 
-def test_what_is_not_finite_is_a_tag(shared: Path) -> None:
-    store = TrackingStore(shared)
-    record = store.begin(*other(3))
-    record.metrics({"test/aa": 0.5, "test/x": math.nan, "test/y": math.inf})
-    data = store.client.get_run(record.run_id).data
+def test_values_that_are_not_finite_are_tags(store_folder: Path) -> None:
+    store = TrackingStore(store_folder)
+    logger = store.start_run(*spec_and_tags(3))
+    logger.log_metrics({"test/aa": 0.5, "test/x": math.nan, "test/y": math.inf})
+    data = store.client.get_run(logger.run_id).data
     assert data.metrics == {"test/aa": 0.5}
     assert (data.tags["not_finite.test/x"], data.tags["not_finite.test/y"]) == ("nan", "inf")
 
 
-def opened(root: str) -> str:
+def open_experiment(root: str) -> str:
+    """Open a store in a process of its own; return the id of an experiment."""
     logging.disable(logging.CRITICAL)
     store = TrackingStore(Path(root))
-    return store.experiment("digits@1")
+    return store.experiment_id("digits@1")
 
 
 @pytest.mark.slow
 def test_several_processes_open_a_fresh_store_at_once(tmp_path: Path) -> None:
     with multiprocessing.get_context("spawn").Pool(4) as pool:
-        assert len(set(pool.map(opened, [str(tmp_path)] * 4))) == 1
+        assert len(set(pool.map(open_experiment, [str(tmp_path)] * 4))) == 1
 
 
 @pytest.mark.parametrize(
-    ("uri", "said"),
+    ("uri", "message"),
     [
         ("http://user:secret@127.0.0.1:9", "store http://127.0.0.1:9 cannot be opened"),
         ("sqlite:////dev/null/x.db", "cannot be opened"),
@@ -135,44 +143,47 @@ def test_several_processes_open_a_fresh_store_at_once(tmp_path: Path) -> None:
         ("sqlite:///file:x?mode=memory&cache=shared&uri=true", "a database in memory"),
     ],
 )
-def test_a_store_that_fails_is_one_line(
-    uri: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_store_that_cannot_be_opened_is_one_line(
+    uri: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    with pytest.raises(BenchError, match=said) as caught:
+    with pytest.raises(BenchError, match=message) as caught:
         TrackingStore(tmp_path)
     assert "\n" not in str(caught.value)
     assert "secret" not in str(caught.value)
 
 
-def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(BenchError, match="choose another folder with --store"):
         TrackingStore(tmp_path / "file" / "runs")
 
 
-def test_whether_there_is_a_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whether_a_store_exists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not store_exists(tmp_path)
     (tmp_path / "mlflow.db").touch()
     assert store_exists(tmp_path)
-    for uri, there in (
+    for uri, exists in (
         (f"sqlite:///{tmp_path}/mlflow.db?timeout=9", True),
         (f"sqlite:///file:{tmp_path}/mlflow.db?uri=true", True),
         (f"sqlite:///{tmp_path}/none/mlflow.db", False),
         ("http://somewhere:5000", True),
     ):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-        assert store_exists(tmp_path / "typo") is there, uri
+        assert store_exists(tmp_path / "typo") is exists, uri
 
 
-def test_looking_for_a_run_makes_no_experiment(tmp_path: Path) -> None:
+def test_searching_a_run_creates_no_experiment(tmp_path: Path) -> None:
     store = TrackingStore(tmp_path)
-    assert store.find(SPEC, FINISHED) is None
+    assert store.find_run(SPEC, FINISHED) is None
     assert store.client.get_experiment_by_name(SPEC.suite) is None
 
 
 def test_opening_prints_nothing(tmp_path: Path) -> None:
-    code = f"from bench.tracking.store import TrackingStore; from pathlib import Path; TrackingStore(Path({str(tmp_path)!r}))"
+    code = (
+        "from bench.tracking.store import TrackingStore; from pathlib import Path; "
+        f"TrackingStore(Path({str(tmp_path)!r}))"
+    )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout + done.stderr == ""
 
@@ -181,24 +192,42 @@ def test_opening_prints_nothing(tmp_path: Path) -> None:
 def test_an_interruption_waits_for_a_write(
     stop: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And then comes, with what was written in the record and the database free for the mark."""
-    before = signal.signal(
-        stop, signals._interrupt
-    )  # SIGINT is ignored where the tests run in the background
+    """After it, the values are stored and the database is free for the mark of the run."""
+    # SIGINT is ignored where the tests run in the background.
+    handler = signal.signal(stop, signal.default_int_handler)
     try:
-        record = TrackingStore(tmp_path).open("x@1 tuning", "any", {"number": "1"}, "", ("number",))
-        write = record.client.log_batch
+        logger = TrackingStore(tmp_path).open_run(
+            "x@1 tuning", "any", {"number": "1"}, "", ("number",)
+        )
+        log_batch = logger.client.log_batch
 
         def interrupted(*args: Any, **kwargs: Any) -> None:
             signal.raise_signal(stop)
-            write(*args, **kwargs)
+            log_batch(*args, **kwargs)
 
-        monkeypatch.setattr(record.client, "log_batch", interrupted)
+        monkeypatch.setattr(logger.client, "log_batch", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            record.metrics({"val/clean": 0.5})
-        record.end("KILLED", "interrupted")
-        run = record.client.get_run(record.run_id)
+            logger.log_metrics({"val/clean": 0.5})
+        logger.finish("KILLED", "interrupted")
+        run = logger.client.get_run(logger.run_id)
         assert run.data.metrics["val/clean"] == 0.5
         assert (run.info.status, run.data.tags["status_note"]) == ("KILLED", "interrupted")
     finally:
-        signal.signal(stop, before)
+        signal.signal(stop, handler)
+
+
+def test_no_password_stays_in_an_address() -> None:
+    message = "postgresql://me:secret@host/db?user=me&password=secret is down"
+    assert redact_password(message) == "postgresql://host/db?user=me&password=*** is down"
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("two\n  lines"), "two lines"),
+        (KeyError(), "KeyError"),
+        (ValueError("x" * 400), "x" * 300),
+    ],
+)
+def test_an_error_is_one_line(error: Exception, line: str) -> None:
+    assert one_line(error) == line

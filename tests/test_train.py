@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from bench import models
-from bench.datasets import data
+from bench.datasets import loading
 from bench.protocol import suites
 from bench.protocol.spec import Spec
 from bench.protocol.suites import Training
@@ -27,12 +27,12 @@ from methods.pgd_at import PgdAt
 class Scaled(PgdAt):
     """The last layer at half the rate."""
 
-    def groups(self, nets: Nets) -> list[dict[str, Any]]:
+    def param_groups(self, nets: Nets) -> list[dict[str, Any]]:
         *rest, weight, bias = nets.student.parameters()
         return [{"params": rest}, {"params": [weight, bias], "scale": 0.5, "momentum": 0.1}]
 
 
-DATA = data.load("digits", "unused", limit_train=128, limit_test=40, limit_val=40)
+DATA = loading.load_data("digits", "unused", limit_train=128, limit_test=40, limit_val=40)
 QUICK = Training(epochs=3, batch=32, lr=0.1, schedule="onecycle", ema_decay=0.5)
 
 
@@ -64,8 +64,8 @@ def trainer(work: Path, method: Method | None = None, **changes: Any) -> Trainer
 
 def one_step(run: Trainer) -> None:
     """The first of a run."""
-    run.set_rate(0)
-    run.advance(0)(run.order()[0])
+    run.set_learning_rates(0)
+    run.step_function(0)(run.epoch_batches()[0])
 
 
 def ignore(*_: object) -> None:
@@ -159,7 +159,7 @@ def test_best_is_the_epoch_with_the_best_validation(
     run = trainer(tmp_path)
     run.fit(
         lambda row, step: lasts.append(
-            {k: v.clone() for k, v in run.objective.student.state_dict().items()}
+            {k: v.clone() for k, v in run.module.student.state_dict().items()}
         ),
         ignore,
     )
@@ -189,7 +189,7 @@ def test_averaging(tmp_path: Path) -> None:
 
     def follow(batch: Any) -> dict[str, torch.Tensor]:
         terms = step(batch)
-        snapshots.append(run.objective.student.get_parameter(name).detach().clone())
+        snapshots.append(run.module.student.get_parameter(name).detach().clone())
         return terms
 
     run.step = follow  # type: ignore[method-assign]
@@ -229,7 +229,7 @@ def test_awp_changes_the_step_and_nothing_else(tmp_path: Path) -> None:
     for run in (plain, moved):
         torch.manual_seed(0)
         one_step(run)
-    one, other = (run.objective.student.state_dict() for run in (plain, moved))
+    one, other = (run.module.student.state_dict() for run in (plain, moved))
     assert one["conv1.weight"].ne(other["conv1.weight"]).any()
     torch.testing.assert_close(one["conv1.weight"], other["conv1.weight"], atol=0.02, rtol=0)
     assert {int(state["bn1.num_batches_tracked"]) for state in (one, other)} == {1}
@@ -237,11 +237,11 @@ def test_awp_changes_the_step_and_nothing_else(tmp_path: Path) -> None:
 
 def test_teachers_stay_as_they_are(tmp_path: Path) -> None:
     run = trainer(tmp_path, Kd())
-    teacher = run.objective.nets.teacher
+    teacher = run.module.nets.teacher
     before = {key: value.clone() for key, value in teacher.state_dict().items()}
     run.fit(ignore, ignore)
     assert all(torch.equal(value, before[key]) for key, value in teacher.state_dict().items())
-    assert not any("teacher" in key for key in run.objective.state_dict())
+    assert not any("teacher" in key for key in run.module.state_dict())
 
 
 def test_what_is_not_finite_stops_the_run(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
-"""The verb `tune` as a user runs it: searched, continued, joined, killed, without a test set, on PostgreSQL."""
+"""The command `tune` as users run it: continued, joined, killed, on files and on PostgreSQL."""
 
 from __future__ import annotations
 
+import datetime
 import os
 import random
 import re
@@ -24,163 +25,163 @@ from optuna.study import Study
 from optuna.trial import TrialState
 
 from bench import cli
-from bench.datasets import data
-from bench.tuning import storage, study, trial
+from bench.datasets import fetching, loading
+from bench.tuning import storage, trial
+from bench.tuning.storage import retry_history
+from bench.tuning.study import group_attempts
 
 NAME = "digits/digits/resnet8-w4/pgd_at"
-FEW = "--suite digits --method pgd_at --student resnet8-w4 --limit-train 128 --limit-test 8 --epochs 4 --min-clean 0"
+SMALL = "--suite digits --student resnet8-w4 --limit-train 128 --limit-test 8"
+FEW = f"{SMALL} --method pgd_at --epochs 4 --min-clean 0"
 ROOT = os.environ.get("BENCH_DATA_ROOT", "data")
-ROUNDS = int(
-    os.environ.get("BENCH_ROUNDS", "1")
-)  # of starts at once; before a release 20, which are 20 kills, too
+# Of four starts at once; before a release 20, which are 20 kills, too.
+ROUNDS = int(os.environ.get("BENCH_ROUNDS", "1"))
+PROGRAM = ("-m", "bench")
+# The same program with a grace period of seconds.
+SHORT_GRACE = (str(Path(__file__).with_name("short_grace.py")),)
 pytestmark = [
     pytest.mark.e2e,
     pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning"),
 ]
 
 
-def start(words: str, folder: Path, **variables: str) -> subprocess.Popen[str]:
-    """The program in a process and a folder of its own."""
-    clean = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
-    command = [sys.executable, "-m", "bench", *words.split()]
-    settings = clean | {"OMP_NUM_THREADS": "1"} | variables
+def start(
+    words: str, folder: Path, program: tuple[str, ...] = PROGRAM, **variables: str
+) -> subprocess.Popen[str]:
+    """Start the program in a folder of its own."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment.pop("MLFLOW_TRACKING_URI", None)
     return subprocess.Popen(
-        command, cwd=folder, env=settings, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, *program, *words.split()],
+        cwd=folder,
+        env=environment | variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
-def bench(words: str, folder: Path, **variables: str) -> tuple[int, str, str]:
-    """Exit code, standard output and standard error."""
-    running = start(words, folder, **variables)
-    out, said = running.communicate()
-    return running.returncode, out, said
+def bench(words: str, folder: Path) -> tuple[int, str, str]:
+    """Run the program; return exit code, standard output and standard error."""
+    running = start(words, folder)
+    out, err = running.communicate()
+    return running.returncode, out, err
 
 
-def found(folder: Path, place: str = "", name: str = NAME) -> Study:
-    return optuna.load_study(
-        study_name=name, storage=storage.connect(place or str(folder / "runs/tuning.journal"))
-    )
+def load_study(folder: Path, url: str = "", name: str = NAME) -> Study:
+    url = url or f"sqlite:///{folder / 'runs/tuning.db'}"
+    return optuna.load_study(study_name=name, storage=storage.connect(url))
 
 
-def runs(uri: str, role: str) -> list[Run]:
+def mlflow_uri(folder: Path) -> str:
+    return f"sqlite:///{folder / 'runs/mlflow.db'}"
+
+
+def find_runs(uri: str, role: str) -> list[Run]:
     client = MlflowClient(uri)
-    ids = [e.experiment_id for e in client.search_experiments()]
+    ids = [experiment.experiment_id for experiment in client.search_experiments()]
     return list(client.search_runs(ids, f"tags.role = '{role}'", order_by=["start_time"]))
 
 
-def counted(tuned: Study, budget: int) -> None:
-    """Asserts that each trial has one result, and that there are as many as the budget says."""
-    tries = study.attempts(tuned)
-    assert len(tries) == budget
-    for attempts in tries.values():
-        assert (
-            sum(attempt.state in (TrialState.COMPLETE, TrialState.PRUNED) for attempt in attempts)
-            == 1
-        )
+def assert_budget(study: Study, budget: int) -> None:
+    """Assert that there are as many trials as the budget says, each with one result."""
+    groups = group_attempts(study)
+    assert len(groups) == budget
+    for attempts in groups.values():
+        states = [trial.state for trial in attempts]
+        assert states.count(TrialState.COMPLETE) + states.count(TrialState.PRUNED) == 1
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """After a whole search with its final runs."""
+    """A folder after a complete search with its final runs."""
     folder = tmp_path_factory.mktemp("tuned")
-    code, out, said = bench(f"tune {FEW} --trials 5 --workers 2 --seeds 0", folder)
-    assert code == 0, said
+    code, out, err = bench(f"tune {FEW} --trials 5 --workers 2 --seeds 0", folder)
+    assert code == 0, err
     assert re.fullmatch(r"runs/tuned/digits-digits-resnet8-w4-pgd_at-\w{4}.toml", out.strip())
-    assert len(re.findall(rf"^{NAME}: trial \d of 5: ", said, flags=re.MULTILINE)) == 5
-    assert re.search(r"\[2/2\] .* seed 0.*: clean", said)
+    assert len(re.findall(rf"^{NAME}: trial \d of 5: ", err, flags=re.MULTILINE)) == 5
+    assert re.search(r"\[2/2\] .* seed 0.*: clean", err)
     return folder
 
 
-def test_a_search_is_recorded_and_its_result_is_a_file(folder: Path) -> None:
-    tuned, uri = found(folder), f"sqlite:///{folder / 'runs/mlflow.db'}"
-    counted(tuned, 5)
-    assert tuned.trials[0].params == {"lr": 0.2, "weight_decay": 5e-4}
-    (whole,), trials = runs(uri, "study"), runs(uri, "trial")
+def test_search_is_recorded_and_its_result_is_a_file(folder: Path) -> None:
+    study, uri = load_study(folder), mlflow_uri(folder)
+    assert_budget(study, 5)
+    assert study.trials[0].params == {"lr": 0.2, "weight_decay": 5e-4}
+    (parent,), trials = find_runs(uri, "study"), find_runs(uri, "trial")
     assert sorted(run.data.tags["trial"] for run in trials) == list("01234")
-    assert {run.data.tags["mlflow.parentRunId"] for run in trials} == {whole.info.run_id}
+    assert {run.data.tags["mlflow.parentRunId"] for run in trials} == {parent.info.run_id}
     assert {run.data.tags["state"] for run in trials} <= {"complete", "pruned"}
     client = MlflowClient(uri)
     for run in trials:
         assert {"lr", "weight_decay"} <= set(run.data.params)
         epochs = len(client.get_metric_history(run.info.run_id, "val/robust"))
         assert epochs == {"pruned": 1, "complete": 1 + 4}[run.data.tags["state"]]
-    files = {
-        file.path
-        for part in ("figures", "tuned")
-        for file in client.list_artifacts(whole.info.run_id, part)
-    }
-    assert files >= {"figures/history.png", "figures/slice.png", "figures/parallel.png"}
+    figures = {file.path for file in client.list_artifacts(parent.info.run_id, "figures")}
+    assert figures >= {"figures/history.png", "figures/slice.png", "figures/parallel.png"}
+    assert len(client.list_artifacts(parent.info.run_id, "tuned")) == 1
     (path,) = (folder / "runs/tuned").iterdir()
-    file = tomllib.loads(path.read_text())
-    best = tuned.best_trial
-    assert file["training"] == best.params
-    assert (file["method"], file["suite"], file["student"]) == ("pgd_at", "digits@3", "resnet8-w4")
-    assert file["provenance"]["val_robust"] == best.value >= tuned.trials[0].value
-    assert (file["provenance"]["trials"], file["provenance"]["trial"]) == (5, best.number)
+    config = tomllib.loads(path.read_text())
+    provenance, best = config["provenance"], study.best_trial
+    assert config["training"] == best.params
+    names = (config["method"], config["suite"], config["student"])
+    assert names == ("pgd_at", "digits@3", "resnet8-w4")
+    assert provenance["val_robust"] == best.value
+    assert best.values >= study.trials[0].values
+    assert (provenance["trials"], provenance["trial"]) == (5, best.number)
 
 
-def test_default_and_tuned_rows_stand_side_by_side(folder: Path) -> None:
-    code, _, said = bench("leaderboard", folder)
-    assert code == 0, said
+def test_default_and_tuned_rows_are_side_by_side(folder: Path) -> None:
+    code, _, err = bench("leaderboard", folder)
+    assert code == 0, err
     text = (folder / "leaderboard/leaderboard.md").read_text()
-    assert re.search(
-        r"^\| 1 \| pgd_at \((?!tuned)[^|]*limit_test=8[^|]*\) \| none \| 1 \|",
-        text,
-        flags=re.MULTILINE,
-    )
-    assert re.search(
-        r"^\| 1 \| pgd_at \(tuned, 5 trials, \w{4}; [^|]*limit_test=8[^|]*\) \| none \| 1 \|",
-        text,
-        flags=re.MULTILINE,
-    )
+    for start in (r"(?!tuned)[^|]*", r"tuned, 5 trials, \w{4}; [^|]*"):
+        row = rf"^\| 1 \| pgd_at \({start}limit_test=8[^|]*\) \| none \| 1 \|"
+        assert re.search(row, text, flags=re.MULTILINE)
     assert "tuning" not in text
 
 
-def test_the_same_command_does_nothing_and_more_trials_go_on(folder: Path) -> None:
-    code, _, said = bench(f"tune {FEW} --trials 5 --workers 2 --seeds 0", folder)
-    assert (
-        code,
-        "0 to do, 2 already recorded" in said,
-        "trial" in said.partition("complete")[0],
-    ) == (0, True, False)
-    code, _, said = bench(f"tune {FEW} --trials 6 --search-only", folder)
-    assert code == 0, said
-    assert re.findall(r": trial (\d) of 6", said) == ["6"]
-    counted(found(folder), 6)
+def test_same_command_does_nothing_and_more_trials_go_on(folder: Path) -> None:
+    code, _, err = bench(f"tune {FEW} --trials 5 --workers 2 --seeds 0", folder)
+    assert (code, "0 to do, 2 already recorded" in err) == (0, True)
+    assert "trial" not in err.partition("complete")[0]
+    code, _, err = bench(f"tune {FEW} --trials 6 --search-only", folder)
+    assert code == 0, err
+    assert re.findall(r": trial (\d) of 6", err) == ["6"]
+    assert_budget(load_study(folder), 6)
 
 
-def test_another_search_space_is_refused_and_needs_another_storage(folder: Path) -> None:
+def test_other_search_space_needs_another_storage(folder: Path) -> None:
     words = f"tune {FEW} --trials 1 --range lr=0.1:0.3 --search-only"
-    code, _, said = bench(words, folder)
-    assert (code, len(said.splitlines())) == (1, 1), said
-    assert "was made with another search space: lr" in said
-    code, _, said = bench(f"{words} --storage runs/other.journal --pruner none", folder)
-    assert code == 0, said
-    (first, second) = runs(f"sqlite:///{folder / 'runs/mlflow.db'}", "study")
+    code, _, err = bench(words, folder)
+    assert (code, len(err.splitlines())) == (1, 1), err
+    assert "was made with another search space: lr" in err
+    code, _, err = bench(f"{words} --storage sqlite:///runs/other.db --pruner none", folder)
+    assert code == 0, err
+    (first, second) = find_runs(mlflow_uri(folder), "study")
     assert (first.info.status, second.data.tags["pruner"]) == ("FINISHED", "none")
 
 
-def test_a_configuration_is_used(folder: Path) -> None:
+def test_configuration_is_used(folder: Path) -> None:
     file = next((folder / "runs/tuned").iterdir()).relative_to(folder)
-    code, _, said = bench(
-        f"run --config {file} --limit-train 128 --limit-test 8 --seeds 0,7 --dry-run", folder
-    )
-    assert code == 0, said
-    assert re.search(r"resnet8-w4 +pgd_at tuned, \d trials, \w{4} +7", said)
-    for words, wrong in (
+    limits = "--limit-train 128 --limit-test 8 --seeds 0,7 --dry-run"
+    code, _, err = bench(f"run --config {file} {limits}", folder)
+    assert code == 0, err
+    assert re.search(r"resnet8-w4 +pgd_at tuned, \d trials, \w{4} +7", err)
+    for words, message in (
         (f"run --config {file} --method ard", "is for pgd_at"),
         (f"run --config {file} --suite cifar-mini", "is for pgd_at in digits@3"),
         (f"run --config {file} --official", "one of them"),
         ("run --config none.toml", "No such file"),
         ("run", "missing: --method, or --config"),
     ):
-        code, _, said = bench(words, folder)
-        assert (code, len(said.splitlines())) == (2, 1), said
-        assert wrong in said
+        code, _, err = bench(words, folder)
+        assert (code, len(err.splitlines())) == (2, 1), err
+        assert message in err
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ("", "is no TOML file"),
         ("method = 'ard'", "missing 6 required"),
@@ -204,26 +205,29 @@ def test_a_configuration_is_used(folder: Path) -> None:
         ("training = {awp = 1.0}", "training.awp: choose from"),
     ],
 )
-def test_a_bad_configuration_is_one_line(
+def test_bad_configuration_is_an_error_of_one_line(
     change: str,
-    said: str,
+    message: str,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    usual = {
-        "method": "'ard'", "suite": "'digits@3'", "dataset": "'digits'", "student": "'resnet8-w4'",
-        "teacher": "'robust'", "hyper": "{}", "training": "{}",
-    }  # fmt: skip
+    entries = {"method": "'ard'", "suite": "'digits@3'", "dataset": "'digits'"}
+    entries |= {"student": "'resnet8-w4'", "teacher": "'robust'", "hyper": "{}", "training": "{}"}
     name, _, value = change.partition(" = ")
-    lines = [f"{key} = {text}" for key, text in (usual | {name: value} if name else {}).items()]
-    Path("c.toml").write_text("\n".join(lines if name != "method" else [change]) or "[[")
+    lines = [f"{key} = {text}" for key, text in (entries | {name: value}).items()]
+    text = "\n".join(lines)
+    if name == "method":
+        text = change
+    if not change:
+        text = "[["
+    Path("c.toml").write_text(text)
     with pytest.raises(SystemExit) as stop:
         cli.main(["run", "--config", "c.toml", "--dry-run"])
     error = capsys.readouterr().err
     assert (stop.value.code, len(error.splitlines())) == (2, 1), error
-    assert said in error
+    assert message in error
 
 
 @pytest.fixture
@@ -234,196 +238,186 @@ def postgresql() -> Iterator[str]:
         yield address
 
 
-def another(address: str) -> str:
-    """A second database of the same server: Optuna and MLflow keep the version of their tables under one name."""
+def create_mlflow_database(address: str) -> str:
+    """Create a second database on a server and return its address.
+
+    Optuna and MLflow keep the version of their tables under one name.
+    """
     with sqlalchemy.create_engine(address, isolation_level="AUTOCOMMIT").connect() as connection:
         connection.execute(sqlalchemy.text("CREATE DATABASE mlflow"))
     return address.replace("/postgres", "/mlflow")
 
 
-@pytest.mark.parametrize("turn", range(ROUNDS))
+@pytest.mark.parametrize("round_number", range(ROUNDS))
 @pytest.mark.parametrize("kind", ["files", "server"])
 def test_four_commands_at_once_on_a_fresh_store(
-    kind: str, turn: int, tmp_path: Path, request: pytest.FixtureRequest
+    kind: str, round_number: int, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    place, record = "runs/tuning.journal", f"sqlite:///{tmp_path / 'runs/mlflow.db'}"
+    url, uri = "sqlite:///runs/tuning.db", mlflow_uri(tmp_path)
     if kind == "server":
-        place = request.getfixturevalue("postgresql")
-        record = another(place)
-    words = f"tune {FEW} --trials 6 --search-only --storage {place}".replace(
-        "--epochs 4", "--epochs 1"
-    )
-    running = [start(words, tmp_path, MLFLOW_TRACKING_URI=record) for _ in range(4)]
-    said = [each.communicate()[1] for each in running]
-    assert [each.returncode for each in running] == [0] * 4, said
-    counted(found(tmp_path, place if kind == "server" else ""), 6)
-    assert len(runs(record, "study")) == 1
+        url = request.getfixturevalue("postgresql")
+        uri = create_mlflow_database(url)
+    options = FEW.replace("--epochs 4", "--epochs 1")
+    words = f"tune {options} --trials 6 --search-only --storage {url}"
+    running = [start(words, tmp_path, MLFLOW_TRACKING_URI=uri) for _ in range(4)]
+    errors = [process.communicate()[1] for process in running]
+    assert [process.returncode for process in running] == [0] * 4, errors
+    assert_budget(load_study(tmp_path, url if kind == "server" else ""), 6)
+    assert len(find_runs(uri, "study")) == 1
 
 
-def test_two_whole_commands_at_once_test_the_result_once(tmp_path: Path) -> None:
-    words = "tune --suite digits --method rslad --student resnet8-w4 --limit-train 128 --limit-test 8 --epochs 1"
-    running = [start(f"{words} --trials 2 --min-clean 0 --seeds 0", tmp_path) for _ in range(2)]
-    said = [each.communicate()[1] for each in running]
-    assert [each.returncode for each in running] == [0, 0], said
-    counted(found(tmp_path, name="digits/digits/resnet8-w4/rslad"), 2)
-    students = runs(f"sqlite:///{tmp_path / 'runs/mlflow.db'}", "student")
+def test_two_commands_at_once_test_the_result_once(tmp_path: Path) -> None:
+    words = f"tune {SMALL} --method rslad --epochs 1 --trials 2 --min-clean 0 --seeds 0"
+    running = [start(words, tmp_path) for _ in range(2)]
+    errors = [process.communicate()[1] for process in running]
+    assert [process.returncode for process in running] == [0, 0], errors
+    assert_budget(load_study(tmp_path, name="digits/digits/resnet8-w4/rslad"), 2)
+    students = find_runs(mlflow_uri(tmp_path), "student")
     assert sorted(bool(run.data.tags["sets"]) for run in students) == [False, True]
-    assert len(runs(f"sqlite:///{tmp_path / 'runs/mlflow.db'}", "teacher")) == 1
+    assert len(find_runs(mlflow_uri(tmp_path), "teacher")) == 1
 
 
-def test_a_teacher_is_for_methods_that_have_one(tmp_path: Path) -> None:
-    words = "--method kd,pgd_at --student resnet8-w4 --limit-train 128 --limit-test 8 --epochs 1 --min-clean 0 --trials 1"
-    code, out, said = bench(f"tune {words} --teacher natural --seeds 0", tmp_path)
-    assert code == 0, said
+def test_teacher_is_for_methods_that_have_one(tmp_path: Path) -> None:
+    words = f"{SMALL} --method kd,pgd_at --epochs 1 --min-clean 0 --trials 1"
+    code, out, err = bench(f"tune {words} --teacher natural --seeds 0", tmp_path)
+    assert code == 0, err
     assert len(out.split()) == 2
-    students = runs(f"sqlite:///{tmp_path / 'runs/mlflow.db'}", "student")
-    assert sorted((run.data.tags["method"], run.data.tags["teacher"]) for run in students) == [
-        ("kd", "resnet8-w16-natural"), ("kd", "resnet8-w16-natural"), ("pgd_at", "none"), ("pgd_at", "none"),
-    ]  # fmt: skip
+    tags = [run.data.tags for run in find_runs(mlflow_uri(tmp_path), "student")]
+    pairs = sorted((run_tags["method"], run_tags["teacher"]) for run_tags in tags)
+    assert pairs == [("kd", "resnet8-w16-natural")] * 2 + [("pgd_at", "none")] * 2
 
 
-def workers(parent: int) -> list[int]:
-    """The processes of a running program that carry out trials."""
-    words = ["pgrep", "-P", str(parent), "-f", "spawn_main"]
-    return [
-        int(pid) for pid in subprocess.run(words, capture_output=True, text=True).stdout.split()
-    ]
+def find_workers(parent: int) -> list[int]:
+    """Return the processes of a running program that run trials."""
+    command = ["pgrep", "-P", str(parent), "-f", "spawn_main"]
+    found = subprocess.run(command, capture_output=True, text=True)
+    return [int(pid) for pid in found.stdout.split()]
 
 
-def begun(folder: Path) -> dict[int, int]:
-    """The processes that have a trial, dead ones that no other has noticed too; each with the trial's number."""
-    if not (folder / "runs/tuning.journal").exists():
-        return {}
-    with suppress(KeyError):  # there is no study yet
-        running = found(folder).get_trials(deepcopy=False, states=[TrialState.RUNNING])
-        return {
-            trial.user_attrs["worker"][1]: trial.number
-            for trial in running
-            if "worker" in trial.user_attrs
-        }
-    return {}
+def trials_begun(folder: Path, since: datetime.datetime) -> list[int]:
+    """Return the running trials that began after a time."""
+    # There is no file or no study yet.
+    if not (folder / "runs/tuning.db").exists():
+        return []
+    with suppress(KeyError):
+        running = load_study(folder).get_trials(deepcopy=False, states=[TrialState.RUNNING])
+        return [trial.number for trial in running if (trial.datetime_start or since) > since]
+    return []
 
 
 def test_killed_workers_lose_nothing(tmp_path: Path) -> None:
     kills = max(4, ROUNDS)
-    running = start(f"tune {FEW} --trials {4 * kills} --workers 2 --search-only", tmp_path)
-    dice, killed = random.Random(0), 0
+    words = f"tune {FEW} --trials {4 * kills} --workers 2 --search-only"
+    running = start(words, tmp_path, SHORT_GRACE)
+    dice, killed, last_kill = random.Random(0), 0, datetime.datetime.min
     while running.poll() is None and killed < kills:
         time.sleep(dice.uniform(0, 2))
-        at_work, busy = workers(running.pid), begun(tmp_path)
-        if len(at_work) < 2 or not busy.keys() & {*at_work}:
+        workers, trials = find_workers(running.pid), trials_begun(tmp_path, last_kill)
+        if len(workers) < 2 or not trials:
             continue
-        for pid in (
-            at_work if not killed else [dice.choice(at_work)]
-        ):  # both at once, then one by one
+        # Both at once, then one by one.
+        victims = [dice.choice(workers)] if killed else workers
+        last_kill = datetime.datetime.now()
+        for pid in victims:
             os.kill(pid, signal.SIGKILL)
             killed += 1
-            print(
-                f"{time.strftime('%X')} kill {killed}: process {pid}, trial {busy.get(pid, 'not begun')}"
-            )
-    said = running.communicate()[1]
-    assert running.returncode == 0, said
-    assert said.count("a worker died (-9) and is replaced") == killed == kills
-    counted(found(tmp_path), 4 * kills)
-    assert len(runs(f"sqlite:///{tmp_path / 'runs/mlflow.db'}", "trial")) == 4 * kills
+            print(f"{time.strftime('%X')} kill {killed}: process {pid}, running: {trials}")
+    err = running.communicate()[1]
+    assert running.returncode == 0, err
+    assert err.count("a worker died (-9) and is replaced") == killed == kills
+    study = load_study(tmp_path)
+    for position, attempts in enumerate(group_attempts(study).values()):
+        print(f"trial {position}: {[trial.state.name for trial in attempts]}")
+    assert_budget(study, 4 * kills)
+    assert len(find_runs(mlflow_uri(tmp_path), "trial")) == 4 * kills
     assert not list((tmp_path / "runs/work/tuning").glob("*/trial-*"))
-    print("\n".join(f"trial {place}: {[each.state.name for each in tries]}"
-                    for place, tries in enumerate(study.attempts(found(tmp_path)).values())))  # fmt: skip
 
 
-def test_an_interrupted_search_goes_on_where_it_was(tmp_path: Path) -> None:
-    words = f"tune {FEW} --trials 2 --pruner none --search-only".replace(
-        "--epochs 4", "--epochs 12"
-    )
+def test_interrupted_search_goes_on_where_it_was(tmp_path: Path) -> None:
+    options = FEW.replace("--epochs 4", "--epochs 12")
+    words = f"tune {options} --trials 2 --pruner none --search-only"
     running = start(words, tmp_path)
-    while running.poll() is None and not list(
-        tmp_path.glob("runs/work/tuning/*/trial-0/12/state.pt")
-    ):
+    state = "runs/work/tuning/*/trial-0/12/state.pt"
+    while running.poll() is None and not list(tmp_path.glob(state)):
         time.sleep(0.02)
     running.terminate()
-    said = running.communicate()[1]
-    assert (running.returncode, "the same command continues" in said, "Traceback" in said) == (
-        130,
-        True,
-        False,
-    ), said
-    code, _, said = bench(words, tmp_path)
-    assert code == 0, said
-    counted(found(tmp_path), 2)
-    assert [storage.history(each) for each in found(tmp_path).trials] == [[], [0], []]
-    (tmp_path / "other").mkdir()
-    assert bench(words, tmp_path / "other")[0] == 0
-    assert [each.value for each in found(tmp_path).trials[1:]] == [
-        each.value for each in found(tmp_path / "other").trials
-    ]
+    err = running.communicate()[1]
+    assert running.returncode == 130, err
+    assert "the same command continues" in err
+    assert "Traceback" not in err
+    code, _, err = bench(words, tmp_path)
+    assert code == 0, err
+    study = load_study(tmp_path)
+    assert_budget(study, 2)
+    assert [retry_history(trial) for trial in study.trials] == [[], [0], []]
+    fresh = tmp_path / "fresh"
+    fresh.mkdir()
+    assert bench(words, fresh)[0] == 0
+    values = [trial.value for trial in load_study(fresh).trials]
+    assert [trial.value for trial in study.trials[1:]] == values
 
 
 @pytest.mark.skipif(
-    bool(data.missing("cifar10", ROOT)), reason="needs the real CIFAR-10 under data/"
+    bool(fetching.is_missing("cifar10", ROOT)), reason="needs the real CIFAR-10 under data/"
 )
-def test_the_test_set_is_not_read(tmp_path: Path) -> None:
+def test_search_does_not_read_the_test_set(tmp_path: Path) -> None:
     cifar = tmp_path / "data" / "cifar-10-batches-py"
     cifar.mkdir(parents=True)
     for file in (Path(ROOT) / "cifar-10-batches-py").resolve().iterdir():
         if file.name != "test_batch":
             (cifar / file.name).symlink_to(file)
-    words = "--suite cifar-mini --limit-train 128 --epochs 1 --method pgd_at --min-clean 0 --trials 2 --search-only"
-    code, _, said = bench(f"tune {words}", tmp_path)
-    assert code == 0, said
-    counted(found(tmp_path, name="cifar-mini/cifar10/resnet8-w16-s2/pgd_at"), 2)
-    code, _, said = bench(f"run {words.partition(' --min')[0]}", tmp_path)
-    assert (code, "test_batch is missing" in said) == (1, True)
+    words = "--suite cifar-mini --limit-train 128 --epochs 1 --method pgd_at"
+    code, _, err = bench(f"tune {words} --min-clean 0 --trials 2 --search-only", tmp_path)
+    assert code == 0, err
+    assert_budget(load_study(tmp_path, name="cifar-mini/cifar10/resnet8-w16-s2/pgd_at"), 2)
+    code, _, err = bench(f"run {words}", tmp_path)
+    assert (code, "test_batch is missing" in err) == (1, True)
 
 
-def test_without_the_test_set_the_rest_is_the_same() -> None:
-    whole, part = data.load("digits", ""), data.load("digits", "", test=False)
-    assert (len(part.test), len(whole.test)) == (0, 360)
-    assert whole.train.x.equal(part.train.x)
-    assert whole.val.x.equal(part.val.x)
+def test_data_without_the_test_set_is_otherwise_the_same() -> None:
+    full, part = loading.load_data("digits", ""), loading.load_data("digits", "", test=False)
+    assert (len(part.test), len(full.test)) == (0, 360)
+    assert full.train.x.equal(part.train.x)
+    assert full.val.x.equal(part.val.x)
 
 
-def test_the_pareto_front_is_unpruned_and_reports_nothing(tmp_path: Path) -> None:
-    code, out, said = bench(
-        f"tune {FEW} --trials 3 --objectives clean,robust --sampler nsga2", tmp_path
-    )
-    assert code == 0, said
-    tuned = found(tmp_path, name=f"{NAME}/pareto")
-    assert {(each.state, len(each.intermediate_values)) for each in tuned.trials} == {
-        (TrialState.COMPLETE, 0)
-    }
-    assert len(out.split()) == len(tuned.best_trials)
-    (whole,) = runs(f"sqlite:///{tmp_path / 'runs/mlflow.db'}", "study")
-    client = MlflowClient(f"sqlite:///{tmp_path / 'runs/mlflow.db'}")
-    assert [file.path for file in client.list_artifacts(whole.info.run_id, "figures")] == [
-        "figures/pareto.png"
-    ]
+def test_pareto_front_is_unpruned_and_reports_nothing(tmp_path: Path) -> None:
+    words = f"tune {FEW} --trials 3 --objectives clean,robust --sampler nsga2"
+    code, out, err = bench(words, tmp_path)
+    assert code == 0, err
+    study = load_study(tmp_path, name=f"{NAME}/pareto")
+    ends = {(trial.state, len(trial.intermediate_values)) for trial in study.trials}
+    assert ends == {(TrialState.COMPLETE, 0)}
+    assert len(out.split()) == len(study.best_trials)
+    (parent,) = find_runs(mlflow_uri(tmp_path), "study")
+    figures = MlflowClient(mlflow_uri(tmp_path)).list_artifacts(parent.info.run_id, "figures")
+    assert [file.path for file in figures] == ["figures/pareto.png"]
 
 
-def test_no_feasible_trial_and_one_that_fails(
+def test_infeasible_and_failed_trials_are_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    words = f"tune {FEW} --trials 2 --search-only".replace("--min-clean 0", "--min-clean 1")
-    assert cli.dispatch(words.split()) == 1
+    words = f"tune {FEW} --trials 2 --search-only"
+    assert cli.dispatch(words.replace("--min-clean 0", "--min-clean 1").split()) == 1
     assert "no trial has a clean accuracy of 100.0 %" in capsys.readouterr().err
 
     def fail(*_: object) -> None:
         raise RuntimeError("out of\nluck")
 
-    monkeypatch.setattr(trial, "train", fail)
-    assert cli.dispatch(f"tune {FEW} --trials 2 --search-only --storage other".split()) == 1
-    said = capsys.readouterr().err
-    assert said.count("failed: out of luck") == 2
-    assert "no trial was completed: out of luck" in said
-    failed = [
-        run for run in runs("sqlite:///runs/mlflow.db", "trial") if run.info.status == "FAILED"
-    ]
+    monkeypatch.setattr(trial.TrialRunner, "train_rungs", fail)
+    assert cli.dispatch(f"{words} --storage sqlite:///other.db".split()) == 1
+    err = capsys.readouterr().err
+    assert err.count("failed: out of luck") == 2
+    assert "no trial was completed: out of luck" in err
+    runs = find_runs("sqlite:///runs/mlflow.db", "trial")
+    failed = [run for run in runs if run.info.status == "FAILED"]
     assert [run.data.tags["status_note"] for run in failed] == ["out of luck"] * 2
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         ("--range gamma=1:2", "unknown parameter 'gamma'"),
         ("--trials 0", "--trials 0 --workers 1: at least 1"),
@@ -434,12 +428,13 @@ def test_no_feasible_trial_and_one_that_fails(
         ("--range alpha=-1:0", "--range: rslad: alpha = -1.0: not negative"),
         ("--min-clean 2", "between 0 and 1"),
         ("--sampler grid", "--sampler"),
+        ("--storage runs/tuning.journal", "no longer used; use sqlite:///runs/tuning.db"),
         ("--storage postgresql://me:secret@127.0.0.1:1/none --min-clean 0", "cannot be used"),
     ],
 )
-def test_bad_input_is_one_line(
+def test_bad_option_is_an_error_of_one_line(
     words: str,
-    said: str,
+    message: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -450,32 +445,32 @@ def test_bad_input_is_one_line(
         cli.main(f"tune --method rslad --student resnet8-w4 --limit-train 128 {words}".split())
     error = capsys.readouterr().err
     assert stop.value.code in (1, 2), error
-    assert said in error
+    assert message in error
     assert "Traceback" not in error
     assert "secret" not in error
 
 
-def test_a_dry_run_shows_space_and_cost(tmp_path: Path) -> None:
-    code, _, said = bench(
-        "tune --method iad,trades --trials 50 --student resnet8-w4 --dry-run", tmp_path
-    )
-    assert code == 0, said
-    assert re.search(r"tau +1 +1 to 30, logarithmic", said)
-    assert re.search(r"lr +0.2 +0.05 to 0.8, logarithmic", said)
-    assert re.search(
-        r"50 trials of 9 and 36 epochs for each of 2 searches with tpe: at most about", said
-    )
+def test_dry_run_shows_space_and_cost(tmp_path: Path) -> None:
+    words = "tune --method iad,trades --trials 50 --student resnet8-w4 --dry-run"
+    code, _, err = bench(words, tmp_path)
+    assert code == 0, err
+    assert re.search(r"tau +1 +1 to 30, logarithmic", err)
+    assert re.search(r"lr +0.2 +0.05 to 0.8, logarithmic", err)
+    cost = r"50 trials of 9 and 36 epochs for each of 2 searches with tpe: at most about"
+    assert re.search(cost, err)
     assert not list((tmp_path / "runs").glob("tuning*"))
 
 
-def test_two_machines_and_one_postgresql_server(postgresql: str, tmp_path: Path) -> None:
-    for name in ("a", "b"):  # two machines: their stores are apart
+def test_two_machines_share_a_postgresql_server(postgresql: str, tmp_path: Path) -> None:
+    # Two machines: their stores are apart.
+    for name in ("a", "b"):
         (tmp_path / name).mkdir()
-    record = another(postgresql)
+    uri = create_mlflow_database(postgresql)
     words = f"tune {FEW} --trials 4 --workers 2 --search-only --storage {postgresql}"
-    running = [start(words, tmp_path / name, MLFLOW_TRACKING_URI=record) for name in ("a", "b")]
-    said = [each.communicate()[1] for each in running]
-    assert [each.returncode for each in running] == [0, 0], said
-    counted(found(tmp_path, postgresql), 4)
-    assert sorted(run.data.tags["trial"] for run in runs(record, "trial")) == list("0123")
-    assert len(runs(record, "study")) == 1
+    running = [start(words, tmp_path / name, MLFLOW_TRACKING_URI=uri) for name in ("a", "b")]
+    errors = [process.communicate()[1] for process in running]
+    assert [process.returncode for process in running] == [0, 0], errors
+    assert_budget(load_study(tmp_path, postgresql), 4)
+    trials = find_runs(uri, "trial")
+    assert sorted(run.data.tags["trial"] for run in trials) == list("0123")
+    assert len(find_runs(uri, "study")) == 1

@@ -1,14 +1,15 @@
-"""Search spaces, samplers, storages and counting, on functions that take no time; then the real PostgreSQL."""
+"""Search spaces, samplers, pruners, storages and counting, without training."""
 
 from __future__ import annotations
 
 import dataclasses
-import datetime
+import json
 import os
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,83 +18,85 @@ import pytest
 import server
 from mlflow import MlflowClient
 from optuna.distributions import FloatDistribution, IntDistribution
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 from optuna.study import Study
 from optuna.trial import TrialState
 
 import methods
 from bench.protocol import suites
 from bench.system.errors import BenchError, UsageError
-from bench.tuning import space as space_module
 from bench.tuning import storage
-from bench.tuning import study as study_module
-from bench.tuning.study import Plan
-from methods.base import Method
+from bench.tuning.space import SearchSpace, build_space, check_ranges
+from bench.tuning.study import (
+    SAMPLERS,
+    StudyPlan,
+    build_pruner,
+    count_over,
+    group_attempts,
+    open_study,
+    rung_epochs,
+    seed_sampler,
+)
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::optuna.exceptions.ExperimentalWarning", "ignore:Heartbeat of storage"
 )
-TRAINING = suites.DIGITS.training
-KINDS = ("journal", "sqlite", "postgresql")
+FAIL, RUNNING, WAITING = TrialState.FAIL, TrialState.RUNNING, TrialState.WAITING
 
 
-def form(name: str) -> type[Method]:
-    return methods.load(name)
+def space_of(method: str, *ranges: str) -> SearchSpace:
+    """A method's space under the digits suite."""
+    return build_space(methods.load(method), suites.DIGITS.training, ranges)
 
 
 # --- search spaces
 
 
 @pytest.mark.parametrize("name", methods.names())
-def test_every_method_accepts_the_whole_of_its_space(name: str) -> None:
-    found = space_module.space(form(name), TRAINING)
-    quirks = {field.name for field in dataclasses.fields(form(name)) if field.metadata["quirk"]}
-    assert not quirks & {parameter.name for parameter in found.hyper}
-    assert {"lr", "weight_decay"} <= {parameter.name for parameter in found.searched}
+def test_method_accepts_every_value_of_its_space(name: str) -> None:
+    method_class, space = methods.load(name), space_of(name)
+    fields = dataclasses.fields(method_class)
+    quirks = {field.name for field in fields if field.metadata["quirk"]}
+    assert not quirks & {parameter.name for parameter in space.hyper}
+    assert {"lr", "weight_decay"} <= {parameter.name for parameter in space.searched}
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    for values in found.first(form(name)):
+    for values in space.first_trials():
         study.enqueue_trial(values)
     for _ in range(25):
         trial = study.ask()
-        hyper, training = found.suggest(trial)
-        form(name)(**hyper)
-        dataclasses.replace(TRAINING, **training)
-        assert found.split(trial.params) == (hyper, training)
+        hyper, training = space.suggest(trial)
+        method_class(**hyper)
+        dataclasses.replace(suites.DIGITS.training, **training)
+        assert space.split(trial.params) == (hyper, training)
         study.tell(trial, 0.0)
 
 
-def test_the_first_trials_are_the_defaults_and_the_authors_values() -> None:
-    found = space_module.space(form("iad"), TRAINING)
-    default, theirs = found.first(form("iad"))
-    assert default == {
-        "beta": 0.1,
-        "tau": 1.0,
-        "begin": 0.0,
-        "detach": False,
-        "lr": 0.2,
-        "weight_decay": 5e-4,
-    }
-    assert theirs == default | {"begin": 0.3}
-    assert len(space_module.space(form("rslad"), TRAINING).first(form("rslad"))) == 1
+def test_first_trials_are_the_defaults_and_the_authors_values() -> None:
+    defaults, authors = space_of("iad").first_trials()
+    hyper = {"beta": 0.1, "tau": 1.0, "begin": 0.0, "detach": False}
+    assert defaults == hyper | {"lr": 0.2, "weight_decay": 5e-4}
+    assert authors == defaults | {"begin": 0.3}
+    assert len(space_of("rslad").first_trials()) == 1
 
 
-def test_ranges_can_be_given() -> None:
-    given = ("alpha=0.6:0.9", "lr=0.05:0.5:log", "weight-decay=0.0001")
-    whole = space_module.space(form("rslad"), TRAINING, given)
-    found = {p.name: p for p in (*whole.hyper, *whole.training)}
-    assert found["alpha"].distribution == FloatDistribution(0.6, 0.9)
-    assert found["lr"].distribution == FloatDistribution(0.05, 0.5, log=True)
-    assert (found["weight_decay"].distribution, found["weight_decay"].default) == (None, 0.0001)
-    gacd = {
-        p.name: p
-        for p in space_module.space(form("gacd"), TRAINING, ("weight=prob,none", "dim=16:64")).hyper
-    }
-    assert gacd["weight"].words == "prob, none"
+def test_ranges_replace_the_declared_ones() -> None:
+    space = space_of("rslad", "alpha=0.6:0.9", "lr=0.05:0.5:log", "weight-decay=0.0001")
+    parameters = {parameter.name: parameter for parameter in space.parameters}
+    assert parameters["alpha"].distribution == FloatDistribution(0.6, 0.9)
+    assert parameters["lr"].distribution == FloatDistribution(0.05, 0.5, log=True)
+    fixed = parameters["weight_decay"]
+    assert (fixed.distribution, fixed.default) == (None, 0.0001)
+    space = space_of("gacd", "weight=prob,none", "dim=16:64")
+    gacd = {parameter.name: parameter for parameter in space.hyper}
+    assert gacd["weight"].label == "prob, none"
     assert gacd["dim"].distribution == IntDistribution(16, 64)
-    assert gacd["dim"].default == 64  # the method's own, moved into the range
+    # The method's own default, moved into the range.
+    assert gacd["dim"].default == 64
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("ranges", "message"),
     [
         (("alpha",), "write NAME=LOW:HIGH"),
         (("alpha=0.9:0.6",), "alpha"),
@@ -107,21 +110,21 @@ def test_ranges_can_be_given() -> None:
         (("lr=0.1,nan,0.2",), "nan is not finite"),
     ],
 )
-def test_a_bad_range_is_one_line(given: tuple[str, ...], said: str) -> None:
-    with pytest.raises(UsageError, match=said):
-        space_module.space(form("rslad"), TRAINING, given)
+def test_unreadable_range_is_an_error(ranges: tuple[str, ...], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        space_of("rslad", *ranges)
 
 
-def test_a_range_for_a_parameter_that_no_method_has_is_an_error() -> None:
-    spaces = {"rslad": space_module.space(form("rslad"), TRAINING, ("tau=1:4",))}
+def test_range_for_a_parameter_that_no_method_has_is_an_error() -> None:
+    spaces = {"rslad": space_of("rslad", "tau=1:4")}
     with pytest.raises(UsageError, match="unknown parameter 'tau'"):
-        space_module.check({"rslad": form("rslad")}, spaces, ("tau=1:4",))
-    spaces["ard"] = space_module.space(form("ard"), TRAINING, ("tau=1:4",))
-    space_module.check({name: form(name) for name in spaces}, spaces, ("tau=1:4",))
+        check_ranges(spaces, ("tau=1:4",))
+    spaces["ard"] = space_of("ard", "tau=1:4")
+    check_ranges(spaces, ("tau=1:4",))
 
 
 @pytest.mark.parametrize(
-    ("name", "given", "said"),
+    ("name", "text", "message"),
     [
         ("rslad", "alpha=-5:-1", "alpha = -5.0: not negative"),
         ("rslad", "lr=0:1", "lr = 0.0: more than 0"),
@@ -132,81 +135,93 @@ def test_a_range_for_a_parameter_that_no_method_has_is_an_error() -> None:
         ("iad2", "alpha_robust=0:0.9", "at most 1"),
     ],
 )
-def test_a_range_that_the_method_cannot_take_is_told_at_once(
-    name: str, given: str, said: str
-) -> None:
-    found = space_module.space(form(name), TRAINING, (given,))
-    with pytest.raises(UsageError, match=said):
-        space_module.check({name: form(name)}, {name: found}, (given,))
+def test_range_that_the_method_cannot_take_is_an_error(name: str, text: str, message: str) -> None:
+    space = space_of(name, text)
+    with pytest.raises(UsageError, match=message):
+        check_ranges({name: space}, (text,))
 
 
 @pytest.mark.parametrize("name", methods.names())
-def test_every_declared_range_can_be_taken(name: str) -> None:
-    space_module.check({name: form(name)}, {name: space_module.space(form(name), TRAINING)}, ())
+def test_method_can_take_its_declared_ranges(name: str) -> None:
+    check_ranges({name: space_of(name)}, ())
 
 
-def test_first_trials_stay_inside_a_given_range() -> None:
-    assert [
-        t["begin"]
-        for t in space_module.space(form("iad"), TRAINING, ("begin=0:0.2",)).first(form("iad"))
-    ] == [0.0]
+def test_first_trials_stay_inside_the_ranges() -> None:
+    trials = space_of("iad", "begin=0:0.2").first_trials()
+    assert [values["begin"] for values in trials] == [0.0]
 
 
-# --- sampler and pruner
+# --- samplers and pruners
 
 
-def searched(kind: str, stops: tuple[int, ...]) -> list[dict[str, float]]:
-    """The proposals of a study that begins anew, with a sampler of its own, after each number of trials in `stops`."""
+def proposals(kind: str, stops: tuple[int, ...]) -> list[dict[str, float]]:
+    """The proposals of a study that is loaded again after each of `stops` trials."""
     memory = optuna.storages.InMemoryStorage()
+
+    def objective(trial: optuna.Trial) -> float:
+        return trial.suggest_float("x", -1, 1) ** 2 + trial.suggest_float("y", 0.1, 1, log=True)
+
     for count in stops:
-        study = optuna.create_study(
-            storage=memory,
-            study_name="s",
-            sampler=study_module.PerTrial(kind, 3),
-            load_if_exists=True,
-        )
-        study.optimize(
-            lambda t: t.suggest_float("x", -1, 1) ** 2 + t.suggest_float("y", 0.1, 1, log=True),
-            count,
-        )
+        study = optuna.create_study(storage=memory, study_name="s", load_if_exists=True)
+        for _ in range(count):
+            seed_sampler(study, kind, 3)
+            study.optimize(objective, 1)
     return [trial.params for trial in study.trials]
 
 
-@pytest.mark.parametrize("kind", study_module.SAMPLERS)
-def test_a_search_that_goes_on_proposes_what_it_would_have(kind: str) -> None:
-    assert searched(kind, (14,)) == searched(kind, (5, 7, 2))
-    assert len({trial["x"] for trial in searched(kind, (14,))}) == 14
+@pytest.mark.parametrize("kind", SAMPLERS)
+def test_continued_search_proposes_the_same(kind: str) -> None:
+    assert proposals(kind, (14,)) == proposals(kind, (5, 7, 2))
+    assert len({values["x"] for values in proposals(kind, (14,))}) == 14
 
 
 @pytest.mark.parametrize("pruner", ["none", "halving", "hyperband"])
-def test_trials_that_run_at_once_are_not_the_same(pruner: str) -> None:
-    sampler, pruning = study_module.PerTrial("random", 0), study_module.pruner(pruner, 36)
-    study = optuna.create_study(sampler=sampler, pruner=pruning, study_name="s")
-    assert len({study.ask().suggest_float("x", 0, 1) for _ in range(30)}) == 30
+def test_trials_that_run_at_once_differ(pruner: str) -> None:
+    study = optuna.create_study(pruner=build_pruner(pruner, 36), study_name="s")
+    values = set()
+    for _ in range(30):
+        seed_sampler(study, "random", 0)
+        values.add(study.ask().suggest_float("x", 0, 1))
+    assert len(values) == 30
 
 
-def test_rungs_are_whole_schedules() -> None:
-    assert study_module.rungs("halving", 36) == study_module.rungs("hyperband", 36) == (9, 36)
-    assert study_module.rungs("none", 36) == (36,)
-    assert study_module.rungs("halving", 3) == (3,)
+def test_retry_does_not_shift_the_seeds(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'db'}"
+    drawn = []
+    for fails in (False, True):
+        study = make_study(url, f"fails {fails}")
+        seed_sampler(study, "random", 0)
+        first = study.ask()
+        first.suggest_float("x", 0, 1)
+        study.tell(first, None if fails else 0.0, FAIL if fails else None)
+        requeue(study, url)
+        if fails:
+            seed_sampler(study, "random", 0)
+            study.tell(study.ask(), 0.0)
+        seed_sampler(study, "random", 0)
+        drawn.append(study.ask().suggest_float("x", 0, 1))
+    assert drawn[0] == drawn[1] != first.params["x"]
 
 
-@pytest.mark.parametrize("kind", ["halving", "hyperband"])
-def test_about_one_in_five_goes_on(kind: str) -> None:
-    study = optuna.create_study(
-        direction="maximize", pruner=study_module.pruner(kind, 36), study_name="s"
-    )
-    going = []
+def test_rungs_are_complete_schedules() -> None:
+    assert rung_epochs("halving", 36) == rung_epochs("hyperband", 36) == (9, 36)
+    assert rung_epochs("none", 36) == (36,)
+    assert rung_epochs("halving", 3) == (3,)
+
+
+# Of hyperband's two brackets one prunes nothing.
+@pytest.mark.parametrize(("kind", "low", "high"), [("halving", 10, 20), ("hyperband", 31, 60)])
+def test_about_one_trial_in_five_goes_on(kind: str, low: int, high: int) -> None:
+    pruner = build_pruner(kind, 36)
+    study = optuna.create_study(direction="maximize", pruner=pruner, study_name="s")
+    goes_on = []
     for value in np.random.RandomState(0).permutation(80):
         trial = study.ask()
         trial.report(float(value), 9)
-        going.append(not trial.should_prune())
+        goes_on.append(not trial.should_prune())
         study.tell(trial, float(value))
-    low, high = {"halving": (10, 20), "hyperband": (31, 60)}[
-        kind
-    ]  # one of hyperband's two brackets prunes nothing
-    assert low <= sum(going) <= high
-    assert any(going[:4]) == (kind == "hyperband")
+    assert low <= sum(goes_on) <= high
+    assert any(goes_on[:4]) == (kind == "hyperband")
 
 
 # --- storages
@@ -220,126 +235,146 @@ def postgresql() -> Iterator[str]:
         yield address
 
 
-@pytest.fixture(params=KINDS)
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "postgresql":
         return str(request.getfixturevalue("postgresql"))
-    return (
-        str(tmp_path / "journal") if request.param == "journal" else f"sqlite:///{tmp_path / 'db'}"
-    )
+    return f"sqlite:///{tmp_path / 'db'}"
 
 
-def plan(place: str, name: str = "study", **changes: object) -> Plan:
+@pytest.fixture
+def name(request: pytest.FixtureRequest) -> str:
+    """The name of the test's own study in a shared database."""
+    return str(request.node.name)
+
+
+@pytest.fixture
+def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "HEARTBEAT_SECONDS", 1)
+    monkeypatch.setattr(storage, "GRACE_SECONDS", 5)
+
+
+def plan_for(url: str, name: str, **changes: object) -> StudyPlan:
     identity = {"suite": "digits@3", "search space": {"alpha": "a"}} | changes
-    return Plan(name, place, ("robust",), "tpe", "halving", 0, 36, identity)
+    return StudyPlan(name, url, ("robust",), "tpe", "halving", 0, 36, identity)
 
 
-def made(place: str, name: str, first: tuple[dict[str, float], ...] = ()) -> Study:
-    return study_module.establish(plan(place, name), list(first), 0.5, False)
+def make_study(url: str, name: str, first_trials: tuple[dict[str, float], ...] = ()) -> Study:
+    return open_study(plan_for(url, name), [*first_trials], 0.5, is_explicit=False)
 
 
-def test_a_dead_workers_trial_is_queued_again_once(
-    place: str, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    study = made(place, request.node.name)
+def requeue(study: Study, url: str) -> None:
+    with storage.exclusive(url, "study"):
+        storage.requeue_trials(study)
+
+
+def states_of(study: Study) -> list[TrialState]:
+    return [trial.state for trial in study.trials]
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+@pytest.mark.usefixtures("short_grace")
+def test_trial_of_a_dead_worker_is_retried_once(url: str, name: str) -> None:
+    study = make_study(url, name)
+    backend = storage.connect(url)
     trial = study.ask()
     x = trial.suggest_float("x", 0, 1)
     trial.report(0.5, 9)
-    trial.should_prune()  # which notes the rung
-    done = subprocess.run(
-        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True
-    )
-    trial.set_user_attr("worker", [storage.HERE, int(done.stdout), trial.number])
-    mine = study.ask()
-    storage.sign(mine)
+    # Notes the rung.
+    trial.should_prune()
+    storage.mark_begun(backend, trial)
+    alive = study.ask()
+    storage.mark_begun(backend, alive)
+
+    def is_retried() -> bool:
+        backend.record_heartbeat(alive._trial_id)
+        requeue(study, url)
+        return len(study.trials) > 2
+
+    wait_until(is_retried)
     for _ in range(3):
-        storage.release(study, place)
-    states = [found.state for found in study.trials]
-    assert states == [TrialState.FAIL, TrialState.RUNNING, TrialState.WAITING]
-    again = study.ask()
-    assert (again.number, again.suggest_float("x", 0, 1)) == (2, x)
-    assert not [key for key in study.trials[2].system_attrs if key.startswith("completed_rung")]
-    assert study_module.done(study) == 0
-    study.tell(again, 1.0)
-    assert study_module.done(study) == 1
-    assert {first: len(tries) for first, tries in study_module.attempts(study).items()} == {
-        0: 2,
-        1: 1,
-    }
+        assert is_retried()
+    assert states_of(study) == [FAIL, RUNNING, WAITING]
+    retry = study.ask()
+    assert (retry.number, retry.suggest_float("x", 0, 1)) == (2, x)
+    rungs = [key for key in study.trials[2].system_attrs if key.startswith("completed_rung")]
+    assert not rungs
+    assert count_over(study) == 0
+    study.tell(retry, 1.0)
+    assert count_over(study) == 1
+    counts = {first: len(attempts) for first, attempts in group_attempts(study).items()}
+    assert counts == {0: 2, 1: 1}
 
 
-def test_a_silent_worker_of_another_host_counts_as_dead(
-    place: str, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(storage, "BEAT", 1)
-    monkeypatch.setattr(storage, "GRACE", 2)
-    study = made(place, request.node.name)
-    store = study._storage
-    silent, lively = study.ask(), study.ask()
-    for trial in (silent, lively):
-        trial.set_user_attr("worker", ["elsewhere", 1, trial.number])
-        backend(store).record_heartbeat(trial._trial_id)
-    deadline = datetime.datetime.now() + datetime.timedelta(seconds=6)
-    while datetime.datetime.now() < deadline:
-        backend(store).record_heartbeat(lively._trial_id)
-        storage.release(study, place)
-    states = [trial.state for trial in study.trials]
-    assert states == [TrialState.FAIL, TrialState.RUNNING, TrialState.WAITING]
+@pytest.mark.usefixtures("short_grace")
+def test_only_a_silent_worker_counts_as_dead(url: str, name: str) -> None:
+    study = make_study(url, name)
+    backend = storage.connect(url)
+    silent, alive = study.ask(), study.ask()
+    for trial in (silent, alive):
+        storage.mark_begun(backend, trial)
+
+    def is_retried() -> bool:
+        backend.record_heartbeat(alive._trial_id)
+        requeue(study, url)
+        return len(study.trials) > 2
+
+    wait_until(is_retried)
+    assert states_of(study) == [FAIL, RUNNING, WAITING]
 
 
-def backend(store: optuna.storages.BaseStorage) -> storage.BaseHeartbeat:
-    """The storage that takes heartbeats, without Optuna's cache before it."""
-    assert isinstance(store, storage.BaseHeartbeat)
-    return store
-
-
-def test_a_trial_that_nobody_signed_is_not_waited_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    place = str(tmp_path / "journal")
-    study = made(str(tmp_path / "journal"), "study")
+def test_trial_of_a_worker_that_dies_beginning_it_is_retried(url: str, name: str) -> None:
+    study = make_study(url, name)
     study.ask()
-    storage.release(study, place)
-    assert [trial.state for trial in study.trials] == [TrialState.RUNNING]
-    monkeypatch.setattr(storage, "GRACE", -1)
-    storage.release(study, place)
-    assert [trial.state for trial in study.trials] == [TrialState.FAIL, TrialState.WAITING]
+    requeue(study, url)
+    assert states_of(study) == [FAIL, WAITING]
+    # The retry ends in the same way.
+    study.ask()
+    requeue(study, url)
+    assert states_of(study) == [FAIL, FAIL, WAITING]
 
 
-def test_a_failure_with_a_reason_is_final_and_one_without_is_not_for_ever(tmp_path: Path) -> None:
-    place = str(tmp_path / "journal")
-    study = made(str(tmp_path / "journal"), "study")
+def test_failure_with_a_reason_is_final_and_retries_are_bounded(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'db'}"
+    study = make_study(url, "study")
     diverged = study.ask()
     diverged.set_user_attr("reason", "kl became nan")
-    study.tell(diverged, state=TrialState.FAIL)
-    storage.release(study, place)
-    assert (len(study.trials), study_module.done(study)) == (1, 1)
-    for _ in range(storage.RETRIES + 3):
-        if study_module.done(study) < 2:
-            study.tell(study.ask(), state=TrialState.FAIL)
-            storage.release(study, place)
-    assert (len(study.trials), study_module.done(study)) == (storage.RETRIES + 2, 2)
+    study.tell(diverged, state=FAIL)
+    requeue(study, url)
+    assert (len(study.trials), count_over(study)) == (1, 1)
+    for _ in range(storage.MAX_RETRIES + 3):
+        if count_over(study) < 2:
+            study.tell(study.ask(), state=FAIL)
+            requeue(study, url)
+    assert (len(study.trials), count_over(study)) == (storage.MAX_RETRIES + 2, 2)
 
 
-def test_a_study_is_recognised(place: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    name = request.node.name
-    made(place, name, ({"x": 0.5},))
-    study = made(place, name, ({"x": 0.5},))
-    assert [trial.state for trial in study.trials] == [TrialState.WAITING]
-    for changed, said in (
+def test_study_is_recognised(url: str, name: str) -> None:
+    make_study(url, name, ({"x": 0.5},))
+    study = make_study(url, name, ({"x": 0.5},))
+    assert states_of(study) == [WAITING]
+    changes: list[tuple[dict[str, object], str]] = [
         ({"suite": "digits@2"}, r"another suite \(digits@3, now digits@2\)"),
         ({"search space": {"alpha": "b"}}, r"another search space: alpha \(a, now b\)"),
-    ):
-        with pytest.raises(BenchError, match=said) as caught:
-            study_module.establish(plan(place, name, **changed), [], 0.5, False)
+    ]
+    for change, message in changes:
+        with pytest.raises(BenchError, match=message) as caught:
+            open_study(plan_for(url, name, **change), [], 0.5, is_explicit=False)
         assert "secret" not in str(caught.value)
-    assert study_module.establish(plan(place, name), [], 0.6, False).user_attrs["floor"] == 0.5
+    study = open_study(plan_for(url, name), [], 0.6, is_explicit=False)
+    assert study.user_attrs["floor"] == 0.5
     with pytest.raises(BenchError, match=r"another clean accuracy to keep \(0.5, now 0.6\)"):
-        study_module.establish(plan(place, name), [], 0.6, True)
+        open_study(plan_for(url, name), [], 0.6, is_explicit=True)
 
 
 @pytest.mark.parametrize(
-    ("address", "said"),
+    ("address", "message"),
     [
         ("postgresql://me:secret@127.0.0.1:1/none", "cannot be used: .*[Cc]onnection"),
         ("sqlite:////proc/none/db", "cannot be used"),
@@ -348,56 +383,94 @@ def test_a_study_is_recognised(place: str, tmp_path: Path, request: pytest.Fixtu
         ("sqlite:///:memory:", "is no file"),
     ],
 )
-def test_a_storage_that_cannot_be_reached_is_one_line(address: str, said: str) -> None:
-    with pytest.raises(BenchError, match=said) as caught:
+def test_unreachable_storage_is_an_error_of_one_line(address: str, message: str) -> None:
+    with pytest.raises(BenchError, match=message) as caught:
         storage.connect(address)
     assert "secret" not in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_database_of_mlflow_is_told(tmp_path: Path) -> None:
-    place = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    MlflowClient(place).search_experiments()
+def test_database_of_mlflow_is_refused(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    MlflowClient(url).search_experiments()
     with pytest.raises(BenchError, match="needs a database of its own"):
-        storage.connect(place)
+        storage.connect(url)
 
 
-def test_a_locked_or_foreign_file_is_one_line(
+def test_locked_or_foreign_file_is_an_error_of_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage, "PATIENCE", 1)
-    place = f"sqlite:///{tmp_path / 'db'}"
-    made(place, "study")
+    monkeypatch.setattr(storage, "BUSY_SECONDS", 1)
+    url = f"sqlite:///{tmp_path / 'db'}"
+    make_study(url, "study")
     with sqlite3.connect(tmp_path / "db") as holder:
         holder.execute("BEGIN EXCLUSIVE")
         with pytest.raises(BenchError, match="database is locked"):
-            made(place, "study")
+            make_study(url, "study")
         holder.rollback()
+    # Random bytes, and a line as journal files have them.
     for content in (os.urandom(4096), b'{"some": "thing"}\n'):
-        (tmp_path / "other").write_bytes(content)
+        (tmp_path / "foreign").write_bytes(content)
         with pytest.raises(BenchError, match="cannot be used"):
-            made(str(tmp_path / "other"), "study")
+            make_study(f"sqlite:///{tmp_path / 'foreign'}", "study")
 
 
 def test_passwords_are_not_shown() -> None:
-    assert storage.public("postgresql://me:secret@host/db") == "postgresql://host/db"
-    assert "secret" not in storage.public("postgresql://host/db?user=me&password=secret")
+    assert storage.without_password("postgresql://me:secret@host/db") == "postgresql://host/db"
+    address = "postgresql://host/db?user=me&password=secret"
+    assert "secret" not in storage.without_password(address)
 
 
-def test_two_that_look_at_once_queue_a_dead_trial_once(
-    place: str, request: pytest.FixtureRequest
+def run_copies(code: str, count: int) -> list[str]:
+    """Run a program in several processes at once; return what each prints."""
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    pipe = subprocess.PIPE
+    running = [subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) for _ in range(count)]
+    outputs = [process.communicate() for process in running]
+    assert [process.returncode for process in running] == [0] * count, outputs
+    return [out for out, _ in outputs]
+
+
+def test_processes_that_look_at_once_retry_a_trial_once(
+    url: str, name: str, short_grace: None
 ) -> None:
-    name = request.node.name
-    study = made(place, name)
+    study = make_study(url, name)
     trial = study.ask()
-    trial.set_user_attr("worker", [storage.HERE, 2**22 + 1, trial.number])
-    code = (
-        "from bench.tuning import storage, study; "
-        f"p = study.Plan({name!r}, {place!r}, ('robust',), 'tpe', 'none', 0, 36, {{}}); "
-        f"storage.release(study.attach(p, storage.connect({place!r})), {place!r})"
+    storage.mark_begun(storage.connect(url), trial)
+    time.sleep(7)
+    run_copies(
+        "import optuna; from bench.tuning import storage; storage.GRACE_SECONDS = 5\n"
+        f"backend = storage.connect({url!r}); study = optuna.load_study(study_name={name!r}, "
+        f"storage=backend)\nwith storage.exclusive({url!r}, 'study'): "
+        "storage.requeue_trials(study)",
+        3,
     )
-    running = [
-        subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE) for _ in range(3)
-    ]
-    assert [each.communicate()[1][-500:] if each.wait() else 0 for each in running] == [0, 0, 0]
-    assert [found.state for found in study.trials] == [TrialState.FAIL, TrialState.WAITING]
+    assert states_of(study) == [FAIL, WAITING]
+
+
+def test_processes_that_begin_at_once_never_share_a_trial(url: str, name: str) -> None:
+    study = make_study(url, name)
+    for _ in range(60):
+        study.enqueue_trial({})
+    outputs = run_copies(
+        "import optuna; from bench.tuning import storage\n"
+        f"study = optuna.load_study(study_name={name!r}, storage=storage.connect({url!r}))\n"
+        "print(*[study.ask().number for _ in range(20)])",
+        3,
+    )
+    numbers = [int(word) for out in outputs for word in out.split()]
+    assert sorted(numbers) == list(range(60))
+
+
+def test_study_of_a_journal_file_can_be_copied(tmp_path: Path) -> None:
+    journal = JournalStorage(JournalFileBackend(str(tmp_path / "tuning.journal")))
+    url = f"sqlite:///{tmp_path / 'tuning.db'}"
+    old = optuna.create_study(study_name="study", storage=journal, direction="maximize")
+    for key, value in {"id": "0123", "floor": 0.4}.items():
+        old.set_user_attr(key, value)
+    old.set_user_attr("identity", json.dumps(plan_for(url, "study").identity))
+    old.optimize(lambda trial: trial.suggest_float("x", 0, 1), 2)
+    optuna.copy_study(from_study_name="study", from_storage=journal, to_storage=url)
+    study = make_study(url, "study")
+    assert (study.user_attrs["floor"], count_over(study)) == (0.4, 2)
+    assert [trial.params for trial in study.trials] == [trial.params for trial in old.trials]

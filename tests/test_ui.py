@@ -23,6 +23,7 @@ import pandas as pd
 import pytest
 import records
 import test_leaderboards
+from bench.cli.ui import AXES, JUDGED, SHARED, check_port, serve
 from test_leaderboards import fill
 
 import leaderboards
@@ -30,8 +31,9 @@ from bench import cli
 from bench.cli.commands.ui import check_port, run_server
 from bench.cli.mlflow_views import load_view
 from bench.system.errors import BenchError, UsageError
-from bench.tracking.store import FINISHED, TUNING, TrackingStore
-from leaderboards.read import details, store
+from bench.tracking.run_logger import FINISHED
+from bench.tracking.store import TUNING, TrackingStore
+from leaderboards.read import store
 
 if TYPE_CHECKING:
     from playwright.sync_api import ConsoleMessage, Page, Response
@@ -98,7 +100,7 @@ def test_it_serves_the_record(tmp_path: Path, capfd: pytest.CaptureFixture[str])
     with serve_folder(tmp_path) as lines:
         address = lines[0].split()[0]
         pd.testing.assert_frame_equal(store.collect(address), runs)
-        assert details.curves(address, runs) == details.curves(uri, runs)
+        assert store.read_curves(address, runs) == store.read_curves(uri, runs)
         capfd.readouterr()
         leaderboards.write(address, tmp_path / "served")
         assert capfd.readouterr() == ("", "")
@@ -126,19 +128,19 @@ def record_searches(store: TrackingStore) -> None:
     """Record two searches as `bench tune` does, one of three trials and one of one."""
     for method, trials in (("rslad", 3), ("kd", 1)):
         tags = {"study": method, "method": method}
-        study = store.open(
+        study = store.open_run(
             f"digits@3{TUNING}", method, tags | {"role": "study"}, "", ("study", "role")
         )
-        study.params({"range.alpha": '{"name": "FloatDistribution"}', "range.tau": "1.0"})
-        study.end(FINISHED)
+        study.log_params({"range.alpha": '{"name": "FloatDistribution"}', "range.tau": "1.0"})
+        study.finish(FINISHED)
         for number in range(trials):
             name, trial_tags = f"{method} trial {number}", {"role": "trial", "trial": f"{number}"}
-            trial = store.open(
+            trial = store.open_run(
                 f"digits@3{TUNING}", name, tags | trial_tags, study.run_id, ("study", "trial")
             )
-            trial.params({"alpha": number / 10, "tau": 1.0})
-            trial.metrics(dict.fromkeys(OBJECTIVES, number / 5))
-            trial.end(FINISHED)
+            trial.log_params({"alpha": number / 10, "tau": 1.0})
+            trial.log_metrics(dict.fromkeys(OBJECTIVES, number / 5))
+            trial.finish(FINISHED)
 
 
 @pytest.mark.e2e
@@ -219,7 +221,8 @@ def test_a_port_in_use_or_no_record_is_one_line(
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGTERM])
 def test_no_server_outlives_the_program(stop: signal.Signals) -> None:
     """Nor do its children outlive it: the output stays open as long as one of them is alive."""
-    code = "from bench.system import signals; from bench.cli.commands import ui; signals.catch(); "
+    code = "from bench.system import signals; from bench.cli.commands import ui; "
+    code += "signals.interrupt_on_stop_signals(); "
     code += "ui.run_server(['sh', '-c', 'sleep 600 & echo up; wait'])"
     with subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL

@@ -30,11 +30,11 @@ import reference
 from reference import BUDGET, as_released, optimiser_of
 
 from bench import datasets, models
-from bench.datasets import data
+from bench.datasets.splits import Data, Split
 from bench.execution.speed import operations
 from bench.protocol.spec import Spec
 from bench.protocol.suites import Training
-from bench.training import acceleration
+from bench.training import compiling, cuda_graphs
 from bench.training.trainer import Trainer, TrainingModule
 from methods.base import Net
 from methods.rslad import Rslad
@@ -53,10 +53,10 @@ def harness(student: Net, teacher: Net, batch: int, precision: str) -> Trainer:
                 seed=0, training=training, eps=BUDGET.eps, inner_step=BUDGET.step, inner_steps=BUDGET.steps, attacks=(),
                 full_checkpoints=(), precision=precision)  # type: ignore[arg-type]  # fmt: skip
     x = torch.randint(256, (IMAGES, *INFO.shape), dtype=torch.uint8, device="cuda")
-    split = data.Split(x, torch.randint(INFO.num_classes, (IMAGES,), device="cuda"))
+    split = Split(x, torch.randint(INFO.num_classes, (IMAGES,), device="cuda"))
     objective = TrainingModule(Rslad(), student, {"robust": teacher}, IMAGES).cuda()
     return Trainer(
-        objective, data.Data(INFO, split, split, split, ""), spec, Path(tempfile.gettempdir())
+        objective, Data(INFO, split, split, split, ""), spec, Path(tempfile.gettempdir())
     )
 
 
@@ -71,30 +71,32 @@ def steps(
         optimiser = optimiser_of(plain)
 
         def plainly(index: torch.Tensor) -> object:
-            batch = run.batch(index, 0)
+            batch = run.make_batch(index, 0)
             return reference.rslad(plain, taught_by, optimiser, batch.x, batch.y)
 
         return plainly, run
-    run.objective.train()
-    run.set_rate(0)
+    run.module.train()
+    run.set_learning_rates(0)
     if "compiled" in way:
         index = torch.arange(batch, device="cuda")
-        path = acceleration.compile_networks(run.objective.nets, lambda: rehearsal(run, index))
-        assert path == acceleration.COMPILED, path
+        path = compiling.compile_networks(run.module.nets, lambda: rehearsal(run, index))
+        assert path == compiling.COMPILED, path
     return (
-        run.advance(0) if "captured" in way else lambda index: run.step(run.batch(index, 0))
+        run.step_function(0)
+        if "captured" in way
+        else lambda index: run.update(run.make_batch(index, 0))
     ), run
 
 
 def rehearsal(run: Trainer, index: torch.Tensor) -> torch.Tensor:
-    batch = run.batch(index, 0)
-    return run.terms(batch, run.attack(batch))[1]
+    batch = run.make_batch(index, 0)
+    return run.loss_terms(batch, run.attack(batch))[1]
 
 
 def timed(step: Callable[[torch.Tensor], Any], run: Trainer, seconds: float = 1.0) -> list[float]:
     """Milliseconds of single steps, after a few to warm up."""
-    order, found = run.order(), []
-    with acceleration.tuned_convolutions():
+    order, found = run.epoch_batches(), []
+    with compiling.tuned_convolutions():
         for index in order[:4]:
             step(index)
         torch.cuda.synchronize()
@@ -112,9 +114,11 @@ def timed(step: Callable[[torch.Tensor], Any], run: Trainer, seconds: float = 1.
 def epoch(run: Trainer, step: float) -> dict[str, float]:
     """Seconds of an epoch after the first, and the share that is not the networks' and the optimiser's, for a step's ms."""
     begun = time.perf_counter()
-    run._epoch(1, lambda *_: None)
+    run._train_epoch(1, lambda *_: None)
     seconds = time.perf_counter() - begun
-    drawn = acceleration.Graphs(run.device).replayed(lambda index: {"x": run.batch(index, 1).x})
+    drawn = cuda_graphs.StepGraphs(run.device).step_of_epoch(
+        lambda index: {"x": run.make_batch(index, 1).x}, epoch_dependent=False
+    )
     spent = run.steps * (step - statistics.median(timed(drawn, run))) / 1000
     return {"epoch_seconds": seconds, "outside": 1 - spent / seconds}
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.datasets import Dataset, data
+from bench.datasets import Dataset
 from bench.protocol import suites
 from bench.protocol.suites import Suite
 from bench.system.errors import BenchError, UsageError
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from attacks import Evaluation
+    from bench.datasets.splits import Split
     from methods.base import Net
 
 
@@ -26,7 +27,7 @@ def first_suite(info: Dataset) -> Suite:
 
 def attack_test_images(
     net: Net,
-    test: data.Split,
+    test: Split,
     attacks: Sequence[str],
     device: torch.device,
     out: Path | None = None,
@@ -37,11 +38,12 @@ def attack_test_images(
     `out` takes the verdicts on single images, `settings` are arguments of `attacks.evaluate`.
     """
     from attacks import evaluate
-    from bench.training.acceleration import keep_memory
+    from bench.datasets.augmentation import to_float
+    from bench.training.memory_layout import keep_freed_memory
 
     if device.type == "cpu":
-        keep_memory()
-    x, y = data.to_float(test.x).to(device), test.y.to(device)
+        keep_freed_memory()
+    x, y = to_float(test.x).to(device), test.y.to(device)
     try:
         if out:
             out.parent.mkdir(parents=True, exist_ok=True)

@@ -22,8 +22,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     The exit code is 0 (done), 1 (something failed), 2 (wrong usage) or 130 (interrupted).
     """
-    signals.catch()
-    errors.open_output()
+    signals.interrupt_on_stop_signals()
+    if sys.stdout is None:
+        sys.exit("error: standard output is closed")
     argv = sys.argv[1:] if argv is None else argv
     code: str | int | None
     try:
@@ -39,8 +40,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"interrupted; {continue_hint('--force' in argv)} continues", file=sys.stderr)
         code = 130
     except OSError as error:
-        code = errors.of_system(error)
-    sys.exit(errors.of_output() or code)
+        code = errors.report_os_error(error)
+    sys.exit(errors.flush_stdout() or code)
 
 
 def dispatch(argv: Sequence[str]) -> int:

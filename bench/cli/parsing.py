@@ -10,15 +10,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tyro.conf import FlagCreatePairsOff, arg
-
 from bench.system.errors import UsageError
 
 if TYPE_CHECKING:
     from tyro._errors import ParseErrorEvent
 
 Options = TypeVar("Options")
-Switch = FlagCreatePairsOff[bool]
 
 
 @dataclass(frozen=True)
@@ -42,12 +39,6 @@ class UnknownFlag(UsageError):
     def __init__(self, flag: str, hint: str) -> None:
         super().__init__(f"unknown flag {flag}: {hint}")
         self.flag = flag
-
-
-def option(metavar: str | None = None, text: str | None = None, default: str = "") -> object:
-    """Describe an option: the name of its value, its help text, its default in words."""
-    hint = f"(default: {default})" if default else None
-    return arg(metavar=metavar, help=text, help_behavior_hint=hint)
 
 
 def parse_options(

@@ -1,99 +1,146 @@
-"""A short timed probe: what a step of a method costs on this machine, and from it what a run will take."""
+"""The cost of a run on this machine, from a short timed probe of its training step."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-import methods.base
 from bench import datasets, models
+from bench.execution.inputs import DataLoader
 from bench.execution.plan import PlannedRun
+from bench.teachers import cards
 from bench.training.trainer import TrainingModule
-from methods.base import Batch, Budget
+from methods.base import Batch, Budget, Net
 
-FEW, SMALL, SLOW = (
-    2,
-    8,
-    0.25,
-)  # images before the first try and in it; seconds beyond which a full batch is not tried
-# Forward passes of evaluation per test image (a backward pass counts as one), where half of the images stand.
+# Images of the first step, which loads libraries, and of the first step that is timed.
+WARMUP_IMAGES = 2
+PROBE_IMAGES = 8
+# Seconds of the timed step from which no full batch is tried.
+SLOW_STEP = 0.25
+# Images of the timed forward pass.
+INFERENCE_IMAGES = 64
+# Checkpoints that count with all attacks but AutoAttack.
+QUICK_CHECKPOINTS = 3
+# Forward passes of evaluation per test image, where half of the images are robust. A backward
+# pass counts as one.
 PASSES = {"fgsm": 2, "pgd20": 40, "pgd20_trades": 40, "cw_inf": 60, "aa": 4000}
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds of training and of evaluation, and images sent through the student for each training image."""
+    """Seconds of training and of evaluation, and student passes for each training image."""
 
     train: float
     evaluate: float
     student_passes: float
 
 
-def measure(
-    cell: PlannedRun, teachers: dict[str, str], sizes: tuple[int, int], device: torch.device
+def estimate_costs(
+    todo: list[PlannedRun], load: DataLoader, store: Path, device: torch.device
+) -> list[Cost]:
+    """Return the cost of each run. Runs that differ in seed or data alone are probed once."""
+    planned_teachers = {run.identity: run.spec.arch for run in todo if run.spec.role == "teacher"}
+    probed: dict[tuple[object, ...], Cost] = {}
+    costs = []
+    for run in todo:
+        spec = run.spec
+        archs = {}
+        for role, identity in spec.teachers.items():
+            planned = planned_teachers.get(identity)
+            archs[role] = planned or cards.find_card(store, identity).arch
+        key = (spec.role, spec.dataset, spec.arch, spec.method, tuple(archs.items()))
+        if key not in probed:
+            data = load(spec)
+            probed[key] = measure_cost(run, archs, (len(data.train), len(data.test)), device)
+        costs.append(probed[key])
+    return costs
+
+
+def measure_cost(
+    run: PlannedRun, teacher_archs: dict[str, str], sizes: tuple[int, int], device: torch.device
 ) -> Cost:
-    """Times one step on random weights. `teachers`: role -> architecture; sizes: training and test images."""
-    spec, info = cell.spec, datasets.get(cell.spec.dataset)
+    """Time one step on random weights and scale it to the whole run.
+
+    Args:
+        run: the run to estimate.
+        teacher_archs: the architecture of the teacher of each role.
+        sizes: the numbers of training and test images.
+        device: where the run will be made.
+    """
+    spec = run.spec
+    num_train, num_test = sizes
+    info = datasets.get(spec.dataset)
     student = models.build(spec.arch, info).to(device)
-    frozen = {role: models.build(arch, info).to(device) for role, arch in teachers.items()}
-    objective = TrainingModule(cell.method, student, frozen, sizes[0]).to(device)
-    step(objective, cell, FEW, device)  # libraries are loaded
-    seconds, passes = step(objective, cell, SMALL, device)
-    per_image = seconds / SMALL
-    if seconds < SLOW:
-        size = min(spec.training.batch, sizes[0])
-        per_image = step(objective, cell, size, device)[0] / size
-    forward = inference(student, info.shape, device)
-    attacked = {
-        name: spec.limit_aa or sizes[1] if name == "aa" else sizes[1] for name in spec.attacks
-    }
-    others = sum(PASSES[name] * attacked[name] for name in spec.attacks if name not in ("aa",))
-    full = len(spec.full_checkpoints) * PASSES["aa"] * min(attacked.get("aa", 0), sizes[1])
-    return Cost(spec.training.epochs * sizes[0] * per_image, forward * (3 * others + full), passes)
+    frozen = {role: models.build(arch, info).to(device) for role, arch in teacher_archs.items()}
+    module = TrainingModule(run.method, student, frozen, num_train).to(device)
+    time_step(module, run, WARMUP_IMAGES, device)
+    seconds, passes = time_step(module, run, PROBE_IMAGES, device)
+    seconds_per_image = seconds / PROBE_IMAGES
+    if seconds < SLOW_STEP:
+        size = min(spec.training.batch, num_train)
+        seconds_per_image = time_step(module, run, size, device)[0] / size
+    train = spec.training.epochs * num_train * seconds_per_image
+    evaluate = evaluation_passes(run, num_test) * time_inference(student, info.shape, device)
+    return Cost(train, evaluate, passes)
 
 
-def step(
-    objective: TrainingModule, cell: PlannedRun, size: int, device: torch.device
+def evaluation_passes(run: PlannedRun, num_test: int) -> int:
+    """Return how many images pass the student in a run's evaluation, by the table PASSES."""
+    spec = run.spec
+    quick = sum(PASSES[name] * num_test for name in spec.attacks if name != "aa")
+    passes = QUICK_CHECKPOINTS * quick
+    if "aa" in spec.attacks:
+        images = min(spec.limit_aa or num_test, num_test)
+        passes += len(spec.full_checkpoints) * PASSES["aa"] * images
+    return passes
+
+
+def time_step(
+    module: TrainingModule, run: PlannedRun, size: int, device: torch.device
 ) -> tuple[float, float]:
-    """Seconds of one loss and its gradient on `size` images, and forward passes of the student per image."""
-    spec, info = cell.spec, datasets.get(cell.spec.dataset)
+    """Time one loss and its gradient on `size` random images.
+
+    Returns: seconds, and forward passes of the student per image.
+    """
+    spec, info = run.spec, datasets.get(run.spec.dataset)
     x = torch.rand(size, *info.shape, device=device)
     y = torch.randint(info.num_classes, (size,), device=device)
+    index = torch.arange(size, device=device)
     budget = Budget(spec.eps, spec.inner_step, spec.inner_steps)
-    batch = Batch(x, y, torch.arange(size, device=device), 0, spec.training.epochs, size, budget)
-    seen: list[int] = []
+    batch = Batch(x, y, index, 0, spec.training.epochs, size, budget)
+    counts: list[int] = []
 
-    def count(_: nn.Module, images: tuple[Tensor, ...]) -> None:
-        seen.append(len(images[0]))
+    def count_images(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        counts.append(len(inputs[0]))
 
-    stem = next(module for module in objective.student.modules() if isinstance(module, nn.Conv2d))
-    hook = stem.register_forward_pre_hook(count)
-    start = clock(device)
-    objective.train()
-    torch.stack(list(objective(batch, objective.attack(batch)).values())).sum().backward()  # type: ignore[no-untyped-call]
-    seconds = clock(device) - start
+    stem = next(layer for layer in module.student.modules() if isinstance(layer, nn.Conv2d))
+    hook = stem.register_forward_pre_hook(count_images)
+    start = synchronised_time(device)
+    module.train()
+    terms = module(batch, module.attack(batch))
+    torch.stack([*terms.values()]).sum().backward()  # type: ignore[no-untyped-call]
+    seconds = synchronised_time(device) - start
     hook.remove()
-    return seconds, sum(seen) / size
+    return seconds, sum(counts) / size
 
 
 @torch.no_grad()
-def inference(
-    net: methods.base.Net, shape: tuple[int, ...], device: torch.device, size: int = 64
-) -> float:
-    """Seconds of a forward pass per image."""
+def time_inference(net: Net, shape: tuple[int, ...], device: torch.device) -> float:
+    """Return the seconds of a forward pass per image."""
     net.eval()
-    x = torch.rand(size, *shape, device=device)
-    net(x[:SMALL])
-    start = clock(device)
+    x = torch.rand(INFERENCE_IMAGES, *shape, device=device)
+    net(x[:PROBE_IMAGES])
+    start = synchronised_time(device)
     net(x)
-    return (clock(device) - start) / size
+    return (synchronised_time(device) - start) / INFERENCE_IMAGES
 
 
-def clock(device: torch.device) -> float:
-    """The time, once the device has done what it was given."""
+def synchronised_time(device: torch.device) -> float:
+    """Return the time once the device has done what it was given, in seconds."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

@@ -1,177 +1,198 @@
-"""Cells carried out one by one, or side by side in processes that share the cores; one that fails stops no other."""
+"""Executors carry out runs one by one, or in processes that share the cores.
+
+A run that fails stops no other, except the students of a teacher that failed.
+"""
 
 from __future__ import annotations
 
 import concurrent.futures
-import concurrent.futures.process
 import multiprocessing
 import os
-import sys
-from collections.abc import Callable
-from contextlib import suppress
-from pathlib import Path
+from collections.abc import Iterator
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
+from typing import NamedTuple
 
 import torch
 
-from bench.datasets import data as data_module
-from bench.datasets.data import Data
-from bench.execution import job as cell_module
 from bench.execution.cost import Cost
-from bench.execution.job import RunContext
+from bench.execution.inputs import DataLoader, data_loader
+from bench.execution.job import RunContext, build_training_module, mark_for_repeat, run_job
 from bench.execution.plan import PlannedRun
 from bench.protocol.options import ProtocolOptions
-from bench.protocol.spec import Spec
 from bench.system import signals
-from bench.system.errors import BenchError, continue_hint
-from bench.system.progress import Progress, Tally
+from bench.system.errors import BenchError, continue_hint, one_line
+from bench.system.progress import ParallelProgress, Progress
 from bench.tracking.store import TrackingStore
-from bench.training.trainer import Trainer
+from bench.training.trainer import Tick, Trainer
 
 
-def carry_out(
+class RunResult(NamedTuple):
+    """How a run ended, as a line for people, and whether it went well."""
+
+    message: str
+    succeeded: bool
+
+
+def execute_runs(
     options: ProtocolOptions,
-    shop: RunContext,
+    context: RunContext,
     todo: list[PlannedRun],
     costs: list[Cost],
-    load: Callable[..., Data],
+    load: DataLoader,
 ) -> int:
-    """Executes the cells and returns the exit code; teachers come before the students that need them.
-
-    Those that are forced are all marked first: an interruption leaves none of them out.
-    """
-    for cell in todo if options.force else []:
-        cell_module.begin_again(cell, shop)
+    """Carry out runs, each teacher before its students. Return 1 if one of them failed."""
+    if options.force:
+        # All are marked before the first begins: an interruption leaves none of them out.
+        for run in todo:
+            mark_for_repeat(run, context)
     if options.workers > 1:
-        return side_by_side(options, shop, todo, costs)
-    return one_by_one(options, shop, todo, costs, load)
+        failed = run_in_processes(options, context, todo, costs)
+    else:
+        failed = run_one_after_another(context, todo, costs, load)
+    return 1 if failed else 0
 
 
-def assist(options: ProtocolOptions, shop: RunContext) -> int:
-    """Trains what rank 0 of the group trains, until it has nothing more; what stops a cell stops it there too."""
-    load = dataset_loader(options.data_root)
-    while (said := shop.group.hear()) is not None:
-        cell, folder = said
-        data = load(*data_arguments(cell.spec))
+def follow_leader(options: ProtocolOptions, context: RunContext) -> int:
+    """Train what rank 0 of the process group trains until it has nothing more."""
+    load = data_loader(options.data_root)
+    while (message := context.group.receive()) is not None:
+        run, folder = message
+        data = load(run.spec)
+        # What stops the run here stops it on rank 0 too, which reports it.
         with suppress(BenchError):
-            made = cell_module.build_training_module(cell, shop, data)
-            Trainer(made, data.to(shop.device), cell.spec, folder, shop.group).fit(
-                lambda *_: None, lambda *_: None
-            )
+            module = build_training_module(run, context, data)
+            data = data.to(context.device)
+            trainer = Trainer(module, data, run.spec, folder, context.group)
+            trainer.fit(ignore_epoch, ignore_tick)
     return 0
 
 
-def one_by_one(
-    options: ProtocolOptions,
-    shop: RunContext,
-    todo: list[PlannedRun],
-    costs: list[Cost],
-    load: Callable[..., Data],
-) -> int:
-    """Executes the cells in order; one that fails is named and the others go on."""
+def run_one_after_another(
+    context: RunContext, todo: list[PlannedRun], costs: list[Cost], load: DataLoader
+) -> set[str]:
+    """Carry out runs in order; return the identities of those that failed."""
     failed: set[str] = set()
     with Progress([(cost.train, cost.evaluate) for cost in costs]) as progress:
-        for cell, cost in zip(todo, costs, strict=True):
-            progress.start(cell.label)
-            result, good = lost(cell, failed) or attempt(cell, shop, load, cost, progress.tick)
-            failed |= set() if good else {cell.identity}
-            progress.finish(result)
-    return 1 if failed else 0
+        for run, cost in zip(todo, costs, strict=True):
+            progress.start(run.label)
+            result = result_without_teacher(run, failed)
+            if result is None:
+                result = run_and_report(run, context, load, cost, progress.tick)
+            if not result.succeeded:
+                failed.add(run.identity)
+            progress.finish(result.message)
+    return failed
 
 
-def side_by_side(
-    options: ProtocolOptions, shop: RunContext, todo: list[PlannedRun], costs: list[Cost]
-) -> int:
-    """Executes the cells in processes that share the cores, all teachers first."""
+def run_in_processes(
+    options: ProtocolOptions, context: RunContext, todo: list[PlannedRun], costs: list[Cost]
+) -> set[str]:
+    """Carry out runs in `options.workers` processes; return the identities that failed."""
     failed: set[str] = set()
-    threads = max(torch.get_num_threads() // options.workers, 1)
-    tally = Tally(len(todo))
-    context = multiprocessing.get_context("spawn")
+    tally = ParallelProgress(len(todo))
+    # All teachers before all students: a student may need any of them.
     for role in ("teacher", "student"):
         wave = [pair for pair in zip(todo, costs, strict=True) if pair[0].spec.role == role]
-        with concurrent.futures.ProcessPoolExecutor(
-            options.workers, context, signals.catch_in_worker
-        ) as pool:
-            try:
-                running = {}
-                for cell, cost in wave:
-                    if result := lost(cell, failed):
-                        failed.add(cell.identity)
-                        tally.add(cell.label, result[0])
-                    else:
-                        running[
-                            pool.submit(alone, options, shop.device, shop.code, cell, cost, threads)
-                        ] = cell
-                for future in concurrent.futures.as_completed(running):
-                    result = outcome(future, options.force)
-                    failed |= set() if result[1] else {running[future].identity}
-                    tally.add(running[future].label, result[0])
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                for process in multiprocessing.active_children():
-                    process.terminate()
-                raise
-    return 1 if failed else 0
+        run_wave(options, context, wave, failed, tally)
+    return failed
 
 
-def alone(
+def run_wave(
+    options: ProtocolOptions,
+    context: RunContext,
+    wave: list[tuple[PlannedRun, Cost]],
+    failed: set[str],
+    tally: ParallelProgress,
+) -> None:
+    """Carry out runs that need not wait for each other; add those that failed to `failed`."""
+    threads = max(torch.get_num_threads() // options.workers, 1)
+    spawn = multiprocessing.get_context("spawn")
+    pool = concurrent.futures.ProcessPoolExecutor(options.workers, spawn, signals.prepare_worker)
+    with pool, terminated_on_error(pool):
+        futures = {}
+        for run, cost in wave:
+            result = result_without_teacher(run, failed)
+            if result is not None:
+                failed.add(run.identity)
+                tally.add(run.label, result.message)
+                continue
+            future = pool.submit(
+                run_in_worker, options, context.device, context.code, run, cost, threads
+            )
+            futures[future] = run
+        for future in concurrent.futures.as_completed(futures):
+            run = futures[future]
+            result = worker_result(future, options.force)
+            if not result.succeeded:
+                failed.add(run.identity)
+            tally.add(run.label, result.message)
+
+
+@contextmanager
+def terminated_on_error(pool: concurrent.futures.ProcessPoolExecutor) -> Iterator[None]:
+    """Terminate the processes of a pool if the block is left by an exception."""
+    try:
+        yield
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in multiprocessing.active_children():
+            process.terminate()
+        raise
+
+
+def run_in_worker(
     options: ProtocolOptions,
     device: torch.device,
     code: dict[str, str],
-    cell: PlannedRun,
+    run: PlannedRun,
     cost: Cost,
     threads: int,
-) -> tuple[str, bool]:
-    """`attempt` in a process of its own."""
+) -> RunResult:
+    """Carry out one run in a process of a pool."""
     try:
         torch.set_num_threads(threads)
-        shop = RunContext(TrackingStore(options.store), device, code)
-        return attempt(cell, shop, dataset_loader(options.data_root), cost, lambda *_: None)
+        context = RunContext(TrackingStore(options.store), device, code)
+        return run_and_report(run, context, data_loader(options.data_root), cost, ignore_tick)
     except SystemExit:
-        os._exit(1)  # told to stop: the pool would keep this to itself and take up the next cell
+        # Told to stop: the pool would keep that to itself and take up the next run.
+        os._exit(1)
 
 
-def outcome(future: concurrent.futures.Future[tuple[str, bool]], force: bool) -> tuple[str, bool]:
+def worker_result(future: concurrent.futures.Future[RunResult], force: bool) -> RunResult:
+    """Return what a worker returned, or a failure if its process died."""
     try:
         return future.result()
-    except concurrent.futures.process.BrokenProcessPool:
-        return f"failed: a worker process died; {continue_hint(force)} continues", False
+    except BrokenProcessPool:
+        message = f"failed: a worker process died; {continue_hint(force)} continues"
+        return RunResult(message, False)
 
 
-def lost(cell: PlannedRun, failed: set[str]) -> tuple[str, bool] | None:
-    """The result of a cell whose teacher failed; None for others. `failed`: identities."""
-    missing = failed & set(cell.spec.teachers.values())
-    return (f"not run, its teacher {missing.pop()} failed", False) if missing else None
+def result_without_teacher(run: PlannedRun, failed: set[str]) -> RunResult | None:
+    """Return the result of a run whose teacher failed, None for other runs."""
+    missing = failed & set(run.spec.teachers.values())
+    if not missing:
+        return None
+    return RunResult(f"not run, its teacher {missing.pop()} failed", False)
 
 
-def attempt(
-    cell: PlannedRun,
-    shop: RunContext,
-    load: Callable[..., Data],
-    cost: Cost,
-    tick: cell_module.Tick,
-) -> tuple[str, bool]:
-    """A line with the cell's result or the cause of its failure, and whether all went well."""
+def run_and_report(
+    run: PlannedRun, context: RunContext, load: DataLoader, cost: Cost, tick: Tick
+) -> RunResult:
+    """Carry out one run; return a line with its result or the cause of its failure."""
     try:
-        data = load(*data_arguments(cell.spec))
-        return cell_module.run_job(cell, shop, data, cost.student_passes, tick), True
+        data = load(run.spec)
+        return RunResult(run_job(run, context, data, cost.student_passes, tick), True)
     except BenchError as error:
-        return f"failed: {error}", False
-    except Exception as error:  # the store, say, that has gone away since it was opened
-        return f"failed: {type(error).__name__}: {' '.join(str(error).split())[:300]}", False
+        return RunResult(f"failed: {error}", False)
+    except Exception as error:
+        # The tracking store, for one, may have gone away since it was opened.
+        return RunResult(f"failed: {type(error).__name__}: {one_line(error)}", False)
 
 
-def dataset_loader(root: Path) -> Callable[..., Data]:
-    """Loads a data set with limits, fetching it first where it is missing."""
-
-    def load(name: str, *limits: int | None, test: bool = True) -> Data:
-        if data_module.missing(name, root):
-            print(f"{name} is not under {root}: fetching it", file=sys.stderr)
-            data_module.fetch(name, root)
-        return data_module.load(name, root, *limits, test=test)
-
-    return load
+def ignore_epoch(row: dict[str, float], epoch: int) -> None:
+    """Ignore the metrics of an epoch."""
 
 
-def data_arguments(spec: Spec) -> tuple[str, int | None, int | None, int | None]:
-    """What `data.load` needs to know."""
-    return spec.dataset, spec.limit_train, spec.limit_test, spec.limit_val
+def ignore_tick(stage: str, done: int, total: int) -> None:
+    """Ignore progress."""

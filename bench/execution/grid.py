@@ -1,141 +1,120 @@
-"""The grid: what is still to do, what it will take, said before it is done."""
+"""A grid of runs: find what is left to do, estimate it, hand it to an executor."""
 
 from __future__ import annotations
 
-import functools
 import sys
-from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from bench import datasets, teachers
-from bench.datasets.data import Data
-from bench.execution import executors
-from bench.execution.cost import Cost, measure
+from bench import datasets
+from bench.datasets.splits import Data
+from bench.execution.cost import Cost, estimate_costs
+from bench.execution.executors import execute_runs, follow_leader
+from bench.execution.inputs import DataLoader, data_loader
 from bench.execution.job import RunContext, is_recorded
 from bench.execution.plan import PlannedRun
 from bench.protocol.options import ProtocolOptions
-from bench.system import environment
+from bench.system.environment import device_name, resolve_device, source_state
 from bench.system.errors import UsageError
 from bench.system.progress import format_duration
 from bench.tracking.store import TrackingStore, store_exists
-from bench.training import distributed
+from bench.training.distributed import join_process_group, leave_process_group
 
 
-def run_grid(options: ProtocolOptions, cells: list[PlannedRun], dry_run: bool = False) -> int:
-    """Carries out the cells that are not recorded yet, in order; 1 if one of them failed."""
+def run_grid(options: ProtocolOptions, runs: list[PlannedRun], dry_run: bool = False) -> int:
+    """Carry out the runs that are not recorded yet, in order. Return 1 if one of them failed."""
     if options.workers < 1:
         raise UsageError(f"--workers {options.workers}: at least 1")
-    group, device = distributed.join(
-        environment.resolve_device(options.device), options.sync_batchnorm
-    )
-    if group.size > 1 and options.workers > 1:
-        raise UsageError(
-            "--workers under torchrun: a run has either several devices or the company of others"
-        )
+    device = resolve_device(options.device)
+    group, device = join_process_group(device, options.sync_batchnorm)
     try:
-        if dry_run and not store_exists(options.store):  # and looking makes none
-            if group.leads:
-                foresee(
-                    options,
-                    cells,
-                    0,
-                    device,
-                    functools.cache(executors.dataset_loader(options.data_root)),
-                )
+        if group.size > 1 and options.workers > 1:
+            raise UsageError(
+                "--workers under torchrun: a run has either several devices or other runs beside it"
+            )
+        if dry_run and not store_exists(options.store):
+            # Looking makes no store.
+            if group.is_leader:
+                load = data_loader(options.data_root)
+                announce_runs(options, runs, 0, device, load)
             return 0
-        shop = RunContext(TrackingStore(options.store), device, environment.source_state(), group)
-        if not group.leads:
-            return executors.assist(options, shop)
-        code = led(options, cells, dry_run, shop)
-        group.tell(
-            None
-        )  # not after an error: the others may be in the middle of a step, and torchrun ends them
-        return code
+        context = RunContext(TrackingStore(options.store), device, source_state(), group)
+        if not group.is_leader:
+            return follow_leader(options, context)
+        exit_code = run_unrecorded(options, runs, dry_run, context)
+        # Not after an error: the others may be in the middle of a step, and torchrun ends them.
+        group.send(None)
+        return exit_code
     finally:
-        distributed.leave()
+        leave_process_group()
 
 
-def led(options: ProtocolOptions, cells: list[PlannedRun], dry_run: bool, shop: RunContext) -> int:
-    """`grid` in the process that decides."""
-    load = functools.cache(executors.dataset_loader(options.data_root))
-    todo = [cell for cell in cells if not done(cell, cells, shop, options.force)]
-    costs = foresee(options, todo, len(cells) - len(todo), shop.device, load)
-    return 0 if dry_run or not todo else executors.carry_out(options, shop, todo, costs, load)
+def run_unrecorded(
+    options: ProtocolOptions, runs: list[PlannedRun], dry_run: bool, context: RunContext
+) -> int:
+    """Carry out what is left of a grid on the leading process; return the exit code."""
+    load = data_loader(options.data_root)
+    todo = [run for run in runs if not is_done(run, runs, context, options.force)]
+    costs = announce_runs(options, todo, len(runs) - len(todo), context.device, load)
+    if dry_run or not todo:
+        return 0
+    return execute_runs(options, context, todo, costs, load)
 
 
-def foresee(
+def is_done(run: PlannedRun, runs: list[PlannedRun], context: RunContext, force: bool) -> bool:
+    """Whether a run needs no work.
+
+    `force` repeats the runs that were asked for, not the teachers that they need.
+    """
+    teaches = any(run.identity in student.spec.teachers.values() for student in runs)
+    if force and not teaches:
+        return False
+    return is_recorded(run, context)
+
+
+def announce_runs(
     options: ProtocolOptions,
     todo: list[PlannedRun],
-    known: int,
+    num_recorded: int,
     device: torch.device,
-    load: Callable[..., Data],
+    load: DataLoader,
 ) -> list[Cost]:
-    """Says what there is to do beside the `known` cells, which are recorded, and what it will take; returns the costs."""
+    """Print what there is to do and about how long it takes; return the costs."""
     console = Console(file=sys.stderr, highlight=False)
-    console.print(f"{len(todo)} to do, {known} already recorded in {options.store}")
+    console.print(f"{len(todo)} to do, {num_recorded} already recorded in {options.store}")
     if not todo:
         return []
-    for cell in todo:
-        check(cell, load(*executors.data_arguments(cell.spec)))
-    costs = estimate(todo, load, options.store, device)
-    console.print(overview(todo, costs))
+    for run in todo:
+        check_batch_size(run, load(run.spec))
+    costs = estimate_costs(todo, load, options.store, device)
+    console.print(overview_table(todo, costs))
     total = sum(cost.train + cost.evaluate for cost in costs)
-    console.print(
-        f"on {environment.device_name(device)}, about {format_duration(total / options.workers)} in all"
-    )
+    duration = format_duration(total / options.workers)
+    console.print(f"on {device_name(device)}, about {duration} in all")
     return costs
 
 
-def done(cell: PlannedRun, cells: list[PlannedRun], shop: RunContext, force: bool) -> bool:
-    """Whether a cell needs no work. `force` repeats what was asked for, not the teachers that it needs."""
-    needed = any(cell.identity in other.spec.teachers.values() for other in cells)
-    return (needed or not force) and is_recorded(cell, shop)
-
-
-def check(cell: PlannedRun, data: Data) -> None:
-    """Raises UsageError for what can be seen before anything is started."""
-    if cell.spec.training.batch > len(data.train):
+def check_batch_size(run: PlannedRun, data: Data) -> None:
+    """Raise UsageError, before anything starts, for a batch that training could not fill."""
+    batch = run.spec.training.batch
+    if batch > len(data.train):
         raise UsageError(
-            f"a batch of {cell.spec.training.batch} is larger than the {len(data.train)} training images: "
-            f"raise --limit-train"
+            f"a batch of {batch} is larger than the {len(data.train)} training images: "
+            "raise --limit-train"
         )
 
 
-def estimate(
-    todo: list[PlannedRun], load: Callable[..., Data], store: Path, device: torch.device
-) -> list[Cost]:
-    """The cost of each cell; cells that differ in seed or data only are probed once."""
-    made = {cell.identity: cell.spec.arch for cell in todo if cell.spec.role == "teacher"}
-    known: dict[tuple[object, ...], Cost] = {}
-    costs = []
-    for cell in todo:
-        spec = cell.spec
-        archs = {
-            role: made.get(identity) or teachers.find(store, identity).arch
-            for role, identity in spec.teachers.items()
-        }
-        data = load(*executors.data_arguments(spec))
-        key = (spec.role, spec.dataset, spec.arch, spec.method, tuple(archs.items()))
-        if key not in known:
-            known[key] = measure(cell, archs, (len(data.train), len(data.test)), device)
-        costs.append(known[key])
-    return costs
-
-
-def overview(todo: list[PlannedRun], costs: list[Cost]) -> Table:
-    """What is about to be done, a line for each cell."""
-    table = Table(
-        "", "data", "model", "method", "seed", "teacher", "about", box=None, pad_edge=False
-    )
-    for number, (cell, cost) in enumerate(zip(todo, costs, strict=True), 1):
-        spec = cell.spec
+def overview_table(todo: list[PlannedRun], costs: list[Cost]) -> Table:
+    """Return a table of what is about to be done, a line for each run."""
+    columns = ("", "data", "model", "method", "seed", "teacher", "about")
+    table = Table(*columns, box=None, pad_edge=False)
+    for number, (run, cost) in enumerate(zip(todo, costs, strict=True), 1):
+        spec = run.spec
         model = f"{spec.arch} (teacher)" if spec.role == "teacher" else spec.arch
-        method = f"{spec.method} {cell.variant}".strip()
-        seconds = format_duration(cost.train + cost.evaluate)
-        images = datasets.get(spec.dataset).name
-        table.add_row(str(number), images, model, method, str(spec.seed), spec.teacher, seconds)
+        method = f"{spec.method} {run.variant}".strip()
+        duration = format_duration(cost.train + cost.evaluate)
+        dataset = datasets.get(spec.dataset).name
+        table.add_row(str(number), dataset, model, method, str(spec.seed), spec.teacher, duration)
     return table

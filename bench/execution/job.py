@@ -1,13 +1,15 @@
-"""One cell from start to record: build, train, evaluate each checkpoint, log. Interrupted at any point, it continues."""
+"""One run from its first epoch to its record: train, evaluate, record.
+
+Interrupted at any point, a run continues where it was.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import shutil
-import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,73 +17,102 @@ from typing import TYPE_CHECKING
 
 import torch
 from filelock import FileLock, Timeout
-from torch import Tensor
 
-import attacks
-from attacks.record import ForeignRecordError
-from bench import models, teachers
-from bench.datasets import data as data_module
-from bench.datasets.data import Data
+from bench import models
+from bench.datasets.splits import Data
+from bench.execution.evaluation import evaluate_checkpoint
 from bench.execution.plan import PlannedRun, work_folder
 from bench.models import checkpoint
-from bench.protocol.spec import Spec
 from bench.system import environment
-from bench.system.errors import BenchError
-from bench.teachers import Card
+from bench.system.errors import BenchError, one_line
+from bench.system.files import sha256_of_file
+from bench.teachers import cards
+from bench.teachers.cards import Card
 from bench.tracking import links, note
-from bench.tracking.note import Outcome
-from bench.tracking.store import FAILED, FINISHED, KILLED, RunLogger, TrackingStore
+from bench.tracking.note import RunResult
+from bench.tracking.run_logger import FAILED, FINISHED, KILLED, RunLogger
+from bench.tracking.store import TrackingStore
 from bench.training.distributed import SINGLE_PROCESS, ProcessGroup
-from bench.training.trainer import STATE, Trainer, TrainingModule, derive_seed
-from methods.base import Net
+from bench.training.trainer import STATE, State, Tick, Trainer, TrainingModule, derive_seed
+from leaderboards.schema.checkpoints import CHECKPOINTS
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
 
-Tick = Callable[[str, int, int], None]
-PROBES = 64  # test images for the sanity flags
-TEACHERS = (
-    "teachers.json"  # a file in the folder of an unfinished run: the checkpoints that teach it
-)
-AGAIN = "again"  # a file in the folder of an unfinished run whose spec is to be repeated, whatever the record says
-CHECKPOINTS = {
-    "best": "test",
-    "last": "test_last",
-    "ema": "test_ema",
-    "swa": "test_swa",
-}  # file -> prefix of its metrics
+# Files in the folder of an unfinished run: the checksums of the checkpoints that teach it, and
+# the mark of a run that is to be repeated, whatever the record says.
+TEACHERS = "teachers.json"
+REPEAT_MARK = "again"
+SHOWN_ACCURACIES = ("clean", "pgd20", "aa")
 
 
 @dataclass(frozen=True)
 class RunContext:
-    """Where and with what cells are carried out."""
+    """Where and with what runs are carried out. `code`: commit and state of the source."""
 
     store: TrackingStore
     device: torch.device
-    code: dict[str, str]  # commit and state of the source
+    code: dict[str, str]
     group: ProcessGroup = SINGLE_PROCESS
 
     @property
     def root(self) -> Path:
+        """The folder of the store."""
         return self.store.root
 
 
-def run_job(cell: PlannedRun, shop: RunContext, data: Data, passes: float, tick: Tick) -> str:
-    """Carries the cell out and records it; returns a line with its result.
+@dataclass(frozen=True)
+class Job:
+    """One run being carried out: in which folder, on which data, under which MLflow run."""
 
-    Raises BenchError for what stops this cell; whatever stops it, the record says so and the state stays on disk.
+    run: PlannedRun
+    context: RunContext
+    data: Data
+    folder: Path
+    logger: RunLogger
+    tick: Tick
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Accuracies, counts and costs by checkpoint, and the sanity flags of the best one."""
+
+    accuracy: dict[str, dict[str, float]]
+    flags: dict[str, str]
+
+
+def run_job(
+    run: PlannedRun, context: RunContext, data: Data, student_passes: float, tick: Tick
+) -> str:
+    """Train, evaluate and record one run; return a line with its result.
+
+    Raises:
+        BenchError: something stopped the run. The record says so and its state stays on disk.
     """
-    with held(cell, shop) as folder:
-        if is_recorded(cell, shop):
+    with locked_folder(run, context) as folder:
+        if is_recorded(run, context):
             return "recorded by another process meanwhile"
         folder.mkdir(exist_ok=True)
-        return record(cell, shop, data, passes, tick, folder)
+        with mlflow_run(run, context, folder) as logger:
+            job = Job(run, context, data, folder, logger, tick)
+            describe_run(job, student_passes)
+            state = train(job)
+            evaluation = evaluate(job)
+            record(job, state, evaluation)
+        shutil.rmtree(folder)
+    best = evaluation.accuracy["best"]
+    shown = [f"{name} {100 * best[name]:.1f}" for name in SHOWN_ACCURACIES if name in best]
+    return ", ".join(shown)
 
 
 @contextmanager
-def held(cell: PlannedRun, shop: RunContext) -> Iterator[Path]:
-    """The folder of a cell's unfinished work, for this process alone. Raises BenchError if another is working there."""
-    folder = work_folder(shop.root, cell.spec)
+def locked_folder(run: PlannedRun, context: RunContext) -> Iterator[Path]:
+    """Lock the folder of a run's unfinished work for this process.
+
+    Raises:
+        BenchError: another process is working there.
+    """
+    folder = work_folder(context.root, run.spec)
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         lock = FileLock(folder.with_suffix(".lock")).acquire(timeout=0)
@@ -91,263 +122,205 @@ def held(cell: PlannedRun, shop: RunContext) -> Iterator[Path]:
         yield folder
 
 
-def begin_again(cell: PlannedRun, shop: RunContext) -> None:
-    """Leaves the whole cell to do, until it is done, whether it is recorded, half done or neither."""
-    with (
-        suppress(BenchError),
-        held(cell, shop) as folder,
-    ):  # `execute` says that another process is working on it
+def mark_for_repeat(run: PlannedRun, context: RunContext) -> None:
+    """Leave a whole run to do, until it is done, whether it is recorded, half done or neither."""
+    # `run_job` says that another process is working on it.
+    with suppress(BenchError), locked_folder(run, context) as folder:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(exist_ok=True)
-        (folder / AGAIN).touch()
+        (folder / REPEAT_MARK).touch()
 
 
-def is_recorded(cell: PlannedRun, shop: RunContext) -> bool:
-    """Whether nothing is left to do."""
-    again = (work_folder(shop.root, cell.spec) / AGAIN).exists()
-    return (
-        not again
-        and not lacks_teacher(cell, shop)
-        and shop.store.find(cell.spec, FINISHED) is not None
-    )
+def is_recorded(run: PlannedRun, context: RunContext) -> bool:
+    """Whether nothing is left to do for a run."""
+    if (work_folder(context.root, run.spec) / REPEAT_MARK).exists():
+        return False
+    # A teacher without its file is made again, whatever the record says.
+    if run.spec.role == "teacher" and not cards.has_teacher(context.root, run.identity):
+        return False
+    return context.store.find_run(run.spec, FINISHED) is not None
 
 
-def lacks_teacher(cell: PlannedRun, shop: RunContext) -> bool:
-    """Whether this is a teacher's cell and the teacher's file is missing, whatever the record says."""
-    return cell.spec.role == "teacher" and not teachers.exists(shop.root, cell.identity)
-
-
-def record(
-    cell: PlannedRun, shop: RunContext, data: Data, passes: float, tick: Tick, folder: Path
-) -> str:
-    """Runs the cell under an MLflow run whose status always tells how it ended."""
-    anew = not (folder / STATE).exists()
-    logged = shop.store.begin(cell.spec, run_tags(cell, shop.code, shop.group), anew)
+@contextmanager
+def mlflow_run(run: PlannedRun, context: RunContext, folder: Path) -> Iterator[RunLogger]:
+    """Open the MLflow run of a run; its final status tells how the block ended."""
+    fresh = not (folder / STATE).exists()
+    logger = context.store.start_run(run.spec, run_tags(run, context.code, context.group), fresh)
     try:
-        logged.text(
-            "environment.json",
-            json.dumps(environment.describe_environment(shop.device) | describe(data), indent=2),
-        )
-        logged.metrics({"cost/student_passes": passes})
-        if cell.spec.teachers:
-            logged.tags({"teacher_sha256": json.dumps(weights(cell, shop, folder))})
-        with logged.aside("inputs"):
-            links.inputs(logged, cell.spec, data)
-        outcome = carry_out(cell, shop, data, logged, tick, folder)
-        logged.end(FINISHED)
+        yield logger
+        logger.finish(FINISHED)
     except (KeyboardInterrupt, SystemExit):
-        logged.end(KILLED, "interrupted")
+        logger.finish(KILLED, "interrupted")
         raise
     except Exception as error:
-        logged.end(FAILED, " ".join(str(error).split())[:300] or type(error).__name__)
+        logger.finish(FAILED, one_line(error))
         if isinstance(error, BenchError):
             raise
         with suppress(Exception):
-            logged.text("traceback.txt", traceback.format_exc())
-        raise BenchError(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
-    shutil.rmtree(folder)
-    shown = {
-        key: outcome.accuracy["best"][key]
-        for key in ("clean", "pgd20", "aa")
-        if key in outcome.accuracy["best"]
-    }
-    return ", ".join(f"{key} {100 * value:.1f}" for key, value in shown.items())
+            logger.log_text("traceback.txt", traceback.format_exc())
+        raise BenchError(f"{type(error).__name__}: {one_line(error)}") from error
 
 
-def weights(cell: PlannedRun, shop: RunContext, folder: Path) -> dict[str, str]:
-    """The sha256 of each teacher's checkpoint, by role. Raises BenchError if others taught a part of the training before."""
-    spec, path = cell.spec, folder / TEACHERS
-    found = {
-        role: teachers.find(shop.root, name, spec.dataset).sha256
-        for role, name in spec.teachers.items()
-    }
-    if (folder / STATE).exists() and path.exists() and path.read_text() != json.dumps(found):
+def describe_run(job: Job, student_passes: float) -> None:
+    """Log what the run runs on: machine, data, teachers."""
+    logger, spec = job.logger, job.run.spec
+    description = environment.describe_environment(job.context.device) | describe_data(job.data)
+    logger.log_text("environment.json", json.dumps(description, indent=2))
+    logger.log_metrics({"cost/student_passes": student_passes})
+    if spec.teachers:
+        checksums = teacher_checksums(job.run, job.context, job.folder)
+        logger.set_tags({"teacher_sha256": json.dumps(checksums)})
+    with logger.optional_step("inputs"):
+        links.log_inputs(logger, spec, job.data)
+
+
+def train(job: Job) -> State:
+    """Train the run and log its epochs and costs. Its checkpoints lie in the job's folder."""
+    run, context = job.run, job.context
+    environment.reset_peak_memory(context.device)
+    context.group.send((run, job.folder))
+    module = build_training_module(run, context, job.data)
+    data = job.data.to(context.device)
+    trainer = Trainer(module, data, run.spec, job.folder, context.group)
+
+    def log_epoch(row: dict[str, float], epoch: int) -> None:
+        # The sum of the terms is the one curve that all methods have in common.
+        loss = sum(value for name, value in row.items() if name.startswith("train/"))
+        job.logger.log_epoch({"train/loss": loss, **row}, epoch)
+
+    try:
+        state = trainer.fit(log_epoch, job.tick)
+    except BenchError:
+        raise
+    except Exception as error:
+        if context.group.size == 1:
+            raise
+        # A BenchError stops all processes alike; after any other the rest would wait for ever.
+        raise SystemExit(f"{type(error).__name__}: {error}") from error
+    peak = environment.peak_memory(context.device)
+    job.logger.log_metrics({"cost/train_seconds": state.seconds, "cost/peak_bytes": peak})
+    job.logger.set_tags({"training_path": ", ".join(trainer.training_path) or "as written"})
+    return state
+
+
+def evaluate(job: Job) -> Evaluation:
+    """Attack every checkpoint of the run on the test images."""
+    spec = job.run.spec
+    accuracy = {}
+    best_flags: dict[str, str] = {}
+    for name in checkpoint_names(job.folder):
+        path = job.folder / f"{name}.pt"
+        net = checkpoint.load(path, spec.arch, job.data.info).to(job.context.device)
+        full = name in spec.full_checkpoints
+        verdicts = job.folder / f"verdicts_{name}"
+        values, flags = evaluate_checkpoint(net, spec, job.data.test, full, verdicts, job.tick)
+        accuracy[name] = values
+        if name == "best":
+            best_flags = flags
+    return Evaluation(accuracy, best_flags)
+
+
+def record(job: Job, state: State, evaluation: Evaluation) -> None:
+    """Log results, checkpoints and verdicts; keep a teacher; make the run easy to read."""
+    run, context, logger, folder = job.run, job.context, job.logger, job.folder
+    checksums = {}
+    for name in checkpoint_names(folder):
+        checksums[name] = sha256_of_file(folder / f"{name}.pt")
+    model = None
+    with logger.optional_step("model"):
+        model = links.log_checkpoint(logger, run.spec, run_tags(run, context.code, context.group))
+    costs: dict[str, float] = {}
+    for name, values in evaluation.accuracy.items():
+        metrics = {}
+        for key, value in values.items():
+            if key.startswith("cost/"):
+                costs[key] = costs.get(key, 0.0) + value
+            else:
+                metrics[f"{CHECKPOINTS[name].metric_prefix}/{key}"] = value
+        link = links.metric_link(model, job.data, metrics) if name == "best" else {}
+        logger.log_metrics(metrics, link=link)
+        logger.log_file(folder / f"{name}.pt", "checkpoints")
+    for verdicts in sorted(folder.glob("verdicts_*.npz")):
+        logger.log_file(verdicts, "verdicts")
+    logger.set_tags({"flags": json.dumps(evaluation.flags)})
+    logger.set_tags({f"sha256.{name}": digest for name, digest in checksums.items()})
+    logger.log_metrics(costs)
+    if run.spec.role == "teacher":
+        keep_teacher(job, checksums["best"])
+    present(job, model, state, evaluation)
+
+
+def keep_teacher(job: Job, sha256: str) -> None:
+    """Keep the best checkpoint of a teacher's run among the teachers of the store."""
+    spec = job.run.spec
+    origin = f"trained here, {spec.suite}, spec {spec.id}"
+    card = Card(job.run.identity, spec.arch, spec.dataset, sha256, origin)
+    cards.add_teacher(job.context.root, job.folder / "best.pt", card)
+
+
+def present(job: Job, model: LoggedModel | None, state: State, evaluation: Evaluation) -> None:
+    """Add note, figures and aliases to a run whose numbers are in."""
+    run, context, logger = job.run, job.context, job.logger
+    metric = "val/robust" if run.method.adversarial else "val/clean"
+    chosen = next(row for row in state.history if row.get(metric) == state.best)
+    result = RunResult(state.history, chosen, evaluation.accuracy, evaluation.flags, state.seconds)
+    tags = run_tags(run, context.code, context.group)
+    with logger.optional_step("note"):
+        logger.set_tags({note.NOTE_TAG: note.run_note(run.spec, tags, result, logger.run_id)})
+    with logger.optional_step("figures"):
+        note.draw_figures(result, job.folder / note.FIGURES)
+        logger.log_folder(job.folder / note.FIGURES, note.FIGURES)
+    if model:
+        with logger.optional_step("alias"):
+            score = chosen["val/robust"]
+            links.register_model(context.store, logger, model, run.spec, run.identity, score)
+
+
+def checkpoint_names(folder: Path) -> list[str]:
+    """Return the names of the checkpoints in a folder, the best first."""
+    return [name for name in CHECKPOINTS if (folder / f"{name}.pt").exists()]
+
+
+def teacher_checksums(run: PlannedRun, context: RunContext, folder: Path) -> dict[str, str]:
+    """Return the sha256 of each teacher's checkpoint by role.
+
+    Raises:
+        BenchError: other checkpoints taught a part of the training before.
+    """
+    checksums = {}
+    for role, identity in run.spec.teachers.items():
+        checksums[role] = cards.find_card(context.root, identity, run.spec.dataset).sha256
+    path = folder / TEACHERS
+    text = json.dumps(checksums)
+    if (folder / STATE).exists() and path.exists() and path.read_text() != text:
         raise BenchError(
             "another checkpoint of its teacher taught the first part: --force begins this run again"
         )
-    path.write_text(json.dumps(found))
-    return found
+    path.write_text(text)
+    return checksums
 
 
-def carry_out(
-    cell: PlannedRun, shop: RunContext, data: Data, logged: RunLogger, tick: Tick, folder: Path
-) -> Outcome:
-    """Trains, evaluates each checkpoint and logs all of it; then what makes the run easy to read in MLflow."""
-    spec = cell.spec
-    environment.forget_peak(shop.device)
-    shop.group.tell((cell, folder))
-    trainer = Trainer(
-        build_training_module(cell, shop, data), data.to(shop.device), spec, folder, shop.group
-    )
-    try:
-        state = trainer.fit(lambda row, epoch: logged.epoch(total(row), epoch), tick)
-    except Exception as error:
-        if shop.group.size > 1 and not isinstance(
-            error, BenchError
-        ):  # which stops all processes alike
-            raise SystemExit(f"{type(error).__name__}: {error}") from error
-        raise
-    logged.metrics(
-        {
-            "cost/train_seconds": state.seconds,
-            "cost/peak_bytes": environment.peak_bytes(shop.device),
-        }
-    )
-    logged.tags({"training_path": ", ".join(trainer.path) or "as written"})
-    hashes = {
-        name: checkpoint.sha256_of(folder / f"{name}.pt")
-        for name in CHECKPOINTS
-        if (folder / f"{name}.pt").exists()
-    }
-    model = None
-    with logged.aside("model"):
-        model = links.checkpoint(logged, cell, run_tags(cell, shop.code, shop.group))
-    accuracy, flags = {}, dict[str, str]()
-    for name in hashes:
-        path = folder / f"{name}.pt"
-        net = checkpoint.load(path, spec.arch, data.info).to(shop.device)
-        full = name in spec.full_checkpoints
-        found, doubts = evaluate_checkpoint(
-            net, spec, data.test, full, folder / f"verdicts_{name}", tick
-        )
-        flags |= doubts if name == "best" else {}
-        values = {
-            f"{CHECKPOINTS[name]}/{key}": value
-            for key, value in found.items()
-            if not key.startswith("cost/")
-        }
-        logged.metrics(values, link=links.link(model, data, values) if name == "best" else {})
-        accuracy[name] = found
-        logged.file(path, "checkpoints")
-    for verdicts in sorted(folder.glob("verdicts_*.npz")):
-        logged.file(verdicts, "verdicts")
-    logged.tags(
-        {"flags": json.dumps(flags)} | {f"sha256.{name}": digest for name, digest in hashes.items()}
-    )
-    costs = {key for found in accuracy.values() for key in found if key.startswith("cost/")}
-    logged.metrics({key: sum(found.get(key, 0.0) for found in accuracy.values()) for key in costs})
-    if spec.role == "teacher":
-        best = folder / "best.pt"
-        origin = f"trained here, {spec.suite}, spec {spec.id}"
-        teachers.keep(
-            shop.root, best, Card(cell.identity, spec.arch, spec.dataset, hashes["best"], origin)
-        )
-    judge = "val/robust" if cell.method.adversarial else "val/clean"
-    chosen = next(row for row in state.history if row.get(judge) == state.best)
-    outcome = Outcome(state.history, chosen, accuracy, flags, state.seconds)
-    present(cell, shop, logged, model, outcome, folder)
-    return outcome
+def build_training_module(run: PlannedRun, context: RunContext, data: Data) -> TrainingModule:
+    """Return student, teachers and parts on the device.
 
-
-def total(row: dict[str, float]) -> dict[str, float]:
-    """An epoch's metrics with the sum of the loss's terms, the one curve that all methods have in common."""
-    return {
-        "train/loss": sum(value for name, value in row.items() if name.startswith("train/"))
-    } | row
-
-
-def present(
-    cell: PlannedRun,
-    shop: RunContext,
-    logged: RunLogger,
-    model: LoggedModel | None,
-    outcome: Outcome,
-    folder: Path,
-) -> None:
-    """Note, figures and aliases of a run whose numbers are in."""
-    with logged.aside("note"):
-        logged.tag(
-            note.TAG,
-            note.of_run(cell.spec, run_tags(cell, shop.code, shop.group), outcome, logged.run_id),
-        )
-    with logged.aside("figures"):
-        note.draw(outcome, folder / note.FIGURES)
-        logged.files(folder / note.FIGURES, note.FIGURES)
-    if model:
-        with logged.aside("alias"):
-            links.register(shop.store, logged, cell, model, outcome)
-
-
-def build_training_module(cell: PlannedRun, shop: RunContext, data: Data) -> TrainingModule:
-    """Student, teachers and parts on the device; initial weights depend on the seed alone."""
-    spec = cell.spec
+    The initial weights depend on the seed alone.
+    """
+    spec = run.spec
     frozen = {}
     for role, identity in spec.teachers.items():
-        card = teachers.find(shop.root, identity, spec.dataset)
-        frozen[role] = teachers.load(shop.root, card, data.info).to(shop.device)
+        card = cards.find_card(context.root, identity, spec.dataset)
+        frozen[role] = cards.load_teacher(context.root, card, data.info).to(context.device)
     torch.manual_seed(derive_seed("init", spec.seed))
-    student = models.build(spec.arch, data.info).to(shop.device)
-    return TrainingModule(cell.method, student, frozen, len(data.train)).to(shop.device)
-
-
-def evaluate_checkpoint(
-    net: Net, spec: Spec, test: data_module.Split, full: bool, stem: Path, tick: Tick
-) -> tuple[dict[str, float], dict[str, str]]:
-    """Accuracies by attack with `worst`, counts `n` and `aa_n`, and `cost/...`; then the sanity flags.
-
-    AutoAttack and flags only if `full`. AutoAttack sees the first `limit_aa` images; `worst` is over those images that
-    saw every attack.
-    """
-    x, y = data_module.to_float(test.x), test.y
-    device = next(net.parameters()).device
-    x, y = x.to(device), y.to(device)
-    start = time.perf_counter()
-    quick = [name for name in spec.attacks if name != "aa"]
-    first = run_attacks(
-        net, x, y, quick, spec, stem.with_suffix(".npz"), tick, PROBES if full else 0
-    )
-    parts, worst, flags = [first], first.worst, first.flags
-    values = {"n": float(len(x)), **first.accuracy()}
-    if full and "aa" in spec.attacks:
-        count = min(spec.limit_aa or len(x), len(x))
-        second = run_attacks(
-            net, x[:count], y[:count], ["aa"], spec, stem.with_name(f"{stem.name}_aa.npz"), tick
-        )
-        parts.append(second)
-        both = first.first(count) | second
-        worst, flags = both.worst, flags | both.contradictions()
-        values |= {"aa": second.accuracy()["aa"], "aa_n": float(count)}
-    costs = [cost for part in parts for cost in part.cost.values()]
-    values |= {
-        "worst": worst.float().mean().item(),
-        "cost/eval_seconds": time.perf_counter() - start,
-        "cost/eval_forwards": float(sum(cost.forwards for cost in costs)),
-        "cost/eval_backwards": float(sum(cost.backwards for cost in costs)),
-        **{
-            f"cost/{name}_seconds": cost.seconds
-            for part in parts
-            for name, cost in part.cost.items()
-        },
-    }
-    return values, flags
-
-
-def run_attacks(
-    net: Net,
-    x: Tensor,
-    y: Tensor,
-    names: list[str],
-    spec: Spec,
-    path: Path,
-    tick: Tick,
-    probes: int = 0,
-) -> attacks.Evaluation:
-    try:
-        return attacks.evaluate(
-            net, x, y, names, eps=spec.eps, probes=probes, record=path, progress=tick
-        )
-    except ForeignRecordError:  # of an earlier version of the attacks
-        path.unlink()
-        return attacks.evaluate(
-            net, x, y, names, eps=spec.eps, probes=probes, record=path, progress=tick
-        )
+    student = models.build(spec.arch, data.info).to(context.device)
+    module = TrainingModule(run.method, student, frozen, len(data.train))
+    return module.to(context.device)
 
 
 def run_tags(
-    cell: PlannedRun, code: dict[str, str], group: ProcessGroup = SINGLE_PROCESS
+    run: PlannedRun, code: dict[str, str], group: ProcessGroup = SINGLE_PROCESS
 ) -> dict[str, str]:
-    """What people and leaderboards look a run up by."""
-    spec = cell.spec
+    """Return the tags by which people and leaderboards find a run."""
+    spec = run.spec
     return {
         "role": spec.role,
         "spec_id": spec.id,
@@ -356,15 +329,15 @@ def run_tags(
         "method": spec.method,
         "student": spec.arch,
         "teacher": spec.teacher,
-        "variant": cell.variant,
-        "sets": ",".join(cell.sets),
+        "variant": run.variant,
+        "sets": ",".join(run.sets),
         "seed": str(spec.seed),
-        "command": group.command(cell.command),
+        "command": group.command_line(run.command),
         **code,
     }
 
 
-def describe(data: Data) -> dict[str, object]:
-    """The data as used."""
+def describe_data(data: Data) -> dict[str, object]:
+    """Return facts, sizes and checksum of the data as used."""
     sizes = {"num_train": len(data.train), "num_val": len(data.val), "num_test": len(data.test)}
     return {"data": {**dataclasses.asdict(data.info), **sizes, "sha256": data.sha256}}

@@ -1,8 +1,9 @@
-"""From options to cells: every run that a command asks for, teachers first. No torch until a method is loaded."""
+"""Planned runs: from the options of a command to every run that it asks for, teachers first."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import shlex
 import sys
 from dataclasses import dataclass, field, replace
@@ -10,115 +11,172 @@ from pathlib import Path
 from typing import Any
 
 import methods
-from bench import datasets, models, teachers
+from bench import datasets, models
 from bench.protocol import suites, tuned_config
 from bench.protocol.options import ProtocolOptions, RunOptions
 from bench.protocol.spec import Spec
 from bench.protocol.suites import Suite
 from bench.system.errors import UsageError, unknown_name
-from methods import base
-from methods.base import Method
+from bench.teachers import cards
+from methods.base import Method, official_values
 
 
 @dataclass(frozen=True)
-class Start:
-    """The values that a student has unless told otherwise: the defaults, the authors' script's, or tuned ones."""
+class PlannedRun:
+    """One run to make: its spec, its method, and how people see it."""
+
+    spec: Spec
+    method: Method
+    # Hyper-parameters that differ from the default ones, as text.
+    variant: str
+    # The command that repeats this one run.
+    command: str
+    # Fields of the training that the variant stands for.
+    sets: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """A name for people, unique in a grid."""
+        if not self.variant:
+            return self.spec.label
+        return f"{self.spec.label} ({self.variant})"
+
+    @property
+    def identity(self) -> str:
+        """The name of the teacher that this run makes, if it makes one."""
+        return f"{self.spec.arch}-{self.spec.method}-{self.spec.id[:8]}"
+
+
+@dataclass(frozen=True)
+class StartingValues:
+    """The values of a student before flags change them.
+
+    They are the method's defaults, those of the authors' script, or tuned ones. `trials` is the
+    number of trials that it took to find them.
+    """
 
     hyper: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     name: str = ""
     flags: tuple[str, ...] = ()
-    trials: int = 0  # that it took to find them
-
-
-@dataclass(frozen=True)
-class PlannedRun:
-    """One run to make: its spec, the method it names, and how people see it."""
-
-    spec: Spec
-    method: Method
-    variant: str  # hyper-parameters that are not the default ones, as text
-    command: str  # what repeats this one run
-    sets: tuple[str, ...] = ()  # of the training: what the variant stands for
-
-    @property
-    def label(self) -> str:
-        """A name for people, unique in a grid."""
-        return f"{self.spec.label}{f' ({self.variant})' if self.variant else ''}"
-
-    @property
-    def identity(self) -> str:
-        """The name of the teacher that this cell makes, if it makes one."""
-        return f"{self.spec.arch}-{self.spec.method}-{self.spec.id[:8]}"
+    trials: int = 0
 
 
 def plan_runs(options: RunOptions, hyper: dict[str, Any]) -> list[PlannedRun]:
-    """The cells of a `run`, each teacher that they need before them. Raises UsageError for what does not exist."""
-    suite = resolve(options)
+    """Return the runs of the command `run`, each teacher they need before them.
+
+    Args:
+        options: what the command asks for.
+        hyper: the hyper-parameters given on the command line.
+
+    Raises:
+        UsageError: a name does not exist, or options contradict each other.
+    """
+    suite = suites.get(options.suite)
     students = split_names(options.student) or suite.students
     for arch in students:
         models.check(arch)
-    starts = {name: start(options, suite, name) for name in wanted(options.method)}
-    makers = [make(name, hyper or found.hyper) for name, found in starts.items()]
-    if options.official and not any(found.name for found in starts.values()):
-        raise UsageError(
-            f"--official: no script of {options.method} is known to do anything otherwise"
-        )
-    if options.teacher != "robust" and not any(method.requires for _, method in makers):
-        raise UsageError(f"--teacher {options.teacher}: {options.method} has no teacher")
+    check_student_options(options)
     seeds = parse_seeds(options.seeds) or suite.seeds
-    needed: dict[str, PlannedRun] = {}
-    cells = []
+    starts = {}
+    built = {}
+    for name in requested_methods(options.method):
+        starts[name] = starting_values(options, suite, name)
+        built[name] = build_method(name, hyper or starts[name].hyper)
+    check_method_options(options, starts, built)
+    teacher_runs: dict[str, PlannedRun] = {}
+    student_runs = []
     for dataset in requested_datasets(options, suite):
-        for name, method in makers:
-            found = identities(options, suite, dataset, method, needed)
-            for arch in students:
-                for seed in seeds:
-                    begin = starts[name]
-                    spec = student(
-                        options, suite, dataset, arch, (name, method), found, seed, begin
-                    )
-                    words = variant(options, method, begin), command(options, spec, method, begin)
-                    cells.append(PlannedRun(spec, method, *words, tuple(begin.training)))
-    return [*needed.values(), *cells]
+        for name, method in built.items():
+            identities = teacher_identities(options, suite, dataset, method, teacher_runs)
+            for arch, seed in itertools.product(students, seeds):
+                run = plan_student(
+                    options, suite, dataset, arch, (name, method), identities, seed, starts[name]
+                )
+                student_runs.append(run)
+    return [*teacher_runs.values(), *student_runs]
 
 
-def plan_teacher(options: ProtocolOptions, suite: Suite, dataset: str, role: str) -> PlannedRun:
-    """The cell that trains the suite's teacher of a role."""
-    recipe = suite.teachers[role]
-    name, method = make(recipe.method)
-    shared = common(options, suite, dataset) | (
-        {"limit_aa": recipe.limit_aa} if recipe.limit_aa else {}
-    )
-    spec = Spec(role="teacher", arch=recipe.arch, method=name, teachers={}, seed=0, training=recipe.training,
-                hyper=dataclasses.asdict(method), **shared)  # fmt: skip
-    words = ["teacher", "train", "--suite", suite.name, "--dataset", dataset, "--role", role]
-    return PlannedRun(spec, method, "", say(words, options))
-
-
-def student(
-    options: RunOptions,
-    suite: Suite,
-    dataset: str,
-    arch: str,
-    method: tuple[str, Method],
-    found: dict[str, str],
-    seed: int,
-    begin: Start,
-) -> Spec:
-    """The spec of one student; `found` maps the roles of its teachers to identities."""
+def check_student_options(options: RunOptions) -> None:
+    """Raise UsageError for numbers out of range."""
     if options.epochs is not None and options.epochs < 1:
         raise UsageError(f"--epochs {options.epochs}: at least 1")
     if not 0 <= options.awp <= 1:
         raise UsageError(f"--awp {options.awp}: between 0 and 1")
-    changed = begin.training | ({"epochs": options.epochs} if options.epochs is not None else {})
-    training = replace(suite.training, **changed, awp=options.awp)
-    return Spec(role="student", arch=arch, method=method[0], teachers=found, seed=seed, training=training,
-                hyper=dataclasses.asdict(method[1]), tuned=begin.trials, **common(options, suite, dataset))  # fmt: skip
 
 
-def common(options: ProtocolOptions, suite: Suite, dataset: str) -> dict[str, Any]:
-    """The part of a spec that teachers and students share."""
+def check_method_options(
+    options: RunOptions, starts: dict[str, StartingValues], built: dict[str, Method]
+) -> None:
+    """Raise UsageError for options that none of the methods can follow."""
+    if options.official and not any(start.name for start in starts.values()):
+        raise UsageError(
+            f"--official: no script of {options.method} is known to do anything otherwise"
+        )
+    distils = any(method.teacher_roles for method in built.values())
+    if options.teacher != "robust" and not distils:
+        raise UsageError(f"--teacher {options.teacher}: {options.method} has no teacher")
+
+
+def plan_teacher(options: ProtocolOptions, suite: Suite, dataset: str, role: str) -> PlannedRun:
+    """Return the run that trains the suite's teacher of a role."""
+    recipe = suite.teachers[role]
+    method = build_method(recipe.method)
+    protocol = shared_spec_fields(options, suite, dataset)
+    if recipe.limit_aa:
+        protocol["limit_aa"] = recipe.limit_aa
+    spec = Spec(
+        role="teacher",
+        arch=recipe.arch,
+        method=recipe.method,
+        teachers={},
+        seed=0,
+        training=recipe.training,
+        hyper=dataclasses.asdict(method),
+        **protocol,
+    )
+    words = ["teacher", "train", "--suite", suite.name, "--dataset", dataset, "--role", role]
+    return PlannedRun(spec, method, "", complete_command(words, options))
+
+
+def plan_student(
+    options: RunOptions,
+    suite: Suite,
+    dataset: str,
+    arch: str,
+    named_method: tuple[str, Method],
+    teacher_names: dict[str, str],
+    seed: int,
+    start: StartingValues,
+) -> PlannedRun:
+    """Return the run of one student; `teacher_names` maps roles to identities."""
+    name, method = named_method
+    training = replace(suite.training, **start.training, awp=options.awp)
+    if options.epochs is not None:
+        training = replace(training, epochs=options.epochs)
+    spec = Spec(
+        role="student",
+        arch=arch,
+        method=name,
+        teachers=teacher_names,
+        seed=seed,
+        training=training,
+        hyper=dataclasses.asdict(method),
+        tuned=start.trials,
+        **shared_spec_fields(options, suite, dataset),
+    )
+    variant = variant_text(options, method, start)
+    command = student_command(options, spec, method, start)
+    return PlannedRun(spec, method, variant, command, tuple(start.training))
+
+
+def shared_spec_fields(options: ProtocolOptions, suite: Suite, dataset: str) -> dict[str, Any]:
+    """Return the fields of a spec that teachers and students share."""
+    limit_train, limit_test = suite.limit_train, suite.limit_test
+    if options.limit_train is not None:
+        limit_train = options.limit_train
+    if options.limit_test is not None:
+        limit_test = options.limit_test
     return {
         "suite": suite.id,
         "dataset": dataset,
@@ -128,114 +186,125 @@ def common(options: ProtocolOptions, suite: Suite, dataset: str) -> dict[str, An
         "attacks": suite.attacks,
         "full_checkpoints": suite.full_checkpoints,
         "precision": options.precision,
-        "limit_train": suite.limit_train if options.limit_train is None else options.limit_train,
+        "limit_train": limit_train,
         "limit_val": suite.limit_val,
-        "limit_test": suite.limit_test if options.limit_test is None else options.limit_test,
+        "limit_test": limit_test,
         "limit_aa": suite.limit_aa,
     }
 
 
-def identities(
-    options: RunOptions, suite: Suite, dataset: str, method: Method, needed: dict[str, PlannedRun]
+def teacher_identities(
+    options: RunOptions,
+    suite: Suite,
+    dataset: str,
+    method: Method,
+    teacher_runs: dict[str, PlannedRun],
 ) -> dict[str, str]:
-    """The identity of the teacher for each role the method reads; those to be trained here are added to `needed`."""
-    found = {}
-    for role in method.requires:
+    """Return the identity of the teacher of each role that the method reads.
+
+    Runs of the teachers that are to be trained here are added to `teacher_runs`.
+    """
+    identities = {}
+    for role in method.teacher_roles:
         name = options.teacher if role == "robust" else role
         if name in suite.teachers:
-            cell = plan_teacher(options, suite, dataset, name)
-            needed[cell.identity] = cell
-            found[role] = cell.identity
+            run = plan_teacher(options, suite, dataset, name)
+            teacher_runs[run.identity] = run
+            identities[role] = run.identity
         else:
-            found[role] = teachers.find(options.store, name, dataset).identity
-    if len(set(found.values())) < len(found):
-        raise UsageError(f"--teacher {options.teacher}: {' and '.join(found)} must be two teachers")
-    return found
-
-
-def resolve(options: ProtocolOptions) -> Suite:
-    return suites.get(options.suite)
+            identities[role] = cards.find_card(options.store, name, dataset).identity
+    if len(set(identities.values())) < len(identities):
+        roles = " and ".join(identities)
+        raise UsageError(f"--teacher {options.teacher}: {roles} must be two teachers")
+    return identities
 
 
 def requested_datasets(options: ProtocolOptions, suite: Suite) -> tuple[str, ...]:
-    """The data sets asked for; a suite covers only its own."""
-    asked = split_names(options.dataset) or suite.datasets
-    for name in asked:
+    """Return the data sets asked for. Raise UsageError for one that the suite does not cover."""
+    requested = split_names(options.dataset) or suite.datasets
+    for name in requested:
         datasets.get(name)
         if name not in suite.datasets:
-            raise UsageError(
-                f"suite {suite.name} is not for {name}: it covers {', '.join(suite.datasets)}"
-            )
-    return asked
+            covered = ", ".join(suite.datasets)
+            raise UsageError(f"suite {suite.name} is not for {name}: it covers {covered}")
+    return requested
 
 
-def wanted(text: str) -> list[str]:
-    """The methods named, or "all" that can be used; a plugin that is not used is named in a line of warning."""
-    every, found = text == "all", []
-    for name in methods.names() if every else split_names(text):
-        inside = name in methods.builtin()
-        fault = methods.fault(name) if (every or inside) and name in methods.plugins() else ""
+def requested_methods(text: str) -> list[str]:
+    """Return the methods named, or all that can be used for "all".
+
+    A plugin that cannot be used is named in a line of warning.
+    """
+    everything = text == "all"
+    names = []
+    for name in methods.names() if everything else split_names(text):
+        builtin = name in methods.builtin()
+        fault = ""
+        if (everything or builtin) and name in methods.plugins():
+            fault = methods.plugin_fault(name)
         if fault:
             print(f"warning: plugin {name!r} {fault}", file=sys.stderr)
-        if inside or not fault:
-            found.append(name)
-    return found
+        if builtin or not fault:
+            names.append(name)
+    return names
 
 
-def start(options: RunOptions, suite: Suite, name: str) -> Start:
-    """What a method's values are to begin with. Raises UsageError for a configuration that is not for this run."""
+def starting_values(options: RunOptions, suite: Suite, name: str) -> StartingValues:
+    """Return a method's values before flags change them.
+
+    Raises:
+        UsageError: a configuration is not for this run.
+    """
     if options.config:
         if options.official:
             raise UsageError("--official and --config: one of them")
-        found = tuned_config.read(options.config)
-        if (found.method, found.suite) != (name, suite.id):
-            raise UsageError(
-                f"--config {str(options.config)!r} is for {found.method} in {found.suite}"
-            )
-        return Start(
-            found.hyper,
-            found.training,
-            found.label,
-            ("--config", str(options.config)),
-            found.trials,
-        )
+        config = tuned_config.read(options.config)
+        if (config.method, config.suite) != (name, suite.id):
+            path = str(options.config)
+            raise UsageError(f"--config {path!r} is for {config.method} in {config.suite}")
+        flags = ("--config", str(options.config))
+        return StartingValues(config.hyper, config.training, config.label, flags, config.trials)
     if not options.official:
-        return Start()
-    form = load(name)
-    recipe = {field: value for field, value, _ in form.recipe}
-    known = bool(recipe or base.official(form))
-    return Start(base.official(form), recipe, *(("official", ("--official",)) if known else ()))
+        return StartingValues()
+    method_class = load_method(name)
+    hyper = official_values(method_class)
+    training = {setting: value for setting, value, _ in method_class.recipe}
+    if not hyper and not training:
+        return StartingValues()
+    return StartingValues(hyper, training, "official", ("--official",))
 
 
-def load(name: str) -> type[Method]:
-    """A method's class by name."""
+def load_method(name: str) -> type[Method]:
+    """Return a method's class. Raise UsageError for an unknown name."""
     try:
         return methods.load(name)
     except KeyError as error:
         raise unknown_name("method", name, methods.names()) from error
 
 
-def make(name: str, hyper: dict[str, Any] | None = None) -> tuple[str, Method]:
-    """A method by name with its hyper-parameters. Raises UsageError for values out of range."""
+def build_method(name: str, hyper: dict[str, Any] | None = None) -> Method:
+    """Return a method with its hyper-parameters. Raise UsageError for values out of range."""
     try:
-        return name, load(name)(**(hyper or {}))
+        return load_method(name)(**(hyper or {}))
     except ValueError as error:
         raise UsageError(f"{name}: {error}") from error
 
 
 def split_names(text: str) -> tuple[str, ...]:
-    """A list with commas. Raises UsageError for empty or repeated names."""
-    found = tuple(word.strip() for word in text.split(",")) if text else ()
-    for word in found:
-        if not word or found.count(word) > 1:
-            raise UsageError(
-                f"{text!r} names {word!r} twice" if word else f"{text!r} has an empty name"
-            )
-    return found
+    """Split a list with commas. Raise UsageError for empty or repeated names."""
+    if not text:
+        return ()
+    names = tuple(word.strip() for word in text.split(","))
+    for name in names:
+        if not name:
+            raise UsageError(f"{text!r} has an empty name")
+        if names.count(name) > 1:
+            raise UsageError(f"{text!r} names {name!r} twice")
+    return names
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
-    """Seeds with commas. Raises UsageError for what is no seed or is given twice."""
+    """Return the seeds of a list with commas. Raise UsageError for one that is none."""
     try:
         seeds = tuple(int(word) for word in split_names(text))
     except ValueError as error:
@@ -245,49 +314,55 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     return seeds
 
 
-def changes(method: Method, begin: Start) -> dict[str, Any]:
-    """The hyper-parameters whose values are not those that it began with."""
-    usual = {field.name: field.default for field in dataclasses.fields(method)} | begin.hyper
-    return {
-        name: value for name, value in dataclasses.asdict(method).items() if value != usual[name]
-    }
+def changed_hyper(method: Method, start: StartingValues) -> dict[str, Any]:
+    """Return the hyper-parameters whose values are not the starting ones."""
+    defaults = {field.name: field.default for field in dataclasses.fields(method)} | start.hyper
+    values = dataclasses.asdict(method)
+    return {name: value for name, value in values.items() if value != defaults[name]}
 
 
-def variant(options: RunOptions, method: Method, begin: Start) -> str:
-    """How a student's training differs from the method's default, for people."""
-    words = [begin.name] if begin.name else []
-    words += [f"{name}={value}" for name, value in changes(method, begin).items()]
-    return ", ".join([*words, f"awp={options.awp}"] if options.awp else words)
+def variant_text(options: RunOptions, method: Method, start: StartingValues) -> str:
+    """Say how a student's training differs from the method's default."""
+    parts = [start.name] if start.name else []
+    parts += [f"{name}={value}" for name, value in changed_hyper(method, start).items()]
+    if options.awp:
+        parts.append(f"awp={options.awp}")
+    return ", ".join(parts)
 
 
-def command(options: RunOptions, spec: Spec, method: Method, begin: Start) -> str:
-    """The command line that repeats one student."""
+def student_command(options: RunOptions, spec: Spec, method: Method, start: StartingValues) -> str:
+    """Return the command line that repeats one student."""
     words = ["run", "--method", spec.method, "--suite", options.suite, "--dataset", spec.dataset]
     words += ["--student", spec.arch, "--seeds", str(spec.seed)]
-    words += (
-        ["--teacher", options.teacher] if method.requires and options.teacher != "robust" else []
-    )
-    words += ["--epochs", str(options.epochs)] if options.epochs is not None else []
-    words += begin.flags
-    words += ["--awp", str(options.awp)] if options.awp else []
-    for name, value in changes(method, begin).items():
+    if method.teacher_roles and options.teacher != "robust":
+        words += ["--teacher", options.teacher]
+    if options.epochs is not None:
+        words += ["--epochs", str(options.epochs)]
+    words += start.flags
+    if options.awp:
+        words += ["--awp", str(options.awp)]
+    for name, value in changed_hyper(method, start).items():
         flag = name.replace("_", "-")
-        words += (
-            [f"--{'' if value else 'no-'}{flag}"]
-            if isinstance(value, bool)
-            else [f"--{flag}", str(value)]
-        )
-    return say(words, options)
+        if value is True:
+            words.append(f"--{flag}")
+        elif value is False:
+            words.append(f"--no-{flag}")
+        else:
+            words += [f"--{flag}", str(value)]
+    return complete_command(words, options)
 
 
-def say(words: list[str], options: ProtocolOptions) -> str:
-    for name in ("limit_train", "limit_test"):
-        value = getattr(options, name)
-        words += [f"--{name.replace('_', '-')}", str(value)] if value is not None else []
-    words += ["--precision", options.precision] if options.precision != "fp32" else []
+def complete_command(words: list[str], options: ProtocolOptions) -> str:
+    """Return a command line with the options that every run shares."""
+    if options.limit_train is not None:
+        words += ["--limit-train", str(options.limit_train)]
+    if options.limit_test is not None:
+        words += ["--limit-test", str(options.limit_test)]
+    if options.precision != "fp32":
+        words += ["--precision", options.precision]
     return f"python -m bench {shlex.join(words)}"
 
 
 def work_folder(store: Path, spec: Spec) -> Path:
-    """The folder in which an unfinished run of a spec keeps its state."""
+    """Return the folder in which an unfinished run of a spec keeps its state."""
     return store / "work" / spec.id

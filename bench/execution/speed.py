@@ -1,4 +1,4 @@
-"""What training costs on this machine: how fast it convolves at best, and how near a step of distillation comes."""
+"""The speed of training on this machine, and the share of its best rate that a step reaches."""
 
 from __future__ import annotations
 
@@ -11,101 +11,112 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import methods
 from bench import datasets, models
-from bench.execution import cost
+from bench.execution.cost import synchronised_time
 from bench.protocol.suites import Suite
 from bench.system.progress import format_duration
-from bench.training import acceleration
+from bench.training.memory_layout import arrange_memory, has_bf16
 from bench.training.trainer import TrainingModule
 from methods.base import Batch, Budget, Net
 
-SECONDS = 0.5  # of measuring each shape
-ENOUGH = 1.0  # seconds of a step from which on no larger batch is tried
-SHAPES = ((64, 32), (128, 16), (256, 8))  # channels and side of a ResNet-18's stages on CIFAR
+# Seconds of measuring each shape.
+SECONDS_PER_SHAPE = 0.5
+# Seconds of a step from which no larger batch is tried.
+LONG_STEP = 1.0
+# Channels and side of a ResNet-18's stages on CIFAR.
+STAGE_SHAPES = ((64, 32), (128, 16), (256, 8))
+CONVOLUTION_IMAGES = 64
 
 
 @dataclass(frozen=True)
 class Speed:
-    """A training step: images a second, and its share of the machine's best rate of convolutions."""
+    """A training step: images a second, and its share of the best rate of convolutions."""
 
     images: float
     share: float
 
 
-def convolutions(device: torch.device, dtype: torch.dtype = torch.float32) -> float:
-    """The best rate of 3x3 convolutions, channels-last, forward: FLOP/s."""
+def convolution_rate(device: torch.device, dtype: torch.dtype = torch.float32) -> float:
+    """Return the best rate of forward 3x3 channels-last convolutions, in FLOP/s."""
     best = 0.0
-    for channels, side in SHAPES:
-        shapes = (channels, channels, 3, 3), (64, channels, side, side)
-        weight, x = (
-            torch.randn(shape).to(device, dtype, memory_format=torch.channels_last)
-            for shape in shapes
-        )
+    layout = torch.channels_last
+    for channels, side in STAGE_SHAPES:
+        weight = torch.randn(channels, channels, 3, 3).to(device, dtype, memory_format=layout)
+        x = torch.randn(CONVOLUTION_IMAGES, channels, side, side)
+        x = x.to(device, dtype, memory_format=layout)
         torch.conv2d(x, weight, padding=1)
-        count, start = 0, cost.clock(device)
-        while time.perf_counter() - start < SECONDS:
+        count = 0
+        start = synchronised_time(device)
+        while time.perf_counter() - start < SECONDS_PER_SHAPE:
             torch.conv2d(x, weight, padding=1)
             count += 1
-        seconds = cost.clock(device) - start
+        seconds = synchronised_time(device) - start
         best = max(best, count * 2 * x.numel() * channels * 9 / seconds)
     return best
 
 
-def step(suite: Suite, device: torch.device, ceiling: float) -> Speed:
-    """Times RSLAD's step with the suite's first student and robust teacher on random images, not compiled nor captured."""
+def training_speed(suite: Suite, device: torch.device, peak_rate: float) -> Speed:
+    """Time a step of RSLAD with the suite's first student and its robust teacher.
+
+    Images are random, and nothing is compiled or captured. `peak_rate` is in FLOP/s.
+    """
     info = datasets.get(suite.datasets[0])
     student = models.build(suite.students[0], info).to(device)
     teacher = models.build(suite.teachers["robust"].arch, info).to(device)
-    flops = operations(student, teacher, info.shape, suite.inner_steps)
-    objective = TrainingModule(methods.load("rslad")(), student, {"robust": teacher}, 1).train()
-    acceleration.prepare(objective.nets, device)
+    operations = step_operations(student, teacher, info.shape, suite.inner_steps)
+    module = TrainingModule(methods.load("rslad")(), student, {"robust": teacher}, 1).train()
+    arrange_memory(module.nets, device)
     size, seconds = 0, 0.0
-    while seconds < ENOUGH and size < suite.training.batch:
-        size = min(8 * size or 1, suite.training.batch)
-        seconds = min(
-            once(objective, suite, size, device) for _ in range(2)
-        )  # the first may load libraries
-    return Speed(size / seconds, flops * size / seconds / ceiling)
+    while seconds < LONG_STEP and size < suite.training.batch:
+        size = min(max(8 * size, 1), suite.training.batch)
+        # The first step of a size may load libraries.
+        seconds = min(time_step(module, suite, size, device) for _ in range(2))
+    return Speed(size / seconds, operations * size / seconds / peak_rate)
 
 
-def operations(student: Net, teacher: Net, shape: tuple[int, ...], steps: int) -> int:
-    """FLOP of RSLAD's step for one image, in convolutions and products; a gradient for images alone is a forward pass."""
-    found = []
+def step_operations(student: Net, teacher: Net, shape: tuple[int, ...], steps: int) -> int:
+    """Return the FLOP of RSLAD's step for one image, in convolutions and matrix products.
+
+    A gradient for images alone costs as much as a forward pass, one for weights too twice that.
+    """
+    operations = []
     for net in (student, teacher):
+        x = torch.rand(1, *shape, device=next(net.parameters()).device)
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            net(torch.rand(1, *shape, device=next(net.parameters()).device))
-        found.append(int(counter.get_total_flops()))
-    return found[1] + found[0] * (2 * steps + 2 * 3)
+            net(x)
+        operations.append(int(counter.get_total_flops()))
+    of_student, of_teacher = operations
+    # Two outer passes of the student, each with a backward pass of twice the cost.
+    return of_teacher + of_student * (2 * steps + 2 * 3)
 
 
-def once(objective: TrainingModule, suite: Suite, size: int, device: torch.device) -> float:
-    """Seconds of a loss and its gradient."""
+def time_step(module: TrainingModule, suite: Suite, size: int, device: torch.device) -> float:
+    """Return the seconds of a loss and its gradient."""
     info = datasets.get(suite.datasets[0])
-    x, y = (
-        torch.rand(size, *info.shape, device=device),
-        torch.zeros(size, dtype=torch.long, device=device),
-    )
+    x = torch.rand(size, *info.shape, device=device)
+    y = torch.zeros(size, dtype=torch.long, device=device)
     budget = Budget(suite.eps, suite.inner_step, suite.inner_steps)
     batch = Batch(x, y, torch.arange(size, device=device), 0, 1, size, budget)
-    start = cost.clock(device)
-    terms = objective(batch, objective.attack(batch))
+    start = synchronised_time(device)
+    terms = module(batch, module.attack(batch))
     torch.stack([*terms.values()]).sum().backward()  # type: ignore[no-untyped-call]
-    return cost.clock(device) - start
+    return synchronised_time(device) - start
 
 
-def lines(suites: Iterable[Suite], device: torch.device) -> Iterator[str]:
-    """For people: the ceiling, then what each suite would cost."""
-    ceiling = convolutions(device)
-    said = f"{'convolutions':14}{ceiling / 1e9:,.0f} GFLOP/s in single precision"
-    if acceleration.has_bf16(device):
-        said += f", {convolutions(device, torch.bfloat16) / 1e9:,.0f} with --precision bf16"
-    yield said
+def speed_report(suites: Iterable[Suite], device: torch.device) -> Iterator[str]:
+    """Return lines for people: the peak rate, then what each suite would cost."""
+    peak_rate = convolution_rate(device)
+    line = f"{'convolutions':14}{peak_rate / 1e9:,.0f} GFLOP/s in single precision"
+    if has_bf16(device):
+        bf16_rate = convolution_rate(device, torch.bfloat16)
+        line += f", {bf16_rate / 1e9:,.0f} with --precision bf16"
+    yield line
     for suite in suites:
-        found, images = (
-            step(suite, device, ceiling),
-            suite.limit_train or datasets.get(suite.datasets[0]).num_train,
-        )
-        epoch = images / found.images
+        speed = training_speed(suite, device, peak_rate)
+        num_train = suite.limit_train or datasets.get(suite.datasets[0]).num_train
+        epoch = num_train / speed.images
+        student = format_duration(epoch * suite.training.epochs)
         yield (
-            f"{suite.name:14}{suite.students[0]}: {found.images:,.3g} images a second of RSLAD, {100 * found.share:.0f} % "
-            f"of that; an epoch {format_duration(epoch)}, training a student {format_duration(epoch * suite.training.epochs)}"
+            f"{suite.name:14}{suite.students[0]}: {speed.images:,.3g} images a second of RSLAD, "
+            f"{100 * speed.share:.0f} % of that; an epoch {format_duration(epoch)}, "
+            f"training a student {student}"
         )

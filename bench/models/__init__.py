@@ -1,12 +1,12 @@
 """The networks by name. No torch until one is built.
 
-resnet18, resnet18-w<k>     ResNet-18 with the CIFAR stem, first stage k channels wide (64 unless told)
-resnet<d>-w<k>              the three-stage CIFAR ResNet of depth d = 6n + 2, first stage k channels wide
+resnet18, resnet18-w<k>     ResNet-18 with the CIFAR stem, first stage k channels wide (default 64)
+resnet<d>-w<k>              three-stage CIFAR ResNet of depth d = 6n + 2, first stage k wide
 ...-s2                      either ResNet with a stem of stride 2, a quarter of the cost
 mobilenetv2                 MobileNetV2 for CIFAR
 preactresnet18              pre-activation ResNet-18; -w<k> as above
 wrn<d>-<k>                  WideResNet of depth d = 6n + 4 and widening factor k
-...-silu                    either of the last two in DeepMind's layout, with SiLU (Swish) for ReLU
+...-silu                    either of the last two as DeepMind's, with SiLU (Swish) for ReLU
 """
 
 from __future__ import annotations
@@ -34,75 +34,64 @@ EXAMPLES = (
     "wrn34-10",
     "wrn70-16-silu",
 )
-PATTERN = re.compile(
-    r"(?P<mobile>mobilenetv2)"
-    r"|(wrn(?P<wide>\d+)-(?P<factor>\d+)|preactresnet18(-w(?P<preact>\d+))?)(?P<silu>-silu)?"
-    r"|(resnet18(-w(?P<w18>\d+))?|resnet(?P<depth>\d+)-w(?P<width>\d+))(?P<stem>-s2)?"
-)
+# Checked in this order: "resnet18-w16" has the form of the last one too.
+PATTERNS = {
+    "mobilenetv2": re.compile("mobilenetv2"),
+    "wrn": re.compile(r"wrn(?P<depth>\d+)-(?P<width>\d+)(?P<silu>-silu)?"),
+    "preactresnet18": re.compile(r"preactresnet18(-w(?P<width>\d+))?(?P<silu>-silu)?"),
+    "resnet18": re.compile(r"resnet18(-w(?P<width>\d+))?(?P<stem>-s2)?"),
+    "resnet": re.compile(r"resnet(?P<depth>\d+)-w(?P<width>\d+)(?P<stem>-s2)?"),
+}
+# A depth is 6n plus this number of layers outside the blocks.
+LAYERS_OUTSIDE_BLOCKS = {"wrn": 4, "resnet": 2}
 
 
 def check(arch: str) -> None:
-    """Raises UsageError unless `build` would accept `arch`."""
-    _parse(arch)
+    """Raise UsageError unless `build` accepts `arch`."""
+    parse_name(arch)
 
 
 def build(arch: str, info: Dataset) -> Net:
-    """A freshly initialised network for a data set, with its normalisation inside. Raises UsageError for a bad name."""
-    family, sizes = _parse(arch)
-    if family.endswith("-silu"):
-        from bench.models import silu
+    """Build a freshly initialised network for a data set, with its normalisation inside.
 
-        return (silu.WideResNet if family == "wrn-silu" else silu.PreActResNet18)(info, *sizes)
-    if family == "wrn":
-        from bench.models.wideresnet import WideResNet
-
-        return WideResNet(info, *sizes)
-    if family == "preactresnet18":
-        from bench.models.preact import PreActResNet18
-
-        return PreActResNet18(info, *sizes)
+    Raise UsageError for a name that stands for no network.
+    """
+    family, depth, width, options = parse_name(arch)
     if family == "mobilenetv2":
         from bench.models.mobilenet import MobileNetV2
 
         return MobileNetV2(info)
+    if family in ("wrn", "preactresnet18"):
+        from bench.models import preactivation
+
+        silu = "silu" in options
+        if family == "wrn":
+            return preactivation.wide_resnet(info, depth, width, silu)
+        return preactivation.preact_resnet18(info, width, silu)
     from bench.models.resnet import ResNet
 
-    *shape, stem = sizes
-    if family == "resnet18":
-        return ResNet(info, blocks=(2, 2, 2, 2), width=shape[0], stem=stem)
-    return ResNet(info, blocks=((shape[0] - 2) // 6,) * 3, width=shape[1], stem=stem)
+    blocks = (2, 2, 2, 2) if family == "resnet18" else ((depth - 2) // 6,) * 3
+    return ResNet(info, blocks, width, stem=2 if "stem" in options else 1)
 
 
-def _parse(arch: str) -> tuple[str, tuple[int, ...]]:
-    """Family and its sizes."""
-    match = PATTERN.fullmatch(arch)
-    if not match:
-        raise unknown_name("model", arch, EXAMPLES)
-    part = match.groupdict()
-    if part["mobile"]:
-        return "mobilenetv2", ()
-    if part["wide"]:
-        return f"wrn{part['silu'] or ''}", (
-            _depth(arch, part["wide"], 4),
-            _positive(arch, part["factor"]),
-        )
-    if arch.startswith("preactresnet18"):
-        return f"preactresnet18{part['silu'] or ''}", (_positive(arch, part["preact"] or "64"),)
-    stem = 2 if part["stem"] else 1
-    if part["depth"] and part["depth"] != "18":
-        return "resnet", (_depth(arch, part["depth"], 2), _positive(arch, part["width"]), stem)
-    return "resnet18", (_positive(arch, part["w18"] or part["width"] or "64"), stem)
+def match_family(arch: str) -> tuple[str, dict[str, str | None]]:
+    """Return the family of a name and the parts of its pattern. Raise UsageError without one."""
+    for family, pattern in PATTERNS.items():
+        match = pattern.fullmatch(arch)
+        if match:
+            return family, match.groupdict()
+    raise unknown_name("model", arch, EXAMPLES)
 
 
-def _positive(arch: str, text: str) -> int:
-    if not 1 <= int(text) <= 1024:
+def parse_name(arch: str) -> tuple[str, int, int, set[str]]:
+    """Return family, depth (0 if fixed), width and the options "silu" and "stem" that are on."""
+    family, parts = match_family(arch)
+    depth = int(parts.get("depth") or 0)
+    width = int(parts.get("width") or 64)
+    outside = LAYERS_OUTSIDE_BLOCKS.get(family)
+    if outside and (not 6 + outside <= depth <= 1024 or (depth - outside) % 6):
+        form = f"6n + {outside}, such as {6 + outside}, and at most 1024"
+        raise UsageError(f"model {arch!r}: the depth must be {form}")
+    if not 1 <= width <= 1024:
         raise UsageError(f"model {arch!r}: the width must be between 1 and 1024")
-    return int(text)
-
-
-def _depth(arch: str, text: str, plus: int) -> int:
-    if not 6 + plus <= int(text) <= 1024 or (int(text) - plus) % 6:
-        raise UsageError(
-            f"model {arch!r}: the depth must be 6n + {plus}, such as {6 + plus}, and at most 1024"
-        )
-    return int(text)
+    return family, depth, width, {name for name in ("silu", "stem") if parts.get(name)}

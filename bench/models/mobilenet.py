@@ -1,7 +1,8 @@
 """MobileNetV2 for small images: the first two strides are 1.
 
-Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks", CVPR 2018. Parameter names are those of the
-CIFAR version that this literature shares; like it, a block of stride 1 that changes the channels has a 1x1 shortcut.
+Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks", CVPR 2018. Parameter
+names are those of the CIFAR version that this literature shares; like it, a block of stride 1 that
+changes the channels has a 1x1 shortcut.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from bench.datasets import Dataset
 from methods.base import Net
 
-# expansion, channels, blocks, stride of the first
+# Expansion, channels, blocks, stride of the first block.
 STAGES = (
     (1, 16, 1, 1),
     (6, 24, 2, 1),
@@ -39,15 +40,16 @@ class Block(nn.Module):
         self.bn3 = nn.BatchNorm2d(outputs)
         self.shortcut = nn.Sequential()
         if self.residual and inputs != outputs:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs)
-            )
+            conv = nn.Conv2d(inputs, outputs, 1, bias=False)
+            self.shortcut = nn.Sequential(conv, nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         inner = F.relu_(self.bn1(self.conv1(x)))
         inner = F.relu_(self.bn2(self.conv2(inner)))
         out: Tensor = self.bn3(self.conv3(inner))
-        return out.add_(self.shortcut(x)) if self.residual else out
+        if self.residual:
+            return out.add_(self.shortcut(x))
+        return out
 
 
 class MobileNetV2(Net):
@@ -59,12 +61,13 @@ class MobileNetV2(Net):
         self.width = 1280
         self.conv1 = nn.Conv2d(info.shape[0], 32, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(32)
-        blocks, inputs = [], 32
+        inputs = 32
+        self.layers = nn.Sequential()
         for expansion, channels, count, stride in STAGES:
-            for i in range(count):
-                blocks.append(Block(inputs, channels, expansion, stride if i == 0 else 1))
-                inputs = channels
-        self.layers = nn.Sequential(*blocks)
+            self.layers.append(Block(inputs, channels, expansion, stride))
+            for _ in range(count - 1):
+                self.layers.append(Block(channels, channels, expansion, 1))
+            inputs = channels
         self.conv2 = nn.Conv2d(inputs, self.width, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(self.width)
         self.linear = nn.Linear(self.width, self.num_classes)

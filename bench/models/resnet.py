@@ -1,7 +1,7 @@
 """ResNets for small images: stem of one 3x3 convolution, no pooling after it.
 
-He et al., "Deep Residual Learning for Image Recognition", CVPR 2016. Parameter names are those of the CIFAR ResNet-18
-that this literature shares, so that its checkpoints load.
+He et al., "Deep Residual Learning for Image Recognition", CVPR 2016. Parameter names are those of
+the CIFAR ResNet-18 that this literature shares, so that its checkpoints load.
 """
 
 from __future__ import annotations
@@ -24,9 +24,8 @@ class Block(nn.Module):
         self.bn2 = nn.BatchNorm2d(outputs)
         self.shortcut = nn.Sequential()
         if stride != 1 or inputs != outputs:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
-            )
+            conv = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+            self.shortcut = nn.Sequential(conv, nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu_(self.bn1(self.conv1(x)))
@@ -34,9 +33,9 @@ class Block(nn.Module):
 
 
 class ResNet(Net):
-    """Stages of `blocks` blocks; each stage after the first halves the image and doubles the channels.
+    """Stages of `blocks` blocks; each after the first halves the image and doubles the channels.
 
-    `stem` is the stride of the first convolution: 2 makes a network of about a quarter of the cost.
+    stem: stride of the first convolution; 2 makes a network of about a quarter of the cost.
     """
 
     def __init__(self, info: Dataset, blocks: tuple[int, ...], width: int, stem: int = 1) -> None:
@@ -47,12 +46,14 @@ class ResNet(Net):
         self.bn1 = nn.BatchNorm2d(width)
         self.stages = len(blocks)
         inputs = width
+        stride = 1
         for stage, count in enumerate(blocks):
             outputs = width * 2**stage
-            layer = [Block(inputs, outputs, 1 if stage == 0 else 2)]
-            layer += [Block(outputs, outputs, 1) for _ in range(count - 1)]
-            self.add_module(f"layer{stage + 1}", nn.Sequential(*layer))
-            inputs = outputs
+            layer = nn.Sequential(Block(inputs, outputs, stride))
+            for _ in range(count - 1):
+                layer.append(Block(outputs, outputs, 1))
+            self.add_module(f"layer{stage + 1}", layer)
+            inputs, stride = outputs, 2
         self.linear = nn.Linear(self.width, self.num_classes)
 
     def features(self, x: Tensor) -> Tensor:

@@ -1,10 +1,11 @@
-"""A Spec says everything that can alter a result; its hash names the run. No torch here."""
+"""The spec of a run: everything that can alter its result. Its hash names the run."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,15 +15,18 @@ from leaderboards.schema import fields
 
 @dataclass(frozen=True)
 class Spec:
-    """One training run and its evaluation: a cell of the grid, resolved to plain values."""
+    """One training run and its evaluation, resolved to plain values."""
 
-    suite: str  # name@version
+    # name@version
+    suite: str
     role: Literal["student", "teacher"]
     dataset: str
     arch: str
     method: str
-    hyper: dict[str, Any]  # the method's hyper-parameters, all of them
-    teachers: dict[str, str]  # role -> identity, which ends in a hash
+    # All hyper-parameters of the method.
+    hyper: dict[str, Any]
+    # Role -> identity, which ends in a hash.
+    teachers: dict[str, str]
     seed: int
     training: Training
     eps: float
@@ -35,41 +39,42 @@ class Spec:
     limit_val: int | None = None
     limit_test: int | None = None
     limit_aa: int | None = None
-    tuned: int = 0  # trials of the search that found its values: a tuned row is another, also where the defaults won
+    # Trials of the search that found the values. A tuned row is another row, also where the
+    # defaults won.
+    tuned: int = 0
 
     @property
     def id(self) -> str:
-        """The first 16 hex digits of the SHA-256 of the canonical JSON: equal specs, equal names."""
+        """The first 16 hex digits of the SHA-256 of the canonical JSON."""
         return hashlib.sha256(self.json().encode()).hexdigest()[:16]
 
     def json(self) -> str:
-        """Canonical; `tuned` only where there was a search, so that records from before it existed keep their names."""
+        """Return the canonical JSON."""
         values = dataclasses.asdict(self)
-        return json.dumps(
-            values if self.tuned else {k: v for k, v in values.items() if k != "tuned"},
-            sort_keys=True,
-        )
+        if not self.tuned:
+            # Records from before there were searches keep their names.
+            del values["tuned"]
+        return json.dumps(values, sort_keys=True)
 
     @property
     def teacher(self) -> str:
         """The teachers' names without their hashes, for people."""
-        return fields.taught_by(self.teachers)
+        return fields.join_teachers(self.teachers)
 
     @property
     def label(self) -> str:
-        """A short name for people, unique among the cells of a grid but for the variant."""
+        """A short name for people, unique in a grid except for the variant."""
         return f"{self.dataset} {self.arch} {self.method} seed {self.seed}"
 
     def flat(self) -> dict[str, Any]:
-        """One level, for MLflow's parameters: nested names are joined by dots."""
-        return dict(_flatten("", dataclasses.asdict(self)))
+        """Return one level for MLflow's parameters. Dots join nested names."""
+        return dict(flatten_names("", dataclasses.asdict(self)))
 
 
-def _flatten(prefix: str, value: Any) -> list[tuple[str, Any]]:
-    if not isinstance(value, dict):
-        return [(prefix, value)]
-    return [
-        pair
-        for key, item in value.items()
-        for pair in _flatten(f"{prefix}.{key}" if prefix else key, item)
-    ]
+def flatten_names(prefix: str, values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield (dotted name, value) for each leaf of nested dictionaries."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from flatten_names(f"{prefix}{key}.", value)
+        else:
+            yield f"{prefix}{key}", value

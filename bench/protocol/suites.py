@@ -11,10 +11,23 @@ from typing import Literal
 
 from bench.system.errors import unknown_name
 
+# Share of the steps in which the one-cycle schedule rises.
+RISING_SHARE = 0.3
+# Fields of a suite that a run records as parameters of the same name.
+RECORDED_FIELDS = (
+    *("eps", "inner_step", "inner_steps", "attacks"),
+    *("limit_train", "limit_val", "limit_test", "limit_aa"),
+)
+
 
 @dataclass(frozen=True)
 class Training:
-    """How every network of a suite is trained, teacher and students alike."""
+    """How every network of a suite is trained, teacher and students alike.
+
+    milestones, swa_start: fractions of the epochs; at each milestone the rate falls tenfold.
+    averaging: the averages of the weights kept beside best and last. validate_every: epochs.
+    awp: size of the adversarial weight perturbation, relative to the weights.
+    """
 
     epochs: int
     batch: int = 128
@@ -22,68 +35,71 @@ class Training:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     schedule: Literal["multistep", "onecycle"] = "multistep"
-    milestones: tuple[float, ...] = (
-        0.5,
-        0.75,
-    )  # fractions of the epochs; the rate falls tenfold at each
-    averaging: tuple[str, ...] = (
-        "ema",
-        "swa",
-    )  # which averages of the weights are kept beside best and last
+    milestones: tuple[float, ...] = (0.5, 0.75)
+    averaging: tuple[str, ...] = ("ema", "swa")
     ema_decay: float = 0.999
-    swa_start: float = 0.5  # fraction of the epochs
-    validate_every: int = 1  # epochs
-    awp: float = 0.0  # size of the adversarial weight perturbation, relative to the weights
+    swa_start: float = 0.5
+    validate_every: int = 1
+    awp: float = 0.0
 
     def rate(self, step: int, steps: int) -> float:
-        """The learning rate of step `step` of `steps` in all: it falls at the milestones, or rises and falls once."""
-        at = step / steps
+        """Return the learning rate of one of `steps` steps.
+
+        The rate falls at the milestones, or rises and falls once.
+        """
+        progress = step / steps
         if self.schedule == "multistep":
-            return self.lr * math.prod(0.1 for milestone in self.milestones if at >= milestone)
-        rise = 0.3
-        return self.lr * min((at + 1 / steps) / rise, (1 - at) / (1 - rise), 1.0)
+            falls = [0.1 for milestone in self.milestones if progress >= milestone]
+            return self.lr * math.prod(falls)
+        rising = (progress + 1 / steps) / RISING_SHARE
+        falling = (1 - progress) / (1 - RISING_SHARE)
+        return self.lr * min(rising, falling, 1.0)
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """A teacher to train on first use: a run of a teacher-free method."""
+    """A teacher to train on first use: a run of a teacher-free method.
+
+    limit_aa: AutoAttack on the first test images only; None takes the suite's number.
+    """
 
     arch: str
     method: str
     training: Training
-    limit_aa: int | None = (
-        None  # AutoAttack on the first so many test images; the suite's number unless stated
-    )
+    limit_aa: int | None = None
 
 
 @dataclass(frozen=True)
 class Suite:
-    """One protocol: data, networks, threat model, training, evaluation, seeds."""
+    """One protocol: data, networks, threat model, training, evaluation, seeds.
+
+    teachers: by role; methods distil from "robust" unless told otherwise. eps, inner_step: in
+    pixel units of [0, 1], eps for training and evaluation. full_checkpoints: those that get every
+    attack; the others get all but AutoAttack. limit_...: the first images of a split;
+    limit_aa: test images for AutoAttack.
+    """
 
     name: str
     version: int
     about: str
     datasets: tuple[str, ...]
     students: tuple[str, ...]
-    teachers: dict[
-        str, Teacher
-    ]  # by role; "robust" is the one that methods distil from unless told otherwise
+    teachers: dict[str, Teacher]
     training: Training
-    eps: float  # l-inf radius, pixel units of [0, 1], for training and evaluation
+    eps: float
     inner_step: float
     inner_steps: int
     attacks: tuple[str, ...] = ("fgsm", "pgd20", "pgd20_trades", "cw_inf", "aa")
-    full_checkpoints: tuple[str, ...] = (
-        "best",
-    )  # these get every attack; the others all but AutoAttack
+    full_checkpoints: tuple[str, ...] = ("best",)
     limit_train: int | None = None
     limit_val: int | None = None
     limit_test: int | None = None
-    limit_aa: int | None = None  # AutoAttack on the first so many test images
+    limit_aa: int | None = None
     seeds: tuple[int, ...] = (0,)
 
     @property
     def id(self) -> str:
+        """Name and version, "digits@3"."""
         return f"{self.name}@{self.version}"
 
 
@@ -92,7 +108,8 @@ QUICK = Training(epochs=30, batch=64, lr=0.2, schedule="onecycle", ema_decay=0.9
 DIGITS = Suite(
     name="digits",
     version=3,
-    about="scikit-learn's 8x8 scanned digits, two tiny students: nothing to download, minutes on a laptop",
+    about="scikit-learn's 8x8 scanned digits, two tiny students: "
+    "nothing to download, minutes on a laptop",
     datasets=("digits",),
     students=("resnet8-w4", "resnet8-w8"),
     teachers={
@@ -110,7 +127,8 @@ MINI = Training(epochs=10, lr=0.1, schedule="onecycle", ema_decay=0.99)
 CIFAR_MINI = Suite(
     name="cifar-mini",
     version=2,
-    about="10,000 training and 1,000 test images of CIFAR-10, a small student: a quarter of an hour on two CPU cores",
+    about="10,000 training and 1,000 test images of CIFAR-10, a small student: "
+    "a quarter of an hour on two CPU cores",
     datasets=("cifar10",),
     students=("resnet8-w16-s2",),
     teachers={
@@ -132,7 +150,8 @@ LONG = Training(epochs=200, milestones=(0.5, 0.75), ema_decay=0.9995)
 CIFAR = Suite(
     name="cifar",
     version=2,
-    about="CIFAR-10 and CIFAR-100 in full, ResNet-18 and MobileNetV2, 200 epochs, ResNet-18 teacher: for a GPU",
+    about="CIFAR-10 and CIFAR-100 in full, ResNet-18 and MobileNetV2, 200 epochs, "
+    "ResNet-18 teacher: for a GPU",
     datasets=("cifar10", "cifar100"),
     students=("resnet18", "mobilenetv2"),
     teachers={
@@ -172,29 +191,25 @@ SUITES = {suite.name: suite for suite in (DIGITS, CIFAR_MINI, CIFAR, CIFAR_FAST,
 
 
 def protocol(experiment: str) -> dict[str, str]:
-    """What a student of a suite ("digits@3") records as parameters, unless told otherwise; {} for one not known here."""
-    suite = next((suite for suite in SUITES.values() if suite.id == experiment), None)
-    if not suite:
+    """Return the parameters that a student of "digits@3" records unless told otherwise.
+
+    A suite or version that is not known here gives {}.
+    """
+    for suite in SUITES.values():
+        if suite.id == experiment:
+            break
+    else:
         return {}
-    values = {f"training.{name}": value for name, value in asdict(suite.training).items()}
-    shared = (
-        "eps",
-        "inner_step",
-        "inner_steps",
-        "attacks",
-        "limit_train",
-        "limit_val",
-        "limit_test",
-        "limit_aa",
-    )
-    return {
-        name: str(value)
-        for name, value in (values | {name: getattr(suite, name) for name in shared}).items()
-    }
+    parameters = {}
+    for name, value in asdict(suite.training).items():
+        parameters[f"training.{name}"] = str(value)
+    for name in RECORDED_FIELDS:
+        parameters[name] = str(getattr(suite, name))
+    return parameters
 
 
 def get(name: str) -> Suite:
-    """The suite called `name`; raises UsageError for an unknown one."""
+    """Return the suite called `name`. Raise UsageError for an unknown one."""
     if name not in SUITES:
         raise unknown_name("suite", name, SUITES)
     return SUITES[name]

@@ -1,11 +1,13 @@
-"""A tuned configuration as a small TOML file: written by `tune`, read by `run --config`. No torch here."""
+"""A tuned configuration as a small TOML file: `tune` writes it, `run --config` reads it.
+
+No torch here.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
-import os
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,21 +15,21 @@ from typing import Any
 
 from bench.protocol import suites
 from bench.system.errors import BenchError, UsageError
+from bench.system.files import write_atomically
 
-TRAINING = {
-    "lr": 100.0,
-    "momentum": 1.0,
-    "weight_decay": 1.0,
-}  # what a configuration may set -> the most that it may be
-PLACE = ("method", "suite", "dataset", "student", "teacher")
+# What a configuration may set of the training -> the largest value allowed.
+TRAINING = {"lr": 100.0, "momentum": 1.0, "weight_decay": 1.0}
+NAMES = ("method", "suite", "dataset", "student", "teacher")
+TABLES = ("hyper", "training", "provenance")
 
 
 @dataclass(frozen=True)
 class TunedConfig:
-    """What to run, the values that were found, and how they were found."""
+    """What to run, the values of the best trial, and how it came about."""
 
     method: str
-    suite: str  # name@version
+    # name@version
+    suite: str
     dataset: str
     student: str
     teacher: str
@@ -37,90 +39,90 @@ class TunedConfig:
 
     @property
     def trials(self) -> int:
-        """How many trials it cost."""
+        """How many trials the search took."""
         return int(self.provenance.get("trials", 0))
 
     @property
     def digest(self) -> str:
         """Four hex digits, the same for the same values alone."""
-        return hashlib.sha256(
-            json.dumps([self.hyper, self.training], sort_keys=True).encode()
-        ).hexdigest()[:4]
+        text = json.dumps([self.hyper, self.training], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:4]
 
     @property
     def label(self) -> str:
-        """Its name in tables."""
+        """The name of the configuration in tables."""
         return f"tuned, {self.trials} trials, {self.digest}"
 
     @property
     def flags(self) -> dict[str, str]:
         """The options of `run` that the file stands for."""
-        return {name: getattr(self, name) for name in PLACE} | {
-            "suite": self.suite.partition("@")[0]
-        }
+        options = {name: getattr(self, name) for name in NAMES}
+        options["suite"] = self.suite.partition("@")[0]
+        return options
 
 
 def write(path: Path, config: TunedConfig) -> None:
-    """Raises BenchError where it cannot be written."""
+    """Write a configuration. Raise BenchError where that fails."""
     import tomli_w
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(
-            f"{path.name}.{os.getpid()}.part"
-        )  # several processes may end a search together
-        part.write_text(tomli_w.dumps(dataclasses.asdict(config)), encoding="utf-8")
-        part.replace(path)
+        write_atomically(path, tomli_w.dumps(dataclasses.asdict(config)).encode())
     except OSError as error:
         raise BenchError(f"cannot write {str(path)!r}: {error.strerror}") from error
 
 
 def read(path: Path) -> TunedConfig:
-    """Raises UsageError for a file that is no configuration, or one for another version of its suite."""
+    """Read a configuration.
+
+    Raises:
+        UsageError: the file is no configuration, or it is for another version of its suite.
+    """
+    flag = f"--config {str(path)!r}"
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-        config = TunedConfig(**content)
+        config = TunedConfig(**tomllib.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
-        raise UsageError(f"--config {str(path)!r}: {error.strerror}") from error
+        raise UsageError(f"{flag}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"--config {str(path)!r} is no TOML file: {error}") from error
+        raise UsageError(f"{flag} is no TOML file: {error}") from error
     except TypeError as error:
-        said = str(error).removeprefix("TunedConfig.__init__() ")
-        raise UsageError(f"--config {str(path)!r} is no configuration: {said}") from error
-    if wrong := fault(config):
-        raise UsageError(f"--config {str(path)!r}: {wrong}")
+        message = str(error).removeprefix("TunedConfig.__init__() ")
+        raise UsageError(f"{flag} is no configuration: {message}") from error
+    fault = config_fault(config)
+    if fault:
+        raise UsageError(f"{flag}: {fault}")
     return config
 
 
-def fault(config: TunedConfig) -> str:
-    """What is wrong with a configuration; "" if nothing is."""
-    for name in PLACE:
+def config_fault(config: TunedConfig) -> str:
+    """Return what is wrong with a configuration, "" if nothing is."""
+    for name in NAMES:
         value = getattr(config, name)
         if not isinstance(value, str) or not value:
             return f"{name} = {value!r} is no name"
-    if not all(
-        isinstance(getattr(config, name), dict) for name in ("hyper", "training", "provenance")
-    ):
-        return "hyper, training and provenance are tables"
+    for name in TABLES:
+        if not isinstance(getattr(config, name), dict):
+            return "hyper, training and provenance are tables"
     suite = suites.get(config.suite.partition("@")[0])
     if suite.id != config.suite:
         return f"found under {config.suite}, and this is {suite.id}: tune again"
     for name, value in config.training.items():
         if name not in TRAINING:
             return f"training.{name}: choose from {', '.join(TRAINING)}"
-        if wrong := setting_fault(name, value):
-            return f"training.{wrong}"
+        fault = setting_fault(name, value)
+        if fault:
+            return f"training.{fault}"
     trials = config.provenance.get("trials", 1)
-    return (
-        ""
-        if type(trials) is int and trials > 0
-        else f"provenance.trials = {trials!r}: a whole number, 1 or more"
-    )
+    if type(trials) is not int or trials < 1:
+        return f"provenance.trials = {trials!r}: a whole number, 1 or more"
+    return ""
 
 
 def setting_fault(name: str, value: Any) -> str:
-    """What is wrong with a value of a setting in TRAINING; "" if nothing is."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if number and 0 <= value <= TRAINING[name] and (value or name != "lr"):
-        return ""
-    return f"{name} = {value!r}: {'more than 0 and' if name == 'lr' else 'not negative and'} at most {TRAINING[name]:g}"
+    """Return what is wrong with a value of a setting in TRAINING, "" if nothing is."""
+    largest = TRAINING[name]
+    lower_bound = "more than 0 and" if name == "lr" else "not negative and"
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not 0 <= value <= largest or (name == "lr" and value == 0):
+        return f"{name} = {value!r}: {lower_bound} at most {largest:g}"
+    return ""

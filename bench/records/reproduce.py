@@ -1,4 +1,4 @@
-"""Whether the numbers of a record come out again when its checkpoint is evaluated anew."""
+"""A check that a record's numbers come out again when its checkpoint is evaluated."""
 
 from __future__ import annotations
 
@@ -7,105 +7,96 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from bench.execution import job
-from bench.execution.executors import data_arguments, dataset_loader
-from bench.models import checkpoint
+from bench.execution import evaluation
+from bench.execution.inputs import data_loader
+from bench.models.checkpoint import load
 from bench.protocol.spec import Spec
-from bench.system import environment
+from bench.system.environment import describe_environment, resolve_device
 from bench.system.progress import Progress
 from leaderboards.read import artifacts, verdicts
 from leaderboards.read.store import collect
-from leaderboards.schema.record import AGREE, Record, RecordError
-from leaderboards.stats.rank import Flags
+from leaderboards.schema.record import ACCURACY_TOLERANCE, Record, RecordError, Verdicts
 
 COUNTS = ("test/n", "test/aa_n")
-ELSEWHERE = 0.005  # share of the images whose verdict another machine or library may turn by rounding; the same: none
+ROUNDING_SHARE = 0.005  # of the images: rounding differs between machines and libraries
 
 
-def verify(
-    found: Record,
-    spec: Spec,
-    tracking_uri: str,
-    checkpoint_file: Path | None,
-    data_root: Path,
-    device_name: str,
+def reproduce(
+    record: Record, spec: Spec, uri: str, *, checkpoint: Path | None, data_root: Path, device: str
 ) -> str:
-    """Evaluates the best checkpoint again as the spec says; returns what was compared.
+    """Evaluate the best checkpoint again as the spec says; return what was compared.
 
-    Raises RecordError where the numbers differ by more images than they may, or nothing could be compared, and BenchError
-    for a checkpoint or data that are not as stated.
+    `uri` is of the store with the checkpoint, if it is not in a file. Raise RecordError if too many
+    images differ or nothing could be compared, BenchError for another checkpoint than stated.
     """
-    sha256 = found.checksums.get("best", "")
+    sha256 = record.checksums.get("best", "")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        path = checkpoint_file or fetched(tracking_uri, sha256, folder / "best.pt")
+        path = checkpoint or fetch_checkpoint(uri, sha256, folder / "best.pt")
         if not path or not sha256:
-            raise RecordError(
-                f"not verified: no checkpoint {sha256[:16]}... here; give it with --checkpoint FILE"
-            )
-        data = dataset_loader(data_root)(*data_arguments(spec))
-        used = found.environment.get("data")
-        if not isinstance(used, dict) or used.get("sha256") != data.sha256:
-            raise RecordError(
-                f"not verified: it states other data than those here, {data.sha256[:16]}..."
-            )
-        device = environment.resolve_device(device_name)
-        net = checkpoint.load(path, spec.arch, data.info, sha256).to(device)
-        (folder / verdicts.FILE).parent.mkdir()
-        stem = folder / verdicts.FILE.removesuffix("_aa.npz")
+            missing = f"no checkpoint {sha256[:16]}... here; give it with --checkpoint FILE"
+            raise RecordError(f"not verified: {missing}")
+        data = data_loader(data_root)(spec)
+        stated = record.environment.get("data")
+        if not isinstance(stated, dict) or stated.get("sha256") != data.sha256:
+            digest = f"{data.sha256[:16]}..."
+            raise RecordError(f"not verified: it states other data than those here, {digest}")
+        torch_device = resolve_device(device)
+        net = load(path, spec.arch, data.info, sha256).to(torch_device)
+        (folder / verdicts.VERDICTS_FILE).parent.mkdir()
+        stem = folder / verdicts.VERDICTS_FILE.removesuffix("_aa.npz")
+        full = "best" in spec.full_checkpoints
         with Progress([(0.0, 0.0)]) as progress:
-            progress.start(found.name)
-            values, flags = job.evaluate_checkpoint(
-                net, spec, data.test, "best" in spec.full_checkpoints, stem, progress.tick
+            progress.start(record.file_name)
+            values, flags = evaluation.evaluate_checkpoint(
+                net, spec, data.test, full, stem, progress.tick
             )
-        here = environment.describe_environment(device)
-        share = 0.0 if here.items() <= found.environment.items() else ELSEWHERE
-        again = {
-            f"test/{name}": value for name, value in values.items() if not name.startswith("cost/")
-        }
-        told = json.loads(found.tags.get("flags") or "{}")
-        if hidden := sorted(flags.keys() - told.keys()):
-            raise RecordError(
-                f"not reproduced: it does not have the flag {hidden[0]}, {flags[hidden[0]]}"
-            )
-        return compare(
-            found, again, verdicts.of(folder.as_uri()) if "aa" in values else None, share
-        )
+        survived = verdicts.read_verdicts(folder.as_uri()) if "aa" in values else None
+    new_flags = sorted(flags.keys() - json.loads(record.tags.get("flags") or "{}").keys())
+    if new_flags:
+        flag = f"{new_flags[0]}, {flags[new_flags[0]]}"
+        raise RecordError(f"not reproduced: it does not have the flag {flag}")
+    share = ROUNDING_SHARE
+    if describe_environment(torch_device).items() <= record.environment.items():
+        share = 0.0
+    metrics = {f"test/{name}": x for name, x in values.items() if not name.startswith("cost/")}
+    return compare_results(record, metrics, survived, share)
 
 
-def fetched(tracking_uri: str, sha256: str, path: Path) -> Path | None:
-    """The checkpoint with this checksum, copied from the artifacts of a finished run to `path`; None if there is none."""
+def fetch_checkpoint(tracking_uri: str, sha256: str, path: Path) -> Path | None:
+    """Copy the checkpoint with a checksum from the store to `path`; None if there is none."""
     runs = collect(tracking_uri)
     for uri in runs.loc[runs["sha256.best"] == sha256, "artifact_uri"]:
-        with suppress(Exception):  # a run that was imported has no checkpoint
-            path.write_bytes(artifacts.read(uri, "checkpoints/best.pt"))
+        # An imported run has no checkpoint.
+        with suppress(Exception):
+            path.write_bytes(artifacts.read_artifact(uri, "checkpoints/best.pt"))
             return path
     return None
 
 
-def compare(found: Record, again: dict[str, float], survived: Flags | None, share: float) -> str:
-    """Raises RecordError unless accuracies and verdicts are those of the record, up to a share of the images."""
-    told = {name: value for name, value in found.metrics.items() if name.startswith("test/")}
-    if odd := sorted(told.keys() ^ again.keys()):
-        raise RecordError(
-            f"not reproduced: {odd[0]} is in one of the record and its evaluation here"
-        )
-    for name, value in again.items():
-        images = (
-            again.get("test/aa_n", again["test/n"])
-            if name in ("test/aa", "test/worst")
-            else again["test/n"]
-        )
-        may = 0.0 if name in COUNTS else int(share * images) / images
-        if abs(value - told[name]) > may + AGREE:
-            raise RecordError(
-                f"not reproduced: {name} is {value:.4f} here, recorded {told[name]:.4f}"
-            )
-    turned = 0
+def compare_results(
+    record: Record, metrics: dict[str, float], survived: Verdicts | None, share: float
+) -> str:
+    """Compare with a record. Raise RecordError if more than a share of the images differ."""
+    recorded = {name: value for name, value in record.metrics.items() if name.startswith("test/")}
+    unmatched = sorted(recorded.keys() ^ metrics.keys())
+    if unmatched:
+        raise RecordError(f"not reproduced: {unmatched[0]} is in one of record and evaluation")
+    for name, value in metrics.items():
+        images = metrics["test/n"]
+        if name in ("test/aa", "test/worst"):
+            images = metrics.get("test/aa_n", images)
+        tolerance = int(share * images) / images
+        if name in COUNTS:
+            tolerance = 0.0
+        if abs(value - recorded[name]) > tolerance + ACCURACY_TOLERANCE:
+            numbers = f"{name} is {value:.4f} here, recorded {recorded[name]:.4f}"
+            raise RecordError(f"not reproduced: {numbers}")
+    differing = 0
     if survived is not None:
-        turned = int((survived != found.survived).sum())
-        if turned > int(share * survived.size):
-            raise RecordError(
-                f"not reproduced: AutoAttack's verdict differs on {turned} of {survived.size} images"
-            )
-    return f"reproduced {len(again)} numbers; verdicts of AutoAttack differ on {turned} images"
+        differing = int((survived != record.survived).sum())
+        if differing > int(share * survived.size):
+            count = f"{differing} of {survived.size} images"
+            raise RecordError(f"not reproduced: AutoAttack's verdict differs on {count}")
+    verdicts_text = f"verdicts of AutoAttack differ on {differing} images"
+    return f"reproduced {len(metrics)} numbers; {verdicts_text}"

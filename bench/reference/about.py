@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import methods
-from leaderboards.schema.about import About, Parameter
+from leaderboards.schema.method_card import HyperParameter, MethodCard
 
 if TYPE_CHECKING:
     from methods.base import Method
@@ -26,25 +26,24 @@ FILE = Path(__file__).with_name("methods.json")
 
 
 @cache
-def describe_method(name: str) -> About | None:
+def describe_method(name: str) -> MethodCard | None:
     """Return what the method `name` is; None if it is unknown or its plugin cannot be used."""
     entry = json.loads(FILE.read_text(encoding="utf-8")).get(name)
     if entry:
-        parameters = tuple(Parameter(**parameter) for parameter in entry["parameters"])
-        return About(entry["title"], entry["formula"], entry["source"], parameters)
-    # Nobody asked for this plugin by name, so a process of its own tries the import first.
-    if name not in methods.plugins() or methods.fault(name):
+        parameters = tuple(HyperParameter(**parameter) for parameter in entry["parameters"])
+        return MethodCard(entry["title"], entry["formula"], entry["source"], parameters)
+    if name not in methods.plugins() or methods.plugin_fault(name):
         return None
     return describe_class(methods.load(name))
 
 
-def describe_class(method: type[Method]) -> About:
+def describe_class(method: type[Method]) -> MethodCard:
     """Return title, formula, source and hyper-parameters of a method, from its docstrings."""
     title, source = module_text(method)
     # A quirk is no hyper-parameter: it only switches to what the authors' script does.
     fields = [field for field in dataclasses.fields(method) if not field.metadata["quirk"]]
     parameters = tuple(describe_field(field) for field in fields)
-    return About(one_line(title), cleandoc(method.__doc__ or ""), one_line(source), parameters)
+    return MethodCard(one_line(title), cleandoc(method.__doc__ or ""), one_line(source), parameters)
 
 
 def module_text(method: type[Method]) -> tuple[str, str]:
@@ -53,7 +52,7 @@ def module_text(method: type[Method]) -> tuple[str, str]:
     return title, source
 
 
-def describe_field(field: Field[Any]) -> Parameter:
+def describe_field(field: Field[Any]) -> HyperParameter:
     """Return a hyper-parameter as text."""
     search, default = field.metadata["search"], str(field.default)
     if isinstance(field.default, float) and len(default) > 10:
@@ -67,7 +66,7 @@ def describe_field(field: Field[Any]) -> Parameter:
     else:
         scale = ", logarithmic" if search["log"] else ""
         searched = f"{search['low']:g} to {search['high']:g}{scale}"
-    return Parameter(field.name, default, searched, field.metadata["help"])
+    return HyperParameter(field.name, default, searched, field.metadata["help"])
 
 
 def one_line(text: str) -> str:

@@ -43,7 +43,7 @@ def table_row(name: str, method: type[Method]) -> str:
     """Return a method's line of the table: teachers, passes and what `--official` sets."""
     case = method()
     passes = count_passes(case)
-    columns = [f"[{name}](#{name})", ", ".join(case.requires) or "none"]
+    columns = [f"[{name}](#{name})", ", ".join(case.teacher_roles) or "none"]
     for role in ("student", "teacher"):
         columns.append(f"{passes[role, 'forward']:g} + {passes[role, 'backward']:g}")
     names = [field.name for field in official_fields(method)]

@@ -1,4 +1,4 @@
-"""Databases by their addresses: files of SQLite, and those that several processes may open while still empty."""
+"""Databases by their addresses: the file of a SQLite database, a lock, no password in messages."""
 
 from __future__ import annotations
 
@@ -14,23 +14,29 @@ CONNECT_SECONDS = 20
 SQLITE = re.compile(r"sqlite(?:\+\w+)?://(?:/?(?:file:)?([^?]*))(?:\?(.*))?")
 
 
-def file_of(address: str) -> Path | None:
-    """The file of a SQLite database; None for any other kind. Raises BenchError for one in memory, which would be lost."""
-    found = SQLITE.fullmatch(address)
-    if not found:
+def redact_password(text: str) -> str:
+    """Remove users and passwords from the addresses in a text."""
+    text = re.sub(r"//[^@/\s]*@", "//", text)
+    return re.sub(r"(password=)[^&\s]*", r"\1***", text)
+
+
+def sqlite_file(address: str) -> Path | None:
+    """Return the file of a SQLite database, None for others; raise BenchError if in memory."""
+    match = SQLITE.fullmatch(address)
+    if not match:
         return None
-    if found[1] in ("", ":memory:") or "mode=memory" in (found[2] or ""):
-        raise BenchError(
-            f"{address} is no file but a database in memory, which ends with the program: sqlite:///FILE"
-        )
-    return Path(found[1])
+    file, options = match[1], match[2] or ""
+    if file in ("", ":memory:") or "mode=memory" in options:
+        advice = "which ends with the program: sqlite:///FILE"
+        raise BenchError(f"{address} is no file but a database in memory, {advice}")
+    return Path(file)
 
 
 @contextmanager
-def alone_on(address: str, purpose: str = "open") -> Iterator[None]:
-    """Holds an advisory lock of a PostgreSQL database, which hosts without a common folder see too; nothing elsewhere.
+def lock_database(address: str, purpose: str = "open") -> Iterator[None]:
+    """Hold an advisory lock of a PostgreSQL database, which all hosts respect; none elsewhere.
 
-    To open, for example: two processes that prepare an empty database at once would both try to create its tables.
+    Two processes that open an empty database at once would both try to create its tables.
     """
     if not address.startswith("postgresql"):
         yield
@@ -44,4 +50,5 @@ def alone_on(address: str, purpose: str = "open") -> Iterator[None]:
             connection.execute(sqlalchemy.text(f"SELECT pg_advisory_lock({key})"))
             yield
     finally:
-        engine.dispose()  # the lock goes with its connection
+        # The server releases the lock when its connection closes.
+        engine.dispose()

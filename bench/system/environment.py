@@ -1,4 +1,4 @@
-"""What a run ran on: device, library versions, state of the source."""
+"""The environment of a run: device, versions of libraries, state of the source."""
 
 from __future__ import annotations
 
@@ -14,94 +14,80 @@ import torch
 from bench import __version__
 from bench.system.errors import UsageError
 
-PACKAGES = (
-    "torch",
-    "torchvision",
-    "torchattacks",
-    "optuna",
-    "mlflow",
-    "pandas",
-    "numpy",
-    "scikit-learn",
-)
+# Libraries that can alter a result.
+TORCH_PACKAGES = ("torch", "torchvision", "torchattacks")
+PACKAGES = (*TORCH_PACKAGES, "optuna", "mlflow", "pandas", "numpy", "scikit-learn")
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device of a name, or the best one there is for "auto". Raises UsageError for one that is not there."""
+    """Return the device of a name, for "auto" the best one. Raise UsageError for a missing one."""
     if name == "auto":
-        name = (
-            "cuda"
-            if torch.cuda.is_available()
-            else "mps"
-            if torch.backends.mps.is_available()
-            else "cpu"
-        )
+        name = "cpu"
+        if torch.cuda.is_available():
+            name = "cuda"
+        elif torch.backends.mps.is_available():
+            name = "mps"
     try:
-        found = torch.device(name)
-        torch.zeros(1, device=found)
+        device = torch.device(name)
+        torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UsageError(
-            f"--device {name}: there is no such device here; auto takes the best one"
-        ) from error
-    return found
+        message = f"--device {name}: there is no such device here; auto takes the best one"
+        raise UsageError(message) from error
+    return device
 
 
-def device_name(found: torch.device) -> str:
-    if found.type == "cuda":
-        return torch.cuda.get_device_name(found)
+def device_name(device: torch.device) -> str:
+    """Return the model of a CUDA device, else the processor with its number of threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
     return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
 
 
-def forget_peak(found: torch.device) -> None:
-    """What `peak_bytes` tells begins anew."""
-    if found.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(found)
+def reset_peak_memory(device: torch.device) -> None:
+    """Let `peak_memory` begin again; only CUDA devices can."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
 
 
-def peak_bytes(found: torch.device) -> float:
-    """The most memory held so far: tensors on a CUDA device, elsewhere the process, from its start."""
-    if found.type == "cuda":
-        return float(torch.cuda.max_memory_allocated(found))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
-        1.0 if sys.platform == "darwin" else 1024.0
-    )
+def peak_memory(device: torch.device) -> float:
+    """Return the peak in bytes: tensors on a CUDA device, elsewhere the process from its start."""
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device))
+    peak = float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    # macOS counts bytes, Linux kibibytes.
+    if sys.platform != "darwin":
+        peak *= 1024.0
+    return peak
 
 
-def versions() -> dict[str, str]:
-    """Installed versions of the libraries that can alter a result."""
-    found = {"python": platform.python_version(), "bench": __version__}
+def describe_environment(device: torch.device) -> dict[str, object]:
+    """Return device, platform and versions of the libraries, by name."""
+    values = {"device": str(device), "device_name": device_name(device)}
+    values |= {"platform": platform.platform(), "python": platform.python_version()}
+    values["bench"] = __version__
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            values[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "missing"
-    return found
-
-
-def describe_environment(found: torch.device) -> dict[str, object]:
-    return {
-        "device": str(found),
-        "device_name": device_name(found),
-        "platform": platform.platform(),
-        **versions(),
-    }
+            values[name] = "missing"
+    return dict(values)
 
 
 def source_state() -> dict[str, str]:
-    """The source's commit and whether files differ from it; "unknown" where it is not a git checkout."""
-    here = Path(__file__).parents[2]
-
-    def git(*words: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(here), *words], capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
-
+    """Return the commit of the source and whether its files differ from it, as tags of a run."""
     try:
-        if git("ls-files", "--", __file__) == "":  # installed inside somebody else's checkout
-            return {"code_commit": "unknown", "code_dirty": "unknown"}
-        changed = git(
-            "status", "--porcelain", "--untracked-files=no", "--", "bench", "methods", "attacks"
-        )
-        return {"code_commit": git("rev-parse", "HEAD"), "code_dirty": str(bool(changed)).lower()}
+        # An installed package may lie inside the checkout of another project.
+        if _run_git("ls-files", "--", __file__):
+            packages = ("bench", "methods", "attacks")
+            changes = _run_git("status", "--porcelain", "--untracked-files=no", "--", *packages)
+            dirty = str(bool(changes)).lower()
+            return {"code_commit": _run_git("rev-parse", "HEAD"), "code_dirty": dirty}
     except (OSError, subprocess.SubprocessError):
-        return {"code_commit": "unknown", "code_dirty": "unknown"}
+        pass
+    return {"code_commit": "unknown", "code_dirty": "unknown"}
+
+
+def _run_git(*words: str) -> str:
+    command = ["git", "-C", str(Path(__file__).parents[2]), *words]
+    run = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+    return run.stdout.strip()

@@ -1,77 +1,69 @@
-"""Errors that a user can act on: one clear line, an exit code, never a traceback."""
+"""Errors that a user can act on: one line, an exit code, never a traceback."""
 
 from __future__ import annotations
 
 import difflib
 import errno
-import io
 import os
 import sys
 from collections.abc import Iterable
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class BenchError(Exception):
-    """Something failed that the user can mend. The message is one line; the process exits with 1."""
+    """A failure that the user can mend. The message is one line; the process exits with 1."""
 
     exit_code = 1
 
 
 class UsageError(BenchError):
-    """The command line or an argument is wrong. The process exits with 2."""
+    """A wrong command line or argument. The process exits with 2."""
 
     exit_code = 2
 
 
+def one_line(error: BaseException, limit: int = 300) -> str:
+    """Return the message of an error on one line, cut at `limit` characters; its type if empty."""
+    return " ".join(str(error).split())[:limit] or type(error).__name__
+
+
 def continue_hint(force: bool) -> str:
-    """The command that goes on with what was interrupted: `--force` would begin all of it anew."""
+    """Return the command that continues an interrupted one: `--force` would begin again."""
     return "the same command without --force" if force else "the same command"
 
 
-def unknown_name(kind: str, given: str, known: Iterable[str]) -> UsageError:
-    """A `UsageError` for an unknown name that offers the nearest right spelling, or else all names."""
-    names = sorted(known)
-    near = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(names)}"
-    return UsageError(f"unknown {kind} {given!r}: {hint}")
+def unknown_name(kind: str, name: str, choices: Iterable[str]) -> UsageError:
+    """Build the error for an unknown name. It offers the closest choice, or else all of them."""
+    choices = sorted(choices)
+    matches = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
+    hint = f"choose from {', '.join(choices)}"
+    if matches:
+        hint = f"did you mean {matches[0]!r}?"
+    return UsageError(f"unknown {kind} {name!r}: {hint}")
 
 
-class Closed(io.TextIOBase):
-    """A standard output that was closed before the program began: what prints nothing does not need one."""
-
-    def write(self, text: str) -> int:
-        raise BenchError("standard output is closed")
-
-
-def open_output() -> None:
-    """Stands in for a closed standard output, and takes its number, which the next file would have."""
-    if sys.stdout is None:
-        os.open(os.devnull, os.O_WRONLY)
-        sys.stdout = Closed()
-
-
-def of_output() -> int:
-    """1 if standard output does not take what was printed, said in a line unless its reader has seen enough; else 0."""
+def flush_stdout() -> int:
+    """Flush standard output; return 1 if that fails."""
     try:
         sys.stdout.flush()
         return 0
     except OSError as error:
-        return of_system(error)
+        return report_os_error(error)
 
 
-def of_system(error: OSError) -> int:
-    """1, the exit code for what the system does not allow, said in a line that names the path if there is one.
-
-    Raises the error again if it is a bug: of no path, no pipe and no full disk.
-    """
-    if isinstance(error, BrokenPipeError) or (error.errno in FULL and error.filename is None):
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), 1
-        )  # the interpreter would try once more to write what is left
-    elif error.filename is None:
+def report_os_error(error: OSError) -> int:
+    """Print an error of the file system; return the exit code, 1. Raise it again if it is a bug."""
+    if error.filename is not None:
+        print(f"error: {str(error.filename)!r}: {error.strerror}", file=sys.stderr)
+        return 1
+    is_pipe = isinstance(error, BrokenPipeError)
+    # No file, no pipe and no full disk: a bug.
+    if not is_pipe and error.errno not in DISK_FULL:
         raise error
-    if not isinstance(error, BrokenPipeError):  # whose reader, `head` say, has seen enough
-        place = f"{str(error.filename)!r}: " if error.filename else ""
-        print(f"error: {place}{error.strerror}", file=sys.stderr)
+    # The interpreter flushes again at exit: the rest goes to the null device.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    # Behind a broken pipe is a reader, such as `head`, that has seen enough.
+    if not is_pipe:
+        print(f"error: {error.strerror}", file=sys.stderr)
     return 1

@@ -1,4 +1,4 @@
-"""Being told to stop is an interruption, as Ctrl-C is: the record says so and the state stays on disk."""
+"""Signals that stop the program. They interrupt it as Ctrl-C does, but no write to the store."""
 
 from __future__ import annotations
 
@@ -6,58 +6,55 @@ import multiprocessing
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-GRACE = 5.0  # seconds for the record to be marked
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def catch() -> None:
-    """Turns SIGTERM and SIGHUP of this process into KeyboardInterrupt."""
-    for stop in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(stop, _interrupt)
+def interrupt_on_stop_signals() -> None:
+    """Turn SIGTERM and SIGHUP into KeyboardInterrupt."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
 
 
-def catch_in_worker() -> None:
-    """For a process of a pool: its parent decides when to stop, and the parent's death, however sudden, stops it too."""
+def prepare_worker() -> None:
+    """Make a worker process stop when its parent says so or dies."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _leave)
+    signal.signal(signal.SIGTERM, _exit_worker)
     threading.Thread(target=_follow_parent, daemon=True).start()
 
 
 @contextmanager
-def held() -> Iterator[None]:
-    """An interruption inside comes at the end, as soon as what is inside is done."""
+def deferred_signals() -> Iterator[None]:
+    """Hold stop signals back until the block ends."""
+    # Python handles signals in the main thread alone.
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    waiting: list[int] = []
-    before = {stop: signal.signal(stop, lambda number, _: waiting.append(number)) for stop in STOPS}
+    received: list[int] = []
+    handlers = {}
+    for number in STOP_SIGNALS:
+        handlers[number] = signal.signal(number, lambda caught, _: received.append(caught))
     try:
         yield
     finally:
-        for stop, handler in before.items():
-            signal.signal(stop, signal.SIG_DFL if handler is None else handler)
-        for number in waiting[:1]:
-            signal.raise_signal(number)
+        for number, handler in handlers.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+        if received:
+            signal.raise_signal(received[0])
 
 
 def _follow_parent() -> None:
-    if parent := multiprocessing.parent_process():
+    parent = multiprocessing.parent_process()
+    if parent:
         parent.join()
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(GRACE)
-        os._exit(1)  # the pool's own loop would wait for work for ever
+        # The loop of a pool's worker would swallow SystemExit and wait for work for ever.
+        os._exit(1)
 
 
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
-def _leave(*_: object) -> None:
-    signal.signal(
-        signal.SIGTERM, signal.SIG_IGN
-    )  # a pool says it again when the first worker has left
-    raise SystemExit(1)  # not KeyboardInterrupt, of which multiprocessing prints a traceback
+def _exit_worker(*_: object) -> None:
+    # A pool repeats the signal when its first worker has exited.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # Not KeyboardInterrupt: multiprocessing prints its traceback.
+    raise SystemExit(1)

@@ -1,8 +1,8 @@
-"""What ties a run in MLflow to its data, its teachers and its best checkpoint, so that MLflow's own pages can follow it.
+"""Links of a run in MLflow: its data set, its teachers, its best checkpoint.
 
-None of it is a result: `RunLogger.aside` stands around each call, and a run is finished without it. What is there already
-is found again, so that a run which was killed and goes on makes nothing twice. Tensors are stored once, as artifacts of
-the run: the logged model names its file, a version in the registry has the address of its folder.
+No result depends on them: each is made in a `RunLogger.optional_step`. A run that continues finds
+those that it has. Tensors are stored once, as artifacts of the run: the logged model names the
+file, a version in the registry the folder.
 """
 
 from __future__ import annotations
@@ -11,180 +11,167 @@ import json
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from bench.datasets import data as data_module
-from bench.datasets.data import Data
-from bench.execution.plan import PlannedRun
+from bench.datasets.official_files import official_class
+from bench.datasets.splits import Data
 from bench.protocol.spec import Spec
-from bench.tracking import note
-from bench.tracking.note import Outcome
-from bench.tracking.store import RunLogger, TrackingStore
+from bench.tracking.note import NOTE_TAG
+from bench.tracking.run_logger import RunLogger
+from bench.tracking.store import TrackingStore
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Dataset, LoggedModel
     from mlflow.entities.model_registry import ModelVersion
 
-DIGITS = 32  # of the data's sha256: MLflow takes 36 characters
+DIGEST_LENGTH = 32  # digits of the data's sha256: MLflow takes 36 characters
 CONTEXT = "training, validation, test"
 BEST, TEACHER = "best", "teacher"  # aliases
-ABOUT = {
-    BEST: "Students that were the best of their kind when they ended. The alias `best` follows the accuracy under PGD on "
-    "the validation images, which are the same for all of them; test images have no say in it.",
+DESCRIPTIONS = {
+    BEST: "Students that were the best of their kind when they ended. The alias `best` follows the "
+    "accuracy under PGD on the validation images, which are the same for all of them; test images "
+    "have no say in it.",
     TEACHER: "The checkpoint that taught is the one with the alias `teacher`.",
 }
 MODEL_TAGS = ("method", "variant", "student", "dataset", "teacher", "seed", "suite", "role")
 
 
-def inputs(record: RunLogger, spec: Spec, data: Data) -> None:
-    """Links the run to its data set and to those of its teachers that were trained in this store."""
+def log_inputs(logger: RunLogger, spec: Spec, data: Data) -> None:
+    """Link a run to its data set and to those of its teachers that were trained in this store."""
     from mlflow.entities import DatasetInput, InputTag, LoggedModelInput
 
-    before = record.client.get_run(record.run_id).inputs
-    known = {model.model_id for model in before.model_inputs} if before else set()
-    taught = [
-        holder(record.client, f"{place(spec)}.{name}", TEACHER) for name in spec.teachers.values()
-    ]
-    models = {version.tags["model_id"] for version in taught if version} - known
-    about = DatasetInput(dataset(data), [InputTag("mlflow.data.context", CONTEXT)])
-    record.client.log_inputs(
-        record.run_id, [about], [LoggedModelInput(model) for model in sorted(models)]
-    )
+    inputs = logger.client.get_run(logger.run_id).inputs
+    linked_ids = {model.model_id for model in inputs.model_inputs} if inputs else set()
+    model_ids = set()
+    for identity in spec.teachers.values():
+        version = find_alias(logger.client, registered_name(spec, identity), TEACHER)
+        if version:
+            model_ids.add(version.tags["model_id"])
+    models = [LoggedModelInput(model_id) for model_id in sorted(model_ids - linked_ids)]
+    dataset_input = DatasetInput(mlflow_dataset(data), [InputTag("mlflow.data.context", CONTEXT)])
+    logger.client.log_inputs(logger.run_id, [dataset_input], models)
 
 
-def dataset(data: Data) -> Dataset:
-    """The data as used, for MLflow; the digest is how its sha256 begins."""
+def mlflow_dataset(data: Data) -> Dataset:
+    """Describe the data as used. The digest is the start of its sha256."""
     from mlflow.entities import Dataset
 
-    info, sizes = (
-        data.info,
-        {"training": len(data.train), "validation": len(data.val), "test": len(data.test)},
-    )
-    images, labels = (
-        {"type": "tensor", "tensor-spec": {"dtype": dtype, "shape": [-1, *shape]}}
-        for dtype, shape in (("uint8", info.shape), ("int64", ()))
-    )
-    schema = {
-        "mlflow_tensorspec": {"features": json.dumps([images]), "targets": json.dumps([labels])}
-    }
-    if info.name == "digits":
-        kind, source = "local", {"uri": "sklearn.datasets.load_digits"}
-    else:
-        kind, source = "http", {"url": data_module.source(info.name).url}
-    profile = {
-        "num_rows": sum(sizes.values()),
-        **sizes,
-        "classes": info.num_classes,
-        "sha256": data.sha256,
-    }
-    return Dataset(
-        info.name, data.sha256[:DIGITS], kind, *map(json.dumps, (source, schema, profile))
-    )
+    info = data.info
+    images = {"dtype": "uint8", "shape": [-1, *info.shape]}
+    labels = {"dtype": "int64", "shape": [-1]}
+    tensors = {}
+    for name, spec in {"features": images, "targets": labels}.items():
+        tensors[name] = json.dumps([{"type": "tensor", "tensor-spec": spec}])
+    kind, origin = "local", {"uri": "sklearn.datasets.load_digits"}
+    if info.name != "digits":
+        kind, origin = "http", {"url": official_class(info).url}
+    sizes = {"training": len(data.train), "validation": len(data.val), "test": len(data.test)}
+    about = {"classes": info.num_classes, "sha256": data.sha256}
+    profile = json.dumps({"num_rows": sum(sizes.values()), **sizes, **about})
+    schema = json.dumps({"mlflow_tensorspec": tensors})
+    digest = data.sha256[:DIGEST_LENGTH]
+    return Dataset(info.name, digest, kind, json.dumps(origin), schema, profile)
 
 
-def checkpoint(record: RunLogger, cell: PlannedRun, tags: dict[str, str]) -> LoggedModel:
-    """The logged model of the best checkpoint, an output of the run; made on first use."""
+def log_checkpoint(logger: RunLogger, spec: Spec, tags: dict[str, str]) -> LoggedModel:
+    """Return the logged model of the best checkpoint, created on first use."""
     from mlflow.entities import LoggedModelOutput
 
-    client, run = record.client, record.client.get_run(record.run_id)
-    place = [run.info.experiment_id]
-    found = client.search_logged_models(place, f"source_run_id = '{record.run_id}'", max_results=1)
-    model = found[0] if found else create(record, run.info.experiment_id, cell, tags)
+    client, run = logger.client, logger.client.get_run(logger.run_id)
+    experiment_id = run.info.experiment_id
+    same_run = f"source_run_id = '{logger.run_id}'"
+    models = client.search_logged_models([experiment_id], same_run, max_results=1)
+    model = models[0] if models else create_model(logger, experiment_id, spec, tags)
     if not (run.outputs and run.outputs.model_outputs):
-        client.log_outputs(
-            record.run_id, [LoggedModelOutput(model.model_id, cell.spec.training.epochs)]
-        )
+        epochs = spec.training.epochs
+        client.log_outputs(logger.run_id, [LoggedModelOutput(model.model_id, epochs)])
     return model
 
 
-def create(
-    record: RunLogger, experiment: str, cell: PlannedRun, tags: dict[str, str]
+def create_model(
+    logger: RunLogger, experiment_id: str, spec: Spec, tags: dict[str, str]
 ) -> LoggedModel:
-    file = f"runs:/{record.run_id}/checkpoints/best.pt"
-    about = {note.TAG: f"The checkpoint that validation chose: `{file}`.", "checkpoint": file}
-    return record.client.create_logged_model(
-        experiment,
-        f"{cell.spec.method} {cell.spec.arch} seed {cell.spec.seed}",
-        record.run_id,
-        {name: tags[name] for name in MODEL_TAGS} | about,
-        {
-            name: str(value)
-            for name, value in cell.spec.flat().items()
-            if name.startswith(("hyper.", "training."))
-        },
-        "checkpoint",
-    )
+    """Create the logged model of the best checkpoint, with its hyper-parameters."""
+    file = f"runs:/{logger.run_id}/checkpoints/best.pt"
+    note = f"The checkpoint that validation chose: `{file}`."
+    model_tags = {name: tags[name] for name in MODEL_TAGS} | {NOTE_TAG: note, "checkpoint": file}
+    params = {}
+    for name, value in spec.flat().items():
+        if name.startswith(("hyper.", "training.")):
+            params[name] = str(value)
+    name = f"{spec.method} {spec.arch} seed {spec.seed}"
+    create = logger.client.create_logged_model
+    return create(experiment_id, name, logger.run_id, model_tags, params, "checkpoint")
 
 
-def link(model: LoggedModel | None, data: Data, values: dict[str, float]) -> dict[str, str]:
-    """What the metrics `values` say of their model and data; {} without a model, or where it has them already."""
-    if (
-        not model
-        or values.items() <= {metric.key: metric.value for metric in model.metrics or []}.items()
-    ):
+def metric_link(model: LoggedModel | None, data: Data, values: dict[str, float]) -> dict[str, str]:
+    """Return the model and the data of metrics; {} without a model or if it has the metrics."""
+    if not model:
         return {}
-    return {
-        "model_id": model.model_id,
-        "dataset_name": data.info.name,
-        "dataset_digest": data.sha256[:DIGITS],
-    }
+    logged = {metric.key: metric.value for metric in model.metrics or []}
+    if values.items() <= logged.items():
+        return {}
+    link = {"model_id": model.model_id, "dataset_name": data.info.name}
+    return link | {"dataset_digest": data.sha256[:DIGEST_LENGTH]}
 
 
-def register(
-    store: TrackingStore, record: RunLogger, cell: PlannedRun, model: LoggedModel, found: Outcome
+def register_model(
+    store: TrackingStore, logger: RunLogger, model: LoggedModel, spec: Spec, name: str, score: float
 ) -> None:
-    """Marks the logged model as ready, and puts it into the registry if an alias is due to it.
+    """Mark a logged model as ready, and register it if an alias is due to it.
 
-    A teacher's model has the name of its identity. All students of one network on one data set share a model, and a run
-    becomes a version of it if its accuracy under PGD on the validation images is above that of the alias.
+    A teacher's model is named by its identity, `name`. All students of one network on one data set
+    share a model. A run becomes a version of it if its `score`, the accuracy under PGD on the
+    validation images, is above that of the alias.
     """
-    store.client.finalize_logged_model(model.model_id, "READY")
-    if cell.spec.role == "teacher":
-        name, alias = f"{place(cell.spec)}.{cell.identity}", TEACHER
-    else:
-        name, alias = f"{place(cell.spec)}.{cell.spec.arch}", BEST
-    score = found.chosen["val/robust"]
-    with store.alone():
-        before = holder(store.client, name, alias)
-        beaten = alias == BEST and before and float(before.tags["val_robust"]) >= score
-        if beaten or (before and before.run_id == record.run_id):
+    client = store.client
+    client.finalize_logged_model(model.model_id, "READY")
+    alias, model_name = BEST, registered_name(spec, spec.arch)
+    if spec.role == "teacher":
+        alias, model_name = TEACHER, registered_name(spec, name)
+    with store.exclusive():
+        version = find_alias(client, model_name, alias)
+        if version and version.run_id == logger.run_id:
             return
-        promote(
-            store.client,
-            name,
-            alias,
-            record.run_id,
-            {"model_id": model.model_id, "val_robust": score},
-        )
+        if version and alias == BEST and float(version.tags["val_robust"]) >= score:
+            return
+        tags = {"model_id": model.model_id, "val_robust": score}
+        set_alias(client, model_name, alias, logger.run_id, tags)
 
 
-def promote(client: MlflowClient, name: str, alias: str, run_id: str, tags: dict[str, Any]) -> None:
-    """Gives the alias to the run's checkpoints, as a version of the registered model."""
+def set_alias(
+    client: MlflowClient, name: str, alias: str, run_id: str, tags: dict[str, Any]
+) -> None:
+    """Give an alias to the checkpoints of a run, as a version of a registered model."""
     from mlflow.exceptions import MlflowException
 
-    with suppress(MlflowException):  # it exists
-        client.create_registered_model(name, description=ABOUT[alias])
-    own = client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'", max_results=1)
-    source = f"runs:/{run_id}/checkpoints"
-    version = own[0] if own else client.create_model_version(name, source, run_id, tags=tags)
+    # The model may exist.
+    with suppress(MlflowException):
+        client.create_registered_model(name, description=DESCRIPTIONS[alias])
+    same_run = f"name = '{name}' and run_id = '{run_id}'"
+    versions = client.search_model_versions(same_run, max_results=1)
+    if versions:
+        version = versions[0]
+    else:
+        folder = f"runs:/{run_id}/checkpoints"
+        version = client.create_model_version(name, folder, run_id, tags=tags)
     client.set_registered_model_alias(name, alias, version.version)
-    shown = [{"name": name, "version": version.version}]  # what the logged model's page shows
-    client.set_logged_model_tags(tags["model_id"], {"mlflow.modelVersions": json.dumps(shown)})
+    # The page of a logged model shows the versions in this tag.
+    versions_tag = json.dumps([{"name": name, "version": version.version}])
+    client.set_logged_model_tags(tags["model_id"], {"mlflow.modelVersions": versions_tag})
 
 
-def place(spec: Spec) -> str:
-    return f"{spec.suite}.{spec.dataset}"
+def registered_name(spec: Spec, name: str) -> str:
+    return f"{spec.suite}.{spec.dataset}.{name}"
 
 
-def holder(client: MlflowClient, name: str, alias: str) -> ModelVersion | None:
-    """The version that has the alias, if any has."""
+def find_alias(client: MlflowClient, name: str, alias: str) -> ModelVersion | None:
+    """Return the version of a registered model with an alias, if there is one."""
     from mlflow.exceptions import MlflowException
 
     try:
         return client.get_model_version_by_alias(name, alias)
     except MlflowException as error:
-        if error.error_code in (
-            "RESOURCE_DOES_NOT_EXIST",
-            "INVALID_PARAMETER_VALUE",
-        ):  # no such model, no such alias
+        # No such model, no such alias.
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             return None
         raise

@@ -1,6 +1,7 @@
-"""Adversarial weight perturbation (AWP), an option on any method.
+"""Adversarial weight perturbation (AWP), an option of any method.
 
-Paper: Wu, Xia and Wang, "Adversarial Weight Perturbation Helps Robust Generalization", NeurIPS 2020.
+Paper: Wu, Xia and Wang, "Adversarial Weight Perturbation Helps Robust Generalization",
+NeurIPS 2020.
 """
 
 from __future__ import annotations
@@ -11,32 +12,43 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+SMALLEST_NORM = 1e-12
+
 
 @contextmanager
-def perturbed(
-    net: nn.Module, state: nn.Module, loss: Callable[[], Tensor], gamma: float
+def perturbed_weights(
+    net: nn.Module, module: nn.Module, compute_loss: Callable[[], Tensor], gamma: float
 ) -> Iterator[None]:
-    """Moves each weight matrix W of `net` by gamma |W| g / |g|, g the gradient of `loss()`, and takes it back at the end.
+    """Move each weight matrix W of `net` by gamma |W| g / |g| inside the block.
 
-    Biases and BatchNorm's factors stay. Evaluating the loss leaves no trace: buffers of `state`, which holds `net` and
-    whatever else the loss moves, are put back. With gamma = 0 nothing is done.
+    Biases and BatchNorm's factors stay.
+
+    Args:
+        net: the network whose weights move.
+        module: holds `net` and whatever else the loss moves. Its buffers are put back after the
+            loss, so evaluating it leaves no trace.
+        compute_loss: its gradient is g.
+        gamma: the size of the step relative to the weights. With 0 nothing is done.
     """
     if not gamma:
         yield
         return
-    buffers = [(buffer, buffer.clone()) for buffer in state.buffers()]
+    buffers = [*module.buffers()]
+    saved_buffers = [buffer.clone() for buffer in buffers]
     weights = [value for value in net.parameters() if value.ndim > 1 and value.requires_grad]
-    gradients = torch.autograd.grad(loss(), weights, allow_unused=True)
-    before = [weight.detach().clone() for weight in weights]
+    gradients = torch.autograd.grad(compute_loss(), weights, allow_unused=True)
+    saved_weights = [weight.detach().clone() for weight in weights]
     with torch.no_grad():
-        for buffer, was in buffers:
-            buffer.copy_(was)
+        for buffer, value in zip(buffers, saved_buffers, strict=True):
+            buffer.copy_(value)
         for weight, gradient in zip(weights, gradients, strict=True):
-            if gradient is not None:
-                weight.add_(gradient * (gamma * weight.norm() / gradient.norm().clamp(min=1e-12)))
+            if gradient is None:
+                continue
+            length = gradient.norm().clamp(min=SMALLEST_NORM)
+            weight.add_(gradient * (gamma * weight.norm() / length))
     try:
         yield
     finally:
         with torch.no_grad():
-            for weight, was in zip(weights, before, strict=True):
-                weight.copy_(was)
+            for weight, value in zip(weights, saved_weights, strict=True):
+                weight.copy_(value)

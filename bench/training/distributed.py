@@ -1,9 +1,8 @@
 """One run on several devices: `torchrun --nproc-per-node N -m bench run ...`.
 
-Each process has a part of every batch and its own random numbers; gradients are averaged once a step, BatchNorm's
-running statistics and what else a method keeps in buffers once an epoch. The process of rank 0 is the program; the
-others train what it trains. torch's DistributedDataParallel takes one forward and one backward pass a step; a method
-may take more, and adversarial weight perturbation does.
+Each process has a part of every batch and its own random numbers. Gradients are averaged once a
+step, and once an epoch BatchNorm's running statistics and the other buffers of a method. The
+process of rank 0 is the program; the others train what it trains.
 """
 
 from __future__ import annotations
@@ -16,107 +15,145 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from bench.system.errors import BenchError, UsageError
 
-NUMBERS, MASTER = (
-    ("WORLD_SIZE", "RANK", "LOCAL_RANK"),
-    ("MASTER_ADDR", "MASTER_PORT"),
-)  # variables of torchrun
-PATIENCE = timedelta(days=7)  # the others wait while rank 0 evaluates
+# What torchrun sets in the environment of each process.
+NUMBER_VARIABLES = ("WORLD_SIZE", "RANK", "LOCAL_RANK")
+ADDRESS_VARIABLES = ("MASTER_ADDR", "MASTER_PORT")
+# The other processes wait while rank 0 evaluates.
+COLLECTIVE_TIMEOUT = timedelta(days=7)
 
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """The processes that train together; one alone unless torchrun started several."""
+    """The processes that train together: a single one unless torchrun started several."""
 
+    # torch's DistributedDataParallel takes one forward and one backward pass a step. A method
+    # may take more, and adversarial weight perturbation does.
     rank: int = 0
     size: int = 1
-    sync_batchnorm: bool = False  # BatchNorm sees the whole batch, not this process's part
+    sync_batchnorm: bool = False
 
     @property
-    def leads(self) -> bool:
-        """Whether this process validates, writes and speaks."""
+    def is_leader(self) -> bool:
+        """Whether this process validates, writes and prints."""
         return self.rank == 0
 
     @property
-    def words(self) -> str:
-        """All of it that can alter what a run becomes."""
-        return f"{self.size} device{'s' * (self.size > 1)}{' with --sync-batchnorm' * self.sync_batchnorm}"
+    def description(self) -> str:
+        """Everything about the group that can alter a run, as text."""
+        text = "1 device" if self.size == 1 else f"{self.size} devices"
+        if self.sync_batchnorm:
+            text += " with --sync-batchnorm"
+        return text
 
-    def command(self, alone: str) -> str:
-        """What starts on these devices the run that `alone`, "python -m bench ...", starts on one."""
+    def command_line(self, command: str) -> str:
+        """Return the command that starts on this group what `command` starts on one device."""
         if self.size == 1:
-            return alone
-        several = alone.replace("python", f"torchrun --nproc-per-node {self.size}", 1)
-        return f"{several} --sync-batchnorm" if self.sync_batchnorm else several
+            return command
+        launched = command.replace("python", f"torchrun --nproc-per-node {self.size}", 1)
+        if self.sync_batchnorm:
+            launched += " --sync-batchnorm"
+        return launched
 
-    def go_on(self, begun: str) -> None:
-        """Raises BenchError where a run that was `begun` on other devices, in `words`, would become a mixture."""
-        if begun != self.words:
+    def check_same_group(self, begun_on: str) -> None:
+        """Raise BenchError for a run begun on another group, which would become a mixture."""
+        if begun_on != self.description:
             raise BenchError(
-                f"begun on {begun}, not on {self.words}: go on as it began, or --force begins it again"
+                f"begun on {begun_on}, not on {self.description}: go on as it began, "
+                "or --force begins it again"
             )
 
-    def part(self, index: Tensor) -> Tensor:
-        """This process's share of a batch: (B,) -> (B / size,)."""
+    def local_part(self, index: Tensor) -> Tensor:
+        """Return this process's share of a batch: (B,) -> (B / size,)."""
         return index.chunk(self.size)[self.rank]
 
     @torch.no_grad()
-    def average(self, values: Sequence[Tensor]) -> None:
-        """Replaces tensors by their means over the processes, in one exchange."""
-        if self.size == 1 or not values:
+    def average(self, tensors: Sequence[Tensor]) -> None:
+        """Replace tensors by their means over the processes, in one exchange."""
+        if self.size == 1 or not tensors:
             return
-        flat = torch.cat([value.flatten() for value in values])
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
         dist.all_reduce(flat)
-        means = (flat / self.size).split([value.numel() for value in values])  # type: ignore[no-untyped-call]
-        for value, mean in zip(values, means, strict=True):
-            value.copy_(mean.view_as(value))
+        sizes = [tensor.numel() for tensor in tensors]
+        means = (flat / self.size).split(sizes)  # type: ignore[no-untyped-call]
+        for tensor, mean in zip(tensors, means, strict=True):
+            tensor.copy_(mean.view_as(tensor))
 
-    def tell(self, what: Any) -> None:
-        """Says to the others, from rank 0, what to do next; None: nothing more."""
+    def send(self, message: Any) -> None:
+        """Tell the others from rank 0 what to do next. None ends them."""
         if self.size > 1:
-            dist.broadcast_object_list([what], src=0, device=torch.device("cpu"))
+            dist.broadcast_object_list([message], src=0, device=torch.device("cpu"))
 
-    def hear(self) -> Any:
-        """What rank 0 told."""
-        said = [None]
-        dist.broadcast_object_list(said, src=0, device=torch.device("cpu"))
-        return said[0]
+    def receive(self) -> Any:
+        """Return the message of rank 0."""
+        messages = [None]
+        dist.broadcast_object_list(messages, src=0, device=torch.device("cpu"))
+        return messages[0]
 
 
 SINGLE_PROCESS = ProcessGroup()
 
 
-def join(device: torch.device, sync_batchnorm: bool) -> tuple[ProcessGroup, torch.device]:
-    """The group that torchrun's environment describes, joined, and this process's device of the kind given.
+def join_process_group(
+    device: torch.device, sync_batchnorm: bool
+) -> tuple[ProcessGroup, torch.device]:
+    """Join the group that torchrun's environment describes.
 
-    Raises UsageError for an environment that describes none in full, and for more processes than devices.
+    Returns: the group, and this process's device of the kind of `device`.
+
+    Raises:
+        UsageError: the environment describes no group in full, there are more processes than
+            devices, or BatchNorm cannot be synchronised on such devices.
     """
     size = os.environ.get("WORLD_SIZE") or "1"
     if size == "1":
         return SINGLE_PROCESS, device
-    lacking = [name for name in NUMBERS if not os.environ.get(name, "").isdigit()]
-    lacking += [name for name in MASTER if not os.environ.get(name)]
-    if lacking:
-        wrong = f"torchrun's {', '.join(lacking)} are missing or no numbers"
-        raise UsageError(f"WORLD_SIZE={size}, but {wrong}: unset it to train on one device")
+    check_torchrun_variables(size)
+    if sync_batchnorm and device.type != "cuda":
+        raise UsageError(
+            "--sync-batchnorm needs CUDA devices: torch.nn.SyncBatchNorm runs on no others"
+        )
     if device.type == "cuda":
-        place = int(os.environ["LOCAL_RANK"])
-        if place >= torch.cuda.device_count():
-            raise UsageError(
-                f"torchrun asks for more processes than there are CUDA devices, {torch.cuda.device_count()}"
-            )
-        device = torch.device("cuda", place)
+        device = local_cuda_device()
         torch.cuda.set_device(device)
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE
-    )
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
     return ProcessGroup(dist.get_rank(), dist.get_world_size(), sync_batchnorm), device
 
 
-def leave() -> None:
-    """Ends the group, if there is one."""
+def check_torchrun_variables(size: str) -> None:
+    """Raise UsageError unless torchrun's variables are complete beside WORLD_SIZE."""
+    missing = [name for name in NUMBER_VARIABLES if not os.environ.get(name, "").isdigit()]
+    missing += [name for name in ADDRESS_VARIABLES if not os.environ.get(name)]
+    if missing:
+        raise UsageError(
+            f"WORLD_SIZE={size}, but torchrun's {', '.join(missing)} are missing or no numbers: "
+            "unset it to train on one device"
+        )
+
+
+def local_cuda_device() -> torch.device:
+    """Return the CUDA device of this process. Raise UsageError if there are too few."""
+    rank = int(os.environ["LOCAL_RANK"])
+    count = torch.cuda.device_count()
+    if rank >= count:
+        raise UsageError(f"torchrun asks for more processes than there are CUDA devices, {count}")
+    return torch.device("cuda", rank)
+
+
+def leave_process_group() -> None:
+    """End the group, if there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def synchronise_batchnorm(module: nn.Module) -> str:
+    """Replace every BatchNorm inside `module` by torch.nn.SyncBatchNorm.
+
+    Returns: the entry of the training path that says so.
+    """
+    nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
+    return "BatchNorm synchronised"

@@ -1,7 +1,8 @@
-"""The one training loop: every method, teachers included.
+"""The training loop of every method, teachers included.
 
-It is a function of the spec and the teachers: random numbers are seeded anew for each epoch from (seed, epoch), so a run
-that is killed and resumed at an epoch's end continues exactly as it would have.
+A run is a function of its spec and its teachers. Random numbers are seeded anew for each epoch
+from (seed, epoch), so a run that is killed resumes at the last epoch's end and continues exactly
+as it would have.
 """
 
 from __future__ import annotations
@@ -18,27 +19,35 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.datasets import data as data_module
-from bench.datasets.data import Data, Split
+from bench.datasets.augmentation import augment, to_float
+from bench.datasets.splits import Data, Split
 from bench.models.checkpoint import read, save
 from bench.protocol.spec import Spec
 from bench.system.errors import BenchError, UsageError
-from bench.training import acceleration
-from bench.training.average import Average
-from bench.training.awp import perturbed
-from bench.training.batchnorm import synchronise
-from bench.training.distributed import SINGLE_PROCESS, ProcessGroup
+from bench.training.averaging import AveragedNetwork
+from bench.training.awp import perturbed_weights
+from bench.training.compiling import (
+    COMPILED,
+    MIN_IMAGES_TO_COMPILE,
+    compile_networks,
+    tuned_convolutions,
+    uncompiled,
+)
+from bench.training.cuda_graphs import CAPTURED, CapturedStep, Step, StepGraphs
+from bench.training.distributed import SINGLE_PROCESS, ProcessGroup, synchronise_batchnorm
+from bench.training.memory_layout import NO_BF16, arrange_memory, has_bf16
 from methods.base import Batch, Budget, Method, Net, Nets
 from methods.fold import fold
 from methods.inner import ce, mode, pgd
 
 Log = Callable[[dict[str, float], int], None]
 Tick = Callable[[str, int, int], None]
-STATE = "state.pt"  # file of a run that is not done
+# The file that a run keeps until it is done.
+STATE = "state.pt"
 
 
 class TrainingModule(nn.Module):
-    """Student and parts, which are trained and saved, with the frozen teachers beside them; forward gives the terms."""
+    """The student, the trainable parts of its method, and the frozen teachers beside them."""
 
     def __init__(
         self, method: Method, student: Net, teachers: dict[str, Net], num_train: int
@@ -49,305 +58,347 @@ class TrainingModule(nn.Module):
         self.parts = nn.ModuleDict(method.build(student, teachers, num_train))
         for teacher in teachers.values():
             fold(teacher.eval().requires_grad_(False))
+        # Not modules of this one: teachers are neither trained nor saved with the student.
         self.nets = Nets(student, teachers, self.parts)
 
     def attack(self, batch: Batch) -> Tensor:
-        """The method's adversarial images for a batch."""
+        """Return the method's adversarial examples for a batch."""
         return self.method.attack(self.nets, batch)
 
     def forward(self, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
+        """Return the weighted terms of the method's loss at the adversarial examples."""
         return self.method.loss(self.nets, batch, adv)
 
 
 @dataclass
 class State:
-    """Everything that a resumed run needs, as plain containers and tensors."""
+    """What a resumed run needs beside its networks, as plain containers."""
 
-    epoch: int = 0  # epochs done
+    # Epochs done.
+    epoch: int = 0
     best: float = -1.0
     seconds: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
 
 
 def derive_seed(*parts: object) -> int:
-    """A 63-bit seed from any values."""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
+    """Return a 63-bit seed made of any values."""
+    digest = hashlib.sha256(repr(parts).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
 
 
 class Trainer:
-    """Trains one objective as its spec says, in a folder of its own from which it resumes."""
+    """Train a module as its spec says, in a folder of its own from which it resumes."""
 
     def __init__(
         self,
-        objective: TrainingModule,
+        module: TrainingModule,
         data: Data,
         spec: Spec,
-        work: Path,
-        group: ProcessGroup = SINGLE_PROCESS,
+        folder: Path,
+        process_group: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
-        self.objective, self.data, self.spec, self.work, self.group = (
-            objective,
-            data,
-            spec,
-            work,
-            group,
-        )
-        training = spec.training
-        if training.batch > len(data.train.x):
-            raise UsageError(
-                f"a batch of {training.batch} is larger than the {len(data.train.x)} training images"
-            )
-        if training.batch % group.size:
-            raise UsageError(
-                f"a batch of {training.batch} cannot be shared by {group.size} devices"
-            )
-        self.device = next(objective.parameters()).device
+        self.module = module
+        self.data = data
+        self.spec = spec
+        self.folder = folder
+        self.process_group = process_group
+        self._check_batch_size()
+        self.device = next(module.parameters()).device
         self.budget = Budget(spec.eps, spec.inner_step, spec.inner_steps)
-        self.steps = len(data.train.x) // training.batch
-        self.graphs: acceleration.Graphs | None = None
-        self.path = [f"{group.size} devices"] * (
-            group.size > 1
-        )  # what was done to make steps fast, for the record
-        if group.size > 1 and group.sync_batchnorm:
-            self.path.append(synchronise(objective))
-        if self.device.type == "cuda":
-            self.graphs = acceleration.Graphs(self.device)
-        self.path += acceleration.prepare(objective.nets, self.device)
-        self.bf16 = spec.precision == "bf16" and acceleration.has_bf16(self.device)
-        if spec.precision == "bf16":
-            self.path.append("bf16" if self.bf16 else acceleration.NO_BF16)
-        self.optimiser = torch.optim.SGD(
-            objective.method.groups(objective.nets),
+        self.steps_per_epoch = len(data.train.x) // spec.training.batch
+        self.graphs = StepGraphs(self.device) if self.device.type == "cuda" else None
+        self.bf16 = spec.precision == "bf16" and has_bf16(self.device)
+        # What makes steps fast on this device, for the record.
+        self.training_path = self._prepare_networks()
+        self.optimiser = self._make_optimiser()
+        self.learning_rates = [
+            torch.zeros((), device=self.device) for _ in self.optimiser.param_groups
+        ]
+        # EMA moves at each step, SWA once an epoch with all epochs alike.
+        decays = {"ema": spec.training.ema_decay, "swa": None}
+        self.averages = {
+            kind: AveragedNetwork(module.student, decays[kind]) for kind in spec.training.averaging
+        }
+        self.state = State()
+
+    def _check_batch_size(self) -> None:
+        batch = self.spec.training.batch
+        if batch > len(self.data.train):
+            raise UsageError(
+                f"a batch of {batch} is larger than the {len(self.data.train)} training images"
+            )
+        if batch % self.process_group.size:
+            raise UsageError(
+                f"a batch of {batch} cannot be shared by {self.process_group.size} devices"
+            )
+
+    def _prepare_networks(self) -> list[str]:
+        path = []
+        if self.process_group.size > 1:
+            path.append(f"{self.process_group.size} devices")
+            if self.process_group.sync_batchnorm:
+                path.append(synchronise_batchnorm(self.module))
+        path += arrange_memory(self.module.nets, self.device)
+        if self.spec.precision == "bf16":
+            path.append("bf16" if self.bf16 else NO_BF16)
+        return path
+
+    def _make_optimiser(self) -> torch.optim.SGD:
+        training = self.spec.training
+        return torch.optim.SGD(
+            self.module.method.param_groups(self.module.nets),
             lr=training.lr,
             momentum=training.momentum,
             weight_decay=training.weight_decay,
             fused=self.graphs is not None,
         )
-        self.rates = [torch.zeros((), device=self.device) for _ in self.optimiser.param_groups]
-        decay = {
-            "ema": training.ema_decay,
-            "swa": None,
-        }  # the first moves at each step, the second each epoch
-        self.averages = {
-            kind: Average(objective.student, decay[kind]) for kind in training.averaging
-        }
-        self.state = State()
 
     def fit(self, log: Log, tick: Tick) -> State:
-        """Runs the epochs that are left; writes best.pt, last.pt, ema.pt and swa.pt into the work folder."""
+        """Train the epochs that are left and write best.pt, last.pt, ema.pt and swa.pt.
+
+        Args:
+            log: receives the metrics of each epoch, those of earlier processes too.
+            tick: receives ("train", steps done, steps in all) after each step.
+        """
         self._resume()
         for row in self.state.history:
             log(row, int(row["epoch"]))
-        todo = range(self.state.epoch, self.spec.training.epochs)
-        compiled = self._compile(todo)
+        epochs = range(self.state.epoch, self.spec.training.epochs)
+        compiled = self._compile(epochs)
         with self.graphs.kept() if self.graphs else nullcontext():
-            for epoch in todo:
-                start = time.perf_counter()
-                with acceleration.tuned_convolutions():
-                    row = {"epoch": epoch, **self._epoch(epoch, tick)}
-                if not self.group.leads:
-                    continue
-                if (
-                    (epoch + 1) % self.spec.training.validate_every == 0
-                    or epoch + 1 == self.spec.training.epochs
-                ):
-                    with acceleration.uncompiled() if compiled else nullcontext():
-                        row |= self._validate(epoch)
-                self.state.seconds += time.perf_counter() - start
-                self._keep(epoch, row)
-                log(row, epoch)
+            for epoch in epochs:
+                row = self._train_and_validate(epoch, compiled, tick)
+                if self.process_group.is_leader:
+                    log(row, epoch)
         return self.state
 
-    def _compile(self, todo: range) -> bool:
-        """Compiles the networks on a CUDA device if so much is left that it pays; returns whether it did."""
-        pays = len(todo) * len(self.data.train.x) >= acceleration.PAYS
-        if (
-            not self.graphs or not pays or self.group.sync_batchnorm
-        ):  # a compiler cannot see across processes
+    def _train_and_validate(self, epoch: int, compiled: bool, tick: Tick) -> dict[str, float]:
+        """Train one epoch, then validate and write checkpoints on the leader; return metrics."""
+        start = time.perf_counter()
+        with tuned_convolutions():
+            row = {"epoch": epoch, **self._train_epoch(epoch, tick)}
+        if not self.process_group.is_leader:
+            return row
+        training = self.spec.training
+        if (epoch + 1) % training.validate_every == 0 or epoch + 1 == training.epochs:
+            # Validation images come in batches of other sizes, each of which would be compiled.
+            with uncompiled() if compiled else nullcontext():
+                row |= self._validate(epoch)
+        self.state.seconds += time.perf_counter() - start
+        self._save_epoch(epoch, row)
+        return row
+
+    def _compile(self, epochs: range) -> bool:
+        """Compile the networks where enough training is left; return whether that was done."""
+        if self.graphs is None or self.process_group.sync_batchnorm:
+            # A compiler cannot see across processes.
+            return False
+        if len(epochs) * len(self.data.train) < MIN_IMAGES_TO_COMPILE:
             return False
 
-        def rehearsal() -> Tensor:
-            batch = self.batch(self.order()[0], todo[0])
-            return self.terms(batch, self.attack(batch))[1]
+        def rehearse() -> Tensor:
+            batch = self.make_batch(self.epoch_batches()[0], epochs[0])
+            return self.loss_terms(batch, self.attack(batch))[1]
 
-        self.objective.train()
-        with self.graphs.here():
-            self.path.append(acceleration.compile_networks(self.objective.nets, rehearsal))
-        return acceleration.COMPILED in self.path
+        self.module.train()
+        with self.graphs.capture_stream():
+            self.training_path.append(compile_networks(self.module.nets, rehearse))
+        return COMPILED in self.training_path
 
-    def _epoch(self, epoch: int, tick: Tick) -> dict[str, float]:
-        """One pass over the training images; returns the mean of every loss term."""
-        self.objective.train()
+    def _train_epoch(self, epoch: int, tick: Tick) -> dict[str, float]:
+        """Pass once over the training images; return the mean of every loss term."""
+        self.module.train()
         torch.manual_seed(derive_seed(self.spec.seed, epoch))
         sums: dict[str, Tensor] = {}
-        advance = self.advance(epoch)
-        order = self.order()
-        if self.group.size > 1:
-            torch.manual_seed(derive_seed(self.spec.seed, epoch, self.group.rank))
-        for step, index in enumerate(order):
-            self.set_rate(epoch * self.steps + step)
-            for name, term in advance(index).items():
+        run_step = self.step_function(epoch)
+        batches = self.epoch_batches()
+        if self.process_group.size > 1:
+            # All processes shuffle alike, then each draws its own augmentation and attack.
+            torch.manual_seed(derive_seed(self.spec.seed, epoch, self.process_group.rank))
+        first_step = epoch * self.steps_per_epoch
+        total_steps = self.spec.training.epochs * self.steps_per_epoch
+        for step, index in enumerate(batches, first_step):
+            self.set_learning_rates(step)
+            for name, term in run_step(index).items():
+                # Summed on the device: reading a value would wait for it at each step.
                 sums[name] = sums.get(name, torch.zeros_like(term)) + term
-            tick("train", epoch * self.steps + step + 1, self.spec.training.epochs * self.steps)
-        if (
-            isinstance(advance, acceleration.Replayed)
-            and advance.graph
-            and acceleration.CAPTURED not in self.path
-        ):
-            self.path.append(acceleration.CAPTURED)
-        self.group.average(
-            [value for value in self.objective.buffers() if value.is_floating_point()]
-        )
-        self.group.average([*sums.values()])
-        if "swa" in self.averages and epoch >= int(
-            self.spec.training.swa_start * self.spec.training.epochs
-        ):
-            self.averages["swa"].update(self.objective.student)
-        means = {f"train/{name}": (total / self.steps).item() for name, total in sums.items()}
-        for name, value in means.items():
-            if not math.isfinite(value):
+            tick("train", step + 1, total_steps)
+        captured = isinstance(run_step, CapturedStep) and run_step.graph is not None
+        if captured and CAPTURED not in self.training_path:
+            self.training_path.append(CAPTURED)
+        buffers = [buffer for buffer in self.module.buffers() if buffer.is_floating_point()]
+        self.process_group.average(buffers)
+        self.process_group.average([*sums.values()])
+        self._update_swa(epoch)
+        return self._mean_terms(epoch, sums)
+
+    def _update_swa(self, epoch: int) -> None:
+        training = self.spec.training
+        if "swa" in self.averages and epoch >= int(training.swa_start * training.epochs):
+            self.averages["swa"].update(self.module.student)
+
+    def _mean_terms(self, epoch: int, sums: dict[str, Tensor]) -> dict[str, float]:
+        """Return the means over the steps. Raise BenchError if one is not finite."""
+        means = {}
+        for name, total in sums.items():
+            mean = (total / self.steps_per_epoch).item()
+            if not math.isfinite(mean):
                 raise BenchError(
-                    f"{name} became {value} in epoch {epoch}; a lower learning rate may help"
+                    f"train/{name} became {mean} in epoch {epoch}; a lower learning rate may help"
                 )
+            means[f"train/{name}"] = mean
         return means
 
-    def advance(self, epoch: int) -> acceleration.Work:
-        """The function that makes one update from the positions of a batch's images, in this epoch."""
+    def step_function(self, epoch: int) -> Step:
+        """Return the function that makes one update from the positions of a batch's images."""
 
-        def work(index: Tensor) -> dict[str, Tensor]:
-            return self.step(self.batch(index, epoch))
+        def run_step(index: Tensor) -> dict[str, Tensor]:
+            return self.update(self.make_batch(index, epoch))
 
-        return self.graphs.replayed(work) if self.graphs and self.group.size == 1 else work
+        if self.graphs is None or self.process_group.size > 1:
+            return run_step
+        return self.graphs.step_of_epoch(run_step, self.module.method.epoch_dependent)
 
-    def order(self) -> Sequence[Tensor]:
-        """An epoch's batches, or this device's share of them, as positions in the training set.
+    def epoch_batches(self) -> Sequence[Tensor]:
+        """Return an epoch's batches, or this device's parts of them.
 
-        Shuffled, the incomplete last one left out.
+        Each is (B,) positions in the training set, shuffled. The incomplete last batch is left
+        out.
         """
-        shuffled = torch.randperm(len(self.data.train.x), device=self.device)
-        return [
-            self.group.part(index)
-            for index in torch.split(shuffled, self.spec.training.batch)[: self.steps]
-        ]
+        shuffled = torch.randperm(len(self.data.train), device=self.device)
+        batches = torch.split(shuffled, self.spec.training.batch)[: self.steps_per_epoch]
+        return [self.process_group.local_part(index) for index in batches]
 
-    def batch(self, index: Tensor, epoch: int) -> Batch:
-        """The images at these positions, augmented image by image on the device."""
-        train = self.data.train
-        x = data_module.augment(
-            data_module.to_float(train.x[index]), self.data.info.pad, self.data.info.flip
-        )
-        epochs, read = self.spec.training.epochs, self.graphs.read if self.graphs else set()
-        return acceleration.Observed(
-            x, train.y[index], index, epoch, epochs, len(train), self.budget, read
-        )
+    def make_batch(self, index: Tensor, epoch: int) -> Batch:
+        """Return the images at these positions, each augmented for itself on the device."""
+        train, info = self.data.train, self.data.info
+        x = augment(to_float(train.x[index]), info.pad, info.flip)
+        epochs = self.spec.training.epochs
+        return Batch(x, train.y[index], index, epoch, epochs, len(train), self.budget)
 
-    def set_rate(self, step: int) -> None:
-        """The learning rates of one of the run's steps; on a CUDA device in memory that a captured step reads."""
-        rate = self.spec.training.rate(step, self.spec.training.epochs * self.steps)
-        for group, held in zip(self.optimiser.param_groups, self.rates, strict=True):
+    def set_learning_rates(self, step: int) -> None:
+        """Set the learning rates of one of the run's steps."""
+        training = self.spec.training
+        rate = training.rate(step, training.epochs * self.steps_per_epoch)
+        groups = zip(self.optimiser.param_groups, self.learning_rates, strict=True)
+        for group, device_rate in groups:
             value = rate * group.get("scale", 1.0)
-            group["lr"] = held.fill_(value) if self.graphs else value
+            # A captured step reads the rate from memory of the device.
+            group["lr"] = device_rate.fill_(value) if self.graphs else value
 
-    def step(self, batch: Batch) -> dict[str, Tensor]:
-        """One update at the rates that are set; returns the detached terms."""
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        """Make one update at the rates that are set; return the detached terms of the loss."""
+        module, student = self.module, self.module.student
         adv = self.attack(batch)
         self.optimiser.zero_grad(set_to_none=True)
-        student, gamma = self.objective.student, self.spec.training.awp
-        with perturbed(student, self.objective, lambda: self.terms(batch, adv)[1], gamma):
-            terms, total = self.terms(batch, adv)
+
+        def total_loss() -> Tensor:
+            return self.loss_terms(batch, adv)[1]
+
+        with perturbed_weights(student, module, total_loss, self.spec.training.awp):
+            terms, total = self.loss_terms(batch, adv)
             total.backward()  # type: ignore[no-untyped-call]
-        self.group.average(
-            [value.grad for value in self.objective.parameters() if value.grad is not None]
-        )
+        gradients = [value.grad for value in module.parameters() if value.grad is not None]
+        self.process_group.average(gradients)
         self.optimiser.step()
-        self.objective.method.after_step(self.objective.nets, batch)
+        module.method.after_step(module.nets, batch)
         if "ema" in self.averages:
             self.averages["ema"].update(student)
         return {name: term.detach() for name, term in terms.items()}
 
     def attack(self, batch: Batch) -> Tensor:
-        """The images that the method's attack finds."""
+        """Return the adversarial examples of the method's attack."""
         with self.autocast():
-            return self.objective.attack(batch)
+            return self.module.attack(batch)
 
-    def terms(self, batch: Batch, adv: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """The loss's terms and their sum."""
+    def loss_terms(self, batch: Batch, adv: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Return the terms of the loss and their sum, in single precision."""
         with self.autocast():
-            terms = self.objective(batch, adv)
+            terms = self.module(batch, adv)
         return terms, torch.stack([term.float() for term in terms.values()]).sum()
 
     def autocast(self) -> torch.autocast:
+        """Return the context of mixed precision, which does nothing in fp32."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
     def _validate(self, epoch: int) -> dict[str, float]:
-        """Clean accuracy and accuracy under PGD with the training budget, on the validation images."""
+        """Return clean and robust accuracy on the validation images, with the inner budget."""
         torch.manual_seed(derive_seed("validation", self.spec.seed, epoch))
-        clean, robust = clean_and_robust_accuracy(
-            self.objective.student, self.data.val, self.budget
-        )
+        clean, robust = clean_and_robust_accuracy(self.module.student, self.data.val, self.budget)
         return {"val/clean": clean, "val/robust": robust}
 
-    def _keep(self, epoch: int, row: dict[str, float]) -> None:
-        """Writes the checkpoints, best first: whichever instant the process dies at, a resumed run ends the same."""
+    def _save_epoch(self, epoch: int, row: dict[str, float]) -> None:
+        """Write the checkpoints of an epoch and the state of the run."""
         state = self.state
         state.epoch = epoch + 1
         state.history.append(row)
-        score = row.get("val/robust" if self.objective.method.adversarial else "val/clean", -1.0)
+        metric = "val/robust" if self.module.method.adversarial else "val/clean"
+        score = row.get(metric, -1.0)
+        # The state goes last: whichever instant the process dies at, a resumed run ends alike.
         if score > state.best:
             state.best = score
-            self._write("best", self.objective.student)
+            self._save_network("best", self.module.student)
         if state.epoch == self.spec.training.epochs:
-            self._write("last", self.objective.student)
-            for kind, averaged in self.averages.items():
-                self._write(kind, averaged.module)
-        save(self.work / STATE, self._snapshot())
+            self._save_network("last", self.module.student)
+            for kind, average in self.averages.items():
+                self._save_network(kind, average.module)
+        save(self.folder / STATE, self._snapshot())
 
-    def _write(self, name: str, net: nn.Module) -> None:
+    def _save_network(self, name: str, net: nn.Module) -> None:
         spec = self.spec
-        meta = {
+        content = {
+            "state_dict": net.state_dict(),
             "arch": spec.arch,
             "dataset": spec.dataset,
             "method": spec.method,
             "spec_id": spec.id,
         }
-        save(self.work / f"{name}.pt", {"state_dict": net.state_dict(), **meta})
+        save(self.folder / f"{name}.pt", content)
 
     def _snapshot(self) -> dict[str, Any]:
+        averages = {kind: average.state_dict() for kind, average in self.averages.items()}
         return {
-            "objective": self.objective.state_dict(),
+            "objective": self.module.state_dict(),
             "optimiser": self.optimiser.state_dict(),
-            "averages": {kind: averaged.state_dict() for kind, averaged in self.averages.items()},
+            "averages": averages,
             "state": vars(self.state),
-            "begun": self.group.words,
+            "begun": self.process_group.description,
         }
 
     def _resume(self) -> None:
-        if not (path := self.work / STATE).exists():
+        """Load what an interrupted process left, if anything."""
+        path = self.folder / STATE
+        if not path.exists():
             return
         try:
             saved = read(path)
         except BenchError as error:
             raise BenchError(f"{error}; --force begins this run again") from error
-        self.group.go_on(saved.get("begun", self.group.words))  # earlier versions did not note it
-        self.objective.load_state_dict(saved["objective"])
+        # Earlier versions did not note the devices.
+        begun_on = saved.get("begun", self.process_group.description)
+        self.process_group.check_same_group(begun_on)
+        self.module.load_state_dict(saved["objective"])
         self.optimiser.load_state_dict(saved["optimiser"])
         for group in self.optimiser.param_groups:
-            group["fused"] = self.graphs is not None  # whatever kind of device it was saved on
-        for kind, averaged in self.averages.items():
-            averaged.load_state_dict(saved["averages"][kind])
+            # The state may come from another kind of device.
+            group["fused"] = self.graphs is not None
+        for kind, average in self.averages.items():
+            average.load_state_dict(saved["averages"][kind])
         self.state = State(**saved["state"])
 
 
 def clean_and_robust_accuracy(
-    net: Net, split: Split, budget: Budget, batch: int = 250
+    net: Net, split: Split, budget: Budget, batch_size: int = 250
 ) -> tuple[float, float]:
-    """Clean accuracy and accuracy under cross-entropy PGD of `net` on a split, both in [0, 1]."""
+    """Return clean accuracy and accuracy under cross-entropy PGD on a split, in [0, 1]."""
     clean = robust = 0
+    batches = zip(torch.split(split.x, batch_size), torch.split(split.y, batch_size), strict=True)
     with mode(net, training=False):
-        for x, y in zip(torch.split(split.x, batch), torch.split(split.y, batch), strict=True):
-            images = data_module.to_float(x)
-            adv = pgd(net, images, ce(y), budget)
+        for pixels, y in batches:
+            x = to_float(pixels)
+            adv = pgd(net, x, ce(y), budget)
             with torch.no_grad():
-                clean += int((net(images).argmax(dim=1) == y).sum())
+                clean += int((net(x).argmax(dim=1) == y).sum())
                 robust += int((net(adv).argmax(dim=1) == y).sum())
-    return clean / len(split.x), robust / len(split.x)
+    return clean / len(split), robust / len(split)

@@ -9,6 +9,8 @@ from tyro.conf import FlagCreatePairsOff, arg
 
 from bench.protocol.options import Number, ProtocolOptions
 
+SUITE_DEFAULT = "(default: the suite's)"
+
 
 @dataclass(frozen=True, kw_only=True)
 class TuneOptions(ProtocolOptions):
@@ -23,21 +25,16 @@ class TuneOptions(ProtocolOptions):
     ]
     trials: Annotated[int, arg(metavar="N", help="the budget of each method")] = 30
     student: Annotated[
-        str,
-        arg(
-            metavar="NAMES", help="models, with commas", help_behavior_hint="(default: the suite's)"
-        ),
+        str, arg(metavar="NAMES", help="models, with commas", help_behavior_hint=SUITE_DEFAULT)
     ] = ""
     teacher: Annotated[str, arg(metavar="NAME", help="robust, natural or an imported teacher")] = (
         "robust"
     )
-    epochs: Annotated[
-        Number, arg(help="of a trial", help_behavior_hint="(default: the suite's)")
-    ] = None
+    epochs: Annotated[Number, arg(help="of a trial", help_behavior_hint=SUITE_DEFAULT)] = None
     objectives: Annotated[
         Literal["robust", "clean,robust"],
         arg(
-            help="accuracy under PGD with a floor on the clean one, or the Pareto front of both, unpruned"
+            help="PGD accuracy with a floor on the clean one, or the Pareto front of both, unpruned"
         ),
     ] = "robust"
     min_clean: Annotated[
@@ -65,9 +62,9 @@ class TuneOptions(ProtocolOptions):
     storage: Annotated[
         str,
         arg(
-            metavar="PLACE",
-            help="a journal file, sqlite:///FILE, or postgresql://... for several machines",
-            help_behavior_hint="(default: STORE/tuning.journal)",
+            metavar="URL",
+            help="sqlite:///FILE, or postgresql://... for several machines",
+            help_behavior_hint="(default: sqlite:///STORE/tuning.db)",
         ),
     ] = ""
     search_seed: Annotated[
@@ -78,7 +75,7 @@ class TuneOptions(ProtocolOptions):
         arg(
             metavar="LIST",
             help="of the final runs, such as 0,1,2",
-            help_behavior_hint="(default: the suite's)",
+            help_behavior_hint=SUITE_DEFAULT,
         ),
     ] = ""
     search_only: Annotated[

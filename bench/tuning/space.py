@@ -1,10 +1,11 @@
-"""What is searched: a method's own hyper-parameters and the suite's learning rate and weight decay."""
+"""Search spaces: a method's hyper-parameters and the suite's learning rate and weight decay."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, cast
 
 from optuna.distributions import (
@@ -22,148 +23,159 @@ from bench.system.errors import UsageError, unknown_name
 from methods import base
 from methods.base import Method
 
+Interval = FloatDistribution | IntDistribution
+
 # Searched on a logarithmic scale, from default / factor to default * factor.
-TRAINING = {"lr": 4.0, "weight_decay": 5.0}
+TRAINING_FACTORS = {"lr": 4.0, "weight_decay": 5.0}
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """One value of a trial; with a distribution of None it is not searched but stays at its default."""
+    """A value of a trial. Without a distribution it stays at its default."""
 
     name: str
     default: Any
     distribution: BaseDistribution | None
 
     def suggest(self, trial: Trial) -> Any:
+        """Draw a trial's value."""
         match self.distribution:
-            case FloatDistribution() as found:
-                return trial.suggest_float(self.name, found.low, found.high, log=found.log)
-            case IntDistribution() as found:
-                return trial.suggest_int(self.name, found.low, found.high, log=found.log)
-            case CategoricalDistribution() as found:
-                return trial.suggest_categorical(self.name, found.choices)
+            case FloatDistribution(low=low, high=high, log=log):
+                return trial.suggest_float(self.name, low, high, log=log)
+            case IntDistribution(low=low, high=high, log=log):
+                return trial.suggest_int(self.name, low, high, log=log)
+            case CategoricalDistribution(choices=choices):
+                return trial.suggest_categorical(self.name, choices)
         return self.default
 
-    def holds(self, value: Any) -> bool:
-        """Whether a value lies in the range."""
-        match self.distribution:
-            case FloatDistribution() | IntDistribution() as found:
-                return bool(found.low <= value <= found.high)
-            case CategoricalDistribution() as found:
-                return value in found.choices
-        return bool(value == self.default)
-
     @property
-    def ends(self) -> tuple[Any, ...]:
-        """The outermost values, or all choices."""
-        match self.distribution:
-            case FloatDistribution() | IntDistribution() as found:
-                return (found.low, found.high)
-            case CategoricalDistribution() as found:
-                return tuple(found.choices)
+    def extremes(self) -> tuple[Any, ...]:
+        """The ends of an interval, or all choices, or the fixed value."""
+        if isinstance(self.distribution, Interval):
+            return (self.distribution.low, self.distribution.high)
+        if isinstance(self.distribution, CategoricalDistribution):
+            return self.distribution.choices
         return (self.default,)
 
+    def contains(self, value: Any) -> bool:
+        if isinstance(self.distribution, Interval):
+            return bool(self.distribution.low <= value <= self.distribution.high)
+        return value in self.extremes
+
     @property
-    def words(self) -> str:
-        """The range for people."""
-        match self.distribution:
-            case FloatDistribution() | IntDistribution() as found:
-                return f"{found.low:g} to {found.high:g}{', logarithmic' if found.log else ''}"
-            case CategoricalDistribution() as found:
-                return ", ".join(map(str, found.choices))
-        return "not searched"
+    def label(self) -> str:
+        """The range in words."""
+        if isinstance(self.distribution, Interval):
+            scale = ", logarithmic" if self.distribution.log else ""
+            return f"{self.distribution.low:g} to {self.distribution.high:g}{scale}"
+        return ", ".join(map(str, self.extremes)) if self.distribution else "not searched"
+
+    @property
+    def json(self) -> str:
+        """The distribution or the fixed value, as text that tells two spaces apart."""
+        return distribution_to_json(self.distribution) if self.distribution else repr(self.default)
 
 
 @dataclass(frozen=True)
-class Space:
+class SearchSpace:
     """The parameters of a method's trials under a suite."""
 
+    method_class: type[Method]
     hyper: tuple[Parameter, ...]
     training: tuple[Parameter, ...]
 
     @property
+    def parameters(self) -> tuple[Parameter, ...]:
+        return (*self.hyper, *self.training)
+
+    @property
     def searched(self) -> list[Parameter]:
-        return [parameter for parameter in (*self.hyper, *self.training) if parameter.distribution]
+        return [parameter for parameter in self.parameters if parameter.distribution]
 
     def suggest(self, trial: Trial) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Hyper-parameters and training settings of a trial."""
-        hyper = {parameter.name: parameter.suggest(trial) for parameter in self.hyper}
-        return hyper, {parameter.name: parameter.suggest(trial) for parameter in self.training}
+        """Draw the hyper-parameters and training settings of a trial."""
+        values = {parameter.name: parameter.suggest(trial) for parameter in self.parameters}
+        return self.split(values)
 
     def split(self, values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The same for the searched values of a finished trial, the defaults beside them."""
-        hyper, training = (
-            {parameter.name: values.get(parameter.name, parameter.default) for parameter in group}
-            for group in (self.hyper, self.training)
-        )
+        """Return values as hyper-parameters and training settings, completed with the defaults."""
+        hyper, training = default_values(self.hyper), default_values(self.training)
+        for name, value in values.items():
+            group = hyper if name in hyper else training
+            group[name] = value
         return hyper, training
 
-    def first(self, form: type[Method]) -> list[dict[str, Any]]:
-        """The searched values to try before any other: the harness's defaults, then those of the authors' script."""
-        default = {parameter.name: parameter.default for parameter in self.searched}
-        ranges = {parameter.name: parameter for parameter in self.searched}
-        theirs = {
-            name: value
-            for name, value in base.official(form).items()
-            if name in ranges and ranges[name].holds(value)
-        }
-        return [default] if default | theirs == default else [default, default | theirs]
+    def first_trials(self) -> list[dict[str, Any]]:
+        """Return the values to try first: the defaults, then the authors' inside the ranges."""
+        defaults = default_values(self.searched)
+        official = base.official_values(self.method_class)
+        authors = defaults.copy()
+        for parameter in self.searched:
+            value = official.get(parameter.name, parameter.default)
+            if parameter.contains(value):
+                authors[parameter.name] = value
+        return [defaults] if authors == defaults else [defaults, authors]
 
     def describe(self) -> dict[str, str]:
-        """Name -> distribution or fixed value, as text that tells two spaces apart."""
-        return {
-            parameter.name: distribution_to_json(parameter.distribution)
-            if parameter.distribution
-            else repr(parameter.default)
-            for parameter in (*self.hyper, *self.training)
-        }
+        """Return each parameter's range by name."""
+        return {parameter.name: parameter.json for parameter in self.parameters}
 
 
-def space(form: type[Method], training: Training, given: tuple[str, ...] = ()) -> Space:
-    """The search space of a method under a suite's training; `given`: ranges such as "alpha=0.5:1".
+def default_values(parameters: Iterable[Parameter]) -> dict[str, Any]:
+    return {parameter.name: parameter.default for parameter in parameters}
 
-    Those for parameters that it does not have are left aside (`check` tells). Raises UsageError for other bad ones.
+
+def build_space(
+    method_class: type[Method], training: Training, ranges: tuple[str, ...] = ()
+) -> SearchSpace:
+    """Build the search space of a method; `ranges`, such as "alpha=0.5:1", replace declared ones.
+
+    Ranges of other methods' parameters are left aside. Raises UsageError for an unreadable one.
     """
-    hyper = [parameter(field) for field in dataclasses.fields(form) if not field.metadata["quirk"]]
-    taken = {found.name for found in hyper}
-    setting = [
-        around(name, getattr(training, name), factor)
-        for name, factor in TRAINING.items()
-        if name not in taken
-    ]
-    ranges = dict(split(text) for text in given)
-    if len(ranges) < len(given):
-        raise UsageError(f"--range {' '.join(given)}: each parameter once")
-    groups = (
-        tuple(changed(found, ranges.get(found.name)) for found in group)
-        for group in (hyper, setting)
-    )
-    return Space(*groups)
+    texts = dict(split_range(text) for text in ranges)
+    if len(texts) < len(ranges):
+        raise UsageError(f"--range {' '.join(ranges)}: each parameter once")
+    hyper, settings = dict[str, Parameter](), dict[str, Parameter]()
+    for field in dataclasses.fields(method_class):
+        if not field.metadata["quirk"]:
+            hyper[field.name] = with_range(declared_parameter(field), texts.get(field.name))
+    for name in TRAINING_FACTORS:
+        if name not in hyper:
+            setting = training_parameter(name, getattr(training, name))
+            settings[name] = with_range(setting, texts.get(name))
+    return SearchSpace(method_class, (*hyper.values(),), (*settings.values(),))
 
 
-def check(forms: dict[str, type[Method]], spaces: dict[str, Space], given: tuple[str, ...]) -> None:
-    """Raises UsageError for a range whose parameter none of the methods has, or whose ends one cannot take."""
-    known = sorted(
-        {found.name for each in spaces.values() for found in (*each.hyper, *each.training)}
-    )
-    for name, _ in map(split, given):
-        if name not in known:
-            raise unknown_name("parameter", name, known)
-    for method, found in spaces.items():
-        usual = {parameter.name: parameter.default for parameter in found.hyper}
-        for parameter in (*found.hyper, *found.training):
-            for value in parameter.ends:
-                try:
-                    if parameter in found.hyper:
-                        forms[method](**usual | {parameter.name: value})
-                    elif wrong := setting_fault(parameter.name, value):
-                        raise ValueError(wrong)
-                except ValueError as error:
-                    raise UsageError(f"--range: {method}: {error}") from error
+def check_ranges(spaces: dict[str, SearchSpace], ranges: tuple[str, ...]) -> None:
+    """Raise UsageError for a parameter that no method has, or an end that one cannot take."""
+    names = set[str]()
+    for space in spaces.values():
+        names.update(space.describe())
+    for text in ranges:
+        name, _ = split_range(text)
+        if name not in names:
+            raise unknown_name("parameter", name, names)
+    for method, space in spaces.items():
+        try:
+            check_extremes(space)
+        except ValueError as error:
+            raise UsageError(f"--range: {method}: {error}") from error
 
 
-def parameter(field: dataclasses.Field[Any]) -> Parameter:
-    """A hyper-parameter with its declared range, widened to hold its default."""
+def check_extremes(space: SearchSpace) -> None:
+    """Raise ValueError if the method or the training cannot take an end of a range."""
+    defaults = default_values(space.hyper)
+    for parameter in space.hyper:
+        for value in parameter.extremes:
+            space.method_class(**defaults | {parameter.name: value})
+    for parameter in space.training:
+        for value in parameter.extremes:
+            if fault := setting_fault(parameter.name, value):
+                raise ValueError(fault)
+
+
+def declared_parameter(field: dataclasses.Field[Any]) -> Parameter:
+    """Return a hyper-parameter with its declared range, widened to hold its default."""
     search, default = field.metadata["search"], cast(Any, field.default)
     if isinstance(default, bool):
         return Parameter(field.name, default, CategoricalDistribution((False, True)))
@@ -172,60 +184,64 @@ def parameter(field: dataclasses.Field[Any]) -> Parameter:
     if isinstance(default, str) or search["high"] is None:
         return Parameter(field.name, default, None)
     low, high = min(search["low"] or 0, default), max(search["high"], default)
-    return Parameter(field.name, default, interval(default, low, high, search["log"]))
+    return Parameter(field.name, default, make_interval(type(default), low, high, search["log"]))
 
 
-def around(name: str, default: float, factor: float) -> Parameter:
-    """A setting of the training, searched about its default; 0 stays 0."""
-    found = FloatDistribution(default / factor, default * factor, log=True) if default else None
-    return Parameter(name, default, found)
+def training_parameter(name: str, default: float) -> Parameter:
+    """Return a training setting, searched about its default; 0 stays 0."""
+    if default == 0:
+        return Parameter(name, default, None)
+    factor = TRAINING_FACTORS[name]
+    return Parameter(name, default, FloatDistribution(default / factor, default * factor, log=True))
 
 
-def interval(default: Any, low: float, high: float, log: bool) -> BaseDistribution:
-    if isinstance(default, int):
+def make_interval(kind: type[Any], low: float, high: float, log: bool) -> Interval:
+    """Return an interval of whole numbers if `kind` is int, else of floats."""
+    if kind is int:
         return IntDistribution(int(low), int(high), log=log)
     return FloatDistribution(float(low), float(high), log=log)
 
 
-def split(text: str) -> tuple[str, str]:
-    name, sign, value = text.partition("=")
-    if not (name and sign and value):
+def split_range(text: str) -> tuple[str, str]:
+    """Split NAME=RANGE. Raises UsageError."""
+    name, _, value = text.partition("=")
+    if not name or not value:
         raise UsageError(
             f"--range {text!r}: write NAME=LOW:HIGH, NAME=LOW:HIGH:log, NAME=A,B,C or NAME=VALUE"
         )
     return name.replace("-", "_"), value
 
 
-def changed(found: Parameter, text: str | None) -> Parameter:
-    """The parameter with the range that was given for it."""
+def with_range(parameter: Parameter, text: str | None) -> Parameter:
+    """Return the parameter with the range LOW:HIGH, LOW:HIGH:log, A,B,C or VALUE, if there is one.
+
+    The default moves into the range. Raises UsageError.
+    """
     if text is None:
-        return found
-    kind: type[Any] = type(found.default)
-    numeric, words = kind in (int, float), text.split(":")
+        return parameter
+    name, default, kind = parameter.name, parameter.default, type(parameter.default)
+    bounds = text.split(":")
+    log = bounds[2:] == ["log"]
     try:
-        if numeric and len(words) in (2, 3) and words[2:] in ([], ["log"]):
-            low, high = value(kind, words[0]), value(kind, words[1])
-            return replace(
-                found,
-                default=min(max(found.default, low), high),
-                distribution=interval(low, low, high, bool(words[2:])),
-            )
-        values = tuple(value(kind, word) for word in text.split(","))
+        if kind in (int, float) and (len(bounds) == 2 or log):
+            low, high = parse_value(kind, bounds[0]), parse_value(kind, bounds[1])
+            interval = make_interval(kind, low, high, log)
+            return Parameter(name, min(max(default, low), high), interval)
+        values = tuple(parse_value(kind, word) for word in text.split(","))
     except ValueError as error:
-        raise UsageError(f"--range {found.name}={text}: {error}") from error
-    if len(values) == 1:
-        return Parameter(found.name, values[0], None)
-    default = found.default if found.default in values else values[0]
-    return Parameter(found.name, default, CategoricalDistribution(values))
+        raise UsageError(f"--range {name}={text}: {error}") from error
+    if default not in values:
+        default = values[0]
+    return Parameter(name, default, CategoricalDistribution(values) if len(values) > 1 else None)
 
 
-def value(kind: type[Any], word: str) -> Any:
-    """A value of the parameter's type. Raises ValueError."""
+def parse_value(kind: type[Any], word: str) -> Any:
+    """Read a value of the parameter's type. Raises ValueError."""
     if kind is bool:
         if word.lower() not in ("true", "false"):
             raise ValueError(f"{word!r} is neither true nor false")
         return word.lower() == "true"
-    found = kind(word)
-    if kind is float and not math.isfinite(found):
+    value = kind(word)
+    if kind is float and not math.isfinite(value):
         raise ValueError(f"{word} is not finite")
-    return found
+    return value

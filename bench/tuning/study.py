@@ -1,19 +1,18 @@
-"""One study: created once, recognised again, its sampler and pruner, and how many of its trials are done."""
+"""A study: created once, recognised again, its samplers and pruners, its count of trials."""
 
 from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution
 from optuna.pruners import BasePruner, HyperbandPruner, NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
-from optuna.storages import BaseStorage
-from optuna.study import Study
+from optuna.storages import RDBStorage
+from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from bench.system.errors import BenchError
@@ -26,168 +25,152 @@ SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
     "nsga2": lambda seed: NSGAIISampler(seed=seed, population_size=20),
     "random": lambda seed: RandomSampler(seed=seed),
 }
-OVER = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
-SHORT = 4  # the first of two rungs is a schedule of the epochs divided by this
-KEEP = 5  # halving lets about one in so many trials go on; among fewer trials than that, none
-
-
-class PerTrial(BaseSampler):
-    """A sampler seeded anew for each trial, from its place in the study: the finished trials decide what it proposes.
-
-    So a study that goes on after a stop proposes what it would have, and two workers never propose the same.
-    """
-
-    def __init__(self, kind: str, seed: int) -> None:
-        self.make, self.seed = SAMPLERS[kind], seed
-        self.inner = self.make(seed)
-
-    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        whole = study._storage.get_all_trials(
-            study._study_id, deepcopy=False
-        )  # Hyperband shows a part alone
-        place = sum(not storage.history(each) for each in whole if each.number < trial.number)
-        self.inner = self.make(derive_seed(self.seed, place) % 2**32)
-        self.inner.before_trial(study, trial)
-
-    def infer_relative_search_space(
-        self, study: Study, trial: FrozenTrial
-    ) -> dict[str, BaseDistribution]:
-        return self.inner.infer_relative_search_space(study, trial)
-
-    def sample_relative(
-        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        return self.inner.sample_relative(study, trial, search_space)
-
-    def sample_independent(
-        self,
-        study: Study,
-        trial: FrozenTrial,
-        param_name: str,
-        param_distribution: BaseDistribution,
-    ) -> Any:
-        return self.inner.sample_independent(study, trial, param_name, param_distribution)
-
-    def after_trial(
-        self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
-    ) -> None:
-        self.inner.after_trial(study, trial, state, values)
-
-
-def rungs(kind: str, epochs: int) -> tuple[int, ...]:
-    """The lengths, in epochs, of the schedules that a trial goes through, unless it is pruned between them.
-
-    Each is a whole schedule, learning rate falling to its end: in the middle of one, the robust accuracies of trials
-    order them the wrong way round (docs/tuning.md).
-    """
-    return (epochs // SHORT, epochs) if kind != "none" and epochs >= SHORT else (epochs,)
-
-
-def pruner(kind: str, epochs: int) -> BasePruner:
-    """The pruner over rungs; `kind`: halving, hyperband or none."""
-    first = rungs(kind, epochs)[0]
-    if kind == "halving":
-        return SuccessiveHalvingPruner(
-            min_resource=first, reduction_factor=KEEP, bootstrap_count=KEEP - 1
-        )
-    if kind == "hyperband":
-        return HyperbandPruner(min_resource=first, max_resource=epochs, reduction_factor=SHORT)
-    return NopPruner()
+# The first of two rungs is a schedule of the epochs divided by this.
+SHORT_DIVISOR = 4
+# Halving lets about one trial in this many go on; among fewer trials, none.
+REDUCTION_FACTOR = 5
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What makes a study, as plain values that every worker gets."""
+class StudyPlan:
+    """The plain values that make a study.
+
+    `storage` is a database's address, `identity` holds everything that makes trials comparable.
+    """
 
     name: str
-    place: str  # the storage
-    objectives: tuple[str, ...]  # "robust", or "clean" and "robust"
+    storage: str
+    objectives: tuple[str, ...]
     sampler: str
     pruner: str
     seed: int
     epochs: int
-    identity: dict[str, Any]  # whatever makes its trials comparable
+    identity: dict[str, Any]
 
 
-def establish(plan: Plan, first: list[dict[str, Any]], floor: float, given: bool) -> Study:
-    """The study, created with its first trials if it is new. Raises BenchError where it is another one's.
+def seed_sampler(study: Study, kind: str, seed: int) -> None:
+    """Give the study a sampler for its next trial, seeded from the trial's position.
 
-    floor: the clean accuracy to keep, which a study takes from whoever creates it; another one is an error if it is
-    `given`. The attribute `id` tells this study from others of its name. Whoever dies half-way, the next completes it.
+    A study that goes on after a stop proposes what it would have, and two workers never propose the
+    same. Call under the study's lock, and hold it until the trial has begun.
     """
-    store = storage.connect(plan.place)
+    position = 0
+    for trial in study.get_trials(deepcopy=False):
+        if trial.state == TrialState.WAITING:
+            break
+        position += not storage.retry_history(trial)
+    study.sampler = SAMPLERS[kind](derive_seed(seed, position) % 2**32)
+
+
+def rung_epochs(pruner: str, epochs: int) -> tuple[int, ...]:
+    """Return the lengths, in epochs, of a trial's schedules; it may be pruned between them."""
+    # In the middle of a schedule, before the learning rate has fallen, robust accuracies order the
+    # trials the wrong way round (docs/tuning.md).
+    if pruner == "none" or epochs < SHORT_DIVISOR:
+        return (epochs,)
+    return (epochs // SHORT_DIVISOR, epochs)
+
+
+def build_pruner(kind: str, epochs: int) -> BasePruner:
+    """Build the pruner between rungs: halving, hyperband or none."""
+    shortest = rung_epochs(kind, epochs)[0]
+    if kind == "halving":
+        bootstrap = REDUCTION_FACTOR - 1
+        return SuccessiveHalvingPruner(shortest, REDUCTION_FACTOR, bootstrap_count=bootstrap)
+    if kind == "hyperband":
+        return HyperbandPruner(shortest, epochs, SHORT_DIVISOR)
+    return NopPruner()
+
+
+def open_study(
+    plan: StudyPlan, first_trials: list[dict[str, Any]], min_clean: float, is_explicit: bool
+) -> Study:
+    """Open a study, created with its first trials, which are never pruned, if it is new.
+
+    A study keeps the `min_clean`, in [0, 1], of its creation. Raises BenchError if that is not the
+    explicit one, or if the study has another identity.
+    """
+    backend = storage.connect(plan.storage)
+    directions = [StudyDirection.MAXIMIZE] * len(plan.objectives)
     with (
-        storage.told(plan.place, OSError, ValueError, KeyError),
-        storage.guard(plan.place, "study"),
+        storage.storage_errors(plan.storage, OSError, ValueError, KeyError),
+        storage.exclusive(plan.storage, "study"),
     ):
-        found = optuna.create_study(
-            storage=store,
-            study_name=plan.name,
-            directions=["maximize"] * len(plan.objectives),
-            load_if_exists=True,
+        study = optuna.create_study(
+            storage=backend, study_name=plan.name, directions=directions, load_if_exists=True
         )
-        if "identity" not in found.user_attrs:
-            for values in first:
-                found.enqueue_trial(values, user_attrs={"kept": True}, skip_if_exists=True)
-            found.set_user_attr("id", uuid.uuid4().hex[:16])
-            found.set_user_attr("floor", floor)
-            found.set_user_attr("identity", json.dumps(plan.identity))
-    kept = {"clean accuracy to keep": floor if given else found.user_attrs["floor"]}
-    recorded = json.loads(found.user_attrs["identity"]) | {
-        "clean accuracy to keep": found.user_attrs["floor"]
-    }
-    if wrong := difference(recorded, json.loads(json.dumps(plan.identity)) | kept):
+        # A study without an identity is new, or its creator died halfway.
+        if "identity" not in study.user_attrs:
+            for values in first_trials:
+                study.enqueue_trial(values, user_attrs={"kept": True}, skip_if_exists=True)
+            # The id tells this study from others of its name.
+            study.set_user_attr("id", uuid.uuid4().hex[:16])
+            study.set_user_attr("floor", min_clean)
+            study.set_user_attr("identity", json.dumps(plan.identity))
+    recorded = json.loads(study.user_attrs["identity"])
+    # Tuples come back from JSON as lists.
+    expected = json.loads(json.dumps(plan.identity))
+    if is_explicit:
+        recorded["clean accuracy to keep"] = study.user_attrs["floor"]
+        expected["clean accuracy to keep"] = min_clean
+    if difference := first_difference(recorded, expected):
         raise BenchError(
-            f"study {plan.name!r} in {storage.public(plan.place)} was made with another {wrong}: "
-            "use another --storage, or the old options"
+            f"study {plan.name!r} in {storage.without_password(plan.storage)} was made with "
+            f"another {difference}: use another --storage, or the old options"
         )
-    return attach(plan, store)
+    return load_study(plan, backend)
 
 
-def attach(plan: Plan, store: BaseStorage) -> Study:
-    """A study that exists, with the sampler and the pruner, which no storage keeps."""
-    return optuna.load_study(
-        study_name=plan.name,
-        storage=store,
-        sampler=PerTrial(plan.sampler, plan.seed),
-        pruner=pruner(plan.pruner, plan.epochs),
-    )
+def load_study(plan: StudyPlan, backend: RDBStorage) -> Study:
+    """Load a study that exists, with its pruner, which no storage keeps."""
+    pruner = build_pruner(plan.pruner, plan.epochs)
+    return optuna.load_study(study_name=plan.name, storage=backend, pruner=pruner)
 
 
-def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """The first entry that differs, with both values; "" if none does."""
+def first_difference(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """Return the first entry that differs, with both values, or ""."""
     for key in sorted({*old, *new}):
-        if old.get(key) != new.get(key):
-            if isinstance(old.get(key), dict) and isinstance(new.get(key), dict):
-                return f"{key}: {difference(old[key], new[key])}"
-            return f"{key} ({old.get(key)}, now {new.get(key)})"
+        before, now = old.get(key), new.get(key)
+        if before != now and isinstance(before, dict) and isinstance(now, dict):
+            return f"{key}: {first_difference(before, now)}"
+        if before != now:
+            return f"{key} ({before}, now {now})"
     return ""
 
 
-def attempts(study: Study) -> dict[int, list[FrozenTrial]]:
-    """The trials by the number of their first attempt; what came after the last place of the budget is left out."""
-    found: dict[int, list[FrozenTrial]] = {}
+def first_attempt(trial: FrozenTrial) -> int:
+    """Return the number of the first attempt at a trial."""
+    return [*storage.retry_history(trial), trial.number][0]
+
+
+def group_attempts(study: Study) -> dict[int, list[FrozenTrial]]:
+    """Return the attempts at each trial, by the number of the first one."""
+    groups: dict[int, list[FrozenTrial]] = {}
     for trial in study.get_trials(deepcopy=False):
-        if "surplus" not in trial.user_attrs:
-            found.setdefault((storage.history(trial) or [trial.number])[0], []).append(trial)
-    return found
+        groups.setdefault(first_attempt(trial), []).append(trial)
+    return groups
 
 
-def over(tries: list[FrozenTrial]) -> bool:
-    """Whether a trial has its result, however often it was begun."""
-    last = tries[-1]
-    given_up = storage.abandoned(last) and len(storage.history(last)) >= storage.RETRIES
-    return given_up or any(trial.state in OVER and not storage.abandoned(trial) for trial in tries)
+def find_position(study: Study, number: int) -> int:
+    """Return the position, from 0, of the trial that an attempt belongs to."""
+    attempt = study.get_trials(deepcopy=False)[number]
+    return list(group_attempts(study)).index(first_attempt(attempt))
 
 
-def done(study: Study) -> int:
-    """How many trials have their result."""
-    return sum(over(tries) for tries in attempts(study).values())
+def is_over(attempts: list[FrozenTrial]) -> bool:
+    """Return whether a trial has its result or has used up its retries."""
+    last = attempts[-1]
+    if storage.is_interrupted(last):
+        return len(storage.retry_history(last)) >= storage.MAX_RETRIES
+    return last.state.is_finished()
 
 
-def waiting(study: Study, budget: int) -> bool:
-    """Whether there is a trial to begin: one that waits, or a free place."""
-    found = attempts(study)
-    return len(found) < budget or any(
-        trial.state == TrialState.WAITING for tries in found.values() for trial in tries
-    )
+def count_over(study: Study) -> int:
+    """Return the number of trials that are over, each counted once."""
+    return sum(map(is_over, group_attempts(study).values()))
+
+
+def has_next_trial(study: Study, budget: int) -> bool:
+    """Return whether there is a trial to begin: one that waits, or one more of the budget."""
+    waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+    return bool(waiting) or len(group_attempts(study)) < budget

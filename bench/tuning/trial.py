@@ -1,7 +1,8 @@
-"""One trial: a training run as the suite says it, judged on validation images; the test set is not even loaded."""
+"""One trial: a training run under the suite's protocol, measured on validation images alone."""
 
 from __future__ import annotations
 
+import socket
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,200 +12,180 @@ import optuna
 import torch
 from mlflow.exceptions import MlflowException
 from optuna.study import Study
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 import methods
-from bench.datasets.data import Data
-from bench.execution import job as cell_module
-from bench.execution.job import RunContext
+from bench.datasets.splits import Data
+from bench.execution.job import RunContext, build_training_module
 from bench.execution.plan import PlannedRun
 from bench.models import checkpoint
 from bench.protocol.spec import Spec
 from bench.system.errors import BenchError
-from bench.tracking.store import FAILED, FINISHED, KILLED, TUNING, RunLogger
+from bench.tracking.run_logger import FAILED, FINISHED, KILLED, RunLogger
+from bench.tracking.store import TUNING
 from bench.training.trainer import Trainer, clean_and_robust_accuracy, derive_seed
-from bench.tuning import storage
-from bench.tuning import study as study_module
-from bench.tuning.space import Space
-from bench.tuning.study import Plan, attempts
+from bench.tuning.space import SearchSpace
+from bench.tuning.storage import retry_history, was_retried
+from bench.tuning.study import StudyPlan, find_position, rung_epochs
 from methods.base import Budget
 
-STEPS = (
-    20  # of the attack that judges a trial: more than the inner attack's, against masked gradients
-)
+# Steps of the attack that measures a trial: more than the inner attack's, against masked gradients.
+ATTACK_STEPS = 20
+# What ends a trial by no fault of its own: a signal, a full disk, a lost database.
+STORAGE_ERRORS = (optuna.exceptions.OptunaError, SQLAlchemyError, MlflowException)
+INTERRUPTIONS = (KeyboardInterrupt, SystemExit, OSError, *STORAGE_ERRORS)
 
 
 @dataclass(frozen=True)
-class Task:
-    """What every worker needs to carry out trials of one study."""
+class TrialContext:
+    """The plain values that every worker needs to run the trials of a study.
 
-    plan: Plan
-    space: Space
-    spec: Spec  # of the default configuration
-    study: str  # its id
-    parent: str  # its MLflow run
-    budget: int  # trials
-    floor: float  # clean accuracy on the validation images that a trial must reach
+    `spec` is the default configuration's, `parent_run` the id of the study's MLflow run,
+    `min_clean` the clean validation accuracy to keep, `work` the folder of unfinished trials.
+    """
+
+    plan: StudyPlan
+    space: SearchSpace
+    spec: Spec
+    study_id: str
+    parent_run: str
+    budget: int
+    min_clean: float
     work: Path
 
-
-def objective(
-    trial: optuna.Trial, study: Study, task: Task, shop: RunContext, data: Data
-) -> float | tuple[float, ...]:
-    """The trial's value or values. Raises TrialPruned; BenchError for one that failed, its reason noted.
-
-    What is no fault of the trial's, such as a full disk or a storage that is gone, is raised as it is: such a trial is
-    queued again.
-    """
-    storage.sign(trial)
-    if surplus(trial, study, task.budget):
-        trial.set_user_attr("surplus", True)
-        trial.set_user_attr("reason", "the study had its trials already")
-        raise BenchError("surplus")
-    hyper, training = task.space.suggest(trial)
-    spec = replace(task.spec, hyper=hyper, training=replace(task.spec.training, **training))
-    record = begin(trial, study, task, shop, hyper | training)
-    try:
-        values = train(trial, spec, task, shop, data, record)
-    except optuna.TrialPruned as error:
-        end(record, "pruned", str(error))
-        raise
-    except (optuna.exceptions.OptunaError, SQLAlchemyError, MlflowException, OSError):
-        # with a successor, this process had been taken for dead, and the record is another's
-        if not storage.followed(study, trial.number):
-            record.end(KILLED, "interrupted")
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        trial.set_user_attr("reason", reason)
-        end(record, "failed", reason)
-        raise BenchError(reason) from error
-    except BaseException:
-        record.end(KILLED, "interrupted")
-        raise
-    end(record, "complete")
-    return values
+    def trial_folder(self, number: int) -> Path:
+        return self.work / f"trial-{number}"
 
 
-def end(record: RunLogger, state: str, note: str = "") -> None:
-    """Marks the record of a trial that will not be taken up again."""
-    record.tag("state", state)
-    record.end(FAILED if state == "failed" else FINISHED, note)
+@dataclass(frozen=True)
+class TrialRunner:
+    """Run the trials of a study in one process."""
+
+    context: TrialContext
+    run: RunContext
+    data: Data
+
+    def run_trial(self, trial: Trial) -> tuple[float, ...]:
+        """Run a trial and return its values, one for each objective.
+
+        Raises TrialPruned, or BenchError for a failure of the trial's own, which gets a reason and
+        no retry. Interruptions are raised as they are; such a trial is retried.
+        """
+        hyper, training = self.context.space.suggest(trial)
+        spec = replace(self.context.spec, hyper=hyper)
+        spec = replace(spec, training=replace(spec.training, **training))
+        logger = self.open_run(trial, hyper | training)
+        try:
+            values = self.train_rungs(trial, spec, logger)
+        except optuna.TrialPruned as error:
+            close_run(logger, "pruned", str(error))
+            raise
+        except INTERRUPTIONS:
+            # After a retry this process had been taken for dead, and the MLflow run is the retry's.
+            if not was_retried(trial.study, trial.number):
+                logger.finish(KILLED, "interrupted")
+            raise
+        except Exception as error:
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            trial.set_user_attr("reason", reason)
+            close_run(logger, "failed", reason)
+            raise BenchError(reason) from error
+        close_run(logger, "complete")
+        return values
+
+    def open_run(self, trial: Trial, values: dict[str, Any]) -> RunLogger:
+        """Open the trial's MLflow run; a retry goes on with that of the first attempt."""
+        spec, position = self.context.spec, str(find_position(trial.study, trial.number))
+        tags = {"role": "trial", "study": self.context.study_id, "trial": position}
+        tags |= {"worker": socket.gethostname(), "method": spec.method}
+        tags |= {"student": spec.arch, "dataset": spec.dataset}
+        name, parent = f"{spec.method} trial {position}", self.context.parent_run
+        logger = self.run.store.open_run(
+            spec.suite + TUNING, name, tags, parent, ("study", "trial")
+        )
+        logger.log_params(values)
+        return logger
+
+    def train_rungs(self, trial: Trial, spec: Spec, logger: RunLogger) -> tuple[float, ...]:
+        """Train one schedule after another; return the objectives' values after the last."""
+        self.take_over_work(trial)
+        plan, folder = self.context.plan, self.context.trial_folder(trial.number)
+        rungs = rung_epochs(plan.pruner, spec.training.epochs)
+        epochs_spent = 0
+        for epochs in rungs:
+            rung_spec = replace(spec, training=replace(spec.training, epochs=epochs))
+            accuracy = self.train_rung(rung_spec, folder / f"{epochs}", logger, epochs_spent)
+            epochs_spent += epochs
+            trial.set_user_attr("epochs", epochs_spent)
+            # Optuna takes no reports for two objectives; those are searched without pruning.
+            if len(plan.objectives) == 1:
+                trial.report(accuracy["robust"], epochs)
+            is_last = epochs == rungs[-1]
+            is_pruned = not is_last and trial.should_prune() and "kept" not in trial.user_attrs
+            if is_last or is_pruned:
+                trial.set_constraint("clean", self.context.min_clean - accuracy["clean"])
+            if is_pruned:
+                robust = format_percent(accuracy["robust"])
+                raise optuna.TrialPruned(f"pruned after {epochs} epochs: {robust} robust")
+        trial.set_user_attr("clean", accuracy["clean"])
+        logger.log_metrics({f"tune/{name}": value for name, value in accuracy.items()})
+        return tuple(accuracy[name] for name in plan.objectives)
+
+    def train_rung(
+        self, spec: Spec, folder: Path, logger: RunLogger, epochs_before: int
+    ) -> dict[str, float]:
+        """Train one schedule; return its best checkpoint's clean and robust validation accuracy."""
+        folder.mkdir(parents=True, exist_ok=True)
+        method = methods.load(spec.method)(**spec.hyper)
+        module = build_training_module(PlannedRun(spec, method, "", ""), self.run, self.data)
+        trainer = Trainer(module, self.data, spec, folder)
+        state = trainer.fit(
+            lambda row, epoch: logger.log_epoch(row, epochs_before + epoch), lambda *_: None
+        )
+        logger.log_metrics({"cost/train_seconds": state.seconds}, epochs_before)
+        net = checkpoint.load(folder / "best.pt", spec.arch, self.data.info).to(self.run.device)
+        torch.manual_seed(derive_seed("judge", spec.seed))
+        budget = Budget(spec.eps, spec.eps / 4, ATTACK_STEPS)
+        clean, robust = clean_and_robust_accuracy(net, self.data.val, budget)
+        return {"clean": clean, "robust": robust}
+
+    def take_over_work(self, trial: Trial) -> None:
+        """Continue in the folder of an earlier attempt, which gives up if it is not dead at all."""
+        attempt = trial.study.get_trials(deepcopy=False)[trial.number]
+        for number in reversed(retry_history(attempt)):
+            folder = self.context.trial_folder(number)
+            if folder.exists():
+                folder.rename(self.context.trial_folder(trial.number))
+                return
 
 
-def surplus(trial: optuna.Trial, study: Study, budget: int) -> bool:
-    """Whether workers that looked at the same time began more trials than there are places."""
-    return place(trial.number, study) >= budget and not trial.user_attrs.get("kept")
+def close_run(logger: RunLogger, state: str, note: str = "") -> None:
+    """Close the MLflow run of a trial that is over: "complete", "pruned" or "failed"."""
+    logger.set_tags({"state": state})
+    logger.finish(FAILED if state == "failed" else FINISHED, note)
 
 
-def place(number: int, study: Study) -> int:
-    """Which trial of the study an attempt belongs to, from 0."""
-    tries = attempts(study)
-    first = next(
-        (first for first, own in tries.items() if any(trial.number == number for trial in own)),
-        number,
-    )
-    return sorted({*tries, first}).index(first)
-
-
-def begin(
-    trial: optuna.Trial, study: Study, task: Task, shop: RunContext, values: dict[str, Any]
-) -> RunLogger:
-    """The trial's MLflow run: that of its first attempt if there was one."""
-    number = str(place(trial.number, study))
-    tags = {"role": "trial", "study": task.study, "trial": number, "worker": storage.HERE}
-    spec = task.spec
-    tags |= {"method": spec.method, "student": spec.arch, "dataset": spec.dataset}
-    name = f"{spec.method} trial {number}"
-    record = shop.store.open(spec.suite + TUNING, name, tags, task.parent, ("study", "trial"))
-    record.params(values)
-    return record
-
-
-def train(
-    trial: optuna.Trial, spec: Spec, task: Task, shop: RunContext, data: Data, record: RunLogger
-) -> float | tuple[float, ...]:
-    """Goes through the rungs, each a schedule of its own; the value is that of the last one's best checkpoint."""
-    inherit(trial, task)
-    folder = folder_of(task, trial.number)
-    spent, rungs = 0, study_module.rungs(task.plan.pruner, spec.training.epochs)
-    for epochs in rungs:
-        short = replace(spec, training=replace(spec.training, epochs=epochs))
-        found = rung(short, folder / f"{epochs}", shop, data, record, spent)
-        spent += epochs
-        trial.set_user_attr("epochs", spent)
-        if len(task.plan.objectives) == 1:
-            trial.report(found["robust"], epochs)
-            if epochs < rungs[-1] and trial.should_prune() and not trial.user_attrs.get("kept"):
-                trial.set_constraint("clean", task.floor - found["clean"])
-                raise optuna.TrialPruned(
-                    f"pruned after {epochs} epochs: {100 * found['robust']:.1f} % robust"
-                )
-    trial.set_user_attr("clean", found["clean"])
-    trial.set_constraint("clean", task.floor - found["clean"])
-    record.metrics({f"tune/{name}": value for name, value in found.items()})
-    values = tuple(found[name] for name in task.plan.objectives)
-    return values if len(values) > 1 else values[0]
-
-
-def rung(
-    spec: Spec, folder: Path, shop: RunContext, data: Data, record: RunLogger, before: int
-) -> dict[str, float]:
-    """One schedule; accuracies of its best checkpoint on validation images. `before`: epochs of the trial so far."""
-    folder.mkdir(parents=True, exist_ok=True)
-    method = methods.load(spec.method)(**spec.hyper)
-    trainer = Trainer(
-        cell_module.build_training_module(PlannedRun(spec, method, "", ""), shop, data),
-        data,
-        spec,
-        folder,
-    )
-    state = trainer.fit(lambda row, epoch: record.epoch(row, before + epoch), lambda *_: None)
-    record.metrics({"cost/train_seconds": state.seconds}, before)
-    net = checkpoint.load(folder / "best.pt", spec.arch, data.info).to(shop.device)
-    torch.manual_seed(derive_seed("judge", spec.seed))
-    clean, robust = clean_and_robust_accuracy(net, data.val, Budget(spec.eps, spec.eps / 4, STEPS))
-    return {"clean": clean, "robust": robust}
-
-
-def folder_of(task: Task, number: int) -> Path:
-    return task.work / f"trial-{number}"
-
-
-def inherit(trial: optuna.Trial, task: Task) -> None:
-    """Takes over what an earlier attempt left; one that is not dead after all finds its folder gone, and gives up."""
-    for number in reversed(storage.history(trial.study.get_trials(deepcopy=False)[trial.number])):
-        if folder_of(task, number).exists():
-            folder_of(task, number).rename(folder_of(task, trial.number))
-            return
-
-
-def say(study: Study, number: int, budget: int) -> None:
-    """Prints a line on how a trial ended."""
-    trial = study.get_trials(deepcopy=False)[number]
-    if "surplus" in trial.user_attrs:
-        return
-    settings = ", ".join(f"{name} {shown(value)}" for name, value in trial.params.items())
-    line = f"{study.study_name}: trial {place(number, study) + 1} of {budget}: {ending(trial)} ({settings})"
+def print_result(study: Study, trial: FrozenTrial, budget: int) -> None:
+    """Print a line on how a trial ended."""
+    position = find_position(study, trial.number) + 1
+    values = ", ".join(f"{name} {format_value(value)}" for name, value in trial.params.items())
+    line = f"{study.study_name}: trial {position} of {budget}: {describe_end(trial)} ({values})"
     print(line, file=sys.stderr, flush=True)
 
 
-def ending(trial: FrozenTrial) -> str:
-    """How a trial ended, for people."""
-    match trial.state:
-        case TrialState.COMPLETE:
-            return ", ".join(f"{100 * value:.1f} %" for value in trial.values)
-        case TrialState.PRUNED:
-            return f"pruned after {trial.user_attrs['epochs']} epochs"
-        case _:
-            return f"failed: {trial.user_attrs.get('reason', 'interrupted')}"
+def describe_end(trial: FrozenTrial) -> str:
+    """Say how a trial ended."""
+    if trial.state == TrialState.COMPLETE:
+        return ", ".join(map(format_percent, trial.values))
+    if trial.state == TrialState.PRUNED:
+        return f"pruned after {trial.user_attrs['epochs']} epochs"
+    return f"failed: {trial.user_attrs.get('reason', 'interrupted')}"
 
 
-def shown(value: Any) -> str:
+def format_percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def format_value(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def quiet(spec: Spec) -> Spec:
-    """A trial's spec: no averages, which nothing here looks at."""
-    return replace(spec, training=replace(spec.training, averaging=()))

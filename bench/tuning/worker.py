@@ -1,4 +1,4 @@
-"""Processes that carry out the trials of a study until it has its budget; one that dies is replaced."""
+"""Processes that run the trials of a study; one that dies is replaced."""
 
 from __future__ import annotations
 
@@ -6,80 +6,93 @@ import multiprocessing
 import shutil
 import sys
 import time
+from contextlib import ExitStack
+from multiprocessing.process import BaseProcess
 
 import optuna
 import torch
 from mlflow.exceptions import MlflowException
+from optuna.storages import RDBStorage
+from optuna.study import Study
+from optuna.trial import FrozenTrial
 
-from bench.datasets import data as data_module
-from bench.execution import executors
+from bench.execution.inputs import data_loader
 from bench.execution.job import RunContext
 from bench.system import signals
-from bench.system.errors import BenchError
+from bench.system.errors import BenchError, one_line
 from bench.tracking.store import TrackingStore
-from bench.tuning import storage, trial
-from bench.tuning import study as study_module
+from bench.tuning import storage
 from bench.tuning.options import TuneOptions
-from bench.tuning.trial import Task
+from bench.tuning.storage import exclusive, mark_begun, requeue_trials, was_retried
+from bench.tuning.study import count_over, has_next_trial, load_study, seed_sampler
+from bench.tuning.trial import TrialContext, TrialRunner, print_result
 
-PAUSE = 1.0  # seconds between looks when other workers have the last trials
-DEATHS = 30  # of workers after which something is wrong with more than one of them
+# Pause between looks when the last trials are in other workers' hands.
+POLL_SECONDS = 1.0
+# Seconds that a worker has to mark its trial when it is told to stop.
+GRACE_SECONDS = 5.0
+# After this many deaths of workers, more than one of them is at fault.
+MAX_DEATHS = 30
 
 
-def work(options: TuneOptions, task: Task, shop: RunContext) -> None:
-    """Carries out trials one after another until the study has its budget.
-
-    Raises BenchError where the storage or the record fails, or the disk: no trial is lost by that.
-    """
+def run_trials(options: TuneOptions, context: TrialContext, run: RunContext) -> None:
+    """Run trials until the study has its budget. Raises BenchError if a store or the disk fails."""
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
-    data = executors.dataset_loader(options.data_root)(*executors.data_arguments(task.spec), test=False).to(
-        shop.device
-    )
-    place = task.plan.place
-    store = storage.connect(place)
+    load = data_loader(options.data_root)
+    data = load(context.spec, test=False).to(run.device)
+    runner, backend = TrialRunner(context, run, data), storage.connect(context.plan.storage)
     try:
-        with storage.told(place):
-            study = study_module.attach(task.plan, store)
-            while study_module.done(study) < task.budget:
-                storage.release(study, place)
-                if study_module.waiting(study, task.budget):
-                    attempt(study, task, shop, data)
-                else:
-                    time.sleep(PAUSE)
+        with storage.storage_errors(context.plan.storage):
+            study = load_study(context.plan, backend)
+            while count_over(study) < context.budget:
+                run_next_trial(study, backend, runner)
     except (MlflowException, OSError) as error:
-        said = " ".join(str(error).split())[:300] or type(error).__name__
-        raise BenchError(f"{task.plan.name} cannot go on: {said}") from error
+        raise BenchError(f"{context.plan.name} cannot go on: {one_line(error)}") from error
 
 
-def attempt(study: optuna.Study, task: Task, shop: RunContext, data: data_module.Data) -> None:
-    """One trial. An interrupted one is told as failed without a reason, so that it is queued again."""
-    number: list[int] = []
+def run_next_trial(study: Study, backend: RDBStorage, runner: TrialRunner) -> None:
+    """Run the next trial, or pause if there is none to begin."""
+    context, numbers = runner.context, list[int]()
 
-    def objective(found: optuna.Trial) -> float | tuple[float, ...]:
-        number.append(found.number)
+    def run_begun_trial(trial: optuna.Trial) -> tuple[float, ...]:
+        mark_begun(backend, trial)
+        lock.close()
+        numbers.append(trial.number)
         try:
-            return trial.objective(found, study, task, shop, data)
+            return runner.run_trial(trial)
         except SystemExit:
-            raise KeyboardInterrupt from None  # which Optuna knows
+            # On SystemExit, Optuna would leave the trial running.
+            raise KeyboardInterrupt from None
 
-    try:
-        study.optimize(objective, n_trials=1, catch=(BenchError,))
-    except (optuna.exceptions.OptunaError, ValueError, FileNotFoundError):
-        if not number or not storage.followed(study, number[0]):
-            raise
-        return  # this process had been taken for dead, and the trial is another's now
-    shutil.rmtree(trial.folder_of(task, number[0]), ignore_errors=True)
-    trial.say(study, number[0], task.budget)
+    def finish_trial(study: Study, trial: FrozenTrial) -> None:
+        shutil.rmtree(context.trial_folder(trial.number), ignore_errors=True)
+        print_result(study, trial, context.budget)
+
+    # One process at a time looks and begins, so there are never more trials than the budget.
+    with ExitStack() as lock:
+        lock.enter_context(exclusive(context.plan.storage, "study"))
+        requeue_trials(study)
+        if not has_next_trial(study, context.budget):
+            lock.close()
+            time.sleep(POLL_SECONDS)
+            return
+        seed_sampler(study, context.plan.sampler, context.plan.seed)
+        try:
+            study.optimize(run_begun_trial, 1, catch=(BenchError,), callbacks=[finish_trial])
+        except (optuna.exceptions.OptunaError, ValueError, FileNotFoundError):
+            # This process had been taken for dead, and the trial is another's now.
+            if not numbers or not was_retried(study, numbers[0]):
+                raise
 
 
-def process(
-    options: TuneOptions, task: Task, device: torch.device, code: dict[str, str], threads: int
+def run_worker(
+    options: TuneOptions, context: TrialContext, device: torch.device, code: dict[str, str]
 ) -> None:
-    """`work` in a process of its own."""
-    signals.catch_in_worker()
-    torch.set_num_threads(threads)
+    """Run trials in one of `options.workers` processes; exit with 130 if told to stop."""
+    signals.prepare_worker()
+    torch.set_num_threads(max(torch.get_num_threads() // options.workers, 1))
     try:
-        work(options, task, RunContext(TrackingStore(options.store), device, code))
+        run_trials(options, context, RunContext(TrackingStore(options.store), device, code))
     except BenchError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
@@ -87,35 +100,42 @@ def process(
         sys.exit(130)
 
 
-def together(options: TuneOptions, task: Task, shop: RunContext) -> None:
-    """`options.workers` processes until the study has its budget. Raises BenchError if they fail again and again."""
+def run_workers(options: TuneOptions, context: TrialContext, run: RunContext) -> None:
+    """Run trials in several processes. Raises BenchError if one fails, or too many die."""
     if options.workers == 1:
-        return work(options, task, shop)
-    context = multiprocessing.get_context("spawn")
-    threads = max(torch.get_num_threads() // options.workers, 1)
-    arguments = (options, task, shop.device, shop.code, threads)
-    running: list[multiprocessing.process.BaseProcess] = []
-    deaths, begun = 0, 0
+        run_trials(options, context, run)
+        return
+    spawn = multiprocessing.get_context("spawn")
+    arguments = (options, context, run.device, run.code)
+    running: list[BaseProcess] = []
+    missing, deaths = options.workers, 0
     try:
-        while running or begun < options.workers + deaths:
-            while len(running) < options.workers and begun < options.workers + deaths:
-                running.append(context.Process(target=process, args=arguments))
+        while running or missing:
+            for _ in range(missing):
+                running.append(spawn.Process(target=run_worker, args=arguments))
                 running[-1].start()
-                begun += 1
-            time.sleep(PAUSE / 4)
-            ended = [each for each in running if not each.is_alive()]
-            running = [each for each in running if each.is_alive()]
-            for each in ended:
-                if each.exitcode in (1, 2):
-                    raise BenchError("a worker failed; the same command continues")
-                if each.exitcode:
-                    deaths += 1
-                    print(f"a worker died ({each.exitcode}) and is replaced", file=sys.stderr)
-            if deaths > DEATHS:
+            time.sleep(POLL_SECONDS / 4)
+            ended = [process for process in running if not process.is_alive()]
+            for process in ended:
+                running.remove(process)
+            missing = count_deaths(ended)
+            deaths += missing
+            if deaths > MAX_DEATHS:
                 raise BenchError(f"{deaths} workers died")
     finally:
-        for each in running:
-            each.terminate()
-        for each in running:
-            each.join(signals.GRACE)
-    return None
+        for process in running:
+            process.terminate()
+        for process in running:
+            process.join(GRACE_SECONDS)
+
+
+def count_deaths(ended: list[BaseProcess]) -> int:
+    """Count and report the workers that were killed. Raises BenchError for one that failed."""
+    deaths = 0
+    for process in ended:
+        if process.exitcode in (1, 2):
+            raise BenchError("a worker failed; the same command continues")
+        if process.exitcode:
+            deaths += 1
+            print(f"a worker died ({process.exitcode}) and is replaced", file=sys.stderr)
+    return deaths

@@ -9,87 +9,91 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
+
 from leaderboards.schema import fields
 
 if TYPE_CHECKING:
-    import pandas as pd
     from mlflow import MlflowClient
 
-PAGE = 1000
+PAGE_SIZE = 1000
+# MLflow by default tries a dead server again for minutes.
 PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 
 
 @contextmanager
-def connect(uri: str) -> Iterator[Client]:
-    """Short retries and no log lines of MLflow's own while the store is read; what the user has set stays.
+def open_client(uri: str) -> Iterator[ClientReader]:
+    """Open a store with short retries and without MLflow's log lines; the user's settings stay.
 
     Raises ConnectionError for whatever MLflow raises.
     """
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    before = {name: os.environ.get(name) for name in PATIENCE}
-    os.environ.update({name: value for name, value in PATIENCE.items() if before[name] is None})
-    loggers = [logging.getLogger(name) for name in ("mlflow", "urllib3")]
-    levels = [logger.level for logger in loggers]
+    unset = PATIENCE.keys() - os.environ.keys()
+    levels = {name: logging.getLogger(name).level for name in ("mlflow", "urllib3")}
     try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        yield Client(MlflowClient(tracking_uri=uri))
+        for name in unset:
+            os.environ[name] = PATIENCE[name]
+        for name in levels:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        yield ClientReader(MlflowClient(tracking_uri=uri))
     except MlflowException as error:
         raise ConnectionError(str(error)) from error
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-        for name in [name for name, value in before.items() if value is None]:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+        for name in unset:
             os.environ.pop(name, None)
 
 
 @dataclass(frozen=True)
-class Client:
+class ClientReader:
     """A store.Reader."""
 
     client: MlflowClient
 
     def runs(self, suite: str | None) -> tuple[pd.DataFrame, list[str]]:
-        import pandas as pd
-
         rows, statuses = [], []
-        for experiment in self._paged("search_experiments"):
-            if fields.wanted(experiment.name, suite):
-                for run in self._paged("search_runs", experiment_ids=[experiment.experiment_id]):
-                    if fields.PARENT in run.data.tags:
-                        statuses.append(run.info.status)
-                        rows += (
-                            [_row(experiment.name, run)]
-                            if run.info.status == fields.FINISHED
-                            else []
-                        )
-        return pd.DataFrame(rows), fields.unfinished(statuses)
+        for experiment in self._search("search_experiments"):
+            if not fields.in_suite(experiment.name, suite):
+                continue
+            for run in self._search("search_runs", experiment_ids=[experiment.experiment_id]):
+                if fields.PARENT_TAG not in run.data.tags:
+                    continue
+                statuses.append(run.info.status)
+                if run.info.status == fields.FINISHED:
+                    rows.append(_to_row(experiment.name, run))
+        return pd.DataFrame(rows), fields.describe_unfinished(statuses)
 
-    def curves(self, runs: Sequence[str]) -> dict[str, fields.Curves]:
-        return {run: dict(self._curves(run)) for run in runs}
+    def curves(self, run_ids: Sequence[str]) -> dict[str, fields.Curves]:
+        return {run_id: dict(self._curves_of(run_id)) for run_id in run_ids}
 
-    def _curves(self, run: str) -> Iterator[tuple[str, fields.Curve]]:
-        for name in filter(fields.curve, self.client.get_run(run).data.metrics):
-            points = self.client.get_metric_history(run, name)
+    def _curves_of(self, run_id: str) -> Iterator[tuple[str, fields.Curve]]:
+        for name in filter(fields.is_curve, self.client.get_run(run_id).data.metrics):
+            points = self.client.get_metric_history(run_id, name)
             yield name, ([point.step for point in points], [point.value for point in points])
 
-    def _paged(self, search: str, **query: Any) -> Iterator[Any]:
+    def _search(self, search: str, **query: Any) -> Iterator[Any]:
+        """Yield the entities on every page of a search."""
         token: str | None = None
         while True:
-            page = getattr(self.client, search)(page_token=token, max_results=PAGE, **query)
+            page = getattr(self.client, search)(page_token=token, max_results=PAGE_SIZE, **query)
             yield from page
             token = page.token
             if not token:
                 return
 
 
-def _row(experiment: str, run: Any) -> dict[str, Any]:
-    place = {name: getattr(run.info, name) for name in ("run_id", "artifact_uri", "start_time")}
-    tags = {name: value for name, value in run.data.tags.items() if name in fields.TAGS}
-    metrics = {
-        name: value for name, value in run.data.metrics.items() if name.startswith(fields.METRICS)
-    }
-    params = {f"param/{name}": value for name, value in run.data.params.items()}
-    return {"experiment": experiment, **place, **tags, **metrics, **params}
+def _to_row(experiment: str, run: Any) -> dict[str, Any]:
+    row = {"experiment": experiment, "run_id": run.info.run_id}
+    row |= {"artifact_uri": run.info.artifact_uri, "start_time": run.info.start_time}
+    for name, tag in run.data.tags.items():
+        if name in fields.TAGS:
+            row[name] = tag
+    for name, value in run.data.metrics.items():
+        if name.startswith(fields.METRIC_PREFIXES):
+            row[name] = value
+    for name, text in run.data.params.items():
+        row[f"param/{name}"] = text
+    return row

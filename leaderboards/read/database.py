@@ -1,4 +1,4 @@
-"""MLflow's database read in a handful of bulk queries; its own client takes milliseconds for each run."""
+"""MLflow's database read in a few bulk queries; its client takes milliseconds for each run."""
 
 from __future__ import annotations
 
@@ -7,28 +7,24 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
+import sqlalchemy
+from sqlalchemy import ColumnElement, Connection, Inspector, Select, TableClause, select
 
 from leaderboards.schema import fields
 
-if TYPE_CHECKING:
-    import pandas as pd
-    from sqlalchemy import ColumnElement, Connection, CursorResult, Select, TableClause
-
 CONNECT_SECONDS = 10
-BATCH = 1000  # runs whose curves are asked for at once
-PART = 10_000  # rows
-CACHE = "PRAGMA cache_size = -65536"  # KiB; with SQLite's own 2 MiB the same pages are read again and again
-TABLES = {  # what is read of each table; MLflow has had these columns since 1.0
+RUNS_PER_QUERY = 1000
+ROWS_PER_FETCH = 10_000
+# In KiB. With SQLite's default of 2 MiB the same pages are read again and again.
+CACHE_SIZE = "PRAGMA cache_size = -65536"
+RUNS = ("run_uuid", "experiment_id", "status", "lifecycle_stage", "start_time", "artifact_uri")
+# The columns that are read of each table. MLflow has had them since 1.0.
+TABLES = {
     "experiments": ("experiment_id", "name", "lifecycle_stage"),
-    "runs": (
-        "run_uuid",
-        "experiment_id",
-        "status",
-        "lifecycle_stage",
-        "start_time",
-        "artifact_uri",
-    ),
+    "runs": RUNS,
     "tags": ("run_uuid", "key", "value"),
     "params": ("run_uuid", "key", "value"),
     "latest_metrics": ("run_uuid", "key", "value", "is_nan"),
@@ -37,168 +33,148 @@ TABLES = {  # what is read of each table; MLflow has had these columns since 1.0
 
 
 @contextmanager
-def connect(uri: str) -> Iterator[Database]:
-    """One attempt to connect, because MLflow tries a dead database again and again for minutes.
+def open_database(uri: str) -> Iterator[DatabaseReader]:
+    """Open a database in one attempt: MLflow tries a dead one again and again for minutes.
 
     A database file that does not exist is an empty store, and is not created.
     """
-    import sqlalchemy
-
     url = sqlalchemy.make_url(uri)
-    local = url.get_backend_name() == "sqlite"
-    file = Path(url.database or "") if local else None
-    url = sqlalchemy.make_url("sqlite://") if file and not file.is_file() else url
-    engine = sqlalchemy.create_engine(
-        url, connect_args={} if local else {"connect_timeout": CONNECT_SECONDS}
-    )
+    is_sqlite = url.get_backend_name() == "sqlite"
+    options, artifacts = {"connect_timeout": CONNECT_SECONDS}, None
+    if is_sqlite:
+        file = Path(os.path.realpath(url.database or ""))
+        options, artifacts = {}, file.parent / "artifacts"
+        if not file.is_file():
+            url = sqlalchemy.make_url("sqlite://")
+    engine = sqlalchemy.create_engine(url, connect_args=options)
     try:
         with engine.connect() as connection:
-            if local:
-                connection.exec_driver_sql(CACHE)
-            yield Database(
-                connection, Path(os.path.realpath(file)).parent / "artifacts" if file else None
-            )
+            if is_sqlite:
+                connection.exec_driver_sql(CACHE_SIZE)
+            yield DatabaseReader(connection, artifacts)
     finally:
         engine.dispose()
 
 
 @dataclass(frozen=True)
-class Database:
-    """A store.Reader; `files`: where artifacts lie beside a database file, which may have been copied with them."""
+class DatabaseReader:
+    """A store.Reader; artifacts: beside a database file, which may have been copied with it."""
 
     connection: Connection
-    files: Path | None
+    artifacts: Path | None
 
     def runs(self, suite: str | None) -> tuple[pd.DataFrame, list[str]]:
-        import pandas as pd
-        from sqlalchemy import case, null, select
+        inspector = sqlalchemy.inspect(self.connection)
+        if not inspector.has_table("experiments"):
+            return pd.DataFrame(), []
+        missing = _missing_columns(inspector)
+        if missing:
+            problem = f"the store is of another version of MLflow, without {', '.join(missing)}"
+            return pd.DataFrame(), [f"{problem}, and cannot be read"]
+        experiments = self._experiments(suite)
+        runs, tags = _table("runs").c, _table("tags").c
+        single = select(tags.run_uuid).where(tags.key == fields.PARENT_TAG)
+        in_suite = runs.experiment_id.in_(experiments) & runs.run_uuid.in_(single)
+        active = in_suite & (runs.lifecycle_stage == "active")
+        rows = self.connection.execute(select(*runs).where(active)).all()
+        columns: dict[str, list[Any]] = {name: [] for name in ("experiment", *fields.ORIGIN)}
+        for run in rows:
+            if run.status == fields.FINISHED:
+                columns["experiment"].append(experiments[run.experiment_id])
+                columns["run_id"].append(run.run_uuid)
+                columns["artifact_uri"].append(self._artifact_uri(run))
+                columns["start_time"].append(run.start_time)
+        selected = select(runs.run_uuid).where(active, runs.status == fields.FINISHED)
+        columns |= self._values(columns["run_id"], selected)
+        return pd.DataFrame(columns), fields.describe_unfinished(run.status for run in rows)
 
-        there = self._columns()
-        lacks = [
-            f"{table}.{name}"
-            for table, names in TABLES.items()
-            for name in names
-            if name not in there[table]
-        ]
-        if lacks:
-            other = f"the store is of another version of MLflow, without {', '.join(lacks)}, and cannot be read"
-            return pd.DataFrame(), [other] if there["experiments"] else []
-        experiments, runs, tags, params, latest, _ = (_table(name).c for name in TABLES)
-        names = select(experiments.experiment_id, experiments.name).where(
-            experiments.lifecycle_stage == "active"
-        )
-        places = {
-            key: name for key, name in self.connection.execute(names) if fields.wanted(name, suite)
-        }
-        single = select(tags.run_uuid).where(tags.key == fields.PARENT)
-        here = (
-            runs.experiment_id.in_(places),
-            runs.lifecycle_stage == "active",
-            runs.run_uuid.in_(single),
-        )
-        every = self.connection.execute(select(*runs).where(*here)).all()
-        done = [run for run in every if run.status == fields.FINISHED]
-        columns: dict[str, list[Any]] = {
-            "experiment": [places[run.experiment_id] for run in done],
-            "run_id": [run.run_uuid for run in done],
-            "artifact_uri": [self._moved(run.run_uuid, run.artifact_uri) for run in done],
-            "start_time": [run.start_time for run in done],
-        }
-        position = {run: index for index, run in enumerate(columns["run_id"])}
-        chosen = select(runs.run_uuid).where(*here, runs.status == fields.FINISHED)
-        finite = case((latest.is_nan, null()), else_=latest.value)
-        for prefix, query in (
-            ("", select(tags.run_uuid, tags.key, tags.value).where(tags.key.in_(fields.TAGS))),
-            (
-                "",
-                select(latest.run_uuid, latest.key, finite).where(
-                    _starts(latest.key, fields.METRICS)
-                ),
-            ),
-            ("param/", select(params.run_uuid, params.key, params.value)),
-        ):
-            query = query.where(query.selected_columns[0].in_(chosen))
-            columns |= {
-                prefix + name: values
-                for name, values in _pivot(self._rows(query), position).items()
-            }
-        return pd.DataFrame(columns), fields.unfinished(run.status for run in every)
-
-    def curves(self, runs: Sequence[str]) -> dict[str, dict[str, fields.Curve]]:
-        from sqlalchemy import not_, select
-
+    def curves(self, run_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
         points = _table("metrics").c
         query = select(points.run_uuid, points.key, points.step, points.value)
-        query = query.where(_starts(points.key, fields.CURVES), not_(points.is_nan))
-        found: dict[str, dict[str, Any]] = {run: {} for run in runs}
-        for start in range(0, len(runs), BATCH):
-            for run, name, step, value in self._rows(
-                query.where(points.run_uuid.in_(runs[start : start + BATCH]))
-            ):
-                curves = found[run]
-                if name not in curves:
-                    curves[name] = ([], [])
-                steps, values = curves[name]
-                steps.append(step)
+        query = query.where(_starts_with(points.key, fields.CURVE_PREFIXES), ~points.is_nan)
+        curves: dict[str, dict[str, Any]] = {run_id: {} for run_id in run_ids}
+        for start in range(0, len(run_ids), RUNS_PER_QUERY):
+            batch = points.run_uuid.in_(run_ids[start : start + RUNS_PER_QUERY])
+            for run_id, name, epoch, value in self._fetch(query.where(batch)):
+                epochs, values = curves[run_id].setdefault(name, ([], []))
+                epochs.append(epoch)
                 values.append(value)
-        return found
+        return curves
 
-    def _rows(self, query: Select[Any]) -> Iterator[Any]:
-        """The driver's own rows, a part at a time: SQLAlchemy's take as long to make as the query.
+    def _experiments(self, suite: str | None) -> dict[int, str]:
+        """Return the names of active experiments that belong to a suite, by id."""
+        table = _table("experiments").c
+        query = select(table.experiment_id, table.name).where(table.lifecycle_stage == "active")
+        rows = self.connection.execute(query)
+        return {row.experiment_id: row.name for row in rows if fields.in_suite(row.name, suite)}
 
-        Raises OSError for what the driver cannot read.
+    def _values(self, run_ids: Sequence[str], selected: Select[Any]) -> dict[str, list[Any]]:
+        """Return a column for each tag, metric and parameter of the selected runs."""
+        tags, params, latest = _table("tags").c, _table("params").c, _table("latest_metrics").c
+        finite = sqlalchemy.case((latest.is_nan, sqlalchemy.null()), else_=latest.value)
+        is_result = _starts_with(latest.key, fields.METRIC_PREFIXES)
+        positions = dict(zip(run_ids, range(len(run_ids)), strict=True))
+        columns: dict[str, list[Any]] = {}
+        for query in (
+            select(tags.run_uuid, tags.key, tags.value).where(tags.key.in_(fields.TAGS)),
+            select(latest.run_uuid, latest.key, finite).where(is_result),
+            select(params.run_uuid, "param/" + params.key, params.value),
+        ):
+            rows = self._fetch(query.where(query.selected_columns[0].in_(selected)))
+            columns |= _pivot(rows, positions)
+        return columns
+
+    def _fetch(self, query: Select[Any]) -> Iterator[Any]:
+        """Yield the driver's rows. Raises OSError for what the driver cannot read.
+
+        SQLAlchemy's rows take as long to make as the query, and only there are errors wrapped.
         """
+        result: Any
         with self.connection.execute(query) as result:
-            while rows := self._part(result):
-                yield from rows
+            try:
+                while rows := result.cursor.fetchmany(ROWS_PER_FETCH):
+                    yield from rows
+            except self.connection.dialect.loaded_dbapi.Error as error:
+                raise OSError(str(error)) from error
 
-    def _part(self, result: CursorResult[Any]) -> Sequence[Any]:
-        errors = (
-            self.connection.dialect.loaded_dbapi.Error
-        )  # not wrapped, as those of SQLAlchemy's own rows are
-        try:
-            return result.cursor.fetchmany(PART) if result.cursor else []
-        except errors as error:
-            raise OSError(str(error)) from error
-
-    def _columns(self) -> dict[str, set[str]]:
-        """The columns of each table; none of a table that does not exist."""
-        import sqlalchemy
-
-        look = sqlalchemy.inspect(self.connection)
-        there = look.get_table_names()
-        return {
-            table: {c["name"] for c in look.get_columns(table)} if table in there else set()
-            for table in TABLES
-        }
-
-    def _moved(self, run: str, recorded: str) -> str:
-        folder = self.files / run / "artifacts" if self.files else None
-        return folder.as_uri() if folder and folder.exists() else recorded
+    def _artifact_uri(self, run: Any) -> str:
+        """Return where the artifacts of a run lie: beside the database if they are there."""
+        if self.artifacts:
+            folder = self.artifacts / str(run.run_uuid) / "artifacts"
+            if folder.exists():
+                return folder.as_uri()
+        return str(run.artifact_uri)
 
 
-def _pivot(rows: Iterable[tuple[str, str, Any]], position: dict[str, int]) -> dict[str, list[Any]]:
-    """(run, name, value) -> a column for each name, None where a run has no value; equal values are one object."""
+def _missing_columns(inspector: Inspector) -> list[str]:
+    existing = inspector.get_table_names()
+    missing = []
+    for table, names in TABLES.items():
+        columns: set[str] = set()
+        if table in existing:
+            columns = {column["name"] for column in inspector.get_columns(table)}
+        missing += [f"{table}.{name}" for name in names if name not in columns]
+    return missing
+
+
+def _pivot(rows: Iterable[tuple[str, str, Any]], positions: dict[str, int]) -> dict[str, list[Any]]:
+    """Turn (run, name, value) into a column for each name, None where a run has no value."""
     columns: dict[str, list[Any]] = {}
-    known: dict[Any, Any] = {}
-    for run, name, value in rows:
+    # Equal values become one object, which saves memory.
+    shared: dict[Any, Any] = {}
+    for run_id, name, value in rows:
         if name not in columns:
-            columns[name] = [None] * len(position)
-        columns[name][position[run]] = known.setdefault(value, value)
+            columns[name] = [None] * len(positions)
+        columns[name][positions[run_id]] = shared.setdefault(value, value)
     return columns
 
 
 def _table(name: str) -> TableClause:
-    """A table by name alone: MLflow's own models would cost the import of all of MLflow."""
-    import sqlalchemy
-
-    kinds = {"key": sqlalchemy.String, "is_nan": sqlalchemy.Boolean}
-    return sqlalchemy.table(
-        name, *(sqlalchemy.column(column, kinds.get(column)) for column in TABLES[name])
-    )
+    """Return a table by name alone: MLflow's models would cost the import of all of MLflow."""
+    types: dict[str, Any] = {"key": sqlalchemy.String, "is_nan": sqlalchemy.Boolean}
+    columns = [sqlalchemy.column(column, types.get(column)) for column in TABLES[name]]
+    return sqlalchemy.table(name, *columns)
 
 
-def _starts(key: ColumnElement[str], names: Iterable[str]) -> ColumnElement[bool]:
-    from sqlalchemy import or_
-
-    return or_(*(key.startswith(name, autoescape=True) for name in names))
+def _starts_with(key: ColumnElement[str], prefixes: Iterable[str]) -> ColumnElement[bool]:
+    return sqlalchemy.or_(*(key.startswith(prefix, autoescape=True) for prefix in prefixes))

@@ -1,4 +1,4 @@
-"""A store of runs as one DataFrame: a line per finished run, whatever the store holds besides."""
+"""A store of runs as one DataFrame with a row for each finished run."""
 
 from __future__ import annotations
 
@@ -7,27 +7,21 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Any, Protocol
 
-from leaderboards.read import client, database
-from leaderboards.schema import fields, record
+import pandas as pd
+from sqlalchemy.exc import SQLAlchemyError
 
-if TYPE_CHECKING:
-    import pandas as pd
+from leaderboards.read.client import open_client
+from leaderboards.read.database import open_database
+from leaderboards.read.record_files import RecordReader
+from leaderboards.schema import fields
 
-COLUMNS = (
-    "experiment",
-    "suite",
-    "version",
-    *fields.TAGS,
-    "run_id",
-    "artifact_uri",
-    "start_time",
-    "superseded",
-)
+COLUMNS = ("experiment", "suite", "version", *fields.TAGS, *fields.ORIGIN, "superseded")
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 SERVER = re.compile("(?!file:)[a-z0-9+-]+:")
-LARGEST = 1e300  # MLflow stores infinity as about 1.8e308
+# MLflow stores infinity as about 1.8e308.
+MAX_VALUE = 1e300
 
 
 class StoreError(ConnectionError):
@@ -38,88 +32,129 @@ class Reader(Protocol):
     """One kind of store."""
 
     def runs(self, suite: str | None) -> tuple[pd.DataFrame, list[str]]:
-        """Finished runs: fields.PLACE (start_time in ms), fields.TAGS, metrics, "param/..."; and what was left out."""
+        """Return finished runs, and a line for each thing that was left out.
 
-    def curves(self, runs: Sequence[str]) -> Mapping[str, fields.Curves]:
-        """Run -> metric -> curve, as recorded, of those of `runs` (ids) that have any."""
+        Columns: experiment, fields.ORIGIN (start_time in ms), fields.TAGS, metrics, "param/...".
+        """
+
+    def curves(self, run_ids: Sequence[str]) -> Mapping[str, fields.Curves]:
+        """Return the curves of those runs that have any, as recorded, by run id and metric."""
 
 
 def collect(source: str | Path, suite: str | None = None) -> pd.DataFrame:
-    """Finished runs of every experiment named <suite>@<version>, oldest first; `suite` picks one ("digits", "digits@1").
+    """Collect finished runs of every experiment named <suite>@<version>, oldest first.
 
-    `source`: a tracking URI, or as a Path a folder of record files (record.py). Columns: COLUMNS (text, "" where absent;
-    version int, start_time in UTC, superseded bool: a newer run has the same spec_id), metrics under their own names
-    (fractions, seconds or counts; NaN where absent or not finite) and params as "param/<name>" (text). What could not be
-    used is said in attrs["problems"], a list of lines. A store that does not exist yet is an empty one. Raises
-    StoreError when it cannot be read.
+    source: a tracking URI, or as a Path a folder of record files; a missing store is an empty one.
+    suite: restricts the runs to one, as "digits" or "digits@1". Raises StoreError.
+
+    Returns COLUMNS: text, "" where absent; version int; start_time in UTC; superseded bool, a newer
+    run has the same spec_id. Metrics under their names: fractions, seconds or counts, NaN where
+    absent or not finite. "param/<name>" as text. attrs["problems"]: lines of what was unusable.
     """
-    with opened(source) as reader:
-        found, problems = reader.runs(suite)
-    return _frame(found, problems)
+    with open_store(source) as reader:
+        runs, problems = reader.runs(suite)
+    return _to_frame(runs, problems)
+
+
+def read_curves(source: str | Path, runs: pd.DataFrame) -> dict[str, dict[str, fields.Curve]]:
+    """Read "train/...", "val/..." and "lr" of `runs`, which `collect` took from `source`.
+
+    By run id, then by name; epochs ascend, and every value is finite. Raises StoreError.
+    """
+    with open_store(source) as reader:
+        recorded = reader.curves(list(runs["run_id"]))
+    curves: dict[str, dict[str, fields.Curve]] = {}
+    for run_id, metrics in recorded.items():
+        cleaned = curves[run_id] = {}
+        for name in filter(fields.is_curve, sorted(metrics)):
+            epochs, values = _clean_curve(metrics[name])
+            if epochs:
+                cleaned[name] = epochs, values
+    return curves
 
 
 @contextmanager
-def opened(source: str | Path) -> Iterator[Reader]:
-    """The store behind `source`; an empty one if there is none yet, which is not made by looking.
+def open_store(source: str | Path) -> Iterator[Reader]:
+    """Open the store behind `source`; an empty one if there is none yet, which is not created.
 
     Raises StoreError when it cannot be read, here or in the block.
     """
-    from sqlalchemy.exc import SQLAlchemyError
-
     if isinstance(source, Path):
-        if not os.path.isdir(source):  # False for a name that is too long, too
+        # Path.is_dir raises for a name that is too long.
+        if not os.path.isdir(source):
             raise StoreError(f"cannot read records: there is no folder {str(source)!r}")
-        yield record.Folder(source)
+        yield RecordReader(source)
         return
-    of_database = source.startswith(DATABASES)
-    local = None if of_database or SERVER.match(source) else Path(re.sub("^file:(//)?", "", source))
     try:
-        if local and not local.exists():
-            yield record.Folder()
-        else:
-            with database.connect(source) if of_database else client.connect(source) as reader:
+        if source.startswith(DATABASES):
+            with open_database(source) as reader:
                 yield reader
+        elif SERVER.match(source) or Path(re.sub("^file:(//)?", "", source)).exists():
+            with open_client(source) as reader:
+                yield reader
+        else:
+            yield RecordReader()
     except (SQLAlchemyError, OSError, ImportError) as error:
         cause = str(error).strip().splitlines() or [type(error).__name__]
-        raise StoreError(_public(f"cannot read the tracking store {source}: {cause[0]}")) from error
+        message = f"cannot read the tracking store {source}: {cause[0]}"
+        raise StoreError(_hide_passwords(message)) from error
 
 
-def _frame(found: pd.DataFrame, problems: list[str]) -> pd.DataFrame:
-    """The runs of a Reader in order, with every column that `collect` states."""
-    import pandas as pd
+def frame_rows(runs: pd.DataFrame) -> list[dict[Any, Any]]:
+    """Return the rows of a frame as dictionaries, by column name."""
+    # DataFrame.to_dict takes three times as long.
+    names = list(runs.columns)
+    columns = [runs[name].tolist() for name in names]
+    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 
-    found = found.rename(columns=fields.visible)
-    frame = found.reindex(columns=[*COLUMNS, *sorted({*found.columns} - {*COLUMNS})])
-    tags, metrics = list(fields.TAGS), [name for name in frame if name.startswith(fields.METRICS)]
-    frame[tags] = frame[tags].astype(object).where(frame[tags].notna(), "").astype(str)
-    for name in (name for name in frame if name in tags or name.startswith("param/")):
-        odd = {
-            text: fields.visible(text)
-            for text in frame[name].dropna().unique()
-            if not text.isprintable()
-        }
-        frame[name] = frame[name].replace(odd) if odd else frame[name]
+
+def _to_frame(runs: pd.DataFrame, problems: list[str]) -> pd.DataFrame:
+    """Order the runs of a Reader and give them every column that `collect` states."""
+    runs = runs.rename(columns=fields.escape_unprintable)
+    extra = sorted(set(runs.columns) - set(COLUMNS))
+    frame = runs.reindex(columns=[*COLUMNS, *extra])
+    _clean_texts(frame)
+    metrics = frame.columns[frame.columns.str.startswith(fields.METRIC_PREFIXES)]
     numbers = frame[metrics].apply(pd.to_numeric, errors="coerce").astype(float)
-    frame[metrics] = numbers.where(numbers.abs() < LARGEST)
+    frame[metrics] = numbers.where(numbers.abs() < MAX_VALUE)
     parts = frame["experiment"].astype(str).str.rsplit("@", n=1)
     frame["suite"], frame["version"] = parts.str[0], parts.str[1].astype(int)
     nameless = (frame["method"] == "") | (frame["dataset"] == "")
-    damaged = frame["flags"].map(fields.texts).isna()
-    frame.loc[damaged, "flags"] = ""
+    unreadable = frame["flags"].map(fields.parse_json_tag).isna()
+    frame.loc[unreadable, "flags"] = ""
     frame = frame[~nameless].sort_values(["start_time", "run_id"], ignore_index=True)
     times = pd.to_datetime(frame["start_time"], unit="ms", utc=True, errors="coerce")
     frame["start_time"] = times.fillna(pd.Timestamp(0, tz="UTC"))
-    same = frame[["experiment", "spec_id"]].duplicated(keep="last")
-    frame["superseded"] = same & (frame["spec_id"] != "")
-    for wrong, what in (
-        (nameless, "say no method or no data set and are left out"),
-        (damaged, "have unreadable flags"),
+    repeated = frame[["experiment", "spec_id"]].duplicated(keep="last")
+    frame["superseded"] = repeated & (frame["spec_id"] != "")
+    for affected, problem in (
+        (nameless.sum(), "say no method or no data set and are left out"),
+        (unreadable.sum(), "have unreadable flags"),
     ):
-        problems += [f"{int(wrong.sum())} finished runs {what}"] if wrong.any() else []
+        if affected:
+            problems.append(f"{affected} finished runs {problem}")
     frame.attrs["problems"] = problems
     return frame
 
 
-def _public(message: str) -> str:
-    """The message with no password in its addresses."""
+def _clean_texts(frame: pd.DataFrame) -> None:
+    """Fill absent tags by "" and escape unprintable letters of tags and parameters."""
+    tags = list(fields.TAGS)
+    frame[tags] = frame[tags].astype(object).where(frame[tags].notna(), "").astype(str)
+    for name in frame:
+        if name in tags or name.startswith("param/"):
+            texts = frame[name].dropna().unique()
+            odd = {t: fields.escape_unprintable(t) for t in texts if not t.isprintable()}
+            if odd:
+                frame[name] = frame[name].replace(odd)
+
+
+def _clean_curve(curve: fields.Curve) -> fields.Curve:
+    """Sort finite values by epoch; the last recorded one of an epoch counts."""
+    points = dict(point for point in zip(*curve, strict=True) if abs(point[1]) < MAX_VALUE)
+    epochs = sorted(points)
+    return epochs, list(map(points.__getitem__, epochs))
+
+
+def _hide_passwords(message: str) -> str:
     return re.sub(r"//[^@/\s]*@", "//", message)

@@ -4,115 +4,63 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
 
-from leaderboards.render.markdown import bracket, number
-from leaderboards.tables.rows import RANK, Column, Group, Row
-from leaderboards.tables.table import Section
+from leaderboards.render.text_template import fill_template
+from leaderboards.tables.rows import Column, TaskTable
+from leaderboards.tables.suite_tables import Section
 
-HEAD = r"""% Written by `python -m bench leaderboard`. Needs \usepackage[T1]{fontenc}, \usepackage{booktabs} and
-% \usepackage{graphicx}. Accuracy in percent; best in bold, second underlined; in brackets the 95 % interval.
-% Other checkpoints, the worst case over all attacks, and times are in leaderboard.csv."""
-NONE = "--"
-LATIN = 0x180  # letters below are in every font of the encoding T1
-SIGNS = "\u2013\u2014\u2018\u2019\u201c\u201d\u2026"  # these, too
+T1_END = 0x180  # letters below this code point are in every font of the encoding T1
+T1_SIGNS = "\u2013\u2014\u2018\u2019\u201c\u201d\u2026"  # signs beyond it that are too
 SPECIAL = {
-    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
-    '"': r"\textquotedbl{}", "[": "{[}", "`": r"\textasciigrave{}", "'": r"\textquotesingle{}",
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#",
+    "%": r"\%", "_": r"\_", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}",
+    "[": "{[}", "`": r"\textasciigrave{}", "'": r"\textquotesingle{}",
 }  # fmt: skip
 
 
-def render(found: list[Section]) -> str:
-    """One table for each group of every section."""
-    tables = [_table(section, group) for section in found for group in _groups(section)]
-    return "\n\n".join([HEAD, *tables]) + "\n"
+def render(sections: list[Section]) -> str:
+    """Render a table for each group with ranked rows."""
+    values = {"accuracy_columns": accuracy_columns, "teacher_symbols": teacher_symbols}
+    return fill_template("leaderboard.tex.j2", escape, sections=sections, **values)
 
 
 def escape(text: str) -> str:
-    """`text` as LaTeX shows it, on one line."""
-    shown = "".join(map(_letter, re.sub(r"\s+", " ", text).strip()))
-    shown = re.sub("-(?=-)", "-{}", shown)  # two hyphens, no dash
-    return re.sub(r"(?<=\d) \\%", r"~\\%", shown)  # no line ends between a number and its unit
+    """Escape `text` and put it on one line."""
+    escaped = "".join(map(_escape_letter, re.sub(r"\s+", " ", text).strip()))
+    # LaTeX would set two hyphens as a dash.
+    escaped = re.sub("-(?=-)", "-{}", escaped)
+    # A number and its unit stay on one line.
+    return re.sub(r"(?<=\d) \\%", r"~\\%", escaped)
 
 
-def _letter(letter: str) -> str:
-    """A letter that the usual fonts lack, by its number: it would be an error, or left out in silence."""
-    known = ord(letter) < LATIN or letter in SIGNS
-    return SPECIAL.get(letter, letter) if known else f"U+{ord(letter):04X}"
+def _escape_letter(letter: str) -> str:
+    # The usual fonts lack other letters: LaTeX would stop, or leave them out without a warning.
+    if ord(letter) >= T1_END and letter not in T1_SIGNS:
+        return f"U+{ord(letter):04X}"
+    return SPECIAL.get(letter, letter)
 
 
-def _groups(section: Section) -> list[Group]:
-    return [group for group in (*section.groups, section.teachers) if group and group.ranked]
+def accuracy_columns(group: TaskTable) -> list[tuple[Column, float]]:
+    """Return the accuracies of the chosen checkpoint but the worst, with the second best mean."""
+    columns = []
+    for column in group.columns:
+        if column.metric.startswith("test/") and column.metric != "test/worst":
+            columns.append((column, _second_best(group, column)))
+    return columns
 
 
-def _table(section: Section, group: Group) -> str:
-    return "\n".join(_lines(section, group))
-
-
-def _lines(section: Section, group: Group) -> Iterator[str]:
-    place = not group.of_teachers
-    columns = [
-        column
-        for column in group.columns
-        if column.metric.startswith("test/") and column.metric != "test/worst"
-    ]
-    heads = [
-        *["Rank"] * place,
-        *map(escape, group.heads),
-        *(escape(column.label) for column in columns),
-    ]
-    teachers = _teachers(group) if place else {}
-    told = ", ".join(
-        f"{short} is {teacher}" for teacher, short in teachers.items() if short != NONE
-    )
-    caption = (
-        f"{section.experiment}: {group.title}. {group.caption}{f' Teacher {told}.' if told else ''}"
-    )
-    yield r"\begin{table}"
-    yield r"  \centering\small\setlength{\tabcolsep}{4pt}"
-    yield rf"  \caption{{{escape(caption)}}}\smallskip"
-    yield r"  \resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
-    yield rf"  \begin{{tabular}}{{{'r' * place}{'l' * (len(group.heads) - 1)}{'r' * (1 + len(columns))}}}"
-    yield r"    \toprule"
-    yield rf"    {' & '.join(heads)} \\"
-    yield r"    \midrule"
-    second = {column.metric: _second(group, column) for column in columns}
-    for row in group.ranked:
-        lead = [escape(text) for text in group.lead(row)]
-        if place:
-            lead[group.heads.index("Teacher")] = teachers[row.teacher]
-        cells = [_cell(group, row, column, second[column.metric]) for column in columns]
-        yield rf"    {' & '.join([*[str(row.standing.rank or NONE)] * place, *lead, *cells])} \\"
-    yield r"    \bottomrule"
-    yield r"  \end{tabular}}"
-    yield r"\end{table}"
-
-
-def _teachers(group: Group) -> dict[str, str]:
-    """What stands for each teacher in a column too narrow for names."""
-    names = dict.fromkeys(row.teacher for row in group.ranked)
-    return {"none": NONE} | {
-        name: f"T{n}" for n, name in enumerate((n for n in names if n != "none"), start=1)
-    }
-
-
-def _second(group: Group, column: Column) -> float:
-    """The highest mean below the best; NaN where there is none."""
+def _second_best(group: TaskTable, column: Column) -> float:
+    """Return the highest mean below the best; NaN where there is none."""
     best = group.best(column)
-    below = [
-        row[column.metric].mean
-        for row in group.contenders
-        if row[column.metric].n and row[column.metric].mean < best
-    ]
-    return max(below, default=math.nan)
+    cells = [row[column.metric] for row in group.contenders]
+    return max((cell.mean for cell in cells if cell.mean < best), default=math.nan)
 
 
-def _cell(group: Group, row: Row, column: Column, second: float) -> str:
-    cell = row[column.metric]
-    text = number(cell, column).replace("±", r"$\pm$").replace("-", "--")
-    if cell.n and cell.mean == group.best(column):
-        text = rf"\textbf{{{text}}}"
-    elif cell.n and cell.mean == second:
-        text = rf"\underline{{{text}}}"
-    return f"{text} {bracket(row)}".rstrip() if column.metric == RANK else text
+def teacher_symbols(group: TaskTable) -> dict[str, str]:
+    # The column is too narrow for the names of teachers.
+    symbols: dict[str, str] = {}
+    for row in group.ranked:
+        if row.teacher != "none":
+            symbols.setdefault(row.teacher, f"T{1 + len(symbols)}")
+    return symbols

@@ -1,10 +1,11 @@
 """What papers report for the task of a row, beside what was measured here and never among it.
 
-published.csv has one published number a line, in percent, with the place where it stands: AutoAttack ("aa") and clean
-accuracy on CIFAR-10 and CIFAR-100 of students that the benchmark has too, under its names for method, data and student.
-A network that teaches has one name throughout; `note` gives the other that a paper uses. Where `note` says "second hand"
-the number was read in a text that quotes the paper. A number that one paper copies from another stands once, under the
-paper that measured it. `igdm` is IGDM on AdaAD and `iad` is IAD-I.
+published.csv has one published number a line, in percent, with the place where it stands:
+AutoAttack ("aa") and clean accuracy on CIFAR-10 and CIFAR-100 of students that the benchmark has,
+under its names for method, data and student. A teacher has one name throughout; `note` gives the
+other that a paper uses. Where `note` says "second hand" the number was read in a text that quotes
+the paper. A number that one paper copies from another stands once, under the paper that measured
+it. `igdm` is IGDM on AdaAD and `iad` is IAD-I.
 """
 
 from __future__ import annotations
@@ -15,141 +16,141 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from leaderboards.schema import fields
+import pandas as pd
 
-if TYPE_CHECKING:
-    import pandas as pd
+from leaderboards.read.store import frame_rows
 
-HEAD = "Published AA"
-ABOUT = (
-    f"{HEAD}, not measured here and no part of the ranking: the lowest to the highest AutoAttack accuracy published for "
-    "the same method, data and student, and by how many points ours lies outside. Teachers (only those named as ours, "
-    "where there are any), schedules and checkpoint rules differ; many checkpoints were chosen on the test set."
+HEADING = "Published AA"
+EXPLANATION = (
+    f"{HEADING}, not measured here and no part of the ranking: the lowest to the highest AutoAttack"
+    " accuracy published for the same method, data and student, and by how many points ours lies"
+    " outside. Teachers (only those named as ours, where there are any), schedules and checkpoint"
+    " rules differ; many checkpoints were chosen on the test set."
 )
 KEYS = ["dataset", "student", "method", "teacher"]
 ATTACKS = ("clean", "aa")
-TEST_IMAGES, EPS = 10_000, 8 / 255  # of every number in the file
+# Of every number in the file.
+TEST_IMAGES, EPS = 10_000, 8 / 255
 
 
 @dataclass(frozen=True)
 class Published:
-    """The lowest and highest of some published accuracies, in [0, 1], and the papers or reports they are from."""
+    """The lowest and highest of published accuracies, in [0, 1], and the papers they are from.
+
+    teachers: "this teacher", "any teacher", or "" for a method without one.
+    """
 
     low: float
     high: float
-    teachers: str  # "this teacher", "any teacher", or "" for a method without one
+    teachers: str
     sources: tuple[str, ...]
 
-    def difference(self, ours: float) -> float:
-        """How far `ours` lies above the highest or, negative, below the lowest value; 0 between them, NaN for NaN."""
-        return ours - min(max(ours, self.low), self.high)
+    def difference(self, accuracy: float) -> float:
+        """Return how far ours is above `high` or, negative, below `low`; 0 between, NaN for NaN."""
+        return accuracy - min(max(accuracy, self.low), self.high)
 
     @property
     def span(self) -> str:
         """ "40.57 to 52.21", or a lone value, with the decimals of the papers."""
-        return " to ".join(dict.fromkeys(f"{100 * end:.2f}" for end in (self.low, self.high)))
+        low, high = f"{100 * self.low:.2f}", f"{100 * self.high:.2f}"
+        return low if low == high else f"{low} to {high}"
 
-    def remark(self, ours: float) -> str:
+    def remark(self, accuracy: float) -> str:
         """ "3 sources, any teacher; ours 1.2 below"; nothing about ours where it is NaN."""
-        count = "1 source" if len(self.sources) == 1 else f"{len(self.sources)} sources"
-        outside = f"{100 * self.difference(ours):+.1f}"
-        where = (
-            "within"
-            if outside[1:] == "0.0"
-            else f"{outside[1:]} {'above' if outside[0] == '+' else 'below'}"
-        )
-        what = ", ".join(filter(None, (count, self.teachers)))
-        return what if math.isnan(ours) else f"{what}; ours {where}"
+        count = len(self.sources)
+        text = "1 source" if count == 1 else f"{count} sources"
+        if self.teachers:
+            text += f", {self.teachers}"
+        if math.isnan(accuracy):
+            return text
+        points = round(100 * self.difference(accuracy), 1)
+        if points == 0:
+            return f"{text}; ours within"
+        return f"{text}; ours {abs(points):.1f} {'above' if points > 0 else 'below'}"
 
 
-def find(runs: Sequence[Mapping[Any, Any]]) -> Published | None:
-    """AutoAttack as published for the runs of one row; None where it is not, or unless all are `as_published`."""
-    found = lookup(*(runs[0][key] for key in KEYS), "aa")
-    return found if found and all(run["as_published"] for run in runs) else None
+def find_published(seeds: Mapping[Any, Sequence[Any]]) -> Published | None:
+    """Return published AutoAttack for the columns of a row; None unless all are `as_published`."""
+    if not all(seeds["as_published"]):
+        return None
+    return lookup(*(seeds[key][0] for key in KEYS), "aa")
 
 
-def footnote(found: Iterable[Published | None]) -> str:
-    """What stands under a table with these values, one for each row: ABOUT with the sources, "" where all are None."""
-    sources = dict.fromkeys(source for each in found if each for source in each.sources)
-    return f"{ABOUT} Sources: {'; '.join(sources)}." if sources else ""
+def footnote(values: Iterable[Published | None]) -> str:
+    """Return EXPLANATION with the sources of a table's values; "" where all are None."""
+    sources: dict[str, None] = {}
+    for published in values:
+        if published:
+            sources |= dict.fromkeys(published.sources)
+    return f"{EXPLANATION} Sources: {'; '.join(sources)}." if sources else ""
 
 
-def beside(runs: pd.DataFrame) -> pd.DataFrame:
-    """store.collect's frame with columns "published/..." at its end, where anything is published for one of its runs."""
-    import pandas as pd
-
-    told = fields.lines(runs.reindex(columns=[*KEYS, *(f"test/{attack}" for attack in ATTACKS)]))
-    columns = [
-        _columns(run) if same else {} for run, same in zip(told, same_task(runs), strict=True)
-    ]
+def add_published_columns(runs: pd.DataFrame) -> pd.DataFrame:
+    """Append columns "published/..." to store.collect's frame, if anything is published."""
+    rows = frame_rows(runs.reindex(columns=[*KEYS, "test/clean", "test/aa"]))
+    columns = []
+    for row, as_published in zip(rows, is_published_task(runs), strict=True):
+        columns.append(_columns_of(row) if as_published else {})
     return pd.concat([runs, pd.DataFrame(columns, index=runs.index)], axis="columns")
+
+
+def _columns_of(run: dict[Any, Any]) -> dict[str, Any]:
+    """Return the columns "published/..." of one run, accuracies in [0, 1]."""
+    columns: dict[str, Any] = {}
+    for attack in ATTACKS:
+        published = lookup(*(run[key] for key in KEYS), attack)
+        if published:
+            prefix = f"published/{attack}_"
+            columns[f"{prefix}low"] = published.low
+            columns[f"{prefix}high"] = published.high
+            columns[f"{prefix}difference"] = round(published.difference(run[f"test/{attack}"]), 6)
+            columns[f"{prefix}teachers"] = published.teachers
+            columns[f"{prefix}sources"] = "; ".join(published.sources)
+    return columns
 
 
 @cache
 def lookup(dataset: str, student: str, method: str, teacher: str, attack: str) -> Published | None:
-    """The published values of a cell; those with a teacher of the same name where there are any, else all."""
-    rows = _cells().get((dataset, student, method, attack))
+    """Return the values published with a teacher of this name, or with any where there are none."""
+    rows = _numbers_by_key().get((dataset, student, method, attack))
     if rows is None:
         return None
-    own = rows[rows["teacher"].map(_words) == _words(teacher)]
-    chosen = rows if own.empty else own
-    teachers = "any teacher" if own.empty else "this teacher" if teacher != "none" else ""
-    low, high = (
-        round(percent / 100, 4) for percent in chosen["accuracy_percent"].agg(["min", "max"])
-    )
-    return Published(low, high, teachers, tuple(chosen["source"].unique()))
+    same_teacher = rows[rows["teacher"].map(_normalise) == _normalise(teacher)]
+    teachers = "this teacher" if teacher != "none" else ""
+    if same_teacher.empty:
+        teachers = "any teacher"
+    else:
+        rows = same_teacher
+    percent = rows["accuracy_percent"]
+    low, high = round(percent.min() / 100, 4), round(percent.max() / 100, 4)
+    return Published(low, high, teachers, tuple(rows["source"].unique()))
 
 
-def _columns(run: dict[Any, Any]) -> dict[str, Any]:
-    """What `beside` says of one run, accuracies in [0, 1]."""
-    said: dict[str, Any] = {}
-    for attack in ATTACKS:
-        if found := lookup(*(run[key] for key in KEYS), attack):
-            ours = run[f"test/{attack}"]
-            values = (
-                found.low,
-                found.high,
-                round(found.difference(ours), 6),
-                found.teachers,
-                "; ".join(found.sources),
-            )
-            names = ("low", "high", "difference", "teachers", "sources")
-            said |= {
-                f"published/{attack}_{name}": value
-                for name, value in zip(names, values, strict=True)
-            }
-    return said
+def is_published_task(runs: pd.DataFrame) -> pd.Series[bool]:
+    """Return which runs had the method as published, all images and the papers' budget.
 
-
-def same_task(runs: pd.DataFrame) -> pd.Series[bool]:
-    """Whether a run had the method as published, all training and test images and the papers' budget; unrecorded: no."""
-    import pandas as pd
-
+    A run that did not record these did not.
+    """
     names = ["param/eps", "param/limit_train", "test/n", "test/aa_n"]
     facts = runs.reindex(columns=names).apply(pd.to_numeric, errors="coerce").astype(float)
-    whole = (
-        facts["test/aa_n"].fillna(facts["test/n"]).eq(TEST_IMAGES)
-        & facts["param/limit_train"].isna()
-    )
-    return (
-        runs["variant"].isin(["", "official"]) & whole & facts["param/eps"].sub(EPS).abs().lt(1e-6)
-    )
+    all_tested = facts["test/aa_n"].fillna(facts["test/n"]).eq(TEST_IMAGES)
+    all_trained = facts["param/limit_train"].isna()
+    same_eps = facts["param/eps"].sub(EPS).abs().lt(1e-6)
+    return runs["variant"].isin(["", "official"]) & all_tested & all_trained & same_eps
 
 
 @cache
-def _cells() -> dict[Any, pd.DataFrame]:
-    return dict(iter(_numbers().groupby(["dataset", "student", "method", "attack"])))
+def _numbers_by_key() -> dict[Any, pd.DataFrame]:
+    return dict(iter(_read_numbers().groupby(["dataset", "student", "method", "attack"])))
 
 
 @cache
-def _numbers() -> pd.DataFrame:
-    import pandas as pd
-
+def _read_numbers() -> pd.DataFrame:
     return pd.read_csv(Path(__file__).with_suffix(".csv"), keep_default_na=False)
 
 
-def _words(name: str) -> str:
-    """A network's name in its words and numbers alone: "LTD WRN-34-10" and "wrn34_10-ltd" are the same."""
+def _normalise(name: str) -> str:
+    """Reduce a network's name so that "LTD WRN-34-10" and "wrn34_10-ltd" are the same."""
     return " ".join(sorted(re.findall(r"[a-z]+|\d+", name.lower())))

@@ -1,33 +1,19 @@
-"""What a table is made of: rows, each one method with one setting over its seeds, and the groups in which they compete."""
+"""The parts of a table: rows, each a method with one setting over its seeds, and their table."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
+from leaderboards.schema.metrics import RANK_METRIC, TRAIN_SECONDS
+from leaderboards.stats.ranks import Array
 from leaderboards.tables import published
 from leaderboards.tables.published import Published
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-RANK = "test/aa"  # the ranking number: AutoAttack on the checkpoint that validation chose
-LABELS = {
-    "clean": "Clean",
-    "aa": "AutoAttack",
-    "worst": "Worst",
-    "fgsm": "FGSM",
-    "pgd20": "PGD-20",
-    "pgd20_trades": "PGD-20 (0.003)",
-    "cw_inf": "CW-inf",
-}
-CHECKPOINTS = {"test_last": "last", "test_ema": "EMA", "test_swa": "SWA"}
-SECONDS = "cost/train_seconds"
-
-Run: TypeAlias = dict[Any, Any]  # one line of store.collect's frame, as far as its row needs it
+# Columns of store.collect's frame for the runs of one row, a value for each seed.
+SeedColumns: TypeAlias = dict[Any, list[Any]]
 
 
 @dataclass(frozen=True)
@@ -39,32 +25,37 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Cell:
-    """A metric over the seeds of a row: mean and sample standard deviation (NaN for fewer than two values)."""
+class SeedSummary:
+    """A metric over the seeds of a row: mean, sample deviation (NaN for n < 2) and count."""
 
-    mean: float
-    sd: float
-    n: int
+    mean: float = math.nan
+    sd: float = math.nan
+    n: int = 0
 
 
 @dataclass(frozen=True)
-class Standing:
-    """Accuracies in [0, 1]. Nothing but `why` where verdicts are missing; no rank for rows that do not compete."""
+class Ranking:
+    """Rank and interval of a row. Without verdicts there is nothing but the reason.
+
+    gap_to_first: the row of highest accuracy less this one, with its interval.
+    image_accuracy: (images,), how often each image survives over the seeds.
+    """
 
     rank: int | None = None
     interval: tuple[float, float] | None = None
-    behind: tuple[float, float, float] | None = (
-        None  # the row of highest accuracy less this one, with its interval
-    )
-    why: str = ""  # there is no rank
-    images: NDArray[np.float64] | None = field(
-        default=None, compare=False, repr=False
-    )  # how often each survives
+    gap_to_first: tuple[float, float, float] | None = None
+    unranked_reason: str = ""
+    image_accuracy: Array | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One method with one setting; `changed` names what differs from the protocol of the rows around it."""
+    """One method with one setting.
+
+    changed: what differs from the protocol of the other rows. flags: name of a sanity flag, how
+    often it was raised and on what evidence. marks: doubts by which a reader may hide rows.
+    checkpoints: sha256 of the best ones. teacher_checkpoints: sha256 for each run, if recorded.
+    """
 
     method: str
     variant: str
@@ -73,21 +64,17 @@ class Row:
     student: str
     teacher: str
     seeds: int
-    cells: dict[str, Cell]
+    summaries: dict[str, SeedSummary]
     commands: tuple[str, ...]
     notes: tuple[str, ...]
-    missing: tuple[str, ...] = ()
-    flags: tuple[
-        tuple[str, str], ...
-    ] = ()  # name of a sanity flag, how often it was raised and on what evidence
-    published: Published | None = None  # never among the cells: nothing here measured it
-    standing: Standing = field(default_factory=Standing)
-    marks: tuple[str, ...] = ()  # why a reader may want to look at the others alone
-    run_ids: tuple[str, ...] = ()
-    weights: frozenset[str] = frozenset()  # sha256 of its best checkpoints
-    taught: tuple[
-        frozenset[str], ...
-    ] = ()  # of the teachers' of each run; none where they were not recorded
+    missing: tuple[str, ...]
+    flags: tuple[tuple[str, str], ...]
+    published: Published | None
+    marks: tuple[str, ...]
+    run_ids: tuple[str, ...]
+    checkpoints: frozenset[str]
+    teacher_checkpoints: tuple[frozenset[str], ...]
+    ranking: Ranking = field(default_factory=Ranking)
 
     @property
     def remarks(self) -> list[str]:
@@ -96,23 +83,27 @@ class Row:
 
     @property
     def score(self) -> float:
-        """What rows are sorted by."""
-        return self[RANK].mean
+        """The accuracy that rows are sorted by."""
+        return self[RANK_METRIC].mean
+
+    @property
+    def is_scored(self) -> bool:
+        return self[RANK_METRIC].n > 0
 
     @property
     def label(self) -> str:
         setting = "; ".join(filter(None, (self.variant, self.changed)))
         return f"{self.method} ({setting})" if setting else self.method
 
-    def __getitem__(self, metric: str) -> Cell:
-        return self.cells.get(metric, Cell(math.nan, math.nan, 0))
+    def __getitem__(self, metric: str) -> SeedSummary:
+        return self.summaries.get(metric, SeedSummary())
 
 
 @dataclass(frozen=True)
-class Group:
-    """Rows of one dataset and one student: `ranked` by AutoAttack, those without a rank last, `incomplete` without it.
+class TaskTable:
+    """Rows of one dataset and one student: `ranked` by AutoAttack, `incomplete` without it.
 
-    The teachers of a suite are one group, for reference: all of them are listed in `ranked`, and have no rank.
+    The teachers of a suite are one table for reference: all are in `ranked` and have no rank.
     """
 
     title: str
@@ -128,36 +119,36 @@ class Group:
 
     @cached_property
     def contenders(self) -> tuple[Row, ...]:
-        """Rows that have a rank; where none has, all with an AutoAttack accuracy. No other row is best at anything."""
-        scored = [row for row in self.ranked if row[RANK].n or self.of_teachers]
-        return tuple(row for row in scored if row.standing.rank) or tuple(scored)
+        """The rows that can be best at something: those with a rank; if none has, all ranked."""
+        return tuple(row for row in self.ranked if row.ranking.rank) or self.ranked
 
     @property
     def heads(self) -> tuple[str, ...]:
-        return (
-            ("Method", "Data", "Network", "Seeds")
-            if self.of_teachers
-            else ("Method", "Teacher", "Seeds")
-        )
+        if self.of_teachers:
+            return "Method", "Data", "Network", "Seeds"
+        return "Method", "Teacher", "Seeds"
 
     def lead(self, row: Row) -> tuple[str, ...]:
-        """What stands under `heads`."""
-        middle = (row.dataset, row.student) if self.of_teachers else (row.teacher,)
-        return (row.label, *middle, str(row.seeds))
+        """Return the texts under `heads`."""
+        if self.of_teachers:
+            return row.label, row.dataset, row.student, str(row.seeds)
+        return row.label, row.teacher, str(row.seeds)
 
     @property
     def footnote(self) -> str:
-        """What the published values of the ranked rows are; "" where there are none, and then no column for them."""
+        """The explanation of published values; "" without any, and then they have no column."""
         return published.footnote(row.published for row in self.ranked)
 
     def best(self, column: Column) -> float:
-        """The highest mean of an accuracy among contenders; NaN for cost and for a lone row."""
+        """Return the highest mean of an accuracy; NaN for cost and for a lone contender."""
         return self._best[column.metric]
 
     @cached_property
     def _best(self) -> dict[str, float]:
-        found = {}
-        for metric in (column.metric for column in self.columns):
-            means = [row[metric].mean for row in self.contenders if row[metric].n]
-            found[metric] = max(means) if len(means) > 1 and metric != SECONDS else math.nan
-        return found
+        best = {}
+        for column in self.columns:
+            means = [row[column.metric].mean for row in self.contenders if row[column.metric].n]
+            best[column.metric] = math.nan
+            if len(means) > 1 and column.metric != TRAIN_SECONDS:
+                best[column.metric] = max(means)
+        return best

@@ -6,8 +6,8 @@ from typing import Annotated
 
 from tyro.conf import Positional
 
-from bench.cli.parsing import Command, option
-from bench.protocol.options import DataFolder
+from bench.cli.parsing import Command
+from bench.protocol.options import DataFolder, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,25 +32,25 @@ class VerifyDataOptions(FetchDataOptions):
 
 def fetch_data(options: FetchDataOptions) -> int:
     """Download the files and print where they are."""
-    from bench.datasets import data
+    from bench.datasets import fetching
 
-    print(data.fetch(options.name, options.data_root))
+    print(fetching.fetch_data(options.name, options.data_root))
     return 0
 
 
 def import_data(options: ImportDataOptions) -> int:
     """Copy the files and print where they are."""
-    from bench.datasets import data
+    from bench.datasets import fetching
 
-    print(data.import_data(options.name, options.source, options.data_root))
+    print(fetching.import_data(options.name, options.source, options.data_root))
     return 0
 
 
 def verify_data(options: VerifyDataOptions) -> int:
     """Check the files and print what they hold."""
-    from bench.datasets import data
+    from bench.datasets import fetching
 
-    print(data.verify(options.name, options.data_root))
+    print(fetching.verify_data(options.name, options.data_root))
     return 0
 
 

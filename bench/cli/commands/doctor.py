@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from bench.cli.parsing import Command
-from bench.protocol.options import CommonOptions, Speed
+from bench.protocol.options import CommonOptions, Switch, option
 from bench.system.errors import BenchError
 
 if TYPE_CHECKING:
@@ -22,14 +22,16 @@ PROBE_SECONDS = 0.5
 class DoctorOptions(CommonOptions):
     """Report device, versions, a throughput probe, data sets and interrupted runs."""
 
-    speed: Speed = False
+    speed: Annotated[Switch, option(text="measure what training costs here, suite by suite")] = (
+        False
+    )
 
 
 def diagnose(options: DoctorOptions) -> int:
     """Print what this machine offers and what it holds; change nothing."""
     from bench import datasets
-    from bench.datasets import data
-    from bench.execution.speed import lines
+    from bench.datasets import fetching
+    from bench.execution.speed import speed_report
     from bench.protocol.suites import SUITES
     from bench.system import environment
     from bench.tracking.store import TrackingStore, store_exists
@@ -38,14 +40,14 @@ def diagnose(options: DoctorOptions) -> int:
     for name, value in environment.describe_environment(device).items():
         print(f"{name:14}{value}")
     if options.speed:
-        for line in lines(SUITES.values(), device):
+        for line in speed_report(SUITES.values(), device):
             print(line, flush=True)
     else:
         for suite in SUITES.values():
             print(f"{suite.name:14}{measure_throughput(suite, device)}")
     for name in datasets.DATASETS:
         try:
-            print(data.verify(name, options.data_root))
+            print(fetching.verify_data(name, options.data_root))
         except BenchError as error:
             print(f"{name}: {error}")
     if not store_exists(options.store):
@@ -53,7 +55,7 @@ def diagnose(options: DoctorOptions) -> int:
         return 0
     store = TrackingStore(options.store)
     print(f"record: {store.uri}")
-    for run in store.unfinished():
+    for run in store.unfinished_runs():
         command = run.data.tags.get("command", "")
         print(f"interrupted or running: {run.info.run_name}: {command}")
     return 0

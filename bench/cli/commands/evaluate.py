@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from bench.cli.parsing import Command, option
-from bench.protocol.options import CommonOptions
+from bench.cli.parsing import Command
+from bench.protocol.options import CommonOptions, option
 from bench.system.errors import BenchError, UsageError, unknown_name
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def evaluate(options: EvaluateOptions) -> int:
     """Attack a checkpoint and print a line for each attack."""
     from bench import datasets, models
     from bench.cli.evaluation import attack_test_images, print_accuracies
-    from bench.datasets import data
+    from bench.datasets.loading import load_data
     from bench.execution.plan import split_names
     from bench.models import checkpoint
     from bench.system import environment
@@ -67,7 +67,7 @@ def evaluate(options: EvaluateOptions) -> int:
     if options.surrogate:
         arch = options.surrogate_arch or options.arch
         surrogates["surrogate"] = checkpoint.load(options.surrogate, arch, info).to(device)
-    test = data.load(options.dataset, options.data_root, limit_test=options.limit_test).test
+    test = load_data(options.dataset, options.data_root, limit_test=options.limit_test).test
     with explain_memory_errors(options.batch_size):
         evaluation = attack_test_images(
             net, test, attacks, device, options.out, surrogates=surrogates, eps=eps,
@@ -80,7 +80,7 @@ def check_attacks(attacks: Sequence[str], options: EvaluateOptions) -> None:
     """Raise UsageError for unknown attacks, and where `--surrogate` and the attacks disagree."""
     from attacks import catalog
 
-    for name in catalog.expand(attacks):
+    for name in catalog.expand_names(attacks):
         base, at, surrogate = name.partition("@")
         if base not in catalog.ATTACKS and name not in catalog.CONTROLS:
             raise unknown_name("attack", name, [*catalog.ATTACKS, "corruptions", *catalog.CONTROLS])
@@ -109,11 +109,11 @@ def choose_eps(options: EvaluateOptions, info: Dataset) -> float:
 
 def check_numbers(options: EvaluateOptions) -> None:
     """Raise UsageError for a seed, a batch size or a file for verdicts that cannot be used."""
-    from attacks.record import is_record
+    from attacks.verdict_file import is_verdict_file
 
     if not 0 <= options.seed < 2**63:
         raise UsageError(f"--seed {options.seed}: between 0 and 2^63 - 1")
-    if options.out and options.out.exists() and not is_record(options.out):
+    if options.out and options.out.exists() and not is_verdict_file(options.out):
         path = str(options.out)
         raise UsageError(f"--out {path!r} exists and holds no verdicts: choose another file")
     if options.batch_size < 1:

@@ -6,8 +6,8 @@ from typing import Annotated
 
 from tyro.conf import Positional
 
-from bench.cli.parsing import Command, option
-from bench.protocol.options import StoreFolder
+from bench.cli.parsing import Command
+from bench.protocol.options import StoreFolder, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,11 +22,9 @@ class ExportOptions:
 
 def export_records(options: ExportOptions) -> int:
     """Write the records; return 1 if one could not be written."""
-    from bench import records
+    from bench.records.export import export_runs
 
-    return records.export(
-        store_folder=options.store, out=options.out, run_ids=options.runs, suite=options.suite
-    )
+    return export_runs(options.store, options.out, options.runs, options.suite)
 
 
 COMMAND = Command(ExportOptions, export_records)

@@ -6,8 +6,8 @@ from typing import Annotated
 
 from tyro.conf import Positional
 
-from bench.cli.parsing import Command, Switch, option
-from bench.protocol.options import CommonOptions
+from bench.cli.parsing import Command
+from bench.protocol.options import CommonOptions, Switch, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,12 +25,16 @@ class ImportOptions(CommonOptions):
 
 def import_records(options: ImportOptions) -> int:
     """Take the records; return 1 if one was refused."""
-    from bench import records
+    from bench.records import import_
 
-    return records.take(
-        sources=options.sources, store_folder=options.store, data_root=options.data_root,
-        device=options.device, verify=options.verify, checkpoint=options.checkpoint,
-    )  # fmt: skip
+    return import_.import_records(
+        options.store,
+        options.sources,
+        options.data_root,
+        options.device,
+        options.verify,
+        options.checkpoint,
+    )
 
 
 COMMAND = Command(ImportOptions, import_records)

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from bench.cli.parsing import Command, Switch, option
-from bench.protocol.options import StoreFolder
+from bench.cli.parsing import Command
+from bench.protocol.options import StoreFolder, Switch, option
 
 
 @dataclass(frozen=True, kw_only=True)

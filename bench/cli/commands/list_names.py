@@ -20,7 +20,7 @@ def list_names(_: ListOptions) -> int:
     from bench import datasets, models
     from bench.protocol import suites
 
-    transferable = [name for name in catalog.ATTACKS if catalog.transfers(name)]
+    transferable = [name for name in catalog.ATTACKS if catalog.is_transferable(name)]
     transfer = f"transfer: made on another network ({', '.join(transferable)})"
     print_section("methods", {name: describe_plainly(name) for name in methods.names()})
     print_section("suites", {name: suite.about for name, suite in suites.SUITES.items()})
@@ -40,7 +40,7 @@ def print_section(title: str, entries: dict[str, str]) -> None:
 
 def describe_plainly(name: str) -> str:
     """Return a method's formula and defaults, and what is wrong with a plugin of its name."""
-    fault = methods.fault(name) if name in methods.plugins() else ""
+    fault = methods.plugin_fault(name) if name in methods.plugins() else ""
     if fault and name not in methods.builtin():
         return fault
     method = methods.load(name)

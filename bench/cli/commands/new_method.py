@@ -12,7 +12,8 @@ from typing import Annotated
 from tyro.conf import Positional
 
 import methods
-from bench.cli.parsing import Command, option
+from bench.cli.parsing import Command
+from bench.protocol.options import option
 from bench.system.errors import BenchError, UsageError
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -63,7 +64,8 @@ def check_name(name: str, class_name: str, paths: Iterable[Path]) -> None:
             raise UsageError(f"{str(path)!r} exists: {advice}")
     if name in methods.names():
         raise UsageError(f"there is a method {name!r}: choose another name")
-    if name in {"all", *methods.SUPPORT} or class_name in IMPORTED or find_spec(name):
+    taken = name == "all" or class_name in IMPORTED
+    if taken or find_spec(name) or find_spec(f"methods.{name}"):
         user = "a module or the command line"
         raise UsageError(f"the name {name!r} is taken, by {user}: choose another")
 

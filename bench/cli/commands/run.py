@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import methods
-from bench.cli.parsing import Command, UnknownFlag, flags_of, option, parse_known, parse_options
-from bench.protocol.options import DryRun, RunOptions
+from bench.cli.parsing import Command, UnknownFlag, flags_of, parse_known, parse_options
+from bench.protocol.options import DryRun, RunOptions, option
 from bench.system.errors import UsageError, unknown_name
 
 if TYPE_CHECKING:
@@ -58,9 +58,9 @@ def read_request(argv: Sequence[str]) -> RunRequest:
         return parse_without_hyper(argv, names), {}
     method = methods.load(names[0])
     if known.official:
-        from methods.base import official
+        from methods.base import official_values
 
-        defaults |= official(method)
+        defaults |= official_values(method)
     combined = add_hyper(names[0], method)
     parsed = parse_options(combined, argv, "run", combined(**defaults))
     # Worker processes get the options by pickle, which finds no class that was made here.
@@ -96,7 +96,7 @@ def method_names(text: str) -> list[str]:
 def read_config(path: Path, names: Sequence[str]) -> TunedConfig:
     """Return the configuration in a file, which must fit its method and the names, if any."""
     from bench.protocol import tuned_config
-    from methods.base import fits
+    from methods.base import matches_type
 
     config = tuned_config.read(path)
     if names and [*names] != [config.method]:
@@ -108,7 +108,7 @@ def read_config(path: Path, names: Sequence[str]) -> TunedConfig:
     for name, value in config.hyper.items():
         if name not in defaults:
             raise unknown_name(f"hyper-parameter of {config.method} in {path}", name, defaults)
-        if not fits(value, defaults[name]):
+        if not matches_type(value, defaults[name]):
             kind = type(defaults[name]).__name__
             raise UsageError(f"{path}: {name} = {value!r} should be a {kind}")
     return config

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional
 
-from bench.cli.parsing import Command, option
-from bench.protocol.options import CommonOptions, ProtocolOptions, StoreFolder
+from bench.cli.parsing import Command
+from bench.protocol.options import CommonOptions, ProtocolOptions, StoreFolder, option
 
 if TYPE_CHECKING:
-    from bench.teachers import Card
-    from bench.teachers.zoo import Release
+    from bench.teachers.cards import Card
+    from bench.teachers.releases import Release
     from methods.base import Net
 
 
@@ -65,8 +65,9 @@ MeasureOptions = ImportTeacherOptions | VerifyTeacherOptions
 def train_teacher(options: TrainTeacherOptions) -> int:
     """Train a teacher for each data set; return the exit code."""
     from bench.execution import grid, plan
+    from bench.protocol import suites
 
-    suite = plan.resolve(options)
+    suite = suites.get(options.suite)
     names = plan.requested_datasets(options, suite)
     runs = [plan.plan_teacher(options, suite, name, options.role) for name in names]
     return grid.run_grid(options, runs)
@@ -74,24 +75,33 @@ def train_teacher(options: TrainTeacherOptions) -> int:
 
 def import_teacher(options: ImportTeacherOptions) -> int:
     """Copy a checkpoint to the teachers after hash, keys and accuracy are checked."""
-    from bench import datasets, models, teachers
+    from bench import datasets, models
     from bench.models import checkpoint
-    from bench.teachers import zoo
+    from bench.system.files import sha256_of_file
+    from bench.teachers import cards, checks
+    from bench.teachers.releases import Release, resolve_release
 
-    teachers.check_images(options.limit_test, teachers.FEWEST)
-    sha256, file = options.sha256.lower(), options.file
-    release = zoo.resolve(
-        options.name, options.arch, options.dataset, sha256, options.mean, options.std
+    checks.check_image_count(options.limit_test, checks.MIN_TEST_IMAGES)
+    file = options.file
+    release = resolve_release(
+        Release(
+            options.name,
+            options.dataset,
+            options.arch,
+            sha256=options.sha256.lower(),
+            mean=options.mean,
+            std=options.std,
+        )
     )
     info = datasets.get(release.dataset)
     models.check(release.arch)
     sha256 = release.sha256
     net = checkpoint.load(file, release.arch, info, sha256 or None, release.mean, release.std)
     if not sha256:
-        checkpoint.check_intact(file)
-    card = teachers.draft(options.store, release, checkpoint.sha256_of(file), file.name)
+        checkpoint.check_zip_checksums(file)
+    card = cards.draft_card(options.store, release, sha256_of_file(file), file.name)
     card = measure_teacher(net, card, release, release.eps, options)
-    teachers.keep(options.store, file, card)
+    cards.add_teacher(options.store, file, card)
     if not sha256:
         print(f"no sha256 was stated: the card holds the file's own, {card.sha256}")
     print(f"{card.identity} is ready: `run --teacher {options.name}`")
@@ -100,15 +110,15 @@ def import_teacher(options: ImportTeacherOptions) -> int:
 
 def list_teachers(options: ListTeachersOptions) -> int:
     """Print a line for each teacher at hand, then for each release."""
-    from bench import teachers
-    from bench.teachers import zoo
+    from bench.teachers.cards import read_cards
+    from bench.teachers.releases import RELEASES
 
-    for card in teachers.cards(options.store):
+    for card in read_cards(options.store):
         network = f"{card.arch:16} {card.dataset:10} {card.sha256[:16]}"
         print(f"{card.identity:40} {network} {card.origin}; {card.measured}")
     print("\nreleases, for `teacher import NAME FILE` when the file is downloaded", end=" ")
     print("(clean and AutoAttack in percent):")
-    for release in zoo.RELEASES:
+    for release in RELEASES:
         network = f"{release.arch:20} {release.dataset:9}"
         accuracy = f"{release.clean:5.2f} {release.autoattack:5.2f}"
         print(f"{release.name:40} {network} {accuracy}  {release.paper:32} {release.where}")
@@ -117,23 +127,25 @@ def list_teachers(options: ListTeachersOptions) -> int:
 
 def verify_teacher(options: VerifyTeacherOptions) -> int:
     """Check hash and keys, measure clean accuracy and PGD-20, and write them on the card."""
-    from bench import datasets, teachers
+    from bench import datasets
     from bench.cli.evaluation import first_suite
     from bench.protocol import suites
-    from bench.teachers import zoo
+    from bench.teachers import cards, checks
+    from bench.teachers.releases import Release, resolve_release
 
-    teachers.check_images(options.limit_test, 1)
-    card = teachers.find(options.store, options.name)
+    checks.check_image_count(options.limit_test, 1)
+    card = cards.find_card(options.store, options.name)
     info = datasets.get(card.dataset)
     eps, release = first_suite(info).eps, None
     if card.imported:
-        release = zoo.resolve(card.name, card.arch, info.name, "", card.mean, card.std)
+        request = Release(card.name, info.name, card.arch, mean=card.mean, std=card.std)
+        release = resolve_release(request)
         eps = release.eps
     if options.suite:
         eps = suites.get(options.suite).eps
-    net = teachers.load(options.store, card, info)
+    net = cards.load_teacher(options.store, card, info)
     print(f"{card.identity}: file has sha256 {card.sha256}, a {card.arch} for {card.dataset}")
-    teachers.note(options.store, measure_teacher(net, card, release, eps, options))
+    cards.write_card(options.store, measure_teacher(net, card, release, eps, options))
     return 0
 
 
@@ -141,24 +153,24 @@ def measure_teacher(
     net: Net, card: Card, release: Release | None, eps: float, options: MeasureOptions
 ) -> Card:
     """Return the card with clean accuracy and PGD-20 in percent, checked against the release."""
-    from bench import teachers
     from bench.cli.evaluation import attack_test_images, print_accuracies
-    from bench.datasets import data
+    from bench.datasets.loading import load_data
     from bench.system import environment
+    from bench.teachers import checks
 
     device = environment.resolve_device(options.device)
-    split = data.load(card.dataset, options.data_root).test
+    split = load_data(card.dataset, options.data_root).test
     net = net.to(device)
-    test = data.Split(split.x[: options.limit_test], split.y[: options.limit_test])
+    test = split.select(slice(options.limit_test))
     if release:
-        teachers.check_clean(net, test, len(split), release)
+        checks.check_clean_accuracy(net, test, len(split), release)
     evaluation = attack_test_images(net, test, ("pgd20",), device, eps=eps)
     print_accuracies(evaluation, len(test), f"l-inf {eps:.4g}")
     accuracy = evaluation.accuracy()
     clean = round(100 * accuracy["clean"], 2)
     pgd20 = round(100 * accuracy["pgd20"], 2)
     card = dataclasses.replace(card, images=len(test), eps=eps, clean=clean, pgd20=pgd20)
-    return teachers.checked(card, len(split), release) if release else card
+    return checks.check_robust_accuracy(card, len(split), release) if release else card
 
 
 COMMAND = {

@@ -21,9 +21,9 @@ class TuneCommandOptions(TuneOptions):
 
 def tune(options: TuneCommandOptions) -> int:
     """Search; return the exit code."""
-    from bench.tuning import tune
+    from bench.tuning import search
 
-    return tune.tune(options, options.dry_run)
+    return search.tune(options, options.dry_run)
 
 
 COMMAND = Command(TuneCommandOptions, tune)

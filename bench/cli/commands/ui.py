@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from bench.cli.parsing import Command, option
-from bench.protocol.options import StoreFolder
+from bench.cli.parsing import Command
+from bench.protocol.options import StoreFolder, option
 from bench.system.errors import BenchError, UsageError
 
 

@@ -1,7 +1,7 @@
-"""Gated distillation: listen to the teacher where it is right, and to the label elsewhere.
+"""Gated distillation: the teacher where it is right, the label elsewhere.
 
-An example of a method from outside the repository, after no paper: adversarial training and distillation take turns
-image by image.
+An example of a method from outside the repository, after no paper: adversarial training and
+distillation take turns image by image.
 """
 
 from __future__ import annotations
@@ -17,19 +17,25 @@ from methods.inner import ce, pgd
 
 @dataclass(frozen=True)
 class Gated(Method):
-    """mean_i [g_i KL(T(x_i) || S(x~_i)) + (1 - g_i) CE(S(x~_i), y_i)], g_i = alpha [argmax T(x_i) = y_i]; inner CE."""
+    """mean_i [g_i KL(T(x_i) || S(x~_i)) + (1 - g_i) CE(S(x~_i), y_i)]; inner CE.
+
+    g_i = alpha [argmax T(x_i) = y_i].
+    """
+
+    epoch_dependent = False
 
     alpha: float = hp(0.9, "weight of a teacher that is right", low=0.0, high=1.0, most=1.0)
 
     def attack(self, nets: Nets, batch: Batch) -> Tensor:
-        """The inner problem: images that the student gets wrong."""
+        """Solve the inner problem: return images that the student gets wrong."""
         return pgd(nets.student, batch.x, ce(batch.y), batch.budget)
 
     def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
-        """The outer problem at those images."""
-        target, far = nets.clean(batch), nets.student(adv)
+        """Return the outer problem's terms at those images."""
+        target, logits_adv = nets.teacher_logits(batch), nets.student(adv)
         gate = self.alpha * (target.argmax(dim=1) == batch.y)
+        ce_adv = F.cross_entropy(logits_adv, batch.y, reduction="none")
         return {
-            "kl_adv": (gate * kl(target, far)).mean(),
-            "ce_adv": ((1 - gate) * F.cross_entropy(far, batch.y, reduction="none")).mean(),
+            "kl_adv": (gate * kl(target, logits_adv)).mean(),
+            "ce_adv": ((1 - gate) * ce_adv).mean(),
         }

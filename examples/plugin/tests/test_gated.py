@@ -1,4 +1,4 @@
-"""The contract that every method keeps, and what the gate does."""
+"""The contract that every method keeps, and the effect of the gate."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class TestGated(Contract):
 def test_the_teacher_counts_where_it_is_right(right: bool) -> None:
     case, batch = Gated(alpha=1.0), images([0] * 8)
     nets = networks(case)
-    answer = nets.teacher(batch.x).argmax(dim=1)
-    batch = dataclasses.replace(batch, y=answer if right else (answer + 1) % 3)
-    found = terms(case, nets, batch)
-    assert (found["kl_adv"] > 0) == right
-    assert (found["ce_adv"] == 0) == right
+    predicted = nets.teacher(batch.x).argmax(dim=1)
+    batch = dataclasses.replace(batch, y=predicted if right else (predicted + 1) % 3)
+    loss_terms = terms(case, nets, batch)
+    assert (loss_terms["kl_adv"] > 0) == right
+    assert (loss_terms["ce_adv"] == 0) == right
 
 
 def test_without_the_teacher_it_is_adversarial_training() -> None:

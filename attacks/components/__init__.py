@@ -1,0 +1,1 @@
+"""Components that replace torchattacks' own: faster, or correct where torchattacks is not."""

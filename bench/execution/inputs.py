@@ -1,0 +1,36 @@
+"""The data of a run, fetched where it is missing and loaded once."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+from bench.datasets.fetching import fetch_data, is_missing
+from bench.datasets.loading import load_data
+from bench.datasets.splits import Data
+from bench.protocol.spec import Spec
+
+DataLoader = Callable[..., Data]
+
+
+def data_loader(root: Path) -> DataLoader:
+    """Return a function that loads the data of a spec: `load(spec, test=True)`.
+
+    It keeps what it has loaded: many runs share a data set. Without `test` the test images are
+    not read.
+    """
+
+    @cache
+    def load_limited(name: str, limits: tuple[int | None, ...], test: bool) -> Data:
+        if is_missing(name, root):
+            print(f"{name} is not under {root}: fetching it", file=sys.stderr)
+            fetch_data(name, root)
+        return load_data(name, root, *limits, test=test)
+
+    def load_spec(spec: Spec, test: bool = True) -> Data:
+        limits = (spec.limit_train, spec.limit_test, spec.limit_val)
+        return load_limited(spec.dataset, limits, test)
+
+    return load_spec

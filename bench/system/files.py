@@ -1,0 +1,43 @@
+"""Files that a crash cannot leave half written, and their hashes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+from bench.system.errors import BenchError
+
+
+def write_atomically(path: Path, content: bytes | memoryview) -> None:
+    """Write a file of which readers see the old content or the new one, never a part.
+
+    A process killed at any moment leaves one of the two. Raise OSError if it cannot be written.
+    """
+    # The process id keeps apart processes that write the same file at the same time.
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            # The content must be on disk before it gets the name: a power cut may come between.
+            os.fsync(file.fileno())
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def save_file(path: Path, content: bytes) -> None:
+    """Write a file atomically, and its folder if there is none. Raise BenchError if that fails."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, content)
+    except OSError as error:
+        raise BenchError(f"cannot write to {str(path.parent)!r}: {error.strerror}") from error
+
+
+def sha256_of_file(path: Path) -> str:
+    """Return the hex digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,95 @@
+"""Released teachers, listed in releases.toml. Importing this loads no torch."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import tomllib
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from bench import datasets
+from bench.protocol import suites
+from bench.system.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Release:
+    """One released network, under its name at RobustBench, or a user's network.
+
+    clean, autoattack: accuracy in percent, None where none is published; eps: the l-inf radius of
+    `autoattack`, pixels in [0, 1]. mean, std: per channel, for a file without; empty if the network
+    takes raw pixels. sha256: of the file, empty where none is published.
+    """
+
+    name: str
+    dataset: str = ""
+    arch: str = ""
+    where: str = ""
+    paper: str = ""
+    clean: float | None = None
+    autoattack: float | None = None
+    sha256: str = ""
+    eps: float = 8 / 255
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+
+def read_releases() -> tuple[Release, ...]:
+    """Read the released teachers from the file beside this one."""
+    content = tomllib.loads(Path(__file__).with_name("releases.toml").read_text(encoding="utf-8"))
+    releases = []
+    for row in content["release"]:
+        statistics = {name: tuple(row.get(name, ())) for name in ("mean", "std")}
+        releases.append(Release(**row | statistics))
+    return tuple(releases)
+
+
+RELEASES = read_releases()
+
+
+def resolve_release(request: Release) -> Release:
+    """Return the release with the name of the request, or else the user's network it describes.
+
+    Raise UsageError for a bad name, an incomplete description or a contradiction to the release.
+    """
+    name = request.name
+    if not name.replace("_", "").replace("-", "").isalnum() or name in ("robust", "natural"):
+        rule = "letters, digits, - and _, neither robust nor natural"
+        raise UsageError(f"teacher name {name!r}: {rule}")
+    named = [release for release in RELEASES if release.name == name]
+    if not named:
+        return check_description(request)
+    fitting = [release for release in named if request.dataset in ("", release.dataset)]
+    if len(fitting) != 1:
+        covered = " and ".join(release.dataset for release in named)
+        remedy = "say which with --dataset, or choose another name"
+        raise UsageError(f"{name} is a release for {covered}: {remedy}")
+    release = fitting[0]
+    if not release.sha256:
+        release = replace(release, sha256=request.sha256)
+    for option in ("arch", "mean", "std", "sha256"):
+        fact = getattr(release, option)
+        if getattr(request, option) not in ("", (), fact):
+            remedy = "choose another name for another file"
+            raise UsageError(f"--{option}: the release {name} has {fact or 'none'}; {remedy}")
+    return release
+
+
+def check_description(request: Release) -> Release:
+    """Add the radius of the first suite with its data. Raise UsageError if facts are missing."""
+    if not request.arch or not request.dataset:
+        names = {release.name for release in RELEASES}
+        nearest = difflib.get_close_matches(request.name, names, n=1)
+        hint = f"did you mean {nearest[0]!r}?" if nearest else "`teacher list` shows them"
+        needs = "and a file of your own needs --arch and --dataset"
+        raise UsageError(f"{request.name!r} is no known release ({hint}), {needs}")
+    channels = datasets.get(request.dataset).shape[0]
+    mean, std = request.mean, request.std
+    right_count = len(mean) == len(std) and len(mean) in (0, channels)
+    finite = all(map(math.isfinite, mean + std))
+    if not right_count or not finite or min(std, default=1.0) <= 0:
+        rule = f"both with {channels} numbers for {request.dataset}, std above 0, or neither"
+        raise UsageError(f"--mean and --std: {rule}")
+    radii = [suite.eps for suite in suites.SUITES.values() if request.dataset in suite.datasets]
+    return replace(request, eps=radii[0])

@@ -1,0 +1,169 @@
+"""The results of a study: the best configuration as a file, figures, and its MLflow run."""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from bench.execution.job import RunContext
+from bench.protocol import tuned_config
+from bench.protocol.tuned_config import TunedConfig
+from bench.system.errors import BenchError
+from bench.tracking.note import NOTE_TAG
+from bench.tracking.run_logger import FINISHED, RunLogger
+from bench.tuning.storage import without_password
+from bench.tuning.study import group_attempts, is_over
+from bench.tuning.trial import TrialContext, format_percent
+
+STATES = ("complete", "pruned", "failed")
+
+
+def best_trials(study: Study, context: TrialContext) -> list[FrozenTrial]:
+    """Return the best trial, or the Pareto front by number. Raises BenchError if there is none."""
+    name, complete = context.plan.name, study.get_trials(states=(TrialState.COMPLETE,))
+    if not complete:
+        reasons = Counter(trial.user_attrs.get("reason", "") for trial in study.trials)
+        del reasons[""]
+        cause = f": {reasons.most_common(1)[0][0]}" if reasons else ""
+        raise BenchError(f"{name}: no trial was completed{cause}")
+    feasible = [trial for trial in complete if max(trial.constraints.values(), default=0) <= 0]
+    if not feasible:
+        floor = f"clean accuracy of {format_percent(context.min_clean)} on the validation images"
+        raise BenchError(f"{name}: no trial has a {floor}: lower --min-clean, or give more trials")
+    if len(context.plan.objectives) > 1:
+        return sorted(study.best_trials, key=lambda trial: trial.number)
+    # Of equal trials the first.
+    return [max(feasible, key=lambda trial: trial.values[0])]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How the trials that are over ended, each counted once however often it was begun."""
+
+    counts: Counter[str]
+    epochs: int
+    epochs_unpruned: int
+
+    def __str__(self) -> str:
+        text = ", ".join(f"{self.counts[state]} {state}" for state in STATES if self.counts[state])
+        if self.epochs < self.epochs_unpruned:
+            saved = f"{100 * (1 - self.epochs / self.epochs_unpruned):.0f} % saved"
+            text += f"; {self.epochs} of {self.epochs_unpruned} epochs trained, {saved}"
+        return text
+
+
+def summarize(study: Study, context: TrialContext) -> Summary:
+    """Count the trials by state, their epochs, and the epochs without pruning."""
+    names = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned"}
+    counts = Counter[str]()
+    epochs = 0
+    for attempts in group_attempts(study).values():
+        if is_over(attempts):
+            last = attempts[-1]
+            counts[names.get(last.state, "failed")] += 1
+            if last.state in names:
+                epochs += last.user_attrs.get("epochs", 0)
+    epochs_unpruned = (counts["complete"] + counts["pruned"]) * context.spec.training.epochs
+    return Summary(counts, epochs, epochs_unpruned)
+
+
+def build_config(
+    trial: FrozenTrial, summary: Summary, context: TrialContext, commit: str, teacher: str
+) -> TunedConfig:
+    """Return a trial's values with their provenance."""
+    plan, spec = context.plan, context.spec
+    storage = without_password(plan.storage)
+    provenance: dict[str, Any] = {"study": plan.name, "storage": storage}
+    provenance |= {"trial": trial.number, "trials": summary.counts.total()}
+    for name, value in zip(plan.objectives, trial.values, strict=True):
+        provenance[f"val_{name}"] = value
+    provenance |= {"val_clean": trial.user_attrs["clean"], "min_clean": context.min_clean}
+    provenance |= {"sampler": plan.sampler, "pruner": plan.pruner, "search_seed": plan.seed}
+    provenance |= {"epochs": summary.epochs, "epochs_unpruned": summary.epochs_unpruned}
+    provenance["code"] = commit
+    names = (spec.method, spec.suite, spec.dataset, spec.arch, teacher)
+    return TunedConfig(*names, *context.space.split(trial.params), provenance)
+
+
+def write_results(
+    study: Study, context: TrialContext, run: RunContext, teacher: str, logger: RunLogger
+) -> list[Path]:
+    """Write a file for each of the best trials, named by its values; end the study's MLflow run."""
+    trials, summary = best_trials(study, context), summarize(study, context)
+    commit, paths = run.code.get("code_commit", ""), []
+    for trial in trials:
+        config = build_config(trial, summary, context, commit, teacher)
+        name = f"{context.plan.name.replace('/', '-')}-{config.digest}.toml"
+        paths.append(run.root / "tuned" / name)
+        tuned_config.write(paths[-1], config)
+    logger.log_metrics({f"trials/{state}": summary.counts[state] for state in STATES})
+    logger.log_metrics({"epochs": summary.epochs, "epochs_unpruned": summary.epochs_unpruned})
+    for name, value in zip(context.plan.objectives, trials[0].values, strict=True):
+        logger.log_metrics({f"best/{name}": value})
+    text = f"{context.plan.name}: {summary}"
+    logger.set_tags({NOTE_TAG: f"{text}\n\n{format_table(trials, context)}"})
+    for path in paths:
+        logger.log_file(path, "tuned")
+    with tempfile.TemporaryDirectory() as folder:
+        for path in draw_figures(study, context, Path(folder)):
+            logger.log_file(path, "figures")
+    logger.finish(FINISHED, text)
+    return paths
+
+
+def format_table(trials: list[FrozenTrial], context: TrialContext) -> str:
+    """Return a Markdown table of trials with their accuracies and values."""
+    columns = ["trial", *context.plan.objectives, *trials[0].params]
+    lines = [f"| {' | '.join(columns)} |", "| ---: " * len(columns) + "|"]
+    for trial in trials:
+        cells = [*map(format_percent, trial.values), *map(str, trial.params.values())]
+        lines.append(f"| {trial.number} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def draw_figures(study: Study, context: TrialContext, folder: Path) -> list[Path]:
+    """Draw the study's figures as PNG files, without those that need more trials."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    from optuna.visualization import matplotlib as plots
+
+    paths = []
+    for name, plot in list_plots(plots, context.plan.objectives).items():
+        # Without enough trials, or if all have one value, a plot raises.
+        with warnings.catch_warnings(), suppress(ValueError, RuntimeError):
+            warnings.simplefilter("ignore")
+            plot(study)
+            figure = pyplot.gcf()
+            figure.set_size_inches(4 * len(figure.axes) if name == "slice" else 9, 5)
+            if name == "parallel":
+                # The title lies under the legend.
+                figure.axes[0].set_title("")
+            figure.savefig(folder / f"{name}.png", dpi=120, bbox_inches="tight")
+            paths.append(folder / f"{name}.png")
+        pyplot.close("all")
+    return paths
+
+
+def list_plots(plots: Any, objectives: tuple[str, ...]) -> dict[str, Callable[[Study], object]]:
+    """Return the functions that draw a study as the current figure, by file name."""
+    if len(objectives) > 1:
+        names = list(objectives)
+        return {"pareto": lambda study: plots.plot_pareto_front(study, target_names=names)}
+    title = "robust accuracy"
+    return {
+        "history": lambda study: plots.plot_optimization_history(study, target_name=title),
+        "importances": plots.plot_param_importances,
+        "parallel": lambda study: plots.plot_parallel_coordinate(study, target_name=title),
+        "slice": lambda study: plots.plot_slice(study, target_name=title),
+    }

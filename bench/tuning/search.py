@@ -1,0 +1,267 @@
+"""The command `tune`: search each method, then train the best configuration and test it once."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+from mlflow.exceptions import MlflowException
+from optuna.study import Study
+from rich.console import Console
+from rich.table import Table
+
+from bench.execution.cost import estimate_costs
+from bench.execution.grid import run_grid
+from bench.execution.inputs import data_loader
+from bench.execution.job import RunContext
+from bench.execution.plan import PlannedRun, parse_seeds, plan_runs, plan_teacher
+from bench.protocol import suites
+from bench.protocol.options import ProtocolOptions, RunOptions
+from bench.protocol.spec import Spec
+from bench.system import environment
+from bench.system.errors import BenchError, UsageError
+from bench.system.progress import format_duration
+from bench.teachers import cards
+from bench.tracking.run_logger import FAILED, KILLED, RunLogger
+from bench.tracking.store import TUNING, TrackingStore
+from bench.training.trainer import clean_and_robust_accuracy
+from bench.tuning.options import TuneOptions
+from bench.tuning.results import summarize, write_results
+from bench.tuning.space import TRAINING_FACTORS, SearchSpace, build_space, check_ranges
+from bench.tuning.storage import connect, exclusive, storage_errors
+from bench.tuning.study import StudyPlan, count_over, load_study, open_study, rung_epochs
+from bench.tuning.trial import TrialContext, format_value
+from bench.tuning.worker import run_workers
+from methods.base import Budget
+
+# Fields of a spec that a trial does not depend on.
+UNUSED_FIELDS = ("hyper", "limit_test", "limit_aa", "attacks", "full_checkpoints", "tuned")
+# How far below the robust teacher's clean accuracy a configuration may fall.
+CLEAN_ALLOWANCE = 0.1
+
+
+def tune(options: TuneOptions, dry_run: bool = False) -> int:
+    """Search and test; return the exit code, 1 if one method's search failed."""
+    check_options(options)
+    optuna.logging.set_verbosity(optuna.logging.CRITICAL)
+    runs = plan_runs(search_options(options), {})
+    students = [run for run in runs if run.spec.role == "student"]
+    spaces = {}
+    for run in students:
+        spec = run.spec
+        spaces[spec.method] = build_space(type(run.method), spec.training, options.range)
+    check_ranges(spaces, options.range)
+    if dry_run:
+        return show_plan(options, runs, spaces)
+    # A storage that cannot be reached is reported before anything is trained.
+    connect(storage_url(options))
+    if code := train_teachers(options, runs):
+        return code
+    device, source = environment.resolve_device(options.device), environment.source_state()
+    context = RunContext(TrackingStore(options.store), device, source)
+    for run in students:
+        search = Search(options, run, spaces[run.spec.method], context)
+        try:
+            with storage_errors(storage_url(options)):
+                code = max(code, search.run())
+        except (BenchError, MlflowException) as error:
+            print(f"error: {' '.join(str(error).split())[:300]}", file=sys.stderr)
+            code = max(code, getattr(error, "exit_code", 1))
+    return code
+
+
+def check_options(options: TuneOptions) -> None:
+    """Raise UsageError for options that are wrong whatever the method."""
+    if options.force:
+        raise UsageError("--force: a search is not repeated; begin another with another --storage")
+    if options.trials < 1 or options.workers < 1:
+        raise UsageError(f"--trials {options.trials} --workers {options.workers}: at least 1")
+    if options.min_clean is not None and not 0 <= options.min_clean <= 1:
+        raise UsageError(f"--min-clean {options.min_clean}: between 0 and 1")
+    # The samplers seed numpy's generators.
+    seed, path = options.search_seed, options.storage
+    if not 0 <= seed < 2**32:
+        raise UsageError(f"--search-seed {seed}: not negative and below 2^32")
+    if seed in (parse_seeds(options.seeds) or suites.get(options.suite).seeds):
+        raise UsageError(f"--search-seed {seed}: not one of the final runs', which must be fresh")
+    if path and "://" not in path:
+        url = f"sqlite:///{Path(path).with_suffix('.db')}"
+        raise UsageError(f"--storage {path}: journal files are no longer used; use {url}")
+
+
+def run_options(options: TuneOptions, names: list[str], **values: Any) -> RunOptions:
+    """Return options of `run`: those of the protocol and of `names` from `tune`, then `values`."""
+    names = [*names, *(field.name for field in dataclasses.fields(ProtocolOptions))]
+    return RunOptions(**{name: getattr(options, name) for name in names} | values)
+
+
+def search_options(options: TuneOptions) -> RunOptions:
+    """Return the options of the runs whose values are searched, one for each study."""
+    names = ["method", "student", "teacher", "epochs"]
+    return run_options(options, names, seeds=str(options.search_seed))
+
+
+def storage_url(options: TuneOptions) -> str:
+    """Return the address of the studies' database."""
+    return options.storage or f"sqlite:///{options.store / 'tuning.db'}"
+
+
+def pruner_name(options: TuneOptions) -> str:
+    """Return the pruner; Optuna has none for two objectives."""
+    return options.pruner if options.objectives == "robust" else "none"
+
+
+def train_teachers(options: TuneOptions, runs: list[PlannedRun]) -> int:
+    """Train the teachers of the students and those that set the clean accuracy to keep."""
+    needed = [run for run in runs if run.spec.role == "teacher"]
+    if options.min_clean is None:
+        needed = [reference_teacher(options, run) for run in runs] + needed
+    unique = list({run.identity: run for run in needed}.values())
+    if not unique:
+        return 0
+    # Other processes that join wait for the teachers.
+    with exclusive(storage_url(options), "teachers"):
+        return run_grid(search_options(options), unique)
+
+
+def reference_teacher(options: TuneOptions, student: PlannedRun) -> PlannedRun:
+    """Return the robust teacher of a data set, which sets one clean accuracy for all methods."""
+    return plan_teacher(options, suites.get(options.suite), student.spec.dataset, "robust")
+
+
+def clean_accuracy(teacher: PlannedRun, context: RunContext, options: TuneOptions) -> float:
+    """Measure a teacher's clean accuracy on the validation images."""
+    spec, load = teacher.spec, data_loader(options.data_root)
+    data = load(spec, test=False).to(context.device)
+    card = cards.find_card(context.root, teacher.identity, spec.dataset)
+    net = cards.load_teacher(context.root, card, data.info).to(context.device)
+    return clean_and_robust_accuracy(net, data.val, Budget(0.0, 0.0, 0))[0]
+
+
+@dataclass(frozen=True)
+class Search:
+    """The search of one method; `student` is the run of its default configuration."""
+
+    options: TuneOptions
+    student: PlannedRun
+    space: SearchSpace
+    context: RunContext
+
+    def run(self) -> int:
+        """Continue the study to its end and make the final runs; return the exit code."""
+        plan, min_clean = self.plan_study(), self.options.min_clean
+        if min_clean is None:
+            teacher = reference_teacher(self.options, self.student)
+            min_clean = clean_accuracy(teacher, self.context, self.options) - CLEAN_ALLOWANCE
+        explicit = self.options.min_clean is not None
+        study = open_study(plan, self.space.first_trials(), round(min_clean, 6), explicit)
+        logger = self.open_run(plan, study)
+        try:
+            paths = self.run_study(plan, study, logger)
+        except BenchError as error:
+            logger.finish(FAILED, str(error))
+            raise
+        except BaseException:
+            logger.finish(KILLED, "interrupted")
+            raise
+        for path in paths:
+            print(path)
+        if self.options.search_only or len(plan.objectives) > 1:
+            return 0
+        # Other processes that joined wait, and find the final runs recorded.
+        with exclusive(plan.storage, "final"):
+            return self.run_final(paths[0])
+
+    @property
+    def trial_spec(self) -> Spec:
+        """The spec without averages of the weights, which no trial measures."""
+        spec = self.student.spec
+        return replace(spec, training=replace(spec.training, averaging=()))
+
+    @property
+    def teacher(self) -> str:
+        """The teacher asked for, unless the method has none."""
+        return self.options.teacher if self.student.method.teacher_roles else "robust"
+
+    def plan_study(self) -> StudyPlan:
+        """Return the study as plain values, without what its trials do not depend on."""
+        options, spec = self.options, self.trial_spec
+        objectives = tuple(options.objectives.split(","))
+        names = [options.suite, spec.dataset, spec.arch, spec.method]
+        if self.teacher != "robust":
+            names.append(options.teacher)
+        if len(objectives) > 1:
+            names.append("pareto")
+        protocol = dataclasses.asdict(spec)
+        for name in UNUSED_FIELDS:
+            del protocol[name]
+        for name in TRAINING_FACTORS:
+            del protocol["training"][name]
+        identity = {"objectives": options.objectives, "search space": self.space.describe()}
+        identity["protocol"] = protocol
+        url, pruner, epochs = storage_url(options), pruner_name(options), spec.training.epochs
+        settings = (options.sampler, pruner, options.search_seed, epochs)
+        return StudyPlan("/".join(names), url, objectives, *settings, identity)
+
+    def open_run(self, plan: StudyPlan, study: Study) -> RunLogger:
+        """Open the study's MLflow run."""
+        spec = self.student.spec
+        tags = {"role": "study", "study": study.user_attrs["id"], "method": spec.method}
+        tags |= {"student": spec.arch, "dataset": spec.dataset}
+        tags |= {"sampler": plan.sampler, "pruner": plan.pruner}
+        experiment, key = spec.suite + TUNING, ("role", "study")
+        logger = self.context.store.open_run(experiment, f"tune {plan.name}", tags, "", key)
+        logger.log_params({f"range.{name}": text for name, text in self.space.describe().items()})
+        return logger
+
+    def run_study(self, plan: StudyPlan, study: Study, logger: RunLogger) -> list[Path]:
+        """Run the trials that the budget lacks; return the files of the best configurations."""
+        study_id, floor, spec = study.user_attrs["id"], study.user_attrs["floor"], self.trial_spec
+        budget = max(self.options.trials, len(self.space.first_trials()))
+        ids, work = (study_id, logger.run_id), self.options.store / "work" / "tuning" / study_id
+        trials = TrialContext(plan, self.space, spec, *ids, budget, floor, work)
+        if count_over(study) < budget:
+            run_workers(self.options, trials, self.context)
+            study = load_study(plan, connect(plan.storage))
+        print(f"{plan.name}: {summarize(study, trials)}", file=sys.stderr)
+        # On a server, two processes that write one tag at once would collide.
+        with exclusive(plan.storage, "outcome"):
+            return write_results(study, trials, self.context, self.teacher, logger)
+
+    def run_final(self, config: Path) -> int:
+        """Train default and best configuration with fresh seeds and test each, as `run` does."""
+        spec = self.student.spec
+        names = {"dataset": spec.dataset, "method": spec.method, "student": spec.arch}
+        default = run_options(self.options, ["seeds"], **names, teacher=self.teacher)
+        tuned = plan_runs(replace(default, config=config), {})
+        runs = plan_runs(default, {}) + [run for run in tuned if run.spec.role == "student"]
+        code = run_grid(default, runs)
+        print("`python -m bench leaderboard` shows the rows", file=sys.stderr)
+        return code
+
+
+def show_plan(options: TuneOptions, runs: list[PlannedRun], spaces: dict[str, SearchSpace]) -> int:
+    """Print the search spaces and the time that the search would take."""
+    console = Console(file=sys.stderr, highlight=False)
+    device = environment.resolve_device(options.device)
+    for method, space in spaces.items():
+        table = Table(method, "default", "range", box=None, pad_edge=False)
+        for parameter in space.parameters:
+            table.add_row(parameter.name, format_value(parameter.default), parameter.label)
+        console.print(table)
+    costs = estimate_costs(runs, data_loader(options.data_root), options.store, device)
+    pairs = zip(runs, costs, strict=True)
+    seconds = [cost.train for run, cost in pairs if run.spec.role == "student"]
+    # Teachers come first, so the last run is a student's.
+    epochs = runs[-1].spec.training.epochs
+    rungs = rung_epochs(pruner_name(options), epochs)
+    total = options.trials * sum(seconds) * sum(rungs) / epochs / options.workers
+    text = f"{options.trials} trials of {' and '.join(map(str, rungs))} epochs for each of "
+    text += f"{len(seconds)} searches with {options.sampler}: at most about "
+    text += f"{format_duration(total)} on {environment.device_name(device)}, then the final runs"
+    console.print(text, soft_wrap=True)
+    return 0

@@ -1,0 +1,105 @@
+"""The charts of what was measured at each epoch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from itertools import chain
+from statistics import fmean
+
+from leaderboards.render.figures.views import Series, View
+from leaderboards.schema.fields import Curve, Curves
+
+MAX_POINTS = 64  # of a line: with more, a site of 100 runs of 200 epochs would exceed 2 MB
+# The beginning of a metric's name: title, title of the y axis, factor.
+CHARTS = {
+    "val/": ("Validation", "Accuracy, %", 100.0),
+    "train/": ("Loss terms", "Mean over the epoch", 1.0),
+    "lr": ("Learning rate", "Learning rate", 1.0),
+}
+TITLES = {"val/robust": "Robust validation accuracy", "val/clean": "Clean validation accuracy"}
+
+
+def mean_curves(runs: Sequence[Curves]) -> dict[str, Curve]:
+    """Average each metric over the runs that have it, at the epochs that all of these have."""
+    counts = Counter(chain.from_iterable(runs))
+    by_epoch: dict[str, dict[int, list[float]]] = {}
+    for run in runs:
+        for metric, (steps, values) in run.items():
+            epochs = by_epoch.setdefault(metric, {})
+            for step, value in zip(steps, values, strict=True):
+                epochs.setdefault(step, []).append(value)
+    means: dict[str, Curve] = {}
+    for metric, epochs in by_epoch.items():
+        shared = sorted(step for step in epochs if len(epochs[step]) == counts[metric])
+        if shared:
+            means[metric] = shared, [fmean(epochs[step]) for step in shared]
+    return means
+
+
+def run_views(curves: Curves) -> list[View]:
+    """Return the charts of a run: accuracies in percent, loss terms, the learning rate."""
+    views = []
+    for prefix, (title, y_title, scale) in CHARTS.items():
+        lines, sentences = [], []
+        for metric, curve in curves.items():
+            if metric.startswith(prefix):
+                name = metric.removeprefix(prefix) or metric
+                scaled = _scale_curve(curve, scale)
+                lines.append(_thin_line(name, scaled))
+                sentences.append(_describe_curve(name, scaled, with_highest=prefix == "val/"))
+        if lines:
+            name, caption = prefix.strip("/"), f"{'; '.join(sentences)}."
+            views.append(View(name, title, caption, "Epoch", y_title, tuple(lines)))
+    return views
+
+
+def method_views(rows: Sequence[tuple[str, Curves]]) -> list[View]:
+    """Return a chart a metric with a line a row (name, mean curves): validation, then losses."""
+    metrics: set[str] = set()
+    for _, curves in rows:
+        metrics.update(curves)
+    first = [metric for metric in TITLES if metric in metrics]
+    views = []
+    for metric in (*first, *sorted(metrics.difference(first, ["lr"]))):
+        kind, _, term = metric.partition("/")
+        _, y_title, scale = CHARTS[f"{kind}/"]
+        lines = []
+        for name, curves in rows:
+            if metric in curves:
+                lines.append(_thin_line(name, _scale_curve(curves[metric], scale)))
+        title = TITLES.get(metric, f"Loss: {term}")
+        caption = "A line a row, averaged over its seeds."
+        views.append(View(metric, title, caption, "Epoch", y_title, tuple(lines)))
+    return views
+
+
+def _scale_curve(curve: Curve, scale: float) -> Curve:
+    steps, values = curve
+    return steps, [scale * value for value in values]
+
+
+def _thin_line(name: str, curve: Curve) -> Series:
+    """Keep every n-th epoch and the last one, at most MAX_POINTS."""
+    steps, values = curve
+    every = -(-len(steps) // MAX_POINTS)
+    first = (len(steps) - 1) % every
+    return Series(name, _as_range(steps[first::every]), values[first::every], line=True)
+
+
+def _as_range(steps: Sequence[int]) -> Sequence[int]:
+    # A page stores a range as two numbers.
+    if len(steps) == 1:
+        return range(steps[0], steps[0] + 1)
+    regular = range(steps[0], steps[-1] + 1, steps[1] - steps[0])
+    return regular if [*regular] == [*steps] else steps
+
+
+def _describe_curve(name: str, curve: Curve, with_highest: bool) -> str:
+    """Say where a line begins and ends, and where it is highest."""
+    steps, values = curve
+    sentence = f"{name} from {values[0]:.4g} to {values[-1]:.4g}"
+    if not with_highest:
+        return sentence
+    highest = max(values)
+    return f"{sentence}, highest {highest:.4g} at epoch {steps[values.index(highest)]}"

@@ -1,0 +1,189 @@
+"""Views and diagrams for papers, by matplotlib: SVG and PDF, text as text, no background."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import product
+from operator import attrgetter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from leaderboards.render.figures.rank_diagram import Diagram
+from leaderboards.render.figures.views import MAX_LEGEND, Series, View, bar_lengths
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Box: TypeAlias = tuple[float, float, float, float]  # left, bottom, right, top
+TEXT, SOFT, ACCENT, LINE, BARS = "#1f2328", "#656c76", "#0b6e75", "#d9d6d0", "#9cc5c6"
+COLOURS = (ACCENT, "#b35c00", "#6a4fb3", "#b3365b", "#2f6db3", "#5f6f10", "#8a4b2a", "#50565e")
+MARKERS = ("o", "D", "s", "^", "X", "P", "*", "h")
+FONT = 9.0  # points, as in STYLE
+STYLE = Path(__file__).with_name("paper.mplstyle")
+WITHOUT_DATE: Any = {"svg": {"Date": None, "Creator": None}, "pdf": {"CreationDate": None}}
+# Of a diagram: colour and width of each kind of line, alignment of each anchor.
+DIAGRAM_LINES = {"scale": (TEXT, 0.8), "lead": (LINE, 0.8), "bar": (ACCENT, 3.0)}
+ALIGNMENTS = {"start": "left", "middle": "center", "end": "right"}
+
+
+def draw_view(view: View) -> Figure:
+    """Draw the view, with the name of every point that lies in its frame."""
+    height = 0.5 + 0.22 * len(view.rows) + 0.3 if view.rows else 4.2
+    with _blank_figure(7.2, height) as figure:
+        figure.set_layout_engine("constrained")
+        axes = figure.subplots()
+        for series in view.series:
+            _draw_series(axes, view, series)
+        _set_axes(axes, view)
+        if any(map(attrgetter("name"), view.series)) and 1 < len(view.series) <= MAX_LEGEND:
+            axes.legend(ncols=4, loc="lower left", bbox_to_anchor=(0, 1))
+        # Fixes the layout, so that names can be placed in pixels.
+        figure.draw_without_rendering()
+        for series in view.series:
+            if series.names:
+                _draw_names(axes, series)
+        return figure
+
+
+def draw_diagram(diagram: Diagram) -> Figure:
+    """Draw a critical-difference diagram, a pixel a point."""
+    with _blank_figure(diagram.width / 72, diagram.height / 72) as figure:
+        axes = figure.add_axes((0, 0, 1, 1))
+        axes.set(xlim=(0, diagram.width), ylim=(diagram.height, 0))
+        axes.axis("off")
+        for kind, points in diagram.lines:
+            colour, width = DIAGRAM_LINES[kind]
+            x, y = zip(*points, strict=True)
+            axes.plot(x, y, color=colour, linewidth=width, solid_capstyle="round")
+        x, y = zip(*diagram.dots, strict=True)
+        axes.plot(x, y, "o", ms=4, color=ACCENT)
+        for label in diagram.labels:
+            side = ALIGNMENTS[label.anchor]
+            axes.text(label.x, label.y, label.text, ha=side, parse_math=False)
+        return figure
+
+
+def save_figure(figure: Figure, kind: Literal["svg", "pdf"]) -> bytes:
+    """Return the file; the same figure gives the same bytes."""
+    import matplotlib
+
+    stream = io.BytesIO()
+    with matplotlib.rc_context(fname=STYLE):
+        figure.savefig(stream, format=kind, metadata=WITHOUT_DATE[kind])
+    return stream.getvalue()
+
+
+@contextmanager
+def _blank_figure(width: float, height: float) -> Iterator[Figure]:
+    """Yield a figure of some inches to draw on; a pixel is a point, as for the SVG writer."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(fname=STYLE):
+        yield Figure(figsize=(width, height))
+
+
+def _draw_series(axes: Axes, view: View, series: Series) -> None:
+    colour, marker = SOFT, MARKERS[0]
+    if not series.muted:
+        position = view.foreground.index(series)
+        colour = COLOURS[position % len(COLOURS)]
+        if len(view.foreground) > 1:
+            marker = MARKERS[position % len(MARKERS)]
+    look: dict[str, Any] = {"color": colour, "label": series.name}
+    if series.name.startswith("_"):
+        # matplotlib hides names that begin so.
+        look["label"] = f"\u200b{series.name}"
+    if series.line:
+        style = ":" if series.muted else "-o"
+        axes.plot(series.x, series.y, style, ms=3, linewidth=1, zorder=1, **look)
+        return
+    if series.x_bars:
+        look["xerr"] = bar_lengths(series.x, series.x_bars).clip(min=0)
+    if series.y_bars:
+        look["yerr"] = bar_lengths(series.y, series.y_bars).clip(min=0)
+    size, alpha = (3, 0.55) if series.muted else (5, 1)
+    look |= {"ms": size, "alpha": alpha, "elinewidth": 1.0, "ecolor": BARS}
+    axes.errorbar(series.x, series.y, fmt=marker, **look)
+
+
+def _set_axes(axes: Axes, view: View) -> None:
+    if view.log_x:
+        axes.set_xscale("log")
+    if view.frame[0]:
+        axes.set_xlim(view.frame[0])
+    if view.frame[1]:
+        axes.set_ylim(view.frame[1])
+    if view.rows:
+        axes.set_ylim(len(view.rows) - 0.4, -0.6)
+        axes.set_yticks(range(len(view.rows)), view.rows, parse_math=False)
+    axes.set(xlabel=view.x_title, ylabel=view.y_title)
+    axes.tick_params(colors=TEXT, length=0)
+
+
+def _draw_names(axes: Axes, series: Series) -> None:
+    """Write the names of the points within the frame, with a line to those that lie apart."""
+    left, right = axes.get_xlim()
+    bottom, top = axes.get_ylim()
+    inside, pixels, sizes = [], [], []
+    for x, y, name in zip(series.x, series.y, series.names, strict=True):
+        if left <= x <= right and bottom <= y <= top:
+            inside.append((x, y, name))
+            pixels.append(tuple(axes.transData.transform((x, y))))
+            sizes.append((0.62 * FONT * len(name), 1.3 * FONT))
+    bounds = axes.get_window_extent()
+    boxes = place_boxes(pixels, sizes, (bounds.x0, bounds.y0, bounds.x1, bounds.y1))
+    look: Any = {"ha": "center", "va": "center", "parse_math": False}
+    for (x, y, name), pixel, box in zip(inside, pixels, boxes, strict=True):
+        offset = ((box[0] + box[2]) / 2 - pixel[0], (box[1] + box[3]) / 2 - pixel[1])
+        arrow = None
+        if abs(offset[1]) > FONT:
+            arrow = {"arrowstyle": "-", "color": TEXT, "linewidth": 0.5, "alpha": 0.6}
+        axes.annotate(name, (x, y), offset, textcoords="offset points", arrowprops=arrow, **look)
+
+
+def place_boxes(
+    points: Sequence[tuple[float, ...]], sizes: Sequence[tuple[float, float]], bounds: Box
+) -> list[Box]:
+    """Place boxes near their points, clear of points, boxes and the edge if possible (pixels)."""
+    taken = [_box_around(x, y, 10, 10) for x, y in points]
+    for (x, y), (width, height) in zip(points, sizes, strict=True):
+        options = []
+        for dx, dy in _offsets(width, height):
+            options.append(_box_around(x + dx, y + dy, width, height))
+        taken.append(min(options, key=lambda box: _crowding(box, taken, bounds)))
+    return taken[len(points) :]
+
+
+def _offsets(width: float, height: float) -> list[tuple[float, float]]:
+    """List the offsets to try: on the right, on the left, then six rows above and below."""
+    offsets = [(width / 2 + 9, 0.0), (-width / 2 - 9, 0.0)]
+    for row, direction, side in product(range(1, 7), (1, -1), (0, 1, -1)):
+        # In the first row a name is centred over its point alone.
+        dx = side * (row > 1) * width / 2
+        offsets.append((dx, direction * row * 1.1 * height))
+    return offsets
+
+
+def _box_around(x: float, y: float, width: float, height: float) -> Box:
+    return x - width / 2, y - height / 2, x + width / 2, y + height / 2
+
+
+def _crowding(box: Box, taken: Sequence[Box], bounds: Box) -> float:
+    return sum(_overlap(box, other) for other in taken) + 10 * _outside(box, bounds)
+
+
+def _overlap(a: Box, b: Box) -> float:
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    return max(0.0, width) * max(0.0, height)
+
+
+def _outside(box: Box, bounds: Box) -> float:
+    """Sum the lengths by which a box exceeds the bounds."""
+    left, bottom, right, top = bounds
+    excess = (left - box[0], bottom - box[1], box[2] - right, box[3] - top)
+    return sum(max(0.0, length) for length in excess)

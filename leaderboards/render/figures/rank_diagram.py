@@ -1,0 +1,91 @@
+"""The critical-difference diagram (Demšar 2006), laid out in pixels from the top left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+from leaderboards.render.figures.views import MAX_ROWS, row_labels
+from leaderboards.stats.mean_ranks import inseparable_spans
+from leaderboards.tables.across_tasks import AcrossTasks
+
+SCALE_LEFT, SCALE_RIGHT = 250, 470  # ends of the scale; the names lie on both sides of it
+SCALE_TOP = 66
+NAME_STEP, BAR_STEP = 19, 8  # between two names, between two bars
+Kind: TypeAlias = Literal["scale", "lead", "bar"]
+Point: TypeAlias = tuple[float, float]
+Scale: TypeAlias = Callable[[float], float]  # a rank's x
+
+
+@dataclass(frozen=True)
+class Label:
+    x: float
+    y: float
+    text: str
+    anchor: Literal["start", "middle", "end"]
+
+
+@dataclass
+class Diagram:
+    """Polylines (a bar joins rows that cannot be told apart), a dot a mean rank, and texts."""
+
+    height: float = 0
+    lines: list[tuple[Kind, list[Point]]] = field(default_factory=list)
+    dots: list[Point] = field(default_factory=list)
+    labels: list[Label] = field(default_factory=list)
+    width: float = 720
+
+
+def layout_diagram(across: AcrossTasks) -> Diagram | None:
+    """Lay out the diagram; None for too few rows to compare or too many to read."""
+    count = len(across.rows)
+    if not 3 <= count <= MAX_ROWS:
+        return None
+    last_rank = max(count, 1 + across.critical_difference)
+
+    def to_x(rank: float) -> float:
+        share = (SCALE_RIGHT - SCALE_LEFT) * (rank - 1) / (last_rank - 1)
+        return round(SCALE_LEFT + share, 1)
+
+    spans = inseparable_spans([row.mean_rank for row in across.rows], across.critical_difference)
+    names_top = SCALE_TOP + BAR_STEP * len(spans)
+    diagram = Diagram(names_top + NAME_STEP * ((count + 1) // 2 + 1))
+    _add_scale(diagram, across, to_x)
+    for number, (low, high) in enumerate(spans, start=1):
+        y = SCALE_TOP + BAR_STEP * number
+        diagram.lines.append(("bar", [(to_x(low), y), (to_x(high), y)]))
+    _add_names(diagram, across, to_x, names_top)
+    # The lines to the names lie behind all others.
+    diagram.lines.sort(key=lambda line: line[0] != "lead")
+    return diagram
+
+
+def _add_scale(diagram: Diagram, across: AcrossTasks, to_x: Scale) -> None:
+    """Add the scale of ranks with its ticks, and the critical difference as a line above it."""
+    count = len(across.rows)
+    diagram.lines.append(("scale", [(to_x(1), SCALE_TOP), (to_x(count), SCALE_TOP)]))
+    for rank in range(1, count + 1, max(1, round(count / 8))):
+        x = to_x(rank)
+        diagram.lines.append(("scale", [(x, SCALE_TOP - 5), (x, SCALE_TOP)]))
+        diagram.labels.append(Label(x, SCALE_TOP - 10, str(rank), "middle"))
+    diagram.lines.append(("scale", [(to_x(1), 26), (to_x(1 + across.critical_difference), 26)]))
+    text = f"critical difference {across.critical_difference:.1f}"
+    diagram.labels.append(Label(to_x(1 + across.critical_difference / 2), 18, text, "middle"))
+
+
+def _add_names(diagram: Diagram, across: AcrossTasks, to_x: Scale, top: float) -> None:
+    """Name the better half on the left from the best down, the rest on the right from the worst."""
+    count = len(across.rows)
+    for position, name in enumerate(row_labels(across.rows)):
+        x = to_x(across.rows[position].mean_rank)
+        diagram.dots.append((x, SCALE_TOP))
+        if position < (count + 1) // 2:
+            y = top + NAME_STEP * (1 + position)
+            edge = SCALE_LEFT - 12
+            diagram.labels.append(Label(edge - 6, y + 4, name, "end"))
+        else:
+            y = top + NAME_STEP * (count - position)
+            edge = SCALE_RIGHT + 12
+            diagram.labels.append(Label(edge + 6, y + 4, name, "start"))
+        diagram.lines.append(("lead", [(x, SCALE_TOP), (x, y), (edge, y)]))

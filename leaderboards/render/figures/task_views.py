@@ -1,0 +1,292 @@
+"""The charts of a task, accuracies in percent."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import attrgetter
+from statistics import median_low
+from typing import Any, TypeAlias
+
+from leaderboards.render.figures.views import (
+    MAX_ROWS,
+    Bars,
+    Series,
+    Span,
+    View,
+    row_labels,
+    shorten,
+)
+from leaderboards.schema.metrics import ATTACK_LABELS, CHECKPOINT_LABELS, RANK_METRIC, TRAIN_SECONDS
+from leaderboards.tables.rows import Row, TaskTable
+
+CLEAN = "test/clean"
+ROBUST = "AutoAttack accuracy, %"
+NEAR_BEST = 0.85  # of the best AutoAttack accuracy; the frame may cut off rows below it
+MIN_SECONDS = 1e-3  # of training that a logarithmic scale can show
+Records: TypeAlias = Mapping[str, Mapping[str, Any]]  # lines of store.collect's frame by run id
+
+
+def task_views(group: TaskTable, records: Records) -> list[View]:
+    """Return every chart of a task for which something was measured."""
+    views = [accuracy_view(group), seeds_view(group, records), attacks_view(group)]
+    views += [checkpoints_view(group, records), cost_view(group), eps_view(group, records)]
+    return [*filter(None, views)]
+
+
+def accuracy_view(group: TaskTable) -> View | None:
+    """Chart robust against clean accuracy, with the Pareto front."""
+    rows = _measured(group.contenders, CLEAN)
+    if not rows:
+        return None
+    front = pareto_front(rows, lambda row: row[CLEAN].mean)
+    frame = _limits(_near_best(rows), CLEAN), _limits(_near_best(rows), RANK_METRIC)
+    caption = (
+        "Up and to the right is better; bars are one standard deviation over seeds. On the Pareto "
+        f"front, which no row beats in both: {_joined_labels(front)}.{_note_below(rows, frame[1])}"
+    )
+    x, y = _means(front, CLEAN), _means(front, RANK_METRIC)
+    line = Series("Pareto front", x, y, line=True, muted=True)
+    series = (line, _points(rows, CLEAN, front))
+    title, x_title = "Robust and clean", "Clean accuracy, %"
+    return View("scatter", title, caption, x_title, ROBUST, series, frame=frame)
+
+
+def seeds_view(group: TaskTable, records: Records) -> View | None:
+    """Chart each row's AutoAttack accuracy with its interval, and its seeds as dots."""
+    rows = group.contenders[:MAX_ROWS]
+    dots = _seed_dots(rows, records)
+    lows, highs = [], []
+    for row in rows:
+        low, high = row.ranking.interval or (math.nan, math.nan)
+        lows.append(100 * low)
+        highs.append(100 * high)
+    no_bars = [math.nan] * len(rows)
+    y = range(len(rows))
+    means = Series("Mean", _means(rows, RANK_METRIC), y, (lows, highs), (no_bars, no_bars))
+    caption = (
+        f"Bars are each row's own 95 % interval{', dots are seeds' if dots.x else ''}. "
+        "Rows whose bars overlap may still differ: they are compared on the same images, and the "
+        "rank says what came of it."
+    )
+    series = [dots, means] if dots.x else [means]
+    return _rows_view(group, "seeds", "Intervals and seeds", caption, ROBUST, series)
+
+
+def attacks_view(group: TaskTable) -> View | None:
+    """Chart the accuracy of every row under each attack."""
+    columns = [column for column in group.columns if column.metric.startswith("test/")]
+    if len(columns) < 2:
+        return None
+    rows = group.contenders[:MAX_ROWS]
+    series = []
+    for column in columns:
+        if column.metric != "test/worst":
+            series.append(_dots(rows, column.metric, column.label))
+    caption = "A long way from PGD-20 to AutoAttack hints at gradients that mislead attacks."
+    return _rows_view(group, "attacks", "Attacks", caption, "Accuracy, %", series)
+
+
+def checkpoints_view(group: TaskTable, records: Records) -> View | None:
+    """Chart the best checkpoint beside the last one and the averages: robust overfitting."""
+    rows = group.contenders[:MAX_ROWS]
+    attack = _attack_on_last(rows)
+    if not attack:
+        return None
+    series = []
+    for prefix, checkpoint in {"test": "best", **CHECKPOINT_LABELS}.items():
+        dots = _dots(rows, f"{prefix}/{attack}", checkpoint)
+        if dots.x:
+            series.append(dots)
+    drops = []
+    for row, name in zip(rows, row_labels(rows), strict=True):
+        drop = _mean_drop(row, attack, records)
+        if not math.isnan(drop):
+            drops.append((drop, name))
+    worst, name = max(drops, default=(0.0, ""))
+    loser = f"{name} loses most: {100 * worst:.1f} points" if worst > 0 else "no row loses"
+    caption = (
+        "The checkpoint that validation chose (best) beside that of the last epoch and averages of "
+        f"the weights. From best to last, {loser}."
+    )
+    x_title = f"{ATTACK_LABELS[attack]} accuracy, %"
+    return _rows_view(group, "last", "Best and last", caption, x_title, series)
+
+
+def cost_view(group: TaskTable) -> View | None:
+    """Chart robust accuracy against minutes of training."""
+    rows = []
+    for row in group.contenders:
+        if row[TRAIN_SECONDS].mean > MIN_SECONDS:
+            rows.append(row)
+    if not rows:
+        return None
+    front = pareto_front(rows, lambda row: -row[TRAIN_SECONDS].mean)
+    frame = None, _limits(_near_best(rows), RANK_METRIC)
+    caption = (
+        "Up and to the left is better. No row is both cheaper and more robust than: "
+        f"{_joined_labels(front)}. Times compare only where the machine was the same and idle."
+        f"{_note_below(rows, frame[1])}"
+    )
+    series = (_points(rows, TRAIN_SECONDS, front),)
+    x_title = "Training, minutes (logarithmic)"
+    return View("cost", "Cost", caption, x_title, ROBUST, series, frame=frame, log_x=True)
+
+
+def eps_view(group: TaskTable, records: Records) -> View | None:
+    """Chart robust accuracy against eps, for settings that were recorded at several."""
+    lines: dict[tuple[str, ...], dict[float, float]] = {}
+    for row in _measured(group.ranked, RANK_METRIC):
+        eps = _to_float(records[row.run_ids[0]].get("param/eps"))
+        if not math.isnan(eps):
+            points = lines.setdefault(_setting_without_eps(row), {})
+            points.setdefault(eps, 100 * row[RANK_METRIC].mean)
+    series = []
+    for setting, points in lines.items():
+        if len(points) > 1:
+            name = shorten(", ".join(filter(None, setting)))
+            x, y = zip(*sorted(points.items()), strict=True)
+            series.append(Series(name, x, y, line=True))
+    if not series:
+        return None
+    caption = "Each network was trained and attacked at the eps below it."
+    return View("eps", "Radius", caption, "eps, in pixels of [0, 1]", ROBUST, tuple(series))
+
+
+def _rows_view(
+    group: TaskTable, name: str, title: str, caption: str, x_title: str, series: Sequence[Series]
+) -> View | None:
+    """Chart series over the first rows of a group, which count from 0 down."""
+    rows = group.contenders[:MAX_ROWS]
+    if not rows:
+        return None
+    if len(rows) < len(group.contenders):
+        caption += f" The first {MAX_ROWS} of {len(group.contenders)} rows."
+    return View(name, title, caption, x_title, "", tuple(series), tuple(row_labels(rows)))
+
+
+def pareto_front(rows: Iterable[Row], value: Callable[[Row], float]) -> list[Row]:
+    """Return the rows that none beats in both `value` and AutoAttack, the most robust first."""
+    front: list[Row] = []
+    for row in sorted(rows, key=lambda row: (-row[RANK_METRIC].mean, -value(row))):
+        if not front or value(row) > value(front[-1]):
+            front.append(row)
+    return front
+
+
+def _measured(rows: Iterable[Row], *metrics: str) -> list[Row]:
+    rows = [*rows]
+    for metric in metrics:
+        rows = [row for row in rows if row[metric].n]
+    return rows
+
+
+def _means(rows: Iterable[Row], metric: str, scale: float = 100) -> list[float]:
+    return [scale * row[metric].mean for row in rows]
+
+
+def _limits(rows: Iterable[Row], metric: str) -> Span:
+    # Names need room, and in a narrow frame small differences would look large.
+    values = _means(rows, metric)
+    low, high = min(values), max(values)
+    middle = (low + high) / 2
+    half = max(3.0, 0.62 * (high - low))
+    return middle - half, min(middle + half, 100.5)
+
+
+def _near_best(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows near the best and at least the better half, which a frame can separate."""
+    scores = [*map(attrgetter("score"), rows)]
+    threshold = min(NEAR_BEST * max(scores), median_low(scores))
+    return [row for row in rows if row.score >= threshold]
+
+
+def _note_below(rows: Iterable[Row], frame: Span) -> str:
+    below = sum(accuracy < frame[0] for accuracy in _means(rows, RANK_METRIC))
+    if not below:
+        return ""
+    return f" {'1 row lies' if below == 1 else f'{below} rows lie'} below the frame."
+
+
+def _joined_labels(rows: Sequence[Row]) -> str:
+    *names, last = row_labels(rows)
+    if not names:
+        return last
+    return f"{', '.join(names)} and {last}"
+
+
+def _attack_on_last(rows: Sequence[Row]) -> str:
+    """Return the attack that was run on best and last checkpoints; "" if none was."""
+    for attack in ("aa", "pgd20"):
+        if _measured(rows, f"test_last/{attack}", f"test/{attack}"):
+            return attack
+    return ""
+
+
+def _mean_drop(row: Row, attack: str, records: Records) -> float:
+    """Return the mean loss from best to last, over runs that have both; NaN for none."""
+    drops: list[float] = []
+    for run_id in row.run_ids:
+        record = records[run_id]
+        best = record.get(f"test/{attack}", math.nan)
+        drop = best - record.get(f"test_last/{attack}", math.nan)
+        if not math.isnan(drop):
+            drops.append(drop)
+    if not drops:
+        return math.nan
+    return sum(drops) / len(drops)
+
+
+def _seed_dots(rows: Sequence[Row], records: Records) -> Series:
+    x, y = [], []
+    for position, row in enumerate(rows):
+        for run_id in row.run_ids:
+            accuracy = float(records[run_id].get(RANK_METRIC, math.nan))
+            if row.seeds > 1 and not math.isnan(accuracy):
+                x.append(100 * accuracy)
+                y.append(position)
+    return Series("Seeds", x, y, muted=True)
+
+
+def _dots(rows: Sequence[Row], metric: str, name: str) -> Series:
+    x, y = [], []
+    for position, row in enumerate(rows):
+        if row[metric].n:
+            x.append(100 * row[metric].mean)
+            y.append(position)
+    return Series(name, x, y)
+
+
+def _points(rows: Sequence[Row], metric: str, front: Iterable[Row]) -> Series:
+    """Return a point a row: a metric (percent or minutes) and AutoAttack, with their spread."""
+    scale = 1 / 60 if metric == TRAIN_SECONDS else 100
+    # Rows hold dictionaries, so they cannot be elements of a set.
+    front_ids = {*map(id, front)}
+    shown = [id(row) in front_ids for row in rows]
+    bars = _spread(rows, metric, scale), _spread(rows, RANK_METRIC)
+    x, y = _means(rows, metric, scale), _means(rows, RANK_METRIC)
+    return Series("", x, y, *bars, row_labels(rows), shown)
+
+
+def _spread(rows: Iterable[Row], metric: str, scale: float = 100) -> Bars:
+    lows, highs = [], []
+    for row in rows:
+        cell = row[metric]
+        lows.append(scale * (cell.mean - cell.sd))
+        highs.append(scale * (cell.mean + cell.sd))
+    return lows, highs
+
+
+def _setting_without_eps(row: Row) -> tuple[str, ...]:
+    changed = []
+    for part in row.changed.split(", "):
+        if not part.startswith(("eps=", "inner_")):
+            changed.append(part)
+    return row.method, row.variant, row.teacher, ", ".join(changed)
+
+
+def _to_float(text: Any) -> float:
+    try:
+        return float(text)
+    except (TypeError, ValueError):
+        return math.nan

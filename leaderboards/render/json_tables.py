@@ -1,0 +1,54 @@
+"""The tables as JSON for programs: numbers are not rounded; what was not measured is null."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from typing import Any
+
+from leaderboards.tables.rows import Row, SeedSummary, TaskTable
+from leaderboards.tables.suite_tables import Section
+
+# The version changes with the meaning of a field.
+SCHEMA = {"name": "robust-distill-bench/leaderboard", "version": 1}
+SETTING = ("dataset", "student", "method", "variant", "changed", "teacher", "seeds")
+
+
+def render(sections: list[Section]) -> str:
+    """Render accuracies in [0, 1] and times in seconds."""
+    content = {"schema": SCHEMA, "suites": [*map(_section_json, sections)]}
+    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _section_json(section: Section) -> dict[str, Any]:
+    suite = {"suite": section.experiment, "outdated": section.outdated}
+    teachers = section.teachers and _group_json(section.teachers)
+    return {**suite, "tasks": [*map(_group_json, section.tables)], "teachers": teachers}
+
+
+def _group_json(group: TaskTable) -> dict[str, Any]:
+    columns, rows = map(dataclasses.asdict, group.columns), map(_row_json, group.rows)
+    title = {"title": group.title, "caption": group.caption}
+    return {**title, "columns": [*columns], "rows": [*rows]}
+
+
+def _row_json(row: Row) -> dict[str, Any]:
+    standing = row.ranking
+    content = {name: getattr(row, name) for name in SETTING}
+    content |= {"rank": standing.rank, "interval": standing.interval}
+    content |= {"behind_first": standing.gap_to_first, "cells": {}}
+    for metric, cell in row.summaries.items():
+        if cell.n:
+            content["cells"][metric] = _cell_json(cell)
+    content |= {"missing": row.missing, "flags": dict(row.flags), "marks": row.marks}
+    content |= {"notes": row.notes, "published": row.published and row.published.span}
+    return content | {"commands": row.commands, "runs": row.run_ids}
+
+
+def _cell_json(cell: SeedSummary) -> dict[str, float | None]:
+    content: dict[str, float | None] = dataclasses.asdict(cell)
+    for name, value in dataclasses.asdict(cell).items():
+        if not math.isfinite(value):
+            content[name] = None
+    return content

@@ -1,0 +1,48 @@
+"""Numbers as tables and pages show them: accuracies in percent, training time in minutes."""
+
+from __future__ import annotations
+
+import math
+
+from leaderboards.schema.metrics import TRAIN_SECONDS
+from leaderboards.tables.rows import Column, Row, SeedSummary
+
+
+def format_cell(cell: SeedSummary, column: Column) -> str:
+    """Format "45.3", "45.3 ± 1.2" with several seeds, "-" where nothing was measured."""
+    if not cell.n:
+        return "-"
+    scale = 1 / 60 if column.metric == TRAIN_SECONDS else 100
+    mean = f"{cell.mean * scale:.1f}"
+    if math.isnan(cell.sd):
+        return mean
+    return f"{mean} ± {cell.sd * scale:.1f}"
+
+
+def format_interval(row: Row) -> str:
+    """Format the interval of the ranking number: "[77.9, 86.0]", or "" where there is none."""
+    if row.ranking.interval is None:
+        return ""
+    low, high = row.ranking.interval
+    return f"[{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def format_percent(value: float, unit: str = "") -> str:
+    """Format a fraction in percent; "-" for NaN."""
+    if math.isnan(value):
+        return "-"
+    return f"{100 * value:.1f}{unit}"
+
+
+def format_count(count: int, noun: str) -> str:
+    """Format "1 run", "2,000 runs"."""
+    if count == 1:
+        return f"1 {noun}"
+    return f"{count:,} {noun}s"
+
+
+# For templates.
+FORMATS = {
+    "format_cell": format_cell, "format_count": format_count,
+    "format_interval": format_interval, "format_percent": format_percent,
+}  # fmt: skip

@@ -1,0 +1,166 @@
+"""The tasks, methods and runs that have a page, and the path of each page."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
+
+from leaderboards.read.store import frame_rows
+from leaderboards.render.protocol_text import RunRecord, sort_attacks
+from leaderboards.schema.fields import Curves
+from leaderboards.schema.method_card import MethodCard
+from leaderboards.schema.metrics import CHECKPOINT_LABELS
+from leaderboards.tables.across_tasks import robustness_kept
+from leaderboards.tables.rows import Row, TaskTable
+from leaderboards.tables.suite_tables import Section
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# Names of devices on Windows, and names that end like those that file_names makes unique.
+RESERVED = re.compile(r"-[0-9a-f]{8}$|^(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One dataset and one student under one version of a suite: rows that compete, on a page."""
+
+    section: Section
+    group: TaskTable
+    path: str
+
+    @property
+    def best(self) -> Row | None:
+        """The most accurate row under AutoAttack."""
+        return next(iter(self.group.contenders), None)
+
+    @property
+    def winners(self) -> list[Row]:
+        """The rows of the first rank, or the most accurate one where there are no ranks."""
+        winners = [row for row in self.group.ranked if row.ranking.rank == 1]
+        return winners or [*self.group.contenders[:1]]
+
+    @property
+    def runs(self) -> int:
+        return sum(map(attrgetter("seeds"), self.group.rows))
+
+    @property
+    def kept(self) -> float:
+        """The best row's share of its teacher's robustness; NaN where that cannot be said."""
+        if self.best is None:
+            return math.nan
+        return robustness_kept(self.best, self.section.teachers)
+
+
+@dataclass(frozen=True)
+class SiteRow:
+    """A row with its section and, unless it is a teacher's, its task."""
+
+    section: Section
+    task: Task | None
+    row: Row
+
+    @property
+    def kept(self) -> float:
+        return robustness_kept(self.row, self.section.teachers)
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """The frame of store.collect, its sections, and further facts about runs and methods."""
+
+    collected: pd.DataFrame
+    sections: list[Section]
+    curves: Mapping[str, Curves] = field(default_factory=dict)
+    environment: Callable[[RunRecord], Mapping[str, Any]] = lambda run: {}
+    about: Callable[[str], MethodCard | None] = lambda method: None
+    suite: str | None = None
+
+    @cached_property
+    def records(self) -> dict[str, RunRecord]:
+        """The lines of the frame by run id, without superseded runs."""
+        current = self.collected[~self.collected["superseded"].astype(bool)]
+        return dict(zip(current["run_id"], frame_rows(current), strict=True))
+
+    @cached_property
+    def attacks(self) -> list[str]:
+        """Every attack on any checkpoint of any run, those of LABELS first and in its order."""
+        names = set()
+        for column in self.collected.columns:
+            kind, _, name = str(column).partition("/")
+            if kind in ("test", *CHECKPOINT_LABELS):
+                names.add(name)
+        return sort_attacks(names)
+
+    @cached_property
+    def tasks(self) -> list[Task]:
+        groups = {}
+        for section in self.sections:
+            for group in section.tables:
+                # All rows of a group share dataset and student.
+                key = section.experiment, group.rows[0].dataset, group.rows[0].student
+                groups[key] = section, group
+        names = file_names(groups)
+        return [Task(*groups[key], f"tasks/{names[key]}.html") for key in groups]
+
+    @cached_property
+    def rows(self) -> list[SiteRow]:
+        """Every row of the site, those of tasks first."""
+        rows = []
+        for task in self.tasks:
+            rows += [SiteRow(task.section, task, row) for row in task.group.rows]
+        for section in self.sections:
+            if section.teachers:
+                rows += [SiteRow(section, None, row) for row in section.teachers.rows]
+        return rows
+
+    @cached_property
+    def methods(self) -> dict[str, list[SiteRow]]:
+        """The rows by the name of their method."""
+        methods = defaultdict(list)
+        for site_row in self.rows:
+            methods[site_row.row.method].append(site_row)
+        return dict(sorted(methods.items()))
+
+    @cached_property
+    def method_paths(self) -> dict[str, str]:
+        return _page_paths("methods", self.methods)
+
+    @cached_property
+    def run_paths(self) -> dict[str, str]:
+        return _page_paths("runs", self.records)
+
+    def records_of(self, run_ids: Iterable[str]) -> list[RunRecord]:
+        return [*map(self.records.__getitem__, run_ids)]
+
+
+def file_names(keys: Iterable[tuple[str, ...]]) -> dict[tuple[str, ...], str]:
+    """Return a file name without suffix for each key: readable, unique, safe in a link."""
+    readable = {key: _safe_name("-".join(key)) for key in keys}
+    # Some file systems take "A" and "a" for the same name.
+    counts = Counter(map(str.lower, readable.values()))
+    names = {}
+    for key, name in readable.items():
+        changed = name != "-".join(key)
+        if changed or counts[name.lower()] > 1 or RESERVED.search(name):
+            digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
+            name = f"{name}-{digest[:8]}"
+        names[key] = name
+    return names
+
+
+def _safe_name(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9@._-]+", "_", text).strip("._")[:80] or "page"
+
+
+def _page_paths(folder: str, names: Iterable[str]) -> dict[str, str]:
+    stems = file_names(zip(names, strict=True))
+    return {name: f"{folder}/{stem}.html" for (name,), stem in stems.items()}

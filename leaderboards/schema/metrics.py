@@ -1,0 +1,17 @@
+"""Names and labels of the metrics that tables show."""
+
+from __future__ import annotations
+
+# AutoAttack on the checkpoint that validation chose.
+RANK_METRIC = "test/aa"
+TRAIN_SECONDS = "cost/train_seconds"
+ATTACK_LABELS = {
+    "clean": "Clean",
+    "aa": "AutoAttack",
+    "worst": "Worst",
+    "fgsm": "FGSM",
+    "pgd20": "PGD-20",
+    "pgd20_trades": "PGD-20 (0.003)",
+    "cw_inf": "CW-inf",
+}
+CHECKPOINT_LABELS = {"test_last": "last", "test_ema": "EMA", "test_swa": "SWA"}

@@ -1,0 +1,149 @@
+"""All tasks of a suite together: mean ranks, and the teacher's robustness that a row keeps."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import repeat
+
+import numpy as np
+
+from leaderboards.stats import mean_ranks
+from leaderboards.stats.ranks import LEVEL
+from leaderboards.tables.rows import Row, TaskTable
+
+# AutoAttack accuracy from which a teacher has robustness that can be kept.
+MIN_TEACHER_ACCURACY = 0.1
+
+
+@dataclass(frozen=True)
+class AcrossTasksRow:
+    """One row over all tasks: AutoAttack accuracy and shared rank by task.
+
+    robustness_kept: mean over tasks; NaN where no task has a robust teacher to compare with.
+    """
+
+    label: str
+    teacher: str
+    mean_rank: float
+    scores: tuple[float, ...]
+    ranks: tuple[int | None, ...]
+    robustness_kept: float
+    marks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class AcrossTasks:
+    """Rows that have an AutoAttack accuracy in every task, by mean rank.
+
+    left_out: number of rows that are not in every task. p: of the Friedman test, or NaN.
+    critical_difference: in mean ranks.
+    """
+
+    tasks: tuple[str, ...]
+    rows: tuple[AcrossTasksRow, ...]
+    left_out: int
+    p: float
+    critical_difference: float
+
+    @property
+    def caption(self) -> str:
+        """What the numbers mean and what they show."""
+        tasks = len(self.tasks)
+        text = (
+            f"Mean rank by AutoAttack accuracy over {tasks} tasks: {'; '.join(self.tasks)}. "
+            "Under each task is that accuracy in percent, its rank beside it. "
+            "Kept is the AutoAttack accuracy as a share of the teacher's, on the images that both "
+            "were judged on, averaged over tasks."
+        )
+        if self.left_out:
+            text += f" Left out are {self.left_out} rows that have no rank in some task."
+        if math.isnan(self.p):
+            return text
+        verdict = "differ" if self.p < 1 - LEVEL else "cannot be shown to differ"
+        text += f" Friedman test of {len(self.rows)} rows over {tasks} tasks: p = {self.p:.2g}, "
+        text += f"mean ranks {verdict}. Nemenyi's critical difference at 95 %: "
+        return f"{text}{self.critical_difference:.1f} ranks."
+
+
+def compare_across_tasks(
+    tables: Sequence[TaskTable], teachers: TaskTable | None
+) -> AcrossTasks | None:
+    """Compare rows over the tasks in `tables`; None unless two rows or more are in two or more."""
+    ranked = [table for table in tables if table.ranked]
+    by_label: defaultdict[tuple[str, str], dict[str, Row]] = defaultdict(dict)
+    for table in ranked:
+        for row in table.contenders:
+            by_label[row.label, row.teacher][table.title] = row
+    common, scores = [], []
+    for _, rows in sorted(by_label.items()):
+        if len(rows) == len(ranked):
+            common.append(list(rows.values()))
+            scores.append([row.score for row in rows.values()])
+    if len(ranked) < 2 or len(common) < 2:
+        return None
+    accuracies = np.array(scores)
+    ranks = mean_ranks.mean_ranks(accuracies).tolist()
+    entries = map(_summarise, common, scores, ranks, repeat(teachers))
+    return AcrossTasks(
+        tuple(table.title for table in ranked),
+        tuple(sorted(entries, key=lambda entry: entry.mean_rank)),
+        len(by_label) - len(common),
+        mean_ranks.friedman_p(accuracies),
+        mean_ranks.critical_difference(len(common), len(ranked)),
+    )
+
+
+def _summarise(
+    rows: Sequence[Row], scores: Sequence[float], mean_rank: float, teachers: TaskTable | None
+) -> AcrossTasksRow:
+    kept, ranks = [], []
+    marks: dict[str, None] = {}
+    for row in rows:
+        ranks.append(row.ranking.rank)
+        marks |= dict.fromkeys(row.marks)
+        share = robustness_kept(row, teachers)
+        if not math.isnan(share):
+            kept.append(share)
+    mean_kept = sum(kept) / len(kept) if kept else math.nan
+    first = rows[0]
+    return AcrossTasksRow(
+        first.label, first.teacher, mean_rank, tuple(scores), tuple(ranks), mean_kept, tuple(marks)
+    )
+
+
+def robustness_kept(row: Row, teachers: TaskTable | None) -> float:
+    """Return a row's share of the AutoAttack accuracy of its most robust recorded teacher.
+
+    Verdicts are on the first test images, and both may have been judged on different numbers of
+    them: those that both were judged on count. NaN if the teacher is under MIN_TEACHER_ACCURACY, or
+    if another checkpoint of it taught.
+    """
+    teacher = _most_robust_teacher(row, teachers)
+    if teacher is None:
+        return math.nan
+    for checkpoints in row.teacher_checkpoints:
+        if teacher.checkpoints and checkpoints and checkpoints.isdisjoint(teacher.checkpoints):
+            return math.nan
+    student_images, teacher_images = row.ranking.image_accuracy, teacher.ranking.image_accuracy
+    if student_images is None or teacher_images is None:
+        return row.score / teacher.score
+    count = min(student_images.size, teacher_images.size)
+    teacher_accuracy = float(teacher_images[:count].mean())
+    if not teacher_accuracy:
+        return math.nan
+    return float(student_images[:count].mean()) / teacher_accuracy
+
+
+def _most_robust_teacher(row: Row, teachers: TaskTable | None) -> Row | None:
+    """Return a teacher of `row` that was made and judged under the same protocol."""
+    names = row.teacher.split(" + ")
+    candidates = []
+    for teacher in teachers.ranked if teachers else ():
+        same_protocol = teacher.dataset == row.dataset and not teacher.changed
+        is_robust = teacher.score >= MIN_TEACHER_ACCURACY
+        if f"{teacher.student}-{teacher.method}" in names and same_protocol and is_robust:
+            candidates.append(teacher)
+    return max(candidates, key=lambda teacher: teacher.score, default=None)

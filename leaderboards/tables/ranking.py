@@ -1,0 +1,117 @@
+"""The ranking of each row of a table: rank, interval, gap to the first, or why there is no rank."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+import pandas as pd
+
+from leaderboards.read.verdicts import VerdictError, read_row_verdicts
+from leaderboards.schema.metrics import RANK_METRIC
+from leaderboards.schema.record import Verdicts
+from leaderboards.stats.ranks import PairedRows, accuracy_interval, shared_ranks
+from leaderboards.tables.protocol_changes import find_eps_change
+from leaderboards.tables.rows import Ranking, Row, SeedColumns
+
+RANKED = (
+    " Rank is one more than the number of rows that are significantly better (paired bootstrap over"
+    " the same images, and over seeds; 95 % for all pairs of the table together): rows that share a"
+    " rank are not separated, others need not be."
+)
+ONE_SEED = " No row has several seeds: networks are compared, not methods."
+SOME_ONE_SEED = " A row of one seed is compared with the average spread of the others."
+BRACKETS = " In brackets is the row's own 95 % interval over images{}."
+GAP_COLUMNS = ("row/behind_first", "row/behind_first_low", "row/behind_first_high")
+RANKING_COLUMNS = ("row/rank", "row/aa_low", "row/aa_high", *GAP_COLUMNS, "row/marks")
+
+
+def rank_rows(rows: Sequence[SeedColumns], compete: bool) -> list[Ranking]:
+    """Rank rows; with `compete` against each other, on the same images under the same attack."""
+    rankings = [Ranking()] * len(rows)
+    verdicts: dict[int, Verdicts] = {}
+    for index, seeds in enumerate(rows):
+        if not any(0 <= accuracy <= 1 for accuracy in seeds[RANK_METRIC]):
+            continue
+        try:
+            survived = read_row_verdicts(seeds["artifact_uri"], seeds[RANK_METRIC])
+        except VerdictError as error:
+            if compete:
+                rankings[index] = Ranking(unranked_reason=str(error))
+            continue
+        interval, eps = accuracy_interval(survived), find_eps_change(seeds["changed"][0])
+        rankings[index] = Ranking(interval=interval, image_accuracy=survived.mean(axis=0))
+        if compete and eps:
+            rankings[index] = replace(rankings[index], unranked_reason=f"attacked with {eps}")
+        else:
+            verdicts[index] = survived
+    if compete and verdicts:
+        _compare_rows(rankings, verdicts)
+    return rankings
+
+
+def _compare_rows(rankings: list[Ranking], verdicts: dict[int, Verdicts]) -> None:
+    """Set ranks and gaps of the rows that were judged on as many images as most."""
+    counts = Counter(survived.shape[1] for survived in verdicts.values())
+    usual = counts.most_common(1)[0][0]
+    comparable = {}
+    for index, survived in verdicts.items():
+        images = survived.shape[1]
+        if images == usual:
+            comparable[index] = survived
+        else:
+            reason = f"judged on {images:,} images, most rows on {usual:,}"
+            rankings[index] = replace(rankings[index], unranked_reason=reason)
+    paired = PairedRows.from_verdicts(list(comparable.values()))
+    first = int(paired.means.argmax())
+    ranks = shared_ranks(paired.better())
+    for position, index in enumerate(comparable):
+        gap = paired.difference(first, position)
+        rankings[index] = replace(rankings[index], rank=ranks[position], gap_to_first=gap)
+
+
+def caption(runs: pd.DataFrame, rows: Iterable[Row], compete: bool) -> str:
+    """Return how many images `runs` were judged on, and what ranks and brackets of `rows` mean."""
+    images = _range_text(runs, "test/n")
+    attacked = _range_text(runs, "test/aa_n") or images
+    text = "The number of test images was not recorded"
+    if images:
+        text = f"{images} test images"
+    if attacked != images:
+        text += f", AutoAttack on {attacked} of them"
+    text += "."
+    seeds = [row.seeds for row in rows if row.ranking.interval]
+    if not seeds:
+        return text
+    comparison, over = "", " and seeds"
+    if max(seeds) == 1:
+        comparison, over = ONE_SEED, ""
+    elif 1 in seeds:
+        comparison, over = SOME_ONE_SEED, ", and over seeds where there are several"
+    if compete and len(seeds) > 1:
+        text += RANKED + comparison
+    return text + BRACKETS.format(over)
+
+
+def add_ranking_columns(runs: pd.DataFrame, rows: Iterable[Row]) -> pd.DataFrame:
+    """Put columns "row/..." with the ranking of its row before each run; empty without a row."""
+    values_by_run: dict[str, tuple[object, ...]] = {}
+    for row in rows:
+        interval = row.ranking.interval or (None, None)
+        gap = row.ranking.gap_to_first or (None, None, None)
+        values = (row.ranking.rank, *interval, *gap, "; ".join(row.marks))
+        values_by_run |= dict.fromkeys(row.run_ids, values)
+    unranked = (None,) * len(RANKING_COLUMNS)
+    content = [values_by_run.get(run_id, unranked) for run_id in runs["run_id"]]
+    columns = pd.DataFrame(content, index=runs.index, columns=list(RANKING_COLUMNS))
+    columns["row/rank"] = columns["row/rank"].astype("Int64")
+    return pd.concat([columns, runs], axis="columns")
+
+
+def _range_text(runs: pd.DataFrame, metric: str) -> str:
+    """Return "1,000" or "500 to 1,000"; "" where nothing was recorded."""
+    if metric not in runs or runs[metric].isna().all():
+        return ""
+    low, high = f"{int(runs[metric].min()):,}", f"{int(runs[metric].max()):,}"
+    return low if low == high else f"{low} to {high}"

@@ -1,0 +1,245 @@
+"""The tables of each suite: means and spread over seeds, by AutoAttack, with shared ranks."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain, repeat
+from operator import itemgetter
+from typing import Any, TypeAlias
+
+import numpy as np
+import pandas as pd
+
+from leaderboards.read.store import frame_rows
+from leaderboards.schema.fields import parse_json_tag
+from leaderboards.schema.metrics import ATTACK_LABELS, CHECKPOINT_LABELS, RANK_METRIC, TRAIN_SECONDS
+from leaderboards.tables.across_tasks import AcrossTasks, compare_across_tasks
+from leaderboards.tables.protocol_changes import describe_changes
+from leaderboards.tables.published import find_published, is_published_task
+from leaderboards.tables.ranking import caption, rank_rows
+from leaderboards.tables.rows import Column, Ranking, Row, SeedColumns, SeedSummary, TaskTable
+
+Protocol: TypeAlias = Callable[[str], Mapping[str, str]]
+# A parameter named so, with a role behind it, is the teacher's identity.
+TEACHER_PREFIX = "param/teachers."
+# In training_path.
+NO_BF16 = "no bf16 here"
+# What makes a row. Runs that agree in it are its seeds.
+ROW_KEYS = ["dataset", "student", "method", "variant", "changed", "teacher"]
+RUN_COLUMNS = ["run_id", "seed", "artifact_uri", "sets", "status_note", "flags", "code_dirty"]
+RUN_COLUMNS += ["command", "sha256.best", "teacher_sha256", "training_path"]
+
+
+@dataclass(frozen=True)
+class Section:
+    """One version of one suite; `outdated` where there is a newer version."""
+
+    experiment: str
+    suite: str
+    tables: tuple[TaskTable, ...]
+    teachers: TaskTable | None
+    runs: pd.DataFrame
+    across_tasks: AcrossTasks | None
+    outdated: bool
+
+    @property
+    def rows(self) -> Iterator[Row]:
+        """Rows of all tables, the teachers' last."""
+        for table in (*self.tables, self.teachers):
+            if table:
+                yield from table.rows
+
+
+def build_sections(runs: pd.DataFrame, protocol: Protocol = lambda experiment: {}) -> list[Section]:
+    """Build sections by suite name, newest version first, from store.collect's frame.
+
+    Superseded runs do not count. `protocol`: as leaderboards.write takes it.
+    """
+    current = runs[~runs["superseded"].astype(bool)]
+    sections = []
+    for _, versions in current.groupby("suite"):
+        outdated = False
+        for _, part in sorted(versions.groupby("version"), reverse=True):
+            sections.append(_build_section(part, protocol, outdated))
+            outdated = True
+    return sections
+
+
+def _build_section(runs: pd.DataFrame, protocol: Protocol, outdated: bool) -> Section:
+    experiment, suite = str(runs["experiment"].iloc[0]), str(runs["suite"].iloc[0])
+    stated = protocol(experiment)
+    is_teacher = runs["role"] == "teacher"
+    tables = []
+    for (dataset, student), part in runs[~is_teacher].groupby(["dataset", "student"]):
+        tables.append(_build_table(f"{dataset}, {student}", part, stated))
+    teachers = None
+    if is_teacher.any():
+        teachers = _build_table("Teachers", runs[is_teacher], {}, of_teachers=True)
+    across_tasks = compare_across_tasks(tables, teachers)
+    return Section(experiment, suite, tuple(tables), teachers, runs, across_tasks, outdated)
+
+
+def _build_table(
+    title: str, runs: pd.DataFrame, protocol: Mapping[str, str], of_teachers: bool = False
+) -> TaskTable:
+    columns = _choose_columns(runs)
+    seeds_by_row = _split_rows(runs, columns, protocol)
+    rankings = rank_rows(seeds_by_row, compete=not of_teachers)
+    rows = sorted(map(_build_row, repeat(columns), seeds_by_row, rankings), key=_sort_key)
+    shown = len(rows) if of_teachers else sum(row.is_scored for row in rows)
+    ranked, incomplete = tuple(rows[:shown]), tuple(rows[shown:])
+    text = caption(runs, ranked, not of_teachers)
+    return TaskTable(title, columns, ranked, incomplete, text, of_teachers)
+
+
+def _sort_key(row: Row) -> tuple[bool, float, str]:
+    # NaN has no order.
+    accuracy = row.score if row.is_scored else -1
+    return row.ranking.rank is None, -accuracy, row.label
+
+
+def _split_rows(
+    runs: pd.DataFrame, columns: Iterable[Column], protocol: Mapping[str, str]
+) -> list[SeedColumns]:
+    """Return the runs of each row, by ROW_KEYS, with the columns that a row needs."""
+    names = [*ROW_KEYS, *RUN_COLUMNS, RANK_METRIC, *(column.metric for column in columns)]
+    names.extend(runs.columns[runs.columns.str.startswith(TEACHER_PREFIX)])
+    needed = runs.reindex(columns=list(dict.fromkeys(names))).assign(
+        changed=describe_changes(runs, protocol), as_published=is_published_task(runs)
+    )
+    run_rows = frame_rows(needed)
+    _note_other_teachers(run_rows)
+    row_key = itemgetter(*ROW_KEYS)
+    run_rows.sort(key=lambda run: (len(run["seed"]), run["seed"]))
+    by_key: defaultdict[tuple[str, ...], SeedColumns] = defaultdict(lambda: defaultdict(list))
+    for run in run_rows:
+        seeds = by_key[row_key(run)]
+        for name, value in run.items():
+            seeds[name].append(value)
+    return [by_key[key] for key in sorted(by_key)]
+
+
+def _note_other_teachers(runs: list[dict[str, Any]]) -> None:
+    """Set teacher_checkpoints of runs, and a line for each teacher with other weights than most.
+
+    Machines and versions round differently, and a teacher trained again by the same spec is another
+    network.
+    """
+    counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for run in runs:
+        recorded = parse_json_tag(run["teacher_sha256"]) or {}
+        run["teacher_checkpoints"] = frozenset(recorded.values())
+        run["teachers"] = []
+        for role, sha256 in recorded.items():
+            identity = str(run.get(TEACHER_PREFIX + role))
+            run["teachers"].append((identity, sha256))
+            counts[identity][sha256] += 1
+    for run in runs:
+        run["other_teachers"] = []
+        for identity, sha256 in run["teachers"]:
+            (usual, most), *others = counts[identity].most_common(2)
+            is_tied = bool(others) and others[0][1] == most
+            if sha256 != usual or is_tied:
+                share = f"{counts[identity][sha256]} of {counts[identity].total()} runs"
+                note = f"taught by checkpoint {sha256[:8]} of {identity}, as {share} here"
+                run["other_teachers"].append(note)
+
+
+def _choose_columns(runs: pd.DataFrame) -> tuple[Column, ...]:
+    """Choose accuracies that some run has, then other checkpoints, then cost."""
+    present = list(runs.columns[runs.notna().any()])
+    labels = {}
+    for attack, label in ATTACK_LABELS.items():
+        if f"test/{attack}" in present:
+            labels[f"test/{attack}"] = label
+    for metric in present:
+        if metric.startswith("test/") and metric != "test/n" and not metric.endswith("_n"):
+            labels.setdefault(metric, metric.removeprefix("test/"))
+    for checkpoint, label in CHECKPOINT_LABELS.items():
+        for attack in ("aa", "pgd20"):
+            if f"{checkpoint}/{attack}" in present:
+                labels[f"{checkpoint}/{attack}"] = f"{ATTACK_LABELS[attack]}, {label}"
+                break
+    if TRAIN_SECONDS in present:
+        labels[TRAIN_SECONDS] = "Train min"
+    return tuple(map(Column, labels, labels.values()))
+
+
+def _build_row(columns: Iterable[Column], seeds: SeedColumns, ranking: Ranking) -> Row:
+    summaries, missing = {}, []
+    for column in columns:
+        summaries[column.metric] = _summarise(column.metric, seeds)
+        if not summaries[column.metric].n and column.metric.startswith("test/"):
+            missing.append(column.label)
+    if RANK_METRIC not in summaries:
+        missing.append(ATTACK_LABELS["aa"])
+    flags = _collect_flags(seeds)
+    return Row(
+        **{key: seeds[key][0] for key in ROW_KEYS},
+        seeds=len(seeds["run_id"]),
+        summaries=summaries,
+        commands=tuple(filter(None, dict.fromkeys(seeds["command"]))),
+        notes=tuple(_collect_notes(seeds, ranking.unranked_reason)),
+        missing=tuple(missing),
+        flags=flags,
+        published=find_published(seeds),
+        marks=tuple(_collect_marks(seeds, bool(flags))),
+        run_ids=tuple(seeds["run_id"]),
+        checkpoints=frozenset(filter(None, seeds["sha256.best"])),
+        teacher_checkpoints=tuple(seeds["teacher_checkpoints"]),
+        ranking=ranking,
+    )
+
+
+def _collect_marks(seeds: SeedColumns, is_flagged: bool) -> Iterator[str]:
+    if is_flagged:
+        yield "sanity flag"
+    if "true" in seeds["code_dirty"]:
+        yield "uncommitted code"
+    if any(seeds["changed"]) or any(seeds["sets"]):
+        yield "another protocol"
+
+
+def _collect_notes(seeds: SeedColumns, unranked_reason: str) -> Iterator[str]:
+    """Yield what a reader should know before trusting the row."""
+    total = len(seeds["run_id"])
+    yield from sorted(filter(None, set(seeds["status_note"])))
+    dirty = seeds["code_dirty"].count("true")
+    if dirty:
+        yield f"uncommitted code in {dirty} of {total} runs"
+    yield from sorted(set(chain.from_iterable(seeds["other_teachers"])))
+    no_bf16 = sum(NO_BF16 in path for path in seeds["training_path"])
+    if no_bf16:
+        yield f"in fp32 for want of bf16 in {no_bf16} of {total} runs"
+    scored = _summarise(RANK_METRIC, seeds).n
+    if 0 < scored < total:
+        yield f"AutoAttack on {scored} of {total} seeds"
+    if unranked_reason:
+        yield f"no rank: {unranked_reason}"
+
+
+def _collect_flags(seeds: SeedColumns) -> tuple[tuple[str, str], ...]:
+    """Return the sanity flags of the runs, each with the evidence of the first run that has it."""
+    evidence: defaultdict[str, list[str]] = defaultdict(list)
+    for tag in seeds["flags"]:
+        for name, text in (parse_json_tag(tag) or {}).items():
+            evidence[name].append(text)
+    flags = []
+    for name, texts in sorted(evidence.items()):
+        flags.append((name, f"in {len(texts)} of {len(seeds['flags'])} runs: {texts[0]}"))
+    return tuple(flags)
+
+
+def _summarise(metric: str, seeds: SeedColumns) -> SeedSummary:
+    """Summarise the possible values: accuracies lie between 0 and 1, NaN lies nowhere."""
+    values = np.array(seeds[metric], dtype=float)
+    values = values[values >= 0]
+    if metric != TRAIN_SECONDS:
+        values = values[values <= 1]
+    if not len(values):
+        return SeedSummary()
+    sd = float(values.std(ddof=1)) if len(values) > 1 else math.nan
+    return SeedSummary(float(values.mean()), sd, len(values))
