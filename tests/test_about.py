@@ -43,7 +43,6 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         EntryPoint("broken", "no.such.module:Mine", methods.GROUP),
     ]
     monkeypatch.setattr(methods, "entry_points", lambda group: points)
-    monkeypatch.setattr(methods, "PATIENCE", 60)
 
 
 @pytest.mark.parametrize("name", methods.builtin())

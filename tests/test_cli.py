@@ -341,7 +341,6 @@ def test_a_broken_plugin_harms_no_other(
 
     point = EntryPoint("broken", "no.such.module:Method", "bench.methods")
     monkeypatch.setattr(methods, "entry_points", lambda group: [point])
-    monkeypatch.setattr(methods, "PATIENCE", 60)
     assert exit_code("list") == 0
     text = capsys.readouterr().out
     assert "broken            cannot be loaded: ModuleNotFoundError" in text

@@ -23,7 +23,6 @@ import pandas as pd
 import pytest
 import records
 import test_leaderboards
-from bench.cli.ui import AXES, JUDGED, SHARED, check_port, serve
 from test_leaderboards import fill
 
 import leaderboards

@@ -18,10 +18,7 @@ A benchmark of adversarial-robustness distillation.
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run a command line, `sys.argv` by default, and exit.
-
-    The exit code is 0 (done), 1 (something failed), 2 (wrong usage) or 130 (interrupted).
-    """
+    """Run a command line; exit with 0 (done), 1 (failed), 2 (wrong usage) or 130 (interrupted)."""
     signals.interrupt_on_stop_signals()
     if sys.stdout is None:
         sys.exit("error: standard output is closed")

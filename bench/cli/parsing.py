@@ -44,10 +44,7 @@ class UnknownFlag(UsageError):
 def parse_options(
     options: type[Options], argv: Sequence[str], command: str, default: Options | None = None
 ) -> Options:
-    """Return the options in the words after a command; `default` has what they leave out.
-
-    Raises UsageError for wrong words, and SystemExit when `--help` is printed.
-    """
+    """Return the options in the words after a command; `default` has what they leave out."""
     import tyro
 
     # Of a flag that is given twice tyro takes the last value silently.

@@ -28,13 +28,8 @@ def import_records(options: ImportOptions) -> int:
     from bench.records import import_
 
     return import_.import_records(
-        options.store,
-        options.sources,
-        options.data_root,
-        options.device,
-        options.verify,
-        options.checkpoint,
-    )
+        options.store, options.sources, options.data_root, options.device, options.verify,
+        options.checkpoint)  # fmt: skip
 
 
 COMMAND = Command(ImportOptions, import_records)

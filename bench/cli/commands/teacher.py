@@ -82,17 +82,12 @@ def import_teacher(options: ImportTeacherOptions) -> int:
     from bench.teachers.releases import Release, resolve_release
 
     checks.check_image_count(options.limit_test, checks.MIN_TEST_IMAGES)
-    file = options.file
-    release = resolve_release(
-        Release(
-            options.name,
-            options.dataset,
-            options.arch,
-            sha256=options.sha256.lower(),
-            mean=options.mean,
-            std=options.std,
-        )
+    file, mean, std = options.file, options.mean, options.std
+    sha256 = options.sha256.lower()
+    request = Release(
+        options.name, options.dataset, options.arch, sha256=sha256, mean=mean, std=std
     )
+    release = resolve_release(request)
     info = datasets.get(release.dataset)
     models.check(release.arch)
     sha256 = release.sha256
