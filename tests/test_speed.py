@@ -33,7 +33,7 @@ def test_operations_of_a_step() -> None:
 def test_a_line_for_each_suite(
     bf16: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(speed, "SECONDS", 0.05)
+    monkeypatch.setattr(speed, "SECONDS_PER_SHAPE", 0.05)
     monkeypatch.setattr("bench.execution.speed.has_bf16", lambda device: bf16)
     monkeypatch.setattr(
         suites, "SUITES", {"digits": suites.DIGITS, "cifar-mini": suites.CIFAR_MINI}
@@ -54,6 +54,6 @@ def test_a_line_for_each_suite(
 
 
 def test_the_ceiling_is_reproducible(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speed, "SECONDS", 0.1)
+    monkeypatch.setattr(speed, "SECONDS_PER_SHAPE", 0.1)
     rates = [speed.convolution_rate(torch.device("cpu")) for _ in range(3)]
     assert max(rates) < 3 * min(rates)
