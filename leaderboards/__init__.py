@@ -131,7 +131,7 @@ def _remove_old_pages(out: Path, current: set[Path]) -> None:
     """Remove the pages of an earlier site that are not current; other files stay."""
     for folder in PAGE_FOLDERS:
         for path in set((out / folder).glob("*.html")) - current:
-            if GENERATOR in path.read_bytes():
+            if GENERATOR in path.read_bytes()[:500]:
                 path.unlink()
 
 

@@ -111,7 +111,7 @@ def test_names_do_not_overlap_in_a_narrow_frame() -> None:
     )
     view = View("scatter", "", "", "", "", (points,), frame=((96, 100), (72, 85)))
     annotations = {
-        name["text"]: name for name in plotly_charts.chart(view)["layout"]["annotations"]
+        name["text"]: name for name in plotly_charts.build_chart(view)["layout"]["annotations"]
     }
     heights = [
         320 * (85 - annotations[name]["y"]) / 13 + annotations[name]["ay"]

@@ -47,10 +47,10 @@ def describe_protocol(runs: Sequence[RunRecord]) -> list[tuple[str, str]]:
 
 def shared_settings(runs: Sequence[RunRecord]) -> list[tuple[str, str]]:
     """Return the recorded parameters that have one value in all runs, by name."""
-    first, *others = runs
+    first, *later_runs = runs
     settings = []
     for name, value in sorted(recorded_values(first, "param/").items()):
-        if all(run[f"param/{name}"] == value for run in others):
+        if all(run[f"param/{name}"] == value for run in later_runs):
             settings.append((name, str(value)))
     return settings
 

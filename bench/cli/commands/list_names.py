@@ -44,7 +44,7 @@ def describe_plainly(name: str) -> str:
     if fault and name not in methods.builtin():
         return fault
     method = methods.load(name)
-    description = (method.__doc__ or "").strip().partition("\n")[0]
+    description = " ".join((method.__doc__ or "").partition("\n\n")[0].split())
     values = [f"{field.name}={field.default}" for field in dataclasses.fields(method)]
     if values:
         description += f" [{', '.join(values)}]"

@@ -128,16 +128,16 @@ def _draw_names(axes: Axes, series: Series) -> None:
     """Write the names of the points within the frame, with a line to those that lie apart."""
     left, right = axes.get_xlim()
     bottom, top = axes.get_ylim()
-    inside, pixels, sizes = [], [], []
+    visible, pixels, sizes = [], [], []
     for x, y, name in zip(series.x, series.y, series.names, strict=True):
         if left <= x <= right and bottom <= y <= top:
-            inside.append((x, y, name))
+            visible.append((x, y, name))
             pixels.append(tuple(axes.transData.transform((x, y))))
             sizes.append((0.62 * FONT * len(name), 1.3 * FONT))
     bounds = axes.get_window_extent()
     boxes = place_boxes(pixels, sizes, (bounds.x0, bounds.y0, bounds.x1, bounds.y1))
     look: Any = {"ha": "center", "va": "center", "parse_math": False}
-    for (x, y, name), pixel, box in zip(inside, pixels, boxes, strict=True):
+    for (x, y, name), pixel, box in zip(visible, pixels, boxes, strict=True):
         offset = ((box[0] + box[2]) / 2 - pixel[0], (box[1] + box[3]) / 2 - pixel[1])
         arrow = None
         if abs(offset[1]) > FONT:
@@ -149,13 +149,13 @@ def place_boxes(
     points: Sequence[tuple[float, ...]], sizes: Sequence[tuple[float, float]], bounds: Box
 ) -> list[Box]:
     """Place boxes near their points, clear of points, boxes and the edge if possible (pixels)."""
-    taken = [_box_around(x, y, 10, 10) for x, y in points]
+    occupied = [_box_around(x, y, 10, 10) for x, y in points]
     for (x, y), (width, height) in zip(points, sizes, strict=True):
         options = []
         for dx, dy in _offsets(width, height):
             options.append(_box_around(x + dx, y + dy, width, height))
-        taken.append(min(options, key=lambda box: _crowding(box, taken, bounds)))
-    return taken[len(points) :]
+        occupied.append(min(options, key=lambda box: _crowding(box, occupied, bounds)))
+    return occupied[len(points) :]
 
 
 def _offsets(width: float, height: float) -> list[tuple[float, float]]:
@@ -172,8 +172,8 @@ def _box_around(x: float, y: float, width: float, height: float) -> Box:
     return x - width / 2, y - height / 2, x + width / 2, y + height / 2
 
 
-def _crowding(box: Box, taken: Sequence[Box], bounds: Box) -> float:
-    return sum(_overlap(box, other) for other in taken) + 10 * _outside(box, bounds)
+def _crowding(box: Box, occupied: Sequence[Box], bounds: Box) -> float:
+    return sum(_overlap(box, neighbour) for neighbour in occupied) + 10 * _outside(box, bounds)
 
 
 def _overlap(a: Box, b: Box) -> float:

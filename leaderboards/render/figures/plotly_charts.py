@@ -25,7 +25,7 @@ DIGITS = 4  # significant
 MAX_DECIMALS = 300  # that numpy can round to
 
 
-def chart(view: View) -> Json:
+def build_chart(view: View) -> Json:
     """Return data and layout as Plotly.react takes them, with title and caption of the view."""
     texts = {"name": view.name, "title": view.title, "caption": view.caption}
     data = [*map(partial(_trace, view), view.series)]

@@ -15,7 +15,7 @@ from leaderboards.render.figures.views import (
     Span,
     View,
     row_labels,
-    shorten,
+    shorten_name,
 )
 from leaderboards.schema.metrics import ATTACK_LABELS, CHECKPOINT_LABELS, RANK_METRIC, TRAIN_SECONDS
 from leaderboards.tables.rows import Row, TaskTable
@@ -144,7 +144,7 @@ def eps_view(group: TaskTable, records: Records) -> View | None:
     series = []
     for setting, points in lines.items():
         if len(points) > 1:
-            name = shorten(", ".join(filter(None, setting)))
+            name = shorten_name(", ".join(filter(None, setting)))
             x, y = zip(*sorted(points.items()), strict=True)
             series.append(Series(name, x, y, line=True))
     if not series:

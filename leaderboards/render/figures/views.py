@@ -79,11 +79,11 @@ def row_labels(rows: Sequence[Row | AcrossTasksRow]) -> list[str]:
         label = row.label
         if counts[label] > 1:
             label = f"{label}, {row.teacher}"
-        labels.append(shorten(label))
+        labels.append(shorten_name(label))
     return labels
 
 
-def shorten(name: str) -> str:
+def shorten_name(name: str) -> str:
     """Cut a name to MAX_LABEL characters."""
     if len(name) <= MAX_LABEL:
         return name

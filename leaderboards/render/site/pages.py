@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leaderboards.render.figures.curve_views import mean_curves, method_views, run_views
-from leaderboards.render.figures.plotly_charts import chart
+from leaderboards.render.figures.plotly_charts import build_chart
 from leaderboards.render.figures.rank_diagram import layout_diagram
 from leaderboards.render.figures.task_views import task_views
 from leaderboards.render.numbers import FORMATS, format_percent
@@ -90,7 +90,7 @@ def summarize_method(rows: Sequence[SiteRow]) -> dict[str, float]:
 def _task_values(site: Site, task: Task) -> dict[str, Any]:
     run_ids = chain.from_iterable(map(attrgetter("run_ids"), task.group.rows))
     protocol = describe_protocol(site.records_of(run_ids))
-    charts = [*map(chart, task_views(task.group, site.records))]
+    charts = [*map(build_chart, task_views(task.group, site.records))]
     return {"task": task, "protocol": protocol, "charts": charts}
 
 
@@ -106,7 +106,7 @@ def _method_values(site: Site, method: str) -> dict[str, Any]:
         for record in records:
             for name, value in recorded_values(record, "param/hyper.").items():
                 recorded[name].add(str(value))
-    charts = [*map(chart, method_views(lines[:MAX_CURVES]))]
+    charts = [*map(build_chart, method_views(lines[:MAX_CURVES]))]
     more = max(0, len(lines) - MAX_CURVES)
     about = site.about(method)
     values = {"name": method, "about": about, "rows": rows, "recorded": recorded}
@@ -124,11 +124,11 @@ def _run_values(site: Site, site_row: SiteRow, record: Mapping[str, Any]) -> dic
     settings.pop("seed", None)
     views = run_views(site.curves.get(record["run_id"], {}))
     return {
-        "site_row": site_row, "row": site_row.row, "record": record, "charts": [*map(chart, views)],
-        "accuracies": _accuracies(site, record), "checkpoints": ("best", *CHECKPOINT_LABELS.values()),
+        "site_row": site_row, "record": record, "flags": fields.parse_json_tag(record["flags"]) or {},
+        "charts": [*map(build_chart, views)], "accuracies": _accuracies(site, record),
+        "row": site_row.row, "checkpoints": ("best", *CHECKPOINT_LABELS.values()),
         "settings": tuple(settings.items()), "environment": _flatten(site.environment(record)),
         "cost": cost_lines(recorded_values(record, "cost/")),
-        "flags": fields.parse_json_tag(record["flags"]) or {},
         "teachers": fields.parse_json_tag(record["teacher_sha256"]) or {},
     }  # fmt: skip
 
