@@ -1,4 +1,4 @@
-"""Bad input through the command line: one clear line on standard error, exit code 2 or 1, nothing recorded is lost."""
+"""Bad input through the command line: one clear line on standard error and exit code 2 or 1."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from bench.models import checkpoint
 
 
 @pytest.fixture(autouse=True)
-def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Each test in a folder of its own with a good and a bad checkpoint; signal handlers restored."""
+def folder_with_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Run each test in a new folder with good and bad files; restore the signal handlers."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     torch.manual_seed(0)
     net = models.build("resnet8-w4", datasets.DIGITS)
     checkpoint.save(tmp_path / "net.pt", {"state_dict": net.state_dict()})
-    odd = net.state_dict() | {"linear.bias": torch.zeros(10, dtype=torch.complex64)}
-    checkpoint.save(tmp_path / "complex.pt", {"state_dict": odd})
+    complex_state = net.state_dict() | {"linear.bias": torch.zeros(10, dtype=torch.complex64)}
+    checkpoint.save(tmp_path / "complex.pt", {"state_dict": complex_state})
     (tmp_path / "page.pt").write_text("error: access denied\n")
     (tmp_path / "file").write_text("")
     (tmp_path / "loop").symlink_to("loop")
@@ -40,7 +40,8 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
         signal.signal(name, handler)
 
 
-def bench(words: str) -> int:
+def exit_code(words: str) -> int:
+    """Run a command and return its exit code."""
     with pytest.raises(SystemExit) as stop:
         cli.main(words.split())
     assert isinstance(stop.value.code, int)
@@ -55,7 +56,8 @@ BAD = [
     ("rnu", 2, "unknown command 'rnu': did you mean 'run'?"),
     ("teacher", 2, "`teacher` needs an action: train, import, list, verify"),
     ("data fetsh cifar10", 2, "unknown data action 'fetsh': did you mean 'fetch'?"),
-    ("run", 2, "missing: --method"),
+    ("run", 2, "missing: --method, or --config"),
+    ("run gacd", 2, "unexpected argument 'gacd'"),
     (f"{RUN} gcad", 2, "unknown method 'gcad': did you mean 'gacd'?"),
     (f"{RUN} gacd,ard,gacd", 2, "names 'gacd' twice"),
     (f"{RUN} gacd,", 2, "unknown method ''"),
@@ -67,12 +69,15 @@ BAD = [
     (f"{RUN} gacd --teacher nobody", 2, "unknown teacher 'nobody': choose from natural, robust"),
     (f"{RUN} gacd --tua 0.1", 2, "unknown flag --tua: did you mean --tau?"),
     (f"{RUN} gacd,ard --estimator nce", 2, "a method's own flags need exactly one --method"),
-    (f"{RUN} gacd --tau abc", 2, "could not convert string to float: 'abc'"),
+    (f"{RUN} gacd --tau abc", 2, "--tau: could not convert string to float: 'abc'"),
+    (f"{RUN} gacd --tau", 2, "--tau needs a value"),
+    (f"{RUN} gacd --epochs abc", 2, "--epochs: invalid literal for int() with base 10: 'abc'"),
     (f"{RUN} gacd --tau nan", 2, "tau = nan is not finite"),
-    (f"{RUN} gacd --estimator nec", 2, "invalid choice 'nec'"),
+    (f"{RUN} gacd --estimator nec", 2, "--estimator: invalid choice 'nec', choose from nce"),
     (f"{RUN} gacd --seeds 0,0", 2, "names '0' twice"),
     (f"{RUN} gacd --seeds 0,00", 2, "each seed once"),
     (f"{RUN} gacd --seeds 0 --seeds 1", 2, "--seeds is given twice"),
+    (f"{RUN} gacd --limit_train=8 --limit-train 8", 2, "--limit-train is given twice"),
     (f"{RUN} gacd --seeds one", 2, "whole numbers with commas"),
     (f"{RUN} gacd --seeds=-1", 2, "none negative"),
     (f"{RUN} gacd --epochs 0", 2, "--epochs 0: at least 1"),
@@ -90,7 +95,8 @@ BAD = [
         "cannot write to file/runs: Not a directory; choose another folder",
     ),
     ("run --method gacd --suite cifar-mini --data-root cut", 1, "data_batch_1"),
-    ("evaluate", 2, "missing: --checkpoint"),
+    ("evaluate", 2, "missing: --checkpoint, --arch, --dataset"),
+    ("evaluate --chekpoint net.pt", 2, "unknown flag --chekpoint: did you mean --checkpoint?"),
     (f"{EVALUATE} none.pt", 1, "there is no checkpoint 'none.pt'"),
     (f"{EVALUATE} {'long' * 64}.pt", 1, "cannot be read: File name too long"),
     (f"{EVALUATE} page.pt", 1, "'page.pt' is not a checkpoint of tensors alone, or is damaged"),
@@ -126,6 +132,7 @@ BAD = [
         1,
         "is damaged or cut short (4 bytes, not the official md5)",
     ),
+    ("data import digits", 2, "missing: FILE-OR-DIR"),
     ("data import digits file", 2, "there is nothing to import"),
     ("data import cifar10 file", 1, "neither a folder nor a readable tar archive"),
     (
@@ -166,14 +173,14 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("words", "code", "said"), BAD, ids=[words for words, *_ in BAD])
+@pytest.mark.parametrize(("words", "code", "message"), BAD, ids=[words for words, *_ in BAD])
 def test_bad_input_is_one_line(
-    words: str, code: int, said: str, capsys: pytest.CaptureFixture[str]
+    words: str, code: int, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert bench(words) == code
+    assert exit_code(words) == code
     lines = capsys.readouterr().err.strip().splitlines()
     assert lines[-1].startswith("error: ")
-    assert said in lines[-1]
+    assert message in lines[-1]
     assert not any("Traceback" in line for line in lines)
     assert len([line for line in lines if line.startswith("error")]) == 1
 
@@ -182,31 +189,29 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_: object) -> int:
         raise OSError(errno.EBADF, "Bad file descriptor")
 
-    monkeypatch.setattr(cli, "dispatch", fail)
+    monkeypatch.setattr(sys.modules[cli.main.__module__], "dispatch", fail)
     with pytest.raises(OSError, match="Bad file descriptor"):
         cli.main([])
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize(
-    ("output", "said"),
+    ("output", "message"),
     [
         (">&-", "error: standard output is closed\n"),
         (">/dev/full", "error: No space left on device\n"),
     ],
 )
-def test_an_output_that_takes_nothing_is_one_line(output: str, said: str, unbuffered: str) -> None:
-    words = [sys.executable, "-m", "bench", "--help"]
+def test_unusable_output_is_one_line(output: str, message: str, unbuffered: str) -> None:
+    command = ["sh", "-c", f'"$@" {output}', "sh", sys.executable, "-m", "bench", "--help"]
     environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
-    done = subprocess.run(
-        ["sh", "-c", f'"$@" {output}', "sh", *words], stderr=subprocess.PIPE, env=environment
-    )
-    assert (done.returncode, done.stderr.decode()) == (1, said)
+    done = subprocess.run(command, stderr=subprocess.PIPE, env=environment)
+    assert (done.returncode, done.stderr.decode()) == (1, message)
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("words", ["--help", "run --help"])
-def test_a_reader_that_has_seen_enough_hears_nothing(words: str, unbuffered: str) -> None:
+def test_a_closed_pipe_is_silent(words: str, unbuffered: str) -> None:
     read, write = os.pipe()
     os.close(read)
     command = [sys.executable, "-m", "bench", *words.split()]
@@ -216,30 +221,28 @@ def test_a_reader_that_has_seen_enough_hears_nothing(words: str, unbuffered: str
     assert (done.returncode, done.stderr) == (1, b"")
 
 
-def test_a_store_that_is_not_there_gives_empty_pages_and_says_so(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    assert bench("leaderboard --store typo") == 0
+def test_a_missing_store_gives_empty_pages(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code("leaderboard --store typo") == 0
     assert capsys.readouterr().err == "nothing is recorded in 'typo' yet: the pages are empty\n"
     assert not Path("typo").exists()
 
 
-def test_a_dry_run_makes_nothing(
+def test_a_dry_run_writes_nothing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(
         "bench.execution.grid.estimate_costs", lambda todo, *_: [Cost(1.0, 1.0, 1.0)] * len(todo)
     )
     before = sorted(Path().rglob("*"))
-    assert bench(f"{RUN} natural --dry-run") == 0
-    said = capsys.readouterr().err
-    assert said.startswith("2 to do, 0 already recorded in runs\n")
-    assert "about 4 s in all" in said
+    assert exit_code(f"{RUN} natural --dry-run") == 0
+    output = capsys.readouterr().err
+    assert output.startswith("2 to do, 0 already recorded in runs\n")
+    assert "about 4 s in all" in output
     assert sorted(Path().rglob("*")) == before
 
 
 @pytest.mark.parametrize(
-    ("given", "named"),
+    ("variables", "named"),
     [
         ({}, "RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT"),
         ({"WORLD_SIZE": "two"}, "WORLD_SIZE, RANK, "),
@@ -249,15 +252,15 @@ def test_a_dry_run_makes_nothing(
         ),
     ],
 )
-def test_half_of_what_torchrun_sets_is_one_line(
-    given: dict[str, str],
+def test_half_of_torchrun_s_variables_is_one_line(
+    variables: dict[str, str],
     named: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    for name, value in ({"WORLD_SIZE": "2"} | given).items():
+    for name, value in ({"WORLD_SIZE": "2"} | variables).items():
         monkeypatch.setenv(name, value)
-    assert bench(f"{RUN} natural --dry-run") == 2
+    assert exit_code(f"{RUN} natural --dry-run") == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("error: WORLD_SIZE=")
     assert named in last
@@ -271,28 +274,26 @@ def test_half_of_what_torchrun_sets_is_one_line(
 def test_too_little_memory_names_the_option(
     error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def short(*_: object, **__: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr("attacks.evaluate", short)
-    assert bench(f"{EVALUATE} net.pt --batch-size 9999") == 1
-    assert (
-        capsys.readouterr().err.splitlines()[-1]
-        == "error: out of memory: a --batch-size below 9999 needs less"
-    )
+    monkeypatch.setattr("attacks.evaluate", fail)
+    assert exit_code(f"{EVALUATE} net.pt --batch-size 9999") == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == "error: out of memory: a --batch-size below 9999 needs less"
     error = RuntimeError("another fault")
     with pytest.raises(RuntimeError, match="another fault"):
         cli.main(f"{EVALUATE} net.pt".split())
 
 
-def test_no_network_says_what_to_put_where(
+def test_no_network_names_the_files_to_provide(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def unreachable(*_: object, **__: object) -> None:
         raise OSError("Name or service not known")
 
     monkeypatch.setattr("socket.getaddrinfo", unreachable)
-    assert bench("run --method gacd --suite cifar --dry-run") == 1
+    assert exit_code("run --method gacd --suite cifar --dry-run") == 1
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("error: cifar10 cannot be downloaded (")
     assert "put the folder cifar-10-batches-py (data_batch_1, " in last
@@ -300,12 +301,8 @@ def test_no_network_says_what_to_put_where(
 
 
 def test_eps_zero_is_clean_and_a_large_batch_is_fine(capsys: pytest.CaptureFixture[str]) -> None:
-    assert (
-        bench(
-            "evaluate --arch resnet8-w4 --dataset digits --checkpoint net.pt --eps 0 --batch-size 9999"
-        )
-        == 0
-    )
+    words = "evaluate --arch resnet8-w4 --dataset digits --checkpoint net.pt"
+    assert exit_code(f"{words} --eps 0 --batch-size 9999") == 0
     values = [line.split()[1] for line in capsys.readouterr().out.splitlines()[1:]]
     assert len(values) == 7
     assert len(set(values)) == 1
@@ -313,18 +310,18 @@ def test_eps_zero_is_clean_and_a_large_batch_is_fine(capsys: pytest.CaptureFixtu
 
 @pytest.mark.parametrize("words", ["", "--help", "teacher --help", "data -h"])
 def test_help(words: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert bench(words) == 0
+    assert exit_code(words) == 0
     assert "usage: python -m bench" in capsys.readouterr().out
 
 
 def test_help_of_a_method_lists_its_switches(capsys: pytest.CaptureFixture[str]) -> None:
-    assert bench("run --method gacd --help") == 0
+    assert exit_code("run --method gacd --help") == 0
     text = capsys.readouterr().out
     assert all(flag in text for flag in ("--estimator", "--lambda-con", "--two-stage", "A7"))
 
 
 def test_list_names_everything(capsys: pytest.CaptureFixture[str]) -> None:
-    assert bench("list") == 0
+    assert exit_code("list") == 0
     text = capsys.readouterr().out
     for name in (
         *methods.names(),
@@ -344,7 +341,7 @@ def test_a_broken_plugin_harms_no_other(
 
     point = EntryPoint("broken", "no.such.module:Method", "bench.methods")
     monkeypatch.setattr(methods, "entry_points", lambda group: [point])
-    assert bench("list") == 0
+    assert exit_code("list") == 0
     text = capsys.readouterr().out
     assert "broken            cannot be loaded: ModuleNotFoundError" in text
     assert "gacd" in text

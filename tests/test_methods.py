@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import methods
-from bench import options
+from bench.cli.commands.run import RunCommandOptions
 from methods import base, contract, inner
 from methods.base import Batch, Method, Nets, hp, official_values
 from methods.contract import Contract
@@ -64,7 +64,7 @@ class TestEveryMethod(Contract):
 
 
 def test_reserved_names_cover_the_command_line() -> None:
-    assert {field.name for field in dataclasses.fields(options.Run)} <= contract.RESERVED
+    assert {field.name for field in dataclasses.fields(RunCommandOptions)} <= contract.RESERVED
 
 
 @pytest.mark.parametrize("name", methods.builtin())

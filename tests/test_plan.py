@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from bench import cli, models
+from bench import models
+from bench.cli.commands.run import read_request
 from bench.execution import plan
 from bench.execution.plan import PlannedRun
 from bench.protocol import suites
@@ -32,7 +33,7 @@ GOLDEN = {
 
 
 def cells(*words: str) -> list[PlannedRun]:
-    options, hyper = cli.parse("run", list(words))
+    options, hyper = read_request(words)
     return plan.plan_runs(options, hyper)
 
 
@@ -63,7 +64,7 @@ def test_suites_are_consistent(suite: Suite) -> None:
     "words", ["--method rslad", "--method rslad --alpha 0.9 --workers 2", "--method ard,rslad"]
 )
 def test_options_reach_worker_processes(words: str) -> None:
-    options, _ = cli.parse("run", words.split())
+    options, _ = read_request(words.split())
     assert pickle.loads(pickle.dumps(options)) == options
 
 

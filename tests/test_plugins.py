@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 
 import methods
-from bench import cli, plan, skeleton
+from bench import cli
+from bench.cli.commands import new_method
+from bench.execution import plan
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "examples" / "plugin"
@@ -228,7 +230,7 @@ def test_broken_plugins_harm_no_other(
     install_plugin(site, "twice", PLUGIN, package="pack-one")
     install_plugin(site, "twice", PLUGIN, package="pack-two")
     monkeypatch.setattr(methods, "builtin", lambda: ["kd", "natural"])
-    assert plan.wanted("all") == ["kd", "natural", "works"]
+    assert plan.requested_methods("all") == ["kd", "natural", "works"]
     assert capfd.readouterr() == (
         "",
         "warning: plugin 'absent' cannot be loaded: ModuleNotFoundError: "
@@ -248,9 +250,9 @@ def test_a_plugin_with_a_built_in_name_is_ignored(
     install_plugin(site, "kd", "raise RuntimeError('never imported')")
     message = "plugin 'kd' is ignored, for a built-in method has its name (package pack-kd)"
     assert methods.load("kd").__module__ == "methods.kd"
-    assert plan.wanted("natural,kd") == ["natural", "kd"]
+    assert plan.requested_methods("natural,kd") == ["natural", "kd"]
     assert capsys.readouterr().err == f"warning: {message}\n"
-    assert plan.wanted("natural") == ["natural"]
+    assert plan.requested_methods("natural") == ["natural"]
     assert capsys.readouterr().err == ""
 
 
@@ -328,7 +330,7 @@ def test_new_method_passes_its_test_at_once(tmp_path: Path) -> None:
 
 def test_the_guide_shows_the_skeleton() -> None:
     assert (
-        f"```python\n{skeleton.METHOD.substitute(form='Mine')}```"
+        f"```python\n{new_method.fill_template('method.py.txt', {'class_name': 'Mine'})}```"
         in (ROOT / "CONTRIBUTING.md").read_text()
     )
 

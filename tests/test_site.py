@@ -15,7 +15,7 @@ from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, expect, 
 from test_leaderboards import NASTY, Store, fill, scores
 
 import leaderboards
-from bench.reference.about import about
+from bench.reference.about import describe_method
 
 CHROMIUM = (
     shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
@@ -48,7 +48,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for student in ("net1", "net2"):
         for method, aa in (("rslad", 0.5), ("kd", 0.1), ("gacd", 0.45)):
             tracked.run(method, aa, "pair@1", student=student, metrics=scores(0.9, aa, 9))
-    leaderboards.write(tracked.uri, folder / "site", about=about)
+    leaderboards.write(tracked.uri, folder / "site", about=describe_method)
     return folder / "site"
 
 
@@ -271,7 +271,7 @@ def test_pages_have_landmarks_and_captions(site: Path, page: Page) -> None:
 
 def test_the_pictures_of_the_readme(browser: Browser, tmp_path: Path) -> None:
     """Take pictures of the repository's records; BENCH_PICTURES=docs/images writes the README's."""
-    leaderboards.write(RECORDS, tmp_path / "site", about=about)
+    leaderboards.write(RECORDS, tmp_path / "site", about=describe_method)
     folder = Path(os.environ.get("BENCH_PICTURES", tmp_path))
     for name, path, scheme, width in PICTURES:
         with browser.new_page(

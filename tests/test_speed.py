@@ -1,4 +1,4 @@
-"""What `doctor --speed` says: operations as counted by hand, a rate that this machine can have, a line a suite."""
+"""`doctor --speed`: operations as counted by hand, a rate that is possible, a line a suite."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ import pytest
 import torch
 
 from bench import datasets, models
-from bench.cli import options, verbs
+from bench.cli.commands import doctor
 from bench.execution import speed
 from bench.protocol import suites
 
 
 def test_operations_of_a_step() -> None:
-    """ResNet-8 of width 4 on 8 x 8 scans: seven 3x3 convolutions, two 1x1, one product; a multiplication and an addition."""
+    """Count ResNet-8 of width 4 on 8 x 8 scans: seven 3x3 convolutions, two 1x1, one product.
+
+    A multiplication and an addition are two operations.
+    """
     stem, first, second, third = (
         9 * 4 * 64,
         2 * 9 * 16 * 64,
@@ -30,28 +33,27 @@ def test_operations_of_a_step() -> None:
 def test_a_line_for_each_suite(
     bf16: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(speed, "SECONDS", 0.05)
+    monkeypatch.setattr(speed, "SECONDS_PER_SHAPE", 0.05)
     monkeypatch.setattr("bench.execution.speed.has_bf16", lambda device: bf16)
     monkeypatch.setattr(
         suites, "SUITES", {"digits": suites.DIGITS, "cifar-mini": suites.CIFAR_MINI}
     )
-    assert verbs.doctor(options.Doctor(speed=True, device="cpu")) == 0
-    said = capsys.readouterr().out
-    ceiling = float(
-        re.search(r"convolutions +([\d,]+) GFLOP/s in single precision", said)[1].replace(",", "")
-    )  # type: ignore[index]
-    assert ceiling > 1
-    assert bool(re.search(r"single precision, [\d,]+ with --precision bf16\n", said)) == bf16
+    assert doctor.diagnose(doctor.DoctorOptions(speed=True, device="cpu")) == 0
+    output = capsys.readouterr().out
+    ceiling = re.search(r"convolutions +([\d,]+) GFLOP/s in single precision", output)
+    assert ceiling
+    assert float(ceiling[1].replace(",", "")) > 1
+    assert bool(re.search(r"single precision, [\d,]+ with --precision bf16\n", output)) == bf16
     for name, student in (("digits", "resnet8-w4"), ("cifar-mini", "resnet8-w16-s2")):
-        found = re.search(
+        rate = re.search(
             rf"{name} +{student}: [\d.e+]+ images a second of RSLAD, (\d+) % of that; an epoch",
-            said,
+            output,
         )
-        assert found
-        assert 0 < int(found[1]) <= 120, "faster than the machine"
+        assert rate
+        assert 0 < int(rate[1]) <= 120, "faster than the machine"
 
 
-def test_the_ceiling_is_about_the_same_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speed, "SECONDS", 0.1)
+def test_the_ceiling_is_reproducible(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "SECONDS_PER_SHAPE", 0.1)
     rates = [speed.convolution_rate(torch.device("cpu")) for _ in range(3)]
     assert max(rates) < 3 * min(rates)

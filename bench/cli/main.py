@@ -1,7 +1,5 @@
 """The entry point: find the command, run it, and turn every expected error into one line."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Mapping, Sequence
 
@@ -20,10 +18,7 @@ A benchmark of adversarial-robustness distillation.
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run a command line, `sys.argv` by default, and exit.
-
-    The exit code is 0 (done), 1 (something failed), 2 (wrong usage) or 130 (interrupted).
-    """
+    """Run a command line; exit with 0 (done), 1 (failed), 2 (wrong usage) or 130 (interrupted)."""
     signals.interrupt_on_stop_signals()
     if sys.stdout is None:
         sys.exit("error: standard output is closed")
@@ -56,7 +51,7 @@ def dispatch(argv: Sequence[str]) -> int:
     if name == "--version":
         print(__version__)
         return 0
-    command = commands.load_module(name).COMMAND
+    command: Command | dict[str, Command] = commands.load_module(name).COMMAND
     if isinstance(command, Command):
         return command.execute(argv[1:], name)
     if len(argv) < 2:

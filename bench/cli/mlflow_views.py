@@ -1,10 +1,7 @@
 """Views in MLflow's pages: the methods of a suite and the trials of a method, side by side.
 
-MLflow keeps a shared view as a tag of the experiment that the page's address names. The folder
-views/ has the views as those pages write them.
+MLflow keeps a view as a tag of an experiment; views/ has them as MLflow's pages write them.
 """
-
-from __future__ import annotations
 
 import json
 from pathlib import Path
@@ -18,10 +15,7 @@ FOLDER = Path(__file__).with_name("views")
 
 
 def share_views(store: TrackingStore) -> dict[str, str]:
-    """Write the views of every suite and of every method that was tuned.
-
-    Returns what is compared -> path of the page.
-    """
+    """Write the views of every suite and tuned method; return title -> path of the page."""
     paths = {}
     for experiment in sorted(store.client.search_experiments(), key=lambda entry: str(entry.name)):
         suite, experiment_id = experiment.name.removesuffix(TUNING), experiment.experiment_id

@@ -33,7 +33,7 @@ class Command:
         return self.function(options)
 
 
-class UnknownFlagError(UsageError):
+class UnknownFlag(UsageError):
     """A flag that the command does not have."""
 
     def __init__(self, flag: str, hint: str) -> None:
@@ -44,11 +44,7 @@ class UnknownFlagError(UsageError):
 def parse_options(
     options: type[Options], argv: Sequence[str], command: str, default: Options | None = None
 ) -> Options:
-    """Return the options, a dataclass, in the words after a command.
-
-    `default` has the values of what the words leave out, instead of the defaults of the class.
-    Raises UsageError for wrong words, and SystemExit when `--help` is printed.
-    """
+    """Return the options in the words after a command; `default` has what they leave out."""
     import tyro
 
     # Of a flag that is given twice tyro takes the last value silently.
@@ -60,7 +56,7 @@ def parse_options(
         return tyro.cli(options, args=argv, prog=f"python -m bench {command}", default=values)
 
 
-def parse_known_options(options: type[Options], argv: Sequence[str], command: str) -> Options:
+def parse_known(options: type[Options], argv: Sequence[str], command: str) -> Options:
     """Return the options in words that may hold other flags too, `--help` among them."""
     import tyro
 
@@ -84,6 +80,7 @@ def usage_error(event: ParseErrorEvent, options: type[Any], help_command: str) -
     """Return the error that says what tyro refused."""
     from tyro import _errors
 
+    message = f"wrong options, {type(event).__name__}"
     match event:
         # A flag that is misspelt may be missing too: its spelling is the cause.
         case (
@@ -91,7 +88,9 @@ def usage_error(event: ParseErrorEvent, options: type[Any], help_command: str) -
             | _errors.MissingArgs(unrecognized_tokens=[word, *_])
         ):
             if word.startswith("-"):
-                return unknown_flag(flag_name(word), options, help_command)
+                nearest = difflib.get_close_matches(flag_name(word), flags_of(options), n=1)
+                hint = f"did you mean {nearest[0]}?" if nearest else f"{help_command} lists them"
+                return UnknownFlag(flag_name(word), hint)
             message = f"unexpected argument {word!r}"
         case _errors.MissingArgs(missing_arguments=arguments):
             names = [argument_name(missing.arg) for missing in arguments]
@@ -105,8 +104,6 @@ def usage_error(event: ParseErrorEvent, options: type[Any], help_command: str) -
             message = f"{argument_name(argument)}: {reason}"
         case _errors.BadValue(argument=argument):
             message = f"{argument_name(argument)} needs a value"
-        case _:
-            message = f"wrong options, {type(event).__name__}"
     return UsageError(f"{message} ({help_command})")
 
 
@@ -116,18 +113,12 @@ def argument_name(argument: Any) -> str:
     return str(name)
 
 
-def unknown_flag(flag: str, options: type[Any], help_command: str) -> UnknownFlagError:
-    """Return the error for an unknown flag, with the nearest right spelling."""
-    nearest = difflib.get_close_matches(flag, flags_of(options), n=1, cutoff=0.6)
-    hint = f"did you mean {nearest[0]}?" if nearest else f"{help_command} lists them"
-    return UnknownFlagError(flag, hint)
-
-
 def flags_of(options: type[Any]) -> list[str]:
     """Return the flags of a dataclass."""
     flags = ["--help"]
     for field in dataclasses.fields(options):
         flags.append(flag_name(f"--{field.name}"))
+        # tyro's switches have a second flag.
         if isinstance(field.default, bool):
             flags.append(flag_name(f"--no-{field.name}"))
     return flags

@@ -28,7 +28,7 @@ FILE = Path(__file__).with_name("methods.json")
 @cache
 def describe_method(name: str) -> MethodCard | None:
     """Return what the method `name` is; None if it is unknown or its plugin cannot be used."""
-    entry = read_file().get(name)
+    entry = json.loads(FILE.read_text(encoding="utf-8")).get(name)
     if entry:
         parameters = tuple(HyperParameter(**parameter) for parameter in entry["parameters"])
         return MethodCard(entry["title"], entry["formula"], entry["source"], parameters)
@@ -37,19 +37,10 @@ def describe_method(name: str) -> MethodCard | None:
     return describe_class(methods.load(name))
 
 
-@cache
-def read_file() -> Any:
-    """Return the descriptions of the built-in methods by name."""
-    return json.loads(FILE.read_text(encoding="utf-8"))
-
-
 def describe_class(method: type[Method]) -> MethodCard:
-    """Return title, formula, source and hyper-parameters of a method.
-
-    The module's docstring has the title and the source, that of the class the formula. Switches to
-    what the authors' script does are left out.
-    """
+    """Return title, formula, source and hyper-parameters of a method, from its docstrings."""
     title, source = module_text(method)
+    # A quirk is no hyper-parameter: it only switches to what the authors' script does.
     fields = [field for field in dataclasses.fields(method) if not field.metadata["quirk"]]
     parameters = tuple(describe_field(field) for field in fields)
     return MethodCard(one_line(title), cleandoc(method.__doc__ or ""), one_line(source), parameters)

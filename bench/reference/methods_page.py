@@ -83,10 +83,8 @@ def official_fields(method: type[Method]) -> list[dataclasses.Field[Any]]:
 
 
 def count_passes(case: Method) -> Counter[tuple[str, str]]:
-    """Count the passes of student and teachers, forward and backward, for each image of a batch.
-
-    The step is one of the last epoch of a training, with an inner attack of 10 steps.
-    """
+    """Count the passes, forward and backward, that a training step takes for each image."""
+    # Some methods begin gently: the step is one of the last epoch.
     nets = contract.networks(case)
     batch = contract.every_epoch(contract.images([0, 1, 2, 0]))[-1]
     count: Counter[tuple[str, str]] = Counter()

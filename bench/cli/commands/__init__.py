@@ -1,7 +1,6 @@
 """The commands, one module each.
 
-The first line of a module's docstring is its summary. `COMMAND` is what it runs: a `Command`, or a
-dictionary of them by action.
+Its docstring's first line is the summary, its `COMMAND` a `Command` or a dictionary by action.
 """
 
 from importlib import import_module

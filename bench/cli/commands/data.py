@@ -1,7 +1,5 @@
 """Fetch, import or verify a data set."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from bench.cli.parsing import Command
@@ -35,6 +34,7 @@ def diagnose(options: DoctorOptions) -> int:
     from bench.execution.speed import speed_report
     from bench.protocol.suites import SUITES
     from bench.system import environment
+    from bench.tracking.store import TrackingStore, store_exists
 
     device = environment.resolve_device(options.device)
     for name, value in environment.describe_environment(device).items():
@@ -50,7 +50,14 @@ def diagnose(options: DoctorOptions) -> int:
             print(fetching.verify_data(name, options.data_root))
         except BenchError as error:
             print(f"{name}: {error}")
-    print_unfinished_runs(options.store)
+    if not store_exists(options.store):
+        print(f"no record yet in {str(options.store)!r}")
+        return 0
+    store = TrackingStore(options.store)
+    print(f"record: {store.uri}")
+    for run in store.unfinished_runs():
+        command = run.data.tags.get("command", "")
+        print(f"interrupted or running: {run.info.run_name}: {command}")
     return 0
 
 
@@ -71,20 +78,6 @@ def measure_throughput(suite: Suite, device: torch.device) -> str:
         torch.cuda.synchronize(device)
     rate = count / (time.perf_counter() - start)
     return f"{student}: {rate:,.0f} images a second, forward and backward"
-
-
-def print_unfinished_runs(folder: Path) -> None:
-    """Print where the record is, and its runs that are interrupted or running."""
-    from bench.tracking.store import TrackingStore, store_exists
-
-    if not store_exists(folder):
-        print(f"no record yet in {str(folder)!r}")
-        return
-    store = TrackingStore(folder)
-    print(f"record: {store.uri}")
-    for run in store.unfinished_runs():
-        command = run.data.tags.get("command", "")
-        print(f"interrupted or running: {run.info.run_name}: {command}")
 
 
 COMMAND = Command(DoctorOptions, diagnose)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 DEFAULT_ATTACKS = {"Linf": ("fgsm", "pgd20", "pgd20_trades", "cw_inf", "aa"), "L2": ("pgd20", "aa")}
 DEFAULT_ATTACKS_HINT = "fgsm,pgd20,pgd20_trades,cw_inf,aa in Linf, pgd20,aa in L2"
 DEFAULT_EPS_L2 = 0.5
+NORMS = {"Linf": "l-inf", "L2": "L2"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,20 +36,14 @@ class EvaluateOptions(CommonOptions):
     dataset: Annotated[str, option("NAME")]
     attacks: Annotated[str, option("NAMES", "with commas; see `list`", DEFAULT_ATTACKS_HINT)] = ""
     norm: Annotated[Literal["Linf", "L2"], option(text="of the perturbation")] = "Linf"
-    eps: Annotated[
-        float | None, option("X", "radius, pixels in [0, 1]", "the suite's in Linf, 0.5 in L2")
-    ] = None
-    surrogate: Annotated[
-        Path | None, option("FILE", "another checkpoint, on which NAME@surrogate makes its images")
-    ] = None
+    eps: Annotated[float | None, option("X", "radius", "the suite's in Linf, 0.5 in L2")] = None
+    surrogate: Annotated[Path | None, option("FILE", "network that NAME@surrogate attacks")] = None
     surrogate_arch: Annotated[str, option("MODEL", "of the surrogate", "--arch")] = ""
     limit_test: Annotated[int | None, option("N", "use the first N test images", "all")] = None
     batch_size: Annotated[int, option("N", "images attacked at once")] = 250
     seed: Annotated[int, option("N", "of the attacks' random numbers")] = 0
     sha256: Annotated[str, option("HEX", "refuse the file unless this is its hash")] = ""
-    out: Annotated[
-        Path | None, option("FILE", "per-image verdicts, an .npz; a second call continues it")
-    ] = None
+    out: Annotated[Path | None, option("FILE", "verdicts, .npz; a second call continues")] = None
 
 
 def evaluate(options: EvaluateOptions) -> int:
@@ -77,8 +72,7 @@ def evaluate(options: EvaluateOptions) -> int:
         evaluation = attack_test_images(
             net, test, attacks, device, options.out, surrogates=surrogates, eps=eps,
             norm=options.norm, seed=options.seed, batch_size=options.batch_size)  # fmt: skip
-    norm = "l-inf" if options.norm == "Linf" else "L2"
-    print_accuracies(evaluation, len(test), f"{norm} {eps:.4g}")
+    print_accuracies(evaluation, len(test), f"{NORMS[options.norm]} {eps:.4g}")
     return 0
 
 
@@ -133,9 +127,8 @@ def explain_memory_errors(batch_size: int) -> Iterator[None]:
         yield
     except (RuntimeError, MemoryError) as error:
         # torch has an error class for a lack of memory on CUDA devices alone.
-        if isinstance(error, RuntimeError) and not re.search(
-            "(out of|allocate) memory", str(error)
-        ):
+        out_of_memory = re.search("(out of|allocate) memory", str(error))
+        if not out_of_memory and not isinstance(error, MemoryError):
             raise
         raise BenchError(f"out of memory: a --batch-size below {batch_size} needs less") from error
 

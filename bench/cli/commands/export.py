@@ -1,7 +1,5 @@
 """Write finished runs as small files for other checkouts."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -14,10 +12,7 @@ from bench.protocol.options import StoreFolder, option
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
-    """Write finished runs as records, a small file each, for another checkout to import.
-
-    A record holds no tensors.
-    """
+    """Write finished runs as records, small files without tensors, for others to import."""
 
     runs: Positional[Annotated[tuple[str, ...], option("RUN", "ids of MLflow runs")]] = ()
     suite: Annotated[str, option("NAME", "all runs of a suite, such as digits or digits@3")] = ""

@@ -1,7 +1,5 @@
 """Check such files and take them into the record."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -20,15 +18,9 @@ class ImportOptions(CommonOptions):
     images do not give, and other numbers for a spec that is recorded already are refused.
     """
 
-    sources: Positional[
-        Annotated[tuple[Path, ...], option("FILE-OR-DIR", "records, or folders of them")]
-    ]
-    verify: Annotated[
-        Switch, option(text="run the evaluation again on the checkpoint, and refuse other numbers")
-    ] = False
-    checkpoint: Annotated[
-        Path | None, option("FILE", "for --verify", "the one in the store with its sha256")
-    ] = None
+    sources: Positional[Annotated[tuple[Path, ...], option("FILE-OR-DIR", "records")]]
+    verify: Annotated[Switch, option(text="evaluate again, and refuse other numbers")] = False
+    checkpoint: Annotated[Path | None, option("FILE", "for --verify", "from the store")] = None
 
 
 def import_records(options: ImportOptions) -> int:
@@ -36,13 +28,8 @@ def import_records(options: ImportOptions) -> int:
     from bench.records import import_
 
     return import_.import_records(
-        options.store,
-        options.sources,
-        options.data_root,
-        options.device,
-        options.verify,
-        options.checkpoint,
-    )
+        options.store, options.sources, options.data_root, options.device, options.verify,
+        options.checkpoint)  # fmt: skip
 
 
 COMMAND = Command(ImportOptions, import_records)

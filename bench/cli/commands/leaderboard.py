@@ -1,7 +1,5 @@
 """Turn the record into tables and pages."""
 
-from __future__ import annotations
-
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +18,9 @@ class LeaderboardOptions:
 
     suite: Annotated[str, option("NAME", "one suite", "all")] = ""
     out: Annotated[Path, option("DIR")] = Path("leaderboard")
-    figures: Annotated[
-        Switch, option(text="figures for papers too, in DIR/figures; seconds a task")
-    ] = False
+    figures: Annotated[Switch, option(text="figures for papers too, in DIR/figures")] = False
     store: StoreFolder = Path("runs")
-    records: Annotated[
-        Path | None, option("DIR", "record files, such as leaderboards/results, for the store")
-    ] = None
+    records: Annotated[Path | None, option("DIR", "record files, instead of the store")] = None
 
 
 def write_leaderboard(options: LeaderboardOptions) -> int:

@@ -1,7 +1,5 @@
 """List methods, suites, data sets, models and attacks."""
 
-from __future__ import annotations
-
 import dataclasses
 from dataclasses import dataclass
 

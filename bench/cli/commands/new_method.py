@@ -1,7 +1,5 @@
 """Write the file of a new method and its test."""
 
-from __future__ import annotations
-
 import keyword
 import re
 from collections.abc import Iterable
@@ -76,6 +74,7 @@ def write_file(path: Path, text: str) -> None:
     """Write a new file. Raises BenchError where that is not possible."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        # A file that appeared in the meantime is not overwritten.
         with path.open("x") as file:
             file.write(text)
     except OSError as error:

@@ -9,13 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import methods
-from bench.cli.parsing import (
-    Command,
-    UnknownFlagError,
-    flags_of,
-    parse_known_options,
-    parse_options,
-)
+from bench.cli.parsing import Command, UnknownFlag, flags_of, parse_known, parse_options
 from bench.protocol.options import DryRun, RunOptions, option
 from bench.system.errors import UsageError, unknown_name
 
@@ -37,29 +31,23 @@ class RunCommandOptions(RunOptions):
     dry_run: DryRun = False
 
 
-@dataclass(frozen=True)
-class RunRequest:
-    """The options, and the hyper-parameters if there is one method."""
-
-    options: RunCommandOptions
-    hyper: dict[str, Any]
+# The options, and the hyper-parameters if there is one method.
+RunRequest = tuple[RunCommandOptions, dict[str, Any]]
 
 
 def run(request: RunRequest) -> int:
     """Plan and carry out the runs; return the exit code."""
     from bench.execution import grid, plan
 
-    runs = plan.plan_runs(request.options, request.hyper)
-    return grid.run_grid(request.options, runs, dry_run=request.options.dry_run)
+    options, hyper = request
+    return grid.run_grid(options, plan.plan_runs(options, hyper), dry_run=options.dry_run)
 
 
 def read_request(argv: Sequence[str]) -> RunRequest:
-    """Return the options of a run and the hyper-parameters of its method.
-
-    The words are read twice: the method, `--config` and `--official` decide which other flags
-    there are and what their defaults are.
-    """
-    known = parse_known_options(RunCommandOptions, argv, "run")
+    """Return the options of a run and the hyper-parameters of its method."""
+    # The method, `--config` and `--official` decide which other flags there are and what their
+    # defaults are, so the words are read twice.
+    known = parse_known(RunCommandOptions, argv, "run")
     names = method_names(known.method)
     defaults: dict[str, Any] = {}
     if known.config:
@@ -67,7 +55,7 @@ def read_request(argv: Sequence[str]) -> RunRequest:
         names = [config.method]
         defaults = config.flags | config.hyper
     if len(names) != 1:
-        return RunRequest(parse_without_hyper(argv, names), {})
+        return parse_without_hyper(argv, names), {}
     method = methods.load(names[0])
     if known.official:
         from methods.base import official_values
@@ -77,17 +65,17 @@ def read_request(argv: Sequence[str]) -> RunRequest:
     parsed = parse_options(combined, argv, "run", combined(**defaults))
     # Worker processes get the options by pickle, which finds no class that was made here.
     options = RunCommandOptions(**field_values(parsed, RunCommandOptions))
-    return RunRequest(options, field_values(parsed, method))
+    return options, field_values(parsed, method)
 
 
 def parse_without_hyper(argv: Sequence[str], names: Sequence[str]) -> RunCommandOptions:
     """Return the options for no, several or all methods, none of whose own flags exist."""
     try:
         options = parse_options(RunCommandOptions, argv, "run")
-    except UnknownFlagError as error:
+    except UnknownFlag as error:
         if any(error.flag in flags_of(methods.load(name)) for name in names):
             hint = "a method's own flags need exactly one --method"
-            raise UnknownFlagError(error.flag, hint) from None
+            raise UnknownFlag(error.flag, hint) from None
         raise
     if not options.method:
         raise UsageError("missing: --method, or --config")
@@ -106,10 +94,7 @@ def method_names(text: str) -> list[str]:
 
 
 def read_config(path: Path, names: Sequence[str]) -> TunedConfig:
-    """Return the configuration in a file.
-
-    Raises UsageError if it is not for the one method in `names`, or not of that method's values.
-    """
+    """Return the configuration in a file, which must fit its method and the names, if any."""
     from bench.protocol import tuned_config
     from methods.base import matches_type
 
@@ -139,11 +124,9 @@ def add_hyper(name: str, method: type[Method]) -> type[RunCommandOptions]:
         described = option(METAVARS.get(kind), f"{name}: {field.metadata['help']}")
         default = dataclasses.field(default=field.default)
         fields.append((field.name, Annotated[kind, described], default))
-    combined = dataclasses.make_dataclass(
-        "RunOptions", fields, bases=(RunCommandOptions,), frozen=True, kw_only=True
-    )
-    combined.__doc__ = RunCommandOptions.__doc__
-    return combined
+    return dataclasses.make_dataclass(
+        "RunOptions", fields, bases=(RunCommandOptions,), frozen=True, kw_only=True,
+        namespace={"__doc__": RunCommandOptions.__doc__})  # fmt: skip
 
 
 def field_values(values: object, form: type[Any]) -> dict[str, Any]:

@@ -29,9 +29,8 @@ class TrainTeacherOptions(ProtocolOptions):
 class ImportTeacherOptions(CommonOptions):
     """Take a checkpoint file as a teacher, after its hash, keys and test accuracy are checked.
 
-    Files of the authors, of RobustBench and of this project. A name that `teacher list` shows as a
-    release brings model, data set, normalisation and the accuracy that is expected; any other name
-    needs --arch and --dataset.
+    A release of `teacher list` brings model, data set, normalisation and expected accuracy; any
+    other name needs --arch and --dataset.
     """
 
     name: Positional[Annotated[str, option("NAME", "a release, or the name for `--teacher`")]]
@@ -39,9 +38,7 @@ class ImportTeacherOptions(CommonOptions):
     arch: Annotated[str, option("MODEL", "such as wrn34-10; see `list`")] = ""
     dataset: Annotated[str, option("NAME", "what it was trained on")] = ""
     sha256: Annotated[str, option("HEX", "refuse the file unless this is its hash")] = ""
-    mean: Annotated[
-        tuple[float, ...], option(text="per channel; without it the file's own, or raw pixels")
-    ] = ()
+    mean: Annotated[tuple[float, ...], option(text="per channel, if the file has none")] = ()
     std: Annotated[tuple[float, ...], option(text="as --mean")] = ()
     limit_test: Annotated[int, option("N", "use the first N test images, 100 or more")] = 1000
 
@@ -60,6 +57,9 @@ class VerifyTeacherOptions(CommonOptions):
     name: Positional[Annotated[str, option("NAME", "as `teacher list` shows it")]]
     suite: Annotated[str, option("NAME", "whose eps to use", "the first with its data set")] = ""
     limit_test: Annotated[int, option("N", "use the first N test images")] = 1000
+
+
+MeasureOptions = ImportTeacherOptions | VerifyTeacherOptions
 
 
 def train_teacher(options: TrainTeacherOptions) -> int:
@@ -82,17 +82,12 @@ def import_teacher(options: ImportTeacherOptions) -> int:
     from bench.teachers.releases import Release, resolve_release
 
     checks.check_image_count(options.limit_test, checks.MIN_TEST_IMAGES)
-    file = options.file
-    release = resolve_release(
-        Release(
-            options.name,
-            options.dataset,
-            options.arch,
-            sha256=options.sha256.lower(),
-            mean=options.mean,
-            std=options.std,
-        )
+    file, mean, std = options.file, options.mean, options.std
+    sha256 = options.sha256.lower()
+    request = Release(
+        options.name, options.dataset, options.arch, sha256=sha256, mean=mean, std=std
     )
+    release = resolve_release(request)
     info = datasets.get(release.dataset)
     models.check(release.arch)
     sha256 = release.sha256
@@ -136,16 +131,13 @@ def verify_teacher(options: VerifyTeacherOptions) -> int:
     checks.check_image_count(options.limit_test, 1)
     card = cards.find_card(options.store, options.name)
     info = datasets.get(card.dataset)
-    release = None
+    eps, release = first_suite(info).eps, None
     if card.imported:
         request = Release(card.name, info.name, card.arch, mean=card.mean, std=card.std)
         release = resolve_release(request)
+        eps = release.eps
     if options.suite:
         eps = suites.get(options.suite).eps
-    elif release:
-        eps = release.eps
-    else:
-        eps = first_suite(info).eps
     net = cards.load_teacher(options.store, card, info)
     print(f"{card.identity}: file has sha256 {card.sha256}, a {card.arch} for {card.dataset}")
     cards.write_card(options.store, measure_teacher(net, card, release, eps, options))
@@ -153,16 +145,9 @@ def verify_teacher(options: VerifyTeacherOptions) -> int:
 
 
 def measure_teacher(
-    net: Net,
-    card: Card,
-    release: Release | None,
-    eps: float,
-    options: ImportTeacherOptions | VerifyTeacherOptions,
+    net: Net, card: Card, release: Release | None, eps: float, options: MeasureOptions
 ) -> Card:
-    """Return the card with clean accuracy and PGD-20, in percent.
-
-    Raises BenchError if they are not what the release must have.
-    """
+    """Return the card with clean accuracy and PGD-20 in percent, checked against the release."""
     from bench.cli.evaluation import attack_test_images, print_accuracies
     from bench.datasets.loading import load_data
     from bench.system import environment

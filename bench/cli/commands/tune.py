@@ -1,7 +1,5 @@
 """Search hyper-parameters on validation images, then test the best."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from bench.cli.parsing import Command

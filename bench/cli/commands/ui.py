@@ -1,7 +1,5 @@
 """Open MLflow's own pages on the record."""
 
-from __future__ import annotations
-
 import socket
 import subprocess
 import sys
@@ -17,10 +15,7 @@ from bench.system.errors import BenchError, UsageError
 
 @dataclass(frozen=True, kw_only=True)
 class UiOptions:
-    """Open MLflow's own pages on the record; Ctrl-C ends them.
-
-    They are for this machine alone, unless --host says otherwise.
-    """
+    """Open MLflow's own pages on the record, for this machine alone unless --host is given."""
 
     store: StoreFolder = Path("runs")
     host: Annotated[str, option("NAME", "0.0.0.0 lets others in, without a password")] = "127.0.0.1"
