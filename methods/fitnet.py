@@ -1,4 +1,4 @@
-"""Feature regression (FitNet), a control: do features of a robust teacher transfer robustness?
+"""Feature regression (FitNet), a control: whether a robust teacher's features transfer robustness.
 
 Paper: Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015. Code: HobbitLong/RepDistiller
 at b84f547c5d, whose weight of 100 is the default. Assumed: penultimate features and not the second

@@ -9,6 +9,8 @@ from bench.datasets.dataset import Arrays, Dataset
 
 
 class Cifar10(Dataset):
+    """CIFAR-10, read by torchvision."""
+
     torchvision_class = "CIFAR10"
 
     def read(self, official: Any, root: Path, train: bool) -> Arrays:
@@ -18,6 +20,8 @@ class Cifar10(Dataset):
 
 
 class Cifar100(Cifar10):
+    """CIFAR-100, read by torchvision."""
+
     torchvision_class = "CIFAR100"
 
 

@@ -9,6 +9,8 @@ from bench.datasets.dataset import Arrays, Dataset
 
 
 class Stl10(Dataset):
+    """The labelled part of STL-10, read by torchvision."""
+
     torchvision_class = "STL10"
     # The files after these two are 2.5 GB of unlabelled images.
     labelled_files = 2

@@ -15,7 +15,7 @@ from bench.system.environment import describe_environment, resolve_device
 from bench.system.progress import Progress
 from leaderboards.read import artifacts, verdicts
 from leaderboards.read.store import collect
-from leaderboards.schema.record import ACCURACY_TOLERANCE, Verdicts, Record, RecordError
+from leaderboards.schema.record import ACCURACY_TOLERANCE, Record, RecordError, Verdicts
 
 COUNTS = ("test/n", "test/aa_n")
 ROUNDING_SHARE = 0.005  # of the images: rounding differs between machines and libraries

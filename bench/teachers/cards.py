@@ -67,6 +67,7 @@ class Card:
 
 
 def teacher_file(store: Path, identity: str, suffix: str = ".pt") -> Path:
+    """Return the path of a teacher's checkpoint or card."""
     return store / "teachers" / f"{identity}{suffix}"
 
 

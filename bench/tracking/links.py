@@ -161,6 +161,7 @@ def set_alias(
 
 
 def registered_name(spec: Spec, name: str) -> str:
+    """Return the name of a registered model."""
     return f"{spec.suite}.{spec.dataset}.{name}"
 
 

@@ -122,6 +122,7 @@ class SearchSpace:
 
 
 def default_values(parameters: Iterable[Parameter]) -> dict[str, Any]:
+    """Return the default of each parameter by name."""
     return {parameter.name: parameter.default for parameter in parameters}
 
 

@@ -184,8 +184,10 @@ def describe_end(trial: FrozenTrial) -> str:
 
 
 def format_percent(value: float) -> str:
+    """Format a fraction in percent."""
     return f"{100 * value:.1f} %"
 
 
 def format_value(value: Any) -> str:
+    """Format a value, a float with three digits."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -58,6 +58,7 @@ def _second_best(group: TaskTable, column: Column) -> float:
 
 
 def teacher_symbols(group: TaskTable) -> dict[str, str]:
+    """Return a short symbol for each teacher of a table."""
     # The column is too narrow for the names of teachers.
     symbols: dict[str, str] = {}
     for row in group.ranked:

@@ -70,7 +70,7 @@ def is_recorded(value: Any) -> bool:
 
 
 def sort_attacks(names: Collection[str]) -> list[str]:
-    """Sort the attacks among names of metrics: those of ATTACK_LABELS in its order, then the others."""
+    """Sort the attacks among metrics: those of ATTACK_LABELS in its order, then the others."""
     attacks = [name for name in ATTACK_LABELS if name in names]
     for name in sorted(set(names).difference(ATTACK_LABELS)):
         if name != "n" and not name.endswith("_n"):

@@ -45,6 +45,8 @@ class StrictModel(BaseModel):
 
 
 class Schema(StrictModel):
+    """The name and version of the format."""
+
     name: Literal["robust-distill-bench/record"]
     version: Literal[1]
 

@@ -110,7 +110,7 @@ class PairedRows:
 
     @classmethod
     def from_verdicts(cls, rows: Sequence[Verdicts]) -> PairedRows:
-        """Raises ValueError for rows with different numbers of images."""
+        """Pair rows over images. Raise ValueError for rows with other numbers of images."""
         counts = np.array([len(verdicts) for verdicts in rows])
         freedom = int((counts - 1).sum())
         share = _noise_share(freedom)

@@ -53,12 +53,12 @@ class Published:
 
     @property
     def span(self) -> str:
-        """ "40.57 to 52.21", or a lone value, with the decimals of the papers."""
+        """The range such as "40.57 to 52.21", or a lone value, with the decimals of the papers."""
         low, high = f"{100 * self.low:.2f}", f"{100 * self.high:.2f}"
         return low if low == high else f"{low} to {high}"
 
     def remark(self, accuracy: float) -> str:
-        """ "3 sources, any teacher; ours 1.2 below"; nothing about ours where it is NaN."""
+        """Say "3 sources, any teacher; ours 1.2 below"; nothing about ours where it is NaN."""
         count = len(self.sources)
         text = "1 source" if count == 1 else f"{count} sources"
         if self.teachers:

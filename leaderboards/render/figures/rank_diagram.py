@@ -20,6 +20,8 @@ Scale: TypeAlias = Callable[[float], float]  # a rank's x
 
 @dataclass(frozen=True)
 class Label:
+    """A text and the pixel where its anchor lies."""
+
     x: float
     y: float
     text: str

@@ -61,7 +61,8 @@ def _engine(site: Site) -> jinja2.Environment:
     engine = jinja2.Environment(loader=loader, undefined=undefined, autoescape=True, **options)
     engine.policies["json.dumps_kwargs"] = JSON_OPTIONS
     engine.globals |= {
-        "site": site, "published": HEADING, "rank": RANK_METRIC, "seconds": TRAIN_SECONDS, "zip": zip, **FORMATS,
+        "site": site, "published": HEADING, "rank": RANK_METRIC, "seconds": TRAIN_SECONDS,
+        "zip": zip, **FORMATS,
         "describe_protocol": describe_protocol, "shared_settings": shared_settings,
         "summarize_method": summarize_method, "layout_diagram": layout_diagram,
     }  # fmt: skip
@@ -124,7 +125,8 @@ def _run_values(site: Site, site_row: SiteRow, record: Mapping[str, Any]) -> dic
     settings.pop("seed", None)
     views = run_views(site.curves.get(record["run_id"], {}))
     return {
-        "site_row": site_row, "record": record, "flags": fields.parse_json_tag(record["flags"]) or {},
+        "site_row": site_row, "record": record,
+        "flags": fields.parse_json_tag(record["flags"]) or {},
         "charts": [*map(build_chart, views)], "accuracies": _accuracies(site, record),
         "row": site_row.row, "checkpoints": ("best", *CHECKPOINT_LABELS.values()),
         "settings": tuple(settings.items()), "environment": _flatten(site.environment(record)),
