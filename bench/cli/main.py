@@ -53,7 +53,7 @@ def dispatch(argv: Sequence[str]) -> int:
         return 0
     command: Command | dict[str, Command] = commands.load_module(name).COMMAND
     if isinstance(command, Command):
-        return command.execute(argv[1:], name)
+        return command.run(argv[1:], name)
     if len(argv) < 2:
         raise UsageError(f"`{name}` needs an action: {', '.join(command)}")
     action = argv[1]
@@ -62,7 +62,7 @@ def dispatch(argv: Sequence[str]) -> int:
         return 0
     if action not in command:
         raise unknown_name(f"{name} action", action, command)
-    return command[action].execute(argv[2:], f"{name} {action}")
+    return command[action].run(argv[2:], f"{name} {action}")
 
 
 def print_help(usage: str, entries: Mapping[str, object]) -> None:

@@ -27,7 +27,7 @@ class Command:
     # Another way to the argument of the function than to parse the options.
     read: Callable[[Sequence[str]], Any] | None = None
 
-    def execute(self, argv: Sequence[str], name: str) -> int:
+    def run(self, argv: Sequence[str], name: str) -> int:
         """Run the command `name` with the words after it; return the exit code."""
         options = self.read(argv) if self.read else parse_options(self.options, argv, name)
         return self.function(options)

@@ -48,16 +48,16 @@ def read_request(argv: Sequence[str]) -> RunRequest:
     # The method, `--config` and `--official` decide which other flags there are and what their
     # defaults are, so the words are read twice.
     known = parse_known(RunCommandOptions, argv, "run")
-    names = method_names(known.method)
+    names = method_names(partial.method)
     defaults: dict[str, Any] = {}
-    if known.config:
-        config = read_config(known.config, names)
+    if partial.config:
+        config = read_config(partial.config, names)
         names = [config.method]
         defaults = config.flags | config.hyper
     if len(names) != 1:
         return parse_without_hyper(argv, names), {}
     method = methods.load(names[0])
-    if known.official:
+    if partial.official:
         from methods.base import official_values
 
         defaults |= official_values(method)
