@@ -47,7 +47,7 @@ def read_request(argv: Sequence[str]) -> RunRequest:
     """Return the options of a run and the hyper-parameters of its method."""
     # The method, `--config` and `--official` decide which other flags there are and what their
     # defaults are, so the words are read twice.
-    known = parse_known(RunCommandOptions, argv, "run")
+    partial = parse_known(RunCommandOptions, argv, "run")
     names = method_names(partial.method)
     defaults: dict[str, Any] = {}
     if partial.config:
