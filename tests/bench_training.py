@@ -105,9 +105,8 @@ def make_trainer(
         case.dataset, ROOT, limit_train=limit_train, limit_val=10, limit_test=10
     )
     torch.manual_seed(0)
-    method_values = methods.load(method)()
     student = models.build(case.student, data.info)
-    module = TrainingModule(method_values, student, {"robust": teacher}, 100)
+    module = TrainingModule(methods.load(method)(), student, {"robust": teacher}, 100)
     return Trainer(module, data, spec, folder)
 
 

@@ -31,7 +31,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 DATA = loading.load_data("digits", "unused", limit_train=400, limit_test=40, limit_val=40)
-# Of the twelve batches of an epoch, as many as the tests of single steps use.
+# Batches of an epoch, which has twelve, that the tests of single steps use.
 STEPS = 6
 
 

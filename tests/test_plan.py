@@ -123,9 +123,9 @@ def test_an_option_changes_the_spec(arguments: str, field: str, value: Any) -> N
 )
 def test_the_recorded_command_plans_the_same_run(arguments: str) -> None:
     planned = student_runs(arguments)[0]
-    words = shlex.split(planned.command)
-    assert words[:4] == ["python", "-m", "bench", "run"]
-    options, hyper = read_request(words[4:])
+    command = shlex.split(planned.command)
+    assert command[:4] == ["python", "-m", "bench", "run"]
+    options, hyper = read_request(command[4:])
     runs = plan.plan_runs(options, hyper)
     repeated_ids = [run.spec.id for run in runs if run.spec.role == "student"]
     assert repeated_ids == [planned.spec.id]
