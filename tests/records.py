@@ -1,4 +1,4 @@
-"""Runs recorded as the program records them, but for the attacks: training is real and short, accuracies are given."""
+"""Runs recorded as the program records them: real, short training and invented accuracies."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from bench.datasets import loading
-from bench.execution import job as cell_module
-from bench.execution import plan
+from bench.execution import job, plan
 from bench.execution.job import RunContext
 from bench.execution.plan import PlannedRun
 from bench.protocol.options import RunOptions
@@ -30,8 +29,8 @@ MEASURED = {
 FLAGS = {"pgd-far-above-aa": "pgd20 62.5%, AutoAttack 50%"}
 
 
-def cell(method: str = "natural", seed: int = 0, **changes: Any) -> PlannedRun:
-    """A student of `digits` with one epoch on few images."""
+def plan_student(method: str = "natural", seed: int = 0, **changes: Any) -> PlannedRun:
+    """Plan a student of `digits` with one epoch on few images."""
     options = RunOptions(
         method=method,
         student="resnet8-w4",
@@ -43,23 +42,28 @@ def cell(method: str = "natural", seed: int = 0, **changes: Any) -> PlannedRun:
     return dataclasses.replace(plan.plan_runs(options, {})[-1], **changes)
 
 
-def shop(root: Path) -> RunContext:
-    return RunContext(
-        TrackingStore(root), torch.device("cpu"), {"code_commit": "0123abc", "code_dirty": "true"}
-    )
+def make_context(root: Path) -> RunContext:
+    code = {"code_commit": "0123abc", "code_dirty": "true"}
+    return RunContext(TrackingStore(root), torch.device("cpu"), code)
 
 
-def execute(made: PlannedRun, place: RunContext, measured: dict[str, float] = MEASURED) -> str:
-    """Carries the cell out; AutoAttack is for the checkpoint that the suite names, as in the program."""
+def execute(run: PlannedRun, context: RunContext, measured: dict[str, float] = MEASURED) -> str:
+    """Carry out a run; as in the program, only the full checkpoints get AutoAttack."""
+    without_autoattack = {}
+    for name, value in measured.items():
+        if not name.startswith("aa"):
+            without_autoattack[name] = value
 
     def evaluate(
         net: Any, spec: Any, test: Any, full: bool, *_: Any
     ) -> tuple[dict[str, float], dict[str, str]]:
-        return {
-            name: value for name, value in measured.items() if full or not name.startswith("aa")
-        }, FLAGS
+        return dict(measured if full else without_autoattack), FLAGS
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cell_module, "evaluate_checkpoint", evaluate)
-        images = loading.load_data("digits", "", made.spec.limit_train, made.spec.limit_test)
-        return cell_module.run_job(made, place, images, 1.0, lambda *_: None)
+        patch.setattr(job, "evaluate_checkpoint", evaluate)
+        images = loading.load_data("digits", "", run.spec.limit_train, run.spec.limit_test)
+        return job.run_job(run, context, images, 1.0, lambda *_: None)
+
+
+# The names that test_links.py and test_ui.py call.
+cell, shop = plan_student, make_context

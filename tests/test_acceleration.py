@@ -1,4 +1,4 @@
-"""What makes training fast: compiled networks are the same function, and no step of a method waits for the device."""
+"""Fast training: compiled networks are the same function, and no step waits for the device."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ from methods.base import Batch, Method
 from methods.fold import fold
 
 DATA = loading.load_data("digits", "unused", limit_train=96, limit_test=40, limit_val=40)
-BUFFERS = {
+# Operators whose result the host reads, or whose size depends on values.
+WAITING_OPERATORS = {
     "_local_scalar_dense",
     "nonzero",
     "masked_select",
@@ -40,54 +41,90 @@ BUFFERS = {
 }
 
 
-class Waits(TorchDispatchMode):
-    """Collects what would make a host wait for a CUDA device: it reads the result, or the size depends on values."""
+class WaitRecorder(TorchDispatchMode):
+    """Collect the operators that would make the host wait for a CUDA device."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: set[str] = set()
+        self.operators: set[str] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.__name__.split(".")[0]
-        masks = name == "index" and any(i is not None and i.dtype == torch.bool for i in args[1])
-        if name in BUFFERS or masks:
-            self.found.add(name)
+        if name in WAITING_OPERATORS or (name == "index" and has_mask(args[1])):
+            self.operators.add(name)
         return func(*args, **(kwargs or {}))
 
 
-def trainer(work: Path, method: Method, precision: Any = "fp32", **changes: Any) -> Trainer:
-    training = Training(epochs=3, batch=32, lr=0.05, **changes)
-    spec = Spec(suite="digits", role="student", dataset="digits", arch="resnet8-w4", method="any", hyper={}, teachers={},
-                seed=0, training=training, eps=0.15, inner_step=0.06, inner_steps=2, attacks=(), full_checkpoints=(),
-                precision=precision)  # fmt: skip
+def has_mask(indices: list[Tensor | None]) -> bool:
+    return any(index is not None and index.dtype == torch.bool for index in indices)
+
+
+def make_trainer(folder: Path, method: Method, precision: Any = "fp32", **changes: Any) -> Trainer:
+    """Return a trainer with a robust and a natural teacher; `changes` are fields of Training."""
+    spec = Spec(
+        suite="digits",
+        role="student",
+        dataset="digits",
+        arch="resnet8-w4",
+        method="any",
+        hyper={},
+        teachers={},
+        seed=0,
+        training=Training(epochs=3, batch=32, lr=0.05, **changes),
+        eps=0.15,
+        inner_step=0.06,
+        inner_steps=2,
+        attacks=(),
+        full_checkpoints=(),
+        precision=precision,
+    )
     torch.manual_seed(0)
     student = models.build(spec.arch, DATA.info)
     teachers = {role: models.build("resnet8-w8", DATA.info) for role in ("robust", "natural")}
-    return Trainer(TrainingModule(method, student, teachers, len(DATA.train)), DATA, spec, work)
+    module = TrainingModule(method, student, teachers, len(DATA.train))
+    return Trainer(module, DATA, spec, folder)
+
+
+def first_batch(trainer: Trainer) -> Batch:
+    return trainer.make_batch(trainer.epoch_batches()[0], 0)
+
+
+def fixed_batch(trainer: Trainer) -> Batch:
+    """Return the first 32 images in the precision of the networks."""
+    batch = trainer.make_batch(torch.arange(32), 0)
+    dtype = next(trainer.module.parameters()).dtype
+    return dataclasses.replace(batch, x=batch.x.to(dtype))
+
+
+def rehearse(trainer: Trainer) -> Tensor:
+    """Return the loss on the fixed batch."""
+    batch = fixed_batch(trainer)
+    return trainer.loss_terms(batch, trainer.attack(batch))[1]
 
 
 @pytest.mark.parametrize("name", methods.builtin())
 @pytest.mark.parametrize("official", [False, True], ids=["paper", "official"])
 def test_no_step_waits_for_the_device(name: str, official: bool, tmp_path: Path) -> None:
-    """But the first of an epoch, which may."""
-    form = methods.load(name)
-    run = trainer(tmp_path, form(**(methods.base.official_values(form) if official else {})))
+    """Only the first step of an epoch may wait."""
+    method_class = methods.load(name)
+    switches = methods.base.official_values(method_class) if official else {}
+    trainer = make_trainer(tmp_path, method_class(**switches))
     for epoch in range(3):
-        run.module.train()
-        for number, index in enumerate(run.epoch_batches()[:2]):
-            with Waits() as waits:
-                batch = run.make_batch(index, epoch)
-                terms, total = run.loss_terms(batch, run.attack(batch))
+        trainer.module.train()
+        for step, index in enumerate(trainer.epoch_batches()[:2]):
+            with WaitRecorder() as waits:
+                batch = trainer.make_batch(index, epoch)
+                terms, total = trainer.loss_terms(batch, trainer.attack(batch))
                 total.backward()  # type: ignore[no-untyped-call]
-                run.module.method.after_step(run.module.nets, batch)
+                trainer.module.method.after_step(trainer.module.nets, batch)
             assert terms
-            assert number == 0 or not waits.found, f"epoch {epoch}: {waits.found}"
+            assert step == 0 or not waits.operators, f"epoch {epoch}: {waits.operators}"
 
 
 @pytest.mark.parametrize(
     ("name", "depends"), [("rslad", False), ("gacd", False), ("fair_rslad", True), ("igdm", True)]
 )
-def test_a_method_says_whether_a_step_depends_on_its_epoch(name: str, depends: bool) -> None:
+def test_epoch_dependent_methods(name: str, depends: bool) -> None:
     assert methods.load(name)().epoch_dependent is depends
 
 
@@ -95,34 +132,37 @@ def test_a_method_says_whether_a_step_depends_on_its_epoch(name: str, depends: b
 def test_bf16_is_the_same_loss_up_to_rounding(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each term on the same images. A processor without bfloat16 imitates it here, where it does not otherwise."""
+    """Each term agrees on the same images."""
+    # A processor without bfloat16 imitates it here, but in no real run.
     monkeypatch.setattr("bench.training.trainer.has_bf16", lambda device: True)
-    found, images = [], []
+    losses, examples = [], []
     for precision in ("fp32", "bf16"):
-        run = trainer(tmp_path, methods.load(name)(), precision)
-        assert ("bf16" in run.training_path) == (precision == "bf16")
-        run.module.train()
+        trainer = make_trainer(tmp_path, methods.load(name)(), precision)
+        assert ("bf16" in trainer.training_path) == (precision == "bf16")
+        trainer.module.train()
         torch.manual_seed(0)
-        batch = run.make_batch(run.epoch_batches()[0], 0)
-        images.append(run.attack(batch))
-        terms, total = run.loss_terms(batch, images[0])
+        batch = first_batch(trainer)
+        examples.append(trainer.attack(batch))
+        terms, total = trainer.loss_terms(batch, examples[0])
         total.backward()  # type: ignore[no-untyped-call]
-        found.append({key: value.item() for key, value in terms.items()})
-    assert found[1] != found[0]
-    assert found[1] == pytest.approx(found[0], rel=0.02, abs=0.01)
-    same = torch.equal(*images)  # the attack runs in bfloat16 too; some methods have none
-    assert same == (not run.module.method.adversarial)
+        losses.append({key: value.item() for key, value in terms.items()})
+    fp32, bf16 = losses
+    assert bf16 != fp32
+    assert bf16 == pytest.approx(fp32, rel=0.02, abs=0.01)
+    # The attack runs in bfloat16 too; some methods have none.
+    same_examples = torch.equal(*examples)
+    assert same_examples == (not trainer.module.method.adversarial)
 
 
 @pytest.mark.parametrize(("bf16", "amx"), [(True, False), (False, True), (False, False)])
-def test_what_has_bf16(bf16: bool, amx: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processors_with_bf16(bf16: bool, amx: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     assert memory_layout.has_bf16(torch.device("cpu")) == (bf16 or amx)
 
 
 @pytest.mark.parametrize("capability", [(7, 5), (8, 0), (12, 0)])
-def test_what_cards_have_bf16(capability: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cards_with_bf16(capability: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert memory_layout.has_bf16(torch.device("cuda")) == (capability != (7, 5))
 
@@ -131,105 +171,113 @@ def test_bf16_gives_way_to_fp32_where_the_processor_has_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bench.training.trainer.has_bf16", lambda device: False)
-    ends = []
+    states = []
     for precision in ("fp32", "bf16"):
-        run = trainer(tmp_path / precision, methods.load("rslad")(), precision)
-        run.module.train()
-        run.set_learning_rates(0)
+        trainer = make_trainer(tmp_path / precision, methods.load("rslad")(), precision)
+        trainer.module.train()
+        trainer.set_learning_rates(0)
         torch.manual_seed(0)
-        run.update(run.make_batch(run.epoch_batches()[0], 0))
-        ends.append(run.module.state_dict())
-    assert run.training_path[-1] == "fp32 (no bf16 here)"
-    assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0])
+        trainer.update(first_batch(trainer))
+        states.append(trainer.module.state_dict())
+    assert trainer.training_path[-1] == "fp32 (no bf16 here)"
+    fp32, bf16 = states
+    assert all(torch.equal(fp32[key], bf16[key]) for key in fp32)
 
 
-def test_waiting_is_noticed() -> None:
+def test_waits_are_recorded() -> None:
     x = torch.rand(3)
-    for wait in (
+    waiting: list[Callable[[], object]] = [
         lambda: x[x > 0.5],
         lambda: x.sum().item(),
         lambda: bool(x[0] > 0),
         lambda: x.nonzero(),
-    ):
-        with Waits() as waits:
+    ]
+    for wait in waiting:
+        with WaitRecorder() as waits:
             wait()
-        assert waits.found
+        assert waits.operators
 
 
 @pytest.fixture
-def compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """Networks are traced and differentiated as on a CUDA device, and no code is generated; an entry for each time."""
-    times: list[int] = []
-    real = torch.compile
+def compilations(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """Trace and differentiate networks as on a CUDA device, without generating code.
+
+    The list gets an entry, the number of inputs, for each compilation.
+    """
+    input_counts: list[int] = []
+    compile_for_device = torch.compile
 
     def backend(module: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
-        times.append(len(inputs))
-        return aot_eager(module, inputs)  # type: ignore[no-untyped-call, no-any-return]
+        input_counts.append(len(inputs))
+        return aot_eager(module, inputs)
 
-    monkeypatch.setattr(
-        torch, "compile", lambda function, **options: real(function, backend=backend, **options)
-    )
-    yield times
+    def compile_without_code(function: Callable[..., Any], **options: Any) -> Any:
+        return compile_for_device(function, backend=backend, **options)
+
+    monkeypatch.setattr(torch, "compile", compile_without_code)
+    yield input_counts
     torch.compiler.reset()
 
 
 @pytest.mark.parametrize("name", ["rslad", "gacd", "fair_rslad", "ciard", "peeraid", "dgad"])
 def test_compiled_networks_are_the_same_function(
-    name: str, compiled: list[int], tmp_path: Path
+    name: str, compilations: list[int], tmp_path: Path
 ) -> None:
-    """In double precision; nothing is compiled again after the first step."""
-    slow, fast = (trainer(tmp_path, methods.load(name)(), averaging=()) for _ in range(2))
-    for run in (slow, fast):
-        run.module.double()
-        for teacher in run.module.nets.teachers.values():
-            teacher.double()
-    assert compiling.compile_networks(fast.module.nets, lambda: loss(fast)) == "compiled"
-    for a, b in zip(slow.module.buffers(), fast.module.buffers(), strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+    """In double precision; the first step compiles all there is to compile."""
+    as_written = make_double_trainer(name, tmp_path)
+    compiled = make_double_trainer(name, tmp_path)
+    path = compiling.compile_networks(compiled.module.nets, lambda: rehearse(compiled))
+    assert path == "compiled"
+    buffers = zip(as_written.module.buffers(), compiled.module.buffers(), strict=True)
+    for expected, actual in buffers:
+        torch.testing.assert_close(actual, expected, rtol=0, atol=0, equal_nan=True)
     counts = []
-    for number in range(3):
-        for run in (slow, fast):
-            torch.manual_seed(number)
-            run.set_learning_rates(number)
-            run.update(images(run))
-        counts.append(len(compiled))
+    for step in range(3):
+        for trainer in (as_written, compiled):
+            torch.manual_seed(step)
+            trainer.set_learning_rates(step)
+            trainer.update(fixed_batch(trainer))
+        counts.append(len(compilations))
     assert counts[0] == counts[-1] >= 3
-    for (key, a), b in zip(
-        slow.module.state_dict().items(), fast.module.state_dict().values(), strict=True
-    ):
-        torch.testing.assert_close(a, b, msg=key)
+    expected_state = as_written.module.state_dict()
+    actual_state = compiled.module.state_dict()
+    assert list(actual_state) == list(expected_state)
+    for key, value in expected_state.items():
+        torch.testing.assert_close(actual_state[key], value, msg=key)
 
 
-def images(run: Trainer) -> Batch:
-    batch = run.make_batch(torch.arange(32), 0)
-    return dataclasses.replace(batch, x=batch.x.to(next(run.module.parameters()).dtype))
+def make_double_trainer(name: str, folder: Path) -> Trainer:
+    trainer = make_trainer(folder, methods.load(name)(), averaging=())
+    trainer.module.double()
+    for teacher in trainer.module.nets.teachers.values():
+        teacher.double()
+    return trainer
 
 
-def loss(run: Trainer) -> Tensor:
-    batch = images(run)
-    return run.loss_terms(batch, run.attack(batch))[1]
-
-
-@pytest.mark.usefixtures("compiled")
+@pytest.mark.usefixtures("compilations")
 def test_a_copy_of_a_compiled_network_has_its_own_weights(tmp_path: Path) -> None:
-    nets = trainer(tmp_path, methods.load("pgd_at")()).objective.nets
-    compiling.compile_networks(nets, lambda: nets.student.linear.weight.sum())  # type: ignore[union-attr, operator]
-    other = copy.deepcopy(nets.student)
-    assert vars(other)["features"].args[0] is other
+    nets = make_trainer(tmp_path, methods.load("pgd_at")()).module.nets
+    weight = nets.student.get_parameter("linear.weight")
+    compiling.compile_networks(nets, lambda: weight.sum())
+    duplicate = copy.deepcopy(nets.student)
+    assert vars(duplicate)["features"].args[0] is duplicate
 
 
-@pytest.mark.usefixtures("compiled")
-def test_what_cannot_be_compiled_runs_as_it_is_written(tmp_path: Path) -> None:
-    """A gradient of a gradient."""
-    run = trainer(tmp_path, methods.load("kdiga")())
-    buffers = copy.deepcopy(list(run.module.buffers()))
-    path = compiling.compile_networks(run.module.nets, lambda: loss(run))
+@pytest.mark.usefixtures("compilations")
+def test_networks_that_cannot_be_compiled_run_as_written(tmp_path: Path) -> None:
+    """The loss of KDIGA needs a gradient of a gradient."""
+    trainer = make_trainer(tmp_path, methods.load("kdiga")())
+    module = trainer.module
+    buffers = copy.deepcopy(list(module.buffers()))
+    path = compiling.compile_networks(module.nets, lambda: rehearse(trainer))
     assert path == "not compiled (RuntimeError)"
-    assert all(torch.equal(a, b) for a, b in zip(buffers, run.module.buffers(), strict=True))
-    assert all(value.grad is None for value in run.module.parameters())
-    assert not any("features" in vars(net) for net in memory_layout.all_networks(run.module.nets))
-    run.update(run.make_batch(torch.arange(32), 0))
-    assert fold(run.module.nets.student.eval()), "its attacks are not folded any more"
+    pairs = zip(buffers, module.buffers(), strict=True)
+    assert all(torch.equal(before, after) for before, after in pairs)
+    assert all(value.grad is None for value in module.parameters())
+    networks = memory_layout.all_networks(module.nets)
+    assert not any("features" in vars(net) for net in networks)
+    trainer.update(trainer.make_batch(torch.arange(32), 0))
+    assert fold(module.nets.student.eval()), "its attacks are not folded any more"
 
 
 @pytest.mark.parametrize(
@@ -246,14 +294,15 @@ def test_narrow_networks_stay_channels_first_on_a_cpu(arch: str, safe: bool) -> 
     assert memory_layout.is_channels_last_safe(models.build(arch, DATA.info)) is safe
 
 
-STEPS = """
+TRAINING_SCRIPT = """
 import sys, torch
 from bench import models
 from bench.training.memory_layout import arrange_memory
 from bench.datasets import CIFAR10
 from methods.base import Nets
 net = models.build(sys.argv[1], CIFAR10)
-assert arrange_memory(Nets(net, {}, torch.nn.ModuleDict()), torch.device("cpu"))[0] == "channels-last"
+path = arrange_memory(Nets(net, {}, torch.nn.ModuleDict()), torch.device("cpu"))
+assert path[0] == "channels-last"
 for _ in range(5):
     net(torch.rand(20, 3, 32, 32)).square().mean().backward()
 """
@@ -262,33 +311,38 @@ for _ in range(5):
 @pytest.mark.parametrize(
     "arch", ["resnet8-w16-s2", "mobilenetv2", "wrn10-1", "preactresnet18-w16", "wrn10-1-silu"]
 )
-def test_training_leaves_the_heap_sound(arch: str) -> None:
-    """Under glibc's own checks, which end the process at the first block that was written beyond."""
+def test_training_does_not_corrupt_the_heap(arch: str) -> None:
+    """glibc's own checks end the process at the first write past a block."""
     checks = "libc_malloc_debug.so.0"
     try:
         ctypes.CDLL(checks)
     except OSError:
         pytest.skip(f"needs glibc's {checks}")
-    environment = os.environ | {"LD_PRELOAD": checks, "MALLOC_CHECK_": "3"}
-    done = subprocess.run(
-        [sys.executable, "-c", STEPS, arch], env=environment, capture_output=True, text=True
+    result = subprocess.run(
+        [sys.executable, "-c", TRAINING_SCRIPT, arch],
+        env=os.environ | {"LD_PRELOAD": checks, "MALLOC_CHECK_": "3"},
+        capture_output=True,
+        text=True,
     )
-    assert done.returncode == 0, done.stderr
+    assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="glibc alone")
-def test_freed_memory_is_used_again_without_new_pages() -> None:
-    script = """
+PAGES_SCRIPT = """
 import resource, statistics, torch
 from bench.training.memory_layout import keep_freed_memory
-def pages():
+def count_new_pages():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.zeros(4_000_000).add(1)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 assert keep_freed_memory()
-print(statistics.median(pages() for _ in range(21)))
+print(statistics.median(count_new_pages() for _ in range(21)))
 """
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc alone")
+def test_freed_memory_is_used_again_without_new_pages() -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", PAGES_SCRIPT], capture_output=True, text=True, check=True
     )
-    assert float(done.stdout) < 100  # of the 7,800 that two such tensors have
+    # Two such tensors have 7,800 pages.
+    assert float(result.stdout) < 100

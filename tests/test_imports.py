@@ -1,4 +1,4 @@
-"""The star of the design: `bench` imports the leaves, no leaf imports `bench` or another leaf; start-up stays light."""
+"""`bench` imports the leaves, no leaf imports `bench` or another leaf, and start-up is light."""
 
 from __future__ import annotations
 
@@ -15,43 +15,49 @@ import bench
 ROOT = Path(bench.__file__).parent.parent
 LEAVES = ("methods", "attacks", "leaderboards")
 SOURCES = [path for name in ("bench", *LEAVES) for path in sorted((ROOT / name).rglob("*.py"))]
+# The packages that no file of a package may import.
+BARRED = {
+    "bench": set(),
+    "methods": {"bench", "attacks", "leaderboards"},
+    "attacks": {"bench", "methods", "leaderboards"},
+    "leaderboards": {"bench", "methods", "attacks", "torch"},
+}
 
 
-def imported(path: Path) -> set[str]:
-    """Top-level packages that a file imports, anywhere in it."""
-    found = set()
+def imported_packages(path: Path) -> set[str]:
+    """Return the top-level packages that a file imports, anywhere in it."""
+    packages = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[0] for alias in node.names}
+            packages |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            found.add(node.module.split(".")[0])
-    return found
+            packages.add(node.module.split(".")[0])
+    return packages
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_direction_of_imports(path: Path) -> None:
     package = path.relative_to(ROOT).parts[0]
-    barred = {"bench": set(), "leaderboards": {"bench", "methods", "attacks", "torch"}}.get(
-        package, {"bench", *LEAVES} - {package}
-    )
-    assert not imported(path) & barred
+    assert not imported_packages(path) & BARRED[package]
 
 
 @pytest.mark.parametrize("leaf", LEAVES)
-def test_a_leaf_brings_no_other_package(leaf: str) -> None:
-    code = f"import sys, {leaf}; print(*sorted({{'bench', *{LEAVES!r}, 'torch', 'mlflow'}} & sys.modules.keys()))"
-    loaded = subprocess.run(
+def test_importing_a_leaf_loads_no_other_package(leaf: str) -> None:
+    packages = {"bench", *LEAVES, "torch", "mlflow"}
+    code = f"import sys, {leaf}; print(*({packages!r} & sys.modules.keys()))"
+    result = subprocess.run(
         [sys.executable, "-c", code], check=True, capture_output=True, text=True
-    ).stdout.split()
-    assert loaded == [leaf]
+    )
+    assert result.stdout.split() == [leaf]
 
 
 @pytest.mark.timed
-@pytest.mark.parametrize("words", [["--help"], ["run", "--help"]])
-def test_help_is_quick(words: list[str]) -> None:
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"]])
+def test_help_starts_fast(arguments: list[str]) -> None:
+    command = [sys.executable, "-m", "bench", *arguments]
     times = []
     for _ in range(3):
         start = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "bench", *words], check=True, capture_output=True)
+        subprocess.run(command, check=True, capture_output=True)
         times.append(time.perf_counter() - start)
     assert min(times) < 0.7

@@ -1,4 +1,4 @@
-"""From options to specs: golden identities, what a command asks for, and the command that repeats each run."""
+"""From options to specs: golden ids, the runs of a command, and the command that repeats a run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from bench.protocol.suites import Suite
 from bench.system.errors import UsageError
 from methods.base import RECIPE
 
-# A changed id disowns every record of its suite: change the suite's version with it, never these lines alone.
+# Ids of the first teacher and the first student. A changed id disowns every record of its suite:
+# change the suite's version with it, never these lines alone.
 GOLDEN = {
     "digits": ("8adc3f9f6aa88ef8", "e35ba164b1dbfbdc"),
     "cifar-mini": ("b0ffce380d7b2402", "bb32de8e55fa3f02"),
@@ -32,27 +33,32 @@ GOLDEN = {
 }
 
 
-def cells(*words: str) -> list[PlannedRun]:
-    options, hyper = read_request(words)
+def plan_command(arguments: str) -> list[PlannedRun]:
+    """Return the runs of `python -m bench run` with these arguments."""
+    options, hyper = read_request(arguments.split())
     return plan.plan_runs(options, hyper)
 
 
-def students(*words: str) -> list[Spec]:
-    return [cell.spec for cell in cells(*words) if cell.spec.role == "student"]
+def student_runs(arguments: str) -> list[PlannedRun]:
+    return [run for run in plan_command(arguments) if run.spec.role == "student"]
+
+
+def student_specs(arguments: str) -> list[Spec]:
+    return [run.spec for run in student_runs(arguments)]
 
 
 @pytest.mark.parametrize("name", suites.SUITES)
 def test_specs_are_golden(name: str) -> None:
-    ids = {
-        cell.spec.role: cell.spec.id
-        for cell in reversed(cells("--method", "rslad", "--suite", name))
-    }
-    assert (ids["teacher"], ids["student"]) == GOLDEN[name]  # the first of each
+    first_ids: dict[str, str] = {}
+    for run in plan_command(f"--method rslad --suite {name}"):
+        first_ids.setdefault(run.spec.role, run.spec.id)
+    assert (first_ids["teacher"], first_ids["student"]) == GOLDEN[name]
 
 
 @pytest.mark.parametrize("suite", suites.SUITES.values(), ids=suites.SUITES)
 def test_suites_are_consistent(suite: Suite) -> None:
-    for arch in (*suite.students, *(teacher.arch for teacher in suite.teachers.values())):
+    teacher_archs = [teacher.arch for teacher in suite.teachers.values()]
+    for arch in (*suite.students, *teacher_archs):
         models.check(arch)
     assert set(suite.teachers) == {"robust", "natural"}
     assert suite.inner_step * suite.inner_steps > suite.eps
@@ -61,55 +67,53 @@ def test_suites_are_consistent(suite: Suite) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", ["--method rslad", "--method rslad --alpha 0.9 --workers 2", "--method ard,rslad"]
+    "arguments", ["--method rslad", "--method rslad --alpha 0.9 --workers 2", "--method ard,rslad"]
 )
-def test_options_reach_worker_processes(words: str) -> None:
-    options, _ = read_request(words.split())
+def test_options_reach_worker_processes(arguments: str) -> None:
+    options, _ = read_request(arguments.split())
     assert pickle.loads(pickle.dumps(options)) == options
 
 
 def test_a_grid_is_every_combination_with_each_teacher_once() -> None:
-    found = cells("--method", "rslad,ard,pgd_at", "--seeds", "0,1", "--suite", "digits")
-    roles = [cell.spec.role for cell in found]
-    assert roles == ["teacher"] + ["student"] * 12
-    teacher = found[0].identity
-    assert {cell.spec.method: set(cell.spec.teachers.values()) for cell in found[1:]} == {
-        "rslad": {teacher},
-        "ard": {teacher},
-        "pgd_at": set(),
-    }
-    assert len({cell.spec.id for cell in found}) == 13
-    assert len({cell.spec.label for cell in found}) == 13
+    runs = plan_command("--method rslad,ard,pgd_at --seeds 0,1 --suite digits")
+    assert [run.spec.role for run in runs] == ["teacher"] + ["student"] * 12
+    identity = runs[0].identity
+    teachers_by_method = {run.spec.method: set(run.spec.teachers.values()) for run in runs[1:]}
+    assert teachers_by_method == {"rslad": {identity}, "ard": {identity}, "pgd_at": set()}
+    assert len({run.spec.id for run in runs}) == 13
+    assert len({run.spec.label for run in runs}) == 13
 
 
-def test_all_means_every_method() -> None:
-    assert len({spec.method for spec in students("--method", "all")}) >= 28
+def test_all_selects_every_method() -> None:
+    assert len({spec.method for spec in student_specs("--method all")}) >= 28
 
 
 @pytest.mark.parametrize(
-    ("words", "field", "value"),
+    ("arguments", "field", "value"),
     [
-        (("--epochs", "2"), "training", dataclasses.replace(suites.DIGITS.training, epochs=2)),
-        (("--limit-train", "200"), "limit_train", 200),
-        (("--limit-test", "20"), "limit_test", 20),
-        (("--precision", "bf16"), "precision", "bf16"),
-        (("--tau", "0.1"), "hyper", None),
-        (("--no-symmetric",), "hyper", None),
-        (("--teacher", "natural"), "teachers", None),
-        (("--awp", "0.005"), "training", dataclasses.replace(suites.DIGITS.training, awp=0.005)),
+        ("--epochs 2", "training", dataclasses.replace(suites.DIGITS.training, epochs=2)),
+        ("--limit-train 200", "limit_train", 200),
+        ("--limit-test 20", "limit_test", 20),
+        ("--precision bf16", "precision", "bf16"),
+        ("--tau 0.1", "hyper", None),
+        ("--no-symmetric", "hyper", None),
+        ("--teacher natural", "teachers", None),
+        ("--awp 0.005", "training", dataclasses.replace(suites.DIGITS.training, awp=0.005)),
     ],
 )
-def test_each_choice_is_another_spec(words: tuple[str, ...], field: str, value: Any) -> None:
-    usual, changed = (students("--method", "gacd", *more)[0] for more in ((), words))
-    assert getattr(usual, field) != getattr(changed, field)
+def test_an_option_changes_the_spec(arguments: str, field: str, value: Any) -> None:
+    default = student_specs("--method gacd")[0]
+    changed = student_specs(f"--method gacd {arguments}")[0]
+    assert getattr(default, field) != getattr(changed, field)
     assert value is None or getattr(changed, field) == value
-    assert usual.id != changed.id
+    assert default.id != changed.id
 
 
 @pytest.mark.parametrize(
-    "words",
+    "arguments",
     [
-        "--method gacd --no-symmetric --tau 0.1 --seeds 3 --student resnet8-w8 --epochs 2 --limit-train 300 --limit-test 9",
+        "--method gacd --no-symmetric --tau 0.1 --seeds 3 --student resnet8-w8 --epochs 2"
+        " --limit-train 300 --limit-test 9",
         "--method kd --teacher natural --precision bf16 --suite cifar-mini",
         "--method trades --suite cifar --dataset cifar100 --student mobilenetv2",
         "--method iad --official --begin 0.1 --no-trust-all --epochs 3",
@@ -117,51 +121,48 @@ def test_each_choice_is_another_spec(words: tuple[str, ...], field: str, value: 
         "--method igdm --base rslad --alpha 0.9",
     ],
 )
-def test_the_recorded_command_makes_the_same_run(words: str) -> None:
-    cell = next(cell for cell in cells(*words.split()) if cell.spec.role == "student")
-    said = shlex.split(cell.command)
-    assert said[:4] == ["python", "-m", "bench", "run"]
-    assert [spec.id for spec in students(*said[4:])] == [cell.spec.id]
+def test_the_recorded_command_plans_the_same_run(arguments: str) -> None:
+    planned = student_runs(arguments)[0]
+    command = shlex.split(planned.command)
+    assert command[:4] == ["python", "-m", "bench", "run"]
+    options, hyper = read_request(command[4:])
+    runs = plan.plan_runs(options, hyper)
+    repeated_ids = [run.spec.id for run in runs if run.spec.role == "student"]
+    assert repeated_ids == [planned.spec.id]
 
 
 def test_official_sets_switches_and_training() -> None:
-    spec = students("--method", "ard", "--official", "--suite", "cifar")[0]
-    quirks = {"reduction": "mean", "train_mode_attack": True, "extra_forward": True}
-    assert spec.hyper == {"alpha": 1.0, "tau": 30.0, **quirks}
-    expected = dataclasses.replace(
+    spec = student_specs("--method ard --official --suite cifar")[0]
+    switches = {"reduction": "mean", "train_mode_attack": True, "extra_forward": True}
+    assert spec.hyper == {"alpha": 1.0, "tau": 30.0, **switches}
+    assert spec.training == dataclasses.replace(
         suites.CIFAR.training, epochs=200, milestones=(0.5,), weight_decay=2e-4
     )
-    assert spec.training == expected
-    several = {spec.method: spec.hyper for spec in students("--method", "ard,kd", "--official")}
-    assert several == {"ard": spec.hyper, "kd": {"alpha": 0.9, "tau": 4.0}}
+    runs = student_runs("--method ard,kd --official")
+    hyper_by_method = {run.spec.method: run.spec.hyper for run in runs}
+    assert hyper_by_method == {"ard": spec.hyper, "kd": {"alpha": 0.9, "tau": 4.0}}
 
 
-def test_recipes_speak_of_the_training() -> None:
+def test_recipe_names_are_fields_of_the_training() -> None:
     assert set(RECIPE) < {field.name for field in dataclasses.fields(suites.Training)}
 
 
 def test_flags_win_over_official() -> None:
-    spec = students(
-        "--method", "iad", "--official", "--begin", "0.1", "--no-trust-all", "--epochs", "3"
-    )[0]
-    assert (spec.hyper["begin"], spec.hyper["trust_all"], spec.hyper["plain_self"]) == (
-        0.1,
-        False,
-        True,
-    )
+    spec = student_specs("--method iad --official --begin 0.1 --no-trust-all --epochs 3")[0]
+    assert spec.hyper["begin"] == 0.1
+    assert spec.hyper["trust_all"] is False
+    assert spec.hyper["plain_self"] is True
     assert spec.training.epochs == 3
 
 
-def test_the_variant_says_what_is_changed() -> None:
-    words = "--method", "iad", "--official", "--begin", "0.1", "--awp", "0.005"
-    assert {cell.variant for cell in cells(*words) if cell.spec.role == "student"} == {
-        "official, begin=0.1, awp=0.005"
-    }
-    assert {cell.variant for cell in cells("--method", "iad")} == {""}
+def test_the_variant_names_the_changes() -> None:
+    runs = student_runs("--method iad --official --begin 0.1 --awp 0.005")
+    assert {run.variant for run in runs} == {"official, begin=0.1, awp=0.005"}
+    assert {run.variant for run in plan_command("--method iad")} == {""}
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         ("--method kd --tau 0", "kd: tau = 0.0: more than 0"),
         ("--method kd --alpha 1.5", "kd: alpha = 1.5: at most 1"),
@@ -181,44 +182,41 @@ def test_the_variant_says_what_is_changed() -> None:
         ("--method kd --awp -1", "--awp -1.0: between 0 and 1"),
     ],
 )
-def test_what_is_out_of_range_is_refused(words: str, message: str) -> None:
+def test_values_out_of_range_are_refused(arguments: str, message: str) -> None:
     with pytest.raises(UsageError, match=re.escape(message)):
-        cells(*words.split())
+        plan_command(arguments)
 
 
-def test_a_teacher_must_be_of_the_data_set(tmp_path: Path) -> None:
+def test_an_unknown_teacher_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="unknown teacher 'nobody'"):
         plan.plan_runs(RunOptions(method="kd", teacher="nobody", store=tmp_path), {})
 
 
 @pytest.mark.parametrize("name", ["mtard", "iad2"])
 def test_two_roles_need_two_teachers(name: str) -> None:
-    with pytest.raises(
-        UsageError, match="--teacher natural: robust and natural must be two teachers"
-    ):
-        cells("--method", name, "--teacher", "natural")
+    message = "--teacher natural: robust and natural must be two teachers"
+    with pytest.raises(UsageError, match=message):
+        plan_command(f"--method {name} --teacher natural")
 
 
-def test_a_teacher_that_nobody_asks_is_refused() -> None:
+def test_a_teacher_for_methods_without_one_is_refused() -> None:
     with pytest.raises(UsageError, match="--teacher natural: pgd_at has no teacher"):
-        cells("--method", "pgd_at", "--teacher", "natural")
-    assert cells("--method", "pgd_at,kd", "--teacher", "natural")
+        plan_command("--method pgd_at --teacher natural")
+    assert plan_command("--method pgd_at,kd --teacher natural")
 
 
-def test_official_is_said_where_a_script_differs() -> None:
-    found = {cell.spec.method: cell.variant for cell in cells("--method", "ard,gacd", "--official")}
-    assert (found["ard"], found["gacd"]) == ("official", "")
+def test_the_variant_is_official_only_where_a_script_differs() -> None:
+    runs = plan_command("--method ard,gacd --official")
+    variants = {run.spec.method: run.variant for run in runs}
+    assert variants["ard"] == "official"
+    assert variants["gacd"] == ""
 
 
 @pytest.mark.parametrize("name", suites.SUITES)
-def test_what_a_suite_states_is_what_its_students_record(name: str) -> None:
-    said = {
-        key: str(value)
-        for key, value in plan.plan_runs(RunOptions(method="natural", suite=name), {})[0]
-        .spec.flat()
-        .items()
-    }
-    stated = suites.protocol(suites.get(name).id)
-    assert len(stated) == 20
-    assert stated.items() <= said.items()
+def test_students_record_the_protocol_of_their_suite(name: str) -> None:
+    run = plan.plan_runs(RunOptions(method="natural", suite=name), {})[0]
+    recorded = {key: str(value) for key, value in run.spec.flat().items()}
+    protocol = suites.protocol(suites.get(name).id)
+    assert len(protocol) == 20
+    assert protocol.items() <= recorded.items()
     assert suites.protocol(f"{name}@99") == {}

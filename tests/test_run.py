@@ -1,4 +1,4 @@
-"""The whole program on digits: run, skip, resume after a kill, survive a failing cell, evaluate, leaderboard."""
+"""The program on digits: run, skip, resume after a kill, survive a failure, evaluate, rank."""
 
 from __future__ import annotations
 
@@ -21,97 +21,124 @@ from mlflow.entities import Run
 from bench import cli
 from bench.execution import job
 from bench.execution.cost import Cost
+from bench.execution.plan import PlannedRun
 from bench.system.errors import BenchError
+from bench.teachers import cards
+from bench.training.trainer import STATE, Trainer
 from methods.natural import Natural
 
 SMALL = "--suite digits --student resnet8-w4 --limit-train 128 --limit-test 8"
-STARTS = 18  # 12 to 15 where it was measured
+FIRST_COMMAND = f"run --method gacd --epochs 1 {SMALL}"
+# CPU time of the first command, in bare starts of the program. It was measured as 12 to 15.
+MOST_STARTS = 18
 COST = Cost(train=1.0, evaluate=1.0, student_passes=1.0)
 pytestmark = pytest.mark.e2e
 
 
-def bench(words: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """The program in a process and a folder of its own."""
-    command = [sys.executable, "-m", "bench", *words.split()]
-    return subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True)
-
-
-def environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"} | {
-        "OMP_NUM_THREADS": "1"
-    }
-
-
-def runs(folder: Path) -> list[Run]:
-    """Every run of the store but the parents."""
-    client = MlflowClient(f"sqlite:///{folder / 'runs' / 'mlflow.db'}")
-    found = client.search_runs(
-        [e.experiment_id for e in client.search_experiments()], order_by=["start_time"]
+def run_bench(arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run `python -m bench` in a folder."""
+    command = [sys.executable, "-m", "bench", *arguments.split()]
+    return subprocess.run(
+        command, cwd=folder, env=make_environment(), capture_output=True, text=True
     )
-    return [run for run in found if run.data.tags["role"] != "group"]
+
+
+def make_environment() -> dict[str, str]:
+    """Return the environment of the program: one thread, the store of its own folder."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment.pop("MLFLOW_TRACKING_URI", None)
+    return environment
+
+
+def make_client(folder: Path) -> MlflowClient:
+    return MlflowClient(f"sqlite:///{folder / 'runs' / 'mlflow.db'}")
+
+
+def list_runs(folder: Path) -> list[Run]:
+    """Return every run of the store but the parents, oldest first."""
+    client = make_client(folder)
+    experiment_ids = [experiment.experiment_id for experiment in client.search_experiments()]
+    runs = client.search_runs(experiment_ids, order_by=["start_time"])
+    return [run for run in runs if run.data.tags["role"] != "group"]
+
+
+def best_checkpoint(run: Run) -> Path:
+    artifacts = Path(run.info.artifact_uri.removeprefix("file://"))
+    return artifacts / "checkpoints" / "best.pt"
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """After the README's first command, on a few images."""
-    folder = tmp_path_factory.mktemp("whole")
-    done = bench(f"run --method gacd --epochs 1 {SMALL}", folder)
-    assert done.returncode == 0, done.stderr
-    assert re.search(r"2 to do, 0 already recorded", done.stderr)
-    assert re.search(r"about \d+ (s|min) in all", done.stderr)
-    assert re.search(r"\[2/2\] digits resnet8-w4 gacd seed 0: clean .*, aa ", done.stderr)
+    """Return a folder where the README's first command ran, on a few images."""
+    folder = tmp_path_factory.mktemp("program")
+    result = run_bench(FIRST_COMMAND, folder)
+    assert result.returncode == 0, result.stderr
+    assert re.search(r"2 to do, 0 already recorded", result.stderr)
+    assert re.search(r"about \d+ (s|min) in all", result.stderr)
+    assert re.search(r"\[2/2\] digits resnet8-w4 gacd seed 0: clean .*, aa ", result.stderr)
     return folder
 
 
 @pytest.mark.timed
 def test_the_first_command_takes_a_minute(tmp_path: Path) -> None:
-    """In the CPU time of a bare start, five seconds or so: an absolute bound fails on a slow machine."""
-    command = f"-m bench run --method gacd --epochs 1 {SMALL}".split()
-    start, whole = (
-        spent(words, tmp_path)
-        for words in (["-c", "import bench.execution.grid, bench.execution.job"], command)
-    )
-    assert whole < STARTS * start, (whole, start)
+    """Measured in bare starts of five seconds or so: a slow machine would fail a fixed bound."""
+    imports = ["-c", "import bench.execution.grid, bench.execution.job"]
+    start = measure_cpu_seconds(imports, tmp_path)
+    total = measure_cpu_seconds(["-m", "bench", *FIRST_COMMAND.split()], tmp_path)
+    assert total < MOST_STARTS * start, (total, start)
 
 
-def spent(words: list[str], folder: Path) -> float:
-    """CPU seconds of a Python command."""
+def measure_cpu_seconds(arguments: list[str], folder: Path) -> float:
+    """Return the CPU seconds of a Python command."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     subprocess.run(
-        [sys.executable, *words], cwd=folder, env=environment(), capture_output=True, check=True
+        [sys.executable, *arguments],
+        cwd=folder,
+        env=make_environment(),
+        capture_output=True,
+        check=True,
     )
     return resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
 
 
 def test_two_workers_make_the_same_records(folder: Path, tmp_path: Path) -> None:
-    words = f"run --method gacd,natural --workers 2 --epochs 1 {SMALL}"
-    done = bench(words, tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert re.findall(r"^\[(\d/3)\] ", done.stderr, flags=re.MULTILINE) == ["1/3", "2/3", "3/3"]
-    pairs = [
-        {run.data.tags["method"]: run.data for run in runs(place)} for place in (folder, tmp_path)
-    ]
+    command = f"run --method gacd,natural --workers 2 --epochs 1 {SMALL}"
+    result = run_bench(command, tmp_path)
+    assert result.returncode == 0, result.stderr
+    numbers = re.findall(r"^\[(\d/3)\] ", result.stderr, flags=re.MULTILINE)
+    assert numbers == ["1/3", "2/3", "3/3"]
+    serial, parallel = metrics_by_method(folder), metrics_by_method(tmp_path)
     for method in ("trades", "gacd"):
-        alone, beside = (found[method].metrics for found in pairs)
-        assert {
-            name
-            for name in alone
-            if alone[name] != beside[name] and not name.startswith(("cost/", "train/"))
-        } == set()
-    assert bench(words, tmp_path).stderr.strip() == "0 to do, 3 already recorded in runs"
+        differing = set()
+        for name, value in serial[method].items():
+            if value != parallel[method][name]:
+                differing.add(name)
+        assert {name for name in differing if not name.startswith(("cost/", "train/"))} == set()
+    repeated = run_bench(command, tmp_path)
+    assert repeated.stderr.strip() == "0 to do, 3 already recorded in runs"
+
+
+def metrics_by_method(folder: Path) -> dict[str, dict[str, float]]:
+    return {run.data.tags["method"]: run.data.metrics for run in list_runs(folder)}
 
 
 def test_everything_is_recorded(folder: Path) -> None:
-    teacher, student = runs(folder)
-    assert [run.info.status for run in (teacher, student)] == ["FINISHED", "FINISHED"]
-    assert (teacher.data.tags["role"], student.data.tags["role"]) == ("teacher", "student")
-    attacks = {"clean", "fgsm", "pgd20", "pgd20_trades", "cw_inf", "aa", "worst", "n", "aa_n"}
-    assert {name[5:] for name in student.data.metrics if name.startswith("test/")} == attacks
-    assert json.loads(student.data.tags["teacher_sha256"]) == {
-        "robust": teacher.data.tags["sha256.best"]
-    }
+    teacher, student = list_runs(folder)
+    assert teacher.info.status == "FINISHED"
+    assert student.info.status == "FINISHED"
+    assert teacher.data.tags["role"] == "teacher"
+    assert student.data.tags["role"] == "student"
     assert "teacher_sha256" not in teacher.data.tags
+    teacher_sha256 = json.loads(student.data.tags["teacher_sha256"])
+    assert teacher_sha256 == {"robust": teacher.data.tags["sha256.best"]}
+    assert not list((folder / "runs" / "work").glob("*/"))
+
+
+def test_metrics_are_recorded(folder: Path) -> None:
+    student = list_runs(folder)[1]
     metrics = student.data.metrics
+    attacks = {"clean", "fgsm", "pgd20", "pgd20_trades", "cw_inf", "aa", "worst", "n", "aa_n"}
+    assert {name[5:] for name in metrics if name.startswith("test/")} == attacks
     assert metrics["test/worst"] <= metrics["test/aa"] <= metrics["test/clean"]
     assert {
         "val/robust",
@@ -121,83 +148,80 @@ def test_everything_is_recorded(folder: Path) -> None:
         "test_ema/pgd20",
         "test_swa/pgd20",
     } < set(metrics)
-    client = MlflowClient(f"sqlite:///{folder / 'runs' / 'mlflow.db'}")
-    files = {
-        f.path
-        for top in ("", "checkpoints", "verdicts")
-        for f in client.list_artifacts(student.info.run_id, top)
-    }
-    assert files >= {
+
+
+def test_files_are_recorded(folder: Path) -> None:
+    student = list_runs(folder)[1]
+    client = make_client(folder)
+    paths = set()
+    for top in ("", "checkpoints", "verdicts"):
+        paths |= {file.path for file in client.list_artifacts(student.info.run_id, top)}
+    assert paths >= {
         "spec.json",
         "environment.json",
         "checkpoints/best.pt",
         "checkpoints/ema.pt",
         "checkpoints/swa.pt",
-    }
-    assert files >= {
         "verdicts/verdicts_best.npz",
         "verdicts/verdicts_best_aa.npz",
         "verdicts/verdicts_last.npz",
     }
-    assert not list((folder / "runs" / "work").glob("*/"))
 
 
 def test_the_same_command_does_nothing(folder: Path) -> None:
-    before = [run.info.run_id for run in runs(folder)]
-    done = bench(f"run --method gacd --epochs 1 {SMALL}", folder)
-    assert (done.returncode, done.stderr.strip()) == (0, "0 to do, 2 already recorded in runs")
-    assert [run.info.run_id for run in runs(folder)] == before
+    before = [run.info.run_id for run in list_runs(folder)]
+    result = run_bench(FIRST_COMMAND, folder)
+    assert result.returncode == 0
+    assert result.stderr.strip() == "0 to do, 2 already recorded in runs"
+    assert [run.info.run_id for run in list_runs(folder)] == before
 
 
 def test_evaluate_gives_the_recorded_numbers(folder: Path) -> None:
-    student = runs(folder)[1]
-    file = Path(student.info.artifact_uri.removeprefix("file://")) / "checkpoints" / "best.pt"
-    done = bench(
+    student = list_runs(folder)[1]
+    file = best_checkpoint(student)
+    result = run_bench(
         f"evaluate --checkpoint {file} --arch resnet8-w4 --dataset digits --limit-test 8", folder
     )
-    assert done.returncode == 0, done.stderr
-    shown = dict(re.findall(r"^(\w+) +(\d+\.\d+) %", done.stdout, flags=re.MULTILINE))
-    assert len(shown) == 7
-    assert {name: float(value) / 100 for name, value in shown.items()} == pytest.approx(
-        {name: student.data.metrics[f"test/{name}"] for name in shown}, abs=1e-4
-    )
+    assert result.returncode == 0, result.stderr
+    percents = re.findall(r"^(\w+) +(\d+\.\d+) %", result.stdout, flags=re.MULTILINE)
+    printed = {name: float(percent) / 100 for name, percent in percents}
+    recorded = {name: student.data.metrics[f"test/{name}"] for name in printed}
+    assert len(printed) == 7
+    assert printed == pytest.approx(recorded, abs=1e-4)
 
 
 def test_evaluate_in_another_norm_from_a_surrogate_and_under_corruptions(folder: Path) -> None:
-    file = (
-        Path(runs(folder)[1].info.artifact_uri.removeprefix("file://")) / "checkpoints" / "best.pt"
-    )
+    file = best_checkpoint(list_runs(folder)[1])
     (teacher,) = (folder / "runs" / "teachers").glob("*.pt")
-    net = f"evaluate --checkpoint {file} --arch resnet8-w4 --dataset digits --limit-test 40"
-    away = f"--surrogate {teacher} --surrogate-arch resnet8-w16 --attacks pgd20,pgd20@surrogate,corruptions"
-    done = bench(f"{net} {away}", folder)
-    assert done.returncode == 0, done.stderr
-    shown = dict(re.findall(r"^(\S+) +(\d+\.\d+) %", done.stdout, flags=re.MULTILINE))
-    assert len(shown) == 4 + 20
-    assert "40 test images, l-inf 0.15" in done.stdout
-    assert "40 test images, L2 0.5" in bench(f"{net} --norm L2 --attacks pgd20", folder).stdout
+    evaluate = f"evaluate --checkpoint {file} --arch resnet8-w4 --dataset digits --limit-test 40"
+    surrogate = f"--surrogate {teacher} --surrogate-arch resnet8-w16"
+    attacks = "--attacks pgd20,pgd20@surrogate,corruptions"
+    result = run_bench(f"{evaluate} {surrogate} {attacks}", folder)
+    assert result.returncode == 0, result.stderr
+    percents = dict(re.findall(r"^(\S+) +(\d+\.\d+) %", result.stdout, flags=re.MULTILINE))
+    assert len(percents) == 4 + 20
+    assert "40 test images, l-inf 0.15" in result.stdout
+    result = run_bench(f"{evaluate} --norm L2 --attacks pgd20", folder)
+    assert "40 test images, L2 0.5" in result.stdout
 
 
 def test_leaderboard(folder: Path) -> None:
-    done = bench("leaderboard", folder)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [
-        f"leaderboard/{name}"
-        for name in (
-            "index.html",
-            *(f"leaderboard.{kind}" for kind in ("md", "tex", "json", "csv")),
-        )
+    result = run_bench("leaderboard", folder)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == [
+        "leaderboard/index.html",
+        "leaderboard/leaderboard.md",
+        "leaderboard/leaderboard.tex",
+        "leaderboard/leaderboard.json",
+        "leaderboard/leaderboard.csv",
     ]
-    text = (folder / "leaderboard" / "leaderboard.md").read_text()
-    assert re.search(
-        r"^\| 1 \| gacd \([^|]*limit_test=\d+[^|]*\) \| resnet8-w16-trades \| 1 \|",
-        text,
-        flags=re.MULTILINE,
-    )
+    markdown = (folder / "leaderboard" / "leaderboard.md").read_text()
+    row = r"^\| 1 \| gacd \([^|]*limit_test=\d+[^|]*\) \| resnet8-w16-trades \| 1 \|"
+    assert re.search(row, markdown, flags=re.MULTILINE)
     assert "gacd" in (folder / "leaderboard" / "index.html").read_text()
     pages = [path.read_text() for path in (folder / "leaderboard" / "runs").glob("*.html")]
     assert pages
-    for page in pages:  # what every run records
+    for page in pages:
         assert re.search(r"python -m bench (run|teacher train) ", page)
         assert re.search(r"sha256 [0-9a-f]{64}", page)
         assert re.search(r"<dt>device</dt><dd>\w+</dd>", page)
@@ -205,192 +229,219 @@ def test_leaderboard(folder: Path) -> None:
         assert '"name":"train"' in page
 
 
-def test_teacher_is_cached_and_verified_by_hash(folder: Path) -> None:
-    assert "trained here, digits@3" in bench("teacher list", folder).stdout
-    done = bench("teacher verify resnet8-w16-trades --limit-test 8", folder)
-    assert re.search(r"file has sha256 [0-9a-f]{64}, a resnet8-w16 for digits", done.stdout)
+def test_a_teacher_is_cached_and_verified_by_hash(folder: Path) -> None:
+    assert "trained here, digits@3" in run_bench("teacher list", folder).stdout
+    result = run_bench("teacher verify resnet8-w16-trades --limit-test 8", folder)
+    assert re.search(r"file has sha256 [0-9a-f]{64}, a resnet8-w16 for digits", result.stdout)
     (file,) = (folder / "runs" / "teachers").glob("*.pt")
-    whole = file.read_bytes()
-    file.write_bytes(whole[:-1])
-    done = bench(f"run --method ard --epochs 1 {SMALL}", folder)
-    file.write_bytes(whole)
-    assert done.returncode == 1
-    assert "another or damaged file; delete it to have the teacher made again" in done.stderr
+    content = file.read_bytes()
+    file.write_bytes(content[:-1])
+    result = run_bench(f"run --method ard --epochs 1 {SMALL}", folder)
+    file.write_bytes(content)
+    assert result.returncode == 1
+    message = "another or damaged file; delete it to have the teacher made again"
+    assert message in result.stderr
 
 
 def test_doctor_reports_and_changes_nothing(folder: Path) -> None:
     before = sorted(folder.rglob("*"))
-    done = bench("doctor", folder)
-    assert done.returncode == 0, done.stderr
-    assert re.search(r"digits +resnet8-w4: [\d,]+ images a second", done.stdout)
-    assert "1,257 train, 180 validation, 360 test" in done.stdout
+    result = run_bench("doctor", folder)
+    assert result.returncode == 0, result.stderr
+    assert re.search(r"digits +resnet8-w4: [\d,]+ images a second", result.stdout)
+    assert "1,257 train, 180 validation, 360 test" in result.stdout
     assert sorted(folder.rglob("*")) == before
 
 
 def test_a_killed_run_resumes_and_ends_the_same(tmp_path: Path) -> None:
-    words = f"run --method natural --epochs 12 {SMALL}"
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").mkdir()
-    running = start(words, tmp_path / "a")
-    running.kill()
-    running.communicate()
-    assert (
-        "interrupted or running: natural resnet8-w4 digits seed 0"
-        in bench("doctor", tmp_path / "a").stdout
+    command = f"run --method natural --epochs 12 {SMALL}"
+    killed, unbroken = tmp_path / "killed", tmp_path / "unbroken"
+    killed.mkdir()
+    unbroken.mkdir()
+    process = start_training(command, killed)
+    process.kill()
+    process.communicate()
+    report = run_bench("doctor", killed).stdout
+    assert "interrupted or running: natural resnet8-w4 digits seed 0" in report
+    for folder in (killed, unbroken):
+        assert run_bench(command, folder).returncode == 0
+    (resumed_run,) = list_runs(killed)
+    (unbroken_run,) = list_runs(unbroken)
+    assert resumed_run.info.status == "FINISHED"
+    assert deterministic_metrics(resumed_run) == deterministic_metrics(unbroken_run)
+    assert resumed_run.data.tags["sha256.last"] == unbroken_run.data.tags["sha256.last"]
+
+
+def deterministic_metrics(run: Run) -> dict[str, float]:
+    """Return the metrics of a run without the time and memory that it took."""
+    metrics = run.data.metrics.items()
+    return {name: value for name, value in metrics if not name.endswith(("_seconds", "_bytes"))}
+
+
+def worker_pids(parent: int) -> list[int]:
+    """Return the worker processes of a running program."""
+    command = ["pgrep", "-P", str(parent), "-f", "spawn_main"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    return [int(pid) for pid in result.stdout.split()]
+
+
+def any_alive(pids: list[int]) -> bool:
+    return any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def saved_states(folder: Path) -> list[Path]:
+    """Return the state files of the runs that are not done."""
+    return list(folder.glob("runs/work/*/state.pt"))
+
+
+def start_training(arguments: str, folder: Path) -> subprocess.Popen[str]:
+    """Start the program in the background and return once a run has finished an epoch."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bench", *arguments.split()],
+        cwd=folder,
+        env=make_environment(),
+        stderr=subprocess.PIPE,
+        text=True,
     )
-    for name in ("a", "b"):
-        assert bench(words, tmp_path / name).returncode == 0
-    (resumed,), (whole,) = runs(tmp_path / "a"), runs(tmp_path / "b")
-    assert resumed.info.status == "FINISHED"
-    machine = ("_seconds", "_bytes")  # what the machine took is no result
-    assert {k: v for k, v in resumed.data.metrics.items() if not k.endswith(machine)} == {
-        k: v for k, v in whole.data.metrics.items() if not k.endswith(machine)
-    }
-    assert resumed.data.tags["sha256.last"] == whole.data.tags["sha256.last"]
-
-
-def workers(parent: int) -> list[int]:
-    """Worker processes of a running program."""
-    found = subprocess.run(
-        ["pgrep", "-P", str(parent), "-f", "spawn_main"], capture_output=True, text=True
-    ).stdout
-    return [int(pid) for pid in found.split()]
-
-
-def start(words: str, folder: Path) -> subprocess.Popen[str]:
-    """The program in the background, once one of its workers has begun to train."""
-    command = [sys.executable, "-m", "bench", *words.split()]
-    running = subprocess.Popen(
-        command, cwd=folder, env=environment(), stderr=subprocess.PIPE, text=True
-    )
-    while running.poll() is None and not list(folder.glob("runs/work/*/state.pt")):
+    while process.poll() is None and not saved_states(folder):
         time.sleep(0.01)
-    assert running.poll() is None, "it ended before it could be killed"
-    return running
+    assert process.poll() is None, "it ended before it could be killed"
+    return process
 
 
 def test_workers_do_not_outlive_a_killed_program(tmp_path: Path) -> None:
-    words = f"run --method natural --workers 2 --epochs 40 {SMALL}"
-    running = start(words, tmp_path)
-    left = workers(running.pid)
-    assert left
-    running.kill()
-    running.communicate()
+    command = f"run --method natural --workers 2 --epochs 40 {SMALL}"
+    process = start_training(command, tmp_path)
+    pids = worker_pids(process.pid)
+    assert pids
+    process.kill()
+    process.communicate()
     deadline = time.monotonic() + 60
-    while any(Path(f"/proc/{pid}").exists() for pid in left) and time.monotonic() < deadline:
+    while any_alive(pids) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert not any(Path(f"/proc/{pid}").exists() for pid in left)
-    assert bench(words, tmp_path).returncode == 0
+    assert not any_alive(pids)
+    assert run_bench(command, tmp_path).returncode == 0
 
 
-def test_told_to_stop_no_worker_takes_up_the_next_cell(tmp_path: Path) -> None:
-    """Five cells: when the program is told to stop, two run and one waits already where workers fetch the next."""
-    words = f"run --method natural --epochs 400 --seeds 0,1,2,3,4 --workers 2 {SMALL}"
-    running = start(words, tmp_path)
-    while len(list(tmp_path.glob("runs/work/*/state.pt"))) < 2:
+def test_workers_start_no_run_after_a_stop_signal(tmp_path: Path) -> None:
+    """Two of five runs train, and the queue of the workers already holds a third."""
+    command = f"run --method natural --epochs 400 --seeds 0,1,2,3,4 --workers 2 {SMALL}"
+    process = start_training(command, tmp_path)
+    while len(saved_states(tmp_path)) < 2:
         time.sleep(0.01)
-    left = workers(running.pid)
-    running.send_signal(signal.SIGTERM)
-    said = running.communicate(timeout=60)[1]
-    assert said.endswith("interrupted; the same command continues\n")
-    assert not any(Path(f"/proc/{pid}").exists() for pid in left)
-    assert len(list(tmp_path.glob("runs/work/*/"))) == 2, "another cell was begun"
-    assert [run.info.status for run in runs(tmp_path)] == ["KILLED"] * 2
+    pids = worker_pids(process.pid)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert errors.endswith("interrupted; the same command continues\n")
+    assert not any_alive(pids)
+    assert len(list(tmp_path.glob("runs/work/*/"))) == 2, "another run was started"
+    assert [run.info.status for run in list_runs(tmp_path)] == ["KILLED"] * 2
 
 
-def test_a_worker_that_dies_loses_its_own_wave_only(tmp_path: Path) -> None:
-    words = f"run --method kd,pgd_at --teacher natural --workers 2 --epochs 1 {SMALL}"
-    running = start(words, tmp_path)
-    for pid in workers(running.pid):
+def test_a_dead_worker_fails_only_its_wave(tmp_path: Path) -> None:
+    command = f"run --method kd,pgd_at --teacher natural --workers 2 --epochs 1 {SMALL}"
+    process = start_training(command, tmp_path)
+    for pid in worker_pids(process.pid):
         os.kill(pid, signal.SIGKILL)
-    said = running.communicate()[1]
-    assert running.returncode == 1
-    assert "Traceback" not in said
-    assert "natural seed 0: failed: a worker process died; the same command continues" in said
-    assert "kd seed 0: not run, its teacher" in said
-    assert re.search(r"pgd_at seed 0: clean", said)
-    assert bench(words, tmp_path).returncode == 0
+    _, errors = process.communicate()
+    assert process.returncode == 1
+    assert "Traceback" not in errors
+    failure = "natural seed 0: failed: a worker process died; the same command continues"
+    assert failure in errors
+    assert "kd seed 0: not run, its teacher" in errors
+    assert re.search(r"pgd_at seed 0: clean", errors)
+    assert run_bench(command, tmp_path).returncode == 0
 
 
-def test_one_failing_cell_stops_no_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Enter a new folder, in which commands run in this process."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return tmp_path
+
+
+def fixed_costs(todo: list[PlannedRun], *_: object) -> list[Cost]:
+    """Replace the timed estimate of costs."""
+    return [COST] * len(todo)
+
+
+def test_a_failing_run_stops_no_other(
+    working_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = f"run --method natural,pgd_at,kd --teacher natural --epochs 1 {SMALL}".split()
+
+    def fail(*_: object) -> None:
+        raise BenchError("out of luck")
+
     with monkeypatch.context() as patch:
-
-        def fail(*_: object) -> None:
-            raise BenchError("out of luck")
-
         patch.setattr(Natural, "loss", fail)
-        patch.setattr("bench.execution.grid.estimate_costs", lambda todo, *_: [COST] * len(todo))
-        words = f"run --method natural,pgd_at,kd --teacher natural --epochs 1 {SMALL}"
-        assert cli.dispatch(words.split()) == 1
-    said = capsys.readouterr().err
-    assert said.count("failed: out of luck") == 2  # the natural teacher, too
-    assert re.search(r"kd seed 0: not run, its teacher resnet8-w16-natural-\w+ failed", said)
-    states = {run.data.tags["method"]: run.info.status for run in runs(tmp_path)}
-    assert states == {"natural": "FAILED", "pgd_at": "FINISHED"}
-    assert {run.data.tags.get("status_note") for run in runs(tmp_path)} == {"out of luck", ""}
-    assert cli.dispatch(words.split()) == 0
+        patch.setattr("bench.execution.grid.estimate_costs", fixed_costs)
+        assert cli.dispatch(command) == 1
+    errors = capsys.readouterr().err
+    # The natural teacher fails too.
+    assert errors.count("failed: out of luck") == 2
+    assert re.search(r"kd seed 0: not run, its teacher resnet8-w16-natural-\w+ failed", errors)
+    runs = list_runs(working_folder)
+    statuses = {run.data.tags["method"]: run.info.status for run in runs}
+    assert statuses == {"natural": "FAILED", "pgd_at": "FINISHED"}
+    assert {run.data.tags.get("status_note") for run in runs} == {"out of luck", ""}
+    assert cli.dispatch(command) == 0
     assert "3 to do, 1 already recorded" in capsys.readouterr().err
-    assert {run.info.status for run in runs(tmp_path)} == {"FINISHED"}
+    assert {run.info.status for run in list_runs(working_folder)} == {"FINISHED"}
 
 
-def test_an_interrupted_repetition_goes_on_without_force(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_an_interrupted_repetition_continues_without_force(
+    working_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Both what was begun and what was not reached; then nothing is left to do."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    """The run that was interrupted and the one that had not started both continue."""
     monkeypatch.setattr(job, "evaluate_checkpoint", lambda *_: (records.MEASURED, {}))
-    monkeypatch.setattr("bench.execution.grid.estimate_costs", lambda todo, *_: [COST] * len(todo))
-    words = f"run --method natural --seeds 0,1 --epochs 1 {SMALL}".split()
-    assert cli.dispatch(words) == 0
+    monkeypatch.setattr("bench.execution.grid.estimate_costs", fixed_costs)
+    command = f"run --method natural --seeds 0,1 --epochs 1 {SMALL}".split()
+    assert cli.dispatch(command) == 0
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
     with monkeypatch.context() as patch:
-
-        def interrupt(*_: object) -> None:
-            raise KeyboardInterrupt
-
-        patch.setattr(job, "present", interrupt)  # at the end of the first
+        # The last thing that the first run does.
+        patch.setattr(job, "present", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            cli.dispatch([*words, "--force"])
-    assert len(list(tmp_path.glob("runs/work/*/state.pt"))) == 1
+            cli.dispatch([*command, "--force"])
+    assert len(saved_states(working_folder)) == 1
+    trained_seeds: list[int] = []
+
+    def keep_seed(trainer: Trainer, *_: object) -> None:
+        trained_seeds.append(trainer.spec.seed)
+
     with monkeypatch.context() as patch:
-        trained: list[int] = []
-        patch.setattr(
-            "bench.training.trainer.Trainer._save_epoch",
-            lambda self, *_: trained.append(self.spec.seed),
-        )
-        assert cli.dispatch(words) == 1  # the second has no checkpoint
-        assert trained == [1]
-    assert cli.dispatch(words) == 0
-    assert cli.dispatch(words) == 0
-    said = re.findall(r"^\d to do, \d", capsys.readouterr().err, flags=re.MULTILINE)
-    assert said == ["2 to do, 0", "2 to do, 0", "2 to do, 0", "1 to do, 1", "0 to do, 2"]
-    states = [run.info.status for run in runs(tmp_path)]
-    assert states == [
-        *["FINISHED"] * 3,
-        "FAILED",
-        "FINISHED",
-    ]  # the last begins with its first epoch, as a run of its own
+        patch.setattr(Trainer, "_save_epoch", keep_seed)
+        # The second run fails, since nothing saves its checkpoint.
+        assert cli.dispatch(command) == 1
+        assert trained_seeds == [1]
+    assert cli.dispatch(command) == 0
+    assert cli.dispatch(command) == 0
+    errors = capsys.readouterr().err
+    counts = re.findall(r"^\d to do, \d", errors, flags=re.MULTILINE)
+    assert counts == ["2 to do, 0", "2 to do, 0", "2 to do, 0", "1 to do, 1", "0 to do, 2"]
+    statuses = [run.info.status for run in list_runs(working_folder)]
+    # The failed run begins with its first epoch again, and so as another run of the store.
+    assert statuses == ["FINISHED", "FINISHED", "FINISHED", "FAILED", "FINISHED"]
 
 
-def test_a_run_does_not_go_on_with_another_teacher(
+def test_a_run_does_not_continue_with_another_teacher(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Once there is training to go on with; until then it is the teacher that is there."""
-    made, place = records.cell("rslad"), records.shop(tmp_path)
+    """Before the first epoch is saved, another teacher may still take over."""
+    run, context = records.plan_student("rslad"), records.make_context(tmp_path)
 
-    def begin(sha256: str) -> dict[str, str]:
-        monkeypatch.setattr(job.cards, "find_card", lambda *_: SimpleNamespace(sha256=sha256))
-        return job.teacher_checksums(made, place, tmp_path)
+    def checksums_with(sha256: str) -> dict[str, str]:
+        monkeypatch.setattr(cards, "find_card", lambda *_: SimpleNamespace(sha256=sha256))
+        return job.teacher_checksums(run, context, tmp_path)
 
-    assert begin("a") == {"robust": "a"}
-    assert begin("b") == {"robust": "b"}
-    (tmp_path / job.STATE).touch()
-    assert begin("b") == {"robust": "b"}
-    with pytest.raises(
-        BenchError, match="another checkpoint of its teacher taught the first part: --force begins"
-    ):
-        begin("a")
+    assert checksums_with("a") == {"robust": "a"}
+    assert checksums_with("b") == {"robust": "b"}
+    (tmp_path / STATE).touch()
+    assert checksums_with("b") == {"robust": "b"}
+    message = "another checkpoint of its teacher taught the first part: --force begins"
+    with pytest.raises(BenchError, match=message):
+        checksums_with("a")
