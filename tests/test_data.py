@@ -162,7 +162,7 @@ def test_an_unknown_name_gets_the_nearest_name(
 
 
 def test_cifar10_has_the_official_files_and_sizes(cifar10: Data) -> None:
-    assert official_files.damage_in(vision.CIFAR10, ROOT / "cifar-10-batches-py") is None
+    assert official_files.damage_in(ROOT / "cifar-10-batches-py", vision.CIFAR10) == ""
     assert [len(split) for split in (cifar10.train, cifar10.val, cifar10.test)] == [
         45_000,
         5_000,

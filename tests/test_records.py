@@ -195,7 +195,7 @@ def test_records_are_small_and_readably_named(records: Path) -> None:
     assert all(name.isascii() and not set(name) & set("/\\<>\"'|*?: ") for name in names)
     for path in records.iterdir():
         assert path.stat().st_size < 10_000
-        assert record_files.read_record(path).text() == path.read_text(encoding="utf-8")
+        assert record_files.read_record(path).to_json() == path.read_text(encoding="utf-8")
 
 
 def test_a_recorded_run_is_skipped_and_other_numbers_are_refused(
@@ -507,7 +507,7 @@ def test_the_repositorys_own_records_are_valid() -> None:
     paths = sorted(RESULTS.glob("*.json"))
     results = [record_files.read_record(path) for path in paths]
     assert results
-    assert [path.name for path in paths] == [result.name for result in results]
+    assert [path.name for path in paths] == [result.file_name for result in results]
     assert len({result.spec_id for result in results}) == len(results)
     for result in results:
         suite, _, version = result.spec.suite.partition("@")
@@ -522,7 +522,7 @@ def test_two_teachers_have_one_name_whatever_their_order() -> None:
     spec = resolve_spec(result)
     reordered = dataclasses.replace(spec, teachers=dict(reversed(spec.teachers.items())))
     assert reordered.id == spec.id
-    names = {spec.teacher, reordered.teacher, result.row()["teacher"]}
+    names = {spec.teacher, reordered.teacher, result.to_row()["teacher"]}
     assert names == {"resnet8-w16-trades + resnet8-w16-natural"}
 
 
@@ -634,7 +634,7 @@ def test_a_record_that_is_not_reproduced_is_refused(
         def add_flag(*arguments: Any) -> tuple[dict[str, float], dict[str, str]]:
             return evaluate(*arguments)[0], {"planted": "a reason"}
 
-        monkeypatch.setattr(job, "evaluate_checkpoint", add_flag)
+        monkeypatch.setattr(evaluation, "evaluate_checkpoint", add_flag)
     assert import_into(home, bad, flags=flags) == 1
     assert message in capsys.readouterr().err
     assert store.collect(uri(home)).empty
