@@ -26,8 +26,12 @@ class PluginError(Exception):
 @cache
 def builtin() -> tuple[str, ...]:
     """Return the names of this folder's methods: the files with a line `METHOD = ...`."""
-    texts = {path.stem: path.read_text(encoding="utf-8") for path in FOLDER.glob("*.py")}
-    return tuple(sorted(name for name, text in texts.items() if "\nMETHOD = " in text))
+    names = []
+    for path in sorted(FOLDER.glob("*.py")):
+        text = path.read_text(encoding="utf-8", errors="replace")
+        if re.search(r"^METHOD\b", text, re.MULTILINE):
+            names.append(path.stem)
+    return tuple(names)
 
 
 def plugins() -> dict[str, list[EntryPoint]]:

@@ -32,8 +32,12 @@ def module_getattr(module: str) -> Callable[[str], Any]:
 
 
 def add_renamed_members(method: type) -> None:
-    """Give what a method's class defines both names, so that `super()` finds either one."""
-    for old, new in MEMBERS.items():
-        for source, alias in ((old, new), (new, old)):
-            if source in vars(method) and alias not in vars(method):
-                setattr(method, alias, vars(method)[source])
+    """Give a method's class both names of what it defines or inherits from a mixin."""
+    for pair in MEMBERS.items():
+        # The first class that knows either name decides, as for any attribute.
+        for owner in method.__mro__:
+            defined = [name for name in pair if name in vars(owner)]
+            if defined:
+                break
+        for name in set(pair).difference(defined):
+            setattr(method, name, vars(owner)[defined[0]])

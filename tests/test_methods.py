@@ -176,6 +176,21 @@ class Older(Old):
     @property
     def requires(self):
         return (*super().requires,)
+
+class Mixin:
+    """What an outside package shares between its methods."""
+
+    requires = ("robust", "natural")
+
+    def groups(self, nets):
+        return [{"params": [*nets.student.parameters()], "scale": 0.5}]
+
+@dataclass(frozen=True)
+class Mixed(Mixin, Method):
+    """KL(N(x) || S(x))."""
+
+    def loss(self, nets, batch, adv):
+        return {"kl": kl(nets.clean(batch, "natural"), nets.student(batch.x)).mean()}
 '''
 
 
@@ -188,7 +203,7 @@ def old_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Modu
     del sys.modules["old_plugin"]
 
 
-@pytest.mark.parametrize("name", ["Old", "Older"])
+@pytest.mark.parametrize("name", ["Old", "Older", "Mixed"])
 def test_a_plugin_for_the_old_names_trains(old_plugin: ModuleType, name: str) -> None:
     case = getattr(old_plugin, name)()
     assert case.teacher_roles == case.requires == BOTH
