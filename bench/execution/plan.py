@@ -67,7 +67,8 @@ def plan_runs(options: RunOptions, hyper: dict[str, Any]) -> list[PlannedRun]:
 
     Args:
         options: what the command asks for.
-        hyper: the hyper-parameters given on the command line.
+        hyper: all hyper-parameters of the one method, with defaults, `--official` and `--config`
+            applied; {} for several methods, each of which takes its own starting values.
 
     Raises:
         UsageError: a name does not exist, or options contradict each other.
