@@ -352,7 +352,7 @@ def test_an_interrupted_repetition_goes_on_without_force(
         def interrupt(*_: object) -> None:
             raise KeyboardInterrupt
 
-        patch.setattr(job, "present", interrupt)  # at the end of the first
+        patch.setattr(job, "add_note_and_links", interrupt)  # at the end of the first
         with pytest.raises(KeyboardInterrupt):
             cli.dispatch([*words, "--force"])
     assert len(list(tmp_path.glob("runs/work/*/state.pt"))) == 1
@@ -384,13 +384,13 @@ def test_a_run_does_not_go_on_with_another_teacher(
 
     def begin(sha256: str) -> dict[str, str]:
         monkeypatch.setattr(job.cards, "find_card", lambda *_: SimpleNamespace(sha256=sha256))
-        return job.teacher_checksums(made, place, tmp_path)
+        return job.check_teachers(made, place, tmp_path)
 
     assert begin("a") == {"robust": "a"}
     assert begin("b") == {"robust": "b"}
     (tmp_path / job.STATE).touch()
     assert begin("b") == {"robust": "b"}
     with pytest.raises(
-        BenchError, match="another checkpoint of its teacher taught the first part: --force begins"
+        BenchError, match="another checkpoint of its teacher was used before: --force restarts"
     ):
         begin("a")

@@ -138,7 +138,7 @@ def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
 def test_a_damaged_state_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "state.pt").write_bytes(b"half")
     with pytest.raises(
-        BenchError, match=r"state\.pt' is not a checkpoint .*; --force begins this run again"
+        BenchError, match=r"state\.pt' is not a checkpoint .*; --force restarts the run"
     ):
         trainer(tmp_path).fit(ignore, ignore)
 

@@ -96,7 +96,7 @@ def rehearsal(run: Trainer, index: torch.Tensor) -> torch.Tensor:
 def timed(step: Callable[[torch.Tensor], Any], run: Trainer, seconds: float = 1.0) -> list[float]:
     """Milliseconds of single steps, after a few to warm up."""
     order, found = run.epoch_batches(), []
-    with compiling.tuned_convolutions():
+    with compiling.cudnn_benchmark():
         for index in order[:4]:
             step(index)
         torch.cuda.synchronize()

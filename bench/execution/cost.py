@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bench import datasets, models
-from bench.execution.inputs import DataLoader
+from bench.execution.inputs import LoadData
 from bench.execution.plan import PlannedRun
 from bench.teachers import cards
 from bench.training.trainer import TrainingModule
@@ -23,8 +23,6 @@ PROBE_IMAGES = 8
 SLOW_STEP = 0.25
 # Images of the timed forward pass.
 INFERENCE_IMAGES = 64
-# Checkpoints that count with all attacks but AutoAttack.
-QUICK_CHECKPOINTS = 3
 # Forward passes of evaluation per test image, where half of the images are robust. A backward
 # pass counts as one.
 PASSES = {"fgsm": 2, "pgd20": 40, "pgd20_trades": 40, "cw_inf": 60, "aa": 4000}
@@ -40,7 +38,7 @@ class Cost:
 
 
 def estimate_costs(
-    todo: list[PlannedRun], load: DataLoader, store: Path, device: torch.device
+    todo: list[PlannedRun], load: LoadData, store: Path, device: torch.device
 ) -> list[Cost]:
     """Return the cost of each run. Runs that differ in seed or data alone are probed once."""
     planned_teachers = {run.identity: run.spec.arch for run in todo if run.spec.role == "teacher"}
@@ -77,6 +75,7 @@ def measure_cost(
     student = models.build(spec.arch, info).to(device)
     frozen = {role: models.build(arch, info).to(device) for role, arch in teacher_archs.items()}
     module = TrainingModule(run.method, student, frozen, num_train).to(device)
+    module.train()
     time_step(module, run, WARMUP_IMAGES, device)
     seconds, passes = time_step(module, run, PROBE_IMAGES, device)
     seconds_per_image = seconds / PROBE_IMAGES
@@ -91,8 +90,9 @@ def measure_cost(
 def evaluation_passes(run: PlannedRun, num_test: int) -> int:
     """Return how many images pass the student in a run's evaluation, by the table PASSES."""
     spec = run.spec
-    quick = sum(PASSES[name] * num_test for name in spec.attacks if name != "aa")
-    passes = QUICK_CHECKPOINTS * quick
+    gradient_passes = sum(PASSES[name] * num_test for name in spec.attacks if name != "aa")
+    # best, last and the averages of the weights
+    passes = (2 + len(spec.training.averaging)) * gradient_passes
     if "aa" in spec.attacks:
         images = min(spec.limit_aa or num_test, num_test)
         passes += len(spec.full_checkpoints) * PASSES["aa"] * images
@@ -119,13 +119,17 @@ def time_step(
 
     stem = next(layer for layer in module.student.modules() if isinstance(layer, nn.Conv2d))
     hook = stem.register_forward_pre_hook(count_images)
-    start = synchronised_time(device)
-    module.train()
-    terms = module(batch, module.attack(batch))
-    torch.stack([*terms.values()]).sum().backward()  # type: ignore[no-untyped-call]
-    seconds = synchronised_time(device) - start
+    seconds = time_loss_and_gradient(module, batch, device)
     hook.remove()
     return seconds, sum(counts) / size
+
+
+def time_loss_and_gradient(module: TrainingModule, batch: Batch, device: torch.device) -> float:
+    """Return the seconds of a batch's attack, loss and gradient."""
+    start = synchronised_time(device)
+    terms = module(batch, module.attack(batch))
+    torch.stack([*terms.values()]).sum().backward()  # type: ignore[no-untyped-call]
+    return synchronised_time(device) - start
 
 
 @torch.no_grad()

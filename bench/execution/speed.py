@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import methods
 from bench import datasets, models
-from bench.execution.cost import synchronised_time
+from bench.execution.cost import synchronised_time, time_loss_and_gradient
 from bench.protocol.suites import Suite
 from bench.system.progress import format_duration
 from bench.training.memory_layout import arrange_memory, has_bf16
@@ -96,10 +96,7 @@ def time_step(module: TrainingModule, suite: Suite, size: int, device: torch.dev
     y = torch.zeros(size, dtype=torch.long, device=device)
     budget = Budget(suite.eps, suite.inner_step, suite.inner_steps)
     batch = Batch(x, y, torch.arange(size, device=device), 0, 1, size, budget)
-    start = synchronised_time(device)
-    terms = module(batch, module.attack(batch))
-    torch.stack([*terms.values()]).sum().backward()  # type: ignore[no-untyped-call]
-    return synchronised_time(device) - start
+    return time_loss_and_gradient(module, batch, device)
 
 
 def speed_report(suites: Iterable[Suite], device: torch.device) -> Iterator[str]:

@@ -112,7 +112,7 @@ def find_card(store: Path, name: str, dataset: str | None = None) -> Card:
 
 
 def has_teacher(store: Path, identity: str) -> bool:
-    """Whether file and card are there."""
+    """Return whether file and card of a teacher exist."""
     return (
         teacher_file(store, identity).exists() and teacher_file(store, identity, ".json").exists()
     )

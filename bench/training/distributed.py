@@ -63,7 +63,7 @@ class ProcessGroup:
         if begun_on != self.description:
             raise BenchError(
                 f"begun on {begun_on}, not on {self.description}: go on as it began, "
-                "or --force begins it again"
+                "or --force restarts it"
             )
 
     def local_part(self, index: Tensor) -> Tensor:
