@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from bench import datasets, models
 from bench.execution.inputs import LoadData
 from bench.execution.plan import PlannedRun
+from bench.protocol.spec import Spec
+from bench.protocol.suites import Suite
 from bench.teachers import cards
 from bench.training.trainer import TrainingModule
 from methods.base import Batch, Budget, Net
@@ -76,12 +78,12 @@ def measure_cost(
     frozen = {role: models.build(arch, info).to(device) for role, arch in teacher_archs.items()}
     module = TrainingModule(run.method, student, frozen, num_train).to(device)
     module.train()
-    time_step(module, run, WARMUP_IMAGES, device)
-    seconds, passes = time_step(module, run, PROBE_IMAGES, device)
+    time_step(module, spec, WARMUP_IMAGES, device)
+    seconds, passes = time_step(module, spec, PROBE_IMAGES, device)
     seconds_per_image = seconds / PROBE_IMAGES
     if seconds < SLOW_STEP:
         size = min(spec.training.batch, num_train)
-        seconds_per_image = time_step(module, run, size, device)[0] / size
+        seconds_per_image = time_step(module, spec, size, device)[0] / size
     train = spec.training.epochs * num_train * seconds_per_image
     evaluate = evaluation_passes(run, num_test) * time_inference(student, info.shape, device)
     return Cost(train, evaluate, passes)
@@ -100,18 +102,13 @@ def evaluation_passes(run: PlannedRun, num_test: int) -> int:
 
 
 def time_step(
-    module: TrainingModule, run: PlannedRun, size: int, device: torch.device
+    module: TrainingModule, spec: Spec, size: int, device: torch.device
 ) -> tuple[float, float]:
     """Time one loss and its gradient on `size` random images.
 
     Returns: seconds, and forward passes of the student per image.
     """
-    spec, info = run.spec, datasets.get(run.spec.dataset)
-    x = torch.rand(size, *info.shape, device=device)
-    y = torch.randint(info.num_classes, (size,), device=device)
-    index = torch.arange(size, device=device)
-    budget = Budget(spec.eps, spec.inner_step, spec.inner_steps)
-    batch = Batch(x, y, index, 0, spec.training.epochs, size, budget)
+    batch = random_batch(spec, spec.dataset, size, device)
     counts: list[int] = []
 
     def count_images(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -122,6 +119,16 @@ def time_step(
     seconds = time_loss_and_gradient(module, batch, device)
     hook.remove()
     return seconds, sum(counts) / size
+
+
+def random_batch(protocol: Spec | Suite, dataset: str, size: int, device: torch.device) -> Batch:
+    """Return `size` random images and labels as a batch of the first epoch."""
+    info = datasets.get(dataset)
+    x = torch.rand(size, *info.shape, device=device)
+    y = torch.randint(info.num_classes, (size,), device=device)
+    index = torch.arange(size, device=device)
+    budget = Budget(protocol.eps, protocol.inner_step, protocol.inner_steps)
+    return Batch(x, y, index, 0, protocol.training.epochs, size, budget)
 
 
 def time_loss_and_gradient(module: TrainingModule, batch: Batch, device: torch.device) -> float:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from bench.system.errors import BenchError, UsageError
 
-# What torchrun sets in the environment of each process.
+# Variables that torchrun sets in the environment of each process.
 NUMBER_VARIABLES = ("WORLD_SIZE", "RANK", "LOCAL_RANK")
 ADDRESS_VARIABLES = ("MASTER_ADDR", "MASTER_PORT")
 # The other processes wait while rank 0 evaluates.

@@ -32,7 +32,7 @@ from methods.base import Budget
 
 # Steps of the attack that measures a trial: more than the inner attack's, against masked gradients.
 ATTACK_STEPS = 20
-# What ends a trial by no fault of its own: a signal, a full disk, a lost database.
+# Ends of a trial by no fault of its own: a signal, a full disk, a lost database.
 STORAGE_ERRORS = (optuna.exceptions.OptunaError, SQLAlchemyError, MlflowException)
 INTERRUPTIONS = (KeyboardInterrupt, SystemExit, OSError, *STORAGE_ERRORS)
 
