@@ -185,14 +185,14 @@ def test_averaging(tmp_path: Path) -> None:
     run = trainer(tmp_path, Natural(), training=training)
     snapshots = []
     name = "linear.weight"
-    step = run.step
+    step = run.update
 
     def follow(batch: Any) -> dict[str, torch.Tensor]:
         terms = step(batch)
         snapshots.append(run.module.student.get_parameter(name).detach().clone())
         return terms
 
-    run.step = follow  # type: ignore[method-assign]
+    run.update = follow  # type: ignore[method-assign]
     run.fit(ignore, ignore)
     ema = snapshots[0]
     for snapshot in snapshots[1:]:

@@ -93,7 +93,7 @@ def evaluation_passes(run: PlannedRun, num_test: int) -> int:
     """Return how many images pass the student in a run's evaluation, by the table PASSES."""
     spec = run.spec
     gradient_passes = sum(PASSES[name] * num_test for name in spec.attacks if name != "aa")
-    # best, last and the averages of the weights
+    # best.pt, last.pt and the averages of the weights are evaluated.
     passes = (2 + len(spec.training.averaging)) * gradient_passes
     if "aa" in spec.attacks:
         images = min(spec.limit_aa or num_test, num_test)

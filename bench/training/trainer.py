@@ -111,14 +111,13 @@ class Trainer:
         self.spec = spec
         self.folder = folder
         self.process_group = process_group
-        check_batch_size(spec.training.batch, len(data.train))
-        if spec.training.batch % process_group.size:
-            raise UsageError(
-                f"a batch of {spec.training.batch} cannot be shared by {process_group.size} devices"
-            )
+        batch, size = spec.training.batch, process_group.size
+        check_batch_size(batch, len(data.train))
+        if batch % size:
+            raise UsageError(f"a batch of {batch} cannot be shared by {size} devices")
         self.device = next(module.parameters()).device
         self.budget = Budget(spec.eps, spec.inner_step, spec.inner_steps)
-        self.steps_per_epoch = len(data.train.x) // spec.training.batch
+        self.steps_per_epoch = len(data.train.x) // batch
         self.graphs = StepGraphs(self.device) if self.device.type == "cuda" else None
         self.bf16 = spec.precision == "bf16" and has_bf16(self.device)
         # How steps are made fast on this device, for the record.
