@@ -77,7 +77,7 @@ def merge_layers(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
     assert norm.running_var is not None
     statistics = norm.running_mean, norm.running_var, norm.eps
     weight, bias = fuse_conv_bn_weights(conv.weight, conv.bias, *statistics, norm.weight, norm.bias)
-    # Faster, and safe without a gradient (bench/acceleration.py).
+    # Faster, and safe without a gradient (bench/training/memory_layout.py).
     laid_out = weight.contiguous(memory_format=torch.channels_last)
     merged = copy.copy(conv)
     merged._parameters = {"weight": freeze(laid_out), "bias": freeze(bias)}

@@ -112,7 +112,7 @@ def test_the_note_has_all_results_and_escapes_text(folder: Path) -> None:
 
 
 def test_leaderboards_see_no_search(folder: Path) -> None:
-    TrackingStore(folder).experiment_id("digits@3 tuning")
+    TrackingStore(folder).get_or_create_experiment("digits@3 tuning")
     assert list(leaderboard.collect(f"sqlite:///{folder / 'mlflow.db'}")["test/aa"]) == [0.5]
 
 

@@ -372,7 +372,7 @@ def test_an_import_that_was_stopped_leaves_no_run_to_continue(
         with pytest.raises(KeyboardInterrupt):
             import_into(home, path)
     tracking = TrackingStore(home)
-    query = [tracking.experiment_id(spec.suite)], f"tags.importing = '{spec.id}'"
+    query = [tracking.get_or_create_experiment(spec.suite)], f"tags.importing = '{spec.id}'"
     assert len(tracking.client.search_runs(*query)) == 1
     assert tracking.find_run(spec, "RUNNING") is None
     assert import_into(home, path) == 0

@@ -404,7 +404,7 @@ def test_an_interrupted_repetition_continues_without_force(
 
     with monkeypatch.context() as patch:
         # The last thing that the first run does.
-        patch.setattr(job, "present", interrupt)
+        patch.setattr(job, "add_note_and_links", interrupt)
         with pytest.raises(KeyboardInterrupt):
             cli.dispatch([*command, "--force"])
     assert len(saved_states(working_folder)) == 1
@@ -436,12 +436,12 @@ def test_a_run_does_not_continue_with_another_teacher(
 
     def checksums_with(sha256: str) -> dict[str, str]:
         monkeypatch.setattr(cards, "find_card", lambda *_: SimpleNamespace(sha256=sha256))
-        return job.teacher_checksums(run, context, tmp_path)
+        return job.check_teachers(run, context, tmp_path)
 
     assert checksums_with("a") == {"robust": "a"}
     assert checksums_with("b") == {"robust": "b"}
     (tmp_path / STATE).touch()
     assert checksums_with("b") == {"robust": "b"}
-    message = "another checkpoint of its teacher taught the first part: --force begins"
+    message = "another checkpoint of its teacher was used before: --force restarts"
     with pytest.raises(BenchError, match=message):
         checksums_with("a")

@@ -415,12 +415,6 @@ def test_locked_or_foreign_file_is_an_error_of_one_line(
             make_study(f"sqlite:///{tmp_path / 'foreign'}", "study")
 
 
-def test_passwords_are_not_shown() -> None:
-    assert storage.without_password("postgresql://me:secret@host/db") == "postgresql://host/db"
-    address = "postgresql://host/db?user=me&password=secret"
-    assert "secret" not in storage.without_password(address)
-
-
 def run_copies(code: str, count: int) -> list[str]:
     """Run a program in several processes at once; return what each prints."""
     command = [sys.executable, "-W", "ignore", "-c", code]

@@ -31,7 +31,7 @@ from bench.cli.commands.ui import check_port, run_server
 from bench.cli.mlflow_views import load_view
 from bench.system.errors import BenchError, UsageError
 from bench.tracking.run_logger import FINISHED
-from bench.tracking.store import TUNING, TrackingStore
+from bench.tracking.store import TUNING_SUFFIX, TrackingStore
 from leaderboards.read import store
 
 if TYPE_CHECKING:
@@ -128,14 +128,18 @@ def record_searches(store: TrackingStore) -> None:
     for method, trials in (("rslad", 3), ("kd", 1)):
         tags = {"study": method, "method": method}
         study = store.open_run(
-            f"digits@3{TUNING}", method, tags | {"role": "study"}, "", ("study", "role")
+            f"digits@3{TUNING_SUFFIX}", method, tags | {"role": "study"}, "", ("study", "role")
         )
         study.log_params({"range.alpha": '{"name": "FloatDistribution"}', "range.tau": "1.0"})
         study.finish(FINISHED)
         for number in range(trials):
             name, trial_tags = f"{method} trial {number}", {"role": "trial", "trial": f"{number}"}
             trial = store.open_run(
-                f"digits@3{TUNING}", name, tags | trial_tags, study.run_id, ("study", "trial")
+                f"digits@3{TUNING_SUFFIX}",
+                name,
+                tags | trial_tags,
+                study.run_id,
+                ("study", "trial"),
             )
             trial.log_params({"alpha": number / 10, "tau": 1.0})
             trial.log_metrics(dict.fromkeys(OBJECTIVES, number / 5))

@@ -138,7 +138,7 @@ def time_steps(run_step: Step, trainer: Trainer, seconds: float = 1.0) -> list[f
     """Return milliseconds of 5 to 40 single steps, after a few to warm up."""
     batches = trainer.epoch_batches()
     times: list[float] = []
-    with compiling.tuned_convolutions():
+    with compiling.cudnn_benchmark():
         for index in batches[:4]:
             run_step(index)
         torch.cuda.synchronize()

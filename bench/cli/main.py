@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"error: {error}", file=sys.stderr)
         code = getattr(error, "exit_code", 1)
     except KeyboardInterrupt:
-        # An interruption may come before the options are read, so the words are asked.
+        # Options may not be parsed yet, so look for --force in argv.
         print(f"interrupted; {continue_hint('--force' in argv)} continues", file=sys.stderr)
         code = 130
     except OSError as error:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from bench.tracking.store import TUNING, TrackingStore
+from bench.tracking.store import TUNING_SUFFIX, TrackingStore
 from leaderboards.schema.fields import EXPERIMENT
 
 FOLDER = Path(__file__).with_name("views")
@@ -18,7 +18,7 @@ def share_views(store: TrackingStore) -> dict[str, str]:
     """Write the views of every suite and tuned method; return title -> path of the page."""
     paths = {}
     for experiment in sorted(store.client.search_experiments(), key=lambda entry: str(entry.name)):
-        suite, experiment_id = experiment.name.removesuffix(TUNING), experiment.experiment_id
+        suite, experiment_id = experiment.name.removesuffix(TUNING_SUFFIX), experiment.experiment_id
         if not EXPERIMENT.fullmatch(suite):
             continue
         if suite == experiment.name:

@@ -24,7 +24,7 @@ class Command:
 
     options: type[Any]
     function: Callable[[Any], int]
-    # Another way to the argument of the function than to parse the options.
+    # Parses argv where the flags depend on it, as for run; None: parse_options.
     read: Callable[[Sequence[str]], Any] | None = None
 
     def run(self, argv: Sequence[str], name: str) -> int:
@@ -57,7 +57,7 @@ def parse_options(
 
 
 def parse_known(options: type[Options], argv: Sequence[str], command: str) -> Options:
-    """Return the options in words that may hold other flags too, `--help` among them."""
+    """Parse the flags of `options` and ignore all others, `--help` too."""
     import tyro
 
     with one_line_errors(options, command):

@@ -34,7 +34,7 @@ def verify_data(name: str, root: str | Path) -> str:
 
 
 def is_missing(name: str, root: str | Path) -> bool:
-    """Whether the folder of the official files is not there at all."""
+    """Return whether the folder of the official files does not exist."""
     official = official_class(get(name))
     return official is not None and not (Path(root) / official.base_folder).is_dir()
 

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from bench import datasets, models
-from bench.execution.inputs import DataLoader
+from bench.execution.inputs import LoadData
 from bench.execution.plan import PlannedRun
+from bench.protocol.spec import Spec
+from bench.protocol.suites import Suite
 from bench.teachers import cards
 from bench.training.trainer import TrainingModule
 from methods.base import Batch, Budget, Net
@@ -23,8 +25,6 @@ PROBE_IMAGES = 8
 SLOW_STEP = 0.25
 # Images of the timed forward pass.
 INFERENCE_IMAGES = 64
-# Checkpoints that count with all attacks but AutoAttack.
-QUICK_CHECKPOINTS = 3
 # Forward passes of evaluation per test image, where half of the images are robust. A backward
 # pass counts as one.
 PASSES = {"fgsm": 2, "pgd20": 40, "pgd20_trades": 40, "cw_inf": 60, "aa": 4000}
@@ -40,7 +40,7 @@ class Cost:
 
 
 def estimate_costs(
-    todo: list[PlannedRun], load: DataLoader, store: Path, device: torch.device
+    todo: list[PlannedRun], load: LoadData, store: Path, device: torch.device
 ) -> list[Cost]:
     """Return the cost of each run. Runs that differ in seed or data alone are probed once."""
     planned_teachers = {run.identity: run.spec.arch for run in todo if run.spec.role == "teacher"}
@@ -77,12 +77,13 @@ def measure_cost(
     student = models.build(spec.arch, info).to(device)
     frozen = {role: models.build(arch, info).to(device) for role, arch in teacher_archs.items()}
     module = TrainingModule(run.method, student, frozen, num_train).to(device)
-    time_step(module, run, WARMUP_IMAGES, device)
-    seconds, passes = time_step(module, run, PROBE_IMAGES, device)
+    module.train()
+    time_step(module, spec, WARMUP_IMAGES, device)
+    seconds, passes = time_step(module, spec, PROBE_IMAGES, device)
     seconds_per_image = seconds / PROBE_IMAGES
     if seconds < SLOW_STEP:
         size = min(spec.training.batch, num_train)
-        seconds_per_image = time_step(module, run, size, device)[0] / size
+        seconds_per_image = time_step(module, spec, size, device)[0] / size
     train = spec.training.epochs * num_train * seconds_per_image
     evaluate = evaluation_passes(run, num_test) * time_inference(student, info.shape, device)
     return Cost(train, evaluate, passes)
@@ -91,8 +92,9 @@ def measure_cost(
 def evaluation_passes(run: PlannedRun, num_test: int) -> int:
     """Return how many images pass the student in a run's evaluation, by the table PASSES."""
     spec = run.spec
-    quick = sum(PASSES[name] * num_test for name in spec.attacks if name != "aa")
-    passes = QUICK_CHECKPOINTS * quick
+    gradient_passes = sum(PASSES[name] * num_test for name in spec.attacks if name != "aa")
+    # best.pt, last.pt and the averages of the weights are evaluated.
+    passes = (2 + len(spec.training.averaging)) * gradient_passes
     if "aa" in spec.attacks:
         images = min(spec.limit_aa or num_test, num_test)
         passes += len(spec.full_checkpoints) * PASSES["aa"] * images
@@ -100,18 +102,13 @@ def evaluation_passes(run: PlannedRun, num_test: int) -> int:
 
 
 def time_step(
-    module: TrainingModule, run: PlannedRun, size: int, device: torch.device
+    module: TrainingModule, spec: Spec, size: int, device: torch.device
 ) -> tuple[float, float]:
     """Time one loss and its gradient on `size` random images.
 
     Returns: seconds, and forward passes of the student per image.
     """
-    spec, info = run.spec, datasets.get(run.spec.dataset)
-    x = torch.rand(size, *info.shape, device=device)
-    y = torch.randint(info.num_classes, (size,), device=device)
-    index = torch.arange(size, device=device)
-    budget = Budget(spec.eps, spec.inner_step, spec.inner_steps)
-    batch = Batch(x, y, index, 0, spec.training.epochs, size, budget)
+    batch = random_batch(spec, spec.dataset, size, device)
     counts: list[int] = []
 
     def count_images(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -119,13 +116,27 @@ def time_step(
 
     stem = next(layer for layer in module.student.modules() if isinstance(layer, nn.Conv2d))
     hook = stem.register_forward_pre_hook(count_images)
-    start = synchronised_time(device)
-    module.train()
-    terms = module(batch, module.attack(batch))
-    torch.stack([*terms.values()]).sum().backward()  # type: ignore[no-untyped-call]
-    seconds = synchronised_time(device) - start
+    seconds = time_loss_and_gradient(module, batch, device)
     hook.remove()
     return seconds, sum(counts) / size
+
+
+def random_batch(protocol: Spec | Suite, dataset: str, size: int, device: torch.device) -> Batch:
+    """Return `size` random images and labels as a batch of the first epoch."""
+    info = datasets.get(dataset)
+    x = torch.rand(size, *info.shape, device=device)
+    y = torch.randint(info.num_classes, (size,), device=device)
+    index = torch.arange(size, device=device)
+    budget = Budget(protocol.eps, protocol.inner_step, protocol.inner_steps)
+    return Batch(x, y, index, 0, protocol.training.epochs, size, budget)
+
+
+def time_loss_and_gradient(module: TrainingModule, batch: Batch, device: torch.device) -> float:
+    """Return the seconds of a batch's attack, loss and gradient."""
+    start = synchronised_time(device)
+    terms = module(batch, module.attack(batch))
+    torch.stack([*terms.values()]).sum().backward()  # type: ignore[no-untyped-call]
+    return synchronised_time(device) - start
 
 
 @torch.no_grad()

@@ -40,17 +40,18 @@ def evaluate_checkpoint(
     device = next(net.parameters()).device
     x, y = to_float(test.x).to(device), test.y.to(device)
     start = time.perf_counter()
-    quick_attacks = [name for name in spec.attacks if name != "aa"]
+    gradient_attacks = [name for name in spec.attacks if name != "aa"]
     probes = NUM_PROBES if full else 0
-    quick = run_attacks(net, x, y, quick_attacks, spec, verdicts.with_suffix(".npz"), tick, probes)
-    results, worst, flags = [quick], quick.worst, quick.flags
-    values = {"n": float(len(x)), **quick.accuracy()}
+    path = verdicts.with_suffix(".npz")
+    gradient_results = run_attacks(net, x, y, gradient_attacks, spec, path, tick, probes)
+    results, worst, flags = [gradient_results], gradient_results.worst, gradient_results.flags
+    values = {"n": float(len(x)), **gradient_results.accuracy()}
     if full and "aa" in spec.attacks:
         count = min(spec.limit_aa or len(x), len(x))
         path = verdicts.with_name(f"{verdicts.name}_aa.npz")
         autoattack = run_attacks(net, x[:count], y[:count], ["aa"], spec, path, tick)
         results.append(autoattack)
-        combined = quick.first_images(count) | autoattack
+        combined = gradient_results.first_images(count) | autoattack
         worst = combined.worst
         flags = flags | combined.contradictions()
         values["aa"] = autoattack.accuracy()["aa"]

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 
 from bench.execution.cost import Cost
-from bench.execution.inputs import DataLoader, data_loader
+from bench.execution.inputs import LoadData, cached_loader
 from bench.execution.job import RunContext, build_training_module, mark_for_repeat, run_job
 from bench.execution.plan import PlannedRun
 from bench.protocol.options import ProtocolOptions
@@ -27,8 +27,8 @@ from bench.tracking.store import TrackingStore
 from bench.training.trainer import Tick, Trainer
 
 
-class RunResult(NamedTuple):
-    """How a run ended, as a line for people, and whether it went well."""
+class RunOutcome(NamedTuple):
+    """The last line of a run, and whether it succeeded."""
 
     message: str
     succeeded: bool
@@ -39,7 +39,7 @@ def execute_runs(
     context: RunContext,
     todo: list[PlannedRun],
     costs: list[Cost],
-    load: DataLoader,
+    load: LoadData,
 ) -> int:
     """Carry out runs, each teacher before its students. Return 1 if one of them failed."""
     if options.force:
@@ -55,7 +55,7 @@ def execute_runs(
 
 def follow_leader(options: ProtocolOptions, context: RunContext) -> int:
     """Train what rank 0 of the process group trains until it has nothing more."""
-    load = data_loader(options.data_root)
+    load = cached_loader(options.data_root)
     while (message := context.group.receive()) is not None:
         run, folder = message
         data = load(run.spec)
@@ -69,7 +69,7 @@ def follow_leader(options: ProtocolOptions, context: RunContext) -> int:
 
 
 def run_one_after_another(
-    context: RunContext, todo: list[PlannedRun], costs: list[Cost], load: DataLoader
+    context: RunContext, todo: list[PlannedRun], costs: list[Cost], load: LoadData
 ) -> set[str]:
     """Carry out runs in order; return the identities of those that failed."""
     failed: set[str] = set()
@@ -148,46 +148,46 @@ def run_in_worker(
     run: PlannedRun,
     cost: Cost,
     threads: int,
-) -> RunResult:
+) -> RunOutcome:
     """Carry out one run in a process of a pool."""
     try:
         torch.set_num_threads(threads)
         context = RunContext(TrackingStore(options.store), device, code)
-        return run_and_report(run, context, data_loader(options.data_root), cost, ignore_tick)
+        return run_and_report(run, context, cached_loader(options.data_root), cost, ignore_tick)
     except SystemExit:
         # Told to stop: the pool would keep that to itself and take up the next run.
         os._exit(1)
 
 
-def worker_result(future: concurrent.futures.Future[RunResult], force: bool) -> RunResult:
+def worker_result(future: concurrent.futures.Future[RunOutcome], force: bool) -> RunOutcome:
     """Return what a worker returned, or a failure if its process died."""
     try:
         return future.result()
     except BrokenProcessPool:
         message = f"failed: a worker process died; {continue_hint(force)} continues"
-        return RunResult(message, False)
+        return RunOutcome(message, False)
 
 
-def result_without_teacher(run: PlannedRun, failed: set[str]) -> RunResult | None:
+def result_without_teacher(run: PlannedRun, failed: set[str]) -> RunOutcome | None:
     """Return the result of a run whose teacher failed, None for other runs."""
     missing = failed & set(run.spec.teachers.values())
     if not missing:
         return None
-    return RunResult(f"not run, its teacher {missing.pop()} failed", False)
+    return RunOutcome(f"not run, its teacher {missing.pop()} failed", False)
 
 
 def run_and_report(
-    run: PlannedRun, context: RunContext, load: DataLoader, cost: Cost, tick: Tick
-) -> RunResult:
+    run: PlannedRun, context: RunContext, load: LoadData, cost: Cost, tick: Tick
+) -> RunOutcome:
     """Carry out one run; return a line with its result or the cause of its failure."""
     try:
         data = load(run.spec)
-        return RunResult(run_job(run, context, data, cost.student_passes, tick), True)
+        return RunOutcome(run_job(run, context, data, cost.student_passes, tick), True)
     except BenchError as error:
-        return RunResult(f"failed: {error}", False)
+        return RunOutcome(f"failed: {error}", False)
     except Exception as error:
         # The tracking store, for one, may have gone away since it was opened.
-        return RunResult(f"failed: {type(error).__name__}: {one_line(error)}", False)
+        return RunOutcome(f"failed: {type(error).__name__}: {one_line(error)}", False)
 
 
 def ignore_epoch(row: dict[str, float], epoch: int) -> None:

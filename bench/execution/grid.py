@@ -9,10 +9,9 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import datasets
-from bench.datasets.splits import Data
 from bench.execution.cost import Cost, estimate_costs
 from bench.execution.executors import execute_runs, follow_leader
-from bench.execution.inputs import DataLoader, data_loader
+from bench.execution.inputs import LoadData, cached_loader
 from bench.execution.job import RunContext, is_recorded
 from bench.execution.plan import PlannedRun
 from bench.protocol.options import ProtocolOptions
@@ -21,6 +20,7 @@ from bench.system.errors import UsageError
 from bench.system.progress import format_duration
 from bench.tracking.store import TrackingStore, store_exists
 from bench.training.distributed import join_process_group, leave_process_group
+from bench.training.trainer import check_batch_size
 
 
 def run_grid(options: ProtocolOptions, runs: list[PlannedRun], dry_run: bool = False) -> int:
@@ -37,8 +37,10 @@ def run_grid(options: ProtocolOptions, runs: list[PlannedRun], dry_run: bool = F
         if dry_run and not store_exists(options.store):
             # Looking makes no store.
             if group.is_leader:
-                load = data_loader(options.data_root)
-                announce_runs(options, runs, 0, device, load)
+                print_counts(options, runs, 0)
+                load = cached_loader(options.data_root)
+                costs = check_and_estimate(options, runs, device, load)
+                print_overview(options, runs, costs, device)
             return 0
         context = RunContext(TrackingStore(options.store), device, source_state(), group)
         if not group.is_leader:
@@ -55,59 +57,57 @@ def run_unrecorded(
     options: ProtocolOptions, runs: list[PlannedRun], dry_run: bool, context: RunContext
 ) -> int:
     """Carry out what is left of a grid on the leading process; return the exit code."""
-    load = data_loader(options.data_root)
-    todo = [run for run in runs if not is_done(run, runs, context, options.force)]
-    costs = announce_runs(options, todo, len(runs) - len(todo), context.device, load)
-    if dry_run or not todo:
+    load = cached_loader(options.data_root)
+    todo = [run for run in runs if not can_skip(run, runs, context, options.force)]
+    print_counts(options, todo, len(runs) - len(todo))
+    if not todo:
+        return 0
+    costs = check_and_estimate(options, todo, context.device, load)
+    print_overview(options, todo, costs, context.device)
+    if dry_run:
         return 0
     return execute_runs(options, context, todo, costs, load)
 
 
-def is_done(run: PlannedRun, runs: list[PlannedRun], context: RunContext, force: bool) -> bool:
-    """Whether a run needs no work.
+def can_skip(run: PlannedRun, runs: list[PlannedRun], context: RunContext, force: bool) -> bool:
+    """Return whether a run needs no work.
 
-    `force` repeats the runs that were asked for, not the teachers that they need.
+    `force` repeats runs, but not the teachers that others need.
     """
-    teaches = any(run.identity in student.spec.teachers.values() for student in runs)
-    if force and not teaches:
+    is_needed = any(run.identity in student.spec.teachers.values() for student in runs)
+    if force and not is_needed:
         return False
     return is_recorded(run, context)
 
 
-def announce_runs(
-    options: ProtocolOptions,
-    todo: list[PlannedRun],
-    num_recorded: int,
-    device: torch.device,
-    load: DataLoader,
+def check_and_estimate(
+    options: ProtocolOptions, todo: list[PlannedRun], device: torch.device, load: LoadData
 ) -> list[Cost]:
-    """Print what there is to do and about how long it takes; return the costs."""
+    """Return the costs of runs. Raise UsageError, before any starts, for too large a batch."""
+    for run in todo:
+        check_batch_size(run.spec.training.batch, len(load(run.spec).train))
+    return estimate_costs(todo, load, options.store, device)
+
+
+def print_counts(options: ProtocolOptions, todo: list[PlannedRun], num_recorded: int) -> None:
+    """Print how many runs there are to do."""
     console = Console(file=sys.stderr, highlight=False)
     console.print(f"{len(todo)} to do, {num_recorded} already recorded in {options.store}")
-    if not todo:
-        return []
-    for run in todo:
-        check_batch_size(run, load(run.spec))
-    costs = estimate_costs(todo, load, options.store, device)
+
+
+def print_overview(
+    options: ProtocolOptions, todo: list[PlannedRun], costs: list[Cost], device: torch.device
+) -> None:
+    """Print the runs to do and about how long they take."""
+    console = Console(file=sys.stderr, highlight=False)
     console.print(overview_table(todo, costs))
     total = sum(cost.train + cost.evaluate for cost in costs)
     duration = format_duration(total / options.workers)
     console.print(f"on {device_name(device)}, about {duration} in all")
-    return costs
-
-
-def check_batch_size(run: PlannedRun, data: Data) -> None:
-    """Raise UsageError, before anything starts, for a batch that training could not fill."""
-    batch = run.spec.training.batch
-    if batch > len(data.train):
-        raise UsageError(
-            f"a batch of {batch} is larger than the {len(data.train)} training images: "
-            "raise --limit-train"
-        )
 
 
 def overview_table(todo: list[PlannedRun], costs: list[Cost]) -> Table:
-    """Return a table of what is about to be done, a line for each run."""
+    """Return a table of the runs to do, a line for each."""
     columns = ("", "data", "model", "method", "seed", "teacher", "about")
     table = Table(*columns, box=None, pad_edge=False)
     for number, (run, cost) in enumerate(zip(todo, costs, strict=True), 1):

@@ -12,10 +12,11 @@ from bench.datasets.loading import load_data
 from bench.datasets.splits import Data
 from bench.protocol.spec import Spec
 
-DataLoader = Callable[..., Data]
+# (spec, test=True) -> Data
+LoadData = Callable[..., Data]
 
 
-def data_loader(root: Path) -> DataLoader:
+def cached_loader(root: Path) -> LoadData:
     """Return a function that loads the data of a spec: `load(spec, test=True)`.
 
     It keeps what it has loaded: many runs share a data set. Without `test` the test images are

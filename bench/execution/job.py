@@ -29,7 +29,7 @@ from bench.system.files import sha256_of_file
 from bench.teachers import cards
 from bench.teachers.cards import Card
 from bench.tracking import links, note
-from bench.tracking.note import RunResult
+from bench.tracking.note import RunSummary
 from bench.tracking.run_logger import FAILED, FINISHED, KILLED, RunLogger
 from bench.tracking.store import TrackingStore
 from bench.training.distributed import SINGLE_PROCESS, ProcessGroup
@@ -39,9 +39,9 @@ from leaderboards.schema.checkpoints import CHECKPOINTS
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
 
-# Files in the folder of an unfinished run: the checksums of the checkpoints that teach it, and
-# the mark of a run that is to be repeated, whatever the record says.
-TEACHERS = "teachers.json"
+# Files in the folder of an unfinished run: the checksums of its teachers' checkpoints, and the
+# mark of a run that is to be repeated, whatever the record says.
+TEACHER_CHECKSUMS_FILE = "teachers.json"
 REPEAT_MARK = "again"
 SHOWN_ACCURACIES = ("clean", "pgd20", "aa")
 
@@ -86,6 +86,8 @@ def run_job(
 ) -> str:
     """Train, evaluate and record one run; return a line with its result.
 
+    `student_passes` is the number of forward passes of the student per training image, estimated.
+
     Raises:
         BenchError: something stopped the run. The record says so and its state stays on disk.
     """
@@ -95,7 +97,8 @@ def run_job(
         folder.mkdir(exist_ok=True)
         with mlflow_run(run, context, folder) as logger:
             job = Job(run, context, data, folder, logger, tick)
-            describe_run(job, student_passes)
+            checksums = check_teachers(run, context, folder)
+            describe_run(job, student_passes, checksums)
             state = train(job)
             evaluation = evaluate(job)
             record(job, state, evaluation)
@@ -123,8 +126,11 @@ def locked_folder(run: PlannedRun, context: RunContext) -> Iterator[Path]:
 
 
 def mark_for_repeat(run: PlannedRun, context: RunContext) -> None:
-    """Leave a whole run to do, until it is done, whether it is recorded, half done or neither."""
-    # `run_job` says that another process is working on it.
+    """Delete a run's unfinished work and mark it to be repeated.
+
+    The mark goes when the run is recorded.
+    """
+    # A locked run is being carried out: run_job reports it.
     with suppress(BenchError), locked_folder(run, context) as folder:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(exist_ok=True)
@@ -132,10 +138,13 @@ def mark_for_repeat(run: PlannedRun, context: RunContext) -> None:
 
 
 def is_recorded(run: PlannedRun, context: RunContext) -> bool:
-    """Whether nothing is left to do for a run."""
+    """Return whether the run is finished in the tracking store and is not marked for repeat.
+
+    A teacher must have its checkpoint too.
+    """
     if (work_folder(context.root, run.spec) / REPEAT_MARK).exists():
         return False
-    # A teacher without its file is made again, whatever the record says.
+    # A teacher without its file is trained again, whatever the record says.
     if run.spec.role == "teacher" and not cards.has_teacher(context.root, run.identity):
         return False
     return context.store.find_run(run.spec, FINISHED) is not None
@@ -161,15 +170,14 @@ def mlflow_run(run: PlannedRun, context: RunContext, folder: Path) -> Iterator[R
         raise BenchError(f"{type(error).__name__}: {one_line(error)}") from error
 
 
-def describe_run(job: Job, student_passes: float) -> None:
-    """Log what the run runs on: machine, data, teachers."""
+def describe_run(job: Job, student_passes: float, teacher_sha256: dict[str, str]) -> None:
+    """Log machine, data and teachers of a run."""
     logger, spec = job.logger, job.run.spec
     description = environment.describe_environment(job.context.device) | describe_data(job.data)
     logger.log_text("environment.json", json.dumps(description, indent=2))
     logger.log_metrics({"cost/student_passes": student_passes})
-    if spec.teachers:
-        checksums = teacher_checksums(job.run, job.context, job.folder)
-        logger.set_tags({"teacher_sha256": json.dumps(checksums)})
+    if teacher_sha256:
+        logger.set_tags({"teacher_sha256": json.dumps(teacher_sha256)})
     with logger.optional_step("inputs"):
         links.log_inputs(logger, spec, job.data)
 
@@ -178,6 +186,7 @@ def train(job: Job) -> State:
     """Train the run and log its epochs and costs. Its checkpoints lie in the job's folder."""
     run, context = job.run, job.context
     environment.reset_peak_memory(context.device)
+    # The other processes wait in follow_leader.
     context.group.send((run, job.folder))
     module = build_training_module(run, context, job.data)
     data = job.data.to(context.device)
@@ -247,7 +256,7 @@ def record(job: Job, state: State, evaluation: Evaluation) -> None:
     logger.log_metrics(costs)
     if run.spec.role == "teacher":
         keep_teacher(job, checksums["best"])
-    present(job, model, state, evaluation)
+    add_note_and_links(job, model, state, evaluation)
 
 
 def keep_teacher(job: Job, sha256: str) -> None:
@@ -258,12 +267,14 @@ def keep_teacher(job: Job, sha256: str) -> None:
     cards.add_teacher(job.context.root, job.folder / "best.pt", card)
 
 
-def present(job: Job, model: LoggedModel | None, state: State, evaluation: Evaluation) -> None:
+def add_note_and_links(
+    job: Job, model: LoggedModel | None, state: State, evaluation: Evaluation
+) -> None:
     """Add note, figures and aliases to a run whose numbers are in."""
     run, context, logger = job.run, job.context, job.logger
     metric = "val/robust" if run.method.adversarial else "val/clean"
     chosen = next(row for row in state.history if row.get(metric) == state.best)
-    result = RunResult(state.history, chosen, evaluation.accuracy, evaluation.flags, state.seconds)
+    result = RunSummary(state.history, chosen, evaluation.accuracy, evaluation.flags, state.seconds)
     tags = run_tags(run, context.code, context.group)
     with logger.optional_step("note"):
         logger.set_tags({note.NOTE_TAG: note.run_note(run.spec, tags, result, logger.run_id)})
@@ -281,20 +292,22 @@ def checkpoint_names(folder: Path) -> list[str]:
     return [name for name in CHECKPOINTS if (folder / f"{name}.pt").exists()]
 
 
-def teacher_checksums(run: PlannedRun, context: RunContext, folder: Path) -> dict[str, str]:
-    """Return the sha256 of each teacher's checkpoint by role.
+def check_teachers(run: PlannedRun, context: RunContext, folder: Path) -> dict[str, str]:
+    """Return the sha256 of each teacher's checkpoint by role, kept in the folder for a resumed run.
 
     Raises:
-        BenchError: other checkpoints taught a part of the training before.
+        BenchError: an earlier part of the training used other checkpoints.
     """
     checksums = {}
     for role, identity in run.spec.teachers.items():
         checksums[role] = cards.find_card(context.root, identity, run.spec.dataset).sha256
-    path = folder / TEACHERS
+    if not checksums:
+        return {}
+    path = folder / TEACHER_CHECKSUMS_FILE
     text = json.dumps(checksums)
     if (folder / STATE).exists() and path.exists() and path.read_text() != text:
         raise BenchError(
-            "another checkpoint of its teacher taught the first part: --force begins this run again"
+            "another checkpoint of its teacher was used before: --force restarts the run"
         )
     path.write_text(text)
     return checksums
@@ -330,7 +343,7 @@ def run_tags(
         "student": spec.arch,
         "teacher": spec.teacher,
         "variant": run.variant,
-        "sets": ",".join(run.sets),
+        "sets": ",".join(run.variant_fields),
         "seed": str(spec.seed),
         "command": group.command_line(run.command),
         **code,

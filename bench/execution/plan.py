@@ -32,7 +32,7 @@ class PlannedRun:
     # The command that repeats this one run.
     command: str
     # Fields of the training that the variant stands for.
-    sets: tuple[str, ...] = ()
+    variant_fields: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
@@ -67,7 +67,8 @@ def plan_runs(options: RunOptions, hyper: dict[str, Any]) -> list[PlannedRun]:
 
     Args:
         options: what the command asks for.
-        hyper: the hyper-parameters given on the command line.
+        hyper: all hyper-parameters of the one method, with defaults, `--official` and `--config`
+            applied; {} for several methods, each of which takes its own starting values.
 
     Raises:
         UsageError: a name does not exist, or options contradict each other.
@@ -91,7 +92,7 @@ def plan_runs(options: RunOptions, hyper: dict[str, Any]) -> list[PlannedRun]:
             identities = teacher_identities(options, suite, dataset, method, teacher_runs)
             for arch, seed in itertools.product(students, seeds):
                 run = plan_student(
-                    options, suite, dataset, arch, (name, method), identities, seed, starts[name]
+                    options, suite, dataset, arch, name, method, identities, seed, starts[name]
                 )
                 student_runs.append(run)
     return [*teacher_runs.values(), *student_runs]
@@ -144,13 +145,13 @@ def plan_student(
     suite: Suite,
     dataset: str,
     arch: str,
-    named_method: tuple[str, Method],
+    name: str,
+    method: Method,
     teacher_names: dict[str, str],
     seed: int,
     start: StartingValues,
 ) -> PlannedRun:
     """Return the run of one student; `teacher_names` maps roles to identities."""
-    name, method = named_method
     training = replace(suite.training, **start.training, awp=options.awp)
     if options.epochs is not None:
         training = replace(training, epochs=options.epochs)
@@ -241,6 +242,7 @@ def requested_methods(text: str) -> list[str]:
         builtin = name in methods.builtin()
         fault = ""
         if (everything or builtin) and name in methods.plugins():
+            # A plugin that a built-in method hides is reported too; the method is used.
             fault = methods.plugin_fault(name)
         if fault:
             print(f"warning: plugin {name!r} {fault}", file=sys.stderr)

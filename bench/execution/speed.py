@@ -11,12 +11,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import methods
 from bench import datasets, models
-from bench.execution.cost import synchronised_time
+from bench.execution.cost import random_batch, synchronised_time, time_loss_and_gradient
 from bench.protocol.suites import Suite
 from bench.system.progress import format_duration
 from bench.training.memory_layout import arrange_memory, has_bf16
 from bench.training.trainer import TrainingModule
-from methods.base import Batch, Budget, Net
+from methods.base import Net
 
 # Seconds of measuring each shape.
 SECONDS_PER_SHAPE = 0.5
@@ -69,7 +69,8 @@ def training_speed(suite: Suite, device: torch.device, peak_rate: float) -> Spee
     while seconds < LONG_STEP and size < suite.training.batch:
         size = min(max(8 * size, 1), suite.training.batch)
         # The first step of a size may load libraries.
-        seconds = min(time_step(module, suite, size, device) for _ in range(2))
+        batch = random_batch(suite, info.name, size, device)
+        seconds = min(time_loss_and_gradient(module, batch, device) for _ in range(2))
     return Speed(size / seconds, operations * size / seconds / peak_rate)
 
 
@@ -87,19 +88,6 @@ def step_operations(student: Net, teacher: Net, shape: tuple[int, ...], steps: i
     of_student, of_teacher = operations
     # Two outer passes of the student, each with a backward pass of twice the cost.
     return of_teacher + of_student * (2 * steps + 2 * 3)
-
-
-def time_step(module: TrainingModule, suite: Suite, size: int, device: torch.device) -> float:
-    """Return the seconds of a loss and its gradient."""
-    info = datasets.get(suite.datasets[0])
-    x = torch.rand(size, *info.shape, device=device)
-    y = torch.zeros(size, dtype=torch.long, device=device)
-    budget = Budget(suite.eps, suite.inner_step, suite.inner_steps)
-    batch = Batch(x, y, torch.arange(size, device=device), 0, 1, size, budget)
-    start = synchronised_time(device)
-    terms = module(batch, module.attack(batch))
-    torch.stack([*terms.values()]).sum().backward()  # type: ignore[no-untyped-call]
-    return synchronised_time(device) - start
 
 
 def speed_report(suites: Iterable[Suite], device: torch.device) -> Iterator[str]:

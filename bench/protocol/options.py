@@ -50,7 +50,7 @@ class CommonOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ProtocolOptions(CommonOptions):
-    """What a run may change of its suite. Each change is part of the record."""
+    """Changes of a run to its suite. Each is part of the record."""
 
     suite: Annotated[str, option("NAME", "the protocol; see `list`")] = "digits"
     dataset: Annotated[

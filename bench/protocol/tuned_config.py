@@ -25,7 +25,7 @@ TABLES = ("hyper", "training", "provenance")
 
 @dataclass(frozen=True)
 class TunedConfig:
-    """What to run, the values of the best trial, and how it came about."""
+    """A run, the values of its best trial, and their provenance."""
 
     method: str
     # name@version

@@ -110,7 +110,7 @@ def comparable_values(tags: dict[str, Any], metrics: dict[str, float]) -> dict[s
 def check_training(store: TrackingStore, record: Record, spec: Spec) -> None:
     """Raise RecordError if the checkpoint is in the store with another method, network or seed."""
     same_checkpoint = f"tags.`sha256.best` = '{record.checksums.get('best', 'none')}'"
-    experiment_id = store.experiment_id(spec.suite)
+    experiment_id = store.get_or_create_experiment(spec.suite)
     for run in store.client.search_runs([experiment_id], same_checkpoint):
         if tuple(run.data.tags.get(name, "") for name in TRAINING_TAGS) != record.training_key:
             of_other = f"run {run.info.run_id}, of another method, network or seed"
@@ -121,7 +121,7 @@ def create_run(store: TrackingStore, record: Record, spec: Spec) -> str:
     """Create a run from a record; return its id. Raise RecordError if MLflow refuses a part."""
     from mlflow.exceptions import MlflowException
 
-    client, experiment_id = store.client, store.experiment_id(spec.suite)
+    client, experiment_id = store.client, store.get_or_create_experiment(spec.suite)
     # Left by an import that was killed.
     for partial_run in client.search_runs([experiment_id], f"tags.{IMPORTING} = '{spec.id}'"):
         client.delete_run(partial_run.info.run_id)
@@ -130,7 +130,8 @@ def create_run(store: TrackingStore, record: Record, spec: Spec) -> str:
     name = f"{note.run_title(tags)} seed {spec.seed}"
     run_id, start_time = "", record.start_time
     try:
-        tags |= {fields.PARENT_TAG: store.parent_run_id(experiment_id, tags), IMPORTING: spec.id}
+        parent = store.get_or_create_parent(experiment_id, tags)
+        tags |= {fields.PARENT_TAG: parent, IMPORTING: spec.id}
         run_id = str(client.create_run(experiment_id, start_time, tags, name).info.run_id)
         log_record(RunLogger(client, run_id), record, spec)
         client.set_terminated(run_id, FINISHED, end_time=start_time)

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from bench.execution import evaluation
-from bench.execution.inputs import data_loader
+from bench.execution.inputs import cached_loader
 from bench.models.checkpoint import load
 from bench.protocol.spec import Spec
 from bench.system.environment import describe_environment, resolve_device
@@ -36,7 +36,7 @@ def reproduce(
         if not path or not sha256:
             missing = f"no checkpoint {sha256[:16]}... here; give it with --checkpoint FILE"
             raise RecordError(f"not verified: {missing}")
-        data = data_loader(data_root)(spec)
+        data = cached_loader(data_root)(spec)
         stated = record.environment.get("data")
         if not isinstance(stated, dict) or stated.get("sha256") != data.sha256:
             digest = f"{data.sha256[:16]}..."

@@ -1,4 +1,4 @@
-"""What a method is, for the pages of the leaderboard.
+"""Descriptions of methods, for the pages of the leaderboard.
 
 Built-in methods are read from methods.json, since torch, which they import, takes longer to load
 than a whole leaderboard takes to write. `python -m bench.reference.methods_page` writes the file.

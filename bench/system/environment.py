@@ -44,7 +44,7 @@ def device_name(device: torch.device) -> str:
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Let `peak_memory` begin again; only CUDA devices can."""
+    """Reset `peak_memory`; only CUDA devices can."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 

@@ -29,7 +29,7 @@ def one_line(error: BaseException, limit: int = 300) -> str:
 
 
 def continue_hint(force: bool) -> str:
-    """Return the command that continues an interrupted one: `--force` would begin again."""
+    """Return the command that continues an interrupted one: `--force` would restart it."""
     return "the same command without --force" if force else "the same command"
 
 

@@ -112,10 +112,9 @@ def find_card(store: Path, name: str, dataset: str | None = None) -> Card:
 
 
 def has_teacher(store: Path, identity: str) -> bool:
-    """Whether file and card are there."""
-    return (
-        teacher_file(store, identity).exists() and teacher_file(store, identity, ".json").exists()
-    )
+    """Return whether file and card of a teacher exist."""
+    files = (teacher_file(store, identity, suffix) for suffix in (".pt", ".json"))
+    return all(file.exists() for file in files)
 
 
 def draft_card(store: Path, release: Release, sha256: str, source: str) -> Card:

@@ -30,7 +30,7 @@ DESCRIPTIONS = {
     BEST: "Students that were the best of their kind when they ended. The alias `best` follows the "
     "accuracy under PGD on the validation images, which are the same for all of them; test images "
     "have no say in it.",
-    TEACHER: "The checkpoint that taught is the one with the alias `teacher`.",
+    TEACHER: "The checkpoint that is used is the one with the alias `teacher`.",
 }
 MODEL_TAGS = ("method", "variant", "student", "dataset", "teacher", "seed", "suite", "role")
 

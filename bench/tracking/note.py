@@ -33,7 +33,7 @@ NO_ATTACKS = ("n", "aa_n", "worst")
 
 
 @dataclass(frozen=True)
-class RunResult:
+class RunSummary:
     """The result of a finished run. Accuracies are fractions, beside counts and costs."""
 
     history: list[dict[str, float]]  # a row per epoch
@@ -49,7 +49,7 @@ def run_title(tags: dict[str, str]) -> str:
     return " ".join(filter(None, (tags["method"], variant, tags["student"], tags["dataset"])))
 
 
-def run_note(spec: Spec, tags: dict[str, str], result: RunResult, run_id: str) -> str:
+def run_note(spec: Spec, tags: dict[str, str], result: RunSummary, run_id: str) -> str:
     """Write the note of a finished run."""
     best, chosen = result.accuracy["best"], result.chosen
     images = f"{best['n']:,.0f} test images"
@@ -112,7 +112,7 @@ def accuracy_table(accuracy: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
-def list_facts(spec: Spec, tags: dict[str, str], result: RunResult) -> str:
+def list_facts(spec: Spec, tags: dict[str, str], result: RunSummary) -> str:
     """List teachers, cost and code in Markdown."""
     teachers = [f"{escape(identity)} ({role})" for role, identity in spec.teachers.items()]
     seconds = sum(values.get("cost/eval_seconds", 0.0) for values in result.accuracy.values())
@@ -129,7 +129,7 @@ def figure_link(run_id: str, name: str) -> str:
     return f"![{name}](get-artifact?path={path}&run_uuid={run_id})"
 
 
-def draw_figures(result: RunResult, folder: Path) -> None:
+def draw_figures(result: RunSummary, folder: Path) -> None:
     """Draw curves.png and attacks.png into a new folder."""
     # Without pyplot there is no global state to clean up.
     from matplotlib.figure import Figure

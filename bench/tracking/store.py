@@ -25,12 +25,14 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-IMPORTING = (
-    "importing"  # tag of a run that an import has not finished; no other process continues it
-)
-TUNING = " tuning"  # suffix of the experiment of a suite's searches
-PAGE_SIZE = 50_000  # the most runs that MLflow returns at once
-ROW_TAGS = ("dataset", "student", "method", "teacher", "variant")  # a row of the leaderboard
+# Tag of a run that an import has not finished; no other process continues it.
+IMPORTING = "importing"
+# Suffix of the experiment of a suite's searches.
+TUNING_SUFFIX = " tuning"
+# The most runs that MLflow returns at once.
+PAGE_SIZE = 50_000
+# A row of the leaderboard.
+ROW_TAGS = ("dataset", "student", "method", "teacher", "variant")
 # MLflow's client would retry a dead server for minutes, and print the address of every run.
 CLIENT_SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -101,7 +103,7 @@ class TrackingStore:
         with FileLock(self.root / "store.lock", timeout=120), lock_database(self.uri):
             yield
 
-    def experiment_id(self, name: str) -> str:
+    def get_or_create_experiment(self, name: str) -> str:
         """Return the id of an experiment, created on first use."""
         # Two processes that see no experiment would both create it.
         with self.exclusive():
@@ -126,18 +128,21 @@ class TrackingStore:
             return None
         return runs[0]
 
-    def unfinished_runs(self) -> list[Run]:
+    def running_runs(self) -> list[Run]:
         """Return the runs that are marked as running; a killed process leaves that mark."""
         condition = "attributes.status = 'RUNNING' and tags.spec_id != ''"
         ids = [experiment.experiment_id for experiment in self.client.search_experiments()]
         return list(self.client.search_runs(ids, condition))
 
     def start_run(self, spec: Spec, tags: dict[str, str], fresh: bool = False) -> RunLogger:
-        """Continue the unfinished run of a spec, if `fresh` only without epochs, or create one."""
+        """Return a logger of a spec's unfinished run, or of a new one.
+
+        fresh: training starts at epoch 0, so a run that has epochs is not continued.
+        """
         run_id = self._unfinished_run_id(spec, fresh)
         if not run_id:
-            experiment_id = self.experiment_id(spec.suite)
-            parent = self.parent_run_id(experiment_id, tags)
+            experiment_id = self.get_or_create_experiment(spec.suite)
+            parent = self.get_or_create_parent(experiment_id, tags)
             name = f"{note.run_title(tags)} seed {spec.seed}"
             run_id = self._create_run(experiment_id, name, tags, parent)
         logger = self._resume_run(run_id)
@@ -164,7 +169,7 @@ class TrackingStore:
         self, experiment: str, name: str, tags: dict[str, str], parent: str, key: tuple[str, ...]
     ) -> RunLogger:
         """Continue the run with these tags in `key`, or create it; `parent` is "" or a run's id."""
-        experiment_id = self.experiment_id(experiment)
+        experiment_id = self.get_or_create_experiment(experiment)
         condition = " and ".join(f"tags.{tag} = '{tags[tag]}'" for tag in key)
         with self.exclusive():
             runs = self.client.search_runs([experiment_id], condition, max_results=1)
@@ -182,7 +187,7 @@ class TrackingStore:
             tags = tags | {PARENT_TAG: parent}
         return str(self.client.create_run(experiment_id, run_name=name, tags=tags).info.run_id)
 
-    def parent_run_id(self, experiment_id: str, tags: dict[str, str]) -> str:
+    def get_or_create_parent(self, experiment_id: str, tags: dict[str, str]) -> str:
         """Return the parent run of all seeds of a row, created on first use."""
         row = {name: tags[name] for name in ROW_TAGS}
         conditions = ["tags.role = 'group'"]

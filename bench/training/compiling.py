@@ -14,17 +14,17 @@ from methods.base import Nets
 
 # Training images over all epochs from which compiling, half a minute or more, is worth it.
 MIN_IMAGES_TO_COMPILE = 500_000
-# One class of networks is compiled anew for each mode, gradient, shape and width.
+# One class of networks is compiled once for each mode, gradient, shape and width.
 RECOMPILE_LIMIT = 64
 COMPILED = "compiled"
 
 
-def compile_networks(nets: Nets, rehearse: Callable[[], Tensor]) -> str:
-    """Compile the features of all networks, unless the gradient of a rehearsal fails with them.
+def compile_networks(nets: Nets, sample_loss: Callable[[], Tensor]) -> str:
+    """Compile the features of all networks, unless the gradient of a sample loss fails with them.
 
     Args:
         nets: the networks of a training step.
-        rehearse: computes a loss as training does. It leaves no trace but in the state of the
+        sample_loss: computes a loss as training does. It leaves no trace but in the state of the
             random number generator.
 
     Returns: the entry of the training path that says what was done.
@@ -40,7 +40,7 @@ def compile_networks(nets: Nets, rehearse: Callable[[], Tensor]) -> str:
     buffers = [*nets.student.buffers(), *nets.parts.buffers()]
     saved = [buffer.clone() for buffer in buffers]
     try:
-        rehearse().backward()  # type: ignore[no-untyped-call]
+        sample_loss().backward()  # type: ignore[no-untyped-call]
     except Exception as error:
         # A compiler fails in many ways; a gradient of gradients, for one, cannot be compiled.
         for net in networks:
@@ -64,7 +64,7 @@ def uncompiled() -> Iterator[None]:
 
 
 @contextmanager
-def tuned_convolutions() -> Iterator[None]:
+def cudnn_benchmark() -> Iterator[None]:
     """Let cuDNN try its algorithms on each new shape, which pays where shapes repeat."""
     saved = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = True

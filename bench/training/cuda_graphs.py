@@ -19,7 +19,7 @@ class StepGraphs:
     def __init__(self, device: torch.device) -> None:
         self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self.memory_pool = torch.cuda.graph_pool_handle()
-        self.last: CapturedStep | None = None
+        self.last_step: CapturedStep | None = None
 
     @contextmanager
     def capture_stream(self) -> Iterator[None]:
@@ -32,18 +32,18 @@ class StepGraphs:
         main.wait_stream(self.stream)
 
     @contextmanager
-    def kept(self) -> Iterator[None]:
-        """Keep captured steps for use inside the block, then free their memory."""
+    def freed_on_exit(self) -> Iterator[None]:
+        """Free the memory of captured steps when the block is left."""
         try:
             yield
         finally:
-            self.last = None
+            self.last_step = None
 
     def step_of_epoch(self, step: Step, epoch_dependent: bool) -> CapturedStep:
         """Return an epoch's step: a new one, or the captured one where no epoch differs."""
-        if self.last is None or self.last.graph is None or epoch_dependent:
-            self.last = CapturedStep(step, self)
-        return self.last
+        if self.last_step is None or self.last_step.graph is None or epoch_dependent:
+            self.last_step = CapturedStep(step, self)
+        return self.last_step
 
 
 class CapturedStep:
@@ -78,7 +78,7 @@ class CapturedStep:
         with self.graphs.capture_stream():
             if self.calls != 2:
                 return self.step(index)
-            result, self.waits_for_device = run_and_watch(self.step, index)
+            result, self.waits_for_device = run_and_detect_sync(self.step, index)
             return result
 
     def _capture(self, index: Tensor) -> torch.cuda.CUDAGraph:
@@ -89,7 +89,7 @@ class CapturedStep:
         return graph
 
 
-def run_and_watch(step: Step, index: Tensor) -> tuple[dict[str, Tensor], bool]:
+def run_and_detect_sync(step: Step, index: Tensor) -> tuple[dict[str, Tensor], bool]:
     """Run a step; return its result and whether the host waited for the device meanwhile."""
     mode = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings(record=True) as caught:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from bench.system.errors import BenchError, UsageError
 
-# What torchrun sets in the environment of each process.
+# Variables that torchrun sets in the environment of each process.
 NUMBER_VARIABLES = ("WORLD_SIZE", "RANK", "LOCAL_RANK")
 ADDRESS_VARIABLES = ("MASTER_ADDR", "MASTER_PORT")
 # The other processes wait while rank 0 evaluates.
@@ -63,7 +63,7 @@ class ProcessGroup:
         if begun_on != self.description:
             raise BenchError(
                 f"begun on {begun_on}, not on {self.description}: go on as it began, "
-                "or --force begins it again"
+                "or --force restarts it"
             )
 
     def local_part(self, index: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ def arrange_memory(nets: Nets, device: torch.device) -> list[str]:
 
 
 def is_channels_last_safe(net: nn.Module) -> bool:
-    """Whether channels-last weights of `net` may get gradients on a CPU."""
+    """Return whether channels-last weights of `net` may get gradients on a CPU."""
     # torch 2.14.1 with AVX2 writes past the weight gradient of a strided 1x1 convolution of two
     # to seven channels, fewer than a vector holds, and so corrupts the heap.
     for layer in net.modules():
@@ -73,7 +73,7 @@ def keep_freed_memory() -> bool:
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether the device has bfloat16 instructions.
+    """Return whether the device has bfloat16 instructions.
 
     On a CPU these are AVX512_BF16 or AMX, on CUDA compute capability 8.0 and later. Elsewhere
     PyTorch imitates them, on a CPU 2 to 15 times slower than fp32.

@@ -1,8 +1,8 @@
 """The training loop of every method, teachers included.
 
-A run is a function of its spec and its teachers. Random numbers are seeded anew for each epoch
-from (seed, epoch), so a run that is killed resumes at the last epoch's end and continues exactly
-as it would have.
+A run is a function of its spec and its teachers. Random numbers are seeded from (seed, epoch) as
+each epoch begins, so a run that is killed resumes at the last epoch's end and continues exactly as
+it would have.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from bench.training.compiling import (
     COMPILED,
     MIN_IMAGES_TO_COMPILE,
     compile_networks,
-    tuned_convolutions,
+    cudnn_benchmark,
     uncompiled,
 )
 from bench.training.cuda_graphs import CAPTURED, CapturedStep, Step, StepGraphs
@@ -72,10 +72,11 @@ class TrainingModule(nn.Module):
 
 @dataclass
 class State:
-    """What a resumed run needs beside its networks, as plain containers."""
+    """Counters and history of a run, saved beside its networks."""
 
     # Epochs done.
     epoch: int = 0
+    # Highest validation accuracy; -1 before the first validation.
     best: float = -1.0
     seconds: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
@@ -85,6 +86,13 @@ def derive_seed(*parts: object) -> int:
     """Return a 63-bit seed made of any values."""
     digest = hashlib.sha256(repr(parts).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
+
+
+def check_batch_size(batch: int, num_train: int) -> None:
+    """Raise UsageError for a batch that training could not fill."""
+    if batch > num_train:
+        images = f"the {num_train} training images"
+        raise UsageError(f"a batch of {batch} is larger than {images}: raise --limit-train")
 
 
 class Trainer:
@@ -103,16 +111,20 @@ class Trainer:
         self.spec = spec
         self.folder = folder
         self.process_group = process_group
-        self._check_batch_size()
+        batch, size = spec.training.batch, process_group.size
+        check_batch_size(batch, len(data.train))
+        if batch % size:
+            raise UsageError(f"a batch of {batch} cannot be shared by {size} devices")
         self.device = next(module.parameters()).device
         self.budget = Budget(spec.eps, spec.inner_step, spec.inner_steps)
-        self.steps_per_epoch = len(data.train.x) // spec.training.batch
+        self.steps_per_epoch = len(data.train.x) // batch
         self.graphs = StepGraphs(self.device) if self.device.type == "cuda" else None
         self.bf16 = spec.precision == "bf16" and has_bf16(self.device)
-        # What makes steps fast on this device, for the record.
+        # How steps are made fast on this device, for the record.
         self.training_path = self._prepare_networks()
         self.optimiser = self._make_optimiser()
-        self.learning_rates = [
+        # Captured steps read their rates from here.
+        self.device_rates = [
             torch.zeros((), device=self.device) for _ in self.optimiser.param_groups
         ]
         # EMA moves at each step, SWA once an epoch with all epochs alike.
@@ -121,17 +133,6 @@ class Trainer:
             kind: AveragedNetwork(module.student, decays[kind]) for kind in spec.training.averaging
         }
         self.state = State()
-
-    def _check_batch_size(self) -> None:
-        batch = self.spec.training.batch
-        if batch > len(self.data.train):
-            raise UsageError(
-                f"a batch of {batch} is larger than the {len(self.data.train)} training images"
-            )
-        if batch % self.process_group.size:
-            raise UsageError(
-                f"a batch of {batch} cannot be shared by {self.process_group.size} devices"
-            )
 
     def _prepare_networks(self) -> list[str]:
         path = []
@@ -166,7 +167,7 @@ class Trainer:
             log(row, int(row["epoch"]))
         epochs = range(self.state.epoch, self.spec.training.epochs)
         compiled = self._compile(epochs)
-        with self.graphs.kept() if self.graphs else nullcontext():
+        with self.graphs.freed_on_exit() if self.graphs else nullcontext():
             for epoch in epochs:
                 row = self._train_and_validate(epoch, compiled, tick)
                 if self.process_group.is_leader:
@@ -176,7 +177,7 @@ class Trainer:
     def _train_and_validate(self, epoch: int, compiled: bool, tick: Tick) -> dict[str, float]:
         """Train one epoch, then validate and write checkpoints on the leader; return metrics."""
         start = time.perf_counter()
-        with tuned_convolutions():
+        with cudnn_benchmark():
             row = {"epoch": epoch, **self._train_epoch(epoch, tick)}
         if not self.process_group.is_leader:
             return row
@@ -192,18 +193,18 @@ class Trainer:
     def _compile(self, epochs: range) -> bool:
         """Compile the networks where enough training is left; return whether that was done."""
         if self.graphs is None or self.process_group.sync_batchnorm:
-            # A compiler cannot see across processes.
+            # SyncBatchNorm's exchange cannot be compiled.
             return False
         if len(epochs) * len(self.data.train) < MIN_IMAGES_TO_COMPILE:
             return False
 
-        def rehearse() -> Tensor:
+        def sample_loss() -> Tensor:
             batch = self.make_batch(self.epoch_batches()[0], epochs[0])
             return self.loss_terms(batch, self.attack(batch))[1]
 
         self.module.train()
         with self.graphs.capture_stream():
-            self.training_path.append(compile_networks(self.module.nets, rehearse))
+            self.training_path.append(compile_networks(self.module.nets, sample_loss))
         return COMPILED in self.training_path
 
     def _train_epoch(self, epoch: int, tick: Tick) -> dict[str, float]:
@@ -281,10 +282,9 @@ class Trainer:
         """Set the learning rates of one of the run's steps."""
         training = self.spec.training
         rate = training.rate(step, training.epochs * self.steps_per_epoch)
-        groups = zip(self.optimiser.param_groups, self.learning_rates, strict=True)
+        groups = zip(self.optimiser.param_groups, self.device_rates, strict=True)
         for group, device_rate in groups:
             value = rate * group.get("scale", 1.0)
-            # A captured step reads the rate from memory of the device.
             group["lr"] = device_rate.fill_(value) if self.graphs else value
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
@@ -335,7 +335,6 @@ class Trainer:
         state.history.append(row)
         metric = "val/robust" if self.module.method.adversarial else "val/clean"
         score = row.get(metric, -1.0)
-        # The state goes last: whichever instant the process dies at, a resumed run ends alike.
         if score > state.best:
             state.best = score
             self._save_network("best", self.module.student)
@@ -343,6 +342,7 @@ class Trainer:
             self._save_network("last", self.module.student)
             for kind, average in self.averages.items():
                 self._save_network(kind, average.module)
+        # Last: after a kill at any instant the run resumes from a complete epoch.
         save(self.folder / STATE, self._snapshot())
 
     def _save_network(self, name: str, net: nn.Module) -> None:
@@ -358,6 +358,7 @@ class Trainer:
 
     def _snapshot(self) -> dict[str, Any]:
         averages = {kind: average.state_dict() for kind, average in self.averages.items()}
+        # Keys of the state files of 0.1.0.
         return {
             "objective": self.module.state_dict(),
             "optimiser": self.optimiser.state_dict(),
@@ -374,7 +375,7 @@ class Trainer:
         try:
             saved = read(path)
         except BenchError as error:
-            raise BenchError(f"{error}; --force begins this run again") from error
+            raise BenchError(f"{error}; --force restarts the run") from error
         # Earlier versions did not note the devices.
         begun_on = saved.get("begun", self.process_group.description)
         self.process_group.check_same_group(begun_on)

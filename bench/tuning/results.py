@@ -17,19 +17,19 @@ from optuna.trial import FrozenTrial, TrialState
 from bench.execution.job import RunContext
 from bench.protocol import tuned_config
 from bench.protocol.tuned_config import TunedConfig
+from bench.system.database import redact_password
 from bench.system.errors import BenchError
 from bench.tracking.note import NOTE_TAG
 from bench.tracking.run_logger import FINISHED, RunLogger
-from bench.tuning.storage import without_password
 from bench.tuning.study import group_attempts, is_over
 from bench.tuning.trial import TrialContext, format_percent
 
 STATES = ("complete", "pruned", "failed")
 
 
-def best_trials(study: Study, context: TrialContext) -> list[FrozenTrial]:
+def best_trials(study: Study, trial_context: TrialContext) -> list[FrozenTrial]:
     """Return the best trial, or the Pareto front by number. Raises BenchError if there is none."""
-    name, complete = context.plan.name, study.get_trials(states=(TrialState.COMPLETE,))
+    name, complete = trial_context.plan.name, study.get_trials(states=(TrialState.COMPLETE,))
     if not complete:
         reasons = Counter(trial.user_attrs.get("reason", "") for trial in study.trials)
         del reasons[""]
@@ -37,9 +37,10 @@ def best_trials(study: Study, context: TrialContext) -> list[FrozenTrial]:
         raise BenchError(f"{name}: no trial was completed{cause}")
     feasible = [trial for trial in complete if max(trial.constraints.values(), default=0) <= 0]
     if not feasible:
-        floor = f"clean accuracy of {format_percent(context.min_clean)} on the validation images"
-        raise BenchError(f"{name}: no trial has a {floor}: lower --min-clean, or give more trials")
-    if len(context.plan.objectives) > 1:
+        floor = f"a clean accuracy of {format_percent(trial_context.min_clean)}"
+        advice = "lower --min-clean, or give more trials"
+        raise BenchError(f"{name}: no trial has {floor} on the validation images: {advice}")
+    if len(trial_context.plan.objectives) > 1:
         return sorted(study.best_trials, key=lambda trial: trial.number)
     # Of equal trials the first.
     return [max(feasible, key=lambda trial: trial.values[0])]
@@ -61,7 +62,7 @@ class Summary:
         return text
 
 
-def summarize(study: Study, context: TrialContext) -> Summary:
+def summarize(study: Study, trial_context: TrialContext) -> Summary:
     """Count the trials by state, their epochs, and the epochs without pruning."""
     names = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned"}
     counts = Counter[str]()
@@ -72,57 +73,61 @@ def summarize(study: Study, context: TrialContext) -> Summary:
             counts[names.get(last.state, "failed")] += 1
             if last.state in names:
                 epochs += last.user_attrs.get("epochs", 0)
-    epochs_unpruned = (counts["complete"] + counts["pruned"]) * context.spec.training.epochs
+    epochs_unpruned = (counts["complete"] + counts["pruned"]) * trial_context.spec.training.epochs
     return Summary(counts, epochs, epochs_unpruned)
 
 
 def build_config(
-    trial: FrozenTrial, summary: Summary, context: TrialContext, commit: str, teacher: str
+    trial: FrozenTrial, summary: Summary, trial_context: TrialContext, commit: str, teacher: str
 ) -> TunedConfig:
     """Return a trial's values with their provenance."""
-    plan, spec = context.plan, context.spec
-    storage = without_password(plan.storage)
+    plan, spec = trial_context.plan, trial_context.spec
+    storage = redact_password(plan.storage)
     provenance: dict[str, Any] = {"study": plan.name, "storage": storage}
     provenance |= {"trial": trial.number, "trials": summary.counts.total()}
     for name, value in zip(plan.objectives, trial.values, strict=True):
         provenance[f"val_{name}"] = value
-    provenance |= {"val_clean": trial.user_attrs["clean"], "min_clean": context.min_clean}
+    provenance |= {"val_clean": trial.user_attrs["clean"], "min_clean": trial_context.min_clean}
     provenance |= {"sampler": plan.sampler, "pruner": plan.pruner, "search_seed": plan.seed}
     provenance |= {"epochs": summary.epochs, "epochs_unpruned": summary.epochs_unpruned}
     provenance["code"] = commit
     names = (spec.method, spec.suite, spec.dataset, spec.arch, teacher)
-    return TunedConfig(*names, *context.space.split(trial.params), provenance)
+    return TunedConfig(*names, *trial_context.space.split(trial.params), provenance)
 
 
 def write_results(
-    study: Study, context: TrialContext, run: RunContext, teacher: str, logger: RunLogger
+    study: Study,
+    trial_context: TrialContext,
+    run_context: RunContext,
+    teacher: str,
+    logger: RunLogger,
 ) -> list[Path]:
     """Write a file for each of the best trials, named by its values; end the study's MLflow run."""
-    trials, summary = best_trials(study, context), summarize(study, context)
-    commit, paths = run.code.get("code_commit", ""), []
+    trials, summary = best_trials(study, trial_context), summarize(study, trial_context)
+    commit, paths = run_context.code.get("code_commit", ""), []
     for trial in trials:
-        config = build_config(trial, summary, context, commit, teacher)
-        name = f"{context.plan.name.replace('/', '-')}-{config.digest}.toml"
-        paths.append(run.root / "tuned" / name)
+        config = build_config(trial, summary, trial_context, commit, teacher)
+        name = f"{trial_context.plan.name.replace('/', '-')}-{config.digest}.toml"
+        paths.append(run_context.root / "tuned" / name)
         tuned_config.write(paths[-1], config)
     logger.log_metrics({f"trials/{state}": summary.counts[state] for state in STATES})
     logger.log_metrics({"epochs": summary.epochs, "epochs_unpruned": summary.epochs_unpruned})
-    for name, value in zip(context.plan.objectives, trials[0].values, strict=True):
+    for name, value in zip(trial_context.plan.objectives, trials[0].values, strict=True):
         logger.log_metrics({f"best/{name}": value})
-    text = f"{context.plan.name}: {summary}"
-    logger.set_tags({NOTE_TAG: f"{text}\n\n{format_table(trials, context)}"})
+    text = f"{trial_context.plan.name}: {summary}"
+    logger.set_tags({NOTE_TAG: f"{text}\n\n{format_table(trials, trial_context)}"})
     for path in paths:
         logger.log_file(path, "tuned")
     with tempfile.TemporaryDirectory() as folder:
-        for path in draw_figures(study, context, Path(folder)):
+        for path in draw_figures(study, trial_context, Path(folder)):
             logger.log_file(path, "figures")
     logger.finish(FINISHED, text)
     return paths
 
 
-def format_table(trials: list[FrozenTrial], context: TrialContext) -> str:
+def format_table(trials: list[FrozenTrial], trial_context: TrialContext) -> str:
     """Return a Markdown table of trials with their accuracies and values."""
-    columns = ["trial", *context.plan.objectives, *trials[0].params]
+    columns = ["trial", *trial_context.plan.objectives, *trials[0].params]
     lines = [f"| {' | '.join(columns)} |", "| ---: " * len(columns) + "|"]
     for trial in trials:
         cells = [*map(format_percent, trial.values), *map(str, trial.params.values())]
@@ -130,7 +135,7 @@ def format_table(trials: list[FrozenTrial], context: TrialContext) -> str:
     return "\n".join(lines)
 
 
-def draw_figures(study: Study, context: TrialContext, folder: Path) -> list[Path]:
+def draw_figures(study: Study, trial_context: TrialContext, folder: Path) -> list[Path]:
     """Draw the study's figures as PNG files, without those that need more trials."""
     import matplotlib
 
@@ -139,7 +144,7 @@ def draw_figures(study: Study, context: TrialContext, folder: Path) -> list[Path
     from optuna.visualization import matplotlib as plots
 
     paths = []
-    for name, plot in list_plots(plots, context.plan.objectives).items():
+    for name, plot in list_plots(plots, trial_context.plan.objectives).items():
         # Without enough trials, or if all have one value, a plot raises.
         with warnings.catch_warnings(), suppress(ValueError, RuntimeError):
             warnings.simplefilter("ignore")

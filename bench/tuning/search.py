@@ -16,18 +16,18 @@ from rich.table import Table
 
 from bench.execution.cost import estimate_costs
 from bench.execution.grid import run_grid
-from bench.execution.inputs import data_loader
+from bench.execution.inputs import cached_loader
 from bench.execution.job import RunContext
 from bench.execution.plan import PlannedRun, parse_seeds, plan_runs, plan_teacher
 from bench.protocol import suites
 from bench.protocol.options import ProtocolOptions, RunOptions
 from bench.protocol.spec import Spec
 from bench.system import environment
-from bench.system.errors import BenchError, UsageError
+from bench.system.errors import BenchError, UsageError, one_line
 from bench.system.progress import format_duration
 from bench.teachers import cards
 from bench.tracking.run_logger import FAILED, KILLED, RunLogger
-from bench.tracking.store import TUNING, TrackingStore
+from bench.tracking.store import TUNING_SUFFIX, TrackingStore
 from bench.training.trainer import clean_and_robust_accuracy
 from bench.tuning.options import TuneOptions
 from bench.tuning.results import summarize, write_results
@@ -62,14 +62,14 @@ def tune(options: TuneOptions, dry_run: bool = False) -> int:
     if code := train_teachers(options, runs):
         return code
     device, source = environment.resolve_device(options.device), environment.source_state()
-    context = RunContext(TrackingStore(options.store), device, source)
+    run_context = RunContext(TrackingStore(options.store), device, source)
     for run in students:
-        search = Search(options, run, spaces[run.spec.method], context)
+        search = Search(options, run, spaces[run.spec.method], run_context)
         try:
             with storage_errors(storage_url(options)):
                 code = max(code, search.run())
         except (BenchError, MlflowException) as error:
-            print(f"error: {' '.join(str(error).split())[:300]}", file=sys.stderr)
+            print(f"error: {one_line(error)}", file=sys.stderr)
             code = max(code, getattr(error, "exit_code", 1))
     return code
 
@@ -133,12 +133,14 @@ def reference_teacher(options: TuneOptions, student: PlannedRun) -> PlannedRun:
     return plan_teacher(options, suites.get(options.suite), student.spec.dataset, "robust")
 
 
-def clean_accuracy(teacher: PlannedRun, context: RunContext, options: TuneOptions) -> float:
+def measure_clean_accuracy(
+    teacher: PlannedRun, run_context: RunContext, options: TuneOptions
+) -> float:
     """Measure a teacher's clean accuracy on the validation images."""
-    spec, load = teacher.spec, data_loader(options.data_root)
-    data = load(spec, test=False).to(context.device)
-    card = cards.find_card(context.root, teacher.identity, spec.dataset)
-    net = cards.load_teacher(context.root, card, data.info).to(context.device)
+    spec, load = teacher.spec, cached_loader(options.data_root)
+    data = load(spec, test=False).to(run_context.device)
+    card = cards.find_card(run_context.root, teacher.identity, spec.dataset)
+    net = cards.load_teacher(run_context.root, card, data.info).to(run_context.device)
     return clean_and_robust_accuracy(net, data.val, Budget(0.0, 0.0, 0))[0]
 
 
@@ -149,14 +151,15 @@ class Search:
     options: TuneOptions
     student: PlannedRun
     space: SearchSpace
-    context: RunContext
+    run_context: RunContext
 
     def run(self) -> int:
         """Continue the study to its end and make the final runs; return the exit code."""
         plan, min_clean = self.plan_study(), self.options.min_clean
         if min_clean is None:
             teacher = reference_teacher(self.options, self.student)
-            min_clean = clean_accuracy(teacher, self.context, self.options) - CLEAN_ALLOWANCE
+            accuracy = measure_clean_accuracy(teacher, self.run_context, self.options)
+            min_clean = accuracy - CLEAN_ALLOWANCE
         explicit = self.options.min_clean is not None
         study = open_study(plan, self.space.first_trials(), round(min_clean, 6), explicit)
         logger = self.open_run(plan, study)
@@ -203,9 +206,16 @@ class Search:
             del protocol["training"][name]
         identity = {"objectives": options.objectives, "search space": self.space.describe()}
         identity["protocol"] = protocol
-        url, pruner, epochs = storage_url(options), pruner_name(options), spec.training.epochs
-        settings = (options.sampler, pruner, options.search_seed, epochs)
-        return StudyPlan("/".join(names), url, objectives, *settings, identity)
+        return StudyPlan(
+            "/".join(names),
+            storage_url(options),
+            objectives,
+            sampler=options.sampler,
+            pruner=pruner_name(options),
+            seed=options.search_seed,
+            epochs=spec.training.epochs,
+            identity=identity,
+        )
 
     def open_run(self, plan: StudyPlan, study: Study) -> RunLogger:
         """Open the study's MLflow run."""
@@ -213,24 +223,31 @@ class Search:
         tags = {"role": "study", "study": study.user_attrs["id"], "method": spec.method}
         tags |= {"student": spec.arch, "dataset": spec.dataset}
         tags |= {"sampler": plan.sampler, "pruner": plan.pruner}
-        experiment, key = spec.suite + TUNING, ("role", "study")
-        logger = self.context.store.open_run(experiment, f"tune {plan.name}", tags, "", key)
+        experiment, key = spec.suite + TUNING_SUFFIX, ("role", "study")
+        logger = self.run_context.store.open_run(experiment, f"tune {plan.name}", tags, "", key)
         logger.log_params({f"range.{name}": text for name, text in self.space.describe().items()})
         return logger
 
     def run_study(self, plan: StudyPlan, study: Study, logger: RunLogger) -> list[Path]:
         """Run the trials that the budget lacks; return the files of the best configurations."""
-        study_id, floor, spec = study.user_attrs["id"], study.user_attrs["floor"], self.trial_spec
-        budget = max(self.options.trials, len(self.space.first_trials()))
-        ids, work = (study_id, logger.run_id), self.options.store / "work" / "tuning" / study_id
-        trials = TrialContext(plan, self.space, spec, *ids, budget, floor, work)
-        if count_over(study) < budget:
-            run_workers(self.options, trials, self.context)
+        study_id = study.user_attrs["id"]
+        trial_context = TrialContext(
+            plan,
+            self.space,
+            self.trial_spec,
+            study_id=study_id,
+            parent_run=logger.run_id,
+            budget=max(self.options.trials, len(self.space.first_trials())),
+            min_clean=study.user_attrs["floor"],
+            work=self.options.store / "work" / "tuning" / study_id,
+        )
+        if count_over(study) < trial_context.budget:
+            run_workers(self.options, trial_context, self.run_context)
             study = load_study(plan, connect(plan.storage))
-        print(f"{plan.name}: {summarize(study, trials)}", file=sys.stderr)
+        print(f"{plan.name}: {summarize(study, trial_context)}", file=sys.stderr)
         # On a server, two processes that write one tag at once would collide.
         with exclusive(plan.storage, "outcome"):
-            return write_results(study, trials, self.context, self.teacher, logger)
+            return write_results(study, trial_context, self.run_context, self.teacher, logger)
 
     def run_final(self, config: Path) -> int:
         """Train default and best configuration with fresh seeds and test each, as `run` does."""
@@ -253,7 +270,7 @@ def show_plan(options: TuneOptions, runs: list[PlannedRun], spaces: dict[str, Se
         for parameter in space.parameters:
             table.add_row(parameter.name, format_value(parameter.default), parameter.label)
         console.print(table)
-    costs = estimate_costs(runs, data_loader(options.data_root), options.store, device)
+    costs = estimate_costs(runs, cached_loader(options.data_root), options.store, device)
     pairs = zip(runs, costs, strict=True)
     seconds = [cost.train for run, cost in pairs if run.spec.role == "student"]
     # Teachers come first, so the last run is a student's.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from bench.system import database
+from bench.system.database import redact_password
 from bench.system.errors import BenchError
 
 # Heartbeats, retries, Hyperband and GPSampler are marked so. pyproject.toml bounds the versions.
@@ -32,11 +32,6 @@ BUSY_SECONDS = 30
 MAX_RETRIES = 20
 
 
-def without_password(text: str) -> str:
-    """Return an address or a message without user and password."""
-    return re.sub(r"(password=)[^&\s]*", r"\1***", re.sub(r"//[^@/\s]*@", "//", text))
-
-
 @contextmanager
 def storage_errors(url: str, *kinds: type[Exception]) -> Iterator[None]:
     """Turn the errors of a storage, and further ones that only it can raise, into a BenchError."""
@@ -45,11 +40,11 @@ def storage_errors(url: str, *kinds: type[Exception]) -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         need = f"needs {error.name}: pip install 'robust-distill-bench[postgresql]'"
-        raise BenchError(f"the storage {without_password(url)} {need}") from error
+        raise BenchError(f"the storage {redact_password(url)} {need}") from error
     except expected as error:
         cause = error.__cause__ or error
         line = f"{cause}".strip().partition("\n")[0][:200] or type(cause).__name__
-        message = without_password(f"the storage {url} cannot be used: {line}")
+        message = redact_password(f"the storage {url} cannot be used: {line}")
         raise BenchError(message) from error
 
 
@@ -82,7 +77,7 @@ def open_tables(url: str) -> RDBStorage:
         )
     except RuntimeError as error:
         fault = "holds tables of another Optuna, or of MLflow, which needs a database of its own"
-        raise BenchError(f"{without_password(url)} {fault}") from error
+        raise BenchError(f"{redact_password(url)} {fault}") from error
     if is_sqlite:
         sqlalchemy.event.listen(storage.engine, "begin", begin_immediate)
     return storage

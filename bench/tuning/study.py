@@ -15,6 +15,7 @@ from optuna.storages import RDBStorage
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from bench.system.database import redact_password
 from bench.system.errors import BenchError
 from bench.training.trainer import derive_seed
 from bench.tuning import storage
@@ -115,7 +116,7 @@ def open_study(
         expected["clean accuracy to keep"] = min_clean
     if difference := first_difference(recorded, expected):
         raise BenchError(
-            f"study {plan.name!r} in {storage.without_password(plan.storage)} was made with "
+            f"study {plan.name!r} in {redact_password(plan.storage)} was made with "
             f"another {difference}: use another --storage, or the old options"
         )
     return load_study(plan, backend)

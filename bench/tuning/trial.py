@@ -21,9 +21,9 @@ from bench.execution.job import RunContext, build_training_module
 from bench.execution.plan import PlannedRun
 from bench.models import checkpoint
 from bench.protocol.spec import Spec
-from bench.system.errors import BenchError
+from bench.system.errors import BenchError, one_line
 from bench.tracking.run_logger import FAILED, FINISHED, KILLED, RunLogger
-from bench.tracking.store import TUNING
+from bench.tracking.store import TUNING_SUFFIX
 from bench.training.trainer import Trainer, clean_and_robust_accuracy, derive_seed
 from bench.tuning.space import SearchSpace
 from bench.tuning.storage import retry_history, was_retried
@@ -32,7 +32,7 @@ from methods.base import Budget
 
 # Steps of the attack that measures a trial: more than the inner attack's, against masked gradients.
 ATTACK_STEPS = 20
-# What ends a trial by no fault of its own: a signal, a full disk, a lost database.
+# Ends of a trial by no fault of its own: a signal, a full disk, a lost database.
 STORAGE_ERRORS = (optuna.exceptions.OptunaError, SQLAlchemyError, MlflowException)
 INTERRUPTIONS = (KeyboardInterrupt, SystemExit, OSError, *STORAGE_ERRORS)
 
@@ -62,8 +62,8 @@ class TrialContext:
 class TrialRunner:
     """Run the trials of a study in one process."""
 
-    context: TrialContext
-    run: RunContext
+    trial_context: TrialContext
+    run_context: RunContext
     data: Data
 
     def run_trial(self, trial: Trial) -> tuple[float, ...]:
@@ -72,8 +72,8 @@ class TrialRunner:
         Raises TrialPruned, or BenchError for a failure of the trial's own, which gets a reason and
         no retry. Interruptions are raised as they are; such a trial is retried.
         """
-        hyper, training = self.context.space.suggest(trial)
-        spec = replace(self.context.spec, hyper=hyper)
+        hyper, training = self.trial_context.space.suggest(trial)
+        spec = replace(self.trial_context.spec, hyper=hyper)
         spec = replace(spec, training=replace(spec.training, **training))
         logger = self.open_run(trial, hyper | training)
         try:
@@ -87,7 +87,7 @@ class TrialRunner:
                 logger.finish(KILLED, "interrupted")
             raise
         except Exception as error:
-            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            reason = one_line(error)
             trial.set_user_attr("reason", reason)
             close_run(logger, "failed", reason)
             raise BenchError(reason) from error
@@ -96,13 +96,13 @@ class TrialRunner:
 
     def open_run(self, trial: Trial, values: dict[str, Any]) -> RunLogger:
         """Open the trial's MLflow run; a retry goes on with that of the first attempt."""
-        spec, position = self.context.spec, str(find_position(trial.study, trial.number))
-        tags = {"role": "trial", "study": self.context.study_id, "trial": position}
+        spec, position = self.trial_context.spec, str(find_position(trial.study, trial.number))
+        tags = {"role": "trial", "study": self.trial_context.study_id, "trial": position}
         tags |= {"worker": socket.gethostname(), "method": spec.method}
         tags |= {"student": spec.arch, "dataset": spec.dataset}
-        name, parent = f"{spec.method} trial {position}", self.context.parent_run
-        logger = self.run.store.open_run(
-            spec.suite + TUNING, name, tags, parent, ("study", "trial")
+        name, parent = f"{spec.method} trial {position}", self.trial_context.parent_run
+        logger = self.run_context.store.open_run(
+            spec.suite + TUNING_SUFFIX, name, tags, parent, ("study", "trial")
         )
         logger.log_params(values)
         return logger
@@ -110,7 +110,7 @@ class TrialRunner:
     def train_rungs(self, trial: Trial, spec: Spec, logger: RunLogger) -> tuple[float, ...]:
         """Train one schedule after another; return the objectives' values after the last."""
         self.take_over_work(trial)
-        plan, folder = self.context.plan, self.context.trial_folder(trial.number)
+        plan, folder = self.trial_context.plan, self.trial_context.trial_folder(trial.number)
         rungs = rung_epochs(plan.pruner, spec.training.epochs)
         epochs_spent = 0
         for epochs in rungs:
@@ -124,7 +124,7 @@ class TrialRunner:
             is_last = epochs == rungs[-1]
             is_pruned = not is_last and trial.should_prune() and "kept" not in trial.user_attrs
             if is_last or is_pruned:
-                trial.set_constraint("clean", self.context.min_clean - accuracy["clean"])
+                trial.set_constraint("clean", self.trial_context.min_clean - accuracy["clean"])
             if is_pruned:
                 robust = format_percent(accuracy["robust"])
                 raise optuna.TrialPruned(f"pruned after {epochs} epochs: {robust} robust")
@@ -138,13 +138,15 @@ class TrialRunner:
         """Train one schedule; return its best checkpoint's clean and robust validation accuracy."""
         folder.mkdir(parents=True, exist_ok=True)
         method = methods.load(spec.method)(**spec.hyper)
-        module = build_training_module(PlannedRun(spec, method, "", ""), self.run, self.data)
+        run = PlannedRun(spec, method, "", "")
+        module = build_training_module(run, self.run_context, self.data)
         trainer = Trainer(module, self.data, spec, folder)
         state = trainer.fit(
             lambda row, epoch: logger.log_epoch(row, epochs_before + epoch), lambda *_: None
         )
         logger.log_metrics({"cost/train_seconds": state.seconds}, epochs_before)
-        net = checkpoint.load(folder / "best.pt", spec.arch, self.data.info).to(self.run.device)
+        net = checkpoint.load(folder / "best.pt", spec.arch, self.data.info)
+        net = net.to(self.run_context.device)
         torch.manual_seed(derive_seed("judge", spec.seed))
         budget = Budget(spec.eps, spec.eps / 4, ATTACK_STEPS)
         clean, robust = clean_and_robust_accuracy(net, self.data.val, budget)
@@ -154,9 +156,9 @@ class TrialRunner:
         """Continue in the folder of an earlier attempt, which gives up if it is not dead at all."""
         attempt = trial.study.get_trials(deepcopy=False)[trial.number]
         for number in reversed(retry_history(attempt)):
-            folder = self.context.trial_folder(number)
+            folder = self.trial_context.trial_folder(number)
             if folder.exists():
-                folder.rename(self.context.trial_folder(trial.number))
+                folder.rename(self.trial_context.trial_folder(trial.number))
                 return
 
 

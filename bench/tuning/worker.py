@@ -16,7 +16,7 @@ from optuna.storages import RDBStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
-from bench.execution.inputs import data_loader
+from bench.execution.inputs import cached_loader
 from bench.execution.job import RunContext
 from bench.system import signals
 from bench.system.errors import BenchError, one_line
@@ -35,24 +35,25 @@ GRACE_SECONDS = 5.0
 MAX_DEATHS = 30
 
 
-def run_trials(options: TuneOptions, context: TrialContext, run: RunContext) -> None:
+def run_trials(options: TuneOptions, trial_context: TrialContext, run_context: RunContext) -> None:
     """Run trials until the study has its budget. Raises BenchError if a store or the disk fails."""
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
-    load = data_loader(options.data_root)
-    data = load(context.spec, test=False).to(run.device)
-    runner, backend = TrialRunner(context, run, data), storage.connect(context.plan.storage)
+    load = cached_loader(options.data_root)
+    data = load(trial_context.spec, test=False).to(run_context.device)
+    runner = TrialRunner(trial_context, run_context, data)
+    backend = storage.connect(trial_context.plan.storage)
     try:
-        with storage.storage_errors(context.plan.storage):
-            study = load_study(context.plan, backend)
-            while count_over(study) < context.budget:
+        with storage.storage_errors(trial_context.plan.storage):
+            study = load_study(trial_context.plan, backend)
+            while count_over(study) < trial_context.budget:
                 run_next_trial(study, backend, runner)
     except (MlflowException, OSError) as error:
-        raise BenchError(f"{context.plan.name} cannot go on: {one_line(error)}") from error
+        raise BenchError(f"{trial_context.plan.name} cannot go on: {one_line(error)}") from error
 
 
 def run_next_trial(study: Study, backend: RDBStorage, runner: TrialRunner) -> None:
     """Run the next trial, or pause if there is none to begin."""
-    context, numbers = runner.context, list[int]()
+    trial_context, numbers = runner.trial_context, list[int]()
 
     def run_begun_trial(trial: optuna.Trial) -> tuple[float, ...]:
         mark_begun(backend, trial)
@@ -65,18 +66,18 @@ def run_next_trial(study: Study, backend: RDBStorage, runner: TrialRunner) -> No
             raise KeyboardInterrupt from None
 
     def finish_trial(study: Study, trial: FrozenTrial) -> None:
-        shutil.rmtree(context.trial_folder(trial.number), ignore_errors=True)
-        print_result(study, trial, context.budget)
+        shutil.rmtree(trial_context.trial_folder(trial.number), ignore_errors=True)
+        print_result(study, trial, trial_context.budget)
 
     # One process at a time looks and begins, so there are never more trials than the budget.
     with ExitStack() as lock:
-        lock.enter_context(exclusive(context.plan.storage, "study"))
+        lock.enter_context(exclusive(trial_context.plan.storage, "study"))
         requeue_trials(study)
-        if not has_next_trial(study, context.budget):
+        if not has_next_trial(study, trial_context.budget):
             lock.close()
             time.sleep(POLL_SECONDS)
             return
-        seed_sampler(study, context.plan.sampler, context.plan.seed)
+        seed_sampler(study, trial_context.plan.sampler, trial_context.plan.seed)
         try:
             study.optimize(run_begun_trial, 1, catch=(BenchError,), callbacks=[finish_trial])
         except (optuna.exceptions.OptunaError, ValueError, FileNotFoundError):
@@ -86,13 +87,13 @@ def run_next_trial(study: Study, backend: RDBStorage, runner: TrialRunner) -> No
 
 
 def run_worker(
-    options: TuneOptions, context: TrialContext, device: torch.device, code: dict[str, str]
+    options: TuneOptions, trial_context: TrialContext, device: torch.device, code: dict[str, str]
 ) -> None:
     """Run trials in one of `options.workers` processes; exit with 130 if told to stop."""
     signals.prepare_worker()
     torch.set_num_threads(max(torch.get_num_threads() // options.workers, 1))
     try:
-        run_trials(options, context, RunContext(TrackingStore(options.store), device, code))
+        run_trials(options, trial_context, RunContext(TrackingStore(options.store), device, code))
     except BenchError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
@@ -100,13 +101,13 @@ def run_worker(
         sys.exit(130)
 
 
-def run_workers(options: TuneOptions, context: TrialContext, run: RunContext) -> None:
+def run_workers(options: TuneOptions, trial_context: TrialContext, run_context: RunContext) -> None:
     """Run trials in several processes. Raises BenchError if one fails, or too many die."""
     if options.workers == 1:
-        run_trials(options, context, run)
+        run_trials(options, trial_context, run_context)
         return
     spawn = multiprocessing.get_context("spawn")
-    arguments = (options, context, run.device, run.code)
+    arguments = (options, trial_context, run_context.device, run_context.code)
     running: list[BaseProcess] = []
     missing, deaths = options.workers, 0
     try:

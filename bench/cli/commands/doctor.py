@@ -55,7 +55,7 @@ def diagnose(options: DoctorOptions) -> int:
         return 0
     store = TrackingStore(options.store)
     print(f"record: {store.uri}")
-    for run in store.unfinished_runs():
+    for run in store.running_runs():
         command = run.data.tags.get("command", "")
         print(f"interrupted or running: {run.info.run_name}: {command}")
     return 0
