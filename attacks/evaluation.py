@@ -30,6 +30,10 @@ from attacks.verdict_file import evaluation_key, load_verdicts, save_verdicts
 
 # Called with the name of the attack, images done and images in all.
 Progress = Callable[[str, int, int], None]
+# Images that show whether the training mode changes the logits.
+MODE_IMAGES = 8
+# Images that show whether folding a model keeps its logits.
+FOLDING_IMAGES = 2
 
 
 def evaluate(
@@ -51,33 +55,32 @@ def evaluate(
 
     The model, its modes and gradients and the global random state are left as they are.
 
-    attacks: names of the catalogue. NAME@S makes its images on `surrogates[S]`; "corruptions", or
-    one such as noise-3, is a control outside the ball. eps: radius in `norm`, "Linf" or "L2", in
-    pixel units; 0 gives the clean verdict. probes: images for the sanity flags, 0 for none. record:
-    an .npz file for the verdicts after each attack; the same evaluation continues from it.
-    Raises ValueError for what cannot be evaluated.
+    Args:
+        attacks: names of the catalogue. NAME@S makes its images on `surrogates[S]`; "corruptions",
+            or one such as noise-3, is a control outside the ball.
+        eps: radius in `norm`, "Linf" or "L2", in pixel units; 0 gives the clean verdict.
+        seed: of each batch.
+        batch_size: images in a batch, part of the verdict file's key.
+        probes: images for the sanity flags, 0 for none.
+        record: an .npz file of the verdicts so far, from which the same evaluation continues.
+        progress: called before each batch.
+    Raises: ValueError for what cannot be evaluated, RuntimeError for an attack outside its ball.
     """
     chosen, settings = expand_names(attacks), Settings(eps, norm, seed, batch_size)
     x, used = x.detach().contiguous(), _used_surrogates(chosen, surrogates or {})
-    check_request(chosen, used, x, y, settings)
-    if probes < 0:
-        raise ValueError(f"probes = {probes}: 0, which leaves the flags out, or more")
+    check_request(chosen, used, x, y, settings, probes)
     with isolated_state(seed):
         target = Target(net, copy_model(net), used)
         if not len(x):
             return _empty_evaluation(chosen)
-        num_classes = check_model(target, x, y, chosen, norm)
-        run = _Run(target, x, y, replace(settings, num_classes=num_classes), progress)
-        run.open_verdict_file(record)
-        run.run_attacks(chosen)
-        run.run_probes(probes)
-    return run.result.select_attacks(chosen)
+        settings = replace(settings, num_classes=check_model(target, x, y, chosen, norm))
+        return _Evaluator(target, x, y, settings, progress).run(chosen, probes, record)
 
 
 def _used_surrogates(
     chosen: list[str], surrogates: Mapping[str, nn.Module]
 ) -> dict[str, nn.Module]:
-    names = sorted({name.partition("@")[2] for name in chosen})
+    names = sorted({name.partition("@")[2] for name in chosen if "@" in name})
     return {name: surrogates[name] for name in names if surrogates.get(name) is not None}
 
 
@@ -88,7 +91,7 @@ def _empty_evaluation(chosen: list[str]) -> Evaluation:
     return Evaluation(no_images, robust, control, {name: Cost() for name in robust})
 
 
-class _Run:
+class _Evaluator:
     """An evaluation in progress: its target, images and settings, and the verdicts so far."""
 
     def __init__(
@@ -109,7 +112,15 @@ class _Run:
                 classes.append(predict_classes(self.target.reference_model, change(images)))
         return (torch.cat(classes) == self.y).cpu()
 
-    def open_verdict_file(self, record: Path | None) -> None:
+    def run(self, chosen: list[str], probes: int, record: Path | None) -> Evaluation:
+        """Run what the verdict file `record` does not hold. Return the verdicts of `chosen`."""
+        self._open_verdict_file(record)
+        self._run_attacks(chosen)
+        self._run_probes(probes)
+        # The file may hold other attacks too.
+        return self.result.select_attacks(chosen)
+
+    def _open_verdict_file(self, record: Path | None) -> None:
         """Load the verdicts of a file and check that it can be written."""
         if record is None:
             return
@@ -120,14 +131,14 @@ class _Run:
         self.key = evaluation_key(networks, self.x, self.y, vars(self.settings))
         record.parent.mkdir(parents=True, exist_ok=True)
         load_verdicts(record, self.key, self.result)
-        # What cannot be written fails now, not after hours of attacks.
+        # Fail now, not after hours of attacks.
         self._save()
 
     def _save(self) -> None:
         if self.record is not None:
             save_verdicts(self.record, self.key, self.result)
 
-    def run_attacks(self, chosen: list[str]) -> None:
+    def _run_attacks(self, chosen: list[str]) -> None:
         """Run the attacks and controls that have no verdict yet."""
         for name in chosen:
             if name in self.result.robust or name in self.result.control:
@@ -140,7 +151,7 @@ class _Run:
                 self._run_attack(name)
             self._save()
 
-    def run_probes(self, probes: int) -> None:
+    def _run_probes(self, probes: int) -> None:
         """Raise the sanity flags, on the first `probes` images."""
         if not probes:
             return
@@ -152,12 +163,14 @@ class _Run:
             self._save()
         # Never from the file: it does not hold the modes of the caller's model.
         net, reference_model = self.target.net, self.target.reference_model
-        self.result.flags |= training_mode_flag(net, reference_model, self.x[:8], self.settings)
+        self.result.flags |= training_mode_flag(
+            net, reference_model, self.x[:MODE_IMAGES], self.settings
+        )
 
     def _copy_attacked_model(self, source: nn.Module) -> AttackedModel:
         # Folding a model takes longer than copying a folded one.
         if source not in self.attacked_models:
-            self.attacked_models[source] = AttackedModel(source, self.x[:2])
+            self.attacked_models[source] = AttackedModel(source, self.x[:FOLDING_IMAGES])
         return copy.deepcopy(self.attacked_models[source])
 
     def _run_attack(self, name: str) -> None:
@@ -166,7 +179,9 @@ class _Run:
         start, base = time.perf_counter(), name.partition("@")[0]
         robust, fooled = self.result.clean.clone(), dict[str, int]()
         components = attack_components(base, self.settings.num_classes)
-        for component in components if self.settings.eps else ():
+        if not self.settings.eps:
+            components = ()
+        for component in components:
             label = f"{name} {component.kind}" if len(ATTACKS[base]) > 1 else name
             before = int(robust.sum())
             self._run_component(component, model, label, robust)
@@ -199,8 +214,10 @@ class _Run:
         ball; there an image does not count.
         """
         eps, norm, kind = self.settings.eps, self.settings.norm, component.kind
+        # Rounding of float32.
+        radius = eps * (1 + 1e-5) + 1e-6
         # False for NaN too.
-        inside = perturbation_norm(adv - x, norm) <= eps * (1 + 1e-5) + 1e-6
+        inside = perturbation_norm(adv - x, norm) <= radius
         if kind in MINIMUM_NORM:
             adv = torch.where(inside.view(-1, 1, 1, 1), adv, x)
         elif adv.isnan().any():

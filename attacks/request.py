@@ -33,7 +33,7 @@ class Target:
 
 
 def check_request(
-    chosen: list[str], surrogates: Surrogates, x: Tensor, y: Tensor, settings: Settings
+    chosen: list[str], surrogates: Surrogates, x: Tensor, y: Tensor, settings: Settings, probes: int
 ) -> None:
     """Raise ValueError for a name, a number or a tensor that cannot be used."""
     for name in chosen:
@@ -45,6 +45,8 @@ def check_request(
     if 0 in x.shape[1:]:
         raise ValueError(f"images of no pixels: {tuple(x.shape)}")
     _check_settings(settings, x)
+    if probes < 0:
+        raise ValueError(f"probes = {probes}: 0, which leaves the flags out, or more")
     if not len(x):
         return
     # Written so that NaN is refused too.

@@ -107,8 +107,8 @@ class Evaluation:
                 evidence = f"{name} {accuracy[name]:.1%}, AutoAttack {accuracy['aa']:.1%}"
                 yield "pgd-far-above-aa", evidence
 
-    # Of attacks that end with Square, such as AutoAttack.
     def _cascade_flags(self) -> Iterator[Flag]:
+        """Compare Square with the gradient attacks before it, as in AutoAttack."""
         for name, cost in self.cost.items():
             kinds = list(cost.fooled)
             if len(kinds) < 2 or kinds[-1] != "square":

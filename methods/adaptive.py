@@ -9,7 +9,7 @@ from methods.recipes import THREE_MILESTONES
 
 
 def rate_decay(batch: Batch) -> float:
-    """Return a tenth for each of RSLAD's milestones that has passed, whatever the suite's are."""
+    """Return 0.1 to the power of the milestones of RSLAD's script that have passed."""
     passed = sum(batch.epoch >= share * batch.epochs for share in THREE_MILESTONES)
     return float(0.1**passed)
 

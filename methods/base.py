@@ -84,7 +84,7 @@ class Batch:
         return (self.epoch + 1) / self.epochs
 
     def reached(self, share: float) -> bool:
-        """Whether this share of the epochs is done. Share 0 is, whatever the epoch."""
+        """Return whether this share of the epochs is done. Share 0 is, whatever the epoch."""
         return share == 0 or self.epoch >= share * self.epochs
 
 
@@ -220,7 +220,7 @@ def official_values(method_class: type[Method]) -> dict[str, Any]:
 
 
 def matches_type(value: Any, default: Any) -> bool:
-    """Whether a value is of the type of a default. An int serves as a float, a bool does not."""
+    """Return whether a value has the type of a default. An int is a float too, a bool is not."""
     if isinstance(value, bool) or isinstance(default, bool):
         return isinstance(value, bool) and isinstance(default, bool)
     return isinstance(value, (int, float) if isinstance(default, float) else type(default))

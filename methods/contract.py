@@ -340,7 +340,7 @@ def label(case: Method) -> str:
 
 
 def refuses_value(case: Method, name: str, value: Any) -> bool:
-    """Whether `case` cannot be made with this hyper-parameter."""
+    """Return whether `case` cannot be made with this hyper-parameter."""
     try:
         dataclasses.replace(case, **{name: value})
     except ValueError:

@@ -36,6 +36,7 @@ class FairRslad(Method):
     def attack(self, nets: Nets, batch: Batch) -> Tensor:
         class_weights: ClassWeights = nets.parts["fair"]  # type: ignore[assignment]
         class_weights.begin_step(batch, self.power)
+        # kappa: attack steps at which each image is right, (B,).
         objective, kappa = count_correct(kl_to(nets.teacher_logits(batch)), batch.y)
         adv = pgd(nets.student, batch.x, objective, batch.budget, start="gauss")
         class_weights.add(kappa[None], batch.y)
@@ -61,6 +62,7 @@ class ClassWeights(ClassMeans):
 
     def update(self, means: Tensor, strength: float) -> None:
         """Update the weights from kappa, (1, C); strength: the exponent."""
+        # 0.1: a class that is always fooled would get an infinite weight.
         w = means[0].clamp(min=0.1) ** -strength
         self.weights.copy_((w / w.mean()).clamp(5 / 6, 5 / 2))
 

@@ -5,8 +5,9 @@ Contrastive Learning", arXiv 2009.09922, 2020. Only its abstract could be read. 
 robustness is transferred through features; the objective is contrastive and tied to mutual
 information; the teacher is the anchor; "sample reweighted estimation" takes away the harm of its
 mistakes. All else is assumed, A1 to A8 on the switch that changes it (A4, the projection, and A6,
-the critic, on those that crd has too): CRD's critic, the teacher's trust in the true label as the
-weight, and a cross-entropy at x~, because contrast alone ignores the scale of the logits.
+the critic, on those that crd has too; A3 has no switch: the teacher is frozen, in eval mode). The
+critic is CRD's, the weight is the teacher's probability of the true class, and there is a
+cross-entropy at x~, because contrast alone ignores the scale of the logits.
 """
 
 from dataclasses import dataclass
@@ -26,6 +27,9 @@ class Gacd(CrdAdv):
     """lambda_ce CE(S(x~), y) + lambda_con mean_i w_i l_i + lambda_kd tau_kd^2 KL(T(u) || S(v)).
 
     l_i: contrast of anchor i; w_i = p_T(y_i | u_i)^beta scaled to mean 1; T sees u, S sees v.
+
+    From CrdAdv: the attack on the cross-entropy and lambda_con. From Crd: dim, estimator, bank,
+    tau, symmetric and the part `contrast`.
     """
 
     student_input: str = hp("adv", "A1: student's input, v", choices=("adv", "clean", "both"))
@@ -46,6 +50,7 @@ class Gacd(CrdAdv):
         return self.two_stage
 
     def attack(self, nets: Nets, batch: Batch) -> Tensor:
+        # The first stage has no classifier to attack.
         if self.inner == "feature" or not self.trains_classifier(batch):
             return feature_attack(nets, batch)
         return super().attack(nets, batch)
@@ -54,11 +59,11 @@ class Gacd(CrdAdv):
         with torch.no_grad():
             anchor = nets.teacher.features(adv if self.teacher_input == "adv" else batch.x)
             target = nets.teacher.head(anchor)
-        features_adv, views = self.embed_views(nets, batch, adv)
+        features_adv, views = self.student_features(nets, batch, adv)
         terms = {}
         if self.trains_features(batch):
             w, losses = self.sample_weights(target, batch.y), []
-            # Each v moves Z and the queue.
+            # The contrast updates Z and the queue at each call.
             for view in views:
                 positive, negative = nets.parts["contrast"](anchor, view, batch.y, self.symmetric)
                 w_negative = w if self.weigh == "all" else 1.0
@@ -73,24 +78,32 @@ class Gacd(CrdAdv):
         return terms
 
     def trains_features(self, batch: Batch) -> bool:
-        """Whether this epoch trains the features by contrast: of two stages the first."""
+        """Return whether this epoch trains the features by contrast: of two stages the first."""
         return not self.two_stage or not batch.reached(0.5)
 
     def trains_classifier(self, batch: Batch) -> bool:
-        """Whether this epoch trains the classifier: of two stages the second."""
+        """Return whether this epoch trains the classifier: of two stages the second."""
         return not self.two_stage or batch.reached(0.5)
 
-    def embed_views(self, nets: Nets, batch: Batch, adv: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def student_features(
+        self, nets: Nets, batch: Batch, adv: Tensor
+    ) -> tuple[Tensor, list[Tensor]]:
         """Return the student's features of x~, and those of each v."""
         features = [nets.student.features(adv)]
         if self.student_input != "adv":
             features.append(nets.student.features(batch.x))
         if not self.trains_features(batch):
-            features = [each.detach() for each in features]
-        return features[0], features[1:] if self.student_input == "clean" else features
+            features = [view.detach() for view in features]
+        views = features
+        if self.student_input == "clean":
+            views = features[1:]
+        return features[0], views
 
     def sample_weights(self, target: Tensor, y: Tensor) -> Tensor:
-        """Return the trust in the teacher, (B,), of mean 1, or 0 if it is never right."""
+        """Return weights by the teacher's probability of the true class: (B,), mean 1.
+
+        They are 0 if the teacher is never right.
+        """
         if self.weight == "none":
             return torch.ones_like(target[:, 0])
         if self.weight == "prob":

@@ -21,7 +21,8 @@ from methods.recipes import THREE_FALLS_300_EPOCHS
 class Mtard(Method):
     """w KL(T(x~) || S(x~)) + (1 - w) KL(N(x) || S(x)), N: the natural teacher; inner CE.
 
-    Each step moves 1 - w by eta towards r_N / (r_T + r_N), r = (term / its first value)^gamma.
+    Each step moves 1 - w by eta towards r_N / (r_T + r_N), r = (term / its first value)^gamma. eta
+    falls to a tenth after each milestone of RSLAD's script.
     """
 
     teacher_roles = ("robust", "natural")
@@ -71,6 +72,7 @@ class Balance(nn.Module):
     def observe(self, terms: Tensor) -> Tensor:
         """Keep the terms, (2,), and return the weights they have in this step."""
         self.last.copy_(terms)
+        # first stays 0 until the first step.
         self.first.copy_(torch.where(self.first > 0, self.first, self.last))
         # A copy: the loss's graph must not see them move.
         return self.weights.clone()

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-BINARIES = [Path(found).parent for found in (shutil.which("initdb"),) if found] + sorted(
+BINARIES = [Path(program).parent for program in (shutil.which("initdb"),) if program] + sorted(
     Path("/usr/lib/postgresql").glob("*/bin")
 )
 

@@ -125,9 +125,9 @@ def test_json_and_tables_agree(sections: list[suite_tables.Section]) -> None:
             for row, expected in zip(task["rows"], (*group.ranked, *group.incomplete), strict=True):
                 assert (row["method"], row["rank"]) == (expected.method, expected.ranking.rank)
                 for column in group.columns:
-                    cell = row["cells"].get(column.metric)
-                    assert (cell is None) == (not expected[column.metric].n)
-                    assert cell is None or cell["mean"] == expected[column.metric].mean
+                    summary = row["cells"].get(column.metric)
+                    assert (summary is None) == (not expected[column.metric].n)
+                    assert summary is None or summary["mean"] == expected[column.metric].mean
     assert NASTY in json.dumps(content, ensure_ascii=False).replace('\\"', '"')
     cell_of_one_seed = content["suites"][-1]["tasks"][0]["rows"][0]["cells"]["test/aa"]
     assert (cell_of_one_seed["n"], cell_of_one_seed["sd"]) == (1, None)

@@ -13,12 +13,12 @@ import sites
 from scipy.stats import norm
 from test_leaderboards import Store, scores
 
-from bench.training import memory_layout
 from leaderboards.read import store
 from leaderboards.read.verdicts import read_row_verdicts
 from leaderboards.render import markdown
 from leaderboards.render.figures import rank_diagram, task_views
 from leaderboards.render.site.site_map import Site
+from leaderboards.schema.fields import NO_BF16
 from leaderboards.schema.metrics import RANK_METRIC
 from leaderboards.schema.record import PackedVerdicts
 from leaderboards.stats import mean_ranks, ranks
@@ -512,7 +512,7 @@ def test_robustness_kept_needs_the_same_checkpoint(tracked: Store) -> None:
 
 
 def test_fp32_for_want_of_bf16_is_noted(tracked: Store) -> None:
-    record_run(tracked, "gacd", 0.8, training_path=f"memory kept, {memory_layout.NO_BF16}")
+    record_run(tracked, "gacd", 0.8, training_path=f"memory kept, {NO_BF16}")
     record_run(tracked, "rslad", 0.8, training_path="bf16")
     rows = build_sections(store.collect(tracked.uri))[0].tables[0].rows
     assert {row.method: "in fp32 for want of bf16 in 1 of 1 runs" in row.notes for row in rows} == {

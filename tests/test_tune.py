@@ -290,8 +290,8 @@ def test_teacher_is_for_methods_that_have_one(tmp_path: Path) -> None:
 def find_workers(parent: int) -> list[int]:
     """Return the processes of a running program that run trials."""
     command = ["pgrep", "-P", str(parent), "-f", "spawn_main"]
-    found = subprocess.run(command, capture_output=True, text=True)
-    return [int(pid) for pid in found.stdout.split()]
+    listing = subprocess.run(command, capture_output=True, text=True)
+    return [int(pid) for pid in listing.stdout.split()]
 
 
 def trials_begun(folder: Path, since: datetime.datetime) -> list[int]:

@@ -151,10 +151,10 @@ def test_pages_show_methods_a_run_its_note_and_trials(
     tmp_path: Path, page: Page, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    place, nasty = records.shop(tmp_path / "runs"), "<img src=x onerror=alert(1)>|`*"
-    records.execute(records.cell("natural", variant=nasty), place)
-    records.execute(records.cell("pgd_at"), place)
-    record_searches(place.store)
+    context, nasty = records.shop(tmp_path / "runs"), "<img src=x onerror=alert(1)>|`*"
+    records.execute(records.cell("natural", variant=nasty), context)
+    records.execute(records.cell("pgd_at"), context)
+    record_searches(context.store)
     errors: list[str] = []
 
     def check_response(response: Response) -> None:

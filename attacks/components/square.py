@@ -26,7 +26,7 @@ Window = tuple[Region, Tensor]
 
 
 @dataclass(frozen=True)
-class Search:
+class SearchState:
     """State of robust images: best candidates, bounds of their pixels, margins and labels (B,)."""
 
     best: Tensor
@@ -35,10 +35,10 @@ class Search:
     margin: Tensor
     y: Tensor
 
-    def select(self, rows: Tensor) -> Search:
+    def select(self, rows: Tensor) -> SearchState:
         """Return the state of some images."""
         low, high = self.low[rows], self.high[rows]
-        return Search(self.best[rows], low, high, self.margin[rows], self.y[rows])
+        return SearchState(self.best[rows], low, high, self.margin[rows], self.y[rows])
 
     def apply_windows(self, windows: list[Window]) -> tuple[Tensor, Tensor]:
         """Return the candidates, (Q, B, C, H, W), and whether a window changes an image, (Q, B)."""
@@ -52,19 +52,25 @@ class Search:
         return candidates, changed
 
 
-class _SquareSearch(torchattacks.Square):  # type: ignore[misc]
+class _SquareBase(torchattacks.Square):  # type: ignore[misc]
+    """The window of a query, in both norms.
+
+    From torchattacks: random_choice (signs), random_int, p_selection (the share of pixels of a
+    query's window), margin_and_loss, and for L2 eta (a window) and normalize.
+    """
+
     def _draw_region(self, side: int, height: int, width: int) -> Region:
         top, left = int(self.random_int(0, height - side)), int(self.random_int(0, width - side))
         return (..., slice(top, top + side), slice(left, left + side))
 
 
-class Square(_SquareSearch):
+class Square(_SquareBase):
     """Square in l-inf, query by query the same search, with fewer and fuller passes.
 
     A query is one window of one sign for all images. It does not depend on the answers to earlier
     ones, so several are tried together as if none is accepted; where one is, later ones are tried
-    again. A query that does not change an image is not tried on it: with one channel half of all
-    windows of a pixel, with three an eighth.
+    again. A window whose signs are there already changes nothing and is not passed: with one
+    channel half of all windows of a pixel, with three an eighth.
     """
 
     def attack_single_run(self, x: Tensor, y: Tensor) -> tuple[None, Tensor]:
@@ -74,7 +80,7 @@ class Square(_SquareSearch):
             adv = (x + self.eps * stripes).clamp(0, 1)
             low, high = (x - self.eps).clamp(min=0), (x + self.eps).clamp(max=1)
             rows = torch.arange(len(x), device=x.device)
-            search = Search(adv.clone(), low, high, self._margins(adv, y, rows), y)
+            search = SearchState(adv.clone(), low, high, self._margins(adv, y, rows), y)
             done = 0
             while True:
                 robust = search.margin > 0
@@ -98,17 +104,19 @@ class Square(_SquareSearch):
         region = self._draw_region(side, height, width)
         return region, 2 * self.eps * self.random_choice([channels, 1, 1])
 
-    def _run_queries(self, windows: list[Window], search: Search) -> None:
+    def _run_queries(self, windows: list[Window], search: SearchState) -> None:
         """Answer queries one after the other for robust images; updates `search` in place."""
         order = torch.arange(len(windows), device=search.y.device)[:, None]
         answered = torch.zeros_like(search.y)
         rows, part = torch.arange(len(answered), device=answered.device), search
         while len(rows):
             candidates, changed = part.apply_windows(windows)
+            # Queries that change the image and are not answered yet.
             pending = (changed & (order >= answered[rows])).flatten().nonzero().squeeze(1)
             margins = torch.full_like(changed, torch.inf, dtype=part.margin.dtype)
             labels = part.y.repeat(len(windows))
             margins.view(-1)[pending] = self._margins(candidates.flatten(0, 1), labels, pending)
+            # Accept the first query that lowers the margin.
             better = margins < part.margin
             accepted = better.any(dim=0).nonzero().squeeze(1)
             first = better.int().argmax(dim=0)[accepted]
@@ -116,6 +124,7 @@ class Square(_SquareSearch):
             search.best[rows] = candidates[first, accepted]
             search.margin[rows] = margins[first, accepted]
             answered[rows] = first + 1
+            # Later queries of these images must be tried on the new candidate.
             rows = rows[(search.margin[rows] > 0) & (answered[rows] < len(windows))]
             part = search.select(rows)
 
@@ -128,11 +137,11 @@ class Square(_SquareSearch):
         return margins[: len(rows)]
 
 
-class SquareL2(_SquareSearch):
+class SquareL2(_SquareBase):
     """Square in L2 with the norm of its windows channel by channel, as in the official code.
 
-    torchattacks sums that norm over channels (D10 in docs/evaluation.md). One method of it returns
-    this norm and that of an image, and its arguments may be equal, so the search is written out.
+    torchattacks sums that norm over channels (D10 in docs/evaluation.md). It uses one method for
+    this norm and that of an image, so the search is written out here.
     """
 
     def attack_single_run(self, x: Tensor, y: Tensor) -> tuple[None, Tensor]:

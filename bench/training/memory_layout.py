@@ -15,8 +15,6 @@ SIMD_CHANNELS = 16
 M_TRIM_THRESHOLD = -1
 M_MMAP_THRESHOLD = -3
 LARGEST_THRESHOLD = 2**30
-# Part of the training path where bfloat16 was asked for and the device has none.
-NO_BF16 = "fp32 (no bf16 here)"
 
 
 def all_networks(nets: Nets) -> list[Net]:

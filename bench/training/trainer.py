@@ -35,7 +35,8 @@ from bench.training.compiling import (
 )
 from bench.training.cuda_graphs import CAPTURED, CapturedStep, Step, StepGraphs
 from bench.training.distributed import SINGLE_PROCESS, ProcessGroup, synchronise_batchnorm
-from bench.training.memory_layout import NO_BF16, arrange_memory, has_bf16
+from bench.training.memory_layout import arrange_memory, has_bf16
+from leaderboards.schema.fields import NO_BF16
 from methods.base import Batch, Budget, Method, Net, Nets
 from methods.fold import fold
 from methods.inner import ce, mode, pgd

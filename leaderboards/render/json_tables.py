@@ -23,13 +23,13 @@ def render(sections: list[Section]) -> str:
 
 def _section_json(section: Section) -> dict[str, Any]:
     suite = {"suite": section.experiment, "outdated": section.outdated}
-    teachers = section.teachers and _group_json(section.teachers)
-    return {**suite, "tasks": [*map(_group_json, section.tables)], "teachers": teachers}
+    teachers = section.teachers and _table_json(section.teachers)
+    return {**suite, "tasks": [*map(_table_json, section.tables)], "teachers": teachers}
 
 
-def _group_json(group: TaskTable) -> dict[str, Any]:
-    columns, rows = map(dataclasses.asdict, group.columns), map(_row_json, group.rows)
-    title = {"title": group.title, "caption": group.caption}
+def _table_json(table: TaskTable) -> dict[str, Any]:
+    columns, rows = map(dataclasses.asdict, table.columns), map(_row_json, table.rows)
+    title = {"title": table.title, "caption": table.caption}
     return {**title, "columns": [*columns], "rows": [*rows]}
 
 

@@ -20,7 +20,7 @@ SPECIAL = {
 
 
 def render(sections: list[Section]) -> str:
-    """Render a table for each group with ranked rows."""
+    """Render every table that has ranked rows."""
     values = {"accuracy_columns": accuracy_columns, "teacher_symbols": teacher_symbols}
     return fill_template("leaderboard.tex.j2", escape, sections=sections, **values)
 
@@ -41,27 +41,27 @@ def _escape_letter(letter: str) -> str:
     return SPECIAL.get(letter, letter)
 
 
-def accuracy_columns(group: TaskTable) -> list[tuple[Column, float]]:
+def accuracy_columns(table: TaskTable) -> list[tuple[Column, float]]:
     """Return the accuracies of the chosen checkpoint but the worst, with the second best mean."""
     columns = []
-    for column in group.columns:
+    for column in table.columns:
         if column.metric.startswith("test/") and column.metric != "test/worst":
-            columns.append((column, _second_best(group, column)))
+            columns.append((column, _second_best(table, column)))
     return columns
 
 
-def _second_best(group: TaskTable, column: Column) -> float:
+def _second_best(table: TaskTable, column: Column) -> float:
     """Return the highest mean below the best; NaN where there is none."""
-    best = group.best(column)
-    summaries = [row[column.metric] for row in group.contenders]
+    best = table.best(column)
+    summaries = [row[column.metric] for row in table.contenders]
     return max((summary.mean for summary in summaries if summary.mean < best), default=math.nan)
 
 
-def teacher_symbols(group: TaskTable) -> dict[str, str]:
+def teacher_symbols(table: TaskTable) -> dict[str, str]:
     """Return a short symbol for each teacher of a table."""
     # The column is too narrow for the names of teachers.
     symbols: dict[str, str] = {}
-    for row in group.ranked:
+    for row in table.ranked:
         if row.teacher != "none":
             symbols.setdefault(row.teacher, f"T{1 + len(symbols)}")
     return symbols

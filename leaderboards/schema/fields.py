@@ -8,20 +8,25 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeAlias
 
+from leaderboards.schema.checkpoints import CHECKPOINTS
+
 EXPERIMENT = re.compile(r"(?P<suite>.+)@(?P<version>0|[1-9][0-9]{0,5})")
 FINISHED = "FINISHED"
 # MLflow sets this tag on single runs. Runs without it are groups.
 PARENT_TAG = "mlflow.parentRunId"
 IDENTITY_TAGS = ("role", "spec_id", "dataset", "method", "student", "teacher", "seed")
-CHECKSUM_TAGS = ("sha256.best", "sha256.last", "sha256.ema", "sha256.swa")
+CHECKSUM_TAGS = tuple(f"sha256.{name}" for name in CHECKPOINTS)
 # JSON objects of texts.
 JSON_TAGS = ("flags", "teacher_sha256")
 CODE_TAGS = ("code_dirty", "code_commit", "command")
 RECORD_TAGS = ("variant", "sets", "status_note", *JSON_TAGS, "training_path", *CODE_TAGS)
 TAGS = (*IDENTITY_TAGS, *RECORD_TAGS, *CHECKSUM_TAGS)
+# Part of training_path where bfloat16 was asked for and the device has none.
+NO_BF16 = "fp32 (no bf16 here)"
 # Where a run is from.
 ORIGIN = ("run_id", "artifact_uri", "start_time")
-METRIC_PREFIXES = ("test/", "test_last/", "test_ema/", "test_swa/", "cost/", "val/")
+_TEST_PREFIXES = tuple(f"{checkpoint.metric_prefix}/" for checkpoint in CHECKPOINTS.values())
+METRIC_PREFIXES = (*_TEST_PREFIXES, "cost/", "val/")
 # Metrics of each epoch begin so; "lr" is a complete name.
 CURVE_PREFIXES = ("train/", "val/", "lr")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from leaderboards.schema.checkpoints import CHECKPOINTS
+
 # AutoAttack on the checkpoint that validation chose.
 RANK_METRIC = "test/aa"
 TRAIN_SECONDS = "cost/train_seconds"
@@ -14,4 +16,9 @@ ATTACK_LABELS = {
     "pgd20_trades": "PGD-20 (0.003)",
     "cw_inf": "CW-inf",
 }
-CHECKPOINT_LABELS = {"test_last": "last", "test_ema": "EMA", "test_swa": "SWA"}
+# Of the checkpoints beside the best one, by the prefix of their metrics.
+CHECKPOINT_LABELS = {
+    checkpoint.metric_prefix: checkpoint.label
+    for name, checkpoint in CHECKPOINTS.items()
+    if name != "best"
+}

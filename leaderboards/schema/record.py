@@ -52,7 +52,7 @@ class Schema(StrictModel):
 
 
 class RecordedSpec(StrictModel, extra="allow"):
-    """What bench.protocol.spec.Spec writes; its further fields are taken as they are."""
+    """The fields that bench.protocol.spec.Spec writes; further ones are taken as they are."""
 
     suite: str = Field(pattern=f"^{fields.EXPERIMENT.pattern}$")
     role: Literal["student", "teacher"]
@@ -162,7 +162,7 @@ class Record(StrictModel):
 
     @property
     def training_key(self) -> tuple[str, ...]:
-        """What only one checkpoint can come from; other attacks on it make another spec."""
+        """The settings that determine a checkpoint; other attacks on it make another spec."""
         spec = self.spec
         return spec.role, spec.dataset, spec.arch, spec.method, str(spec.seed)
 

@@ -50,7 +50,7 @@ class AcrossTasks:
 
     @property
     def caption(self) -> str:
-        """What the numbers mean and what they show."""
+        """Meaning of the numbers, and the finding."""
         tasks = len(self.tasks)
         text = (
             f"Mean rank by AutoAttack accuracy over {tasks} tasks: {'; '.join(self.tasks)}. "

@@ -1,4 +1,4 @@
-"""What a run did under another protocol, which makes it another row and never another seed."""
+"""Changes of a run from its protocol, which make it another row and never another seed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What papers report for the task of a row, beside what was measured here and never among it.
+"""Results of papers for the task of a row, beside what was measured here and never among it.
 
 published.csv has one published number a line, in percent, with the place where it stands:
 AutoAttack ("aa") and clean accuracy on CIFAR-10 and CIFAR-100 of students that the benchmark has,

@@ -6,7 +6,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain, repeat
+from itertools import chain
 from operator import itemgetter
 from typing import Any, TypeAlias
 
@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from leaderboards.read.store import frame_rows
-from leaderboards.schema.fields import parse_json_tag
+from leaderboards.schema.fields import NO_BF16, parse_json_tag
 from leaderboards.schema.metrics import ATTACK_LABELS, CHECKPOINT_LABELS, RANK_METRIC, TRAIN_SECONDS
 from leaderboards.tables.across_tasks import AcrossTasks, compare_across_tasks
 from leaderboards.tables.protocol_changes import describe_changes
@@ -22,11 +22,10 @@ from leaderboards.tables.published import find_published, is_published_task
 from leaderboards.tables.ranking import caption, rank_rows
 from leaderboards.tables.rows import Column, Ranking, Row, SeedColumns, SeedSummary, TaskTable
 
-Protocol: TypeAlias = Callable[[str], Mapping[str, str]]
+# protocol: experiment name -> recorded parameter -> value.
+ProtocolLookup: TypeAlias = Callable[[str], Mapping[str, str]]
 # A parameter named so, with a role behind it, is the teacher's identity.
 TEACHER_PREFIX = "param/teachers."
-# In training_path.
-NO_BF16 = "no bf16 here"
 # What makes a row. Runs that agree in it are its seeds.
 ROW_KEYS = ["dataset", "student", "method", "variant", "changed", "teacher"]
 RUN_COLUMNS = ["run_id", "seed", "artifact_uri", "sets", "status_note", "flags", "code_dirty"]
@@ -53,7 +52,9 @@ class Section:
                 yield from table.rows
 
 
-def build_sections(runs: pd.DataFrame, protocol: Protocol = lambda experiment: {}) -> list[Section]:
+def build_sections(
+    runs: pd.DataFrame, protocol: ProtocolLookup = lambda experiment: {}
+) -> list[Section]:
     """Build sections by suite name, newest version first, from store.collect's frame.
 
     Superseded runs do not count. `protocol`: as leaderboards.write takes it.
@@ -68,7 +69,7 @@ def build_sections(runs: pd.DataFrame, protocol: Protocol = lambda experiment: {
     return sections
 
 
-def _build_section(runs: pd.DataFrame, protocol: Protocol, outdated: bool) -> Section:
+def _build_section(runs: pd.DataFrame, protocol: ProtocolLookup, outdated: bool) -> Section:
     experiment, suite = str(runs["experiment"].iloc[0]), str(runs["suite"].iloc[0])
     stated = protocol(experiment)
     is_teacher = runs["role"] == "teacher"
@@ -88,7 +89,9 @@ def _build_table(
     columns = _choose_columns(runs)
     seeds_by_row = _split_rows(runs, columns, protocol)
     rankings = rank_rows(seeds_by_row, compete=not of_teachers)
-    rows = sorted(map(_build_row, repeat(columns), seeds_by_row, rankings), key=_sort_key)
+    pairs = zip(seeds_by_row, rankings, strict=True)
+    rows = sorted([_build_row(columns, seeds, ranking) for seeds, ranking in pairs], key=_sort_key)
+    # The sort puts rows without a score last.
     shown = len(rows) if of_teachers else sum(row.is_scored for row in rows)
     ranked, incomplete = tuple(rows[:shown]), tuple(rows[shown:])
     text = caption(runs, ranked, not of_teachers)
@@ -111,7 +114,7 @@ def _split_rows(
         changed=describe_changes(runs, protocol), as_published=is_published_task(runs)
     )
     run_rows = frame_rows(needed)
-    _note_other_teachers(run_rows)
+    _add_teacher_keys(run_rows)
     row_key = itemgetter(*ROW_KEYS)
     run_rows.sort(key=lambda run: (len(run["seed"]), run["seed"]))
     by_key: defaultdict[tuple[str, ...], SeedColumns] = defaultdict(lambda: defaultdict(list))
@@ -122,11 +125,11 @@ def _split_rows(
     return [by_key[key] for key in sorted(by_key)]
 
 
-def _note_other_teachers(runs: list[dict[str, Any]]) -> None:
-    """Set teacher_checkpoints of runs, and a line for each teacher with other weights than most.
+def _add_teacher_keys(runs: list[dict[str, Any]]) -> None:
+    """Add to each run `teachers`, `teacher_checkpoints` and `other_teachers`.
 
-    Machines and versions round differently, and a teacher trained again by the same spec is another
-    network.
+    `other_teachers` holds a note per teacher whose weights differ from most runs'. Machines and
+    versions round differently, and a teacher trained again by the same spec is another network.
     """
     counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for run in runs:
@@ -234,7 +237,10 @@ def _collect_flags(seeds: SeedColumns) -> tuple[tuple[str, str], ...]:
 
 
 def _summarise(metric: str, seeds: SeedColumns) -> SeedSummary:
-    """Summarise the possible values: accuracies lie between 0 and 1, NaN lies nowhere."""
+    """Return mean, deviation and count over the seeds.
+
+    Values outside the metric's range do not count, and NaN is outside of every range.
+    """
     values = np.array(seeds[metric], dtype=float)
     values = values[values >= 0]
     if metric != TRAIN_SECONDS:

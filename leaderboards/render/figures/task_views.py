@@ -24,19 +24,19 @@ CLEAN = "test/clean"
 ROBUST = "AutoAttack accuracy, %"
 NEAR_BEST = 0.85  # of the best AutoAttack accuracy; the frame may cut off rows below it
 MIN_SECONDS = 1e-3  # of training that a logarithmic scale can show
-Records: TypeAlias = Mapping[str, Mapping[str, Any]]  # lines of store.collect's frame by run id
+RunRows: TypeAlias = Mapping[str, Mapping[str, Any]]  # rows of store.collect's frame by run id
 
 
-def task_views(group: TaskTable, records: Records) -> list[View]:
+def task_views(table: TaskTable, records: RunRows) -> list[View]:
     """Return every chart of a task for which something was measured."""
-    views = [accuracy_view(group), seeds_view(group, records), attacks_view(group)]
-    views += [checkpoints_view(group, records), cost_view(group), eps_view(group, records)]
+    views = [accuracy_view(table), seeds_view(table, records), attacks_view(table)]
+    views += [checkpoints_view(table, records), cost_view(table), eps_view(table, records)]
     return [*filter(None, views)]
 
 
-def accuracy_view(group: TaskTable) -> View | None:
+def accuracy_view(table: TaskTable) -> View | None:
     """Chart robust against clean accuracy, with the Pareto front."""
-    rows = _measured(group.contenders, CLEAN)
+    rows = _measured(table.contenders, CLEAN)
     if not rows:
         return None
     front = pareto_front(rows, lambda row: row[CLEAN].mean)
@@ -52,9 +52,9 @@ def accuracy_view(group: TaskTable) -> View | None:
     return View("scatter", title, caption, x_title, ROBUST, series, frame=frame)
 
 
-def seeds_view(group: TaskTable, records: Records) -> View | None:
+def seeds_view(table: TaskTable, records: RunRows) -> View | None:
     """Chart each row's AutoAttack accuracy with its interval, and its seeds as dots."""
-    rows = group.contenders[:MAX_ROWS]
+    rows = table.contenders[:MAX_ROWS]
     dots = _seed_dots(rows, records)
     lows, highs = [], []
     for row in rows:
@@ -70,26 +70,26 @@ def seeds_view(group: TaskTable, records: Records) -> View | None:
         "rank says what came of it."
     )
     series = [dots, means] if dots.x else [means]
-    return _rows_view(group, "seeds", "Intervals and seeds", caption, ROBUST, series)
+    return _rows_view(table, "seeds", "Intervals and seeds", caption, ROBUST, series)
 
 
-def attacks_view(group: TaskTable) -> View | None:
+def attacks_view(table: TaskTable) -> View | None:
     """Chart the accuracy of every row under each attack."""
-    columns = [column for column in group.columns if column.metric.startswith("test/")]
+    columns = [column for column in table.columns if column.metric.startswith("test/")]
     if len(columns) < 2:
         return None
-    rows = group.contenders[:MAX_ROWS]
+    rows = table.contenders[:MAX_ROWS]
     series = []
     for column in columns:
         if column.metric != "test/worst":
             series.append(_dots(rows, column.metric, column.label))
     caption = "A long way from PGD-20 to AutoAttack hints at gradients that mislead attacks."
-    return _rows_view(group, "attacks", "Attacks", caption, "Accuracy, %", series)
+    return _rows_view(table, "attacks", "Attacks", caption, "Accuracy, %", series)
 
 
-def checkpoints_view(group: TaskTable, records: Records) -> View | None:
+def checkpoints_view(table: TaskTable, records: RunRows) -> View | None:
     """Chart the best checkpoint beside the last one and the averages: robust overfitting."""
-    rows = group.contenders[:MAX_ROWS]
+    rows = table.contenders[:MAX_ROWS]
     attack = _attack_on_last(rows)
     if not attack:
         return None
@@ -110,13 +110,13 @@ def checkpoints_view(group: TaskTable, records: Records) -> View | None:
         f"the weights. From best to last, {loser}."
     )
     x_title = f"{ATTACK_LABELS[attack]} accuracy, %"
-    return _rows_view(group, "last", "Best and last", caption, x_title, series)
+    return _rows_view(table, "last", "Best and last", caption, x_title, series)
 
 
-def cost_view(group: TaskTable) -> View | None:
+def cost_view(table: TaskTable) -> View | None:
     """Chart robust accuracy against minutes of training."""
     rows = []
-    for row in group.contenders:
+    for row in table.contenders:
         if row[TRAIN_SECONDS].mean > MIN_SECONDS:
             rows.append(row)
     if not rows:
@@ -133,10 +133,10 @@ def cost_view(group: TaskTable) -> View | None:
     return View("cost", "Cost", caption, x_title, ROBUST, series, frame=frame, log_x=True)
 
 
-def eps_view(group: TaskTable, records: Records) -> View | None:
+def eps_view(table: TaskTable, records: RunRows) -> View | None:
     """Chart robust accuracy against eps, for settings that were recorded at several."""
     lines: dict[tuple[str, ...], dict[float, float]] = {}
-    for row in _measured(group.ranked, RANK_METRIC):
+    for row in _measured(table.ranked, RANK_METRIC):
         eps = _to_float(records[row.run_ids[0]].get("param/eps"))
         if not math.isnan(eps):
             points = lines.setdefault(_setting_without_eps(row), {})
@@ -154,14 +154,14 @@ def eps_view(group: TaskTable, records: Records) -> View | None:
 
 
 def _rows_view(
-    group: TaskTable, name: str, title: str, caption: str, x_title: str, series: Sequence[Series]
+    table: TaskTable, name: str, title: str, caption: str, x_title: str, series: Sequence[Series]
 ) -> View | None:
-    """Chart series over the first rows of a group, which count from 0 down."""
-    rows = group.contenders[:MAX_ROWS]
+    """Chart series over the first rows of a table, which count from 0 down."""
+    rows = table.contenders[:MAX_ROWS]
     if not rows:
         return None
-    if len(rows) < len(group.contenders):
-        caption += f" The first {MAX_ROWS} of {len(group.contenders)} rows."
+    if len(rows) < len(table.contenders):
+        caption += f" The first {MAX_ROWS} of {len(table.contenders)} rows."
     return View(name, title, caption, x_title, "", tuple(series), tuple(row_labels(rows)))
 
 
@@ -223,7 +223,7 @@ def _attack_on_last(rows: Sequence[Row]) -> str:
     return ""
 
 
-def _mean_drop(row: Row, attack: str, records: Records) -> float:
+def _mean_drop(row: Row, attack: str, records: RunRows) -> float:
     """Return the mean loss from best to last, over runs that have both; NaN for none."""
     drops: list[float] = []
     for run_id in row.run_ids:
@@ -237,7 +237,7 @@ def _mean_drop(row: Row, attack: str, records: Records) -> float:
     return sum(drops) / len(drops)
 
 
-def _seed_dots(rows: Sequence[Row], records: Records) -> Series:
+def _seed_dots(rows: Sequence[Row], records: RunRows) -> Series:
     x, y = [], []
     for position, row in enumerate(rows):
         for run_id in row.run_ids:

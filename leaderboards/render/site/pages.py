@@ -89,9 +89,9 @@ def summarize_method(rows: Sequence[SiteRow]) -> dict[str, float]:
 
 
 def _task_values(site: Site, task: Task) -> dict[str, Any]:
-    run_ids = chain.from_iterable(map(attrgetter("run_ids"), task.group.rows))
+    run_ids = chain.from_iterable(map(attrgetter("run_ids"), task.table.rows))
     protocol = describe_protocol(site.records_of(run_ids))
-    charts = [*map(build_chart, task_views(task.group, site.records))]
+    charts = [*map(build_chart, task_views(task.table, site.records))]
     return {"task": task, "protocol": protocol, "charts": charts}
 
 

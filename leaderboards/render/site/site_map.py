@@ -34,23 +34,23 @@ class Task:
     """One dataset and one student under one version of a suite: rows that compete, on a page."""
 
     section: Section
-    group: TaskTable
+    table: TaskTable
     path: str
 
     @property
     def best(self) -> Row | None:
         """The most accurate row under AutoAttack."""
-        return next(iter(self.group.contenders), None)
+        return next(iter(self.table.contenders), None)
 
     @property
     def winners(self) -> list[Row]:
         """The rows of the first rank, or the most accurate one where there are no ranks."""
-        winners = [row for row in self.group.ranked if row.ranking.rank == 1]
-        return winners or [*self.group.contenders[:1]]
+        winners = [row for row in self.table.ranked if row.ranking.rank == 1]
+        return winners or [*self.table.contenders[:1]]
 
     @property
     def runs(self) -> int:
-        return sum(map(attrgetter("seeds"), self.group.rows))
+        return sum(map(attrgetter("seeds"), self.table.rows))
 
     @property
     def kept(self) -> float:
@@ -102,21 +102,21 @@ class Site:
 
     @cached_property
     def tasks(self) -> list[Task]:
-        groups = {}
+        tables = {}
         for section in self.sections:
-            for group in section.tables:
-                # All rows of a group share dataset and student.
-                key = section.experiment, group.rows[0].dataset, group.rows[0].student
-                groups[key] = section, group
-        names = file_names(groups)
-        return [Task(*groups[key], f"tasks/{names[key]}.html") for key in groups]
+            for table in section.tables:
+                # All rows of a table share dataset and student.
+                key = section.experiment, table.rows[0].dataset, table.rows[0].student
+                tables[key] = section, table
+        names = file_names(tables)
+        return [Task(*tables[key], f"tasks/{names[key]}.html") for key in tables]
 
     @cached_property
     def rows(self) -> list[SiteRow]:
         """Every row of the site, those of tasks first."""
         rows = []
         for task in self.tasks:
-            rows += [SiteRow(task.section, task, row) for row in task.group.rows]
+            rows += [SiteRow(task.section, task, row) for row in task.table.rows]
         for section in self.sections:
             if section.teachers:
                 rows += [SiteRow(section, None, row) for row in section.teachers.rows]

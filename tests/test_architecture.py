@@ -1,4 +1,4 @@
-"""The house: layers, circles, full folders, long functions, names of a private dialect."""
+"""The architecture: layers, circles, full folders, long functions, names of a private dialect."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROOT = Path(bench.__file__).parents[1]
 PACKAGES = ("bench", "methods", "attacks", "leaderboards")
 SOURCES = [path for name in PACKAGES for path in sorted((ROOT / name).rglob("*.py"))]
 
-# Rooms of a package, the lowest first. Each uses only what lies before it.
+# Subpackages of a package, the lowest first. Each uses only what lies before it.
 LAYERS = {
     "bench": (
         "system",
@@ -79,31 +79,33 @@ def imported_modules(module: str) -> frozenset[str]:
     return frozenset(names & MODULES.keys()) - {module}
 
 
-def room_of(module: str) -> str:
+def subpackage_of(module: str) -> str:
     """Return the folder of a package that a module lies in, "" for the package itself."""
     package, _, path = module.partition(".")
-    room = path.partition(".")[0]
-    return room if (ROOT / package / room).is_dir() else ""
+    subpackage = path.partition(".")[0]
+    return subpackage if (ROOT / package / subpackage).is_dir() else ""
 
 
-def room_arrows(package: str) -> Iterator[tuple[str, str, str]]:
-    """Yield (room, imported room, "module imports module") for imports between rooms."""
+def subpackage_arrows(package: str) -> Iterator[tuple[str, str, str]]:
+    """Yield (importer, imported, "module imports module") for imports between subpackages."""
     for module in MODULES:
         for imported in imported_modules(module):
-            rooms = room_of(module), room_of(imported)
+            subpackages = subpackage_of(module), subpackage_of(imported)
             same_package = module.split(".")[0] == imported.split(".")[0] == package
-            if same_package and all(rooms) and rooms[0] != rooms[1]:
-                yield *rooms, f"{module} imports {imported}"
+            if same_package and all(subpackages) and subpackages[0] != subpackages[1]:
+                yield *subpackages, f"{module} imports {imported}"
 
 
 @pytest.mark.parametrize("package", LAYERS)
-def test_each_room_uses_only_what_lies_below(package: str) -> None:
+def test_each_subpackage_uses_only_what_lies_below(package: str) -> None:
     layers = LAYERS[package]
-    rooms = {path.name for path in (ROOT / package).iterdir() if (path / "__init__.py").exists()}
-    assert rooms == set(layers)
+    subpackages = {
+        path.name for path in (ROOT / package).iterdir() if (path / "__init__.py").exists()
+    }
+    assert subpackages == set(layers)
     upward = []
-    for room, imported, arrow in room_arrows(package):
-        if layers.index(imported) > layers.index(room):
+    for subpackage, imported, arrow in subpackage_arrows(package):
+        if layers.index(imported) > layers.index(subpackage):
             upward.append(arrow)
     assert upward == []
 
@@ -111,11 +113,11 @@ def test_each_room_uses_only_what_lies_below(package: str) -> None:
 def test_an_import_upward_names_both_modules(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(LAYERS, "bench", tuple(reversed(LAYERS["bench"])))
     with pytest.raises(AssertionError, match=r"bench\.cli\.\S+ imports bench\.system\.errors"):
-        test_each_room_uses_only_what_lies_below("bench")
+        test_each_subpackage_uses_only_what_lies_below("bench")
 
 
-def test_few_arrows_between_rooms() -> None:
-    arrows = {(room, imported) for room, imported, _ in room_arrows("bench")}
+def test_few_arrows_between_subpackages() -> None:
+    arrows = {(subpackage, imported) for subpackage, imported, _ in subpackage_arrows("bench")}
     assert len(arrows) < MOST_ARROWS
 
 
@@ -145,7 +147,7 @@ def circle_in(graph: dict[str, frozenset[str]] | dict[str, set[str]]) -> list[st
     return sorted(remaining)
 
 
-def test_no_folder_is_a_warehouse() -> None:
+def test_no_folder_has_too_many_modules() -> None:
     """A folder of plugins aside: each method is a file that declares one."""
     counts: dict[str, int] = {}
     for path in SOURCES:
