@@ -20,8 +20,7 @@ A benchmark of adversarial-robustness distillation.
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a command line; exit with 0 (done), 1 (failed), 2 (wrong usage) or 130 (interrupted)."""
     signals.interrupt_on_stop_signals()
-    if sys.stdout is None:
-        sys.exit("error: standard output is closed")
+    errors.replace_closed_stdout()
     argv = sys.argv[1:] if argv is None else argv
     code: str | int | None
     try:

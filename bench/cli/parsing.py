@@ -8,7 +8,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
+
+from tyro.conf import FlagCreatePairsOff
 
 from bench.system.errors import UsageError
 
@@ -48,6 +50,8 @@ def parse_options(
     import tyro
 
     # Of a flag that is given twice tyro takes the last value silently.
+    if "--" in argv:
+        raise UsageError("unknown flag --: every option is a flag or a plain word")
     for flag, count in Counter(map(flag_name, argv)).items():
         if flag.startswith("--") and count > 1:
             raise UsageError(f"{flag} is given twice")
@@ -116,10 +120,12 @@ def argument_name(argument: Any) -> str:
 def flags_of(options: type[Any]) -> list[str]:
     """Return the flags of a dataclass."""
     flags = ["--help"]
+    hints = get_type_hints(options, include_extras=True)
     for field in dataclasses.fields(options):
         flags.append(flag_name(f"--{field.name}"))
-        # tyro's switches have a second flag.
-        if isinstance(field.default, bool):
+        # tyro's flags of a bool have a second spelling unless they can only turn it on.
+        only_on = FlagCreatePairsOff in getattr(hints[field.name], "__metadata__", ())
+        if isinstance(field.default, bool) and not only_on:
             flags.append(flag_name(f"--no-{field.name}"))
     return flags
 

@@ -238,7 +238,8 @@ def requested_methods(text: str) -> list[str]:
     """
     everything = text == "all"
     names = []
-    for name in methods.names() if everything else split_names(text):
+    # No name is an unknown one.
+    for name in methods.names() if everything else split_names(text) or ("",):
         builtin = name in methods.builtin()
         fault = ""
         if (everything or builtin) and name in methods.plugins():
@@ -281,7 +282,7 @@ def load_method(name: str) -> type[Method]:
     try:
         return methods.load(name)
     except KeyError as error:
-        raise unknown_name("method", name, methods.names()) from error
+        raise unknown_name("method", name, [*methods.names(), "all"]) from error
 
 
 def build_method(name: str, hyper: dict[str, Any] | None = None) -> Method:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import io
 import os
 import sys
 from collections.abc import Iterable
@@ -41,6 +42,21 @@ def unknown_name(kind: str, name: str, choices: Iterable[str]) -> UsageError:
     if matches:
         hint = f"did you mean {matches[0]!r}?"
     return UsageError(f"unknown {kind} {name!r}: {hint}")
+
+
+class ClosedOutput(io.TextIOBase):
+    """A standard output that was closed before the program began."""
+
+    def write(self, text: str) -> int:
+        raise BenchError("standard output is closed")
+
+
+def replace_closed_stdout() -> None:
+    """Replace a closed standard output: a command that prints nothing does not need one."""
+    if sys.stdout is None:
+        # Descriptor 1 must be taken, or the next file that is opened gets it.
+        os.open(os.devnull, os.O_WRONLY)
+        sys.stdout = ClosedOutput()
 
 
 def flush_stdout() -> int:

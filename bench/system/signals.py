@@ -6,9 +6,12 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+# Time to mark a run after a stop signal.
+STOP_SECONDS = 5.0
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -49,6 +52,8 @@ def _follow_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent:
         parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(STOP_SECONDS)
         # The loop of a pool's worker would swallow SystemExit and wait for work for ever.
         os._exit(1)
 

@@ -91,6 +91,11 @@ def check_options(options: TuneOptions) -> None:
     if path and "://" not in path:
         url = f"sqlite:///{Path(path).with_suffix('.db')}"
         raise UsageError(f"--storage {path}: journal files are no longer used; use {url}")
+    # Without this a search begun by 0.1.0 would silently start over.
+    journal, database = options.store / "tuning.journal", options.store / "tuning.db"
+    if not path and journal.exists() and not database.exists():
+        advice = f"copy its studies to {storage_url(options)} as CHANGELOG.md says, or remove it"
+        raise UsageError(f"{journal}: journal files are no longer used; {advice}")
 
 
 def run_options(options: TuneOptions, names: list[str], **values: Any) -> RunOptions:

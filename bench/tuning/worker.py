@@ -29,8 +29,6 @@ from bench.tuning.trial import TrialContext, TrialRunner, print_result
 
 # Pause between looks when the last trials are in other workers' hands.
 POLL_SECONDS = 1.0
-# Seconds that a worker has to mark its trial when it is told to stop.
-GRACE_SECONDS = 5.0
 # After this many deaths of workers, more than one of them is at fault.
 MAX_DEATHS = 30
 
@@ -127,7 +125,7 @@ def run_workers(options: TuneOptions, trial_context: TrialContext, run_context: 
         for process in running:
             process.terminate()
         for process in running:
-            process.join(GRACE_SECONDS)
+            process.join(signals.STOP_SECONDS)
 
 
 def count_deaths(ended: list[BaseProcess]) -> int:

@@ -103,7 +103,8 @@ def read_config(path: Path, names: Sequence[str]) -> TunedConfig:
         raise UsageError(f"--method {','.join(names)}: {path} is for {config.method}")
     if config.method not in methods.names():
         raise unknown_name("method", config.method, methods.names())
-    fields = dataclasses.fields(methods.load(config.method))
+    method = methods.load(config.method)
+    fields = dataclasses.fields(method)
     defaults = {field.name: field.default for field in fields}
     for name, value in config.hyper.items():
         if name not in defaults:
@@ -111,6 +112,10 @@ def read_config(path: Path, names: Sequence[str]) -> TunedConfig:
         if not matches_type(value, defaults[name]):
             kind = type(defaults[name]).__name__
             raise UsageError(f"{path}: {name} = {value!r} should be a {kind}")
+    try:
+        method(**config.hyper)
+    except ValueError as error:
+        raise UsageError(f"{config.method}: {error}") from error
     return config
 
 
