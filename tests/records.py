@@ -47,7 +47,7 @@ def make_context(root: Path) -> RunContext:
     return RunContext(TrackingStore(root), torch.device("cpu"), code)
 
 
-def execute(run: PlannedRun, context: RunContext, measured: dict[str, float] = MEASURED) -> str:
+def run_planned(run: PlannedRun, context: RunContext, measured: dict[str, float] = MEASURED) -> str:
     """Carry out a run; as in the program, only the full checkpoints get AutoAttack."""
     without_autoattack = {}
     for name, value in measured.items():
@@ -63,7 +63,3 @@ def execute(run: PlannedRun, context: RunContext, measured: dict[str, float] = M
         patch.setattr(job, "evaluate_checkpoint", evaluate)
         images = loading.load_data("digits", "", run.spec.limit_train, run.spec.limit_test)
         return job.run_job(run, context, images, 1.0, lambda *_: None)
-
-
-# The names that test_links.py and test_ui.py call.
-cell, shop = plan_student, make_context

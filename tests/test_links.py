@@ -37,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("links")
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        records.execute(records.cell(variant=NASTY), records.shop(folder))
+        records.run_planned(records.plan_student(variant=NASTY), records.make_context(folder))
     return folder
 
 
@@ -129,12 +129,12 @@ def raising(error: BaseException) -> Callable[..., Any]:
 def test_a_run_that_is_killed_and_continues_creates_nothing_twice(
     call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    context, planned = records.shop(tmp_path), records.cell()
+    context, planned = records.make_context(tmp_path), records.plan_student()
     with monkeypatch.context() as patch:
         patch.setattr(MlflowClient, call, raising(KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
-            records.execute(planned, context)
-    records.execute(planned, context)
+            records.run_planned(planned, context)
+    records.run_planned(planned, context)
     client = context.store.client
     (run,), (model,) = runs(client), models(client)
     assert run.info.status == "FINISHED"
@@ -159,9 +159,9 @@ def test_a_run_that_is_killed_and_continues_creates_nothing_twice(
 def test_a_failing_link_fails_no_run(
     owner: Any, call: str, missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    context = records.shop(tmp_path)
+    context = records.make_context(tmp_path)
     monkeypatch.setattr(owner, call, raising(MlflowException("no room")))
-    assert "aa 50.0" in records.execute(records.cell(), context)
+    assert "aa 50.0" in records.run_planned(records.plan_student(), context)
     (run,) = runs(context.store.client)
     assert (run.info.status, run.data.metrics["test/aa"]) == ("FINISHED", 0.5)
     tags = {tag: text for tag, text in run.data.tags.items() if tag.startswith("missing.")}
@@ -171,7 +171,7 @@ def test_a_failing_link_fails_no_run(
 def test_the_alias_follows_validation(tmp_path: Path) -> None:
     store, best_seeds = TrackingStore(tmp_path), []
     for seed, val_robust in enumerate([0.4, 0.3, 0.4, 0.5]):
-        planned = records.cell(seed=seed)
+        planned = records.plan_student(seed=seed)
         tags = job.run_tags(planned, {})
         logger = store.start_run(planned.spec, tags)
         model = links.log_checkpoint(logger, planned.spec, tags)
@@ -183,7 +183,7 @@ def test_the_alias_follows_validation(tmp_path: Path) -> None:
 
 def test_a_teachers_checkpoint_has_an_alias_and_is_an_input_of_students(tmp_path: Path) -> None:
     store = TrackingStore(tmp_path)
-    student = records.cell("rslad")
+    student = records.plan_student("rslad")
     options = RunOptions(method="rslad", student="resnet8-w4", limit_train=128, limit_test=8)
     teacher = plan.plan_runs(options, {})[0]
     assert [teacher.identity] == list(student.spec.teachers.values())

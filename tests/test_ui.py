@@ -151,9 +151,9 @@ def test_pages_show_methods_a_run_its_note_and_trials(
     tmp_path: Path, page: Page, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    context, nasty = records.shop(tmp_path / "runs"), "<img src=x onerror=alert(1)>|`*"
-    records.execute(records.cell("natural", variant=nasty), context)
-    records.execute(records.cell("pgd_at"), context)
+    context, nasty = records.make_context(tmp_path / "runs"), "<img src=x onerror=alert(1)>|`*"
+    records.run_planned(records.plan_student("natural", variant=nasty), context)
+    records.run_planned(records.plan_student("pgd_at"), context)
     record_searches(context.store)
     errors: list[str] = []
 
