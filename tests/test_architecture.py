@@ -207,3 +207,8 @@ def test_names_are_those_of_the_field(path: Path) -> None:
     assert sorted(RIDDLES.intersection(declared_names(tree_of(path)))) == []
     names = {function.name for function in functions(path)}
     assert sorted(UNCLEAR_FUNCTIONS & names) == []
+
+
+@pytest.mark.parametrize("path", sorted(Path(__file__).parent.glob("*.py")), ids=lambda p: p.name)
+def test_tests_use_the_same_names(path: Path) -> None:
+    assert sorted(RIDDLES.intersection(declared_names(tree_of(path)))) == []

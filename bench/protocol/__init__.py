@@ -1,0 +1,1 @@
+"""Suites, specs, tuned configurations, and the options that change a protocol. No torch."""

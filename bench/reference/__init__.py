@@ -1,0 +1,1 @@
+"""Descriptions of the methods, made from the methods themselves."""

@@ -1,0 +1,1 @@
+"""Errors, files, signals, databases, progress and machine: what every subpackage needs."""

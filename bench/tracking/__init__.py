@@ -1,0 +1,1 @@
+"""The MLflow store, the run being written, and what MLflow shows of a run."""

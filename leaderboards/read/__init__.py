@@ -1,0 +1,1 @@
+"""Readers that turn any store of runs into one DataFrame."""

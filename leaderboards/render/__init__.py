@@ -1,0 +1,1 @@
+"""Tables as Markdown, LaTeX and JSON, as figures, and as a site."""

@@ -1,0 +1,1 @@
+"""Statistics of rows and tasks, without any knowledge of tables."""

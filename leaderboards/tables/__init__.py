@@ -1,0 +1,1 @@
+"""Tables: rows over seeds, their ranks, and what differs from a protocol."""

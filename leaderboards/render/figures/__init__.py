@@ -1,0 +1,1 @@
+"""Figures as plain numbers, drawn by Plotly on pages and by Matplotlib on paper."""

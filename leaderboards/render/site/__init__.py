@@ -1,0 +1,1 @@
+"""The site: which pages there are, and what is on each."""
