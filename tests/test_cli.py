@@ -61,6 +61,11 @@ BAD = [
     (f"{RUN} gcad", 2, "unknown method 'gcad': did you mean 'gacd'?"),
     (f"{RUN} gacd,ard,gacd", 2, "names 'gacd' twice"),
     (f"{RUN} gacd,", 2, "unknown method ''"),
+    (f"{RUN} gacd --no-dry-run", 2, "unknown flag --no-dry-run: did you mean --dry-run?"),
+    (f"{RUN} gacd --no-symmetic", 2, "did you mean --no-symmetric?"),
+    (f"{RUN} gacd -- --dry-run", 2, "unknown flag --"),
+    ("tune --method al --dry-run", 2, "unknown method 'al': did you mean 'all'?"),
+    ("tune --method= --dry-run", 2, "unknown method ''"),
     ("run --method gacd --suite digit", 2, "unknown suite 'digit': did you mean 'digits'?"),
     (f"{RUN} gacd --dataset cifar01", 2, "unknown dataset 'cifar01': did you mean 'cifar10'?"),
     (f"{RUN} gacd --dataset cifar10", 2, "suite digits is not for cifar10: it covers digits"),
@@ -207,6 +212,14 @@ def test_unusable_output_is_one_line(output: str, message: str, unbuffered: str)
     environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
     done = subprocess.run(command, stderr=subprocess.PIPE, env=environment)
     assert (done.returncode, done.stderr.decode()) == (1, message)
+
+
+def test_a_command_that_prints_nothing_needs_no_output() -> None:
+    """A wrong command keeps its line and its exit code."""
+    command = ["sh", "-c", '"$@" >&-', "sh", sys.executable, "-m", "bench", "run", "--seds", "1"]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    assert "did you mean --seeds?" in done.stderr
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])

@@ -474,3 +474,12 @@ def test_two_machines_share_a_postgresql_server(postgresql: str, tmp_path: Path)
     trials = find_runs(uri, "trial")
     assert sorted(run.data.tags["trial"] for run in trials) == list("0123")
     assert len(find_runs(uri, "study")) == 1
+
+
+def test_an_old_journal_is_not_started_over(tmp_path: Path) -> None:
+    """A search of 0.1.0 in the default place: the line says how to go on with it."""
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/tuning.journal").touch()
+    code, _, err = bench(f"tune {FEW} --trials 1 --search-only", tmp_path)
+    assert (code, len(err.splitlines())) == (2, 1), err
+    assert "copy its studies to sqlite:///runs/tuning.db as CHANGELOG.md says" in err
