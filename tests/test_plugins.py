@@ -139,7 +139,7 @@ def test_example_runs(installed: Path, store: Path) -> None:
 @pytest.mark.e2e
 def test_a_method_touches_exactly_one_file(store: Path, tmp_path: Path) -> None:
     """Command line, list, contract, record and leaderboard read a new file in methods/."""
-    root = Path(cli.__file__).parent.parent
+    root = Path(methods.__file__).parents[1]
     sources = [root / name for name in ("attacks", "bench", "leaderboards", "methods")]
     for source in (*sources, Path(__file__).parent):
         shutil.copytree(

@@ -56,7 +56,7 @@ class _SquareBase(torchattacks.Square):  # type: ignore[misc]
     """The window of a query, in both norms.
 
     From torchattacks: random_choice (signs), random_int, p_selection (the share of pixels of a
-    query's window), margin_and_loss, and for L2 eta (a window) and normalize.
+    query's window), margin_and_loss, and for L2 eta (a window).
     """
 
     def _draw_region(self, side: int, height: int, width: int) -> Region:
@@ -147,7 +147,7 @@ class SquareL2(_SquareBase):
     def attack_single_run(self, x: Tensor, y: Tensor) -> tuple[None, Tensor]:
         """Search from correctly classified images x: (B, C, H, W), until they are fooled."""
         with torch.no_grad():
-            best = (x + self.normalize(self._draw_start(x)) * self.eps).clamp(0, 1)
+            best = (x + _unit_length(self._draw_start(x)) * self.eps).clamp(0, 1)
             margin = self.margin_and_loss(best, y)[0]
             for query in range(self.n_queries):
                 rows = (margin > 0).nonzero().flatten()
@@ -189,7 +189,7 @@ class SquareL2(_SquareBase):
         window = window / (1e-12 + _norm(window, (2, 3))) * budget
         delta[emptied] = 0.0
         delta[region] = window
-        candidates: Tensor = (x + self.normalize(delta) * self.eps).clamp(0, 1)
+        candidates: Tensor = (x + _unit_length(delta) * self.eps).clamp(0, 1)
         return candidates
 
     def _draw_pattern(self, side: int, x: Tensor) -> Tensor:
@@ -198,6 +198,13 @@ class SquareL2(_SquareBase):
         pattern = self.eta(side).contiguous().view(1, 1, side, side)
         signed: Tensor = pattern * self.random_choice([*x.shape[:2], 1, 1])
         return signed
+
+
+def _unit_length(x: Tensor) -> Tensor:
+    """Scale each perturbation, (B, C, H, W), to an L2 norm of 1."""
+    # torchattacks 3.5 calls the function of this formula otherwise than 3.3.
+    norm = (x**2).flatten(1).sum(dim=1).sqrt()
+    return x / (norm.view(-1, 1, 1, 1) + 1e-12)
 
 
 def _norm(delta: Tensor, dims: tuple[int, ...]) -> Tensor:

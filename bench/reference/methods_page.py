@@ -19,7 +19,8 @@ from bench.reference import about
 from methods import contract
 from methods.base import Budget, Method, Net
 
-PAGE = Path(__file__).parents[2] / "docs" / "methods.md"
+# Of the clone in whose folder the command runs.
+PAGE = Path("docs", "methods.md")
 INTRO = Path(__file__).with_name("methods_intro.md")
 
 
