@@ -25,12 +25,12 @@ import pytest
 import reference
 import torch
 from reference import BUDGET, as_released, optimiser_of
+from specs import make_spec
 
 import methods
 from bench import datasets, models
 from bench.datasets import fetching, loading
 from bench.execution.speed import step_operations
-from bench.protocol.spec import Spec
 from bench.protocol.suites import Training
 from bench.tracking.store import TrackingStore
 from bench.training import memory_layout
@@ -83,21 +83,11 @@ def make_trainer(
     method: str, case: Case, teacher: Net, folder: Path, images: int = 0, precision: Any = "fp32"
 ) -> Trainer:
     """Return a trainer on some images of the data set, by default enough for two batches."""
-    spec = Spec(
-        suite="bench@1",
-        role="student",
-        dataset=case.dataset,
-        arch=case.student,
-        method=method,
-        hyper={},
-        teachers={},
-        seed=0,
-        training=Training(epochs=1, batch=case.batch, averaging=()),
+    spec = make_spec(
+        Training(epochs=1, batch=case.batch, averaging=()),
         eps=BUDGET.eps,
         inner_step=BUDGET.step,
         inner_steps=BUDGET.steps,
-        attacks=(),
-        full_checkpoints=(),
         precision=precision,
     )
     limit_train = images or 2 * case.batch + 20

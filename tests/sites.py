@@ -1,4 +1,4 @@
-"""The site of a frame of runs without files, and a reader of its pages."""
+"""The site and the Markdown of a frame of runs, and a reader of pages."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from leaderboards.render import markdown
 from leaderboards.render.site.pages import render_pages
 from leaderboards.render.site.site_map import Site
 from leaderboards.tables import suite_tables
@@ -16,6 +17,10 @@ from leaderboards.tables import suite_tables
 def render(runs: pd.DataFrame) -> dict[str, str]:
     """Return HTML by path."""
     return dict(render_pages(Site(runs, suite_tables.build_sections(runs))))
+
+
+def render_markdown(runs: pd.DataFrame) -> str:
+    return markdown.render(suite_tables.build_sections(runs))
 
 
 def task(runs: pd.DataFrame, name: str) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from specs import make_spec
 from torch import Tensor
 from torch._dynamo.backends.debugging import aot_eager
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -21,7 +22,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import methods
 from bench import models
 from bench.datasets import loading
-from bench.protocol.spec import Spec
 from bench.protocol.suites import Training
 from bench.training import compiling, memory_layout
 from bench.training.trainer import Trainer, TrainingModule
@@ -61,23 +61,8 @@ def has_mask(indices: list[Tensor | None]) -> bool:
 
 def make_trainer(folder: Path, method: Method, precision: Any = "fp32", **changes: Any) -> Trainer:
     """Return a trainer with a robust and a natural teacher; `changes` are fields of Training."""
-    spec = Spec(
-        suite="digits",
-        role="student",
-        dataset="digits",
-        arch="resnet8-w4",
-        method="any",
-        hyper={},
-        teachers={},
-        seed=0,
-        training=Training(epochs=3, batch=32, lr=0.05, **changes),
-        eps=0.15,
-        inner_step=0.06,
-        inner_steps=2,
-        attacks=(),
-        full_checkpoints=(),
-        precision=precision,
-    )
+    training = Training(epochs=3, batch=32, lr=0.05, **changes)
+    spec = make_spec(training, precision=precision)
     torch.manual_seed(0)
     student = models.build(spec.arch, DATA.info)
     teachers = {role: models.build("resnet8-w8", DATA.info) for role in ("robust", "natural")}

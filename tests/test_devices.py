@@ -12,13 +12,13 @@ import pytest
 import torch
 import torch.multiprocessing
 from mlflow import MlflowClient
+from specs import make_spec
 from torch import Tensor, nn
 
 import methods
 from bench import models
 from bench.datasets import loading
 from bench.datasets.splits import Data
-from bench.protocol.spec import Spec
 from bench.protocol.suites import Training
 from bench.system.errors import BenchError, UsageError
 from bench.training import distributed, memory_layout
@@ -90,23 +90,7 @@ def fit(
 ) -> dict[str, Tensor]:
     """Return state and last row of losses after training in batches of 32."""
     work.mkdir(exist_ok=True)
-    spec = Spec(
-        suite="digits",
-        role="student",
-        dataset="digits",
-        arch="plain",
-        method="any",
-        hyper={},
-        teachers={},
-        seed=0,
-        training=Training(epochs=epochs, batch=32, lr=0.1, averaging=("ema",)),
-        eps=0.15,
-        inner_step=0.06,
-        inner_steps=2,
-        attacks=(),
-        full_checkpoints=(),
-        precision="fp32",
-    )
+    spec = make_spec(Training(epochs=epochs, batch=32, lr=0.1, averaging=("ema",)))
     rows: list[dict[str, float]] = []
     trainer = Trainer(module, images, spec, work, group)
     trainer.fit(lambda row, _: rows.append(row), lambda *_: None)

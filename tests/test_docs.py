@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from sites import render_markdown
+
 from bench.reference import about, methods_page
 from leaderboards.read import store
-from leaderboards.render import markdown
 
 ROOT = Path(__file__).parents[1]
 MAKE_METHODS = "python -m bench.reference.methods_page"
@@ -23,7 +24,7 @@ def test_methods_file_is_current() -> None:
 
 def test_results_are_those_of_the_records() -> None:
     """The whole page, and the part that the README shows: the tasks of a suite side by side."""
-    rendered = markdown.render(store.collect(ROOT / "leaderboards" / "results"))
+    rendered = render_markdown(store.collect(ROOT / "leaderboards" / "results"))
     command = "python -m bench leaderboard --records leaderboards/results --out OUT"
     message = f"{command}; OUT/leaderboard.md is docs/results.md"
     assert (ROOT / "docs" / "results.md").read_text() == rendered, message

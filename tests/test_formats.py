@@ -10,11 +10,12 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from sites import render_markdown
 from test_leaderboards import NASTY, Store, fill, scores
 
 import leaderboards
 from leaderboards.read import store
-from leaderboards.render import json_tables, latex, markdown
+from leaderboards.render import json_tables, latex
 from leaderboards.tables import suite_tables
 
 GOLDEN = r"""
@@ -175,4 +176,4 @@ def test_tuned_rows_are_rows_of_their_own_with_short_names(tmp_path: Path) -> No
         (),
         ("another protocol",),
     ]
-    assert "tuned, 30 trials, a1b2" in markdown.render(store.collect(uri))
+    assert "tuned, 30 trials, a1b2" in render_markdown(store.collect(uri))

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from specs import make_spec
 from torch import Tensor
 
 import attacks
@@ -18,7 +19,6 @@ import methods
 from bench import models
 from bench.datasets import augmentation, loading
 from bench.models import checkpoint
-from bench.protocol.spec import Spec
 from bench.protocol.suites import Training
 from bench.training import compiling, cuda_graphs
 from bench.training.trainer import Trainer, TrainingModule
@@ -47,23 +47,8 @@ def exact_arithmetic() -> Iterator[None]:
 
 def make_trainer(folder: Path, method: Method, precision: Any = "fp32") -> Trainer:
     folder.mkdir(exist_ok=True)
-    spec = Spec(
-        suite="digits",
-        role="student",
-        dataset="digits",
-        arch="resnet8-w8",
-        method="any",
-        hyper={},
-        teachers={},
-        seed=0,
-        training=Training(epochs=3, batch=32, lr=0.02, schedule="onecycle"),
-        eps=0.15,
-        inner_step=0.06,
-        inner_steps=3,
-        attacks=(),
-        full_checkpoints=(),
-        precision=precision,
-    )
+    training = Training(epochs=3, batch=32, lr=0.02, schedule="onecycle")
+    spec = make_spec(training, arch="resnet8-w8", inner_steps=3, precision=precision)
     torch.manual_seed(0)
     student = models.build(spec.arch, DATA.info).cuda()
     teachers = {}

@@ -15,6 +15,7 @@ import pytest
 import sites
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
+from sites import render_markdown
 
 import leaderboards
 from leaderboards.read import client, store
@@ -287,7 +288,7 @@ def test_write_everything(uri: str, tmp_path: Path) -> None:
 
 def test_markdown_golden(runs: pd.DataFrame) -> None:
     named = runs[(runs["experiment"] == "digits@1") & ~runs["dataset"].eq(NASTY)]
-    assert GOLDEN in markdown.render(named.dropna(axis="columns", how="all"))
+    assert GOLDEN in render_markdown(named.dropna(axis="columns", how="all"))
 
 
 def test_another_teacher_of_the_same_name_is_another_row(tmp_path: Path) -> None:
@@ -338,7 +339,7 @@ def test_sections_come_newest_version_first(runs: pd.DataFrame) -> None:
 
 
 def test_teachers_have_a_table_of_their_own(runs: pd.DataFrame) -> None:
-    text = markdown.render(runs).partition("### Teachers")[2]
+    text = render_markdown(runs).partition("### Teachers")[2]
     assert (
         "| trades | digits | resnet8-w32 | 1 | 98.0 | 83.0 [74.4, 89.1] | 83.0 | **84.0** |" in text
     )
@@ -346,7 +347,7 @@ def test_teachers_have_a_table_of_their_own(runs: pd.DataFrame) -> None:
 
 
 def test_names_are_text_in_markdown(runs: pd.DataFrame) -> None:
-    text = markdown.render(runs)
+    text = render_markdown(runs)
     assert "<script" not in text
     line = next(line for line in text.splitlines() if r"| \$x\$" in line)
     assert (
@@ -373,7 +374,7 @@ def test_labels_do_not_overlap() -> None:
 
 def test_runs_without_any_metric_are_listed(runs: pd.DataFrame) -> None:
     bare = runs[list(store.COLUMNS)]
-    assert "no AutoAttack" in markdown.render(bare)
+    assert "no AutoAttack" in render_markdown(bare)
     site = sites.render(bare)
     assert "no run has an AutoAttack accuracy yet" in site["tasks/digits@1-digits-resnet8-w4.html"]
     assert "No accuracy was recorded." in site[f"runs/{bare['run_id'].iloc[-1]}.html"]

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import sites
-from sites import Reader
+from sites import Reader, render_markdown
 from test_leaderboards import NASTY, Store, scores
 
 import leaderboards
@@ -18,7 +18,6 @@ import methods
 from bench import datasets
 from bench.protocol import suites
 from leaderboards.read import store
-from leaderboards.render import markdown
 from leaderboards.tables import published
 from leaderboards.tables.suite_tables import build_sections
 
@@ -165,7 +164,7 @@ def test_difference(ours: float, difference: float, remark: str) -> None:
 def test_another_task_has_no_published_value(tmp_path: Path, changes: dict[str, Any]) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     record_run(Store(uri), "rslad", 0.5, **changes)
-    assert published.HEADING not in markdown.render(store.collect(uri))
+    assert published.HEADING not in render_markdown(store.collect(uri))
     leaderboards.write(uri, tmp_path)
     assert not [
         name for name in pd.read_csv(tmp_path / "leaderboard.csv") if name.startswith("published/")
@@ -173,13 +172,13 @@ def test_another_task_has_no_published_value(tmp_path: Path, changes: dict[str, 
 
 
 def test_runs_that_did_not_record_their_task_have_none(runs: pd.DataFrame) -> None:
-    assert published.HEADING not in markdown.render(
+    assert published.HEADING not in render_markdown(
         runs[list(store.COLUMNS)].assign(**{"test/aa": 0.5})
     )
 
 
 def test_markdown_has_a_last_column(runs: pd.DataFrame) -> None:
-    text = markdown.render(runs)
+    text = render_markdown(runs)
     head, _, *lines = cells(text, "cifar10, resnet18")
     assert head == "*Published AA*"
     assert lines == [
@@ -195,7 +194,7 @@ def test_markdown_has_a_last_column(runs: pd.DataFrame) -> None:
 
 
 def test_tables_without_published_values_have_no_column(runs: pd.DataFrame) -> None:
-    text = markdown.render(runs)
+    text = render_markdown(runs)
     assert cells(text, "cifar100, mobilenetv2")[0] == "Train min"
     assert published.HEADING not in text.partition("## digits@2")[2]
     assert published.HEADING not in text.partition("## cifar-mini@1")[2].partition("\n## ")[0]
@@ -220,7 +219,7 @@ def test_measured_values_are_untouched(runs: pd.DataFrame, monkeypatch: pytest.M
     with_published = measured_values()
     monkeypatch.setattr(published, "lookup", lambda *key: None)
     assert repr(measured_values()) == repr(with_published)
-    assert published.HEADING not in markdown.render(runs)
+    assert published.HEADING not in render_markdown(runs)
 
 
 def test_page_sets_them_apart(runs: pd.DataFrame) -> None:
@@ -257,7 +256,7 @@ def test_csv_has_columns_at_its_end(uri: str, runs: pd.DataFrame, tmp_path: Path
 def test_text_from_the_file_is_text(runs: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
     values = published.Published(0.4, 0.5, NASTY, (NASTY,))
     monkeypatch.setattr(published, "lookup", lambda *key: values)
-    text, page = markdown.render(runs), sites.task(runs, "cifar@1-cifar10-resnet18")
+    text, page = render_markdown(runs), sites.task(runs, "cifar@1-cifar10-resnet18")
     assert "<script" not in text
     columns = {
         len(re.findall(r"(?<!\\)\|", line))

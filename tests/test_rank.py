@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import sites
 from scipy.stats import norm
+from sites import render_markdown
 from test_leaderboards import Store, scores
 
 from leaderboards.read import store
 from leaderboards.read.verdicts import read_row_verdicts
-from leaderboards.render import markdown
 from leaderboards.render.figures import rank_diagram, task_views
 from leaderboards.render.site.site_map import Site
 from leaderboards.schema.fields import NO_BF16
@@ -266,7 +266,7 @@ def test_a_row_without_sound_verdicts_stays_unranked(
     (table,) = task_tables(tracked)
     assert ranks_of(table) == [("gacd", 1, ""), ("kd", 2, ""), ("rslad", None, why)]
     runs = store.collect(tracked.uri)
-    text = markdown.render(runs)
+    text = render_markdown(runs)
     assert f"rslad, teacher robust, 1 seed: no rank: {why}" in text
     assert "| - | rslad |" in text
     assert f"no rank: {why}" in sites.task(runs, "digits@1")
@@ -302,7 +302,7 @@ def test_a_row_without_a_rank_is_best_at_nothing(tracked: Store) -> None:
         record_run(tracked, "iad", 0.95, student=student, params={"eps": 0.01})
     runs = store.collect(tracked.uri)
     (section,) = build_sections(runs)
-    records = Site(runs, [section]).records
+    runs_by_id = Site(runs, [section]).runs
     for table in section.tables:
         assert [row.method for row in table.ranked] == ["gacd", "rslad", "kd", "ard", "iad"]
         assert [row.method for row in table.contenders] == ["gacd", "rslad", "kd"]
@@ -310,7 +310,9 @@ def test_a_row_without_a_rank_is_best_at_nothing(tracked: Store) -> None:
         assert {table.best(column) for column in table.columns if column.metric == RANK_METRIC} == {
             0.8
         }
-        drawn = [series for view in task_views.task_views(table, records) for series in view.series]
+        drawn = [
+            series for view in task_views.task_views(table, runs_by_id) for series in view.series
+        ]
         assert all(len(series.y) <= 3 for series in drawn)
     assert section.across_tasks
     assert [entry.label for entry in section.across_tasks.rows] == ["gacd", "rslad", "kd"]
@@ -401,7 +403,7 @@ def test_across_tasks(tracked: Store) -> None:
     assert across.critical_difference == pytest.approx(
         2.343 * math.sqrt(3 * 4 / (6 * 3)), abs=1e-3
     )  # Demšar's table 5
-    text = markdown.render(store.collect(tracked.uri))
+    text = render_markdown(store.collect(tracked.uri))
     assert "| 1.3 | gacd | big-trades | 83.3 % | 80.0 | 1 | 70.0 | 1 | 75.0 | 1 |" in text
     assert "critical difference 1.9" in sites.render(store.collect(tracked.uri))["index.html"]
 

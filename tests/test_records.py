@@ -157,7 +157,7 @@ def tables(runs: pd.DataFrame) -> str:
         for group in (*suite["tasks"], suite["teachers"]):
             for row in group["rows"]:
                 assert row.pop("runs")
-    return markdown.render(runs, None, sections) + json.dumps(content)
+    return markdown.render(sections) + json.dumps(content)
 
 
 def curves_by_spec(source: str | Path, runs: pd.DataFrame) -> dict[str, Curves]:

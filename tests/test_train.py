@@ -10,12 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from specs import make_spec
 from torch import Tensor
 
 from bench import models
 from bench.datasets import loading
-from bench.protocol import suites
-from bench.protocol.spec import Spec
 from bench.protocol.suites import Training
 from bench.system.errors import BenchError, UsageError
 from bench.training.trainer import Trainer, TrainingModule, derive_seed
@@ -38,32 +37,12 @@ class SlowHead(PgdAt):
         return [{"params": body}, {"params": [weight, bias], "scale": 0.5, "momentum": 0.1}]
 
 
-def make_spec(**changes: Any) -> Spec:
-    suite = suites.DIGITS
-    spec = Spec(
-        suite="digits",
-        role="student",
-        dataset="digits",
-        arch="resnet8-w4",
-        method="digits",
-        hyper={},
-        teachers={},
-        seed=0,
-        training=SHORT,
-        eps=suite.eps,
-        inner_step=suite.inner_step,
-        inner_steps=2,
-        attacks=(),
-        full_checkpoints=(),
-        precision="fp32",
-    )
-    return dataclasses.replace(spec, **changes)
-
-
-def make_trainer(folder: Path, method: Method | None = None, **changes: Any) -> Trainer:
+def make_trainer(
+    folder: Path, method: Method | None = None, training: Training = SHORT, **changes: Any
+) -> Trainer:
     """Return a trainer of PGD-AT or another method; `changes` are fields of the spec."""
     folder.mkdir(exist_ok=True)
-    spec = make_spec(**changes)
+    spec = make_spec(training, **changes)
     torch.manual_seed(derive_seed("init", spec.seed))
     student = models.build(spec.arch, DATA.info)
     teachers = {"robust": models.build("resnet8-w8", DATA.info)}

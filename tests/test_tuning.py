@@ -279,6 +279,13 @@ def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
         time.sleep(0.2)
 
 
+def is_retried(study: optuna.Study, url: str, alive: optuna.Trial) -> bool:
+    """Look for dead workers while one is alive; tell whether a third trial has been added."""
+    storage.connect(url).record_heartbeat(alive._trial_id)
+    requeue(study, url)
+    return len(study.trials) > 2
+
+
 @pytest.mark.usefixtures("short_grace")
 def test_trial_of_a_dead_worker_is_retried_once(url: str, name: str) -> None:
     study = make_study(url, name)
@@ -291,15 +298,9 @@ def test_trial_of_a_dead_worker_is_retried_once(url: str, name: str) -> None:
     storage.mark_begun(backend, trial)
     alive = study.ask()
     storage.mark_begun(backend, alive)
-
-    def is_retried() -> bool:
-        backend.record_heartbeat(alive._trial_id)
-        requeue(study, url)
-        return len(study.trials) > 2
-
-    wait_until(is_retried)
+    wait_until(lambda: is_retried(study, url, alive))
     for _ in range(3):
-        assert is_retried()
+        assert is_retried(study, url, alive)
     assert states_of(study) == [FAIL, RUNNING, WAITING]
     retry = study.ask()
     assert (retry.number, retry.suggest_float("x", 0, 1)) == (2, x)
@@ -319,13 +320,7 @@ def test_only_a_silent_worker_counts_as_dead(url: str, name: str) -> None:
     silent, alive = study.ask(), study.ask()
     for trial in (silent, alive):
         storage.mark_begun(backend, trial)
-
-    def is_retried() -> bool:
-        backend.record_heartbeat(alive._trial_id)
-        requeue(study, url)
-        return len(study.trials) > 2
-
-    wait_until(is_retried)
+    wait_until(lambda: is_retried(study, url, alive))
     assert states_of(study) == [FAIL, RUNNING, WAITING]
 
 

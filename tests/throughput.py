@@ -30,11 +30,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import reference
 from reference import BUDGET, as_released, optimiser_of
+from specs import make_spec
 
 from bench import datasets, models
 from bench.datasets.splits import Data, Split
 from bench.execution.speed import step_operations
-from bench.protocol.spec import Spec
 from bench.protocol.suites import Training
 from bench.training import compiling, cuda_graphs
 from bench.training.trainer import Trainer, TrainingModule
@@ -67,21 +67,11 @@ Row = dict[str, Any]
 
 def make_trainer(student: Net, teacher: Net, batch: int, precision: Any) -> Trainer:
     """Return a trainer on random images."""
-    spec = Spec(
-        suite="throughput",
-        role="student",
-        dataset="cifar10",
-        arch="any",
-        method="rslad",
-        hyper={},
-        teachers={},
-        seed=0,
-        training=Training(epochs=1, batch=batch, averaging=("ema",)),
+    spec = make_spec(
+        Training(epochs=1, batch=batch, averaging=("ema",)),
         eps=BUDGET.eps,
         inner_step=BUDGET.step,
         inner_steps=BUDGET.steps,
-        attacks=(),
-        full_checkpoints=(),
         precision=precision,
     )
     x = torch.randint(256, (IMAGES, *INFO.shape), dtype=torch.uint8, device="cuda")
