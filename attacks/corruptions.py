@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
-# By severity. Standard deviations of noise and of blur, in pixels; factors of the distance from the
-# image's mean, channel by channel; quality.
+# By severity: the noise's standard deviation; the blur's, in pixels; a factor of the distance from
+# the image's mean, channel by channel; quality.
 STRENGTH = {
     "noise": (0.04, 0.06, 0.08, 0.09, 0.10),
     "blur": (0.4, 0.6, 0.7, 0.8, 1.0),

@@ -53,16 +53,18 @@ def evaluate(
 ) -> Evaluation:
     """Attack a model with logits (N, K) for images x: (N, C, H, W) in [0, 1] with labels y: (N,).
 
-    The model, its modes and gradients and the global random state are left as they are.
+    The model, its modes and gradients and the global random state are left as they are. No images
+    give empty verdicts.
 
     Args:
         attacks: names of the catalogue. NAME@S makes its images on `surrogates[S]`; "corruptions",
-            or one such as noise-3, is a control outside the ball.
+            or one such as noise-3, is a control outside the ball, no part of `worst`.
         eps: radius in `norm`, "Linf" or "L2", in pixel units; 0 gives the clean verdict.
         seed: of each batch.
         batch_size: images in a batch, part of the verdict file's key.
         probes: images for the sanity flags, 0 for none.
-        record: an .npz file of the verdicts so far, from which the same evaluation continues.
+        record: an .npz file of the verdicts so far, from which the same evaluation continues;
+            another evaluation needs another file.
         progress: called before each batch.
     Raises: ValueError for what cannot be evaluated, RuntimeError for an attack outside its ball.
     """
@@ -80,7 +82,7 @@ def evaluate(
 def _used_surrogates(
     chosen: list[str], surrogates: Mapping[str, nn.Module]
 ) -> dict[str, nn.Module]:
-    names = sorted({name.partition("@")[2] for name in chosen if "@" in name})
+    names = sorted({name.partition("@")[2] for name in chosen} - {""})
     return {name: surrogates[name] for name in names if surrogates.get(name) is not None}
 
 

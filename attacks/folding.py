@@ -45,7 +45,7 @@ def fold_model(model: nn.Module, sample: Tensor, gradient: Tensor) -> nn.Module:
 
 
 def mixture_gradient(model: nn.Module, x: Tensor) -> Tensor | None:
-    """Return the input gradient of a fixed combination that depends on every logit."""
+    """Return the `input_gradient` of a fixed combination that depends on every logit."""
 
     def mix(logits: Tensor) -> Tensor:
         count, device = logits.shape[1], logits.device
@@ -55,7 +55,10 @@ def mixture_gradient(model: nn.Module, x: Tensor) -> Tensor | None:
 
 
 def input_gradient(model: nn.Module, x: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor | None:
-    """Return the gradient of the summed loss at images x: (B, ...), None if no graph is there."""
+    """Return the gradient of the summed loss at images x: (B, ...).
+
+    None if the logits do not depend on them.
+    """
     with torch.inference_mode(False), torch.enable_grad():
         images = x.detach().clone().requires_grad_()
         logits = model(images)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -47,15 +46,15 @@ def check_request(
     _check_settings(settings, x)
     if probes < 0:
         raise ValueError(f"probes = {probes}: 0, which leaves the flags out, or more")
+    height, width = x.shape[2:]
+    if min(height, width) < 5 and any(name.startswith("blur-") for name in chosen):
+        raise ValueError(f"blur needs images of at least 5x5 pixels, these are {height}x{width}")
     if not len(x):
         return
     # Written so that NaN is refused too.
     if x.dtype != torch.float32 or not (x.amin() >= 0 and x.amax() <= 1):
         pixels = f"{x.dtype} in [{x.amin():.3g}, {x.amax():.3g}]"
         raise ValueError(f"images must be float32 in [0, 1], these are {pixels}")
-    height, width = x.shape[2:]
-    if min(height, width) < 5 and any(name.startswith("blur-") for name in chosen):
-        raise ValueError(f"blur needs images of at least 5x5 pixels, these are {height}x{width}")
 
 
 def _check_name(name: str, surrogates: Surrogates) -> None:
@@ -74,7 +73,7 @@ def _check_settings(settings: Settings, x: Tensor) -> None:
     eps, norm, seed, batch_size = settings.eps, settings.norm, settings.seed, settings.batch_size
     if norm not in ("Linf", "L2"):
         raise ValueError(f"norm {norm!r}: Linf or L2")
-    largest = largest_eps(x, norm) if len(x) else math.inf
+    largest = largest_eps(x, norm)
     if not 0 <= eps <= largest:
         raise ValueError(f"eps = {eps} is outside [0, {largest:.4g}], which holds the whole cube")
     if not 0 <= seed < 2**63:
@@ -85,7 +84,7 @@ def _check_settings(settings: Settings, x: Tensor) -> None:
 
 def largest_eps(x: Tensor, norm: str) -> float:
     """Return the radius of the ball around any image that holds all images of this shape."""
-    return 1.0 if norm == "Linf" else float(x[0].numel() ** 0.5)
+    return 1.0 if norm == "Linf" else float(x.shape[1:].numel() ** 0.5)
 
 
 def check_model(target: Target, x: Tensor, y: Tensor, chosen: list[str], norm: str) -> int:

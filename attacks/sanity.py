@@ -91,7 +91,7 @@ def _output_flags(net: nn.Module, x: Tensor, y: Tensor) -> Flags:
 
 
 def _gradient_flags(net: nn.Module, x: Tensor, y: Tensor, settings: Settings) -> Flags:
-    """Flag gradients of exactly zero, not finite, or not confirmed by finite differences."""
+    """Flag gradients of zero or not finite for more than 1 % of the images, or unfaithful ones."""
     noise = settings.eps * (2 * torch.rand(x.shape, device=x.device) - 1)
     starts = {"the images": x, "random starts": (x + noise).clamp(0, 1)}
     for name, loss in LOSSES.items():
@@ -115,7 +115,8 @@ def _faithfulness_flags(
     """Flag gradients of the margin that finite differences do not confirm.
 
     Along its own sign, where attacks go, it must have about the size of the difference. Along
-    random signs it must be close, and is not if it omits some pixels or a branch of the network.
+    random signs it must be close, and is not if it omits some pixels or a branch of the network:
+    the error is the root mean square over the signs, then the median over the images.
     """
     radius = settings.eps if settings.norm == "Linf" else settings.eps / x[0].numel() ** 0.5
 

@@ -10,15 +10,15 @@ import torch
 import torchattacks
 from torch import Tensor
 
-# Rounding may move an iterate that was clipped to the ball by this much.
+# Rounding may leave an iterate that was clipped to the ball this far outside it.
 ROUNDING_SLACK = 1e-6
 
 
 class APGD(torchattacks.APGD):  # type: ignore[misc]
     """Auto-PGD; drops an image with its first misclassified iterate unless eot_iter > 1."""
 
-    # eot_iter > 1 is for randomised models, on which one misclassification proves nothing.
     def attack_single_run(self, x_in: Tensor, y_in: Tensor) -> tuple[None, Tensor, None, Tensor]:
+        # For randomised models, on which one misclassification proves nothing.
         if self.eot_iter > 1:
             run: tuple[None, Tensor, None, Tensor] = super().attack_single_run(x_in, y_in)
             return run
