@@ -3,7 +3,8 @@
 Paper: Huang et al., "Boosting Accuracy and Robustness of Student Models via Adaptive Adversarial
 Distillation", CVPR 2023: the attack looks for the point where student and teacher disagree most, so
 its gradient goes through both. Code: boyellow/AdaAD at 9e5c6e5ff7. From it: lambda = 1 (alpha here)
-and the Gaussian start. Its training is this benchmark's; its radius of 16/255 is not the paper's.
+and the Gaussian start. Epochs, milestones and weight decay of the script are this benchmark's; its
+default radius of 16/255 is not used by the paper.
 """
 
 from dataclasses import dataclass

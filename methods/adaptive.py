@@ -1,4 +1,4 @@
-"""Loss weights and temperatures that move during training: buffers, saved with the student."""
+"""What several methods need to adapt themselves: rate decay, entropy, temperatures, class means."""
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ from methods.recipes import THREE_MILESTONES
 
 
 def rate_decay(batch: Batch) -> float:
-    """Return 0.1 to the power of the milestones of RSLAD's script that have passed."""
+    """Return 0.1 to the power of the milestones of RSLAD's script passed, not of the suite's."""
     passed = sum(batch.epoch >= share * batch.epochs for share in THREE_MILESTONES)
     return float(0.1**passed)
 
@@ -45,7 +45,7 @@ class TeacherTemperatures(nn.Module):
 
 
 class ClassMeans(nn.Module):
-    """Means by class of `kinds` values an image, from which a subclass updates at a new epoch."""
+    """Means by class, over an epoch, of `kinds` values an image; the next epoch uses them."""
 
     sums: Tensor
     counts: Tensor
@@ -64,7 +64,7 @@ class ClassMeans(nn.Module):
         self.epoch = int(state)
 
     def begin_step(self, batch: Batch, strength: float) -> None:
-        """Update the values if an epoch begins. Call it once a step, before `add`."""
+        """Update the values if an epoch begins. Call it in each step, before `add`."""
         if batch.epoch != self.epoch:
             if self.counts.min() > 0:
                 self.update(self.sums / self.counts, strength)

@@ -142,7 +142,10 @@ def hp(
 
 
 def quirk(default: Any, official: Any, why: str) -> Any:
-    """Declare a switch to the authors' script, set by `--official`. `why`: what differs."""
+    """Declare a switch to the authors' script, set by `--official`. `why`: what differs.
+
+    It is no hyper-parameter, so it is not tuned.
+    """
     choices = () if isinstance(default, bool) else (default, official)
     search = {"low": None, "high": None, "log": False, "choices": choices}
     metadata = {"help": why, "search": search, "official": official, "quirk": True}
@@ -178,6 +181,7 @@ class Method:
     epoch_dependent: ClassVar[bool] = True
 
     def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
         add_renamed_members(cls)
 
     def __post_init__(self) -> None:
@@ -247,12 +251,10 @@ def check_value(field: dataclasses.Field[Any], value: Any) -> None:
 
 def kl_scale(reduction: str, classes: int) -> float:
     """Return the factor on the batch's mean KL, for the values of `kl_reduction`."""
-    if reduction == "mean":
-        return 1 / classes
     # "tenth": as if the classes were always 10; "mean10": only where they are.
-    if reduction == "tenth" or (reduction == "mean10" and classes == 10):
-        return 0.1
-    return 1.0
+    mean10 = 0.1 if classes == 10 else 1.0
+    factors = {"batchmean": 1.0, "mean": 1 / classes, "tenth": 0.1, "mean10": mean10}
+    return factors[reduction]
 
 
 def true_class_probability(logits: Tensor, y: Tensor) -> Tensor:

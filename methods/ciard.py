@@ -5,7 +5,7 @@ Distillation", ICCV 2025: away from the natural teacher's mistakes, while the ro
 on. Code: eminentgu/CIARD at 93a9a2d9dc. From it: the formula with both weights 1, B-MTARD's
 temperatures, S softened by 5 in the push, T trained from a sixth of the epochs at a thousandth of
 the rate with momentum 0.1. Assumed: T stays in eval mode; its rate follows the suite's. Left out:
-the script's schedules, and that temperatures stop at the first milestone.
+the script's cosine and exponential schedules; that its temperatures stop at the first milestone.
 """
 
 import copy
@@ -27,7 +27,8 @@ class Ciard(Method):
     """KL(T(x~) / t || S(x~)) + KL(N(x) / u || S(x)) - m mean KL(N(x~) || S(x~) / 5) where N is
     wrong; inner CE.
 
-    m: the power of ten that brings the push to the size of the smaller term; T: + CE(T(x~), y).
+    m: the power of ten that brings the push to the size of the smaller term. T learns
+    CE(T(x~), y) too, after `begin`.
     """
 
     teacher_roles = ("robust", "natural")
@@ -35,9 +36,15 @@ class Ciard(Method):
 
     rate: float = hp(0.001, "step of the temperatures", low=1e-4, high=0.1, log=True)
     push: float = hp(1.0, "factor of the push; 0: none", low=0.0, high=2.0)
-    begin: float = hp(1 / 6, "share of epochs before T learns", low=0.0, high=1.0, most=1.0)
-    teacher_rate: float = hp(0.001, "T's learning rate over S's", low=1e-4, high=0.1, log=True)
-    train_mode_teacher: bool = quirk(False, True, "T's BatchNorm statistics drift from the start")
+    begin: float = hp(
+        1 / 6, "share of epochs before the robust teacher learns", low=0.0, high=1.0, most=1.0
+    )
+    teacher_rate: float = hp(
+        0.001, "the robust teacher's learning rate over the student's", low=1e-4, high=0.1, log=True
+    )
+    train_mode_teacher: bool = quirk(
+        False, True, "the robust teacher's BatchNorm drifts from the start"
+    )
     reduction: str = kl_reduction("mean")
 
     def build(self, student: Net, teachers: dict[str, Net], num_train: int) -> dict[str, nn.Module]:

@@ -9,7 +9,7 @@ In a test file of the package that defines the method:
         cases = (Mine(), Mine(alpha=0.0))
 
 pytest runs each test for every case, so give one case for each branch of the loss. As in a run,
-student and parts are in train mode, teachers frozen in eval mode, and none but `teacher_roles`.
+student and parts are in train mode; the teachers are those of `teacher_roles`, frozen in eval mode.
 """
 
 import dataclasses
@@ -170,7 +170,7 @@ class Contract:
         method = type(case)
         method(**official_values(method))
         for name, _, reason in method.recipe:
-            assert name in RECIPE, f"{name}: no field of the training, {', '.join(RECIPE)}"
+            assert name in RECIPE, f"{name}: no field of the training: {', '.join(RECIPE)}"
             assert reason.strip(), f"{name}: no reason"
 
     def test_no_flag_is_shadowed(self, case: Method) -> None:
@@ -219,7 +219,7 @@ class Contract:
                 if value.requires_grad:
                     gradient = torch.zeros(1) if value.grad is None else value.grad
                     assert gradient.any(), f"no gradient reaches {name} (bf16: {bf16})"
-                    assert gradient.isfinite().all(), f"{name}: infinite gradient (bf16: {bf16})"
+                    assert gradient.isfinite().all(), f"{name}: gradient not finite (bf16: {bf16})"
 
     def test_teachers_and_batch_are_untouched(self, case: Method) -> None:
         """Teachers get no gradient, no update, no train mode; x, y and index stay as they are."""

@@ -2,7 +2,8 @@
 
 Paper: Tian, Krishnan and Isola, "Contrastive Representation Distillation", ICLR 2020.
 Code: HobbitLong/RepDistiller at b84f547c5d. From it: the weight 0.8, the temperature 0.07, 128
-dimensions. Not from it: positives and negatives are live (methods/contrast.py).
+dimensions. Not from it: positives and negatives are live, the batch's or those of the queue
+`bank` (methods/contrast.py).
 """
 
 from dataclasses import dataclass

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from methods.base import Batch, Method, Nets, hp, quirk
 from methods.inner import at_least_float32, kl_to, pgd
-from methods.recipes import LOW_WEIGHT_DECAY
+from methods.recipes import EPOCHS_300, LOW_WEIGHT_DECAY
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Crdnd(Method):
     a_c: the teacher's accuracy on class c at these images.
     """
 
-    recipe = (("epochs", 300, "half as long again"), *LOW_WEIGHT_DECAY)
+    recipe = (*EPOCHS_300, *LOW_WEIGHT_DECAY)
     epoch_dependent = False
 
     clean_share: float = hp(0.2, "lambda, share of the clean term", low=0.0, high=1.0, most=1.0)

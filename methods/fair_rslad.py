@@ -21,7 +21,8 @@ from methods.recipes import THREE_FALLS_300_EPOCHS
 class FairRslad(Method):
     """mean_i w_c(i) [(1 - alpha) KL(T(x) || S(x)) + alpha KL(T(x) || S(x~))].
 
-    x~ = argmax KL(T(x) || S(x~)). w_c ~ kappa_c^-power of the last epoch, mean 1, in [5/6, 5/2].
+    x~ = argmax KL(T(x) || S(x~)).
+    w_c ~ kappa_c^-power of the last epoch, scaled to mean 1, then clamped to [5/6, 5/2].
     """
 
     recipe = THREE_FALLS_300_EPOCHS

@@ -32,8 +32,10 @@ class Gacd(CrdAdv):
     tau, symmetric and the part `contrast`.
     """
 
-    student_input: str = hp("adv", "A1: student's input, v", choices=("adv", "clean", "both"))
-    teacher_input: str = hp("clean", "A2: teacher's input, u", choices=("clean", "adv"))
+    student_input: str = hp(
+        "adv", "A1: what the student embeds, v", choices=("adv", "clean", "both")
+    )
+    teacher_input: str = hp("clean", "A2: what the teacher embeds, u", choices=("clean", "adv"))
     inner: str = hp("ce", "A5: what the attack maximises", choices=("ce", "feature"))
     weight: str = hp(
         "prob", "A7: sample weight; none: ablation", choices=("prob", "indicator", "none")
@@ -42,8 +44,12 @@ class Gacd(CrdAdv):
     weigh: str = hp("all", "A7: what the weight multiplies", choices=("all", "positive"))
     lambda_ce: float = hp(1.0, "A8: weight of the cross-entropy", low=0.1, high=2.0, log=True)
     lambda_kd: float = hp(0.0, "A8: weight of the soft labels", low=0.0, high=1.0)
-    tau_kd: float = hp(4.0, "A8: their temperature", low=1.0, high=20.0, log=True, above=0.0)
-    two_stage: bool = hp(False, "A8: half the epochs contrast alone, then the classifier alone")
+    tau_kd: float = hp(
+        4.0, "A8: temperature of the soft labels", low=1.0, high=20.0, log=True, above=0.0
+    )
+    two_stage: bool = hp(
+        False, "A8: half the epochs contrast alone, then the classifier on frozen features"
+    )
 
     @property
     def epoch_dependent(self) -> bool:  # type: ignore[override]
@@ -100,10 +106,7 @@ class Gacd(CrdAdv):
         return features[0], views
 
     def sample_weights(self, target: Tensor, y: Tensor) -> Tensor:
-        """Return weights by the teacher's probability of the true class: (B,), mean 1.
-
-        They are 0 if the teacher is never right.
-        """
+        """Return the sample weights, (B,), of mean 1; with "indicator" 0 if T is never right."""
         if self.weight == "none":
             return torch.ones_like(target[:, 0])
         if self.weight == "prob":

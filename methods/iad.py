@@ -22,7 +22,7 @@ class Introspective(Method):
     beta: float = hp(0.1, "exponent of the trust in the teacher; 0: full trust", low=0.0, high=1.0)
     tau: float = hp(1.0, "temperature", low=1.0, high=30.0, log=True, above=0.0)
     begin: float = hp(
-        0.0, "share of epochs with T alone", low=0.0, high=0.5, most=1.0, official=0.3
+        0.0, "share of epochs with the teacher alone", low=0.0, high=0.5, most=1.0, official=0.3
     )
     detach: bool = hp(False, "stop the gradient through the self target S(x)")
     trust_all: bool = quirk(False, True, "the teacher's term is not multiplied by a_i")

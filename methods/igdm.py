@@ -21,18 +21,24 @@ from methods.recipes import LOW_WEIGHT_DECAY
 
 @dataclass(frozen=True)
 class Igdm(Method):
-    """L_base + alpha (epoch / epochs) KL(T(x~) - T(x - d) || S(x~) - S(x - d)), d = x~ - x."""
+    """L_base + alpha (epoch / epochs) KL(T(x~) - T(x - d) || S(x~) - S(x - d)), d = x~ - x.
+
+    x~: the base's.
+    """
 
     recipe = LOW_WEIGHT_DECAY
 
-    base: str = hp("adaad", "the method, at its defaults; any whose default attacks")
-    alpha: float = hp(5.0, "weight of the term at the end", low=0.2, high=220.0, log=True)
+    base: str = hp("adaad", "the method given the term, at its defaults; it must attack")
+    alpha: float = hp(
+        5.0, "weight of the term at the end of training", low=0.2, high=220.0, log=True
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         usable = self.base in methods.names() and not isinstance(self.base_method, Igdm)
         if not usable or not self.base_method.adversarial:
-            raise ValueError(f"base = {self.base!r}: choose another method that has an attack")
+            choice = "choose another method that has an attack, such as adaad or rslad"
+            raise ValueError(f"base = {self.base!r}: {choice}")
 
     @cached_property
     def base_method(self) -> Method:

@@ -111,10 +111,11 @@ def pgd(
     start: Start = "uniform",
     train: bool = False,
 ) -> Tensor:
-    """Return adversarial examples for x, (B, C, H, W), that ascend `objective(net, adv)`, a sum.
+    """Return adversarial examples for x, (B, C, H, W), that ascend `objective(net, adv)`.
 
-    start: "uniform" in the ball, "gauss" (0.001 N(0, 1)) or "none". train: attack in train mode, so
-    that BatchNorm's statistics move at every step; in eval mode it is folded (methods/fold.py).
+    objective: a sum over the batch. start: "uniform" in the ball, "gauss" (0.001 N(0, 1)) or
+    "none". train: attack in train mode, so that BatchNorm's statistics move at every step; in eval
+    mode it is folded (methods/fold.py).
     """
     adv = (x + _start_noise(x, budget.eps, start)).clamp(0, 1)
     low, high = (x - budget.eps).clamp(0, 1), (x + budget.eps).clamp(0, 1)

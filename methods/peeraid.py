@@ -1,7 +1,7 @@
 """Peer adversarial introspection distillation (PeerAiD): a peer in place of a teacher.
 
 Paper: Jung, Jang, Song and Lee, "PeerAiD: Improving Adversarial Distillation from a Specialized
-Peer Tutor", CVPR 2024: the peer is trained beside the student, to withstand the student's
+Peer Tutor", CVPR 2024: the peer is trained beside the student, only to withstand the student's
 adversarial examples, and is its teacher there. Code: jaewonalive/PeerAiD at cd12e9210c; weights,
 temperatures and attack are from its CIFAR-10 run. Left out: the student's cross-entropy, which only
 Tiny-ImageNet's run weighs, and its second pass of x~, which only BatchNorm sees.
@@ -41,7 +41,9 @@ class Peeraid(Method):
     l2: float = hp(1.0, "weight of the peer's soft labels", low=0.1, high=10.0, log=True)
     l3: float = hp(1.0, "weight of the student's own", low=0.1, high=10.0, log=True)
     g1: float = hp(1.0, "weight of the peer's cross-entropy", low=0.1, high=10.0, log=True)
-    g2: float = hp(0.1, "weight of soft labels for the peer", low=0.01, high=10.0, log=True)
+    g2: float = hp(
+        0.1, "weight of the student's soft labels for the peer", low=0.01, high=10.0, log=True
+    )
     reduction: str = kl_reduction("mean")
     detach: bool = quirk(True, False, "gradients pass through the student's targets")
 

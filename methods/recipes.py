@@ -28,6 +28,6 @@ THREE_FALLS_300_EPOCHS: Recipe = (
 def average_from(start: float) -> Recipe:
     """Return the entries for SWA from a share of the epochs on."""
     return (
-        ("averaging", ("swa",), "the script reports the average; the suite ranks its checkpoint"),
+        ("averaging", ("swa",), "the script reports the average; here the suite decides"),
         ("swa_start", start, "as in the script, which estimates BatchNorm's statistics anew"),
     )

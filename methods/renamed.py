@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 MEMBERS = {"requires": "teacher_roles", "groups": "param_groups"}
@@ -22,7 +23,8 @@ RENAMED = {
 def lookup_renamed(owner: object, name: str) -> Any:
     """Return the attribute of `owner` that was called `name`: a class's `__getattr__`."""
     if name not in RENAMED:
-        raise AttributeError(f"{owner!r} has no attribute {name!r}")
+        where = owner.__name__ if isinstance(owner, ModuleType) else type(owner).__name__
+        raise AttributeError(f"{where} has no attribute {name!r}")
     return getattr(owner, RENAMED[name])
 
 

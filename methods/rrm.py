@@ -1,8 +1,9 @@
-"""Robust representation matching (RRM): the student's clean features follow a teacher's; no attack.
+"""Robust representation matching (RRM): clean features follow a robust teacher's; no attack.
 
 Paper: Vaishnavi, Eykholt and Rahmati, "Transferring Adversarial Robustness Through Robust
 Representation Matching", USENIX Security 2022. Code: Ethos-lab/robust-representation-matching at
-29d18bba30; weight 0.005 and the cosine are from it. Assumed: a projection where widths differ.
+29d18bba30. From it: the weight 0.005 of the cross-entropy, the cosine of the penultimate features.
+Assumed: a linear projection where the widths differ.
 """
 
 from dataclasses import dataclass

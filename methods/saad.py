@@ -25,7 +25,7 @@ class Saad(Method):
     """mean_i H_i [KL(T(x~) || S(x~)) + alpha IGDM_i]
     + beta mean_i (1 - H_i / log C) KL(T(x) || S(x)), H: T's entropy at x~.
 
-    x~ = argmax KL(T_lin(x~) || S(x~)); T_lin: T(x) with the true class's gradient.
+    x~ = argmax KL(T_lin(x~) || S(x~)); T_lin: T(x), its true-class logit moved by its gradient.
     """
 
     recipe = (*LOW_WEIGHT_DECAY, *average_from(95 / 200))

@@ -2,7 +2,8 @@
 
 Paper: Zhang et al., "Theoretically Principled Trade-off between Robustness and Accuracy", ICML
 2019. Code: yaodongyu/TRADES at 6e8e11b7c2. From it: the clean target of the outer KL is not
-detached; the attack starts from Gaussian noise and sees the student in eval mode.
+detached; the attack starts from Gaussian noise and sees the student in eval mode. Step and
+radius are the suite's (the authors: 0.007 and 0.031).
 """
 
 from dataclasses import dataclass

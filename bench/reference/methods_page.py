@@ -19,7 +19,7 @@ from bench.reference import about
 from methods import contract
 from methods.base import Budget, Method, Net
 
-# Of the clone in whose folder the command runs.
+# Of the clone in whose folder the command runs: an installed package has no docs beside it.
 PAGE = Path("docs", "methods.md")
 INTRO = Path(__file__).with_name("methods_intro.md")
 
@@ -112,5 +112,7 @@ def count_images(net: nn.Module, role: str, count: Counter[tuple[str, str]]) -> 
 
 
 if __name__ == "__main__":
+    if not PAGE.exists():
+        raise SystemExit(f"no {PAGE} here: run this in the folder of a clone")
     PAGE.write_text(render_page(), encoding="utf-8")
     about.FILE.write_text(render_json(), encoding="utf-8")
