@@ -50,7 +50,8 @@ def write(
     """Write leaderboard.md, .tex, .json, .csv (a line per finished run) and a site into `out`.
 
     The site is index.html with a page for each task, method and run in folders beside it. Pages of
-    an earlier call that are no longer current are removed. An empty store gives every file too.
+    an earlier call that are no longer current are removed. An empty store gives every file too,
+    which says how to make a first run.
 
     Args:
         source: what store.collect takes.
@@ -87,7 +88,7 @@ def _render_tables(site: Site) -> dict[str, str]:
     rows = chain.from_iterable(map(attrgetter("rows"), site.sections))
     runs = published.add_published_columns(site.collected.drop(columns="artifact_uri"))
     return {
-        "leaderboard.md": markdown.render(site.collected, site.suite, site.sections),
+        "leaderboard.md": markdown.render(site.sections, site.suite),
         "leaderboard.tex": latex.render(site.sections),
         "leaderboard.json": json_tables.render(site.sections),
         "leaderboard.csv": _quote_formulas(ranking.add_ranking_columns(runs, rows)).to_csv(

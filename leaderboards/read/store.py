@@ -44,7 +44,7 @@ class Reader(Protocol):
 def collect(source: str | Path, suite: str | None = None) -> pd.DataFrame:
     """Collect finished runs of every experiment named <suite>@<version>, oldest first.
 
-    source: a tracking URI, or as a Path a folder of record files; a missing store is an empty one.
+    source: a tracking URI, where nothing yet is an empty store, or as a Path a folder of records.
     suite: restricts the runs to one, as "digits" or "digits@1". Raises StoreError.
 
     Returns COLUMNS: text, "" where absent; version int; start_time in UTC; superseded bool, a newer
@@ -75,7 +75,7 @@ def read_curves(source: str | Path, runs: pd.DataFrame) -> dict[str, dict[str, f
 
 @contextmanager
 def open_store(source: str | Path) -> Iterator[Reader]:
-    """Open the store behind `source`; an empty one if there is none yet, which is not created.
+    """Open the store behind `source`; a URI where there is none yet gives an empty one.
 
     Raises StoreError when it cannot be read, here or in the block.
     """

@@ -28,7 +28,8 @@ def read_row_verdicts(uris: Sequence[str], accuracies: Sequence[float]) -> Verdi
     """Return (seeds, images) of the runs whose artifacts lie at `uris`.
 
     accuracies: what the verdicts of each run must add up to; NaN for a run without verdicts.
-    Raises VerdictError where a file of any run is missing, damaged, or not that of its run.
+    Raises VerdictError where a file of any run is missing, damaged, or not that of its run, or
+    where the runs were judged on different numbers of images.
     """
     verdicts, expected = [], []
     for uri, accuracy in zip(uris, accuracies, strict=True):

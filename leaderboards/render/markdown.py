@@ -4,26 +4,14 @@ from __future__ import annotations
 
 import html
 import re
-from typing import TYPE_CHECKING
 
 from leaderboards.render.text_template import fill_template
-from leaderboards.tables import suite_tables
 from leaderboards.tables.published import HEADING
 from leaderboards.tables.suite_tables import Section
 
-if TYPE_CHECKING:
-    import pandas as pd
 
-
-def render(
-    runs: pd.DataFrame, suite: str | None = None, sections: list[Section] | None = None
-) -> str:
-    """Render the frame of store.collect, or its `sections` if they were already computed.
-
-    Without runs it is the command for a first run of `suite`.
-    """
-    if sections is None:
-        sections = suite_tables.build_sections(runs)
+def render(sections: list[Section], suite: str | None = None) -> str:
+    """Render every table; without any, the command for a first run of `suite`."""
     values = {"sections": sections, "suite": suite, "published": HEADING}
     return fill_template("leaderboard.md.j2", escape, **values)
 

@@ -1,4 +1,4 @@
-"""Numbers as tables and pages show them: accuracies in percent, training time in minutes."""
+"""Numbers and commands as tables and pages show them: accuracies in percent, times in minutes."""
 
 from __future__ import annotations
 
@@ -41,8 +41,14 @@ def format_count(count: int, noun: str) -> str:
     return f"{count:,} {noun}s"
 
 
+def first_command(suite: str | None) -> str:
+    """Return the command for a first run of "digits" or "digits@1"; None: of the default."""
+    return f"python -m bench run --method gacd --suite {(suite or 'digits').partition('@')[0]}"
+
+
 # For templates.
 FORMATS = {
     "format_cell": format_cell, "format_count": format_count,
     "format_interval": format_interval, "format_percent": format_percent,
+    "first_command": first_command,
 }  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 from leaderboards.schema.metrics import ATTACK_LABELS
 
-RunRecord: TypeAlias = Mapping[str, Any]  # a line of store.collect's frame
+Run: TypeAlias = Mapping[str, Any]  # a line of store.collect's frame
 FRACTION = re.compile(r"0\.\d{5,}")  # 8/255 has seventeen digits, 0.5 has one
 PARAMETERS = {
     "Threat": {"eps": "l-infinity, eps {} in pixels of [0, 1]"},
@@ -28,7 +28,7 @@ CHECKPOINT = (
 )
 
 
-def describe_protocol(runs: Sequence[RunRecord]) -> list[tuple[str, str]]:
+def describe_protocol(runs: Sequence[Run]) -> list[tuple[str, str]]:
     """Return (topic, sentence) pairs, with "a / b" for values that differ between runs."""
     sentences = {}
     for topic, templates in PARAMETERS.items():
@@ -45,7 +45,7 @@ def describe_protocol(runs: Sequence[RunRecord]) -> list[tuple[str, str]]:
     return [(topic, text) for topic, text in sentences.items() if text]
 
 
-def shared_settings(runs: Sequence[RunRecord]) -> list[tuple[str, str]]:
+def shared_settings(runs: Sequence[Run]) -> list[tuple[str, str]]:
     """Return the recorded parameters that have one value in all runs, by name."""
     first, *later_runs = runs
     settings = []
@@ -55,7 +55,7 @@ def shared_settings(runs: Sequence[RunRecord]) -> list[tuple[str, str]]:
     return settings
 
 
-def recorded_values(run: RunRecord, prefix: str) -> dict[str, Any]:
+def recorded_values(run: Run, prefix: str) -> dict[str, Any]:
     """Return the recorded values whose names begin with `prefix`, by the rest of the name."""
     values = {}
     for name, value in run.items():
@@ -78,7 +78,7 @@ def sort_attacks(names: Collection[str]) -> list[str]:
     return attacks
 
 
-def _joined_values(runs: Sequence[RunRecord], name: str) -> str:
+def _joined_values(runs: Sequence[Run], name: str) -> str:
     values: dict[str, None] = {}
     for run in runs:
         value = run.get(f"param/{name}")
@@ -99,7 +99,7 @@ def _readable_value(text: str) -> str:
     return f"{float(text):.4g}"
 
 
-def _attack_labels(runs: Sequence[RunRecord]) -> list[str]:
+def _attack_labels(runs: Sequence[Run]) -> list[str]:
     names: set[str] = set()
     for run in runs:
         names.update(recorded_values(run, "test/"))

@@ -27,8 +27,9 @@ NO_BF16 = "fp32 (no bf16 here)"
 ORIGIN = ("run_id", "artifact_uri", "start_time")
 _TEST_PREFIXES = tuple(f"{checkpoint.metric_prefix}/" for checkpoint in CHECKPOINTS.values())
 METRIC_PREFIXES = (*_TEST_PREFIXES, "cost/", "val/")
-# Metrics of each epoch begin so; "lr" is a complete name.
-CURVE_PREFIXES = ("train/", "val/", "lr")
+# Metrics of each epoch begin so, beside "lr".
+_EPOCH_PREFIXES = ("train/", "val/")
+CURVE_PREFIXES = (*_EPOCH_PREFIXES, "lr")
 
 Curve: TypeAlias = tuple[Sequence[int], Sequence[float]]  # epochs, values
 Curves: TypeAlias = Mapping[str, Curve]  # of one run, by metric
@@ -61,7 +62,7 @@ def describe_unfinished(statuses: Iterable[str]) -> list[str]:
 
 def is_curve(metric: str) -> bool:
     """Return whether a metric has a value for each epoch."""
-    return metric == "lr" or metric.startswith(("train/", "val/"))
+    return metric == "lr" or metric.startswith(_EPOCH_PREFIXES)
 
 
 def parse_json_tag(tag: str) -> dict[str, str] | None:

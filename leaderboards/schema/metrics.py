@@ -16,9 +16,7 @@ ATTACK_LABELS = {
     "pgd20_trades": "PGD-20 (0.003)",
     "cw_inf": "CW-inf",
 }
-# Of the checkpoints beside the best one, by the prefix of their metrics.
+# By the prefix of their metrics, the best one first.
 CHECKPOINT_LABELS = {
-    checkpoint.metric_prefix: checkpoint.label
-    for name, checkpoint in CHECKPOINTS.items()
-    if name != "best"
+    checkpoint.metric_prefix: checkpoint.label for checkpoint in CHECKPOINTS.values()
 }

@@ -99,6 +99,7 @@ class Record(StrictModel):
     start_time: int = Field(ge=0, lt=2**42)
     spec: RecordedSpec
     tags: dict[str, str]
+    # As in CHECKPOINTS: a type needs the names written out.
     checksums: dict[Literal["best", "last", "ema", "swa"], Hex64]
     metrics: dict[str, float]
     curves: dict[str, list[tuple[Epoch, float]]]

@@ -114,10 +114,10 @@ class PairedRows:
         counts = np.array([len(verdicts) for verdicts in rows])
         freedom = int((counts - 1).sum())
         share = _noise_share(freedom)
-        reduced, full = np.full(len(rows), math.nan), np.zeros(len(rows))
+        reduced = np.array([seed_variance(verdicts, share) for verdicts in rows])
+        full = np.zeros(len(rows))
         for row, verdicts in enumerate(rows):
             if len(verdicts) > 1:
-                reduced[row] = seed_variance(verdicts, share)
                 full[row] = verdicts.mean(axis=1).var(ddof=1)
         weights = (counts - 1) / max(freedom, 1)
         average = max(0.0, float((weights * np.nan_to_num(reduced)).sum()))

@@ -73,10 +73,10 @@ def compare_across_tasks(
 ) -> AcrossTasks | None:
     """Compare rows over the tasks in `tables`; None unless two rows or more are in two or more."""
     ranked = [table for table in tables if table.ranked]
-    by_label: defaultdict[tuple[str, str], dict[str, Row]] = defaultdict(dict)
-    for table in ranked:
+    by_label: defaultdict[tuple[str, str], dict[int, Row]] = defaultdict(dict)
+    for task, table in enumerate(ranked):
         for row in table.contenders:
-            by_label[row.label, row.teacher][table.title] = row
+            by_label[row.label, row.teacher][task] = row
     common, scores = [], []
     for _, rows in sorted(by_label.items()):
         if len(rows) == len(ranked):
@@ -86,7 +86,7 @@ def compare_across_tasks(
         return None
     accuracies = np.array(scores)
     ranks = mean_ranks.mean_ranks(accuracies).tolist()
-    entries = map(_summarise, common, scores, ranks, repeat(teachers))
+    entries = map(_make_row, common, scores, ranks, repeat(teachers))
     return AcrossTasks(
         tuple(table.title for table in ranked),
         tuple(sorted(entries, key=lambda entry: entry.mean_rank)),
@@ -96,7 +96,7 @@ def compare_across_tasks(
     )
 
 
-def _summarise(
+def _make_row(
     rows: Sequence[Row], scores: Sequence[float], mean_rank: float, teachers: TaskTable | None
 ) -> AcrossTasksRow:
     kept, ranks = [], []
@@ -138,7 +138,7 @@ def robustness_kept(row: Row, teachers: TaskTable | None) -> float:
 
 
 def _most_robust_teacher(row: Row, teachers: TaskTable | None) -> Row | None:
-    """Return a teacher of `row` that was made and judged under the same protocol."""
+    """Return the most robust teacher of `row` that was made and judged under its protocol."""
     names = row.teacher.split(" + ")
     candidates = []
     for teacher in teachers.ranked if teachers else ():

@@ -10,9 +10,17 @@ import pandas as pd
 
 # Parameters that a method and its variant settle.
 METHOD_PREFIXES = ("param/hyper.", "param/tuned")
+# A parameter named so, with a role behind it, is the teacher's identity.
+TEACHER_PREFIX = "param/teachers."
 # Parameters that make another experiment.
-TASK_PREFIXES = ("param/eps", "param/inner_", "param/limit_", "param/attacks", "param/precision")
-PROTOCOL_PREFIXES = ("param/training.", *TASK_PREFIXES)
+PROTOCOL_PREFIXES = (
+    "param/training.",
+    "param/eps",
+    "param/inner_",
+    "param/limit_",
+    "param/attacks",
+    "param/precision",
+)
 # In a sound record they are equal where the parameters are.
 IMAGE_COUNTS = {"test/n": "images", "test/aa_n": "images of AutoAttack"}
 
@@ -45,6 +53,12 @@ def find_eps_change(changed: str) -> str:
     return ""
 
 
+def without_eps_change(changed: str) -> str:
+    """Return the changes of a row other than those of its attacks' radius and steps."""
+    kept = [change for change in changed.split(", ") if not change.startswith(("eps=", "inner_"))]
+    return ", ".join(kept)
+
+
 def _changed_parameters(runs: pd.DataFrame, stated: Mapping[str, str]) -> Iterator[Change]:
     sets = runs["sets"].to_dict()
     protocol = _usual_values(runs, PROTOCOL_PREFIXES)
@@ -52,7 +66,7 @@ def _changed_parameters(runs: pd.DataFrame, stated: Mapping[str, str]) -> Iterat
         if f"param/{name}" in runs:
             protocol[f"param/{name}"] = value
     for _, part in runs.groupby("teacher"):
-        usual_values = protocol | _usual_values(part, ("param/teachers.",))
+        usual_values = protocol | _usual_values(part, (TEACHER_PREFIX,))
         for index, name, value in _unusual_values(part, usual_values):
             # `sets` names what the variant settles of the training.
             field = name.removeprefix("param/training.")

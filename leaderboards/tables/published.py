@@ -78,7 +78,7 @@ def find_published(seeds: Mapping[Any, Sequence[Any]]) -> Published | None:
     return lookup(*(seeds[key][0] for key in KEYS), "aa")
 
 
-def footnote(values: Iterable[Published | None]) -> str:
+def cite_sources(values: Iterable[Published | None]) -> str:
     """Return EXPLANATION with the sources of a table's values; "" where all are None."""
     sources: dict[str, None] = {}
     for published in values:
@@ -89,7 +89,7 @@ def footnote(values: Iterable[Published | None]) -> str:
 
 def add_published_columns(runs: pd.DataFrame) -> pd.DataFrame:
     """Append columns "published/..." to store.collect's frame, if anything is published."""
-    rows = frame_rows(runs.reindex(columns=[*KEYS, "test/clean", "test/aa"]))
+    rows = frame_rows(runs.reindex(columns=[*KEYS, *map("test/{}".format, ATTACKS)]))
     columns = []
     for row, as_published in zip(rows, is_published_task(runs), strict=True):
         columns.append(_columns_of(row) if as_published else {})

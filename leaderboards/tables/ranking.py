@@ -95,7 +95,7 @@ def caption(runs: pd.DataFrame, rows: Iterable[Row], compete: bool) -> str:
 
 
 def add_ranking_columns(runs: pd.DataFrame, rows: Iterable[Row]) -> pd.DataFrame:
-    """Put columns "row/..." with the ranking of its row before each run; empty without a row."""
+    """Put columns "row/..." before those of `runs`: the ranking of a run's row, or empty."""
     values_by_run: dict[str, tuple[object, ...]] = {}
     for row in rows:
         interval = row.ranking.interval or (None, None)

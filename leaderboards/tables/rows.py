@@ -9,8 +9,7 @@ from typing import Any, TypeAlias
 
 from leaderboards.schema.metrics import RANK_METRIC, TRAIN_SECONDS
 from leaderboards.stats.ranks import Array
-from leaderboards.tables import published
-from leaderboards.tables.published import Published
+from leaderboards.tables.published import Published, cite_sources
 
 # Columns of store.collect's frame for the runs of one row, a value for each seed.
 SeedColumns: TypeAlias = dict[Any, list[Any]]
@@ -35,9 +34,10 @@ class SeedSummary:
 
 @dataclass(frozen=True)
 class Ranking:
-    """Rank and interval of a row. Without verdicts there is nothing but the reason.
+    """Rank and interval of a row. Without verdicts there is only the reason.
 
-    gap_to_first: the row of highest accuracy less this one, with its interval.
+    rank: None also for a row that does not compete. gap_to_first: the row of highest accuracy less
+    this one, with its interval.
     image_accuracy: (images,), how often each image survives over the seeds.
     """
 
@@ -101,9 +101,10 @@ class Row:
 
 @dataclass(frozen=True)
 class TaskTable:
-    """Rows of one dataset and one student: `ranked` by AutoAttack, `incomplete` without it.
+    """Rows of one dataset and one student: `ranked` by AutoAttack, rows with no rank last.
 
-    The teachers of a suite are one table for reference: all are in `ranked` and have no rank.
+    `incomplete` rows have no AutoAttack. The teachers of a suite are one table for reference: all
+    are in `ranked` and have no rank.
     """
 
     title: str
@@ -137,10 +138,10 @@ class TaskTable:
     @property
     def footnote(self) -> str:
         """The explanation of published values; "" without any, and then they have no column."""
-        return published.footnote(row.published for row in self.ranked)
+        return cite_sources(row.published for row in self.ranked)
 
     def best(self, column: Column) -> float:
-        """Return the highest mean of an accuracy; NaN for cost and for a lone contender."""
+        """Return the highest mean of an accuracy; NaN for cost or where under two have one."""
         return self._best[column.metric]
 
     @cached_property

@@ -17,15 +17,13 @@ from leaderboards.read.store import frame_rows
 from leaderboards.schema.fields import NO_BF16, parse_json_tag
 from leaderboards.schema.metrics import ATTACK_LABELS, CHECKPOINT_LABELS, RANK_METRIC, TRAIN_SECONDS
 from leaderboards.tables.across_tasks import AcrossTasks, compare_across_tasks
-from leaderboards.tables.protocol_changes import describe_changes
+from leaderboards.tables.protocol_changes import TEACHER_PREFIX, describe_changes
 from leaderboards.tables.published import find_published, is_published_task
 from leaderboards.tables.ranking import caption, rank_rows
 from leaderboards.tables.rows import Column, Ranking, Row, SeedColumns, SeedSummary, TaskTable
 
 # protocol: experiment name -> recorded parameter -> value.
 ProtocolLookup: TypeAlias = Callable[[str], Mapping[str, str]]
-# A parameter named so, with a role behind it, is the teacher's identity.
-TEACHER_PREFIX = "param/teachers."
 # What makes a row. Runs that agree in it are its seeds.
 ROW_KEYS = ["dataset", "student", "method", "variant", "changed", "teacher"]
 RUN_COLUMNS = ["run_id", "seed", "artifact_uri", "sets", "status_note", "flags", "code_dirty"]
@@ -37,7 +35,6 @@ class Section:
     """One version of one suite; `outdated` where there is a newer version."""
 
     experiment: str
-    suite: str
     tables: tuple[TaskTable, ...]
     teachers: TaskTable | None
     runs: pd.DataFrame
@@ -70,7 +67,7 @@ def build_sections(
 
 
 def _build_section(runs: pd.DataFrame, protocol: ProtocolLookup, outdated: bool) -> Section:
-    experiment, suite = str(runs["experiment"].iloc[0]), str(runs["suite"].iloc[0])
+    experiment = str(runs["experiment"].iloc[0])
     stated = protocol(experiment)
     is_teacher = runs["role"] == "teacher"
     tables = []
@@ -80,7 +77,7 @@ def _build_section(runs: pd.DataFrame, protocol: ProtocolLookup, outdated: bool)
     if is_teacher.any():
         teachers = _build_table("Teachers", runs[is_teacher], {}, of_teachers=True)
     across_tasks = compare_across_tasks(tables, teachers)
-    return Section(experiment, suite, tuple(tables), teachers, runs, across_tasks, outdated)
+    return Section(experiment, tuple(tables), teachers, runs, across_tasks, outdated)
 
 
 def _build_table(
@@ -164,7 +161,8 @@ def _choose_columns(runs: pd.DataFrame) -> tuple[Column, ...]:
     for checkpoint, label in CHECKPOINT_LABELS.items():
         for attack in ("aa", "pgd20"):
             if f"{checkpoint}/{attack}" in present:
-                labels[f"{checkpoint}/{attack}"] = f"{ATTACK_LABELS[attack]}, {label}"
+                # The best checkpoint's are there already.
+                labels.setdefault(f"{checkpoint}/{attack}", f"{ATTACK_LABELS[attack]}, {label}")
                 break
     if TRAIN_SECONDS in present:
         labels[TRAIN_SECONDS] = "Train min"
@@ -179,13 +177,14 @@ def _build_row(columns: Iterable[Column], seeds: SeedColumns, ranking: Ranking) 
             missing.append(column.label)
     if RANK_METRIC not in summaries:
         missing.append(ATTACK_LABELS["aa"])
+    scored = summaries.get(RANK_METRIC, SeedSummary()).n
     flags = _collect_flags(seeds)
     return Row(
         **{key: seeds[key][0] for key in ROW_KEYS},
         seeds=len(seeds["run_id"]),
         summaries=summaries,
         commands=tuple(filter(None, dict.fromkeys(seeds["command"]))),
-        notes=tuple(_collect_notes(seeds, ranking.unranked_reason)),
+        notes=tuple(_collect_notes(seeds, scored, ranking.unranked_reason)),
         missing=tuple(missing),
         flags=flags,
         published=find_published(seeds),
@@ -206,8 +205,8 @@ def _collect_marks(seeds: SeedColumns, is_flagged: bool) -> Iterator[str]:
         yield "another protocol"
 
 
-def _collect_notes(seeds: SeedColumns, unranked_reason: str) -> Iterator[str]:
-    """Yield what a reader should know before trusting the row."""
+def _collect_notes(seeds: SeedColumns, scored: int, unranked_reason: str) -> Iterator[str]:
+    """Yield what a reader should know before trusting the row; `scored` seeds have AutoAttack."""
     total = len(seeds["run_id"])
     yield from sorted(filter(None, set(seeds["status_note"])))
     dirty = seeds["code_dirty"].count("true")
@@ -217,7 +216,6 @@ def _collect_notes(seeds: SeedColumns, unranked_reason: str) -> Iterator[str]:
     no_bf16 = sum(NO_BF16 in path for path in seeds["training_path"])
     if no_bf16:
         yield f"in fp32 for want of bf16 in {no_bf16} of {total} runs"
-    scored = _summarise(RANK_METRIC, seeds).n
     if 0 < scored < total:
         yield f"AutoAttack on {scored} of {total} seeds"
     if unranked_reason:

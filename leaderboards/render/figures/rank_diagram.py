@@ -15,7 +15,7 @@ SCALE_TOP = 66
 NAME_STEP, BAR_STEP = 19, 8  # between two names, between two bars
 Kind: TypeAlias = Literal["scale", "lead", "bar"]
 Point: TypeAlias = tuple[float, float]
-Scale: TypeAlias = Callable[[float], float]  # a rank's x
+Scale: TypeAlias = Callable[[float], float]  # from a rank to its x
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Label:
 class Diagram:
     """Polylines (a bar joins rows that cannot be told apart), a dot a mean rank, and texts."""
 
-    height: float = 0
+    height: float
     lines: list[tuple[Kind, list[Point]]] = field(default_factory=list)
     dots: list[Point] = field(default_factory=list)
     labels: list[Label] = field(default_factory=list)

@@ -18,19 +18,20 @@ from leaderboards.render.figures.views import (
     shorten_name,
 )
 from leaderboards.schema.metrics import ATTACK_LABELS, CHECKPOINT_LABELS, RANK_METRIC, TRAIN_SECONDS
+from leaderboards.tables.protocol_changes import without_eps_change
 from leaderboards.tables.rows import Row, TaskTable
 
 CLEAN = "test/clean"
 ROBUST = "AutoAttack accuracy, %"
 NEAR_BEST = 0.85  # of the best AutoAttack accuracy; the frame may cut off rows below it
 MIN_SECONDS = 1e-3  # of training that a logarithmic scale can show
-RunRows: TypeAlias = Mapping[str, Mapping[str, Any]]  # rows of store.collect's frame by run id
+Runs: TypeAlias = Mapping[str, Mapping[str, Any]]  # rows of store.collect's frame by run id
 
 
-def task_views(table: TaskTable, records: RunRows) -> list[View]:
+def task_views(table: TaskTable, runs: Runs) -> list[View]:
     """Return every chart of a task for which something was measured."""
-    views = [accuracy_view(table), seeds_view(table, records), attacks_view(table)]
-    views += [checkpoints_view(table, records), cost_view(table), eps_view(table, records)]
+    views = [accuracy_view(table), seeds_view(table, runs), attacks_view(table)]
+    views += [checkpoints_view(table, runs), cost_view(table), eps_view(table, runs)]
     return [*filter(None, views)]
 
 
@@ -52,10 +53,10 @@ def accuracy_view(table: TaskTable) -> View | None:
     return View("scatter", title, caption, x_title, ROBUST, series, frame=frame)
 
 
-def seeds_view(table: TaskTable, records: RunRows) -> View | None:
+def seeds_view(table: TaskTable, runs: Runs) -> View | None:
     """Chart each row's AutoAttack accuracy with its interval, and its seeds as dots."""
-    rows = table.contenders[:MAX_ROWS]
-    dots = _seed_dots(rows, records)
+    rows = _shown_rows(table)
+    dots = _seed_dots(rows, runs)
     lows, highs = [], []
     for row in rows:
         low, high = row.ranking.interval or (math.nan, math.nan)
@@ -78,7 +79,7 @@ def attacks_view(table: TaskTable) -> View | None:
     columns = [column for column in table.columns if column.metric.startswith("test/")]
     if len(columns) < 2:
         return None
-    rows = table.contenders[:MAX_ROWS]
+    rows = _shown_rows(table)
     series = []
     for column in columns:
         if column.metric != "test/worst":
@@ -87,20 +88,20 @@ def attacks_view(table: TaskTable) -> View | None:
     return _rows_view(table, "attacks", "Attacks", caption, "Accuracy, %", series)
 
 
-def checkpoints_view(table: TaskTable, records: RunRows) -> View | None:
+def checkpoints_view(table: TaskTable, runs: Runs) -> View | None:
     """Chart the best checkpoint beside the last one and the averages: robust overfitting."""
-    rows = table.contenders[:MAX_ROWS]
+    rows = _shown_rows(table)
     attack = _attack_on_last(rows)
     if not attack:
         return None
     series = []
-    for prefix, checkpoint in {"test": "best", **CHECKPOINT_LABELS}.items():
+    for prefix, checkpoint in CHECKPOINT_LABELS.items():
         dots = _dots(rows, f"{prefix}/{attack}", checkpoint)
         if dots.x:
             series.append(dots)
     drops = []
     for row, name in zip(rows, row_labels(rows), strict=True):
-        drop = _mean_drop(row, attack, records)
+        drop = _mean_drop(row, attack, runs)
         if not math.isnan(drop):
             drops.append((drop, name))
     worst, name = max(drops, default=(0.0, ""))
@@ -133,11 +134,11 @@ def cost_view(table: TaskTable) -> View | None:
     return View("cost", "Cost", caption, x_title, ROBUST, series, frame=frame, log_x=True)
 
 
-def eps_view(table: TaskTable, records: RunRows) -> View | None:
+def eps_view(table: TaskTable, runs: Runs) -> View | None:
     """Chart robust accuracy against eps, for settings that were recorded at several."""
     lines: dict[tuple[str, ...], dict[float, float]] = {}
     for row in _measured(table.ranked, RANK_METRIC):
-        eps = _to_float(records[row.run_ids[0]].get("param/eps"))
+        eps = _to_float(runs[row.run_ids[0]].get("param/eps"))
         if not math.isnan(eps):
             points = lines.setdefault(_setting_without_eps(row), {})
             points.setdefault(eps, 100 * row[RANK_METRIC].mean)
@@ -157,12 +158,16 @@ def _rows_view(
     table: TaskTable, name: str, title: str, caption: str, x_title: str, series: Sequence[Series]
 ) -> View | None:
     """Chart series over the first rows of a table, which count from 0 down."""
-    rows = table.contenders[:MAX_ROWS]
+    rows = _shown_rows(table)
     if not rows:
         return None
     if len(rows) < len(table.contenders):
         caption += f" The first {MAX_ROWS} of {len(table.contenders)} rows."
     return View(name, title, caption, x_title, "", tuple(series), tuple(row_labels(rows)))
+
+
+def _shown_rows(table: TaskTable) -> tuple[Row, ...]:
+    return table.contenders[:MAX_ROWS]
 
 
 def pareto_front(rows: Iterable[Row], value: Callable[[Row], float]) -> list[Row]:
@@ -223,13 +228,13 @@ def _attack_on_last(rows: Sequence[Row]) -> str:
     return ""
 
 
-def _mean_drop(row: Row, attack: str, records: RunRows) -> float:
+def _mean_drop(row: Row, attack: str, runs: Runs) -> float:
     """Return the mean loss from best to last, over runs that have both; NaN for none."""
     drops: list[float] = []
     for run_id in row.run_ids:
-        record = records[run_id]
-        best = record.get(f"test/{attack}", math.nan)
-        drop = best - record.get(f"test_last/{attack}", math.nan)
+        run = runs[run_id]
+        best = run.get(f"test/{attack}", math.nan)
+        drop = best - run.get(f"test_last/{attack}", math.nan)
         if not math.isnan(drop):
             drops.append(drop)
     if not drops:
@@ -237,11 +242,11 @@ def _mean_drop(row: Row, attack: str, records: RunRows) -> float:
     return sum(drops) / len(drops)
 
 
-def _seed_dots(rows: Sequence[Row], records: RunRows) -> Series:
+def _seed_dots(rows: Sequence[Row], runs: Runs) -> Series:
     x, y = [], []
     for position, row in enumerate(rows):
         for run_id in row.run_ids:
-            accuracy = float(records[run_id].get(RANK_METRIC, math.nan))
+            accuracy = float(runs[run_id].get(RANK_METRIC, math.nan))
             if row.seeds > 1 and not math.isnan(accuracy):
                 x.append(100 * accuracy)
                 y.append(position)
@@ -278,11 +283,7 @@ def _spread(rows: Iterable[Row], metric: str, scale: float = 100) -> Bars:
 
 
 def _setting_without_eps(row: Row) -> tuple[str, ...]:
-    changed = []
-    for part in row.changed.split(", "):
-        if not part.startswith(("eps=", "inner_")):
-            changed.append(part)
-    return row.method, row.variant, row.teacher, ", ".join(changed)
+    return row.method, row.variant, row.teacher, without_eps_change(row.changed)
 
 
 def _to_float(text: Any) -> float:

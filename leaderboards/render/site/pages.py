@@ -1,4 +1,4 @@
-"""The pages: tables in plain HTML, charts as data in them; they need no network and no server."""
+"""The pages: plain HTML with charts as data, names escaped by the engine; no network, no server."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ def render_pages(site: Site) -> Iterator[tuple[str, str]]:
         yield path, template.render(root="../", **_method_values(site, name))
     template = engine.get_template("run.html.j2")
     for site_row in site.rows:
-        protocol = tuple(describe_protocol(site.records_of(site_row.row.run_ids)))
+        protocol = tuple(describe_protocol(site.runs_of(site_row.row.run_ids)))
         for run_id in site_row.row.run_ids:
-            values = _run_values(site, site_row, site.records[run_id])
+            values = _run_values(site, site_row, site.runs[run_id])
             yield site.run_paths[run_id], template.render(root="../", protocol=protocol, **values)
 
 
@@ -64,7 +64,7 @@ def _engine(site: Site) -> jinja2.Environment:
         "site": site, "published": HEADING, "rank": RANK_METRIC, "seconds": TRAIN_SECONDS,
         "zip": zip, **FORMATS,
         "describe_protocol": describe_protocol, "shared_settings": shared_settings,
-        "summarize_method": summarize_method, "layout_diagram": layout_diagram,
+        "summarise_method": summarise_method, "layout_diagram": layout_diagram,
     }  # fmt: skip
     parts: Any = engine.get_template("parts.html.j2").module
     # Many runs, one after the other, have the same protocol, settings and environment.
@@ -72,8 +72,8 @@ def _engine(site: Site) -> jinja2.Environment:
     return engine
 
 
-def summarize_method(rows: Sequence[SiteRow]) -> dict[str, float]:
-    """Summarize the rows of a method over its tasks of current suite versions."""
+def summarise_method(rows: Sequence[SiteRow]) -> dict[str, float]:
+    """Summarise the rows of a method over its tasks of current suite versions."""
     tasks, first_ranks, shares, runs = set(), set(), [], 0
     for site_row in rows:
         runs += site_row.row.seeds
@@ -90,8 +90,8 @@ def summarize_method(rows: Sequence[SiteRow]) -> dict[str, float]:
 
 def _task_values(site: Site, task: Task) -> dict[str, Any]:
     run_ids = chain.from_iterable(map(attrgetter("run_ids"), task.table.rows))
-    protocol = describe_protocol(site.records_of(run_ids))
-    charts = [*map(build_chart, task_views(task.table, site.records))]
+    protocol = describe_protocol(site.runs_of(run_ids))
+    charts = [*map(build_chart, task_views(task.table, site.runs))]
     return {"task": task, "protocol": protocol, "charts": charts}
 
 
@@ -100,12 +100,12 @@ def _method_values(site: Site, method: str) -> dict[str, Any]:
     lines = []
     recorded: dict[str, set[str]] = defaultdict(set)
     for site_row in rows:
-        records = site.records_of(site_row.row.run_ids)
-        curves = mean_curves([site.curves.get(record["run_id"], {}) for record in records])
+        runs = site.runs_of(site_row.row.run_ids)
+        curves = mean_curves([site.curves.get(run["run_id"], {}) for run in runs])
         if curves:
             lines.append((_line_name(site_row), curves))
-        for record in records:
-            for name, value in recorded_values(record, "param/hyper.").items():
+        for run in runs:
+            for name, value in recorded_values(run, "param/hyper.").items():
                 recorded[name].add(str(value))
     charts = [*map(build_chart, method_views(lines[:MAX_CURVES]))]
     more = max(0, len(lines) - MAX_CURVES)
@@ -120,28 +120,28 @@ def _line_name(site_row: SiteRow) -> str:
     return ", ".join(filter(None, parts))
 
 
-def _run_values(site: Site, site_row: SiteRow, record: Mapping[str, Any]) -> dict[str, Any]:
-    settings = recorded_values(record, "param/")
+def _run_values(site: Site, site_row: SiteRow, run: Mapping[str, Any]) -> dict[str, Any]:
+    settings = recorded_values(run, "param/")
     settings.pop("seed", None)
-    views = run_views(site.curves.get(record["run_id"], {}))
+    views = run_views(site.curves.get(run["run_id"], {}))
     return {
-        "site_row": site_row, "record": record,
-        "flags": fields.parse_json_tag(record["flags"]) or {},
-        "charts": [*map(build_chart, views)], "accuracies": _accuracies(site, record),
-        "row": site_row.row, "checkpoints": ("best", *CHECKPOINT_LABELS.values()),
-        "settings": tuple(settings.items()), "environment": _flatten(site.environment(record)),
-        "cost": cost_lines(recorded_values(record, "cost/")),
-        "teachers": fields.parse_json_tag(record["teacher_sha256"]) or {},
+        "site_row": site_row, "run": run,
+        "flags": fields.parse_json_tag(run["flags"]) or {},
+        "charts": [*map(build_chart, views)], "accuracies": _accuracies(site, run),
+        "row": site_row.row, "checkpoints": tuple(CHECKPOINT_LABELS.values()),
+        "settings": tuple(settings.items()), "environment": _flatten(site.environment(run)),
+        "cost": cost_lines(recorded_values(run, "cost/")),
+        "teachers": fields.parse_json_tag(run["teacher_sha256"]) or {},
     }  # fmt: skip
 
 
-def _accuracies(site: Site, record: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+def _accuracies(site: Site, run: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     """Return the label of each attack with the accuracy of each checkpoint."""
     accuracies = []
     for attack in site.attacks:
         texts = []
-        for kind in ("test", *CHECKPOINT_LABELS):
-            texts.append(format_percent(record.get(f"{kind}/{attack}", math.nan)))
+        for kind in CHECKPOINT_LABELS:
+            texts.append(format_percent(run.get(f"{kind}/{attack}", math.nan)))
         if set(texts) != {"-"}:
             accuracies.append((ATTACK_LABELS.get(attack, attack), texts))
     return accuracies

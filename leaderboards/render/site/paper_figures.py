@@ -20,7 +20,7 @@ def paper_figures(site: Site) -> Iterator[tuple[str, bytes]]:
     """Yield (path, content): figures/<task>-<view> and figures/<suite>-ranks, SVG and PDF."""
     for task in site.tasks:
         stem = task.path.removeprefix("tasks/").removesuffix(".html")
-        for view in task_views(task.table, site.records):
+        for view in task_views(task.table, site.runs):
             yield from _files(f"{stem}-{view.name}", draw_view(view))
     stems = file_names([(section.experiment, "ranks") for section in site.sections])
     for section in site.sections:

@@ -14,7 +14,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from leaderboards.read.store import frame_rows
-from leaderboards.render.protocol_text import RunRecord, sort_attacks
+from leaderboards.render.protocol_text import Run, sort_attacks
 from leaderboards.schema.fields import Curves
 from leaderboards.schema.method_card import MethodCard
 from leaderboards.schema.metrics import CHECKPOINT_LABELS
@@ -52,7 +52,7 @@ class Task:
     def runs(self) -> int:
         return sum(map(attrgetter("seeds"), self.table.rows))
 
-    @property
+    @cached_property
     def kept(self) -> float:
         """The best row's share of its teacher's robustness; NaN where that cannot be said."""
         if self.best is None:
@@ -68,7 +68,7 @@ class SiteRow:
     task: Task | None
     row: Row
 
-    @property
+    @cached_property
     def kept(self) -> float:
         return robustness_kept(self.row, self.section.teachers)
 
@@ -80,23 +80,23 @@ class Site:
     collected: pd.DataFrame
     sections: list[Section]
     curves: Mapping[str, Curves] = field(default_factory=dict)
-    environment: Callable[[RunRecord], Mapping[str, Any]] = lambda run: {}
+    environment: Callable[[Run], Mapping[str, Any]] = lambda run: {}
     about: Callable[[str], MethodCard | None] = lambda method: None
     suite: str | None = None
 
     @cached_property
-    def records(self) -> dict[str, RunRecord]:
+    def runs(self) -> dict[str, Run]:
         """The lines of the frame by run id, without superseded runs."""
         current = self.collected[~self.collected["superseded"].astype(bool)]
         return dict(zip(current["run_id"], frame_rows(current), strict=True))
 
     @cached_property
     def attacks(self) -> list[str]:
-        """Every attack on any checkpoint of any run, those of LABELS first and in its order."""
+        """The attacks on any checkpoint of any run, those of ATTACK_LABELS first, in its order."""
         names = set()
         for column in self.collected.columns:
             kind, _, name = str(column).partition("/")
-            if kind in ("test", *CHECKPOINT_LABELS):
+            if kind in CHECKPOINT_LABELS:
                 names.add(name)
         return sort_attacks(names)
 
@@ -136,14 +136,14 @@ class Site:
 
     @cached_property
     def run_paths(self) -> dict[str, str]:
-        return _page_paths("runs", self.records)
+        return _page_paths("runs", self.runs)
 
-    def records_of(self, run_ids: Iterable[str]) -> list[RunRecord]:
-        return [*map(self.records.__getitem__, run_ids)]
+    def runs_of(self, run_ids: Iterable[str]) -> list[Run]:
+        return [*map(self.runs.__getitem__, run_ids)]
 
 
 def file_names(keys: Iterable[tuple[str, ...]]) -> dict[tuple[str, ...], str]:
-    """Return a file name without suffix for each key: readable, unique, safe in a link."""
+    """Return a file name without suffix for each key: readable, unique, safe in any file system."""
     readable = {key: _safe_name("-".join(key)) for key in keys}
     # Some file systems take "A" and "a" for the same name.
     counts = Counter(map(str.lower, readable.values()))
