@@ -22,7 +22,7 @@ from leaderboards.schema import fields
 from leaderboards.schema.record import Record, RecordError, describe_first_error
 
 BATCH_SIZE = 1000  # metrics that MLflow takes at once
-# The tags of a run that Record.trained lists.
+# The tags of a run in the order of Record.training_key.
 TRAINING_TAGS = ("role", "dataset", "student", "method", "seed")
 
 

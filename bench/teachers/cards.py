@@ -14,14 +14,13 @@ from pydantic import NonNegativeInt, TypeAdapter, ValidationError
 from bench.datasets import Dataset
 from bench.system.errors import BenchError, UsageError, unknown_name
 from bench.system.files import save_file
-from bench.teachers.releases import Release
+from bench.teachers.releases import ROLES, Release
 from leaderboards.schema import record
 
 if TYPE_CHECKING:
     from methods.base import Net
 
 IMPORTED = "imported from"
-ROLES = ("robust", "natural")
 
 
 @dataclass(frozen=True)
@@ -78,15 +77,17 @@ def read_cards(store: Path) -> list[Card]:
     for path in sorted(store.glob("teachers/*.json")):
         try:
             cards.append(adapter.validate_json(path.read_bytes()))
-        except (ValidationError, OSError) as error:
-            fault = (
-                record.describe_first_error(error)
-                if isinstance(error, ValidationError)
-                else error.strerror
-            )
-            remedy = "mend it, or delete it and make the teacher again"
-            raise BenchError(f"{str(path)!r}: {fault}: {remedy}") from error
+        except ValidationError as error:
+            raise unreadable_card(path, record.describe_first_error(error)) from error
+        except OSError as error:
+            raise unreadable_card(path, str(error.strerror)) from error
     return cards
+
+
+def unreadable_card(path: Path, fault: str) -> BenchError:
+    """Return the error for a card that cannot be used."""
+    remedy = "mend it, or delete it and make the teacher again"
+    return BenchError(f"{str(path)!r}: {fault}: {remedy}")
 
 
 def find_card(store: Path, name: str, dataset: str | None = None) -> Card:

@@ -12,6 +12,9 @@ from bench import datasets
 from bench.protocol import suites
 from bench.system.errors import UsageError
 
+# Teacher roles, which are no names of teachers.
+ROLES = ("robust", "natural")
+
 
 @dataclass(frozen=True)
 class Release:
@@ -54,7 +57,7 @@ def resolve_release(request: Release) -> Release:
     Raise UsageError for a bad name, an incomplete description or a contradiction to the release.
     """
     name = request.name
-    if not name.replace("_", "").replace("-", "").isalnum() or name in ("robust", "natural"):
+    if not name.replace("_", "").replace("-", "").isalnum() or name in ROLES:
         rule = "letters, digits, - and _, neither robust nor natural"
         raise UsageError(f"teacher name {name!r}: {rule}")
     named = [release for release in RELEASES if release.name == name]
