@@ -81,7 +81,7 @@ class RunOptions(ProtocolOptions):
     official: Annotated[
         Switch,
         option(
-            text="as the authors' script does it, oddities included; see docs/reference/methods.md"
+            text="as the authors' script does it, with its oddities (docs/reference/methods.md)"
         ),
     ] = False
     awp: Annotated[
