@@ -48,7 +48,7 @@ SMALL = {
     "evaluate": EVALUATE,
     "teacher train": {"--suite": "digits"} | IMAGES,
     "teacher import": {"--arch": NETWORK, "--dataset": "digits", "--limit-test": "100"},
-    "teacher verify": {"--limit-test": "8"},
+    "teacher verify": {"--limit-test": "100"},
 }
 # Values of options that a page shows and a tiny command cannot have, where it has the option.
 VALUES = {
