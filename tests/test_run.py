@@ -101,6 +101,7 @@ def measure_cpu_seconds(arguments: list[str], folder: Path) -> float:
     return resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
 
 
+@pytest.mark.slow
 def test_two_workers_make_the_same_records(folder: Path, tmp_path: Path) -> None:
     command = f"run --method gacd,natural --workers 2 --epochs 1 {SMALL}"
     result = run_bench(command, tmp_path)
@@ -190,6 +191,7 @@ def test_evaluate_gives_the_recorded_numbers(folder: Path) -> None:
     assert printed == pytest.approx(recorded, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_evaluate_in_another_norm_from_a_surrogate_and_under_corruptions(folder: Path) -> None:
     file = best_checkpoint(list_runs(folder)[1])
     (teacher,) = (folder / "runs" / "teachers").glob("*.pt")
@@ -252,6 +254,7 @@ def test_doctor_reports_and_changes_nothing(folder: Path) -> None:
     assert sorted(folder.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_and_ends_the_same(tmp_path: Path) -> None:
     command = f"run --method natural --epochs 12 {SMALL}"
     killed, unbroken = tmp_path / "killed", tmp_path / "unbroken"
@@ -308,6 +311,7 @@ def start_training(arguments: str, folder: Path) -> subprocess.Popen[str]:
     return process
 
 
+@pytest.mark.slow
 def test_workers_do_not_outlive_a_killed_program(tmp_path: Path) -> None:
     command = f"run --method natural --workers 2 --epochs 40 {SMALL}"
     process = start_training(command, tmp_path)
@@ -322,6 +326,7 @@ def test_workers_do_not_outlive_a_killed_program(tmp_path: Path) -> None:
     assert run_bench(command, tmp_path).returncode == 0
 
 
+@pytest.mark.slow
 def test_workers_start_no_run_after_a_stop_signal(tmp_path: Path) -> None:
     """Two of five runs train, and the queue of the workers already holds a third."""
     command = f"run --method natural --epochs 400 --seeds 0,1,2,3,4 --workers 2 {SMALL}"
@@ -337,6 +342,7 @@ def test_workers_start_no_run_after_a_stop_signal(tmp_path: Path) -> None:
     assert [run.info.status for run in list_runs(tmp_path)] == ["KILLED"] * 2
 
 
+@pytest.mark.slow
 def test_a_dead_worker_fails_only_its_wave(tmp_path: Path) -> None:
     command = f"run --method kd,pgd_at --teacher natural --workers 2 --epochs 1 {SMALL}"
     process = start_training(command, tmp_path)

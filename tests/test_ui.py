@@ -149,6 +149,7 @@ def record_searches(store: TrackingStore) -> None:
             trial.finish(FINISHED)
 
 
+@pytest.mark.slow
 @pytest.mark.e2e
 def test_pages_show_methods_a_run_its_note_and_trials(
     tmp_path: Path, page: Page, monkeypatch: pytest.MonkeyPatch
