@@ -4,7 +4,7 @@
 
 Not collected with the tests: it takes an hour on two cores, most of it the references. A speed case
 times a reference and then the suite, in one run on the same model and images. It fails if the ratio
-is under its target (reached ratios: docs/evaluation.md) or a verdict differs. Models are trained
+is under its target (reached ratios: docs/lab/agreement.md) or a verdict differs. Models are trained
 here, for a minute or two, on the real CIFAR-10.
 """
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from sites import render_markdown
 
+from bench.cli import reference_pages
 from bench.reference import about, methods_page
 from leaderboards.read import store
 
@@ -22,12 +24,18 @@ def test_methods_file_is_current() -> None:
     assert about.FILE.read_text() == methods_page.render_json(), MAKE_METHODS
 
 
+@pytest.mark.parametrize("page", reference_pages.PAGES)
+def test_reference_pages_are_current(page: str) -> None:
+    text = (ROOT / reference_pages.FOLDER / page).read_text(encoding="utf-8")
+    assert text == reference_pages.PAGES[page](), "python -m bench.cli.reference_pages"
+
+
 def test_results_are_those_of_the_records() -> None:
     """The whole page, and the part that the README shows: the tasks of a suite side by side."""
     rendered = render_markdown(store.collect(ROOT / "leaderboards" / "results"))
     command = "python -m bench leaderboard --records leaderboards/results --out OUT"
-    message = f"{command}; OUT/leaderboard.md is docs/results.md"
-    assert (ROOT / "docs" / "results.md").read_text() == rendered, message
+    message = f"{command}; OUT/leaderboard.md is docs/lab/results.md"
+    assert (ROOT / "docs" / "lab" / "results.md").read_text() == rendered, message
     across_tasks = rendered.partition("### Across tasks\n\n")[2].partition("\n\n")[0]
     assert across_tasks
     assert across_tasks in (ROOT / "README.md").read_text()

@@ -331,7 +331,7 @@ def test_new_method_passes_its_test_at_once(tmp_path: Path) -> None:
 def test_the_guide_shows_the_skeleton() -> None:
     assert (
         f"```python\n{new_method.fill_template('method.py.txt', {'class_name': 'Mine'})}```"
-        in (ROOT / "CONTRIBUTING.md").read_text()
+        in (ROOT / "docs" / "contributing" / "add-a-method.md").read_text()
     )
 
 

@@ -31,7 +31,7 @@ class APGD(torchattacks.APGD):  # type: ignore[misc]
 class APGDT(APGD):
     """Auto-PGD on the targeted DLR loss, for the second to the tenth class of the clean prediction.
 
-    torchattacks' own takes the first image's step size for all in L2 (D9 in docs/evaluation.md).
+    torchattacks' own takes the first image's step size for all in L2 (D9 in docs/lab/agreement.md).
     """
 
     n_target_classes: int

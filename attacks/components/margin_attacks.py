@@ -1,4 +1,4 @@
-"""Attacks on the margin max_{c != y} z_c - z_y. D5 is a defect listed in docs/evaluation.md."""
+"""Attacks on the margin max_{c != y} z_c - z_y. D5 is a defect listed in docs/lab/agreement.md."""
 
 from __future__ import annotations
 

@@ -140,7 +140,7 @@ class Square(_SquareBase):
 class SquareL2(_SquareBase):
     """Square in L2 with the norm of its windows channel by channel, as in the official code.
 
-    torchattacks sums that norm over channels (D10 in docs/evaluation.md). It uses one method for
+    torchattacks sums that norm over channels (D10 in docs/lab/agreement.md). It uses one method for
     this norm and that of an image, so the search is written out here.
     """
 

@@ -1,4 +1,4 @@
-"""Write docs/methods.md and methods.json from the methods themselves.
+"""Write docs/reference/methods.md and methods.json from the methods themselves.
 
 python -m bench.reference.methods_page
 """
@@ -20,12 +20,12 @@ from methods import contract
 from methods.base import Budget, Method, Net
 
 # Of the clone in whose folder the command runs: an installed package has no docs beside it.
-PAGE = Path("docs", "methods.md")
+PAGE = Path("docs", "reference", "methods.md")
 INTRO = Path(__file__).with_name("methods_intro.md")
 
 
 def render_page() -> str:
-    """Return docs/methods.md: a table of the methods, then a section for each."""
+    """Return docs/reference/methods.md: a table of the methods, then a section for each."""
     loaded = {name: methods.load(name) for name in methods.builtin()}
     rows = [table_row(name, method) for name, method in loaded.items()]
     sections = [method_section(name, method) for name, method in loaded.items()]

@@ -16,7 +16,7 @@ from leaderboards.tables.rows import Column, TaskTable
 from leaderboards.tables.suite_tables import Section, build_sections
 
 RECORDS = Path("leaderboards", "results")
-PAGE = Path("docs", "results.md")
+PAGE = Path("docs", "lab", "results.md")
 CHART = Path("docs", "images", "digits.svg")
 # The table of the README.
 SUITE, TASK = suites.DIGITS.id, "digits, resnet8-w8"

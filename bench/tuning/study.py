@@ -66,7 +66,7 @@ def seed_sampler(study: Study, kind: str, seed: int) -> None:
 def rung_epochs(pruner: str, epochs: int) -> tuple[int, ...]:
     """Return the lengths, in epochs, of a trial's schedules; it may be pruned between them."""
     # In the middle of a schedule, before the learning rate has fallen, robust accuracies order the
-    # trials the wrong way round (docs/tuning.md).
+    # trials the wrong way round (docs/lab/log.md).
     if pruner == "none" or epochs < SHORT_DIVISOR:
         return (epochs,)
     return (epochs // SHORT_DIVISOR, epochs)
