@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from sites import render_markdown
 
 from bench.reference import about, methods_page
@@ -16,6 +17,18 @@ MAKE_METHODS = "python -m bench.reference.methods_page"
 def test_methods_page_is_current() -> None:
     page = (ROOT / methods_page.PAGE).read_text(encoding="utf-8")
     assert page == methods_page.render_page(), MAKE_METHODS
+
+
+def test_readme_names_the_methods() -> None:
+    text = (ROOT / methods_page.README).read_text(encoding="utf-8")
+    assert text == methods_page.render_readme(text), MAKE_METHODS
+    table = text.partition(methods_page.BEGIN)[2].partition(methods_page.END)[0]
+    assert len(table.split()) < 420, "a table that people read to its end"
+
+
+def test_a_readme_without_the_markers_is_refused() -> None:
+    with pytest.raises(ValueError, match="README.md lacks the lines <!-- methods: begin -->"):
+        methods_page.render_readme("# A title\n<!-- methods: end -->\n")
 
 
 def test_methods_file_is_current() -> None:
