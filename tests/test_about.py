@@ -39,7 +39,6 @@ class Mine(Kd):
 @pytest.fixture
 def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Offer a plugin that works and one that cannot be imported."""
-    describe_method.cache_clear()
     (tmp_path / "about_plugin.py").write_text(PLUGIN)
     monkeypatch.syspath_prepend(tmp_path)
     points = [

@@ -29,12 +29,11 @@ if TYPE_CHECKING:
 FILE = Path(__file__).with_name("methods.json")
 
 
-@cache
 def describe_method(name: str) -> MethodCard | None:
     """Return what the method `name` is; None if it is unknown or its plugin cannot be used."""
-    entry = read_cards().get(name)
-    if entry:
-        return entry
+    if name in methods.builtin():
+        # A new file of methods/ is not in methods.json yet.
+        return read_cards().get(name) or describe_class(methods.load(name))
     if name not in methods.plugins() or methods.plugin_fault(name):
         return None
     return describe_class(methods.load(name))
