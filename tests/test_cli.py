@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 import torch
 
-import methods
 from bench import cli, datasets, models
 from bench.execution.cost import Cost
 from bench.models import checkpoint
@@ -331,30 +330,3 @@ def test_help_of_a_method_lists_its_switches(capsys: pytest.CaptureFixture[str])
     assert exit_code("run --method gacd --help") == 0
     text = capsys.readouterr().out
     assert all(flag in text for flag in ("--estimator", "--lambda-con", "--two-stage", "A7"))
-
-
-def test_list_names_everything(capsys: pytest.CaptureFixture[str]) -> None:
-    assert exit_code("list") == 0
-    text = capsys.readouterr().out
-    for name in (
-        *methods.names(),
-        "cifar-fast",
-        "stl10",
-        "wrn34-10",
-        "pgd20_trades",
-        "lambda_con=0.2",
-    ):
-        assert name in text
-
-
-def test_a_broken_plugin_harms_no_other(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from importlib.metadata import EntryPoint
-
-    point = EntryPoint("broken", "no.such.module:Method", "bench.methods")
-    monkeypatch.setattr(methods, "entry_points", lambda group: [point])
-    assert exit_code("list") == 0
-    text = capsys.readouterr().out
-    assert "broken            cannot be loaded: ModuleNotFoundError" in text
-    assert "gacd" in text

@@ -12,6 +12,7 @@ class Cifar10(Dataset):
     """CIFAR-10, read by torchvision."""
 
     torchvision_class = "CIFAR10"
+    num_test = 10_000
 
     def read(self, official: Any, root: Path, train: bool) -> Arrays:
         half = official(root, train=train)

@@ -14,6 +14,7 @@ class Stl10(Dataset):
     torchvision_class = "STL10"
     # The files after these two are 2.5 GB of unlabelled images.
     labelled_files = 2
+    num_test = 8_000
 
     def read(self, official: Any, root: Path, train: bool) -> Arrays:
         half = official(root, split="train" if train else "test")

@@ -1,4 +1,7 @@
-"""Write what the repository's own records say: the results page, the README's rows and its chart."""
+"""What the repository's own records say: docs/lab/results.md, the README's rows and its chart.
+
+`python -m bench.cli.generated_files` writes them.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,6 @@ from leaderboards.tables.rows import Column, TaskTable
 from leaderboards.tables.suite_tables import Section, build_sections
 
 RECORDS = Path("leaderboards", "results")
-PAGE = Path("docs", "lab", "results.md")
-CHART = Path("docs", "images", "digits.svg")
 # The table of the README.
 SUITE, TASK = suites.DIGITS.id, "digits, resnet8-w8"
 NUM_ROWS = 10
@@ -41,7 +42,7 @@ def readme_table() -> TaskTable:
     return next(table for table in section.tables if table.title == TASK)
 
 
-def render_rows() -> str:
+def render_readme_table() -> str:
     """Return the best rows of that table as Markdown."""
     lines = ["|Method|Teacher|Clean|AutoAttack|", "|---|---|--:|--:|"]
     for row in readme_table().ranked[:NUM_ROWS]:
@@ -50,10 +51,10 @@ def render_rows() -> str:
     return "\n".join(lines) + "\n"
 
 
-def render_chart() -> bytes:
+def render_chart() -> str:
     """Return the chart of that table: every row with its interval and seeds, as SVG."""
     runs = store.collect(RECORDS, SUITE)
     by_id = {str(run["run_id"]): run for run in runs.to_dict("records")}
     view = seeds_view(readme_table(), by_id)
     assert view is not None
-    return save_figure(draw_view(view), "svg", background="white")
+    return save_figure(draw_view(view), "svg", background="white").decode()
