@@ -52,7 +52,7 @@ class CommonOptions:
 class ProtocolOptions(CommonOptions):
     """Changes of a run to its suite. Each is part of the record."""
 
-    suite: Annotated[str, option("NAME", "the protocol; see `list`")] = "digits"
+    suite: Annotated[str, option("NAME|FILE.toml", "the protocol; see `list`")] = "digits"
     dataset: Annotated[
         str, option("NAMES", "some of the suite's data sets, with commas", "all")
     ] = ""

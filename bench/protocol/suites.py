@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Le, MinLen
 
 from bench.system.errors import unknown_name
 
@@ -19,6 +21,12 @@ RECORDED_FIELDS = (
     *("limit_train", "limit_val", "limit_test", "limit_aa"),
 )
 
+# Values of a suite file outside these ranges are refused.
+Count = Annotated[int, Ge(1), Le(1_000_000)]
+Share = Annotated[float, Ge(0), Le(1)]
+Pixels = Annotated[float, Gt(0), Le(1)]
+Names = Annotated[tuple[str, ...], MinLen(1)]
+
 
 @dataclass(frozen=True)
 class Training:
@@ -29,18 +37,18 @@ class Training:
     awp: size of the adversarial weight perturbation, relative to the weights.
     """
 
-    epochs: int
-    batch: int = 128
-    lr: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
+    epochs: Count
+    batch: Count = 128
+    lr: Annotated[float, Gt(0), Le(100)] = 0.1
+    momentum: Share = 0.9
+    weight_decay: Share = 5e-4
     schedule: Literal["multistep", "onecycle"] = "multistep"
-    milestones: tuple[float, ...] = (0.5, 0.75)
-    averaging: tuple[str, ...] = ("ema", "swa")
-    ema_decay: float = 0.999
-    swa_start: float = 0.5
-    validate_every: int = 1
-    awp: float = 0.0
+    milestones: tuple[Share, ...] = (0.5, 0.75)
+    averaging: tuple[Literal["ema", "swa"], ...] = ("ema", "swa")
+    ema_decay: Share = 0.999
+    swa_start: Share = 0.5
+    validate_every: Count = 1
+    awp: Share = 0.0
 
     def rate(self, step: int, steps: int) -> float:
         """Return the learning rate of one of `steps` steps.
@@ -66,7 +74,7 @@ class Teacher:
     arch: str
     method: str
     training: Training
-    limit_aa: int | None = None
+    limit_aa: Count | None = None
 
 
 @dataclass(frozen=True)
@@ -80,22 +88,22 @@ class Suite:
     """
 
     name: str
-    version: int
+    version: Annotated[int, Ge(1), Le(999_999)]
     about: str
-    datasets: tuple[str, ...]
-    students: tuple[str, ...]
+    datasets: Names
+    students: Names
     teachers: dict[str, Teacher]
     training: Training
-    eps: float
-    inner_step: float
-    inner_steps: int
-    attacks: tuple[str, ...] = ("fgsm", "pgd20", "pgd20_trades", "cw_inf", "aa")
-    full_checkpoints: tuple[str, ...] = ("best",)
-    limit_train: int | None = None
-    limit_val: int | None = None
-    limit_test: int | None = None
-    limit_aa: int | None = None
-    seeds: tuple[int, ...] = (0,)
+    eps: Pixels
+    inner_step: Pixels
+    inner_steps: Count
+    attacks: Names = ("fgsm", "pgd20", "pgd20_trades", "cw_inf", "aa")
+    full_checkpoints: Names = ("best",)
+    limit_train: Count | None = None
+    limit_val: Count | None = None
+    limit_test: Count | None = None
+    limit_aa: Count | None = None
+    seeds: Annotated[tuple[Annotated[int, Ge(0), Le(2**63 - 1)], ...], MinLen(1)] = (0,)
 
     @property
     def id(self) -> str:

@@ -19,7 +19,7 @@ from bench.execution.grid import run_grid
 from bench.execution.inputs import cached_loader
 from bench.execution.job import RunContext
 from bench.execution.plan import PlannedRun, parse_seeds, plan_runs, plan_teacher
-from bench.protocol import suites
+from bench.execution.suite_file import resolve_suite
 from bench.protocol.options import ProtocolOptions, RunOptions
 from bench.protocol.spec import Spec
 from bench.system import environment
@@ -86,7 +86,7 @@ def check_options(options: TuneOptions) -> None:
     seed, path = options.search_seed, options.storage
     if not 0 <= seed < 2**32:
         raise UsageError(f"--search-seed {seed}: not negative and below 2^32")
-    if seed in (parse_seeds(options.seeds) or suites.get(options.suite).seeds):
+    if seed in (parse_seeds(options.seeds) or resolve_suite(options.suite).seeds):
         raise UsageError(f"--search-seed {seed}: not one of the final runs', which must be fresh")
     if path and "://" not in path:
         url = f"sqlite:///{Path(path).with_suffix('.db')}"
@@ -135,7 +135,7 @@ def train_teachers(options: TuneOptions, runs: list[PlannedRun]) -> int:
 
 def reference_teacher(options: TuneOptions, student: PlannedRun) -> PlannedRun:
     """Return the robust teacher of a data set, which sets one clean accuracy for all methods."""
-    return plan_teacher(options, suites.get(options.suite), student.spec.dataset, "robust")
+    return plan_teacher(options, resolve_suite(options.suite), student.spec.dataset, "robust")
 
 
 def measure_clean_accuracy(
@@ -199,7 +199,7 @@ class Search:
         """Return the study as plain values, without what its trials do not depend on."""
         options, spec = self.options, self.trial_spec
         objectives = tuple(options.objectives.split(","))
-        names = [options.suite, spec.dataset, spec.arch, spec.method]
+        names = [spec.suite.partition("@")[0], spec.dataset, spec.arch, spec.method]
         if self.teacher != "robust":
             names.append(options.teacher)
         if len(objectives) > 1:
