@@ -22,6 +22,9 @@ class Dataset:
     # The class that knows the official files, and how many of its `train_list` are labelled.
     torchvision_class: ClassVar[str] = ""
     labelled_files: ClassVar[int | None] = None
+    # Bytes of the official archive, and images of the test set.
+    download_bytes: ClassVar[int] = 0
+    num_test: ClassVar[int]
 
     name: str
     num_classes: int
