@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 from tyro.conf import FlagCreatePairsOff
 
 from bench.system.errors import UsageError
+from bench.system.log import command_log
 
 if TYPE_CHECKING:
     from tyro._errors import ParseErrorEvent
@@ -32,7 +33,8 @@ class Command:
     def run(self, argv: Sequence[str], name: str) -> int:
         """Run the command `name` with the words after it; return the exit code."""
         options = self.read(argv) if self.read else parse_options(self.options, argv, name)
-        return self.function(options)
+        with command_log(name):
+            return self.function(options)
 
 
 class UnknownFlag(UsageError):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import shlex
-import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from bench.protocol.options import ProtocolOptions, RunOptions
 from bench.protocol.spec import Spec
 from bench.protocol.suites import Suite
 from bench.system.errors import UsageError, unknown_name
+from bench.system.log import LOGGER
 from bench.teachers import cards
 from methods.base import Method, official_values
 
@@ -249,7 +249,7 @@ def requested_methods(text: str) -> list[str]:
             # A plugin that a built-in method hides is reported too; the method is used.
             fault = methods.plugin_fault(name)
         if fault:
-            print(f"warning: plugin {name!r} {fault}", file=sys.stderr)
+            LOGGER.warning(f"warning: plugin {name!r} {fault}")
         if builtin or not fault:
             names.append(name)
     return names

@@ -84,7 +84,8 @@ class Suite:
     teachers: by role; methods distil from "robust" unless told otherwise. eps, inner_step: in
     pixel units of [0, 1], eps for training and evaluation. full_checkpoints: those that get every
     attack; the others get all but AutoAttack. limit_...: the first images of a split;
-    limit_aa: test images for AutoAttack.
+    limit_aa: test images for AutoAttack. cpu_time: about how long one method takes on two CPU
+    cores; empty for a suite that is for a GPU.
     """
 
     name: str
@@ -104,6 +105,7 @@ class Suite:
     limit_test: Count | None = None
     limit_aa: Count | None = None
     seeds: Annotated[tuple[Annotated[int, Ge(0), Le(2**63 - 1)], ...], MinLen(1)] = (0,)
+    cpu_time: str = ""
 
     @property
     def id(self) -> str:
@@ -128,6 +130,7 @@ DIGITS = Suite(
     eps=0.15,
     inner_step=0.06,
     inner_steps=5,
+    cpu_time="minutes",
 )
 
 MINI = Training(epochs=10, lr=0.1, schedule="onecycle", ema_decay=0.99)
@@ -151,6 +154,7 @@ CIFAR_MINI = Suite(
     limit_val=500,
     limit_test=1_000,
     limit_aa=500,
+    cpu_time="a quarter of an hour",
 )
 
 LONG = Training(epochs=200, milestones=(0.5, 0.75), ema_decay=0.9995)

@@ -11,6 +11,7 @@ from tyro.conf import Positional
 
 from bench.cli.parsing import Command
 from bench.protocol.options import CommonOptions, ProtocolOptions, StoreFolder, option
+from bench.system.log import set_verbosity
 
 if TYPE_CHECKING:
     from bench.teachers.cards import Card
@@ -66,6 +67,7 @@ MeasureOptions = ImportTeacherOptions | VerifyTeacherOptions
 
 def train_teacher(options: TrainTeacherOptions) -> int:
     """Train a teacher for each data set; return the exit code."""
+    set_verbosity(options.quiet, options.verbose)
     from bench.execution import grid, plan
     from bench.execution.suite_file import resolve_suite
 
