@@ -53,5 +53,5 @@ def test_the_badges_say_what_the_package_says() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     lowest, above = re.findall(r"3\.(\d+)", project["requires-python"])
     python = (ROOT / "docs" / "images" / "badge-python.svg").read_text()
-    assert f"3.{lowest} – 3.{int(above) - 1}" in python
+    assert f"3.{lowest} - 3.{int(above) - 1}" in python
     assert project["license"] in (ROOT / "docs" / "images" / "badge-licence.svg").read_text()

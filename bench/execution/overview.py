@@ -17,6 +17,7 @@ from bench.datasets.fetching import is_missing
 from bench.execution.cost import Cost
 from bench.execution.job import SHOWN_ACCURACIES
 from bench.execution.plan import PlannedRun
+from bench.execution.suite_file import resolve_suite
 from bench.protocol import suites
 from bench.protocol.options import CommonOptions, ProtocolOptions
 from bench.system.database import redact_password, sqlite_file
@@ -81,7 +82,7 @@ def total_seconds(options: ProtocolOptions, costs: list[Cost]) -> float:
 def cpu_warning(options: ProtocolOptions, costs: list[Cost], device: torch.device) -> str:
     """Warn of a suite for a GPU that would take days on a CPU; "" for all others."""
     seconds = total_seconds(options, costs)
-    if device.type != "cpu" or suites.get(options.suite).cpu_time or seconds < LONG_ON_CPU:
+    if device.type != "cpu" or resolve_suite(options.suite).cpu_time or seconds < LONG_ON_CPU:
         return ""
     others = []
     for suite in suites.SUITES.values():

@@ -26,7 +26,7 @@ SUFFIX = ".toml"
 DIGEST = re.compile("-[0-9a-f]{8}$")
 NAME = re.compile("[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
 # What a file may leave out; without them it states the same protocol.
-LABELS = {"name": "", "version": 1, "about": ""}
+LABELS = {"name": "", "version": 1, "about": "", "cpu_time": ""}
 ROLES = {"robust", "natural"}
 
 
