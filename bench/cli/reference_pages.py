@@ -62,8 +62,9 @@ def option_row(field: dataclasses.Field[Any], hint: Any) -> str:
     elif kind is not bool:
         value = value or "X ..."
     default = described(hint, "help_behavior_hint").strip("()").removeprefix("default: ")
-    name, value = f"`{option_name(field, hint)}`", f"`{value}`" if value else ""
-    return table_row([name, value, default or describe_default(field), described(hint, "help")])
+    values = ", ".join(f"`{choice}`" for choice in value.split("|") if choice)
+    name = f"`{option_name(field, hint)}`"
+    return table_row([name, values, default or describe_default(field), described(hint, "help")])
 
 
 def described(hint: Any, attribute: str) -> str:
@@ -161,6 +162,6 @@ def read_intro(name: str) -> str:
     return (INTROS / name).read_text(encoding="utf-8")
 
 
-def table_row(cells: Sequence[str]) -> str:
+def table_row(columns: Sequence[str]) -> str:
     """Return a line of a Markdown table."""
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |\n"
+    return f"| {' | '.join(columns)} |\n"

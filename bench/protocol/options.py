@@ -89,7 +89,9 @@ class RunOptions(ProtocolOptions):
     epochs: Annotated[Number, option(text="for the students", default=OF_SUITE)] = None
     official: Annotated[
         Switch,
-        option(text="as the authors' script does it, oddities included: docs/reference/methods.md"),
+        option(
+            text="as the authors' script does it, with its oddities (docs/reference/methods.md)"
+        ),
     ] = False
     awp: Annotated[
         float, option("X", "adversarial weight perturbation, of this relative size; 0.005, say")
