@@ -78,6 +78,11 @@ BAD = [
     (f"{RUN} gacd --epochs abc", 2, "--epochs: invalid literal for int() with base 10: 'abc'"),
     (f"{RUN} gacd --tau nan", 2, "tau = nan is not finite"),
     (f"{RUN} gacd --estimator nec", 2, "--estimator: invalid choice 'nec', choose from nce"),
+    (f"{RUN} gacd -q -v", 2, "--quiet and --verbose: one of them"),
+    (f"{RUN} gacd -w", 2, "unknown flag -w"),
+    ("tune --method gacd -v --quiet", 2, "--quiet and --verbose: one of them"),
+    ("teacher train -q --verbose", 2, "--quiet and --verbose: one of them"),
+    (f"{RUN} gacd --limit-test 999 --dry-run", 2, "a test limit of 999 is out of range"),
     (f"{RUN} gacd --seeds 0,0", 2, "names '0' twice"),
     (f"{RUN} gacd --seeds 0,00", 2, "each seed once"),
     (f"{RUN} gacd --seeds 0 --seeds 1", 2, "--seeds is given twice"),
@@ -250,6 +255,7 @@ def test_a_dry_run_writes_nothing(
     output = capsys.readouterr().err
     assert output.startswith("2 to do, 0 already recorded in runs\n")
     assert "about 4 s in all" in output
+    assert "is for a GPU" not in output
     assert sorted(Path().rglob("*")) == before
 
 
@@ -298,14 +304,37 @@ def test_too_little_memory_names_the_option(
         cli.main(f"{EVALUATE} net.pt".split())
 
 
+def unreachable(*_: object, **__: object) -> None:
+    """Fail as a look-up without a network does."""
+    raise OSError("Name or service not known")
+
+
+def test_a_dry_run_fetches_nothing_and_warns_of_days(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("socket.getaddrinfo", unreachable)
+    monkeypatch.setattr(
+        "bench.execution.grid.estimate_costs", lambda todo, *_: [Cost(5e5, 4e5, 1.0)] * len(todo)
+    )
+    before = sorted(Path().rglob("*"))
+    assert exit_code("run --method gacd --suite cifar --dry-run --device cpu") == 0
+    output = capsys.readouterr().err
+    assert "cifar10 is not under data: a run fetches it, 170,498,071 bytes\n" in output
+    assert "cifar100 is not under data: a run fetches it, 169,001,437 bytes\n" in output
+    assert "cifar is for a GPU: about 62 days on this CPU (" in output
+    assert "for a CPU there are digits (minutes) and cifar-mini (a quarter of an hour)" in output
+    assert exit_code("run --method gacd --suite cifar -q --dry-run --device cpu") == 0
+    quiet = capsys.readouterr().err
+    assert "6 to do" in quiet
+    assert "is for a GPU" not in quiet
+    assert sorted(Path().rglob("*")) == before
+
+
 def test_no_network_names_the_files_to_provide(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def unreachable(*_: object, **__: object) -> None:
-        raise OSError("Name or service not known")
-
     monkeypatch.setattr("socket.getaddrinfo", unreachable)
-    assert exit_code("run --method gacd --suite cifar --dry-run") == 1
+    assert exit_code("run --method gacd --suite cifar") == 1
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("error: cifar10 cannot be downloaded (")
     assert "put the folder cifar-10-batches-py (data_batch_1, " in last

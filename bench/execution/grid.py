@@ -116,6 +116,8 @@ def estimate_and_show(
         spec = run.spec
         num_train, _ = split_sizes(spec.dataset, spec.limit_train, spec.limit_test)
         check_batch_size(spec.training.batch, num_train)
+    # On a CPU this may take a minute for a suite that is for a GPU.
+    LOGGER.info("timing training steps for an estimate")
     costs = estimate_costs(todo, options.store, device)
     LOGGER.log(level, overview.format_plan(options, todo, costs, device))
     if warning := overview.cpu_warning(options, costs, device):

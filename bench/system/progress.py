@@ -37,6 +37,7 @@ class Progress:
         self.task = self.bar.add_task("", total=1.0, left="")
         self.index = -1
         self.measured_seconds = self.estimated_seconds = 0.0  # of the finished runs
+        self.scale = 1.0  # measured to estimated time, of finished runs or the first's training
         self.last_line = time.monotonic()
 
     def __enter__(self) -> Progress:
@@ -66,6 +67,8 @@ class Progress:
         seconds = time.monotonic() - self.run_start
         self.measured_seconds += seconds
         self.estimated_seconds += sum(self.estimates[self.index])
+        if self.estimated_seconds:
+            self.scale = self.measured_seconds / self.estimated_seconds
         level = logging.INFO if succeeded else logging.ERROR
         self.log(f"{self.label}: {result} ({format_duration(seconds)})", level)
 
@@ -115,18 +118,20 @@ class Progress:
         return text
 
     def _seconds_left(self, now: float, share: float) -> float:
-        """Estimate the rest of the grid: training by its own pace, all else by finished runs.
+        """Estimate the rest of the grid: training by its own pace, all else by what was measured.
 
         0 if more time has passed than was estimated.
         """
-        scale = self.measured_seconds / self.estimated_seconds if self.estimated_seconds else 1.0
         train, evaluate = self.estimates[self.index]
-        later = scale * sum(sum(pair) for pair in self.estimates[self.index + 1 :])
         elapsed, gained = now - self.stage_start, share - self.start_share
+        if self.stage == "train" and gained > 0:
+            train = elapsed / gained
+            if not self.measured_seconds and self.estimates[self.index][0]:
+                self.scale = train / self.estimates[self.index][0]
+        later = self.scale * sum(sum(pair) for pair in self.estimates[self.index + 1 :])
         if self.stage != "train":
-            return later + max(scale * evaluate - elapsed, 0.0)
-        train_seconds = elapsed / gained if gained > 0 else scale * train
-        return later + train_seconds * (1 - share) + scale * evaluate
+            return later + max(self.scale * evaluate - elapsed, 0.0)
+        return later + train * (1 - share) + self.scale * evaluate
 
 
 class ParallelProgress:
