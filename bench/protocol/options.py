@@ -33,6 +33,7 @@ Methods = Annotated[
     ),
 ]
 DryRun = Annotated[Switch, option(text="show what would be done, with an estimate, and stop")]
+Json = Annotated[Switch, option(text="print one JSON document, nothing else")]
 Precision = Annotated[
     Literal["fp32", "bf16"],
     option(text="bf16: autocast in training; fp32 where the device has no bf16"),
