@@ -24,7 +24,7 @@ class CompletionOptions:
     """Print a script that completes commands, flags and names in a shell.
 
     bash, in ~/.bashrc: source <(robust-distill-bench completion bash).
-    zsh, after compinit in ~/.zshrc: source <(robust-distill-bench completion zsh).
+    zsh, after compinit in ~/.zshrc: eval "$(robust-distill-bench completion zsh)".
     fish, in config.fish: robust-distill-bench completion fish | source.
     The script is for robust-distill-bench; shells have one completion for python, whatever it runs.
     """

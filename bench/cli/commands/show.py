@@ -160,7 +160,7 @@ def describe_run(run: dict[str, Any]) -> dict[str, Any]:
         **{name: run[name] for name in texts},
         "code_dirty": run["code_dirty"] == "true",
         "started": run["start_time"].isoformat(timespec="seconds"),
-        "teacher_sha256": parse_json_tag(run["teacher_sha256"]),
+        "teacher_sha256": parse_json_tag(run["teacher_sha256"]) or {},
         "accuracy": accuracy,
         "flags": parse_json_tag(run["flags"]),
         "cost": metrics_under(run, "cost/"),
@@ -222,8 +222,12 @@ def print_accuracies(accuracy: dict[str, dict[str, float]]) -> None:
     from bench.cli.output import print_table
     from bench.tracking.note import attack_names
     from leaderboards.schema.checkpoints import CHECKPOINTS
+    from leaderboards.schema.metrics import ATTACK_LABELS
 
-    attacks = attack_names(accuracy)
+    # The columns of the leaderboards first, in their order.
+    measured = attack_names(accuracy)
+    attacks = [name for name in ATTACK_LABELS if name in measured]
+    attacks += [name for name in measured if name not in attacks]
     rows = []
     for name, values in accuracy.items():
         cells = [f"{100 * values[key]:.2f}" if key in values else "-" for key in attacks]
