@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -13,9 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 
+import bench
 from bench import cli, datasets, models
 from bench.execution.cost import Cost
 from bench.models import checkpoint
+from bench.system.files import sha256_of_file
 
 
 @pytest.fixture(autouse=True)
@@ -179,6 +182,11 @@ BAD = [
     (f"data verify cifar10 --data-root {LONG}", 1, "File name too long"),
     (f"teacher import mine {LONG} --arch resnet8-w4 --dataset digits", 1, f"'{LONG}'"),
     ("leaderboard --out file/x", 1, "cannot write to 'file/x': Not a directory"),
+    ("completion csh", 2, "invalid choice 'csh', choose from bash, zsh, fish"),
+    ("show", 1, "no run is recorded in sqlite:////"),
+    ("show --json", 1, "no run is recorded in sqlite:////"),
+    ("show abc", 2, "'abc' names no run: an id, or at least 4 of its first digits"),
+    ("show --store file", 2, "--store 'file': a folder, and this is a file"),
 ]
 
 
@@ -347,6 +355,25 @@ def test_eps_zero_is_clean_and_a_large_batch_is_fine(capsys: pytest.CaptureFixtu
     values = [line.split()[1] for line in capsys.readouterr().out.splitlines()[1:]]
     assert len(values) == 7
     assert len(set(values)) == 1
+
+
+def test_a_result_as_one_document(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(f"{EVALUATE} net.pt --limit-test 20 --seed 7 --json") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["sha256"] == sha256_of_file(Path("net.pt"))
+    expected = {"checkpoint": "net.pt", "norm": "Linf", "eps": 0.15, "dataset": "digits",
+                "arch": "resnet8-w4", "seed": 7, "n": 20}  # fmt: skip
+    assert expected.items() <= document.items()
+    assert set(document["accuracy"]) == {"clean", "fgsm", "worst"}
+    assert document["accuracy"]["worst"] <= document["accuracy"]["clean"] <= 1
+    assert document["cost"]["fgsm"]["forwards"] > 0
+    assert isinstance(document["flags"], dict)
+
+
+@pytest.mark.parametrize("words", ["--version", "run --version", "teacher train --version"])
+def test_every_command_says_the_version(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(words) == 0
+    assert capsys.readouterr().out == f"{bench.__version__}\n"
 
 
 @pytest.mark.parametrize("words", ["", "--help", "teacher --help", "data -h"])

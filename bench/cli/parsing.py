@@ -124,11 +124,17 @@ def flags_of(options: type[Any]) -> list[str]:
     flags = ["--help"]
     hints = get_type_hints(options, include_extras=True)
     for field in dataclasses.fields(options):
-        flags.append(flag_name(f"--{field.name}"))
-        # tyro's flags of a bool have a second spelling unless they can only turn it on.
-        only_on = FlagCreatePairsOff in getattr(hints[field.name], "__metadata__", ())
-        if isinstance(field.default, bool) and not only_on:
-            flags.append(flag_name(f"--no-{field.name}"))
+        flags += field_flags(field, hints[field.name])
+    return flags
+
+
+def field_flags(field: dataclasses.Field[Any], hint: Any) -> list[str]:
+    """Return the flag of a field, and the one that turns it off if there is one."""
+    flags = [flag_name(f"--{field.name}")]
+    # tyro's flags of a bool have a second spelling unless they can only turn it on.
+    only_on = FlagCreatePairsOff in getattr(hint, "__metadata__", ())
+    if isinstance(field.default, bool) and not only_on:
+        flags.append(flag_name(f"--no-{field.name}"))
     return flags
 
 

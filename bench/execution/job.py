@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,7 +31,7 @@ from bench.system.files import sha256_of_file
 from bench.system.progress import Progress
 from bench.teachers import cards
 from bench.teachers.cards import Card
-from bench.tracking import links, note
+from bench.tracking import exported_model, links, note
 from bench.tracking.note import RunSummary
 from bench.tracking.run_logger import FAILED, FINISHED, KILLED, RunLogger
 from bench.tracking.store import TrackingStore
@@ -278,7 +279,7 @@ def keep_teacher(job: Job, sha256: str) -> None:
 def add_note_and_links(
     job: Job, model: LoggedModel | None, state: State, evaluation: Evaluation
 ) -> None:
-    """Add note, figures and aliases to a run whose numbers are in."""
+    """Add note, figures, and a version in the registry if one is due, to a complete run."""
     run, context, logger = job.run, job.context, job.logger
     metric = "val/robust" if run.method.adversarial else "val/clean"
     chosen = next(row for row in state.history if row.get(metric) == state.best)
@@ -291,8 +292,17 @@ def add_note_and_links(
         logger.log_folder(job.folder / note.FIGURES, note.FIGURES)
     if model:
         with logger.optional_step("alias"):
-            score = chosen["val/robust"]
-            links.register_model(context.store, logger, model, run.spec, run.identity, score)
+            links.register_model(
+                context.store, logger, model, run.spec, run.identity, chosen["val/robust"],
+                partial(log_best_network, job))  # fmt: skip
+
+
+def log_best_network(job: Job) -> None:
+    """Log the best checkpoint once more, as MLflow loads it."""
+    info = job.data.info
+    net = checkpoint.load(job.folder / "best.pt", job.run.spec.arch, info)
+    folder = job.folder / exported_model.FOLDER
+    exported_model.log_network(job.logger, net, info.shape, folder)
 
 
 def checkpoint_names(folder: Path) -> list[str]:

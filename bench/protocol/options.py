@@ -40,6 +40,7 @@ Quiet = Annotated[Switch, arg(aliases=["-q"], help="show results and errors alon
 Verbose = Annotated[
     Switch, arg(aliases=["-v"], help="show each epoch, decisions for the device, warnings too")
 ]
+Json = Annotated[Switch, option(text="print one JSON document, nothing else")]
 Precision = Annotated[
     Literal["fp32", "bf16"],
     option(text="bf16: autocast in training; fp32 where the device has no bf16"),

@@ -21,7 +21,7 @@ class ListOptions:
     name: Positional[
         Annotated[str, option("NAME", "a section such as methods, or a name", "an overview")]
     ] = ""
-    json: Annotated[Switch, option(text="print one JSON document instead")] = False
+    json: Json = False
     data_root: DataFolder = Path("data")
 
 
