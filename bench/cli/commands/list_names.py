@@ -1,16 +1,15 @@
 """List methods, suites, data sets, models, attacks and teachers, or show one of them in full."""
 
 import difflib
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from tyro.conf import Positional
 
 from bench.cli.parsing import Command
-from bench.protocol.options import DataFolder, Switch, option
+from bench.protocol.options import DataFolder, Json, option
 from bench.system.errors import UsageError
 
 
@@ -28,6 +27,7 @@ class ListOptions:
 def list_names(options: ListOptions) -> int:
     """Print an overview, a section or everything about a name, which several sections may share."""
     from bench.cli import listing
+    from bench.cli.output import print_json
     from bench.reference.sections import SECTIONS, TITLES, find_entries
 
     # What a name stands for is shown in full, a section as a table.
@@ -49,11 +49,6 @@ def list_names(options: ListOptions) -> int:
     else:
         listing.print_table(options.name, entries[options.name])
     return 0
-
-
-def print_json(document: dict[str, Any]) -> None:
-    """Print one JSON document: {section: [facts of an entry, ...]}, whatever was asked for."""
-    print(json.dumps(document, indent=2, allow_nan=False))
 
 
 def unknown_entry(name: str, names: Iterable[str]) -> UsageError:
