@@ -91,7 +91,7 @@ def test_it_serves_the_record(tmp_path: Path, capfd: pytest.CaptureFixture[str])
     uri = f"sqlite:///{tmp_path}/runs/mlflow.db"
     fill(test_leaderboards.Store(uri, tmp_path / "runs" / "artifacts"))
     runs = store.collect(uri)
-    with serve_folder(tmp_path) as lines:
+    with serve_folder(tmp_path, views=3) as lines:
         address = lines[-1].split()[0]
         pd.testing.assert_frame_equal(store.collect(address), runs)
         assert store.read_curves(address, runs) == store.read_curves(uri, runs)
@@ -256,6 +256,9 @@ def test_the_view_is_opened_when_the_server_answers(
             assert self.path == "/health"
             self.send_response(next(self.answers))
             self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
 
     monkeypatch.setattr("webbrowser.open", open_page)
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
