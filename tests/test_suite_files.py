@@ -18,7 +18,7 @@ from bench.tuning.options import TuneOptions
 from bench.tuning.search import reference_teacher
 from leaderboards.schema.fields import in_suite
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "suites" / "small-digits.toml"
+EXAMPLES = Path(__file__).parents[1] / "examples"
 SHORT = """
 name = "mine"
 base = "digits"
@@ -159,10 +159,16 @@ def test_a_tuned_configuration_names_the_suite_of_its_file(
 
 
 def test_the_example_is_as_it_says() -> None:
-    suite = resolve_suite(str(EXAMPLE))
+    suite = resolve_suite(str(EXAMPLES / "suites" / "small-digits.toml"))
     assert suite.training == dataclasses.replace(DIGITS.training, epochs=12)
     assert suite.eps == 0.1
     assert suite.inner_step * suite.inner_steps > suite.eps
+
+
+def test_the_tuned_configuration_of_the_examples_plans_a_run() -> None:
+    student = plan_command(f"--config {EXAMPLES / 'tuned' / 'rslad-digits.toml'}")[-1]
+    assert student.variant.startswith("tuned, 12 trials")
+    assert student.spec.training.lr != DIGITS.training.lr
 
 
 DEEP = "x = " + 5000 * "[" + 5000 * "]"
