@@ -88,7 +88,7 @@ def short_description(facts: Facts) -> str:
     return f"{facts['full_name']}; {fault}" if fault else str(facts["full_name"])
 
 
-def print_table(title: str, entries: Sequence[Facts]) -> None:
+def print_section(title: str, entries: Sequence[Facts]) -> None:
     """Print a section as a table; names are whole, other columns are broken into lines."""
     columns = COLUMNS[title]
     table = Table(box=SIMPLE_HEAD, pad_edge=False)

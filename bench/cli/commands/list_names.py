@@ -47,7 +47,7 @@ def list_names(options: ListOptions) -> int:
     elif in_full:
         listing.print_entries(entries)
     else:
-        listing.print_table(options.name, entries[options.name])
+        listing.print_section(options.name, entries[options.name])
     return 0
 
 

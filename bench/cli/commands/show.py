@@ -56,7 +56,8 @@ class ShowOptions:
 
 def show(options: ShowOptions) -> int:
     """Print a run, or a line for each run."""
-    from bench.cli.output import print_json, print_table
+    from bench.cli.output import print_json
+    from bench.system.tables import format_table
     from leaderboards.read.store import frame_rows
 
     if options.run and not re.fullmatch(r"[0-9a-f]{4,32}", options.run):
@@ -74,7 +75,7 @@ def show(options: ShowOptions) -> int:
     if options.json:
         print_json(summaries)
     else:
-        print_table(COLUMNS, map(table_row, summaries))
+        print(format_table(COLUMNS, map(table_row, summaries)))
     return 0
 
 
@@ -219,7 +220,7 @@ def print_fact(name: str, text: str) -> None:
 
 def print_accuracies(accuracy: dict[str, dict[str, float]]) -> None:
     """Print a table in percent: a line for each checkpoint, a column for each attack."""
-    from bench.cli.output import print_table
+    from bench.system.tables import format_table
     from bench.tracking.note import attack_names
     from leaderboards.schema.checkpoints import CHECKPOINTS
     from leaderboards.schema.metrics import ATTACK_LABELS
@@ -234,7 +235,7 @@ def print_accuracies(accuracy: dict[str, dict[str, float]]) -> None:
         rows.append([CHECKPOINTS[name].label, *cells])
     images = next(iter(accuracy.values())).get("n", 0)
     print(f"\naccuracy in percent, {images:,.0f} test images")
-    print_table(("checkpoint", *attacks), rows)
+    print(format_table(("checkpoint", *attacks), rows, numbers=len(attacks)))
 
 
 COMMAND = Command(ShowOptions, show)
