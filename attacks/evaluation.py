@@ -63,8 +63,7 @@ def evaluate(
         seed: of each batch.
         batch_size: images in a batch, part of the verdict file's key.
         probes: images for the sanity flags, 0 for none.
-        record: an .npz file of the verdicts so far, from which the same evaluation continues;
-            another evaluation needs another file.
+        record: an .npz file of the verdicts so far, from which the same evaluation continues.
         progress: called before each batch.
     Raises: ValueError for what cannot be evaluated, RuntimeError for an attack outside its ball.
     """

@@ -1,8 +1,7 @@
 """Anti-bias soft label distillation (ABSLD): RSLAD with a temperature for each class.
 
-Paper: Zhao, Wang and Wei, "Improving Adversarial Robust Fairness via Anti-Bias Soft Label
-Distillation", NeurIPS 2024. Code: zhaoshiji123/ABSLD at 7407c3ad22. From it: the rate 0.1, the
-bounds 0.5 and 5, the rule after each epoch, the attack on the softened labels.
+Code: zhaoshiji123/ABSLD at 7407c3ad22. From it: the rate 0.1, the bounds 0.5 and 5, the rule after
+each epoch, the attack on the softened labels.
 """
 
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from methods.adaptive import ClassMeans, rate_decay
-from methods.base import Batch, Method, Net, Nets, hp, kl, kl_reduction, kl_scale, quirk
+from methods.base import Batch, Method, Net, Nets, Paper, hp, kl, kl_reduction, kl_scale, quirk
 from methods.inner import at_least_float32, kl_to, pgd
 from methods.recipes import THREE_FALLS_300_EPOCHS
 
@@ -48,6 +47,13 @@ class Absld(Method):
     the class's cross-entropy above the mean of the classes; so u_c.
     """
 
+    paper = Paper(
+        "Zhao, Wang and Wei",
+        "Improving Adversarial Robust Fairness via Anti-Bias Soft Label Distillation",
+        "NeurIPS",
+        2024,
+        "https://arxiv.org/abs/2312.05508",
+    )
     recipe = THREE_FALLS_300_EPOCHS
 
     alpha: float = hp(5 / 6, "share of the adversarial term", low=0.5, high=1.0, most=1.0)

@@ -1,10 +1,9 @@
 """Adaptive adversarial distillation (AdaAD).
 
-Paper: Huang et al., "Boosting Accuracy and Robustness of Student Models via Adaptive Adversarial
-Distillation", CVPR 2023: the attack looks for the point where student and teacher disagree most, so
-its gradient goes through both. Code: boyellow/AdaAD at 9e5c6e5ff7. From it: lambda = 1 (alpha here)
-and the Gaussian start. Epochs, milestones and weight decay of the script are this benchmark's; its
-default radius of 16/255 is not used by the paper.
+The attack looks for the point where student and teacher disagree most, so its gradient goes through
+both. Code: boyellow/AdaAD at 9e5c6e5ff7. From it: lambda = 1 (alpha here) and the Gaussian start.
+Epochs, milestones and weight decay of the script are this benchmark's; its default radius of 16/255
+is not used by the paper.
 """
 
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from methods.base import Batch, Method, Nets, hp, kl, kl_reduction, kl_scale, quirk
+from methods.base import Batch, Method, Nets, Paper, hp, kl, kl_reduction, kl_scale, quirk
 from methods.inner import kl_between, pgd
 
 
@@ -20,6 +19,14 @@ from methods.inner import kl_between, pgd
 class Adaad(Method):
     """alpha KL(T(x~) || S(x~)) + (1 - alpha) KL(T(x) || S(x)), x~ = argmax KL(T(x~) || S(x~))."""
 
+    paper = Paper(
+        "Huang et al.",
+        "Boosting Accuracy and Robustness of Student Models via Adaptive Adversarial Distillation",
+        "CVPR",
+        2023,
+        "https://openaccess.thecvf.com/content/CVPR2023/html/Huang_Boosting_Accuracy_and_"
+        "Robustness_of_Student_Models_via_Adaptive_Adversarial_CVPR_2023_paper.html",
+    )
     epoch_dependent = False
 
     alpha: float = hp(1.0, "share of the adversarial term", low=0.25, high=1.0, most=1.0)

@@ -1,14 +1,14 @@
-"""AdaIAD: introspective distillation (IAD-I) at AdaAD's adversarial examples.
+"""Adaptive introspective adversarial distillation (AdaIAD): IAD-I at AdaAD's images.
 
-Paper: Huang et al., "Boosting Accuracy and Robustness of Student Models via Adaptive Adversarial
-Distillation", CVPR 2023. Code: boyellow/AdaAD at 9e5c6e5ff7. From it: the teacher's target at x~,
-beta = 0.1. Its temperature of 30 is a switch, for there it softens the teacher's term alone.
+Code: boyellow/AdaAD at 9e5c6e5ff7. From it: the teacher's target at x~, beta = 0.1. Its temperature
+of 30 is a switch, for there it softens the teacher's term alone.
 """
 
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from methods.adaad import Adaad
 from methods.base import Batch, Nets, hp
 from methods.iad import Introspective
 from methods.inner import kl_between, pgd
@@ -21,6 +21,7 @@ class Adaiad(Introspective):
     x~ = argmax KL(T(x~) || S(x~)), not softened; a_i = p_T(y_i | x~_i)^beta; terms softened by tau.
     """
 
+    paper = Adaad.paper
     tau: float = hp(1.0, "temperature", low=1.0, high=30.0, log=True, above=0.0, official=30.0)
 
     def attack(self, nets: Nets, batch: Batch) -> Tensor:

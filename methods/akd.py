@@ -1,8 +1,7 @@
 """Adversarial knowledge distillation (AKD): adversarial training on label and teacher output.
 
-Paper: Maroto, Ortiz-Jimenez and Frossard, "On the benefits of knowledge distillation for
-adversarial robustness", arXiv 2203.07159, 2022. Neither its text nor code could be read: mixture
-and attack are as later papers restate them; alpha, tau and the teacher at x~ are assumptions.
+Neither the paper's text nor code could be read: mixture and attack are as later papers restate
+them; alpha, tau and the teacher at x~ are assumptions.
 """
 
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from methods.base import Batch, Method, Nets, hp, kl
+from methods.base import Batch, Method, Nets, Paper, hp, kl
 from methods.inner import ce, pgd
 
 
@@ -18,6 +17,13 @@ from methods.inner import ce, pgd
 class Akd(Method):
     """(1 - alpha) CE(S(x~), y) + alpha tau^2 KL(T(u) || S(x~)), softened by tau; inner CE."""
 
+    paper = Paper(
+        "Maroto, Ortiz-Jimenez and Frossard",
+        "On the benefits of knowledge distillation for adversarial robustness",
+        "arXiv",
+        2022,
+        "https://arxiv.org/abs/2203.07159",
+    )
     epoch_dependent = False
 
     alpha: float = hp(0.5, "share of the teacher", low=0.0, high=1.0, most=1.0)

@@ -1,8 +1,8 @@
 """Adversarially robust distillation (ARD).
 
-Paper: Goldblum, Fowl, Feizi and Goldstein, "Adversarially Robust Distillation", AAAI 2020: teacher
-on clean images, student on adversarial ones, inner maximisation of the cross-entropy.
-Code: goldblum/AdversariallyRobustDistillation at 779ade36d6; alpha = 1 and tau = 30 are from it.
+From the paper: teacher on clean images, student on adversarial ones, inner maximisation of the
+cross-entropy. Code: goldblum/AdversariallyRobustDistillation at 779ade36d6; alpha = 1 and tau = 30
+are from it.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from methods.base import Batch, Method, Nets, hp, kl, kl_reduction, kl_scale, quirk
+from methods.base import Batch, Method, Nets, Paper, hp, kl, kl_reduction, kl_scale, quirk
 from methods.inner import ce, pgd
 from methods.recipes import ONE_FALL_200_EPOCHS
 
@@ -20,6 +20,13 @@ from methods.recipes import ONE_FALL_200_EPOCHS
 class Ard(Method):
     """(1 - alpha) CE(S(x), y) + alpha tau^2 KL(T(x) || S(x~)), softened by tau; inner CE."""
 
+    paper = Paper(
+        "Goldblum, Fowl, Feizi and Goldstein",
+        "Adversarially Robust Distillation",
+        "AAAI",
+        2020,
+        "https://arxiv.org/abs/1905.09747",
+    )
     recipe = ONE_FALL_200_EPOCHS
     epoch_dependent = False
 

@@ -25,6 +25,17 @@ RECIPE = (
 )
 
 
+@dataclass(frozen=True)
+class Paper:
+    """Where a method was published. `url`: https, or "" where no page could be checked."""
+
+    authors: str
+    title: str
+    venue: str
+    year: int
+    url: str = ""
+
+
 class Net(nn.Module):
     """A classifier of images in [0, 1]; it normalises them itself, so attacks act on pixels.
 
@@ -173,6 +184,9 @@ class Method:
     the method: on a CUDA device steps are captured, and a replay sees old Python values.
     """
 
+    # The paper that defines the method, None for a control. A subclass is another method: it
+    # declares its own.
+    paper: ClassVar[Paper | None] = None
     # Roles of the teachers that are read: "robust", "natural", both or none.
     teacher_roles: ClassVar[tuple[str, ...]] = ("robust",)
     # What the authors' script sets in the training: (field of RECIPE, value, how it differs).
@@ -182,6 +196,7 @@ class Method:
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
+        cls.paper = vars(cls).get("paper")
         add_renamed_members(cls)
 
     def __post_init__(self) -> None:

@@ -1,9 +1,8 @@
-"""Balanced multi-teacher distillation (B-MTARD): MTARD with temperatures of the teachers.
+"""Balanced multi-teacher adversarial robustness distillation (B-MTARD).
 
-Paper: Zhao, Wang and Wei, "Mitigating Accuracy-Robustness Trade-off via Balanced Multi-Teacher
-Adversarial Distillation", TPAMI 2024: the temperatures move so that both teachers' outputs become
-equally uncertain; the student is not softened. Code: zhaoshiji123/MTARD-extension at 93506d69de;
-rate, bounds and the sign rule are from it. Assumed: both start at 1.
+MTARD with temperatures of the teachers. They move so that both teachers' outputs become equally
+uncertain; the student is not softened. Code: zhaoshiji123/MTARD-extension at 93506d69de; rate,
+bounds and the sign rule are from it. Assumed: both start at 1.
 """
 
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from methods.adaptive import TeacherTemperatures, rate_decay
-from methods.base import Batch, Net, Nets, hp
+from methods.base import Batch, Net, Nets, Paper, hp
 from methods.mtard import Mtard
 
 
@@ -22,6 +21,14 @@ class Bmtard(Mtard):
     Each step moves t by -rate where T's mean entropy is above N's, by rate below; u the other way.
     """
 
+    paper = Paper(
+        "Zhao, Wang and Wei",
+        "Mitigating Accuracy-Robustness Trade-off via Balanced Multi-Teacher Adversarial "
+        "Distillation",
+        "TPAMI",
+        2024,
+        "https://arxiv.org/abs/2306.16170",
+    )
     rate: float = hp(0.001, "step of the temperatures", low=1e-4, high=0.1, log=True)
 
     def build(self, student: Net, teachers: dict[str, Net], num_train: int) -> dict[str, nn.Module]:

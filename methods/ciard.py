@@ -1,11 +1,10 @@
 """Cyclic iterative adversarial robustness distillation (CIARD).
 
-Paper: Lu, Pang, Zheng, Gu, Du, Liu and Zhou, "CIARD: Cyclic Iterative Adversarial Robustness
-Distillation", ICCV 2025: away from the natural teacher's mistakes, while the robust teacher learns
-on. Code: eminentgu/CIARD at 93a9a2d9dc. From it: the formula with both weights 1, B-MTARD's
-temperatures, S softened by 5 in the push, T trained from a sixth of the epochs at a thousandth of
-the rate with momentum 0.1. Assumed: T stays in eval mode; its rate follows the suite's. Left out:
-the script's cosine and exponential schedules; that its temperatures stop at the first milestone.
+Away from the natural teacher's mistakes, while the robust teacher learns on. Code: eminentgu/CIARD
+at 93a9a2d9dc. From it: the formula with both weights 1, B-MTARD's temperatures, S softened by 5 in
+the push, T trained from a sixth of the epochs at a thousandth of the rate with momentum 0.1.
+Assumed: T stays in eval mode; its rate follows the suite's. Left out: the script's cosine and
+exponential schedules; that its temperatures stop at the first milestone.
 """
 
 import copy
@@ -17,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from methods.adaptive import TeacherTemperatures, rate_decay
-from methods.base import Batch, Method, Net, Nets, hp, kl, kl_reduction, kl_scale, quirk
+from methods.base import Batch, Method, Net, Nets, Paper, hp, kl, kl_reduction, kl_scale, quirk
 from methods.inner import ce, mode, pgd
 from methods.recipes import EPOCHS_300, LOW_WEIGHT_DECAY
 
@@ -31,6 +30,13 @@ class Ciard(Method):
     CE(T(x~), y) too, after `begin`.
     """
 
+    paper = Paper(
+        "Lu, Pang, Zheng, Gu, Du, Liu and Zhou",
+        "CIARD: Cyclic Iterative Adversarial Robustness Distillation",
+        "ICCV",
+        2025,
+        "https://arxiv.org/abs/2509.12633",
+    )
     teacher_roles = ("robust", "natural")
     recipe = (*EPOCHS_300, *LOW_WEIGHT_DECAY)
 

@@ -22,7 +22,7 @@ from typing import Any, ClassVar, get_type_hints
 import torch
 from torch import Tensor, nn
 
-from methods.base import RECIPE, Batch, Budget, Method, Net, Nets, official_values
+from methods.base import RECIPE, Batch, Budget, Method, Net, Nets, Paper, official_values
 
 # The flags of `run` and words kept for it: no hyper-parameter may have such a name.
 FLAGS = """store data_root device suite dataset limit_train limit_test precision force method
@@ -147,6 +147,20 @@ class Contract:
         assert formula, "no class docstring: state the formula"
         assert not generated, "the class docstring is @dataclass's own: state the formula"
         assert about, "no module docstring: state paper and assumptions"
+
+    def test_paper_is_declared(self, case: Method) -> None:
+        """`paper` is a Paper with title, venue and year, or None."""
+        paper = type(case).paper
+        if paper is None:
+            return
+        assert isinstance(paper, Paper), f"paper = {paper!r}: declare a methods.base.Paper or None"
+        for name in ("authors", "title", "venue"):
+            value = getattr(paper, name)
+            assert isinstance(value, str), f"paper.{name} = {value!r} is no text"
+            assert value.strip(), f"paper.{name} is empty"
+        assert type(paper.year) is int, f"paper.year = {paper.year!r} is no year"
+        linked = isinstance(paper.url, str) and paper.url.startswith("https://")
+        assert linked or paper.url == "", f"paper.url = {paper.url!r} does not begin with https://"
 
     def test_hyper_parameters_are_declared(self, case: Method) -> None:
         """Each has its type, a help text and a search range or choices with the default in it."""

@@ -1,9 +1,8 @@
 """Contrastive representation distillation (CRD), a control: clean features, no attack.
 
-Paper: Tian, Krishnan and Isola, "Contrastive Representation Distillation", ICLR 2020.
 Code: HobbitLong/RepDistiller at b84f547c5d. From it: the weight 0.8, the temperature 0.07, 128
-dimensions. Not from it: positives and negatives are live, the batch's or those of the queue
-`bank` (methods/contrast.py).
+dimensions. Not from it: positives and negatives are live, the batch's or those of the queue `bank`
+(methods/contrast.py).
 """
 
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from methods.base import Batch, Method, Net, Nets, hp
+from methods.base import Batch, Method, Net, Nets, Paper, hp
 from methods.contrast import Contrast
 
 
@@ -20,6 +19,13 @@ from methods.contrast import Contrast
 class Crd(Method):
     """CE(S(x), y) + lambda_con mean_i l_i, l_i: contrast of anchor i in f_T(x) and f_S(x)."""
 
+    paper = Paper(
+        "Tian, Krishnan and Isola",
+        "Contrastive Representation Distillation",
+        "ICLR",
+        2020,
+        "https://arxiv.org/abs/1910.10699",
+    )
     epoch_dependent = False
 
     dim: int = hp(128, "size of embeddings", low=32, high=256, log=True, above=0, most=16384)

@@ -1,9 +1,8 @@
 """CRD on adversarial examples, a control: what GACD becomes without its sample weights.
 
-Paper of the critic: Tian, Krishnan and Isola, "Contrastive Representation Distillation", ICLR 2020.
-Assumed, as in gacd: the student embeds x~, the teacher x; the attack is the cross-entropy's; the
-contrast weighs 0.2 and not CRD's 0.8, which crowds a small student's classifier out
-(docs/lab/log.md).
+The critic is CRD's. Assumed, as in gacd: the student embeds x~, the teacher x; the attack is the
+cross-entropy's; the contrast weighs 0.2 and not CRD's 0.8, which crowds a small student's
+classifier out (docs/lab/log.md).
 """
 
 from dataclasses import dataclass

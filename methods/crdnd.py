@@ -1,10 +1,9 @@
-"""Adversarial contrastive distillation with adaptive denoising (CRDND).
+"""Contrastive relationship denoise distillation (CRDND).
 
-Paper: Wang et al., "Adversarial Contrastive Distillation with Adaptive Denoising", ICASSP 2023,
-read in a reproduction report (SZU-AdvTech-2023/098 at 7eb0b79). From it: logits, cosines, the
-temperature 0.5, lambda = 0.2, no labels. Assumed: a class's accuracy is measured in the batch; the
-attack is RSLAD's (the reproduction: a CW margin). The loss ignores the scale of the logits, which
-invites gradient masking: published PGD-20 is 10 points above AutoAttack.
+The paper was read in a reproduction report (SZU-AdvTech-2023/098 at 7eb0b79). From it: logits,
+cosines, the temperature 0.5, lambda = 0.2, no labels. Assumed: a class's accuracy is measured in
+the batch; the attack is RSLAD's (the reproduction: a CW margin). The loss ignores the scale of the
+logits, which invites gradient masking: published PGD-20 is 10 points above AutoAttack.
 """
 
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from methods.base import Batch, Method, Nets, hp, quirk
+from methods.base import Batch, Method, Nets, Paper, hp, quirk
 from methods.inner import at_least_float32, kl_to, pgd
 from methods.recipes import EPOCHS_300, LOW_WEIGHT_DECAY
 
@@ -26,6 +25,13 @@ class Crdnd(Method):
     a_c: the teacher's accuracy on class c at these images.
     """
 
+    paper = Paper(
+        "Wang et al.",
+        "Adversarial Contrastive Distillation with Adaptive Denoising",
+        "ICASSP",
+        2023,
+        "https://arxiv.org/abs/2302.08764",
+    )
     recipe = (*EPOCHS_300, *LOW_WEIGHT_DECAY)
     epoch_dependent = False
 

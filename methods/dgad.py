@@ -1,9 +1,8 @@
 """Dynamic guidance adversarial distillation (DGAD).
 
-Paper: Park and Min, "Dynamic Guidance Adversarial Distillation with Enhanced Teacher Knowledge",
-ECCV 2024: images that the teacher gets wrong already when clean are learnt clean, and its wrong
-outputs are put right. Code: kunsaram01/DGAD at a0329c8605. From it: AdaAD's attack, the swap of the
-two logits, beta = 1. Left out: a misplaced parenthesis for MobileNetV2, which halves a product.
+Images that the teacher gets wrong already when clean are learnt clean, and its wrong outputs are
+put right. Code: kunsaram01/DGAD at a0329c8605. From it: AdaAD's attack, the swap of the two logits,
+beta = 1. Left out: a misplaced parenthesis for MobileNetV2, which halves a product.
 """
 
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from methods.base import Batch, Method, Nets, hp, kl
+from methods.base import Batch, Method, Nets, Paper, hp, kl
 from methods.inner import kl_between, pgd
 
 
@@ -23,6 +22,13 @@ class Dgad(Method):
     T': T with the logits of true and predicted class swapped; x~ = argmax KL(T(x~) || S(x~)).
     """
 
+    paper = Paper(
+        "Park and Min",
+        "Dynamic Guidance Adversarial Distillation with Enhanced Teacher Knowledge",
+        "ECCV",
+        2024,
+        "https://arxiv.org/abs/2409.01627",
+    )
     epoch_dependent = False
 
     beta: float = hp(1.0, "weight of the consistency of the student", low=0.0, high=10.0)

@@ -1,9 +1,8 @@
 """Fair RSLAD: class weights from the number of steps that an attack needs.
 
-Paper: Yue et al., "Revisiting Adversarial Robustness Distillation from the Perspective of Robust
-Fairness", NeurIPS 2023. Code: NISP-official/Fair-ARD at 910c8cd17b. From it: kappa_c, the mean
-number of attack steps at which images of class c are still classified rightly; the square; the
-clamp to 5/6 and 5/2. kappa is counted in the training attack itself. Left out: Nesterov momentum.
+Code: NISP-official/Fair-ARD at 910c8cd17b. From it: kappa_c, the mean number of attack steps at
+which images of class c are still classified rightly; the square; the clamp to 5/6 and 5/2. kappa is
+counted in the training attack itself. Left out: Nesterov momentum.
 """
 
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from methods.adaptive import ClassMeans
-from methods.base import Batch, Method, Net, Nets, hp, kl, kl_reduction, kl_scale
+from methods.base import Batch, Method, Net, Nets, Paper, hp, kl, kl_reduction, kl_scale
 from methods.inner import Objective, kl_to, pgd
 from methods.recipes import THREE_FALLS_300_EPOCHS
 
@@ -25,6 +24,13 @@ class FairRslad(Method):
     w_c ~ kappa_c^-power of the last epoch, scaled to mean 1, then clamped to [5/6, 5/2].
     """
 
+    paper = Paper(
+        "Yue et al.",
+        "Revisiting Adversarial Robustness Distillation from the Perspective of Robust Fairness",
+        "NeurIPS",
+        2023,
+        "https://openreview.net/forum?id=ywrPcBEXdC",
+    )
     recipe = THREE_FALLS_300_EPOCHS
 
     alpha: float = hp(5 / 6, "share of the adversarial term", low=0.5, high=1.0, most=1.0)

@@ -1,8 +1,8 @@
 """Feature regression (FitNet), a control: whether a robust teacher's features transfer robustness.
 
-Paper: Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015. Code: HobbitLong/RepDistiller
-at b84f547c5d, whose weight of 100 is the default. Assumed: penultimate features and not the second
-stage's, as networks here promise no more; both networks see x~ in the adversarial form.
+Code: HobbitLong/RepDistiller at b84f547c5d, whose weight of 100 is the default. Assumed:
+penultimate features and not the second stage's, as networks here promise no more; both networks see
+x~ in the adversarial form.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from methods.base import Batch, Method, Net, Nets, hp
+from methods.base import Batch, Method, Net, Nets, Paper, hp
 from methods.inner import ce, pgd
 
 
@@ -19,6 +19,13 @@ from methods.inner import ce, pgd
 class Fitnet(Method):
     """CE(S(v), y) + beta MSE(R f_S(v), f_T(v)), R: linear; v: x, or x~ = argmax CE(S(x~), y)."""
 
+    paper = Paper(
+        "Romero et al.",
+        "FitNets: Hints for Thin Deep Nets",
+        "ICLR",
+        2015,
+        "https://arxiv.org/abs/1412.6550",
+    )
     epoch_dependent = False
 
     beta: float = hp(100.0, "weight of the regression", low=1.0, high=500.0, log=True)

@@ -1,13 +1,12 @@
 """Guided adversarial contrastive distillation (GACD), a reconstruction.
 
-Paper: Bai, Chen, Zhao, Wen, Jiang and Kot, "Feature Distillation With Guided Adversarial
-Contrastive Learning", arXiv 2009.09922, 2020. Only its abstract could be read. Certain from it:
-robustness is transferred through features; the objective is contrastive and tied to mutual
-information; the teacher is the anchor; "sample reweighted estimation" takes away the harm of its
-mistakes. All else is assumed, A1 to A8 on the switch that changes it (A4, the projection, and A6,
-the critic, on those that crd has too; A3 has no switch: the teacher is frozen, in eval mode). The
-critic is CRD's, the weight is the teacher's probability of the true class, and there is a
-cross-entropy at x~, because contrast alone ignores the scale of the logits.
+Only the paper's abstract could be read. Certain from it: robustness is transferred through
+features; the objective is contrastive and tied to mutual information; the teacher is the anchor;
+"sample reweighted estimation" takes away the harm of its mistakes. All else is assumed, A1 to A8 on
+the switch that changes it (A4, the projection, and A6, the critic, on those that crd has too; A3
+has no switch: the teacher is frozen, in eval mode). The critic is CRD's, the weight is the
+teacher's probability of the true class, and there is a cross-entropy at x~, because contrast alone
+ignores the scale of the logits.
 """
 
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from methods.base import Batch, Nets, hp, kl, true_class_probability
+from methods.base import Batch, Nets, Paper, hp, kl, true_class_probability
 from methods.contrast import Contrast
 from methods.crd_adv import CrdAdv
 from methods.inner import pgd
@@ -32,6 +31,13 @@ class Gacd(CrdAdv):
     tau, symmetric and the part `contrast`.
     """
 
+    paper = Paper(
+        "Bai, Chen, Zhao, Wen, Jiang and Kot",
+        "Feature Distillation With Guided Adversarial Contrastive Learning",
+        "arXiv",
+        2020,
+        "https://arxiv.org/abs/2009.09922",
+    )
     student_input: str = hp(
         "adv", "A1: what the student embeds, v", choices=("adv", "clean", "both")
     )

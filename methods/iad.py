@@ -1,16 +1,16 @@
-"""Introspective adversarial distillation, first form (IAD-I).
+"""Introspective adversarial distillation I (IAD-I).
 
-Paper: Zhu et al., "Reliable Adversarial Distillation with Unreliable Teachers", ICLR 2022, as
-restated by RSLAD's Table 1: the teacher is trusted by its probability of the true class at x~, the
-student's own clean prediction takes the rest; no warm-up. Code: ZFancy/IAD at a8091a8c75. From it:
-beta = 0.1, tau = 1, the self target is not detached. Left out: unused forwards that move BatchNorm.
+As restated by RSLAD's Table 1: the teacher is trusted by its probability of the true class at x~,
+the student's own clean prediction takes the rest; no warm-up. Code: ZFancy/IAD at a8091a8c75. From
+it: beta = 0.1, tau = 1, the self target is not detached. Left out: unused forwards that move
+BatchNorm.
 """
 
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from methods.base import Batch, Method, Nets, hp, kl, quirk, true_class_probability
+from methods.base import Batch, Method, Nets, Paper, hp, kl, quirk, true_class_probability
 from methods.inner import ce, pgd
 from methods.recipes import ONE_FALL_200_EPOCHS
 
@@ -60,6 +60,13 @@ class Iad(Introspective):
     a_i = p_T(y_i | x~_i)^beta; inner CE. Both terms are softened by tau.
     """
 
+    paper = Paper(
+        "Zhu et al.",
+        "Reliable Adversarial Distillation with Unreliable Teachers",
+        "ICLR",
+        2022,
+        "https://arxiv.org/abs/2106.04928",
+    )
     recipe = ONE_FALL_200_EPOCHS
 
     train_mode_attack: bool = quirk(False, True, "BatchNorm's statistics move in the attack")

@@ -1,6 +1,5 @@
-"""Introspective adversarial distillation, second form (IAD-II): AKD2, introspective.
+"""Introspective adversarial distillation II (IAD-II): AKD2, introspective.
 
-Paper: Zhu et al., "Reliable Adversarial Distillation with Unreliable Teachers", ICLR 2022.
 Code: ZFancy/IAD at a8091a8c75, the source of formula and defaults, as the paper's text could not be
 read. beta = 0 is AKD2, which has a second, naturally trained teacher. Before `begin` S(x) has the
 weight 0 and passes the student all the same; in the script it does not.
@@ -12,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from methods.base import Batch, Method, Nets, hp, kl, quirk, true_class_probability
+from methods.iad import Iad
 from methods.inner import ce, pgd
 from methods.recipes import ONE_FALL_200_EPOCHS
 
@@ -24,6 +24,7 @@ class Iad2(Method):
     a_i = p_T(y_i | x~_i)^beta; teachers' terms softened by tau; u, v: alpha_robust, alpha_natural.
     """
 
+    paper = Iad.paper
     teacher_roles = ("robust", "natural")
     recipe = ONE_FALL_200_EPOCHS
 

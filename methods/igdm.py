@@ -1,7 +1,6 @@
 """Indirect gradient distillation (IGDM): a term that any other method, the base, can be given.
 
-Paper: Lee, Cho and Kim, "Indirect Gradient Matching for Adversarial Robust Distillation", ICLR
-2025. From it: logit differences along d = x~ - x expose the input gradient of networks that are
+From the paper: logit differences along d = x~ - x expose the input gradient of networks that are
 locally linear; the weight grows over the epochs; alpha = 5 is its value for AdaAD and ResNet-18 on
 CIFAR-10 (ARD 5, IAD 50, AKD 7, RSLAD 0.9, TRADES 20, PGD-AT 60). From the code, VLM_Distillation's
 copy at 2b7ef6ed1e: x - d is not clipped, epochs count from 1 (its ramp always divides by 200), and
@@ -15,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 import methods
-from methods.base import Batch, Method, Net, Nets, hp, kl
+from methods.base import Batch, Method, Net, Nets, Paper, hp, kl
 from methods.recipes import LOW_WEIGHT_DECAY
 
 
@@ -26,6 +25,13 @@ class Igdm(Method):
     x~: the base's.
     """
 
+    paper = Paper(
+        "Lee, Cho and Kim",
+        "Indirect Gradient Matching for Adversarial Robust Distillation",
+        "ICLR",
+        2025,
+        "https://arxiv.org/abs/2312.03286",
+    )
     recipe = LOW_WEIGHT_DECAY
 
     base: str = hp("adaad", "the method given the term, at its defaults; it must attack")

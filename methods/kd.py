@@ -1,8 +1,8 @@
 """Knowledge distillation on clean images.
 
-Paper: Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015: the factor
-tau^2 keeps the size of the soft term's gradient independent of the temperature. Defaults alpha =
-0.9, tau = 4 are those of the code of CRD's authors, HobbitLong/RepDistiller at b84f547c5d.
+From the paper: the factor tau^2 keeps the size of the soft term's gradient independent of the
+temperature. Defaults alpha = 0.9, tau = 4 are those of the code of CRD's authors,
+HobbitLong/RepDistiller at b84f547c5d.
 """
 
 from dataclasses import dataclass
@@ -10,13 +10,20 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from methods.base import Batch, Method, Nets, hp, kl
+from methods.base import Batch, Method, Nets, Paper, hp, kl
 
 
 @dataclass(frozen=True)
 class Kd(Method):
     """(1 - alpha) CE(S(x), y) + alpha tau^2 KL(T(x) || S(x)), both softened by tau."""
 
+    paper = Paper(
+        "Hinton, Vinyals and Dean",
+        "Distilling the Knowledge in a Neural Network",
+        "arXiv",
+        2015,
+        "https://arxiv.org/abs/1503.02531",
+    )
     epoch_dependent = False
 
     alpha: float = hp(0.9, "share of the soft term", low=0.0, high=1.0, most=1.0)

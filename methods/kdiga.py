@@ -1,10 +1,9 @@
-"""Knowledge distillation with input gradient alignment (KDIGA).
+"""KD with input gradient alignment (KDIGA).
 
-Paper: Shao et al., "How and When Adversarial Robustness Transfers in Knowledge Distillation?",
-arXiv 2110.12072, 2021. Code: RulinShao/AdversariallyRobustDistillation at 12e774f4b7. From it:
-alpha = gamma = 0.5, tau = 1; its second form, KDIGA-ARD, has both networks at x~ in the soft term.
-Assumed: a norm for each image, averaged; the batch's statistics tie the student's gradients. The
-script has one norm, of the mean loss's gradient, over the batch size, so its gamma is another.
+Code: RulinShao/AdversariallyRobustDistillation at 12e774f4b7. From it: alpha = gamma = 0.5, tau =
+1; its second form, KDIGA-ARD, has both networks at x~ in the soft term. Assumed: a norm for each
+image, averaged; the batch's statistics tie the student's gradients. The script has one norm, of the
+mean loss's gradient, over the batch size, so its gamma is another.
 """
 
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from methods.base import Batch, Method, Nets, hp, kl, kl_reduction, kl_scale
+from methods.base import Batch, Method, Nets, Paper, hp, kl, kl_reduction, kl_scale
 from methods.inner import at_least_float32, ce, pgd
 from methods.recipes import ONE_FALL_200_EPOCHS
 
@@ -26,6 +25,13 @@ class Kdiga(Method):
     v: clean images, or x~ = argmax CE(S(x~), y).
     """
 
+    paper = Paper(
+        "Shao et al.",
+        "How and When Adversarial Robustness Transfers in Knowledge Distillation?",
+        "arXiv",
+        2021,
+        "https://arxiv.org/abs/2110.12072",
+    )
     recipe = ONE_FALL_200_EPOCHS
     epoch_dependent = False
 

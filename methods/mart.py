@@ -1,9 +1,8 @@
 """Misclassification-aware adversarial training (MART).
 
-Paper: Wang et al., "Improving Adversarial Robustness Requires Revisiting Misclassified Examples",
-ICLR 2020. Code: YisenWang/MART at 2d83e17b38. From it: beta = 5, the attack in eval mode from
-Gaussian noise, the constants that keep logarithm and weight positive. Step and
-radius are the suite's (the authors: 0.007 and 0.031).
+Code: YisenWang/MART at 2d83e17b38. From it: beta = 5, the attack in eval mode from Gaussian noise,
+the constants that keep logarithm and weight positive. Step and radius are the suite's (the authors:
+0.007 and 0.031).
 """
 
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from methods.base import Batch, Method, Nets, hp, kl, true_class_probability
+from methods.base import Batch, Method, Nets, Paper, hp, kl, true_class_probability
 from methods.inner import ce, pgd
 
 
@@ -22,6 +21,13 @@ class Mart(Method):
     BCE = -log p(y | x~) - log(1 - max_{c != y} p(c | x~)).
     """
 
+    paper = Paper(
+        "Wang et al.",
+        "Improving Adversarial Robustness Requires Revisiting Misclassified Examples",
+        "ICLR",
+        2020,
+        "https://openreview.net/forum?id=rklOg6EFwS",
+    )
     teacher_roles = ()
     recipe = (
         ("epochs", 120, "shorter than the long suites here"),

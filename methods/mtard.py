@@ -1,9 +1,8 @@
 """Multi-teacher adversarial robustness distillation (MTARD).
 
-Paper: Zhao et al., "Enhanced Accuracy and Robustness via Multi-Teacher Adversarial Distillation",
-ECCV 2022: a robust teacher for x~, a natural one for x; the two weights move so that the term which
-has fallen less gets more. Code: zhaoshiji123/MTARD at 6480a1b40d; rates and attack (cross-entropy,
-Gaussian start) are from it. There the weights move before the step in which they count, here after.
+A robust teacher for x~, a natural one for x; the two weights move so that the term which has fallen
+less gets more. Code: zhaoshiji123/MTARD at 6480a1b40d; rates and attack (cross-entropy, Gaussian
+start) are from it. There the weights move before the step in which they count, here after.
 """
 
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from methods.adaptive import rate_decay
-from methods.base import Batch, Method, Net, Nets, hp, kl, kl_reduction, kl_scale
+from methods.base import Batch, Method, Net, Nets, Paper, hp, kl, kl_reduction, kl_scale
 from methods.inner import ce, pgd
 from methods.recipes import THREE_FALLS_300_EPOCHS
 
@@ -25,6 +24,13 @@ class Mtard(Method):
     falls to a tenth after each milestone of RSLAD's script.
     """
 
+    paper = Paper(
+        "Zhao et al.",
+        "Enhanced Accuracy and Robustness via Multi-Teacher Adversarial Distillation",
+        "ECCV",
+        2022,
+        "https://link.springer.com/chapter/10.1007/978-3-031-19772-7_34",
+    )
     teacher_roles = ("robust", "natural")
     recipe = THREE_FALLS_300_EPOCHS
 

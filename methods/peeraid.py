@@ -1,10 +1,9 @@
-"""Peer adversarial introspection distillation (PeerAiD): a peer in place of a teacher.
+"""Adversarial distillation from a peer (PeerAiD): a peer in place of a teacher.
 
-Paper: Jung, Jang, Song and Lee, "PeerAiD: Improving Adversarial Distillation from a Specialized
-Peer Tutor", CVPR 2024: the peer is trained beside the student, only to withstand the student's
-adversarial examples, and is its teacher there. Code: jaewonalive/PeerAiD at cd12e9210c; weights,
-temperatures and attack are from its CIFAR-10 run. Left out: the student's cross-entropy, which only
-Tiny-ImageNet's run weighs, and its second pass of x~, which only BatchNorm sees.
+The peer is trained beside the student, only to withstand the student's adversarial examples, and is
+its teacher there. Code: jaewonalive/PeerAiD at cd12e9210c; weights, temperatures and attack are
+from its CIFAR-10 run. Left out: the student's cross-entropy, which only Tiny-ImageNet's run weighs,
+and its second pass of x~, which only BatchNorm sees.
 """
 
 import copy
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from methods.base import Batch, Method, Net, Nets, hp, kl, kl_reduction, kl_scale, quirk
+from methods.base import Batch, Method, Net, Nets, Paper, hp, kl, kl_reduction, kl_scale, quirk
 from methods.inner import eval_logits, kl_to, pgd
 from methods.recipes import EPOCHS_300, LOW_WEIGHT_DECAY, average_from
 
@@ -26,6 +25,13 @@ class Peeraid(Method):
     x~ = argmax KL(P(x) || S(x~)).
     """
 
+    paper = Paper(
+        "Jung, Jang, Song and Lee",
+        "PeerAiD: Improving Adversarial Distillation from a Specialized Peer Tutor",
+        "CVPR",
+        2024,
+        "https://arxiv.org/abs/2403.06668",
+    )
     teacher_roles = ()
     # One epoch earlier than RSLAD, and the average from the first fall on.
     recipe = (

@@ -1,7 +1,7 @@
 """PGD adversarial training.
 
-Paper: Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", ICLR 2018.
-From it: inner maximisation and outer minimisation of the cross-entropy. The attack is in eval mode.
+From the paper: inner maximisation and outer minimisation of the cross-entropy. The attack is in
+eval mode.
 """
 
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from methods.base import Batch, Method, Nets
+from methods.base import Batch, Method, Nets, Paper
 from methods.inner import ce, pgd
 
 
@@ -17,6 +17,13 @@ from methods.inner import ce, pgd
 class PgdAt(Method):
     """CE(S(x~), y), x~ = argmax CE(S(x~), y)."""
 
+    paper = Paper(
+        "Madry et al.",
+        "Towards Deep Learning Models Resistant to Adversarial Attacks",
+        "ICLR",
+        2018,
+        "https://arxiv.org/abs/1706.06083",
+    )
     teacher_roles = ()
     epoch_dependent = False
 

@@ -1,9 +1,8 @@
 """Robust representation matching (RRM): clean features follow a robust teacher's; no attack.
 
-Paper: Vaishnavi, Eykholt and Rahmati, "Transferring Adversarial Robustness Through Robust
-Representation Matching", USENIX Security 2022. Code: Ethos-lab/robust-representation-matching at
-29d18bba30. From it: the weight 0.005 of the cross-entropy, the cosine of the penultimate features.
-Assumed: a linear projection where the widths differ.
+Code: Ethos-lab/robust-representation-matching at 29d18bba30. From it: the weight 0.005 of the
+cross-entropy, the cosine of the penultimate features. Assumed: a linear projection where the widths
+differ.
 """
 
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from methods.base import Batch, Method, Net, Nets, hp
+from methods.base import Batch, Method, Net, Nets, Paper, hp
 from methods.inner import at_least_float32
 
 
@@ -20,6 +19,13 @@ from methods.inner import at_least_float32
 class Rrm(Method):
     """alpha CE(S(x), y) + mean_i [1 - cos(f_S(x_i), f_T(x_i))], f: penultimate features."""
 
+    paper = Paper(
+        "Vaishnavi, Eykholt and Rahmati",
+        "Transferring Adversarial Robustness Through Robust Representation Matching",
+        "USENIX Security",
+        2022,
+        "https://www.usenix.org/conference/usenixsecurity22/presentation/vaishnavi",
+    )
     recipe = (("epochs", 48, "a quarter of the long suites here; its rate falls as a cosine"),)
     epoch_dependent = False
 

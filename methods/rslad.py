@@ -1,16 +1,15 @@
 """Robust soft label adversarial distillation (RSLAD).
 
-Paper: Zi, Zhao, Ma and Jiang, "Revisiting Adversarial Robustness Distillation: Robust Soft Labels
-Make Student Better", ICCV 2021: the teacher's clean soft labels replace the hard label in the inner
-and the outer problem. Code: zibojia/RSLAD at c40e04f6c4; alpha = 5/6, the attack in eval mode from
-Gaussian noise, and the adversarial forward before the clean one are from it.
+The teacher's clean soft labels replace the hard label in the inner and the outer problem. Code:
+zibojia/RSLAD at c40e04f6c4; alpha = 5/6, the attack in eval mode from Gaussian noise, and the
+adversarial forward before the clean one are from it.
 """
 
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from methods.base import Batch, Method, Nets, hp, kl, kl_reduction, kl_scale
+from methods.base import Batch, Method, Nets, Paper, hp, kl, kl_reduction, kl_scale
 from methods.inner import kl_to, pgd
 from methods.recipes import THREE_FALLS_300_EPOCHS
 
@@ -19,6 +18,13 @@ from methods.recipes import THREE_FALLS_300_EPOCHS
 class Rslad(Method):
     """(1 - alpha) KL(T(x) || S(x)) + alpha KL(T(x) || S(x~)), x~ = argmax KL(T(x) || S(x~))."""
 
+    paper = Paper(
+        "Zi, Zhao, Ma and Jiang",
+        "Revisiting Adversarial Robustness Distillation: Robust Soft Labels Make Student Better",
+        "ICCV",
+        2021,
+        "https://arxiv.org/abs/2108.07969",
+    )
     recipe = THREE_FALLS_300_EPOCHS
     epoch_dependent = False
 

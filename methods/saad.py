@@ -1,10 +1,10 @@
 """Sample-wise adaptive adversarial distillation (SAAD; SAAD-C with beta > 0).
 
-Paper: Lee and Chung, arXiv 2512.10275. From it: images on which the teacher is sure are weighed
-down by its entropy; AdaAD's inner problem is linearised, so a step costs one teacher backward and
-not ten; alpha = 1 and beta = 0.2 for CIFAR-10. Code: HongsinLee/saad at 295121c5d2; from it: the
-slope's factor 1. Left out: with beta = 0 the student's clean pass, which only BatchNorm sees.
-Assumed: the entropy of the clean term's weight is normalised by log C.
+From the paper: images on which the teacher is sure are weighed down by its entropy; AdaAD's inner
+problem is linearised, so a step costs one teacher backward and not ten; alpha = 1 and beta = 0.2
+for CIFAR-10. Code: HongsinLee/saad at 295121c5d2; from it: the slope's factor 1. Left out: with
+beta = 0 the student's clean pass, which only BatchNorm sees. Assumed: the entropy of the clean
+term's weight is normalised by log C.
 """
 
 import math
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from methods.adaptive import softmax_entropy
-from methods.base import Batch, Method, Nets, hp, kl, quirk
+from methods.base import Batch, Method, Nets, Paper, hp, kl, quirk
 from methods.igdm import gradient_kl
 from methods.inner import Objective, pgd
 from methods.recipes import LOW_WEIGHT_DECAY, average_from
@@ -28,6 +28,13 @@ class Saad(Method):
     x~ = argmax KL(T_lin(x~) || S(x~)); T_lin: T(x), its true-class logit moved by its gradient.
     """
 
+    paper = Paper(
+        "Lee and Chung",
+        "Sample-wise Adaptive Weighting for Transfer Consistency in Adversarial Distillation",
+        "arXiv",
+        2025,
+        "https://arxiv.org/abs/2512.10275",
+    )
     recipe = (*LOW_WEIGHT_DECAY, *average_from(95 / 200))
 
     alpha: float = hp(1.0, "weight of IGDM's term (CIFAR-100: 20)", low=0.1, high=30.0, log=True)

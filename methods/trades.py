@@ -1,9 +1,8 @@
-"""TRADES.
+"""Tradeoff-inspired adversarial defense via surrogate-loss minimization (TRADES).
 
-Paper: Zhang et al., "Theoretically Principled Trade-off between Robustness and Accuracy", ICML
-2019. Code: yaodongyu/TRADES at 6e8e11b7c2. From it: the clean target of the outer KL is not
-detached; the attack starts from Gaussian noise and sees the student in eval mode. Step and
-radius are the suite's (the authors: 0.007 and 0.031).
+Code: yaodongyu/TRADES at 6e8e11b7c2. From it: the clean target of the outer KL is not detached; the
+attack starts from Gaussian noise and sees the student in eval mode. Step and radius are the suite's
+(the authors: 0.007 and 0.031).
 """
 
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from methods.base import Batch, Method, Nets, hp, kl
+from methods.base import Batch, Method, Nets, Paper, hp, kl
 from methods.inner import eval_logits, kl_to, pgd
 from methods.recipes import LOW_WEIGHT_DECAY
 
@@ -20,6 +19,13 @@ from methods.recipes import LOW_WEIGHT_DECAY
 class Trades(Method):
     """CE(S(x), y) + beta KL(S(x) || S(x~)), x~ = argmax KL(S(x) || S(x~))."""
 
+    paper = Paper(
+        "Zhang et al.",
+        "Theoretically Principled Trade-off between Robustness and Accuracy",
+        "ICML",
+        2019,
+        "https://arxiv.org/abs/1901.08573",
+    )
     teacher_roles = ()
     recipe = (
         ("epochs", 76, "stops early"),

@@ -14,6 +14,7 @@ from bench.execution import job, plan
 from bench.execution.job import RunContext
 from bench.execution.plan import PlannedRun
 from bench.protocol.options import RunOptions
+from bench.system.progress import Progress
 from bench.tracking.store import TrackingStore
 
 MEASURED = {
@@ -62,4 +63,6 @@ def run_planned(run: PlannedRun, context: RunContext, measured: dict[str, float]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(job, "evaluate_checkpoint", evaluate)
         images = loading.load_data("digits", "", run.spec.limit_train, run.spec.limit_test)
-        return job.run_job(run, context, images, 1.0, lambda *_: None)
+        progress = Progress([(0.0, 0.0)])
+        progress.start(run.label, run.spec.training.epochs)
+        return job.run_job(run, context, images, 1.0, progress)

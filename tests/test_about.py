@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from importlib.metadata import EntryPoint
@@ -12,15 +13,17 @@ import pytest
 import methods
 from bench.reference import methods_page
 from bench.reference.about import describe_class, describe_method
+from methods.base import Paper
+from methods.contract import Contract
 
-PLUGIN = '''"""A plugin's title.
+PLUGIN = '''"""A plugin's title (APT): it explains itself.
 
-Paper: nobody's.
+Nobody wrote it.
 """
 
 from dataclasses import dataclass
 
-from methods.base import hp
+from methods.base import Paper, hp
 from methods.kd import Kd
 
 
@@ -28,6 +31,7 @@ from methods.kd import Kd
 class Mine(Kd):
     """The formula."""
 
+    paper = Paper("Nobody", "A <title>", "NoConf", 2030, "https://example.org/a?b=1&c")
     third: float = hp(1 / 3, "a share", low=0.1, high=2.0, log=True)
 '''
 
@@ -35,7 +39,6 @@ class Mine(Kd):
 @pytest.fixture
 def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Offer a plugin that works and one that cannot be imported."""
-    describe_method.cache_clear()
     (tmp_path / "about_plugin.py").write_text(PLUGIN)
     monkeypatch.syspath_prepend(tmp_path)
     points = [
@@ -77,11 +80,52 @@ def float_of(text: str) -> float:
 def test_a_plugin_is_described_by_its_class(plugin: None) -> None:
     described = describe_method("mine")
     assert described
-    assert (described.title, described.formula) == ("A plugin's title.", "The formula.")
-    assert described.source == "Paper: nobody's."
+    assert described.title == "A plugin's title (APT): it explains itself."
+    assert described.full_name == "A plugin's title"
+    assert described.formula == "The formula."
+    assert described.source == "Nobody wrote it."
+    assert described.teachers == ("robust",)
+    assert described.paper
+    assert described.paper.published == "NoConf 2030"
     third = described.parameters[-1]
     assert (third.name, third.default, third.meaning) == ("third", "1 / 3", "a share")
     assert third.searched == "0.1 to 2, logarithmic"
+
+
+def test_a_paper_is_not_inherited() -> None:
+    class Changed(methods.load("kd")):  # type: ignore[misc]
+        pass
+
+    assert Changed.paper is None
+    assert describe_class(Changed).paper is None
+
+
+@pytest.mark.parametrize(
+    ("paper", "fault"),
+    [
+        ("a text", "declare a methods.base.Paper or None"),
+        (Paper("", "T", "V", 2030), "paper.authors is empty"),
+        (Paper("A", "T", " ", 2030), "paper.venue is empty"),
+        (Paper("A", "T", "V", "2030"), "paper.year = '2030' is no year"),  # type: ignore[arg-type]
+        (Paper("A", "T", "V", 2030, "javascript:alert(1)"), "does not begin with https://"),
+    ],
+)
+def test_a_wrong_paper_breaks_the_contract(paper: object, fault: str) -> None:
+    class Changed(methods.load("kd")):  # type: ignore[misc]
+        pass
+
+    Changed.paper = paper
+    with pytest.raises(AssertionError, match=re.escape(fault)):
+        Contract().test_paper_is_declared(Changed())
+
+
+def test_every_method_after_a_paper_links_it() -> None:
+    controls = {"crd_adv", "natural"}
+    for name in methods.builtin():
+        described = describe_method(name)
+        assert described
+        assert (described.paper is None) == (name in controls)
+        assert described.paper is None or described.paper.url.startswith("https://")
 
 
 def test_a_plugin_that_cannot_be_used_has_no_description(plugin: None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -13,10 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 
-import methods
+import bench
 from bench import cli, datasets, models
 from bench.execution.cost import Cost
 from bench.models import checkpoint
+from bench.system.files import sha256_of_file
 
 
 @pytest.fixture(autouse=True)
@@ -79,6 +81,11 @@ BAD = [
     (f"{RUN} gacd --epochs abc", 2, "--epochs: invalid literal for int() with base 10: 'abc'"),
     (f"{RUN} gacd --tau nan", 2, "tau = nan is not finite"),
     (f"{RUN} gacd --estimator nec", 2, "--estimator: invalid choice 'nec', choose from nce"),
+    (f"{RUN} gacd -q -v", 2, "--quiet and --verbose: one of them"),
+    (f"{RUN} gacd -w", 2, "unknown flag -w"),
+    ("tune --method gacd -v --quiet", 2, "--quiet and --verbose: one of them"),
+    ("teacher train -q --verbose", 2, "--quiet and --verbose: one of them"),
+    (f"{RUN} gacd --limit-test 999 --dry-run", 2, "a test limit of 999 is out of range"),
     (f"{RUN} gacd --seeds 0,0", 2, "names '0' twice"),
     (f"{RUN} gacd --seeds 0,00", 2, "each seed once"),
     (f"{RUN} gacd --seeds 0 --seeds 1", 2, "--seeds is given twice"),
@@ -175,6 +182,11 @@ BAD = [
     (f"data verify cifar10 --data-root {LONG}", 1, "File name too long"),
     (f"teacher import mine {LONG} --arch resnet8-w4 --dataset digits", 1, f"'{LONG}'"),
     ("leaderboard --out file/x", 1, "cannot write to 'file/x': Not a directory"),
+    ("completion csh", 2, "invalid choice 'csh', choose from bash, zsh, fish"),
+    ("show", 1, "no run is recorded in sqlite:////"),
+    ("show --json", 1, "no run is recorded in sqlite:////"),
+    ("show abc", 2, "'abc' names no run: an id, or at least 4 of its first digits"),
+    ("show --store file", 2, "--store 'file': a folder, and this is a file"),
 ]
 
 
@@ -251,6 +263,7 @@ def test_a_dry_run_writes_nothing(
     output = capsys.readouterr().err
     assert output.startswith("2 to do, 0 already recorded in runs\n")
     assert "about 4 s in all" in output
+    assert "is for a GPU" not in output
     assert sorted(Path().rglob("*")) == before
 
 
@@ -299,14 +312,37 @@ def test_too_little_memory_names_the_option(
         cli.main(f"{EVALUATE} net.pt".split())
 
 
+def unreachable(*_: object, **__: object) -> None:
+    """Fail as a look-up without a network does."""
+    raise OSError("Name or service not known")
+
+
+def test_a_dry_run_fetches_nothing_and_warns_of_days(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("socket.getaddrinfo", unreachable)
+    monkeypatch.setattr(
+        "bench.execution.grid.estimate_costs", lambda todo, *_: [Cost(5e5, 4e5, 1.0)] * len(todo)
+    )
+    before = sorted(Path().rglob("*"))
+    assert exit_code("run --method gacd --suite cifar --dry-run --device cpu") == 0
+    output = capsys.readouterr().err
+    assert "cifar10 is not under data: a run fetches it, 170,498,071 bytes\n" in output
+    assert "cifar100 is not under data: a run fetches it, 169,001,437 bytes\n" in output
+    assert "cifar is for a GPU: about 62 days on this CPU (" in output
+    assert "for a CPU there are digits (minutes) and cifar-mini (a quarter of an hour)" in output
+    assert exit_code("run --method gacd --suite cifar -q --dry-run --device cpu") == 0
+    quiet = capsys.readouterr().err
+    assert "6 to do" in quiet
+    assert "is for a GPU" not in quiet
+    assert sorted(Path().rglob("*")) == before
+
+
 def test_no_network_names_the_files_to_provide(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def unreachable(*_: object, **__: object) -> None:
-        raise OSError("Name or service not known")
-
     monkeypatch.setattr("socket.getaddrinfo", unreachable)
-    assert exit_code("run --method gacd --suite cifar --dry-run") == 1
+    assert exit_code("run --method gacd --suite cifar") == 1
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("error: cifar10 cannot be downloaded (")
     assert "put the folder cifar-10-batches-py (data_batch_1, " in last
@@ -321,6 +357,25 @@ def test_eps_zero_is_clean_and_a_large_batch_is_fine(capsys: pytest.CaptureFixtu
     assert len(set(values)) == 1
 
 
+def test_a_result_as_one_document(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(f"{EVALUATE} net.pt --limit-test 20 --seed 7 --json") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["sha256"] == sha256_of_file(Path("net.pt"))
+    expected = {"checkpoint": "net.pt", "norm": "Linf", "eps": 0.15, "dataset": "digits",
+                "arch": "resnet8-w4", "seed": 7, "n": 20}  # fmt: skip
+    assert expected.items() <= document.items()
+    assert set(document["accuracy"]) == {"clean", "fgsm", "worst"}
+    assert document["accuracy"]["worst"] <= document["accuracy"]["clean"] <= 1
+    assert document["cost"]["fgsm"]["forwards"] > 0
+    assert isinstance(document["flags"], dict)
+
+
+@pytest.mark.parametrize("words", ["--version", "run --version", "teacher train --version"])
+def test_every_command_says_the_version(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(words) == 0
+    assert capsys.readouterr().out == f"{bench.__version__}\n"
+
+
 @pytest.mark.parametrize("words", ["", "--help", "teacher --help", "data -h"])
 def test_help(words: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code(words) == 0
@@ -331,30 +386,3 @@ def test_help_of_a_method_lists_its_switches(capsys: pytest.CaptureFixture[str])
     assert exit_code("run --method gacd --help") == 0
     text = capsys.readouterr().out
     assert all(flag in text for flag in ("--estimator", "--lambda-con", "--two-stage", "A7"))
-
-
-def test_list_names_everything(capsys: pytest.CaptureFixture[str]) -> None:
-    assert exit_code("list") == 0
-    text = capsys.readouterr().out
-    for name in (
-        *methods.names(),
-        "cifar-fast",
-        "stl10",
-        "wrn34-10",
-        "pgd20_trades",
-        "lambda_con=0.2",
-    ):
-        assert name in text
-
-
-def test_a_broken_plugin_harms_no_other(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from importlib.metadata import EntryPoint
-
-    point = EntryPoint("broken", "no.such.module:Method", "bench.methods")
-    monkeypatch.setattr(methods, "entry_points", lambda group: [point])
-    assert exit_code("list") == 0
-    text = capsys.readouterr().out
-    assert "broken            cannot be loaded: ModuleNotFoundError" in text
-    assert "gacd" in text

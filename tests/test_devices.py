@@ -198,6 +198,7 @@ def torchrun(words: str, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 @pytest.mark.e2e
 def test_the_whole_program_on_two_processes(tmp_path: Path) -> None:
     """A teacher and its student, recorded once; the same command again has nothing to do."""

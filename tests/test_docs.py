@@ -1,41 +1,57 @@
-"""Pages and files that are made from code and records are up to date."""
+"""Pages and files that are made from code and records are up to date; the README stays short."""
 
 from __future__ import annotations
 
+import re
+import tomllib
 from pathlib import Path
 
 import pytest
-from sites import render_markdown
 
-from bench.cli import reference_pages
-from bench.reference import about, methods_page
-from leaderboards.read import store
+from bench.cli import generated_files
 
 ROOT = Path(__file__).parents[1]
-MAKE_METHODS = "python -m bench.reference.methods_page"
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+CODE_BLOCK = re.compile(r"^```\w*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
-def test_methods_page_is_current() -> None:
-    page = (ROOT / methods_page.PAGE).read_text(encoding="utf-8")
-    assert page == methods_page.render_page(), MAKE_METHODS
+@pytest.mark.parametrize("path", generated_files.FILES)
+def test_a_generated_file_is_current(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    text = (ROOT / path).read_text(encoding="utf-8")
+    assert text == generated_files.FILES[path](), "python -m bench.cli.generated_files"
 
 
-def test_methods_file_is_current() -> None:
-    assert about.FILE.read_text() == methods_page.render_json(), MAKE_METHODS
+def test_a_readme_without_the_markers_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "README.md").write_text("# A title\n<!-- results: end -->\n")
+    with pytest.raises(ValueError, match=r"README\.md lacks the lines <!-- results: begin"):
+        generated_files.render_readme()
 
 
-@pytest.mark.parametrize("page", reference_pages.PAGES)
-def test_reference_pages_are_current(page: str) -> None:
-    text = (ROOT / reference_pages.FOLDER / page).read_text(encoding="utf-8")
-    assert text == reference_pages.PAGES[page](), "python -m bench.cli.reference_pages"
+def test_no_clone_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="no clone here"):
+        generated_files.main()
 
 
-def test_results_are_those_of_the_records() -> None:
-    """The whole page, and the part that the README shows: the tasks of a suite side by side."""
-    rendered = render_markdown(store.collect(ROOT / "leaderboards" / "results"))
-    command = "python -m bench leaderboard --records leaderboards/results --out OUT"
-    message = f"{command}; OUT/leaderboard.md is docs/lab/results.md"
-    assert (ROOT / "docs" / "lab" / "results.md").read_text() == rendered, message
-    across_tasks = rendered.partition("### Across tasks\n\n")[2].partition("\n\n")[0]
-    assert across_tasks
-    assert across_tasks in (ROOT / "README.md").read_text()
+def test_people_finish_the_readme() -> None:
+    assert len(README.split()) <= 1100
+    assert len(README.splitlines()) <= 130
+
+
+def test_no_command_of_the_readme_is_cut_off() -> None:
+    blocks = CODE_BLOCK.findall(README)
+    assert blocks
+    for line in "".join(blocks).splitlines():
+        assert len(line) <= 88, line
+
+
+def test_the_badges_say_what_the_package_says() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lowest, above = re.findall(r"3\.(\d+)", project["requires-python"])
+    python = (ROOT / "docs" / "images" / "badge-python.svg").read_text()
+    assert f"3.{lowest} - 3.{int(above) - 1}" in python
+    assert project["license"] in (ROOT / "docs" / "images" / "badge-licence.svg").read_text()

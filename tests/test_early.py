@@ -125,6 +125,7 @@ def test_only_images_that_fool_the_reference_model_are_dropped(task: Task) -> No
         assert early.robust.all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 7, 60])
 def test_targets_tried_together_fill_a_batch_and_no_more(
     batch_size: int, task: Task, monkeypatch: pytest.MonkeyPatch

@@ -21,6 +21,7 @@ import leaderboards
 from leaderboards.read import client, store
 from leaderboards.render import markdown
 from leaderboards.render.figures import matplotlib_figures
+from leaderboards.schema import fields
 from leaderboards.tables.suite_tables import build_sections
 
 NASTY = '<script>alert("x")</script>|`*\'&'
@@ -219,7 +220,7 @@ def test_collect_keeps_finished_children_of_suites(runs: pd.DataFrame) -> None:
 
 def by_client(uri: str) -> pd.DataFrame:
     with client.open_client(uri) as reader:
-        return store._to_frame(*reader.runs(None))
+        return store._to_frame(*reader.runs(None, (fields.FINISHED,)))
 
 
 @pytest.mark.parametrize("page", [2, 1000])

@@ -9,15 +9,18 @@ from typing import Any
 
 import pytest
 import records
+import torch
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 from mlflow.entities import Run as Recorded
 from mlflow.exceptions import MlflowException
+from mlflow.pytorch import load_model
 
+from bench import datasets
 from bench.datasets import loading
 from bench.execution import job, plan
+from bench.models import checkpoint
 from bench.protocol.options import RunOptions
-from bench.system.files import sha256_of_file
 from bench.tracking import links, note
 from bench.tracking.store import TrackingStore
 from leaderboards.read import store as leaderboard
@@ -39,6 +42,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         records.run_planned(records.plan_student(variant=NASTY), records.make_context(folder))
     return folder
+
+
+def no_network() -> None:
+    """Log nothing that a version could load: only its alias is of interest."""
 
 
 def runs(client: MlflowClient, role: str = "student") -> list[Recorded]:
@@ -71,18 +78,37 @@ def test_data_and_checkpoint_are_linked_to_run_and_metrics(folder: Path) -> None
     assert model.tags["checkpoint"] == f"runs:/{run.info.run_id}/checkpoints/best.pt"
 
 
-def test_tensors_are_stored_once_and_the_alias_gives_them(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("pickles", ["true", "false"])
+def test_the_alias_loads_the_best_checkpoint(
+    pickles: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Its logits are those of best.pt, bit for bit, also where MLflow may not unpickle."""
     store = TrackingStore(folder)
     assert len(list((folder / "artifacts").rglob("*.pt"))) == 4
     version = store.client.get_model_version_by_alias(MODEL, "best")
     (run,) = runs(store.client)
     assert version.run_id == run.info.run_id
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store.uri)
-    uri = f"models:/{MODEL}@best"
-    path = Path(download_artifacts(artifact_uri=uri, dst_path=str(tmp_path)), "best.pt")
-    assert sha256_of_file(path) == run.data.tags["sha256.best"]
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", pickles)
+    network = load_model(f"models:/{MODEL}@best")
+    path = Path(download_artifacts(artifact_uri=version.tags["checkpoint"]))
+    net = checkpoint.load(path, "resnet8-w4", datasets.DIGITS, run.data.tags["sha256.best"])
+    for count in (1, 2, 9):
+        x = torch.rand(count, *datasets.DIGITS.shape)
+        with torch.no_grad():
+            assert torch.equal(network(x), net(x))
+
+
+def test_a_network_that_cannot_be_exported_is_not_registered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = records.make_context(tmp_path)
+    monkeypatch.setattr("torch.export.export", raising(RuntimeError("no graph")))
+    records.run_planned(records.plan_student(), context)
+    (run,) = runs(context.store.client)
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["missing.alias"] == "RuntimeError: no graph"
+    assert not context.store.client.search_registered_models()
 
 
 def test_the_note_has_all_results_and_escapes_text(folder: Path) -> None:
@@ -175,7 +201,9 @@ def test_the_alias_follows_validation(tmp_path: Path) -> None:
         tags = job.run_tags(planned, {})
         logger = store.start_run(planned.spec, tags)
         model = links.log_checkpoint(logger, planned.spec, tags)
-        links.register_model(store, logger, model, planned.spec, planned.identity, val_robust)
+        links.register_model(
+            store, logger, model, planned.spec, planned.identity, val_robust, no_network
+        )
         version = store.client.get_model_version_by_alias(MODEL, "best")
         best_seeds.append(store.client.get_run(str(version.run_id)).data.params["seed"])
     assert best_seeds == ["0", "0", "0", "3"]
@@ -191,7 +219,9 @@ def test_a_teachers_checkpoint_has_an_alias_and_is_an_input_of_students(tmp_path
     tags = job.run_tags(teacher, {})
     teacher_logger = store.start_run(teacher.spec, tags)
     model = links.log_checkpoint(teacher_logger, teacher.spec, tags)
-    links.register_model(store, teacher_logger, model, teacher.spec, teacher.identity, 0.5)
+    links.register_model(
+        store, teacher_logger, model, teacher.spec, teacher.identity, 0.5, no_network
+    )
     name = f"digits@3.digits.{teacher.identity}"
     assert store.client.get_model_version_by_alias(name, "teacher").run_id == teacher_logger.run_id
     logger = store.start_run(student.spec, job.run_tags(student, {}))

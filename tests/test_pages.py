@@ -22,7 +22,7 @@ from leaderboards.render.protocol_text import describe_protocol
 from leaderboards.render.site.pages import cost_lines, render_pages
 from leaderboards.render.site.site_map import Site, file_names
 from leaderboards.schema.fields import Curve
-from leaderboards.schema.method_card import HyperParameter, MethodCard
+from leaderboards.schema.method_card import HyperParameter, MethodCard, PaperCard
 from leaderboards.tables import suite_tables
 
 TASK = [
@@ -288,6 +288,7 @@ def test_method_page_shows_formula_and_recorded_values(runs: pd.DataFrame) -> No
         "a < b & <i>c</i>",
         "A paper.",
         (HyperParameter("alpha", "5 / 6", "0.5 to 1", "share"),),
+        paper=PaperCard("B & <C>", "On <i>x</i>", "NoConf", 2030, 'https://e.org/?a="&b=<c>'),
     )
     recorded = runs.assign(**{"param/hyper.alpha": "0.9", "param/hyper.new": "1"})
     site = Site(
@@ -298,6 +299,8 @@ def test_method_page_shows_formula_and_recorded_values(runs: pd.DataFrame) -> No
     html = dict(render_pages(site))
     reader = Reader(html["methods/kd.html"])
     assert "a < b & <i>c</i>" in reader.text
+    assert "B & <C>, On <i>x</i>, NoConf 2030" in reader.text
+    assert ("href", 'https://e.org/?a="&b=<c>') in reader.attributes
     assert reader.tables["Hyper-parameters of kd"][1:] == [
         ["alpha", "0.9", "5 / 6", "0.5 to 1", "share"],
         ["new", "1", "", "", ""],

@@ -148,7 +148,7 @@ def test_a_method_touches_exactly_one_file(store: Path, tmp_path: Path) -> None:
     before = set(tmp_path.rglob("*"))
     output_of("-m bench new-method fresh --out methods", tmp_path)
     assert set(tmp_path.rglob("*")) - before == {tmp_path / "methods" / "fresh.py"}
-    assert "fresh             The formula, in one line" in output_of("-m bench list", tmp_path)
+    assert "  fresh       What it is called" in output_of("-m bench list", tmp_path)
     log = output_of(
         "-m pytest -q -p no:cacheprovider tests/test_methods.py -k Fresh", tmp_path, tmp_path
     )
@@ -274,14 +274,13 @@ def test_list_shows_the_fault(
     install_plugin(site, "kd", PLUGIN)
     monkeypatch.setattr(methods, "builtin", lambda: ["kd"])
     assert exit_code("list") == 0
-    text = capsys.readouterr().out
-    assert "\n  works             The formula of mine.\n" in text
+    text = " ".join(capsys.readouterr().out.split())
+    assert " works Mine " in text
     assert (
-        "\n  broken            cannot be used: Mine lacks @dataclass(frozen=True) "
-        "(package pack-broken)\n" in text
+        " broken cannot be used: Mine lacks @dataclass(frozen=True) (package pack-broken) " in text
     )
     assert (
-        "; a plugin of this name is ignored, for a built-in method has its name (package pack-kd)\n"
+        "; a plugin of this name is ignored, for a built-in method has its name (package pack-kd) "
         in text
     )
 

@@ -640,6 +640,13 @@ def test_a_record_that_is_not_reproduced_is_refused(
     assert store.collect(uri(home)).empty
 
 
+def test_rounding_may_turn_no_image_where_only_the_benchmark_is_newer() -> None:
+    device = torch.device("cpu")
+    here = environment.describe_environment(device)
+    assert reproduce.rounding_share(here | {"bench": "0.1.0"}, device) == 0
+    assert reproduce.rounding_share(here | {"torch": "2.0"}, device) == reproduce.ROUNDING_SHARE
+
+
 @pytest.mark.parametrize(("share", "allowed"), [(0.0, 0), (reproduce.ROUNDING_SHARE, 1), (0.02, 4)])
 def test_as_many_images_may_differ_as_are_allowed(
     records: Path, share: float, allowed: int

@@ -101,12 +101,14 @@ def measure_cpu_seconds(arguments: list[str], folder: Path) -> float:
     return resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
 
 
+@pytest.mark.slow
 def test_two_workers_make_the_same_records(folder: Path, tmp_path: Path) -> None:
     command = f"run --method gacd,natural --workers 2 --epochs 1 {SMALL}"
     result = run_bench(command, tmp_path)
     assert result.returncode == 0, result.stderr
-    numbers = re.findall(r"^\[(\d/3)\] ", result.stderr, flags=re.MULTILINE)
-    assert numbers == ["1/3", "2/3", "3/3"]
+    for word in ("starts", "clean"):
+        numbers = re.findall(rf"^\[(\d/3)\] .*: {word}", result.stderr, flags=re.MULTILINE)
+        assert sorted(numbers) == ["1/3", "2/3", "3/3"]
     serial, parallel = metrics_by_method(folder), metrics_by_method(tmp_path)
     for method in ("trades", "gacd"):
         differing = set()
@@ -115,7 +117,7 @@ def test_two_workers_make_the_same_records(folder: Path, tmp_path: Path) -> None
                 differing.add(name)
         assert {name for name in differing if not name.startswith(("cost/", "train/"))} == set()
     repeated = run_bench(command, tmp_path)
-    assert repeated.stderr.strip() == "0 to do, 3 already recorded in runs"
+    assert repeated.stderr.startswith("0 to do, 3 already recorded in runs\nmethod ")
 
 
 def metrics_by_method(folder: Path) -> dict[str, dict[str, float]]:
@@ -168,11 +170,29 @@ def test_files_are_recorded(folder: Path) -> None:
     }
 
 
+def test_the_results_name_model_and_log(folder: Path) -> None:
+    result = run_bench(f"{FIRST_COMMAND} --quiet", folder)
+    (model,) = re.findall(r"^model   (.*)", result.stderr, flags=re.MULTILINE)
+    assert Path(model) == best_checkpoint(list_runs(folder)[1])
+    (log,) = (folder / "runs" / "logs").iterdir()
+    assert re.fullmatch(r"\d{8}-\d{6}\.\d{3}-run\.log", log.name)
+    text = log.read_text()
+    assert FIRST_COMMAND in text.splitlines()[0]
+    assert re.search(r"^torch: \d", text, flags=re.MULTILINE)
+    assert re.search(r"^20\S+ \S+ INFO \[2/2\] digits resnet8-w4 gacd seed 0: clean ", text, re.M)
+    assert re.search(r" DEBUG \[2/2\] epoch 0, train/", text)
+
+
 def test_the_same_command_does_nothing(folder: Path) -> None:
     before = [run.info.run_id for run in list_runs(folder)]
     result = run_bench(FIRST_COMMAND, folder)
     assert result.returncode == 0
-    assert result.stderr.strip() == "0 to do, 2 already recorded in runs"
+    lines = result.stderr.splitlines()
+    assert lines[0] == "0 to do, 2 already recorded in runs"
+    assert [line.split()[0] for line in lines[1:4]] == ["method", "trades", "gacd"]
+    assert lines[-2] == "next    python -m bench leaderboard"
+    # Nothing was done, so there is no second log.
+    assert len(list((folder / "runs" / "logs").iterdir())) == 1
     assert [run.info.run_id for run in list_runs(folder)] == before
 
 
@@ -190,6 +210,7 @@ def test_evaluate_gives_the_recorded_numbers(folder: Path) -> None:
     assert printed == pytest.approx(recorded, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_evaluate_in_another_norm_from_a_surrogate_and_under_corruptions(folder: Path) -> None:
     file = best_checkpoint(list_runs(folder)[1])
     (teacher,) = (folder / "runs" / "teachers").glob("*.pt")
@@ -252,6 +273,7 @@ def test_doctor_reports_and_changes_nothing(folder: Path) -> None:
     assert sorted(folder.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_and_ends_the_same(tmp_path: Path) -> None:
     command = f"run --method natural --epochs 12 {SMALL}"
     killed, unbroken = tmp_path / "killed", tmp_path / "unbroken"
@@ -308,6 +330,7 @@ def start_training(arguments: str, folder: Path) -> subprocess.Popen[str]:
     return process
 
 
+@pytest.mark.slow
 def test_workers_do_not_outlive_a_killed_program(tmp_path: Path) -> None:
     command = f"run --method natural --workers 2 --epochs 40 {SMALL}"
     process = start_training(command, tmp_path)
@@ -322,6 +345,7 @@ def test_workers_do_not_outlive_a_killed_program(tmp_path: Path) -> None:
     assert run_bench(command, tmp_path).returncode == 0
 
 
+@pytest.mark.slow
 def test_workers_start_no_run_after_a_stop_signal(tmp_path: Path) -> None:
     """Two of five runs train, and the queue of the workers already holds a third."""
     command = f"run --method natural --epochs 400 --seeds 0,1,2,3,4 --workers 2 {SMALL}"
@@ -337,6 +361,7 @@ def test_workers_start_no_run_after_a_stop_signal(tmp_path: Path) -> None:
     assert [run.info.status for run in list_runs(tmp_path)] == ["KILLED"] * 2
 
 
+@pytest.mark.slow
 def test_a_dead_worker_fails_only_its_wave(tmp_path: Path) -> None:
     command = f"run --method kd,pgd_at --teacher natural --workers 2 --epochs 1 {SMALL}"
     process = start_training(command, tmp_path)
@@ -378,6 +403,11 @@ def test_a_failing_run_stops_no_other(
         patch.setattr("bench.execution.grid.estimate_costs", fixed_costs)
         assert cli.dispatch(command) == 1
     errors = capsys.readouterr().err
+    assert re.search(r"^kd +digits +resnet8-w4 +0 +failed$", errors, flags=re.MULTILINE)
+    assert "next    the same command continues what failed" in errors
+    (log,) = Path("runs/logs").iterdir()
+    # Of either run: in full, with the line that raised it.
+    assert log.read_text().count('raise BenchError("out of luck")') == 2
     # The natural teacher fails too.
     assert errors.count("failed: out of luck") == 2
     assert re.search(r"kd seed 0: not run, its teacher resnet8-w16-natural-\w+ failed", errors)

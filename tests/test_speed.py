@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -33,7 +35,7 @@ def test_operations_of_a_step() -> None:
 def test_a_line_for_each_suite(
     bf16: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(speed, "SECONDS_PER_SHAPE", 0.05)
+    monkeypatch.setattr(speed, "SECONDS_PER_RATE", 0.05)
     monkeypatch.setattr("bench.execution.speed.has_bf16", lambda device: bf16)
     monkeypatch.setattr(
         suites, "SUITES", {"digits": suites.DIGITS, "cifar-mini": suites.CIFAR_MINI}
@@ -54,6 +56,57 @@ def test_a_line_for_each_suite(
 
 
 def test_the_ceiling_is_reproducible(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speed, "SECONDS_PER_SHAPE", 0.1)
+    monkeypatch.setattr(speed, "SECONDS_PER_RATE", 0.1)
     rates = [speed.convolution_rate(torch.device("cpu")) for _ in range(3)]
     assert max(rates) < 3 * min(rates)
+
+
+def test_a_slow_first_step_and_slow_windows_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock is invented: a step takes 10 s at first, then 0.3 s, and 0.2 s at best."""
+    clock = [0.0]
+    durations = iter((10.0, 0.3, 0.3, 0.2, 0.3, 0.3))
+
+    def step() -> None:
+        clock[0] += next(durations)
+
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    assert speed.best_rate(step, torch.device("cpu")) == pytest.approx(5.0)
+
+
+def test_a_step_that_takes_seconds_is_not_repeated_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = [0.0]
+
+    def step() -> None:
+        clock[0] += 3.0
+
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    assert speed.best_rate(step, torch.device("cpu")) == pytest.approx(1 / 3)
+    assert clock[0] == 6.0
+
+
+@pytest.mark.parametrize(("load", "lines"), [(0.2, 0), (3.0, 1)])
+def test_a_busy_machine_is_named_in_a_line(
+    load: float,
+    lines: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As one document on standard output, and nothing else there."""
+    monkeypatch.setattr("os.getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr(speed, "SECONDS_PER_RATE", 0.01)
+    monkeypatch.setattr(suites, "SUITES", {"digits": suites.DIGITS})
+    monkeypatch.setattr("bench.execution.speed.has_bf16", lambda device: False)
+    for measure in (False, True):
+        options = doctor.DoctorOptions(device="cpu", store=tmp_path, json=True, speed=measure)
+        assert doctor.diagnose(options) == 0
+        output = capsys.readouterr()
+        assert output.err.count("warning: the machine is busy") == output.err.count("\n") == lines
+        document = json.loads(output.out)
+        assert document["speed"]["digits"]["images_per_second"] > 0
+        assert len(document["warnings"]) == lines
+        assert document["datasets"]["digits"]["ready"]
+        assert document["store"] == {"uri": None, "unfinished": []}

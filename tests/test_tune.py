@@ -104,6 +104,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_search_is_recorded_and_its_result_is_a_file(folder: Path) -> None:
     study, uri = load_study(folder), mlflow_uri(folder)
     assert_budget(study, 5)
@@ -131,6 +132,7 @@ def test_search_is_recorded_and_its_result_is_a_file(folder: Path) -> None:
     assert (provenance["trials"], provenance["trial"]) == (5, best.number)
 
 
+@pytest.mark.slow
 def test_default_and_tuned_rows_are_side_by_side(folder: Path) -> None:
     code, _, err = bench("leaderboard", folder)
     assert code == 0, err
@@ -141,6 +143,7 @@ def test_default_and_tuned_rows_are_side_by_side(folder: Path) -> None:
     assert "tuning" not in text
 
 
+@pytest.mark.slow
 def test_same_command_does_nothing_and_more_trials_go_on(folder: Path) -> None:
     code, _, err = bench(f"tune {FEW} --trials 5 --workers 2 --seeds 0", folder)
     assert (code, "0 to do, 2 already recorded" in err) == (0, True)
@@ -151,6 +154,7 @@ def test_same_command_does_nothing_and_more_trials_go_on(folder: Path) -> None:
     assert_budget(load_study(folder), 6)
 
 
+@pytest.mark.slow
 def test_other_search_space_needs_another_storage(folder: Path) -> None:
     words = f"tune {FEW} --trials 1 --range lr=0.1:0.3 --search-only"
     code, _, err = bench(words, folder)
@@ -162,6 +166,7 @@ def test_other_search_space_needs_another_storage(folder: Path) -> None:
     assert (first.info.status, second.data.tags["pruner"]) == ("FINISHED", "none")
 
 
+@pytest.mark.slow
 def test_configuration_is_used(folder: Path) -> None:
     file = next((folder / "runs/tuned").iterdir()).relative_to(folder)
     limits = "--limit-train 128 --limit-test 8 --seeds 0,7 --dry-run"
@@ -248,6 +253,7 @@ def create_mlflow_database(address: str) -> str:
     return address.replace("/postgres", "/mlflow")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("round_number", range(ROUNDS))
 @pytest.mark.parametrize("kind", ["files", "server"])
 def test_four_commands_at_once_on_a_fresh_store(
@@ -266,6 +272,7 @@ def test_four_commands_at_once_on_a_fresh_store(
     assert len(find_runs(uri, "study")) == 1
 
 
+@pytest.mark.slow
 def test_two_commands_at_once_test_the_result_once(tmp_path: Path) -> None:
     words = f"tune {SMALL} --method rslad --epochs 1 --trials 2 --min-clean 0 --seeds 0"
     running = [start(words, tmp_path) for _ in range(2)]
@@ -277,6 +284,7 @@ def test_two_commands_at_once_test_the_result_once(tmp_path: Path) -> None:
     assert len(find_runs(mlflow_uri(tmp_path), "teacher")) == 1
 
 
+@pytest.mark.slow
 def test_teacher_is_for_methods_that_have_one(tmp_path: Path) -> None:
     words = f"{SMALL} --method kd,pgd_at --epochs 1 --min-clean 0 --trials 1"
     code, out, err = bench(f"tune {words} --teacher natural --seeds 0", tmp_path)
@@ -305,6 +313,7 @@ def trials_begun(folder: Path, since: datetime.datetime) -> list[int]:
     return []
 
 
+@pytest.mark.slow
 def test_killed_workers_lose_nothing(tmp_path: Path) -> None:
     kills = max(4, ROUNDS)
     words = f"tune {FEW} --trials {4 * kills} --workers 2 --search-only"
@@ -333,6 +342,7 @@ def test_killed_workers_lose_nothing(tmp_path: Path) -> None:
     assert not list((tmp_path / "runs/work/tuning").glob("*/trial-*"))
 
 
+@pytest.mark.slow
 def test_interrupted_search_goes_on_where_it_was(tmp_path: Path) -> None:
     options = FEW.replace("--epochs 4", "--epochs 12")
     words = f"tune {options} --trials 2 --pruner none --search-only"
@@ -357,6 +367,7 @@ def test_interrupted_search_goes_on_where_it_was(tmp_path: Path) -> None:
     assert [trial.value for trial in study.trials[1:]] == values
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     bool(fetching.is_missing("cifar10", ROOT)), reason="needs the real CIFAR-10 under data/"
 )
@@ -381,6 +392,7 @@ def test_data_without_the_test_set_is_otherwise_the_same() -> None:
     assert full.val.x.equal(part.val.x)
 
 
+@pytest.mark.slow
 def test_pareto_front_is_unpruned_and_reports_nothing(tmp_path: Path) -> None:
     words = f"tune {FEW} --trials 3 --objectives clean,robust --sampler nsga2"
     code, out, err = bench(words, tmp_path)
@@ -461,6 +473,7 @@ def test_dry_run_shows_space_and_cost(tmp_path: Path) -> None:
     assert not list((tmp_path / "runs").glob("tuning*"))
 
 
+@pytest.mark.slow
 def test_two_machines_share_a_postgresql_server(postgresql: str, tmp_path: Path) -> None:
     # Two machines: their stores are apart.
     for name in ("a", "b"):

@@ -12,10 +12,11 @@ import signal
 import socket
 import subprocess
 import sys
-import time
+import threading
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,7 @@ from test_leaderboards import fill
 
 import leaderboards
 from bench import cli
-from bench.cli.commands.ui import check_port, run_server
+from bench.cli.commands.ui import announce, check_port, run_server
 from bench.cli.mlflow_views import load_view
 from bench.system.errors import BenchError, UsageError
 from bench.tracking.run_logger import FINISHED
@@ -61,7 +62,7 @@ def free_port() -> int:
 def serve_folder(folder: Path, views: int = 1) -> Iterator[list[str]]:
     """Run `bench ui` on the record of a folder.
 
-    Yields the lines that it prints: the first with its address, one for each of the views.
+    Yields the lines that it prints: one for each of the views, then its address.
     """
     port = free_port()
     environment = os.environ.copy()
@@ -73,16 +74,10 @@ def serve_folder(folder: Path, views: int = 1) -> Iterator[list[str]]:
     try:
         assert running.stdout
         lines = [running.stdout.readline() for _ in range(1 + views)]
-        assert f"http://127.0.0.1:{port} shows sqlite" in lines[0]
-        deadline = time.monotonic() + 120
-        while True:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=10)
-                break
-            except OSError:
-                assert running.poll() is None
-                assert time.monotonic() < deadline
-                time.sleep(0.5)
+        assert f"http://127.0.0.1:{port} shows sqlite" in lines[-1]
+        assert "starting, about 10 s" in lines[-1]
+        assert running.stdout.readline() == f"ready: {lines[0].split()[-1]}\n"
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=10)
         yield lines
     finally:
         running.send_signal(signal.SIGTERM)
@@ -96,8 +91,8 @@ def test_it_serves_the_record(tmp_path: Path, capfd: pytest.CaptureFixture[str])
     uri = f"sqlite:///{tmp_path}/runs/mlflow.db"
     fill(test_leaderboards.Store(uri, tmp_path / "runs" / "artifacts"))
     runs = store.collect(uri)
-    with serve_folder(tmp_path) as lines:
-        address = lines[0].split()[0]
+    with serve_folder(tmp_path, views=3) as lines:
+        address = lines[-1].split()[0]
         pd.testing.assert_frame_equal(store.collect(address), runs)
         assert store.read_curves(address, runs) == store.read_curves(uri, runs)
         capfd.readouterr()
@@ -149,6 +144,7 @@ def record_searches(store: TrackingStore) -> None:
             trial.finish(FINISHED)
 
 
+@pytest.mark.slow
 @pytest.mark.e2e
 def test_pages_show_methods_a_run_its_note_and_trials(
     tmp_path: Path, page: Page, monkeypatch: pytest.MonkeyPatch
@@ -175,7 +171,7 @@ def test_pages_show_methods_a_run_its_note_and_trials(
     parallel = load_view("methods")["compareRunCharts"][0]
     axes = len(parallel["selectedParams"] + parallel["selectedMetrics"])
     with serve_folder(tmp_path, views=3) as lines:
-        page.goto(lines[1].split()[-1])
+        page.goto(lines[0].split()[-1])
         for text in (
             "Group: natural",
             "Group: pgd_at",
@@ -190,9 +186,9 @@ def test_pages_show_methods_a_run_its_note_and_trials(
         assert "90.0" in note.inner_text(timeout=60_000)
         drawn = "filter(i => /get-artifact/.test(i.src) && i.naturalWidth)"
         page.wait_for_function(f"[...document.images].{drawn}.length == 2")
-        page.goto(re.sub(r"/runs\?.*", "/models", lines[1].split()[-1]))
+        page.goto(re.sub(r"/runs\?.*", "/models", lines[0].split()[-1]))
         page.get_by_text("pgd_at resnet8-w4 seed 0").first.wait_for(timeout=60_000)
-        page.goto(lines[3].split()[-1])
+        page.goto(lines[2].split()[-1])
         page.get_by_text("rslad trial 2").first.wait_for(timeout=60_000)
         page.wait_for_function(AXES_ARE_DRAWN % len(["alpha", *OBJECTIVES]), timeout=60_000)
         assert not page.get_by_text("kd trial 0").count()
@@ -241,6 +237,40 @@ def test_no_server_outlives_the_program(stop: signal.Signals) -> None:
 
 def test_the_exit_code_of_the_server_is_kept() -> None:
     assert run_server(["sh", "-c", "exit 3"]) == 3
+
+
+@pytest.mark.parametrize("opens", [True, False])
+def test_the_view_is_opened_when_the_server_answers(
+    opens: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pages: list[str] = []
+
+    def open_page(page: str) -> bool:
+        pages.append(page)
+        return opens
+
+    class Health(BaseHTTPRequestHandler):
+        answers = iter((503, 200))
+
+        def do_GET(self) -> None:
+            assert self.path == "/health"
+            self.send_response(next(self.answers))
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    monkeypatch.setattr("webbrowser.open", open_page)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    with HTTPServer(("127.0.0.1", 0), Health) as server:
+        address = f"http://127.0.0.1:{server.server_port}"
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        announce(address, f"{address}/#/view", browse=True)
+        server.shutdown()
+    assert pages == [f"{address}/#/view"]
+    output = capsys.readouterr()
+    assert output.out == f"ready: {address}/#/view\n"
+    assert output.err == ("" if opens else "no browser could be opened\n")
 
 
 def test_an_ipv6_address_is_checked() -> None:

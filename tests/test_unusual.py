@@ -70,6 +70,7 @@ def test_models_that_write_into_their_images_or_keep_their_logits(
         assert int((result.robust[name] != expected.robust[name]).sum()) <= 1, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("info", [CIFAR10, DIGITS], ids=lambda info: info.name)
 @pytest.mark.parametrize("name", ["pgd10", "pgd20", "cw_l2", "apgd_ce", "square", "quick"])
 def test_every_attack_in_l2_on_a_folded_network(name: str, info: object, quick: str) -> None:

@@ -47,7 +47,7 @@ def dispatch(argv: Sequence[str]) -> int:
         print_help("COMMAND", {name: commands.load_module(name) for name in commands.COMMANDS})
         print(BEGIN)
         return 0
-    if name == "--version":
+    if "--version" in argv:
         print(__version__)
         return 0
     command: Command | dict[str, Command] = commands.load_module(name).COMMAND

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 from tyro.conf import FlagCreatePairsOff
 
 from bench.system.errors import UsageError
+from bench.system.log import command_log
 
 if TYPE_CHECKING:
     from tyro._errors import ParseErrorEvent
@@ -32,7 +33,8 @@ class Command:
     def run(self, argv: Sequence[str], name: str) -> int:
         """Run the command `name` with the words after it; return the exit code."""
         options = self.read(argv) if self.read else parse_options(self.options, argv, name)
-        return self.function(options)
+        with command_log(name):
+            return self.function(options)
 
 
 class UnknownFlag(UsageError):
@@ -122,11 +124,17 @@ def flags_of(options: type[Any]) -> list[str]:
     flags = ["--help"]
     hints = get_type_hints(options, include_extras=True)
     for field in dataclasses.fields(options):
-        flags.append(flag_name(f"--{field.name}"))
-        # tyro's flags of a bool have a second spelling unless they can only turn it on.
-        only_on = FlagCreatePairsOff in getattr(hints[field.name], "__metadata__", ())
-        if isinstance(field.default, bool) and not only_on:
-            flags.append(flag_name(f"--no-{field.name}"))
+        flags += field_flags(field, hints[field.name])
+    return flags
+
+
+def field_flags(field: dataclasses.Field[Any], hint: Any) -> list[str]:
+    """Return the flag of a field, and the one that turns it off if there is one."""
+    flags = [flag_name(f"--{field.name}")]
+    # tyro's flags of a bool have a second spelling unless they can only turn it on.
+    only_on = FlagCreatePairsOff in getattr(hint, "__metadata__", ())
+    if isinstance(field.default, bool) and not only_on:
+        flags.append(flag_name(f"--no-{field.name}"))
     return flags
 
 

@@ -1,6 +1,6 @@
-"""Write docs/reference/command-line.md and configuration.md from the options and the suites.
+"""What docs/reference/ says of options and suites: command-line.md and configuration.md.
 
-python -m bench.cli.reference_pages
+`python -m bench.cli.generated_files` writes them.
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ from bench.cli.parsing import Command, flag_name
 from bench.protocol import suites, tuned_config
 from bench.protocol.suites import Suite, Teacher, Training
 
-# Of the clone in whose folder the command runs: an installed package has no docs beside it.
-FOLDER = Path("docs", "reference")
 INTROS = Path(__file__).with_name("reference")
 OPTIONS_HEAD = "| Option | Value | Default | Meaning |\n| --- | --- | --- | --- |\n"
 
@@ -164,15 +162,6 @@ def read_intro(name: str) -> str:
     return (INTROS / name).read_text(encoding="utf-8")
 
 
-def table_row(cells: Sequence[str]) -> str:
+def table_row(columns: Sequence[str]) -> str:
     """Return a line of a Markdown table."""
-    return f"| {' | '.join(cells)} |\n"
-
-
-PAGES = {"command-line.md": render_command_line, "configuration.md": render_configuration}
-
-if __name__ == "__main__":
-    if not FOLDER.exists():
-        raise SystemExit(f"no {FOLDER} here: run this in the folder of a clone")
-    for page, render in PAGES.items():
-        (FOLDER / page).write_text(render(), encoding="utf-8")
+    return f"| {' | '.join(columns)} |\n"

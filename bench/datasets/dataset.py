@@ -22,6 +22,10 @@ class Dataset:
     # The class that knows the official files, and how many of its `train_list` are labelled.
     torchvision_class: ClassVar[str] = ""
     labelled_files: ClassVar[int | None] = None
+    # Bytes of the official archive.
+    download_bytes: ClassVar[int] = 0
+    # Of the official test set. No field: a record states what was evaluated.
+    num_test: ClassVar[int]
 
     name: str
     num_classes: int

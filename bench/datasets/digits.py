@@ -13,6 +13,8 @@ NUM_TEST = 360
 class Digits(Dataset):
     """Images that come with scikit-learn, whose values are 0 to 16."""
 
+    num_test = NUM_TEST
+
     def read(self, official: Any, root: Path, train: bool) -> Arrays:
         import numpy as np
         from sklearn.datasets import load_digits

@@ -45,6 +45,16 @@ def load_data(
     return Data(info, train, val, held_out, split_digest(val_rows, train, val, held_out))
 
 
+def split_sizes(name: str, limit_train: int | None, limit_test: int | None) -> tuple[int, int]:
+    """Return the numbers of training and test images that `load_data` gives, without the files.
+
+    Raise UsageError for an unknown name or a limit out of range.
+    """
+    info = get(name)
+    num_train = checked_limit("train", limit_train, info.num_train)
+    return num_train, checked_limit("test", limit_test, info.num_test)
+
+
 def checked_limit(split: str, limit: int | None, size: int) -> int:
     """Return the number of images to keep of a split. Raise UsageError for a limit out of range."""
     if limit is None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bench import datasets, models
-from bench.execution.inputs import LoadData
+from bench.datasets.loading import split_sizes
 from bench.execution.plan import PlannedRun
 from bench.protocol.spec import Spec
 from bench.protocol.suites import Suite
@@ -39,10 +39,11 @@ class Cost:
     student_passes: float
 
 
-def estimate_costs(
-    todo: list[PlannedRun], load: LoadData, store: Path, device: torch.device
-) -> list[Cost]:
-    """Return the cost of each run. Runs that differ in seed or data alone are probed once."""
+def estimate_costs(todo: list[PlannedRun], store: Path, device: torch.device) -> list[Cost]:
+    """Return the cost of each run, without its data.
+
+    Runs that differ in seed alone are probed once. Raise UsageError for a limit out of range.
+    """
     planned_teachers = {run.identity: run.spec.arch for run in todo if run.spec.role == "teacher"}
     probed: dict[tuple[object, ...], Cost] = {}
     costs = []
@@ -54,8 +55,8 @@ def estimate_costs(
             archs[role] = planned or cards.find_card(store, identity).arch
         key = (spec.role, spec.dataset, spec.arch, spec.method, tuple(archs.items()))
         if key not in probed:
-            data = load(spec)
-            probed[key] = measure_cost(run, archs, (len(data.train), len(data.test)), device)
+            sizes = split_sizes(spec.dataset, spec.limit_train, spec.limit_test)
+            probed[key] = measure_cost(run, archs, sizes, device)
         costs.append(probed[key])
     return costs
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import concurrent.futures
 import multiprocessing
 import os
+import traceback
 from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
@@ -22,9 +23,10 @@ from bench.execution.plan import PlannedRun
 from bench.protocol.options import ProtocolOptions
 from bench.system import signals
 from bench.system.errors import BenchError, continue_hint, one_line
+from bench.system.log import NOTE, LogSettings, log_in_worker, log_settings
 from bench.system.progress import ParallelProgress, Progress
 from bench.tracking.store import TrackingStore
-from bench.training.trainer import Tick, Trainer
+from bench.training.trainer import Trainer
 
 
 class RunOutcome(NamedTuple):
@@ -34,23 +36,29 @@ class RunOutcome(NamedTuple):
     succeeded: bool
 
 
+class QueuedRun(NamedTuple):
+    """A run that waits for a worker, its number in the overview and its cost."""
+
+    number: int
+    run: PlannedRun
+    cost: Cost
+
+
 def execute_runs(
     options: ProtocolOptions,
     context: RunContext,
     todo: list[PlannedRun],
     costs: list[Cost],
     load: LoadData,
-) -> int:
-    """Carry out runs, each teacher before its students. Return 1 if one of them failed."""
+) -> set[str]:
+    """Carry out runs, each teacher before its students; return the identities that failed."""
     if options.force:
         # All are marked before the first begins: an interruption leaves none of them out.
         for run in todo:
             mark_for_repeat(run, context)
     if options.workers > 1:
-        failed = run_in_processes(options, context, todo, costs)
-    else:
-        failed = run_one_after_another(context, todo, costs, load)
-    return 1 if failed else 0
+        return run_in_processes(options, context, todo, costs)
+    return run_one_after_another(context, todo, costs, load)
 
 
 def follow_leader(options: ProtocolOptions, context: RunContext) -> int:
@@ -75,13 +83,13 @@ def run_one_after_another(
     failed: set[str] = set()
     with Progress([(cost.train, cost.evaluate) for cost in costs]) as progress:
         for run, cost in zip(todo, costs, strict=True):
-            progress.start(run.label)
+            progress.start(run.label, run.spec.training.epochs)
             result = result_without_teacher(run, failed)
             if result is None:
-                result = run_and_report(run, context, load, cost, progress.tick)
+                result = run_and_report(run, context, load, cost, progress)
             if not result.succeeded:
                 failed.add(run.identity)
-            progress.finish(result.message)
+            progress.finish(*result)
     return failed
 
 
@@ -91,9 +99,10 @@ def run_in_processes(
     """Carry out runs in `options.workers` processes; return the identities that failed."""
     failed: set[str] = set()
     tally = ParallelProgress(len(todo))
+    queued = [*map(QueuedRun, range(1, len(todo) + 1), todo, costs)]
     # All teachers before all students: a student may need any of them.
     for role in ("teacher", "student"):
-        wave = [pair for pair in zip(todo, costs, strict=True) if pair[0].spec.role == role]
+        wave = [item for item in queued if item.run.spec.role == role]
         run_wave(options, context, wave, failed, tally)
     return failed
 
@@ -101,32 +110,36 @@ def run_in_processes(
 def run_wave(
     options: ProtocolOptions,
     context: RunContext,
-    wave: list[tuple[PlannedRun, Cost]],
+    wave: list[QueuedRun],
     failed: set[str],
     tally: ParallelProgress,
 ) -> None:
     """Carry out runs that need not wait for each other; add those that failed to `failed`."""
     threads = max(torch.get_num_threads() // options.workers, 1)
-    spawn = multiprocessing.get_context("spawn")
-    pool = concurrent.futures.ProcessPoolExecutor(options.workers, spawn, signals.prepare_worker)
+    pool = concurrent.futures.ProcessPoolExecutor(
+        options.workers,
+        multiprocessing.get_context("spawn"),
+        start_worker,
+        (threads, log_settings()),
+    )
     with pool, terminated_on_error(pool):
         futures = {}
-        for run, cost in wave:
-            result = result_without_teacher(run, failed)
+        for item in wave:
+            result = result_without_teacher(item.run, failed)
             if result is not None:
-                failed.add(run.identity)
-                tally.add(run.label, result.message)
+                failed.add(item.run.identity)
+                tally.finish(item.number, item.run.label, *result)
                 continue
             future = pool.submit(
-                run_in_worker, options, context.device, context.code, run, cost, threads
+                run_in_worker, options, context.device, context.code, item, tally.total
             )
-            futures[future] = run
+            futures[future] = item
         for future in concurrent.futures.as_completed(futures):
-            run = futures[future]
+            item = futures[future]
             result = worker_result(future, options.force)
             if not result.succeeded:
-                failed.add(run.identity)
-            tally.add(run.label, result.message)
+                failed.add(item.run.identity)
+            tally.finish(item.number, item.run.label, *result)
 
 
 @contextmanager
@@ -141,19 +154,27 @@ def terminated_on_error(pool: concurrent.futures.ProcessPoolExecutor) -> Iterato
         raise
 
 
+def start_worker(threads: int, settings: LogSettings) -> None:
+    """Prepare a process of a pool, which gets so many threads."""
+    signals.prepare_worker()
+    torch.set_num_threads(threads)
+    log_in_worker(settings)
+
+
 def run_in_worker(
     options: ProtocolOptions,
     device: torch.device,
     code: dict[str, str],
-    run: PlannedRun,
-    cost: Cost,
-    threads: int,
+    item: QueuedRun,
+    total: int,
 ) -> RunOutcome:
-    """Carry out one run in a process of a pool."""
+    """Carry out one of `total` runs in a process of a pool."""
+    run, cost = item.run, item.cost
     try:
-        torch.set_num_threads(threads)
         context = RunContext(TrackingStore(options.store), device, code)
-        return run_and_report(run, context, cached_loader(options.data_root), cost, ignore_tick)
+        progress = Progress([(cost.train, cost.evaluate)], item.number, total)
+        progress.start(run.label, run.spec.training.epochs)
+        return run_and_report(run, context, cached_loader(options.data_root), cost, progress)
     except SystemExit:
         # Told to stop: the pool would keep that to itself and take up the next run.
         os._exit(1)
@@ -177,15 +198,17 @@ def result_without_teacher(run: PlannedRun, failed: set[str]) -> RunOutcome | No
 
 
 def run_and_report(
-    run: PlannedRun, context: RunContext, load: LoadData, cost: Cost, tick: Tick
+    run: PlannedRun, context: RunContext, load: LoadData, cost: Cost, progress: Progress
 ) -> RunOutcome:
     """Carry out one run; return a line with its result or the cause of its failure."""
+    progress.log(f"{run.label}: starts")
     try:
         data = load(run.spec)
-        return RunOutcome(run_job(run, context, data, cost.student_passes, tick), True)
-    except BenchError as error:
-        return RunOutcome(f"failed: {error}", False)
+        return RunOutcome(run_job(run, context, data, cost.student_passes, progress), True)
     except Exception as error:
+        progress.log(traceback.format_exc(), NOTE)
+        if isinstance(error, BenchError):
+            return RunOutcome(f"failed: {error}", False)
         # The tracking store, for one, may have gone away since it was opened.
         return RunOutcome(f"failed: {type(error).__name__}: {one_line(error)}", False)
 

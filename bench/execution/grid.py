@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
-from bench import datasets
+from bench.datasets.loading import split_sizes
+from bench.execution import overview
 from bench.execution.cost import Cost, estimate_costs
 from bench.execution.executors import execute_runs, follow_leader
-from bench.execution.inputs import LoadData, cached_loader
+from bench.execution.inputs import cached_loader
 from bench.execution.job import RunContext, is_recorded
 from bench.execution.plan import PlannedRun
 from bench.protocol.options import ProtocolOptions
-from bench.system.environment import device_name, resolve_device, source_state
+from bench.system.environment import resolve_device, source_state
 from bench.system.errors import UsageError
-from bench.system.progress import format_duration
+from bench.system.log import LOGGER, RESULT, open_log_file
 from bench.tracking.store import TrackingStore, store_exists
 from bench.training.distributed import join_process_group, leave_process_group
 from bench.training.trainer import check_batch_size
 
 
-def run_grid(options: ProtocolOptions, runs: list[PlannedRun], dry_run: bool = False) -> int:
-    """Carry out the runs that are not recorded yet, in order. Return 1 if one of them failed."""
+def run_grid(
+    options: ProtocolOptions,
+    runs: list[PlannedRun],
+    dry_run: bool = False,
+    show_results: bool = True,
+) -> int:
+    """Carry out the runs that are not recorded yet, in order. Return 1 if one of them failed.
+
+    show_results: log what is recorded of all of them in the end.
+    """
     if options.workers < 1:
         raise UsageError(f"--workers {options.workers}: at least 1")
     device = resolve_device(options.device)
@@ -34,87 +41,85 @@ def run_grid(options: ProtocolOptions, runs: list[PlannedRun], dry_run: bool = F
             raise UsageError(
                 "--workers under torchrun: a run has either several devices or other runs beside it"
             )
-        if dry_run and not store_exists(options.store):
-            # Looking makes no store.
+        if dry_run:
             if group.is_leader:
-                print_counts(options, runs, 0)
-                load = cached_loader(options.data_root)
-                costs = check_and_estimate(options, runs, device, load)
-                print_overview(options, runs, costs, device)
+                show_dry_run(options, runs, device)
             return 0
         context = RunContext(TrackingStore(options.store), device, source_state(), group)
         if not group.is_leader:
             return follow_leader(options, context)
-        exit_code = run_unrecorded(options, runs, dry_run, context)
+        failed = run_unrecorded(options, runs, context)
         # Not after an error: the others may be in the middle of a step, and torchrun ends them.
         group.send(None)
-        return exit_code
+        if show_results:
+            LOGGER.log(RESULT, overview.format_results(runs, failed, context.store))
+            LOGGER.log(RESULT, overview.next_steps(options, failed, context.store))
+        return 1 if failed else 0
     finally:
         leave_process_group()
 
 
+def show_dry_run(options: ProtocolOptions, runs: list[PlannedRun], device: torch.device) -> None:
+    """Log what there is to do and about how long it takes; make no store and fetch no data."""
+    todo = runs
+    if store_exists(options.store):
+        context = RunContext(TrackingStore(options.store), device, {})
+        todo = unrecorded_runs(options, runs, context)
+    LOGGER.log(RESULT, overview.count_runs(options, runs, todo))
+    for line in overview.missing_data(options, todo):
+        LOGGER.log(RESULT, line)
+    if todo:
+        estimate_and_show(options, todo, device, RESULT)
+
+
 def run_unrecorded(
-    options: ProtocolOptions, runs: list[PlannedRun], dry_run: bool, context: RunContext
-) -> int:
-    """Carry out what is left of a grid on the leading process; return the exit code."""
-    load = cached_loader(options.data_root)
-    todo = [run for run in runs if not can_skip(run, runs, context, options.force)]
-    print_counts(options, todo, len(runs) - len(todo))
+    options: ProtocolOptions, runs: list[PlannedRun], context: RunContext
+) -> set[str]:
+    """Carry out what is left of a grid; return the identities that failed."""
+    todo = unrecorded_runs(options, runs, context)
+    if todo:
+        open_log_file(context.root, overview.log_head(context.device, context.code))
+    LOGGER.info(overview.count_runs(options, runs, todo))
     if not todo:
-        return 0
-    costs = check_and_estimate(options, todo, context.device, load)
-    print_overview(options, todo, costs, context.device)
-    if dry_run:
-        return 0
+        return set()
+    load = cached_loader(options.data_root)
+    for run in todo:
+        load(run.spec)
+    costs = estimate_and_show(options, todo, context.device, logging.INFO)
     return execute_runs(options, context, todo, costs, load)
 
 
-def can_skip(run: PlannedRun, runs: list[PlannedRun], context: RunContext, force: bool) -> bool:
-    """Return whether a run needs no work.
+def unrecorded_runs(
+    options: ProtocolOptions, runs: list[PlannedRun], context: RunContext
+) -> list[PlannedRun]:
+    """Return the runs that need work: those that are not recorded, with `force` all.
 
-    `force` repeats runs, but not the teachers that others need.
+    `force` does not repeat the teachers that others need.
     """
-    is_needed = any(run.identity in student.spec.teachers.values() for student in runs)
-    if force and not is_needed:
-        return False
-    return is_recorded(run, context)
+    needed = {identity for run in runs for identity in run.spec.teachers.values()}
+    todo = []
+    for run in runs:
+        is_forced = options.force and run.identity not in needed
+        if is_forced or not is_recorded(run, context):
+            todo.append(run)
+    return todo
 
 
-def check_and_estimate(
-    options: ProtocolOptions, todo: list[PlannedRun], device: torch.device, load: LoadData
+def estimate_and_show(
+    options: ProtocolOptions, todo: list[PlannedRun], device: torch.device, level: int
 ) -> list[Cost]:
-    """Return the costs of runs. Raise UsageError, before any starts, for too large a batch."""
+    """Log the runs to do with an estimate; return their costs.
+
+    Raise UsageError, before any starts, for a batch or a limit that does not fit the data.
+    """
     for run in todo:
-        check_batch_size(run.spec.training.batch, len(load(run.spec).train))
-    return estimate_costs(todo, load, options.store, device)
-
-
-def print_counts(options: ProtocolOptions, todo: list[PlannedRun], num_recorded: int) -> None:
-    """Print how many runs there are to do."""
-    console = Console(file=sys.stderr, highlight=False)
-    console.print(f"{len(todo)} to do, {num_recorded} already recorded in {options.store}")
-
-
-def print_overview(
-    options: ProtocolOptions, todo: list[PlannedRun], costs: list[Cost], device: torch.device
-) -> None:
-    """Print the runs to do and about how long they take."""
-    console = Console(file=sys.stderr, highlight=False)
-    console.print(overview_table(todo, costs))
-    total = sum(cost.train + cost.evaluate for cost in costs)
-    duration = format_duration(total / options.workers)
-    console.print(f"on {device_name(device)}, about {duration} in all")
-
-
-def overview_table(todo: list[PlannedRun], costs: list[Cost]) -> Table:
-    """Return a table of the runs to do, a line for each."""
-    columns = ("", "data", "model", "method", "seed", "teacher", "about")
-    table = Table(*columns, box=None, pad_edge=False)
-    for number, (run, cost) in enumerate(zip(todo, costs, strict=True), 1):
         spec = run.spec
-        model = f"{spec.arch} (teacher)" if spec.role == "teacher" else spec.arch
-        method = f"{spec.method} {run.variant}".strip()
-        duration = format_duration(cost.train + cost.evaluate)
-        dataset = datasets.get(spec.dataset).name
-        table.add_row(str(number), dataset, model, method, str(spec.seed), spec.teacher, duration)
-    return table
+        num_train, _ = split_sizes(spec.dataset, spec.limit_train, spec.limit_test)
+        check_batch_size(spec.training.batch, num_train)
+    # On a CPU this may take a minute for a suite that is for a GPU.
+    LOGGER.info("timing training steps for an estimate")
+    costs = estimate_costs(todo, options.store, device)
+    LOGGER.log(level, overview.format_plan(options, todo, costs, device))
+    if warning := overview.cpu_warning(options, costs, device):
+        LOGGER.warning(warning)
+    return costs

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+from bench import datasets
 from bench.datasets.fetching import fetch_data, is_missing
 from bench.datasets.loading import load_data
 from bench.datasets.splits import Data
 from bench.protocol.spec import Spec
+from bench.system.log import LOGGER
 
 # (spec, test=True) -> Data
 LoadData = Callable[..., Data]
@@ -26,7 +27,8 @@ def cached_loader(root: Path) -> LoadData:
     @cache
     def load_limited(name: str, limits: tuple[int | None, ...], test: bool) -> Data:
         if is_missing(name, root):
-            print(f"{name} is not under {root}: fetching it", file=sys.stderr)
+            size = f"{datasets.get(name).download_bytes:,} bytes"
+            LOGGER.info(f"{name} is not under {root}: fetching it, {size}")
             fetch_data(name, root)
         return load_data(name, root, *limits, test=test)
 

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import shutil
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,14 +28,15 @@ from bench.models import checkpoint
 from bench.system import environment
 from bench.system.errors import BenchError, one_line
 from bench.system.files import sha256_of_file
+from bench.system.progress import Progress
 from bench.teachers import cards
 from bench.teachers.cards import Card
-from bench.tracking import links, note
+from bench.tracking import exported_model, links, note
 from bench.tracking.note import RunSummary
 from bench.tracking.run_logger import FAILED, FINISHED, KILLED, RunLogger
 from bench.tracking.store import TrackingStore
 from bench.training.distributed import SINGLE_PROCESS, ProcessGroup
-from bench.training.trainer import STATE, State, Tick, Trainer, TrainingModule, derive_seed
+from bench.training.trainer import STATE, State, Trainer, TrainingModule, derive_seed
 from leaderboards.schema.checkpoints import CHECKPOINTS
 
 if TYPE_CHECKING:
@@ -70,7 +73,7 @@ class Job:
     data: Data
     folder: Path
     logger: RunLogger
-    tick: Tick
+    progress: Progress
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ class Evaluation:
 
 
 def run_job(
-    run: PlannedRun, context: RunContext, data: Data, student_passes: float, tick: Tick
+    run: PlannedRun, context: RunContext, data: Data, student_passes: float, progress: Progress
 ) -> str:
     """Train, evaluate and record one run; return a line with its result.
 
@@ -96,7 +99,7 @@ def run_job(
             return "recorded by another process meanwhile"
         folder.mkdir(exist_ok=True)
         with mlflow_run(run, context, folder) as logger:
-            job = Job(run, context, data, folder, logger, tick)
+            job = Job(run, context, data, folder, logger, progress)
             checksums = check_teachers(run, context, folder)
             describe_run(job, student_passes, checksums)
             state = train(job)
@@ -195,10 +198,11 @@ def train(job: Job) -> State:
     def log_epoch(row: dict[str, float], epoch: int) -> None:
         # The sum of the terms is the one curve that all methods have in common.
         loss = sum(value for name, value in row.items() if name.startswith("train/"))
+        job.progress.end_epoch(row)
         job.logger.log_epoch({"train/loss": loss, **row}, epoch)
 
     try:
-        state = trainer.fit(log_epoch, job.tick)
+        state = trainer.fit(log_epoch, job.progress.tick)
     except BenchError:
         raise
     except Exception as error:
@@ -208,7 +212,9 @@ def train(job: Job) -> State:
         raise SystemExit(f"{type(error).__name__}: {error}") from error
     peak = environment.peak_memory(context.device)
     job.logger.log_metrics({"cost/train_seconds": state.seconds, "cost/peak_bytes": peak})
-    job.logger.set_tags({"training_path": ", ".join(trainer.training_path) or "as written"})
+    path = ", ".join(trainer.training_path) or "as written"
+    job.progress.log(f"training path: {path}", logging.DEBUG)
+    job.logger.set_tags({"training_path": path})
     return state
 
 
@@ -222,7 +228,10 @@ def evaluate(job: Job) -> Evaluation:
         net = checkpoint.load(path, spec.arch, job.data.info).to(job.context.device)
         full = name in spec.full_checkpoints
         verdicts = job.folder / f"verdicts_{name}"
-        values, flags = evaluate_checkpoint(net, spec, job.data.test, full, verdicts, job.tick)
+        job.progress.checkpoint = name
+        values, flags = evaluate_checkpoint(
+            net, spec, job.data.test, full, verdicts, job.progress.tick
+        )
         accuracy[name] = values
         if name == "best":
             best_flags = flags
@@ -270,7 +279,7 @@ def keep_teacher(job: Job, sha256: str) -> None:
 def add_note_and_links(
     job: Job, model: LoggedModel | None, state: State, evaluation: Evaluation
 ) -> None:
-    """Add note, figures and aliases to a run whose numbers are in."""
+    """Add note, figures, and a version in the registry if one is due, to a complete run."""
     run, context, logger = job.run, job.context, job.logger
     metric = "val/robust" if run.method.adversarial else "val/clean"
     chosen = next(row for row in state.history if row.get(metric) == state.best)
@@ -283,8 +292,17 @@ def add_note_and_links(
         logger.log_folder(job.folder / note.FIGURES, note.FIGURES)
     if model:
         with logger.optional_step("alias"):
-            score = chosen["val/robust"]
-            links.register_model(context.store, logger, model, run.spec, run.identity, score)
+            links.register_model(
+                context.store, logger, model, run.spec, run.identity, chosen["val/robust"],
+                partial(log_best_network, job))  # fmt: skip
+
+
+def log_best_network(job: Job) -> None:
+    """Log the best checkpoint once more, as MLflow loads it."""
+    info = job.data.info
+    net = checkpoint.load(job.folder / "best.pt", job.run.spec.arch, info)
+    folder = job.folder / exported_model.FOLDER
+    exported_model.log_network(job.logger, net, info.shape, folder)
 
 
 def checkpoint_names(folder: Path) -> list[str]:

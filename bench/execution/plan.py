@@ -5,18 +5,19 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import shlex
-import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import methods
 from bench import datasets, models
-from bench.protocol import suites, tuned_config
+from bench.execution.suite_file import resolve_suite
+from bench.protocol import tuned_config
 from bench.protocol.options import ProtocolOptions, RunOptions
 from bench.protocol.spec import Spec
 from bench.protocol.suites import Suite
 from bench.system.errors import UsageError, unknown_name
+from bench.system.log import LOGGER
 from bench.teachers import cards
 from methods.base import Method, official_values
 
@@ -73,7 +74,7 @@ def plan_runs(options: RunOptions, hyper: dict[str, Any]) -> list[PlannedRun]:
     Raises:
         UsageError: a name does not exist, or options contradict each other.
     """
-    suite = suites.get(options.suite)
+    suite = resolve_suite(options.suite)
     students = split_names(options.student) or suite.students
     for arch in students:
         models.check(arch)
@@ -136,7 +137,7 @@ def plan_teacher(options: ProtocolOptions, suite: Suite, dataset: str, role: str
         hyper=dataclasses.asdict(method),
         **protocol,
     )
-    words = ["teacher", "train", "--suite", suite.name, "--dataset", dataset, "--role", role]
+    words = ["teacher", "train", "--suite", options.suite, "--dataset", dataset, "--role", role]
     return PlannedRun(spec, method, "", complete_command(words, options))
 
 
@@ -152,7 +153,9 @@ def plan_student(
     start: StartingValues,
 ) -> PlannedRun:
     """Return the run of one student; `teacher_names` maps roles to identities."""
-    training = replace(suite.training, **start.training, awp=options.awp)
+    training = replace(suite.training, **start.training)
+    if options.awp:
+        training = replace(training, awp=options.awp)
     if options.epochs is not None:
         training = replace(training, epochs=options.epochs)
     spec = Spec(
@@ -246,7 +249,7 @@ def requested_methods(text: str) -> list[str]:
             # A plugin that a built-in method hides is reported too; the method is used.
             fault = methods.plugin_fault(name)
         if fault:
-            print(f"warning: plugin {name!r} {fault}", file=sys.stderr)
+            LOGGER.warning(f"warning: plugin {name!r} {fault}")
         if builtin or not fault:
             names.append(name)
     return names
@@ -263,8 +266,9 @@ def starting_values(options: RunOptions, suite: Suite, name: str) -> StartingVal
             raise UsageError("--official and --config: one of them")
         config = tuned_config.read(options.config)
         if (config.method, config.suite) != (name, suite.id):
+            config_run = f"{config.method} in {config.suite}"
             path = str(options.config)
-            raise UsageError(f"--config {path!r} is for {config.method} in {config.suite}")
+            raise UsageError(f"--config {path!r} is for {config_run}, --suite is {suite.id}")
         flags = ("--config", str(options.config))
         return StartingValues(config.hyper, config.training, config.label, flags, config.trials)
     if not options.official:

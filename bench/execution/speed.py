@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -18,8 +20,17 @@ from bench.training.memory_layout import arrange_memory, has_bf16
 from bench.training.trainer import TrainingModule
 from methods.base import Net
 
-# Seconds of measuring each shape.
-SECONDS_PER_SHAPE = 0.5
+# Seconds of measuring a rate, in windows of which the best one counts.
+SECONDS_PER_RATE = 0.5
+WINDOWS = 5
+# Seconds after which a slow step is not measured again.
+MOST_SECONDS = 2.0
+# Steps of one batch that are timed, of which the best one counts.
+STEPS = 4
+# Running processes per core, beside this one, from which a measured rate is in doubt.
+BUSY = 0.5
+# Images of the quick probe.
+PROBE_IMAGES = 4
 # Seconds of a step from which no larger batch is tried.
 LONG_STEP = 1.0
 # Channels and side of a ResNet-18's stages on CIFAR.
@@ -28,33 +39,86 @@ CONVOLUTION_IMAGES = 64
 
 
 @dataclass(frozen=True)
-class Speed:
-    """A training step: images a second, and its share of the best rate of convolutions."""
+class SuiteSpeed:
+    """The training step of a suite's first student; its share of the best rate of convolutions."""
 
-    images: float
+    suite: str
+    student: str
+    images_per_second: float
     share: float
+    epoch_seconds: float
+    training_seconds: float
+
+    def __str__(self) -> str:
+        """Return a line for people."""
+        return (
+            f"{self.suite:14}{self.student}: {self.images_per_second:,.3g} images a second of "
+            f"RSLAD, {100 * self.share:.0f} % of that; "
+            f"an epoch {format_duration(self.epoch_seconds)}, "
+            f"training a student {format_duration(self.training_seconds)}"
+        )
+
+
+def busy_warning() -> str:
+    """Return a line if other processes use this machine, so that rates are too low; else ""."""
+    cores = os.cpu_count() or 1
+    load = os.getloadavg()[0]
+    if load / cores < BUSY:
+        return ""
+    work = f"{load:.1f} running processes on {cores} cores in the last minute"
+    return f"warning: the machine is busy, {work}: rates may be too low"
+
+
+def best_rate(step: Callable[[], object], device: torch.device) -> float:
+    """Return how often a step can be taken in a second: the best of several windows."""
+    # The first step loads libraries, and other processes slow some of the rest.
+    step()
+    rates: list[float] = []
+    deadline = time.perf_counter() + MOST_SECONDS
+    while len(rates) < WINDOWS and (not rates or time.perf_counter() < deadline):
+        count = 0
+        start = synchronised_time(device)
+        while not count or time.perf_counter() - start < SECONDS_PER_RATE / WINDOWS:
+            step()
+            count += 1
+        rates.append(count / (synchronised_time(device) - start))
+    return max(rates)
+
+
+def probe_speed(suite: Suite, device: torch.device) -> float:
+    """Return images a second, forward and backward through the suite's first student."""
+    info = datasets.get(suite.datasets[0])
+    net = models.build(suite.students[0], info).to(device)
+    x = torch.rand(PROBE_IMAGES, *info.shape, device=device)
+
+    def step() -> None:
+        net(x).sum().backward()
+
+    return PROBE_IMAGES * best_rate(step, device)
 
 
 def convolution_rate(device: torch.device, dtype: torch.dtype = torch.float32) -> float:
     """Return the best rate of forward 3x3 channels-last convolutions, in FLOP/s."""
-    best = 0.0
+    rates = []
     layout = torch.channels_last
     for channels, side in STAGE_SHAPES:
         weight = torch.randn(channels, channels, 3, 3).to(device, dtype, memory_format=layout)
         x = torch.randn(CONVOLUTION_IMAGES, channels, side, side)
         x = x.to(device, dtype, memory_format=layout)
-        torch.conv2d(x, weight, padding=1)
-        count = 0
-        start = synchronised_time(device)
-        while time.perf_counter() - start < SECONDS_PER_SHAPE:
-            torch.conv2d(x, weight, padding=1)
-            count += 1
-        seconds = synchronised_time(device) - start
-        best = max(best, count * 2 * x.numel() * channels * 9 / seconds)
-    return best
+        operations = 2 * x.numel() * channels * 9
+        rates.append(operations * best_rate(partial(torch.conv2d, x, weight, padding=1), device))
+    return max(rates)
 
 
-def training_speed(suite: Suite, device: torch.device, peak_rate: float) -> Speed:
+def peak_rates(device: torch.device) -> dict[str, float]:
+    """Return the best rate of convolutions in FLOP/s by precision, bf16 where the device has it."""
+    rates = {"fp32": convolution_rate(device)}
+    if has_bf16(device):
+        rates["bf16"] = convolution_rate(device, torch.bfloat16)
+    return rates
+
+
+def training_speed(suite: Suite, device: torch.device, peak_rate: float) -> SuiteSpeed:
     """Time a step of RSLAD with the suite's first student and its robust teacher.
 
     Images are random, and nothing is compiled or captured. `peak_rate` is in FLOP/s.
@@ -70,8 +134,17 @@ def training_speed(suite: Suite, device: torch.device, peak_rate: float) -> Spee
         size = min(max(8 * size, 1), suite.training.batch)
         # The first step of a size may load libraries.
         batch = random_batch(suite, info.name, size, device)
-        seconds = min(time_loss_and_gradient(module, batch, device) for _ in range(2))
-    return Speed(size / seconds, operations * size / seconds / peak_rate)
+        seconds = min(time_loss_and_gradient(module, batch, device) for _ in range(STEPS))
+    images_per_second = size / seconds
+    epoch_seconds = (suite.limit_train or info.num_train) / images_per_second
+    return SuiteSpeed(
+        suite.name,
+        suite.students[0],
+        images_per_second,
+        operations * images_per_second / peak_rate,
+        epoch_seconds,
+        epoch_seconds * suite.training.epochs,
+    )
 
 
 def step_operations(student: Net, teacher: Net, shape: tuple[int, ...], steps: int) -> int:
@@ -88,23 +161,3 @@ def step_operations(student: Net, teacher: Net, shape: tuple[int, ...], steps: i
     of_student, of_teacher = operations
     # Two outer passes of the student, each with a backward pass of twice the cost.
     return of_teacher + of_student * (2 * steps + 2 * 3)
-
-
-def speed_report(suites: Iterable[Suite], device: torch.device) -> Iterator[str]:
-    """Return lines for people: the peak rate, then what each suite would cost."""
-    peak_rate = convolution_rate(device)
-    line = f"{'convolutions':14}{peak_rate / 1e9:,.0f} GFLOP/s in single precision"
-    if has_bf16(device):
-        bf16_rate = convolution_rate(device, torch.bfloat16)
-        line += f", {bf16_rate / 1e9:,.0f} with --precision bf16"
-    yield line
-    for suite in suites:
-        speed = training_speed(suite, device, peak_rate)
-        num_train = suite.limit_train or datasets.get(suite.datasets[0]).num_train
-        epoch = num_train / speed.images
-        student = format_duration(epoch * suite.training.epochs)
-        yield (
-            f"{suite.name:14}{suite.students[0]}: {speed.images:,.3g} images a second of RSLAD, "
-            f"{100 * speed.share:.0f} % of that; an epoch {format_duration(epoch)}, "
-            f"training a student {student}"
-        )

@@ -1,13 +1,4 @@
-"""The networks by name. No torch until one is built.
-
-resnet18, resnet18-w<k>     ResNet-18 with the CIFAR stem, first stage k channels wide (default 64)
-resnet<d>-w<k>              three-stage CIFAR ResNet of depth d = 6n + 2, first stage k wide
-...-s2                      either ResNet with a stem of stride 2, a quarter of the cost
-mobilenetv2                 MobileNetV2 for CIFAR
-preactresnet18              pre-activation ResNet-18; -w<k> as above
-wrn<d>-<k>                  WideResNet of depth d = 6n + 4 and widening factor k
-...-silu                    either of the last two as DeepMind's, with SiLU (Swish) for ReLU
-"""
+"""The networks by name, whose patterns ABOUT explains. No torch until one is built."""
 
 from __future__ import annotations
 
@@ -41,6 +32,18 @@ PATTERNS = {
     "preactresnet18": re.compile(r"preactresnet18(-w(?P<width>\d+))?(?P<silu>-silu)?"),
     "resnet18": re.compile(r"resnet18(-w(?P<width>\d+))?(?P<stem>-s2)?"),
     "resnet": re.compile(r"resnet(?P<depth>\d+)-w(?P<width>\d+)(?P<stem>-s2)?"),
+}
+STRIDE_2 = "-s2: a stem of stride 2, a quarter of the cost"
+SILU = "-silu: as DeepMind's, with SiLU (Swish) for ReLU"
+ABOUT = {
+    "mobilenetv2": "MobileNetV2 for CIFAR",
+    "wrn": f"wrn<d>-<k>: WideResNet of depth d = 6n + 4 and widening factor k; {SILU}",
+    "preactresnet18": "pre-activation ResNet-18; -w<k>: first stage k channels wide, 64 without; "
+    + SILU,
+    "resnet18": "ResNet-18 with the CIFAR stem; -w<k>: first stage k channels wide, 64 without; "
+    + STRIDE_2,
+    "resnet": "resnet<d>-w<k>: three-stage CIFAR ResNet of depth d = 6n + 2, first stage k wide; "
+    + STRIDE_2,
 }
 # A depth is 6n plus this number of layers outside the blocks.
 LAYERS_OUTSIDE_BLOCKS = {"wrn": 4, "resnet": 2}

@@ -32,7 +32,15 @@ Methods = Annotated[
         help_behavior_hint="(required, or --config)",
     ),
 ]
-DryRun = Annotated[Switch, option(text="show what would be done, with an estimate, and stop")]
+DryRun = Annotated[
+    Switch,
+    option(text="show what would be done, what data is missing and an estimate; fetch nothing"),
+]
+Quiet = Annotated[Switch, arg(aliases=["-q"], help="show results and errors alone")]
+Verbose = Annotated[
+    Switch, arg(aliases=["-v"], help="show each epoch, decisions for the device, warnings too")
+]
+Json = Annotated[Switch, option(text="print one JSON document, nothing else")]
 Precision = Annotated[
     Literal["fp32", "bf16"],
     option(text="bf16: autocast in training; fp32 where the device has no bf16"),
@@ -52,7 +60,7 @@ class CommonOptions:
 class ProtocolOptions(CommonOptions):
     """Changes of a run to its suite. Each is part of the record."""
 
-    suite: Annotated[str, option("NAME", "the protocol; see `list`")] = "digits"
+    suite: Annotated[str, option("NAME|FILE.toml", "the protocol; see `list`")] = "digits"
     dataset: Annotated[
         str, option("NAMES", "some of the suite's data sets, with commas", "all")
     ] = ""
@@ -67,6 +75,8 @@ class ProtocolOptions(CommonOptions):
         option(text="under torchrun, BatchNorm over all devices' images and not over each one's"),
     ] = False
     force: Annotated[Switch, option(text="repeat what is already recorded")] = False
+    quiet: Quiet = False
+    verbose: Verbose = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Le, MinLen
 
 from bench.system.errors import unknown_name
 
@@ -19,6 +21,12 @@ RECORDED_FIELDS = (
     *("limit_train", "limit_val", "limit_test", "limit_aa"),
 )
 
+# Values of a suite file outside these ranges are refused.
+Count = Annotated[int, Ge(1), Le(1_000_000)]
+Share = Annotated[float, Ge(0), Le(1)]
+Pixels = Annotated[float, Gt(0), Le(1)]
+Names = Annotated[tuple[str, ...], MinLen(1)]
+
 
 @dataclass(frozen=True)
 class Training:
@@ -29,18 +37,18 @@ class Training:
     awp: size of the adversarial weight perturbation, relative to the weights.
     """
 
-    epochs: int
-    batch: int = 128
-    lr: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
+    epochs: Count
+    batch: Count = 128
+    lr: Annotated[float, Gt(0), Le(100)] = 0.1
+    momentum: Share = 0.9
+    weight_decay: Share = 5e-4
     schedule: Literal["multistep", "onecycle"] = "multistep"
-    milestones: tuple[float, ...] = (0.5, 0.75)
-    averaging: tuple[str, ...] = ("ema", "swa")
-    ema_decay: float = 0.999
-    swa_start: float = 0.5
-    validate_every: int = 1
-    awp: float = 0.0
+    milestones: tuple[Share, ...] = (0.5, 0.75)
+    averaging: tuple[Literal["ema", "swa"], ...] = ("ema", "swa")
+    ema_decay: Share = 0.999
+    swa_start: Share = 0.5
+    validate_every: Count = 1
+    awp: Share = 0.0
 
     def rate(self, step: int, steps: int) -> float:
         """Return the learning rate of one of `steps` steps.
@@ -66,7 +74,7 @@ class Teacher:
     arch: str
     method: str
     training: Training
-    limit_aa: int | None = None
+    limit_aa: Count | None = None
 
 
 @dataclass(frozen=True)
@@ -76,26 +84,28 @@ class Suite:
     teachers: by role; methods distil from "robust" unless told otherwise. eps, inner_step: in
     pixel units of [0, 1], eps for training and evaluation. full_checkpoints: those that get every
     attack; the others get all but AutoAttack. limit_...: the first images of a split;
-    limit_aa: test images for AutoAttack.
+    limit_aa: test images for AutoAttack. cpu_time: about how long one method takes on two CPU
+    cores; empty for a suite that is for a GPU.
     """
 
     name: str
-    version: int
+    version: Annotated[int, Ge(1), Le(999_999)]
     about: str
-    datasets: tuple[str, ...]
-    students: tuple[str, ...]
+    datasets: Names
+    students: Names
     teachers: dict[str, Teacher]
     training: Training
-    eps: float
-    inner_step: float
-    inner_steps: int
-    attacks: tuple[str, ...] = ("fgsm", "pgd20", "pgd20_trades", "cw_inf", "aa")
-    full_checkpoints: tuple[str, ...] = ("best",)
-    limit_train: int | None = None
-    limit_val: int | None = None
-    limit_test: int | None = None
-    limit_aa: int | None = None
-    seeds: tuple[int, ...] = (0,)
+    eps: Pixels
+    inner_step: Pixels
+    inner_steps: Count
+    attacks: Names = ("fgsm", "pgd20", "pgd20_trades", "cw_inf", "aa")
+    full_checkpoints: Names = ("best",)
+    limit_train: Count | None = None
+    limit_val: Count | None = None
+    limit_test: Count | None = None
+    limit_aa: Count | None = None
+    seeds: Annotated[tuple[Annotated[int, Ge(0), Le(2**63 - 1)], ...], MinLen(1)] = (0,)
+    cpu_time: str = ""
 
     @property
     def id(self) -> str:
@@ -120,6 +130,7 @@ DIGITS = Suite(
     eps=0.15,
     inner_step=0.06,
     inner_steps=5,
+    cpu_time="minutes",
 )
 
 MINI = Training(epochs=10, lr=0.1, schedule="onecycle", ema_decay=0.99)
@@ -143,6 +154,7 @@ CIFAR_MINI = Suite(
     limit_val=500,
     limit_test=1_000,
     limit_aa=500,
+    cpu_time="a quarter of an hour",
 )
 
 LONG = Training(epochs=200, milestones=(0.5, 0.75), ema_decay=0.9995)

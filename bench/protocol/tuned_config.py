@@ -56,9 +56,10 @@ class TunedConfig:
     @property
     def flags(self) -> dict[str, str]:
         """The options of `run` that the file stands for."""
-        options = {name: getattr(self, name) for name in NAMES}
-        options["suite"] = self.suite.partition("@")[0]
-        return options
+        options = {name: getattr(self, name) for name in NAMES if name != "suite"}
+        suite = self.suite.partition("@")[0]
+        # A suite of a file has to be named beside the configuration.
+        return options | {"suite": suite} if suite in suites.SUITES else options
 
 
 def write(path: Path, config: TunedConfig) -> None:
@@ -103,8 +104,8 @@ def config_fault(config: TunedConfig) -> str:
     for name in TABLES:
         if not isinstance(getattr(config, name), dict):
             return "hyper, training and provenance are tables"
-    suite = suites.get(config.suite.partition("@")[0])
-    if suite.id != config.suite:
+    suite = suites.SUITES.get(config.suite.partition("@")[0])
+    if suite and suite.id != config.suite:
         return f"found under {config.suite}, and this is {suite.id}: tune again"
     for name, value in config.training.items():
         if name not in TRAINING:

@@ -1,13 +1,12 @@
 """Descriptions of methods, for the pages of the leaderboard.
 
 Built-in methods are read from methods.json, since torch, which they import, takes longer to load
-than a whole leaderboard takes to write. `python -m bench.reference.methods_page` writes the file.
+than a whole leaderboard takes to write. `python -m bench.cli.generated_files` writes the file.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from dataclasses import Field
 from fractions import Fraction
@@ -17,7 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import methods
-from leaderboards.schema.method_card import HyperParameter, MethodCard
+from leaderboards.schema.method_card import (
+    HyperParameter,
+    MethodCard,
+    OfficialSetting,
+    PaperCard,
+)
 
 if TYPE_CHECKING:
     from methods.base import Method
@@ -25,25 +29,51 @@ if TYPE_CHECKING:
 FILE = Path(__file__).with_name("methods.json")
 
 
-@cache
 def describe_method(name: str) -> MethodCard | None:
     """Return what the method `name` is; None if it is unknown or its plugin cannot be used."""
-    entry = json.loads(FILE.read_text(encoding="utf-8")).get(name)
-    if entry:
-        parameters = tuple(HyperParameter(**parameter) for parameter in entry["parameters"])
-        return MethodCard(entry["title"], entry["formula"], entry["source"], parameters)
+    if name in methods.builtin():
+        # A new file of methods/ is not in methods.json yet.
+        return read_cards().get(name) or describe_class(methods.load(name))
     if name not in methods.plugins() or methods.plugin_fault(name):
         return None
     return describe_class(methods.load(name))
 
 
+@cache
+def read_cards() -> dict[str, MethodCard]:
+    """Return what methods.json says of each built-in method."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(dict[str, MethodCard]).validate_json(FILE.read_bytes())
+
+
 def describe_class(method: type[Method]) -> MethodCard:
-    """Return title, formula, source and hyper-parameters of a method, from its docstrings."""
+    """Return what a method is, from its docstrings and declarations."""
     title, source = module_text(method)
     # A quirk is no hyper-parameter: it only switches to what the authors' script does.
     fields = [field for field in dataclasses.fields(method) if not field.metadata["quirk"]]
-    parameters = tuple(describe_field(field) for field in fields)
-    return MethodCard(one_line(title), cleandoc(method.__doc__ or ""), one_line(source), parameters)
+    return MethodCard(
+        title=one_line(title),
+        formula=cleandoc(method.__doc__ or ""),
+        source=one_line(source),
+        parameters=tuple(describe_field(field) for field in fields),
+        teachers=tuple(method().teacher_roles),
+        paper=PaperCard(**dataclasses.asdict(method.paper)) if method.paper else None,
+        official=describe_official(method),
+    )
+
+
+def describe_official(method: type[Method]) -> tuple[OfficialSetting, ...]:
+    """Return what `--official` sets: fields of the method, then settings of the training."""
+    settings = []
+    for field in dataclasses.fields(method):
+        value = field.metadata["official"]
+        if value is not None:
+            default, reason = str(field.default), field.metadata["help"]
+            settings.append(OfficialSetting(field.name, str(value), default, reason))
+    for name, value, reason in method.recipe:
+        settings.append(OfficialSetting(name, str(value), "", reason))
+    return tuple(settings)
 
 
 def module_text(method: type[Method]) -> tuple[str, str]:

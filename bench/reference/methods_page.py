@@ -1,6 +1,6 @@
-"""Write docs/reference/methods.md and methods.json from the methods themselves.
+"""What pages say of the methods: docs/reference/methods.md, methods.json, the README's table.
 
-python -m bench.reference.methods_page
+`python -m bench.cli.generated_files` writes them.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,14 @@ from bench.reference import about
 from methods import contract
 from methods.base import Budget, Method, Net
 
-# Of the clone in whose folder the command runs: an installed package has no docs beside it.
-PAGE = Path("docs", "reference", "methods.md")
 INTRO = Path(__file__).with_name("methods_intro.md")
+# In Markdown a table needs no spaces, and without them the README's is short.
+README_HEAD = """\
+Cost: forward and backward passes of a training step, teachers' included; `pgd_at` is 1.0x.
+
+|Method|Full name|Year|Teachers|Cost|
+|---|---|---:|---|---:|
+"""
 
 
 def render_page() -> str:
@@ -30,6 +36,11 @@ def render_page() -> str:
     rows = [table_row(name, method) for name, method in loaded.items()]
     sections = [method_section(name, method) for name, method in loaded.items()]
     return INTRO.read_text(encoding="utf-8") + "".join([*rows, *sections])
+
+
+def render_readme_table() -> str:
+    """Return the README's table of the methods."""
+    return README_HEAD + "".join(map(readme_row, methods.builtin()))
 
 
 def render_json() -> str:
@@ -41,48 +52,62 @@ def render_json() -> str:
 
 
 def table_row(name: str, method: type[Method]) -> str:
-    """Return a method's line of the table: teachers, passes and what `--official` sets."""
-    case = method()
-    passes = count_passes(case)
-    columns = [f"[{name}](#{name})", ", ".join(case.teacher_roles) or "none"]
+    """Return a method's line of the page's table: names, paper, teachers and passes."""
+    card, passes = about.describe_class(method), count_passes(method())
+    columns = [f"[{name}](#{name})", card.full_name]
+    columns.append(link(card.paper.published, card.paper.url) if card.paper else "")
+    columns.append(", ".join(card.teachers) or "none")
     for role in ("student", "teacher"):
         columns.append(f"{passes[role, 'forward']:g} + {passes[role, 'backward']:g}")
-    names = [field.name for field in official_fields(method)]
-    names += [setting for setting, _, _ in method.recipe]
-    columns.append(", ".join(f"`{name}`" for name in names))
     return f"| {' | '.join(columns)} |\n"
+
+
+def readme_row(name: str) -> str:
+    """Return a method's line of the README's table: names, year, teachers and cost."""
+    method = methods.load(name)
+    card = about.describe_class(method)
+    cost = count_passes(method()).total() / count_passes(methods.load("pgd_at")()).total()
+    columns = [
+        link(name, card.paper.url) if card.paper else name,
+        card.full_name,
+        str(card.paper.year) if card.paper else "-",
+        ", ".join(card.teachers) or "none",
+        f"{cost:.1f}x",
+    ]
+    return f"|{'|'.join(columns)}|\n"
+
+
+def link(text: str, url: str) -> str:
+    """Return a Markdown link, plain text without a URL."""
+    return f"[{text}]({url})" if url else text
 
 
 def method_section(name: str, method: type[Method]) -> str:
     """Return formula, source, hyper-parameters and what the authors' script does otherwise."""
-    text = about.describe_class(method)
-    parts = [f"\n## {name}\n", f"{text.title}\n", f"```text\n{text.formula}\n```\n"]
-    if text.source:
+    card = about.describe_class(method)
+    parts = [f"\n## {name}\n", f"{card.title}\n", f"```text\n{card.formula}\n```\n"]
+    if card.paper:
+        title = link(card.paper.title, card.paper.url)
+        parts.append(f"Paper: {card.paper.authors}, {title}, {card.paper.published}.\n")
+    if card.source:
         paragraphs = about.module_text(method)[1].split("\n\n")
         parts += ["\n\n".join(map(about.one_line, paragraphs)), ""]
-    if text.parameters:
+    if card.parameters:
         parts.append("| Flag | Default | Searched | Meaning |\n| --- | --- | --- | --- |")
-        for entry in text.parameters:
+        for entry in card.parameters:
             flag = f"`--{entry.name.replace('_', '-')}`"
             parts.append(f"| {flag} | {entry.default} | {entry.searched} | {entry.meaning} |")
         parts.append("")
-    differences = []
-    for field in official_fields(method):
-        value = f"{field.metadata['official']} instead of {field.default}"
-        differences.append(f"- `{field.name}`: {value}: {field.metadata['help']}")
-    for setting, value, reason in method.recipe:
-        differences.append(f"- `{setting}`: {value}: {reason}")
-    if differences:
-        parts += ["The authors' script, with `--official`:\n", *differences, ""]
+    if card.official:
+        parts.append("The authors' script, with `--official`:\n")
+        for setting in card.official:
+            instead = f" instead of {setting.default}" if setting.default else ""
+            parts.append(f"- `{setting.name}`: {setting.value}{instead}: {setting.reason}")
+        parts.append("")
     return "\n".join(parts)
 
 
-def official_fields(method: type[Method]) -> list[dataclasses.Field[Any]]:
-    """Return the fields that have another value in the authors' script than their default."""
-    fields = dataclasses.fields(method)
-    return [field for field in fields if field.metadata.get("official") is not None]
-
-
+@cache
 def count_passes(case: Method) -> Counter[tuple[str, str]]:
     """Count the passes, forward and backward, that a training step takes for each image."""
     # Some methods begin gently: the step is one of the last epoch.
@@ -109,10 +134,3 @@ def count_images(net: nn.Module, role: str, count: Counter[tuple[str, str]]) -> 
             maps.register_hook(count_backward)  # type: ignore[no-untyped-call]
 
     net.get_submodule("trunk").register_forward_hook(count_forward)
-
-
-if __name__ == "__main__":
-    if not PAGE.exists():
-        raise SystemExit(f"no {PAGE} here: run this in the folder of a clone")
-    PAGE.write_text(render_page(), encoding="utf-8")
-    about.FILE.write_text(render_json(), encoding="utf-8")

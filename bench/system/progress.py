@@ -2,29 +2,43 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 import time
 
-from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 
-LINE_INTERVAL = 20.0  # seconds between lines where there is no terminal
+from bench.system import log
+from bench.system.log import LOGGER
+
+LINE_INTERVAL = 20.0  # seconds between lines where there is no live line
+BAR_WIDTH = 8  # a live line fits into 80 columns
 
 
 class Progress:
-    """Progress of runs in order; `estimates` are seconds of training and of evaluation of each."""
+    """Progress of runs in order.
 
-    def __init__(self, estimates: list[tuple[float, float]]) -> None:
+    estimates: seconds of training and of evaluation of each. first, total: the number of the first
+    run, and of all where there are others beside these.
+    """
+
+    def __init__(
+        self, estimates: list[tuple[float, float]], first: int = 1, total: int = 0
+    ) -> None:
         self.estimates = estimates
-        self.console = Console(file=sys.stderr, highlight=False)
-        columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[left]}")
-        hidden = not self.console.is_terminal
-        self.bar = Bar(*columns, console=self.console, transient=True, disable=hidden)
+        self.first, self.total = first, total or len(estimates)
+        self.is_live = log.has_live_line()
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(BAR_WIDTH),
+            TextColumn("{task.fields[left]}"),
+        )
+        self.bar = Bar(*columns, console=log.console(), transient=True, disable=not self.is_live)
         self.task = self.bar.add_task("", total=1.0, left="")
         self.index = -1
         self.measured_seconds = self.estimated_seconds = 0.0  # of the finished runs
-        self.last_print = time.monotonic()
+        self.scale = 1.0  # measured to estimated time, of finished runs or the first's training
+        self.last_line = time.monotonic()
 
     def __enter__(self) -> Progress:
         self.bar.start()
@@ -33,19 +47,41 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         self.bar.stop()
 
-    def start(self, label: str) -> None:
-        """Begin the next run."""
+    @property
+    def number(self) -> str:
+        """The current run's number of all, such as "[2/7]"."""
+        return f"[{self.first + self.index}/{self.total}]"
+
+    def start(self, label: str, epochs: int = 0) -> None:
+        """Begin the next run, of so many epochs."""
         self.index += 1
-        self.label = f"[{self.index + 1}/{len(self.estimates)}] {label}"
+        self.label, self.epochs = label, epochs
         self.run_start = self.stage_start = time.monotonic()
         self.stage, self.start_share = "", 0.0
+        # What the last epochs measured, and the checkpoint that is evaluated.
+        self.metrics: dict[str, float] = {}
+        self.checkpoint = "the network"
 
-    def finish(self, result: str) -> None:
-        """Print the result of the run."""
+    def finish(self, result: str, succeeded: bool = True) -> None:
+        """Log the result of the run."""
         seconds = time.monotonic() - self.run_start
         self.measured_seconds += seconds
         self.estimated_seconds += sum(self.estimates[self.index])
-        self._print(f"{self.label}: {result} ({format_duration(seconds)})")
+        if self.estimated_seconds:
+            self.scale = self.measured_seconds / self.estimated_seconds
+        level = logging.INFO if succeeded else logging.ERROR
+        self.log(f"{self.label}: {result} ({format_duration(seconds)})", level)
+
+    def log(self, message: str, level: int = logging.INFO) -> None:
+        """Log a message about the current run."""
+        self.last_line = time.monotonic()
+        LOGGER.log(level, f"{self.number} {message}")
+
+    def end_epoch(self, metrics: dict[str, float]) -> None:
+        """Show the metrics of an epoch from now on; those that it lacks stay."""
+        self.metrics |= metrics
+        values = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        LOGGER.debug(f"{self.number} {values}")
 
     def tick(self, stage: str, done: int, total: int) -> None:
         """Show how much of a stage is done: of "train", or of the attack of that name."""
@@ -54,25 +90,48 @@ class Progress:
         if stage != self.stage and self.stage in ("", "train"):
             self.stage_start, self.start_share = now, share
         self.stage = stage
-        left = f"about {format_duration(self._seconds_left(now, share))} left"
-        self.bar.update(self.task, description=f"{self.label}: {stage}", completed=share, left=left)
-        if not self.console.is_terminal and now - self.last_print > LINE_INTERVAL:
-            self._print(f"{self.label}: {stage} {share:.0%}, {left}")
+        is_due = not self.is_live and now - self.last_line > LINE_INTERVAL
+        if not self.is_live and not is_due:
+            return
+        text = self._describe(done, total)
+        left = self._seconds_left(now, share)
+        remaining = f"{format_duration(left)} left" if left > 0 else ""
+        self.bar.update(
+            self.task, description=f"{self.number} {text}", completed=share, left=remaining
+        )
+        if is_due:
+            self.log(f"{text}, {remaining}" if remaining else text)
 
-    def _print(self, line: str) -> None:
-        self.last_print = time.monotonic()
-        self.console.print(line, markup=False, soft_wrap=True)
+    def _describe(self, done: int, total: int) -> str:
+        """Say where the current stage is, with what the last epochs measured."""
+        if self.stage != "train":
+            share = f"{100 * done / max(total, 1):.0f} %"
+            return f"evaluating {self.checkpoint}: {self.stage} {share}"
+        epoch = max(done - 1, 0) * self.epochs // max(total, 1) + 1
+        text = f"epoch {epoch} of {self.epochs}"
+        losses = [value for name, value in self.metrics.items() if name.startswith("train/")]
+        if losses:
+            text += f", loss {sum(losses):.3g}"
+        if "val/clean" in self.metrics:
+            clean, robust = (100 * self.metrics[f"val/{name}"] for name in ("clean", "robust"))
+            text += f", val clean {clean:.1f}, robust {robust:.1f}"
+        return text
 
     def _seconds_left(self, now: float, share: float) -> float:
-        """Estimate the rest of the grid: training by its own pace, all else by finished runs."""
-        scale = self.measured_seconds / self.estimated_seconds if self.estimated_seconds else 1.0
+        """Estimate the rest of the grid: training by its own pace, all else by what was measured.
+
+        0 if more time has passed than was estimated.
+        """
         train, evaluate = self.estimates[self.index]
-        later = scale * sum(sum(pair) for pair in self.estimates[self.index + 1 :])
         elapsed, gained = now - self.stage_start, share - self.start_share
+        if self.stage == "train" and gained > 0:
+            train = elapsed / gained
+            if not self.measured_seconds and self.estimates[self.index][0]:
+                self.scale = train / self.estimates[self.index][0]
+        later = self.scale * sum(sum(pair) for pair in self.estimates[self.index + 1 :])
         if self.stage != "train":
-            return later + max(scale * evaluate - elapsed, 0.0)
-        train_seconds = elapsed / gained if gained > 0 else scale * train
-        return later + train_seconds * (1 - share) + scale * evaluate
+            return later + max(self.scale * evaluate - elapsed, 0.0)
+        return later + train * (1 - share) + self.scale * evaluate
 
 
 class ParallelProgress:
@@ -82,22 +141,25 @@ class ParallelProgress:
         self.total, self.finished = total, 0
         self.start_time = time.monotonic()
 
-    def add(self, label: str, result: str) -> None:
-        """Print a result; the time left is scaled by the number of runs."""
+    def finish(self, number: int, label: str, result: str, succeeded: bool) -> None:
+        """Log the result of a run; the time left is scaled by the number of runs."""
         self.finished += 1
         seconds, remaining = time.monotonic() - self.start_time, self.total - self.finished
-        rest = f"{format_duration(seconds)} in all"
+        rest = f"all done in {format_duration(seconds)}"
         if remaining:
-            rest = f"about {format_duration(seconds * remaining / self.finished)} left"
-        line = f"[{self.finished}/{self.total}] {label}: {result} ({rest})"
-        console = Console(file=sys.stderr, highlight=False)
-        console.print(line, markup=False, soft_wrap=True)
+            left = format_duration(seconds * remaining / self.finished)
+            rest = f"{self.finished} of {self.total} done, about {left} left in all"
+        level = logging.INFO if succeeded else logging.ERROR
+        LOGGER.log(level, f"[{number}/{self.total}] {label}: {result} ({rest})")
 
 
 def format_duration(seconds: float) -> str:
-    """Format a duration as "42 s", "7 min" or "3.4 h"."""
+    """Format a duration as "42 s", "7 min", "3.4 h" or "2.6 days"."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 5400:
         return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
+    if seconds < 48 * 3600:
+        return f"{seconds / 3600:.1f} h"
+    days = seconds / 86400
+    return f"{days:.1f} days" if days < 10 else f"{days:,.0f} days"

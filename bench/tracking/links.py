@@ -1,19 +1,21 @@
 """Links of a run in MLflow: its data set, its teachers, its best checkpoint.
 
 No result depends on them: each is made in a `RunLogger.optional_step`. A run that continues finds
-those that it has. Tensors are stored once, as artifacts of the run: the logged model names the
-file, a version in the registry the folder.
+those that it has. The logged model names the checkpoint file. A version in the registry has the
+network a second time, as `mlflow.pytorch.load_model` reads it (exported_model.py).
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from bench.datasets.official_files import official_class
 from bench.datasets.splits import Data
 from bench.protocol.spec import Spec
+from bench.tracking import exported_model
 from bench.tracking.note import NOTE_TAG
 from bench.tracking.run_logger import RunLogger
 from bench.tracking.store import TrackingStore
@@ -115,33 +117,48 @@ def metric_link(model: LoggedModel | None, data: Data, values: dict[str, float])
 
 
 def register_model(
-    store: TrackingStore, logger: RunLogger, model: LoggedModel, spec: Spec, name: str, score: float
+    store: TrackingStore,
+    logger: RunLogger,
+    model: LoggedModel,
+    spec: Spec,
+    name: str,
+    score: float,
+    log_network: Callable[[], None],
 ) -> None:
     """Mark a logged model as ready, and register it if an alias is due to it.
 
     A teacher's model is named by its identity, `name`. All students of one network on one data set
     share a model. A run becomes a version of it if its `score`, the accuracy under PGD on the
-    validation images, is above that of the alias.
+    validation images, is above that of the alias. `log_network` logs what the version loads.
     """
     client = store.client
     client.finalize_logged_model(model.model_id, "READY")
     alias, model_name = BEST, registered_name(spec, spec.arch)
     if spec.role == "teacher":
         alias, model_name = TEACHER, registered_name(spec, name)
+    if not is_due(client, model_name, alias, logger.run_id, score):
+        return
+    # Outside the lock: a large network takes long. Another run may get the alias meanwhile.
+    log_network()
     with store.exclusive():
-        version = find_alias(client, model_name, alias)
-        if version and version.run_id == logger.run_id:
-            return
-        if version and alias == BEST and float(version.tags["val_robust"]) >= score:
-            return
-        tags = {"model_id": model.model_id, "val_robust": score}
-        set_alias(client, model_name, alias, logger.run_id, tags)
+        if is_due(client, model_name, alias, logger.run_id, score):
+            tags = {"model_id": model.model_id, "val_robust": score}
+            tags["checkpoint"] = model.tags["checkpoint"]
+            set_alias(client, model_name, alias, logger.run_id, tags)
+
+
+def is_due(client: MlflowClient, name: str, alias: str, run_id: str, score: float) -> bool:
+    """Return whether a run, which does not have an alias, is to get it."""
+    version = find_alias(client, name, alias)
+    if version and version.run_id == run_id:
+        return False
+    return not version or alias == TEACHER or float(version.tags["val_robust"]) < score
 
 
 def set_alias(
     client: MlflowClient, name: str, alias: str, run_id: str, tags: dict[str, Any]
 ) -> None:
-    """Give an alias to the checkpoints of a run, as a version of a registered model."""
+    """Give an alias to the exported network of a run, as a version of a registered model."""
     from mlflow.exceptions import MlflowException
 
     # The model may exist.
@@ -152,7 +169,7 @@ def set_alias(
     if versions:
         version = versions[0]
     else:
-        folder = f"runs:/{run_id}/checkpoints"
+        folder = f"runs:/{run_id}/{exported_model.FOLDER}"
         version = client.create_model_version(name, folder, run_id, tags=tags)
     client.set_registered_model_alias(name, alias, version.version)
     # The page of a logged model shows the versions in this tag.

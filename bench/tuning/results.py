@@ -115,7 +115,7 @@ def write_results(
     for name, value in zip(trial_context.plan.objectives, trials[0].values, strict=True):
         logger.log_metrics({f"best/{name}": value})
     text = f"{trial_context.plan.name}: {summary}"
-    logger.set_tags({NOTE_TAG: f"{text}\n\n{format_table(trials, trial_context)}"})
+    logger.set_tags({NOTE_TAG: f"{text}\n\n{trials_table(trials, trial_context)}"})
     for path in paths:
         logger.log_file(path, "tuned")
     with tempfile.TemporaryDirectory() as folder:
@@ -125,7 +125,7 @@ def write_results(
     return paths
 
 
-def format_table(trials: list[FrozenTrial], trial_context: TrialContext) -> str:
+def trials_table(trials: list[FrozenTrial], trial_context: TrialContext) -> str:
     """Return a Markdown table of trials with their accuracies and values."""
     columns = ["trial", *trial_context.plan.objectives, *trials[0].params]
     lines = [f"| {' | '.join(columns)} |", "| ---: " * len(columns) + "|"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
+import traceback
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,20 +11,21 @@ from typing import Any
 import optuna
 from mlflow.exceptions import MlflowException
 from optuna.study import Study
-from rich.console import Console
-from rich.table import Table
 
 from bench.execution.cost import estimate_costs
 from bench.execution.grid import run_grid
 from bench.execution.inputs import cached_loader
 from bench.execution.job import RunContext
+from bench.execution.overview import log_head, missing_data
 from bench.execution.plan import PlannedRun, parse_seeds, plan_runs, plan_teacher
-from bench.protocol import suites
+from bench.execution.suite_file import resolve_suite
 from bench.protocol.options import ProtocolOptions, RunOptions
 from bench.protocol.spec import Spec
 from bench.system import environment
 from bench.system.errors import BenchError, UsageError, one_line
+from bench.system.log import LOGGER, NOTE, RESULT, open_log_file
 from bench.system.progress import format_duration
+from bench.system.tables import format_table
 from bench.teachers import cards
 from bench.tracking.run_logger import FAILED, KILLED, RunLogger
 from bench.tracking.store import TUNING_SUFFIX, TrackingStore
@@ -59,17 +60,19 @@ def tune(options: TuneOptions, dry_run: bool = False) -> int:
         return show_plan(options, runs, spaces)
     # A storage that cannot be reached is reported before anything is trained.
     connect(storage_url(options))
-    if code := train_teachers(options, runs):
-        return code
     device, source = environment.resolve_device(options.device), environment.source_state()
     run_context = RunContext(TrackingStore(options.store), device, source)
+    open_log_file(options.store, log_head(device, source))
+    if code := train_teachers(options, runs):
+        return code
     for run in students:
         search = Search(options, run, spaces[run.spec.method], run_context)
         try:
             with storage_errors(storage_url(options)):
                 code = max(code, search.run())
         except (BenchError, MlflowException) as error:
-            print(f"error: {one_line(error)}", file=sys.stderr)
+            LOGGER.error(f"error: {one_line(error)}")
+            LOGGER.log(NOTE, traceback.format_exc())
             code = max(code, getattr(error, "exit_code", 1))
     return code
 
@@ -86,7 +89,7 @@ def check_options(options: TuneOptions) -> None:
     seed, path = options.search_seed, options.storage
     if not 0 <= seed < 2**32:
         raise UsageError(f"--search-seed {seed}: not negative and below 2^32")
-    if seed in (parse_seeds(options.seeds) or suites.get(options.suite).seeds):
+    if seed in (parse_seeds(options.seeds) or resolve_suite(options.suite).seeds):
         raise UsageError(f"--search-seed {seed}: not one of the final runs', which must be fresh")
     if path and "://" not in path:
         url = f"sqlite:///{Path(path).with_suffix('.db')}"
@@ -130,12 +133,12 @@ def train_teachers(options: TuneOptions, runs: list[PlannedRun]) -> int:
         return 0
     # Other processes that join wait for the teachers.
     with exclusive(storage_url(options), "teachers"):
-        return run_grid(search_options(options), unique)
+        return run_grid(search_options(options), unique, show_results=False)
 
 
 def reference_teacher(options: TuneOptions, student: PlannedRun) -> PlannedRun:
     """Return the robust teacher of a data set, which sets one clean accuracy for all methods."""
-    return plan_teacher(options, suites.get(options.suite), student.spec.dataset, "robust")
+    return plan_teacher(options, resolve_suite(options.suite), student.spec.dataset, "robust")
 
 
 def measure_clean_accuracy(
@@ -199,7 +202,7 @@ class Search:
         """Return the study as plain values, without what its trials do not depend on."""
         options, spec = self.options, self.trial_spec
         objectives = tuple(options.objectives.split(","))
-        names = [options.suite, spec.dataset, spec.arch, spec.method]
+        names = [spec.suite.partition("@")[0], spec.dataset, spec.arch, spec.method]
         if self.teacher != "robust":
             names.append(options.teacher)
         if len(objectives) > 1:
@@ -249,7 +252,7 @@ class Search:
         if count_over(study) < trial_context.budget:
             run_workers(self.options, trial_context, self.run_context)
             study = load_study(plan, connect(plan.storage))
-        print(f"{plan.name}: {summarize(study, trial_context)}", file=sys.stderr)
+        LOGGER.log(RESULT, f"{plan.name}: {summarize(study, trial_context)}")
         # On a server, two processes that write one tag at once would collide.
         with exclusive(plan.storage, "outcome"):
             return write_results(study, trial_context, self.run_context, self.teacher, logger)
@@ -261,21 +264,20 @@ class Search:
         default = run_options(self.options, ["seeds"], **names, teacher=self.teacher)
         tuned = plan_runs(replace(default, config=config), {})
         runs = plan_runs(default, {}) + [run for run in tuned if run.spec.role == "student"]
-        code = run_grid(default, runs)
-        print("`python -m bench leaderboard` shows the rows", file=sys.stderr)
-        return code
+        return run_grid(default, runs)
 
 
 def show_plan(options: TuneOptions, runs: list[PlannedRun], spaces: dict[str, SearchSpace]) -> int:
     """Print the search spaces and the time that the search would take."""
-    console = Console(file=sys.stderr, highlight=False)
     device = environment.resolve_device(options.device)
     for method, space in spaces.items():
-        table = Table(method, "default", "range", box=None, pad_edge=False)
+        rows = []
         for parameter in space.parameters:
-            table.add_row(parameter.name, format_value(parameter.default), parameter.label)
-        console.print(table)
-    costs = estimate_costs(runs, cached_loader(options.data_root), options.store, device)
+            rows.append((parameter.name, format_value(parameter.default), parameter.label))
+        LOGGER.log(RESULT, format_table((method, "default", "range"), rows))
+    for line in missing_data(options, runs):
+        LOGGER.log(RESULT, line)
+    costs = estimate_costs(runs, options.store, device)
     pairs = zip(runs, costs, strict=True)
     seconds = [cost.train for run, cost in pairs if run.spec.role == "student"]
     # Teachers come first, so the last run is a student's.
@@ -285,5 +287,5 @@ def show_plan(options: TuneOptions, runs: list[PlannedRun], spaces: dict[str, Se
     text = f"{options.trials} trials of {' and '.join(map(str, rungs))} epochs for each of "
     text += f"{len(seconds)} searches with {options.sampler}: at most about "
     text += f"{format_duration(total)} on {environment.device_name(device)}, then the final runs"
-    console.print(text, soft_wrap=True)
+    LOGGER.log(RESULT, text)
     return 0

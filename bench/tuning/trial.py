@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-import sys
+import traceback
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from bench.execution.plan import PlannedRun
 from bench.models import checkpoint
 from bench.protocol.spec import Spec
 from bench.system.errors import BenchError, one_line
+from bench.system.log import LOGGER, NOTE
+from bench.system.progress import Progress
 from bench.tracking.run_logger import FAILED, FINISHED, KILLED, RunLogger
 from bench.tracking.store import TUNING_SUFFIX
 from bench.training.trainer import Trainer, clean_and_robust_accuracy, derive_seed
@@ -88,6 +90,7 @@ class TrialRunner:
             raise
         except Exception as error:
             reason = one_line(error)
+            LOGGER.log(NOTE, traceback.format_exc())
             trial.set_user_attr("reason", reason)
             close_run(logger, "failed", reason)
             raise BenchError(reason) from error
@@ -112,10 +115,13 @@ class TrialRunner:
         self.take_over_work(trial)
         plan, folder = self.trial_context.plan, self.trial_context.trial_folder(trial.number)
         rungs = rung_epochs(plan.pruner, spec.training.epochs)
+        position = find_position(trial.study, trial.number) + 1
         epochs_spent = 0
         for epochs in rungs:
             rung_spec = replace(spec, training=replace(spec.training, epochs=epochs))
-            accuracy = self.train_rung(rung_spec, folder / f"{epochs}", logger, epochs_spent)
+            accuracy = self.train_rung(
+                rung_spec, folder / f"{epochs}", logger, epochs_spent, position
+            )
             epochs_spent += epochs
             trial.set_user_attr("epochs", epochs_spent)
             # Optuna takes no reports for two objectives; those are searched without pruning.
@@ -133,17 +139,25 @@ class TrialRunner:
         return tuple(accuracy[name] for name in plan.objectives)
 
     def train_rung(
-        self, spec: Spec, folder: Path, logger: RunLogger, epochs_before: int
+        self, spec: Spec, folder: Path, logger: RunLogger, epochs_before: int, position: int
     ) -> dict[str, float]:
-        """Train one schedule; return its best checkpoint's clean and robust validation accuracy."""
+        """Train one schedule of the trial at a position of the study.
+
+        Returns: its best checkpoint's clean and robust validation accuracy.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         method = methods.load(spec.method)(**spec.hyper)
         run = PlannedRun(spec, method, "", "")
         module = build_training_module(run, self.run_context, self.data)
         trainer = Trainer(module, self.data, spec, folder)
-        state = trainer.fit(
-            lambda row, epoch: logger.log_epoch(row, epochs_before + epoch), lambda *_: None
-        )
+
+        def log_epoch(row: dict[str, float], epoch: int) -> None:
+            progress.end_epoch(row)
+            logger.log_epoch(row, epochs_before + epoch)
+
+        with Progress([(0.0, 0.0)], position, self.trial_context.budget) as progress:
+            progress.start(spec.method, spec.training.epochs)
+            state = trainer.fit(log_epoch, progress.tick)
         logger.log_metrics({"cost/train_seconds": state.seconds}, epochs_before)
         net = checkpoint.load(folder / "best.pt", spec.arch, self.data.info)
         net = net.to(self.run_context.device)
@@ -173,7 +187,7 @@ def print_result(study: Study, trial: FrozenTrial, budget: int) -> None:
     position = find_position(study, trial.number) + 1
     values = ", ".join(f"{name} {format_value(value)}" for name, value in trial.params.items())
     line = f"{study.study_name}: trial {position} of {budget}: {describe_end(trial)} ({values})"
-    print(line, file=sys.stderr, flush=True)
+    LOGGER.info(line)
 
 
 def describe_end(trial: FrozenTrial) -> str:

@@ -6,6 +6,7 @@ import multiprocessing
 import shutil
 import sys
 import time
+import traceback
 from contextlib import ExitStack
 from multiprocessing.process import BaseProcess
 
@@ -20,6 +21,7 @@ from bench.execution.inputs import cached_loader
 from bench.execution.job import RunContext
 from bench.system import signals
 from bench.system.errors import BenchError, one_line
+from bench.system.log import LOGGER, NOTE, LogSettings, log_in_worker, log_settings
 from bench.tracking.store import TrackingStore
 from bench.tuning import storage
 from bench.tuning.options import TuneOptions
@@ -85,15 +87,21 @@ def run_next_trial(study: Study, backend: RDBStorage, runner: TrialRunner) -> No
 
 
 def run_worker(
-    options: TuneOptions, trial_context: TrialContext, device: torch.device, code: dict[str, str]
+    options: TuneOptions,
+    trial_context: TrialContext,
+    device: torch.device,
+    code: dict[str, str],
+    settings: LogSettings,
 ) -> None:
     """Run trials in one of `options.workers` processes; exit with 130 if told to stop."""
     signals.prepare_worker()
+    log_in_worker(settings)
     torch.set_num_threads(max(torch.get_num_threads() // options.workers, 1))
     try:
         run_trials(options, trial_context, RunContext(TrackingStore(options.store), device, code))
     except BenchError as error:
-        print(f"error: {error}", file=sys.stderr)
+        LOGGER.error(f"error: {error}")
+        LOGGER.log(NOTE, traceback.format_exc())
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, SystemExit):
         sys.exit(130)
@@ -105,7 +113,7 @@ def run_workers(options: TuneOptions, trial_context: TrialContext, run_context: 
         run_trials(options, trial_context, run_context)
         return
     spawn = multiprocessing.get_context("spawn")
-    arguments = (options, trial_context, run_context.device, run_context.code)
+    arguments = (options, trial_context, run_context.device, run_context.code, log_settings())
     running: list[BaseProcess] = []
     missing, deaths = options.workers, 0
     try:
@@ -136,5 +144,5 @@ def count_deaths(ended: list[BaseProcess]) -> int:
             raise BenchError("a worker failed; the same command continues")
         if process.exitcode:
             deaths += 1
-            print(f"a worker died ({process.exitcode}) and is replaced", file=sys.stderr)
+            LOGGER.warning(f"a worker died ({process.exitcode}) and is replaced")
     return deaths

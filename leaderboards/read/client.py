@@ -53,18 +53,18 @@ class ClientReader:
 
     client: MlflowClient
 
-    def runs(self, suite: str | None) -> tuple[pd.DataFrame, list[str]]:
-        rows, statuses = [], []
+    def runs(self, suite: str | None, statuses: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
+        rows, all_statuses = [], []
         for experiment in self._search("search_experiments"):
             if not fields.in_suite(experiment.name, suite):
                 continue
             for run in self._search("search_runs", experiment_ids=[experiment.experiment_id]):
                 if fields.PARENT_TAG not in run.data.tags:
                     continue
-                statuses.append(run.info.status)
-                if run.info.status == fields.FINISHED:
+                all_statuses.append(run.info.status)
+                if run.info.status in statuses:
                     rows.append(_to_row(experiment.name, run))
-        return pd.DataFrame(rows), fields.describe_unfinished(statuses)
+        return pd.DataFrame(rows), fields.describe_unfinished(all_statuses, statuses)
 
     def curves(self, run_ids: Sequence[str]) -> dict[str, fields.Curves]:
         return {run_id: dict(self._curves_of(run_id)) for run_id in run_ids}
@@ -88,6 +88,7 @@ class ClientReader:
 def _to_row(experiment: str, run: Any) -> dict[str, Any]:
     row = {"experiment": experiment, "run_id": run.info.run_id}
     row |= {"artifact_uri": run.info.artifact_uri, "start_time": run.info.start_time}
+    row["status"] = run.info.status
     for name, tag in run.data.tags.items():
         if name in fields.TAGS:
             row[name] = tag

@@ -63,7 +63,7 @@ class DatabaseReader:
     connection: Connection
     artifacts: Path | None
 
-    def runs(self, suite: str | None) -> tuple[pd.DataFrame, list[str]]:
+    def runs(self, suite: str | None, statuses: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
         inspector = sqlalchemy.inspect(self.connection)
         if not inspector.has_table("experiments"):
             return pd.DataFrame(), []
@@ -79,14 +79,17 @@ class DatabaseReader:
         rows = self.connection.execute(select(*runs).where(active)).all()
         columns: dict[str, list[Any]] = {name: [] for name in ("experiment", *fields.ORIGIN)}
         for run in rows:
-            if run.status == fields.FINISHED:
+            if run.status in statuses:
                 columns["experiment"].append(experiments[run.experiment_id])
                 columns["run_id"].append(run.run_uuid)
                 columns["artifact_uri"].append(self._artifact_uri(run))
                 columns["start_time"].append(run.start_time)
-        selected = select(runs.run_uuid).where(active, runs.status == fields.FINISHED)
+                columns["status"].append(run.status)
+        selected = select(runs.run_uuid).where(active, runs.status.in_(statuses))
         columns |= self._values(columns["run_id"], selected)
-        return pd.DataFrame(columns), fields.describe_unfinished(run.status for run in rows)
+        return pd.DataFrame(columns), fields.describe_unfinished(
+            (run.status for run in rows), statuses
+        )
 
     def curves(self, run_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
         points = _table("metrics").c

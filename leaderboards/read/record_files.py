@@ -55,12 +55,13 @@ class RecordReader:
 
     folder: Path | None = None
 
-    def runs(self, suite: str | None) -> tuple[pd.DataFrame, list[str]]:
+    def runs(self, suite: str | None, statuses: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
         rows = []
         records, problems = self._read_all()
         for path, record in records:
             if fields.in_suite(record.spec.suite, suite):
-                rows.append(record.to_row() | {"artifact_uri": path.absolute().as_uri()})
+                origin = {"artifact_uri": path.absolute().as_uri(), "status": fields.FINISHED}
+                rows.append(record.to_row() | origin)
         return pd.DataFrame(rows), problems
 
     def curves(self, run_ids: Sequence[str]) -> dict[str, dict[str, Any]]:

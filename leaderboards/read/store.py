@@ -31,8 +31,8 @@ class StoreError(ConnectionError):
 class Reader(Protocol):
     """One kind of store."""
 
-    def runs(self, suite: str | None) -> tuple[pd.DataFrame, list[str]]:
-        """Return finished runs, and a line for each thing that was left out.
+    def runs(self, suite: str | None, statuses: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
+        """Return runs of some statuses, and a line for each thing that was left out.
 
         Columns: experiment, fields.ORIGIN (start_time in ms), fields.TAGS, metrics, "param/...".
         """
@@ -41,18 +41,23 @@ class Reader(Protocol):
         """Return the curves of those runs that have any, as recorded, by run id and metric."""
 
 
-def collect(source: str | Path, suite: str | None = None) -> pd.DataFrame:
+def collect(
+    source: str | Path,
+    suite: str | None = None,
+    statuses: Sequence[str] = (fields.FINISHED,),
+) -> pd.DataFrame:
     """Collect finished runs of every experiment named <suite>@<version>, oldest first.
 
     source: a tracking URI, where nothing yet is an empty store, or as a Path a folder of records.
-    suite: restricts the runs to one, as "digits" or "digits@1". Raises StoreError.
+    suite: restricts the runs to one, as "digits" or "digits@1".
+    statuses: of the runs that are wanted, if not the finished ones. Raises StoreError.
 
     Returns COLUMNS: text, "" where absent; version int; start_time in UTC; superseded bool, a newer
     run has the same spec_id. Metrics under their names: fractions, seconds or counts, NaN where
     absent or not finite. "param/<name>" as text. attrs["problems"]: lines of what was unusable.
     """
     with open_store(source) as reader:
-        runs, problems = reader.runs(suite)
+        runs, problems = reader.runs(suite, statuses)
     return _to_frame(runs, problems)
 
 

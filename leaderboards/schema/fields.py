@@ -12,6 +12,8 @@ from leaderboards.schema.checkpoints import CHECKPOINTS
 
 EXPERIMENT = re.compile(r"(?P<suite>.+)@(?P<version>0|[1-9][0-9]{0,5})")
 FINISHED = "FINISHED"
+# MLflow marks interrupted runs as killed.
+STATUSES = (FINISHED, "RUNNING", "KILLED", "FAILED")
 # MLflow sets this tag on single runs. Runs without it are groups.
 PARENT_TAG = "mlflow.parentRunId"
 IDENTITY_TAGS = ("role", "spec_id", "dataset", "method", "student", "teacher", "seed")
@@ -24,7 +26,7 @@ TAGS = (*IDENTITY_TAGS, *RECORD_TAGS, *CHECKSUM_TAGS)
 # Part of training_path where bfloat16 was asked for and the device has none.
 NO_BF16 = "fp32 (no bf16 here)"
 # Where a run is from.
-ORIGIN = ("run_id", "artifact_uri", "start_time")
+ORIGIN = ("run_id", "artifact_uri", "start_time", "status")
 _TEST_PREFIXES = tuple(f"{checkpoint.metric_prefix}/" for checkpoint in CHECKPOINTS.values())
 METRIC_PREFIXES = (*_TEST_PREFIXES, "cost/", "val/")
 # Metrics of each epoch begin so, beside "lr".
@@ -50,10 +52,9 @@ def join_teachers(teachers: Mapping[str, str]) -> str:
     return " + ".join(names) or "none"
 
 
-def describe_unfinished(statuses: Iterable[str]) -> list[str]:
-    """Count the runs left out because they did not finish: one line, or none without such runs."""
-    counts = Counter(statuses)
-    counts.pop(FINISHED, None)
+def describe_unfinished(statuses: Iterable[str], wanted: Sequence[str]) -> list[str]:
+    """Count the runs left out because of their status: one line, or none without such runs."""
+    counts = Counter(status for status in statuses if status not in wanted)
     parts = [f"{count} {status}" for status, count in sorted(counts.items())]
     if not parts:
         return []

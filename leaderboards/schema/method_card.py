@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 
@@ -16,10 +17,47 @@ class HyperParameter:
 
 
 @dataclass(frozen=True)
+class OfficialSetting:
+    """What the authors' script does otherwise; `default` is empty for a setting of the training."""
+
+    name: str
+    value: str
+    default: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class PaperCard:
+    """Where a method was published. `url` is empty where no page could be checked."""
+
+    authors: str
+    title: str
+    venue: str
+    year: int
+    url: str = ""
+
+    @property
+    def published(self) -> str:
+        """Venue and year, "ICCV 2021"."""
+        return f"{self.venue} {self.year}"
+
+
+@dataclass(frozen=True)
 class MethodCard:
-    """A title of one line, the loss as plain text, its paper and code, and its parameters."""
+    """A title of one line, the loss as plain text, what it is from, and its parameters.
+
+    teachers: the roles that it reads. official: what `--official` sets.
+    """
 
     title: str
     formula: str
     source: str
     parameters: tuple[HyperParameter, ...]
+    teachers: tuple[str, ...] = ()
+    paper: PaperCard | None = None
+    official: tuple[OfficialSetting, ...] = ()
+
+    @property
+    def full_name(self) -> str:
+        """The title up to its acronym or explanation: "Fair RSLAD" of "Fair RSLAD: weights"."""
+        return re.split(r" \(|: |, |\.$", self.title)[0]

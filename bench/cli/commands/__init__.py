@@ -8,14 +8,19 @@ from typing import Any
 
 from bench.system.errors import unknown_name
 
-COMMANDS = ("run", "tune", "evaluate", "teacher", "leaderboard", "export", "import", "ui", "list",
-            "data", "doctor", "new-method")  # fmt: skip
-# Modules that cannot have the name of their command: a keyword, a builtin.
-MODULES = {"import": "import_records", "list": "list_names", "new-method": "new_method"}
+COMMANDS = ("run", "tune", "evaluate", "teacher", "leaderboard", "show", "export", "import", "ui",
+            "list", "data", "doctor", "new-method", "completion")  # fmt: skip
+# Modules that cannot have the name of their command, a keyword or a builtin, or lie elsewhere.
+MODULES = {
+    "import": ".import_records",
+    "list": ".list_names",
+    "new-method": ".new_method",
+    "completion": "..completion",
+}
 
 
 def load_module(name: str) -> Any:
     """Import the module of a command. Raises UsageError for an unknown name."""
     if name not in COMMANDS:
         raise unknown_name("command", name, COMMANDS)
-    return import_module(f"{__name__}.{MODULES.get(name, name)}")
+    return import_module(MODULES.get(name, f".{name}"), __name__)

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import time
+import dataclasses
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 from bench.cli.parsing import Command
-from bench.protocol.options import CommonOptions, Switch, option
+from bench.protocol.options import CommonOptions, Json, Switch, option
 from bench.system.errors import BenchError
 
 if TYPE_CHECKING:
     import torch
 
-    from bench.protocol.suites import Suite
-
-PROBE_SECONDS = 0.5
+# Prints a line at once, or drops it where a document is asked for.
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,59 +27,104 @@ class DoctorOptions(CommonOptions):
     speed: Annotated[Switch, option(text="measure what training costs here, suite by suite")] = (
         False
     )
+    json: Json = False
 
 
 def diagnose(options: DoctorOptions) -> int:
     """Print what this machine offers and what it holds; change nothing."""
-    from bench import datasets
-    from bench.datasets import fetching
-    from bench.execution.speed import speed_report
-    from bench.protocol.suites import SUITES
+    from bench.cli.output import print_json
+    from bench.execution.speed import busy_warning
     from bench.system import environment
-    from bench.tracking.store import TrackingStore, store_exists
 
-    device = environment.resolve_device(options.device)
-    for name, value in environment.describe_environment(device).items():
-        print(f"{name:14}{value}")
-    if options.speed:
-        for line in speed_report(SUITES.values(), device):
+    def say(line: str) -> None:
+        if not options.json:
             print(line, flush=True)
-    else:
-        for suite in SUITES.values():
-            print(f"{suite.name:14}{measure_throughput(suite, device)}")
-    for name in datasets.DATASETS:
-        try:
-            print(fetching.verify_data(name, options.data_root))
-        except BenchError as error:
-            print(f"{name}: {error}")
-    if not store_exists(options.store):
-        print(f"no record yet in {str(options.store)!r}")
-        return 0
-    store = TrackingStore(options.store)
-    print(f"record: {store.uri}")
-    for run in store.running_runs():
-        command = run.data.tags.get("command", "")
-        print(f"interrupted or running: {run.info.run_name}: {command}")
+
+    # Before this process itself makes the machine busy.
+    warning = busy_warning()
+    if warning:
+        print(warning, file=sys.stderr)
+    device = environment.resolve_device(options.device)
+    description = environment.describe_environment(device)
+    for name, value in description.items():
+        say(f"{name:14}{value}")
+    measure = measure_training if options.speed else measure_throughput
+    document = {
+        "environment": description,
+        "speed": measure(device, say),
+        "warnings": [warning] if warning else [],
+        "datasets": check_data(options.data_root, say),
+        "store": describe_store(options.store, say),
+    }
+    if options.json:
+        print_json(document)
     return 0
 
 
-def measure_throughput(suite: Suite, device: torch.device) -> str:
-    """Time a forward and a backward pass of the suite's first student; return the line to print."""
-    import torch
+def measure_throughput(device: torch.device, say: Say) -> dict[str, Any]:
+    """Time a forward and a backward pass of each suite's first student."""
+    from bench.execution.speed import probe_speed
+    from bench.protocol.suites import SUITES
 
-    from bench import datasets, models
+    speeds = {}
+    for suite in SUITES.values():
+        rate, student = probe_speed(suite, device), suite.students[0]
+        say(f"{suite.name:14}{student}: {rate:,.0f} images a second, forward and backward")
+        speeds[suite.name] = {"student": student, "images_per_second": rate}
+    return speeds
 
-    info, student = datasets.get(suite.datasets[0]), suite.students[0]
-    net = models.build(student, info).to(device)
-    x = torch.rand(4, *info.shape, device=device)
-    count, start = 0, time.perf_counter()
-    while time.perf_counter() - start < PROBE_SECONDS:
-        net(x).sum().backward()
-        count += len(x)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    rate = count / (time.perf_counter() - start)
-    return f"{student}: {rate:,.0f} images a second, forward and backward"
+
+def measure_training(device: torch.device, say: Say) -> dict[str, Any]:
+    """Measure the best rate of convolutions in FLOP/s, then each suite's training step."""
+    from bench.execution.speed import peak_rates, training_speed
+    from bench.protocol.suites import SUITES
+
+    rates = peak_rates(device)
+    line = f"{'convolutions':14}{rates['fp32'] / 1e9:,.0f} GFLOP/s in single precision"
+    if "bf16" in rates:
+        line += f", {rates['bf16'] / 1e9:,.0f} with --precision bf16"
+    say(line)
+    speeds: dict[str, Any] = {"convolutions": rates}
+    for suite in SUITES.values():
+        speed = training_speed(suite, device, rates["fp32"])
+        say(str(speed))
+        speeds[suite.name] = dataclasses.asdict(speed)
+    return speeds
+
+
+def check_data(root: Path, say: Say) -> dict[str, Any]:
+    """Check the files of every data set."""
+    from bench import datasets
+    from bench.datasets import fetching
+
+    checks = {}
+    for name in datasets.DATASETS:
+        try:
+            line, ready = fetching.verify_data(name, root), True
+        except BenchError as error:
+            line, ready = f"{name}: {error}", False
+        say(line)
+        checks[name] = {"ready": ready, "message": line}
+    return checks
+
+
+def describe_store(folder: Path, say: Say) -> dict[str, Any]:
+    """Name the store and its runs that are marked as running."""
+    from bench.tracking.store import TrackingStore, store_exists
+
+    if not store_exists(folder):
+        say(f"no record yet in {str(folder)!r}")
+        return {"uri": None, "unfinished": []}
+    store = TrackingStore(folder)
+    say(f"record: {store.uri}")
+    unfinished = []
+    for run in store.running_runs():
+        command = run.data.tags.get("command", "")
+        say(f"interrupted or running: {run.info.run_name}: {command}")
+        unfinished.append(
+            {"run_id": run.info.run_id, "name": run.info.run_name, "command": command}
+        )
+    return {"uri": store.uri, "unfinished": unfinished}
 
 
 COMMAND = Command(DoctorOptions, diagnose)

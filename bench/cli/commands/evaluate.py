@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from bench.cli.parsing import Command
-from bench.protocol.options import CommonOptions, option
+from bench.protocol.options import CommonOptions, Json, option
 from bench.system.errors import BenchError, UsageError, unknown_name
 
 if TYPE_CHECKING:
+    from attacks import Evaluation
     from bench.datasets import Dataset
     from methods.base import Net
 
@@ -44,12 +46,14 @@ class EvaluateOptions(CommonOptions):
     seed: Annotated[int, option("N", "of the attacks' random numbers")] = 0
     sha256: Annotated[str, option("HEX", "refuse the file unless this is its hash")] = ""
     out: Annotated[Path | None, option("FILE", "verdicts, .npz; a second call continues")] = None
+    json: Json = False
 
 
 def evaluate(options: EvaluateOptions) -> int:
     """Attack a checkpoint and print a line for each attack."""
     from bench import datasets, models
     from bench.cli.evaluation import attack_test_images, print_accuracies
+    from bench.cli.output import print_json
     from bench.datasets.loading import load_data
     from bench.execution.plan import split_names
     from bench.models import checkpoint
@@ -72,8 +76,30 @@ def evaluate(options: EvaluateOptions) -> int:
         evaluation = attack_test_images(
             net, test, attacks, device, options.out, surrogates=surrogates, eps=eps,
             norm=options.norm, seed=options.seed, batch_size=options.batch_size)  # fmt: skip
-    print_accuracies(evaluation, len(test), f"{NORMS[options.norm]} {eps:.4g}")
+    if options.json:
+        print_json(to_document(evaluation, options, eps))
+    else:
+        print_accuracies(evaluation, len(test), f"{NORMS[options.norm]} {eps:.4g}")
     return 0
+
+
+def to_document(evaluation: Evaluation, options: EvaluateOptions, eps: float) -> dict[str, Any]:
+    """Return the result for programs: accuracies in [0, 1], costs in passes and seconds."""
+    from bench.system.files import sha256_of_file
+
+    return {
+        "checkpoint": str(options.checkpoint),
+        "sha256": sha256_of_file(options.checkpoint),
+        "arch": options.arch,
+        "dataset": options.dataset,
+        "norm": options.norm,
+        "eps": eps,
+        "seed": options.seed,
+        "n": len(evaluation.worst),
+        "accuracy": evaluation.accuracy(),
+        "cost": {name: dataclasses.asdict(cost) for name, cost in evaluation.cost.items()},
+        "flags": evaluation.flags,
+    }
 
 
 def check_attacks(attacks: Sequence[str], options: EvaluateOptions) -> None:

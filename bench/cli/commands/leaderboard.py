@@ -16,7 +16,7 @@ class LeaderboardOptions:
     The site opens from its index.html; the tables are Markdown, LaTeX, JSON and CSV.
     """
 
-    suite: Annotated[str, option("NAME", "one suite", "all")] = ""
+    suite: Annotated[str, option("NAME|FILE.toml", "one suite", "all")] = ""
     out: Annotated[Path, option("DIR")] = Path("leaderboard")
     figures: Annotated[Switch, option(text="figures for papers too, in DIR/figures")] = False
     store: StoreFolder = Path("runs")
@@ -26,19 +26,22 @@ class LeaderboardOptions:
 def write_leaderboard(options: LeaderboardOptions) -> int:
     """Write the pages and print their paths."""
     import leaderboards
+    from bench.execution.suite_file import DIGEST, resolve_experiment
     from bench.protocol import suites
     from bench.reference.about import describe_method
     from bench.system.errors import BenchError, unknown_name
     from bench.tracking.store import store_exists, tracking_uri
     from leaderboards.read.store import StoreError
 
-    if options.suite and options.suite.partition("@")[0] not in suites.SUITES:
-        raise unknown_name("suite", options.suite, suites.SUITES)
+    suite = resolve_experiment(options.suite)
+    name = suite.partition("@")[0]
+    if name and name not in suites.SUITES and not DIGEST.search(name):
+        raise unknown_name("suite", suite, suites.SUITES)
     has_runs = options.records is not None or store_exists(options.store)
     try:
         source = options.records or tracking_uri(options.store)
         paths = leaderboards.write(
-            source, options.out, options.suite or None, describe_method, options.figures,
+            source, options.out, suite or None, describe_method, options.figures,
             suites.protocol)  # fmt: skip
     except StoreError as error:
         raise BenchError(str(error)) from error

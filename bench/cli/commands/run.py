@@ -12,6 +12,7 @@ import methods
 from bench.cli.parsing import Command, UnknownFlag, flags_of, parse_known, parse_options
 from bench.protocol.options import DryRun, RunOptions, option
 from bench.system.errors import UsageError, unknown_name
+from bench.system.log import set_verbosity
 
 if TYPE_CHECKING:
     from bench.protocol.tuned_config import TunedConfig
@@ -37,9 +38,10 @@ RunRequest = tuple[RunCommandOptions, dict[str, Any]]
 
 def run(request: RunRequest) -> int:
     """Plan and carry out the runs; return the exit code."""
+    options, hyper = request
+    set_verbosity(options.quiet, options.verbose)
     from bench.execution import grid, plan
 
-    options, hyper = request
     return grid.run_grid(options, plan.plan_runs(options, hyper), dry_run=options.dry_run)
 
 

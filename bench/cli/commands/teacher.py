@@ -11,6 +11,7 @@ from tyro.conf import Positional
 
 from bench.cli.parsing import Command
 from bench.protocol.options import CommonOptions, ProtocolOptions, StoreFolder, option
+from bench.system.log import set_verbosity
 
 if TYPE_CHECKING:
     from bench.teachers.cards import Card
@@ -55,7 +56,9 @@ class VerifyTeacherOptions(CommonOptions):
     """Check a teacher's file, measure clean accuracy and PGD-20, and write them on its card."""
 
     name: Positional[Annotated[str, option("NAME", "as `teacher list` shows it")]]
-    suite: Annotated[str, option("NAME", "whose eps to use", "the first with its data set")] = ""
+    suite: Annotated[
+        str, option("NAME|FILE.toml", "whose eps to use", "the first with its data set")
+    ] = ""
     limit_test: Annotated[int, option("N", "use the first N test images")] = 1000
 
 
@@ -64,10 +67,11 @@ MeasureOptions = ImportTeacherOptions | VerifyTeacherOptions
 
 def train_teacher(options: TrainTeacherOptions) -> int:
     """Train a teacher for each data set; return the exit code."""
+    set_verbosity(options.quiet, options.verbose)
     from bench.execution import grid, plan
-    from bench.protocol import suites
+    from bench.execution.suite_file import resolve_suite
 
-    suite = suites.get(options.suite)
+    suite = resolve_suite(options.suite)
     names = plan.requested_datasets(options, suite)
     runs = [plan.plan_teacher(options, suite, name, options.role) for name in names]
     return grid.run_grid(options, runs)
@@ -124,7 +128,7 @@ def verify_teacher(options: VerifyTeacherOptions) -> int:
     """Check hash and keys, measure clean accuracy and PGD-20, and write them on the card."""
     from bench import datasets
     from bench.cli.evaluation import first_suite
-    from bench.protocol import suites
+    from bench.execution.suite_file import resolve_suite
     from bench.teachers import cards, checks
     from bench.teachers.releases import Release, resolve_release
 
@@ -137,7 +141,7 @@ def verify_teacher(options: VerifyTeacherOptions) -> int:
         release = resolve_release(request)
         eps = release.eps
     if options.suite:
-        eps = suites.get(options.suite).eps
+        eps = resolve_suite(options.suite).eps
     net = cards.load_teacher(options.store, card, info)
     print(f"{card.identity}: file has sha256 {card.sha256}, a {card.arch} for {card.dataset}")
     cards.write_card(options.store, measure_teacher(net, card, release, eps, options))

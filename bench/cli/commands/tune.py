@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from bench.cli.parsing import Command
 from bench.protocol.options import DryRun
+from bench.system.log import set_verbosity
 from bench.tuning.options import TuneOptions
 
 
@@ -21,6 +22,7 @@ class TuneCommandOptions(TuneOptions):
 
 def tune(options: TuneCommandOptions) -> int:
     """Search; return the exit code."""
+    set_verbosity(options.quiet, options.verbose)
     from bench.tuning import search
 
     return search.tune(options, options.dry_run)

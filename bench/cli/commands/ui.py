@@ -3,14 +3,22 @@
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+import threading
+import time
+import urllib.request
+import webbrowser
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 from bench.cli.parsing import Command
-from bench.protocol.options import StoreFolder, option
+from bench.protocol.options import StoreFolder, Switch, option
 from bench.system.errors import BenchError, UsageError
+
+HEALTH_INTERVAL = 0.5  # seconds between questions to a server that starts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +28,9 @@ class UiOptions:
     store: StoreFolder = Path("runs")
     host: Annotated[str, option("NAME", "0.0.0.0 lets others in, without a password")] = "127.0.0.1"
     port: Annotated[int, option("N")] = 5000
+    open: Annotated[Switch, option(text="open the first view in a browser when it is ready")] = (
+        False
+    )
 
 
 def serve_record(options: UiOptions) -> int:
@@ -36,21 +47,40 @@ def serve_record(options: UiOptions) -> int:
     check_port(options.host, options.port)
     host = f"[{options.host}]" if ":" in options.host else options.host
     address = f"http://{host}:{options.port}"
-    lines = [f"{address} shows {uri}; Ctrl-C ends it"]
-    for name, path in share_views(TrackingStore(options.store)).items():
-        lines.append(f"{name} side by side: {address}/#{path}")
-    print("\n".join(lines), flush=True)
+    views = share_views(TrackingStore(options.store))
+    for name, path in views.items():
+        print(f"{name} side by side: {address}/#{path}")
+    print(f"{address} shows {uri}: starting, about 10 s ...; Ctrl-C ends it", flush=True)
+    page = f"{address}/#{next(iter(views.values()), '')}"
     command = [sys.executable, "-m", "mlflow", "ui", "--workers", "1", "--backend-store-uri", uri]
-    return run_server([*command, "--host", options.host, "--port", str(options.port)])
+    command += ["--host", options.host, "--port", str(options.port)]
+    return run_server(command, partial(announce, address, page, options.open))
 
 
-def run_server(command: Sequence[str]) -> int:
-    """Run a server that ends with this process, even if that is killed; return its exit code."""
+def announce(address: str, page: str, browse: bool) -> None:
+    """Wait until the server answers; print its page, and open it in a browser if that is wanted."""
+    # A proxy does not know this machine's own addresses.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    while True:
+        with suppress(OSError), opener.open(f"{address}/health", timeout=10):
+            break
+        time.sleep(HEALTH_INTERVAL)
+    print(f"ready: {page}", flush=True)
+    if browse and not webbrowser.open(page):
+        print("no browser could be opened", file=sys.stderr)
+
+
+def run_server(command: Sequence[str], when_started: Callable[[], None] = lambda: None) -> int:
+    """Run a server that ends with this process, even if that is killed; return its exit code.
+
+    `when_started` runs beside it, in a thread that ends with this process.
+    """
     # The server starts processes of its own, which it would leave behind: the whole group ends
     # when the shell cannot read any more, because this process has closed the pipe or died.
     script = "read _; kill -s TERM 0"
     guard = subprocess.Popen(["sh", "-c", script], stdin=subprocess.PIPE, process_group=0)
     server = subprocess.Popen(command, process_group=guard.pid)
+    threading.Thread(target=when_started, daemon=True).start()
     try:
         return server.wait()
     finally:

@@ -66,13 +66,21 @@ def draw_diagram(diagram: Diagram) -> Figure:
         return figure
 
 
-def save_figure(figure: Figure, kind: Literal["svg", "pdf"]) -> bytes:
-    """Return the file; the same figure gives the same bytes."""
+def save_figure(
+    figure: Figure, kind: Literal["svg", "pdf"], background: str | None = None
+) -> bytes:
+    """Return the file, without a background unless one is named.
+
+    The same figure gives the same bytes.
+    """
     import matplotlib
 
+    look: dict[str, Any] = {"metadata": WITHOUT_DATE[kind]}
+    if background:
+        look |= {"transparent": False, "facecolor": background}
     stream = io.BytesIO()
     with matplotlib.rc_context(fname=STYLE):
-        figure.savefig(stream, format=kind, metadata=WITHOUT_DATE[kind])
+        figure.savefig(stream, format=kind, **look)
     return stream.getvalue()
 
 

@@ -1,0 +1,241 @@
+"""Show what is recorded: all runs as a table, or one run in full."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlparse
+from urllib.request import url2pathname
+
+from tyro.conf import Positional
+
+from bench.cli.parsing import Command
+from bench.protocol.options import Json, StoreFolder, option
+from bench.system.errors import BenchError, UsageError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MIN_PREFIX = 4
+# For people, instead of MLflow's words.
+STATUS_NAMES = {
+    "FINISHED": "finished",
+    "RUNNING": "running",
+    "KILLED": "interrupted",
+    "FAILED": "failed",
+}
+# In the order of their columns; all but `autoattack` are texts.
+COLUMNS = (
+    *("id", "status", "suite", "dataset", "student", "method", "teacher", "seed"),
+    "autoattack",
+)
+# What is printed of one run before its numbers.
+FACTS = (
+    *("id", "spec_id", "status", "status_note", "started", "suite", "dataset", "student"),
+    *("method", "variant", "teacher", "seed", "training_path"),
+)
+# Digits of an id in the table.
+SHOWN_DIGITS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShowOptions:
+    """Show the runs of a store, newest first, or one run in full.
+
+    Runs that were interrupted or failed are among them; a killed process leaves its run as running.
+    """
+
+    run: Positional[
+        Annotated[str, option("RUN", "id of an MLflow run, or its first digits, or of a spec")]
+    ] = ""
+    store: StoreFolder = Path("runs")
+    json: Json = False
+
+
+def show(options: ShowOptions) -> int:
+    """Print a run, or a line for each run."""
+    from bench.cli.output import print_json
+    from bench.system.tables import format_table
+    from leaderboards.read.store import frame_rows
+
+    if options.run and not re.fullmatch(r"[0-9a-f]{4,32}", options.run):
+        rule = f"an id, or at least {MIN_PREFIX} of its first digits, 0-9 and a-f"
+        raise UsageError(f"{options.run!r} names no run: {rule}")
+    runs = read_runs(options.store)
+    if options.run:
+        document = describe_run(find_run(runs, options.run))
+        if options.json:
+            print_json(document)
+        else:
+            print_run(document)
+        return 0
+    summaries = [summarize(run) for run in reversed(frame_rows(runs))]
+    if options.json:
+        print_json(summaries)
+    else:
+        print(format_table(COLUMNS, map(table_row, summaries)))
+    return 0
+
+
+def read_runs(folder: Path) -> pd.DataFrame:
+    """Read all runs of a store, oldest first. Raise BenchError without any; create nothing."""
+    from bench.tracking.store import tracking_uri
+    from leaderboards.read.store import StoreError, collect
+    from leaderboards.schema.fields import STATUSES
+
+    uri = tracking_uri(folder)
+    try:
+        runs = collect(uri, statuses=STATUSES)
+    except StoreError as error:
+        raise BenchError(str(error)) from error
+    if runs.empty:
+        raise BenchError(f"no run is recorded in {uri}")
+    return runs
+
+
+def find_run(runs: pd.DataFrame, run_id: str) -> dict[str, Any]:
+    """Return the run of an id, of the first digits of one, or the newest of a spec's id.
+
+    A finished run of a spec comes before others. Raise UsageError for no run or several.
+    """
+    from leaderboards.read.store import frame_rows
+
+    matches = frame_rows(runs[runs["run_id"].str.startswith(run_id)])
+    if not matches:
+        of_spec = frame_rows(runs[runs["spec_id"] == run_id])
+        matches = sorted(of_spec, key=lambda run: run["status"] == "FINISHED")[-1:]
+    if not matches:
+        raise UsageError(f"no run {run_id!r}: `show` lists the runs of a store")
+    if len(matches) > 1:
+        ids = ", ".join(run["run_id"] for run in matches[:3])
+        raise UsageError(f"{run_id!r} begins the ids of {len(matches)} runs, such as {ids}")
+    return matches[0]
+
+
+def summarize(run: dict[str, Any]) -> dict[str, Any]:
+    """Return the columns of the table. The accuracy is a fraction, None if it was not measured."""
+    from leaderboards.schema.metrics import RANK_METRIC
+
+    accuracy = run.get(RANK_METRIC)
+    return {
+        "id": run["run_id"],
+        "status": STATUS_NAMES[run["status"]],
+        "suite": run["experiment"],
+        **{name: run[name] for name in ("dataset", "student", "method", "teacher", "seed")},
+        # NaN is not equal to itself.
+        "autoattack": accuracy if accuracy == accuracy else None,
+    }
+
+
+def table_row(summary: dict[str, Any]) -> list[str]:
+    """Return a line of the table: a short id, the accuracy in percent."""
+    accuracy = summary["autoattack"]
+    texts = {
+        "id": summary["id"][:SHOWN_DIGITS],
+        "autoattack": "-" if accuracy is None else f"{100 * accuracy:.2f} %",
+    }
+    return [(summary | texts)[name] for name in COLUMNS]
+
+
+def describe_run(run: dict[str, Any]) -> dict[str, Any]:
+    """Return what is recorded of a run, without its curves and its verdicts on single images.
+
+    Accuracies are fractions, beside the counts `n` and `aa_n`; costs are seconds, bytes and counts.
+    """
+    from leaderboards.schema.checkpoints import CHECKPOINTS
+    from leaderboards.schema.fields import parse_json_tag
+
+    accuracy, files = {}, {}
+    for name, checkpoint in CHECKPOINTS.items():
+        values = metrics_under(run, f"{checkpoint.metric_prefix}/")
+        if values:
+            accuracy[name] = values
+        if run[f"sha256.{name}"]:
+            address = checkpoint_address(run, name)
+            files[name] = {"address": address, "sha256": run[f"sha256.{name}"]}
+    texts = ("spec_id", "role", "variant", "training_path", "status_note", "command", "code_commit")
+    return {
+        **summarize(run),
+        **{name: run[name] for name in texts},
+        "code_dirty": run["code_dirty"] == "true",
+        "started": run["start_time"].isoformat(timespec="seconds"),
+        "teacher_sha256": parse_json_tag(run["teacher_sha256"]) or {},
+        "accuracy": accuracy,
+        "flags": parse_json_tag(run["flags"]),
+        "cost": metrics_under(run, "cost/"),
+        "checkpoints": files,
+    }
+
+
+def metrics_under(run: dict[str, Any], prefix: str) -> dict[str, float]:
+    """Return the metrics of a run that begin with a prefix, without it."""
+    values = {}
+    for name, value in run.items():
+        if name.startswith(prefix) and value == value:
+            values[name.removeprefix(prefix)] = value
+    return values
+
+
+def checkpoint_address(run: dict[str, Any], name: str) -> str:
+    """Return the path of a checkpoint file, MLflow's address if it lies on a server, "" if gone."""
+    parts = urlparse(run["artifact_uri"])
+    if parts.scheme not in ("", "file"):
+        return f"runs:/{run['run_id']}/checkpoints/{name}.pt"
+    path = Path(url2pathname(parts.path), "checkpoints", f"{name}.pt")
+    # A record that was imported has no checkpoints.
+    return str(path) if path.exists() else ""
+
+
+def print_run(document: dict[str, Any]) -> None:
+    """Print a run: facts, accuracies, flags, costs, files."""
+    for name in FACTS:
+        if document[name]:
+            print_fact(name, document[name])
+    for role, sha256 in document["teacher_sha256"].items():
+        print_fact(f"{role} teacher", f"sha256 {sha256}")
+    changes = ", with uncommitted changes" if document["code_dirty"] else ""
+    print_fact("code", document["code_commit"] + changes)
+    print_fact("command", document["command"])
+    if document["accuracy"]:
+        print_accuracies(document["accuracy"])
+    for name, evidence in document["flags"].items():
+        print(f"flag {name}: {evidence}")
+    if document["cost"]:
+        print("\ncost")
+    for name, value in document["cost"].items():
+        print_fact(f"  {name}", f"{value:,.1f}")
+    if document["checkpoints"]:
+        print("\ncheckpoints")
+    for name, file in document["checkpoints"].items():
+        print_fact(f"  {name}", file["address"] or "not in this store")
+        print_fact("", f"sha256 {file['sha256']}")
+
+
+def print_fact(name: str, text: str) -> None:
+    """Print a name and its value, in columns."""
+    print(f"{name:24}{text}")
+
+
+def print_accuracies(accuracy: dict[str, dict[str, float]]) -> None:
+    """Print a table in percent: a line for each checkpoint, a column for each attack."""
+    from bench.system.tables import format_table
+    from bench.tracking.note import attack_names
+    from leaderboards.schema.checkpoints import CHECKPOINTS
+    from leaderboards.schema.metrics import ATTACK_LABELS
+
+    # The columns of the leaderboards first, in their order.
+    measured = attack_names(accuracy)
+    attacks = [name for name in ATTACK_LABELS if name in measured]
+    attacks += [name for name in measured if name not in attacks]
+    rows = []
+    for name, values in accuracy.items():
+        cells = [f"{100 * values[key]:.2f}" if key in values else "-" for key in attacks]
+        rows.append([CHECKPOINTS[name].label, *cells])
+    images = next(iter(accuracy.values())).get("n", 0)
+    print(f"\naccuracy in percent, {images:,.0f} test images")
+    print(format_table(("checkpoint", *attacks), rows, numbers=len(attacks)))
+
+
+COMMAND = Command(ShowOptions, show)

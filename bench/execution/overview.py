@@ -1,0 +1,156 @@
+"""What a grid says before its first run and after its last."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlparse
+from urllib.request import url2pathname
+
+import torch
+
+from bench import datasets
+from bench.datasets.fetching import is_missing
+from bench.execution.cost import Cost
+from bench.execution.job import SHOWN_ACCURACIES
+from bench.execution.plan import PlannedRun
+from bench.execution.suite_file import resolve_suite
+from bench.protocol import suites
+from bench.protocol.options import CommonOptions, ProtocolOptions
+from bench.system.database import redact_password, sqlite_file
+from bench.system.environment import describe_environment, device_name
+from bench.system.errors import continue_hint
+from bench.system.log import log_path
+from bench.system.progress import format_duration
+from bench.system.tables import format_table
+from bench.tracking.run_logger import FINISHED
+from bench.tracking.store import TrackingStore
+from leaderboards.schema.metrics import ATTACK_LABELS, TRAIN_SECONDS
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+# Seconds from which a suite for a GPU is doubtful on a CPU.
+LONG_ON_CPU = 24 * 3600
+EVAL_SECONDS = "cost/eval_seconds"
+# Models whose files are listed after a grid.
+MOST_MODELS = 4
+
+
+def log_head(device: torch.device, code: dict[str, str]) -> str:
+    """Return the first lines of a log: the command, the machine, versions and commit."""
+    lines = [f"python -m bench {shlex.join(sys.argv[1:])}"]
+    lines += [f"{name}: {value}" for name, value in (describe_environment(device) | code).items()]
+    return "\n".join(lines)
+
+
+def count_runs(options: ProtocolOptions, runs: list[PlannedRun], todo: list[PlannedRun]) -> str:
+    """Say how many runs there are to do."""
+    recorded = len(runs) - len(todo)
+    return f"{len(todo)} to do, {recorded} already recorded in {options.store}"
+
+
+def format_plan(
+    options: ProtocolOptions, todo: list[PlannedRun], costs: list[Cost], device: torch.device
+) -> str:
+    """Return a table of the runs to do, and about how long they take."""
+    rows = []
+    for number, (run, cost) in enumerate(zip(todo, costs, strict=True), 1):
+        duration = format_duration(cost.train + cost.evaluate)
+        rows.append((str(number), *describe_run(run), run.spec.teacher, duration))
+    columns = ("", "method", "data", "student", "seed", "teacher", "about")
+    table = format_table(columns, rows)
+    duration = format_duration(total_seconds(options, costs))
+    return f"{table}\non {device_name(device)}, about {duration} in all"
+
+
+def describe_run(run: PlannedRun) -> tuple[str, str, str, str]:
+    """Return method, data set, student and seed of a run, as tables show them."""
+    spec = run.spec
+    student = f"{spec.arch} (teacher)" if spec.role == "teacher" else spec.arch
+    return f"{spec.method} {run.variant}".strip(), spec.dataset, student, str(spec.seed)
+
+
+def total_seconds(options: ProtocolOptions, costs: list[Cost]) -> float:
+    """Return about how long runs take with the workers asked for."""
+    return sum(cost.train + cost.evaluate for cost in costs) / options.workers
+
+
+def cpu_warning(options: ProtocolOptions, costs: list[Cost], device: torch.device) -> str:
+    """Warn of a suite for a GPU that would take days on a CPU; "" for all others."""
+    seconds = total_seconds(options, costs)
+    if device.type != "cpu" or resolve_suite(options.suite).cpu_time or seconds < LONG_ON_CPU:
+        return ""
+    others = []
+    for suite in suites.SUITES.values():
+        if suite.cpu_time:
+            others.append(f"{suite.name} ({suite.cpu_time})")
+    return (
+        f"{options.suite} is for a GPU: about {format_duration(seconds)} on this CPU"
+        f" ({torch.get_num_threads()} threads); for a CPU there are {' and '.join(others)}"
+    )
+
+
+def missing_data(options: ProtocolOptions, todo: list[PlannedRun]) -> Iterator[str]:
+    """Yield a line for each data set that a run would download."""
+    for name in dict.fromkeys(run.spec.dataset for run in todo):
+        if is_missing(name, options.data_root):
+            size = f"{datasets.get(name).download_bytes:,} bytes"
+            yield f"{name} is not under {options.data_root}: a run fetches it, {size}"
+
+
+def format_results(runs: list[PlannedRun], failed: set[str], store: TrackingStore) -> str:
+    """Return a table of what is recorded of the runs, and where the students are."""
+    rows = []
+    models = []
+    for run in runs:
+        record = None if run.identity in failed else store.find_run(run.spec, FINISHED)
+        rows.append((*describe_run(run), *describe_record(record)))
+        path = checkpoint_path(record) if record else None
+        if path and (run.spec.role == "student" or len(runs) == 1):
+            models.append(path)
+    labels = [ATTACK_LABELS[name] for name in SHOWN_ACCURACIES]
+    columns = ("method", "data", "student", "seed", *labels, "minutes")
+    lines = [format_table(columns, rows, numbers=len(labels) + 1)]
+    lines += [f"model   {path}" for path in models[:MOST_MODELS]]
+    if len(models) > MOST_MODELS:
+        lines.append(f"        and {len(models) - MOST_MODELS} more beside them")
+    return "\n".join(lines)
+
+
+def describe_record(record: Run | None) -> list[str]:
+    """Return accuracies in percent and minutes of a finished run; "failed" without one."""
+    if not record:
+        return ["failed", *[""] * len(SHOWN_ACCURACIES)]
+    metrics = record.data.metrics
+    cells = []
+    for name in SHOWN_ACCURACIES:
+        value = metrics.get(f"test/{name}")
+        cells.append("" if value is None else f"{100 * value:.1f}")
+    seconds = metrics.get(TRAIN_SECONDS, 0.0) + metrics.get(EVAL_SECONDS, 0.0)
+    return [*cells, f"{seconds / 60:.1f}"]
+
+
+def checkpoint_path(record: Run) -> Path | None:
+    """Return the file of a run's best checkpoint, None if it is not on this machine."""
+    address = urlparse(record.info.artifact_uri)
+    path = Path(url2pathname(address.path), "checkpoints", "best.pt")
+    return path if address.scheme in ("", "file") and path.exists() else None
+
+
+def next_steps(options: ProtocolOptions, failed: set[str], store: TrackingStore) -> str:
+    """Return where the records and the log are, and what to type next."""
+    lines = [f"record  {sqlite_file(store.uri) or redact_password(store.uri)}"]
+    if log_path():
+        lines.append(f"log     {log_path()}")
+    flag = ""
+    if options.store != CommonOptions.store:
+        flag = f" --store {shlex.quote(str(options.store))}"
+    if failed:
+        lines.append(f"next    {continue_hint(options.force)} continues what failed")
+    lines.append(f"next    python -m bench leaderboard{flag}")
+    lines.append(f"        python -m bench ui{flag}")
+    return "\n".join(lines)

@@ -1,0 +1,145 @@
+"""A suite from a TOML file: a built-in suite with changes, or a whole protocol."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+import methods
+from attacks import catalog
+from bench import datasets, models
+from bench.protocol import suites
+from bench.protocol.suites import Suite
+from bench.system.errors import UsageError, unknown_name
+from leaderboards.schema.record import describe_first_error
+
+SUFFIX = ".toml"
+# How the name of a suite from a file ends.
+DIGEST = re.compile("-[0-9a-f]{8}$")
+NAME = re.compile("[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
+# What a file may leave out; without them it states the same protocol.
+LABELS = {"name": "", "version": 1, "about": "", "cpu_time": ""}
+ROLES = {"robust", "natural"}
+
+
+# Dataclasses inside inherit the configuration. Strict JSON has lists for tuples; Python has not.
+class _SuiteFile(BaseModel, extra="forbid", strict=True, allow_inf_nan=False):
+    suite: Suite
+
+
+def resolve_suite(text: str) -> Suite:
+    """Return the suite that `--suite` names: a built-in one, or that of a file, FILE.toml.
+
+    Raises:
+        UsageError: an unknown name, or a file that states no suite.
+    """
+    if not text.endswith(SUFFIX):
+        return suites.get(text)
+    try:
+        suite = read_suite(Path(text))
+        check_names(suite)
+    except UsageError as error:
+        raise UsageError(f"--suite {text!r}: {error}") from error
+    return suite
+
+
+def resolve_experiment(text: str) -> str:
+    """Return the id of a suite file; of other words, which may name a suite, the words."""
+    return resolve_suite(text).id if text.endswith(SUFFIX) else text
+
+
+def read_suite(path: Path) -> Suite:
+    """Read a suite. Its name ends in eight hex digits of the protocol's hash.
+
+    Another protocol under the same name is thus another suite: runs, teachers and rows of the two
+    never mix, whichever store or leaderboard they meet in.
+
+    Raises:
+        UsageError: the file states no suite.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        base = content.pop("base", None)
+        fields = LABELS | content
+        if base is not None:
+            fields = merge_tables(dataclasses.asdict(suites.get(str(base))), fields)
+        text = json.dumps({"suite": fields}, default=str)
+        suite = _SuiteFile.model_validate_json(text).suite
+    except OSError as error:
+        raise UsageError(f"{error.strerror}") from error
+    except RecursionError as error:
+        raise UsageError("its tables are nested too deeply") from error
+    except ValidationError as error:
+        raise UsageError(describe_first_error(error).removeprefix("suite.")) from error
+    # tomllib lets int's own error through for a number of thousands of digits.
+    except ValueError as error:
+        raise UsageError(f"no TOML file: {error}") from error
+    if not NAME.fullmatch(suite.name) or suite.name in suites.SUITES:
+        rule = "letters, digits, - and _, at most 40, and not the name of a built-in suite"
+        raise UsageError(f"name = {suite.name!r}: {rule}")
+    return dataclasses.replace(suite, name=f"{suite.name}-{protocol_digest(suite)}")
+
+
+def merge_tables(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the tables of `base` with the values of `changes`."""
+    merged = dict(base)
+    for name, value in changes.items():
+        both = isinstance(value, dict) and isinstance(merged.get(name), dict)
+        merged[name] = merge_tables(merged[name], value) if both else value
+    return merged
+
+
+def protocol_digest(suite: Suite) -> str:
+    """Return eight hex digits, the same for the same protocol whatever its labels."""
+    protocol = dataclasses.asdict(suite)
+    for name in LABELS:
+        del protocol[name]
+    return hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def check_names(suite: Suite) -> None:
+    """Raise UsageError for names in a suite that stand for nothing here, or stand there twice."""
+    for field in ("datasets", "students", "attacks", "full_checkpoints", "seeds"):
+        values = getattr(suite, field)
+        if len(set(values)) < len(values):
+            raise UsageError(f"{field}: each one once")
+    for dataset in suite.datasets:
+        datasets.get(dataset)
+    for arch in suite.students:
+        models.check(arch)
+    attack_names = [name for name in catalog.ATTACKS if is_linf_attack(name)]
+    check_choices("l-inf attack", suite.attacks, attack_names)
+    checkpoints = ["best", "last", *suite.training.averaging]
+    check_choices("checkpoint", suite.full_checkpoints, checkpoints)
+    check_teachers(suite)
+
+
+def check_teachers(suite: Suite) -> None:
+    """Raise UsageError unless a suite has a robust and a natural teacher that can be trained."""
+    if suite.teachers.keys() != ROLES:
+        raise UsageError(f"teachers: {' and '.join(sorted(ROLES))}, no more and no less")
+    for role, teacher in suite.teachers.items():
+        models.check(teacher.arch)
+        check_choices("method", (teacher.method,), methods.names())
+        if methods.load(teacher.method).teacher_roles:
+            raise UsageError(f"teachers.{role}: {teacher.method} needs a teacher itself")
+
+
+def check_choices(kind: str, names: Sequence[str], choices: Sequence[str]) -> None:
+    """Raise UsageError for a name that is not among the choices."""
+    for name in names:
+        if name not in choices:
+            raise unknown_name(kind, name, choices)
+
+
+def is_linf_attack(name: str) -> bool:
+    """Return whether an attack is defined in l-inf, the norm of every suite."""
+    return all("Linf" in catalog.supported_norms(part.kind) for part in catalog.ATTACKS[name])

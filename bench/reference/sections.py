@@ -1,0 +1,216 @@
+"""Everything that has a name, as facts of plain values: what `list` prints, or writes as JSON.
+
+A summary loads no torch unless a plugin does. Details take longer: a network is built, the
+official files of a data set are looked for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import methods
+from attacks import catalog
+from bench import datasets, models
+from bench.datasets.official_files import damage_in, official_class
+from bench.protocol import suites
+from bench.reference.about import describe_method
+from bench.system.errors import UsageError
+from bench.teachers.releases import RELEASES, Release
+from leaderboards.schema.method_card import MethodCard
+
+# By key, in the order in which they are shown. Each has a "name" and says "about" in a line.
+Facts = dict[str, Any]
+
+
+def no_others(name: str) -> list[Facts]:
+    """Return nothing: a section without names beyond those that it lists."""
+    return []
+
+
+def no_details(name: str, data_root: Path) -> Facts:
+    """Return nothing: a section whose summaries are complete."""
+    return {}
+
+
+@dataclass(frozen=True)
+class Section:
+    """One kind of thing that has a name.
+
+    summaries: what it lists. others: what else has a name, as a model's follows a pattern.
+    details: further facts of one name, for a folder of data sets.
+    """
+
+    title: str
+    summaries: Callable[[], list[Facts]]
+    others: Callable[[str], list[Facts]] = no_others
+    details: Callable[[str, Path], Facts] = no_details
+
+
+def find_entries(name: str, data_root: Path) -> dict[str, list[Facts]]:
+    """Return all facts of what has this name, by title of the section.
+
+    Raise UsageError for the name of a model that cannot be built, such as "resnet9-w4".
+    """
+    entries = {}
+    for section in SECTIONS:
+        matching = [facts for facts in section.summaries() if facts["name"] == name]
+        matching = matching or section.others(name)
+        if matching:
+            details = section.details(name, data_root)
+            entries[section.title] = [facts | details for facts in matching]
+    return entries
+
+
+def list_methods() -> list[Facts]:
+    """Return the methods, plugins that cannot be used among them, with their fault."""
+    return [summarise_method(name) for name in methods.names()]
+
+
+def summarise_method(name: str) -> Facts:
+    """Return what a method is, and the fault of a plugin of its name."""
+    fault = methods.plugin_fault(name) if name in methods.plugins() else ""
+    if fault and name in methods.builtin():
+        fault = f"a plugin of this name {fault}"
+    card = describe_method(name) or MethodCard("", "", "", ())
+    facts = dataclasses.asdict(card)
+    return {
+        "name": name,
+        "full_name": card.full_name,
+        "about": facts.pop("title"),
+        "fault": fault,
+        **facts,
+        "command": f"python -m bench run --method {name} --suite digits",
+    }
+
+
+def list_suites() -> list[Facts]:
+    """Return the suites with every number of their protocols."""
+    entries = []
+    for name, suite in suites.SUITES.items():
+        command = f"python -m bench run --method gacd --suite {name}"
+        entries.append({**dataclasses.asdict(suite), "id": suite.id, "command": command})
+    return entries
+
+
+def list_datasets() -> list[Facts]:
+    """Return the data sets."""
+    entries = []
+    for info in datasets.DATASETS.values():
+        source = "scikit-learn, which brings it"
+        command = f"python -m bench data verify {info.name}"
+        if info.torchvision_class:
+            source = f"the official files, through torchvision.datasets.{info.torchvision_class}"
+            command = f"python -m bench data fetch {info.name}"
+        facts = {**dataclasses.asdict(info), "num_test": info.num_test}
+        entries.append({**facts, "source": source, "command": command})
+    return entries
+
+
+def locate_dataset(name: str, data_root: Path) -> Facts:
+    """Return where the files of a data set belong, and whether they are there and undamaged."""
+    official = official_class(datasets.get(name))
+    if official is None:
+        return {"folder": None, "ready": True, "fault": ""}
+    folder = data_root / official.base_folder
+    fault = damage_in(folder, official)
+    return {"folder": str(folder), "ready": not fault, "fault": fault}
+
+
+def list_models() -> list[Facts]:
+    """Return some of the networks; their names follow patterns."""
+    return [summarise_model(name) for name in models.EXAMPLES]
+
+
+def summarise_model(name: str) -> Facts:
+    """Return what a network is."""
+    family, _ = models.match_family(name)
+    return {"name": name, "family": family, "about": models.ABOUT[family]}
+
+
+def match_model(name: str) -> list[Facts]:
+    """Return the network whose name follows a pattern. Raise UsageError if it cannot be built."""
+    try:
+        models.match_family(name)
+    except UsageError:
+        return []
+    models.check(name)
+    return [summarise_model(name)]
+
+
+def count_parameters(name: str, data_root: Path) -> Facts:
+    """Return a network's number of trainable parameters for each data set."""
+    import torch
+
+    counts = {}
+    for info in datasets.DATASETS.values():
+        # Without storage: the largest has a billion bytes.
+        with torch.device("meta"):
+            net = models.build(name, info)
+        counts[info.name] = sum(value.numel() for value in net.parameters())
+    return {"parameters": counts}
+
+
+def list_attacks() -> list[Facts]:
+    """Return the evaluation attacks with their components, whose budgets are for eps = 8/255."""
+    entries = []
+    for name, components in catalog.ATTACKS.items():
+        shared = [norm for norm in ("Linf", "L2") if supports_norm(components, norm)]
+        facts = {
+            "name": name,
+            "about": catalog.ABOUT[name],
+            "norms": shared,
+            "transfer": f"{name}@SURROGATE" if catalog.is_transferable(name) else None,
+            "components": [describe_component(component) for component in components],
+            "command": f"python -m bench evaluate --checkpoint FILE --arch MODEL --dataset DATA "
+            f"--attacks {name}",
+        }
+        entries.append(facts)
+    return entries
+
+
+def supports_norm(components: tuple[catalog.Attack, ...], norm: str) -> bool:
+    """Return whether all components are defined in a norm."""
+    return all(norm in catalog.supported_norms(component.kind) for component in components)
+
+
+def describe_component(component: catalog.Attack) -> Facts:
+    """Return the budget of a component and the fewest classes that it needs."""
+    classes = catalog.MIN_CLASSES.get(component.kind, 2)
+    return {**dataclasses.asdict(component), "classes": classes}
+
+
+def list_controls() -> list[Facts]:
+    """Return the common corruptions."""
+    entries = []
+    for name, (kind, severity) in catalog.CONTROLS.items():
+        about = f"{kind} of severity {severity} of {max(catalog.SEVERITIES)}, as in CIFAR-10-C"
+        entries.append({"name": name, "about": about, "kind": kind, "severity": severity})
+    return entries
+
+
+def list_teachers() -> list[Facts]:
+    """Return the released teachers; one name may stand for two data sets."""
+    return [summarise_release(release) for release in RELEASES]
+
+
+def summarise_release(release: Release) -> Facts:
+    """Return what a released teacher is, with its published accuracy in percent."""
+    about = f"{release.arch} for {release.dataset}, AutoAttack {release.autoattack} %"
+    command = f"python -m bench teacher import {release.name} FILE --dataset {release.dataset}"
+    return {**dataclasses.asdict(release), "about": about, "command": command}
+
+
+SECTIONS = (
+    Section("methods", list_methods),
+    Section("suites", list_suites),
+    Section("datasets", list_datasets, details=locate_dataset),
+    Section("models", list_models, match_model, count_parameters),
+    Section("attacks", list_attacks),
+    Section("controls", list_controls),
+    Section("teachers", list_teachers),
+)
+TITLES = tuple(section.title for section in SECTIONS)

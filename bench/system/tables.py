@@ -1,0 +1,27 @@
+"""Tables for people, as plain text."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+# More than any table has: the terminal wraps what it cannot show.
+WIDTH = 1000
+
+
+def format_table(columns: Sequence[str], rows: Iterable[Sequence[str]], numbers: int = 0) -> str:
+    """Return aligned lines under their headings; the last `numbers` columns are numbers."""
+    table = Table(box=None, pad_edge=False)
+    for position, name in enumerate(columns, 1):
+        is_number = position > len(columns) - numbers
+        table.add_column(name, justify="right" if is_number else "left")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    console = Console(file=io.StringIO(), width=WIDTH, color_system=None)
+    with console.capture() as capture:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines())
