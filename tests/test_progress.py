@@ -48,10 +48,11 @@ def test_a_line_every_twenty_seconds_says_where_the_run_is(
         shown.start("digits a", epochs=4)
         for step in range(40):
             if step == 20:
-                shown.end_epoch({"train/a": 0.5, "train/b": 1.0, "val/clean": 0.9, "val/robust": 0})
+                measured = {"train/a": 0.5, "train/b": 1.0, "val/clean": 0.9, "val/robust": 0.0}
+                shown.end_epoch({"epoch": 1, **measured})
             if step == 30:
                 # An epoch without validation: the last values stay.
-                shown.end_epoch({"train/a": 0.25, "train/b": 0.5})
+                shown.end_epoch({"epoch": 2, "train/a": 0.25, "train/b": 0.5})
             clock[0] += 1.0
             shown.tick("train", step + 1, 40)
         shown.checkpoint = "best"

@@ -180,7 +180,7 @@ def test_the_results_name_model_and_log(folder: Path) -> None:
     assert FIRST_COMMAND in text.splitlines()[0]
     assert re.search(r"^torch: \d", text, flags=re.MULTILINE)
     assert re.search(r"^20\S+ \S+ INFO \[2/2\] digits resnet8-w4 gacd seed 0: clean ", text, re.M)
-    assert re.search(r" DEBUG \[2/2\] epoch 0, train/", text)
+    assert re.search(r" DEBUG \[2/2\] epoch 1 ends: train/", text)
 
 
 def test_the_same_command_does_nothing(folder: Path) -> None:

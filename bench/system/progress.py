@@ -80,8 +80,9 @@ class Progress:
     def end_epoch(self, metrics: dict[str, float]) -> None:
         """Show the metrics of an epoch from now on; those that it lacks stay."""
         self.metrics |= metrics
-        values = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-        LOGGER.debug(f"{self.number} {values}")
+        values = [f"{name} {value:.4g}" for name, value in metrics.items() if name != "epoch"]
+        # People count from 1, records from 0.
+        LOGGER.debug(f"{self.number} epoch {metrics['epoch'] + 1:.0f} ends: {', '.join(values)}")
 
     def tick(self, stage: str, done: int, total: int) -> None:
         """Show how much of a stage is done: of "train", or of the attack of that name."""
