@@ -76,7 +76,9 @@ def serve_folder(folder: Path, views: int = 1) -> Iterator[list[str]]:
         lines = [running.stdout.readline() for _ in range(1 + views)]
         assert f"http://127.0.0.1:{port} shows sqlite" in lines[-1]
         assert "starting, about 10 s" in lines[-1]
-        assert running.stdout.readline() == f"ready: {lines[0].split()[-1]}\n"
+        # MLflow's server prints lines of its own.
+        ready = next(line for line in running.stdout if line.startswith("ready: "))
+        assert ready == f"ready: {lines[0].split()[-1]}\n"
         urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=10)
         yield lines
     finally:
