@@ -105,9 +105,9 @@ def test_pages_build_the_leaderboard(
     commands = workflow_commands(ROOT / ".github" / "workflows" / "pages.yml")
     (command,) = [line for line in commands if line.startswith("python -m bench ")]
     words = command.removeprefix("python -m bench ").split()
-    place = words.index("--out") + 1
-    assert words[place] == "site/leaderboard"
-    words[place] = str(tmp_path / words[place])
+    position = words.index("--out") + 1
+    assert words[position] == "site/leaderboard"
+    words[position] = str(tmp_path / words[position])
     monkeypatch.chdir(ROOT)
     assert cli.dispatch(words) == 0
     capsys.readouterr()
@@ -117,8 +117,8 @@ def test_pages_build_the_leaderboard(
 def test_workflows_use_environments_that_exist() -> None:
     tox = configparser.ConfigParser(interpolation=None)
     tox.read(ROOT / "tox.ini")
-    commands = [line for path in GITHUB_FILES if path.parent.name == "workflows"
-                for line in workflow_commands(path)]  # fmt: skip
+    workflows = [path for path in GITHUB_FILES if path.parent.name == "workflows"]
+    commands = [line for path in workflows for line in workflow_commands(path)]
     names = [line.removeprefix("tox -e ") for line in commands if line.startswith("tox -e ")]
     assert names
     for name in names:
@@ -129,3 +129,9 @@ def test_workflows_use_environments_that_exist() -> None:
 def test_package_is_marked_as_typed(name: str) -> None:
     (folder,) = importlib.import_module(name).__path__
     assert (Path(folder) / "py.typed").is_file()
+
+
+def test_smaller_install_is_the_one_that_is_tried() -> None:
+    page = (ROOT / "docs" / "guides" / "install.md").read_text()
+    (command,) = re.findall(r"pip uninstall -y .+", page)
+    assert command in (ROOT / "tox.ini").read_text()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
 from typing import Any
 
 from bench.datasets.dataset import Arrays, Dataset
 from bench.system.errors import BenchError
+from bench.system.files import file_mode
 
 
 def official_class(info: Dataset, test: bool = True) -> Any:
@@ -60,7 +62,7 @@ def read_halves(info: Dataset, root: Path, test: bool = True) -> list[Arrays]:
         return [info.read(None, root, train) for train in halves]
     folder = root / official.base_folder
     remedy = f"run `python -m bench data fetch {info.name}`"
-    if not folder.is_dir():
+    if not stat.S_ISDIR(file_mode(folder)):
         raise BenchError(
             f"{info.name} is not under {str(root)!r}: {remedy},"
             f" or put the official folder {official.base_folder} there"

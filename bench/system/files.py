@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from pathlib import Path
 
 from bench.system.errors import BenchError
+
+
+def file_mode(path: Path) -> int:
+    """Return the mode of a file or folder, for `stat.S_ISREG` and its like; 0 if there is none.
+
+    Raise OSError for a name that no file can have: since Python 3.14 `Path.is_file` only says no.
+    """
+    try:
+        return path.stat().st_mode
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return 0
+        raise
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from filelock import FileLock
 from bench.protocol.spec import Spec
 from bench.system.database import lock_database, redact_password, sqlite_file
 from bench.system.errors import BenchError, UsageError, one_line
+from bench.system.files import file_mode
 from bench.tracking import note
 from bench.tracking.run_logger import FAILED, KILLED, RUNNING, RunLogger
 from leaderboards.schema.fields import PARENT_TAG
@@ -49,7 +51,7 @@ def tracking_uri(root: Path) -> str:
     if re.match(r"\w[\w+]+:(/|$)", str(root)):
         advice = "a folder; the address of a database belongs in MLFLOW_TRACKING_URI"
         raise UsageError(f"--store {str(root)!r}: {advice}")
-    if root.is_file():
+    if stat.S_ISREG(file_mode(root)):
         raise UsageError(f"--store {str(root)!r}: a folder, and this is a file")
     local_file = Path(os.path.realpath(root), "mlflow.db")
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{local_file}"
