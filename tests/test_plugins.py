@@ -219,7 +219,7 @@ def test_a_broken_plugin_named_is_one_line(
 
 
 def test_broken_plugins_harm_no_other(
-    site: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    site: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Each gets a line of warning; the one that works is used."""
     install_plugin(site, "works", PLUGIN)
@@ -231,29 +231,28 @@ def test_broken_plugins_harm_no_other(
     install_plugin(site, "twice", PLUGIN, package="pack-two")
     monkeypatch.setattr(methods, "builtin", lambda: ["kd", "natural"])
     assert plan.requested_methods("all") == ["kd", "natural", "works"]
-    assert capfd.readouterr() == (
-        "",
+    assert caplog.messages == [
         "warning: plugin 'absent' cannot be loaded: ModuleNotFoundError: "
-        "No module named 'no_such_module' (package pack-absent)\n"
-        "warning: plugin 'all' is ignored, for the command line cannot name it (package pack-all)\n"
-        "warning: plugin 'exits' cannot be loaded: SystemExit: 3 (package pack-exits)\n"
-        "warning: plugin 'kd' is ignored, for a built-in method has its name (package pack-kd)\n"
+        "No module named 'no_such_module' (package pack-absent)",
+        "warning: plugin 'all' is ignored, for the command line cannot name it (package pack-all)",
+        "warning: plugin 'exits' cannot be loaded: SystemExit: 3 (package pack-exits)",
+        "warning: plugin 'kd' is ignored, for a built-in method has its name (package pack-kd)",
         "warning: plugin 'twice' is offered more than once: uninstall all but one "
-        "(package pack-one and package pack-two)\n",
-    )
+        "(package pack-one and package pack-two)",
+    ]
     assert {name for name in sys.modules if name.startswith("pack_")} == {"pack_works"}
 
 
 def test_a_plugin_with_a_built_in_name_is_ignored(
-    site: Path, capsys: pytest.CaptureFixture[str]
+    site: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     install_plugin(site, "kd", "raise RuntimeError('never imported')")
     message = "plugin 'kd' is ignored, for a built-in method has its name (package pack-kd)"
     assert methods.load("kd").__module__ == "methods.kd"
     assert plan.requested_methods("natural,kd") == ["natural", "kd"]
-    assert capsys.readouterr().err == f"warning: {message}\n"
+    assert caplog.messages == [f"warning: {message}"]
     assert plan.requested_methods("natural") == ["natural"]
-    assert capsys.readouterr().err == ""
+    assert len(caplog.messages) == 1
 
 
 def test_two_of_one_name_are_refused(site: Path) -> None:

@@ -43,7 +43,7 @@ def workflow_commands(path: Path) -> list[str]:
     return [line for step in steps for line in step.get("run", "").splitlines()]
 
 
-def test_version_has_one_place(capsys: pytest.CaptureFixture[str]) -> None:
+def test_version_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
     """What cannot read `bench.__version__` repeats it."""
     project = read_project()
     assert "version" in project["dynamic"]

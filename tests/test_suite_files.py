@@ -62,6 +62,7 @@ def test_a_file_changes_its_base(suite_file: Path) -> None:
         name=suite.name,
         version=1,
         about="",
+        cpu_time="",
         students=("resnet8-w4",),
         attacks=("fgsm",),
         eps=0.1,
