@@ -35,7 +35,7 @@ def test_the_notebook_runs_and_leaves_nothing_behind() -> None:
     files = sorted(EXAMPLES.rglob("*"))
     resources = {"metadata": {"path": str(EXAMPLES)}}
     NotebookClient(notebook, timeout=500, resources=resources).execute()
-    table = next(block for block in notebook.cells if "build_sections" in block.source)
+    table = next(block for block in code_blocks(notebook) if "build_sections" in block.source)
     text = table.outputs[0].data["text/plain"]
     assert all(method in text for method in ("rslad", "gacd", "natural"))
     assert sorted(EXAMPLES.rglob("*")) == files
