@@ -59,7 +59,7 @@ def free_port() -> int:
 
 
 @contextmanager
-def serve_folder(folder: Path, views: int = 1) -> Iterator[list[str]]:
+def serve_folder(folder: Path) -> Iterator[list[str]]:
     """Run `bench ui` on the record of a folder.
 
     Yields the lines that it prints: one for each of the views, then its address.
@@ -73,8 +73,11 @@ def serve_folder(folder: Path, views: int = 1) -> Iterator[list[str]]:
     )
     try:
         assert running.stdout
-        lines = [running.stdout.readline() for _ in range(1 + views)]
-        assert f"http://127.0.0.1:{port} shows sqlite" in lines[-1]
+        lines = []
+        for line in running.stdout:
+            lines.append(line)
+            if f"http://127.0.0.1:{port} shows sqlite" in line:
+                break
         assert "starting, about 10 s" in lines[-1]
         # MLflow's server prints lines of its own.
         ready = next(line for line in running.stdout if line.startswith("ready: "))
@@ -93,7 +96,7 @@ def test_it_serves_the_record(tmp_path: Path, capfd: pytest.CaptureFixture[str])
     uri = f"sqlite:///{tmp_path}/runs/mlflow.db"
     fill(test_leaderboards.Store(uri, tmp_path / "runs" / "artifacts"))
     runs = store.collect(uri)
-    with serve_folder(tmp_path, views=3) as lines:
+    with serve_folder(tmp_path) as lines:
         address = lines[-1].split()[0]
         pd.testing.assert_frame_equal(store.collect(address), runs)
         assert store.read_curves(address, runs) == store.read_curves(uri, runs)
@@ -172,7 +175,7 @@ def test_pages_show_methods_a_run_its_note_and_trials(
     page.on("console", check_console)
     parallel = load_view("methods")["compareRunCharts"][0]
     axes = len(parallel["selectedParams"] + parallel["selectedMetrics"])
-    with serve_folder(tmp_path, views=3) as lines:
+    with serve_folder(tmp_path) as lines:
         page.goto(lines[0].split()[-1])
         for text in (
             "Group: natural",
