@@ -173,7 +173,7 @@ def test_files_are_recorded(folder: Path) -> None:
 def test_the_results_name_model_and_log(folder: Path) -> None:
     result = run_bench(f"{FIRST_COMMAND} --quiet", folder)
     (model,) = re.findall(r"^model   (.*)", result.stderr, flags=re.MULTILINE)
-    assert Path(model) == best_checkpoint(list_runs(folder)[1])
+    assert folder / model == best_checkpoint(list_runs(folder)[1])
     (log,) = (folder / "runs" / "logs").iterdir()
     assert re.fullmatch(r"\d{8}-\d{6}\.\d{3}-run\.log", log.name)
     text = log.read_text()
@@ -190,7 +190,7 @@ def test_the_same_command_does_nothing(folder: Path) -> None:
     lines = result.stderr.splitlines()
     assert lines[0] == "0 to do, 2 already recorded in runs"
     assert [line.split()[0] for line in lines[1:4]] == ["method", "trades", "gacd"]
-    assert lines[-2] == "next    python -m bench leaderboard"
+    assert lines[-3] == "next    python -m bench leaderboard"
     # Nothing was done, so there is no second log.
     assert len(list((folder / "runs" / "logs").iterdir())) == 1
     assert [run.info.run_id for run in list_runs(folder)] == before

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 # Seconds from which a suite for a GPU is doubtful on a CPU.
 LONG_ON_CPU = 24 * 3600
 EVAL_SECONDS = "cost/eval_seconds"
+# Of the id of a run, enough for `show`.
+SHOWN_DIGITS = 8
 # Models whose files are listed after a grid.
 MOST_MODELS = 4
 
@@ -113,25 +115,25 @@ def format_results(runs: list[PlannedRun], failed: set[str], store: TrackingStor
         if path and (run.spec.role == "student" or len(runs) == 1):
             models.append(path)
     labels = [ATTACK_LABELS[name] for name in SHOWN_ACCURACIES]
-    columns = ("method", "data", "student", "seed", *labels, "minutes")
-    lines = [format_table(columns, rows, numbers=len(labels) + 1)]
-    lines += [f"model   {path}" for path in models[:MOST_MODELS]]
+    columns = ("method", "data", "student", "seed", *labels, "min", "run")
+    lines = [format_table(columns, rows, numbers=len(labels) + 2)]
+    lines += [f"model   {shorten_path(path)}" for path in models[:MOST_MODELS]]
     if len(models) > MOST_MODELS:
         lines.append(f"        and {len(models) - MOST_MODELS} more beside them")
     return "\n".join(lines)
 
 
 def describe_record(record: Run | None) -> list[str]:
-    """Return accuracies in percent and minutes of a finished run; "failed" without one."""
+    """Return accuracies in percent, minutes and the id's first digits; "failed" without a run."""
     if not record:
-        return ["failed", *[""] * len(SHOWN_ACCURACIES)]
+        return ["failed", *[""] * (len(SHOWN_ACCURACIES) + 1)]
     metrics = record.data.metrics
     cells = []
     for name in SHOWN_ACCURACIES:
         value = metrics.get(f"test/{name}")
         cells.append("" if value is None else f"{100 * value:.1f}")
     seconds = metrics.get(TRAIN_SECONDS, 0.0) + metrics.get(EVAL_SECONDS, 0.0)
-    return [*cells, f"{seconds / 60:.1f}"]
+    return [*cells, f"{seconds / 60:.1f}", record.info.run_id[:SHOWN_DIGITS]]
 
 
 def checkpoint_path(record: Run) -> Path | None:
@@ -141,9 +143,16 @@ def checkpoint_path(record: Run) -> Path | None:
     return path if address.scheme in ("", "file") and path.exists() else None
 
 
+def shorten_path(path: Path) -> Path:
+    """Return a path from the working folder if it lies there."""
+    folder = Path.cwd()
+    return path.relative_to(folder) if path.is_relative_to(folder) else path
+
+
 def next_steps(options: ProtocolOptions, failed: set[str], store: TrackingStore) -> str:
     """Return where the records and the log are, and what to type next."""
-    lines = [f"record  {sqlite_file(store.uri) or redact_password(store.uri)}"]
+    database = sqlite_file(store.uri)
+    lines = [f"record  {shorten_path(database) if database else redact_password(store.uri)}"]
     if log_path():
         lines.append(f"log     {log_path()}")
     flag = ""
@@ -152,5 +161,6 @@ def next_steps(options: ProtocolOptions, failed: set[str], store: TrackingStore)
     if failed:
         lines.append(f"next    {continue_hint(options.force)} continues what failed")
     lines.append(f"next    python -m bench leaderboard{flag}")
-    lines.append(f"        python -m bench ui{flag}")
+    lines.append(f"        python -m bench show RUN{flag}")
+    lines.append(f"        python -m bench ui --open{flag}")
     return "\n".join(lines)
