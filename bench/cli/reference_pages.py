@@ -63,8 +63,8 @@ def option_row(field: dataclasses.Field[Any], hint: Any) -> str:
         value = value or "X ..."
     default = described(hint, "help_behavior_hint").strip("()").removeprefix("default: ")
     values = ", ".join(f"`{choice}`" for choice in value.split("|") if choice)
-    name = f"`{option_name(field, hint)}`"
-    return table_row([name, values, default or describe_default(field), described(hint, "help")])
+    names = ", ".join(f"`{name}`" for name in (option_name(field, hint), *aliases(hint)))
+    return table_row([names, values, default or describe_default(field), described(hint, "help")])
 
 
 def described(hint: Any, attribute: str) -> str:
@@ -86,6 +86,14 @@ def option_name(field: dataclasses.Field[Any], hint: Any) -> str:
     if is_positional(hint):
         return described(hint, "metavar")
     return flag_name(f"--{field.name}")
+
+
+def aliases(hint: Any) -> list[str]:
+    """Return the short spellings of a flag."""
+    names: list[str] = []
+    for entry in hint.__metadata__:
+        names += getattr(entry, "aliases", None) or ()
+    return names
 
 
 def is_positional(hint: Any) -> bool:
