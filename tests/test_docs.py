@@ -55,3 +55,24 @@ def test_the_badges_say_what_the_package_says() -> None:
     python = (ROOT / "docs" / "images" / "badge-python.svg").read_text()
     assert f"3.{lowest} - 3.{int(above) - 1}" in python
     assert project["license"] in (ROOT / "docs" / "images" / "badge-licence.svg").read_text()
+
+
+@pytest.mark.parametrize(
+    "path",
+    [*ROOT.glob("*.md"), *ROOT.glob("examples/**/*.md")],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_links_of_pages_outside_docs_lead_somewhere(path: Path) -> None:
+    """Those inside are checked by `tox -e docs`."""
+    text = path.read_text(encoding="utf-8")
+    targets = re.findall(r"\]\(([^)\s]+)\)|src=\"([^\"]+)\"", text)
+    for target in filter(None, (name or source for name, source in targets)):
+        if target.startswith("https://"):
+            continue
+        file, _, anchor = target.partition("#")
+        page = path.parent / file if file else path
+        assert page.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+            slugs = [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in headings]
+            assert anchor in slugs, target
