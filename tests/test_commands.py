@@ -35,6 +35,8 @@ PAGES = (
     *("README.md", "docs/index.md", "docs/getting-started.md"),
     *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs" / "guides").glob("*.md"))),
 )
+# It shows other programs alone.
+PAGE_OF_PIP = "docs/guides/install.md"
 NETWORK = "resnet8-w16"
 IMAGES = {"--limit-train": "128", "--limit-test": "8"}
 RUN = {"--suite": "digits", "--dataset": "digits", "--student": "resnet8-w4", "--epochs": "1"}
@@ -67,6 +69,7 @@ WORDS = {
     "new-method": {"NAME": "mine"},
     "export": {"RUN": "$RUN"},
     "show": {"RUN": "$RUN"},
+    "list": {"NAME": "gacd"},
     "teacher import": dict.fromkeys(("FILE", "best.pt"), "net.pt")
     | {release.name: "imported" for release in releases.RELEASES},
 }
@@ -107,10 +110,13 @@ def find_commands(page: str, text: str) -> Iterator[PageCommand]:
     for code in code_lines(text):
         if not re.search(r"-m bench\b(?!\.)|robust-distill-bench ", code):
             continue
-        words = shlex.split(code.removeprefix("$ "), comments=True)
+        # What a shell substitutes, "$(...)" or <(...), is a command as well.
+        code = re.sub(r'"?[$<]\((.*?)\)"?', r"; \1 ;", code.removeprefix("$ "))
+        words = shlex.split(code, comments=True)
         for part in split_words(words):
             start = program_end(part)
-            if start:
+            # Of a program's name alone it is said that there is one.
+            if 0 < start < len(part):
                 before, after = part[: start - 1], part[start:]
                 yield PageCommand(page, " ".join(part), tuple(before), tuple(after))
 
@@ -126,8 +132,7 @@ def code_lines(text: str) -> Iterator[str]:
         if fenced or (line.startswith("    ") and not spans):
             yield line.strip()
         else:
-            # Of a program's name alone it is said that there is one.
-            yield from (span for span in spans if " " in span)
+            yield from spans
 
 
 def split_words(words: list[str]) -> Iterator[list[str]]:
@@ -251,7 +256,7 @@ def run_id(home: Path) -> str:
 
 
 def test_pages_have_commands() -> None:
-    assert {command.page for command in COMMANDS} >= set(PAGES)
+    assert {command.page for command in COMMANDS} >= {*PAGES} - {PAGE_OF_PIP}
     assert len(COMMANDS) > 40
 
 
@@ -296,11 +301,7 @@ def test_command_of_a_page(
     if command.name in ONLY_PARSED:
         return
     if command.is_distributed:
-        launcher = [
-            *["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "bench"]
-        ]
-        environment = os.environ | {"PYTHONPATH": str(ROOT)}
-        subprocess.run([sys.executable, *launcher, *small], env=environment, check=True)
+        launch(small)
     elif command.name == "ui":
         serve(small)
     else:
@@ -323,5 +324,6 @@ def serve(words: list[str]) -> None:
         try:
             assert "http://127.0.0.1:" in server.stdout.readline()
         finally:
-            server.send_signal(signal.SIGINT)
+            # Not SIGINT, which a shell lets its processes in the background ignore.
+            server.send_signal(signal.SIGTERM)
         assert server.wait(60) == 130
