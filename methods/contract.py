@@ -15,6 +15,7 @@ student and parts are in train mode; the teachers are those of `teacher_roles`, 
 import dataclasses
 import json
 import math
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any, ClassVar, get_type_hints
@@ -159,9 +160,12 @@ class Contract:
             value = getattr(paper, name)
             assert isinstance(value, str), f"paper.{name} = {value!r} is no text"
             assert value.strip(), f"paper.{name} is empty"
+            assert value.isprintable(), f"paper.{name}: one line of text"
+            assert len(value) <= 300, f"paper.{name}: at most 300 characters"
         assert type(paper.year) is int, f"paper.year = {paper.year!r} is no year"
-        linked = isinstance(paper.url, str) and paper.url.startswith("https://")
-        assert linked or paper.url == "", f"paper.url = {paper.url!r} does not begin with https://"
+        assert 1900 <= paper.year <= 2100, f"paper.year = {paper.year} is no year"
+        linked = isinstance(paper.url, str) and re.fullmatch(r"https://[!#-;=?-~]+", paper.url)
+        assert linked or paper.url == "", f"paper.url = {paper.url!r} is no address with https://"
 
     def test_hyper_parameters_are_declared(self, case: Method) -> None:
         """Each has its type, a help text and a search range or choices with the default in it."""

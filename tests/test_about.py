@@ -107,7 +107,13 @@ def test_a_paper_is_not_inherited() -> None:
         (Paper("", "T", "V", 2030), "paper.authors is empty"),
         (Paper("A", "T", " ", 2030), "paper.venue is empty"),
         (Paper("A", "T", "V", "2030"), "paper.year = '2030' is no year"),  # type: ignore[arg-type]
-        (Paper("A", "T", "V", 2030, "javascript:alert(1)"), "does not begin with https://"),
+        (Paper("A", "T", "V", 10**30), "is no year"),
+        (Paper("A", "T\x1b[31m", "V", 2030), "paper.title: one line of text"),
+        (Paper("A", "\ud800", "V", 2030), "paper.title: one line of text"),
+        (Paper("A", 301 * "T", "V", 2030), "paper.title: at most 300 characters"),
+        (Paper("A", "T", "V", 2030, "javascript:alert(1)"), "is no address with https://"),
+        (Paper("A", "T", "V", 2030, "https://"), "is no address with https://"),
+        (Paper("A", "T", "V", 2030, 'https://a/" onclick="b'), "is no address with https://"),
     ],
 )
 def test_a_wrong_paper_breaks_the_contract(paper: object, fault: str) -> None:
@@ -117,6 +123,13 @@ def test_a_wrong_paper_breaks_the_contract(paper: object, fault: str) -> None:
     Changed.paper = paper
     with pytest.raises(AssertionError, match=re.escape(fault)):
         Contract().test_paper_is_declared(Changed())
+
+
+def test_what_a_docstring_hides_is_shown_as_escapes() -> None:
+    class Hidden(methods.load("kd")):  # type: ignore[misc]
+        """A \u202eformula \x1b[31m."""
+
+    assert describe_class(Hidden).formula == "A \\u202eformula \\x1b[31m."
 
 
 def test_every_method_after_a_paper_links_it() -> None:

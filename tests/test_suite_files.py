@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 
 import pytest
@@ -191,6 +192,7 @@ DEEP = "x = " + 5000 * "[" + 5000 * "]"
         ("version = 0", "version: Input should be greater than or equal to 1"),
         ("version = 1e3", "version: Input should be a valid integer"),
         ("esp = 0.1", "esp: Unexpected keyword argument"),
+        (r'"\u001b[31mx\ny" = 1', r"\x1b[31mx\ny: Unexpected keyword argument"),
         ("training.epoch = 3", "training.epoch: Unexpected keyword argument"),
         ("training = 3", "training: Input should be an object"),
         ("training.epochs = 0", "training.epochs: Input should be greater"),
@@ -259,7 +261,14 @@ def test_what_is_no_file_is_refused_by_every_command(
     monkeypatch.chdir(tmp_path)
     Path("folder.toml").mkdir()
     Path("binary.toml").write_bytes(b"\xff\xfe")
+    Path("large.toml").write_text("#" * 20_001)
+    Path("device.toml").symlink_to("/dev/zero")
+    os.mkfifo("pipe.toml")
+    files = sorted(tmp_path.iterdir())
     for name, message in {
+        "large.toml": "larger than 20,000 bytes",
+        "device.toml": "no regular file",
+        "pipe.toml": "no regular file",
         "none.toml": "No such file",
         "folder.toml": "Is a directory",
         "binary.toml": "no TOML file",
@@ -267,7 +276,7 @@ def test_what_is_no_file_is_refused_by_every_command(
         "folder": "unknown suite 'folder'",
     }.items():
         assert message in one_line_error(capsys, f"{command} --suite {name}")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["binary.toml", "folder.toml"]
+    assert sorted(tmp_path.iterdir()) == files
 
 
 def exit_code(command: str) -> int | str | None:

@@ -103,7 +103,7 @@ def test_a_run_has_spec_params_and_parent(store_folder: Path) -> None:
     assert runs[0].data.params["eps"] == "0.15"
     files = store.client.list_artifacts(loggers[0].run_id)
     assert [file.path for file in files] == ["spec.json"]
-    unfinished = {run.info.run_id for run in store.running_runs()}
+    unfinished = {run.info.run_id for run in store.unfinished_runs()}
     assert unfinished >= {logger.run_id for logger in loggers}
 
 

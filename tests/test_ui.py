@@ -292,6 +292,6 @@ def test_an_ipv6_address_is_checked() -> None:
 def test_a_tracking_server_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://somewhere:5000")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@somewhere:5000")
     assert cli.dispatch(["ui"]) == 0
     assert "kept by the server http://somewhere:5000" in capsys.readouterr().out

@@ -49,11 +49,14 @@ FILES: dict[str, Callable[[], str]] = {
 
 
 def main() -> None:
-    """Write the files. Raises SystemExit outside a clone."""
+    """Write the files. Raises SystemExit outside a clone, or if the README lacks a part."""
     if not README.exists() or not results_page.RECORDS.is_dir():
         raise SystemExit("no clone here: run this in the folder of one")
-    for path, render in FILES.items():
-        Path(path).write_text(render(), encoding="utf-8")
+    try:
+        for path, render in FILES.items():
+            Path(path).write_text(render(), encoding="utf-8")
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from error
 
 
 if __name__ == "__main__":

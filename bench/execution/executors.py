@@ -19,14 +19,14 @@ import torch
 from bench.execution.cost import Cost
 from bench.execution.inputs import LoadData, cached_loader
 from bench.execution.job import RunContext, build_training_module, mark_for_repeat, run_job
-from bench.execution.plan import PlannedRun
+from bench.execution.plan import PlannedRun, work_folder
 from bench.protocol.options import ProtocolOptions
 from bench.system import signals
 from bench.system.errors import BenchError, continue_hint, one_line
 from bench.system.log import NOTE, LogSettings, log_in_worker, log_settings
 from bench.system.progress import ParallelProgress, Progress
 from bench.tracking.store import TrackingStore
-from bench.training.trainer import Trainer
+from bench.training.trainer import STATE, Trainer
 
 
 class RunOutcome(NamedTuple):
@@ -201,7 +201,8 @@ def run_and_report(
     run: PlannedRun, context: RunContext, load: LoadData, cost: Cost, progress: Progress
 ) -> RunOutcome:
     """Carry out one run; return a line with its result or the cause of its failure."""
-    progress.log(f"{run.label}: starts")
+    has_state = (work_folder(context.root, run.spec) / STATE).exists()
+    progress.log(f"{run.label}: {'continues' if has_state else 'starts'}")
     try:
         data = load(run.spec)
         return RunOutcome(run_job(run, context, data, cost.student_passes, progress), True)

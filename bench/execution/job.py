@@ -198,7 +198,9 @@ def train(job: Job) -> State:
     def log_epoch(row: dict[str, float], epoch: int) -> None:
         # The sum of the terms is the one curve that all methods have in common.
         loss = sum(value for name, value in row.items() if name.startswith("train/"))
-        job.progress.end_epoch(row)
+        # A run that continues gives its earlier epochs again.
+        if epoch > job.logger.last_epoch:
+            job.progress.end_epoch(row)
         job.logger.log_epoch({"train/loss": loss, **row}, epoch)
 
     try:

@@ -92,7 +92,7 @@ def cpu_warning(options: ProtocolOptions, costs: list[Cost], device: torch.devic
             others.append(f"{suite.name} ({suite.cpu_time})")
     return (
         f"{options.suite} is for a GPU: about {format_duration(seconds)} on this CPU"
-        f" ({torch.get_num_threads()} threads); for a CPU there are {' and '.join(others)}"
+        f" (threads: {torch.get_num_threads()}); for a CPU there are {' and '.join(others)}"
     )
 
 
@@ -124,14 +124,21 @@ def format_results(runs: list[PlannedRun], failed: set[str], store: TrackingStor
 
 
 def describe_record(record: Run | None) -> list[str]:
-    """Return accuracies in percent, minutes and the id's first digits; "failed" without a run."""
+    """Return accuracies in percent, minutes and the id's first digits; "failed" without a run.
+
+    In brackets is on how many images an accuracy was measured, where that is not all of them.
+    """
     if not record:
         return ["failed", *[""] * (len(SHOWN_ACCURACIES) + 1)]
     metrics = record.data.metrics
     cells = []
     for name in SHOWN_ACCURACIES:
-        value = metrics.get(f"test/{name}")
-        cells.append("" if value is None else f"{100 * value:.1f}")
+        value, images = metrics.get(f"test/{name}"), metrics.get(f"test/{name}_n")
+        text = "" if value is None else f"{100 * value:.1f}"
+        # On fewer images than the others: AutoAttack on a teacher.
+        if images and images < metrics["test/n"]:
+            text += f" ({images:.0f})"
+        cells.append(text)
     seconds = metrics.get(TRAIN_SECONDS, 0.0) + metrics.get(EVAL_SECONDS, 0.0)
     return [*cells, f"{seconds / 60:.1f}", record.info.run_id[:SHOWN_DIGITS]]
 

@@ -19,6 +19,7 @@ from bench import datasets, models
 from bench.protocol import suites
 from bench.protocol.suites import Suite
 from bench.system.errors import UsageError, unknown_name
+from bench.system.files import read_config
 from leaderboards.schema.record import describe_first_error
 
 SUFFIX = ".toml"
@@ -66,7 +67,7 @@ def read_suite(path: Path) -> Suite:
         UsageError: the file states no suite.
     """
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(read_config(path))
         base = content.pop("base", None)
         fields = LABELS | content
         if base is not None:

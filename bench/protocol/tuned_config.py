@@ -15,7 +15,7 @@ from typing import Any
 
 from bench.protocol import suites
 from bench.system.errors import BenchError, UsageError
-from bench.system.files import write_atomically
+from bench.system.files import read_config, write_atomically
 
 # What a configuration may set of the training -> the largest value allowed.
 TRAINING = {"lr": 100.0, "momentum": 1.0, "weight_decay": 1.0}
@@ -81,7 +81,7 @@ def read(path: Path) -> TunedConfig:
     """
     flag = f"--config {str(path)!r}"
     try:
-        config = TunedConfig(**tomllib.loads(path.read_text(encoding="utf-8")))
+        config = TunedConfig(**tomllib.loads(read_config(path)))
     except OSError as error:
         raise UsageError(f"{flag}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import methods
+from leaderboards.schema.fields import escape_unprintable
 from leaderboards.schema.method_card import (
     HyperParameter,
     MethodCard,
@@ -54,7 +55,7 @@ def describe_class(method: type[Method]) -> MethodCard:
     fields = [field for field in dataclasses.fields(method) if not field.metadata["quirk"]]
     return MethodCard(
         title=one_line(title),
-        formula=cleandoc(method.__doc__ or ""),
+        formula="\n".join(map(escape_unprintable, cleandoc(method.__doc__ or "").split("\n"))),
         source=one_line(source),
         parameters=tuple(describe_field(field) for field in fields),
         teachers=tuple(method().teacher_roles),
@@ -100,5 +101,5 @@ def describe_field(field: Field[Any]) -> HyperParameter:
 
 
 def one_line(text: str) -> str:
-    """Return a text in one line."""
-    return " ".join(text.split())
+    """Return a text in one line; what is not printable as escapes."""
+    return escape_unprintable(" ".join(text.split()))

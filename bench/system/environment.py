@@ -31,7 +31,8 @@ def resolve_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        message = f"--device {name}: there is no such device here; auto takes the best one"
+        shown = name if name.isprintable() else repr(name)
+        message = f"--device {shown}: there is no such device here; auto takes the best one"
         raise UsageError(message) from error
     return device
 
@@ -40,7 +41,8 @@ def device_name(device: torch.device) -> str:
     """Return the model of a CUDA device, else the processor with its number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{platform.processor() or platform.machine()}, {threads} thread{'s' * (threads > 1)}"
 
 
 def reset_peak_memory(device: torch.device) -> None:

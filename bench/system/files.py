@@ -5,9 +5,13 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import stat
 from pathlib import Path
 
 from bench.system.errors import BenchError
+
+# Dotted keys of a much larger TOML file would be parsed for minutes.
+MAX_CONFIG_BYTES = 20_000
 
 
 def file_mode(path: Path) -> int:
@@ -21,6 +25,22 @@ def file_mode(path: Path) -> int:
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
             return 0
         raise
+
+
+def read_config(path: Path) -> str:
+    """Return the text of a configuration: a regular file of at most MAX_CONFIG_BYTES.
+
+    Raise OSError for anything else, ValueError for text that is not UTF-8.
+    """
+    # A device or a pipe would be read for ever.
+    mode = file_mode(path)
+    if mode and not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise OSError(errno.EINVAL, "no regular file")
+    with path.open("rb") as file:
+        content = file.read(MAX_CONFIG_BYTES + 1)
+    if len(content) > MAX_CONFIG_BYTES:
+        raise OSError(errno.EFBIG, f"larger than {MAX_CONFIG_BYTES:,} bytes")
+    return content.decode()
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:

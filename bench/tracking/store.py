@@ -130,11 +130,17 @@ class TrackingStore:
             return None
         return runs[0]
 
-    def running_runs(self) -> list[Run]:
-        """Return the runs that are marked as running; a killed process leaves that mark."""
-        condition = "attributes.status = 'RUNNING' and tags.spec_id != ''"
+    def unfinished_runs(self) -> list[Run]:
+        """Return the runs that are running or were interrupted.
+
+        A killed process leaves its run marked as running.
+        """
         ids = [experiment.experiment_id for experiment in self.client.search_experiments()]
-        return list(self.client.search_runs(ids, condition))
+        runs: list[Run] = []
+        for status in (RUNNING, KILLED):
+            condition = f"attributes.status = '{status}' and tags.spec_id != ''"
+            runs += self.client.search_runs(ids, condition)
+        return runs
 
     def start_run(self, spec: Spec, tags: dict[str, str], fresh: bool = False) -> RunLogger:
         """Return a logger of a spec's unfinished run, or of a new one.

@@ -224,7 +224,8 @@ def describe_first_error(error: ValidationError) -> str:
     first = error.errors()[0]
     location = ".".join(map(str, first["loc"]))
     reason = " ".join(first["msg"].removeprefix("Value error, ").split())
-    return f"{location}: {reason}" if location else reason
+    # A key of the file may hold anything.
+    return fields.escape_unprintable(f"{location}: {reason}" if location else reason)
 
 
 def _dump_json(value: Any) -> str:

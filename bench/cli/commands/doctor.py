@@ -40,11 +40,11 @@ def diagnose(options: DoctorOptions) -> int:
         if not options.json:
             print(line, flush=True)
 
+    device = environment.resolve_device(options.device)
     # Before this process itself makes the machine busy.
     warning = busy_warning()
     if warning:
         print(warning, file=sys.stderr)
-    device = environment.resolve_device(options.device)
     description = environment.describe_environment(device)
     for name, value in description.items():
         say(f"{name:14}{value}")
@@ -109,22 +109,24 @@ def check_data(root: Path, say: Say) -> dict[str, Any]:
 
 
 def describe_store(folder: Path, say: Say) -> dict[str, Any]:
-    """Name the store and its runs that are marked as running."""
+    """Name the store and its runs that have not ended."""
+    from bench.system.database import redact_password
     from bench.tracking.store import TrackingStore, store_exists
 
     if not store_exists(folder):
         say(f"no record yet in {str(folder)!r}")
         return {"uri": None, "unfinished": []}
     store = TrackingStore(folder)
-    say(f"record: {store.uri}")
+    uri = redact_password(store.uri)
+    say(f"record: {uri}")
     unfinished = []
-    for run in store.running_runs():
+    for run in store.unfinished_runs():
         command = run.data.tags.get("command", "")
         say(f"interrupted or running: {run.info.run_name}: {command}")
         unfinished.append(
             {"run_id": run.info.run_id, "name": run.info.run_name, "command": command}
         )
-    return {"uri": store.uri, "unfinished": unfinished}
+    return {"uri": uri, "unfinished": unfinished}
 
 
 COMMAND = Command(DoctorOptions, diagnose)

@@ -81,6 +81,7 @@ def show(options: ShowOptions) -> int:
 
 def read_runs(folder: Path) -> pd.DataFrame:
     """Read all runs of a store, oldest first. Raise BenchError without any; create nothing."""
+    from bench.system.database import redact_password
     from bench.tracking.store import tracking_uri
     from leaderboards.read.store import StoreError, collect
     from leaderboards.schema.fields import STATUSES
@@ -91,7 +92,7 @@ def read_runs(folder: Path) -> pd.DataFrame:
     except StoreError as error:
         raise BenchError(str(error)) from error
     if runs.empty:
-        raise BenchError(f"no run is recorded in {uri}")
+        raise BenchError(f"no run is recorded in {redact_password(uri)}")
     return runs
 
 
@@ -205,7 +206,7 @@ def print_run(document: dict[str, Any]) -> None:
     if document["cost"]:
         print("\ncost")
     for name, value in document["cost"].items():
-        print_fact(f"  {name}", f"{value:,.1f}")
+        print_fact(f"  {name}", f"{value:,.1f}" if name.endswith("seconds") else f"{value:,.0f}")
     if document["checkpoints"]:
         print("\ncheckpoints")
     for name, file in document["checkpoints"].items():
@@ -233,9 +234,13 @@ def print_accuracies(accuracy: dict[str, dict[str, float]]) -> None:
     for name, values in accuracy.items():
         cells = [f"{100 * values[key]:.2f}" if key in values else "-" for key in attacks]
         rows.append([CHECKPOINTS[name].label, *cells])
-    images = next(iter(accuracy.values())).get("n", 0)
-    print(f"\naccuracy in percent, {images:,.0f} test images")
-    print(format_table(("checkpoint", *attacks), rows, numbers=len(attacks)))
+    best = next(iter(accuracy.values()))
+    images = f"{best.get('n', 0):,.0f} test images"
+    if best.get("aa_n"):
+        images += f", AutoAttack and worst on the first {best['aa_n']:,.0f}"
+    print(f"\naccuracy in percent, {images}")
+    headings = [ATTACK_LABELS.get(name, name) for name in attacks]
+    print(format_table(("checkpoint", *headings), rows, numbers=len(attacks)))
 
 
 COMMAND = Command(ShowOptions, show)

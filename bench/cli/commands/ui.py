@@ -36,21 +36,25 @@ class UiOptions:
 def serve_record(options: UiOptions) -> int:
     """Run MLflow's server on the record until it is interrupted."""
     from bench.cli.mlflow_views import share_views
+    from bench.system.database import redact_password
     from bench.tracking.store import TrackingStore, store_exists, tracking_uri
 
     uri = tracking_uri(options.store)
     if uri.startswith(("http://", "https://")):
-        print(f"the record is kept by the server {uri}: open it there")
+        print(f"the record is kept by the server {redact_password(uri)}: open it there")
         return 0
     if not store_exists(options.store):
-        raise BenchError(f"no record yet in {str(options.store)!r}: there is no {uri}")
+        raise BenchError(
+            f"no record yet in {str(options.store)!r}: there is no {redact_password(uri)}"
+        )
     check_port(options.host, options.port)
     host = f"[{options.host}]" if ":" in options.host else options.host
     address = f"http://{host}:{options.port}"
     views = share_views(TrackingStore(options.store))
     for name, path in views.items():
         print(f"{name} side by side: {address}/#{path}")
-    print(f"{address} shows {uri}: starting, about 10 s ...; Ctrl-C ends it", flush=True)
+    shown = f"{address} shows {redact_password(uri)}"
+    print(f"{shown}: starting, about 10 s ...; Ctrl-C ends it", flush=True)
     page = f"{address}/#{next(iter(views.values()), '')}"
     command = [sys.executable, "-m", "mlflow", "ui", "--workers", "1", "--backend-store-uri", uri]
     command += ["--host", options.host, "--port", str(options.port)]
@@ -83,6 +87,9 @@ def run_server(command: Sequence[str], when_started: Callable[[], None] = lambda
     threading.Thread(target=when_started, daemon=True).start()
     try:
         return server.wait()
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
     finally:
         guard.communicate()
         server.wait()
