@@ -15,7 +15,9 @@ import bench
 import methods
 from bench.cli import commands
 
+# Of the packages, which may be installed, and of the clone.
 ROOT = Path(bench.__file__).parents[1]
+PROJECT = Path(__file__).parents[1] / "pyproject.toml"
 # Calls the function that bash would call for the words, as if TAB was pressed behind the last.
 BASH = """
 source "$1"; shift
@@ -50,7 +52,7 @@ def scripts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def run_script(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """Run the console script of pyproject.toml in a folder."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads(PROJECT.read_text())["project"]
     module, function = project["scripts"]["robust-distill-bench"].split(":")
     script = folder.parent / f"{folder.name}-bin" / "robust-distill-bench"
     script.parent.mkdir(exist_ok=True)
