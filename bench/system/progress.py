@@ -80,7 +80,12 @@ class Progress:
     def end_epoch(self, metrics: dict[str, float]) -> None:
         """Show the metrics of an epoch from now on; those that it lacks stay."""
         self.metrics |= metrics
-        values = [f"{name} {value:.4g}" for name, value in metrics.items() if name != "epoch"]
+        values = []
+        for name, value in metrics.items():
+            if name.startswith("val/"):
+                values.append(f"{name.replace('/', ' ')} {100 * value:.1f} %")
+            elif name != "epoch":
+                values.append(f"{name} {value:.4g}")
         # People count from 1, records from 0.
         LOGGER.debug(f"{self.number} epoch {metrics['epoch'] + 1:.0f} ends: {', '.join(values)}")
 
