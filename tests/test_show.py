@@ -75,7 +75,10 @@ def test_one_run_in_full(ids: dict[str, str], capsys: pytest.CaptureFixture[str]
     for part in parts:
         assert part in text
     rows = [line.split() for line in text.splitlines() if line.startswith(("checkpoint ", "best"))]
-    assert rows == [["checkpoint", "Clean", "AutoAttack", "Worst"], ["best", "90.00", "50.00", "50.00"]]
+    assert rows == [
+        ["checkpoint", "Clean", "AutoAttack", "Worst"],
+        ["best", "90.00", "50.00", "50.00"],
+    ]
     document = read_document(ids, capsys, ids["finished"])
     assert document["accuracy"]["last"] == {"clean": 0.8}
     assert document["checkpoints"]["best"] == {"address": best, "sha256": SHA256}
