@@ -172,7 +172,7 @@ def test_configuration_is_used(folder: Path) -> None:
     limits = "--limit-train 128 --limit-test 8 --seeds 0,7 --dry-run"
     code, _, err = bench(f"run --config {file} {limits}", folder)
     assert code == 0, err
-    assert re.search(r"resnet8-w4 +pgd_at tuned, \d trials, \w{4} +7", err)
+    assert re.search(r"pgd_at tuned, \d trials, \w{4} +digits +resnet8-w4 +7", err)
     for words, message in (
         (f"run --config {file} --method ard", "is for pgd_at"),
         (f"run --config {file} --suite cifar-mini", "is for pgd_at in digits@3"),
