@@ -174,6 +174,7 @@ BAD = [
         2,
         "a folder; the address of a database belongs in MLFLOW_TRACKING_URI",
     ),
+    ("doctor --device \x1b[31mcpu", 2, r"--device '\x1b[31mcpu': there is no such device here"),
     (f"{RUN} natural --store loop", 1, "cannot write to loop"),
     (f"{RUN} natural --store {LONG}", 1, "File name too long"),
     (f"export --suite digits --store {LONG}", 1, "File name too long"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -12,6 +13,7 @@ from test_leaderboards import Store
 
 from bench import cli
 from bench.cli.commands.show import find_run
+from bench.execution.overview import describe_record
 from bench.system.errors import BenchError, UsageError
 
 COMMIT, SHA256, SPEC = "0123abc", "5e" * 32, "ab" * 8
@@ -122,6 +124,13 @@ def test_an_ambiguous_id_is_one_line() -> None:
     with pytest.raises(UsageError, match=f"'abcd' begins the ids of 4 runs, such as {ids[0]}, "):
         find_run(runs, "abcd")
     assert find_run(runs, "abcd2")["run_id"] == ids[2]
+
+
+def test_an_accuracy_on_fewer_images_says_so() -> None:
+    metrics = {"test/n": 360, "test/aa_n": 100, "test/clean": 0.997, "test/aa": 0.92}
+    info = SimpleNamespace(run_id="0123456789")
+    record = SimpleNamespace(info=info, data=SimpleNamespace(metrics=metrics))
+    assert describe_record(record) == ["99.7", "", "92.0 (100)", "0.0", "01234567"]
 
 
 def test_an_empty_store_stays_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from bench.cli.commands.doctor import describe_store
 from bench.execution import plan
 from bench.protocol.options import RunOptions
 from bench.protocol.spec import Spec
@@ -105,6 +106,20 @@ def test_a_run_has_spec_params_and_parent(store_folder: Path) -> None:
     assert [file.path for file in files] == ["spec.json"]
     unfinished = {run.info.run_id for run in store.unfinished_runs()}
     assert unfinished >= {logger.run_id for logger in loggers}
+
+
+def test_doctor_names_interrupted_runs_and_no_password(
+    store_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupted = TrackingStore(store_folder).start_run(*spec_and_tags(4))
+    interrupted.finish(KILLED, "interrupted")
+    uri = f"sqlite:///{store_folder}/mlflow.db?timeout=20&password=secret"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    lines: list[str] = []
+    document = describe_store(store_folder, lines.append)
+    assert interrupted.run_id in {run["run_id"] for run in document["unfinished"]}
+    assert document["uri"].endswith("password=***")
+    assert "secret" not in "".join(lines)
 
 
 def test_values_that_are_not_finite_are_tags(store_folder: Path) -> None:

@@ -106,6 +106,7 @@ def test_it_serves_the_record(tmp_path: Path, capfd: pytest.CaptureFixture[str])
         # The server logs to the same stream, dated, whenever it likes.
         lines_of_writer = [line for line in errors.splitlines() if not line.startswith("20")]
         assert (output, lines_of_writer) == ("", [])
+    assert "stopped" in capfd.readouterr().err.splitlines()
     leaderboards.write(uri, tmp_path / "read")
     tables = [tmp_path / name / "leaderboard.md" for name in ("served", "read")]
     assert tables[0].read_text() == tables[1].read_text()

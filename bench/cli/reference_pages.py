@@ -18,7 +18,7 @@ from bench.cli.parsing import Command, flag_name
 from bench.protocol import suites, tuned_config
 from bench.protocol.suites import Suite, Teacher, Training
 
-INTROS = Path(__file__).with_name("reference")
+INTROS = Path(__file__).with_name("page_intros")
 OPTIONS_HEAD = "| Option | Value | Default | Meaning |\n| --- | --- | --- | --- |\n"
 
 

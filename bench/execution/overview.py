@@ -26,7 +26,7 @@ from bench.system.errors import continue_hint
 from bench.system.log import log_path
 from bench.system.progress import format_duration
 from bench.system.tables import format_table
-from bench.tracking.run_logger import FINISHED
+from bench.tracking.run_logger import FINISHED, SHOWN_DIGITS
 from bench.tracking.store import TrackingStore
 from leaderboards.schema.metrics import ATTACK_LABELS, TRAIN_SECONDS
 
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 # Seconds from which a suite for a GPU is doubtful on a CPU.
 LONG_ON_CPU = 24 * 3600
 EVAL_SECONDS = "cost/eval_seconds"
-# Of the id of a run, enough for `show`.
-SHOWN_DIGITS = 8
 # Models whose files are listed after a grid.
 MOST_MODELS = 4
 

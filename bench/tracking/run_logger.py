@@ -15,6 +15,8 @@ from bench.system.signals import deferred_signals
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+# Digits of a run's id that people are shown, enough for `show`.
+SHOWN_DIGITS = 8
 FINISHED, RUNNING, FAILED, KILLED = "FINISHED", "RUNNING", "FAILED", "KILLED"
 
 

@@ -14,6 +14,7 @@ from tyro.conf import Positional
 from bench.cli.parsing import Command
 from bench.protocol.options import Json, StoreFolder, option
 from bench.system.errors import BenchError, UsageError
+from bench.tracking.run_logger import SHOWN_DIGITS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,8 +37,6 @@ FACTS = (
     *("id", "spec_id", "status", "status_note", "started", "suite", "dataset", "student"),
     *("method", "variant", "teacher", "seed", "training_path"),
 )
-# Digits of an id in the table.
-SHOWN_DIGITS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
