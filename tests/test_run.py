@@ -285,11 +285,9 @@ def test_a_killed_run_resumes_and_ends_the_same(tmp_path: Path) -> None:
     report = run_bench("doctor", killed).stdout
     assert "interrupted or running: natural resnet8-w4 digits seed 0" in report
     for folder, verb in ((killed, "continues"), (unbroken, "starts")):
-        result = run_bench(f"{command} --verbose", folder)
+        result = run_bench(command, folder)
         assert result.returncode == 0
         assert f"digits resnet8-w4 natural seed 0: {verb}" in result.stderr
-        # The epochs of the killed process are not said once more.
-        assert ("epoch 1 ends" in result.stderr) == (folder == unbroken)
     (resumed_run,) = list_runs(killed)
     (unbroken_run,) = list_runs(unbroken)
     assert resumed_run.info.status == "FINISHED"
