@@ -103,15 +103,16 @@ class _Evaluator:
         self.attacked_models: dict[nn.Module, AttackedModel] = {}
         self.record: Path | None = None
         self.key = ""
-        self.result = Evaluation(self._correct_images(lambda images: images))
+        predictions = self._predict(lambda images: images)
+        self.result = Evaluation((predictions == y).cpu(), predictions=predictions.cpu())
 
-    def _correct_images(self, change: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return which images are classified correctly after a change of them: (N,)."""
+    def _predict(self, change: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return the classes of the images after a change of them: (N,)."""
         classes = []
         with isolated_state(self.settings.seed):
             for images in torch.split(self.x, self.settings.batch_size):
                 classes.append(predict_classes(self.target.reference_model, change(images)))
-        return (torch.cat(classes) == self.y).cpu()
+        return torch.cat(classes)
 
     def run(self, chosen: list[str], probes: int, record: Path | None) -> Evaluation:
         """Run what the verdict file `record` does not hold. Return the verdicts of `chosen`."""
@@ -147,7 +148,7 @@ class _Evaluator:
             if name in CONTROLS:
                 kind, severity = CONTROLS[name]
                 corrupt = partial(corrupt_images, kind=kind, severity=severity)
-                self.result.control[name] = self._correct_images(corrupt)
+                self.result.control[name] = (self._predict(corrupt) == self.y).cpu()
             else:
                 self._run_attack(name)
             self._save()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -44,7 +44,8 @@ class Evaluation:
     """Verdicts, (N,) bool on the CPU, True where an image is classified correctly, with costs.
 
     robust: by attack. control: by corruption, which is no attack. flags: flag -> evidence, reasons
-    not to believe the numbers. probed: images that the sanity flags were computed on.
+    not to believe the numbers. probed: images that the sanity flags were computed on. predictions:
+    (N,) classes of the clean images, None for a part of an evaluation.
     """
 
     clean: Tensor
@@ -53,6 +54,7 @@ class Evaluation:
     cost: dict[str, Cost] = field(default_factory=dict)
     flags: dict[str, str] = field(default_factory=dict)
     probed: int = 0
+    predictions: Tensor | None = None
 
     @property
     def worst(self) -> Tensor:
@@ -69,7 +71,7 @@ class Evaluation:
         robust = {name: self.robust[name] for name in names if name in self.robust}
         control = {name: self.control[name] for name in names if name in self.control}
         cost = {name: self.cost[name] for name in names if name in self.cost}
-        selected = Evaluation(self.clean, robust, control, cost, dict(self.flags), self.probed)
+        selected = replace(self, robust=robust, control=control, cost=cost, flags=dict(self.flags))
         selected.flags |= selected.contradictions()
         return selected
 

@@ -23,8 +23,8 @@ import sqlalchemy
 from mlflow import MlflowClient
 from mlflow.store.tracking.dbmodels import models
 
-from bench.protocol.spec import Spec
 from bench.protocol.suites import DIGITS
+from leaderboards.schema.spec import Spec
 
 pytestmark = pytest.mark.timeout(3600)
 SEEDS, EPOCHS, IMAGES = 10, 36, 1000

@@ -31,10 +31,10 @@ import methods
 from bench import datasets, models
 from bench.datasets import fetching, loading
 from bench.execution.speed import step_operations
-from bench.protocol.suites import Training
 from bench.tracking.store import TrackingStore
 from bench.training import memory_layout
 from bench.training.trainer import Trainer, TrainingModule
+from leaderboards.schema.spec import Training
 from methods.base import Batch, Net
 
 pytestmark = pytest.mark.timeout(3600)

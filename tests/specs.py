@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from bench.protocol.spec import Spec
-from bench.protocol.suites import Training
+from leaderboards.schema.spec import Spec, Training
 
 
 def make_spec(training: Training, **changes: Any) -> Spec:

@@ -22,9 +22,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import methods
 from bench import models
 from bench.datasets import loading
-from bench.protocol.suites import Training
 from bench.training import compiling, memory_layout
 from bench.training.trainer import Trainer, TrainingModule
+from leaderboards.schema.spec import Training
 from methods.base import Batch, Method
 from methods.fold import fold
 

@@ -19,11 +19,11 @@ import methods
 from bench import models
 from bench.datasets import loading
 from bench.datasets.splits import Data
-from bench.protocol.suites import Training
 from bench.system.errors import BenchError, UsageError
 from bench.training import distributed, memory_layout
 from bench.training.distributed import ProcessGroup
 from bench.training.trainer import Trainer, TrainingModule
+from leaderboards.schema.spec import Training
 from methods.base import Batch, Method, Net, Nets, kl, official_values
 from methods.inner import ce, pgd
 

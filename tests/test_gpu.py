@@ -19,9 +19,9 @@ import methods
 from bench import models
 from bench.datasets import augmentation, loading
 from bench.models import checkpoint
-from bench.protocol.suites import Training
 from bench.training import compiling, cuda_graphs
 from bench.training.trainer import Trainer, TrainingModule
+from leaderboards.schema.spec import Training
 from methods.base import Method
 from methods.inner import Budget, ce, pgd
 from methods.pgd_at import PgdAt

@@ -17,9 +17,9 @@ from bench.execution import plan
 from bench.execution.plan import PlannedRun
 from bench.protocol import suites
 from bench.protocol.options import RunOptions
-from bench.protocol.spec import Spec
 from bench.protocol.suites import Suite
 from bench.system.errors import UsageError
+from leaderboards.schema.spec import Spec
 from methods.base import RECIPE
 
 # Ids of the first teacher and the first student. A changed id disowns every record of its suite:

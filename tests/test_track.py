@@ -17,11 +17,11 @@ import pytest
 from bench.cli.commands.doctor import describe_store
 from bench.execution import plan
 from bench.protocol.options import RunOptions
-from bench.protocol.spec import Spec
 from bench.system.database import redact_password
 from bench.system.errors import BenchError, one_line
 from bench.tracking.run_logger import FAILED, FINISHED, KILLED, RUNNING
 from bench.tracking.store import TrackingStore, store_exists
+from leaderboards.schema.spec import Spec
 
 SPEC = plan.plan_runs(RunOptions(method="natural"), {})[0].spec
 TAGS = {

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from bench import models
 from bench.datasets import loading
-from bench.protocol.suites import Training
 from bench.system.errors import BenchError, UsageError
+from bench.training.schedule import learning_rate
 from bench.training.trainer import Trainer, TrainingModule, derive_seed
+from leaderboards.schema.spec import Training
 from methods.base import Batch, Method, Nets
 from methods.kd import Kd
 from methods.natural import Natural
@@ -95,7 +96,7 @@ def files_equal(left: Path, right: Path) -> bool:
     ],
 )
 def test_schedule(training: Training, rates: list[float]) -> None:
-    scheduled = [training.rate(step, len(rates)) for step in range(len(rates))]
+    scheduled = [learning_rate(training, step, len(rates)) for step in range(len(rates))]
     assert scheduled == pytest.approx(rates)
 
 
@@ -223,7 +224,7 @@ def test_parameter_groups_have_their_own_rate_and_momentum(tmp_path: Path) -> No
     trainer = make_trainer(tmp_path, SlowHead())
     take_first_step(trainer)
     groups = trainer.optimiser.param_groups
-    rate = SHORT.rate(0, 12)
+    rate = learning_rate(SHORT, 0, 12)
     assert [group["lr"] for group in groups] == [rate, 0.5 * rate]
     assert [group["momentum"] for group in groups] == [SHORT.momentum, 0.1]
 

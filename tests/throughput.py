@@ -35,9 +35,9 @@ from specs import make_spec
 from bench import datasets, models
 from bench.datasets.splits import Data, Split
 from bench.execution.speed import step_operations
-from bench.protocol.suites import Training
 from bench.training import compiling, cuda_graphs
 from bench.training.trainer import Trainer, TrainingModule
+from leaderboards.schema.spec import Training
 from methods.base import Net
 from methods.rslad import Rslad
 

@@ -16,7 +16,8 @@ from tyro.conf import Positional
 from bench.cli import commands
 from bench.cli.parsing import Command, flag_name
 from bench.protocol import suites, tuned_config
-from bench.protocol.suites import Suite, Teacher, Training
+from bench.protocol.suites import Suite, Teacher
+from leaderboards.schema.spec import Training
 
 INTROS = Path(__file__).with_name("page_intros")
 OPTIONS_HEAD = "| Option | Value | Default | Meaning |\n| --- | --- | --- | --- |\n"

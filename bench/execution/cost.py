@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from bench import datasets, models
 from bench.datasets.loading import split_sizes
 from bench.execution.plan import PlannedRun
-from bench.protocol.spec import Spec
 from bench.protocol.suites import Suite
 from bench.teachers import cards
 from bench.training.trainer import TrainingModule
+from leaderboards.schema.spec import Spec
 from methods.base import Batch, Budget, Net
 
 # Images of the first step, which loads libraries, and of the first step that is timed.

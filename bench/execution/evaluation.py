@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -12,18 +13,47 @@ import attacks
 from attacks.verdict_file import ForeignVerdictsError
 from bench.datasets.augmentation import to_float
 from bench.datasets.splits import Split
-from bench.protocol.spec import Spec
 from bench.training.trainer import Tick
+from leaderboards.schema import metrics
+from leaderboards.schema.spec import Spec
 from methods.base import Net
 
 # Test images for the sanity flags.
 NUM_PROBES = 64
 
 
+@dataclass(frozen=True)
+class CheckpointEvaluation:
+    """What was measured of one checkpoint.
+
+    accuracy: by attack, with `clean` and `worst`. images, attacked: how many test images were
+    judged, and how many under AutoAttack (0 without it). cost: by the names of metrics.
+    predictions: (images,) classes of the clean images. survived: (attacked,) bool.
+    """
+
+    accuracy: dict[str, float]
+    images: int
+    attacked: int
+    cost: dict[str, float]
+    flags: dict[str, str]
+    predictions: Tensor
+    survived: Tensor | None = None
+
+    def metrics(self, checkpoint: str) -> dict[str, float]:
+        """Return accuracies and counts by the names of a checkpoint's metrics."""
+        values = {"n": float(self.images), **self.accuracy}
+        if self.attacked:
+            values["aa_n"] = float(self.attacked)
+        return {metrics.accuracy_name(name, checkpoint): value for name, value in values.items()}
+
+
 def evaluate_checkpoint(
     net: Net, spec: Spec, test: Split, full: bool, verdicts: Path, tick: Tick
-) -> tuple[dict[str, float], dict[str, str]]:
+) -> CheckpointEvaluation:
     """Attack a network on the test images.
+
+    AutoAttack sees the first `limit_aa` images, and `worst` is over the images that saw every
+    attack.
 
     Args:
         net: the network, in eval mode on its device.
@@ -32,10 +62,6 @@ def evaluate_checkpoint(
         full: whether AutoAttack and the sanity flags are wanted.
         verdicts: the path, without suffix, of the files that keep verdicts on single images.
         tick: receives the progress of each attack.
-
-    Returns: accuracies by attack with `worst`, counts `n` and `aa_n`, and costs as `cost/...`;
-        then the sanity flags. AutoAttack sees the first `limit_aa` images, and `worst` is over
-        the images that saw every attack.
     """
     device = next(net.parameters()).device
     x, y = to_float(test.x).to(device), test.y.to(device)
@@ -45,20 +71,23 @@ def evaluate_checkpoint(
     path = verdicts.with_suffix(".npz")
     gradient_results = run_attacks(net, x, y, gradient_attacks, spec, path, tick, probes)
     results, worst, flags = [gradient_results], gradient_results.worst, gradient_results.flags
-    values = {"n": float(len(x)), **gradient_results.accuracy()}
+    accuracy = gradient_results.accuracy()
+    count, survived = 0, None
     if full and "aa" in spec.attacks:
         count = min(spec.limit_aa or len(x), len(x))
         path = verdicts.with_name(f"{verdicts.name}_aa.npz")
         autoattack = run_attacks(net, x[:count], y[:count], ["aa"], spec, path, tick)
         results.append(autoattack)
         combined = gradient_results.first_images(count) | autoattack
-        worst = combined.worst
+        worst, survived = combined.worst, autoattack.robust["aa"]
         flags = flags | combined.contradictions()
-        values["aa"] = autoattack.accuracy()["aa"]
-        values["aa_n"] = float(count)
-    values["worst"] = worst.float().mean().item()
-    values["cost/eval_seconds"] = time.perf_counter() - start
-    return values | sum_costs(results), flags
+        accuracy["aa"] = autoattack.accuracy()["aa"]
+    accuracy["worst"] = worst.float().mean().item()
+    cost = {metrics.EVAL_SECONDS: time.perf_counter() - start} | sum_costs(results)
+    assert gradient_results.predictions is not None
+    return CheckpointEvaluation(
+        accuracy, len(x), count, cost, flags, gradient_results.predictions, survived
+    )
 
 
 def sum_costs(results: list[attacks.Evaluation]) -> dict[str, float]:
@@ -69,9 +98,9 @@ def sum_costs(results: list[attacks.Evaluation]) -> dict[str, float]:
         for name, cost in result.cost.items():
             forwards += cost.forwards
             backwards += cost.backwards
-            seconds[f"cost/{name}_seconds"] = cost.seconds
-    passes = {"cost/eval_forwards": float(forwards), "cost/eval_backwards": float(backwards)}
-    return passes | seconds
+            seconds[metrics.attack_seconds(name)] = cost.seconds
+    passes = {metrics.EVAL_FORWARDS: forwards, metrics.EVAL_BACKWARDS: backwards}
+    return {name: float(value) for name, value in passes.items()} | seconds
 
 
 def run_attacks(

@@ -10,8 +10,8 @@ from bench import datasets
 from bench.datasets.fetching import fetch_data, is_missing
 from bench.datasets.loading import load_data
 from bench.datasets.splits import Data
-from bench.protocol.spec import Spec
 from bench.system.log import LOGGER
+from leaderboards.schema.spec import Spec
 
 # (spec, test=True) -> Data
 LoadData = Callable[..., Data]

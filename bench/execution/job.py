@@ -8,8 +8,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import math
 import shutil
 import traceback
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -22,7 +24,7 @@ from filelock import FileLock, Timeout
 
 from bench import models
 from bench.datasets.splits import Data
-from bench.execution.evaluation import evaluate_checkpoint
+from bench.execution.evaluation import CheckpointEvaluation, evaluate_checkpoint
 from bench.execution.plan import PlannedRun, work_folder
 from bench.models import checkpoint
 from bench.system import environment
@@ -32,12 +34,21 @@ from bench.system.progress import Progress
 from bench.teachers import cards
 from bench.teachers.cards import Card
 from bench.tracking import exported_model, links, note
-from bench.tracking.note import RunSummary
-from bench.tracking.run_logger import FAILED, FINISHED, KILLED, RunLogger
+from bench.tracking.run_logger import RunLogger
 from bench.tracking.store import TrackingStore
 from bench.training.distributed import SINGLE_PROCESS, ProcessGroup
 from bench.training.trainer import STATE, State, Trainer, TrainingModule, derive_seed
-from leaderboards.schema.checkpoints import CHECKPOINTS
+from leaderboards.schema import metrics
+from leaderboards.schema.checkpoints import BEST, CHECKPOINTS
+from leaderboards.schema.fields import (
+    FAILED,
+    FINISHED,
+    KILLED,
+    RECORD_TAGS,
+    Artifact,
+    Tag,
+)
+from leaderboards.schema.record import Record, build_record
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
@@ -76,14 +87,6 @@ class Job:
     progress: Progress
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """Accuracies, counts and costs by checkpoint, and the sanity flags of the best one."""
-
-    accuracy: dict[str, dict[str, float]]
-    flags: dict[str, str]
-
-
 def run_job(
     run: PlannedRun, context: RunContext, data: Data, student_passes: float, progress: Progress
 ) -> str:
@@ -100,13 +103,13 @@ def run_job(
         folder.mkdir(exist_ok=True)
         with mlflow_run(run, context, folder) as logger:
             job = Job(run, context, data, folder, logger, progress)
-            checksums = check_teachers(run, context, folder)
-            describe_run(job, student_passes, checksums)
-            state = train(job)
-            evaluation = evaluate(job)
-            record(job, state, evaluation)
+            description = describe_run(job, check_teachers(run, context, folder))
+            state, cost = train(job)
+            cost[metrics.STUDENT_PASSES] = student_passes
+            evaluations = evaluate(job)
+            record(job, state, cost, evaluations, description)
         shutil.rmtree(folder)
-    best = evaluation.accuracy["best"]
+    best = evaluations[BEST].accuracy
     shown = [f"{name} {100 * best[name]:.1f}" for name in SHOWN_ACCURACIES if name in best]
     return ", ".join(shown)
 
@@ -169,24 +172,27 @@ def mlflow_run(run: PlannedRun, context: RunContext, folder: Path) -> Iterator[R
         if isinstance(error, BenchError):
             raise
         with suppress(Exception):
-            logger.log_text("traceback.txt", traceback.format_exc())
+            logger.log_text(Artifact.TRACEBACK, traceback.format_exc())
         raise BenchError(f"{type(error).__name__}: {one_line(error)}") from error
 
 
-def describe_run(job: Job, student_passes: float, teacher_sha256: dict[str, str]) -> None:
-    """Log machine, data and teachers of a run."""
+def describe_run(job: Job, teacher_sha256: dict[str, str]) -> dict[str, object]:
+    """Log machine, data and teachers of a run; return machine and data."""
     logger, spec = job.logger, job.run.spec
     description = environment.describe_environment(job.context.device) | describe_data(job.data)
-    logger.log_text("environment.json", json.dumps(description, indent=2))
-    logger.log_metrics({"cost/student_passes": student_passes})
+    logger.log_text(Artifact.ENVIRONMENT, json.dumps(description, indent=2))
     if teacher_sha256:
-        logger.set_tags({"teacher_sha256": json.dumps(teacher_sha256)})
+        logger.set_tags({Tag.TEACHER_SHA256: json.dumps(teacher_sha256)})
     with logger.optional_step("inputs"):
         links.log_inputs(logger, spec, job.data)
+    return description
 
 
-def train(job: Job) -> State:
-    """Train the run and log its epochs and costs. Its checkpoints lie in the job's folder."""
+def train(job: Job) -> tuple[State, dict[str, float]]:
+    """Train the run and log its epochs; return the last state and the costs.
+
+    Its checkpoints lie in the job's folder.
+    """
     run, context = job.run, job.context
     environment.reset_peak_memory(context.device)
     # The other processes wait in follow_leader.
@@ -196,12 +202,10 @@ def train(job: Job) -> State:
     trainer = Trainer(module, data, run.spec, job.folder, context.group)
 
     def log_epoch(row: dict[str, float], epoch: int) -> None:
-        # The sum of the terms is the one curve that all methods have in common.
-        loss = sum(value for name, value in row.items() if name.startswith("train/"))
         # A run that continues gives its earlier epochs again.
         if epoch > job.logger.last_epoch:
             job.progress.end_epoch(row)
-        job.logger.log_epoch({"train/loss": loss, **row}, epoch)
+        job.logger.log_epoch(epoch_metrics(row), epoch)
 
     try:
         state = trainer.fit(log_epoch, job.progress.tick)
@@ -212,62 +216,108 @@ def train(job: Job) -> State:
             raise
         # A BenchError stops all processes alike; after any other the rest would wait for ever.
         raise SystemExit(f"{type(error).__name__}: {error}") from error
-    peak = environment.peak_memory(context.device)
-    job.logger.log_metrics({"cost/train_seconds": state.seconds, "cost/peak_bytes": peak})
     path = ", ".join(trainer.training_path) or "as written"
     job.progress.log(f"training path: {path}", logging.DEBUG)
-    job.logger.set_tags({"training_path": path})
-    return state
+    job.logger.set_tags({Tag.TRAINING_PATH: path})
+    peak = environment.peak_memory(context.device)
+    return state, {metrics.TRAIN_SECONDS: state.seconds, metrics.PEAK_BYTES: peak}
 
 
-def evaluate(job: Job) -> Evaluation:
+def epoch_metrics(row: dict[str, float]) -> dict[str, float]:
+    """Return the metrics of an epoch with the loss: the one curve that all methods have."""
+    loss = sum(value for name, value in row.items() if name.startswith(metrics.TRAIN))
+    return {metrics.TRAIN_LOSS: loss, **row}
+
+
+def evaluate(job: Job) -> dict[str, CheckpointEvaluation]:
     """Attack every checkpoint of the run on the test images."""
     spec = job.run.spec
-    accuracy = {}
-    best_flags: dict[str, str] = {}
+    evaluations = {}
     for name in checkpoint_names(job.folder):
         path = job.folder / f"{name}.pt"
         net = checkpoint.load(path, spec.arch, job.data.info).to(job.context.device)
         full = name in spec.full_checkpoints
         verdicts = job.folder / f"verdicts_{name}"
         job.progress.checkpoint = name
-        values, flags = evaluate_checkpoint(
+        evaluations[name] = evaluate_checkpoint(
             net, spec, job.data.test, full, verdicts, job.progress.tick
         )
-        accuracy[name] = values
-        if name == "best":
-            best_flags = flags
-    return Evaluation(accuracy, best_flags)
+    return evaluations
 
 
-def record(job: Job, state: State, evaluation: Evaluation) -> None:
-    """Log results, checkpoints and verdicts; keep a teacher; make the run easy to read."""
+def record(
+    job: Job,
+    state: State,
+    cost: dict[str, float],
+    evaluations: dict[str, CheckpointEvaluation],
+    description: dict[str, object],
+) -> Record:
+    """Record a run: files, then numbers in MLflow and as a file; keep a teacher."""
     run, context, logger, folder = job.run, job.context, job.logger, job.folder
-    checksums = {}
-    for name in checkpoint_names(folder):
-        checksums[name] = sha256_of_file(folder / f"{name}.pt")
     model = None
     with logger.optional_step("model"):
         model = links.log_checkpoint(logger, run.spec, run_tags(run, context.code, context.group))
-    costs: dict[str, float] = {}
-    for name, values in evaluation.accuracy.items():
-        metrics = {}
-        for key, value in values.items():
-            if key.startswith("cost/"):
-                costs[key] = costs.get(key, 0.0) + value
-            else:
-                metrics[f"{CHECKPOINTS[name].metric_prefix}/{key}"] = value
-        link = links.metric_link(model, job.data, metrics) if name == "best" else {}
-        logger.log_metrics(metrics, link=link)
-        logger.log_file(folder / f"{name}.pt", "checkpoints")
+    for name in evaluations:
+        logger.log_file(folder / f"{name}.pt", Artifact.CHECKPOINTS)
     for verdicts in sorted(folder.glob("verdicts_*.npz")):
-        logger.log_file(verdicts, "verdicts")
-    logger.set_tags({"flags": json.dumps(evaluation.flags)})
-    logger.set_tags({f"sha256.{name}": digest for name, digest in checksums.items()})
-    logger.log_metrics(costs)
+        logger.log_file(verdicts, Artifact.VERDICTS)
+    finished = build_run_record(job, state, cost, evaluations, description)
+    best = evaluations[BEST].metrics(BEST)
+    logger.log_record(finished, links.metric_link(model, job.data, best))
     if run.spec.role == "teacher":
-        keep_teacher(job, checksums["best"])
-    add_note_and_links(job, model, state, evaluation)
+        keep_teacher(job, finished.checksums[BEST])
+    add_note_and_links(job, model, state, finished)
+    # The file comes last: whoever reads it sees a complete run in MLflow.
+    context.store.save_record(finished)
+    return finished
+
+
+def build_run_record(
+    job: Job,
+    state: State,
+    cost: dict[str, float],
+    evaluations: dict[str, CheckpointEvaluation],
+    description: dict[str, object],
+) -> Record:
+    """Return the record of a run that was trained and evaluated."""
+    run, context, best = job.run, job.context, evaluations[BEST]
+    total, values = Counter(cost), dict[str, float]()
+    for name, evaluation in evaluations.items():
+        values |= evaluation.metrics(name)
+        total.update(evaluation.cost)
+    stored = job.logger.client.get_run(job.logger.run_id)
+    tags = run_tags(run, context.code, context.group) | stored.data.tags
+    tags |= {Tag.FLAGS: json.dumps(best.flags), Tag.STATUS_NOTE: ""}
+    checksums = {name: sha256_of_file(job.folder / f"{name}.pt") for name in evaluations}
+    return build_record(
+        spec_id=run.spec.id,
+        run_id=job.logger.run_id,
+        start_time=stored.info.start_time,
+        spec=json.loads(run.spec.json()),
+        tags={tag: tags[tag] for tag in RECORD_TAGS if tag in tags},
+        checksums=checksums,
+        metrics=finite_values({**values, **total}),
+        curves=build_curves(state.history),
+        environment=description,
+        labels=job.data.test.y.numpy(),
+        predictions=best.predictions.numpy(),
+        survived=None if best.survived is None else best.survived.numpy(),
+    )
+
+
+def finite_values(values: dict[str, float]) -> dict[str, float]:
+    """Return the values that are finite; MLflow has the others as tags."""
+    return {name: value for name, value in values.items() if math.isfinite(value)}
+
+
+def build_curves(history: list[dict[str, float]]) -> dict[str, list[tuple[int, float]]]:
+    """Return (epoch, value) of each metric of the epochs that is finite."""
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for row in history:
+        for name, value in finite_values(epoch_metrics(row)).items():
+            if metrics.is_curve(name):
+                curves.setdefault(name, []).append((int(row["epoch"]), value))
+    return curves
 
 
 def keep_teacher(job: Job, sha256: str) -> None:
@@ -278,33 +328,29 @@ def keep_teacher(job: Job, sha256: str) -> None:
     cards.add_teacher(job.context.root, job.folder / "best.pt", card)
 
 
-def add_note_and_links(
-    job: Job, model: LoggedModel | None, state: State, evaluation: Evaluation
-) -> None:
+def add_note_and_links(job: Job, model: LoggedModel | None, state: State, finished: Record) -> None:
     """Add note, figures, and a version in the registry if one is due, to a complete run."""
     run, context, logger = job.run, job.context, job.logger
-    metric = "val/robust" if run.method.adversarial else "val/clean"
+    metric = metrics.VAL_ROBUST if run.method.adversarial else metrics.VAL_CLEAN
     chosen = next(row for row in state.history if row.get(metric) == state.best)
-    result = RunSummary(state.history, chosen, evaluation.accuracy, evaluation.flags, state.seconds)
-    tags = run_tags(run, context.code, context.group)
+    epoch = int(chosen["epoch"])
     with logger.optional_step("note"):
-        logger.set_tags({note.NOTE_TAG: note.run_note(run.spec, tags, result, logger.run_id)})
+        logger.set_tags({note.NOTE_TAG: note.run_note(finished, epoch)})
     with logger.optional_step("figures"):
-        note.draw_figures(result, job.folder / note.FIGURES)
-        logger.log_folder(job.folder / note.FIGURES, note.FIGURES)
+        note.draw_figures(finished, epoch, job.folder / Artifact.FIGURES)
+        logger.log_folder(job.folder / Artifact.FIGURES, Artifact.FIGURES)
     if model:
         with logger.optional_step("alias"):
             links.register_model(
-                context.store, logger, model, run.spec, run.identity, chosen["val/robust"],
-                partial(log_best_network, job))  # fmt: skip
+                context.store, logger, model, run.spec, run.identity,
+                chosen[metrics.VAL_ROBUST], partial(log_best_network, job))  # fmt: skip
 
 
 def log_best_network(job: Job) -> None:
     """Log the best checkpoint once more, as MLflow loads it."""
     info = job.data.info
     net = checkpoint.load(job.folder / "best.pt", job.run.spec.arch, info)
-    folder = job.folder / exported_model.FOLDER
-    exported_model.log_network(job.logger, net, info.shape, folder)
+    exported_model.log_network(job.logger, net, info.shape, job.folder / Artifact.MODEL)
 
 
 def checkpoint_names(folder: Path) -> list[str]:
@@ -354,18 +400,11 @@ def run_tags(
 ) -> dict[str, str]:
     """Return the tags by which people and leaderboards find a run."""
     spec = run.spec
-    return {
-        "role": spec.role,
-        "spec_id": spec.id,
+    return spec.identity_tags | {
         "suite": spec.suite,
-        "dataset": spec.dataset,
-        "method": spec.method,
-        "student": spec.arch,
-        "teacher": spec.teacher,
-        "variant": run.variant,
-        "sets": ",".join(run.variant_fields),
-        "seed": str(spec.seed),
-        "command": group.command_line(run.command),
+        Tag.VARIANT: run.variant,
+        Tag.SETS: ",".join(run.variant_fields),
+        Tag.COMMAND: group.command_line(run.command),
         **code,
     }
 

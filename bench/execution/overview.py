@@ -26,8 +26,9 @@ from bench.system.errors import continue_hint
 from bench.system.log import log_path
 from bench.system.progress import format_duration
 from bench.system.tables import format_table
-from bench.tracking.run_logger import FINISHED, SHOWN_DIGITS
+from bench.tracking.run_logger import SHOWN_DIGITS
 from bench.tracking.store import TrackingStore
+from leaderboards.schema.fields import FINISHED
 from leaderboards.schema.metrics import ATTACK_LABELS, TRAIN_SECONDS
 
 if TYPE_CHECKING:

@@ -14,11 +14,11 @@ from bench import datasets, models
 from bench.execution.suite_file import resolve_suite
 from bench.protocol import tuned_config
 from bench.protocol.options import ProtocolOptions, RunOptions
-from bench.protocol.spec import Spec
 from bench.protocol.suites import Suite
 from bench.system.errors import UsageError, unknown_name
 from bench.system.log import LOGGER
 from bench.teachers import cards
+from leaderboards.schema.spec import Spec
 from methods.base import Method, official_values
 
 

@@ -5,16 +5,14 @@ A change of any number that can alter a result is a new version; old records kee
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass, replace
-from typing import Annotated, Literal
+from typing import Annotated
 
 from annotated_types import Ge, Gt, Le, MinLen
 
 from bench.system.errors import unknown_name
+from leaderboards.schema.spec import Count, Training
 
-# Share of the steps in which the one-cycle schedule rises.
-RISING_SHARE = 0.3
 # Fields of a suite that a run records as parameters of the same name.
 RECORDED_FIELDS = (
     *("eps", "inner_step", "inner_steps", "attacks"),
@@ -22,46 +20,8 @@ RECORDED_FIELDS = (
 )
 
 # Values of a suite file outside these ranges are refused.
-Count = Annotated[int, Ge(1), Le(1_000_000)]
-Share = Annotated[float, Ge(0), Le(1)]
 Pixels = Annotated[float, Gt(0), Le(1)]
 Names = Annotated[tuple[str, ...], MinLen(1)]
-
-
-@dataclass(frozen=True)
-class Training:
-    """How every network of a suite is trained, teacher and students alike.
-
-    milestones, swa_start: fractions of the epochs; at each milestone the rate falls tenfold.
-    averaging: the averages of the weights kept beside best and last. validate_every: epochs.
-    awp: size of the adversarial weight perturbation, relative to the weights.
-    """
-
-    epochs: Count
-    batch: Count = 128
-    lr: Annotated[float, Gt(0), Le(100)] = 0.1
-    momentum: Share = 0.9
-    weight_decay: Share = 5e-4
-    schedule: Literal["multistep", "onecycle"] = "multistep"
-    milestones: tuple[Share, ...] = (0.5, 0.75)
-    averaging: tuple[Literal["ema", "swa"], ...] = ("ema", "swa")
-    ema_decay: Share = 0.999
-    swa_start: Share = 0.5
-    validate_every: Count = 1
-    awp: Share = 0.0
-
-    def rate(self, step: int, steps: int) -> float:
-        """Return the learning rate of one of `steps` steps.
-
-        The rate falls at the milestones, or rises and falls once.
-        """
-        progress = step / steps
-        if self.schedule == "multistep":
-            falls = [0.1 for milestone in self.milestones if progress >= milestone]
-            return self.lr * math.prod(falls)
-        rising = (progress + 1 / steps) / RISING_SHARE
-        falling = (1 - progress) / (1 - RISING_SHARE)
-        return self.lr * min(rising, falling, 1.0)
 
 
 @dataclass(frozen=True)

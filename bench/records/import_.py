@@ -1,33 +1,27 @@
-"""Record files, checked and taken into a store as finished runs."""
+"""Record files, checked and copied into a store as finished runs."""
 
 from __future__ import annotations
 
-import json
-import tempfile
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from bench.protocol.spec import Spec
 from bench.protocol.suites import SUITES
+from bench.records.complete import complete_record
 from bench.records.export import print_results
+from bench.records.sync import sync_records
 from bench.system.errors import BenchError, one_line
 from bench.tracking import note
-from bench.tracking.run_logger import FINISHED, RunLogger
+from bench.tracking.run_logger import RunLogger
 from bench.tracking.store import IMPORTING, TrackingStore
-from leaderboards.read import verdicts
-from leaderboards.read.record_files import read_record
+from leaderboards.read.records import collect, read_record
 from leaderboards.schema import fields
-from leaderboards.schema.record import Record, RecordError, describe_first_error
-
-BATCH_SIZE = 1000  # metrics that MLflow takes at once
-# The tags of a run in the order of Record.training_key.
-TRAINING_TAGS = ("role", "dataset", "student", "method", "seed")
+from leaderboards.schema.checkpoints import BEST
+from leaderboards.schema.fields import FINISHED
+from leaderboards.schema.metrics import TEST_PREFIXES
+from leaderboards.schema.record import Record, RecordError
 
 
 def import_records(
-    store: Path,
+    root: Path,
     sources: tuple[Path, ...],
     data_root: Path,
     device: str,
@@ -46,27 +40,35 @@ def import_records(
             paths.append(source)
     if not paths:
         raise BenchError(f"no record, a file NAME.json, in {', '.join(map(str, sources))}")
-    tracking_store = TrackingStore(store)
-    uri = tracking_store.uri
+    store = TrackingStore(root)
+    recorded = read_store(store)
 
     def import_file(path: Path) -> str:
-        record = read_record(path)
-        spec = resolve_spec(record)
+        record = complete_record(check_suite(read_record(path)), data_root)
         if verify:
             # Imported here: it brings torch.
             from bench.records.reproduce import reproduce
 
             result = reproduce(
-                record, spec, uri, checkpoint=checkpoint, data_root=data_root, device=device
+                record, store, checkpoint=checkpoint, data_root=data_root, device=device
             )
             print(f"{path}: {result}")
-        return f"{path}: {import_record(tracking_store, record, spec)}"
+        return f"{path}: {import_record(store, recorded, record)}"
 
     return print_results(paths, import_file)
 
 
-def resolve_spec(record: Record) -> Spec:
-    """Return the spec of a record. Raise RecordError for another suite or version than here."""
+def read_store(store: TrackingStore) -> dict[str, Record]:
+    """Return the records of a store by spec id."""
+    sync_records(store.root)
+    if not store.records.exists():
+        return {}
+    runs = collect(store.records)
+    return dict(zip(runs["spec_id"], runs["record"], strict=True))
+
+
+def check_suite(record: Record) -> Record:
+    """Return a record of this checkout's suites. Raise RecordError for another suite or version."""
     name, _, version = record.spec.suite.rpartition("@")
     suite = SUITES.get(name)
     if not suite:
@@ -75,65 +77,64 @@ def resolve_spec(record: Record) -> Spec:
         age = "stale" if int(version) < suite.version else "newer"
         versions = f"{record.spec.suite}, this checkout has {suite.id}"
         raise RecordError(f"{age} protocol version: {versions}")
-    from pydantic import TypeAdapter, ValidationError
-
-    try:
-        spec = TypeAdapter(Spec).validate_python(record.spec.model_dump())
-    except ValidationError as error:
-        raise RecordError(f"spec.{describe_first_error(error)}") from error
-    if spec.id != record.spec_id:
-        raise RecordError("spec: it has fields or values that this version does not write")
-    return spec
+    return record
 
 
-def import_record(store: TrackingStore, record: Record, spec: Spec) -> str:
+def import_record(store: TrackingStore, recorded: dict[str, Record], record: Record) -> str:
     """Take a sound record into the store and say so. Raise RecordError for other numbers."""
-    run = store.find_run(spec, FINISHED)
-    if not run:
-        check_training(store, record, spec)
-        return f"taken in as run {create_run(store, record, spec)}"
-    stored = comparable_values(run.data.tags, run.data.metrics)
-    imported = comparable_values(record.to_row(), record.metrics)
+    earlier = recorded.get(record.spec_id)
+    if not earlier:
+        check_training(recorded, record)
+        if run := store.find_run(record.spec, FINISHED):
+            raise RecordError(f"run {run.info.run_id} has the same spec, and no record")
+        run_id = create_run(store, record)
+        recorded[record.spec_id] = record
+        return f"taken in as run {run_id}"
+    stored, imported = comparable_values(earlier), comparable_values(record)
     for name in sorted(stored.keys() | imported.keys()):
         if stored.get(name) != imported.get(name):
             other = f"other numbers: {name} {imported.get(name)}, not {stored.get(name)}"
-            raise RecordError(f"run {run.info.run_id} has the same spec and {other}")
-    return f"recorded already as run {run.info.run_id}, skipped"
+            raise RecordError(f"run {earlier.run_id} has the same spec and {other}")
+    return f"recorded already as run {earlier.run_id}, skipped"
 
 
-def comparable_values(tags: dict[str, Any], metrics: dict[str, float]) -> dict[str, Any]:
+def comparable_values(record: Record) -> dict[str, object]:
     """Return the values that any evaluation of the same checkpoints must give again."""
-    values = {name: tags.get(name) for name in fields.CHECKSUM_TAGS}
-    return values | {name: value for name, value in metrics.items() if name.startswith("test")}
+    results = {name: x for name, x in record.metrics.items() if name.startswith(TEST_PREFIXES)}
+    return {**record.checksums, **results}
 
 
-def check_training(store: TrackingStore, record: Record, spec: Spec) -> None:
+def check_training(recorded: dict[str, Record], record: Record) -> None:
     """Raise RecordError if the checkpoint is in the store with another method, network or seed."""
-    same_checkpoint = f"tags.`sha256.best` = '{record.checksums.get('best', 'none')}'"
-    experiment_id = store.get_or_create_experiment(spec.suite)
-    for run in store.client.search_runs([experiment_id], same_checkpoint):
-        if tuple(run.data.tags.get(name, "") for name in TRAINING_TAGS) != record.training_key:
-            of_other = f"run {run.info.run_id}, of another method, network or seed"
+    sha256 = record.checksums.get(BEST)
+    for other in recorded.values():
+        same = sha256 is not None and other.checksums.get(BEST) == sha256
+        if same and other.training_key != record.training_key:
+            of_other = f"run {other.run_id}, of another method, network or seed"
             raise RecordError(f"its checkpoint is that of {of_other}")
 
 
-def create_run(store: TrackingStore, record: Record, spec: Spec) -> str:
+def create_run(store: TrackingStore, record: Record) -> str:
     """Create a run from a record; return its id. Raise RecordError if MLflow refuses a part."""
     from mlflow.exceptions import MlflowException
 
-    client, experiment_id = store.client, store.get_or_create_experiment(spec.suite)
+    spec, client = record.spec, store.client
+    experiment_id = store.get_or_create_experiment(spec.suite)
     # Left by an import that was killed.
     for partial_run in client.search_runs([experiment_id], f"tags.{IMPORTING} = '{spec.id}'"):
         client.delete_run(partial_run.info.run_id)
-    tags = {"variant": "", "suite": spec.suite}
-    tags |= {name: value for name, value in record.to_row().items() if name in fields.TAGS}
+    tags = {fields.Tag.VARIANT: "", "suite": spec.suite} | spec.identity_tags | record.tags
     name = f"{note.run_title(tags)} seed {spec.seed}"
     run_id, start_time = "", record.start_time
     try:
         parent = store.get_or_create_parent(experiment_id, tags)
         tags |= {fields.PARENT_TAG: parent, IMPORTING: spec.id}
         run_id = str(client.create_run(experiment_id, start_time, tags, name).info.run_id)
-        log_record(RunLogger(client, run_id), record, spec)
+        logger = RunLogger(client, run_id)
+        logger.log_spec(spec)
+        logger.log_curves(record)
+        logger.log_record(record)
+        store.save_record(record)
         client.set_terminated(run_id, FINISHED, end_time=start_time)
         client.delete_tag(run_id, IMPORTING)
     except BaseException as error:
@@ -143,23 +144,3 @@ def create_run(store: TrackingStore, record: Record, spec: Spec) -> str:
             raise RecordError(f"MLflow refuses it: {one_line(error)}") from error
         raise
     return run_id
-
-
-def log_record(logger: RunLogger, record: Record, spec: Spec) -> None:
-    """Log the parameters, metrics and files of a record."""
-    from mlflow.entities import Metric
-
-    time = record.start_time
-    metrics = [Metric(name, value, time, 0) for name, value in record.metrics.items()]
-    for name, curve in record.curves.items():
-        metrics += [Metric(name, value, time, epoch) for epoch, value in curve]
-    for start in range(0, len(metrics), BATCH_SIZE):
-        logger.client.log_batch(logger.run_id, metrics=metrics[start : start + BATCH_SIZE])
-    logger.log_params(spec.flat())
-    logger.log_text("spec.json", json.dumps(record.spec.model_dump(), indent=2))
-    logger.log_text("environment.json", json.dumps(record.environment, indent=2))
-    if record.verdicts:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, Path(verdicts.VERDICTS_FILE).name)
-            np.savez_compressed(path, robust_aa=record.survived)
-            logger.log_file(path, str(Path(verdicts.VERDICTS_FILE).parent))

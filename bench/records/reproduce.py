@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
@@ -13,29 +12,29 @@ import torch
 from bench.execution import evaluation
 from bench.execution.inputs import cached_loader
 from bench.models.checkpoint import load
-from bench.protocol.spec import Spec
 from bench.system.environment import describe_environment, resolve_device
 from bench.system.progress import Progress
-from leaderboards.read import artifacts, verdicts
-from leaderboards.read.store import collect
-from leaderboards.schema.record import ACCURACY_TOLERANCE, Record, RecordError, Verdicts
+from bench.tracking.store import TrackingStore, suite_runs
+from leaderboards.schema import metrics
+from leaderboards.schema.checkpoints import BEST
+from leaderboards.schema.fields import checkpoint_artifact, checksum_tag
+from leaderboards.schema.packing import Verdicts
+from leaderboards.schema.record import ACCURACY_TOLERANCE, Record, RecordError
 
-COUNTS = ("test/n", "test/aa_n")
 ROUNDING_SHARE = 0.005  # of the images: rounding differs between machines and libraries
 
 
 def reproduce(
-    record: Record, spec: Spec, uri: str, *, checkpoint: Path | None, data_root: Path, device: str
+    record: Record, store: TrackingStore, *, checkpoint: Path | None, data_root: Path, device: str
 ) -> str:
     """Evaluate the best checkpoint again as the spec says; return what was compared.
 
-    `uri` is of the store with the checkpoint, if it is not in a file. Raise RecordError if too many
-    images differ or nothing could be compared, BenchError for another checkpoint than stated.
+    `store` has the checkpoint, if it is not in a file. Raise RecordError if too many images differ
+    or nothing could be compared, BenchError for another checkpoint than stated.
     """
-    sha256 = record.checksums.get("best", "")
+    spec, sha256 = record.spec, record.checksums.get(BEST, "")
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        path = checkpoint or fetch_checkpoint(uri, sha256, folder / "best.pt")
+        path = checkpoint or fetch_checkpoint(store, record, Path(name))
         if not path or not sha256:
             missing = f"no checkpoint {sha256[:16]}... here; give it with --checkpoint FILE"
             raise RecordError(f"not verified: {missing}")
@@ -46,22 +45,19 @@ def reproduce(
             raise RecordError(f"not verified: it states other data than those here, {digest}")
         torch_device = resolve_device(device)
         net = load(path, spec.arch, data.info, sha256).to(torch_device)
-        (folder / verdicts.VERDICTS_FILE).parent.mkdir()
-        stem = folder / verdicts.VERDICTS_FILE.removesuffix("_aa.npz")
-        full = "best" in spec.full_checkpoints
+        full = BEST in spec.full_checkpoints
         with Progress([(0.0, 0.0)]) as progress:
             progress.start(record.file_name)
-            values, flags = evaluation.evaluate_checkpoint(
-                net, spec, data.test, full, stem, progress.tick
+            result = evaluation.evaluate_checkpoint(
+                net, spec, data.test, full, Path(name, "verdicts"), progress.tick
             )
-        survived = verdicts.read_verdicts(folder.as_uri()) if "aa" in values else None
-    new_flags = sorted(flags.keys() - json.loads(record.tags.get("flags") or "{}").keys())
+    new_flags = sorted(result.flags.keys() - record.flags.keys())
     if new_flags:
-        flag = f"{new_flags[0]}, {flags[new_flags[0]]}"
+        flag = f"{new_flags[0]}, {result.flags[new_flags[0]]}"
         raise RecordError(f"not reproduced: it does not have the flag {flag}")
-    metrics = {f"test/{name}": x for name, x in values.items() if not name.startswith("cost/")}
+    survived = None if result.survived is None else result.survived.numpy()
     share = rounding_share(record.environment, torch_device)
-    return compare_results(record, metrics, survived, share)
+    return compare_results(record, result.metrics(BEST), survived, share)
 
 
 def rounding_share(recorded: Mapping[str, object], device: torch.device) -> float:
@@ -72,31 +68,34 @@ def rounding_share(recorded: Mapping[str, object], device: torch.device) -> floa
     return 0.0 if here.items() <= recorded.items() else ROUNDING_SHARE
 
 
-def fetch_checkpoint(tracking_uri: str, sha256: str, path: Path) -> Path | None:
-    """Copy the checkpoint with a checksum from the store to `path`; None if there is none."""
-    runs = collect(tracking_uri)
-    for uri in runs.loc[runs["sha256.best"] == sha256, "artifact_uri"]:
+def fetch_checkpoint(store: TrackingStore, record: Record, folder: Path) -> Path | None:
+    """Copy the checkpoint of a record from the store into a folder; None if there is none."""
+    condition = f"tags.`{checksum_tag(BEST)}` = '{record.checksums.get(BEST, '')}'"
+    for _, run in suite_runs(store.client, condition):
         # An imported run has no checkpoint.
         with suppress(Exception):
-            path.write_bytes(artifacts.read_artifact(uri, "checkpoints/best.pt"))
-            return path
+            address = store.client.download_artifacts(
+                run.info.run_id, checkpoint_artifact(BEST), str(folder)
+            )
+            return Path(address)
     return None
 
 
 def compare_results(
-    record: Record, metrics: dict[str, float], survived: Verdicts | None, share: float
+    record: Record, measured: dict[str, float], survived: Verdicts | None, share: float
 ) -> str:
     """Compare with a record. Raise RecordError if more than a share of the images differ."""
-    recorded = {name: value for name, value in record.metrics.items() if name.startswith("test/")}
-    unmatched = sorted(recorded.keys() ^ metrics.keys())
+    prefix = metrics.accuracy_name("", BEST)
+    recorded = {name: value for name, value in record.metrics.items() if name.startswith(prefix)}
+    unmatched = sorted(recorded.keys() ^ measured.keys())
     if unmatched:
         raise RecordError(f"not reproduced: {unmatched[0]} is in one of record and evaluation")
-    for name, value in metrics.items():
-        images = metrics["test/n"]
-        if name in ("test/aa", "test/worst"):
-            images = metrics.get("test/aa_n", images)
+    for name, value in measured.items():
+        images = measured[metrics.NUM_IMAGES]
+        if name in (metrics.RANK_METRIC, metrics.WORST):
+            images = measured.get(metrics.NUM_ATTACKED, images)
         tolerance = int(share * images) / images
-        if name in COUNTS:
+        if not metrics.is_accuracy(name):
             tolerance = 0.0
         if abs(value - recorded[name]) > tolerance + ACCURACY_TOLERANCE:
             numbers = f"{name} is {value:.4f} here, recorded {recorded[name]:.4f}"
@@ -108,4 +107,4 @@ def compare_results(
             count = f"{differing} of {survived.size} images"
             raise RecordError(f"not reproduced: AutoAttack's verdict differs on {count}")
     verdicts_text = f"verdicts of AutoAttack differ on {differing} images"
-    return f"reproduced {len(metrics)} numbers; {verdicts_text}"
+    return f"reproduced {len(measured)} numbers; {verdicts_text}"

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from bench.datasets.official_files import official_class
 from bench.datasets.splits import Data
-from bench.protocol.spec import Spec
 from bench.tracking import exported_model
 from bench.tracking.note import NOTE_TAG
 from bench.tracking.run_logger import RunLogger
 from bench.tracking.store import TrackingStore
+from leaderboards.schema.spec import Spec
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

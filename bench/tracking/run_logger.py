@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import time
 from collections.abc import Iterator
@@ -11,13 +13,20 @@ from typing import TYPE_CHECKING, Any
 
 from bench.system.errors import one_line
 from bench.system.signals import deferred_signals
+from leaderboards.schema.checkpoints import BEST
+from leaderboards.schema.fields import FINISHED, Artifact, Tag, checksum_tag
+from leaderboards.schema.metrics import accuracy_name
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+    from leaderboards.schema.record import Record
+    from leaderboards.schema.spec import Spec
+
 # Digits of a run's id that people are shown, enough for `show`.
 SHOWN_DIGITS = 8
-FINISHED, RUNNING, FAILED, KILLED = "FINISHED", "RUNNING", "FAILED", "KILLED"
+# Metrics that MLflow takes at once.
+BATCH_SIZE = 1000
 
 
 class RunLogger:
@@ -30,6 +39,11 @@ class RunLogger:
         self._complete_write = deferred_signals if is_sqlite else nullcontext
         history = client.get_metric_history(run_id, "epoch")
         self.last_epoch = max((metric.step for metric in history), default=-1)
+
+    def log_spec(self, spec: Spec) -> None:
+        """Log a spec: as parameters, one level deep, and as a file."""
+        self.log_params(spec.flat())
+        self.log_text(Artifact.SPEC, json.dumps(json.loads(spec.json()), indent=2))
 
     def log_params(self, values: dict[str, Any]) -> None:
         from mlflow.entities import Param
@@ -68,6 +82,37 @@ class RunLogger:
         with self._complete_write():
             self.client.log_batch(self.run_id, tags=tags)
 
+    def log_record(self, record: Record, link: dict[str, str] | None = None) -> None:
+        """Log the tags, results and file of a record; `link` is of the best checkpoint's metrics.
+
+        Its curves and parameters are logged as they arise.
+        """
+        checksums = {checksum_tag(name): value for name, value in record.checksums.items()}
+        best, others = dict[str, float](), dict[str, float]()
+        for name, value in record.metrics.items():
+            of_best = name.startswith(accuracy_name("", BEST))
+            (best if of_best else others)[name] = value
+        self.log_metrics(best, link=link)
+        self.log_metrics(others)
+        self.set_tags(record.tags | checksums)
+        self.log_record_file(record)
+
+    def log_record_file(self, record: Record) -> None:
+        """Log a record as a file, and its checksum."""
+        content = record.to_json()
+        self.log_text(Artifact.RECORD, content)
+        self.set_tags({Tag.RECORD: hashlib.sha256(content.encode()).hexdigest()})
+
+    def log_curves(self, record: Record) -> None:
+        """Log the curves of a record, as a run does epoch by epoch."""
+        from mlflow.entities import Metric
+
+        points = []
+        for name, curve in record.curves.items():
+            points += [Metric(name, value, record.start_time, epoch) for epoch, value in curve]
+        for start in range(0, len(points), BATCH_SIZE):
+            self.client.log_batch(self.run_id, metrics=points[start : start + BATCH_SIZE])
+
     @contextmanager
     def optional_step(self, name: str) -> Iterator[None]:
         """Turn the failure of a step that no result depends on into a tag, `missing.NAME`."""
@@ -91,5 +136,5 @@ class RunLogger:
         """Mark the run with its final status."""
         # Unless it finished: the error of a store that died would hide the cause.
         with nullcontext() if status == FINISHED else suppress(Exception):
-            self.client.set_tag(self.run_id, "status_note", note)
+            self.client.set_tag(self.run_id, Tag.STATUS_NOTE, note)
             self.client.set_terminated(self.run_id, status)

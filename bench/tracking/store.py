@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import logging
 import os
 import re
@@ -15,17 +15,19 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
-from bench.protocol.spec import Spec
 from bench.system.database import lock_database, redact_password, sqlite_file
 from bench.system.errors import BenchError, UsageError, one_line
-from bench.system.files import file_mode
+from bench.system.files import file_mode, save_file
 from bench.tracking import note
-from bench.tracking.run_logger import FAILED, KILLED, RUNNING, RunLogger
-from leaderboards.schema.fields import PARENT_TAG
+from bench.tracking.run_logger import RunLogger
+from leaderboards.schema.fields import EXPERIMENT, FAILED, KILLED, PARENT_TAG, RUNNING
+from leaderboards.schema.spec import Spec
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
+
+    from leaderboards.schema.record import Record
 
 # Tag of a run that an import has not finished; no other process continues it.
 IMPORTING = "importing"
@@ -40,6 +42,8 @@ CLIENT_SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    # A bar for each of thousands of small files.
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 
 
@@ -65,6 +69,51 @@ def store_exists(root: Path) -> bool:
     return file is None or file.exists()
 
 
+def records_folder(root: Path, uri: str) -> Path:
+    """Return the folder of the records of a tracking store: one for each server."""
+    if uri == f"sqlite:///{Path(os.path.realpath(root), 'mlflow.db')}":
+        return root / "records"
+    address = redact_password(uri)
+    return root / f"records-{hashlib.sha256(address.encode()).hexdigest()[:8]}"
+
+
+def open_client(uri: str) -> MlflowClient:
+    """Open an MLflow store. Raise BenchError if that fails."""
+    for name, value in CLIENT_SETTINGS.items():
+        os.environ.setdefault(name, value)
+    from mlflow import MlflowClient
+
+    # After the import, which sets levels of its own.
+    for name in ("alembic", "mlflow"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    try:
+        client = MlflowClient(uri)
+        client.search_experiments(max_results=1)
+    # A dead server, a locked or foreign database and a bad address have no common class.
+    except Exception as error:
+        message = f"the MLflow store {uri} cannot be opened: {one_line(error, 200)}"
+        raise BenchError(redact_password(message)) from error
+    return client
+
+
+def suite_runs(client: MlflowClient, condition: str = "") -> Iterator[tuple[str, Run]]:
+    """Yield (experiment, run) for the single runs of suites that meet a condition."""
+    for experiment in client.search_experiments(max_results=PAGE_SIZE):
+        if not EXPERIMENT.fullmatch(experiment.name):
+            continue
+        token = None
+        while True:
+            page = client.search_runs(
+                [experiment.experiment_id], condition, max_results=1000, page_token=token
+            )
+            for run in page:
+                if PARENT_TAG in run.data.tags:
+                    yield experiment.name, run
+            token = page.token
+            if not token:
+                break
+
+
 class TrackingStore:
     """The MLflow store of a root folder, created on first use. Raise BenchError if that fails."""
 
@@ -78,26 +127,20 @@ class TrackingStore:
         except OSError as error:
             cause = f"{error.strerror}; choose another folder with --store"
             raise BenchError(f"cannot write to {root}: {cause}") from error
-        self.client = self._open_client()
+        # Processes that open an empty database at once would all try to create its tables.
+        with self.exclusive():
+            self.client = open_client(self.uri)
 
-    def _open_client(self) -> MlflowClient:
-        for name, value in CLIENT_SETTINGS.items():
-            os.environ.setdefault(name, value)
-        from mlflow import MlflowClient
+    @property
+    def records(self) -> Path:
+        """The folder of the records of finished runs."""
+        return records_folder(self.root, self.uri)
 
-        # After the import, which sets levels of its own.
-        for name in ("alembic", "mlflow"):
-            logging.getLogger(name).setLevel(logging.WARNING)
-        try:
-            # Processes that open an empty database at once would all try to create its tables.
-            with self.exclusive():
-                client = MlflowClient(self.uri)
-                client.search_experiments(max_results=1)
-        # A dead server, a locked or foreign database and a bad address have no common class.
-        except Exception as error:
-            message = f"the MLflow store {self.uri} cannot be opened: {one_line(error, 200)}"
-            raise BenchError(redact_password(message)) from error
-        return client
+    def save_record(self, record: Record) -> Path:
+        """Write a record among those of the store; return its path."""
+        path = self.records / record.file_name
+        save_file(path, record.to_json().encode())
+        return path
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -155,8 +198,7 @@ class TrackingStore:
             run_id = self._create_run(experiment_id, name, tags, parent)
         logger = self._resume_run(run_id)
         # Also into a continued run: it may have been killed before it had them.
-        logger.log_params(spec.flat())
-        logger.log_text("spec.json", json.dumps(json.loads(spec.json()), indent=2))
+        logger.log_spec(spec)
         return logger
 
     def _unfinished_run_id(self, spec: Spec, fresh: bool) -> str:

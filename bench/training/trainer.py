@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from bench.datasets.augmentation import augment, to_float
 from bench.datasets.splits import Data, Split
 from bench.models.checkpoint import read, save
-from bench.protocol.spec import Spec
 from bench.system.errors import BenchError, UsageError
 from bench.training.averaging import AveragedNetwork
 from bench.training.awp import perturbed_weights
@@ -36,7 +35,9 @@ from bench.training.compiling import (
 from bench.training.cuda_graphs import CAPTURED, CapturedStep, Step, StepGraphs
 from bench.training.distributed import SINGLE_PROCESS, ProcessGroup, synchronise_batchnorm
 from bench.training.memory_layout import arrange_memory, has_bf16
+from bench.training.schedule import learning_rate
 from leaderboards.schema.fields import NO_BF16
+from leaderboards.schema.spec import Spec
 from methods.base import Batch, Budget, Method, Net, Nets
 from methods.fold import fold
 from methods.inner import ce, mode, pgd
@@ -282,7 +283,7 @@ class Trainer:
     def set_learning_rates(self, step: int) -> None:
         """Set the learning rates of one of the run's steps."""
         training = self.spec.training
-        rate = training.rate(step, training.epochs * self.steps_per_epoch)
+        rate = learning_rate(training, step, training.epochs * self.steps_per_epoch)
         groups = zip(self.optimiser.param_groups, self.device_rates, strict=True)
         for group, device_rate in groups:
             value = rate * group.get("scale", 1.0)

@@ -20,9 +20,10 @@ from bench.protocol.tuned_config import TunedConfig
 from bench.system.database import redact_password
 from bench.system.errors import BenchError
 from bench.tracking.note import NOTE_TAG
-from bench.tracking.run_logger import FINISHED, RunLogger
+from bench.tracking.run_logger import RunLogger
 from bench.tuning.study import group_attempts, is_over
 from bench.tuning.trial import TrialContext, format_percent
+from leaderboards.schema.fields import FINISHED
 
 STATES = ("complete", "pruned", "failed")
 

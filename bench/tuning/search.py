@@ -20,14 +20,13 @@ from bench.execution.overview import log_head, missing_data
 from bench.execution.plan import PlannedRun, parse_seeds, plan_runs, plan_teacher
 from bench.execution.suite_file import resolve_suite
 from bench.protocol.options import ProtocolOptions, RunOptions
-from bench.protocol.spec import Spec
 from bench.system import environment
 from bench.system.errors import BenchError, UsageError, one_line
 from bench.system.log import LOGGER, NOTE, RESULT, open_log_file
 from bench.system.progress import format_duration
 from bench.system.tables import format_table
 from bench.teachers import cards
-from bench.tracking.run_logger import FAILED, KILLED, RunLogger
+from bench.tracking.run_logger import RunLogger
 from bench.tracking.store import TUNING_SUFFIX, TrackingStore
 from bench.training.trainer import clean_and_robust_accuracy
 from bench.tuning.options import TuneOptions
@@ -37,6 +36,8 @@ from bench.tuning.storage import connect, exclusive, storage_errors
 from bench.tuning.study import StudyPlan, count_over, load_study, open_study, rung_epochs
 from bench.tuning.trial import TrialContext, format_value
 from bench.tuning.worker import run_workers
+from leaderboards.schema.fields import FAILED, KILLED
+from leaderboards.schema.spec import Spec
 from methods.base import Budget
 
 # Fields of a spec that a trial does not depend on.

@@ -17,9 +17,9 @@ from optuna.distributions import (
 )
 from optuna.trial import Trial
 
-from bench.protocol.suites import Training
 from bench.protocol.tuned_config import setting_fault
 from bench.system.errors import UsageError, unknown_name
+from leaderboards.schema.spec import Training
 from methods import base
 from methods.base import Method
 

@@ -20,16 +20,17 @@ from bench.datasets.splits import Data
 from bench.execution.job import RunContext, build_training_module
 from bench.execution.plan import PlannedRun
 from bench.models import checkpoint
-from bench.protocol.spec import Spec
 from bench.system.errors import BenchError, one_line
 from bench.system.log import LOGGER, NOTE
 from bench.system.progress import Progress
-from bench.tracking.run_logger import FAILED, FINISHED, KILLED, RunLogger
+from bench.tracking.run_logger import RunLogger
 from bench.tracking.store import TUNING_SUFFIX
 from bench.training.trainer import Trainer, clean_and_robust_accuracy, derive_seed
 from bench.tuning.space import SearchSpace
 from bench.tuning.storage import retry_history, was_retried
 from bench.tuning.study import StudyPlan, find_position, rung_epochs
+from leaderboards.schema.fields import FAILED, FINISHED, KILLED
+from leaderboards.schema.spec import Spec
 from methods.base import Budget
 
 # Steps of the attack that measures a trial: more than the inner attack's, against masked gradients.

@@ -20,9 +20,15 @@ class Checkpoint:
     label: str
 
 
-_BEST = Checkpoint("best", "test", "best")
-_LAST = Checkpoint("last", "test_last", "last")
-_EMA = Checkpoint("ema", "test_ema", "EMA")
-_SWA = Checkpoint("swa", "test_swa", "SWA")
+# The name of the checkpoint that validation chose.
+BEST = "best"
 # By name, in the order of evaluation.
-CHECKPOINTS = {checkpoint.name: checkpoint for checkpoint in (_BEST, _LAST, _EMA, _SWA)}
+CHECKPOINTS = {
+    checkpoint.name: checkpoint
+    for checkpoint in (
+        Checkpoint(BEST, "test", "best"),
+        Checkpoint("last", "test_last", "last"),
+        Checkpoint("ema", "test_ema", "EMA"),
+        Checkpoint("swa", "test_swa", "SWA"),
+    )
+}

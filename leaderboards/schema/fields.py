@@ -1,40 +1,81 @@
-"""Names of what counts in a run: its experiment, its tags, its metrics and its curves."""
+"""Names of what counts in a run beside its metrics: experiment, status, tags, artifacts."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TypeAlias
+from collections.abc import Mapping
+from enum import StrEnum
 
-from leaderboards.schema.checkpoints import CHECKPOINTS
+from leaderboards.schema.checkpoints import BEST, CHECKPOINTS
 
 EXPERIMENT = re.compile(r"(?P<suite>.+)@(?P<version>0|[1-9][0-9]{0,5})")
-FINISHED = "FINISHED"
-# MLflow marks interrupted runs as killed.
-STATUSES = (FINISHED, "RUNNING", "KILLED", "FAILED")
+FINISHED, RUNNING, KILLED, FAILED = "FINISHED", "RUNNING", "KILLED", "FAILED"
 # MLflow sets this tag on single runs. Runs without it are groups.
 PARENT_TAG = "mlflow.parentRunId"
-IDENTITY_TAGS = ("role", "spec_id", "dataset", "method", "student", "teacher", "seed")
-CHECKSUM_TAGS = tuple(f"sha256.{name}" for name in CHECKPOINTS)
-# JSON objects of texts.
-JSON_TAGS = ("flags", "teacher_sha256")
-CODE_TAGS = ("code_dirty", "code_commit", "command")
-RECORD_TAGS = ("variant", "sets", "status_note", *JSON_TAGS, "training_path", *CODE_TAGS)
-TAGS = (*IDENTITY_TAGS, *RECORD_TAGS, *CHECKSUM_TAGS)
 # Part of training_path where bfloat16 was asked for and the device has none.
 NO_BF16 = "fp32 (no bf16 here)"
-# Where a run is from.
-ORIGIN = ("run_id", "artifact_uri", "start_time", "status")
-_TEST_PREFIXES = tuple(f"{checkpoint.metric_prefix}/" for checkpoint in CHECKPOINTS.values())
-METRIC_PREFIXES = (*_TEST_PREFIXES, "cost/", "val/")
-# Metrics of each epoch begin so, beside "lr".
-_EPOCH_PREFIXES = ("train/", "val/")
-CURVE_PREFIXES = (*_EPOCH_PREFIXES, "lr")
 
-Curve: TypeAlias = tuple[Sequence[int], Sequence[float]]  # epochs, values
-Curves: TypeAlias = Mapping[str, Curve]  # of one run, by metric
+
+class Tag(StrEnum):
+    """The tags of a run in MLflow that its record holds too, but for the last one."""
+
+    ROLE = "role"
+    SPEC_ID = "spec_id"
+    DATASET = "dataset"
+    METHOD = "method"
+    STUDENT = "student"
+    TEACHER = "teacher"
+    SEED = "seed"
+    VARIANT = "variant"
+    SETS = "sets"
+    STATUS_NOTE = "status_note"
+    FLAGS = "flags"
+    TEACHER_SHA256 = "teacher_sha256"
+    TRAINING_PATH = "training_path"
+    CODE_DIRTY = "code_dirty"
+    CODE_COMMIT = "code_commit"
+    COMMAND = "command"
+    # The digest of the record file.
+    RECORD = "sha256.record"
+
+
+IDENTITY_TAGS = (
+    *(Tag.ROLE, Tag.SPEC_ID, Tag.DATASET, Tag.METHOD, Tag.STUDENT, Tag.TEACHER, Tag.SEED),
+)
+# Those that a record's field `tags` holds; the others follow from its spec.
+RECORD_TAGS = tuple(tag for tag in Tag if tag not in IDENTITY_TAGS and tag != Tag.RECORD)
+# JSON objects of texts.
+JSON_TAGS = (Tag.FLAGS, Tag.TEACHER_SHA256)
+
+
+class Artifact(StrEnum):
+    """The files and folders of a run in MLflow."""
+
+    RECORD = "record.json"
+    SPEC = "spec.json"
+    ENVIRONMENT = "environment.json"
+    TRACEBACK = "traceback.txt"
+    CHECKPOINTS = "checkpoints"
+    VERDICTS = "verdicts"
+    FIGURES = "figures"
+    # The network of a registered version.
+    MODEL = "model"
+    # The configurations of a search.
+    TUNED = "tuned"
+
+
+def checksum_tag(checkpoint: str = BEST) -> str:
+    """Return the tag that holds the sha256 of a checkpoint."""
+    return f"sha256.{checkpoint}"
+
+
+CHECKSUM_TAGS = {name: checksum_tag(name) for name in CHECKPOINTS}
+
+
+def checkpoint_artifact(checkpoint: str = BEST) -> str:
+    """Return the path of a checkpoint among the artifacts of a run."""
+    return f"{Artifact.CHECKPOINTS}/{checkpoint}.pt"
 
 
 def in_suite(experiment: str, suite: str | None) -> bool:
@@ -50,20 +91,6 @@ def join_teachers(teachers: Mapping[str, str]) -> str:
     """
     names = [teachers[role].rsplit("-", 1)[0] for role in sorted(teachers, reverse=True)]
     return " + ".join(names) or "none"
-
-
-def describe_unfinished(statuses: Iterable[str], wanted: Sequence[str]) -> list[str]:
-    """Count the runs left out because of their status: one line, or none without such runs."""
-    counts = Counter(status for status in statuses if status not in wanted)
-    parts = [f"{count} {status}" for status, count in sorted(counts.items())]
-    if not parts:
-        return []
-    return [f"runs that did not finish are left out: {', '.join(parts)}"]
-
-
-def is_curve(metric: str) -> bool:
-    """Return whether a metric has a value for each epoch."""
-    return metric == "lr" or metric.startswith(_EPOCH_PREFIXES)
 
 
 def parse_json_tag(tag: str) -> dict[str, str] | None:

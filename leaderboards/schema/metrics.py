@@ -1,12 +1,49 @@
-"""Names and labels of the metrics that tables show."""
+"""The metrics of a run: what each name means, and how tables show its values.
+
+Accuracies are fractions under `PREFIX/ATTACK`, with the prefix of their checkpoint; costs are
+seconds, bytes and counts under `cost/`; `train/`, `val/` and `lr` have a value for each epoch.
+"""
 
 from __future__ import annotations
 
-from leaderboards.schema.checkpoints import CHECKPOINTS
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
 
-# AutoAttack on the checkpoint that validation chose.
-RANK_METRIC = "test/aa"
-TRAIN_SECONDS = "cost/train_seconds"
+from leaderboards.schema.checkpoints import BEST, CHECKPOINTS
+
+Curve: TypeAlias = tuple[Sequence[int], Sequence[float]]  # epochs, values
+Curves: TypeAlias = Mapping[str, Curve]  # of one run, by metric
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a name stands for. A value times `scale` is shown in `unit`.
+
+    higher_is_better: None where neither is.
+    """
+
+    name: str
+    label: str
+    unit: str
+    scale: float = 1.0
+    higher_is_better: bool | None = None
+
+    def format(self, value: float) -> str:
+        """Format a value with its unit: "12.5 %", "3 MiB", "1,234"."""
+        decimals = 1 if self.unit in ("%", "min", "s") else 0
+        return f"{self.scale * value:,.{decimals}f} {self.unit}".rstrip()
+
+
+TRAIN, VAL, COST = "train/", "val/", "cost/"
+# By the prefix of their metrics, the best one first.
+CHECKPOINT_LABELS = {
+    checkpoint.metric_prefix: checkpoint.label for checkpoint in CHECKPOINTS.values()
+}
+TEST_PREFIXES = tuple(f"{prefix}/" for prefix in CHECKPOINT_LABELS)
+METRIC_PREFIXES = (*TEST_PREFIXES, COST, VAL)
+
+# In the order of tables.
 ATTACK_LABELS = {
     "clean": "Clean",
     "aa": "AutoAttack",
@@ -16,7 +53,83 @@ ATTACK_LABELS = {
     "pgd20_trades": "PGD-20 (0.003)",
     "cw_inf": "CW-inf",
 }
-# By the prefix of their metrics, the best one first.
-CHECKPOINT_LABELS = {
-    checkpoint.metric_prefix: checkpoint.label for checkpoint in CHECKPOINTS.values()
+# Beside the accuracies of a checkpoint: on how many images, and on how many under AutoAttack.
+COUNT_LABELS = {"n": "images", "aa_n": "images of AutoAttack"}
+
+
+def accuracy_name(attack: str, checkpoint: str = BEST) -> str:
+    """Return the name of an accuracy or count on the test images, such as "test_last/pgd20"."""
+    return f"{CHECKPOINTS[checkpoint].metric_prefix}/{attack}"
+
+
+def attack_seconds(attack: str) -> str:
+    """Return the name of the seconds that an attack took on all checkpoints."""
+    return f"{COST}{attack}_seconds"
+
+
+CLEAN, RANK_METRIC, WORST = accuracy_name("clean"), accuracy_name("aa"), accuracy_name("worst")
+NUM_IMAGES, NUM_ATTACKED = accuracy_name("n"), accuracy_name("aa_n")
+VAL_CLEAN, VAL_ROBUST = f"{VAL}clean", f"{VAL}robust"
+TRAIN_LOSS, LEARNING_RATE = f"{TRAIN}loss", "lr"
+TRAIN_SECONDS, EVAL_SECONDS = f"{COST}train_seconds", f"{COST}eval_seconds"
+EVAL_FORWARDS, EVAL_BACKWARDS = f"{COST}eval_forwards", f"{COST}eval_backwards"
+PEAK_BYTES, STUDENT_PASSES = f"{COST}peak_bytes", f"{COST}student_passes"
+PARAMETERS, MULTIPLY_ADDS = f"{COST}parameters", f"{COST}multiply_adds"
+TEACHER_PARAMETERS = f"{COST}teacher_parameters"
+TEACHER_MULTIPLY_ADDS = f"{COST}teacher_multiply_adds"
+# Derived from labels and verdicts, not recorded: of the classes' accuracies the lowest, and the
+# standard deviation.
+WORST_CLASS_CLEAN, WORST_CLASS = "class/worst_clean", "class/worst"
+CLASS_SPREAD = "class/spread"
+
+METRICS = {
+    metric.name: metric
+    for metric in (
+        Metric(TRAIN_SECONDS, "Train min", "min", 1 / 60, False),
+        Metric(EVAL_SECONDS, "Evaluation", "min", 1 / 60, False),
+        Metric(PEAK_BYTES, "Memory at most", "MiB", 2**-20, False),
+        Metric(STUDENT_PASSES, "Student's passes for an image, each epoch", ""),
+        Metric(EVAL_FORWARDS, "Images forward in evaluation", ""),
+        Metric(EVAL_BACKWARDS, "Images backward in evaluation", ""),
+        Metric(PARAMETERS, "Parameters", "M", 1e-6, False),
+        Metric(MULTIPLY_ADDS, "Multiply-adds of an image", "M", 1e-6, False),
+        Metric(TEACHER_PARAMETERS, "Parameters of the teacher", "M", 1e-6),
+        Metric(TEACHER_MULTIPLY_ADDS, "Multiply-adds of the teacher", "M", 1e-6),
+        Metric(WORST_CLASS, "Worst class", "%", 100, True),
+        Metric(WORST_CLASS_CLEAN, "Worst class, clean", "%", 100, True),
+        Metric(CLASS_SPREAD, "Spread over classes", "%", 100, False),
+    )
 }
+
+
+def describe_metric(name: str) -> Metric:
+    """Return what a name of a metric stands for; an attack that has no label keeps its name."""
+    if name in METRICS:
+        return METRICS[name]
+    kind, _, attack = name.partition("/")
+    label = ATTACK_LABELS.get(attack, attack)
+    if kind in CHECKPOINT_LABELS:
+        if kind != CHECKPOINTS[BEST].metric_prefix:
+            label = f"{label}, {CHECKPOINT_LABELS[kind]}"
+        return Metric(name, label, "%", 100, True)
+    if attack.endswith("_seconds"):
+        attack = attack.removesuffix("_seconds")
+        return Metric(name, ATTACK_LABELS.get(attack, attack), "s", 1, False)
+    return Metric(name, attack.replace("_", " "), "")
+
+
+def is_accuracy(name: str) -> bool:
+    """Return whether a metric is an accuracy on test images, and no count of them."""
+    return name.startswith(TEST_PREFIXES) and name.partition("/")[2] not in COUNT_LABELS
+
+
+def sort_attacks(names: Iterable[str]) -> list[str]:
+    """Sort the attacks among names: those of ATTACK_LABELS in its order, then the others."""
+    measured = set(names).difference(COUNT_LABELS)
+    attacks = [name for name in ATTACK_LABELS if name in measured]
+    return attacks + sorted(measured.difference(ATTACK_LABELS))
+
+
+def is_curve(name: str) -> bool:
+    """Return whether a metric has a value for each epoch."""
+    return name == LEARNING_RATE or name.startswith((TRAIN, VAL))

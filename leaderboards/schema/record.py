@@ -1,26 +1,34 @@
 """A record: one finished run as a small JSON file without tensors.
 
 It holds what a leaderboard needs and what checks it, and nothing twice: tags and parameters that
-follow from the spec are derived, and so is the last value of a curve.
+follow from the spec are derived, and so are the last value of a curve and accuracies by class.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import re
-from collections.abc import Iterator
-from typing import Annotated, Any, Literal, TypeAlias
+from dataclasses import asdict
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from leaderboards.schema import fields
+from leaderboards.schema import fields, metrics
+from leaderboards.schema.checkpoints import CHECKPOINTS
+from leaderboards.schema.packing import (
+    Classes,
+    Verdicts,
+    pack_classes,
+    pack_verdicts,
+    unpack_classes,
+    unpack_verdicts,
+)
+from leaderboards.schema.spec import Spec
 
-# The version changes with the meaning of a field.
-SCHEMA = {"name": "robust-distill-bench/record", "version": 1}
+# The version changes with the meaning of a field, or where there is one more. Records of version 1
+# have no `classes`.
+NAME, VERSION = "robust-distill-bench/record", 2
 # The bootstrap's memory grows with the test images.
 MAX_TEST_IMAGES = 100_000
 METRIC_NAME = re.compile(r"[a-z0-9_@/:. -]+")
@@ -30,8 +38,7 @@ Hex16 = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 Hex32 = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 Hex64 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Epoch = Annotated[int, Field(ge=0, lt=2**31)]
-# (images,) or (seeds, images): whether each test image survived AutoAttack.
-Verdicts: TypeAlias = NDArray[np.bool_]
+Images = Annotated[int, Field(gt=0, le=MAX_TEST_IMAGES)]
 
 
 class RecordError(ValueError):
@@ -48,24 +55,7 @@ class Schema(StrictModel):
     """The name and version of the format."""
 
     name: Literal["robust-distill-bench/record"]
-    version: Literal[1]
-
-
-class RecordedSpec(StrictModel, extra="allow"):
-    """The fields that bench.protocol.spec.Spec writes; further ones are taken as they are."""
-
-    suite: str = Field(pattern=f"^{fields.EXPERIMENT.pattern}$")
-    role: Literal["student", "teacher"]
-    dataset: str
-    arch: str
-    method: str
-    teachers: dict[str, str]
-    seed: int = Field(ge=0, lt=2**63)
-
-    @property
-    def id(self) -> str:
-        content = json.dumps(self.model_dump(), sort_keys=True)
-        return hashlib.sha256(content.encode()).hexdigest()[:16]
+    version: Literal[1, 2]
 
 
 class PackedVerdicts(StrictModel):
@@ -74,16 +64,32 @@ class PackedVerdicts(StrictModel):
     survived: base64 of packed bits.
     """
 
-    images: int = Field(gt=0, le=MAX_TEST_IMAGES)
+    images: Images
     survived: str
 
     def unpack(self) -> Verdicts:
         """Return (images,) bool. Raises ValueError for another number of bits."""
-        content = base64.b64decode(self.survived, validate=True)
-        if len(content) != -(-self.images // 8):
-            raise ValueError(f"verdicts: {8 * len(content)} bits for {self.images} images")
-        packed = np.frombuffer(content, dtype=np.uint8)
-        return np.unpackbits(packed, count=self.images).astype(np.bool_)
+        return unpack_verdicts(self.survived, self.images)
+
+
+class PackedClasses(StrictModel):
+    """The class of each test image, and the best checkpoint's prediction on it, unattacked.
+
+    labels, predictions: as `packing.pack_classes` writes them. predictions: None if only the
+    verdicts were kept.
+    """
+
+    images: Images
+    labels: str
+    predictions: str | None
+
+    def unpack_labels(self) -> Classes:
+        return unpack_classes(self.labels, self.images)
+
+    def unpack_predictions(self) -> Classes | None:
+        if self.predictions is None:
+            return None
+        return unpack_classes(self.predictions, self.images)
 
 
 class Record(StrictModel):
@@ -97,50 +103,54 @@ class Record(StrictModel):
     spec_id: Hex16
     run_id: Hex32
     start_time: int = Field(ge=0, lt=2**42)
-    spec: RecordedSpec
+    spec: Spec
     tags: dict[str, str]
-    # As in CHECKPOINTS: a type needs the names written out.
-    checksums: dict[Literal["best", "last", "ema", "swa"], Hex64]
+    checksums: dict[str, Hex64]
     metrics: dict[str, float]
     curves: dict[str, list[tuple[Epoch, float]]]
     environment: dict[str, Any]
+    classes: PackedClasses | None = None
     verdicts: PackedVerdicts | None
 
     @model_validator(mode="after")
     def _check(self) -> Record:
         if self.spec.id != self.spec_id:
             raise ValueError(f"spec_id is {self.spec_id}, the spec's content gives {self.spec.id}")
+        if unknown := sorted(self.checksums.keys() - CHECKPOINTS):
+            raise ValueError(f"checksums: {unknown[0]!r} is no checkpoint")
         self._check_tags()
         self._check_metrics()
         self._check_curves()
         self._check_verdicts()
+        self._check_classes()
+        # JSON's 1e400 is read as infinity.
+        json.dumps(self.environment, allow_nan=False)
         return self
 
     def _check_tags(self) -> None:
         for name in sorted(self.tags):
             if name not in fields.RECORD_TAGS:
                 raise ValueError(f"tags: {name!r} does not belong there")
-        for name in fields.JSON_TAGS:
-            if fields.parse_json_tag(self.tags.get(name, "")) is None:
-                raise ValueError(f"tags.{name}: not a JSON object of texts")
+        for tag in fields.JSON_TAGS:
+            if fields.parse_json_tag(self.tags.get(tag, "")) is None:
+                raise ValueError(f"tags.{tag}: not a JSON object of texts")
 
     def _check_metrics(self) -> None:
         for name, value in self.metrics.items():
-            is_result = name.startswith(fields.METRIC_PREFIXES) and METRIC_NAME.fullmatch(name)
+            is_result = name.startswith(metrics.METRIC_PREFIXES) and METRIC_NAME.fullmatch(name)
             if name in self.curves or not is_result:
                 raise ValueError(f"metrics: {name!r} does not belong there")
-            is_accuracy = name.startswith("test") and not name.endswith(("/n", "_n"))
-            if is_accuracy and not 0 <= value <= 1:
+            if metrics.is_accuracy(name) and not 0 <= value <= 1:
                 raise ValueError(f"metrics: {name} = {value} is no accuracy")
 
     def _check_curves(self) -> None:
         for name, points in self.curves.items():
             epochs = [epoch for epoch, _ in points]
-            if not fields.is_curve(name) or epochs != sorted(set(epochs)):
+            if not metrics.is_curve(name) or epochs != sorted(set(epochs)):
                 raise ValueError(f"curves: {name!r} is none, or its epochs are not in order")
 
     def _check_verdicts(self) -> None:
-        accuracy = self.metrics.get("test/aa")
+        accuracy = self.metrics.get(metrics.RANK_METRIC)
         if (accuracy is None) != (self.verdicts is None):
             raise ValueError(
                 "AutoAttack accuracy and verdicts on single images: there must be both or neither"
@@ -149,10 +159,28 @@ class Record(StrictModel):
             return
         images = self.verdicts.images
         mean = float(self.verdicts.unpack().mean())
-        same_images = self.metrics.get("test/aa_n", images) == images
+        same_images = self.metrics.get(metrics.NUM_ATTACKED, images) == images
         if abs(mean - accuracy) > ACCURACY_TOLERANCE or not same_images:
             message = f"verdicts: AutoAttack accuracy {mean:.4f} on {images} images"
             raise ValueError(f"{message}, recorded is {accuracy:.4f}")
+
+    def _check_classes(self) -> None:
+        if self.classes is None:
+            return
+        labels, predictions = self.classes.unpack_labels(), self.classes.unpack_predictions()
+        images = labels.size
+        attacked = self.verdicts.images if self.verdicts else 0
+        if self.metrics.get(metrics.NUM_IMAGES, images) != images or attacked > images:
+            raise ValueError(f"classes: of {images} images, which others were judged")
+        if predictions is None:
+            return
+        correct = predictions == labels
+        accuracy = self.metrics.get(metrics.CLEAN, -1.0)
+        if abs(float(correct.mean()) - accuracy) > ACCURACY_TOLERANCE:
+            message = f"classes: clean accuracy {correct.mean():.4f}"
+            raise ValueError(f"{message}, recorded is {accuracy:.4f}")
+        if self.verdicts and (self.survived & ~correct[:attacked]).any():
+            raise ValueError("verdicts: an image survived that was classified wrongly before")
 
     @property
     def survived(self) -> Verdicts:
@@ -160,6 +188,28 @@ class Record(StrictModel):
         if not self.verdicts:
             raise RecordError("no verdicts on single images")
         return self.verdicts.unpack()
+
+    @property
+    def flags(self) -> dict[str, str]:
+        """The sanity flags, with their evidence."""
+        return fields.parse_json_tag(self.tags.get(fields.Tag.FLAGS, "")) or {}
+
+    @property
+    def accuracies(self) -> dict[str, dict[str, float]]:
+        """The accuracies by checkpoint and attack, with `clean` and `worst`."""
+        accuracies: dict[str, dict[str, float]] = {}
+        for name, checkpoint in CHECKPOINTS.items():
+            prefix = f"{checkpoint.metric_prefix}/"
+            for metric, value in self.metrics.items():
+                if metric.startswith(prefix) and metrics.is_accuracy(metric):
+                    values = accuracies.setdefault(name, {})
+                    values[metric.removeprefix(prefix)] = value
+        return accuracies
+
+    @property
+    def teacher_sha256(self) -> dict[str, str]:
+        """The checksum of each teacher's checkpoint by role, if recorded."""
+        return fields.parse_json_tag(self.tags.get(fields.Tag.TEACHER_SHA256, "")) or {}
 
     @property
     def training_key(self) -> tuple[str, ...]:
@@ -176,39 +226,59 @@ class Record(StrictModel):
 
     def to_json(self) -> str:
         """Return JSON with a line for each field."""
-        lines = []
-        for key, value in self.model_dump(by_alias=True).items():
-            lines.append(f" {json.dumps(key)}: {_dump_json(value)}")
+        content = self.model_dump(by_alias=True) | {"spec": asdict(self.spec)}
+        if not self.spec.tuned:
+            del content["spec"]["tuned"]
+        lines = [f" {json.dumps(key)}: {_dump_json(value)}" for key, value in content.items()]
         return "{\n" + ",\n".join(lines) + "\n}\n"
 
-    def to_row(self) -> dict[str, Any]:
-        """Return the row that store.Reader gives, without artifact_uri."""
-        spec = self.spec
-        row: dict[str, Any] = {"experiment": spec.suite, "run_id": self.run_id}
-        row |= {"start_time": self.start_time, "role": spec.role, "spec_id": self.spec_id}
-        row |= {"dataset": spec.dataset, "method": spec.method, "student": spec.arch}
-        row |= {"teacher": fields.join_teachers(spec.teachers), "seed": str(spec.seed)}
-        row |= self.tags
-        for checkpoint, sha256 in self.checksums.items():
-            row[f"sha256.{checkpoint}"] = sha256
-        row |= self.metrics
-        for name, points in self.curves.items():
-            if points and name.startswith(fields.METRIC_PREFIXES):
-                row[name] = points[-1][1]
-        for name, text in _flatten("", {"tuned": 0} | spec.model_dump()):
-            row[f"param/{name}"] = text
-        return row
+    def accuracies_by_class(self) -> dict[str, list[float]]:
+        """Return the accuracy on each class that has images, clean and under AutoAttack.
+
+        By metric, {} where no labels were kept. A class that AutoAttack did not see has none there.
+        """
+        if self.classes is None:
+            return {}
+        labels, predictions = self.classes.unpack_labels(), self.classes.unpack_predictions()
+        accuracies = {}
+        if predictions is not None:
+            accuracies[metrics.CLEAN] = _mean_by_class(labels, predictions == labels)
+        if self.verdicts:
+            survived = self.survived
+            accuracies[metrics.RANK_METRIC] = _mean_by_class(labels[: survived.size], survived)
+        return accuracies
 
 
-def pack_verdicts(survived: Verdicts) -> dict[str, Any]:
-    """Return (images,) bool as the fields of PackedVerdicts."""
-    bits = np.packbits(survived).tobytes()
-    return {"images": survived.size, "survived": base64.b64encode(bits).decode()}
+def _mean_by_class(labels: Classes, verdicts: Verdicts) -> list[float]:
+    images = np.bincount(labels)
+    correct = np.bincount(labels, weights=verdicts)
+    return [float(share) for share in correct[images > 0] / images[images > 0]]
 
 
-def build_record(**content: Any) -> Record:
-    """Return the record with this content. Raises RecordError where it is not one."""
-    return parse_record(_dump_json(content | {"schema": SCHEMA}).encode())
+def build_record(
+    *,
+    labels: Classes | None = None,
+    predictions: Classes | None = None,
+    survived: Verdicts | None = None,
+    **content: Any,
+) -> Record:
+    """Return the record with this content, the arrays packed. Raises RecordError where wrong.
+
+    Args:
+        labels: (images,) classes of the test images.
+        predictions: (images,) of the best checkpoint on the clean ones.
+        survived: (attacked images,) bool, under AutoAttack.
+        content: the other fields of Record.
+    """
+    verdicts = classes = None
+    if survived is not None:
+        verdicts = {"images": survived.size, "survived": pack_verdicts(survived)}
+    if labels is not None:
+        packed = None if predictions is None else pack_classes(predictions)
+        classes = {"images": labels.size, "labels": pack_classes(labels), "predictions": packed}
+    schema = {"name": NAME, "version": VERSION}
+    content |= {"schema": schema, "classes": classes, "verdicts": verdicts}
+    return parse_record(_dump_json(content).encode())
 
 
 def parse_record(content: bytes) -> Record:
@@ -223,6 +293,8 @@ def describe_first_error(error: ValidationError) -> str:
     """Return where the first error is and why, in one line."""
     first = error.errors()[0]
     location = ".".join(map(str, first["loc"]))
+    if location == "schema.version" and isinstance(first["input"], int):
+        return f"of schema version {first['input']}, this program reads 1 to {VERSION}"
     reason = " ".join(first["msg"].removeprefix("Value error, ").split())
     # A key of the file may hold anything.
     return fields.escape_unprintable(f"{location}: {reason}" if location else reason)
@@ -230,14 +302,3 @@ def describe_first_error(error: ValidationError) -> str:
 
 def _dump_json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, allow_nan=False)
-
-
-def _flatten(prefix: str, value: Any) -> Iterator[tuple[str, str]]:
-    """Yield (dotted name, text) as bench.protocol.spec.Spec.flat does and as MLflow keeps them."""
-    if isinstance(value, dict):
-        for key, item in value.items():
-            yield from _flatten(f"{prefix}.{key}" if prefix else key, item)
-    elif isinstance(value, list):
-        yield prefix, str(tuple(value))
-    else:
-        yield prefix, str(value)

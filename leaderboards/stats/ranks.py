@@ -30,7 +30,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from leaderboards.schema.record import Verdicts
+from leaderboards.schema.packing import Verdicts
 
 CAUTION = 1.8
 # Of an interval, and of all comparisons in a task together.

@@ -20,7 +20,7 @@ from typing import Any
 
 import pandas as pd
 
-from leaderboards.read.store import frame_rows
+from leaderboards.read.records import frame_rows
 
 HEADING = "Published AA"
 EXPLANATION = (

@@ -10,7 +10,7 @@ import pandas as pd
 
 from leaderboards.read.verdicts import VerdictError, read_row_verdicts
 from leaderboards.schema.metrics import RANK_METRIC
-from leaderboards.schema.record import Verdicts
+from leaderboards.schema.packing import Verdicts
 from leaderboards.stats.ranks import PairedRows, accuracy_interval, shared_ranks
 from leaderboards.tables.protocol_changes import find_eps_change
 from leaderboards.tables.rows import Ranking, Row, SeedColumns

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import pandas as pd
 
-from leaderboards.read.store import frame_rows
+from leaderboards.read.records import frame_rows
 from leaderboards.schema.fields import NO_BF16, parse_json_tag
 from leaderboards.schema.metrics import ATTACK_LABELS, CHECKPOINT_LABELS, RANK_METRIC, TRAIN_SECONDS
 from leaderboards.tables.across_tasks import AcrossTasks, compare_across_tasks

@@ -8,7 +8,7 @@ from itertools import chain
 from statistics import fmean
 
 from leaderboards.render.figures.views import Series, View
-from leaderboards.schema.fields import Curve, Curves
+from leaderboards.schema.metrics import Curve, Curves
 
 MAX_POINTS = 64  # of a line: with more, a site of 100 runs of 200 epochs would exceed 2 MB
 # The beginning of a metric's name: title, title of the y axis, factor.

@@ -13,11 +13,10 @@ from functools import cached_property
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
-from leaderboards.read.store import frame_rows
+from leaderboards.read.records import frame_rows
 from leaderboards.render.protocol_text import Run, sort_attacks
-from leaderboards.schema.fields import Curves
 from leaderboards.schema.method_card import MethodCard
-from leaderboards.schema.metrics import CHECKPOINT_LABELS
+from leaderboards.schema.metrics import CHECKPOINT_LABELS, Curves
 from leaderboards.tables.across_tasks import robustness_kept
 from leaderboards.tables.rows import Row, TaskTable
 from leaderboards.tables.suite_tables import Section

@@ -7,18 +7,53 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from bench.protocol.suites import Training
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import Field
+
 from leaderboards.schema import fields
+
+# Values outside these ranges are refused in suite files and records.
+Count = Annotated[int, Ge(1), Le(1_000_000)]
+Share = Annotated[float, Ge(0), Le(1)]
+
+
+@dataclass(frozen=True)
+class Training:
+    """How every network of a suite is trained, teacher and students alike.
+
+    milestones, swa_start: fractions of the epochs; at each milestone the rate falls tenfold.
+    averaging: the averages of the weights kept beside best and last. validate_every: epochs.
+    awp: size of the adversarial weight perturbation, relative to the weights.
+    """
+
+    epochs: Count
+    batch: Count = 128
+    lr: Annotated[float, Gt(0), Le(100)] = 0.1
+    momentum: Share = 0.9
+    weight_decay: Share = 5e-4
+    schedule: Literal["multistep", "onecycle"] = "multistep"
+    milestones: tuple[Share, ...] = (0.5, 0.75)
+    averaging: tuple[Literal["ema", "swa"], ...] = ("ema", "swa")
+    ema_decay: Share = 0.999
+    swa_start: Share = 0.5
+    validate_every: Count = 1
+    awp: Share = 0.0
 
 
 @dataclass(frozen=True)
 class Spec:
-    """One training run and its evaluation, resolved to plain values."""
+    """One training run and its evaluation, resolved to plain values.
+
+    A new field is a new version of the record (schema/record.py).
+    """
+
+    # Of a spec in a record.
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     # name@version
-    suite: str
+    suite: Annotated[str, Field(pattern=f"^{fields.EXPERIMENT.pattern}$")]
     role: Literal["student", "teacher"]
     dataset: str
     arch: str
@@ -27,7 +62,7 @@ class Spec:
     hyper: dict[str, Any]
     # Role -> identity, which ends in a hash.
     teachers: dict[str, str]
-    seed: int
+    seed: Annotated[int, Ge(0), Lt(2**63)]
     training: Training
     eps: float
     inner_step: float
@@ -60,6 +95,12 @@ class Spec:
     def teacher(self) -> str:
         """The teachers' names without their hashes, for people."""
         return fields.join_teachers(self.teachers)
+
+    @property
+    def identity_tags(self) -> dict[str, str]:
+        """The tags of a run that follow from its spec."""
+        values = (self.role, self.id, self.dataset, self.method, self.arch, self.teacher)
+        return dict(zip(fields.IDENTITY_TAGS, (*values, str(self.seed)), strict=True))
 
     @property
     def label(self) -> str:

@@ -1,0 +1,34 @@
+"""What records of earlier versions lack, taken from data set and architectures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bench.datasets.fetching import is_missing
+from bench.execution.inputs import cached_loader
+from leaderboards.schema.packing import Classes
+from leaderboards.schema.record import VERSION, Record, build_record
+
+
+def complete_record(record: Record, data_root: Path) -> Record:
+    """Return a record of the current version: with labels, if the data is here and the same.
+
+    Predictions on single images cannot be had any more.
+    """
+    if record.schema_.version == VERSION:
+        return record
+    content = record.model_dump(exclude={"schema_", "classes", "verdicts"})
+    survived = record.survived if record.verdicts else None
+    return build_record(**content, labels=test_labels(record, data_root), survived=survived)
+
+
+def test_labels(record: Record, data_root: Path) -> Classes | None:
+    """Return the (images,) classes of a record's test images, None without its data."""
+    if is_missing(record.spec.dataset, data_root):
+        return None
+    data = cached_loader(data_root)(record.spec)
+    stated = record.environment.get("data")
+    if not isinstance(stated, dict) or stated.get("sha256") != data.sha256:
+        return None
+    labels: Classes = data.test.y.numpy()
+    return labels

@@ -1,0 +1,135 @@
+"""A folder of records as one DataFrame with a row for each run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from leaderboards.schema import fields, metrics
+from leaderboards.schema.record import Record, RecordError, parse_record
+
+MAX_BYTES = 1_000_000
+COLUMNS = ("experiment", "suite", "version", *fields.IDENTITY_TAGS, *fields.RECORD_TAGS)
+COLUMNS = (*COLUMNS, *fields.CHECKSUM_TAGS.values(), "run_id", "start_time", "record")
+
+
+class StoreError(ConnectionError):
+    """The records cannot be read; the message is one line."""
+
+
+def read_record(path: Path) -> Record:
+    """Read the record in a file. Raises RecordError for whatever is wrong with it."""
+    if path.exists() and not path.is_file():
+        raise RecordError("no regular file")
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise RecordError(str(error.strerror)) from error
+    if len(content) > MAX_BYTES:
+        raise RecordError(f"larger than {MAX_BYTES:,} bytes")
+    return parse_record(content)
+
+
+def collect(folder: Path | None, suite: str | None = None) -> pd.DataFrame:
+    """Collect the records NAME.json in a folder, oldest first.
+
+    Of several records of one spec the newest counts. A file that is no record, and one that has the
+    checkpoint of another method, network or seed, is left out.
+
+    Args:
+        folder: without one, there are no records.
+        suite: the suite to restrict the records to, as "digits" or "digits@1".
+    Raises: StoreError if there is no such folder.
+
+    Returns COLUMNS: text, "" where absent; version int; start_time in UTC; record a Record.
+    Metrics under their names: fractions, seconds or counts, NaN where absent. "param/<name>" as
+    text. attrs["problems"]: a line for each file that was left out.
+    """
+    # Path.is_dir raises for a name that is too long.
+    if folder and not os.path.isdir(folder):
+        raise StoreError(f"cannot read records: there is no folder {str(folder)!r}")
+    problems: list[str] = []
+    records = _read_all(folder.glob("*.json") if folder else (), suite, problems)
+    records.sort(key=lambda record: (record.start_time, record.run_id))
+    extra: dict[str, None] = {}
+    rows = []
+    for record in records:
+        rows.append(record_row(record))
+        extra |= dict.fromkeys(rows[-1])
+    names = [*COLUMNS, *sorted(extra.keys() - set(COLUMNS))]
+    frame = pd.DataFrame({name: [row.get(name) for row in rows] for name in names}, columns=names)
+    measured = [name for name in names if name.startswith((*metrics.METRIC_PREFIXES, "class/"))]
+    frame[measured] = frame[measured].astype(float)
+    frame["start_time"] = pd.to_datetime(frame["start_time"], unit="ms", utc=True)
+    frame.attrs["problems"] = problems
+    return frame
+
+
+def _read_all(paths: Iterable[Path], suite: str | None, problems: list[str]) -> list[Record]:
+    # File name and record by spec id and by sha256 of the best checkpoint.
+    newest: dict[str, tuple[str, Record]] = {}
+    trained: dict[str, tuple[str, Record]] = {}
+    for path in sorted(paths):
+        name = os.fsencode(path.name).decode(errors="backslashreplace")
+        try:
+            record = read_record(path)
+            _refuse_twin(name, record, trained)
+        except RecordError as error:
+            problems.append(f"{name} is left out: {error}")
+            continue
+        other = newest.setdefault(record.spec_id, (name, record))
+        if other[1] is not record:
+            later, earlier = sorted(
+                (other, (name, record)), key=lambda item: item[1].start_time, reverse=True
+            )
+            newest[record.spec_id] = later
+            problems.append(f"{earlier[0]} is left out: {later[0]} is of the same spec and newer")
+    records = [record for _, record in newest.values()]
+    return [record for record in records if fields.in_suite(record.spec.suite, suite)]
+
+
+def _refuse_twin(name: str, record: Record, trained: dict[str, tuple[str, Record]]) -> None:
+    sha256 = record.checksums.get("best", record.run_id)
+    other, twin = trained.setdefault(sha256, (name, record))
+    if twin.training_key != record.training_key:
+        raise RecordError(f"{other} has the same checkpoint, of another method, network or seed")
+
+
+def record_row(record: Record) -> dict[str, Any]:
+    """Return a record as the row that `collect` makes of it, unprintable letters escaped."""
+    spec = record.spec
+    suite, _, version = spec.suite.rpartition("@")
+    texts = {"experiment": spec.suite, "suite": suite, "run_id": record.run_id}
+    texts |= spec.identity_tags | dict.fromkeys(fields.RECORD_TAGS, "") | record.tags
+    for name, tag in fields.CHECKSUM_TAGS.items():
+        texts[tag] = record.checksums.get(name, "")
+    for name, value in spec.flat().items():
+        texts[f"param/{name}"] = str(value)
+    row: dict[str, Any] = {}
+    for name, text in texts.items():
+        row[fields.escape_unprintable(name)] = fields.escape_unprintable(text)
+    row |= {"version": int(version), "start_time": record.start_time, "record": record}
+    for name, points in record.curves.items():
+        if points and name.startswith(metrics.METRIC_PREFIXES):
+            row[name] = points[-1][1]
+    row |= record.metrics
+    by_class = record.accuracies_by_class()
+    if clean := by_class.get(metrics.CLEAN):
+        row[metrics.WORST_CLASS_CLEAN] = min(clean)
+    if robust := by_class.get(metrics.RANK_METRIC):
+        row |= {metrics.WORST_CLASS: min(robust), metrics.CLASS_SPREAD: float(np.std(robust))}
+    return row
+
+
+def frame_rows(runs: pd.DataFrame) -> list[dict[Any, Any]]:
+    """Return the rows of a frame as dictionaries, by column name."""
+    # DataFrame.to_dict takes three times as long.
+    names = list(runs.columns)
+    columns = [runs[name].tolist() for name in names]
+    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
