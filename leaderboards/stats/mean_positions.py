@@ -3,8 +3,9 @@
 As Demšar (Statistical Comparisons of Classifiers over Multiple Data Sets, JMLR 7, 2006) compares
 classifiers by their average ranks: a position is a row's place within a task by accuracy, ties by
 their middle. The Friedman test asks whether mean positions differ at all. Two rows differ where
-their mean positions lie further apart than Nemenyi's critical difference. A task counts once, however many images and seeds it has, so two
-tasks show next to nothing; the paired comparison inside a task is the sharper one.
+their mean positions lie further apart than Nemenyi's critical difference. A task counts once,
+however many images and seeds it has, so two tasks show next to nothing; the paired comparison
+inside a task is the sharper one.
 """
 
 from __future__ import annotations

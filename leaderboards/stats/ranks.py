@@ -189,12 +189,15 @@ class PairedRows:
 
     def win_probabilities(self) -> Array:
         """Return [a, b]: the share of draws in which row a is above row b; a tie counts half."""
-        drawn = self.means[:, None] + self.shifts
-        shares = []
-        for accuracies in drawn:
-            ahead = accuracies - drawn
-            shares.append((ahead > TIE).mean(axis=1) + (np.abs(ahead) <= TIE).mean(axis=1) / 2)
-        return np.stack(shares)
+        drawn = self.means[:, None].astype(np.float32) + self.shifts
+        shares = np.empty((len(drawn), len(drawn)))
+        for row, accuracies in enumerate(drawn):
+            ahead = accuracies - drawn[row:]
+            # Wins and wins or ties: the middle counts a tie half.
+            wins = np.count_nonzero(ahead > TIE, axis=1) + np.count_nonzero(ahead >= -TIE, axis=1)
+            shares[row, row:] = wins / (2 * drawn.shape[1])
+            shares[row:, row] = 1 - shares[row, row:]
+        return shares
 
     def difference(self, a: int, b: int) -> tuple[float, float, float]:
         """Return row a less row b with its 95 % interval, for this pair alone."""

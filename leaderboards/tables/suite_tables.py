@@ -115,8 +115,13 @@ def _split_rows(
         for name, value in run.items():
             seeds[name].append(value)
     rows = [by_key[key] for key in sorted(by_key)]
+    rows.sort(key=_sort_key)
+    return rows
+
+
+def _sort_key(seeds: SeedColumns) -> float:
     # NaN has no order.
-    return sorted(rows, key=lambda seeds: -np.nan_to_num(_summarise(RANK_METRIC, seeds).mean, nan=-1))
+    return -float(np.nan_to_num(_summarise(RANK_METRIC, seeds).mean, nan=-1))
 
 
 def _add_teacher_keys(runs: list[dict[str, Any]]) -> None:

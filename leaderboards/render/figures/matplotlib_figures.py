@@ -1,4 +1,4 @@
-"""Views, diagrams and heat maps for papers, by matplotlib: SVG and PDF, text as text, no background."""
+"""Views, diagrams and heat maps for papers, by matplotlib: SVG and PDF, text as text."""
 
 from __future__ import annotations
 
