@@ -16,20 +16,22 @@ from test_leaderboards import NASTY, Store, fill, scores
 import leaderboards
 from leaderboards.read import store
 from leaderboards.render import json_tables, latex
-from leaderboards.tables import suite_tables
+from leaderboards.tables import ranking, suite_tables
 
 GOLDEN = r"""
     Rank & Method & Teacher & Seeds & Clean & AutoAttack & PGD-20 \\
     \midrule
-    1 & rslad & T1 & 2 & \underline{95.0 $\pm$ 1.4} & \textbf{73.0 $\pm$ 1.4} [57.5, 87.5] & \underline{75.0 $\pm$ 1.4} \\
-    1 & gacd (tau=0.1) & T1 & 3 & \textbf{96.0 $\pm$ 1.0} & \underline{72.0 $\pm$ 1.0} [62.4, 80.1] & \textbf{76.0 $\pm$ 1.0} \\
+    1 to 2 & rslad & T1 & 2 & \underline{95.0 $\pm$ 1.4} & \textbf{73.0 $\pm$ 1.4} [57.5, 87.5] & \underline{75.0 $\pm$ 1.4} \\
+    1 to 2 & gacd (tau=0.1) & T1 & 3 & \textbf{96.0 $\pm$ 1.0} & \underline{72.0 $\pm$ 1.0} [62.4, 80.1] & \textbf{76.0 $\pm$ 1.0} \\
+    \midrule[\cmidrulewidth]
     3 & gacd (tau=0.1; training.epochs=2) & T1 & 1 & 50.0 & 20.0 [13.3, 28.9] & 30.0 \\
+    \midrule[\cmidrulewidth]
     4 & kd & T2 & 1 & \textbf{96.0} & 0.0 [0.0, 3.7] & 5.0 \\
     \bottomrule
 """  # noqa: E501
 GOLDEN_ROW = {
     "dataset": "digits", "student": "resnet8-w4", "method": "rslad", "variant": "", "changed": "",
-    "teacher": "robust", "seeds": 2, "rank": 1, "interval": [0.5755, 0.8753],
+    "teacher": "robust", "seeds": 2, "ranks": [1, 2], "tier": 1, "interval": [0.5755, 0.8753],
     "behind_first": [0, 0, 0],
     "cells": {
         "test/clean": {"mean": 0.95, "sd": 0.0141, "n": 2},
@@ -43,15 +45,15 @@ GOLDEN_ROW = {
     "commands": ["python -m bench run --suite digits"],
 }  # fmt: skip
 GOLDEN_LINES = """\
-row/rank,row/aa_low,row/aa_high,row/behind_first,row/behind_first_low,row/behind_first_high,row/marks,experiment,method
-1,0.6237,0.8008,0.0100,-0.0234,0.0434,,digits@1,gacd
-1,0.6237,0.8008,0.0100,-0.0234,0.0434,,digits@1,gacd
-1,0.6237,0.8008,0.0100,-0.0234,0.0434,,digits@1,gacd
-3,0.1331,0.2893,0.5300,0.4284,0.6316,another protocol,digits@1,gacd
-,,,,,,,digits@1,rslad
-1,0.5755,0.8753,0.0000,0.0000,0.0000,,digits@1,rslad
-1,0.5755,0.8753,0.0000,0.0000,0.0000,,digits@1,rslad
-4,0.0000,0.0370,0.7300,0.6325,0.8275,sanity flag; uncommitted code,digits@1,kd
+row/rank_first,row/rank_last,row/tier,row/aa_low,row/aa_high,row/behind_first,row/behind_first_low,row/behind_first_high,row/marks,experiment,method
+1,2,1,0.6237,0.8008,0.0100,-0.0234,0.0434,,digits@1,gacd
+1,2,1,0.6237,0.8008,0.0100,-0.0234,0.0434,,digits@1,gacd
+1,2,1,0.6237,0.8008,0.0100,-0.0234,0.0434,,digits@1,gacd
+3,3,2,0.1331,0.2893,0.5300,0.4284,0.6316,another protocol,digits@1,gacd
+,,,,,,,,,digits@1,rslad
+1,2,1,0.5755,0.8753,0.0000,0.0000,0.0000,,digits@1,rslad
+1,2,1,0.5755,0.8753,0.0000,0.0000,0.0000,,digits@1,rslad
+4,4,3,0.0000,0.0370,0.7300,0.6325,0.8275,sanity flag; uncommitted code,digits@1,kd
 """
 
 
@@ -67,7 +69,10 @@ def test_latex_is_golden(runs: pd.DataFrame) -> None:
     text = latex.render(suite_tables.build_sections(named))
     assert GOLDEN in text
     assert "95~\\% for all pairs" in text
-    assert "seeds where there are several. Teacher T1 is robust, T2 is natural.}" in text
+    assert (
+        "seeds where there are several. Lines separate tiers. Teacher T1 is robust, T2 is natural.}"
+        in text
+    )
 
 
 def test_a_row_in_json_is_golden(runs: pd.DataFrame) -> None:
@@ -84,7 +89,9 @@ def test_a_row_in_json_is_golden(runs: pd.DataFrame) -> None:
 def test_csv_is_golden(tmp_path: Path) -> None:
     fill(Store(f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "artifacts"))
     leaderboards.write(f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "out")
-    lines = pd.read_csv(tmp_path / "out" / "leaderboard.csv", dtype={"row/rank": "Int64"})
+    lines = pd.read_csv(
+        tmp_path / "out" / "leaderboard.csv", dtype=dict.fromkeys(ranking.RANK_COLUMNS, "Int64")
+    )
     lines = lines[(lines["experiment"] == "digits@1") & (lines["student"] == "resnet8-w4")]
     lines = lines[lines["method"].isin(["gacd", "rslad", "kd"])]
     assert (
@@ -117,14 +124,15 @@ def test_latex_compiles(sections: list[suite_tables.Section], tmp_path: Path) ->
 
 def test_json_and_tables_agree(sections: list[suite_tables.Section]) -> None:
     content = json.loads(json_tables.render(sections))
-    assert content["schema"] == {"name": "robust-distill-bench/leaderboard", "version": 1}
+    assert content["schema"] == {"name": "robust-distill-bench/leaderboard", "version": 2}
     assert [suite["suite"] for suite in content["suites"]] == [
         section.experiment for section in sections
     ]
     for suite, section in zip(content["suites"], sections, strict=True):
         for task, group in zip(suite["tasks"], section.tables, strict=True):
             for row, expected in zip(task["rows"], (*group.ranked, *group.incomplete), strict=True):
-                assert (row["method"], row["rank"]) == (expected.method, expected.ranking.rank)
+                assert (row["method"], row["tier"]) == (expected.method, expected.ranking.tier)
+                assert row["ranks"] == (expected.ranking.ranks and [*expected.ranking.ranks])
                 for column in group.columns:
                     summary = row["cells"].get(column.metric)
                     assert (summary is None) == (not expected[column.metric].n)

@@ -29,22 +29,23 @@ KINDS = ("md", "tex", "json", "csv")
 GOLDEN = """\
 ### digits, resnet8-w4
 
-| Rank | Method | Teacher | Seeds | Clean | AutoAttack | Worst | PGD-20 | AutoAttack, last \
-| Train min |
-| ---: | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
-| 1 | rslad | robust | 2 | 95.0 ± 1.4 | **73.0 ± 1.4** [57.5, 87.5] | **73.0 ± 1.4** \
+| Tier | Rank | Method | Teacher | Seeds | Clean | AutoAttack | Worst | PGD-20 \
+| AutoAttack, last | Train min |
+| ---: | ---: | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
+| 1 | 1 to 2 | rslad | robust | 2 | 95.0 ± 1.4 | **73.0 ± 1.4** [57.5, 87.5] | **73.0 ± 1.4** \
 | 75.0 ± 1.4 | **70.0** | 2.0 ± 0.7 |
-| 1 | gacd (tau=0.1) | robust | 3 | **96.0 ± 1.0** | 72.0 ± 1.0 [62.4, 80.1] | 72.0 ± 1.0 \
+| 1 | 1 to 2 | gacd (tau=0.1) | robust | 3 | **96.0 ± 1.0** | 72.0 ± 1.0 [62.4, 80.1] | 72.0 ± 1.0 \
 | **76.0 ± 1.0** | 68.0 | 1.0 ± 0.0 |
-| 3 | gacd (tau=0.1; training.epochs=2) | robust | 1 | 50.0 | 20.0 [13.3, 28.9] | 20.0 \
+| 2 | 3 | gacd (tau=0.1; training.epochs=2) | robust | 1 | 50.0 | 20.0 [13.3, 28.9] | 20.0 \
 | 30.0 | - | 0.1 |
-| 4 | kd | natural | 1 | **96.0** | 0.0 [0.0, 3.7] | 0.0 | 5.0 | - | 0.5 |
+| 3 | 4 | kd | natural | 1 | **96.0** | 0.0 [0.0, 3.7] | 0.0 | 5.0 | - | 0.5 |
 
-360 test images. Rank is one more than the number of rows that are significantly better \
-(paired bootstrap over the same images, and over seeds; 95 % for all pairs of the table together): \
-rows that share a rank are not separated, others need not be. A row of one seed is compared with \
-the average spread of the others. In brackets is the row's own 95 % interval over images, and over \
-seeds where there are several.
+360 test images. A rank is a range where rows cannot be told apart: 2 to 5 of 8 rows says that \
+1 row is significantly better and 3 are significantly worse (paired bootstrap over the same \
+images, and over seeds; 95 % for all pairs of the table together). A row of one seed is compared \
+with the average spread of the others. Every ranked row below a tier is significantly worse than \
+the first row of the tier. In brackets is the row's own 95 % interval over images, and over seeds \
+where there are several.
 
 Incomplete, not ranked:
 

@@ -28,9 +28,9 @@ from leaderboards.tables import suite_tables
 TASK = [
     ["Rank", "Method", "AutoAttack", "Teacher", "Seeds", "Clean", "Worst", "PGD-20",
      "AutoAttack, last", "Train min"],
-    ["1", "rslad", "73.0 ± 1.4 [57.5, 87.5]", "robust", "run of seed s0 run of seed s1",
+    ["1 to 2", "rslad", "73.0 ± 1.4 [57.5, 87.5]", "robust", "run of seed s0 run of seed s1",
      "95.0 ± 1.4", "73.0 ± 1.4", "75.0 ± 1.4", "70.0", "2.0 ± 0.7"],
-    ["1", "gacd tau=0.1", "72.0 ± 1.0 [62.4, 80.1]", "robust",
+    ["1 to 2", "gacd tau=0.1", "72.0 ± 1.0 [62.4, 80.1]", "robust",
      "run of seed s0 run of seed s1 run of seed s2", "96.0 ± 1.0", "72.0 ± 1.0", "76.0 ± 1.0",
      "68.0", "1.0 ± 0.0"],
     ["3", "gacd tau=0.1; training.epochs=2", "20.0 [13.3, 28.9]", "robust", "run of seed s0",
@@ -340,7 +340,7 @@ def test_marked_rows_can_be_hidden(page: str, site: dict[str, str]) -> None:
 
 def test_figures_for_papers(uri: str, tmp_path: Path) -> None:
     leaderboards.write(uri, tmp_path, "digits@1", figures=True)
-    kinds = ("scatter", "seeds", "attacks", "last", "cost")
+    kinds = ("scatter", "seeds", "attacks", "last", "cost", "wins")
     plain = {f"digits@1-digits-resnet8-w4-{kind}.{end}" for kind in kinds for end in ("svg", "pdf")}
     contents = {path.name: path.read_bytes() for path in tmp_path.glob("figures/*")}
     assert plain <= contents.keys()
@@ -350,5 +350,6 @@ def test_figures_for_papers(uri: str, tmp_path: Path) -> None:
     )
     assert not any(b"<script" in content for content in contents.values())
     assert b"rslad" in contents["digits@1-digits-resnet8-w4-scatter.svg"]
+    assert b"P(row beats column), %" in contents["digits@1-digits-resnet8-w4-wins.svg"]
     assert leaderboards.write(uri, tmp_path, "digits@1", figures=True)
     assert contents == {path.name: path.read_bytes() for path in tmp_path.glob("figures/*")}

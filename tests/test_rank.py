@@ -1,9 +1,12 @@
-"""Intervals, paired differences and shared ranks: exact on small cases, covering in simulation."""
+"""Intervals, paired differences, ranks, tiers: exact on small cases, covering in simulation."""
 
 from __future__ import annotations
 
 import json
 import math
+import re
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +14,24 @@ import numpy as np
 import pytest
 import sites
 from scipy.stats import norm
-from sites import render_markdown
+from sites import Reader, render_markdown
 from test_leaderboards import Store, scores
 
 from leaderboards.read import store
 from leaderboards.read.verdicts import read_row_verdicts
+from leaderboards.render import latex
 from leaderboards.render.figures import rank_diagram, task_views
+from leaderboards.render.figures.win_matrix import win_matrix
+from leaderboards.render.numbers import format_ranks
 from leaderboards.render.site.site_map import Site
 from leaderboards.schema.fields import NO_BF16
 from leaderboards.schema.metrics import RANK_METRIC
 from leaderboards.schema.record import PackedVerdicts
-from leaderboards.stats import mean_ranks, ranks
+from leaderboards.stats import mean_positions, ranks
 from leaderboards.stats.ranks import PairedRows
 from leaderboards.tables.across_tasks import robustness_kept
 from leaderboards.tables.ranking import add_ranking_columns
-from leaderboards.tables.rows import TaskTable
+from leaderboards.tables.rows import Row, TaskTable
 from leaderboards.tables.suite_tables import build_sections
 
 SEEDS = [(1,), (2,), (3,)]
@@ -49,6 +55,10 @@ def simulate(
         seed_luck = luck * rng.normal(size=(count, 1))
         simulated.append(middle + difficulty + seed_luck + rng.normal(size=(count, n)) > 0)
     return simulated
+
+
+def first_ranks(better: np.ndarray[Any, np.dtype[np.bool_]]) -> list[int]:
+    return [first for first, _ in ranks.rank_ranges(better)]
 
 
 def verdicts(*survivors: int, n: int) -> PackedVerdicts:
@@ -96,15 +106,15 @@ def test_a_real_difference_is_significant() -> None:
         *simulate(rng, 2, (3,), 0.5, 0.02),
         *simulate(rng, 1, (3,), 0.1, 0.02),
     ]
-    assert ranks.shared_ranks(PairedRows.from_verdicts(rows).better()) == [1, 1, 1, 4, 4, 6]
+    assert first_ranks(PairedRows.from_verdicts(rows).better()) == [1, 1, 1, 4, 4, 6]
 
 
 def test_rows_are_compared_image_by_image() -> None:
     """Twelve images of a hundred that only one row survives are significant only if paired."""
     rows = [verdicts(62, n=100), verdicts(50, n=100)]
-    assert ranks.shared_ranks(PairedRows.from_verdicts(rows).better()) == [1, 2]
+    assert first_ranks(PairedRows.from_verdicts(rows).better()) == [1, 2]
     shuffled = [rows[0], np.roll(rows[1], 50, axis=1)]
-    assert ranks.shared_ranks(PairedRows.from_verdicts(shuffled).better()) == [1, 1]
+    assert first_ranks(PairedRows.from_verdicts(shuffled).better()) == [1, 1]
 
 
 def test_single_pair_by_hand() -> None:
@@ -151,16 +161,83 @@ def test_a_row_of_one_seed_takes_the_average_spread() -> None:
 
 def test_identical_rows_share_a_rank() -> None:
     row = verdicts(40, 42, n=100)
-    assert ranks.shared_ranks(PairedRows.from_verdicts([row, row.copy(), row.copy()]).better()) == [
+    assert first_ranks(PairedRows.from_verdicts([row, row.copy(), row.copy()]).better()) == [
         1,
         1,
         1,
     ]
-    assert ranks.shared_ranks(
+    assert first_ranks(
         PairedRows.from_verdicts([verdicts(0, n=100), verdicts(0, n=100)]).better()
     ) == [1, 1]
-    assert ranks.shared_ranks(PairedRows.from_verdicts([row]).better()) == [1]
-    assert ranks.shared_ranks(PairedRows.from_verdicts([verdicts(1, n=1)]).better()) == [1]
+    assert first_ranks(PairedRows.from_verdicts([row]).better()) == [1]
+    assert first_ranks(PairedRows.from_verdicts([verdicts(1, n=1)]).better()) == [1]
+
+
+def better_matrix(rows: int, *pairs: tuple[int, int]) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Return (rows, rows): a is better than b for each pair (a, b), which count from 1."""
+    better = np.zeros((rows, rows), dtype=bool)
+    for a, b in pairs:
+        better[a - 1, b - 1] = True
+    return better
+
+
+@pytest.mark.parametrize(
+    ("pairs", "ranges", "tiers"),
+    [
+        ((), [(1, 4), (1, 4), (1, 4), (1, 4)], [1, 1, 1, 1]),
+        # Row 3 is worse than row 1, row 4 is not: no line between them and the first two.
+        (((1, 3),), [(1, 3), (1, 4), (2, 4), (1, 4)], [1, 1, 1, 1]),
+        (((1, 3), (1, 4)), [(1, 2), (1, 4), (2, 4), (2, 4)], [1, 1, 2, 2]),
+        # Row 4 is worse than row 2 and not than row 3, with which the tier begins.
+        (
+            ((1, 2), (1, 3), (1, 4), (2, 4)),
+            [(1, 1), (2, 3), (2, 4), (3, 4)],
+            [1, 2, 2, 3],
+        ),
+        (
+            ((1, 2), (1, 3), (1, 4), (2, 3), (2, 4), (3, 4)),
+            [(1, 1), (2, 2), (3, 3), (4, 4)],
+            [1, 2, 3, 4],
+        ),
+    ],
+)
+def test_ranges_and_tiers_of_a_known_order(
+    pairs: tuple[tuple[int, int], ...], ranges: list[tuple[int, int]], tiers: list[int]
+) -> None:
+    better = better_matrix(4, *pairs)
+    assert ranks.rank_ranges(better) == ranges
+    assert ranks.split_tiers(better) == tiers
+
+
+def test_format_ranks() -> None:
+    assert [*map(format_ranks, (None, (1, 1), (1, 16)))] == ["-", "1", "1 to 16"]
+
+
+def test_win_probabilities_by_counting() -> None:
+    """Of rows of one seed a draw moves the mean by its images alone, and ties are common."""
+    rows = [verdicts(6, n=10), ~verdicts(6, n=10), verdicts(6, n=10), verdicts(5, n=10)]
+    paired = PairedRows.from_verdicts(rows)
+    rng, draws = np.random.default_rng(0), ranks.MAX_DRAWS
+    wins = np.zeros((4, 4))
+    for _ in range(draws):
+        drawn = rng.integers(10, size=10)
+        survivors = [int(row[0, drawn].sum()) for row in rows]
+        for a, b in product(range(4), repeat=2):
+            wins[a, b] += (survivors[a] > survivors[b]) + (survivors[a] == survivors[b]) / 2
+    probabilities = paired.win_probabilities()
+    np.testing.assert_allclose(probabilities, wins / draws, atol=1e-12)
+    assert (np.diag(probabilities) == 0.5).all()
+    assert probabilities[0, 2] == 0.5
+    assert 0.5 < probabilities[0, 3] < 1
+
+
+def test_win_probabilities_know_of_seeds() -> None:
+    """Two seeds that differ much leave open what one seed on as many images decides."""
+    several = PairedRows.from_verdicts([verdicts(95, 65, n=100), verdicts(55, 75, n=100)])
+    single = PairedRows.from_verdicts([verdicts(80, n=100), verdicts(65, n=100)])
+    assert 0.6 < several.win_probabilities()[0, 1] < 0.9
+    assert single.win_probabilities()[0, 1] == 1
+    np.testing.assert_allclose(several.win_probabilities().sum(), 2)
 
 
 def mixed_rows(seed: int) -> list[PackedVerdicts]:
@@ -173,7 +250,7 @@ def test_better_is_an_order(seed: int) -> None:
     better = PairedRows.from_verdicts(mixed_rows(seed)).better()
     assert not (better & better.T).any()
     assert not ((better.astype(int) @ better.astype(int) > 0) & ~better).any()  # transitive
-    shared = np.array(ranks.shared_ranks(better))
+    shared = np.array(first_ranks(better))
     assert not (better & (shared[:, None] >= shared)).any()
     assert better.any()
 
@@ -216,12 +293,16 @@ def record_run(
     )
 
 
+def first_rank(row: Row) -> int | None:
+    return row.ranking.ranks[0] if row.ranking.ranks else None
+
+
 def task_tables(tracked: Store) -> list[TaskTable]:
     return list(build_sections(store.collect(tracked.uri))[0].tables)
 
 
 def ranks_of(table: TaskTable) -> list[tuple[str, int | None, str]]:
-    return [(row.method, row.ranking.rank, row.ranking.unranked_reason) for row in table.ranked]
+    return [(row.method, first_rank(row), row.ranking.unranked_reason) for row in table.ranked]
 
 
 def test_ranks_of_a_store(tracked: Store) -> None:
@@ -229,7 +310,15 @@ def test_ranks_of_a_store(tracked: Store) -> None:
         record_run(tracked, method, aa)
     (table,) = task_tables(tracked)
     assert ranks_of(table) == [("gacd", 1, ""), ("rslad", 1, ""), ("kd", 3, "")]
+    assert [row.ranking.ranks for row in table.ranked] == [(1, 2), (1, 2), (3, 3)]
+    assert [row.ranking.tier for row in table.ranked] == [1, 1, 2]
     assert "networks are compared" in table.caption
+    assert "below a tier" in table.caption
+    matrix = win_matrix(table)
+    assert matrix
+    assert matrix[0] == ["gacd", "rslad", "kd"]
+    assert matrix[1][0, 1] > 0.9
+    assert matrix[1][0, 2] == matrix[1][1, 2] == 1
     gap = table.ranked[2].ranking.gap_to_first
     assert gap
     assert gap[0] == pytest.approx(0.7)
@@ -286,7 +375,7 @@ def test_rows_on_other_images_are_not_compared(tracked: Store) -> None:
     record_run(tracked, "kd", 0.1, n=100, recorded_n=200, seed="1")
     record_run(tracked, "rslad", 1.0, n=8, seed="1")
     (table,) = task_tables(tracked)
-    rankings = {row.label: (row.ranking.rank, row.ranking.unranked_reason) for row in table.ranked}
+    rankings = {row.label: (first_rank(row), row.ranking.unranked_reason) for row in table.ranked}
     assert rankings["ard (images=10)"] == (None, "judged on 10 images, most rows on 200")
     assert rankings["kd"] == (None, "its seeds were judged on different numbers of images")
     assert rankings["rslad (images=8)"] == (None, "judged on 8 images, most rows on 200")
@@ -321,6 +410,38 @@ def test_a_row_without_a_rank_is_best_at_nothing(tracked: Store) -> None:
         assert (task.best.method, task.best.score) == ("gacd", 0.8)
 
 
+def test_compared_rows_are_sorted_by_accuracy_and_the_others_follow(tracked: Store) -> None:
+    for method, aa in {"kd": 0.1, "rslad": 0.7, "gacd": 0.8, "absld": 0.7}.items():
+        record_run(tracked, method, aa)
+    record_run(tracked, "ard", 0.9).unlink()
+    record_run(tracked, "iad", 0.05, n=100)
+    (table,) = task_tables(tracked)
+    order = ["gacd", "absld", "rslad", "kd", "ard", "iad"]
+    assert [row.method for row in table.ranked] == order
+    assert [row.ranking.tier for row in table.ranked] == [1, 2, 2, 3, None, None]
+    page = sites.task(store.collect(tracked.uri), "digits@1")
+    assert [line[1].split()[0] for line in next(iter(Reader(page).tables.values()))[1:]] == order
+    starts = re.findall(r'<tr[^>]* class="tier">.*?</tr>', page, re.DOTALL)
+    assert all(name in start for name, start in zip(("absld", "kd"), starts, strict=True))
+
+
+def test_nothing_leads_at_zero(tracked: Store) -> None:
+    for method in ("gacd", "rslad"):
+        record_run(tracked, method, 0.0)
+    (table,) = task_tables(tracked)
+    assert [row.ranking.ranks for row in table.ranked] == [(1, 2), (1, 2)]
+    assert table.leaders == []
+    assert table.tiers == 1
+    runs = store.collect(tracked.uri)
+    assert "**0.0**" not in render_markdown(runs)
+    assert "**90.0**" in render_markdown(runs)
+    text = latex.render(build_sections(runs))
+    assert r"\textbf{0.0}" not in text
+    assert r"\underline{0.0}" not in text
+    assert "none above 0 %" in sites.render(runs)["index.html"]
+    assert "may be first" not in sites.task(runs, "digits@1")
+
+
 def test_a_stated_protocol_outvotes_the_runs(tracked: Store) -> None:
     record_run(tracked, "gacd", 0.8)
     for seed in range(3):
@@ -330,7 +451,7 @@ def test_a_stated_protocol_outvotes_the_runs(tracked: Store) -> None:
     (table,) = build_sections(runs, {"digits@1": {"eps": "0.15", "unheard.of": "1"}}.__getitem__)[
         0
     ].tables
-    assert [(row.label, row.ranking.rank) for row in table.ranked] == [
+    assert [(row.label, first_rank(row)) for row in table.ranked] == [
         ("gacd", 1),
         ("rslad (eps=0.01)", None),
     ]
@@ -366,8 +487,10 @@ def test_csv_has_the_ranking_of_the_row(tracked: Store) -> None:
     record_run(tracked, "trades", 0.9, role="teacher")
     runs = store.collect(tracked.uri)
     read = add_ranking_columns(runs, build_sections(runs)[0].rows).set_index("run_id", drop=False)
-    assert next(iter(read)) == "row/rank"
-    assert read["row/rank"].fillna(0).tolist() == [1, 1, 2, 0]
+    assert next(iter(read)) == "row/rank_first"
+    assert read["row/rank_first"].fillna(0).tolist() == [1, 1, 2, 0]
+    assert read["row/rank_last"].fillna(0).tolist() == [1, 1, 2, 0]
+    assert read["row/tier"].fillna(0).tolist() == [1, 1, 2, 0]
     assert read["row/marks"].tolist() == ["uncommitted code", "uncommitted code", "", ""]
     assert (read["row/aa_low"] < read["row/aa_high"]).all()
     assert read["row/behind_first"].iloc[2] == pytest.approx(0.705)
@@ -393,19 +516,37 @@ def test_across_tasks(tracked: Store) -> None:
     (section,) = build_sections(store.collect(tracked.uri))
     across = section.across_tasks
     assert across
-    assert [(entry.label, round(entry.mean_rank, 3)) for entry in across.rows] == [
+    assert [(entry.label, round(entry.mean_position, 3)) for entry in across.rows] == [
         ("gacd", 1.333), ("rslad", 1.667), ("kd", 3.0)
     ]  # fmt: skip
     assert across.rows[0].robustness_kept == pytest.approx(0.75 / 0.9)
     assert across.left_out == 1
     assert across.p == pytest.approx(0.0970, abs=1e-3)
-    assert "cannot be shown to differ" in across.caption
+    assert "No two rows can be told apart over 3 tasks." in across.caption
+    assert rank_diagram.layout_diagram(across) is None
     assert across.critical_difference == pytest.approx(
         2.343 * math.sqrt(3 * 4 / (6 * 3)), abs=1e-3
     )  # Demšar's table 5
     text = render_markdown(store.collect(tracked.uri))
-    assert "| 1.3 | gacd | big-trades | 83.3 % | 80.0 | 1 | 70.0 | 1 | 75.0 | 1 |" in text
-    assert "critical difference 1.9" in sites.render(store.collect(tracked.uri))["index.html"]
+    assert "| 1.3 | gacd | big-trades | 83.3 % | 80.0 | 1 | 70.0 | 1 | 75.0 | 1 to 2 |" in text
+    assert "Critical-difference" not in sites.render(store.collect(tracked.uri))["index.html"]
+
+
+def test_the_diagram_is_there_where_two_rows_can_be_told_apart(tracked: Store) -> None:
+    record_tasks(tracked, {"gacd": (0.8, 0.7, 0.75), "rslad": (0.79, 0.69, 0.74), "kd": (0.1,) * 3})
+    runs = store.collect(tracked.uri)
+    across = build_sections(runs)[0].across_tasks
+    assert across
+    assert [entry.ranks for entry in across.rows] == [((1, 2),) * 3, ((1, 2),) * 3, ((3, 3),) * 3]
+    assert across.p == pytest.approx(math.exp(-3))
+    assert "told apart" not in across.caption
+    diagram = rank_diagram.layout_diagram(across)
+    assert diagram
+    assert "critical difference 1.9" in [label.text for label in diagram.labels]
+    assert "critical difference 1.9" in sites.render(runs)["index.html"]
+    for untold in (replace(across, p=0.06), replace(across, critical_difference=2.0)):
+        assert rank_diagram.layout_diagram(untold) is None
+        assert "No two rows can be told apart over 3 tasks." in untold.caption
 
 
 def test_one_task_is_not_compared_across_tasks(tracked: Store) -> None:
@@ -418,27 +559,28 @@ def test_two_rows_have_no_test_and_no_diagram(tracked: Store) -> None:
     across = build_sections(store.collect(tracked.uri))[0].across_tasks
     assert across
     assert math.isnan(across.p)
+    assert "told apart" not in across.caption
     assert rank_diagram.layout_diagram(across) is None
 
 
 def test_friedman_without_differences_is_no_test() -> None:
-    assert math.isnan(mean_ranks.friedman_p(np.full((3, 2), 0.5)))
+    assert math.isnan(mean_positions.friedman_p(np.full((3, 2), 0.5)))
     accuracies = np.array([[0.1, 0.2, 0.1], [0.2, 0.3, 0.2], [0.3, 0.4, 0.3]])
-    assert mean_ranks.friedman_p(accuracies) == pytest.approx(math.exp(-3), abs=1e-6)
+    assert mean_positions.friedman_p(accuracies) == pytest.approx(math.exp(-3), abs=1e-6)
 
 
 @pytest.mark.parametrize(("rows", "q"), [(2, 1.960), (5, 2.728), (10, 3.164)])
 def test_nemenyi_by_demsars_table(rows: int, q: float) -> None:
-    assert mean_ranks.critical_difference(rows, 10) == pytest.approx(
+    assert mean_positions.critical_difference(rows, 10) == pytest.approx(
         q * math.sqrt(rows * (rows + 1) / 60), abs=1e-3
     )
 
 
 def test_bars_of_the_diagram() -> None:
     values = (1.0, 1.5, 2.5, 4.0, 4.2)
-    assert mean_ranks.inseparable_spans(values, 1.5) == [(1.0, 2.5), (2.5, 4.0), (4.0, 4.2)]
-    assert mean_ranks.inseparable_spans(values, 0.1) == []
-    assert mean_ranks.inseparable_spans(values, 9) == [(1.0, 4.2)]
+    assert mean_positions.inseparable_spans(values, 1.5) == [(1.0, 2.5), (2.5, 4.0), (4.0, 4.2)]
+    assert mean_positions.inseparable_spans(values, 0.1) == []
+    assert mean_positions.inseparable_spans(values, 9) == [(1.0, 4.2)]
 
 
 def test_robustness_kept_is_measured_on_the_same_images(tracked: Store) -> None:

@@ -185,7 +185,7 @@ def test_another_store_gives_the_same_leaderboard(origin: Path, records: Path, h
         ] * 6
         assert tables(frame) == tables(first)
         assert frame.attrs == {"problems": []}
-    assert tables(first).count('"rank": 1') >= 2
+    assert tables(first).count('"tier": 1') >= 2
 
 
 def test_records_are_small_and_readably_named(records: Path) -> None:

@@ -11,7 +11,7 @@ from leaderboards.tables.rows import Row, SeedSummary, TaskTable
 from leaderboards.tables.suite_tables import Section
 
 # The version changes with the meaning of a field.
-SCHEMA = {"name": "robust-distill-bench/leaderboard", "version": 1}
+SCHEMA = {"name": "robust-distill-bench/leaderboard", "version": 2}
 SETTING = ("dataset", "student", "method", "variant", "changed", "teacher", "seeds")
 
 
@@ -36,7 +36,7 @@ def _table_json(table: TaskTable) -> dict[str, Any]:
 def _row_json(row: Row) -> dict[str, Any]:
     ranking = row.ranking
     content = {name: getattr(row, name) for name in SETTING}
-    content |= {"rank": ranking.rank, "interval": ranking.interval}
+    content |= {"ranks": ranking.ranks, "tier": ranking.tier, "interval": ranking.interval}
     content |= {"behind_first": ranking.gap_to_first, "cells": {}}
     for metric, summary in row.summaries.items():
         if summary.n:

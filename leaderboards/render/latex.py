@@ -6,7 +6,7 @@ import math
 import re
 
 from leaderboards.render.text_template import fill_template
-from leaderboards.tables.rows import Column, TaskTable
+from leaderboards.tables.rows import LEAST_SHOWN, Column, TaskTable
 from leaderboards.tables.suite_tables import Section
 
 T1_END = 0x180  # letters below this code point are in every font of the encoding T1
@@ -51,10 +51,10 @@ def accuracy_columns(table: TaskTable) -> list[tuple[Column, float]]:
 
 
 def _second_best(table: TaskTable, column: Column) -> float:
-    """Return the highest mean below the best; NaN where there is none."""
+    """Return the highest mean below the best; NaN where there is none above 0.0 %."""
     best = table.best(column)
-    summaries = [row[column.metric] for row in table.contenders]
-    return max((summary.mean for summary in summaries if summary.mean < best), default=math.nan)
+    means = [row[column.metric].mean for row in table.contenders]
+    return max((mean for mean in means if LEAST_SHOWN <= mean < best), default=math.nan)
 
 
 def teacher_symbols(table: TaskTable) -> dict[str, str]:

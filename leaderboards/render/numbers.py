@@ -27,6 +27,13 @@ def format_interval(row: Row) -> str:
     return f"[{100 * low:.1f}, {100 * high:.1f}]"
 
 
+def format_ranks(ranks: tuple[int, int] | None) -> str:
+    """Format "1", "1 to 16" for a range, "-" for none."""
+    if ranks is None:
+        return "-"
+    return " to ".join(map(str, dict.fromkeys(ranks)))
+
+
 def format_percent(value: float, unit: str = "") -> str:
     """Format a fraction in percent; "-" for NaN."""
     if math.isnan(value):
@@ -50,5 +57,5 @@ def first_command(suite: str | None) -> str:
 FORMATS = {
     "format_cell": format_cell, "format_count": format_count,
     "format_interval": format_interval, "format_percent": format_percent,
-    "first_command": first_command,
+    "format_ranks": format_ranks, "first_command": first_command,
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Ranks of rows in one task: an interval for each, paired differences, and ranks that are shared.
+"""Ranks of rows in one task: an interval for each, paired differences, ranges of ranks and tiers.
 
 A row is an array of verdicts, (seeds, images): whether the image survived AutoAttack. The estimate
 is the accuracy over all images that could have been drawn and all seeds that could have been used,
@@ -37,6 +37,9 @@ CAUTION = 1.8
 LEVEL = 0.95
 # Many rows get fewer resamples, so that pairs x resamples stay near MAX_WORK.
 MAX_DRAWS, MIN_DRAWS, MAX_WORK = 1000, 200, 40_000_000
+# Between two accuracies that are equal but for rounding; one image of 10,000 by one of 10 seeds is
+# ten times as much.
+TIE = 1e-6
 
 Array: TypeAlias = NDArray[np.float64]
 
@@ -152,7 +155,7 @@ class PairedRows:
         difference of all pairs in each draw gives the critical value, and once pairs are separated
         the others are held to a lower one (Romano & Wolf, Econometrica 73, 2005). The squared error
         of a difference is a squared distance between rows, and one critical value holds for all: so
-        what is better than a better row is better, and rows that share a rank are never separated.
+        what is better than a better row is better.
         """
         gap = self.means[:, None] - self.means
         square = (self.images**2).sum(axis=1)
@@ -184,6 +187,18 @@ class PairedRows:
             np.maximum(top, moves.max(axis=0), out=top)
         return float(np.quantile(top, LEVEL, method="higher"))
 
+    def win_probabilities(self) -> Array:
+        """Return [a, b]: the share of draws in which row a is above row b; a tie counts half."""
+        drawn = self.means[:, None].astype(np.float32) + self.shifts
+        shares = np.empty((len(drawn), len(drawn)))
+        for row, accuracies in enumerate(drawn):
+            ahead = accuracies - drawn[row:]
+            # Wins and wins or ties: the middle counts a tie half.
+            wins = np.count_nonzero(ahead > TIE, axis=1) + np.count_nonzero(ahead >= -TIE, axis=1)
+            shares[row, row:] = wins / (2 * drawn.shape[1])
+            shares[row:, row] = 1 - shares[row, row:]
+        return shares
+
     def difference(self, a: int, b: int) -> tuple[float, float, float]:
         """Return row a less row b with its 95 % interval, for this pair alone."""
         by_image = self.images[a] - self.images[b]
@@ -198,10 +213,27 @@ class PairedRows:
         return gap, gap - half, gap + half
 
 
-def shared_ranks(better: NDArray[np.bool_]) -> list[int]:
-    """Return one more than the number of rows that are significantly better, for each row."""
-    ranks: list[int] = (1 + better.sum(axis=0)).tolist()
-    return ranks
+def rank_ranges(better: NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """Return the first and the last rank that each row may have.
+
+    The first is one more than the number of rows that are significantly better, the last the number
+    of rows less those that are significantly worse.
+    """
+    firsts, lasts = 1 + better.sum(axis=0), len(better) - better.sum(axis=1)
+    return [*zip(firsts.tolist(), lasts.tolist(), strict=True)]
+
+
+def split_tiers(better: NDArray[np.bool_]) -> list[int]:
+    """Return the tier of each row, from 1; rows are sorted by accuracy, best first.
+
+    A tier ends before the first row from which on all are significantly worse than its own first.
+    """
+    tiers, first = [1], 0
+    for row in range(1, len(better)):
+        begins = bool(better[first, row:].all())
+        first = row if begins else first
+        tiers.append(tiers[-1] + begins)
+    return tiers
 
 
 @lru_cache(maxsize=2)

@@ -1,4 +1,4 @@
-"""All tasks of a suite together: mean ranks, and the teacher's robustness that a row keeps."""
+"""All tasks of a suite together: mean positions, and the teacher's robustness that a row keeps."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from itertools import repeat
 
 import numpy as np
 
-from leaderboards.stats import mean_ranks
+from leaderboards.stats import mean_positions
 from leaderboards.stats.ranks import LEVEL
 from leaderboards.tables.rows import Row, TaskTable
 
@@ -20,26 +20,26 @@ MIN_TEACHER_ACCURACY = 0.1
 
 @dataclass(frozen=True)
 class AcrossTasksRow:
-    """One row over all tasks: AutoAttack accuracy and shared rank by task.
+    """One row over all tasks: AutoAttack accuracy and range of ranks by task.
 
     robustness_kept: mean over tasks; NaN where no task has a robust teacher to compare with.
     """
 
     label: str
     teacher: str
-    mean_rank: float
+    mean_position: float
     scores: tuple[float, ...]
-    ranks: tuple[int | None, ...]
+    ranks: tuple[tuple[int, int] | None, ...]
     robustness_kept: float
     marks: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class AcrossTasks:
-    """Rows that have an AutoAttack accuracy in every task, by mean rank.
+    """Rows that have an AutoAttack accuracy in every task, by mean position.
 
     left_out: number of rows that are not in every task. p: of the Friedman test, or NaN.
-    critical_difference: in mean ranks.
+    critical_difference: in mean positions.
     """
 
     tasks: tuple[str, ...]
@@ -49,12 +49,18 @@ class AcrossTasks:
     critical_difference: float
 
     @property
+    def separates(self) -> bool:
+        """Whether any two rows can be told apart."""
+        span = self.rows[-1].mean_position - self.rows[0].mean_position
+        return self.p < 1 - LEVEL and span > self.critical_difference
+
+    @property
     def caption(self) -> str:
         """Meaning of the numbers, and the finding."""
         tasks = len(self.tasks)
         text = (
-            f"Mean rank by AutoAttack accuracy over {tasks} tasks: {'; '.join(self.tasks)}. "
-            "Under each task is that accuracy in percent, its rank beside it. "
+            f"Mean position by AutoAttack accuracy in {tasks} tasks: {'; '.join(self.tasks)}. "
+            "Under each task is that accuracy in percent, beside it the range of ranks. "
             "Kept is the AutoAttack accuracy as a share of the teacher's, on the images that both "
             "were judged on, averaged over tasks."
         )
@@ -62,10 +68,11 @@ class AcrossTasks:
             text += f" Left out are {self.left_out} rows that have no rank in some task."
         if math.isnan(self.p):
             return text
-        verdict = "differ" if self.p < 1 - LEVEL else "cannot be shown to differ"
-        text += f" Friedman test of {len(self.rows)} rows over {tasks} tasks: p = {self.p:.2g}, "
-        text += f"mean ranks {verdict}. Nemenyi's critical difference at 95 %: "
-        return f"{text}{self.critical_difference:.1f} ranks."
+        finding = "" if self.separates else f" No two rows can be told apart over {tasks} tasks."
+        return (
+            f"{text}{finding} Friedman test: p = {self.p:.2g}; Nemenyi's critical difference at "
+            f"95 %: {self.critical_difference:.1f} positions."
+        )
 
 
 def compare_across_tasks(
@@ -85,32 +92,33 @@ def compare_across_tasks(
     if len(ranked) < 2 or len(common) < 2:
         return None
     accuracies = np.array(scores)
-    ranks = mean_ranks.mean_ranks(accuracies).tolist()
-    entries = map(_make_row, common, scores, ranks, repeat(teachers))
+    positions = mean_positions.mean_positions(accuracies).tolist()
+    entries = map(_make_row, common, scores, positions, repeat(teachers))
     return AcrossTasks(
         tuple(table.title for table in ranked),
-        tuple(sorted(entries, key=lambda entry: entry.mean_rank)),
+        tuple(sorted(entries, key=lambda entry: entry.mean_position)),
         len(by_label) - len(common),
-        mean_ranks.friedman_p(accuracies),
-        mean_ranks.critical_difference(len(common), len(ranked)),
+        mean_positions.friedman_p(accuracies),
+        mean_positions.critical_difference(len(common), len(ranked)),
     )
 
 
 def _make_row(
-    rows: Sequence[Row], scores: Sequence[float], mean_rank: float, teachers: TaskTable | None
+    rows: Sequence[Row], scores: Sequence[float], mean_position: float, teachers: TaskTable | None
 ) -> AcrossTasksRow:
     kept, ranks = [], []
     marks: dict[str, None] = {}
     for row in rows:
-        ranks.append(row.ranking.rank)
+        ranks.append(row.ranking.ranks)
         marks |= dict.fromkeys(row.marks)
         share = robustness_kept(row, teachers)
         if not math.isnan(share):
             kept.append(share)
     mean_kept = sum(kept) / len(kept) if kept else math.nan
     first = rows[0]
+    by_task = tuple(scores), tuple(ranks)
     return AcrossTasksRow(
-        first.label, first.teacher, mean_rank, tuple(scores), tuple(ranks), mean_kept, tuple(marks)
+        first.label, first.teacher, mean_position, *by_task, mean_kept, tuple(marks)
     )
 
 

@@ -1,4 +1,4 @@
-"""The ranking of each row of a table: rank, interval, gap to the first, or why there is no rank."""
+"""The ranking of each row of a table: ranks, interval, gap to the first, or why it has no rank."""
 
 from __future__ import annotations
 
@@ -6,53 +6,59 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 
-from leaderboards.read.verdicts import VerdictError, read_row_verdicts
-from leaderboards.schema.metrics import RANK_METRIC
+from leaderboards.schema.metrics import NUM_ATTACKED, NUM_IMAGES
 from leaderboards.schema.packing import Verdicts
-from leaderboards.stats.ranks import PairedRows, accuracy_interval, shared_ranks
+from leaderboards.stats.ranks import Array, PairedRows, accuracy_interval, rank_ranges, split_tiers
 from leaderboards.tables.protocol_changes import find_eps_change
 from leaderboards.tables.rows import Ranking, Row, SeedColumns
 
 RANKED = (
-    " Rank is one more than the number of rows that are significantly better (paired bootstrap over"
-    " the same images, and over seeds; 95 % for all pairs of the table together): rows that share a"
-    " rank are not separated, others need not be."
+    " A rank is a range where rows cannot be told apart: 2 to 5 of 8 rows says that 1 row is"
+    " significantly better and 3 are significantly worse (paired bootstrap over the same images,"
+    " and over seeds; 95 % for all pairs of the table together)."
 )
+TIERS = " Every ranked row below a tier is significantly worse than the first row of the tier."
 ONE_SEED = " No row has several seeds: networks are compared, not methods."
 SOME_ONE_SEED = " A row of one seed is compared with the average spread of the others."
 BRACKETS = " In brackets is the row's own 95 % interval over images{}."
 GAP_COLUMNS = ("row/behind_first", "row/behind_first_low", "row/behind_first_high")
-RANKING_COLUMNS = ("row/rank", "row/aa_low", "row/aa_high", *GAP_COLUMNS, "row/marks")
+RANK_COLUMNS = ("row/rank_first", "row/rank_last", "row/tier")
+RANKING_COLUMNS = (*RANK_COLUMNS, "row/aa_low", "row/aa_high", *GAP_COLUMNS, "row/marks")
 
 
-def rank_rows(rows: Sequence[SeedColumns], compete: bool) -> list[Ranking]:
-    """Rank rows; with `compete` against each other, on the same images under the same attack."""
+def rank_rows(rows: Sequence[SeedColumns], compete: bool) -> tuple[list[Ranking], Array | None]:
+    """Rank rows; with `compete` against each other, on the same images under the same attack.
+
+    Args:
+        rows: by accuracy, best first.
+    Returns: the ranking of each row; of those with ranks, how likely each beats each other.
+    """
     rankings = [Ranking()] * len(rows)
     verdicts: dict[int, Verdicts] = {}
     for index, seeds in enumerate(rows):
-        if not any(0 <= accuracy <= 1 for accuracy in seeds[RANK_METRIC]):
+        judged = [record for record in seeds["record"] if record.verdicts]
+        if not judged:
             continue
-        try:
-            survived = read_row_verdicts(seeds["artifact_uri"], seeds[RANK_METRIC])
-        except VerdictError as error:
-            if compete:
-                rankings[index] = Ranking(unranked_reason=str(error))
+        if len({record.verdicts.images for record in judged}) > 1:
+            reason = "its seeds were judged on different numbers of images" if compete else ""
+            rankings[index] = Ranking(unranked_reason=reason)
             continue
+        survived = np.stack([record.survived for record in judged])
         interval, eps = accuracy_interval(survived), find_eps_change(seeds["changed"][0])
         rankings[index] = Ranking(interval=interval, image_accuracy=survived.mean(axis=0))
         if compete and eps:
             rankings[index] = replace(rankings[index], unranked_reason=f"attacked with {eps}")
         else:
             verdicts[index] = survived
-    if compete and verdicts:
-        _compare_rows(rankings, verdicts)
-    return rankings
+    win_probabilities = _compare_rows(rankings, verdicts) if compete and verdicts else None
+    return rankings, win_probabilities
 
 
-def _compare_rows(rankings: list[Ranking], verdicts: dict[int, Verdicts]) -> None:
-    """Set ranks and gaps of the rows that were judged on as many images as most."""
+def _compare_rows(rankings: list[Ranking], verdicts: dict[int, Verdicts]) -> Array:
+    """Set ranks, tiers and gaps of the rows that were judged on as many images as most."""
     counts = Counter(survived.shape[1] for survived in verdicts.values())
     usual = counts.most_common(1)[0][0]
     comparable = {}
@@ -64,17 +70,18 @@ def _compare_rows(rankings: list[Ranking], verdicts: dict[int, Verdicts]) -> Non
             reason = f"judged on {images:,} images, most rows on {usual:,}"
             rankings[index] = replace(rankings[index], unranked_reason=reason)
     paired = PairedRows.from_verdicts(list(comparable.values()))
-    first = int(paired.means.argmax())
-    ranks = shared_ranks(paired.better())
-    for position, index in enumerate(comparable):
-        gap = paired.difference(first, position)
-        rankings[index] = replace(rankings[index], rank=ranks[position], gap_to_first=gap)
+    better = paired.better()
+    places = zip(comparable, rank_ranges(better), split_tiers(better), strict=True)
+    for position, (index, ranks, tier) in enumerate(places):
+        gap = paired.difference(0, position)
+        rankings[index] = replace(rankings[index], ranks=ranks, tier=tier, gap_to_first=gap)
+    return paired.win_probabilities()
 
 
-def caption(runs: pd.DataFrame, rows: Iterable[Row], compete: bool) -> str:
+def caption(runs: pd.DataFrame, rows: Sequence[Row], compete: bool) -> str:
     """Return how many images `runs` were judged on, and what ranks and brackets of `rows` mean."""
-    images = _range_text(runs, "test/n")
-    attacked = _range_text(runs, "test/aa_n") or images
+    images = _range_text(runs, NUM_IMAGES)
+    attacked = _range_text(runs, NUM_ATTACKED) or images
     text = "The number of test images was not recorded"
     if images:
         text = f"{images} test images"
@@ -91,6 +98,8 @@ def caption(runs: pd.DataFrame, rows: Iterable[Row], compete: bool) -> str:
         comparison, over = SOME_ONE_SEED, ", and over seeds where there are several"
     if compete and len(seeds) > 1:
         text += RANKED + comparison
+        if any((row.ranking.tier or 0) > 1 for row in rows):
+            text += TIERS
     return text + BRACKETS.format(over)
 
 
@@ -100,12 +109,13 @@ def add_ranking_columns(runs: pd.DataFrame, rows: Iterable[Row]) -> pd.DataFrame
     for row in rows:
         interval = row.ranking.interval or (None, None)
         gap = row.ranking.gap_to_first or (None, None, None)
-        values = (row.ranking.rank, *interval, *gap, "; ".join(row.marks))
+        ranks = *(row.ranking.ranks or (None, None)), row.ranking.tier
+        values = (*ranks, *interval, *gap, "; ".join(row.marks))
         values_by_run |= dict.fromkeys(row.run_ids, values)
     unranked = (None,) * len(RANKING_COLUMNS)
     content = [values_by_run.get(run_id, unranked) for run_id in runs["run_id"]]
     columns = pd.DataFrame(content, index=runs.index, columns=list(RANKING_COLUMNS))
-    columns["row/rank"] = columns["row/rank"].astype("Int64")
+    columns = columns.astype(dict.fromkeys(RANK_COLUMNS, "Int64"))
     return pd.concat([columns, runs], axis="columns")
 
 

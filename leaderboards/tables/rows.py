@@ -11,6 +11,7 @@ from leaderboards.schema.metrics import RANK_METRIC, TRAIN_SECONDS
 from leaderboards.stats.ranks import Array
 from leaderboards.tables.published import Published, cite_sources
 
+LEAST_SHOWN = 0.0005  # accuracy that does not show as 0.0 %
 # Columns of store.collect's frame for the runs of one row, a value for each seed.
 SeedColumns: TypeAlias = dict[Any, list[Any]]
 
@@ -34,14 +35,16 @@ class SeedSummary:
 
 @dataclass(frozen=True)
 class Ranking:
-    """Rank and interval of a row. Without verdicts there is only the reason.
+    """Ranks and interval of a row. Without verdicts there is only the reason.
 
-    rank: None also for a row that does not compete. gap_to_first: the row of highest accuracy less
-    this one, with its interval.
+    ranks: the first and the last that it may have; None also for a row that does not compete. tier:
+    from 1, None without ranks. gap_to_first: the row of highest accuracy less this one, with its
+    interval.
     image_accuracy: (images,), how often each image survives over the seeds.
     """
 
-    rank: int | None = None
+    ranks: tuple[int, int] | None = None
+    tier: int | None = None
     interval: tuple[float, float] | None = None
     gap_to_first: tuple[float, float, float] | None = None
     unranked_reason: str = ""
@@ -105,6 +108,7 @@ class TaskTable:
 
     `incomplete` rows have no AutoAttack. The teachers of a suite are one table for reference: all
     are in `ranked` and have no rank.
+    win_probabilities: [a, b], how likely contender a is more accurate than b; None without ranks.
     """
 
     title: str
@@ -113,6 +117,7 @@ class TaskTable:
     incomplete: tuple[Row, ...]
     caption: str
     of_teachers: bool = False
+    win_probabilities: Array | None = field(default=None, compare=False, repr=False)
 
     @property
     def rows(self) -> tuple[Row, ...]:
@@ -121,7 +126,21 @@ class TaskTable:
     @cached_property
     def contenders(self) -> tuple[Row, ...]:
         """The rows that can be best at something: those with a rank; if none has, all ranked."""
-        return tuple(row for row in self.ranked if row.ranking.rank) or self.ranked
+        return tuple(row for row in self.ranked if row.ranking.ranks) or self.ranked
+
+    @cached_property
+    def leaders(self) -> list[Row]:
+        """The rows that none is significantly better than; without ranks, the most accurate one.
+
+        A row whose accuracy shows as 0.0 % leads nothing.
+        """
+        able = [row for row in self.contenders if row.score >= LEAST_SHOWN]
+        return [row for row in able if row.ranking.ranks and row.ranking.ranks[0] == 1] or able[:1]
+
+    @property
+    def tiers(self) -> int:
+        """Number of tiers; 0 without ranks."""
+        return max((row.ranking.tier or 0 for row in self.ranked), default=0)
 
     @property
     def heads(self) -> tuple[str, ...]:
@@ -141,7 +160,10 @@ class TaskTable:
         return cite_sources(row.published for row in self.ranked)
 
     def best(self, column: Column) -> float:
-        """Return the highest mean of an accuracy; NaN for cost or where under two have one."""
+        """Return the highest mean of an accuracy; NaN for cost and where none is the best.
+
+        None is where under two rows have a mean, and where the highest shows as 0.0 %.
+        """
         return self._best[column.metric]
 
     @cached_property
@@ -150,6 +172,6 @@ class TaskTable:
         for column in self.columns:
             means = [row[column.metric].mean for row in self.contenders if row[column.metric].n]
             best[column.metric] = math.nan
-            if len(means) > 1 and column.metric != TRAIN_SECONDS:
+            if column.metric != TRAIN_SECONDS and len(means) > 1 and max(means) >= LEAST_SHOWN:
                 best[column.metric] = max(means)
         return best

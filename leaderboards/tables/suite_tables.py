@@ -1,4 +1,4 @@
-"""The tables of each suite: means and spread over seeds, by AutoAttack, with shared ranks."""
+"""The tables of each suite: means and spread over seeds, by AutoAttack, with ranges of ranks."""
 
 from __future__ import annotations
 
@@ -85,26 +85,21 @@ def _build_table(
 ) -> TaskTable:
     columns = _choose_columns(runs)
     seeds_by_row = _split_rows(runs, columns, protocol)
-    rankings = rank_rows(seeds_by_row, compete=not of_teachers)
+    rankings, win_probabilities = rank_rows(seeds_by_row, compete=not of_teachers)
     pairs = zip(seeds_by_row, rankings, strict=True)
-    rows = sorted([_build_row(columns, seeds, ranking) for seeds, ranking in pairs], key=_sort_key)
-    # The sort puts rows without a score last.
+    rows = [_build_row(columns, seeds, ranking) for seeds, ranking in pairs]
+    rows.sort(key=lambda row: row.ranking.ranks is None)
+    # Rows without a score are last: all are by accuracy, and none of these has a rank.
     shown = len(rows) if of_teachers else sum(row.is_scored for row in rows)
     ranked, incomplete = tuple(rows[:shown]), tuple(rows[shown:])
     text = caption(runs, ranked, not of_teachers)
-    return TaskTable(title, columns, ranked, incomplete, text, of_teachers)
-
-
-def _sort_key(row: Row) -> tuple[bool, float, str]:
-    # NaN has no order.
-    accuracy = row.score if row.is_scored else -1
-    return row.ranking.rank is None, -accuracy, row.label
+    return TaskTable(title, columns, ranked, incomplete, text, of_teachers, win_probabilities)
 
 
 def _split_rows(
     runs: pd.DataFrame, columns: Iterable[Column], protocol: Mapping[str, str]
 ) -> list[SeedColumns]:
-    """Return the runs of each row, by ROW_KEYS, with the columns that a row needs."""
+    """Return the runs of each row, best first, then by ROW_KEYS, with the columns it needs."""
     names = [*ROW_KEYS, *RUN_COLUMNS, RANK_METRIC, *(column.metric for column in columns)]
     names.extend(runs.columns[runs.columns.str.startswith(TEACHER_PREFIX)])
     needed = runs.reindex(columns=list(dict.fromkeys(names))).assign(
@@ -119,7 +114,14 @@ def _split_rows(
         seeds = by_key[row_key(run)]
         for name, value in run.items():
             seeds[name].append(value)
-    return [by_key[key] for key in sorted(by_key)]
+    rows = [by_key[key] for key in sorted(by_key)]
+    rows.sort(key=_sort_key)
+    return rows
+
+
+def _sort_key(seeds: SeedColumns) -> float:
+    # NaN has no order.
+    return -float(np.nan_to_num(_summarise(RANK_METRIC, seeds).mean, nan=-1))
 
 
 def _add_teacher_keys(runs: list[dict[str, Any]]) -> None:

@@ -1,4 +1,4 @@
-"""Views and diagrams for papers, by matplotlib: SVG and PDF, text as text, no background."""
+"""Views, diagrams and heat maps for papers, by matplotlib: SVG and PDF, text as text."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from leaderboards.render.figures.rank_diagram import Diagram
 from leaderboards.render.figures.views import MAX_LEGEND, Series, View, bar_lengths
+from leaderboards.stats.ranks import Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
 
 Box: TypeAlias = tuple[float, float, float, float]  # left, bottom, right, top
@@ -22,6 +24,7 @@ TEXT, SOFT, ACCENT, LINE, BARS = "#1f2328", "#656c76", "#0b6e75", "#d9d6d0", "#9
 COLOURS = (ACCENT, "#b35c00", "#6a4fb3", "#b3365b", "#2f6db3", "#5f6f10", "#8a4b2a", "#50565e")
 MARKERS = ("o", "D", "s", "^", "X", "P", "*", "h")
 FONT = 9.0  # points, as in STYLE
+CELL, SMALLEST_MAP = 0.2, 2.0  # inches of a heat map without its names
 STYLE = Path(__file__).with_name("paper.mplstyle")
 WITHOUT_DATE: Any = {"svg": {"Date": None, "Creator": None}, "pdf": {"CreationDate": None}}
 # Of a diagram: colour and width of each kind of line, alignment of each anchor.
@@ -64,6 +67,37 @@ def draw_diagram(diagram: Diagram) -> Figure:
             side = ALIGNMENTS[label.anchor]
             axes.text(label.x, label.y, label.text, ha=side, parse_math=False)
         return figure
+
+
+def draw_win_matrix(names: Sequence[str], probabilities: Array) -> Figure:
+    """Draw a heat map of P(row beats column) in percent, (rows, rows); darker is more likely."""
+    count = len(names)
+    side = max(CELL * count, SMALLEST_MAP)
+    with _blank_figure(side, side) as figure:
+        # The file is cut to what is drawn: names take what room they need around the map.
+        axes = figure.add_axes((0, 0, 1, 1))
+        axes.pcolormesh(probabilities, cmap=_win_colours(), vmin=0, vmax=1, linewidth=0)
+        axes.set(ylim=(count, 0), xlabel="P(row beats column), %")
+        middles = [position + 0.5 for position in range(count)]
+        axes.set_xticks(middles, names, rotation=90, parse_math=False)
+        axes.set_yticks(middles, names, parse_math=False)
+        axes.tick_params(colors=TEXT, length=0, labeltop=True, labelbottom=False)
+        axes.grid(visible=False)
+        axes.spines[:].set_visible(False)
+        size = min(FONT, 30 * side / count)
+        for row, column in product(range(count), repeat=2):
+            share = probabilities[row, column]
+            colour = "white" if share > 0.5 else TEXT
+            look: Any = {"ha": "center", "va": "center", "color": colour, "fontsize": size}
+            axes.text(middles[column], middles[row], f"{100 * share:.0f}", **look)
+        return figure
+
+
+def _win_colours() -> Colormap:
+    from matplotlib.colors import LinearSegmentedColormap
+
+    # From light to dark without a turn: it reads the same in grey.
+    return LinearSegmentedColormap.from_list("wins", ("white", BARS, ACCENT, "#05363a"))
 
 
 def save_figure(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from leaderboards.render.figures.views import MAX_ROWS, row_labels
-from leaderboards.stats.mean_ranks import inseparable_spans
+from leaderboards.stats.mean_positions import inseparable_spans
 from leaderboards.tables.across_tasks import AcrossTasks
 
 SCALE_LEFT, SCALE_RIGHT = 250, 470  # ends of the scale; the names lie on both sides of it
@@ -15,7 +15,7 @@ SCALE_TOP = 66
 NAME_STEP, BAR_STEP = 19, 8  # between two names, between two bars
 Kind: TypeAlias = Literal["scale", "lead", "bar"]
 Point: TypeAlias = tuple[float, float]
-Scale: TypeAlias = Callable[[float], float]  # from a rank to its x
+Scale: TypeAlias = Callable[[float], float]  # from a position to its x
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Label:
 
 @dataclass
 class Diagram:
-    """Polylines (a bar joins rows that cannot be told apart), a dot a mean rank, and texts."""
+    """Polylines (a bar joins rows that cannot be told apart), a dot a mean position, and texts."""
 
     height: float
     lines: list[tuple[Kind, list[Point]]] = field(default_factory=list)
@@ -40,17 +40,18 @@ class Diagram:
 
 
 def layout_diagram(across: AcrossTasks) -> Diagram | None:
-    """Lay out the diagram; None for too few rows to compare or too many to read."""
+    """Lay out the diagram; None where no two rows can be told apart, or for too many to read."""
     count = len(across.rows)
-    if not 3 <= count <= MAX_ROWS:
+    if count > MAX_ROWS or not across.separates:
         return None
-    last_rank = max(count, 1 + across.critical_difference)
+    last_position = max(count, 1 + across.critical_difference)
 
-    def to_x(rank: float) -> float:
-        share = (SCALE_RIGHT - SCALE_LEFT) * (rank - 1) / (last_rank - 1)
+    def to_x(position: float) -> float:
+        share = (SCALE_RIGHT - SCALE_LEFT) * (position - 1) / (last_position - 1)
         return round(SCALE_LEFT + share, 1)
 
-    spans = inseparable_spans([row.mean_rank for row in across.rows], across.critical_difference)
+    positions = [row.mean_position for row in across.rows]
+    spans = inseparable_spans(positions, across.critical_difference)
     names_top = SCALE_TOP + BAR_STEP * len(spans)
     diagram = Diagram(names_top + NAME_STEP * ((count + 1) // 2 + 1))
     _add_scale(diagram, across, to_x)
@@ -64,13 +65,13 @@ def layout_diagram(across: AcrossTasks) -> Diagram | None:
 
 
 def _add_scale(diagram: Diagram, across: AcrossTasks, to_x: Scale) -> None:
-    """Add the scale of ranks with its ticks, and the critical difference as a line above it."""
+    """Add the scale of positions with its ticks, and the critical difference as a line above it."""
     count = len(across.rows)
     diagram.lines.append(("scale", [(to_x(1), SCALE_TOP), (to_x(count), SCALE_TOP)]))
-    for rank in range(1, count + 1, max(1, round(count / 8))):
-        x = to_x(rank)
+    for position in range(1, count + 1, max(1, round(count / 8))):
+        x = to_x(position)
         diagram.lines.append(("scale", [(x, SCALE_TOP - 5), (x, SCALE_TOP)]))
-        diagram.labels.append(Label(x, SCALE_TOP - 10, str(rank), "middle"))
+        diagram.labels.append(Label(x, SCALE_TOP - 10, str(position), "middle"))
     diagram.lines.append(("scale", [(to_x(1), 26), (to_x(1 + across.critical_difference), 26)]))
     text = f"critical difference {across.critical_difference:.1f}"
     diagram.labels.append(Label(to_x(1 + across.critical_difference / 2), 18, text, "middle"))
@@ -80,7 +81,7 @@ def _add_names(diagram: Diagram, across: AcrossTasks, to_x: Scale, top: float) -
     """Name the better half on the left from the best down, the rest on the right from the worst."""
     count = len(across.rows)
     for position, name in enumerate(row_labels(across.rows)):
-        x = to_x(across.rows[position].mean_rank)
+        x = to_x(across.rows[position].mean_position)
         diagram.dots.append((x, SCALE_TOP))
         if position < (count + 1) // 2:
             y = top + NAME_STEP * (1 + position)

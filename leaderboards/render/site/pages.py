@@ -82,7 +82,7 @@ def summarise_method(rows: Sequence[SiteRow]) -> dict[str, float]:
             share = site_row.kept
             if not math.isnan(share):
                 shares.append(share)
-            if site_row.row.ranking.rank == 1:
+            if any(leader is site_row.row for leader in site_row.task.table.leaders):
                 first_ranks.add(site_row.task.path)
     kept = max(shares, default=math.nan)
     return {"tasks": len(tasks), "first_ranks": len(first_ranks), "kept": kept, "runs": runs}

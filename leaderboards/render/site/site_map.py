@@ -42,12 +42,6 @@ class Task:
         return next(iter(self.table.contenders), None)
 
     @property
-    def winners(self) -> list[Row]:
-        """The rows of the first rank, or the most accurate one where there are no ranks."""
-        winners = [row for row in self.table.ranked if row.ranking.rank == 1]
-        return winners or [*self.table.contenders[:1]]
-
-    @property
     def runs(self) -> int:
         return sum(map(attrgetter("seeds"), self.table.rows))
 

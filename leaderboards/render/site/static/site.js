@@ -8,7 +8,7 @@ function enhanceTables() {
   for (const element of document.querySelectorAll("table.data")) {
     const table = new DataTable(element, {
       paging: false, info: false, autoWidth: false, layout: { topStart: null, topEnd: null, bottomStart: null, bottomEnd: null },
-      order: JSON.parse(element.dataset.arrives || "[]"),
+      order: [], // as the page has it
       columnDefs: [
         { targets: "score", type: "measured", orderSequence: ["desc", "asc"] },
         { targets: "count", type: "measured", orderSequence: ["asc", "desc"] },
