@@ -54,7 +54,8 @@ def encode(net: Net, shape: tuple[int, ...], form: str, metadata: dict[str, str]
         if form == "safetensors":
             from safetensors.torch import save
 
-            return save(tensors, metadata)
+            content: bytes = save(tensors, metadata)
+            return content
         if form == "onnx":
             return encode_onnx(net, shape)
     except ModuleNotFoundError as error:
@@ -85,7 +86,7 @@ def encode_onnx(net: Net, shape: tuple[int, ...]) -> bytes:
         export_program(net, shape), input_names=["images"], output_names=["logits"], verbose=False
     )
     assert program is not None  # None is returned where a file is written.
-    content = program.model_proto.SerializeToString()
+    content: bytes = program.model_proto.SerializeToString()
     if find_spec("onnxruntime"):
         compare_with_torch(content, net, shape)
     return content
