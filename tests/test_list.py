@@ -17,6 +17,7 @@ from attacks import catalog
 from bench import cli, datasets, models
 from bench.cli.listing import readable_value
 from bench.datasets.loading import load_data
+from bench.models.size import network_size
 from bench.protocol import suites
 from bench.reference.about import describe_method
 from bench.reference.sections import TITLES
@@ -151,14 +152,15 @@ def test_the_size_of_a_test_set_is_that_of_its_description(info: datasets.Datase
 
 
 @pytest.mark.parametrize("name", ["resnet8-w4", "resnet32-w5-s2"])
-def test_a_model_has_its_number_of_parameters(
-    name: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_model_has_its_size(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     (facts,) = read_json(name, capsys)["models"]
     for dataset, count in facts["parameters"].items():
         net = models.build(name, datasets.get(dataset))
         assert count == sum(value.numel() for value in net.parameters())
     assert list(facts["parameters"]) == list(datasets.DATASETS)
+    # Tests of test_model.py count them by hand.
+    counts = {dataset: network_size(name, dataset).multiply_adds for dataset in datasets.DATASETS}
+    assert facts["multiply_adds"] == counts
 
 
 def test_an_attack_in_full_has_its_budget(capsys: pytest.CaptureFixture[str]) -> None:

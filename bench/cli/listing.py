@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bench.reference.sections import Facts
+from bench.system.tables import readable_number
 
 # Without a terminal, for a file or another program.
 PIPED_WIDTH = 120
@@ -188,14 +189,3 @@ def readable_value(value: Any) -> str:
     if isinstance(value, Iterable) and not isinstance(value, str):
         return ", ".join(map(readable_value, value))
     return str(value)
-
-
-def readable_number(value: float) -> str:
-    """Return a number as it is written in a suite: a fraction of 255 for 0.03137254901960784."""
-    if len(str(value)) < 10:
-        return str(value)
-    levels = 255 * value
-    # Radii and steps in pixels are a few whole or half levels.
-    if levels < 33 and abs(2 * levels - round(2 * levels)) < 1e-9:
-        return f"{levels:g}/255"
-    return f"{value:.4g}"

@@ -25,6 +25,7 @@ PREFIXES = ("module.", "basic_net.", "model.", "net.", "1.")
 # The TRADES release stores a block of this name that its network never uses.
 UNUSED_BLOCK = "sub_block1."
 COUNTER = "num_batches_tracked"
+SAFETENSORS = ".safetensors"
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
@@ -52,7 +53,10 @@ def read(path: Path, sha256: str | None = None) -> dict[str, Any]:
     try:
         if sha256:
             check_hash(path, sha256)
-        content = torch.load(path, weights_only=True, map_location="cpu")
+        if path.suffix == SAFETENSORS:
+            content = load_safetensors(path)
+        else:
+            content = torch.load(path, weights_only=True, map_location="cpu")
     except FileNotFoundError as error:
         raise BenchError(f"there is no checkpoint {str(path)!r}") from error
     except BenchError:
@@ -68,6 +72,36 @@ def read(path: Path, sha256: str | None = None) -> dict[str, Any]:
         kind = type(content).__name__
         raise BenchError(f"{str(path)!r} holds a {kind}, not a checkpoint's dictionary of tensors")
     return content
+
+
+def load_safetensors(path: Path) -> State:
+    """Return the tensors of a safetensors file. Raise BenchError without its package."""
+    with open_safetensors(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Return the texts in the head of a safetensors file, {} for any other file."""
+    if path.suffix != SAFETENSORS or not path.is_file():
+        return {}
+    try:
+        with open_safetensors(path) as file:
+            return file.metadata() or {}
+    except BenchError:
+        raise
+    # `read` says what is wrong with the file.
+    except Exception:
+        return {}
+
+
+def open_safetensors(path: Path) -> Any:
+    """Open a safetensors file. Raise BenchError without its package."""
+    try:
+        from safetensors import safe_open
+    except ModuleNotFoundError as error:
+        need = "safetensors: pip install 'robust-distill-bench[safetensors]'"
+        raise BenchError(f"to read {str(path)!r} needs {need}") from error
+    return safe_open(path, framework="pt")
 
 
 def check_hash(path: Path, sha256: str) -> None:

@@ -141,17 +141,15 @@ def match_model(name: str) -> list[Facts]:
     return [summarise_model(name)]
 
 
-def count_parameters(name: str, data_root: Path) -> Facts:
-    """Return a network's number of trainable parameters for each data set."""
-    import torch
+def measure_model(name: str, data_root: Path) -> Facts:
+    """Return a network's parameters, and its multiply-adds for one image, for each data set."""
+    from bench.models.size import network_size
 
-    counts = {}
-    for info in datasets.DATASETS.values():
-        # Without storage: the largest has a billion bytes.
-        with torch.device("meta"):
-            net = models.build(name, info)
-        counts[info.name] = sum(value.numel() for value in net.parameters())
-    return {"parameters": counts}
+    sizes = {dataset: network_size(name, dataset) for dataset in datasets.DATASETS}
+    return {
+        "parameters": {dataset: size.parameters for dataset, size in sizes.items()},
+        "multiply_adds": {dataset: size.multiply_adds for dataset, size in sizes.items()},
+    }
 
 
 def list_attacks() -> list[Facts]:
@@ -208,7 +206,7 @@ SECTIONS = (
     Section("methods", list_methods),
     Section("suites", list_suites),
     Section("datasets", list_datasets, details=locate_dataset),
-    Section("models", list_models, match_model, count_parameters),
+    Section("models", list_models, match_model, measure_model),
     Section("attacks", list_attacks),
     Section("controls", list_controls),
     Section("teachers", list_teachers),

@@ -25,3 +25,14 @@ def format_table(columns: Sequence[str], rows: Iterable[Sequence[str]], numbers:
     with console.capture() as capture:
         console.print(table)
     return "\n".join(line.rstrip() for line in capture.get().splitlines())
+
+
+def readable_number(value: float) -> str:
+    """Return a number as it is written in a suite: a fraction of 255 for 0.03137254901960784."""
+    if len(str(value)) < 10:
+        return str(value)
+    levels = 255 * value
+    # Radii and steps in pixels are a few whole or half levels.
+    if levels < 33 and abs(2 * levels - round(2 * levels)) < 1e-9:
+        return f"{levels:g}/255"
+    return f"{value:.4g}"

@@ -6,13 +6,12 @@ from pathlib import Path
 
 import torch
 
+from bench.models.formats import export_program
 from bench.tracking.run_logger import RunLogger
 from methods.base import Net
 
 # Of the artifacts of a run.
 FOLDER = "model"
-# With one image the exported graph would take one image alone.
-EXAMPLE_IMAGES = 2
 
 
 def log_network(logger: RunLogger, net: Net, shape: tuple[int, ...], folder: Path) -> None:
@@ -29,12 +28,9 @@ def log_network(logger: RunLogger, net: Net, shape: tuple[int, ...], folder: Pat
     """
     from mlflow.models import Model
 
-    example = torch.zeros(EXAMPLE_IMAGES, *shape)
-    any_count = ({0: torch.export.Dim.AUTO},)
-    program = torch.export.export(net, (example,), dynamic_shapes=any_count)
     data = folder / "data"
     data.mkdir(parents=True, exist_ok=True)
-    torch.export.save(program, data / "model.pt2")
+    torch.export.save(export_program(net, shape), data / "model.pt2")
     model = Model(artifact_path=FOLDER, run_id=logger.run_id)
     model.add_flavor(
         "pytorch", model_data=data.name, pytorch_version=str(torch.__version__), code=None

@@ -1,0 +1,35 @@
+"""The size of a network: its parameters, and the arithmetic that one image costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from bench import datasets
+from bench.models import build
+
+
+@dataclass(frozen=True)
+class Size:
+    """Trainable parameters, and the multiply-adds of a forward pass of one image.
+
+    multiply_adds: of convolutions and matrix products; normalisation and activations do not count.
+    """
+
+    parameters: int
+    multiply_adds: int
+
+
+@cache
+def network_size(arch: str, dataset: str) -> Size:
+    """Count without computing. Raise UsageError for an unknown network or data set."""
+    info = datasets.get(dataset)
+    # Without storage: the largest has a billion bytes.
+    with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
+        net = build(arch, info).eval()
+        net(torch.empty(1, *info.shape))
+    parameters = sum(value.numel() for value in net.parameters())
+    return Size(parameters, counter.get_total_flops() // 2)

@@ -1,0 +1,183 @@
+"""Trained networks, named by a run, by a row of a table or by a file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import tempfile
+from contextlib import suppress
+from operator import attrgetter
+from pathlib import Path
+
+from bench import datasets
+from bench.models import checkpoint
+from bench.protocol.spec import flatten_names
+from bench.system.errors import BenchError, UsageError, unknown_name
+from bench.tracking.run_logger import SHOWN_DIGITS
+from bench.tracking.store import TrackingStore, store_exists
+from leaderboards.read.artifacts import read_artifact
+from leaderboards.read.record_files import read_record
+from leaderboards.schema import fields
+from leaderboards.schema.checkpoints import CHECKPOINTS
+from leaderboards.schema.record import Record, RecordError
+from methods.base import Net
+
+RUN_ID = re.compile("[0-9a-f]{4,32}")
+FILE_SUFFIXES = (checkpoint.SAFETENSORS, ".pt")
+FORMS = "a run's id or 4 of its first digits, or a row SUITE/DATASET/STUDENT/METHOD"
+
+
+def load(source: str | Path, store: Path, name: str, arch: str, dataset: str) -> Net:
+    """Load a network as `bench.load` describes it, whose `checkpoint` is called `name` here."""
+    if isinstance(source, str) and not source.endswith(FILE_SUFFIXES):
+        return load_network(find_record(store, source), store, name)
+    path = Path(source)
+    if not path.exists():
+        raise BenchError(f"there is no file {str(path)!r}")
+    metadata = checkpoint.read_metadata(path)
+    arch, dataset = arch or metadata.get("arch", ""), dataset or metadata.get("dataset", "")
+    if not (arch and dataset):
+        raise UsageError(f"{str(path)!r} does not say its network: name arch= and dataset=")
+    return checkpoint.load(path, arch, datasets.get(dataset))
+
+
+def read_records(store: Path) -> list[Record]:
+    """Read the records of a store, oldest first. Raise BenchError without any."""
+    folder = store / "records"
+    records = []
+    for path in folder.glob("*.json"):
+        # The leaderboard names the files that are no records.
+        with suppress(RecordError):
+            records.append(read_record(path))
+    if not records:
+        raise BenchError(f"there is no record in {str(folder)!r}")
+    return sorted(records, key=attrgetter("start_time", "run_id"))
+
+
+def find_record(store: Path, source: str) -> Record:
+    """Return the record of a run, or of a row's best seed. Raise UsageError for none or several."""
+    if "/" in source:
+        return find_best_seed(store, source)
+    if not RUN_ID.fullmatch(source):
+        raise UsageError(f"{source!r} names no trained network: {FORMS}")
+    records = read_records(store)
+    matches = {record.run_id: record for record in records if record.run_id.startswith(source)}
+    if not matches:
+        # The newest run of a spec.
+        of_spec = [record for record in records if record.spec_id == source]
+        matches = {record.run_id: record for record in of_spec[-1:]}
+    if not matches:
+        raise UsageError(f"there is no record of a run {source!r}: `show` lists the runs")
+    if len(matches) > 1:
+        raise UsageError(f"{source!r} begins the ids of {len(matches)} runs: {', '.join(matches)}")
+    return matches.popitem()[1]
+
+
+def find_best_seed(store: Path, row: str) -> Record:
+    """Return the record of a row's seed with the highest robust accuracy in validation.
+
+    row: SUITE/DATASET/STUDENT/METHOD, with /VARIANT for one that has a variant; without a version,
+    the suite's newest. Raise UsageError for no row, or runs that are no seeds of one row.
+    """
+    records = read_records(store)
+    suite, _, names = row.partition("/")
+    versions = {
+        record.spec.suite for record in records if fields.in_suite(record.spec.suite, suite)
+    }
+    newest = max(versions, key=lambda version: int(version.rpartition("@")[2]), default=suite)
+    # The newest run of each spec.
+    seeds = {
+        record.spec_id: record for record in records if row_address(record) == f"{newest}/{names}"
+    }
+    if not seeds:
+        raise unknown_name("row", row, {row_address(record) for record in records})
+    specs = [dict(flatten_names("", record.spec.model_dump())) for record in seeds.values()]
+    different = [name for name in specs[0] if len({str(spec.get(name)) for spec in specs}) > 1]
+    if different not in ([], ["seed"]):
+        runs = ", ".join(record.run_id[:SHOWN_DIGITS] for record in seeds.values())
+        different.remove("seed")
+        raise UsageError(f"{row!r}: runs {runs} differ in {', '.join(different)}: name one of them")
+    return max(seeds.values(), key=validation_accuracy)
+
+
+def row_address(record: Record) -> str:
+    """Return how the row of a record is named on the command line."""
+    spec = record.spec
+    parts = (spec.suite, spec.dataset, spec.arch, spec.method, record.tags.get("variant", ""))
+    return "/".join(filter(None, parts))
+
+
+def validation_accuracy(record: Record) -> float:
+    """Return the highest robust accuracy on the validation images, -1 where none was recorded."""
+    return max((value for _, value in record.curves.get("val/robust", ())), default=-1.0)
+
+
+def load_network(record: Record, store: Path, name: str) -> Net:
+    """Load a checkpoint of a run in eval mode on the CPU.
+
+    Raise BenchError where it is not in the store or has another hash than the record says.
+    """
+    content = read_checkpoint(record, store, name)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, f"{name}.pt")
+        path.write_bytes(content)
+        return checkpoint.load(path, record.spec.arch, datasets.get(record.spec.dataset))
+
+
+def read_checkpoint(record: Record, store: Path, name: str) -> bytes:
+    """Return a checkpoint's file, from the folder or the server that has it; see `load_network`."""
+    sha256 = checkpoint_sha256(record, name)
+    address = f"runs:/{record.run_id}/checkpoints/{name}.pt"
+    if not store_exists(store):
+        raise BenchError(f"{address} is not in {str(store)!r}, which has no runs")
+    client = TrackingStore(store).client
+    try:
+        run_uri = client.get_run(record.run_id).info.artifact_uri
+        content = read_artifact(run_uri, f"checkpoints/{name}.pt")
+    # Stores fail in more ways than can be named.
+    except Exception as error:
+        cause = "an imported record has none, and files can be deleted"
+        raise BenchError(f"{address} is not in the store: {cause}") from error
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != sha256:
+        hashes = f"sha256 {digest[:16]}..., not {sha256[:16]}..."
+        raise BenchError(f"{address} has {hashes}: another or damaged file")
+    return content
+
+
+def checkpoint_sha256(record: Record, name: str) -> str:
+    """Return the hash that the record states. Raise BenchError for another checkpoint's name."""
+    if name not in CHECKPOINTS:
+        raise unknown_name("checkpoint", name, CHECKPOINTS)
+    checksums = {str(key): digest for key, digest in record.checksums.items()}
+    if name not in checksums:
+        others = ", ".join(checksums) or "none"
+        raise BenchError(f"run {record.run_id} has no checkpoint {name!r}: it has {others}")
+    return checksums[name]
+
+
+def accuracy_by_checkpoint(record: Record) -> dict[str, dict[str, float]]:
+    """Return accuracies and counts by checkpoint and attack, as RunSummary has them."""
+    accuracy: dict[str, dict[str, float]] = {}
+    for name, entry in CHECKPOINTS.items():
+        for metric, value in record.metrics.items():
+            prefix, _, attack = metric.partition("/")
+            if prefix == entry.metric_prefix:
+                accuracy.setdefault(name, {})[attack] = value
+    return accuracy
+
+
+def describe(record: Record, name: str) -> dict[str, str]:
+    """Return texts that say what a checkpoint is, for the head of a safetensors file."""
+    spec = record.spec
+    return {
+        "arch": spec.arch,
+        "dataset": spec.dataset,
+        "method": spec.method,
+        "suite": spec.suite,
+        "run_id": record.run_id,
+        "checkpoint": name,
+        "source_sha256": checkpoint_sha256(record, name),
+        "accuracy": json.dumps(accuracy_by_checkpoint(record).get(name, {})),
+    }
