@@ -26,7 +26,7 @@ from optuna.trial import TrialState
 
 from bench import cli
 from bench.datasets import fetching, loading
-from bench.tuning import storage, trial
+from bench.tuning import search, storage, trial
 from bench.tuning.storage import retry_history
 from bench.tuning.study import group_attempts
 
@@ -471,6 +471,26 @@ def test_dry_run_shows_space_and_cost(tmp_path: Path) -> None:
     cost = r"50 trials of 9 and 36 epochs for each of 2 searches with tpe: at most about"
     assert re.search(cost, err)
     assert not list((tmp_path / "runs").glob("tuning*"))
+    assert "warning" not in err
+
+
+@pytest.mark.parametrize(
+    ("flags", "warns"),
+    [("--trials 14", True), ("--trials 15", False), ("--trials 3 --sampler random", False)],
+)
+def test_a_search_that_is_mostly_random_is_warned_of(
+    flags: str,
+    warns: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(search, "show_plan", lambda *plan: 0)
+    assert cli.dispatch(f"tune --method trades {flags} --dry-run".split()) == 0
+    expected = "warning: --trials 14: the first 10 trials or more are drawn at random, so fewer "
+    expected += "than 15 are a random search"
+    assert capsys.readouterr().err.splitlines() == ([expected] if warns else [])
 
 
 @pytest.mark.slow
