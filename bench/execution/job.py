@@ -32,15 +32,17 @@ from bench.system.progress import Progress
 from bench.teachers import cards
 from bench.teachers.cards import Card
 from bench.tracking import exported_model, links, note
+from bench.tracking.copying import copy_results
 from bench.tracking.note import RunSummary
 from bench.tracking.run_logger import FAILED, FINISHED, KILLED, RunLogger
 from bench.tracking.store import TrackingStore
 from bench.training.distributed import SINGLE_PROCESS, ProcessGroup
 from bench.training.trainer import STATE, State, Trainer, TrainingModule, derive_seed
 from leaderboards.schema.checkpoints import CHECKPOINTS
+from leaderboards.schema.fields import parse_json_tag
 
 if TYPE_CHECKING:
-    from mlflow.entities import LoggedModel
+    from mlflow.entities import LoggedModel, Run
 
 # Files in the folder of an unfinished run: the checksums of its teachers' checkpoints, and the
 # mark of a run that is to be repeated, whatever the record says.
@@ -101,14 +103,37 @@ def run_job(
         with mlflow_run(run, context, folder) as logger:
             job = Job(run, context, data, folder, logger, progress)
             checksums = check_teachers(run, context, folder)
-            describe_run(job, student_passes, checksums)
-            state = train(job)
-            evaluation = evaluate(job)
-            record(job, state, evaluation)
+            if untuned := find_untuned(run, context, checksums):
+                result = copy_results(logger, untuned)
+            else:
+                describe_run(job, student_passes, checksums)
+                state = train(job)
+                evaluation = evaluate(job)
+                record(job, state, evaluation)
+                result = format_accuracies(evaluation.accuracy["best"])
         shutil.rmtree(folder)
-    best = evaluation.accuracy["best"]
-    shown = [f"{name} {100 * best[name]:.1f}" for name in SHOWN_ACCURACIES if name in best]
+    return result
+
+
+def format_accuracies(accuracy: dict[str, float]) -> str:
+    """Return the accuracies that a run's last line shows, in percent."""
+    shown = [f"{name} {100 * accuracy[name]:.1f}" for name in SHOWN_ACCURACIES if name in accuracy]
     return ", ".join(shown)
+
+
+def find_untuned(run: PlannedRun, context: RunContext, teachers: dict[str, str]) -> Run | None:
+    """Return a finished run with the values of a tuned one, which thus need not be trained again.
+
+    Its teachers must have had the checkpoints with these sha256. None for a run that is not tuned,
+    is forced or has begun to train.
+    """
+    folder, spec = work_folder(context.root, run.spec), run.spec
+    if not spec.tuned or (folder / REPEAT_MARK).exists() or (folder / STATE).exists():
+        return None
+    untuned = context.store.find_run(dataclasses.replace(spec, tuned=0), FINISHED)
+    if untuned and parse_json_tag(untuned.data.tags.get("teacher_sha256", "")) == teachers:
+        return untuned
+    return None
 
 
 @contextmanager
@@ -160,7 +185,7 @@ def mlflow_run(run: PlannedRun, context: RunContext, folder: Path) -> Iterator[R
     logger = context.store.start_run(run.spec, run_tags(run, context.code, context.group), fresh)
     try:
         yield logger
-        logger.finish(FINISHED)
+        logger.finish(FINISHED, logger.final_note)
     except (KeyboardInterrupt, SystemExit):
         logger.finish(KILLED, "interrupted")
         raise

@@ -30,6 +30,8 @@ class RunLogger:
         self._complete_write = deferred_signals if is_sqlite else nullcontext
         history = client.get_metric_history(run_id, "epoch")
         self.last_epoch = max((metric.step for metric in history), default=-1)
+        # For people who see the finished run.
+        self.final_note = ""
 
     def log_params(self, values: dict[str, Any]) -> None:
         from mlflow.entities import Param
