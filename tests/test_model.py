@@ -67,7 +67,7 @@ def change(store: Path, record: Record, change: Callable[[dict[str, Any]], None]
     document = json.loads(record.to_json())
     change(document)
     changed = parse_record(json.dumps(document).encode())
-    (store / "records" / record.file_name).write_text(changed.to_json())
+    (store / "records" / record.spec.record_name).write_text(changed.to_json())
     return changed
 
 

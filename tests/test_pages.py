@@ -221,12 +221,56 @@ def test_long_fractions_are_short_and_pixels_are_of_255() -> None:
     }
     sentences = dict(
         describe_protocol(
-            [{f"param/{name}": text for name, text in recorded.items()} | {"seed": "0"}]
+            [
+                {f"param/{name}": text for name, text in recorded.items()}
+                | {"seed": "0", "role": "student", "variant": ""}
+            ]
         )
     )
     assert (sentences["Threat"], sentences["Inner attack"], sentences["Training"]) == (
         "l-infinity, eps 8/255 in pixels of [0, 1]", "of 2.5/255", "learning rate 0.2768",
     )  # fmt: skip
+
+
+PROTOCOL = {"training.epochs": "36", "training.lr": "0.2", "eps": "0.15", "inner_steps": "5"}
+KNOWN = {**PROTOCOL, "training.epochs": "40", "attacks": "('pgd20', 'aa')", "limit_test": "None"}
+
+
+def sentences(text: str) -> dict[str, str]:
+    """Return the protocol lines of a page, the last topic if several have the name."""
+    body = text.partition("Protocol</h")[2].partition("</dl>")[0]
+    return dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", body))
+
+
+@pytest.mark.parametrize(("stated", "epochs"), [({}, "36"), (KNOWN, "40")])
+def test_protocol_lines_show_the_values_of_the_suite(
+    stated: dict[str, str], epochs: str, tmp_path: Path
+) -> None:
+    tracked = Store(f"sqlite:///{tmp_path}/mlflow.db")
+    tracked.run("rslad", 0.7, params=PROTOCOL, metrics={"test/clean": 0.9})
+    for seed in ("2", "10"):
+        tuned = {"variant": "tuned, 20 trials, ab12", "sets": "lr", "seed": seed}
+        tracked.run("rslad", 0.7, params=PROTOCOL | {"training.lr": "0.31"}, **tuned)
+    for method, trained in (("trades", "18"), ("natural", epochs)):
+        params = PROTOCOL | {"training.epochs": trained}
+        tracked.run(method, 0.8, role="teacher", student="big", params=params, seed="3")
+    leaderboards.write(tracked.uri, tmp_path / "out", protocol=lambda experiment: stated)
+    read = Path.read_text
+    index = sentences(read(tmp_path / "out/index.html"))
+    (task,) = map(sentences, map(read, tmp_path.glob("out/tasks/*.html")))
+    assert index["Training"] == task["Training"] == f"{epochs} epochs, learning rate 0.2"
+    assert index["Teachers"] == "18 epochs (trades)"
+    assert "Teachers" not in task
+    assert index["Seeds"] == task["Seeds"] == "0 / 2 / 10"
+    assert index.get("Attacks") == ("PGD-20, AutoAttack" if stated else None)
+    assert "Data" not in index
+    runs = [sentences(read(path)) for path in sorted(tmp_path.glob("out/runs/*.html"))]
+    trained = sorted((run["Training"], run["Seeds"]) for run in runs)
+    assert trained == sorted([
+        ("36 epochs, learning rate 0.2", "0"), ("36 epochs, learning rate 0.31", "2"),
+        ("36 epochs, learning rate 0.31", "10"), ("18 epochs, learning rate 0.2", "3"),
+        (f"{epochs} epochs, learning rate 0.2", "3"),
+    ])  # fmt: skip
 
 
 def test_costs_of_the_run_come_before_those_of_attacks() -> None:

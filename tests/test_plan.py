@@ -11,16 +11,19 @@ from typing import Any
 
 import pytest
 
+import methods
 from bench import models
 from bench.cli.commands.run import read_request
 from bench.execution import plan
 from bench.execution.plan import PlannedRun
-from bench.protocol import suites
+from bench.protocol import suites, tuned_config
 from bench.protocol.options import RunOptions
 from bench.protocol.suites import Suite
+from bench.protocol.tuned_config import TunedConfig
 from bench.system.errors import UsageError
+from bench.training.distributed import ProcessGroup
 from leaderboards.schema.spec import Spec
-from methods.base import RECIPE
+from methods.base import RECIPE, Method, hp
 
 # Ids of the first teacher and the first student. A changed id disowns every record of its suite:
 # change the suite's version with it, never these lines alone.
@@ -45,6 +48,12 @@ def student_runs(arguments: str) -> list[PlannedRun]:
 
 def student_specs(arguments: str) -> list[Spec]:
     return [run.spec for run in student_runs(arguments)]
+
+
+def repeat_student(command: str) -> PlannedRun:
+    """Plan the student of a recorded command."""
+    options, hyper = read_request(shlex.split(command)[4:])
+    return plan.plan_runs(options, hyper)[-1]
 
 
 @pytest.mark.parametrize("name", suites.SUITES)
@@ -119,16 +128,74 @@ def test_an_option_changes_the_spec(arguments: str, field: str, value: Any) -> N
         "--method iad --official --begin 0.1 --no-trust-all --epochs 3",
         "--method mart --official --awp 0.01",
         "--method igdm --base rslad --alpha 0.9",
+        "--method rslad --lr 0.05 --momentum 0.8 --weight-decay 1e-05",
+        "--method ard --official --lr 0.05",
+        "--method rslad --alpha 0.25 --lr 0.3 --tuned 20",
     ],
 )
 def test_the_recorded_command_plans_the_same_run(arguments: str) -> None:
     planned = student_runs(arguments)[0]
-    command = shlex.split(planned.command)
-    assert command[:4] == ["python", "-m", "bench", "run"]
-    options, hyper = read_request(command[4:])
-    runs = plan.plan_runs(options, hyper)
-    repeated_ids = [run.spec.id for run in runs if run.spec.role == "student"]
-    assert repeated_ids == [planned.spec.id]
+    assert shlex.split(planned.command)[:4] == ["python", "-m", "bench", "run"]
+    assert repeat_student(planned.command) == planned
+    devices = ProcessGroup(size=2, sync_batchnorm=True).command_line(planned.command)
+    launcher, program, words = devices.partition(" -m bench run ")
+    assert (launcher, program) == ("torchrun --nproc-per-node 2", " -m bench run ")
+    options, hyper = read_request(shlex.split(words))
+    assert options.sync_batchnorm
+    assert plan.plan_runs(options, hyper)[-1].spec.id == planned.spec.id
+
+
+@pytest.mark.parametrize("change", ["", "--seeds 1", "--epochs 2", "--limit-train 300 --seeds 0"])
+def test_the_command_of_a_tuned_run_needs_no_file(
+    change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hyper, training = {"alpha": 0.123456789, "tau": 2}, {"lr": 1, "weight_decay": 1e-05}
+    config = TunedConfig(
+        *("ard", "digits@3", "digits", "resnet8-w8", "natural"), hyper, training, {"trials": 20}
+    )
+    monkeypatch.chdir(tmp_path)
+    tuned_config.write(Path("found/c.toml"), config)
+    planned = plan_command(f"--config found/c.toml {change}")[-1]
+    assert (planned.spec.tuned, planned.spec.hyper["alpha"]) == (20, 0.123456789)
+    assert re.fullmatch(r"tuned, 20 trials, [0-9a-f]{4}", planned.variant)
+    assert planned.variant_fields == ("lr", "weight_decay")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    assert "found" not in planned.command
+    assert repeat_student(planned.command) == planned
+
+
+def test_a_tuned_row_is_named_after_its_values() -> None:
+    """The names of the rows that this repository has recorded."""
+    for digest, alpha, lr, decay in (
+        ("aacd", 0.8242542047409623, 0.2767710726805693, 0.0017432660009571899),
+        ("30ef", 0.7068105583984519, 0.7841990447924024, 0.0014986973714879025),
+    ):
+        flags = f"--alpha {alpha} --lr {lr} --weight-decay {decay} --tuned 30"
+        (*_, run) = plan_command(f"--method rslad --student resnet8-w4 --seeds 0 {flags}")
+        assert run.variant == f"tuned, 30 trials, {digest}"
+
+
+@pytest.mark.parametrize("change", ["--alpha 0.5", "--lr 0.3"])
+def test_a_changed_configuration_is_not_tuned(change: str, tmp_path: Path) -> None:
+    names = ("rslad", "digits@3", "digits", "resnet8-w4", "robust")
+    config = TunedConfig(*names, {"alpha": 0.9}, {"lr": 0.1}, {"trials": 20})
+    tuned_config.write(tmp_path / "c.toml", config)
+    run = plan_command(f"--config {tmp_path / 'c.toml'} {change}")[-1]
+    assert (run.spec.tuned, "tuned" in run.variant) == (0, False)
+    assert change.removeprefix("--").replace(" ", "=") in run.variant
+    assert repeat_student(run.command) == run
+
+
+def test_a_hyper_parameter_may_hide_an_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Hiding(Method):
+        lr: float = hp(0.5, "of its own")
+
+    monkeypatch.setattr(methods, "load", lambda name: Hiding)
+    run = plan_command("--method kd --lr 0.7")[-1]
+    assert (run.spec.hyper["lr"], run.spec.training.lr) == (0.7, suites.DIGITS.training.lr)
+    assert repeat_student(run.command) == run
 
 
 def test_official_sets_switches_and_training() -> None:
@@ -175,6 +242,14 @@ def test_the_variant_names_the_changes() -> None:
             "--method iad2 --alpha-robust 0.9 --alpha-natural 0.9",
             "iad2: alpha_robust + alpha_natural = 1.8: at most 1",
         ),
+        (
+            "--method ard --official --tuned 3",
+            "--tuned: values of one method, and not those of --official",
+        ),
+        ("--method kd,rslad --tuned 3", "--tuned: values of one method"),
+        ("--method kd --tuned -3", "--tuned -3: not negative"),
+        ("--method kd --lr 0", "--lr = 0.0: more than 0 and at most 100"),
+        ("--method kd --weight-decay nan", "--weight-decay = nan: not negative and at most 1"),
         (
             "--method gacd --official",
             "--official: no script of gacd is known to do anything otherwise",

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 import sites
+from leaderboards.read.verdicts import read_row_verdicts
 from scipy.stats import norm
 from sites import Reader, render_markdown
 from test_leaderboards import Store, scores
 
 from leaderboards.read import store
-from leaderboards.read.verdicts import read_row_verdicts
 from leaderboards.render import latex
 from leaderboards.render.figures import rank_diagram, task_views
 from leaderboards.render.figures.win_matrix import win_matrix

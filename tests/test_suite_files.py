@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
 from pathlib import Path
 
 import pytest
@@ -49,11 +50,11 @@ def plan_command(arguments: str) -> list[plan.PlannedRun]:
 def read_text(text: str, folder: Path) -> Suite:
     path = folder / "text.toml"
     path.write_text(text)
-    return read_suite(path)
+    return read_suite(str(path))
 
 
 def test_a_file_changes_its_base(suite_file: Path) -> None:
-    suite = read_suite(suite_file)
+    suite = read_suite(str(suite_file))
     teacher = dataclasses.replace(
         DIGITS.teachers["robust"],
         training=dataclasses.replace(DIGITS.teachers["robust"].training, epochs=1),
@@ -105,15 +106,30 @@ def test_the_name_covers_the_protocol_and_not_its_labels(tmp_path: Path) -> None
 
 
 def test_runs_of_a_file_follow_it(suite_file: Path) -> None:
-    suite = read_suite(suite_file)
+    suite = read_suite(str(suite_file))
     teacher, student = plan_command("--method rslad --suite mine.toml")
     assert {teacher.spec.suite, student.spec.suite} == {suite.id}
     assert (student.spec.training, student.spec.eps) == (suite.training, 0.1)
     assert teacher.spec.training == suite.teachers["robust"].training
-    assert "--suite mine.toml" in student.command
-    assert "teacher train --suite mine.toml" in teacher.command
-    repeated = plan_command(student.command.partition(" run ")[2])
+
+
+def test_recorded_commands_hold_the_file(
+    suite_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # MLflow keeps 8,000 characters of a tag.
+    suite_file.write_text(f"about = '{9000 * 'x'}'\n{SHORT}")
+    teacher, student = plan_command("--method rslad --suite mine.toml")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    words = shlex.split(student.command)
+    assert words[:4] == ["python", "-m", "bench", "run"]
+    repeated = plan.plan_runs(*read_request(words[4:]))
     assert [run.spec for run in repeated] == [teacher.spec, student.spec]
+    assert [run.command for run in repeated] == [teacher.command, student.command]
+    assert len(student.command) < 8000
+    words = shlex.split(teacher.command)
+    assert words[3:6] == ["teacher", "train", "--suite"]
+    assert resolve_suite(words[6]).id == student.spec.suite
 
 
 def test_adversarial_weight_perturbation_of_a_file_is_used(suite_file: Path) -> None:
@@ -126,7 +142,7 @@ def test_adversarial_weight_perturbation_of_a_file_is_used(suite_file: Path) -> 
 
 
 def test_leaderboards_know_the_suite_by_its_name(suite_file: Path) -> None:
-    suite = read_suite(suite_file)
+    suite = read_suite(str(suite_file))
     assert in_suite(suite.id, suite.name)
     assert in_suite(suite.id, suite.id)
     assert not in_suite(suite.id, "mine")
@@ -142,7 +158,7 @@ def test_a_search_uses_the_file(suite_file: Path) -> None:
 def test_a_tuned_configuration_names_the_suite_of_its_file(
     suite_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    suite = read_suite(suite_file)
+    suite = read_suite(str(suite_file))
     config = f"""
         method = "ard"
         suite = "{suite.id}"
@@ -300,7 +316,7 @@ def test_a_suite_file_from_run_to_record(
 ) -> None:
     """Two processes train, the leaderboard has a section, the record is refused elsewhere."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    suite = read_suite(suite_file)
+    suite = read_suite(str(suite_file))
     assert exit_code("run --method rslad,natural --suite mine.toml --workers 2") == 0
     assert exit_code("leaderboard --suite mine.toml") == 0
     assert exit_code(f"leaderboard --suite {suite.name} --out by_name") == 0

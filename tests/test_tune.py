@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import random
 import re
@@ -13,12 +14,16 @@ import time
 import tomllib
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import optuna
 import pytest
 import server
 import sqlalchemy
+from bench.protocol.spec import Spec
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from optuna.study import Study
@@ -26,7 +31,11 @@ from optuna.trial import TrialState
 
 from bench import cli
 from bench.datasets import fetching, loading
-from bench.tuning import storage, trial
+from bench.execution.job import REPEAT_MARK, find_untuned
+from bench.execution.plan import plan_runs, work_folder
+from bench.protocol.options import RunOptions
+from bench.training.trainer import STATE
+from bench.tuning import search, storage, trial
 from bench.tuning.storage import retry_history
 from bench.tuning.study import group_attempts
 
@@ -147,7 +156,7 @@ def test_default_and_tuned_rows_are_side_by_side(folder: Path) -> None:
 def test_same_command_does_nothing_and_more_trials_go_on(folder: Path) -> None:
     code, _, err = bench(f"tune {FEW} --trials 5 --workers 2 --seeds 0", folder)
     assert (code, "0 to do, 2 already recorded" in err) == (0, True)
-    assert "trial" not in err.partition("complete")[0]
+    assert ": trial " not in err.partition("complete")[0]
     code, _, err = bench(f"tune {FEW} --trials 6 --search-only", folder)
     assert code == 0, err
     assert re.findall(r": trial (\d) of 6", err) == ["6"]
@@ -158,12 +167,73 @@ def test_same_command_does_nothing_and_more_trials_go_on(folder: Path) -> None:
 def test_other_search_space_needs_another_storage(folder: Path) -> None:
     words = f"tune {FEW} --trials 1 --range lr=0.1:0.3 --search-only"
     code, _, err = bench(words, folder)
-    assert (code, len(err.splitlines())) == (1, 1), err
+    warning, *errors = err.splitlines()
+    assert (code, len(errors), warning[:9]) == (1, 1, "warning: "), err
     assert "was made with another search space: lr" in err
     code, _, err = bench(f"{words} --storage sqlite:///runs/other.db --pruner none", folder)
     assert code == 0, err
     (first, second) = find_runs(mlflow_uri(folder), "study")
     assert (first.info.status, second.data.tags["pruner"]) == ("FINISHED", "none")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_tuned_run_with_the_defaults_is_a_copy(workers: int, tmp_path: Path) -> None:
+    words = f"tune {FEW} --trials 1 --seeds 0 --workers {workers}"
+    code, _, err = bench(words, tmp_path)
+    assert code == 0, err
+    default, copy = sorted(
+        find_runs(mlflow_uri(tmp_path), "student"), key=lambda run: int(run.data.params["tuned"])
+    )
+    text = f"a copy of run {default.info.run_id[:8]}, which has the same values"
+    assert text in err
+    assert (default.data.params["tuned"], copy.data.params["tuned"]) == ("0", "1")
+    assert (default.data.tags["status_note"], copy.data.tags["status_note"]) == ("", text)
+    assert copy.data.metrics == default.data.metrics
+    assert copy.data.metrics["cost/train_seconds"] > 0
+    own = {"spec_id", "variant", "sets", "status_note", "command", "mlflow.note.content"}
+    own |= {"mlflow.parentRunId", "mlflow.runName"}
+    for name in default.data.tags.keys() | copy.data.tags.keys():
+        same = default.data.tags.get(name) == copy.data.tags.get(name)
+        assert same or name in own, name
+    client = MlflowClient(mlflow_uri(tmp_path))
+    for name in ("val/robust", "train/loss"):
+        curves = []
+        for run in (default, copy):
+            history = client.get_metric_history(run.info.run_id, name)
+            curves.append([(point.step, point.value) for point in history])
+        assert curves[0] == curves[1]
+        assert len(curves[0]) == 36
+    folders = [Path(run.info.artifact_uri.removeprefix("file://")) for run in (default, copy)]
+    for file in ("checkpoints/best.pt", "verdicts/verdicts_best_aa.npz", "environment.json"):
+        assert (folders[0] / file).read_bytes() == (folders[1] / file).read_bytes()
+    assert json.loads((folders[1] / "spec.json").read_text())["tuned"] == 1
+    assert not [path for path in (tmp_path / "runs/work").iterdir() if len(path.name) == 16]
+    code, _, err = bench(words, tmp_path)
+    assert (code, "0 to do, 2 already recorded" in err) == (0, True)
+
+
+def test_only_the_same_training_is_copied(tmp_path: Path) -> None:
+    (run,) = plan_runs(RunOptions(method="pgd_at", student="resnet8-w4", seeds="0", tuned=20), {})
+    asked = []
+
+    def find_run(spec: Spec, status: str) -> SimpleNamespace:
+        asked.append((spec.tuned, status))
+        return SimpleNamespace(data=SimpleNamespace(tags={"teacher_sha256": '{"robust": "ab"}'}))
+
+    context: Any = SimpleNamespace(root=tmp_path, store=SimpleNamespace(find_run=find_run))
+    assert find_untuned(run, context, {"robust": "ab"})
+    assert asked == [(0, "FINISHED")]
+    assert not find_untuned(run, context, {"robust": "cd"})
+    assert not find_untuned(run, context, {})
+    untuned = replace(run, spec=replace(run.spec, tuned=0))
+    assert not find_untuned(untuned, context, {"robust": "ab"})
+    for name in (REPEAT_MARK, STATE):
+        file = work_folder(tmp_path, run.spec) / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+        assert not find_untuned(run, context, {"robust": "ab"})
+        file.unlink()
 
 
 @pytest.mark.slow
@@ -471,6 +541,26 @@ def test_dry_run_shows_space_and_cost(tmp_path: Path) -> None:
     cost = r"50 trials of 9 and 36 epochs for each of 2 searches with tpe: at most about"
     assert re.search(cost, err)
     assert not list((tmp_path / "runs").glob("tuning*"))
+    assert "warning" not in err
+
+
+@pytest.mark.parametrize(
+    ("flags", "warns"),
+    [("--trials 14", True), ("--trials 15", False), ("--trials 3 --sampler random", False)],
+)
+def test_a_search_that_is_mostly_random_is_warned_of(
+    flags: str,
+    warns: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(search, "show_plan", lambda *plan: 0)
+    assert cli.dispatch(f"tune --method trades {flags} --dry-run".split()) == 0
+    expected = "warning: --trials 14: the first 10 trials or more are drawn at random, so fewer "
+    expected += "than 15 are a random search"
+    assert capsys.readouterr().err.splitlines() == ([expected] if warns else [])
 
 
 @pytest.mark.slow

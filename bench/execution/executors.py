@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -21,6 +22,7 @@ from bench.execution.inputs import LoadData, cached_loader
 from bench.execution.job import RunContext, build_training_module, mark_for_repeat, run_job
 from bench.execution.plan import PlannedRun, work_folder
 from bench.protocol.options import ProtocolOptions
+from bench.protocol.spec import Spec
 from bench.system import signals
 from bench.system.errors import BenchError, continue_hint, one_line
 from bench.system.log import NOTE, LogSettings, log_in_worker, log_settings
@@ -100,11 +102,23 @@ def run_in_processes(
     failed: set[str] = set()
     tally = ParallelProgress(len(todo))
     queued = [*map(QueuedRun, range(1, len(todo) + 1), todo, costs)]
-    # All teachers before all students: a student may need any of them.
-    for role in ("teacher", "student"):
-        wave = [item for item in queued if item.run.spec.role == role]
+    ids = {run.spec.id for run in todo}
+    waves: tuple[list[QueuedRun], ...] = ([], [], [])
+    for item in queued:
+        waves[wave_number(item.run.spec, ids)].append(item)
+    for wave in waves:
         run_wave(options, context, wave, failed, tally)
     return failed
+
+
+def wave_number(spec: Spec, ids: set[str]) -> int:
+    """Return when a run may begin: teachers, students that may need any of them, then copies.
+
+    A tuned run may be a copy of the one with the same values, whose id is among `ids`.
+    """
+    if spec.role == "teacher":
+        return 0
+    return 2 if spec.tuned and replace(spec, tuned=0).id in ids else 1
 
 
 def run_wave(

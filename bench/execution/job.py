@@ -27,6 +27,7 @@ from bench.datasets.splits import Data
 from bench.execution.evaluation import CheckpointEvaluation, evaluate_checkpoint
 from bench.execution.plan import PlannedRun, work_folder
 from bench.models import checkpoint
+from bench.models.size import network_size
 from bench.system import environment
 from bench.system.errors import BenchError, one_line
 from bench.system.files import sha256_of_file
@@ -34,10 +35,12 @@ from bench.system.progress import Progress
 from bench.teachers import cards
 from bench.teachers.cards import Card
 from bench.tracking import exported_model, links, note
+from bench.tracking.copying import copy_results
 from bench.tracking.run_logger import RunLogger
 from bench.tracking.store import TrackingStore
 from bench.training.distributed import SINGLE_PROCESS, ProcessGroup
 from bench.training.trainer import STATE, State, Trainer, TrainingModule, derive_seed
+from leaderboards.read.records import read_record
 from leaderboards.schema import metrics
 from leaderboards.schema.checkpoints import BEST, CHECKPOINTS
 from leaderboards.schema.fields import (
@@ -48,7 +51,7 @@ from leaderboards.schema.fields import (
     Artifact,
     Tag,
 )
-from leaderboards.schema.record import Record, build_record
+from leaderboards.schema.record import Record, RecordError, build_record
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
@@ -103,15 +106,43 @@ def run_job(
         folder.mkdir(exist_ok=True)
         with mlflow_run(run, context, folder) as logger:
             job = Job(run, context, data, folder, logger, progress)
-            description = describe_run(job, check_teachers(run, context, folder))
-            state, cost = train(job)
-            cost[metrics.STUDENT_PASSES] = student_passes
-            evaluations = evaluate(job)
-            record(job, state, cost, evaluations, description)
+            checksums = check_teachers(run, context, folder)
+            if untuned := find_untuned(run, context, checksums):
+                tags = run_tags(run, context.code, context.group)
+                result = copy_results(context.store, logger, untuned, run.spec, tags)
+            else:
+                result = train_and_record(job, checksums, student_passes)
         shutil.rmtree(folder)
+    return result
+
+
+def train_and_record(job: Job, teacher_sha256: dict[str, str], student_passes: float) -> str:
+    """Carry out the steps of a run; return the accuracies that its last line shows, in percent."""
+    description = describe_run(job, teacher_sha256)
+    state, cost = train(job)
+    cost[metrics.STUDENT_PASSES] = student_passes
+    evaluations = evaluate(job)
+    record(job, state, cost | network_sizes(job), evaluations, description)
     best = evaluations[BEST].accuracy
     shown = [f"{name} {100 * best[name]:.1f}" for name in SHOWN_ACCURACIES if name in best]
     return ", ".join(shown)
+
+
+def find_untuned(run: PlannedRun, context: RunContext, teachers: dict[str, str]) -> Record | None:
+    """Return the record of a run with the values of a tuned one, which thus need not be trained.
+
+    Its teachers must have had the checkpoints with these sha256. None for a run that is not tuned,
+    is forced or has begun to train.
+    """
+    folder, spec = work_folder(context.root, run.spec), run.spec
+    if not spec.tuned or (folder / REPEAT_MARK).exists() or (folder / STATE).exists():
+        return None
+    path = context.store.records / dataclasses.replace(spec, tuned=0).record_name
+    try:
+        untuned = read_record(path)
+    except RecordError:
+        return None
+    return untuned if untuned.teacher_sha256 == teachers else None
 
 
 @contextmanager
@@ -163,7 +194,7 @@ def mlflow_run(run: PlannedRun, context: RunContext, folder: Path) -> Iterator[R
     logger = context.store.start_run(run.spec, run_tags(run, context.code, context.group), fresh)
     try:
         yield logger
-        logger.finish(FINISHED)
+        logger.finish(FINISHED, logger.final_note)
     except (KeyboardInterrupt, SystemExit):
         logger.finish(KILLED, "interrupted")
         raise
@@ -270,6 +301,19 @@ def record(
     # The file comes last: whoever reads it sees a complete run in MLflow.
     context.store.save_record(finished)
     return finished
+
+
+def network_sizes(job: Job) -> dict[str, float]:
+    """Return parameters and multiply-adds of the student and of its robust teacher, if any."""
+    spec = job.run.spec
+    student = network_size(spec.arch, spec.dataset)
+    sizes = {metrics.PARAMETERS: student.parameters, metrics.MULTIPLY_ADDS: student.multiply_adds}
+    for identity in filter(None, [spec.teachers.get("robust")]):
+        arch = cards.find_card(job.context.root, identity, spec.dataset).arch
+        teacher = network_size(arch, spec.dataset)
+        sizes[metrics.TEACHER_PARAMETERS] = teacher.parameters
+        sizes[metrics.TEACHER_MULTIPLY_ADDS] = teacher.multiply_adds
+    return {name: float(value) for name, value in sizes.items()}
 
 
 def build_run_record(

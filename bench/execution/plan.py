@@ -11,7 +11,7 @@ from typing import Any
 
 import methods
 from bench import datasets, models
-from bench.execution.suite_file import resolve_suite
+from bench.execution.suite_file import inline_suite, resolve_suite
 from bench.protocol import tuned_config
 from bench.protocol.options import ProtocolOptions, RunOptions
 from bench.protocol.suites import Suite
@@ -50,17 +50,15 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class StartingValues:
-    """The values of a student before flags change them.
-
-    They are the method's defaults, those of the authors' script, or tuned ones. `trials` is the
-    number of trials that it took to find them.
-    """
+    """What the authors' script sets otherwise than the method's defaults, before flags do."""
 
     hyper: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
-    name: str = ""
-    flags: tuple[str, ...] = ()
-    trials: int = 0
+
+    @property
+    def official(self) -> bool:
+        """Whether the script sets anything."""
+        return bool(self.hyper or self.training)
 
 
 def plan_runs(options: RunOptions, hyper: dict[str, Any]) -> list[PlannedRun]:
@@ -83,7 +81,7 @@ def plan_runs(options: RunOptions, hyper: dict[str, Any]) -> list[PlannedRun]:
     starts = {}
     built = {}
     for name in requested_methods(options.method):
-        starts[name] = starting_values(options, suite, name)
+        starts[name] = starting_values(options, name)
         built[name] = build_method(name, hyper or starts[name].hyper)
     check_method_options(options, starts, built)
     teacher_runs: dict[str, PlannedRun] = {}
@@ -105,19 +103,26 @@ def check_student_options(options: RunOptions) -> None:
         raise UsageError(f"--epochs {options.epochs}: at least 1")
     if not 0 <= options.awp <= 1:
         raise UsageError(f"--awp {options.awp}: between 0 and 1")
+    if options.tuned < 0:
+        raise UsageError(f"--tuned {options.tuned}: not negative")
+    for name, value in training_flags(options).items():
+        if fault := tuned_config.setting_fault(name, value):
+            raise UsageError(f"--{fault.replace('_', '-', 1)}")
 
 
 def check_method_options(
     options: RunOptions, starts: dict[str, StartingValues], built: dict[str, Method]
 ) -> None:
     """Raise UsageError for options that none of the methods can follow."""
-    if options.official and not any(start.name for start in starts.values()):
+    if options.official and not any(start.official for start in starts.values()):
         raise UsageError(
             f"--official: no script of {options.method} is known to do anything otherwise"
         )
     distils = any(method.teacher_roles for method in built.values())
     if options.teacher != "robust" and not distils:
         raise UsageError(f"--teacher {options.teacher}: {options.method} has no teacher")
+    if options.tuned and (options.official or len(built) > 1):
+        raise UsageError("--tuned: values of one method, and not those of --official")
 
 
 def plan_teacher(options: ProtocolOptions, suite: Suite, dataset: str, role: str) -> PlannedRun:
@@ -137,7 +142,8 @@ def plan_teacher(options: ProtocolOptions, suite: Suite, dataset: str, role: str
         hyper=dataclasses.asdict(method),
         **protocol,
     )
-    words = ["teacher", "train", "--suite", options.suite, "--dataset", dataset, "--role", role]
+    words = ["teacher", "train", "--suite", inline_suite(options.suite)]
+    words += ["--dataset", dataset, "--role", role]
     return PlannedRun(spec, method, "", complete_command(words, options))
 
 
@@ -153,7 +159,8 @@ def plan_student(
     start: StartingValues,
 ) -> PlannedRun:
     """Return the run of one student; `teacher_names` maps roles to identities."""
-    training = replace(suite.training, **start.training)
+    changes = start.training | training_flags(options)
+    training = replace(suite.training, **changes)
     if options.awp:
         training = replace(training, awp=options.awp)
     if options.epochs is not None:
@@ -166,12 +173,12 @@ def plan_student(
         seed=seed,
         training=training,
         hyper=dataclasses.asdict(method),
-        tuned=start.trials,
+        tuned=options.tuned,
         **shared_spec_fields(options, suite, dataset),
     )
     variant = variant_text(options, method, start)
     command = student_command(options, spec, method, start)
-    return PlannedRun(spec, method, variant, command, tuple(start.training))
+    return PlannedRun(spec, method, variant, command, tuple(changes))
 
 
 def shared_spec_fields(options: ProtocolOptions, suite: Suite, dataset: str) -> dict[str, Any]:
@@ -255,30 +262,19 @@ def requested_methods(text: str) -> list[str]:
     return names
 
 
-def starting_values(options: RunOptions, suite: Suite, name: str) -> StartingValues:
-    """Return a method's values before flags change them.
-
-    Raises:
-        UsageError: a configuration is not for this run.
-    """
-    if options.config:
-        if options.official:
-            raise UsageError("--official and --config: one of them")
-        config = tuned_config.read(options.config)
-        if (config.method, config.suite) != (name, suite.id):
-            config_run = f"{config.method} in {config.suite}"
-            path = str(options.config)
-            raise UsageError(f"--config {path!r} is for {config_run}, --suite is {suite.id}")
-        flags = ("--config", str(options.config))
-        return StartingValues(config.hyper, config.training, config.label, flags, config.trials)
+def starting_values(options: RunOptions, name: str) -> StartingValues:
+    """Return what `--official` sets of a method; nothing without it."""
     if not options.official:
         return StartingValues()
     method_class = load_method(name)
-    hyper = official_values(method_class)
     training = {setting: value for setting, value, _ in method_class.recipe}
-    if not hyper and not training:
-        return StartingValues()
-    return StartingValues(hyper, training, "official", ("--official",))
+    return StartingValues(official_values(method_class), training)
+
+
+def training_flags(options: RunOptions) -> dict[str, float]:
+    """Return the settings of the students' training that flags state."""
+    values = {name: getattr(options, name) for name in tuned_config.TRAINING}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def load_method(name: str) -> type[Method]:
@@ -330,8 +326,17 @@ def changed_hyper(method: Method, start: StartingValues) -> dict[str, Any]:
 
 def variant_text(options: RunOptions, method: Method, start: StartingValues) -> str:
     """Say how a student's training differs from the method's default."""
-    parts = [start.name] if start.name else []
-    parts += [f"{name}={value}" for name, value in changed_hyper(method, start).items()]
+    parts = ["official"] if start.official else []
+    changes = training_flags(options) | changed_hyper(method, start)
+    if options.tuned:
+        # Quirks are never tuned.
+        quirks = {field.name for field in dataclasses.fields(method) if field.metadata["quirk"]}
+        hyper = dataclasses.asdict(method)
+        tuned = {name: value for name, value in hyper.items() if name not in quirks}
+        digest = tuned_config.values_digest(tuned, training_flags(options))
+        parts.append(f"tuned, {options.tuned} trials, {digest}")
+        changes = {name: value for name, value in changes.items() if name in quirks}
+    parts += [f"{name}={value}" for name, value in changes.items()]
     if options.awp:
         parts.append(f"awp={options.awp}")
     return ", ".join(parts)
@@ -339,16 +344,19 @@ def variant_text(options: RunOptions, method: Method, start: StartingValues) -> 
 
 def student_command(options: RunOptions, spec: Spec, method: Method, start: StartingValues) -> str:
     """Return the command line that repeats one student."""
-    words = ["run", "--method", spec.method, "--suite", options.suite, "--dataset", spec.dataset]
-    words += ["--student", spec.arch, "--seeds", str(spec.seed)]
+    words = ["run", "--method", spec.method, "--suite", inline_suite(options.suite)]
+    words += ["--dataset", spec.dataset, "--student", spec.arch, "--seeds", str(spec.seed)]
     if method.teacher_roles and options.teacher != "robust":
         words += ["--teacher", options.teacher]
     if options.epochs is not None:
         words += ["--epochs", str(options.epochs)]
-    words += start.flags
-    if options.awp:
-        words += ["--awp", str(options.awp)]
-    for name, value in changed_hyper(method, start).items():
+    if start.official:
+        words.append("--official")
+    values = training_flags(options) | changed_hyper(method, start)
+    for name in ("awp", "tuned"):
+        if value := getattr(options, name):
+            values[name] = value
+    for name, value in values.items():
         flag = name.replace("_", "-")
         if value is True:
             words.append(f"--{flag}")

@@ -37,15 +37,15 @@ class _SuiteFile(BaseModel, extra="forbid", strict=True, allow_inf_nan=False):
 
 
 def resolve_suite(text: str) -> Suite:
-    """Return the suite that `--suite` names: a built-in one, or that of a file, FILE.toml.
+    """Return the suite that `--suite` means: a name, a file FILE.toml, or its content as JSON.
 
     Raises:
-        UsageError: an unknown name, or a file that states no suite.
+        UsageError: an unknown name, or a content that states no suite.
     """
-    if not text.endswith(SUFFIX):
+    if not text.endswith(SUFFIX) and not text.startswith("{"):
         return suites.get(text)
     try:
-        suite = read_suite(Path(text))
+        suite = read_suite(text)
         check_names(suite)
     except UsageError as error:
         raise UsageError(f"--suite {text!r}: {error}") from error
@@ -57,8 +57,27 @@ def resolve_experiment(text: str) -> str:
     return resolve_suite(text).id if text.endswith(SUFFIX) else text
 
 
-def read_suite(path: Path) -> Suite:
-    """Read a suite. Its name ends in eight hex digits of the protocol's hash.
+def inline_suite(text: str) -> str:
+    """Return a value of `--suite` that means the same where the file is not: its content as JSON.
+
+    Recorded commands have it, so that they can be run anywhere.
+    """
+    if not text.endswith(SUFFIX):
+        return text
+    content = read_content(text)
+    # It may be long, and changes nothing.
+    content.pop("about", None)
+    return json.dumps(content)
+
+
+def read_content(text: str) -> dict[str, Any]:
+    """Return the content of a suite file from its path or from JSON. Raise OSError, ValueError."""
+    is_json = text.startswith("{")
+    return dict(json.loads(text) if is_json else tomllib.loads(read_config(Path(text))))
+
+
+def read_suite(text: str) -> Suite:
+    """Read a suite from a file or JSON. Its name ends in eight hex digits of the protocol's hash.
 
     Another protocol under the same name is thus another suite: runs, teachers and rows of the two
     never mix, whichever store or leaderboard they meet in.
@@ -67,13 +86,13 @@ def read_suite(path: Path) -> Suite:
         UsageError: the file states no suite.
     """
     try:
-        content = tomllib.loads(read_config(path))
+        content = read_content(text)
         base = content.pop("base", None)
         fields = LABELS | content
         if base is not None:
             fields = merge_tables(dataclasses.asdict(suites.get(str(base))), fields)
-        text = json.dumps({"suite": fields}, default=str)
-        suite = _SuiteFile.model_validate_json(text).suite
+        checked = json.dumps({"suite": fields}, default=str)
+        suite = _SuiteFile.model_validate_json(checked).suite
     except OSError as error:
         raise UsageError(f"{error.strerror}") from error
     except RecursionError as error:
@@ -82,7 +101,9 @@ def read_suite(path: Path) -> Suite:
         raise UsageError(describe_first_error(error).removeprefix("suite.")) from error
     # tomllib lets int's own error through for a number of thousands of digits.
     except ValueError as error:
-        raise UsageError(f"no TOML file: {error}") from error
+        raise UsageError(
+            f"no {'JSON' if text.startswith('{') else 'TOML file'}: {error}"
+        ) from error
     if not NAME.fullmatch(suite.name) or suite.name in suites.SUITES:
         rule = "letters, digits, - and _, at most 40, and not the name of a built-in suite"
         raise UsageError(f"name = {suite.name!r}: {rule}")

@@ -88,6 +88,9 @@ class RunOptions(ProtocolOptions):
     teacher: Teacher = "robust"
     seeds: Annotated[str, option("LIST", "such as 0,1,2", OF_SUITE)] = ""
     epochs: Annotated[Number, option(text="for the students", default=OF_SUITE)] = None
+    lr: Annotated[float | None, option("X", "learning rate of the students", OF_SUITE)] = None
+    momentum: Annotated[float | None, option("X", "for the students", OF_SUITE)] = None
+    weight_decay: Annotated[float | None, option("X", "for the students", OF_SUITE)] = None
     official: Annotated[
         Switch,
         option(
@@ -97,7 +100,6 @@ class RunOptions(ProtocolOptions):
     awp: Annotated[
         float, option("X", "adversarial weight perturbation, of this relative size; 0.005, say")
     ] = 0.0
-    config: Annotated[
-        Path | None,
-        option("FILE", "a configuration that `tune` wrote: method, suite, student and all values"),
-    ] = None
+    tuned: Annotated[
+        int, option("N", "say in the record that a search of N trials found the values")
+    ] = 0

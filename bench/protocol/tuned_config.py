@@ -43,23 +43,24 @@ class TunedConfig:
         return int(self.provenance.get("trials", 0))
 
     @property
-    def digest(self) -> str:
-        """Four hex digits, the same for the same values alone."""
-        text = json.dumps([self.hyper, self.training], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:4]
+    def values(self) -> dict[str, Any]:
+        """The hyper-parameters and the settings of the training."""
+        return self.training | self.hyper
 
     @property
-    def label(self) -> str:
-        """The name of the configuration in tables."""
-        return f"tuned, {self.trials} trials, {self.digest}"
-
-    @property
-    def flags(self) -> dict[str, str]:
+    def flags(self) -> dict[str, Any]:
         """The options of `run` that the file stands for."""
         options = {name: getattr(self, name) for name in NAMES if name != "suite"}
+        options |= {"tuned": self.trials, **self.values}
         suite = self.suite.partition("@")[0]
         # A suite of a file has to be named beside the configuration.
         return options | {"suite": suite} if suite in suites.SUITES else options
+
+
+def values_digest(hyper: dict[str, Any], training: dict[str, float]) -> str:
+    """Return four hex digits, the same for the same values alone."""
+    text = json.dumps([hyper, training], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:4]
 
 
 def write(path: Path, config: TunedConfig) -> None:
@@ -92,7 +93,9 @@ def read(path: Path) -> TunedConfig:
     fault = config_fault(config)
     if fault:
         raise UsageError(f"{flag}: {fault}")
-    return config
+    # TOML has whole numbers too, of which another spec would follow.
+    training = {name: float(value) for name, value in config.training.items()}
+    return dataclasses.replace(config, training=training)
 
 
 def config_fault(config: TunedConfig) -> str:

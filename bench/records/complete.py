@@ -7,7 +7,7 @@ from pathlib import Path
 from bench.datasets.fetching import is_missing
 from bench.execution.inputs import cached_loader
 from leaderboards.schema.packing import Classes
-from leaderboards.schema.record import VERSION, Record, build_record
+from leaderboards.schema.record import VERSION, Record, copy_record, pack_images
 
 
 def complete_record(record: Record, data_root: Path) -> Record:
@@ -17,9 +17,9 @@ def complete_record(record: Record, data_root: Path) -> Record:
     """
     if record.schema_.version == VERSION:
         return record
-    content = record.model_dump(exclude={"schema_", "classes", "verdicts"})
-    survived = record.survived if record.verdicts else None
-    return build_record(**content, labels=test_labels(record, data_root), survived=survived)
+    labels = test_labels(record, data_root)
+    classes = None if labels is None else pack_images(labels)
+    return copy_record(record, classes=classes)
 
 
 def test_labels(record: Record, data_root: Path) -> Classes | None:

@@ -32,7 +32,7 @@ def export_runs(store: Path, out: Path, run_ids: tuple[str, ...], suite: str) ->
     def copy_record(run_id: str) -> str:
         if run_id not in records:
             raise RecordError("no finished run of a suite has this id, or it has no record")
-        path = out / records[run_id].file_name
+        path = out / records[run_id].spec.record_name
         save_file(path, (synced.folder / path.name).read_bytes())
         return str(path)
 

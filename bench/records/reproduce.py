@@ -47,7 +47,7 @@ def reproduce(
         net = load(path, spec.arch, data.info, sha256).to(torch_device)
         full = BEST in spec.full_checkpoints
         with Progress([(0.0, 0.0)]) as progress:
-            progress.start(record.file_name)
+            progress.start(record.spec.record_name)
             result = evaluation.evaluate_checkpoint(
                 net, spec, data.test, full, Path(name, "verdicts"), progress.tick
             )

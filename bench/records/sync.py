@@ -105,4 +105,4 @@ def fetch_record(client: MlflowClient, run: Run, digest: str, folder: Path) -> N
             raise RecordError(f"its record cannot be fetched: {one_line(error, 200)}") from error
     if hashlib.sha256(content).hexdigest() != digest:
         raise RecordError("its record is not the file of its checksum")
-    save_file(folder / parse_record(content).file_name, content)
+    save_file(folder / parse_record(content).spec.record_name, content)

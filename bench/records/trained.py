@@ -10,14 +10,15 @@ from contextlib import suppress
 from operator import attrgetter
 from pathlib import Path
 
+from leaderboards.read.artifacts import read_artifact
+from leaderboards.read.record_files import read_record
+
 from bench import datasets
 from bench.models import checkpoint
 from bench.protocol.spec import flatten_names
 from bench.system.errors import BenchError, UsageError, unknown_name
 from bench.tracking.run_logger import SHOWN_DIGITS
 from bench.tracking.store import TrackingStore, store_exists
-from leaderboards.read.artifacts import read_artifact
-from leaderboards.read.record_files import read_record
 from leaderboards.schema import fields
 from leaderboards.schema.checkpoints import CHECKPOINTS
 from leaderboards.schema.record import Record, RecordError

@@ -39,6 +39,8 @@ class RunLogger:
         self._complete_write = deferred_signals if is_sqlite else nullcontext
         history = client.get_metric_history(run_id, "epoch")
         self.last_epoch = max((metric.step for metric in history), default=-1)
+        # For people who see the finished run.
+        self.final_note = ""
 
     def log_spec(self, spec: Spec) -> None:
         """Log a spec: as parameters, one level deep, and as a file."""

@@ -138,7 +138,7 @@ class TrackingStore:
 
     def save_record(self, record: Record) -> Path:
         """Write a record among those of the store; return its path."""
-        path = self.records / record.file_name
+        path = self.records / record.spec.record_name
         save_file(path, record.to_json().encode())
         return path
 

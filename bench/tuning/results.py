@@ -108,7 +108,8 @@ def write_results(
     commit, paths = run_context.code.get("code_commit", ""), []
     for trial in trials:
         config = build_config(trial, summary, trial_context, commit, teacher)
-        name = f"{trial_context.plan.name.replace('/', '-')}-{config.digest}.toml"
+        digest = tuned_config.values_digest(config.hyper, config.training)
+        name = f"{trial_context.plan.name.replace('/', '-')}-{digest}.toml"
         paths.append(run_context.root / "tuned" / name)
         tuned_config.write(paths[-1], config)
     logger.log_metrics({f"trials/{state}": summary.counts[state] for state in STATES})

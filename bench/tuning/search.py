@@ -19,6 +19,7 @@ from bench.execution.job import RunContext
 from bench.execution.overview import log_head, missing_data
 from bench.execution.plan import PlannedRun, parse_seeds, plan_runs, plan_teacher
 from bench.execution.suite_file import resolve_suite
+from bench.protocol import tuned_config
 from bench.protocol.options import ProtocolOptions, RunOptions
 from bench.system import environment
 from bench.system.errors import BenchError, UsageError, one_line
@@ -33,7 +34,14 @@ from bench.tuning.options import TuneOptions
 from bench.tuning.results import summarize, write_results
 from bench.tuning.space import TRAINING_FACTORS, SearchSpace, build_space, check_ranges
 from bench.tuning.storage import connect, exclusive, storage_errors
-from bench.tuning.study import StudyPlan, count_over, load_study, open_study, rung_epochs
+from bench.tuning.study import (
+    FEWEST_TRIALS,
+    StudyPlan,
+    count_over,
+    load_study,
+    open_study,
+    rung_epochs,
+)
 from bench.tuning.trial import TrialContext, format_value
 from bench.tuning.worker import run_workers
 from leaderboards.schema.fields import FAILED, KILLED
@@ -57,6 +65,7 @@ def tune(options: TuneOptions, dry_run: bool = False) -> int:
         spec = run.spec
         spaces[spec.method] = build_space(type(run.method), spec.training, options.range)
     check_ranges(spaces, options.range)
+    warn_of_few_trials(options)
     if dry_run:
         return show_plan(options, runs, spaces)
     # A storage that cannot be reached is reported before anything is trained.
@@ -100,6 +109,15 @@ def check_options(options: TuneOptions) -> None:
     if not path and journal.exists() and not database.exists():
         advice = f"copy its studies to {storage_url(options)} as CHANGELOG.md says, or remove it"
         raise UsageError(f"{journal}: journal files are no longer used; {advice}")
+
+
+def warn_of_few_trials(options: TuneOptions) -> None:
+    """Warn of a search that has hardly any trials to learn from."""
+    if options.trials < FEWEST_TRIALS and options.sampler != "random":
+        LOGGER.warning(
+            f"warning: --trials {options.trials}: the first 10 trials or more are drawn at random, "
+            f"so fewer than {FEWEST_TRIALS} are a random search"
+        )
 
 
 def run_options(options: TuneOptions, names: list[str], **values: Any) -> RunOptions:
@@ -258,12 +276,14 @@ class Search:
         with exclusive(plan.storage, "outcome"):
             return write_results(study, trial_context, self.run_context, self.teacher, logger)
 
-    def run_final(self, config: Path) -> int:
+    def run_final(self, path: Path) -> int:
         """Train default and best configuration with fresh seeds and test each, as `run` does."""
         spec = self.student.spec
         names = {"dataset": spec.dataset, "method": spec.method, "student": spec.arch}
         default = run_options(self.options, ["seeds"], **names, teacher=self.teacher)
-        tuned = plan_runs(replace(default, config=config), {})
+        config = tuned_config.read(path)
+        values: dict[str, Any] = {"tuned": config.trials, **config.training}
+        tuned = plan_runs(replace(default, **values), config.hyper)
         runs = plan_runs(default, {}) + [run for run in tuned if run.spec.role == "student"]
         return run_grid(default, runs)
 

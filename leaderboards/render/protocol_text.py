@@ -1,9 +1,11 @@
-"""The protocol of a suite in words, read from what its runs recorded."""
+"""The protocol of a suite in words: as the suite states it, else as its runs recorded it."""
 
 from __future__ import annotations
 
 import re
+from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
+from itertools import chain
 from typing import Any, TypeAlias
 
 from leaderboards.schema.metrics import ATTACK_LABELS
@@ -21,6 +23,7 @@ PARAMETERS = {
     },
     "Inner attack": {"inner_steps": "{} steps", "inner_step": "of {}"},
     "Data": {"limit_train": "first {} training images", "limit_test": "first {} test images"},
+    "Attacks": {"attacks": "{}"},
 }
 CHECKPOINT = (
     "the one with the best validation accuracy under PGD (clean, for methods without an inner "
@@ -28,21 +31,47 @@ CHECKPOINT = (
 )
 
 
-def describe_protocol(runs: Sequence[Run]) -> list[tuple[str, str]]:
-    """Return (topic, sentence) pairs, with "a / b" for values that differ between runs."""
-    sentences = {}
-    for topic, templates in PARAMETERS.items():
-        parts = []
-        for name, template in templates.items():
-            value = _joined_values(runs, name)
-            if value not in ("", "None"):
-                parts.append(template.format(value))
-        sentences[topic] = ", ".join(parts)
-    sentences["Checkpoint"] = CHECKPOINT
-    sentences["Attacks"] = ", ".join(_attack_labels(runs))
-    seeds = {run["seed"] for run in runs} - {""}
-    sentences["Seeds"] = _joined_values(runs, "seed") or " / ".join(sorted(seeds))
+def describe_protocol(
+    runs: Sequence[Run], stated: Mapping[str, str] | None = None
+) -> list[tuple[str, str]]:
+    """Return (topic, sentence) pairs: what the suite states, and what its teachers do otherwise.
+
+    stated: the suite's parameters. For one that it lacks counts what most students without a
+    variant recorded; of teachers alone, what most of them did.
+    """
+    teachers = [run for run in runs if run["role"] == "teacher"]
+    students = [run for run in runs if run["role"] != "teacher"] or teachers
+    plain = [run for run in students if not run["variant"]] or students
+    values = {name: _usual_value(plain, name) for name in chain.from_iterable(PARAMETERS.values())}
+    values |= stated or {}
+    sentences = {topic: _sentence(topic, values) for topic in PARAMETERS}
+    by_sentence: defaultdict[str, set[str]] = defaultdict(set)
+    for run in teachers:
+        recorded = recorded_values(run, "param/").items()
+        changes = {name: str(value) for name, value in recorded if str(value) != values.get(name)}
+        by_sentence[_sentence("Training", changes)].add(run["method"])
+    by_sentence.pop("", None)
+    lines = [f"{text} ({', '.join(sorted(names))})" for text, names in by_sentence.items()]
+    sentences |= {"Teachers": "; ".join(lines), "Checkpoint": CHECKPOINT}
+    seeds = sorted({run["seed"] for run in students} - {""}, key=lambda seed: (len(seed), seed))
+    sentences["Seeds"] = " / ".join(seeds)
     return [(topic, text) for topic, text in sentences.items() if text]
+
+
+def _usual_value(runs: Sequence[Run], name: str) -> str:
+    values = [run.get(f"param/{name}") for run in runs]
+    counts = Counter(str(value) for value in values if is_recorded(value))
+    return max(counts, key=counts.__getitem__, default="")
+
+
+def _sentence(topic: str, values: Mapping[str, str]) -> str:
+    """Describe the values of a topic's parameters, without those that state nothing."""
+    parts = []
+    for name, template in PARAMETERS[topic].items():
+        value = values.get(name, "")
+        if value not in ("", "None"):
+            parts.append(template.format(_readable_value(value)))
+    return ", ".join(parts)
 
 
 def shared_settings(runs: Sequence[Run]) -> list[tuple[str, str]]:
@@ -78,29 +107,14 @@ def sort_attacks(names: Collection[str]) -> list[str]:
     return attacks
 
 
-def _joined_values(runs: Sequence[Run], name: str) -> str:
-    values: dict[str, None] = {}
-    for run in runs:
-        value = run.get(f"param/{name}")
-        if is_recorded(value):
-            values[str(value)] = None
-    return " / ".join(sorted(map(_readable_value, values)))
-
-
 def _readable_value(text: str) -> str:
     """Drop brackets and quotes of a tuple that MLflow stored as text; shorten long fractions."""
     if text.startswith("("):
-        return re.sub(r"[()']", "", text).strip(", ") or "none"
+        names = re.sub(r"[()' ]", "", text).strip(",").split(",")
+        return ", ".join(ATTACK_LABELS.get(name, name) for name in names) or "none"
     if not FRACTION.fullmatch(text):
         return text
     levels = 255 * float(text)
     if abs(2 * levels - round(2 * levels)) < 1e-9:
         return f"{levels:g}/255"
     return f"{float(text):.4g}"
-
-
-def _attack_labels(runs: Sequence[Run]) -> list[str]:
-    names: set[str] = set()
-    for run in runs:
-        names.update(recorded_values(run, "test/"))
-    return [ATTACK_LABELS.get(name, name) for name in sort_attacks(names - {"clean", "worst"})]

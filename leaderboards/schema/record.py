@@ -217,13 +217,6 @@ class Record(StrictModel):
         spec = self.spec
         return spec.role, spec.dataset, spec.arch, spec.method, str(spec.seed)
 
-    @property
-    def file_name(self) -> str:
-        """A readable name in plain ASCII, the same for the same spec."""
-        spec = self.spec
-        name = f"{spec.suite}-{spec.dataset}-{spec.arch}-{spec.method}-seed{spec.seed}"
-        return f"{re.sub('[^A-Za-z0-9@._+]+', '-', name)[:150]}-{self.spec_id[:8]}.json"
-
     def to_json(self) -> str:
         """Return JSON with a line for each field."""
         content = self.model_dump(by_alias=True) | {"spec": asdict(self.spec)}
@@ -274,11 +267,23 @@ def build_record(
     if survived is not None:
         verdicts = {"images": survived.size, "survived": pack_verdicts(survived)}
     if labels is not None:
-        packed = None if predictions is None else pack_classes(predictions)
-        classes = {"images": labels.size, "labels": pack_classes(labels), "predictions": packed}
+        classes = pack_images(labels, predictions)
     schema = {"name": NAME, "version": VERSION}
     content |= {"schema": schema, "classes": classes, "verdicts": verdicts}
     return parse_record(_dump_json(content).encode())
+
+
+def pack_images(labels: Classes, predictions: Classes | None = None) -> dict[str, Any]:
+    """Return (images,) classes as the fields of PackedClasses."""
+    packed = None if predictions is None else pack_classes(predictions)
+    return {"images": labels.size, "labels": pack_classes(labels), "predictions": packed}
+
+
+def copy_record(record: Record, **content: Any) -> Record:
+    """Return a record of the current version with other content. Raises RecordError where wrong."""
+    values = record.model_dump(exclude={"schema_"}) | {"spec": json.loads(record.spec.json())}
+    schema = {"name": NAME, "version": VERSION}
+    return parse_record(_dump_json(values | {"schema": schema} | content).encode())
 
 
 def parse_record(content: bytes) -> Record:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
@@ -101,6 +102,12 @@ class Spec:
         """The tags of a run that follow from its spec."""
         values = (self.role, self.id, self.dataset, self.method, self.arch, self.teacher)
         return dict(zip(fields.IDENTITY_TAGS, (*values, str(self.seed)), strict=True))
+
+    @property
+    def record_name(self) -> str:
+        """The name of a record's file: readable, in plain ASCII."""
+        name = f"{self.suite}-{self.dataset}-{self.arch}-{self.method}-seed{self.seed}"
+        return f"{re.sub('[^A-Za-z0-9@._+]+', '-', name)[:150]}-{self.id[:8]}.json"
 
     @property
     def label(self) -> str:

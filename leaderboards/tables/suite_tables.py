@@ -32,7 +32,10 @@ RUN_COLUMNS += ["command", "sha256.best", "teacher_sha256", "training_path"]
 
 @dataclass(frozen=True)
 class Section:
-    """One version of one suite; `outdated` where there is a newer version."""
+    """One version of one suite; `outdated` where there is a newer version.
+
+    stated: the parameters that the suite states, {} for one that is not known here.
+    """
 
     experiment: str
     tables: tuple[TaskTable, ...]
@@ -40,6 +43,7 @@ class Section:
     runs: pd.DataFrame
     across_tasks: AcrossTasks | None
     outdated: bool
+    stated: Mapping[str, str]
 
     @property
     def rows(self) -> Iterator[Row]:
@@ -77,7 +81,7 @@ def _build_section(runs: pd.DataFrame, protocol: ProtocolLookup, outdated: bool)
     if is_teacher.any():
         teachers = _build_table("Teachers", runs[is_teacher], {}, of_teachers=True)
     across_tasks = compare_across_tasks(tables, teachers)
-    return Section(experiment, tuple(tables), teachers, runs, across_tasks, outdated)
+    return Section(experiment, tuple(tables), teachers, runs, across_tasks, outdated, stated)
 
 
 def _build_table(

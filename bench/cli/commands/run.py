@@ -29,6 +29,10 @@ class RunCommandOptions(RunOptions):
     first use.
     """
 
+    config: Annotated[
+        Path | None,
+        option("FILE", "a configuration that `tune` wrote: method, suite, student and all values"),
+    ] = None
     dry_run: DryRun = False
 
 
@@ -51,23 +55,28 @@ def read_request(argv: Sequence[str]) -> RunRequest:
     # defaults are, so the words are read twice.
     partial = parse_known(RunCommandOptions, argv, "run")
     names = method_names(partial.method)
-    defaults: dict[str, Any] = {}
+    config, defaults = None, dict[str, Any]()
     if partial.config:
+        if partial.official:
+            raise UsageError("--official and --config: one of them")
         config = read_config(partial.config, names)
-        names = [config.method]
-        defaults = config.flags | config.hyper
+        names, defaults = [config.method], config.flags
     if len(names) != 1:
         return parse_without_hyper(argv, names), {}
     method = methods.load(names[0])
     if partial.official:
         from methods.base import official_values
 
-        defaults |= official_values(method)
+        defaults = official_values(method)
     combined = add_hyper(names[0], method)
     parsed = parse_options(combined, argv, "run", combined(**defaults))
     # Worker processes get the options by pickle, which finds no class that was made here.
-    options = RunCommandOptions(**field_values(parsed, RunCommandOptions))
-    return options, field_values(parsed, method)
+    hyper, values = field_values(parsed, method), field_values(parsed, RunCommandOptions)
+    # A hyper-parameter of a plugin may have the name of an option that came later.
+    options = RunCommandOptions(**{name: values[name] for name in values.keys() - hyper.keys()})
+    if config:
+        options = check_config(config, parsed, options)
+    return options, hyper
 
 
 def parse_without_hyper(argv: Sequence[str], names: Sequence[str]) -> RunCommandOptions:
@@ -114,11 +123,35 @@ def read_config(path: Path, names: Sequence[str]) -> TunedConfig:
         if not matches_type(value, defaults[name]):
             kind = type(defaults[name]).__name__
             raise UsageError(f"{path}: {name} = {value!r} should be a {kind}")
+        # TOML has whole numbers too, of which another spec would follow.
+        if isinstance(defaults[name], float):
+            config.hyper[name] = float(value)
     try:
         method(**config.hyper)
     except ValueError as error:
         raise UsageError(f"{config.method}: {error}") from error
     return config
+
+
+def check_config(
+    config: TunedConfig, parsed: object, options: RunCommandOptions
+) -> RunCommandOptions:
+    """Return the options, without the mark of a tuned row if flags change a value that was found.
+
+    Raises:
+        UsageError: the configuration is for another suite.
+    """
+    from bench.execution.suite_file import resolve_suite
+
+    suite = resolve_suite(options.suite).id
+    if config.suite != suite:
+        config_run = f"{config.method} in {config.suite}"
+        raise UsageError(
+            f"--config {str(options.config)!r} is for {config_run}, --suite is {suite}"
+        )
+    if any(getattr(parsed, name) != value for name, value in config.values.items()):
+        return dataclasses.replace(options, tuned=0)
+    return options
 
 
 def add_hyper(name: str, method: type[Method]) -> type[RunCommandOptions]:

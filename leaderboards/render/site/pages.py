@@ -47,10 +47,9 @@ def render_pages(site: Site) -> Iterator[tuple[str, str]]:
         yield path, template.render(root="../", **_method_values(site, name))
     template = engine.get_template("run.html.j2")
     for site_row in site.rows:
-        protocol = tuple(describe_protocol(site.runs_of(site_row.row.run_ids)))
         for run_id in site_row.row.run_ids:
             values = _run_values(site, site_row, site.runs[run_id])
-            yield site.run_paths[run_id], template.render(root="../", protocol=protocol, **values)
+            yield site.run_paths[run_id], template.render(root="../", **values)
 
 
 def _engine(site: Site) -> jinja2.Environment:
@@ -90,7 +89,7 @@ def summarise_method(rows: Sequence[SiteRow]) -> dict[str, float]:
 
 def _task_values(site: Site, task: Task) -> dict[str, Any]:
     run_ids = chain.from_iterable(map(attrgetter("run_ids"), task.table.rows))
-    protocol = describe_protocol(site.runs_of(run_ids))
+    protocol = describe_protocol(site.runs_of(run_ids), task.section.stated)
     charts = [*map(build_chart, task_views(task.table, site.runs))]
     return {"task": task, "protocol": protocol, "charts": charts}
 
@@ -125,7 +124,7 @@ def _run_values(site: Site, site_row: SiteRow, run: Mapping[str, Any]) -> dict[s
     settings.pop("seed", None)
     views = run_views(site.curves.get(run["run_id"], {}))
     return {
-        "site_row": site_row, "run": run,
+        "site_row": site_row, "run": run, "protocol": tuple(describe_protocol([run])),
         "flags": fields.parse_json_tag(run["flags"]) or {},
         "charts": [*map(build_chart, views)], "accuracies": _accuracies(site, run),
         "row": site_row.row, "checkpoints": tuple(CHECKPOINT_LABELS.values()),
