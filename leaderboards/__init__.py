@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import chain
 from operator import attrgetter
@@ -40,39 +40,40 @@ def _paused_gc() -> Iterator[None]:
 
 @_paused_gc()
 def write(
-    source: str | Path,
+    folder: Path | None,
     out: Path,
     suite: str | None = None,
     about: Callable[[str], MethodCard | None] = lambda method: None,
     figures: bool = False,
     protocol: Callable[[str], Mapping[str, str]] = lambda experiment: {},
+    problems: Sequence[str] = (),
 ) -> list[Path]:
     """Write leaderboard.md, .tex, .json, .csv (a line per finished run) and a site into `out`.
 
     The site is index.html with a page for each task, method and run in folders beside it. Pages of
-    an earlier call that are no longer current are removed. An empty store gives every file too,
-    which says how to make a first run.
+    an earlier call that are no longer current are removed. Without records every file is written
+    too, and says how to make a first run.
 
     Args:
-        source: what store.collect takes.
+        folder: of records; None for no records.
         suite: the suite to restrict everything to, "digits" or "digits@1".
         about: describes a method by its name.
         figures: add figures for papers, SVG and PDF, in figures/: seconds a task.
         protocol: the parameters that runs of an experiment ("digits@1") record by default.
+        problems: lines on what is left out, for the front page.
     Returns: index.html and the tables.
-    Raises: store.StoreError, before anything is written; OSError if `out` cannot be written.
+    Raises: StoreError, before anything is written; OSError if `out` cannot be written.
     """
-    from leaderboards.read import artifacts, store
+    from leaderboards.read.records import collect
     from leaderboards.render.site.site_map import Site
     from leaderboards.tables import suite_tables
 
-    runs = store.collect(source, suite)
-    sections = suite_tables.build_sections(runs, protocol)
-    curves = store.read_curves(source, runs[~runs["superseded"].astype(bool)])
-    site = Site(runs, sections, curves, artifacts.read_environment, about, suite)
+    runs = collect(folder, suite)
+    runs.attrs["problems"] = [*problems, *runs.attrs["problems"]]
+    site = Site(runs, suite_tables.build_sections(runs, protocol), about, suite)
     tables = _render_tables(site)
-    for folder in ("assets", *PAGE_FOLDERS):
-        (out / folder).mkdir(parents=True, exist_ok=True)
+    for name in ("assets", *PAGE_FOLDERS):
+        (out / name).mkdir(parents=True, exist_ok=True)
     for name, text in tables.items():
         _replace_file(out / name, text.encode(errors="backslashreplace"))
     _write_site(site, out)
@@ -86,7 +87,7 @@ def _render_tables(site: Site) -> dict[str, str]:
     from leaderboards.tables import published, ranking
 
     rows = chain.from_iterable(map(attrgetter("rows"), site.sections))
-    runs = published.add_published_columns(site.collected.drop(columns="artifact_uri"))
+    runs = published.add_published_columns(site.collected.drop(columns="record"))
     return {
         "leaderboard.md": markdown.render(site.sections, site.suite),
         "leaderboard.tex": latex.render(site.sections),

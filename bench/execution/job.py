@@ -27,7 +27,7 @@ from bench.datasets.splits import Data
 from bench.execution.evaluation import CheckpointEvaluation, evaluate_checkpoint
 from bench.execution.plan import PlannedRun, work_folder
 from bench.models import checkpoint
-from bench.models.size import network_size
+from bench.models.size import size_metrics
 from bench.system import environment
 from bench.system.errors import BenchError, one_line
 from bench.system.files import sha256_of_file
@@ -305,15 +305,10 @@ def record(
 
 def network_sizes(job: Job) -> dict[str, float]:
     """Return parameters and multiply-adds of the student and of its robust teacher, if any."""
-    spec = job.run.spec
-    student = network_size(spec.arch, spec.dataset)
-    sizes = {metrics.PARAMETERS: student.parameters, metrics.MULTIPLY_ADDS: student.multiply_adds}
-    for identity in filter(None, [spec.teachers.get("robust")]):
-        arch = cards.find_card(job.context.root, identity, spec.dataset).arch
-        teacher = network_size(arch, spec.dataset)
-        sizes[metrics.TEACHER_PARAMETERS] = teacher.parameters
-        sizes[metrics.TEACHER_MULTIPLY_ADDS] = teacher.multiply_adds
-    return {name: float(value) for name, value in sizes.items()}
+    spec, teacher = job.run.spec, ""
+    if identity := spec.teachers.get("robust"):
+        teacher = cards.find_card(job.context.root, identity, spec.dataset).arch
+    return size_metrics(spec.arch, teacher, spec.dataset)
 
 
 def build_run_record(

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench import datasets
 from bench.models import build
+from leaderboards.schema import metrics
 
 
 @dataclass(frozen=True)
@@ -33,3 +34,14 @@ def network_size(arch: str, dataset: str) -> Size:
         net(torch.empty(1, *info.shape))
     parameters = sum(value.numel() for value in net.parameters())
     return Size(parameters, counter.get_total_flops() // 2)
+
+
+def size_metrics(arch: str, teacher: str, dataset: str) -> dict[str, float]:
+    """Return the sizes of a student and of its teacher, "" for none, by the names of metrics."""
+    student = network_size(arch, dataset)
+    sizes = {metrics.PARAMETERS: student.parameters, metrics.MULTIPLY_ADDS: student.multiply_adds}
+    if teacher:
+        size = network_size(teacher, dataset)
+        sizes[metrics.TEACHER_PARAMETERS] = size.parameters
+        sizes[metrics.TEACHER_MULTIPLY_ADDS] = size.multiply_adds
+    return {name: float(value) for name, value in sizes.items()}

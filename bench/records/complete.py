@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from bench.datasets.fetching import is_missing
 from bench.execution.inputs import cached_loader
+from bench.models.size import size_metrics
+from bench.system.errors import UsageError
 from leaderboards.schema.packing import Classes
 from leaderboards.schema.record import VERSION, Record, copy_record, pack_images
 
 
 def complete_record(record: Record, data_root: Path) -> Record:
-    """Return a record of the current version: with labels, if the data is here and the same.
+    """Return a record of the current version: with the sizes of its networks and with labels.
 
-    Predictions on single images cannot be had any more.
+    Labels only if the data is here and the same. Predictions cannot be had any more.
     """
     if record.schema_.version == VERSION:
         return record
     labels = test_labels(record, data_root)
     classes = None if labels is None else pack_images(labels)
-    return copy_record(record, classes=classes)
+    return copy_record(record, classes=classes, metrics=record.metrics | network_sizes(record))
+
+
+def network_sizes(record: Record) -> dict[str, float]:
+    """Return the sizes of a record's networks, {} for those that this version does not have."""
+    spec = record.spec
+    # ARCH-METHOD-DIGEST of a teacher that was trained, not imported.
+    teacher = spec.teachers.get("robust", "").rsplit("-", 2)[0]
+    with suppress(UsageError):
+        return size_metrics(spec.arch, teacher, spec.dataset)
+    return {}
 
 
 def test_labels(record: Record, data_root: Path) -> Classes | None:

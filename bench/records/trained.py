@@ -6,22 +6,20 @@ import hashlib
 import json
 import re
 import tempfile
-from contextlib import suppress
-from operator import attrgetter
 from pathlib import Path
-
-from leaderboards.read.artifacts import read_artifact
-from leaderboards.read.record_files import read_record
 
 from bench import datasets
 from bench.models import checkpoint
-from bench.protocol.spec import flatten_names
+from bench.records.sync import sync_records
 from bench.system.errors import BenchError, UsageError, unknown_name
 from bench.tracking.run_logger import SHOWN_DIGITS
-from bench.tracking.store import TrackingStore, store_exists
+from bench.tracking.store import open_client, store_exists, tracking_uri
+from leaderboards.read.records import collect
 from leaderboards.schema import fields
 from leaderboards.schema.checkpoints import CHECKPOINTS
-from leaderboards.schema.record import Record, RecordError
+from leaderboards.schema.fields import Tag, checkpoint_artifact
+from leaderboards.schema.metrics import VAL_ROBUST
+from leaderboards.schema.record import Record
 from methods.base import Net
 
 RUN_ID = re.compile("[0-9a-f]{4,32}")
@@ -45,15 +43,12 @@ def load(source: str | Path, store: Path, name: str, arch: str, dataset: str) ->
 
 def read_records(store: Path) -> list[Record]:
     """Read the records of a store, oldest first. Raise BenchError without any."""
-    folder = store / "records"
-    records = []
-    for path in folder.glob("*.json"):
-        # The leaderboard names the files that are no records.
-        with suppress(RecordError):
-            records.append(read_record(path))
+    folder = sync_records(store).folder
+    # The leaderboard names the files that are no records.
+    records = list(collect(folder)["record"]) if folder.exists() else []
     if not records:
         raise BenchError(f"there is no record in {str(folder)!r}")
-    return sorted(records, key=attrgetter("start_time", "run_id"))
+    return records
 
 
 def find_record(store: Path, source: str) -> Record:
@@ -93,7 +88,7 @@ def find_best_seed(store: Path, row: str) -> Record:
     }
     if not seeds:
         raise unknown_name("row", row, {row_address(record) for record in records})
-    specs = [dict(flatten_names("", record.spec.model_dump())) for record in seeds.values()]
+    specs = [record.spec.flat() for record in seeds.values()]
     different = [name for name in specs[0] if len({str(spec.get(name)) for spec in specs}) > 1]
     if different not in ([], ["seed"]):
         runs = ", ".join(record.run_id[:SHOWN_DIGITS] for record in seeds.values())
@@ -105,13 +100,13 @@ def find_best_seed(store: Path, row: str) -> Record:
 def row_address(record: Record) -> str:
     """Return how the row of a record is named on the command line."""
     spec = record.spec
-    parts = (spec.suite, spec.dataset, spec.arch, spec.method, record.tags.get("variant", ""))
+    parts = (spec.suite, spec.dataset, spec.arch, spec.method, record.tags.get(Tag.VARIANT, ""))
     return "/".join(filter(None, parts))
 
 
 def validation_accuracy(record: Record) -> float:
     """Return the highest robust accuracy on the validation images, -1 where none was recorded."""
-    return max((value for _, value in record.curves.get("val/robust", ())), default=-1.0)
+    return max((value for _, value in record.curves.get(VAL_ROBUST, ())), default=-1.0)
 
 
 def load_network(record: Record, store: Path, name: str) -> Net:
@@ -129,17 +124,18 @@ def load_network(record: Record, store: Path, name: str) -> Net:
 def read_checkpoint(record: Record, store: Path, name: str) -> bytes:
     """Return a checkpoint's file, from the folder or the server that has it; see `load_network`."""
     sha256 = checkpoint_sha256(record, name)
-    address = f"runs:/{record.run_id}/checkpoints/{name}.pt"
+    address = f"runs:/{record.run_id}/{checkpoint_artifact(name)}"
     if not store_exists(store):
         raise BenchError(f"{address} is not in {str(store)!r}, which has no runs")
-    client = TrackingStore(store).client
-    try:
-        run_uri = client.get_run(record.run_id).info.artifact_uri
-        content = read_artifact(run_uri, f"checkpoints/{name}.pt")
-    # Stores fail in more ways than can be named.
-    except Exception as error:
-        cause = "an imported record has none, and files can be deleted"
-        raise BenchError(f"{address} is not in the store: {cause}") from error
+    client = open_client(tracking_uri(store))
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            path = client.download_artifacts(record.run_id, checkpoint_artifact(name), folder)
+            content = Path(path).read_bytes()
+        # Stores fail in more ways than can be named.
+        except Exception as error:
+            cause = "an imported record has none, and files can be deleted"
+            raise BenchError(f"{address} is not in the store: {cause}") from error
     digest = hashlib.sha256(content).hexdigest()
     if digest != sha256:
         hashes = f"sha256 {digest[:16]}..., not {sha256[:16]}..."
@@ -151,22 +147,10 @@ def checkpoint_sha256(record: Record, name: str) -> str:
     """Return the hash that the record states. Raise BenchError for another checkpoint's name."""
     if name not in CHECKPOINTS:
         raise unknown_name("checkpoint", name, CHECKPOINTS)
-    checksums = {str(key): digest for key, digest in record.checksums.items()}
-    if name not in checksums:
-        others = ", ".join(checksums) or "none"
+    if name not in record.checksums:
+        others = ", ".join(record.checksums) or "none"
         raise BenchError(f"run {record.run_id} has no checkpoint {name!r}: it has {others}")
-    return checksums[name]
-
-
-def accuracy_by_checkpoint(record: Record) -> dict[str, dict[str, float]]:
-    """Return accuracies and counts by checkpoint and attack, as RunSummary has them."""
-    accuracy: dict[str, dict[str, float]] = {}
-    for name, entry in CHECKPOINTS.items():
-        for metric, value in record.metrics.items():
-            prefix, _, attack = metric.partition("/")
-            if prefix == entry.metric_prefix:
-                accuracy.setdefault(name, {})[attack] = value
-    return accuracy
+    return record.checksums[name]
 
 
 def describe(record: Record, name: str) -> dict[str, str]:
@@ -180,5 +164,5 @@ def describe(record: Record, name: str) -> dict[str, str]:
         "run_id": record.run_id,
         "checkpoint": name,
         "source_sha256": checkpoint_sha256(record, name),
-        "accuracy": json.dumps(accuracy_by_checkpoint(record).get(name, {})),
+        "accuracy": json.dumps(record.accuracies.get(name, {})),
     }

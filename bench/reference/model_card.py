@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from bench import datasets
 from bench.models.size import network_size
-from bench.records.trained import accuracy_by_checkpoint
 from bench.reference.about import describe_method
 from bench.system.tables import readable_number
 from bench.tracking import note
+from leaderboards.schema import metrics
 from leaderboards.schema.checkpoints import CHECKPOINTS
-from leaderboards.schema.fields import escape_unprintable, parse_json_tag
+from leaderboards.schema.fields import Tag, escape_unprintable
 from leaderboards.schema.record import Record
 
 PROJECT = "robust-distill-bench"
@@ -82,7 +82,7 @@ def render_head(record: Record) -> str:
 
 def list_facts(record: Record, file: ModelFile) -> dict[str, str]:
     """Return what the network is, as Markdown."""
-    spec, settings = record.spec, record.spec.model_dump()
+    spec = record.spec
     card, info = describe_method(spec.method), datasets.get(spec.dataset)
     method = escape(spec.method)
     if card:
@@ -91,23 +91,23 @@ def list_facts(record: Record, file: ModelFile) -> dict[str, str]:
         title = escape(card.paper.title)
         link = f"[{title}](<{card.paper.url}>)" if card.paper.url else title
         method += f": {escape(card.paper.authors)}, {link}, {escape(card.paper.published)}"
-    sha256 = parse_json_tag(record.tags.get("teacher_sha256", "")) or {}
+    sha256 = record.teacher_sha256
     teachers = [
         f"{escape(identity)} ({escape(role)}; sha256 {escape(sha256.get(role, 'not recorded'))})"
         for role, identity in spec.teachers.items()
     ]
     size = network_size(spec.arch, spec.dataset)
-    inner = [readable_number(settings[name]) for name in ("eps", "inner_step")]
+    inner = [readable_number(spec.eps), readable_number(spec.inner_step)]
     facts = {
         "method": method,
-        "variant": escape(record.tags.get("variant", "")),
+        "variant": escape(record.tags.get(Tag.VARIANT, "")),
         "suite": f"{escape(spec.suite)}, seed {spec.seed}",
         "data": f"{escape(info.name)}, {' x '.join(map(str, info.shape))}: {escape(info.about)}",
         "network": f"{escape(spec.arch)}, {size.parameters:,} parameters, "
         f"{size.multiply_adds:,} multiply-adds for one image",
         "teacher": "; ".join(teachers) or "none",
         "threat model": f"l-inf, eps {inner[0]} of pixels in [0, 1]; inner attack: "
-        f"{settings['inner_steps']} steps of {inner[1]}",
+        f"{spec.inner_steps} steps of {inner[1]}",
         "file": f"{file.form}, {file.size:,} bytes",
     }
     return {name: text for name, text in facts.items() if text}
@@ -115,16 +115,14 @@ def list_facts(record: Record, file: ModelFile) -> dict[str, str]:
 
 def render_accuracy(record: Record) -> str:
     """Return the accuracies by checkpoint and attack, and the sanity flags."""
-    accuracy = accuracy_by_checkpoint(record)
-    if not accuracy:
+    if not record.accuracies:
         return "No accuracy is recorded."
-    counts = next(iter(accuracy.values()))
-    images = f"Percent of {counts.get('n', 0):,.0f} test images"
-    if counts.get("aa_n"):
-        images += f", AutoAttack (`aa`) and `worst` of the first {counts['aa_n']:,.0f}"
-    flags = parse_json_tag(record.tags.get("flags", "")) or {}
+    images = f"Percent of {record.metrics.get(metrics.NUM_IMAGES, 0):,.0f} test images"
+    if attacked := record.metrics.get(metrics.NUM_ATTACKED):
+        images += f", AutoAttack (`aa`) and `worst` of the first {attacked:,.0f}"
+    flags = record.flags
     lines = [f"- sanity flag {escape(name)}: {escape(text)}" for name, text in flags.items()]
-    texts = [note.accuracy_table(accuracy), f"{images}.", "\n".join(lines)]
+    texts = [note.accuracy_table(record), f"{images}.", "\n".join(lines)]
     return "\n\n".join(filter(None, [*texts[:2], texts[2] or "No sanity flag was raised."]))
 
 

@@ -9,12 +9,12 @@ from functools import cache
 from pathlib import Path
 
 from bench.protocol import suites
-from leaderboards.read import store
+from leaderboards.read.records import collect
 from leaderboards.render import markdown
 from leaderboards.render.figures.matplotlib_figures import draw_view, save_figure
 from leaderboards.render.figures.task_views import seeds_view
 from leaderboards.render.numbers import format_cell, format_interval
-from leaderboards.schema.metrics import RANK_METRIC
+from leaderboards.schema.metrics import CLEAN, RANK_METRIC
 from leaderboards.tables.rows import Column, TaskTable
 from leaderboards.tables.suite_tables import Section, build_sections
 
@@ -22,13 +22,13 @@ RECORDS = Path("leaderboards", "results")
 # The table of the README.
 SUITE, TASK = suites.DIGITS.id, "digits, resnet8-w8"
 NUM_ROWS = 10
-COLUMNS = (Column("test/clean", "Clean"), Column(RANK_METRIC, "AutoAttack"))
+COLUMNS = (Column(CLEAN, "Clean"), Column(RANK_METRIC, "AutoAttack"))
 
 
 @cache
 def read_sections() -> list[Section]:
     """Return the tables of the repository's records."""
-    return build_sections(store.collect(RECORDS), suites.protocol)
+    return build_sections(collect(RECORDS), suites.protocol)
 
 
 def render_page() -> str:
@@ -53,7 +53,7 @@ def render_readme_table() -> str:
 
 def render_chart() -> str:
     """Return the chart of that table: every row with its interval and seeds, as SVG."""
-    runs = store.collect(RECORDS, SUITE)
+    runs = collect(RECORDS, SUITE)
     by_id = {str(run["run_id"]): run for run in runs.to_dict("records")}
     view = seeds_view(readme_table(), by_id)
     assert view is not None

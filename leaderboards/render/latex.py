@@ -6,6 +6,7 @@ import math
 import re
 
 from leaderboards.render.text_template import fill_template
+from leaderboards.schema.metrics import TEST_PREFIXES, WORST
 from leaderboards.tables.rows import LEAST_SHOWN, Column, TaskTable
 from leaderboards.tables.suite_tables import Section
 
@@ -45,7 +46,7 @@ def accuracy_columns(table: TaskTable) -> list[tuple[Column, float]]:
     """Return the accuracies of the chosen checkpoint but the worst, with the second best mean."""
     columns = []
     for column in table.columns:
-        if column.metric.startswith("test/") and column.metric != "test/worst":
+        if column.metric.startswith(TEST_PREFIXES[0]) and column.metric != WORST:
             columns.append((column, _second_best(table, column)))
     return columns
 

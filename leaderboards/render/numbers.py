@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from leaderboards.schema.metrics import TRAIN_SECONDS
+from leaderboards.schema.metrics import describe_metric
 from leaderboards.tables.rows import Column, Row, SeedSummary
 
 
@@ -12,7 +12,7 @@ def format_cell(summary: SeedSummary, column: Column) -> str:
     """Format "45.3", "45.3 ± 1.2" with several seeds, "-" where nothing was measured."""
     if not summary.n:
         return "-"
-    scale = 1 / 60 if column.metric == TRAIN_SECONDS else 100
+    scale = describe_metric(column.metric).scale
     mean = f"{summary.mean * scale:.1f}"
     if math.isnan(summary.sd):
         return mean

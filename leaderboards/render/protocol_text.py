@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any, TypeAlias
 
 from leaderboards.schema.metrics import ATTACK_LABELS
 
-Run: TypeAlias = Mapping[str, Any]  # a line of store.collect's frame
+Run: TypeAlias = Mapping[str, Any]  # a line of `collect`'s frame
 FRACTION = re.compile(r"0\.\d{5,}")  # 8/255 has seventeen digits, 0.5 has one
 PARAMETERS = {
     "Threat": {"eps": "l-infinity, eps {} in pixels of [0, 1]"},
@@ -96,15 +96,6 @@ def recorded_values(run: Run, prefix: str) -> dict[str, Any]:
 def is_recorded(value: Any) -> bool:
     """Return whether a run recorded a value: absent fields of a frame are NaN."""
     return value is not None and value == value
-
-
-def sort_attacks(names: Collection[str]) -> list[str]:
-    """Sort the attacks among metrics: those of ATTACK_LABELS in its order, then the others."""
-    attacks = [name for name in ATTACK_LABELS if name in names]
-    for name in sorted(set(names).difference(ATTACK_LABELS)):
-        if name != "n" and not name.endswith("_n"):
-            attacks.append(name)
-    return attacks
 
 
 def _readable_value(text: str) -> str:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from leaderboards.schema import fields, metrics
 from leaderboards.schema.checkpoints import CHECKPOINTS
+from leaderboards.schema.metrics import Curves
 from leaderboards.schema.packing import (
     Classes,
     Verdicts,
@@ -210,6 +211,16 @@ class Record(StrictModel):
     def teacher_sha256(self) -> dict[str, str]:
         """The checksum of each teacher's checkpoint by role, if recorded."""
         return fields.parse_json_tag(self.tags.get(fields.Tag.TEACHER_SHA256, "")) or {}
+
+    @property
+    def lines(self) -> Curves:
+        """The curves as epochs and values, by metric."""
+        lines = {}
+        for name, points in sorted(self.curves.items()):
+            if points:
+                epochs, values = zip(*points, strict=True)
+                lines[name] = (epochs, values)
+        return lines
 
     @property
     def training_key(self) -> tuple[str, ...]:

@@ -8,6 +8,8 @@ from typing import Any, TypeAlias
 
 import pandas as pd
 
+from leaderboards.schema.metrics import COUNT_LABELS, accuracy_name
+
 # Parameters that a method and its variant settle.
 METHOD_PREFIXES = ("param/hyper.", "param/tuned")
 # A parameter named so, with a role behind it, is the teacher's identity.
@@ -22,7 +24,7 @@ PROTOCOL_PREFIXES = (
     "param/precision",
 )
 # In a sound record they are equal where the parameters are.
-IMAGE_COUNTS = {"test/n": "images", "test/aa_n": "images of AutoAttack"}
+IMAGE_COUNTS = {accuracy_name(count): label for count, label in COUNT_LABELS.items()}
 
 Change: TypeAlias = tuple[Any, str]  # index of a run, text
 

@@ -21,6 +21,7 @@ from typing import Any
 import pandas as pd
 
 from leaderboards.read.records import frame_rows
+from leaderboards.schema.metrics import NUM_ATTACKED, NUM_IMAGES, accuracy_name
 
 HEADING = "Published AA"
 EXPLANATION = (
@@ -88,8 +89,8 @@ def cite_sources(values: Iterable[Published | None]) -> str:
 
 
 def add_published_columns(runs: pd.DataFrame) -> pd.DataFrame:
-    """Append columns "published/..." to store.collect's frame, if anything is published."""
-    rows = frame_rows(runs.reindex(columns=[*KEYS, *map("test/{}".format, ATTACKS)]))
+    """Append columns "published/..." to `collect`'s frame, if anything is published."""
+    rows = frame_rows(runs.reindex(columns=[*KEYS, *map(accuracy_name, ATTACKS)]))
     columns = []
     for row, as_published in zip(rows, is_published_task(runs), strict=True):
         columns.append(_columns_of(row) if as_published else {})
@@ -105,7 +106,8 @@ def _columns_of(run: dict[Any, Any]) -> dict[str, Any]:
             prefix = f"published/{attack}_"
             columns[f"{prefix}low"] = published.low
             columns[f"{prefix}high"] = published.high
-            columns[f"{prefix}difference"] = round(published.difference(run[f"test/{attack}"]), 6)
+            difference = published.difference(run[accuracy_name(attack)])
+            columns[f"{prefix}difference"] = round(difference, 6)
             columns[f"{prefix}teachers"] = published.teachers
             columns[f"{prefix}sources"] = "; ".join(published.sources)
     return columns
@@ -133,9 +135,9 @@ def is_published_task(runs: pd.DataFrame) -> pd.Series[bool]:
 
     A run that did not record these did not.
     """
-    names = ["param/eps", "param/limit_train", "test/n", "test/aa_n"]
+    names = ["param/eps", "param/limit_train", NUM_IMAGES, NUM_ATTACKED]
     facts = runs.reindex(columns=names).apply(pd.to_numeric, errors="coerce").astype(float)
-    all_tested = facts["test/aa_n"].fillna(facts["test/n"]).eq(TEST_IMAGES)
+    all_tested = facts[NUM_ATTACKED].fillna(facts[NUM_IMAGES]).eq(TEST_IMAGES)
     all_trained = facts["param/limit_train"].isna()
     same_eps = facts["param/eps"].sub(EPS).abs().lt(1e-6)
     return runs["variant"].isin(["", "official"]) & all_tested & all_trained & same_eps

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeAlias
 
-from leaderboards.schema.metrics import RANK_METRIC, TRAIN_SECONDS
+from leaderboards.schema.metrics import RANK_METRIC, describe_metric
 from leaderboards.stats.ranks import Array
 from leaderboards.tables.published import Published, cite_sources
 
 LEAST_SHOWN = 0.0005  # accuracy that does not show as 0.0 %
-# Columns of store.collect's frame for the runs of one row, a value for each seed.
+# Columns of `collect`'s frame for the runs of one row, a value for each seed.
 SeedColumns: TypeAlias = dict[Any, list[Any]]
 
 
@@ -172,6 +172,7 @@ class TaskTable:
         for column in self.columns:
             means = [row[column.metric].mean for row in self.contenders if row[column.metric].n]
             best[column.metric] = math.nan
-            if column.metric != TRAIN_SECONDS and len(means) > 1 and max(means) >= LEAST_SHOWN:
+            ascends = describe_metric(column.metric).higher_is_better
+            if ascends and len(means) > 1 and max(means) >= LEAST_SHOWN:
                 best[column.metric] = max(means)
         return best

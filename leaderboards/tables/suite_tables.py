@@ -14,8 +14,19 @@ import numpy as np
 import pandas as pd
 
 from leaderboards.read.records import frame_rows
-from leaderboards.schema.fields import NO_BF16, parse_json_tag
-from leaderboards.schema.metrics import ATTACK_LABELS, CHECKPOINT_LABELS, RANK_METRIC, TRAIN_SECONDS
+from leaderboards.schema.checkpoints import BEST, CHECKPOINTS
+from leaderboards.schema.fields import NO_BF16, Tag, checksum_tag
+from leaderboards.schema.metrics import (
+    ATTACK_LABELS,
+    CLASS_SPREAD,
+    RANK_METRIC,
+    TRAIN_SECONDS,
+    WORST_CLASS,
+    accuracy_name,
+    describe_metric,
+    is_accuracy,
+    sort_attacks,
+)
 from leaderboards.tables.across_tasks import AcrossTasks, compare_across_tasks
 from leaderboards.tables.protocol_changes import TEACHER_PREFIX, describe_changes
 from leaderboards.tables.published import find_published, is_published_task
@@ -26,8 +37,10 @@ from leaderboards.tables.rows import Column, Ranking, Row, SeedColumns, SeedSumm
 ProtocolLookup: TypeAlias = Callable[[str], Mapping[str, str]]
 # What makes a row. Runs that agree in it are its seeds.
 ROW_KEYS = ["dataset", "student", "method", "variant", "changed", "teacher"]
-RUN_COLUMNS = ["run_id", "seed", "artifact_uri", "sets", "status_note", "flags", "code_dirty"]
-RUN_COLUMNS += ["command", "sha256.best", "teacher_sha256", "training_path"]
+RUN_COLUMNS = [
+    *("run_id", "record", checksum_tag()),
+    *(Tag.SEED, Tag.SETS, Tag.STATUS_NOTE, Tag.CODE_DIRTY, Tag.COMMAND, Tag.TRAINING_PATH),
+]
 
 
 @dataclass(frozen=True)
@@ -56,13 +69,12 @@ class Section:
 def build_sections(
     runs: pd.DataFrame, protocol: ProtocolLookup = lambda experiment: {}
 ) -> list[Section]:
-    """Build sections by suite name, newest version first, from store.collect's frame.
+    """Build sections by suite name, newest version first, from `collect`'s frame.
 
-    Superseded runs do not count. `protocol`: as leaderboards.write takes it.
+    `protocol`: as leaderboards.write takes it.
     """
-    current = runs[~runs["superseded"].astype(bool)]
     sections = []
-    for _, versions in current.groupby("suite"):
+    for _, versions in runs.groupby("suite"):
         outdated = False
         for _, part in sorted(versions.groupby("version"), reverse=True):
             sections.append(_build_section(part, protocol, outdated))
@@ -136,7 +148,7 @@ def _add_teacher_keys(runs: list[dict[str, Any]]) -> None:
     """
     counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for run in runs:
-        recorded = parse_json_tag(run["teacher_sha256"]) or {}
+        recorded = run["record"].teacher_sha256
         run["teacher_checkpoints"] = frozenset(recorded.values())
         run["teachers"] = []
         for role, sha256 in recorded.items():
@@ -156,30 +168,25 @@ def _add_teacher_keys(runs: list[dict[str, Any]]) -> None:
 
 def _choose_columns(runs: pd.DataFrame) -> tuple[Column, ...]:
     """Choose accuracies that some run has, then other checkpoints, then cost."""
-    present = list(runs.columns[runs.notna().any()])
-    labels = {}
-    for attack, label in ATTACK_LABELS.items():
-        if f"test/{attack}" in present:
-            labels[f"test/{attack}"] = label
-    for metric in present:
-        if metric.startswith("test/") and metric != "test/n" and not metric.endswith("_n"):
-            labels.setdefault(metric, metric.removeprefix("test/"))
-    for checkpoint, label in CHECKPOINT_LABELS.items():
-        for attack in ("aa", "pgd20"):
-            if f"{checkpoint}/{attack}" in present:
-                # The best checkpoint's are there already.
-                labels.setdefault(f"{checkpoint}/{attack}", f"{ATTACK_LABELS[attack]}, {label}")
-                break
-    if TRAIN_SECONDS in present:
-        labels[TRAIN_SECONDS] = "Train min"
-    return tuple(map(Column, labels, labels.values()))
+    present = set(runs.columns[runs.notna().any()])
+    attacks: dict[str, list[str]] = {}
+    for checkpoint in CHECKPOINTS:
+        prefix = accuracy_name("", checkpoint)
+        names = [name.removeprefix(prefix) for name in present if name.startswith(prefix)]
+        attacks[checkpoint] = sort_attacks(names)
+    chosen = [accuracy_name(attack) for attack in attacks.pop(BEST)]
+    for checkpoint, names in attacks.items():
+        measured = [attack for attack in ("aa", "pgd20") if attack in names]
+        chosen += [accuracy_name(attack, checkpoint) for attack in measured[:1]]
+    chosen += [name for name in (WORST_CLASS, CLASS_SPREAD, TRAIN_SECONDS) if name in present]
+    return tuple(Column(metric, describe_metric(metric).label) for metric in chosen)
 
 
 def _build_row(columns: Iterable[Column], seeds: SeedColumns, ranking: Ranking) -> Row:
     summaries, missing = {}, []
     for column in columns:
         summaries[column.metric] = _summarise(column.metric, seeds)
-        if not summaries[column.metric].n and column.metric.startswith("test/"):
+        if not summaries[column.metric].n and is_accuracy(column.metric):
             missing.append(column.label)
     if RANK_METRIC not in summaries:
         missing.append(ATTACK_LABELS["aa"])
@@ -196,7 +203,7 @@ def _build_row(columns: Iterable[Column], seeds: SeedColumns, ranking: Ranking) 
         published=find_published(seeds),
         marks=tuple(_collect_marks(seeds, bool(flags))),
         run_ids=tuple(seeds["run_id"]),
-        checkpoints=frozenset(filter(None, seeds["sha256.best"])),
+        checkpoints=frozenset(filter(None, seeds[checksum_tag()])),
         teacher_checkpoints=tuple(seeds["teacher_checkpoints"]),
         ranking=ranking,
     )
@@ -205,7 +212,7 @@ def _build_row(columns: Iterable[Column], seeds: SeedColumns, ranking: Ranking) 
 def _collect_marks(seeds: SeedColumns, is_flagged: bool) -> Iterator[str]:
     if is_flagged:
         yield "sanity flag"
-    if "true" in seeds["code_dirty"]:
+    if "true" in seeds[Tag.CODE_DIRTY]:
         yield "uncommitted code"
     if any(seeds["changed"]) or any(seeds["sets"]):
         yield "another protocol"
@@ -214,12 +221,12 @@ def _collect_marks(seeds: SeedColumns, is_flagged: bool) -> Iterator[str]:
 def _collect_notes(seeds: SeedColumns, scored: int, unranked_reason: str) -> Iterator[str]:
     """Yield what a reader should know before trusting the row; `scored` seeds have AutoAttack."""
     total = len(seeds["run_id"])
-    yield from sorted(filter(None, set(seeds["status_note"])))
-    dirty = seeds["code_dirty"].count("true")
+    yield from sorted(filter(None, set(seeds[Tag.STATUS_NOTE])))
+    dirty = seeds[Tag.CODE_DIRTY].count("true")
     if dirty:
         yield f"uncommitted code in {dirty} of {total} runs"
     yield from sorted(set(chain.from_iterable(seeds["other_teachers"])))
-    no_bf16 = sum(NO_BF16 in path for path in seeds["training_path"])
+    no_bf16 = sum(NO_BF16 in path for path in seeds[Tag.TRAINING_PATH])
     if no_bf16:
         yield f"in fp32 for want of bf16 in {no_bf16} of {total} runs"
     if 0 < scored < total:
@@ -231,12 +238,12 @@ def _collect_notes(seeds: SeedColumns, scored: int, unranked_reason: str) -> Ite
 def _collect_flags(seeds: SeedColumns) -> tuple[tuple[str, str], ...]:
     """Return the sanity flags of the runs, each with the evidence of the first run that has it."""
     evidence: defaultdict[str, list[str]] = defaultdict(list)
-    for tag in seeds["flags"]:
-        for name, text in (parse_json_tag(tag) or {}).items():
+    for record in seeds["record"]:
+        for name, text in record.flags.items():
             evidence[name].append(text)
     flags = []
     for name, texts in sorted(evidence.items()):
-        flags.append((name, f"in {len(texts)} of {len(seeds['flags'])} runs: {texts[0]}"))
+        flags.append((name, f"in {len(texts)} of {len(seeds['record'])} runs: {texts[0]}"))
     return tuple(flags)
 
 
@@ -247,7 +254,7 @@ def _summarise(metric: str, seeds: SeedColumns) -> SeedSummary:
     """
     values = np.array(seeds[metric], dtype=float)
     values = values[values >= 0]
-    if metric != TRAIN_SECONDS:
+    if describe_metric(metric).unit == "%":
         values = values[values <= 1]
     if not len(values):
         return SeedSummary()

@@ -1,4 +1,4 @@
-"""Write finished runs as small files for other checkouts."""
+"""Copy the records of finished runs for other checkouts."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,26 +7,34 @@ from typing import Annotated
 from tyro.conf import Positional
 
 from bench.cli.parsing import Command
-from bench.protocol.options import StoreFolder, option
+from bench.protocol.options import DataFolder, StoreFolder, Switch, option
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
-    """Write finished runs as records, small files without tensors, for others to import."""
+    """Copy records of finished runs, small files without tensors, for others to import.
+
+    A store of version 0.1 has no records: `--from-mlflow` makes those of its MLflow runs, once.
+    """
 
     runs: Positional[Annotated[tuple[str, ...], option("RUN", "ids of MLflow runs")]] = ()
     suite: Annotated[
         str, option("NAME|FILE.toml", "all runs of a suite, such as digits or digits@3")
     ] = ""
     out: Annotated[Path, option("DIR", "where to")] = Path("records")
+    from_mlflow: Annotated[Switch, option(text="make the records of an old store, in it")] = False
     store: StoreFolder = Path("runs")
+    data_root: DataFolder = Path("data")
 
 
 def export_records(options: ExportOptions) -> int:
-    """Write the records; return 1 if one could not be written."""
+    """Copy the records; return 1 if one could not be copied."""
     from bench.execution.suite_file import resolve_experiment
     from bench.records.export import export_runs
+    from bench.records.from_mlflow import convert_runs
 
+    if options.from_mlflow:
+        return convert_runs(options.store, options.data_root)
     suite = resolve_experiment(options.suite)
     return export_runs(options.store, options.out, options.runs, suite)
 

@@ -1,4 +1,4 @@
-"""Check such files and take them into the record."""
+"""Check such files and copy them into a store."""
 
 from dataclasses import dataclass
 from pathlib import Path

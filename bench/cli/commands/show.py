@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlparse
@@ -17,7 +20,7 @@ from bench.system.errors import BenchError, UsageError
 from bench.tracking.run_logger import SHOWN_DIGITS
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from mlflow.entities import Run
 
 MIN_PREFIX = 4
 # For people, instead of MLflow's words.
@@ -57,7 +60,6 @@ def show(options: ShowOptions) -> int:
     """Print a run, or a line for each run."""
     from bench.cli.output import print_json
     from bench.system.tables import format_table
-    from leaderboards.read.store import frame_rows
 
     if options.run and not re.fullmatch(r"[0-9a-f]{4,32}", options.run):
         rule = f"an id, or at least {MIN_PREFIX} of its first digits, 0-9 and a-f"
@@ -70,7 +72,7 @@ def show(options: ShowOptions) -> int:
         else:
             print_run(document)
         return 0
-    summaries = [summarize(run) for run in reversed(frame_rows(runs))]
+    summaries = [summarize(run) for run in reversed(runs)]
     if options.json:
         print_json(summaries)
     else:
@@ -78,55 +80,49 @@ def show(options: ShowOptions) -> int:
     return 0
 
 
-def read_runs(folder: Path) -> pd.DataFrame:
+def read_runs(folder: Path) -> list[Run]:
     """Read all runs of a store, oldest first. Raise BenchError without any; create nothing."""
     from bench.system.database import redact_password
-    from bench.tracking.store import tracking_uri
-    from leaderboards.read.store import StoreError, collect
-    from leaderboards.schema.fields import STATUSES
+    from bench.tracking.store import open_client, store_exists, suite_runs, tracking_uri
 
     uri = tracking_uri(folder)
-    try:
-        runs = collect(uri, statuses=STATUSES)
-    except StoreError as error:
-        raise BenchError(str(error)) from error
-    if runs.empty:
+    runs = [run for _, run in suite_runs(open_client(uri))] if store_exists(folder) else []
+    if not runs:
         raise BenchError(f"no run is recorded in {redact_password(uri)}")
-    return runs
+    return sorted(runs, key=lambda run: (run.info.start_time, run.info.run_id))
 
 
-def find_run(runs: pd.DataFrame, run_id: str) -> dict[str, Any]:
+def find_run(runs: Sequence[Run], run_id: str) -> Run:
     """Return the run of an id, of the first digits of one, or the newest of a spec's id.
 
     A finished run of a spec comes before others. Raise UsageError for no run or several.
     """
-    from leaderboards.read.store import frame_rows
+    from leaderboards.schema.fields import FINISHED, Tag
 
-    matches = frame_rows(runs[runs["run_id"].str.startswith(run_id)])
+    matches = [run for run in runs if run.info.run_id.startswith(run_id)]
     if not matches:
-        of_spec = frame_rows(runs[runs["spec_id"] == run_id])
-        matches = sorted(of_spec, key=lambda run: run["status"] == "FINISHED")[-1:]
+        of_spec = [run for run in runs if run.data.tags.get(Tag.SPEC_ID) == run_id]
+        matches = sorted(of_spec, key=lambda run: run.info.status == FINISHED)[-1:]
     if not matches:
         raise UsageError(f"no run {run_id!r}: `show` lists the runs of a store")
     if len(matches) > 1:
-        ids = ", ".join(run["run_id"] for run in matches[:3])
+        ids = ", ".join(run.info.run_id for run in matches[:3])
         raise UsageError(f"{run_id!r} begins the ids of {len(matches)} runs, such as {ids}")
     return matches[0]
 
 
-def summarize(run: dict[str, Any]) -> dict[str, Any]:
+def summarize(run: Run) -> dict[str, Any]:
     """Return the columns of the table. The accuracy is a fraction, None if it was not measured."""
+    from leaderboards.schema.fields import IDENTITY_TAGS, Tag, escape_unprintable
     from leaderboards.schema.metrics import RANK_METRIC
 
-    accuracy = run.get(RANK_METRIC)
-    return {
-        "id": run["run_id"],
-        "status": STATUS_NAMES[run["status"]],
-        "suite": run["experiment"],
-        **{name: run[name] for name in ("dataset", "student", "method", "teacher", "seed")},
-        # NaN is not equal to itself.
-        "autoattack": accuracy if accuracy == accuracy else None,
-    }
+    texts = {"id": run.info.run_id, "status": STATUS_NAMES[run.info.status]}
+    texts["suite"] = run.data.tags.get("suite", "")
+    for tag in IDENTITY_TAGS:
+        if tag not in (Tag.ROLE, Tag.SPEC_ID):
+            texts[tag] = escape_unprintable(run.data.tags.get(tag, ""))
+    summary = {name: texts[name] for name in COLUMNS if name in texts}
+    return {**summary, "autoattack": run.data.metrics.get(RANK_METRIC)}
 
 
 def table_row(summary: dict[str, Any]) -> list[str]:
@@ -139,51 +135,54 @@ def table_row(summary: dict[str, Any]) -> list[str]:
     return [(summary | texts)[name] for name in COLUMNS]
 
 
-def describe_run(run: dict[str, Any]) -> dict[str, Any]:
+def describe_run(run: Run) -> dict[str, Any]:
     """Return what is recorded of a run, without its curves and its verdicts on single images.
 
     Accuracies are fractions, beside the counts `n` and `aa_n`; costs are seconds, bytes and counts.
     """
     from leaderboards.schema.checkpoints import CHECKPOINTS
-    from leaderboards.schema.fields import parse_json_tag
+    from leaderboards.schema.fields import Tag, checksum_tag, parse_json_tag
+    from leaderboards.schema.metrics import COST
 
-    accuracy, files = {}, {}
+    tags, accuracy, files = run.data.tags, {}, {}
     for name, checkpoint in CHECKPOINTS.items():
-        values = metrics_under(run, f"{checkpoint.metric_prefix}/")
-        if values:
+        if values := metrics_under(run, f"{checkpoint.metric_prefix}/"):
             accuracy[name] = values
-        if run[f"sha256.{name}"]:
-            address = checkpoint_address(run, name)
-            files[name] = {"address": address, "sha256": run[f"sha256.{name}"]}
-    texts = ("spec_id", "role", "variant", "training_path", "status_note", "command", "code_commit")
+        if sha256 := tags.get(checksum_tag(name)):
+            files[name] = {"address": checkpoint_address(run, name), "sha256": sha256}
+    texts = (Tag.SPEC_ID, Tag.ROLE, Tag.VARIANT, Tag.TRAINING_PATH, Tag.STATUS_NOTE, Tag.COMMAND)
     return {
         **summarize(run),
-        **{name: run[name] for name in texts},
-        "code_dirty": run["code_dirty"] == "true",
-        "started": run["start_time"].isoformat(timespec="seconds"),
-        "teacher_sha256": parse_json_tag(run["teacher_sha256"]) or {},
+        **{str(name): tags.get(name, "") for name in (*texts, Tag.CODE_COMMIT)},
+        Tag.CODE_DIRTY.value: tags.get(Tag.CODE_DIRTY) == "true",
+        "started": datetime.fromtimestamp(run.info.start_time / 1000, UTC).isoformat(
+            timespec="seconds"
+        ),
+        Tag.TEACHER_SHA256.value: parse_json_tag(tags.get(Tag.TEACHER_SHA256, "")) or {},
         "accuracy": accuracy,
-        "flags": parse_json_tag(run["flags"]),
-        "cost": metrics_under(run, "cost/"),
+        Tag.FLAGS.value: parse_json_tag(tags.get(Tag.FLAGS, "")) or {},
+        "cost": metrics_under(run, COST),
         "checkpoints": files,
     }
 
 
-def metrics_under(run: dict[str, Any], prefix: str) -> dict[str, float]:
+def metrics_under(run: Run, prefix: str) -> dict[str, float]:
     """Return the metrics of a run that begin with a prefix, without it."""
     values = {}
-    for name, value in run.items():
-        if name.startswith(prefix) and value == value:
+    for name, value in sorted(run.data.metrics.items()):
+        if name.startswith(prefix):
             values[name.removeprefix(prefix)] = value
     return values
 
 
-def checkpoint_address(run: dict[str, Any], name: str) -> str:
+def checkpoint_address(run: Run, name: str) -> str:
     """Return the path of a checkpoint file, MLflow's address if it lies on a server, "" if gone."""
-    parts = urlparse(run["artifact_uri"])
+    from leaderboards.schema.fields import checkpoint_artifact
+
+    parts = urlparse(run.info.artifact_uri)
     if parts.scheme not in ("", "file"):
-        return f"runs:/{run['run_id']}/checkpoints/{name}.pt"
-    path = Path(url2pathname(parts.path), "checkpoints", f"{name}.pt")
+        return f"runs:/{run.info.run_id}/{checkpoint_artifact(name)}"
+    path = Path(url2pathname(parts.path), checkpoint_artifact(name))
     # A record that was imported has no checkpoints.
     return str(path) if path.exists() else ""
 
@@ -221,14 +220,10 @@ def print_fact(name: str, text: str) -> None:
 def print_accuracies(accuracy: dict[str, dict[str, float]]) -> None:
     """Print a table in percent: a line for each checkpoint, a column for each attack."""
     from bench.system.tables import format_table
-    from bench.tracking.note import attack_names
     from leaderboards.schema.checkpoints import CHECKPOINTS
-    from leaderboards.schema.metrics import ATTACK_LABELS
+    from leaderboards.schema.metrics import ATTACK_LABELS, sort_attacks
 
-    # The columns of the leaderboards first, in their order.
-    measured = attack_names(accuracy)
-    attacks = [name for name in ATTACK_LABELS if name in measured]
-    attacks += [name for name in measured if name not in attacks]
+    attacks = sort_attacks(chain.from_iterable(accuracy.values()))
     rows = []
     for name, values in accuracy.items():
         cells = [f"{100 * values[key]:.2f}" if key in values else "-" for key in attacks]

@@ -8,16 +8,24 @@ from itertools import chain
 from statistics import fmean
 
 from leaderboards.render.figures.views import Series, View
-from leaderboards.schema.metrics import Curve, Curves
+from leaderboards.schema.metrics import (
+    LEARNING_RATE,
+    TRAIN,
+    VAL,
+    VAL_CLEAN,
+    VAL_ROBUST,
+    Curve,
+    Curves,
+)
 
 MAX_POINTS = 64  # of a line: with more, a site of 100 runs of 200 epochs would exceed 2 MB
 # The beginning of a metric's name: title, title of the y axis, factor.
 CHARTS = {
-    "val/": ("Validation", "Accuracy, %", 100.0),
-    "train/": ("Loss terms", "Mean over the epoch", 1.0),
-    "lr": ("Learning rate", "Learning rate", 1.0),
+    VAL: ("Validation", "Accuracy, %", 100.0),
+    TRAIN: ("Loss terms", "Mean over the epoch", 1.0),
+    LEARNING_RATE: ("Learning rate", "Learning rate", 1.0),
 }
-TITLES = {"val/robust": "Robust validation accuracy", "val/clean": "Clean validation accuracy"}
+TITLES = {VAL_ROBUST: "Robust validation accuracy", VAL_CLEAN: "Clean validation accuracy"}
 
 
 def mean_curves(runs: Sequence[Curves]) -> dict[str, Curve]:
@@ -47,7 +55,7 @@ def run_views(curves: Curves) -> list[View]:
                 name = metric.removeprefix(prefix) or metric
                 scaled = _scale_curve(curve, scale)
                 lines.append(_thin_line(name, scaled))
-                sentences.append(_describe_curve(name, scaled, with_highest=prefix == "val/"))
+                sentences.append(_describe_curve(name, scaled, with_highest=prefix == VAL))
         if lines:
             name, caption = prefix.strip("/"), f"{'; '.join(sentences)}."
             views.append(View(name, title, caption, "Epoch", y_title, tuple(lines)))
@@ -61,7 +69,7 @@ def method_views(rows: Sequence[tuple[str, Curves]]) -> list[View]:
         metrics.update(curves)
     first = [metric for metric in TITLES if metric in metrics]
     views = []
-    for metric in (*first, *sorted(metrics.difference(first, ["lr"]))):
+    for metric in (*first, *sorted(metrics.difference(first, [LEARNING_RATE]))):
         kind, _, term = metric.partition("/")
         _, y_title, scale = CHARTS[f"{kind}/"]
         lines = []

@@ -17,15 +17,24 @@ from leaderboards.render.figures.views import (
     row_labels,
     shorten_name,
 )
-from leaderboards.schema.metrics import ATTACK_LABELS, CHECKPOINT_LABELS, RANK_METRIC, TRAIN_SECONDS
+from leaderboards.schema.metrics import (
+    ATTACK_LABELS,
+    CHECKPOINT_LABELS,
+    CLEAN,
+    RANK_METRIC,
+    TEST_PREFIXES,
+    TRAIN_SECONDS,
+    WORST,
+    accuracy_name,
+    describe_metric,
+)
 from leaderboards.tables.protocol_changes import without_eps_change
 from leaderboards.tables.rows import Row, TaskTable
 
-CLEAN = "test/clean"
 ROBUST = "AutoAttack accuracy, %"
 NEAR_BEST = 0.85  # of the best AutoAttack accuracy; the frame may cut off rows below it
 MIN_SECONDS = 1e-3  # of training that a logarithmic scale can show
-Runs: TypeAlias = Mapping[str, Mapping[str, Any]]  # rows of store.collect's frame by run id
+Runs: TypeAlias = Mapping[str, Mapping[str, Any]]  # rows of `collect`'s frame by run id
 
 
 def task_views(table: TaskTable, runs: Runs) -> list[View]:
@@ -76,13 +85,13 @@ def seeds_view(table: TaskTable, runs: Runs) -> View | None:
 
 def attacks_view(table: TaskTable) -> View | None:
     """Chart the accuracy of every row under each attack."""
-    columns = [column for column in table.columns if column.metric.startswith("test/")]
+    columns = [column for column in table.columns if column.metric.startswith(TEST_PREFIXES[0])]
     if len(columns) < 2:
         return None
     rows = _shown_rows(table)
     series = []
     for column in columns:
-        if column.metric != "test/worst":
+        if column.metric != WORST:
             series.append(_dots(rows, column.metric, column.label))
     caption = "A long way from PGD-20 to AutoAttack hints at gradients that mislead attacks."
     return _rows_view(table, "attacks", "Attacks", caption, "Accuracy, %", series)
@@ -223,7 +232,7 @@ def _joined_labels(rows: Sequence[Row]) -> str:
 def _attack_on_last(rows: Sequence[Row]) -> str:
     """Return the attack that was run on best and last checkpoints; "" if none was."""
     for attack in ("aa", "pgd20"):
-        if _measured(rows, f"test_last/{attack}", f"test/{attack}"):
+        if _measured(rows, accuracy_name(attack, "last"), accuracy_name(attack)):
             return attack
     return ""
 
@@ -233,8 +242,8 @@ def _mean_drop(row: Row, attack: str, runs: Runs) -> float:
     drops: list[float] = []
     for run_id in row.run_ids:
         run = runs[run_id]
-        best = run.get(f"test/{attack}", math.nan)
-        drop = best - run.get(f"test_last/{attack}", math.nan)
+        best = run.get(accuracy_name(attack), math.nan)
+        drop = best - run.get(accuracy_name(attack, "last"), math.nan)
         if not math.isnan(drop):
             drops.append(drop)
     if not drops:
@@ -264,7 +273,7 @@ def _dots(rows: Sequence[Row], metric: str, name: str) -> Series:
 
 def _points(rows: Sequence[Row], metric: str, front: Iterable[Row]) -> Series:
     """Return a point a row: a metric (percent or minutes) and AutoAttack, with their spread."""
-    scale = 1 / 60 if metric == TRAIN_SECONDS else 100
+    scale = describe_metric(metric).scale
     # Rows hold dictionaries, so they cannot be elements of a set.
     front_ids = {*map(id, front)}
     shown = [id(row) in front_ids for row in rows]

@@ -18,8 +18,16 @@ from leaderboards.render.figures.task_views import task_views
 from leaderboards.render.numbers import FORMATS, format_percent
 from leaderboards.render.protocol_text import describe_protocol, recorded_values, shared_settings
 from leaderboards.render.site.site_map import Site, SiteRow, Task
-from leaderboards.schema import fields
-from leaderboards.schema.metrics import ATTACK_LABELS, CHECKPOINT_LABELS, RANK_METRIC, TRAIN_SECONDS
+from leaderboards.schema.metrics import (
+    ATTACK_LABELS,
+    CHECKPOINT_LABELS,
+    COST,
+    METRICS,
+    RANK_METRIC,
+    TRAIN_SECONDS,
+    attack_seconds,
+    describe_metric,
+)
 from leaderboards.tables.published import HEADING
 
 if TYPE_CHECKING:
@@ -27,11 +35,6 @@ if TYPE_CHECKING:
 
 TEMPLATES = Path(__file__).parent / "templates"
 JSON_OPTIONS = {"allow_nan": False, "ensure_ascii": False, "separators": (",", ":")}
-COSTS = {
-    "train_seconds": "Training", "student_passes": "Student's passes for an image, each epoch",
-    "peak_bytes": "Memory at most", "eval_seconds": "Evaluation",
-    "eval_forwards": "Images forward in it", "eval_backwards": "Images backward in it",
-}  # fmt: skip
 MAX_CURVES = 24  # of a chart: more lines cannot be told apart
 
 
@@ -100,7 +103,7 @@ def _method_values(site: Site, method: str) -> dict[str, Any]:
     recorded: dict[str, set[str]] = defaultdict(set)
     for site_row in rows:
         runs = site.runs_of(site_row.row.run_ids)
-        curves = mean_curves([site.curves.get(run["run_id"], {}) for run in runs])
+        curves = mean_curves([run["record"].lines for run in runs])
         if curves:
             lines.append((_line_name(site_row), curves))
         for run in runs:
@@ -122,15 +125,15 @@ def _line_name(site_row: SiteRow) -> str:
 def _run_values(site: Site, site_row: SiteRow, run: Mapping[str, Any]) -> dict[str, Any]:
     settings = recorded_values(run, "param/")
     settings.pop("seed", None)
-    views = run_views(site.curves.get(run["run_id"], {}))
+    views = run_views(run["record"].lines)
     return {
         "site_row": site_row, "run": run, "protocol": tuple(describe_protocol([run])),
-        "flags": fields.parse_json_tag(run["flags"]) or {},
+        "flags": run["record"].flags,
         "charts": [*map(build_chart, views)], "accuracies": _accuracies(site, run),
         "row": site_row.row, "checkpoints": tuple(CHECKPOINT_LABELS.values()),
-        "settings": tuple(settings.items()), "environment": _flatten(site.environment(run)),
-        "cost": cost_lines(recorded_values(run, "cost/")),
-        "teachers": fields.parse_json_tag(run["teacher_sha256"]) or {},
+        "settings": tuple(settings.items()), "environment": _flatten(run["record"].environment),
+        "cost": cost_lines(run["record"].metrics),
+        "teachers": run["record"].teacher_sha256,
     }  # fmt: skip
 
 
@@ -146,21 +149,15 @@ def _accuracies(site: Site, run: Mapping[str, Any]) -> list[tuple[str, list[str]
     return accuracies
 
 
-def cost_lines(spent: Mapping[str, float]) -> list[tuple[str, str]]:
+def cost_lines(measured: Mapping[str, float]) -> list[tuple[str, str]]:
     """Return (label, text) pairs: the costs of the whole run, then the seconds of each attack."""
-    attack_costs = map("{}_seconds".format, ATTACK_LABELS)
-    names = dict.fromkeys((*COSTS, *attack_costs, *spent))
-    return [_cost_line(name, spent[name]) for name in names if name in spent]
-
-
-def _cost_line(name: str, value: float) -> tuple[str, str]:
-    attack = name.removesuffix("_seconds")
-    label = COSTS.get(name) or ATTACK_LABELS.get(attack, attack.replace("_", " "))
-    if name.endswith("_bytes"):
-        return label, f"{value / 2**20:,.0f} MiB"
-    if name.endswith("_seconds"):
-        return label, f"{value:,.1f} s"
-    return label, f"{value:,.10g}"
+    names = dict.fromkeys((*METRICS, *map(attack_seconds, ATTACK_LABELS), *measured))
+    lines = []
+    for name in names:
+        if name.startswith(COST) and name in measured:
+            metric = describe_metric(name)
+            lines.append((metric.label, metric.format(measured[name])))
+    return lines
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> tuple[tuple[str, str], ...]:

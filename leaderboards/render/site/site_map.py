@@ -7,16 +7,16 @@ import json
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import cached_property
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from leaderboards.read.records import frame_rows
-from leaderboards.render.protocol_text import Run, sort_attacks
+from leaderboards.render.protocol_text import Run
 from leaderboards.schema.method_card import MethodCard
-from leaderboards.schema.metrics import CHECKPOINT_LABELS, Curves
+from leaderboards.schema.metrics import CHECKPOINT_LABELS, sort_attacks
 from leaderboards.tables.across_tasks import robustness_kept
 from leaderboards.tables.rows import Row, TaskTable
 from leaderboards.tables.suite_tables import Section
@@ -68,20 +68,17 @@ class SiteRow:
 
 @dataclass(frozen=True, eq=False)
 class Site:
-    """The frame of store.collect, its sections, and further facts about runs and methods."""
+    """The frame of `collect`, its sections, and what else is known of methods and suites."""
 
     collected: pd.DataFrame
     sections: list[Section]
-    curves: Mapping[str, Curves] = field(default_factory=dict)
-    environment: Callable[[Run], Mapping[str, Any]] = lambda run: {}
     about: Callable[[str], MethodCard | None] = lambda method: None
     suite: str | None = None
 
     @cached_property
     def runs(self) -> dict[str, Run]:
-        """The lines of the frame by run id, without superseded runs."""
-        current = self.collected[~self.collected["superseded"].astype(bool)]
-        return dict(zip(current["run_id"], frame_rows(current), strict=True))
+        """The lines of the frame by run id."""
+        return dict(zip(self.collected["run_id"], frame_rows(self.collected), strict=True))
 
     @cached_property
     def attacks(self) -> list[str]:
