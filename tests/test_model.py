@@ -27,7 +27,7 @@ from bench.system.files import sha256_of_file
 from leaderboards.schema.record import Record, parse_record
 
 # Invented accuracies of AutoAttack would need verdicts on single images.
-MEASURED = {name: x for name, x in records.MEASURED.items() if not name.startswith("aa")}
+MEASURED = {name: x for name, x in records.ACCURACY.items() if name != "aa"}
 ROW = "digits@3/digits/resnet8-w4/natural"
 PACKAGES = {"safetensors": "safetensors", "onnx": "onnxruntime"}
 NASTY = '<script>alert("x")</script>|`*_$\\[a](b)\n# title\n---\n~~~'

@@ -23,7 +23,6 @@ import optuna
 import pytest
 import server
 import sqlalchemy
-from bench.protocol.spec import Spec
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from optuna.study import Study
@@ -38,6 +37,7 @@ from bench.training.trainer import STATE
 from bench.tuning import search, storage, trial
 from bench.tuning.storage import retry_history
 from bench.tuning.study import group_attempts
+from leaderboards.schema.spec import Spec
 
 NAME = "digits/digits/resnet8-w4/pgd_at"
 SMALL = "--suite digits --student resnet8-w4 --limit-train 128 --limit-test 8"

@@ -22,13 +22,13 @@ from bench.execution.inputs import LoadData, cached_loader
 from bench.execution.job import RunContext, build_training_module, mark_for_repeat, run_job
 from bench.execution.plan import PlannedRun, work_folder
 from bench.protocol.options import ProtocolOptions
-from bench.protocol.spec import Spec
 from bench.system import signals
 from bench.system.errors import BenchError, continue_hint, one_line
 from bench.system.log import NOTE, LogSettings, log_in_worker, log_settings
 from bench.system.progress import ParallelProgress, Progress
 from bench.tracking.store import TrackingStore
 from bench.training.trainer import STATE, Trainer
+from leaderboards.schema.spec import Spec
 
 
 class RunOutcome(NamedTuple):

@@ -20,7 +20,6 @@ from bench.execution.plan import PlannedRun
 from bench.execution.suite_file import resolve_suite
 from bench.protocol import suites
 from bench.protocol.options import CommonOptions, ProtocolOptions
-from bench.system.database import redact_password, sqlite_file
 from bench.system.environment import describe_environment, device_name
 from bench.system.errors import continue_hint
 from bench.system.log import log_path
@@ -29,14 +28,19 @@ from bench.system.tables import format_table
 from bench.tracking.run_logger import SHOWN_DIGITS
 from bench.tracking.store import TrackingStore
 from leaderboards.schema.fields import FINISHED
-from leaderboards.schema.metrics import ATTACK_LABELS, TRAIN_SECONDS
+from leaderboards.schema.metrics import (
+    ATTACK_LABELS,
+    EVAL_SECONDS,
+    NUM_IMAGES,
+    TRAIN_SECONDS,
+    accuracy_name,
+)
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
 # Seconds from which a suite for a GPU is doubtful on a CPU.
 LONG_ON_CPU = 24 * 3600
-EVAL_SECONDS = "cost/eval_seconds"
 # Models whose files are listed after a grid.
 MOST_MODELS = 4
 
@@ -129,16 +133,17 @@ def describe_record(record: Run | None) -> list[str]:
     """
     if not record:
         return ["failed", *[""] * (len(SHOWN_ACCURACIES) + 1)]
-    metrics = record.data.metrics
+    values = record.data.metrics
     cells = []
     for name in SHOWN_ACCURACIES:
-        value, images = metrics.get(f"test/{name}"), metrics.get(f"test/{name}_n")
+        value = values.get(accuracy_name(name))
+        images = values.get(accuracy_name(f"{name}_n"))
         text = "" if value is None else f"{100 * value:.1f}"
         # On fewer images than the others: AutoAttack on a teacher.
-        if images and images < metrics["test/n"]:
+        if images and images < values[NUM_IMAGES]:
             text += f" ({images:.0f})"
         cells.append(text)
-    seconds = metrics.get(TRAIN_SECONDS, 0.0) + metrics.get(EVAL_SECONDS, 0.0)
+    seconds = values.get(TRAIN_SECONDS, 0.0) + values.get(EVAL_SECONDS, 0.0)
     return [*cells, f"{seconds / 60:.1f}", record.info.run_id[:SHOWN_DIGITS]]
 
 
@@ -157,8 +162,7 @@ def shorten_path(path: Path) -> Path:
 
 def next_steps(options: ProtocolOptions, failed: set[str], store: TrackingStore) -> str:
     """Return where the records and the log are, and what to type next."""
-    database = sqlite_file(store.uri)
-    lines = [f"record  {shorten_path(database) if database else redact_password(store.uri)}"]
+    lines = [f"records {shorten_path(store.records)}"]
     if log_path():
         lines.append(f"log     {log_path()}")
     flag = ""

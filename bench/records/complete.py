@@ -10,7 +10,7 @@ from bench.execution.inputs import cached_loader
 from bench.models.size import size_metrics
 from bench.system.errors import UsageError
 from leaderboards.schema.packing import Classes
-from leaderboards.schema.record import VERSION, Record, copy_record, pack_images
+from leaderboards.schema.record import Record, copy_record, pack_images
 
 
 def complete_record(record: Record, data_root: Path) -> Record:
@@ -18,7 +18,7 @@ def complete_record(record: Record, data_root: Path) -> Record:
 
     Labels only if the data is here and the same. Predictions cannot be had any more.
     """
-    if record.schema_.version == VERSION:
+    if record.classes is not None:
         return record
     labels = test_labels(record, data_root)
     classes = None if labels is None else pack_images(labels)

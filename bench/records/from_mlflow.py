@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from bench.records.export import print_results
 from bench.records.sync import newest_finished
 from bench.system.errors import one_line
 from bench.tracking.run_logger import RunLogger
-from bench.tracking.store import TrackingStore
+from bench.tracking.store import TrackingStore, fetch_artifact
 from leaderboards.schema import metrics
 from leaderboards.schema.checkpoints import BEST
 from leaderboards.schema.fields import CHECKSUM_TAGS, RECORD_TAGS, Artifact, Tag
@@ -40,35 +41,37 @@ def convert_runs(root: Path, data_root: Path) -> int:
             todo[run.info.run_id] = run
 
     def convert(run_id: str) -> str:
-        record = complete_record(read_old_run(store.client, todo[run_id]), data_root)
+        record = complete_record(read_old_run(store, todo[run_id]), data_root)
         RunLogger(store.client, run_id).log_record_file(record)
         return str(store.save_record(record))
 
     return print_results(todo, convert)
 
 
-def read_old_run(client: MlflowClient, run: Run) -> Record:
+def read_old_run(store: TrackingStore, run: Run) -> Record:
     """Build the record of a finished run from MLflow. Raise RecordError where it has none."""
-    tags, run_id = run.data.tags, run.info.run_id
+    tags, run_id, client = run.data.tags, run.info.run_id, store.client
     curves, values = {}, {}
-    for name, value in run.data.metrics.items():
-        if metrics.is_curve(name):
-            curves[name] = read_curve(client, run_id, name)
-        elif name.startswith(metrics.METRIC_PREFIXES) and abs(value) < MAX_VALUE:
-            values[name] = value
+    for metric, value in run.data.metrics.items():
+        if metrics.is_curve(metric):
+            curves[metric] = read_curve(client, run_id, metric)
+        elif metric.startswith(metrics.METRIC_PREFIXES) and abs(value) < MAX_VALUE:
+            values[metric] = value
     with tempfile.TemporaryDirectory() as name:
+
+        def fetch(artifact: str) -> Path:
+            return fetch_artifact(client, store.root, run_id, artifact, Path(name))
+
         try:
-            # All at once: a request for each would take as long again.
-            folder = Path(name)
-            spec = json.loads(fetch(client, run_id, Artifact.SPEC, folder).read_bytes())
+            spec = json.loads(fetch(Artifact.SPEC).read_bytes())
             survived = None
             if metrics.RANK_METRIC in values:
-                survived = read_verdicts(fetch(client, run_id, VERDICTS_FILE, folder))
+                survived = read_verdicts(fetch(VERDICTS_FILE))
         # The errors of stores and damaged files have no common class.
         except Exception as error:
             message = f"its spec or its verdicts cannot be read: {one_line(error, 200)}"
             raise RecordError(message) from error
-        environment = read_environment(client, run_id, folder)
+        environment = read_environment(fetch)
     return build_record(
         spec_id=tags.get(Tag.SPEC_ID, ""),
         run_id=run_id,
@@ -81,11 +84,6 @@ def read_old_run(client: MlflowClient, run: Run) -> Record:
         environment=environment,
         survived=survived,
     )
-
-
-def fetch(client: MlflowClient, run_id: str, artifact: str, folder: Path) -> Path:
-    """Copy an artifact of a run into a folder and return its path."""
-    return Path(client.download_artifacts(run_id, artifact, str(folder)))
 
 
 def read_curve(client: MlflowClient, run_id: str, name: str) -> list[tuple[int, float]]:
@@ -106,11 +104,10 @@ def read_verdicts(path: Path) -> Verdicts:
     return survived
 
 
-def read_environment(client: MlflowClient, run_id: str, folder: Path) -> dict[str, object]:
+def read_environment(fetch: Callable[[str], Path]) -> dict[str, object]:
     """Return device, versions and data of a run, {} where they are missing or damaged."""
     try:
-        path = fetch(client, run_id, Artifact.ENVIRONMENT, folder)
-        environment = json.loads(path.read_bytes())
+        environment = json.loads(fetch(Artifact.ENVIRONMENT).read_bytes())
     # No result depends on it.
     except Exception:
         return {}

@@ -14,7 +14,7 @@ from bench.execution.inputs import cached_loader
 from bench.models.checkpoint import load
 from bench.system.environment import describe_environment, resolve_device
 from bench.system.progress import Progress
-from bench.tracking.store import TrackingStore, suite_runs
+from bench.tracking.store import TrackingStore, fetch_artifact, suite_runs
 from leaderboards.schema import metrics
 from leaderboards.schema.checkpoints import BEST
 from leaderboards.schema.fields import checkpoint_artifact, checksum_tag
@@ -74,10 +74,8 @@ def fetch_checkpoint(store: TrackingStore, record: Record, folder: Path) -> Path
     for _, run in suite_runs(store.client, condition):
         # An imported run has no checkpoint.
         with suppress(Exception):
-            address = store.client.download_artifacts(
-                run.info.run_id, checkpoint_artifact(BEST), str(folder)
-            )
-            return Path(address)
+            artifact = checkpoint_artifact(BEST)
+            return fetch_artifact(store.client, store.root, run.info.run_id, artifact, folder)
     return None
 
 

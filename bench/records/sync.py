@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING
 from bench.system.database import redact_password
 from bench.system.errors import one_line
 from bench.system.files import save_file
-from bench.tracking.store import open_client, records_folder, store_exists, suite_runs, tracking_uri
+from bench.tracking.store import (
+    fetch_artifact,
+    open_client,
+    records_folder,
+    store_exists,
+    suite_runs,
+    tracking_uri,
+)
 from leaderboards.schema.fields import FINISHED, Artifact, Tag
 from leaderboards.schema.record import RecordError, parse_record
 
@@ -51,17 +58,18 @@ def sync_records(root: Path) -> StoreRecords:
         digest = run.data.tags.get(Tag.RECORD)
         if digest and digests.get(spec_id[:8]) != digest:
             try:
-                fetch_record(client, run, digest, folder)
+                content = fetch_record(client, root, run, digest)
+                save_file(folder / parse_record(content).spec.record_name, content)
             except RecordError as error:
                 problems.append(f"run {run.info.run_id}: {error}")
         without += not digest and spec_id[:8] not in digests
     if without:
-        problems.append(f"{without} finished runs have no record and are left out: {CONVERT}")
+        problems.append(f"finished runs without a record are left out: {without}; {CONVERT}")
     gone = sorted(digests.keys() - specs)
     if gone:
         names = ", ".join(f"*-{digest}.json" for digest in gone[:3])
         store = redact_password(uri)
-        problems.append(f"{len(gone)} records have no finished run in {store}, such as {names}")
+        problems.append(f"records without a finished run in {store}: {len(gone)}, such as {names}")
     return StoreRecords(folder, problems)
 
 
@@ -94,15 +102,15 @@ def digest_records(folder: Path) -> dict[str, str]:
     return digests
 
 
-def fetch_record(client: MlflowClient, run: Run, digest: str, folder: Path) -> None:
-    """Copy the record of a run into a folder. Raise RecordError if it is missing or damaged."""
+def fetch_record(client: MlflowClient, root: Path, run: Run, digest: str) -> bytes:
+    """Return the record file of a run. Raise RecordError if it is missing or damaged."""
     with tempfile.TemporaryDirectory() as name:
         try:
-            path = Path(client.download_artifacts(run.info.run_id, Artifact.RECORD, name))
+            path = fetch_artifact(client, root, run.info.run_id, Artifact.RECORD, Path(name))
             content = path.read_bytes()
         # The errors of stores have no common class.
         except Exception as error:
             raise RecordError(f"its record cannot be fetched: {one_line(error, 200)}") from error
     if hashlib.sha256(content).hexdigest() != digest:
         raise RecordError("its record is not the file of its checksum")
-    save_file(folder / parse_record(content).spec.record_name, content)
+    return content

@@ -13,7 +13,7 @@ from bench.models import checkpoint
 from bench.records.sync import sync_records
 from bench.system.errors import BenchError, UsageError, unknown_name
 from bench.tracking.run_logger import SHOWN_DIGITS
-from bench.tracking.store import open_client, store_exists, tracking_uri
+from bench.tracking.store import fetch_artifact, open_client, store_exists, tracking_uri
 from leaderboards.read.records import collect
 from leaderboards.schema import fields
 from leaderboards.schema.checkpoints import CHECKPOINTS
@@ -130,8 +130,10 @@ def read_checkpoint(record: Record, store: Path, name: str) -> bytes:
     client = open_client(tracking_uri(store))
     with tempfile.TemporaryDirectory() as folder:
         try:
-            path = client.download_artifacts(record.run_id, checkpoint_artifact(name), folder)
-            content = Path(path).read_bytes()
+            artifact = checkpoint_artifact(name)
+            content = fetch_artifact(
+                client, store, record.run_id, artifact, Path(folder)
+            ).read_bytes()
         # Stores fail in more ways than can be named.
         except Exception as error:
             cause = "an imported record has none, and files can be deleted"

@@ -148,9 +148,9 @@ def indent(lines: list[str]) -> str:
 
 def render_origin(record: Record, file: ModelFile) -> str:
     """Return commit, run and hashes."""
-    changes = ", with uncommitted changes" if record.tags.get("code_dirty") == "true" else ""
+    changes = ", with uncommitted changes" if record.tags.get(Tag.CODE_DIRTY) == "true" else ""
     facts = {
-        "commit": escape(record.tags.get("code_commit", "unknown")) + changes,
+        "commit": escape(record.tags.get(Tag.CODE_COMMIT, "unknown")) + changes,
         "version": escape(str(record.environment.get("bench", "unknown"))),
         "run": f"{record.run_id}, spec {record.spec_id}",
         f"sha256 of {file.checkpoint}.pt": file.source_sha256,

@@ -13,6 +13,7 @@ import torch
 
 from bench import __version__
 from bench.system.errors import UsageError
+from leaderboards.schema.fields import Tag
 
 # Libraries that can alter a result.
 TORCH_PACKAGES = ("torch", "torchvision", "torchattacks")
@@ -83,10 +84,10 @@ def source_state() -> dict[str, str]:
             packages = ("bench", "methods", "attacks")
             changes = _run_git("status", "--porcelain", "--untracked-files=no", "--", *packages)
             dirty = str(bool(changes)).lower()
-            return {"code_commit": _run_git("rev-parse", "HEAD"), "code_dirty": dirty}
+            return {Tag.CODE_COMMIT: _run_git("rev-parse", "HEAD"), Tag.CODE_DIRTY: dirty}
     except (OSError, subprocess.SubprocessError):
         pass
-    return {"code_commit": "unknown", "code_dirty": "unknown"}
+    return {Tag.CODE_COMMIT: "unknown", Tag.CODE_DIRTY: "unknown"}
 
 
 def _run_git(*words: str) -> str:

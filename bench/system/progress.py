@@ -10,6 +10,7 @@ from rich.progress import Progress as Bar
 
 from bench.system import log
 from bench.system.log import LOGGER
+from leaderboards.schema.metrics import TRAIN, VAL, VAL_CLEAN, VAL_ROBUST
 
 LINE_INTERVAL = 20.0  # seconds between lines where there is no live line
 BAR_WIDTH = 8  # a live line fits into 80 columns
@@ -82,7 +83,7 @@ class Progress:
         self.metrics |= metrics
         values = []
         for name, value in metrics.items():
-            if name.startswith("val/"):
+            if name.startswith(VAL):
                 values.append(f"{name.replace('/', ' ')} {100 * value:.1f} %")
             elif name != "epoch":
                 values.append(f"{name} {value:.4g}")
@@ -115,11 +116,11 @@ class Progress:
             return f"evaluating {self.checkpoint}: {self.stage} {share}"
         epoch = max(done - 1, 0) * self.epochs // max(total, 1) + 1
         text = f"epoch {epoch} of {self.epochs}"
-        losses = [value for name, value in self.metrics.items() if name.startswith("train/")]
+        losses = [value for name, value in self.metrics.items() if name.startswith(TRAIN)]
         if losses:
             text += f", loss {sum(losses):.3g}"
-        if "val/clean" in self.metrics:
-            clean, robust = (100 * self.metrics[f"val/{name}"] for name in ("clean", "robust"))
+        if VAL_CLEAN in self.metrics:
+            clean, robust = (100 * self.metrics[name] for name in (VAL_CLEAN, VAL_ROBUST))
             text += f", val clean {clean:.1f}, robust {robust:.1f}"
         return text
 

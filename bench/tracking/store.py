@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 # Tag of a run that an import has not finished; no other process continues it.
 IMPORTING = "importing"
+# The folder of the artifacts of a local store.
+ARTIFACTS = "artifacts"
 # Suffix of the experiment of a suite's searches.
 TUNING_SUFFIX = " tuning"
 # The most runs that MLflow returns at once.
@@ -96,6 +98,20 @@ def open_client(uri: str) -> MlflowClient:
     return client
 
 
+def fetch_artifact(
+    client: MlflowClient, root: Path, run_id: str, artifact: str, folder: Path
+) -> Path:
+    """Return an artifact of a run as a file: in the store if it is there, else fetched to a folder.
+
+    A store that was moved or copied has its artifacts with it, wherever MLflow believes them.
+    The errors of stores have no common class.
+    """
+    path = root / ARTIFACTS / run_id / "artifacts" / artifact
+    if path.exists():
+        return path
+    return Path(client.download_artifacts(run_id, artifact, str(folder)))
+
+
 def suite_runs(client: MlflowClient, condition: str = "") -> Iterator[tuple[str, Run]]:
     """Yield (experiment, run) for the single runs of suites that meet a condition."""
     for experiment in client.search_experiments(max_results=PAGE_SIZE):
@@ -157,7 +173,7 @@ class TrackingStore:
                 return str(experiment.experiment_id)
             location = None
             if self.uri.startswith("sqlite:"):
-                location = Path(os.path.realpath(self.root / "artifacts")).as_uri()
+                location = Path(os.path.realpath(self.root / ARTIFACTS)).as_uri()
             return self.client.create_experiment(name, artifact_location=location)
 
     def find_run(self, spec: Spec, status: str) -> Run | None:

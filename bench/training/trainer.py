@@ -37,6 +37,7 @@ from bench.training.distributed import SINGLE_PROCESS, ProcessGroup, synchronise
 from bench.training.memory_layout import arrange_memory, has_bf16
 from bench.training.schedule import learning_rate
 from leaderboards.schema.fields import NO_BF16
+from leaderboards.schema.metrics import TRAIN, VAL_CLEAN, VAL_ROBUST
 from leaderboards.schema.spec import Spec
 from methods.base import Batch, Budget, Method, Net, Nets
 from methods.fold import fold
@@ -248,9 +249,9 @@ class Trainer:
             mean = (total / self.steps_per_epoch).item()
             if not math.isfinite(mean):
                 raise BenchError(
-                    f"train/{name} became {mean} in epoch {epoch}; a lower learning rate may help"
+                    f"{TRAIN}{name} became {mean} in epoch {epoch}; a lower learning rate may help"
                 )
-            means[f"train/{name}"] = mean
+            means[f"{TRAIN}{name}"] = mean
         return means
 
     def step_function(self, epoch: int) -> Step:
@@ -328,14 +329,14 @@ class Trainer:
         """Return clean and robust accuracy on the validation images, with the inner budget."""
         torch.manual_seed(derive_seed("validation", self.spec.seed, epoch))
         clean, robust = clean_and_robust_accuracy(self.module.student, self.data.val, self.budget)
-        return {"val/clean": clean, "val/robust": robust}
+        return {VAL_CLEAN: clean, VAL_ROBUST: robust}
 
     def _save_epoch(self, epoch: int, row: dict[str, float]) -> None:
         """Write the checkpoints of an epoch and the state of the run."""
         state = self.state
         state.epoch = epoch + 1
         state.history.append(row)
-        metric = "val/robust" if self.module.method.adversarial else "val/clean"
+        metric = VAL_ROBUST if self.module.method.adversarial else VAL_CLEAN
         score = row.get(metric, -1.0)
         if score > state.best:
             state.best = score

@@ -23,7 +23,7 @@ from bench.tracking.note import NOTE_TAG
 from bench.tracking.run_logger import RunLogger
 from bench.tuning.study import group_attempts, is_over
 from bench.tuning.trial import TrialContext, format_percent
-from leaderboards.schema.fields import FINISHED
+from leaderboards.schema.fields import FINISHED, Tag
 
 STATES = ("complete", "pruned", "failed")
 
@@ -105,7 +105,7 @@ def write_results(
 ) -> list[Path]:
     """Write a file for each of the best trials, named by its values; end the study's MLflow run."""
     trials, summary = best_trials(study, trial_context), summarize(study, trial_context)
-    commit, paths = run_context.code.get("code_commit", ""), []
+    commit, paths = run_context.code.get(Tag.CODE_COMMIT, ""), []
     for trial in trials:
         config = build_config(trial, summary, trial_context, commit, teacher)
         digest = tuned_config.values_digest(config.hyper, config.training)

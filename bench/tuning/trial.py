@@ -30,6 +30,7 @@ from bench.tuning.space import SearchSpace
 from bench.tuning.storage import retry_history, was_retried
 from bench.tuning.study import StudyPlan, find_position, rung_epochs
 from leaderboards.schema.fields import FAILED, FINISHED, KILLED
+from leaderboards.schema.metrics import TRAIN_SECONDS
 from leaderboards.schema.spec import Spec
 from methods.base import Budget
 
@@ -159,7 +160,7 @@ class TrialRunner:
         with Progress([(0.0, 0.0)], position, self.trial_context.budget) as progress:
             progress.start(spec.method, spec.training.epochs)
             state = trainer.fit(log_epoch, progress.tick)
-        logger.log_metrics({"cost/train_seconds": state.seconds}, epochs_before)
+        logger.log_metrics({TRAIN_SECONDS: state.seconds}, epochs_before)
         net = checkpoint.load(folder / "best.pt", spec.arch, self.data.info)
         net = net.to(self.run_context.device)
         torch.manual_seed(derive_seed("judge", spec.seed))

@@ -64,7 +64,9 @@ def collect(folder: Path | None, suite: str | None = None) -> pd.DataFrame:
         extra |= dict.fromkeys(rows[-1])
     names = [*COLUMNS, *sorted(extra.keys() - set(COLUMNS))]
     frame = pd.DataFrame({name: [row.get(name) for row in rows] for name in names}, columns=names)
-    measured = [name for name in names if name.startswith((*metrics.METRIC_PREFIXES, "class/"))]
+    measured = [
+        name for name in names if name.startswith((*metrics.METRIC_PREFIXES, metrics.CLASS))
+    ]
     frame[measured] = frame[measured].astype(float)
     frame["start_time"] = pd.to_datetime(frame["start_time"], unit="ms", utc=True)
     frame.attrs["problems"] = problems

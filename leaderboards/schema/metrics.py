@@ -79,8 +79,9 @@ TEACHER_PARAMETERS = f"{COST}teacher_parameters"
 TEACHER_MULTIPLY_ADDS = f"{COST}teacher_multiply_adds"
 # Derived from labels and verdicts, not recorded: of the classes' accuracies the lowest, and the
 # standard deviation.
-WORST_CLASS_CLEAN, WORST_CLASS = "class/worst_clean", "class/worst"
-CLASS_SPREAD = "class/spread"
+CLASS = "class/"
+WORST_CLASS_CLEAN, WORST_CLASS = f"{CLASS}worst_clean", f"{CLASS}worst"
+CLASS_SPREAD = f"{CLASS}spread"
 
 METRICS = {
     metric.name: metric

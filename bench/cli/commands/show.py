@@ -18,6 +18,20 @@ from bench.cli.parsing import Command
 from bench.protocol.options import Json, StoreFolder, option
 from bench.system.errors import BenchError, UsageError
 from bench.tracking.run_logger import SHOWN_DIGITS
+from leaderboards.schema.checkpoints import CHECKPOINTS
+from leaderboards.schema.fields import (
+    FAILED,
+    FINISHED,
+    IDENTITY_TAGS,
+    KILLED,
+    RUNNING,
+    Tag,
+    checkpoint_artifact,
+    checksum_tag,
+    escape_unprintable,
+    parse_json_tag,
+)
+from leaderboards.schema.metrics import ATTACK_LABELS, COST, RANK_METRIC, sort_attacks
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -25,10 +39,10 @@ if TYPE_CHECKING:
 MIN_PREFIX = 4
 # For people, instead of MLflow's words.
 STATUS_NAMES = {
-    "FINISHED": "finished",
-    "RUNNING": "running",
-    "KILLED": "interrupted",
-    "FAILED": "failed",
+    FINISHED: "finished",
+    RUNNING: "running",
+    KILLED: "interrupted",
+    FAILED: "failed",
 }
 # In the order of their columns; all but `autoattack` are texts.
 COLUMNS = (
@@ -37,8 +51,8 @@ COLUMNS = (
 )
 # What is printed of one run before its numbers.
 FACTS = (
-    *("id", "spec_id", "status", "status_note", "started", "suite", "dataset", "student"),
-    *("method", "variant", "teacher", "seed", "training_path"),
+    *("id", Tag.SPEC_ID, "status", Tag.STATUS_NOTE, "started", "suite", Tag.DATASET, Tag.STUDENT),
+    *(Tag.METHOD, Tag.VARIANT, Tag.TEACHER, Tag.SEED, Tag.TRAINING_PATH),
 )
 
 
@@ -97,7 +111,6 @@ def find_run(runs: Sequence[Run], run_id: str) -> Run:
 
     A finished run of a spec comes before others. Raise UsageError for no run or several.
     """
-    from leaderboards.schema.fields import FINISHED, Tag
 
     matches = [run for run in runs if run.info.run_id.startswith(run_id)]
     if not matches:
@@ -113,8 +126,6 @@ def find_run(runs: Sequence[Run], run_id: str) -> Run:
 
 def summarize(run: Run) -> dict[str, Any]:
     """Return the columns of the table. The accuracy is a fraction, None if it was not measured."""
-    from leaderboards.schema.fields import IDENTITY_TAGS, Tag, escape_unprintable
-    from leaderboards.schema.metrics import RANK_METRIC
 
     texts = {"id": run.info.run_id, "status": STATUS_NAMES[run.info.status]}
     texts["suite"] = run.data.tags.get("suite", "")
@@ -140,9 +151,6 @@ def describe_run(run: Run) -> dict[str, Any]:
 
     Accuracies are fractions, beside the counts `n` and `aa_n`; costs are seconds, bytes and counts.
     """
-    from leaderboards.schema.checkpoints import CHECKPOINTS
-    from leaderboards.schema.fields import Tag, checksum_tag, parse_json_tag
-    from leaderboards.schema.metrics import COST
 
     tags, accuracy, files = run.data.tags, {}, {}
     for name, checkpoint in CHECKPOINTS.items():
@@ -177,7 +185,6 @@ def metrics_under(run: Run, prefix: str) -> dict[str, float]:
 
 def checkpoint_address(run: Run, name: str) -> str:
     """Return the path of a checkpoint file, MLflow's address if it lies on a server, "" if gone."""
-    from leaderboards.schema.fields import checkpoint_artifact
 
     parts = urlparse(run.info.artifact_uri)
     if parts.scheme not in ("", "file"):
@@ -192,10 +199,10 @@ def print_run(document: dict[str, Any]) -> None:
     for name in FACTS:
         if document[name]:
             print_fact(name, document[name])
-    for role, sha256 in document["teacher_sha256"].items():
+    for role, sha256 in document[Tag.TEACHER_SHA256].items():
         print_fact(f"{role} teacher", f"sha256 {sha256}")
-    changes = ", with uncommitted changes" if document["code_dirty"] else ""
-    print_fact("code", document["code_commit"] + changes)
+    changes = ", with uncommitted changes" if document[Tag.CODE_DIRTY] else ""
+    print_fact("code", document[Tag.CODE_COMMIT] + changes)
     print_fact("command", document["command"])
     if document["accuracy"]:
         print_accuracies(document["accuracy"])
@@ -220,8 +227,6 @@ def print_fact(name: str, text: str) -> None:
 def print_accuracies(accuracy: dict[str, dict[str, float]]) -> None:
     """Print a table in percent: a line for each checkpoint, a column for each attack."""
     from bench.system.tables import format_table
-    from leaderboards.schema.checkpoints import CHECKPOINTS
-    from leaderboards.schema.metrics import ATTACK_LABELS, sort_attacks
 
     attacks = sort_attacks(chain.from_iterable(accuracy.values()))
     rows = []
