@@ -72,11 +72,7 @@ def write(
     runs.attrs["problems"] = [*problems, *runs.attrs["problems"]]
     site = Site(runs, suite_tables.build_sections(runs, protocol), about, suite)
     tables = _render_tables(site)
-    for name in ("assets", *PAGE_FOLDERS):
-        (out / name).mkdir(parents=True, exist_ok=True)
-    for name, text in tables.items():
-        _replace_file(out / name, text.encode(errors="backslashreplace"))
-    _write_site(site, out)
+    _write_site(site, tables, out)
     if figures:
         _write_figures(site, out)
     return [out / name for name in ("index.html", *tables)]
@@ -98,9 +94,13 @@ def _render_tables(site: Site) -> dict[str, str]:
     }
 
 
-def _write_site(site: Site, out: Path) -> None:
+def _write_site(site: Site, tables: Mapping[str, str], out: Path) -> None:
     from leaderboards.render.site.pages import render_pages
 
+    for folder in ("assets", *PAGE_FOLDERS):
+        (out / folder).mkdir(parents=True, exist_ok=True)
+    for name, text in tables.items():
+        _replace_file(out / name, text.encode(errors="backslashreplace"))
     current = set()
     for name, text in render_pages(site):
         _replace_file(out / name, text.encode(errors="backslashreplace"))

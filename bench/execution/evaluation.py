@@ -66,27 +66,25 @@ def evaluate_checkpoint(
     device = next(net.parameters()).device
     x, y = to_float(test.x).to(device), test.y.to(device)
     start = time.perf_counter()
-    gradient_attacks = [name for name in spec.attacks if name != "aa"]
-    probes = NUM_PROBES if full else 0
+    names, probes = [name for name in spec.attacks if name != "aa"], NUM_PROBES if full else 0
     path = verdicts.with_suffix(".npz")
-    gradient_results = run_attacks(net, x, y, gradient_attacks, spec, path, tick, probes)
-    results, worst, flags = [gradient_results], gradient_results.worst, gradient_results.flags
-    accuracy = gradient_results.accuracy()
-    count, survived = 0, None
+    by_gradients = run_attacks(net, x, y, names, spec, path, tick, probes)
+    results, worst, flags = [by_gradients], by_gradients.worst, by_gradients.flags
+    accuracy, count, survived = by_gradients.accuracy(), 0, None
     if full and "aa" in spec.attacks:
         count = min(spec.limit_aa or len(x), len(x))
         path = verdicts.with_name(f"{verdicts.name}_aa.npz")
         autoattack = run_attacks(net, x[:count], y[:count], ["aa"], spec, path, tick)
         results.append(autoattack)
-        combined = gradient_results.first_images(count) | autoattack
+        combined = by_gradients.first_images(count) | autoattack
         worst, survived = combined.worst, autoattack.robust["aa"]
         flags = flags | combined.contradictions()
         accuracy["aa"] = autoattack.accuracy()["aa"]
     accuracy["worst"] = worst.float().mean().item()
     cost = {metrics.EVAL_SECONDS: time.perf_counter() - start} | sum_costs(results)
-    assert gradient_results.predictions is not None
+    assert by_gradients.predictions is not None
     return CheckpointEvaluation(
-        accuracy, len(x), count, cost, flags, gradient_results.predictions, survived
+        accuracy, len(x), count, cost, flags, by_gradients.predictions, survived
     )
 
 

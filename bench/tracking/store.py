@@ -115,19 +115,21 @@ def fetch_artifact(
 def suite_runs(client: MlflowClient, condition: str = "") -> Iterator[tuple[str, Run]]:
     """Yield (experiment, run) for the single runs of suites that meet a condition."""
     for experiment in client.search_experiments(max_results=PAGE_SIZE):
-        if not EXPERIMENT.fullmatch(experiment.name):
-            continue
-        token = None
-        while True:
-            page = client.search_runs(
-                [experiment.experiment_id], condition, max_results=1000, page_token=token
-            )
-            for run in page:
+        if EXPERIMENT.fullmatch(experiment.name):
+            for run in all_pages(client, experiment.experiment_id, condition):
                 if PARENT_TAG in run.data.tags:
                     yield experiment.name, run
-            token = page.token
-            if not token:
-                break
+
+
+def all_pages(client: MlflowClient, experiment_id: str, condition: str) -> Iterator[Run]:
+    """Yield the runs on every page of a search."""
+    token: str | None = ""
+    while token is not None:
+        page = client.search_runs(
+            [experiment_id], condition, max_results=1000, page_token=token or None
+        )
+        yield from page
+        token = page.token or None
 
 
 class TrackingStore:
