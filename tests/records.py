@@ -63,7 +63,7 @@ def invent_evaluation(
     return CheckpointEvaluation(
         accuracy,
         images,
-        images if full else 0,
+        0 if survived is None else images,
         {metrics.EVAL_SECONDS: 1.5},
         FLAGS,
         torch.where(right, labels, 1 + labels),

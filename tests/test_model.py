@@ -21,9 +21,12 @@ from bench.datasets import loading
 from bench.models import checkpoint, formats
 from bench.models.size import network_size
 from bench.records import trained
+from bench.records.sync import StoreRecords
 from bench.reference.model_card import ModelFile, render_card
 from bench.system.errors import BenchError, UsageError
 from bench.system.files import sha256_of_file
+from bench.tracking.store import TrackingStore
+from leaderboards.read.records import read_record
 from leaderboards.schema.record import Record, parse_record
 
 # Invented accuracies of AutoAttack would need verdicts on single images.
@@ -42,8 +45,6 @@ def trained_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
         context = records.make_context(store)
         for seed in (0, 1):
             records.run_planned(records.plan_student(seed=seed), context, MEASURED)
-        words = ["export", "--suite", "digits", "--store", str(store)]
-        assert cli.dispatch([*words, "--out", str(store / "records")]) == 0
     return store
 
 
@@ -55,6 +56,8 @@ def store(trained_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "mlflow.db").symlink_to(trained_store / "mlflow.db")
     shutil.copytree(trained_store / "records", tmp_path / "runs" / "records")
+    # The program would fetch the records that were changed again.
+    monkeypatch.setattr(trained, "sync_records", lambda root: StoreRecords(root / "records", []))
     return Path("runs")
 
 
@@ -78,7 +81,7 @@ def digits() -> Tensor:
 
 def logits_of(record: Record, store: Path, name: str = "best") -> Tensor:
     """Return what the checkpoint in the run's artifacts says, read as plain tensors."""
-    run = trained.TrackingStore(store).client.get_run(record.run_id)
+    run = TrackingStore(store).client.get_run(record.run_id)
     path = Path(run.info.artifact_uri.removeprefix("file://"), "checkpoints", f"{name}.pt")
     net = models.build("resnet8-w4", datasets.DIGITS)
     net.load_state_dict(torch.load(path, weights_only=True)["state_dict"])
@@ -375,7 +378,7 @@ def test_a_card_says_what_the_record_says(store: Path) -> None:
     for part in (
         f"{size.parameters:,} parameters",
         "eps 0.15 of pixels in [0, 1]",
-        "| best | 90.0 |",
+        "| best | 87.5 |",
         "Percent of 8 test images.",
         "sanity flag pgd-far-above-aa",
         record.tags["command"],
@@ -389,7 +392,7 @@ def test_a_card_says_what_the_record_says(store: Path) -> None:
 def test_a_card_links_the_paper_and_writes_pixels_as_fractions() -> None:
     folder = Path(bench.__file__).parents[1] / "leaderboards" / "results"
     path = next(folder.glob("cifar-mini@2-cifar10-resnet8-w16-s2-rslad-*.json"))
-    record = trained.read_record(path)
+    record = read_record(path)
     text = render_card(record, ModelFile("net.onnx", "onnx", "best", 64 * "0", 1, 64 * "1"))
     assert "eps 8/255 of pixels" in text
     assert "AutoAttack (`aa`) and `worst` of the first" in text
