@@ -269,7 +269,7 @@ def test_protocol_lines_show_the_values_of_the_suite(
     assert index["Teachers"] == "18 epochs (trades)"
     assert "Teachers" not in task
     assert index["Seeds"] == task["Seeds"] == "0 / 2 / 10"
-    assert index.get("Attacks") == ("PGD-20, AutoAttack" if stated else None)
+    assert index.get("Attacks") == ("PGD-20, AutoAttack" if stated else "none")
     assert "Data" not in index
     runs = [sentences(read(path)) for path in sorted(tmp_path.glob("out/runs/*.html"))]
     trained = sorted((run["Training"], run["Seeds"]) for run in runs)
@@ -281,14 +281,16 @@ def test_protocol_lines_show_the_values_of_the_suite(
 
 def test_costs_of_the_run_come_before_those_of_attacks() -> None:
     spent = {
-        "aa_seconds": 2.0,
-        "peak_bytes": 2.0**21,
-        "odd_seconds": 1.0,
-        "eval_forwards": 1234.0,
-        "train_seconds": 30.0,
+        "cost/aa_seconds": 2.0,
+        "cost/peak_bytes": 2.0**21,
+        "cost/odd_seconds": 1.0,
+        "cost/eval_forwards": 1234.0,
+        "cost/train_seconds": 30.0,
+        "test/aa": 0.5,
     }
     assert cost_lines(spent) == [
-        ("Training", "30.0 s"), ("Memory at most", "2 MiB"), ("Images forward in it", "1,234"),
+        ("Train", "0.5 min"), ("Memory at most", "2 MiB"),
+        ("Images forward in evaluation", "1,234"),
         ("AutoAttack", "2.0 s"), ("odd", "1.0 s"),
     ]  # fmt: skip
 
@@ -307,7 +309,7 @@ def test_run_page_holds_accuracies_costs_and_doubts(folder: Path, tmp_path: Path
         "no checksum was recorded",
         "with uncommitted changes",
         "l-infinity, eps 0.15",
-        "30.0 s",
+        "0.5 min",
         "Not recorded, or the file is missing.",
     ):
         assert text in reader.text

@@ -534,10 +534,10 @@ def test_robustness_kept_is_measured_on_the_same_images(tracked: Records) -> Non
 
 def teachers_by_role(**sha256: str) -> dict[str, Any]:
     """Return tags of a student whose teachers' sha256 consist of these letters; "?" is unknown."""
-    names = " + ".join(f"big-{'trades' if role == 'robust' else 'natural'}" for role in sha256)
     recorded = {role: 64 * letter for role, letter in sha256.items() if letter != "?"}
-    params = {f"teachers.{role}": f"big-{role}-0123abcd" for role in sha256}
-    return {"teacher": names, "teacher_sha256": json.dumps(recorded), "params": params}
+    methods = {"robust": "trades", "natural": "natural"}
+    params = {f"teachers.{role}": f"big-{methods[role]}-0123abcd" for role in sha256}
+    return {"teacher_sha256": json.dumps(recorded), "params": params}
 
 
 def test_a_teacher_trained_twice_is_noted(tracked: Records) -> None:
@@ -554,7 +554,7 @@ def test_a_teacher_trained_twice_is_noted(tracked: Records) -> None:
         row.method: [note for note in row.notes if "checkpoint" in note]
         for row in section.tables[0].rows
     }
-    robust = "taught by checkpoint bbbbbbbb of big-robust-0123abcd, as 2 of 6 runs here"
+    robust = "taught by checkpoint bbbbbbbb of big-trades-0123abcd, as 2 of 6 runs here"
     natural = "taught by checkpoint ???????? of big-natural-0123abcd, as 1 of 2 runs here"
     assert notes == {
         "gacd": [], "rslad": [], "ard": [], "kd": [robust],
