@@ -46,7 +46,7 @@ class Records:
         aa: float | None,
         experiment: str = "digits@1",
         *,
-        metrics: Mapping[str, float] | None = None,
+        metrics: Mapping[str, float | None] | None = None,
         params: Mapping[str, Any] | None = None,
         survived: Verdicts | None = None,
         teacher: str = "robust",
@@ -56,7 +56,7 @@ class Records:
         """Make the record of a run with this accuracy under AutoAttack; None is without.
 
         Args:
-            metrics: more of them, or others; the test images are 360.
+            metrics: more of them, or others, or None for one that is not there; 360 test images.
             params: changes of the spec, nested names joined by dots.
             survived: (images,) bool; by default `aa` of the 100 images, or of test/aa_n, survive.
             teacher: of the role "robust", unless `params` have teachers; "none" for none.
@@ -70,10 +70,10 @@ class Records:
             if field in content:
                 changes[field] = content.pop(field)
         spec = make_spec(changes, suite=experiment, method=method, arch=student)
-        values = {NUM_IMAGES: 360, **(metrics or {})}
+        values: dict[str, Any] = {NUM_IMAGES: 360, **(metrics or {})}
         if aa is not None:
             if survived is None:
-                images = int(values.get(NUM_ATTACKED, 100))
+                images = values.get(NUM_ATTACKED, 100)
                 survived = np.arange(images) < round(images * aa)
             values = {RANK_METRIC: aa, WORST: aa, NUM_ATTACKED: survived.size} | values
         tags = TAGS | {tag: content.pop(tag) for tag in fields.RECORD_TAGS if tag in content}
@@ -84,7 +84,7 @@ class Records:
             start_time=self.clock,
             spec=json.loads(spec.json()),
             tags=tags,
-            metrics=values,
+            metrics={key: value for key, value in values.items() if value is not None},
             survived=survived,
             **empty | content,
         )

@@ -19,16 +19,12 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from bench import cli
-from bench.datasets.splits import Split
 from bench.execution import job
 from bench.execution.cost import Cost
-from bench.execution.evaluation import CheckpointEvaluation
 from bench.execution.plan import PlannedRun
 from bench.system.errors import BenchError
 from bench.teachers import cards
 from bench.training.trainer import STATE, Trainer
-from leaderboards.schema.spec import Spec
-from methods.base import Net
 from methods.natural import Natural
 
 SMALL = "--suite digits --student resnet8-w4 --limit-train 128 --limit-test 8"
@@ -430,11 +426,8 @@ def test_an_interrupted_repetition_continues_without_force(
     working_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The run that was interrupted and the one that had not started both continue."""
-
-    def invent(net: Net, spec: Spec, test: Split, full: bool, *_: object) -> CheckpointEvaluation:
-        return records.invent_evaluation(test.y, records.ACCURACY, full)
-
-    monkeypatch.setattr(job, "evaluate_checkpoint", invent)
+    evaluate = records.invent_evaluations(records.MEASURED)
+    monkeypatch.setattr(job, "evaluate_checkpoint", evaluate)
     monkeypatch.setattr("bench.execution.grid.estimate_costs", fixed_costs)
     command = f"run --method natural --seeds 0,1 --epochs 1 {SMALL}".split()
     assert cli.dispatch(command) == 0

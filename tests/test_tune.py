@@ -37,7 +37,7 @@ from bench.training.trainer import STATE
 from bench.tuning import search, storage, trial
 from bench.tuning.storage import retry_history
 from bench.tuning.study import group_attempts
-from leaderboards.schema.spec import Spec
+from leaderboards.schema.record import build_record
 
 NAME = "digits/digits/resnet8-w4/pgd_at"
 SMALL = "--suite digits --student resnet8-w4 --limit-train 128 --limit-test 8"
@@ -215,18 +215,25 @@ def test_a_tuned_run_with_the_defaults_is_a_copy(workers: int, tmp_path: Path) -
 
 def test_only_the_same_training_is_copied(tmp_path: Path) -> None:
     (run,) = plan_runs(RunOptions(method="pgd_at", student="resnet8-w4", seeds="0", tuned=20), {})
-    asked = []
-
-    def find_run(spec: Spec, status: str) -> SimpleNamespace:
-        asked.append((spec.tuned, status))
-        return SimpleNamespace(data=SimpleNamespace(tags={"teacher_sha256": '{"robust": "ab"}'}))
-
-    context: Any = SimpleNamespace(root=tmp_path, store=SimpleNamespace(find_run=find_run))
-    assert find_untuned(run, context, {"robust": "ab"})
-    assert asked == [(0, "FINISHED")]
+    spec = replace(run.spec, tuned=0)
+    context: Any = SimpleNamespace(root=tmp_path, store=SimpleNamespace(records=tmp_path))
+    assert not find_untuned(run, context, {"robust": "ab"})
+    record = build_record(
+        spec_id=spec.id,
+        run_id=32 * "0",
+        start_time=0,
+        spec=json.loads(spec.json()),
+        tags={"teacher_sha256": '{"robust": "ab"}'},
+        checksums={},
+        metrics={},
+        curves={},
+        environment={},
+    )
+    (tmp_path / spec.record_name).write_text(record.to_json())
+    assert find_untuned(run, context, {"robust": "ab"}) == record
     assert not find_untuned(run, context, {"robust": "cd"})
     assert not find_untuned(run, context, {})
-    untuned = replace(run, spec=replace(run.spec, tuned=0))
+    untuned = replace(run, spec=spec)
     assert not find_untuned(untuned, context, {"robust": "ab"})
     for name in (REPEAT_MARK, STATE):
         file = work_folder(tmp_path, run.spec) / name

@@ -156,7 +156,9 @@ def cost_lines(measured: Mapping[str, float]) -> list[tuple[str, str]]:
     for name in names:
         if name.startswith(COST) and name in measured:
             metric = describe_metric(name)
-            lines.append((metric.label, metric.format(measured[name])))
+            # In tables the heading has the unit, and the cells have none.
+            label = metric.label.removesuffix(f" {metric.unit}")
+            lines.append((label, metric.format(measured[name])))
     return lines
 
 
