@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -56,13 +57,17 @@ def invent_evaluations(measured: dict[str, float]) -> Callable[..., CheckpointEv
     As in the program, only the full checkpoints get AutoAttack.
     """
 
-    def evaluate(net: Any, spec: Any, test: Split, full: bool, *_: Any) -> CheckpointEvaluation:
+    def evaluate(
+        net: Any, spec: Any, test: Split, full: bool, verdicts: Path, *_: Any
+    ) -> CheckpointEvaluation:
         accuracy = {name: value for name, value in measured.items() if full or name != "aa"}
         images, survived = len(test.y), None
         # The first ones are classified rightly, and survive.
         wrong = torch.arange(images) >= accuracy["clean"] * images
         if "aa" in accuracy:
             survived = torch.arange(images) < accuracy["aa"] * images
+            path = verdicts.with_name(f"{verdicts.name}_aa.npz")
+            np.savez_compressed(path, robust_aa=survived.numpy())
         attacked = 0 if survived is None else images
         predictions = (test.y + wrong) % 10
         return CheckpointEvaluation(accuracy, images, attacked, {}, FLAGS, predictions, survived)

@@ -30,12 +30,12 @@ from bench.records.import_ import resolve_spec
 from bench.system import environment
 from bench.system.errors import BenchError, UsageError
 from bench.system.files import sha256_of_file
-from bench.tracking.run_logger import FINISHED, RunLogger
+from bench.tracking.run_logger import RunLogger
 from bench.tracking.store import TrackingStore
 from leaderboards.read import artifacts, record_files, store
 from leaderboards.render import json_tables, markdown
 from leaderboards.schema import record
-from leaderboards.schema.fields import Curves
+from leaderboards.schema.fields import FINISHED, Curves
 from leaderboards.schema.record import RecordError
 from leaderboards.tables import suite_tables
 

@@ -19,8 +19,8 @@ from bench.execution import plan
 from bench.protocol.options import RunOptions
 from bench.system.database import redact_password
 from bench.system.errors import BenchError, one_line
-from bench.tracking.run_logger import FAILED, FINISHED, KILLED, RUNNING
 from bench.tracking.store import TrackingStore, store_exists
+from leaderboards.schema.fields import FAILED, FINISHED, KILLED, RUNNING
 from leaderboards.schema.spec import Spec
 
 SPEC = plan.plan_runs(RunOptions(method="natural"), {})[0].spec

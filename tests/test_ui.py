@@ -31,9 +31,9 @@ from bench import cli
 from bench.cli.commands.ui import announce, check_port, run_server
 from bench.cli.mlflow_views import load_view
 from bench.system.errors import BenchError, UsageError
-from bench.tracking.run_logger import FINISHED
 from bench.tracking.store import TUNING_SUFFIX, TrackingStore
 from leaderboards.read import store
+from leaderboards.schema.fields import FINISHED
 
 if TYPE_CHECKING:
     from playwright.sync_api import ConsoleMessage, Page, Response

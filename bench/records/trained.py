@@ -58,16 +58,15 @@ def find_record(store: Path, source: str) -> Record:
     if not RUN_ID.fullmatch(source):
         raise UsageError(f"{source!r} names no trained network: {FORMS}")
     records = read_records(store)
-    matches = {record.run_id: record for record in records if record.run_id.startswith(source)}
-    if not matches:
-        # The newest run of a spec.
-        of_spec = [record for record in records if record.spec_id == source]
-        matches = {record.run_id: record for record in of_spec[-1:]}
+    matches = [
+        record for record in records if record.run_id.startswith(source) or record.spec_id == source
+    ]
     if not matches:
         raise UsageError(f"there is no record of a run {source!r}: `show` lists the runs")
     if len(matches) > 1:
-        raise UsageError(f"{source!r} begins the ids of {len(matches)} runs: {', '.join(matches)}")
-    return matches.popitem()[1]
+        runs = ", ".join(record.run_id for record in matches)
+        raise UsageError(f"{source!r} begins the ids of {len(matches)} runs: {runs}")
+    return matches[0]
 
 
 def find_best_seed(store: Path, row: str) -> Record:
@@ -82,19 +81,16 @@ def find_best_seed(store: Path, row: str) -> Record:
         record.spec.suite for record in records if fields.in_suite(record.spec.suite, suite)
     }
     newest = max(versions, key=lambda version: int(version.rpartition("@")[2]), default=suite)
-    # The newest run of each spec.
-    seeds = {
-        record.spec_id: record for record in records if row_address(record) == f"{newest}/{names}"
-    }
+    seeds = [record for record in records if row_address(record) == f"{newest}/{names}"]
     if not seeds:
         raise unknown_name("row", row, {row_address(record) for record in records})
-    specs = [record.spec.flat() for record in seeds.values()]
+    specs = [record.spec.flat() for record in seeds]
     different = [name for name in specs[0] if len({str(spec.get(name)) for spec in specs}) > 1]
     if different not in ([], ["seed"]):
-        runs = ", ".join(record.run_id[:SHOWN_DIGITS] for record in seeds.values())
+        runs = ", ".join(record.run_id[:SHOWN_DIGITS] for record in seeds)
         different.remove("seed")
         raise UsageError(f"{row!r}: runs {runs} differ in {', '.join(different)}: name one of them")
-    return max(seeds.values(), key=validation_accuracy)
+    return max(seeds, key=validation_accuracy)
 
 
 def row_address(record: Record) -> str:

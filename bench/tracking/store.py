@@ -116,9 +116,8 @@ def suite_runs(client: MlflowClient, condition: str = "") -> Iterator[tuple[str,
     """Yield (experiment, run) for the single runs of suites that meet a condition."""
     for experiment in client.search_experiments(max_results=PAGE_SIZE):
         if EXPERIMENT.fullmatch(experiment.name):
-            for run in all_pages(client, experiment.experiment_id, condition):
-                if PARENT_TAG in run.data.tags:
-                    yield experiment.name, run
+            runs = all_pages(client, experiment.experiment_id, condition)
+            yield from ((experiment.name, run) for run in runs if PARENT_TAG in run.data.tags)
 
 
 def all_pages(client: MlflowClient, experiment_id: str, condition: str) -> Iterator[Run]:
