@@ -10,8 +10,8 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from sites import render_markdown
 from record_store import Records
+from sites import render_markdown
 from test_leaderboards import NASTY, scores
 
 import leaderboards

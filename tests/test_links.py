@@ -115,8 +115,8 @@ def test_the_note_has_all_results_and_escapes_text(folder: Path) -> None:
     client = TrackingStore(folder).client
     (run,), (group,) = runs(client), runs(client, "group")
     text = run.data.tags[note.NOTE_TAG]
-    assert "| best | 87.5 | 75.0 | 62.5 | 62.5 | 50.0 | 50.0 |" in text
-    assert "| SWA | 87.5 | 75.0 | 62.5 | 62.5 | - | 50.0 |" in text
+    assert "| best | 87.5 | 50.0 | 50.0 | 75.0 | 62.5 | 62.5 |" in text
+    assert "| SWA | 87.5 | - | 50.0 | 75.0 | 62.5 | 62.5 |" in text
     for part in (
         "8 test images",
         "**pgd-far-above-aa**",
