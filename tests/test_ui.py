@@ -20,20 +20,16 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pandas as pd
 import pytest
 import records
-import test_leaderboards
-from test_leaderboards import fill
 
-import leaderboards
 from bench import cli
 from bench.cli.commands.ui import announce, check_port, run_server
 from bench.cli.mlflow_views import load_view
 from bench.system.errors import BenchError, UsageError
-from bench.tracking.run_logger import FINISHED
 from bench.tracking.store import TUNING_SUFFIX, TrackingStore
-from leaderboards.read import store
+from leaderboards.read.records import collect
+from leaderboards.schema.fields import FINISHED
 
 if TYPE_CHECKING:
     from playwright.sync_api import ConsoleMessage, Page, Response
@@ -92,24 +88,32 @@ def serve_folder(folder: Path) -> Iterator[list[str]]:
 
 
 @pytest.mark.e2e
-def test_it_serves_the_record(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    uri = f"sqlite:///{tmp_path}/runs/mlflow.db"
-    fill(test_leaderboards.Store(uri, tmp_path / "runs" / "artifacts"))
-    runs = store.collect(uri)
+def test_it_serves_the_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    context = records.make_context(tmp_path / "runs")
+    for method in ("natural", "pgd_at"):
+        records.run_planned(records.plan_student(method), context)
+    words = ["leaderboard", "--store", str(tmp_path / "runs"), "--out"]
+    assert cli.dispatch([*words, str(tmp_path / "read")]) == 0
     with serve_folder(tmp_path) as lines:
-        address = lines[-1].split()[0]
-        pd.testing.assert_frame_equal(store.collect(address), runs)
-        assert store.read_curves(address, runs) == store.read_curves(uri, runs)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", lines[-1].split()[0])
         capfd.readouterr()
-        leaderboards.write(address, tmp_path / "served")
-        output, errors = capfd.readouterr()
-        # The server logs to the same stream, dated, whenever it likes.
-        lines_of_writer = [line for line in errors.splitlines() if not line.startswith("20")]
-        assert (output, lines_of_writer) == ("", [])
+        # A second call finds the records that the first one fetched.
+        for _ in range(2):
+            assert cli.dispatch([*words, str(tmp_path / "served")]) == 0
+            errors = capfd.readouterr().err
+            # The server logs to the same stream, dated, whenever it likes.
+            assert [line for line in errors.splitlines() if not line.startswith("20")] == []
     assert "stopped" in capfd.readouterr().err.splitlines()
-    leaderboards.write(uri, tmp_path / "read")
-    tables = [tmp_path / name / "leaderboard.md" for name in ("served", "read")]
-    assert tables[0].read_text() == tables[1].read_text()
+    (folder,) = tmp_path.glob("runs/records-*")
+    fetched, own = collect(folder), collect(tmp_path / "runs" / "records")
+    assert list(fetched["record"]) == list(own["record"])
+    assert len(own) == 2
+    for name in ("leaderboard.md", "leaderboard.csv", "index.html"):
+        contents = [(tmp_path / out / name).read_text() for out in ("served", "read")]
+        assert contents[0] == contents[1]
 
 
 @pytest.fixture
