@@ -284,5 +284,5 @@ def test_the_repositorys_own_tables_keep_their_numbers() -> None:
         row = rows[name]
         assert row["interval"] == pytest.approx(numbers.pop("interval"), abs=1e-12), name
         assert (row["ranks"] or [None])[0] == numbers.pop("first_rank"), name
-        cells = {metric: [*cell.values()] for metric, cell in row["cells"].items()}
+        cells = {metric: [*summary.values()] for metric, summary in row["cells"].items()}
         assert {metric: cells.get(metric) for metric in numbers} == numbers, name
