@@ -21,6 +21,7 @@ import pytest
 
 from bench.protocol.suites import DIGITS
 from leaderboards.schema.checkpoints import CHECKPOINTS
+from leaderboards.schema.metrics import accuracy_name
 from leaderboards.schema.packing import Classes, Verdicts
 from leaderboards.schema.record import Record, build_record
 from leaderboards.schema.spec import Spec
@@ -79,8 +80,8 @@ def _record(spec: Spec, labels: Classes, survived: Verdicts) -> Record:
     """Return the record of a run as `bench run` leaves it, clean like attacked."""
     alpha, command = spec.hyper["alpha"], f"python -m bench run --method {spec.method}"
     aa = float(survived.mean())
-    scores = {f"{of}/{name}": min(aa + 0.01 * n, 1) for of in ("test", "test_last", "test_ema", "test_swa")
-              for n, name in enumerate(ATTACKS)}  # fmt: skip
+    scores = {accuracy_name(attack, checkpoint): min(aa + 0.01 * number, 1)
+              for checkpoint in CHECKPOINTS for number, attack in enumerate(ATTACKS)}  # fmt: skip
     scores |= {"test/aa": aa, "test/n": IMAGES, "test/aa_n": IMAGES}
     scores |= dict.fromkeys((f"cost/{name}" for name in COSTS), 60.0)
     return build_record(

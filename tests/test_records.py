@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import io
 import json
 import os
 import shutil
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,18 +27,18 @@ from bench.execution.plan import PlannedRun
 from bench.models import checkpoint
 from bench.protocol import suites
 from bench.protocol.options import RunOptions
-from bench.records import import_, reproduce
-from bench.records.import_ import resolve_spec
+from bench.records import reproduce
+from bench.records.sync import sync_records
 from bench.system import environment
 from bench.system.errors import BenchError, UsageError
 from bench.system.files import sha256_of_file
 from bench.tracking.run_logger import RunLogger
 from bench.tracking.store import TrackingStore
-from leaderboards.read import artifacts, record_files, store
+from leaderboards.read.records import collect, read_record, record_row
 from leaderboards.render import json_tables, markdown
-from leaderboards.schema import record
-from leaderboards.schema.fields import FINISHED, Curves
-from leaderboards.schema.record import RecordError
+from leaderboards.schema.fields import FINISHED, RECORD_TAGS
+from leaderboards.schema.packing import Verdicts, pack_verdicts
+from leaderboards.schema.record import PackedVerdicts, Record, RecordError, build_record
 from leaderboards.tables import suite_tables
 
 NASTY = '<script>alert("x")</script>|`*\'& $x_1^2$ \\alpha{} żółw 鳥'
@@ -44,7 +46,6 @@ NASTY = '<script>alert("x")</script>|`*\'& $x_1^2$ \\alpha{} żółw 鳥'
 RESULTS = Path(__file__).parents[1] / "leaderboards" / "results"
 CODE = {"code_commit": "0" * 40, "code_dirty": "false"}
 ENVIRONMENT = {"device": "cpu", "note": NASTY}
-STORE_COLUMNS = ["run_id", "artifact_uri"]  # differ between stores
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -55,9 +56,9 @@ def no_tracking_server(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def log_run(
-    tracking: TrackingStore, planned: PlannedRun, survived: Any, folder: Path, **metrics: float
+    tracking: TrackingStore, planned: PlannedRun, survived: Verdicts, folder: Path, **metrics: float
 ) -> RunLogger:
-    """Log a finished run as bench.execution.job does, without checkpoints."""
+    """Log a finished run as version 0.1 did, without record and checkpoints."""
     run = tracking.start_run(planned.spec, job.run_tags(planned, CODE))
     run.log_text("environment.json", json.dumps(ENVIRONMENT))
     for epoch in range(3):
@@ -93,11 +94,48 @@ def log_run(
     return run
 
 
-@pytest.fixture(scope="module")
-def origin(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a store with two methods of two seeds, their teacher, and a run of nasty names."""
-    folder, rng = tmp_path_factory.mktemp("origin"), np.random.default_rng(0)
-    tracking = TrackingStore(folder)
+def record_run(
+    tracking: TrackingStore, planned: PlannedRun, survived: Verdicts, **metrics: float
+) -> Record:
+    """Record the same run as `log_run`, with labels and predictions, as a run does today."""
+    tags = job.run_tags(planned, CODE)
+    logger = tracking.start_run(planned.spec, tags)
+    robust = float(np.float32(np.mean(survived)))
+    labels = (np.arange(90) % 10).astype(np.uint16)
+    # The last nine are classified wrongly; AutoAttack saw others.
+    predictions = np.where(np.arange(90) < 81, labels, (labels + 1) % 10).astype(np.uint16)
+    teachers = dict.fromkeys(planned.spec.teachers, "ab" * 32)
+    tags |= {"teacher_sha256": json.dumps(teachers), "training_path": "captured"}
+    tags["status_note"] = ""
+    tags["flags"] = json.dumps({"softmax-output": NASTY} if planned.spec.seed else {})
+    counts = {"test/n": 90, "test/aa_n": survived.size}
+    finished = build_record(
+        spec_id=planned.spec.id,
+        run_id=logger.run_id,
+        start_time=logger.client.get_run(logger.run_id).info.start_time,
+        spec=json.loads(planned.spec.json()),
+        tags={tag: tags[tag] for tag in RECORD_TAGS if tag in tags},
+        checksums={"best": planned.spec.id * 4},
+        metrics={"test/aa": robust, "test/worst": robust, "test/clean": 0.9, **counts, **metrics},
+        curves={
+            "train/kl_adv": [(epoch, 2.5 / (epoch + 3)) for epoch in (1, 2)],
+            "val/robust": [(epoch, 0.1 * epoch) for epoch in range(3)],
+        },
+        environment=ENVIRONMENT,
+        labels=labels,
+        predictions=predictions,
+        survived=survived,
+    )
+    logger.log_curves(finished)
+    logger.log_record(finished)
+    tracking.save_record(finished)
+    logger.finish(FINISHED)
+    return finished
+
+
+def plan_all(folder: Path) -> list[tuple[PlannedRun, Verdicts, dict[str, float]]]:
+    """Plan two methods of two seeds, their teacher, and a run of nasty names, with results."""
+    rng = np.random.default_rng(0)
     options = RunOptions(method="rslad,ard", student="resnet8-w4", seeds="0,1", store=folder)
     planned_runs = plan.plan_runs(options, {})
     spec = dataclasses.replace(
@@ -109,14 +147,29 @@ def origin(tmp_path_factory: pytest.TempPathFactory) -> Path:
         hyper={"base": NASTY},
     )
     nasty = PlannedRun(spec, planned_runs[-1].method, NASTY, NASTY, ("lr",))
-    for number, planned in enumerate([*planned_runs, nasty]):
-        log_run(
-            tracking,
-            planned,
-            rng.random(61) < 0.4 + 0.05 * number,
-            folder,
-            **{"cost/train_seconds": 60.0 + number},
-        )
+    return [
+        (planned, rng.random(61) < 0.4 + 0.05 * number, {"cost/train_seconds": 60.0 + number})
+        for number, planned in enumerate([*planned_runs, nasty])
+    ]
+
+
+@pytest.fixture(scope="module")
+def origin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a store of six runs with records."""
+    folder = tmp_path_factory.mktemp("origin")
+    tracking = TrackingStore(folder)
+    for planned, survived, metrics in plan_all(folder):
+        record_run(tracking, planned, survived, **metrics)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def old(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a store of the same runs without records."""
+    folder = tmp_path_factory.mktemp("old")
+    tracking = TrackingStore(folder)
+    for planned, survived, metrics in plan_all(folder):
+        log_run(tracking, planned, survived, folder, **metrics)
     (folder / "verdicts_best_aa.npz").unlink()
     return folder
 
@@ -140,8 +193,9 @@ def records(origin: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def uri(folder: Path) -> str:
-    return f"sqlite:///{folder / 'mlflow.db'}"
+def stored(folder: Path) -> pd.DataFrame:
+    """Return the records of a store as a frame."""
+    return collect(TrackingStore(folder).records)
 
 
 def import_into(folder: Path, *sources: Path, flags: tuple[str, ...] = ()) -> int:
@@ -160,32 +214,44 @@ def tables(runs: pd.DataFrame) -> str:
     return markdown.render(sections) + json.dumps(content)
 
 
-def curves_by_spec(source: str | Path, runs: pd.DataFrame) -> dict[str, Curves]:
-    spec = dict(zip(runs["run_id"], runs["spec_id"], strict=True))
-    return {spec[run]: curves for run, curves in store.read_curves(source, runs).items()}
-
-
 def test_another_store_gives_the_same_leaderboard(origin: Path, records: Path, home: Path) -> None:
     assert import_into(home, records) == 0
-    sources: tuple[str | Path, ...] = uri(origin), uri(home), records
-    first, *frames = [store.collect(source) for source in sources]
+    first, *others = [collect(folder) for folder in (origin / "records", home / "records", records)]
     assert len(first) == 6
     assert first["param/hyper.base"].isin([NASTY]).sum() == first["command"].eq(NASTY).sum() == 1
-    curves = curves_by_spec(sources[0], first)
-    points = [len(steps) for metrics in curves.values() for steps, _ in metrics.values()]
-    # The infinite loss of the first epoch is no point.
+    points = [len(curve) for record in first["record"] for curve in record.curves.values()]
     assert sum(points) == 6 * 5
-    for source, frame in zip(sources[1:], frames, strict=True):
-        pd.testing.assert_frame_equal(
-            frame.drop(columns=STORE_COLUMNS), first.drop(columns=STORE_COLUMNS)
-        )
-        assert curves_by_spec(source, frame) == curves
-        assert [artifacts.read_environment(run) for run in frame.to_dict("records")] == [
-            ENVIRONMENT
-        ] * 6
+    for frame in others:
+        pd.testing.assert_frame_equal(frame.drop(columns="record"), first.drop(columns="record"))
+        assert list(frame["record"]) == list(first["record"])
+        assert [record.environment for record in frame["record"]] == [ENVIRONMENT] * 6
         assert tables(frame) == tables(first)
         assert frame.attrs == {"problems": []}
     assert tables(first).count('"tier": 1') >= 2
+    for folder in (origin, home):
+        assert sync_records(folder).problems == []
+
+
+def test_an_old_store_gives_the_same_records_once(
+    old: Path, origin: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They have no classes: version 0.1 kept no predictions, and these runs state no data."""
+    shutil.copytree(old, tmp_path, dirs_exist_ok=True)
+    (problem,) = sync_records(tmp_path).problems
+    assert problem.startswith("6 finished runs have no record and are left out: `python -m bench ")
+    words = ["export", "--from-mlflow", "--store", str(tmp_path)]
+    assert cli.dispatch(words) == 0
+    assert capsys.readouterr().out.count(".json\n") == 6
+    assert sync_records(tmp_path).problems == []
+    expected = {record.spec_id: record for record in collect(origin / "records")["record"]}
+    for record in stored(tmp_path)["record"]:
+        other = expected.pop(record.spec_id)
+        assert record.metrics.items() >= other.metrics.items()
+        for field in ("spec", "tags", "checksums", "curves", "environment", "verdicts"):
+            assert getattr(record, field) == getattr(other, field), field
+    assert not expected
+    assert cli.dispatch(words) == 0
+    assert capsys.readouterr().out == ""
 
 
 def test_records_are_small_and_readably_named(records: Path) -> None:
@@ -195,7 +261,7 @@ def test_records_are_small_and_readably_named(records: Path) -> None:
     assert all(name.isascii() and not set(name) & set("/\\<>\"'|*?: ") for name in names)
     for path in records.iterdir():
         assert path.stat().st_size < 10_000
-        assert record_files.read_record(path).to_json() == path.read_text(encoding="utf-8")
+        assert read_record(path).to_json() == path.read_text(encoding="utf-8")
 
 
 def test_a_recorded_run_is_skipped_and_other_numbers_are_refused(
@@ -205,7 +271,7 @@ def test_a_recorded_run_is_skipped_and_other_numbers_are_refused(
     assert import_into(home, path) == import_into(home, path) == 0
     assert "recorded already" in capsys.readouterr().out
     changed = tmp_path / "changed.json"
-    for change in ({"metrics": {"test/clean": 0.91}}, {"checksums": {"best": "a" * 64}}):
+    for change in ({"metrics": {"test/worst": 0.01}}, {"checksums": {"best": "a" * 64}}):
         content = json.loads(path.read_text())
         for name, values in change.items():
             content[name] |= values
@@ -214,7 +280,7 @@ def test_a_recorded_run_is_skipped_and_other_numbers_are_refused(
         message = capsys.readouterr().err
         assert "same spec and other numbers: " in message
         assert message.count("\n") == 1
-    assert len(store.collect(uri(home))) == 1
+    assert len(stored(home)) == 1
 
 
 def put(*path: str, value: Any) -> Callable[[dict[str, Any]], str]:
@@ -230,12 +296,17 @@ def put(*path: str, value: Any) -> Callable[[dict[str, Any]], str]:
     return change
 
 
+def spec_id(content: dict[str, Any]) -> str:
+    """Return the id of a record's spec."""
+    return hashlib.sha256(json.dumps(content["spec"], sort_keys=True).encode()).hexdigest()[:16]
+
+
 def put_suite(name: str) -> Callable[[dict[str, Any]], str]:
     """Return a function that writes a record of another suite, with the right id."""
 
     def change(content: dict[str, Any]) -> str:
         content["spec"]["suite"] = name
-        content["spec_id"] = record.RecordedSpec(**content["spec"]).id
+        content["spec_id"] = spec_id(content)
         return json.dumps(content)
 
     return change
@@ -244,27 +315,33 @@ def put_suite(name: str) -> Callable[[dict[str, Any]], str]:
 def add_spec_field(content: dict[str, Any]) -> str:
     """Write a record with an unknown field in its spec, with the right id."""
     content["spec"]["unheard"] = 1
-    content["spec_id"] = record.RecordedSpec(**content["spec"]).id
+    content["spec_id"] = spec_id(content)
     return json.dumps(content)
 
 
 BAD_RECORDS: dict[str, tuple[Callable[[dict[str, Any]], str], str]] = {
-    "no JSON": (lambda _: "hello", "not JSON: "),
-    "empty": (lambda _: "", "not JSON: "),
-    "truncated": (lambda content: json.dumps(content)[:-40], "not JSON: EOF"),
+    "no JSON": (lambda _: "hello", "Invalid JSON: "),
+    "empty": (lambda _: "", "Invalid JSON: "),
+    "truncated": (lambda content: json.dumps(content)[:-40], "Invalid JSON: EOF"),
     "a list": (lambda content: f"[{json.dumps(content)}]", "Input should be an object"),
-    "deep": (lambda _: "[" * 100_000, "not JSON: recursion"),
+    "deep": (lambda _: "[" * 100_000, "Invalid JSON: recursion"),
     "large": (lambda _: " " * 2_000_000, "larger than 1,000,000 bytes"),
-    "NaN": (put("metrics", "test/clean", value=float("nan")), "not JSON: "),
+    "NaN": (
+        put("metrics", "test/clean", value=float("nan")),
+        "metrics.test/clean: Input should be a finite number",
+    ),
     "infinite": (
         lambda content: json.dumps(content).replace('"device": "cpu"', '"device": 1e999'),
-        "not JSON: ",
+        "Out of range float values",
     ),
     "other schema": (
         put("schema", "name", value="x"),
         "schema.name: Input should be 'robust-distill-bench/record'",
     ),
-    "other version": (put("schema", "version", value=2), "schema.version: Input should be 1"),
+    "other version": (
+        put("schema", "version", value=3),
+        "of schema version 3, this program reads 1 to 2",
+    ),
     "no spec": (put("spec", value={}), "spec.suite: Field required"),
     "unknown field": (put("more", value=1), "more: Extra inputs are not permitted"),
     "number as text": (
@@ -275,7 +352,7 @@ BAD_RECORDS: dict[str, tuple[Callable[[dict[str, Any]], str], str]] = {
     "spec changed": (put("spec", "seed", value=7), "spec_id is "),
     "unknown in spec": (
         add_spec_field,
-        "spec: it has fields or values that this version does not write",
+        "spec.unheard: ",
     ),
     "stale": (
         put_suite("digits@2"),
@@ -301,6 +378,12 @@ BAD_RECORDS: dict[str, tuple[Callable[[dict[str, Any]], str], str]] = {
     ),
     "like a rate": (put("curves", "lrX", value=[[0, 0.1]]), "curves: 'lrX' is none"),
     "accuracy changed": (put("metrics", "test/aa", value=0.99), "verdicts: AutoAttack accuracy "),
+    "clean accuracy changed": (
+        put("metrics", "test/clean", value=0.91),
+        "classes: clean accuracy 0.9000, recorded is 0.9100",
+    ),
+    "classes gone": (put("classes", "labels", value=""), "classes of images: "),
+    "many classes": (put("classes", "images", value=10**6), "classes.images: Input should be less"),
     "no accuracy": (
         put("metrics", "test/clean", value=1.2),
         "metrics: test/clean = 1.2 is no accuracy",
@@ -347,11 +430,11 @@ def test_one_network_is_not_two_seeds(
     for number, (name, value) in enumerate(changes.items()):
         content = json.loads(path.read_text()) | {"run_id": f"{number:032}"}
         content["spec"][name] = value
-        content["spec_id"] = record.RecordedSpec(**content["spec"]).id
+        content["spec_id"] = spec_id(content)
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
         assert import_into(home, tmp_path / f"{name}.json") == (name != "limit_aa")
         assert ("its checkpoint is that of run " in capsys.readouterr().err) == (name != "limit_aa")
-    problems = store.collect(tmp_path).attrs["problems"]
+    problems = collect(tmp_path).attrs["problems"]
     left_out = "is left out: a.json has the same checkpoint, of another method, network or seed"
     assert problems == [f"method.json {left_out}", f"seed.json {left_out}"]
 
@@ -360,13 +443,13 @@ def test_an_import_that_was_stopped_leaves_no_run_to_continue(
     records: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (path, *_) = sorted(records.glob("*ard-seed*"))
-    spec = resolve_spec(record_files.read_record(path))
+    spec = read_record(path).spec
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(import_, "log_record", stop)
+        patch.setattr(RunLogger, "log_record", stop)
         # As after SIGKILL.
         patch.setattr(MlflowClient, "delete_run", lambda *_: None)
         with pytest.raises(KeyboardInterrupt):
@@ -377,7 +460,7 @@ def test_an_import_that_was_stopped_leaves_no_run_to_continue(
     assert tracking.find_run(spec, "RUNNING") is None
     assert import_into(home, path) == 0
     assert not tracking.client.search_runs(*query)
-    assert len(store.collect(uri(home))) == 1
+    assert len(stored(home)) == 1
 
 
 @pytest.fixture(scope="module")
@@ -397,7 +480,7 @@ def refused(
         contextlib.redirect_stdout(io.StringIO()) as results,
     ):
         assert import_into(home, folder) == 1
-    assert len(store.collect(uri(home))) == 1
+    assert len(stored(home)) == 1
     return errors.getvalue().replace(f"{folder}/", "").splitlines(), results.getvalue()
 
 
@@ -425,26 +508,58 @@ def test_a_missing_file_and_an_empty_folder(
         import_into(home, home)
 
 
-def test_export_names_what_it_cannot_write(
+def test_an_old_run_on_data_that_is_here_gets_its_labels(tmp_path: Path) -> None:
+    options = RunOptions(method="natural", student="resnet8-w4", limit_test=90, store=tmp_path)
+    planned = plan.plan_runs(options, {})[0]
+    images = loading.load_data("digits", "", limit_test=90)
+    run = log_run(TrackingStore(tmp_path), planned, np.arange(61) < 30, tmp_path)
+    run.log_text("environment.json", json.dumps(job.describe_data(images)))
+    assert cli.dispatch(["export", "--from-mlflow", "--store", str(tmp_path)]) == 0
+    (record,) = stored(tmp_path)["record"]
+    assert record.classes
+    assert record.classes.unpack_labels().tolist() == images.test.y.tolist()
+    assert record.classes.predictions is None
+    assert record.metrics["cost/parameters"] > 0
+
+
+def test_a_damaged_old_run_is_named_and_the_others_are_converted(
+    old: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A missing environment is no damage: no result depends on it."""
+    shutil.copytree(old, tmp_path, dirs_exist_ok=True)
+    # The copied database has the addresses of the files of the store that was copied.
+    with sqlite3.connect(tmp_path / "mlflow.db") as database:
+        moved = "UPDATE runs SET artifact_uri = replace(artifact_uri, ?, ?)"
+        database.execute(moved, (str(old), str(tmp_path)))
+    folders = sorted(path.parent for path in tmp_path.glob("artifacts/*/artifacts/verdicts"))
+    (folders[0] / "spec.json").write_text("{")
+    (folders[1] / "verdicts" / "verdicts_best_aa.npz").unlink()
+    np.savez(folders[2] / "verdicts" / "verdicts_best_aa.npz", robust_aa=np.full(61, np.nan))
+    np.savez(folders[3] / "verdicts" / "verdicts_best_aa.npz", robust_aa=np.array([{}], object))
+    (folders[4] / "environment.json").unlink()
+    assert cli.dispatch(["export", "--from-mlflow", "--store", str(tmp_path)]) == 1
+    lines = sorted(capsys.readouterr().err.splitlines())
+    ids = [folder.parent.name for folder in folders]
+    assert len(lines) == 4
+    for run_id, line in zip(ids[:4], lines, strict=True):
+        assert line.startswith(f"error: {run_id}: its spec or its verdicts cannot be read: ")
+    assert set(stored(tmp_path)["run_id"]) == {*ids[4:]}
+
+
+def test_export_names_what_it_cannot_copy(
     origin: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    copy = tmp_path / "copy"
-    shutil.copytree(origin, copy)
-    ids = list(store.collect(uri(copy))["run_id"][:4])
-    (copy / "artifacts" / ids[1] / "artifacts" / "spec.json").write_text("{")
-    (copy / "artifacts" / ids[2] / "artifacts" / "verdicts" / "verdicts_best_aa.npz").unlink()
-    (copy / "artifacts" / ids[3] / "artifacts" / "environment.json").unlink()
-    words = ["export", *ids, "f" * 32, "--store", str(copy), "--out", str(tmp_path / "out")]
+    out = tmp_path / "out"
+    ids = list(stored(origin)["run_id"][:2])
+    words = ["export", *ids, "f" * 32, "--store", str(origin), "--out", str(out)]
     assert cli.dispatch(words) == 1
     assert capsys.readouterr().err.splitlines() == [
-        f"error: {ids[1]}: its spec.json is missing or damaged",
-        f"error: {ids[2]}: its verdicts on single images cannot be read",
-        f"error: {'f' * 32}: no finished run of a suite has this id",
+        f"error: {'f' * 32}: no finished run of a suite has this id, or it has no record",
     ]
-    assert len(list((tmp_path / "out").iterdir())) == 2
+    assert len(list(out.iterdir())) == 2
     for wrong in ([], [ids[0], "--suite", "digits"]):
         with pytest.raises(UsageError, match="name runs by their MLflow ids"):
-            cli.dispatch(["export", *wrong, "--store", str(copy), "--out", str(tmp_path / "out")])
+            cli.dispatch(["export", *wrong, "--store", str(origin), "--out", str(out)])
 
 
 def test_an_export_that_fails_leaves_the_earlier_file(
@@ -453,7 +568,7 @@ def test_an_export_that_fails_leaves_the_earlier_file(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    run_id = store.collect(uri(origin))["run_id"][0]
+    run_id = stored(origin)["run_id"][0]
     words = ["export", run_id, "--store", str(origin), "--out", str(tmp_path)]
     assert cli.dispatch(words) == 0
     (path,) = tmp_path.iterdir()
@@ -480,14 +595,13 @@ def test_a_corrupt_record_is_left_out_and_named(records: Path, tmp_path: Path) -
     first.write_text("{")
     shutil.copy(second, folder / "zz.json")
     (folder / "README.md").write_text("no record")
-    runs = store.collect(folder)
+    runs = collect(folder)
     assert len(runs) == 5
     problems = runs.attrs["problems"]
-    assert problems[0].startswith(f"{first.name} is left out: not JSON")
-    assert problems[1].startswith(f"zz.json is left out: {second.name} is the record of ")
+    assert problems[0].startswith(f"{first.name} is left out: Invalid JSON")
+    assert problems[1].startswith(f"zz.json is left out: {second.name} is of the same spec")
     assert len(problems) == 2
-    assert store.collect(folder, "digits@2").empty
-    assert store.read_curves(folder, runs).keys() == {*runs["run_id"]}
+    assert collect(folder, "digits@2").empty
     words = ["leaderboard", "--records", str(folder)]
     words += ["--out", str(tmp_path / "out"), "--store", str(tmp_path / "none")]
     assert cli.dispatch(words) == 0
@@ -495,34 +609,26 @@ def test_a_corrupt_record_is_left_out_and_named(records: Path, tmp_path: Path) -
     assert not (tmp_path / "none").exists()
 
 
-def test_no_folder_is_an_error_and_an_empty_one_an_empty_store(tmp_path: Path) -> None:
-    with pytest.raises(store.StoreError, match="there is no folder"):
-        store.collect(tmp_path / "none")
-    runs = store.collect(tmp_path)
-    assert runs.empty
-    assert store.read_curves(tmp_path, runs) == {}
-
-
 def test_the_repositorys_own_records_are_valid() -> None:
     paths = sorted(RESULTS.glob("*.json"))
-    results = [record_files.read_record(path) for path in paths]
+    results = [read_record(path) for path in paths]
     assert results
-    assert [path.name for path in paths] == [result.file_name for result in results]
+    assert [path.name for path in paths] == [result.spec.record_name for result in results]
     assert len({result.spec_id for result in results}) == len(results)
     for result in results:
         suite, _, version = result.spec.suite.partition("@")
         # A version of the future would make all others older ones.
         assert int(version) <= suites.SUITES[suite].version
-    assert store.collect(RESULTS).attrs["problems"] == []
+    assert collect(RESULTS).attrs["problems"] == []
 
 
 def test_two_teachers_have_one_name_whatever_their_order() -> None:
-    result = record_files.read_record(next(RESULTS.glob("digits@*-mtard-*.json")))
+    result = read_record(next(RESULTS.glob("digits@*-mtard-*.json")))
     assert len(result.spec.teachers) == 2
-    spec = resolve_spec(result)
+    spec = result.spec
     reordered = dataclasses.replace(spec, teachers=dict(reversed(spec.teachers.items())))
     assert reordered.id == spec.id
-    names = {spec.teacher, reordered.teacher, result.to_row()["teacher"]}
+    names = {spec.teacher, reordered.teacher, record_row(result)["teacher"]}
     assert names == {"resnet8-w16-trades + resnet8-w16-natural"}
 
 
@@ -551,19 +657,31 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     checkpoint.save(folder / "best.pt", {"state_dict": net.state_dict()})
     (folder / "verdicts").mkdir()
     stem = folder / "verdicts" / "verdicts_best"
-    values, _ = evaluation.evaluate_checkpoint(net, spec, images.test, True, stem, lambda *_: None)
-    assert values["clean"] == values["aa"] == 0
-    run = TrackingStore(folder).start_run(spec, job.run_tags(planned, CODE))
+    result = evaluation.evaluate_checkpoint(net, spec, images.test, True, stem, lambda *_: None)
+    assert result.accuracy["clean"] == result.accuracy["aa"] == 0
+    assert result.survived is not None
+    tracking = TrackingStore(folder)
+    run = tracking.start_run(spec, job.run_tags(planned, CODE))
     environment_values = environment.describe_environment(torch.device("cpu")) | job.describe_data(
         images
     )
-    run.log_text("environment.json", json.dumps(environment_values))
-    run.log_metrics(
-        {f"test/{name}": value for name, value in values.items() if not name.startswith("cost/")}
-    )
     run.log_file(folder / "best.pt", "checkpoints")
-    run.log_file(stem.with_name("verdicts_best_aa.npz"), "verdicts")
-    run.set_tags({"sha256.best": sha256_of_file(folder / "best.pt")})
+    finished = build_record(
+        spec_id=spec.id,
+        run_id=run.run_id,
+        start_time=0,
+        spec=json.loads(spec.json()),
+        tags={"flags": json.dumps(result.flags)},
+        checksums={"best": sha256_of_file(folder / "best.pt")},
+        metrics=result.metrics("best"),
+        curves={},
+        environment=environment_values,
+        labels=images.test.y.numpy(),
+        predictions=result.predictions.numpy(),
+        survived=result.survived.numpy(),
+    )
+    run.log_record(finished)
+    tracking.save_record(finished)
     run.finish(FINISHED)
     words = ["export", run.run_id, "--store", str(folder), "--out", str(folder / "out")]
     assert cli.dispatch(words) == 0
@@ -592,7 +710,7 @@ def test_a_record_is_verified_with_a_checkpoint_file_and_not_without(
     checkpoint.save(other, {"state_dict": {}})
     assert import_into(home, path, flags=(*verify, "--checkpoint", str(other))) == 1
     assert "another or damaged file" in capsys.readouterr().err
-    assert store.collect(uri(home)).empty
+    assert not list(home.glob("records/*"))
     assert import_into(home, path, flags=(*verify, "--checkpoint", str(folder / "best.pt"))) == 0
     assert "taken in as run" in capsys.readouterr().out
 
@@ -601,8 +719,8 @@ def test_a_record_is_verified_with_a_checkpoint_file_and_not_without(
     ("change", "message"),
     [
         (
-            put("metrics", "test/clean", value=1 / 6),
-            "not reproduced: test/clean is 0.0000 here, recorded 0.1667",
+            put("metrics", "test/fgsm", value=1 / 6),
+            "not reproduced: test/fgsm is 0.0000 here, recorded 0.1667",
         ),
         (put("metrics", "test/pgd20", value=0.0), "not reproduced: test/pgd20 is in one of "),
         (
@@ -631,13 +749,13 @@ def test_a_record_that_is_not_reproduced_is_refused(
     if "planted" in message:
         evaluate = evaluation.evaluate_checkpoint
 
-        def add_flag(*arguments: Any) -> tuple[dict[str, float], dict[str, str]]:
-            return evaluate(*arguments)[0], {"planted": "a reason"}
+        def add_flag(*arguments: Any) -> evaluation.CheckpointEvaluation:
+            return dataclasses.replace(evaluate(*arguments), flags={"planted": "a reason"})
 
         monkeypatch.setattr(evaluation, "evaluate_checkpoint", add_flag)
     assert import_into(home, bad, flags=flags) == 1
     assert message in capsys.readouterr().err
-    assert store.collect(uri(home)).empty
+    assert not list(home.glob("records/*"))
 
 
 def test_rounding_may_turn_no_image_where_only_the_benchmark_is_newer() -> None:
@@ -651,10 +769,10 @@ def test_rounding_may_turn_no_image_where_only_the_benchmark_is_newer() -> None:
 def test_as_many_images_may_differ_as_are_allowed(
     records: Path, share: float, allowed: int
 ) -> None:
-    original = record_files.read_record(min(records.iterdir()))
+    original = read_record(min(records.iterdir()))
     survived = np.arange(200) < 100
     metrics = {"test/n": 200.0, "test/aa_n": 200.0, "test/aa": 0.5}
-    verdicts = record.PackedVerdicts(**record.pack_verdicts(survived))
+    verdicts = PackedVerdicts(images=survived.size, survived=pack_verdicts(survived))
     recorded = original.model_copy(update={"metrics": metrics, "verdicts": verdicts})
     for half in range(6):
         evaluated = survived.copy()

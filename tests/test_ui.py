@@ -20,19 +20,14 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pandas as pd
 import pytest
 import records
-import test_leaderboards
-from test_leaderboards import fill
 
-import leaderboards
 from bench import cli
 from bench.cli.commands.ui import announce, check_port, run_server
 from bench.cli.mlflow_views import load_view
 from bench.system.errors import BenchError, UsageError
 from bench.tracking.store import TUNING_SUFFIX, TrackingStore
-from leaderboards.read import store
 from leaderboards.schema.fields import FINISHED
 
 if TYPE_CHECKING:
@@ -92,22 +87,29 @@ def serve_folder(folder: Path) -> Iterator[list[str]]:
 
 
 @pytest.mark.e2e
-def test_it_serves_the_record(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    uri = f"sqlite:///{tmp_path}/runs/mlflow.db"
-    fill(test_leaderboards.Store(uri, tmp_path / "runs" / "artifacts"))
-    runs = store.collect(uri)
+def test_it_serves_the_records(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Another store, which knows the server alone, fetches the records and writes the same."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    context = records.make_context(tmp_path / "runs")
+    for seed in (0, 1):
+        records.run_planned(records.plan_student(seed=seed), context)
+    words = ["leaderboard", "--store", str(tmp_path / "runs"), "--out", str(tmp_path / "read")]
+    assert cli.dispatch(words) == 0
     with serve_folder(tmp_path) as lines:
-        address = lines[-1].split()[0]
-        pd.testing.assert_frame_equal(store.collect(address), runs)
-        assert store.read_curves(address, runs) == store.read_curves(uri, runs)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", lines[-1].split()[0])
         capfd.readouterr()
-        leaderboards.write(address, tmp_path / "served")
-        output, errors = capfd.readouterr()
+        words = ["leaderboard", "--store", str(tmp_path / "far"), "--out", str(tmp_path / "served")]
+        assert cli.dispatch(words) == 0
+        errors = capfd.readouterr().err
         # The server logs to the same stream, dated, whenever it likes.
-        lines_of_writer = [line for line in errors.splitlines() if not line.startswith("20")]
-        assert (output, lines_of_writer) == ("", [])
+        assert [line for line in errors.splitlines() if not line.startswith("20")] == []
     assert "stopped" in capfd.readouterr().err.splitlines()
-    leaderboards.write(uri, tmp_path / "read")
+    (fetched,) = (tmp_path / "far").glob("records-*")
+    assert {path.name: path.read_bytes() for path in fetched.iterdir()} == {
+        path.name: path.read_bytes() for path in context.store.records.iterdir()
+    }
     tables = [tmp_path / name / "leaderboard.md" for name in ("served", "read")]
     assert tables[0].read_text() == tables[1].read_text()
 

@@ -18,6 +18,7 @@ from leaderboards.render.figures.task_views import task_views
 from leaderboards.render.numbers import FORMATS, format_percent
 from leaderboards.render.protocol_text import describe_protocol, recorded_values, shared_settings
 from leaderboards.render.site.site_map import Site, SiteRow, Task
+from leaderboards.schema.fields import escape_unprintable
 from leaderboards.schema.metrics import (
     ATTACK_LABELS,
     CHECKPOINT_LABELS,
@@ -169,5 +170,6 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> tuple[tuple[str, st
         if isinstance(value, Mapping):
             pairs += _flatten(value, f"{prefix}{name} ")
         else:
-            pairs.append((f"{prefix}{name}", str(value)))
+            label = escape_unprintable(f"{prefix}{name}")
+            pairs.append((label, escape_unprintable(str(value))))
     return tuple(pairs)
