@@ -238,7 +238,7 @@ def test_an_old_store_gives_the_same_records_once(
     """They have no classes: version 0.1 kept no predictions, and these runs state no data."""
     shutil.copytree(old, tmp_path, dirs_exist_ok=True)
     (problem,) = sync_records(tmp_path).problems
-    assert problem.startswith("6 finished runs have no record and are left out: `python -m bench ")
+    assert problem.startswith("finished runs without a record are left out: 6; `python -m bench ")
     words = ["export", "--from-mlflow", "--store", str(tmp_path)]
     assert cli.dispatch(words) == 0
     assert capsys.readouterr().out.count(".json\n") == 6
