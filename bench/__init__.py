@@ -27,7 +27,8 @@ def load(
             a .safetensors or .pt file, a str that ends so or any Path.
         store: the folder of the run's store.
         checkpoint: of the run: "best", "last", "ema" or "swa".
-        arch, dataset: the network of a .pt file, which does not say it.
+        arch: the network of a .pt file, which does not say it.
+        dataset: of a .pt file too.
 
     Returns: a module that maps (N, C, H, W) to (N, classes).
 
