@@ -111,6 +111,7 @@ def check_class(candidate: object) -> "type[Method]":
         raise PluginError(f"{candidate.__name__} lacks @dataclass(frozen=True)")
     case, contract = candidate(), Contract()
     contract.test_paper_is_declared(case)
+    contract.test_formula_is_declared(case)
     contract.test_hyper_parameters_are_declared(case)
     contract.test_official_values_are_declared(case)
     contract.test_no_flag_is_shadowed(case)

@@ -47,6 +47,12 @@ class Absld(Method):
     the class's cross-entropy above the mean of the classes; so u_c.
     """
 
+    formula = r"""
+        L &= (1-\alpha)\,\mathrm{KL}(T(x)/t_y\,\|\,S(x))
+          + \alpha\,\mathrm{KL}(T(x)/u_y\,\|\,S(\tilde{x})) \\
+        \tilde{x} &= \mathrm{arg}\max_{x'} \mathrm{KL}(T(x)/u_y\,\|\,S(x')) \\
+        t_c &\leftarrow t_c - \mathrm{rate}\, g_c / \max_k |g_k|
+    """
     paper = Paper(
         "Zhao, Wang and Wei",
         "Improving Adversarial Robust Fairness via Anti-Bias Soft Label Distillation",

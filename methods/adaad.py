@@ -19,6 +19,11 @@ from methods.inner import kl_between, pgd
 class Adaad(Method):
     """alpha KL(T(x~) || S(x~)) + (1 - alpha) KL(T(x) || S(x)), x~ = argmax KL(T(x~) || S(x~))."""
 
+    formula = r"""
+        L &= \alpha\,\mathrm{KL}(T(\tilde{x})\,\|\,S(\tilde{x}))
+          + (1-\alpha)\,\mathrm{KL}(T(x)\,\|\,S(x)) \\
+        \tilde{x} &= \mathrm{arg}\max_{x'} \mathrm{KL}(T(x')\,\|\,S(x'))
+    """
     paper = Paper(
         "Huang et al.",
         "Boosting Accuracy and Robustness of Student Models via Adaptive Adversarial Distillation",

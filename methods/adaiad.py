@@ -21,6 +21,13 @@ class Adaiad(Introspective):
     x~ = argmax KL(T(x~) || S(x~)), not softened; a_i = p_T(y_i | x~_i)^beta; terms softened by tau.
     """
 
+    formula = r"""
+        L &= \frac{\tau^2}{B}\sum_i
+          [a_i\,\mathrm{KL}(T(\tilde{x}_i)/\tau\,\|\,S(\tilde{x}_i)/\tau) \\
+        &\quad + (1-a_i)\,\mathrm{KL}(S(x_i)/\tau\,\|\,S(\tilde{x}_i)/\tau)] \\
+        a_i &= p_T(y_i \mid \tilde{x}_i)^\beta \\
+        \tilde{x} &= \mathrm{arg}\max_{x'} \mathrm{KL}(T(x')\,\|\,S(x'))
+    """
     paper = Adaad.paper
     tau: float = hp(1.0, "temperature", low=1.0, high=30.0, log=True, above=0.0, official=30.0)
 

@@ -15,8 +15,16 @@ from methods.inner import ce, pgd
 
 @dataclass(frozen=True)
 class Akd(Method):
-    """(1 - alpha) CE(S(x~), y) + alpha tau^2 KL(T(u) || S(x~)), softened by tau; inner CE."""
+    """(1 - alpha) CE(S(x~), y) + alpha tau^2 KL(T(u) || S(x~)), softened by tau; inner CE.
 
+    u: x~, or x with `teacher_input` clean.
+    """
+
+    formula = r"""
+        L &= (1-\alpha)\,\mathrm{CE}(S(\tilde{x}), y)
+          + \alpha\tau^2\,\mathrm{KL}(T(u)/\tau\,\|\,S(\tilde{x})/\tau) \\
+        \tilde{x} &= \mathrm{arg}\max_{x'} \mathrm{CE}(S(x'), y)
+    """
     paper = Paper(
         "Maroto, Ortiz-Jimenez and Frossard",
         "On the benefits of knowledge distillation for adversarial robustness",

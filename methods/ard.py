@@ -20,6 +20,11 @@ from methods.recipes import ONE_FALL_200_EPOCHS
 class Ard(Method):
     """(1 - alpha) CE(S(x), y) + alpha tau^2 KL(T(x) || S(x~)), softened by tau; inner CE."""
 
+    formula = r"""
+        L &= (1-\alpha)\,\mathrm{CE}(S(x), y)
+          + \alpha\tau^2\,\mathrm{KL}(T(x)/\tau\,\|\,S(\tilde{x})/\tau) \\
+        \tilde{x} &= \mathrm{arg}\max_{x'} \mathrm{CE}(S(x'), y)
+    """
     paper = Paper(
         "Goldblum, Fowl, Feizi and Goldstein",
         "Adversarially Robust Distillation",

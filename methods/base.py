@@ -187,6 +187,8 @@ class Method:
     # The paper that defines the method, None for a control. A subclass is another method: it
     # declares its own.
     paper: ClassVar[Paper | None] = None
+    # The loss in LaTeX: lines that \\ separates and & aligns. Not inherited either.
+    formula: ClassVar[str] = ""
     # Roles of the teachers that are read: "robust", "natural", both or none.
     teacher_roles: ClassVar[tuple[str, ...]] = ("robust",)
     # What the authors' script sets in the training: (field of RECIPE, value, how it differs).
@@ -197,6 +199,7 @@ class Method:
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         cls.paper = vars(cls).get("paper")
+        cls.formula = vars(cls).get("formula", "")
         add_renamed_members(cls)
 
     def __post_init__(self) -> None:

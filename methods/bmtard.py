@@ -18,9 +18,17 @@ from methods.mtard import Mtard
 class Bmtard(Mtard):
     """w KL(T(x~) / t || S(x~)) + (1 - w) KL(N(x) / u || S(x)), w as in MTARD; inner CE.
 
-    Each step moves t by -rate where T's mean entropy is above N's, by rate below; u the other way.
+    Each step moves t by -rate where H_T is above H_N, by rate below; u the other way. H_T, H_N:
+    mean entropies of the teachers' softened outputs.
     """
 
+    formula = r"""
+        L &= w\,\mathrm{KL}(T(\tilde{x})/t\,\|\,S(\tilde{x}))
+          + (1-w)\,\mathrm{KL}(N(x)/u\,\|\,S(x)) \\
+        t &\leftarrow t - \mathrm{rate}\cdot\mathrm{sign}(H_T - H_N), \quad u \leftarrow u
+          + \mathrm{rate}\cdot\mathrm{sign}(H_T - H_N) \\
+        \tilde{x} &= \mathrm{arg}\max_{x'} \mathrm{CE}(S(x'), y)
+    """
     paper = Paper(
         "Zhao, Wang and Wei",
         "Mitigating Accuracy-Robustness Trade-off via Balanced Multi-Teacher Adversarial "

@@ -23,13 +23,20 @@ from methods.recipes import EPOCHS_300, LOW_WEIGHT_DECAY
 
 @dataclass(frozen=True)
 class Ciard(Method):
-    """KL(T(x~) / t || S(x~)) + KL(N(x) / u || S(x)) - m mean KL(N(x~) || S(x~) / 5) where N is
-    wrong; inner CE.
+    """KL(T(x~) / t || S(x~)) + KL(N(x) / u || S(x)) - push m D; inner CE.
 
-    m: the power of ten that brings the push to the size of the smaller term. T learns
-    CE(T(x~), y) too, after `begin`.
+    D: mean KL(N(x~) || S(x~) / 5) over W, the images where N is wrong at x~. m: the power of ten
+    that brings D to the size of the smaller term. t, u: as in B-MTARD. T learns L_T = CE(T(x~), y)
+    too, after `begin`.
     """
 
+    formula = r"""
+        L &= \mathrm{KL}(T(\tilde{x})/t\,\|\,S(\tilde{x})) + \mathrm{KL}(N(x)/u\,\|\,S(x))
+          - \mathrm{push}\cdot m D \\
+        D &= \frac{1}{|W|}\sum_{i \in W} \mathrm{KL}(N(\tilde{x}_i)\,\|\,S(\tilde{x}_i)/5) \\
+        L_T &= \mathrm{CE}(T(\tilde{x}), y) \\
+        \tilde{x} &= \mathrm{arg}\max_{x'} \mathrm{CE}(S(x'), y)
+    """
     paper = Paper(
         "Lu, Pang, Zheng, Gu, Du, Liu and Zhou",
         "CIARD: Cyclic Iterative Adversarial Robustness Distillation",

@@ -167,6 +167,12 @@ class Contract:
         linked = isinstance(paper.url, str) and re.fullmatch(r"https://[!#-;=?-~]+", paper.url)
         assert linked or paper.url == "", f"paper.url = {paper.url!r} is no address with https://"
 
+    def test_formula_is_declared(self, case: Method) -> None:
+        """`formula` is LaTeX of at most 2,000 characters, "" for none."""
+        formula = type(case).formula
+        assert isinstance(formula, str), f"formula = {formula!r}: declare LaTeX as text"
+        assert len(formula) <= 2000, "formula: at most 2,000 characters"
+
     def test_hyper_parameters_are_declared(self, case: Method) -> None:
         """Each has its type, a help text and a search range or choices with the default in it."""
         hints = get_type_hints(type(case))

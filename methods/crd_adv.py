@@ -10,14 +10,25 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from methods.base import Batch, Nets, hp
+from methods.contrast import CRITIC
 from methods.crd import Crd
 from methods.inner import ce, pgd
 
 
 @dataclass(frozen=True)
 class CrdAdv(Crd):
-    """CE(S(x~), y) + lambda_con mean_i l_i, l_i: between f_T(x) and f_S(x~); inner CE."""
+    """CE(S(x~), y) + lambda_con mean_i l_i, l_i: between f_T(x) and f_S(x~); inner CE.
 
+    t_i, s_i, n_i, Z, symmetric and estimator: as in CRD.
+    """
+
+    formula = (
+        r"""
+        L &= \mathrm{CE}(S(\tilde{x}), y) + \frac{\lambda_{\mathrm{con}}}{B}\sum_i l_i \\
+        \tilde{x} &= \mathrm{arg}\max_{x'} \mathrm{CE}(S(x'), y)
+    """
+        + CRITIC
+    )
     lambda_con: float = hp(0.2, "weight of the contrast", low=0.05, high=2.0, log=True)
 
     def attack(self, nets: Nets, batch: Batch) -> Tensor:

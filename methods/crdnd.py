@@ -21,10 +21,17 @@ from methods.recipes import EPOCHS_300, LOW_WEIGHT_DECAY
 class Crdnd(Method):
     """lambda NTXent(M S(x), T(x)) + (1 - lambda) NTXent(M' S(x~), T(x~)).
 
-    x~ = argmax KL(T(x) || S(x~)). M: a_c on the diagonal, (1 - a_c) / (C - 1) else;
-    a_c: the teacher's accuracy on class c at these images.
+    x~ = argmax KL(T(x) || S(x~)). M: a_c on the diagonal, (1 - a_c) / (C - 1) else; a_c: the
+    teacher's accuracy on class c at x; M': the same at x~; lambda: `clean_share`. NTXent: the
+    contrast of cosines / tau.
     """
 
+    formula = r"""
+        L &= \lambda\,\mathrm{NTXent}(M S(x), T(x))
+          + (1-\lambda)\,\mathrm{NTXent}(M' S(\tilde{x}), T(\tilde{x})) \\
+        M_{cc} &= a_c, \quad M_{kc} = (1 - a_c) / (C - 1) \\
+        \tilde{x} &= \mathrm{arg}\max_{x'} \mathrm{KL}(T(x)\,\|\,S(x'))
+    """
     paper = Paper(
         "Wang et al.",
         "Adversarial Contrastive Distillation with Adaptive Denoising",

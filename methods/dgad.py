@@ -16,12 +16,19 @@ from methods.inner import kl_between, pgd
 
 @dataclass(frozen=True)
 class Dgad(Method):
-    """mean over images of KL(T'(x~) || S(x~)), or KL(T'(x) || S(x)) where T is wrong at x,
-    + beta MSE(p_S(x~), p_S(x)).
+    """mean_i [g_i KL(T'(x~) || S(x~)) + (1 - g_i) KL(T'(x) || S(x))] + beta MSE(p_S(x~), p_S(x)).
 
-    T': T with the logits of true and predicted class swapped; x~ = argmax KL(T(x~) || S(x~)).
+    g_i: 1 where T is right at x, else 0. T': T with the logits of true and predicted class
+    swapped; x~ = argmax KL(T(x~) || S(x~)).
     """
 
+    formula = r"""
+        L &= \frac{1}{B}\sum_i
+          [g_i\,\mathrm{KL}(T'(\tilde{x}_i)\,\|\,S(\tilde{x}_i))
+            + (1-g_i)\,\mathrm{KL}(T'(x_i)\,\|\,S(x_i))] \\
+        &\quad + \beta\,\mathrm{MSE}(p_S(\tilde{x}), p_S(x)) \\
+        \tilde{x} &= \mathrm{arg}\max_{x'} \mathrm{KL}(T(x')\,\|\,S(x'))
+    """
     paper = Paper(
         "Park and Min",
         "Dynamic Guidance Adversarial Distillation with Enhanced Teacher Knowledge",

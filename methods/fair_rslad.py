@@ -21,9 +21,17 @@ class FairRslad(Method):
     """mean_i w_c(i) [(1 - alpha) KL(T(x) || S(x)) + alpha KL(T(x) || S(x~))].
 
     x~ = argmax KL(T(x) || S(x~)).
-    w_c ~ kappa_c^-power of the last epoch, scaled to mean 1, then clamped to [5/6, 5/2].
+    w_c ~ kappa_c^-power of the last epoch, scaled to mean 1, then clamped to [5/6, 5/2]. kappa_c:
+    mean number of attack steps at which images of class c are still right.
     """
 
+    formula = r"""
+        L &= \frac{1}{B}\sum_i w_{y_i}
+          [(1-\alpha)\,\mathrm{KL}(T(x_i)\,\|\,S(x_i))
+            + \alpha\,\mathrm{KL}(T(x_i)\,\|\,S(\tilde{x}_i))] \\
+        w_c &\propto \kappa_c^{-\mathrm{power}} \\
+        \tilde{x} &= \mathrm{arg}\max_{x'} \mathrm{KL}(T(x)\,\|\,S(x'))
+    """
     paper = Paper(
         "Yue et al.",
         "Revisiting Adversarial Robustness Distillation from the Perspective of Robust Fairness",

@@ -17,8 +17,15 @@ from methods.inner import ce, pgd
 
 @dataclass(frozen=True)
 class Fitnet(Method):
-    """CE(S(v), y) + beta MSE(R f_S(v), f_T(v)), R: linear; v: x, or x~ = argmax CE(S(x~), y)."""
+    """CE(S(v), y) + beta MSE(R f_S(v), f_T(v)), R: linear; v: x, or x~ = argmax CE(S(x~), y).
 
+    f: penultimate features. v is x~ with `inputs` adv.
+    """
+
+    formula = r"""
+        L &= \mathrm{CE}(S(v), y) + \beta\,\mathrm{MSE}(R f_S(v), f_T(v)) \\
+        \tilde{x} &= \mathrm{arg}\max_{x'} \mathrm{CE}(S(x'), y)
+    """
     paper = Paper(
         "Romero et al.",
         "FitNets: Hints for Thin Deep Nets",

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from methods.base import Batch, Nets, Paper, hp, kl, true_class_probability
-from methods.contrast import Contrast
+from methods.contrast import CRITIC, Contrast
 from methods.crd_adv import CrdAdv
 from methods.inner import pgd
 
@@ -25,12 +25,24 @@ from methods.inner import pgd
 class Gacd(CrdAdv):
     """lambda_ce CE(S(x~), y) + lambda_con mean_i w_i l_i + lambda_kd tau_kd^2 KL(T(u) || S(v)).
 
-    l_i: contrast of anchor i; w_i = p_T(y_i | u_i)^beta scaled to mean 1; T sees u, S sees v.
+    l_i: contrast of anchor i; w_i = p_T(y_i | u_i)^beta scaled to mean 1; T sees u, S sees v. The
+    soft labels are softened by tau_kd; t_i, s_i, n_i and Z: as in CRD.
 
     From CrdAdv: the attack on the cross-entropy and lambda_con. From Crd: dim, estimator, bank,
     tau, symmetric and the part `contrast`.
     """
 
+    formula = (
+        r"""
+        L &= \lambda_{\mathrm{ce}}\,\mathrm{CE}(S(\tilde{x}), y)
+          + \frac{\lambda_{\mathrm{con}}}{B}\sum_i w_i l_i \\
+        &\quad + \lambda_{\mathrm{kd}}\tau_{\mathrm{kd}}^2\,
+          \mathrm{KL}(T(u)/\tau_{\mathrm{kd}}\,\|\,S(v)/\tau_{\mathrm{kd}}) \\
+        w_i &= p_T(y_i \mid u_i)^\beta \,/\, \frac{1}{B}\sum_j p_T(y_j \mid u_j)^\beta \\
+        \tilde{x} &= \mathrm{arg}\max_{x'} \mathrm{CE}(S(x'), y)
+    """
+        + CRITIC
+    )
     paper = Paper(
         "Bai, Chen, Zhao, Wen, Jiang and Kot",
         "Feature Distillation With Guided Adversarial Contrastive Learning",

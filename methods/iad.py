@@ -60,6 +60,12 @@ class Iad(Introspective):
     a_i = p_T(y_i | x~_i)^beta; inner CE. Both terms are softened by tau.
     """
 
+    formula = r"""
+        L &= \frac{\tau^2}{B}\sum_i [a_i\,\mathrm{KL}(T(x_i)/\tau\,\|\,S(\tilde{x}_i)/\tau) \\
+        &\quad + (1-a_i)\,\mathrm{KL}(S(x_i)/\tau\,\|\,S(\tilde{x}_i)/\tau)] \\
+        a_i &= p_T(y_i \mid \tilde{x}_i)^\beta \\
+        \tilde{x} &= \mathrm{arg}\max_{x'} \mathrm{CE}(S(x'), y)
+    """
     paper = Paper(
         "Zhu et al.",
         "Reliable Adversarial Distillation with Unreliable Teachers",

@@ -18,12 +18,24 @@ from methods.recipes import ONE_FALL_200_EPOCHS
 
 @dataclass(frozen=True)
 class Iad2(Method):
-    """(1 - u - v) CE(S(x~), y) + u R + v tau^2 KL(N(x~) || S(x~)), N: the natural teacher.
+    """(1 - alpha_robust - alpha_natural) CE(S(x~), y) + alpha_robust R
+    + alpha_natural tau^2 KL(N(x~) || S(x~)), N: the natural teacher; inner CE.
 
-    R = tau^2 mean_i [a_i KL(T(x~) || S(x~)) + (1 - a_i) KL(S(x) || S(x~))]; inner CE;
-    a_i = p_T(y_i | x~_i)^beta; teachers' terms softened by tau; u, v: alpha_robust, alpha_natural.
+    R = tau^2 mean_i [a_i KL(T(x~) || S(x~)) + (1 - a_i) KL(S(x) || S(x~))];
+    a_i = p_T(y_i | x~_i)^beta; the teachers' terms are softened by tau.
     """
 
+    formula = r"""
+        L &= (1 - \alpha_{\mathrm{robust}} - \alpha_{\mathrm{natural}})\,
+          \mathrm{CE}(S(\tilde{x}), y) + \alpha_{\mathrm{robust}}\, R \\
+        &\quad + \alpha_{\mathrm{natural}}\,\tau^2\,
+          \mathrm{KL}(N(\tilde{x})/\tau\,\|\,S(\tilde{x})/\tau) \\
+        R &= \frac{\tau^2}{B}\sum_i
+          [a_i\,\mathrm{KL}(T(\tilde{x}_i)/\tau\,\|\,S(\tilde{x}_i)/\tau) \\
+        &\quad + (1-a_i)\,\mathrm{KL}(S(x_i)\,\|\,S(\tilde{x}_i))] \\
+        a_i &= p_T(y_i \mid \tilde{x}_i)^\beta \\
+        \tilde{x} &= \mathrm{arg}\max_{x'} \mathrm{CE}(S(x'), y)
+    """
     paper = Iad.paper
     teacher_roles = ("robust", "natural")
     recipe = ONE_FALL_200_EPOCHS

@@ -22,9 +22,15 @@ from methods.recipes import LOW_WEIGHT_DECAY
 class Igdm(Method):
     """L_base + alpha (epoch / epochs) KL(T(x~) - T(x - d) || S(x~) - S(x - d)), d = x~ - x.
 
-    x~: the base's.
+    x~: the base's. epoch counts from 1.
     """
 
+    formula = r"""
+        L &= L_{\mathrm{base}}
+          + \alpha\,\frac{\mathrm{epoch}}{\mathrm{epochs}}\,
+          \mathrm{KL}(T(\tilde{x}) - T(x - d)\,\|\,S(\tilde{x}) - S(x - d)) \\
+        d &= \tilde{x} - x
+    """
     paper = Paper(
         "Lee, Cho and Kim",
         "Indirect Gradient Matching for Adversarial Robust Distillation",

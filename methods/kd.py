@@ -17,6 +17,10 @@ from methods.base import Batch, Method, Nets, Paper, hp, kl
 class Kd(Method):
     """(1 - alpha) CE(S(x), y) + alpha tau^2 KL(T(x) || S(x)), both softened by tau."""
 
+    formula = r"""
+        L &= (1-\alpha)\,\mathrm{CE}(S(x), y)
+          + \alpha\tau^2\,\mathrm{KL}(T(x)/\tau\,\|\,S(x)/\tau)
+    """
     paper = Paper(
         "Hinton, Vinyals and Dean",
         "Distilling the Knowledge in a Neural Network",

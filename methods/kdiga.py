@@ -20,11 +20,18 @@ from methods.recipes import ONE_FALL_200_EPOCHS
 @dataclass(frozen=True)
 class Kdiga(Method):
     """(1 - alpha) CE(S(x), y) + alpha tau^2 KL(T(v) || S(v))
-    + gamma mean_i |grad_x CE(S(x_i)) - grad_x CE(T(x_i))|.
+    + gamma mean_i |grad_x CE(S(x_i), y_i) - grad_x CE(T(x_i), y_i)|.
 
-    v: clean images, or x~ = argmax CE(S(x~), y).
+    v: clean images, or x~ = argmax CE(S(x~), y). The soft term is softened by tau.
     """
 
+    formula = r"""
+        L &= (1-\alpha)\,\mathrm{CE}(S(x), y)
+          + \alpha\tau^2\,\mathrm{KL}(T(v)/\tau\,\|\,S(v)/\tau) \\
+        &\quad + \frac{\gamma}{B}\sum_i \|\nabla_x \mathrm{CE}(S(x_i), y_i)
+          - \nabla_x \mathrm{CE}(T(x_i), y_i)\|_2 \\
+        \tilde{x} &= \mathrm{arg}\max_{x'} \mathrm{CE}(S(x'), y)
+    """
     paper = Paper(
         "Shao et al.",
         "How and When Adversarial Robustness Transfers in Knowledge Distillation?",

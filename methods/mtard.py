@@ -20,10 +20,17 @@ from methods.recipes import THREE_FALLS_300_EPOCHS
 class Mtard(Method):
     """w KL(T(x~) || S(x~)) + (1 - w) KL(N(x) || S(x)), N: the natural teacher; inner CE.
 
-    Each step moves 1 - w by eta towards r_N / (r_T + r_N), r = (term / its first value)^gamma. eta
+    Each step moves w by eta towards r_T / (r_T + r_N), r = (term / its first value)^gamma. eta
     falls to a tenth after each milestone of RSLAD's script.
     """
 
+    formula = r"""
+        L &= w L_T + (1-w) L_N, \quad L_T = \mathrm{KL}(T(\tilde{x})\,\|\,S(\tilde{x})),
+          \quad L_N = \mathrm{KL}(N(x)\,\|\,S(x)) \\
+        w &\leftarrow w + \eta \left(\frac{r_T}{r_T + r_N} - w\right),
+          \quad r = (L / L^{(0)})^\gamma \\
+        \tilde{x} &= \mathrm{arg}\max_{x'} \mathrm{CE}(S(x'), y)
+    """
     paper = Paper(
         "Zhao et al.",
         "Enhanced Accuracy and Robustness via Multi-Teacher Adversarial Distillation",

@@ -12,6 +12,7 @@ from methods.base import Batch, Method, Nets
 class Natural(Method):
     """CE(S(x), y)."""
 
+    formula = r"L &= \mathrm{CE}(S(x), y)"
     teacher_roles = ()
     epoch_dependent = False
 

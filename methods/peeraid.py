@@ -19,12 +19,20 @@ from methods.recipes import EPOCHS_300, LOW_WEIGHT_DECAY, average_from
 
 @dataclass(frozen=True)
 class Peeraid(Method):
-    """tau^2 [l2 KL(P(x~) || S(x~)) + l3 KL(S(x) || S(x~))] for the student S.
+    """tau^2 [l2 KL(P(x~) || S(x~)) + l3 KL(S(x) || S(x~))] for the student S, softened by tau.
 
-    g1 CE(P(x~), y) + g2 KL(S(x~) || P(x~)) for the peer P; no target passes a gradient;
-    x~ = argmax KL(P(x) || S(x~)).
+    g1 CE(P(x~), y) + g2 KL(S(x~) || P(x~)) for the peer P, not softened; no target passes a
+    gradient; x~ = argmax KL(P(x) || S(x~)).
     """
 
+    formula = r"""
+        L_S &= \tau^2
+          [l_2\,\mathrm{KL}(P(\tilde{x})/\tau\,\|\,S(\tilde{x})/\tau)
+            + l_3\,\mathrm{KL}(S(x)/\tau\,\|\,S(\tilde{x})/\tau)] \\
+        L_P &= g_1\,\mathrm{CE}(P(\tilde{x}), y)
+          + g_2\,\mathrm{KL}(S(\tilde{x})\,\|\,P(\tilde{x})) \\
+        \tilde{x} &= \mathrm{arg}\max_{x'} \mathrm{KL}(P(x)\,\|\,S(x'))
+    """
     paper = Paper(
         "Jung, Jang, Song and Lee",
         "PeerAiD: Improving Adversarial Distillation from a Specialized Peer Tutor",

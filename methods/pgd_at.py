@@ -17,6 +17,10 @@ from methods.inner import ce, pgd
 class PgdAt(Method):
     """CE(S(x~), y), x~ = argmax CE(S(x~), y)."""
 
+    formula = r"""
+        L &= \mathrm{CE}(S(\tilde{x}), y) \\
+        \tilde{x} &= \mathrm{arg}\max_{x'} \mathrm{CE}(S(x'), y)
+    """
     paper = Paper(
         "Madry et al.",
         "Towards Deep Learning Models Resistant to Adversarial Attacks",

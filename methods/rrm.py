@@ -19,6 +19,9 @@ from methods.inner import at_least_float32
 class Rrm(Method):
     """alpha CE(S(x), y) + mean_i [1 - cos(f_S(x_i), f_T(x_i))], f: penultimate features."""
 
+    formula = r"""
+        L &= \alpha\,\mathrm{CE}(S(x), y) + \frac{1}{B}\sum_i [1 - \cos(f_S(x_i), f_T(x_i))]
+    """
     paper = Paper(
         "Vaishnavi, Eykholt and Rahmati",
         "Transferring Adversarial Robustness Through Robust Representation Matching",

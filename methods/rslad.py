@@ -18,6 +18,11 @@ from methods.recipes import THREE_FALLS_300_EPOCHS
 class Rslad(Method):
     """(1 - alpha) KL(T(x) || S(x)) + alpha KL(T(x) || S(x~)), x~ = argmax KL(T(x) || S(x~))."""
 
+    formula = r"""
+        L &= (1-\alpha)\,\mathrm{KL}(T(x)\,\|\,S(x))
+          + \alpha\,\mathrm{KL}(T(x)\,\|\,S(\tilde{x})) \\
+        \tilde{x} &= \mathrm{arg}\max_{x'} \mathrm{KL}(T(x)\,\|\,S(x'))
+    """
     paper = Paper(
         "Zi, Zhao, Ma and Jiang",
         "Revisiting Adversarial Robustness Distillation: Robust Soft Labels Make Student Better",

@@ -19,6 +19,10 @@ from methods.recipes import LOW_WEIGHT_DECAY
 class Trades(Method):
     """CE(S(x), y) + beta KL(S(x) || S(x~)), x~ = argmax KL(S(x) || S(x~))."""
 
+    formula = r"""
+        L &= \mathrm{CE}(S(x), y) + \beta\,\mathrm{KL}(S(x)\,\|\,S(\tilde{x})) \\
+        \tilde{x} &= \mathrm{arg}\max_{x'} \mathrm{KL}(S(x)\,\|\,S(x'))
+    """
     paper = Paper(
         "Zhang et al.",
         "Theoretically Principled Trade-off between Robustness and Accuracy",

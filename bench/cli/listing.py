@@ -26,6 +26,7 @@ COLUMNS: dict[str, dict[str, Any]] = {
         "full name": lambda facts: facts["full_name"] or facts["fault"],
         "paper": lambda facts: paper_title(facts["paper"]),
         "published": lambda facts: published(facts["paper"]),
+        "family": "family",
         "teachers": "teachers",
     },
     "suites": {

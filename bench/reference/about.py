@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import methods
+from bench.reference import mathml
 from leaderboards.schema.fields import escape_unprintable
 from leaderboards.schema.method_card import (
     HyperParameter,
@@ -61,6 +62,7 @@ def describe_class(method: type[Method]) -> MethodCard:
         teachers=tuple(method().teacher_roles),
         paper=PaperCard(**dataclasses.asdict(method.paper)) if method.paper else None,
         official=describe_official(method),
+        mathml=mathml.convert(mathml.wrap_lines(method.formula)) if method.formula else "",
     )
 
 

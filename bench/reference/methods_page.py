@@ -9,6 +9,7 @@ import dataclasses
 import json
 from collections import Counter
 from functools import cache
+from inspect import cleandoc
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from torch import nn
 
 import methods
-from bench.reference import about
+from bench.reference import about, mathml
 from methods import contract
 from methods.base import Budget, Method, Net
 
@@ -56,6 +57,7 @@ def table_row(name: str, method: type[Method]) -> str:
     card, passes = about.describe_class(method), count_passes(method())
     columns = [f"[{name}](#{name})", card.full_name]
     columns.append(link(card.paper.published, card.paper.url) if card.paper else "")
+    columns.append(card.family)
     columns.append(", ".join(card.teachers) or "none")
     for role in ("student", "teacher"):
         columns.append(f"{passes[role, 'forward']:g} + {passes[role, 'backward']:g}")
@@ -85,7 +87,10 @@ def link(text: str, url: str) -> str:
 def method_section(name: str, method: type[Method]) -> str:
     """Return formula, source, hyper-parameters and what the authors' script does otherwise."""
     card = about.describe_class(method)
-    parts = [f"\n## {name}\n", f"{card.title}\n", f"```text\n{card.formula}\n```\n"]
+    parts = [f"\n## {name}\n", f"{card.title}\n"]
+    if card.mathml:
+        parts.append(f"```math\n{mathml.wrap_lines(cleandoc(method.formula))}\n```\n")
+    parts.append(f"```text\n{card.formula}\n```\n")
     if card.paper:
         title = link(card.paper.title, card.paper.url)
         parts.append(f"Paper: {card.paper.authors}, {title}, {card.paper.published}.\n")

@@ -75,13 +75,16 @@ def summarise_method(name: str) -> Facts:
     fault = methods.plugin_fault(name) if name in methods.plugins() else ""
     if fault and name in methods.builtin():
         fault = f"a plugin of this name {fault}"
-    card = describe_method(name) or MethodCard("", "", "", ())
+    described = describe_method(name)
+    card = described or MethodCard("", "", "", ())
     facts = dataclasses.asdict(card)
+    del facts["mathml"]
     return {
         "name": name,
         "full_name": card.full_name,
         "about": facts.pop("title"),
         "fault": fault,
+        "family": described.family if described else "",
         **facts,
         "command": f"python -m bench run --method {name} --suite digits",
     }

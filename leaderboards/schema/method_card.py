@@ -46,7 +46,8 @@ class PaperCard:
 class MethodCard:
     """A title of one line, the loss as plain text, what it is from, and its parameters.
 
-    teachers: the roles that it reads. official: what `--official` sets.
+    teachers: the roles that it reads. official: what `--official` sets. mathml: the loss as an
+    element of MathML that pages embed as it is, "" for none.
     """
 
     title: str
@@ -56,6 +57,19 @@ class MethodCard:
     teachers: tuple[str, ...] = ()
     paper: PaperCard | None = None
     official: tuple[OfficialSetting, ...] = ()
+    mathml: str = ""
+
+    @property
+    def family(self) -> str:
+        """Control without a paper, else teacher-free or, if it reads a teacher, distiller."""
+        if self.paper is None:
+            return "control"
+        return "distiller" if self.teachers else "teacher-free"
+
+    @property
+    def symbols(self) -> str:
+        """What the formula's paragraphs after the first say: the meaning of its symbols."""
+        return self.formula.partition("\n\n")[2]
 
     @property
     def full_name(self) -> str:
