@@ -51,7 +51,7 @@ class Absld(Method):
         L &= (1-\alpha)\,\mathrm{KL}(T(x)/t_y\,\|\,S(x))
           + \alpha\,\mathrm{KL}(T(x)/u_y\,\|\,S(\tilde{x})) \\
         \tilde{x} &= \mathrm{arg}\max_{x'} \mathrm{KL}(T(x)/u_y\,\|\,S(x')) \\
-        t_c &\leftarrow t_c - \mathrm{rate}\, g_c / \max_k |g_k|
+        t_c &\leftarrow t_c - \mathrm{rate}\, g_c / \max_k \lvert g_k \rvert
     """
     paper = Paper(
         "Zhao, Wang and Wei",

@@ -17,7 +17,7 @@ from methods.inner import at_least_float32
 Z_MOMENTUM = 0.99
 # The loss of anchor i: the last lines of a method's `formula`.
 CRITIC = r""" \\
-    l_i &= -\log h_{ii} - \sum_{j:\, y_j \ne y_i} \log(1 - h_{ij}) \\
+    l_i &= -\log\, h_{ii} - \sum_{j:\, y_j \ne y_i} \log(1 - h_{ij}) \\
     h_{ij} &= \frac{e^{t_i \cdot s_j / \tau}}{e^{t_i \cdot s_j / \tau} + n_i Z}
 """
 Losses = tuple[Tensor, Tensor]

@@ -19,9 +19,9 @@ from methods.contrast import CRITIC, Contrast
 class Crd(Method):
     """CE(S(x), y) + lambda_con mean_i l_i, l_i: contrast of anchor i in f_T(x) and f_S(x).
 
-    t_i, s_i: projected unit features of T and S; n_i: number of negatives j, images of other
-    classes; Z: running mean of the exponential. `symmetric` adds the direction from s_i to t_j;
-    `estimator` infonce is another l_i.
+    h: the critic; t_i, s_i: projected unit features of T and S; n_i: number of negatives j, images
+    of other classes; Z: running mean of the exponential. `symmetric` adds the direction from s_i to
+    t_j; `estimator` infonce is another l_i.
     """
 
     formula = r"L &= \mathrm{CE}(S(x), y) + \frac{\lambda_{\mathrm{con}}}{B}\sum_i l_i" + CRITIC

@@ -19,7 +19,7 @@ from methods.inner import ce, pgd
 class CrdAdv(Crd):
     """CE(S(x~), y) + lambda_con mean_i l_i, l_i: between f_T(x) and f_S(x~); inner CE.
 
-    t_i, s_i, n_i, Z, symmetric and estimator: as in CRD.
+    h, t_i, s_i, n_i, Z, symmetric and estimator: as in CRD.
     """
 
     formula = (

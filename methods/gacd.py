@@ -26,7 +26,7 @@ class Gacd(CrdAdv):
     """lambda_ce CE(S(x~), y) + lambda_con mean_i w_i l_i + lambda_kd tau_kd^2 KL(T(u) || S(v)).
 
     l_i: contrast of anchor i; w_i = p_T(y_i | u_i)^beta scaled to mean 1; T sees u, S sees v. The
-    soft labels are softened by tau_kd; t_i, s_i, n_i and Z: as in CRD.
+    soft labels are softened by tau_kd; h, t_i, s_i, n_i and Z: as in CRD.
 
     From CrdAdv: the attack on the cross-entropy and lambda_con. From Crd: dim, estimator, bank,
     tau, symmetric and the part `contrast`.

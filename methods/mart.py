@@ -24,7 +24,7 @@ class Mart(Method):
     formula = r"""
         L &= \mathrm{BCE} + \frac{\beta}{B}\sum_i (1 - p_S(y_i \mid x_i))\,
           \mathrm{KL}(S(x_i)\,\|\,S(\tilde{x}_i)) \\
-        \mathrm{BCE} &= -\log p_S(y \mid \tilde{x})
+        \mathrm{BCE} &= -\log\, p_S(y \mid \tilde{x})
           - \log(1 - \max_{c \ne y} p_S(c \mid \tilde{x})) \\
         \tilde{x} &= \mathrm{arg}\max_{x'} \mathrm{CE}(S(x'), y)
     """

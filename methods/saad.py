@@ -25,14 +25,14 @@ class Saad(Method):
     """mean_i H_i [KL(T(x~) || S(x~)) + alpha IGDM_i]
     + beta mean_i (1 - H_i / log C) KL(T(x) || S(x)), H: T's entropy at x~.
 
-    IGDM_i, or D_i: IGDM's term. x~ = argmax KL(T_lin(x~) || S(x~)); T_lin: T(x), its true-class
-    logit, along e_y, moved by `slope` times its gradient's product with x~ - x.
+    IGDM_i, or D_i: IGDM's term, with d = x~ - x. x~ = argmax KL(T_lin(x~) || S(x~)); T_lin: T(x),
+    its true-class logit, along e_y, moved by `slope` times its gradient's product with d.
     """
 
     formula = r"""
         L &= \frac{1}{B}\sum_i H_i
           [\mathrm{KL}(T(\tilde{x}_i)\,\|\,S(\tilde{x}_i)) + \alpha D_i] \\
-        &\quad + \frac{\beta}{B}\sum_i (1 - H_i / \log C)\,\mathrm{KL}(T(x_i)\,\|\,S(x_i)) \\
+        &\quad + \frac{\beta}{B}\sum_i (1 - H_i / \log\, C)\,\mathrm{KL}(T(x_i)\,\|\,S(x_i)) \\
         D_i &= \mathrm{KL}(T(\tilde{x}_i) - T(x_i - d_i)\,\|\,S(\tilde{x}_i) - S(x_i - d_i)),
           \quad d_i = \tilde{x}_i - x_i \\
         \tilde{x} &= \mathrm{arg}\max_{x'} \mathrm{KL}(T_{\mathrm{lin}}(x')\,\|\,S(x')) \\

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import subprocess
 import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
 import methods
-from bench.reference import methods_page
+from bench.reference import mathml, methods_page
 from bench.reference.about import describe_class, describe_method
 from methods.base import Paper
 from methods.contract import Contract
@@ -83,6 +85,9 @@ def test_a_plugin_is_described_by_its_class(plugin: None) -> None:
     assert described.title == "A plugin's title (APT): it explains itself."
     assert described.full_name == "A plugin's title"
     assert described.formula == "The formula."
+    # A formula is not inherited, and a plugin need not have one.
+    assert described.mathml == ""
+    assert described.family == "distiller"
     assert described.source == "Nobody wrote it."
     assert described.teachers == ("robust",)
     assert described.paper
@@ -141,6 +146,85 @@ def test_every_method_after_a_paper_links_it() -> None:
         assert described.paper is None or described.paper.url.startswith("https://")
 
 
+@pytest.mark.parametrize("name", methods.builtin())
+def test_every_method_declares_a_formula_that_is_mathml(name: str) -> None:
+    described = describe_method(name)
+    assert described
+    element = ElementTree.fromstring(described.mathml)
+    assert element.tag == "{http://www.w3.org/1998/Math/MathML}math"
+    assert element.get("display") == "block"
+
+
+# The notation of docs/reference/methods.md with usual functions, indices, f for features and p
+# for probabilities.
+SHARED = set(re.findall(r"\w+", "S T N x y B C L f p e i j k ii ij cc kc KL CE BCE MSE arg sign"))
+GREEK = {"alpha", "beta", "gamma", "eta", "kappa", "lambda", "tau"}
+
+
+@pytest.mark.parametrize("name", methods.builtin())
+def test_symbols_of_a_formula_are_fields_or_explained(name: str) -> None:
+    method = methods.load(name)
+    fields = " ".join(field.name for field in dataclasses.fields(method))
+    words = {*re.findall(r"[A-Za-z]+", f"{fields} {method.__doc__}".replace("_", " "))}
+    commands = {*re.findall(r"\\([A-Za-z]+)", method.formula)}
+    symbols = {*re.findall(r"(?<![A-Za-z\\])[A-Za-z]+", method.formula)} | (commands & GREEK)
+    assert symbols - words - SHARED == set()
+
+
+@pytest.mark.parametrize(
+    "latex",
+    [
+        r"\href{javascript:alert(1)}{x}",
+        r"\style{color: red}{x}",
+        r"\class{away}{x}",
+        r"\nosuchcommand x",
+        r"\frac{",
+        "\\text{\ud800}",
+        r"\text{&#x202e;x}",
+        # Commands that call themselves.
+        r"\newcommand{\a}{\a\a}\a",
+    ],
+)
+def test_what_is_not_plain_mathematics_is_not_converted(latex: str) -> None:
+    assert mathml.convert(latex) == ""
+
+
+def test_markup_in_a_formula_is_text() -> None:
+    class Planted(methods.load("kd")):  # type: ignore[misc]
+        formula = r"\text{<script>alert(1)</script>&lt;b&gt;}"
+
+    markup = describe_class(Planted).mathml
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;&lt;b&gt;" in markup
+    assert "<script" not in markup
+    assert "<b>" not in markup
+
+
+def test_math_blocks_of_docs_become_mathml() -> None:
+    page = mathml.on_page_markdown("a\n\n```math\nx < y\n```\n\n```text\nx\n```\n")
+    before, block, after = re.split(r"(<div.*</div>)", page)
+    assert (before, after) == ("a\n\n", "\n\n```text\nx\n```\n")
+    assert [node.text for node in ElementTree.fromstring(block).iter() if node.text] == [*"x<y"]
+
+
+def test_a_formula_that_is_no_text_breaks_the_contract() -> None:
+    class Changed(methods.load("kd")):  # type: ignore[misc]
+        pass
+
+    Contract().test_formula_is_declared(Changed())
+    Changed.formula = 3
+    with pytest.raises(AssertionError, match="formula = 3: declare LaTeX as text"):
+        Contract().test_formula_is_declared(Changed())
+
+
+def test_families() -> None:
+    families = {name: card.family for name in methods.builtin() if (card := describe_method(name))}
+    controls = {name for name, family in families.items() if family == "control"}
+    teacher_free = {name for name, family in families.items() if family == "teacher-free"}
+    assert controls == {"crd_adv", "natural"}
+    assert teacher_free == {"mart", "peeraid", "pgd_at", "trades"}
+    assert {*families.values()} == {"control", "teacher-free", "distiller"}
+
+
 def test_a_plugin_that_cannot_be_used_has_no_description(plugin: None) -> None:
     assert describe_method("broken") is None
 
@@ -152,5 +236,6 @@ def test_unknown_methods_have_no_description() -> None:
 
 def test_nothing_heavy_is_imported() -> None:
     code = "import sys; from bench.reference.about import describe_method as describe; "
-    code += "assert describe('gacd'); assert 'torch' not in sys.modules"
+    code += "assert describe('gacd'); assert 'torch' not in sys.modules; "
+    code += "assert 'latex2mathml' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

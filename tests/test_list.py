@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 from importlib.metadata import EntryPoint
@@ -75,14 +76,15 @@ def test_a_section_is_a_table_without_cut_names(
     assert first_words.issuperset(NAMES[title])
 
 
-def test_methods_have_full_names_papers_and_teachers(capsys: pytest.CaptureFixture[str]) -> None:
+def test_methods_have_full_names_papers_families_and_teachers(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert run_list("methods") == 0
     lines = capsys.readouterr().out.splitlines()
     line = next(line for line in lines if line.startswith(" bmtard "))
     assert "Balanced multi-teacher" in line
-    assert "Mitigating Accuracy-Robustness" in line
-    assert "TPAMI 2024" in line
-    assert line.rstrip().endswith("robust, natural")
+    assert "Mitigating" in line
+    assert re.search(r" TPAMI 2024 +distiller +robust, natural *$", line)
 
 
 def test_a_method_in_full(capsys: pytest.CaptureFixture[str]) -> None:

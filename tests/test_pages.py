@@ -349,7 +349,26 @@ def test_method_page_shows_formula_and_recorded_values(runs: pd.DataFrame) -> No
         ["alpha", "0.9", "5 / 6", "0.5 to 1", "share"],
         ["new", "1", "", "", ""],
     ]
+    assert "math" not in reader.tags
+    assert "Family: teacher-free" in reader.text
+    front = Reader(html["index.html"])
+    assert ["kd", "A title.", "teacher-free", "NoConf 2030"] in [
+        line[:4] for line in front.tables["Methods over all tasks of current protocol versions"]
+    ]
+    assert ("href", 'https://e.org/?a="&b=<c>') in front.attributes
     assert "does not know the method" in html["methods/ard.html"]
+
+
+def test_method_page_sets_the_formula_and_explains_its_symbols(runs: pd.DataFrame) -> None:
+    element = '<math display="block"><mi>&lt;b&gt;</mi></math>'
+    description = MethodCard("A title.", "a\n\nb: <i>c</i>", "", (), mathml=element)
+    site = Site(runs, suite_tables.build_sections(runs), about=lambda name: description)
+    html = dict(render_pages(site))["methods/kd.html"]
+    assert element in html
+    reader = Reader(html)
+    assert not {"b", "i"} & {*reader.tags}
+    # Once below the formula, once as plain text.
+    assert reader.text.count("b: <i>c</i>") == 2
 
 
 def test_old_pages_are_removed_and_foreign_files_stay(uri: str, tmp_path: Path) -> None:

@@ -22,6 +22,11 @@ class Gated(Method):
     g_i = alpha [argmax T(x_i) = y_i].
     """
 
+    formula = r"""
+        L &= \frac{1}{B}\sum_i [g_i\,\mathrm{KL}(T(x_i)\,\|\,S(\tilde{x}_i))
+          + (1-g_i)\,\mathrm{CE}(S(\tilde{x}_i), y_i)] \\
+        \tilde{x} &= \mathrm{arg}\max_{x'} \mathrm{CE}(S(x'), y)
+    """
     epoch_dependent = False
 
     alpha: float = hp(0.9, "weight of a teacher that is right", low=0.0, high=1.0, most=1.0)

@@ -65,6 +65,8 @@ def _trace(view: View, series: Series) -> Json:
             trace |= _error_bars(axis, values, bars)
     if series.names:
         trace["customdata"] = [*map(escape, series.names)]
+    if series.ids:
+        trace["ids"] = [*series.ids]
     return trace
 
 
@@ -75,6 +77,11 @@ def _set_look(trace: Json, view: View, series: Series) -> None:
     else:
         position = view.foreground.index(series)
         colour = f"--c{position % COLOURS + 1}"
+    if series.look:
+        number, symbol_number, hollow = series.look
+        symbol = SYMBOLS[symbol_number % len(SYMBOLS)] + ("-open" if hollow else "")
+        trace["marker"] = {"color": f"--c{number + 1}", "size": 9, "symbol": symbol}
+        return
     if series.line:
         trace["mode"] = "lines" if len(series.x) > 1 else "markers"
         width, dash = (1.5, "dot") if series.muted else (2, "solid")
