@@ -4,8 +4,7 @@
 
 Not collected with the tests. The measured process collects and renders everything: tables, and a
 site with a page for each run. A task is 50 settings of 10 seeds, each run with 50 parameters, 36
-epochs of 5 curves and the verdicts on 1,000 images. The runs are written into MLflow's tables at
-once, which takes seconds.
+epochs of 5 curves, and labels, predictions and verdicts of 1,000 images.
 """
 
 from __future__ import annotations
@@ -19,17 +18,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-import sqlalchemy
-from mlflow import MlflowClient
-from mlflow.store.tracking.dbmodels import models
 
 from bench.protocol.suites import DIGITS
+from leaderboards.schema.checkpoints import CHECKPOINTS
+from leaderboards.schema.metrics import accuracy_name
+from leaderboards.schema.packing import Classes, Verdicts
+from leaderboards.schema.record import Record, build_record
 from leaderboards.schema.spec import Spec
 
 pytestmark = pytest.mark.timeout(3600)
 SEEDS, EPOCHS, IMAGES = 10, 36, 1000
 SUITE = "digits@3"
-CURVES = ("train/kl_adv", "train/kl_nat", "val/clean", "val/pgd", "epoch")
+CURVES = ("train/kl_adv", "train/kl_nat", "val/clean", "val/robust", "lr")
 ATTACKS = ("clean", "fgsm", "pgd20", "pgd20_trades", "cw_inf", "worst")
 COSTS = (
     "train_seconds",
@@ -44,35 +44,25 @@ import json, resource, sys, time
 from pathlib import Path
 import leaderboards
 wall = time.perf_counter()
-leaderboards.write(sys.argv[1], Path(sys.argv[2]))
+leaderboards.write(*map(Path, sys.argv[1:]))
 wall, cpu = time.perf_counter() - wall, time.process_time()
 print(json.dumps([wall, cpu, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]))
 """
 
 
-def make_store(folder: Path, tasks: int, settings: int) -> str:
-    """Make a store of tasks x settings x 10 seeds without checkpoints; return its tracking URI."""
-    uri, rng = f"sqlite:///{folder / 'mlflow.db'}", np.random.default_rng(0)
-    artifacts = folder / "artifacts"
-    experiment = int(
-        MlflowClient(uri).create_experiment(SUITE, artifact_location=artifacts.as_uri())
-    )
-    engine = sqlalchemy.create_engine(uri)
-    with engine.begin() as connection:
-        for task in range(tasks):
-            inserts: dict[type, list[dict[str, Any]]] = {}
-            for setting in range(settings):
-                right = rng.random(IMAGES) < rng.uniform(0.3, 0.7)
-                parent = _run(inserts, experiment, artifacts, 0, {"role": "group"})
-                for seed in range(SEEDS):
-                    survived = right ^ (rng.random(IMAGES) < 0.1)
-                    _finished_run(
-                        inserts, experiment, artifacts, parent, _spec(task, setting, seed), survived
-                    )
-            for model, rows in inserts.items():
-                connection.execute(sqlalchemy.insert(model), rows)
-    engine.dispose()
-    return uri
+def write_records(folder: Path, tasks: int, settings: int) -> Path:
+    """Write the records of tasks x settings x 10 seeds; return their folder."""
+    rng = np.random.default_rng(0)
+    labels = (np.arange(IMAGES) % 10).astype(np.uint16)
+    folder.mkdir()
+    for task in range(tasks):
+        for setting in range(settings):
+            right = rng.random(IMAGES) < rng.uniform(0.3, 0.7)
+            for seed in range(SEEDS):
+                survived = right ^ (rng.random(IMAGES) < 0.1)
+                record = _record(_spec(task, setting, seed), labels, survived)
+                (folder / record.spec.record_name).write_text(record.to_json())
+    return folder
 
 
 def _spec(task: int, setting: int, seed: int) -> Spec:
@@ -86,79 +76,32 @@ def _spec(task: int, setting: int, seed: int) -> Spec:
     )  # fmt: skip
 
 
-def _run(
-    inserts: dict[type, list[dict[str, Any]]],
-    experiment: int,
-    artifacts: Path,
-    start: int,
-    tags: dict[str, str],
-) -> str:
-    run = uuid.uuid4().hex
-    inserts.setdefault(models.SqlRun, []).append(
-        {
-            "run_uuid": run, "name": tags.get("method", ""), "status": "FINISHED",
-            "start_time": start, "end_time": start, "lifecycle_stage": "active",
-            "artifact_uri": (artifacts / run / "artifacts").as_uri(), "experiment_id": experiment,
-            "source_type": "LOCAL", "source_name": "", "entry_point_name": "", "user_id": "",
-            "source_version": "",
-        }
-    )  # fmt: skip
-    inserts.setdefault(models.SqlTag, []).extend(
-        {"run_uuid": run, "key": k, "value": v} for k, v in tags.items()
-    )
-    return run
-
-
-def _finished_run(
-    inserts: dict[type, list[dict[str, Any]]],
-    experiment: int,
-    artifacts: Path,
-    parent: str,
-    spec: Spec,
-    survived: Any,
-) -> None:
-    """Add a finished run with parameters, curves, results and files, as `bench run` leaves it."""
-    start = 1_700_000_000_000 + 1000 * len(inserts[models.SqlRun])
+def _record(spec: Spec, labels: Classes, survived: Verdicts) -> Record:
+    """Return the record of a run as `bench run` leaves it, clean like attacked."""
     alpha, command = spec.hyper["alpha"], f"python -m bench run --method {spec.method}"
-    tags = {
-        "mlflow.parentRunId": parent, "mlflow.runName": f"{spec.method} seed {spec.seed}",
-        "role": spec.role, "spec_id": spec.id, "suite": spec.suite, "dataset": spec.dataset,
-        "method": spec.method, "student": spec.arch, "teacher": spec.teacher,
-        "variant": f"alpha={alpha}", "sets": "", "seed": str(spec.seed),
-        "command": f"{command} --alpha {alpha} --seeds {spec.seed}",
-        "code_commit": "0" * 40, "code_dirty": "false", "flags": "{}", "status_note": "",
-        **{f"sha256.{name}": uuid.uuid4().hex * 2 for name in ("best", "last", "ema", "swa")},
-    }  # fmt: skip
-    run = _run(inserts, experiment, artifacts, start, tags)
-    inserts.setdefault(models.SqlParam, []).extend(
-        {"run_uuid": run, "key": key, "value": str(value)} for key, value in spec.flat().items()
-    )
     aa = float(survived.mean())
-    scores = {f"{of}/{name}": aa + 0.01 * n for of in ("test", "test_last", "test_ema", "test_swa")
-              for n, name in enumerate(ATTACKS)}  # fmt: skip
-    scores |= {"test/aa": aa, "test/n": IMAGES, "test/aa_n": IMAGES} | dict.fromkeys(
-        (f"cost/{c}" for c in COSTS), 60.0
-    )
-    points = [(name, epoch, 1 / (1 + epoch)) for name in CURVES for epoch in range(EPOCHS)]
-    last = [point for point in points if point[1] == EPOCHS - 1]
-    results = [(name, 0, value) for name, value in scores.items()]
-    shared = {"run_uuid": run, "timestamp": start, "is_nan": False}
-    for model, rows in (
-        (models.SqlMetric, points + results),
-        (models.SqlLatestMetric, last + results),
-    ):
-        inserts.setdefault(model, []).extend(
-            shared | {"key": key, "step": epoch, "value": value} for key, epoch, value in rows
-        )
-    files = artifacts / run / "artifacts"
-    (files / "verdicts").mkdir(parents=True)
-    (files / "spec.json").write_text(spec.json())
-    (files / "environment.json").write_text(
-        json.dumps({"device": "cpu", "torch": "2.14.0", "data": {"sha256": "0"}})
-    )
-    np.savez_compressed(
-        files / "verdicts" / "verdicts_best_aa.npz", key="", clean=survived, robust_aa=survived
-    )
+    scores = {accuracy_name(attack, checkpoint): min(aa + 0.01 * number, 1)
+              for checkpoint in CHECKPOINTS for number, attack in enumerate(ATTACKS)}  # fmt: skip
+    scores |= {"test/aa": aa, "test/n": IMAGES, "test/aa_n": IMAGES}
+    scores |= dict.fromkeys((f"cost/{name}" for name in COSTS), 60.0)
+    return build_record(
+        spec_id=spec.id,
+        run_id=uuid.uuid4().hex,
+        start_time=1_700_000_000_000 + 1000 * spec.seed,
+        spec=json.loads(spec.json()),
+        tags={
+            "variant": f"alpha={alpha}", "sets": "", "flags": "{}", "status_note": "",
+            "command": f"{command} --alpha {alpha} --seeds {spec.seed}",
+            "code_commit": "0" * 40, "code_dirty": "false",
+        },
+        checksums={name: uuid.uuid4().hex * 2 for name in CHECKPOINTS},
+        metrics=scores,
+        curves={name: [(epoch, 1 / (1 + epoch)) for epoch in range(EPOCHS)] for name in CURVES},
+        environment={"device": "cpu", "torch": "2.14.0", "data": {"sha256": "0"}},
+        labels=labels,
+        predictions=np.where(survived, labels, (labels + 1) % 10).astype(np.uint16),
+        survived=survived,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -168,8 +111,9 @@ def _finished_run(
 )
 def test_many_runs(tasks: int, settings: int, seconds: int, benchmark: Any, tmp_path: Path) -> None:
     """CPU seconds of the process, with all its imports, so that a busy machine tells the same."""
-    uri = benchmark.pedantic(make_store, (tmp_path, tasks, settings), rounds=1)
-    command = [sys.executable, "-c", MEASURE, uri, str(tmp_path / "site")]
+    arguments = (tmp_path / "records", tasks, settings)
+    folder = benchmark.pedantic(write_records, arguments, rounds=1)
+    command = [sys.executable, "-c", MEASURE, str(folder), str(tmp_path / "site")]
     wall, cpu, size = json.loads(
         subprocess.run(command, check=True, capture_output=True, text=True).stdout
     )

@@ -1,13 +1,16 @@
-"""Fixtures of several files: a store with everything a store can hold, and a short AutoAttack."""
+"""Fixtures of several files: records with everything they can hold, and a short AutoAttack."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pandas as pd
 import pytest
-from test_leaderboards import Store, fill
+from record_store import Records
+from test_leaderboards import fill
 
 from attacks import ATTACKS, Attack
-from leaderboards.read import store
+from leaderboards.read.records import collect
 
 QUICK = (Attack("apgd-ce", 3), Attack("apgd-t", 3), Attack("fab-t", 3), Attack("square", 30))
 
@@ -22,16 +25,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("store")
-    uri = f"sqlite:///{folder}/mlflow.db"
-    fill(Store(uri, folder / "artifacts"))
-    return uri
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("records")
+    fill(Records(folder))
+    return folder
 
 
 @pytest.fixture(scope="session")
-def runs(uri: str) -> pd.DataFrame:
-    return store.collect(uri)
+def runs(folder: Path) -> pd.DataFrame:
+    return collect(folder)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""LaTeX, JSON and CSV of the store of test_leaderboards, which holds all that a store can hold."""
+"""LaTeX, JSON and CSV of the records of test_leaderboards, which hold all that they can."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from record_store import Records
 from sites import render_markdown
-from test_leaderboards import NASTY, Store, fill, scores
+from test_leaderboards import NASTY, scores
 
 import leaderboards
-from leaderboards.read import store
+from leaderboards.read.records import collect
 from leaderboards.render import json_tables, latex
 from leaderboards.tables import ranking, suite_tables
 
@@ -50,7 +51,6 @@ row/rank_first,row/rank_last,row/tier,row/aa_low,row/aa_high,row/behind_first,ro
 1,2,1,0.6237,0.8008,0.0100,-0.0234,0.0434,,digits@1,gacd
 1,2,1,0.6237,0.8008,0.0100,-0.0234,0.0434,,digits@1,gacd
 3,3,2,0.1331,0.2893,0.5300,0.4284,0.6316,another protocol,digits@1,gacd
-,,,,,,,,,digits@1,rslad
 1,2,1,0.5755,0.8753,0.0000,0.0000,0.0000,,digits@1,rslad
 1,2,1,0.5755,0.8753,0.0000,0.0000,0.0000,,digits@1,rslad
 4,4,3,0.0000,0.0370,0.7300,0.6325,0.8275,sanity flag; uncommitted code,digits@1,kd
@@ -86,11 +86,10 @@ def test_a_row_in_json_is_golden(runs: pd.DataFrame) -> None:
     assert row | {"cells": {name: row["cells"][name] for name in GOLDEN_ROW["cells"]}} == GOLDEN_ROW  # type: ignore[attr-defined]
 
 
-def test_csv_is_golden(tmp_path: Path) -> None:
-    fill(Store(f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "artifacts"))
-    leaderboards.write(f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "out")
+def test_csv_is_golden(folder: Path, tmp_path: Path) -> None:
+    leaderboards.write(folder, tmp_path)
     lines = pd.read_csv(
-        tmp_path / "out" / "leaderboard.csv", dtype=dict.fromkeys(ranking.RANK_COLUMNS, "Int64")
+        tmp_path / "leaderboard.csv", dtype=dict.fromkeys(ranking.RANK_COLUMNS, "Int64")
     )
     lines = lines[(lines["experiment"] == "digits@1") & (lines["student"] == "resnet8-w4")]
     lines = lines[lines["method"].isin(["gacd", "rslad", "kd"])]
@@ -148,19 +147,18 @@ def test_an_empty_store_gives_empty_tables() -> None:
 
 
 def test_tuned_rows_are_rows_of_their_own_with_short_names(tmp_path: Path) -> None:
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-    tracked = Store(uri, tmp_path / "artifacts")
+    tracked = Records(tmp_path)
     for seed in range(2):
         tuned: dict[str, Any] = {
             "variant": "tuned, 30 trials, a1b2",
             "sets": "lr,weight_decay",
-            "seed": str(seed),
+            "seed": seed,
         }
         tracked.run(
             "rslad", 0.8, params={"training.lr": 0.3}, metrics=scores(0.9, 0.85, 9), **tuned
         )
         tracked.run(
-            "rslad", 0.7, params={"training.lr": 0.2}, metrics=scores(0.9, 0.75, 9), seed=str(seed)
+            "rslad", 0.7, params={"training.lr": 0.2}, metrics=scores(0.9, 0.75, 9), seed=seed
         )
     short_training = {"training.lr": 0.2, "training.epochs": 5}
     tracked.run(
@@ -171,7 +169,7 @@ def test_tuned_rows_are_rows_of_their_own_with_short_names(tmp_path: Path) -> No
         variant="official",
         sets="lr",
     )
-    (section,) = suite_tables.build_sections(store.collect(uri))
+    (section,) = suite_tables.build_sections(collect(tmp_path))
     rows = {row.label: row for row in section.tables[0].ranked}
     assert list(rows) == [
         "rslad (tuned, 30 trials, a1b2)",
@@ -184,4 +182,4 @@ def test_tuned_rows_are_rows_of_their_own_with_short_names(tmp_path: Path) -> No
         (),
         ("another protocol",),
     ]
-    assert "tuned, 30 trials, a1b2" in render_markdown(store.collect(uri))
+    assert "tuned, 30 trials, a1b2" in render_markdown(collect(tmp_path))

@@ -6,22 +6,23 @@ import json
 import posixpath
 import re
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 import sites
+from record_store import Records
 from sites import Reader
-from test_leaderboards import KINDS, NASTY, Store
+from test_leaderboards import KINDS, NASTY
 
 import leaderboards
-from leaderboards.read import store
+from leaderboards.read.records import collect
 from leaderboards.render.figures import plotly_charts
 from leaderboards.render.figures.curve_views import run_views
 from leaderboards.render.figures.views import Series, View
 from leaderboards.render.protocol_text import describe_protocol
 from leaderboards.render.site.pages import cost_lines, render_pages
 from leaderboards.render.site.site_map import Site, file_names
-from leaderboards.schema.fields import Curve
 from leaderboards.schema.method_card import HyperParameter, MethodCard, PaperCard
 from leaderboards.tables import suite_tables
 
@@ -202,11 +203,11 @@ def test_charts_hold_what_was_measured(page: str) -> None:
 
 
 def test_accuracy_against_eps_is_drawn_where_there_are_several(tmp_path: Path) -> None:
-    tracked = Store(f"sqlite:///{tmp_path}/mlflow.db")
-    for eps, aa in ((0.15, 0.7), (0.15, 0.7), (0.1, 0.8), (0.05, 0.9)):
-        tracked.run("trades", aa, params={"eps": eps}, metrics={"test/clean": 0.95})
+    tracked = Records(tmp_path / "records")
+    for seed, (eps, aa) in enumerate(((0.15, 0.7), (0.15, 0.7), (0.1, 0.8), (0.05, 0.9))):
+        tracked.run("trades", aa, seed=seed, params={"eps": eps}, metrics={"test/clean": 0.95})
     tracked.run("kd", 0.1, metrics={"test/clean": 0.99})
-    text = sites.task(store.collect(tracked.uri), "digits@1")
+    text = sites.task(collect(tracked.folder), "digits@1")
     (chart,) = (chart for chart in Reader(text).data[0] if chart["name"] == "eps")
     assert [(line["name"], line["x"], line["y"]) for line in chart["data"]] == [
         ("trades, robust", [0.05, 0.1, 0.15], [90, 80, 70])
@@ -232,8 +233,9 @@ def test_long_fractions_are_short_and_pixels_are_of_255() -> None:
     )  # fmt: skip
 
 
-PROTOCOL = {"training.epochs": "36", "training.lr": "0.2", "eps": "0.15", "inner_steps": "5"}
-KNOWN = {**PROTOCOL, "training.epochs": "40", "attacks": "('pgd20', 'aa')", "limit_test": "None"}
+PROTOCOL = {"training.epochs": 36, "training.lr": 0.2, "eps": 0.15, "inner_steps": 5}
+KNOWN = {"training.epochs": 40, "training.lr": 0.2, "attacks": ("pgd20", "aa"), "limit_test": None}
+STATED = {name: str(value) for name, value in KNOWN.items()}
 
 
 def sentences(text: str) -> dict[str, str]:
@@ -242,53 +244,59 @@ def sentences(text: str) -> dict[str, str]:
     return dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", body))
 
 
-@pytest.mark.parametrize(("stated", "epochs"), [({}, "36"), (KNOWN, "40")])
+@pytest.mark.parametrize(("stated", "epochs"), [({}, 36), (STATED, 40)])
 def test_protocol_lines_show_the_values_of_the_suite(
-    stated: dict[str, str], epochs: str, tmp_path: Path
+    stated: dict[str, str], epochs: int, tmp_path: Path
 ) -> None:
-    tracked = Store(f"sqlite:///{tmp_path}/mlflow.db")
+    tracked = Records(tmp_path / "records")
     tracked.run("rslad", 0.7, params=PROTOCOL, metrics={"test/clean": 0.9})
-    for seed in ("2", "10"):
-        tuned = {"variant": "tuned, 20 trials, ab12", "sets": "lr", "seed": seed}
-        tracked.run("rslad", 0.7, params=PROTOCOL | {"training.lr": "0.31"}, **tuned)
-    for method, trained in (("trades", "18"), ("natural", epochs)):
+    for seed in (2, 10):
+        tuned: dict[str, Any] = {"variant": "tuned, 20 trials, ab12", "sets": "lr", "seed": seed}
+        tracked.run("rslad", 0.7, params=PROTOCOL | {"training.lr": 0.31}, **tuned)
+    for method, trained in (("trades", 18), ("natural", epochs)):
         params = PROTOCOL | {"training.epochs": trained}
-        tracked.run(method, 0.8, role="teacher", student="big", params=params, seed="3")
-    leaderboards.write(tracked.uri, tmp_path / "out", protocol=lambda experiment: stated)
+        tracked.run(method, 0.8, role="teacher", student="big", params=params, seed=3)
+    leaderboards.write(tracked.folder, tmp_path / "out", protocol=lambda experiment: stated)
     read = Path.read_text
     index = sentences(read(tmp_path / "out/index.html"))
     (task,) = map(sentences, map(read, tmp_path.glob("out/tasks/*.html")))
-    assert index["Training"] == task["Training"] == f"{epochs} epochs, learning rate 0.2"
+
+    def training(epochs: int, rate: float = 0.2) -> str:
+        start = f"{epochs} epochs, batches of 128, multistep schedule, learning rate {rate}"
+        return f"{start}, averages of the weights: ema, swa"
+
+    assert index["Training"] == task["Training"] == training(epochs)
     assert index["Teachers"] == "18 epochs (trades)"
     assert "Teachers" not in task
     assert index["Seeds"] == task["Seeds"] == "0 / 2 / 10"
-    assert index.get("Attacks") == ("PGD-20, AutoAttack" if stated else None)
+    assert index.get("Attacks") == ("PGD-20, AutoAttack" if stated else "none")
     assert "Data" not in index
     runs = [sentences(read(path)) for path in sorted(tmp_path.glob("out/runs/*.html"))]
     trained = sorted((run["Training"], run["Seeds"]) for run in runs)
     assert trained == sorted([
-        ("36 epochs, learning rate 0.2", "0"), ("36 epochs, learning rate 0.31", "2"),
-        ("36 epochs, learning rate 0.31", "10"), ("18 epochs, learning rate 0.2", "3"),
-        (f"{epochs} epochs, learning rate 0.2", "3"),
+        (training(36), "0"), (training(36, 0.31), "2"), (training(36, 0.31), "10"),
+        (training(18), "3"), (training(epochs), "3"),
     ])  # fmt: skip
 
 
 def test_costs_of_the_run_come_before_those_of_attacks() -> None:
     spent = {
-        "aa_seconds": 2.0,
-        "peak_bytes": 2.0**21,
-        "odd_seconds": 1.0,
-        "eval_forwards": 1234.0,
-        "train_seconds": 30.0,
+        "cost/aa_seconds": 2.0,
+        "cost/peak_bytes": 2.0**21,
+        "cost/odd_seconds": 1.0,
+        "cost/eval_forwards": 1234.0,
+        "cost/train_seconds": 30.0,
+        "test/aa": 0.5,
     }
     assert cost_lines(spent) == [
-        ("Training", "30.0 s"), ("Memory at most", "2 MiB"), ("Images forward in it", "1,234"),
+        ("Train", "0.5 min"), ("Memory at most", "2 MiB"),
+        ("Images forward in evaluation", "1,234"),
         ("AutoAttack", "2.0 s"), ("odd", "1.0 s"),
     ]  # fmt: skip
 
 
-def test_run_page_holds_accuracies_costs_and_doubts(uri: str, tmp_path: Path) -> None:
-    leaderboards.write(uri, tmp_path)
+def test_run_page_holds_accuracies_costs_and_doubts(folder: Path, tmp_path: Path) -> None:
+    leaderboards.write(folder, tmp_path)
     pages = [Reader(path.read_text()) for path in sorted(tmp_path.glob("runs/*.html"))]
     (reader,) = (page for page in pages if "softmax-output" in page.text)
     assert reader.tables["Accuracy in percent by attack and checkpoint"][:2] == [
@@ -301,21 +309,22 @@ def test_run_page_holds_accuracies_costs_and_doubts(uri: str, tmp_path: Path) ->
         "no checksum was recorded",
         "with uncommitted changes",
         "l-infinity, eps 0.15",
-        "30.0 s",
+        "0.5 min",
         "Not recorded, or the file is missing.",
     ):
         assert text in reader.text
 
 
-def test_curves_are_drawn_run_by_run_and_averaged_by_method(runs: pd.DataFrame) -> None:
-    seeds = runs.loc[(runs["method"] == "gacd") & (runs["test/aa"] > 0.5), "run_id"].tolist()
-    curves: dict[str, dict[str, Curve]] = {
-        run: {"val/robust": (range(5), [0.1 * step + 0.01 * position for step in range(5)])}
-        for position, run in enumerate(seeds)
-    }
-    curves[seeds[0]]["train/ce"] = ([0, 2, 4], [2.0, 0.0, -2.0])
-    site = Site(runs, suite_tables.build_sections(runs), curves)
-    html = dict(render_pages(site))
+def test_curves_are_drawn_run_by_run_and_averaged_by_method(tmp_path: Path) -> None:
+    tracked = Records(tmp_path)
+    losses = {"train/ce": [(0, 2.0), (2, 0.0), (4, -2.0)]}
+    seeds = []
+    for seed in range(3):
+        points = [(step, 0.1 * step + 0.01 * seed) for step in range(5)]
+        curves = {"val/robust": points} | (losses if seed == 0 else {})
+        seeds.append(tracked.run("gacd", 0.7, seed=seed, curves=curves))
+    without = tracked.run("kd", 0.1)
+    html = sites.render(collect(tmp_path))
     validation, losses = Reader(html[f"runs/{seeds[0]}.html"]).data[0]
     assert validation["data"][0]["y"] == [0, 10, 20, 30, 40]
     assert [losses["data"][0][name] for name in ("x0", "dx", "y")] == [0, 2, [2, 0, -2]]
@@ -323,7 +332,7 @@ def test_curves_are_drawn_run_by_run_and_averaged_by_method(runs: pd.DataFrame) 
     charts = Reader(html["methods/gacd.html"]).data[0]
     assert [chart["title"] for chart in charts] == ["Robust validation accuracy", "Loss: ce"]
     assert charts[0]["data"][0]["y"] == pytest.approx([1, 11, 21, 31, 41])
-    assert "No curves were recorded." in html[f"runs/{runs['run_id'].iloc[-1]}.html"]
+    assert "No curves were recorded." in html[f"runs/{without}.html"]
 
 
 def test_method_page_shows_formula_and_recorded_values(runs: pd.DataFrame) -> None:
@@ -371,12 +380,12 @@ def test_method_page_sets_the_formula_and_explains_its_symbols(runs: pd.DataFram
     assert reader.text.count("b: <i>c</i>") == 2
 
 
-def test_old_pages_are_removed_and_foreign_files_stay(uri: str, tmp_path: Path) -> None:
-    leaderboards.write(uri, tmp_path)
+def test_old_pages_are_removed_and_foreign_files_stay(folder: Path, tmp_path: Path) -> None:
+    leaderboards.write(folder, tmp_path)
     assert len([*tmp_path.glob("*/*.html")]) > 10
     foreign = tmp_path / "runs" / "mine.html"
     foreign.write_text("<p>Somebody's own file</p>")
-    leaderboards.write(f"sqlite:///{tmp_path}/none.db", tmp_path)
+    leaderboards.write(None, tmp_path)
     assert [*tmp_path.glob("*/*.html")] == [foreign]
 
 
@@ -401,8 +410,8 @@ def test_marked_rows_can_be_hidden(page: str, site: dict[str, str]) -> None:
     assert boxes(site["tasks/cifar@1-cifar10-resnet8-w4.html"]) == set()
 
 
-def test_figures_for_papers(uri: str, tmp_path: Path) -> None:
-    leaderboards.write(uri, tmp_path, "digits@1", figures=True)
+def test_figures_for_papers(folder: Path, tmp_path: Path) -> None:
+    leaderboards.write(folder, tmp_path, "digits@1", figures=True)
     kinds = ("scatter", "seeds", "attacks", "last", "cost", "wins")
     plain = {f"digits@1-digits-resnet8-w4-{kind}.{end}" for kind in kinds for end in ("svg", "pdf")}
     contents = {path.name: path.read_bytes() for path in tmp_path.glob("figures/*")}
@@ -414,5 +423,5 @@ def test_figures_for_papers(uri: str, tmp_path: Path) -> None:
     assert not any(b"<script" in content for content in contents.values())
     assert b"rslad" in contents["digits@1-digits-resnet8-w4-scatter.svg"]
     assert b"P(row beats column), %" in contents["digits@1-digits-resnet8-w4-wins.svg"]
-    assert leaderboards.write(uri, tmp_path, "digits@1", figures=True)
+    assert leaderboards.write(folder, tmp_path, "digits@1", figures=True)
     assert contents == {path.name: path.read_bytes() for path in tmp_path.glob("figures/*")}

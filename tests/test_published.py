@@ -10,14 +10,15 @@ from typing import Any
 import pandas as pd
 import pytest
 import sites
+from record_store import Records
 from sites import Reader, render_markdown
-from test_leaderboards import NASTY, Store, scores
+from test_leaderboards import NASTY, scores
 
 import leaderboards
 import methods
 from bench import datasets
 from bench.protocol import suites
-from leaderboards.read import store
+from leaderboards.read.records import COLUMNS, collect
 from leaderboards.tables import published
 from leaderboards.tables.suite_tables import build_sections
 
@@ -25,7 +26,7 @@ ROBUST = {"eps": 8 / 255, "limit_train": None}
 
 
 def record_run(
-    tracked: Store, method: str, aa: float, experiment: str = "cifar@1", **changes: Any
+    tracked: Records, method: str, aa: float, experiment: str = "cifar@1", **changes: Any
 ) -> None:
     """Record a run of the published task, with `changes`."""
     tags = {"dataset": "cifar10", "student": "resnet18", "teacher": "resnet18-trades"} | changes
@@ -39,9 +40,8 @@ def record_run(
 
 
 @pytest.fixture(scope="module")
-def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    uri = f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
-    tracked = Store(uri)
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tracked = Records(tmp_path_factory.mktemp("records"))
     record_run(tracked, "rslad", 0.535)
     record_run(tracked, "rslad", 0.5001, teacher="trades_wrn34-10")
     record_run(tracked, "iad2", 0.4858, teacher="resnet18-pgd_at")
@@ -60,12 +60,12 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
         metrics={"test/n": 1_000, "test/aa_n": 500},
     )
     tracked.run("rslad", 0.7, "digits@2", metrics=scores(0.95, 0.75, 60))
-    return uri
+    return tracked.folder
 
 
 @pytest.fixture(scope="module")
-def runs(uri: str) -> pd.DataFrame:
-    return store.collect(uri)
+def runs(folder: Path) -> pd.DataFrame:
+    return collect(folder)
 
 
 def cells(text: str, title: str) -> list[str]:
@@ -162,19 +162,17 @@ def test_difference(ours: float, difference: float, remark: str) -> None:
     ],
 )
 def test_another_task_has_no_published_value(tmp_path: Path, changes: dict[str, Any]) -> None:
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-    record_run(Store(uri), "rslad", 0.5, **changes)
-    assert published.HEADING not in render_markdown(store.collect(uri))
-    leaderboards.write(uri, tmp_path)
+    folder = tmp_path / "records"
+    record_run(Records(folder), "rslad", 0.5, **changes)
+    assert published.HEADING not in render_markdown(collect(folder))
+    leaderboards.write(folder, tmp_path)
     assert not [
         name for name in pd.read_csv(tmp_path / "leaderboard.csv") if name.startswith("published/")
     ]
 
 
 def test_runs_that_did_not_record_their_task_have_none(runs: pd.DataFrame) -> None:
-    assert published.HEADING not in render_markdown(
-        runs[list(store.COLUMNS)].assign(**{"test/aa": 0.5})
-    )
+    assert published.HEADING not in render_markdown(runs[list(COLUMNS)].assign(**{"test/aa": 0.5}))
 
 
 def test_markdown_has_a_last_column(runs: pd.DataFrame) -> None:
@@ -236,11 +234,11 @@ def test_page_sets_them_apart(runs: pd.DataFrame) -> None:
     assert "no part of the ranking" in Reader(page).text
 
 
-def test_csv_has_columns_at_its_end(uri: str, runs: pd.DataFrame, tmp_path: Path) -> None:
-    leaderboards.write(uri, tmp_path)
+def test_csv_has_columns_at_its_end(folder: Path, runs: pd.DataFrame, tmp_path: Path) -> None:
+    leaderboards.write(folder, tmp_path)
     read = pd.read_csv(tmp_path / "leaderboard.csv")
     measured = [name for name in read if not name.startswith(("row/", "published/"))]
-    assert measured == list(runs.columns.drop("artifact_uri"))
+    assert measured == list(runs.columns.drop("record"))
     assert all(
         name.startswith("published/") for name in list(read)[list(read).index(measured[-1]) + 1 :]
     )

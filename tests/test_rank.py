@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 import sites
-from leaderboards.read.verdicts import read_row_verdicts
+from record_store import Records
 from scipy.stats import norm
 from sites import Reader, render_markdown
-from test_leaderboards import Store, scores
+from test_leaderboards import scores
 
-from leaderboards.read import store
+from leaderboards.read.records import collect
 from leaderboards.render import latex
 from leaderboards.render.figures import rank_diagram, task_views
 from leaderboards.render.figures.win_matrix import win_matrix
@@ -26,7 +26,7 @@ from leaderboards.render.numbers import format_ranks
 from leaderboards.render.site.site_map import Site
 from leaderboards.schema.fields import NO_BF16
 from leaderboards.schema.metrics import RANK_METRIC
-from leaderboards.schema.record import PackedVerdicts
+from leaderboards.schema.packing import Verdicts
 from leaderboards.stats import mean_positions, ranks
 from leaderboards.stats.ranks import PairedRows
 from leaderboards.tables.across_tasks import robustness_kept
@@ -44,7 +44,7 @@ def simulate(
     accuracy: float,
     luck: float,
     n: int = 300,
-) -> list[PackedVerdicts]:
+) -> list[Verdicts]:
     """Rows of the same accuracy; images differ in difficulty, mostly alike, and seeds in luck."""
     middle = norm.ppf(accuracy) * math.sqrt(1 + 4 + luck**2)
     hard = rng.normal(size=n)
@@ -61,7 +61,7 @@ def first_ranks(better: np.ndarray[Any, np.dtype[np.bool_]]) -> list[int]:
     return [first for first, _ in ranks.rank_ranges(better)]
 
 
-def verdicts(*survivors: int, n: int) -> PackedVerdicts:
+def verdicts(*survivors: int, n: int) -> Verdicts:
     """Verdicts with a seed for each number: so many of n images survive, the first ones."""
     return np.arange(n) < np.array(survivors)[:, None]
 
@@ -240,7 +240,7 @@ def test_win_probabilities_know_of_seeds() -> None:
     np.testing.assert_allclose(several.win_probabilities().sum(), 2)
 
 
-def mixed_rows(seed: int) -> list[PackedVerdicts]:
+def mixed_rows(seed: int) -> list[Verdicts]:
     rng = np.random.default_rng(seed)
     return [simulate(rng, 1, (1 + row % 3,), 0.3 + 0.04 * row, 0.1)[0] for row in range(10)]
 
@@ -274,38 +274,35 @@ def test_many_rows_stay_cheap() -> None:
     assert not task.better().any()
 
 
-# PackedVerdicts in a store: present, missing, damaged or of another run.
+# Verdicts of records.
 
 
 @pytest.fixture
-def tracked(tmp_path: Path) -> Store:
-    return Store(f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "artifacts")
+def tracked(tmp_path: Path) -> Records:
+    return Records(tmp_path / "records")
 
 
-def record_run(
-    tracked: Store, method: str, aa: float, n: int = 200, recorded_n: int | None = None, **tags: Any
-) -> Path:
-    """Record a run with verdicts on n images; return their path. `recorded_n`: the n it claims."""
+def record_run(tracked: Records, method: str, aa: float, n: int = 200, **content: Any) -> None:
+    """Record a run with verdicts on n images, and test/n of them, which `metrics` change."""
     survived = np.arange(n) < round(aa * n)
-    metrics = scores(0.9, aa, 60) | {"test/n": recorded_n or n}
-    return tracked.verdicts(
-        tracked.run(method, float(survived.mean()), survived=survived, metrics=metrics, **tags)
-    )
+    metrics = scores(0.9, aa, 60) | {"test/n": n, "test/aa_n": None} | content.pop("metrics", {})
+    accuracy = float(survived.mean())
+    tracked.run(method, accuracy, survived=survived, metrics=metrics, **content)
 
 
 def first_rank(row: Row) -> int | None:
     return row.ranking.ranks[0] if row.ranking.ranks else None
 
 
-def task_tables(tracked: Store) -> list[TaskTable]:
-    return list(build_sections(store.collect(tracked.uri))[0].tables)
+def task_tables(tracked: Records) -> list[TaskTable]:
+    return list(build_sections(collect(tracked.folder))[0].tables)
 
 
 def ranks_of(table: TaskTable) -> list[tuple[str, int | None, str]]:
     return [(row.method, first_rank(row), row.ranking.unranked_reason) for row in table.ranked]
 
 
-def test_ranks_of_a_store(tracked: Store) -> None:
+def test_ranks_of_a_store(tracked: Records) -> None:
     for method, aa in {"gacd": 0.8, "rslad": 0.79, "kd": 0.1}.items():
         record_run(tracked, method, aa)
     (table,) = task_tables(tracked)
@@ -324,56 +321,13 @@ def test_ranks_of_a_store(tracked: Store) -> None:
     assert gap[0] == pytest.approx(0.7)
 
 
-UNREADABLE = "its verdicts on single images cannot be read"
-WRONG = "its verdicts on single images do not give the recorded accuracy"
-
-
-@pytest.mark.parametrize(
-    ("content", "why"),
-    [
-        (None, UNREADABLE),
-        (b"", UNREADABLE),
-        (b"not an archive", UNREADABLE),
-        ({"clean": np.ones(200, bool)}, UNREADABLE),
-        ({"robust_aa": np.arange(200) < 100}, WRONG),
-        ({"robust_aa": np.full(200, np.nan)}, WRONG),
-        ({"robust_aa": np.zeros((2, 0), bool)}, WRONG),
-        ({"robust_aa": np.array([{}], object)}, UNREADABLE),
-    ],
-)
-def test_a_row_without_sound_verdicts_stays_unranked(
-    tracked: Store, content: Any, why: str
-) -> None:
-    record_run(tracked, "gacd", 0.8)
-    record_run(tracked, "kd", 0.1)
-    path = record_run(tracked, "rslad", 0.6)
-    path.unlink()
-    if isinstance(content, dict):
-        np.savez(path, **content)
-    elif content is not None:
-        path.write_bytes(content)
-    (table,) = task_tables(tracked)
-    assert ranks_of(table) == [("gacd", 1, ""), ("kd", 2, ""), ("rslad", None, why)]
-    runs = store.collect(tracked.uri)
-    text = render_markdown(runs)
-    assert f"rslad, teacher robust, 1 seed: no rank: {why}" in text
-    assert "| - | rslad |" in text
-    assert f"no rank: {why}" in sites.task(runs, "digits@1")
-
-
-def test_one_seed_without_verdicts_leaves_the_row_unranked(tracked: Store) -> None:
-    record_run(tracked, "gacd", 0.8)
-    record_run(tracked, "gacd", 0.7, seed="1").unlink()
-    assert ranks_of(task_tables(tracked)[0]) == [("gacd", None, UNREADABLE)]
-
-
-def test_rows_on_other_images_are_not_compared(tracked: Store) -> None:
+def test_rows_on_other_images_are_not_compared(tracked: Records) -> None:
     record_run(tracked, "gacd", 0.8)
     record_run(tracked, "rslad", 0.8)
     record_run(tracked, "ard", 0.7, n=10)
     record_run(tracked, "kd", 0.1)
-    record_run(tracked, "kd", 0.1, n=100, recorded_n=200, seed="1")
-    record_run(tracked, "rslad", 1.0, n=8, seed="1")
+    record_run(tracked, "kd", 0.1, n=100, seed=1, metrics={"test/n": 200})
+    record_run(tracked, "rslad", 1.0, n=8, seed=1)
     (table,) = task_tables(tracked)
     rankings = {row.label: (first_rank(row), row.ranking.unranked_reason) for row in table.ranked}
     assert rankings["ard (images=10)"] == (None, "judged on 10 images, most rows on 200")
@@ -382,14 +336,14 @@ def test_rows_on_other_images_are_not_compared(tracked: Store) -> None:
     assert rankings["gacd"] == rankings["rslad"] == (1, "")
 
 
-def test_a_row_without_a_rank_is_best_at_nothing(tracked: Store) -> None:
+def test_a_row_without_a_rank_is_best_at_nothing(tracked: Records) -> None:
     """One was judged on eight images only, one was attacked with a smaller eps."""
     for student in ("net0", "net1"):
         for method, aa in {"gacd": 0.8, "rslad": 0.7, "kd": 0.1}.items():
             record_run(tracked, method, aa, student=student)
         record_run(tracked, "ard", 1.0, n=8, student=student)
         record_run(tracked, "iad", 0.95, student=student, params={"eps": 0.01})
-    runs = store.collect(tracked.uri)
+    runs = collect(tracked.folder)
     (section,) = build_sections(runs)
     runs_by_id = Site(runs, [section]).runs
     for table in section.tables:
@@ -410,29 +364,28 @@ def test_a_row_without_a_rank_is_best_at_nothing(tracked: Store) -> None:
         assert (task.best.method, task.best.score) == ("gacd", 0.8)
 
 
-def test_compared_rows_are_sorted_by_accuracy_and_the_others_follow(tracked: Store) -> None:
+def test_compared_rows_are_sorted_by_accuracy_and_the_others_follow(tracked: Records) -> None:
     for method, aa in {"kd": 0.1, "rslad": 0.7, "gacd": 0.8, "absld": 0.7}.items():
         record_run(tracked, method, aa)
-    record_run(tracked, "ard", 0.9).unlink()
     record_run(tracked, "iad", 0.05, n=100)
     (table,) = task_tables(tracked)
-    order = ["gacd", "absld", "rslad", "kd", "ard", "iad"]
+    order = ["gacd", "absld", "rslad", "kd", "iad"]
     assert [row.method for row in table.ranked] == order
-    assert [row.ranking.tier for row in table.ranked] == [1, 2, 2, 3, None, None]
-    page = sites.task(store.collect(tracked.uri), "digits@1")
+    assert [row.ranking.tier for row in table.ranked] == [1, 2, 2, 3, None]
+    page = sites.task(collect(tracked.folder), "digits@1")
     assert [line[1].split()[0] for line in next(iter(Reader(page).tables.values()))[1:]] == order
     starts = re.findall(r'<tr[^>]* class="tier">.*?</tr>', page, re.DOTALL)
     assert all(name in start for name, start in zip(("absld", "kd"), starts, strict=True))
 
 
-def test_nothing_leads_at_zero(tracked: Store) -> None:
+def test_nothing_leads_at_zero(tracked: Records) -> None:
     for method in ("gacd", "rslad"):
         record_run(tracked, method, 0.0)
     (table,) = task_tables(tracked)
     assert [row.ranking.ranks for row in table.ranked] == [(1, 2), (1, 2)]
     assert table.leaders == []
     assert table.tiers == 1
-    runs = store.collect(tracked.uri)
+    runs = collect(tracked.folder)
     assert "**0.0**" not in render_markdown(runs)
     assert "**90.0**" in render_markdown(runs)
     text = latex.render(build_sections(runs))
@@ -442,11 +395,11 @@ def test_nothing_leads_at_zero(tracked: Store) -> None:
     assert "may be first" not in sites.task(runs, "digits@1")
 
 
-def test_a_stated_protocol_outvotes_the_runs(tracked: Store) -> None:
+def test_a_stated_protocol_outvotes_the_runs(tracked: Records) -> None:
     record_run(tracked, "gacd", 0.8)
     for seed in range(3):
-        record_run(tracked, "rslad", 0.9, seed=str(seed), params={"eps": 0.01})
-    runs = store.collect(tracked.uri)
+        record_run(tracked, "rslad", 0.9, seed=seed, params={"eps": 0.01})
+    runs = collect(tracked.folder)
     assert build_sections(runs)[0].tables[0].ranked[-1].label == "gacd (eps=0.15)"
     (table,) = build_sections(runs, {"digits@1": {"eps": "0.15", "unheard.of": "1"}}.__getitem__)[
         0
@@ -457,35 +410,12 @@ def test_a_stated_protocol_outvotes_the_runs(tracked: Store) -> None:
     ]
 
 
-def test_a_copied_store_keeps_its_ranks(tracked: Store, tmp_path: Path) -> None:
+def test_csv_has_the_ranking_of_the_row(tracked: Records) -> None:
     record_run(tracked, "gacd", 0.8)
-    (tmp_path / "copy").mkdir()
-    for name in ("mlflow.db", "artifacts"):
-        (tmp_path / name).rename(tmp_path / "copy" / name)
-    (section,) = build_sections(store.collect(f"sqlite:///{tmp_path}/copy/mlflow.db"))
-    assert ranks_of(section.tables[0]) == [("gacd", 1, "")]
-
-
-def test_verdicts_are_fetched_from_elsewhere(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def download(artifact_uri: str, dst_path: str) -> str:
-        assert artifact_uri == "s3://bucket/run/artifacts/verdicts/verdicts_best_aa.npz"
-        path = Path(dst_path) / "file.npz"
-        np.savez(path, robust_aa=np.arange(4) < 1)
-        return str(path)
-
-    monkeypatch.setattr("mlflow.artifacts.download_artifacts", download)
-    survived = read_row_verdicts(["s3://bucket/run/artifacts"], [0.25])
-    assert survived.tolist() == [[True, False, False, False]]
-
-
-def test_csv_has_the_ranking_of_the_row(tracked: Store) -> None:
-    record_run(tracked, "gacd", 0.8)
-    record_run(tracked, "gacd", 0.81, seed="1", code_dirty="true")
+    record_run(tracked, "gacd", 0.81, seed=1, code_dirty="true")
     record_run(tracked, "kd", 0.1)
     record_run(tracked, "trades", 0.9, role="teacher")
-    runs = store.collect(tracked.uri)
+    runs = collect(tracked.folder)
     read = add_ranking_columns(runs, build_sections(runs)[0].rows).set_index("run_id", drop=False)
     assert next(iter(read)) == "row/rank_first"
     assert read["row/rank_first"].fillna(0).tolist() == [1, 1, 2, 0]
@@ -499,13 +429,13 @@ def test_csv_has_the_ranking_of_the_row(tracked: Store) -> None:
 # Across tasks.
 
 
-def record_tasks(tracked: Store, accuracy: dict[str, tuple[float, ...]], **tags: Any) -> None:
+def record_tasks(tracked: Records, accuracy: dict[str, tuple[float, ...]], **tags: Any) -> None:
     for method, values in accuracy.items():
         for task, value in enumerate(values):
             record_run(tracked, method, value, student=f"net{task}", **tags)
 
 
-def test_across_tasks(tracked: Store) -> None:
+def test_across_tasks(tracked: Records) -> None:
     record_tasks(
         tracked,
         {"gacd": (0.8, 0.7, 0.75), "rslad": (0.7, 0.6, 0.76), "kd": (0.1, 0.2, 0.1)},
@@ -513,7 +443,7 @@ def test_across_tasks(tracked: Store) -> None:
     )
     record_run(tracked, "ard", 0.5, student="net0", teacher="big-trades")
     record_run(tracked, "trades", 0.9, role="teacher", student="big", teacher="none")
-    (section,) = build_sections(store.collect(tracked.uri))
+    (section,) = build_sections(collect(tracked.folder))
     across = section.across_tasks
     assert across
     assert [(entry.label, round(entry.mean_position, 3)) for entry in across.rows] == [
@@ -527,14 +457,14 @@ def test_across_tasks(tracked: Store) -> None:
     assert across.critical_difference == pytest.approx(
         2.343 * math.sqrt(3 * 4 / (6 * 3)), abs=1e-3
     )  # Demšar's table 5
-    text = render_markdown(store.collect(tracked.uri))
+    text = render_markdown(collect(tracked.folder))
     assert "| 1.3 | gacd | big-trades | 83.3 % | 80.0 | 1 | 70.0 | 1 | 75.0 | 1 to 2 |" in text
-    assert "Critical-difference" not in sites.render(store.collect(tracked.uri))["index.html"]
+    assert "Critical-difference" not in sites.render(collect(tracked.folder))["index.html"]
 
 
-def test_the_diagram_is_there_where_two_rows_can_be_told_apart(tracked: Store) -> None:
+def test_the_diagram_is_there_where_two_rows_can_be_told_apart(tracked: Records) -> None:
     record_tasks(tracked, {"gacd": (0.8, 0.7, 0.75), "rslad": (0.79, 0.69, 0.74), "kd": (0.1,) * 3})
-    runs = store.collect(tracked.uri)
+    runs = collect(tracked.folder)
     across = build_sections(runs)[0].across_tasks
     assert across
     assert [entry.ranks for entry in across.rows] == [((1, 2),) * 3, ((1, 2),) * 3, ((3, 3),) * 3]
@@ -549,14 +479,14 @@ def test_the_diagram_is_there_where_two_rows_can_be_told_apart(tracked: Store) -
         assert "No two rows can be told apart over 3 tasks." in untold.caption
 
 
-def test_one_task_is_not_compared_across_tasks(tracked: Store) -> None:
+def test_one_task_is_not_compared_across_tasks(tracked: Records) -> None:
     record_tasks(tracked, {"gacd": (0.8, 0.7), "rslad": (0.7,)})
-    assert build_sections(store.collect(tracked.uri))[0].across_tasks is None
+    assert build_sections(collect(tracked.folder))[0].across_tasks is None
 
 
-def test_two_rows_have_no_test_and_no_diagram(tracked: Store) -> None:
+def test_two_rows_have_no_test_and_no_diagram(tracked: Records) -> None:
     record_tasks(tracked, {"gacd": (0.8, 0.7), "rslad": (0.7, 0.6)})
-    across = build_sections(store.collect(tracked.uri))[0].across_tasks
+    across = build_sections(collect(tracked.folder))[0].across_tasks
     assert across
     assert math.isnan(across.p)
     assert "told apart" not in across.caption
@@ -583,7 +513,7 @@ def test_bars_of_the_diagram() -> None:
     assert mean_positions.inseparable_spans(values, 9) == [(1.0, 4.2)]
 
 
-def test_robustness_kept_is_measured_on_the_same_images(tracked: Store) -> None:
+def test_robustness_kept_is_measured_on_the_same_images(tracked: Records) -> None:
     """The teacher survives on 80 of 100 images, the student on the first 120 of 200."""
     record_run(tracked, "gacd", 0.6, teacher="big-trades")
     record_run(tracked, "trades", 0.8, n=100, role="teacher", student="big", teacher="none")
@@ -598,33 +528,33 @@ def test_robustness_kept_is_measured_on_the_same_images(tracked: Store) -> None:
         params={"eps": 0.01},
     )
     record_run(tracked, "natural", 0.0, n=100, role="teacher", student="big", teacher="none")
-    section = build_sections(store.collect(tracked.uri))[0]
+    section = build_sections(collect(tracked.folder))[0]
     assert robustness_kept(section.tables[0].ranked[0], section.teachers) == pytest.approx(1 / 0.8)
 
 
 def teachers_by_role(**sha256: str) -> dict[str, Any]:
     """Return tags of a student whose teachers' sha256 consist of these letters; "?" is unknown."""
-    names = " + ".join(f"big-{'trades' if role == 'robust' else 'natural'}" for role in sha256)
     recorded = {role: 64 * letter for role, letter in sha256.items() if letter != "?"}
-    params = {f"teachers.{role}": f"big-{role}-0123abcd" for role in sha256}
-    return {"teacher": names, "teacher_sha256": json.dumps(recorded), "params": params}
+    methods = {"robust": "trades", "natural": "natural"}
+    params = {f"teachers.{role}": f"big-{methods[role]}-0123abcd" for role in sha256}
+    return {"teacher_sha256": json.dumps(recorded), "params": params}
 
 
-def test_a_teacher_trained_twice_is_noted(tracked: Store) -> None:
+def test_a_teacher_trained_twice_is_noted(tracked: Records) -> None:
     """Between methods with one teacher and with two, too; of two that are tied both get a note."""
     record_run(tracked, "gacd", 0.8, **teachers_by_role(robust="a"))
     record_run(tracked, "rslad", 0.7, **teachers_by_role(robust="a"))
     record_run(tracked, "iad2", 0.6, **teachers_by_role(robust="b", natural="n"))
     record_run(tracked, "mtard", 0.4, **teachers_by_role(robust="a", natural="m"))
-    record_run(tracked, "kd", 0.3, seed="0", **teachers_by_role(robust="a"))
-    record_run(tracked, "kd", 0.2, seed="1", **teachers_by_role(robust="b"))
+    record_run(tracked, "kd", 0.3, seed=0, **teachers_by_role(robust="a"))
+    record_run(tracked, "kd", 0.2, seed=1, **teachers_by_role(robust="b"))
     record_run(tracked, "ard", 0.5, **teachers_by_role(robust="?"))
-    section = build_sections(store.collect(tracked.uri))[0]
+    section = build_sections(collect(tracked.folder))[0]
     notes = {
         row.method: [note for note in row.notes if "checkpoint" in note]
         for row in section.tables[0].rows
     }
-    robust = "taught by checkpoint bbbbbbbb of big-robust-0123abcd, as 2 of 6 runs here"
+    robust = "taught by checkpoint bbbbbbbb of big-trades-0123abcd, as 2 of 6 runs here"
     natural = "taught by checkpoint ???????? of big-natural-0123abcd, as 1 of 2 runs here"
     assert notes == {
         "gacd": [], "rslad": [], "ard": [], "kd": [robust],
@@ -633,14 +563,14 @@ def test_a_teacher_trained_twice_is_noted(tracked: Store) -> None:
     }  # fmt: skip
 
 
-def test_robustness_kept_needs_the_same_checkpoint(tracked: Store) -> None:
+def test_robustness_kept_needs_the_same_checkpoint(tracked: Records) -> None:
     record_run(tracked, "gacd", 0.8, **teachers_by_role(robust="a"))
     record_run(tracked, "ard", 0.5, **teachers_by_role(robust="?"))
     record_run(tracked, "rslad", 0.7, **teachers_by_role(robust="b"))
-    record_run(tracked, "kd", 0.3, seed="0", **teachers_by_role(robust="a"))
-    record_run(tracked, "kd", 0.2, seed="1", **teachers_by_role(robust="b"))
-    record_run(tracked, "iad2", 0.6, **teachers_by_role(robust="b", natural="n"))
-    for method, aa, letter in (("trades", 0.9, "a"), ("natural", 0.3, "n")):
+    record_run(tracked, "kd", 0.3, seed=0, **teachers_by_role(robust="a"))
+    record_run(tracked, "kd", 0.2, seed=1, **teachers_by_role(robust="b"))
+    record_run(tracked, "iad2", 0.6, **teachers_by_role(robust="b", natural="c"))
+    for method, aa, letter in (("trades", 0.9, "a"), ("natural", 0.3, "c")):
         record_run(
             tracked,
             method,
@@ -648,24 +578,24 @@ def test_robustness_kept_needs_the_same_checkpoint(tracked: Store) -> None:
             role="teacher",
             student="big",
             teacher="none",
-            **{"sha256.best": 64 * letter},
+            checksums={"best": 64 * letter},
         )
-    section = build_sections(store.collect(tracked.uri))[0]
+    section = build_sections(collect(tracked.folder))[0]
     kept = {row.method: robustness_kept(row, section.teachers) for row in section.tables[0].rows}
     assert {name for name, share in kept.items() if not math.isnan(share)} == {"gacd", "ard"}
 
 
-def test_fp32_for_want_of_bf16_is_noted(tracked: Store) -> None:
+def test_fp32_for_want_of_bf16_is_noted(tracked: Records) -> None:
     record_run(tracked, "gacd", 0.8, training_path=f"memory kept, {NO_BF16}")
     record_run(tracked, "rslad", 0.8, training_path="bf16")
-    rows = build_sections(store.collect(tracked.uri))[0].tables[0].rows
+    rows = build_sections(collect(tracked.folder))[0].tables[0].rows
     assert {row.method: "in fp32 for want of bf16 in 1 of 1 runs" in row.notes for row in rows} == {
         "gacd": True, "rslad": False
     }  # fmt: skip
 
 
-def test_robustness_kept_needs_a_robust_teacher(tracked: Store) -> None:
+def test_robustness_kept_needs_a_robust_teacher(tracked: Records) -> None:
     record_run(tracked, "kd", 0.05, teacher="big-natural")
     record_run(tracked, "natural", 0.04, role="teacher", student="big", teacher="none")
-    section = build_sections(store.collect(tracked.uri))[0]
+    section = build_sections(collect(tracked.folder))[0]
     assert math.isnan(robustness_kept(section.tables[0].ranked[0], section.teachers))

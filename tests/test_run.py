@@ -426,7 +426,8 @@ def test_an_interrupted_repetition_continues_without_force(
     working_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The run that was interrupted and the one that had not started both continue."""
-    monkeypatch.setattr(job, "evaluate_checkpoint", lambda *_: (records.MEASURED, {}))
+    evaluate = records.invent_evaluations(records.MEASURED)
+    monkeypatch.setattr(job, "evaluate_checkpoint", evaluate)
     monkeypatch.setattr("bench.execution.grid.estimate_costs", fixed_costs)
     command = f"run --method natural --seeds 0,1 --epochs 1 {SMALL}".split()
     assert cli.dispatch(command) == 0

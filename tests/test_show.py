@@ -7,16 +7,50 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import pandas as pd
 import pytest
-from test_leaderboards import Store
+from mlflow import MlflowClient
+from mlflow.entities import Metric, RunTag
+from record_store import TAGS
 
 from bench import cli
 from bench.cli.commands.show import find_run
 from bench.execution.overview import describe_record
 from bench.system.errors import BenchError, UsageError
 
+IDENTITY = {
+    "role": "student",
+    "spec_id": "cd" * 8,
+    "suite": "digits@1",
+    "dataset": "digits",
+    "student": "resnet8-w4",
+    "teacher": "robust",
+    "seed": "0",
+}
 COMMIT, SHA256, SPEC = "0123abc", "5e" * 32, "ab" * 8
+
+
+class Runs:
+    """Write runs into an MLflow store as the benchmark does, without records."""
+
+    def __init__(self, folder: Path, artifacts: str) -> None:
+        self.client = MlflowClient(tracking_uri=f"sqlite:///{folder}/mlflow.db")
+        self.experiment = self.client.create_experiment("digits@1", artifact_location=artifacts)
+        self.group = self.client.create_run(self.experiment, tags={"role": "group"}).info.run_id
+        self.clock = 1_700_000_000_000
+
+    def run(self, method: str, status: str, metrics: dict[str, float], **tags: str) -> str:
+        """Write a run and return its id."""
+        self.clock += 60_000
+        run_id = str(self.client.create_run(self.experiment, self.clock).info.run_id)
+        names = TAGS | IDENTITY | {"method": method, "mlflow.parentRunId": self.group} | tags
+        self.client.log_batch(
+            run_id,
+            metrics=[Metric(name, value, 0, 0) for name, value in metrics.items()],
+            tags=[RunTag(name, value) for name, value in names.items()],
+        )
+        if status != "RUNNING":
+            self.client.set_terminated(run_id, status)
+        return run_id
 
 
 @pytest.fixture(autouse=True)
@@ -28,19 +62,20 @@ def no_tracking_server(monkeypatch: pytest.MonkeyPatch) -> None:
 def ids(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Record a run of each status; return their ids by status, and the folder of the store."""
     folder = tmp_path_factory.mktemp("shown")
-    tracked = Store(f"sqlite:///{folder}/mlflow.db", folder / "artifacts")
+    tracked = Runs(folder, (folder / "artifacts").as_uri())
     tags = {"spec_id": SPEC, "code_commit": COMMIT, "sha256.best": SHA256, "sha256.last": SHA256}
     tags |= {"flags": '{"a-flag": "why"}', "teacher_sha256": '{"robust": "77"}', "variant": "tau=2"}
-    metrics = {"test/clean": 0.9, "test_last/clean": 0.8, "cost/train_seconds": 60.0}
-    ids = {"folder": str(folder), "finished": tracked.run("rslad", 0.5, metrics=metrics, **tags)}
+    metrics = {"test/aa": 0.5, "test/worst": 0.5, "test/n": 360.0}
+    metrics |= {"test/clean": 0.9, "test_last/clean": 0.8, "cost/train_seconds": 60.0}
+    ids = {"folder": str(folder), "finished": tracked.run("rslad", "FINISHED", metrics, **tags)}
     file = folder / "artifacts" / ids["finished"] / "artifacts" / "checkpoints" / "best.pt"
     file.parent.mkdir(parents=True)
     file.touch()
     # The newest run of the spec, but it did not finish.
     failure = {"spec_id": SPEC, "status_note": "disk full"}
-    ids["failed"] = tracked.run("rslad", None, status="FAILED", **failure)
-    ids["running"] = tracked.run("kd", None, status="RUNNING")
-    ids["interrupted"] = tracked.run("ard", None, status="KILLED")
+    ids["failed"] = tracked.run("rslad", "FAILED", {}, **failure)
+    ids["running"] = tracked.run("kd", "RUNNING", {})
+    ids["interrupted"] = tracked.run("ard", "KILLED", {})
     return ids
 
 
@@ -102,11 +137,8 @@ def test_a_failed_run_says_why(ids: dict[str, str], capsys: pytest.CaptureFixtur
 def test_a_store_on_a_server_has_addresses_of_mlflow(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tracked = Store(f"sqlite:///{tmp_path}/mlflow.db")
-    experiment = tracked.client.create_experiment("digits@1", artifact_location="s3://bucket/x")
-    group = tracked.client.create_run(experiment)
-    tracked.parents["digits@1"] = experiment, group.info.run_id
-    run_id = tracked.run("kd", None, **{"sha256.best": SHA256})
+    tracked = Runs(tmp_path, "s3://bucket/x")
+    run_id = tracked.run("kd", "FINISHED", {}, **{"sha256.best": SHA256})
     document = read_document({"folder": str(tmp_path)}, capsys, run_id)
     address = document["checkpoints"]["best"]["address"]
     assert address == f"runs:/{run_id}/checkpoints/best.pt"
@@ -120,10 +152,10 @@ def test_an_unknown_id_is_one_line(ids: dict[str, str], run: str) -> None:
 
 def test_an_ambiguous_id_is_one_line() -> None:
     ids = [f"abcd{digit}" + 27 * "0" for digit in range(4)]
-    runs = pd.DataFrame({"run_id": ids, "spec_id": "", "status": "FINISHED"})
+    runs: list[Any] = [SimpleNamespace(info=SimpleNamespace(run_id=run_id)) for run_id in ids]
     with pytest.raises(UsageError, match=f"'abcd' begins the ids of 4 runs, such as {ids[0]}, "):
         find_run(runs, "abcd")
-    assert find_run(runs, "abcd2")["run_id"] == ids[2]
+    assert find_run(runs, "abcd2") is runs[2]
 
 
 def test_an_accuracy_on_fewer_images_says_so() -> None:

@@ -76,7 +76,7 @@ def _read_all(paths: Iterable[Path], suite: str | None, problems: list[str]) -> 
     newest: dict[str, tuple[str, Record]] = {}
     trained: dict[str, tuple[str, Record]] = {}
     for path in sorted(paths):
-        name = os.fsencode(path.name).decode(errors="backslashreplace")
+        name = fields.escape_unprintable(path.name)
         try:
             record = read_record(path)
             _refuse_twin(name, record, trained)

@@ -24,7 +24,6 @@ from leaderboards.schema.metrics import (
     WORST_CLASS,
     accuracy_name,
     describe_metric,
-    is_accuracy,
     sort_attacks,
 )
 from leaderboards.tables.across_tasks import AcrossTasks, compare_across_tasks
@@ -186,7 +185,7 @@ def _build_row(columns: Iterable[Column], seeds: SeedColumns, ranking: Ranking) 
     summaries, missing = {}, []
     for column in columns:
         summaries[column.metric] = _summarise(column.metric, seeds)
-        if not summaries[column.metric].n and is_accuracy(column.metric):
+        if not summaries[column.metric].n and column.metric.startswith(accuracy_name("")):
             missing.append(column.label)
     if RANK_METRIC not in summaries:
         missing.append(ATTACK_LABELS["aa"])

@@ -18,6 +18,7 @@ from leaderboards.render.figures.task_views import task_views
 from leaderboards.render.numbers import FORMATS, format_percent
 from leaderboards.render.protocol_text import describe_protocol, recorded_values, shared_settings
 from leaderboards.render.site.site_map import Site, SiteRow, Task
+from leaderboards.schema.fields import escape_unprintable
 from leaderboards.schema.metrics import (
     ATTACK_LABELS,
     CHECKPOINT_LABELS,
@@ -156,7 +157,9 @@ def cost_lines(measured: Mapping[str, float]) -> list[tuple[str, str]]:
     for name in names:
         if name.startswith(COST) and name in measured:
             metric = describe_metric(name)
-            lines.append((metric.label, metric.format(measured[name])))
+            # In tables the heading has the unit, and the cells have none.
+            label = metric.label.removesuffix(f" {metric.unit}")
+            lines.append((label, metric.format(measured[name])))
     return lines
 
 
@@ -167,5 +170,6 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> tuple[tuple[str, st
         if isinstance(value, Mapping):
             pairs += _flatten(value, f"{prefix}{name} ")
         else:
-            pairs.append((f"{prefix}{name}", str(value)))
+            label = escape_unprintable(f"{prefix}{name}")
+            pairs.append((label, escape_unprintable(str(value))))
     return tuple(pairs)
