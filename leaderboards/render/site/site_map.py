@@ -45,6 +45,20 @@ class Task:
     def runs(self) -> int:
         return sum(map(attrgetter("seeds"), self.table.rows))
 
+    @property
+    def dataset(self) -> str:
+        return self.table.rows[0].dataset
+
+    @property
+    def student(self) -> str:
+        return self.table.rows[0].student
+
+    @property
+    def images(self) -> int:
+        """Images that the best row was judged on under AutoAttack."""
+        judged = self.best.ranking.image_accuracy if self.best else None
+        return 0 if judged is None else judged.size
+
     @cached_property
     def kept(self) -> float:
         """The best row's share of its teacher's robustness; NaN where that cannot be said."""
@@ -127,6 +141,11 @@ class Site:
     @cached_property
     def run_paths(self) -> dict[str, str]:
         return _page_paths("runs", self.runs)
+
+    def family(self, method: str) -> str:
+        """Return the family of a method, "" for one that is not known here."""
+        card = self.about(method)
+        return card.family if card else ""
 
     def runs_of(self, run_ids: Iterable[str]) -> list[Run]:
         return [*map(self.runs.__getitem__, run_ids)]
