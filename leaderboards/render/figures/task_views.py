@@ -289,7 +289,8 @@ def _family_points(
     front_ids = {*map(id, front)}
     row_ids = {id(row): f"r{position}" for position, row in enumerate(table.ranked)}
     labels = dict(zip(map(id, rows), row_labels(rows), strict=True))
-    teachers = sorted({row.teacher for row in rows})
+    # Symbol 0 is for no teacher.
+    teachers = ["none", *sorted({row.teacher for row in rows} - {"none"})]
     groups = defaultdict(list)
     for row in rows:
         family = family_of(row.method)
@@ -300,7 +301,7 @@ def _family_points(
         look = None
         if family:
             look = (FAMILIES.index(family), teachers.index(teacher), family == "control")
-        has_choice = len(teachers) > 1 and teacher != "none"
+        has_choice = len(teachers) > 2 and teacher != "none"
         yield Series(
             shorten_name(f"{family}, {teacher}") if has_choice and family else family,
             _means(members, metric, scale),

@@ -12,6 +12,7 @@ from typing import Any
 
 from leaderboards.render import csv_tables, json_tables, latex, markdown
 from leaderboards.render.site.site_map import Site, file_names
+from leaderboards.render.protocol_text import Run
 from leaderboards.schema.metrics import (
     BALANCE,
     CLASS_SPREAD,
@@ -147,19 +148,19 @@ def cite_table(site: Site, section: Section, title: str, run_ids: list[str]) -> 
     return "\n".join(lines)
 
 
-def network_sizes(run: Any) -> list[tuple[str, str]]:
-    """Return the parameters and multiply-adds of student and teacher, and the teacher's ratio."""
+def network_sizes(runs: Iterable[Run]) -> list[tuple[str, str]]:
+    """Return parameters and multiply-adds as text, the teacher's too where a run recorded them."""
     sizes = []
     pairs = (PARAMETERS, TEACHER_PARAMETERS), (MULTIPLY_ADDS, TEACHER_MULTIPLY_ADDS)
     for name, teacher_name in pairs:
-        student, teacher = run.get(name, math.nan), run.get(teacher_name, math.nan)
-        if math.isnan(student):
-            continue
-        label = describe_metric(name).label
-        text = f"{student / 1e6:.3g} M"
-        if not math.isnan(teacher) and student:
-            text += f", teacher {teacher / 1e6:.3g} M ({teacher / student:.1f} times)"
-        sizes.append((label, text))
+        known = [(run.get(name, math.nan), run.get(teacher_name, math.nan)) for run in runs]
+        known = [values for values in known if values[0] > 0]
+        known.sort(key=lambda values: math.isnan(values[1]))
+        for student, teacher in known[:1]:
+            text = f"{student:,.0f}"
+            if teacher > 0:
+                text += f", teacher {teacher:,.0f} ({teacher / student:.1f} times)"
+            sizes.append((describe_metric(name).label, text))
     return sizes
 
 

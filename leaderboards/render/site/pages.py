@@ -140,7 +140,8 @@ def _line_name(site_row: SiteRow) -> str:
 
 def _run_values(site: Site, site_row: SiteRow, run: Mapping[str, Any]) -> dict[str, Any]:
     settings = recorded_values(run, "param/")
-    settings.pop("seed", None)
+    for name in ("seed", *site.shared(site_row.section)):
+        settings.pop(name, None)
     views = run_views(run["record"].lines)
     by_class = run["record"].accuracies_by_class()
     return {

@@ -14,7 +14,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from leaderboards.read.records import frame_rows
-from leaderboards.render.protocol_text import Run
+from leaderboards.render.protocol_text import Run, shared_settings
 from leaderboards.schema.method_card import MethodCard
 from leaderboards.schema.metrics import CHECKPOINT_LABELS, sort_attacks
 from leaderboards.tables.across_tasks import robustness_kept
@@ -141,6 +141,17 @@ class Site:
     @cached_property
     def run_paths(self) -> dict[str, str]:
         return _page_paths("runs", self.runs)
+
+    @cached_property
+    def _shared(self) -> dict[str, dict[str, str]]:
+        return {
+            section.experiment: dict(shared_settings(self.runs_of(section.runs["run_id"])))
+            for section in self.sections
+        }
+
+    def shared(self, section: Section) -> dict[str, str]:
+        """Return the recorded settings that have one value in all runs of a section."""
+        return self._shared[section.experiment]
 
     def family(self, method: str) -> str:
         """Return the family of a method, "" for one that is not known here."""

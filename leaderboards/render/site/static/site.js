@@ -120,10 +120,10 @@ function linkPoints(plot, table) {
 const colour = name => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
 function theme() {
-  const axis = { gridcolor: colour("--line"), linecolor: colour("--line"), zeroline: false, title: { standoff: 12 } };
+  const axis = { gridcolor: colour("--line"), linecolor: colour("--line"), zeroline: false, automargin: true, title: { standoff: 12 } };
   const font = { family: getComputedStyle(document.body).fontFamily, size: 13, color: colour("--text") };
   return {
-    font, paper_bgcolor: "transparent", plot_bgcolor: "transparent", margin: { l: 56, r: 16, t: 28, b: 52 },
+    font, height: 420, hovermode: "closest", legend: { orientation: "h", x: 0, y: 1, yanchor: "bottom" }, paper_bgcolor: "transparent", plot_bgcolor: "transparent", margin: { l: 56, r: 16, t: 28, b: 52 },
     xaxis: axis, yaxis: axis, hoverlabel: { bgcolor: colour("--card"), bordercolor: colour("--line"), font },
     modebar: { bgcolor: "transparent", color: colour("--soft"), activecolor: colour("--text") },
   };
@@ -151,7 +151,8 @@ function enhanceCharts() {
         for (const axis of [xaxis, yaxis]) delete axis.range;
         delete chart.layout.annotations; // names stand apart only within the frame
       }
-      const layout = { ...chart.layout, template: { layout: theme() }, dragmode: touch.matches ? false : "zoom" };
+      const scatter = [{ hovertemplate: "%{x}, %{y:.4~g}<extra>%{fullData.name}</extra>" }];
+      const layout = { ...chart.layout, template: { layout: theme(), data: { scatter } }, dragmode: touch.matches ? false : "zoom" };
       caption.textContent = chart.caption;
       Plotly.react(plot, chart.data, layout, { responsive: true, displaylogo: false, modeBarButtons: [["toImage", "resetScale2d"]] });
       // The picture alone: what is inside an image, as Plotly's buttons would be, is not read out.
