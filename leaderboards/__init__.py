@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import chain
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["write"]
 
-FORMULA = re.compile(r"[=+@]|-(?![\d.])")
 STATIC = Path(__file__).parent / "render" / "site" / "static"
 GENERATOR = b'<meta name="generator" content="robust-distill-bench">'
 PAGE_FOLDERS = ("tasks", "methods", "runs")
@@ -50,8 +48,8 @@ def write(
 ) -> list[Path]:
     """Write leaderboard.md, .tex, .json, .csv (a line per finished run) and a site into `out`.
 
-    The site is index.html with a page for each task, method and run in folders beside it. Pages of
-    an earlier call that are no longer current are removed. Without records every file is written
+    The site is index.html with a page for each task, method and run in folders beside it, and each
+    table alone in tables/. Pages of an earlier call that are no longer current are removed. Without records every file is written
     too, and says how to make a first run.
 
     Args:
@@ -79,7 +77,7 @@ def write(
 
 
 def _render_tables(site: Site) -> dict[str, str]:
-    from leaderboards.render import json_tables, latex, markdown
+    from leaderboards.render import csv_tables, json_tables, latex, markdown
     from leaderboards.tables import published, ranking
 
     rows = chain.from_iterable(map(attrgetter("rows"), site.sections))
@@ -88,16 +86,15 @@ def _render_tables(site: Site) -> dict[str, str]:
         "leaderboard.md": markdown.render(site.sections, site.suite),
         "leaderboard.tex": latex.render(site.sections),
         "leaderboard.json": json_tables.render(site.sections),
-        "leaderboard.csv": _quote_formulas(ranking.add_ranking_columns(runs, rows)).to_csv(
-            index=False
-        ),
+        "leaderboard.csv": csv_tables.render(ranking.add_ranking_columns(runs, rows)),
     }
 
 
 def _write_site(site: Site, tables: Mapping[str, str], out: Path) -> None:
+    from leaderboards.render.site.boards import render_files
     from leaderboards.render.site.pages import render_pages
 
-    for folder in ("assets", *PAGE_FOLDERS):
+    for folder in ("assets", "tables", *PAGE_FOLDERS):
         (out / folder).mkdir(parents=True, exist_ok=True)
     for name, text in tables.items():
         _replace_file(out / name, text.encode(errors="backslashreplace"))
@@ -105,6 +102,8 @@ def _write_site(site: Site, tables: Mapping[str, str], out: Path) -> None:
     for name, text in render_pages(site):
         _replace_file(out / name, text.encode(errors="backslashreplace"))
         current.add(out / name)
+    for name, text in render_files(site):
+        _replace_file(out / name, text.encode(errors="backslashreplace"))
     _remove_old_pages(out, current)
     for file in STATIC.iterdir():
         _replace_file(out / "assets" / file.name, file.read_bytes())
@@ -116,17 +115,6 @@ def _write_figures(site: Site, out: Path) -> None:
     (out / "figures").mkdir(exist_ok=True)
     for name, content in paper_figures(site):
         _replace_file(out / name, content)
-
-
-def _quote_formulas(frame: pd.DataFrame) -> pd.DataFrame:
-    # A spreadsheet would run such a text as a formula, unless an apostrophe is before it.
-    def quote(value: Any) -> Any:
-        if isinstance(value, str) and FORMULA.match(value):
-            return f"'{value}"
-        return value
-
-    texts = frame.select_dtypes(exclude=["number", "bool", "datetimetz"])
-    return frame.assign(**{str(name): column.map(quote) for name, column in texts.items()})
 
 
 def _remove_old_pages(out: Path, current: set[Path]) -> None:

@@ -18,7 +18,7 @@ SETTING = ("dataset", "student", "method", "variant", "changed", "teacher", "see
 def render(sections: list[Section]) -> str:
     """Render accuracies in [0, 1] and times in seconds."""
     content = {"schema": SCHEMA, "suites": [*map(_section_json, sections)]}
-    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _section_json(section: Section) -> dict[str, Any]:

@@ -82,6 +82,9 @@ TEACHER_MULTIPLY_ADDS = f"{COST}teacher_multiply_adds"
 CLASS = "class/"
 WORST_CLASS_CLEAN, WORST_CLASS = f"{CLASS}worst_clean", f"{CLASS}worst"
 CLASS_SPREAD = f"{CLASS}spread"
+# Derived from the runs of a row: the share of the teacher's robustness, the harmonic mean of clean
+# and robust accuracy, and what the last checkpoint loses against the best.
+KEPT, BALANCE, DROP = "row/kept", "row/balance", "row/drop"
 
 METRICS = {
     metric.name: metric
@@ -99,6 +102,9 @@ METRICS = {
         Metric(WORST_CLASS, "Worst class", "%", 100, True),
         Metric(WORST_CLASS_CLEAN, "Worst class, clean", "%", 100, True),
         Metric(CLASS_SPREAD, "Spread over classes", "%", 100, False),
+        Metric(KEPT, "Kept", "%", 100, True),
+        Metric(BALANCE, "Balance", "%", 100, True),
+        Metric(DROP, "Drop", "%", 100, False),
     )
 }
 

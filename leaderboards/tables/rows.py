@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeAlias
 
-from leaderboards.schema.metrics import RANK_METRIC, describe_metric
+from leaderboards.schema.metrics import CLEAN, RANK_METRIC, accuracy_name, describe_metric
 from leaderboards.stats.ranks import Array
 from leaderboards.tables.published import Published, cite_sources
 
@@ -94,9 +94,30 @@ class Row:
         return self[RANK_METRIC].n > 0
 
     @property
+    def balance(self) -> float:
+        """The harmonic mean of clean and AutoAttack accuracy; NaN unless both were measured."""
+        clean, robust = self[CLEAN].mean, self.score
+        return 2 * clean * robust / (clean + robust) if clean + robust else math.nan
+
+    @property
+    def drop(self) -> float:
+        """The accuracy that is lost from the best checkpoint to the last; NaN where not measured.
+
+        Under AutoAttack, else PGD-20: the first that all seeds faced on both.
+        """
+        for attack in ("aa", "pgd20"):
+            best, last = self[accuracy_name(attack)], self[accuracy_name(attack, "last")]
+            if best.n and best.n == last.n:
+                return best.mean - last.mean
+        return math.nan
+
+    @property
+    def setting(self) -> str:
+        return "; ".join(filter(None, (self.variant, self.changed)))
+
+    @property
     def label(self) -> str:
-        setting = "; ".join(filter(None, (self.variant, self.changed)))
-        return f"{self.method} ({setting})" if setting else self.method
+        return f"{self.method} ({self.setting})" if self.setting else self.method
 
     def __getitem__(self, metric: str) -> SeedSummary:
         return self.summaries.get(metric, SeedSummary())

@@ -15,8 +15,8 @@ from leaderboards.render.figures.views import MAX_LEGEND, Bars, Series, Span, Vi
 Json: TypeAlias = dict[str, Any]
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "x", "cross", "star", "hexagon")
 COLOURS = 8  # of a page: --c1 to --c8
-# Pixels: height of a chart, of one row in a chart of rows, and of what is above the rows.
-HEIGHT, ROW_HEIGHT, HEAD_HEIGHT = 420, 23, 100
+# Pixels: height of one row in a chart of rows, and of what is above the rows.
+ROW_HEIGHT, HEAD_HEIGHT = 23, 100
 # Pixels: height within the axes, and their width on a phone.
 AXES_HEIGHT, AXES_WIDTH = 320, 300
 # Pixels: height of a name, its distance from the point, and width of a letter.
@@ -55,16 +55,20 @@ def round_numbers(values: Sequence[float]) -> list[float | None]:
 
 
 def _trace(view: View, series: Series) -> Json:
-    trace: Json = {"type": "scatter", "name": escape(series.name)}
-    trace |= {"showlegend": bool(series.name), "mode": "markers"}
+    trace: Json = {"name": escape(series.name), "mode": "markers"}
+    if not series.name:
+        trace["showlegend"] = False
     trace |= _axis_values("x", series.x) | _axis_values("y", series.y)
-    trace["hovertemplate"] = _hover_template(view, series)
+    if view.rows or series.names:
+        trace["hovertemplate"] = _hover_template(view)
     _set_look(trace, view, series)
     for axis, values, bars in (("x", series.x, series.x_bars), ("y", series.y, series.y_bars)):
         if bars:
             trace |= _error_bars(axis, values, bars)
     if series.names:
         trace["customdata"] = [*map(escape, series.names)]
+    if series.ids:
+        trace["ids"] = [*series.ids]
     return trace
 
 
@@ -75,10 +79,16 @@ def _set_look(trace: Json, view: View, series: Series) -> None:
     else:
         position = view.foreground.index(series)
         colour = f"--c{position % COLOURS + 1}"
+    if series.look:
+        number, symbol_number, hollow = series.look
+        symbol = SYMBOLS[symbol_number % len(SYMBOLS)] + ("-open" if hollow else "")
+        trace["marker"] = {"color": f"--c{number + 1}", "size": 9, "symbol": symbol}
+        return
     if series.line:
         trace["mode"] = "lines" if len(series.x) > 1 else "markers"
-        width, dash = (1.5, "dot") if series.muted else (2, "solid")
-        trace["line"] = {"color": colour, "width": width, "dash": dash}
+        trace["line"] = {"color": colour}
+        if series.muted:
+            trace["line"] |= {"width": 1.5, "dash": "dot"}
         return
     symbol = "circle"
     if len(view.foreground) > 1:
@@ -105,13 +115,10 @@ def _error_bars(axis: str, values: Sequence[float], bars: Bars) -> Json:
     return {f"error_{axis}": look | lengths}
 
 
-def _hover_template(view: View, series: Series) -> str:
+def _hover_template(view: View) -> str:
     if view.rows:
         return "%{y}: %{x:.1f}<extra>%{fullData.name}</extra>"
-    point = "%{customdata}<br>" if series.names else ""
-    x = "%{x}" if view.x_title == "Epoch" else "%{x:.3~g}"
-    name = "%{fullData.name}" if series.name else ""
-    return f"{point}{x}, %{{y:.4~g}}<extra>{name}</extra>"
+    return "%{customdata}<br>%{x:.3~g}, %{y:.4~g}<extra>%{fullData.name}</extra>"
 
 
 def _layout(view: View) -> Json:
@@ -120,8 +127,6 @@ def _layout(view: View) -> Json:
     named = [series for series in view.series if series.name]
     layout: Json = {
         "xaxis": x, "yaxis": y, "showlegend": len(view.series) > 1 and len(named) <= MAX_LEGEND,
-        "legend": {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"}, "height": HEIGHT,
-        "hovermode": "closest",
     }  # fmt: skip
     if view.log_x:
         marks = _log_marks(view.x_values)
@@ -135,14 +140,14 @@ def _layout(view: View) -> Json:
         count = len(view.rows)
         y |= {"tickvals": [*range(count)], "ticktext": [*map(escape, view.rows)]}
         y["range"] = [count - 0.4, -0.6]
-        layout["legend"] |= {"yref": "container", "yanchor": "top"}
+        layout["legend"] = {"yref": "container", "yanchor": "top"}
         layout["height"] = HEAD_HEIGHT + ROW_HEIGHT * count
         layout["margin"] = {"t": HEAD_HEIGHT - 10, "b": 10}
     return layout
 
 
 def _axis(title: str, frame: Span | None) -> Json:
-    axis: Json = {"title": {"text": title}, "automargin": True}
+    axis: Json = {"title": {"text": title}}
     if frame:
         axis["range"] = [*frame]
     return axis

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from operator import attrgetter
 from statistics import median_low
 from typing import Any, TypeAlias
@@ -34,17 +35,26 @@ from leaderboards.tables.rows import Row, TaskTable
 ROBUST = "AutoAttack accuracy, %"
 NEAR_BEST = 0.85  # of the best AutoAttack accuracy; the frame may cut off rows below it
 MIN_SECONDS = 1e-3  # of training that a logarithmic scale can show
+FAMILIES = ("distiller", "control", "teacher-free")  # in the order of colours
+FamilyOf: TypeAlias = Callable[[str], str]
 Runs: TypeAlias = Mapping[str, Mapping[str, Any]]  # rows of `collect`'s frame by run id
 
 
-def task_views(table: TaskTable, runs: Runs) -> list[View]:
-    """Return every chart of a task for which something was measured."""
-    views = [accuracy_view(table), seeds_view(table, runs), attacks_view(table)]
-    views += [checkpoints_view(table, runs), cost_view(table), eps_view(table, runs)]
+def no_family(method: str) -> str:
+    return ""
+
+
+def task_views(table: TaskTable, runs: Runs, family_of: FamilyOf = no_family) -> list[View]:
+    """Return every chart of a task for which something was measured.
+
+    family_of: the family of a method by its name, which its points are coloured by.
+    """
+    views = [accuracy_view(table, family_of), seeds_view(table, runs), attacks_view(table)]
+    views += [checkpoints_view(table, runs), cost_view(table, family_of), eps_view(table, runs)]
     return [*filter(None, views)]
 
 
-def accuracy_view(table: TaskTable) -> View | None:
+def accuracy_view(table: TaskTable, family_of: FamilyOf = no_family) -> View | None:
     """Chart robust against clean accuracy, with the Pareto front."""
     rows = _measured(table.contenders, CLEAN)
     if not rows:
@@ -57,7 +67,7 @@ def accuracy_view(table: TaskTable) -> View | None:
     )
     x, y = _means(front, CLEAN), _means(front, RANK_METRIC)
     line = Series("Pareto front", x, y, line=True, muted=True)
-    series = (line, _points(rows, CLEAN, front))
+    series = (line, *_family_points(table, rows, CLEAN, front, family_of))
     title, x_title = "Robust and clean", "Clean accuracy, %"
     return View("scatter", title, caption, x_title, ROBUST, series, frame=frame)
 
@@ -123,7 +133,7 @@ def checkpoints_view(table: TaskTable, runs: Runs) -> View | None:
     return _rows_view(table, "last", "Best and last", caption, x_title, series)
 
 
-def cost_view(table: TaskTable) -> View | None:
+def cost_view(table: TaskTable, family_of: FamilyOf = no_family) -> View | None:
     """Chart robust accuracy against minutes of training."""
     rows = []
     for row in table.contenders:
@@ -138,7 +148,7 @@ def cost_view(table: TaskTable) -> View | None:
         f"{_joined_labels(front)}. Times compare only where the machine was the same and idle."
         f"{_note_below(rows, frame[1])}"
     )
-    series = (_points(rows, TRAIN_SECONDS, front),)
+    series = (*_family_points(table, rows, TRAIN_SECONDS, front, family_of),)
     x_title = "Training, minutes (logarithmic)"
     return View("cost", "Cost", caption, x_title, ROBUST, series, frame=frame, log_x=True)
 
@@ -271,15 +281,38 @@ def _dots(rows: Sequence[Row], metric: str, name: str) -> Series:
     return Series(name, x, y)
 
 
-def _points(rows: Sequence[Row], metric: str, front: Iterable[Row]) -> Series:
-    """Return a point a row: a metric (percent or minutes) and AutoAttack, with their spread."""
-    scale = describe_metric(metric).scale
+def _family_points(
+    table: TaskTable, rows: Sequence[Row], metric: str, front: Iterable[Row], family_of: FamilyOf
+) -> Iterator[Series]:
+    """Yield a point a row, one series for rows of no family and one for each family and teacher."""
     # Rows hold dictionaries, so they cannot be elements of a set.
     front_ids = {*map(id, front)}
-    shown = [id(row) in front_ids for row in rows]
-    bars = _spread(rows, metric, scale), _spread(rows, RANK_METRIC)
-    x, y = _means(rows, metric, scale), _means(rows, RANK_METRIC)
-    return Series("", x, y, *bars, row_labels(rows), shown)
+    row_ids = {id(row): f"r{position}" for position, row in enumerate(table.ranked)}
+    labels = dict(zip(map(id, rows), row_labels(rows), strict=True))
+    # Symbol 0 is for no teacher.
+    teachers = ["none", *sorted({row.teacher for row in rows} - {"none"})]
+    groups = defaultdict(list)
+    for row in rows:
+        family = family_of(row.method)
+        groups[family, row.teacher if family else ""].append(row)
+    scale = describe_metric(metric).scale
+    for (family, teacher), members in sorted(groups.items()):
+        keys = [*map(id, members)]
+        look = None
+        if family:
+            look = (FAMILIES.index(family), teachers.index(teacher), family == "control")
+        has_choice = len(teachers) > 2 and teacher != "none"
+        yield Series(
+            shorten_name(f"{family}, {teacher}") if has_choice and family else family,
+            _means(members, metric, scale),
+            _means(members, RANK_METRIC),
+            _spread(members, metric, scale),
+            _spread(members, RANK_METRIC),
+            [labels[key] for key in keys],
+            [key in front_ids for key in keys],
+            ids=[row_ids[key] for key in keys],
+            look=look,
+        )
 
 
 def _spread(rows: Iterable[Row], metric: str, scale: float = 100) -> Bars:

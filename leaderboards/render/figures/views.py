@@ -37,6 +37,8 @@ class Series:
     shown: Sequence[bool] = ()  # whether a screen writes the name beside the point
     line: bool = False
     muted: bool = False  # drawn as background
+    ids: Sequence[str] = ()  # of the points' rows in the table
+    look: tuple[int, int, bool] | None = None  # colour, symbol and whether hollow; None by position
 
 
 @dataclass(frozen=True)

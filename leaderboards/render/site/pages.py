@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 from leaderboards.render.figures.curve_views import mean_curves, method_views, run_views
 from leaderboards.render.figures.plotly_charts import build_chart
 from leaderboards.render.figures.rank_diagram import layout_diagram
-from leaderboards.render.figures.task_views import task_views
+from leaderboards.render.figures.task_views import accuracy_view, task_views
+from leaderboards.render.figures.win_matrix import win_matrix
 from leaderboards.render.numbers import FORMATS, format_percent
 from leaderboards.render.protocol_text import describe_protocol, recorded_values, shared_settings
+from leaderboards.render.site.boards import FUNCTIONS, board_stems
 from leaderboards.render.site.site_map import Site, SiteRow, Task
 from leaderboards.schema.fields import escape_unprintable
 from leaderboards.schema.metrics import (
@@ -42,7 +44,10 @@ MAX_CURVES = 24  # of a chart: more lines cannot be told apart
 def render_pages(site: Site) -> Iterator[tuple[str, str]]:
     """Yield (path, HTML) of every page, one at a time: there may be thousands."""
     engine = _engine(site)
-    yield "index.html", engine.get_template("index.html.j2").render(root="")
+    front = engine.get_template("index.html.j2")
+    yield "index.html", front.render(root="", **_front_values(site))
+    for name in ("rows", "submit"):
+        yield f"{name}.html", engine.get_template(f"{name}.html.j2").render(root="")
     template = engine.get_template("task.html.j2")
     for task in site.tasks:
         yield task.path, template.render(root="../", **_task_values(site, task))
@@ -67,6 +72,7 @@ def _engine(site: Site) -> jinja2.Environment:
         "site": site, "published": HEADING, "rank": RANK_METRIC, "seconds": TRAIN_SECONDS,
         "zip": zip, **FORMATS,
         "describe_protocol": describe_protocol, "shared_settings": shared_settings,
+        "stems": board_stems(site), **FUNCTIONS,
         "summarise_method": summarise_method, "layout_diagram": layout_diagram,
     }  # fmt: skip
     parts: Any = engine.get_template("parts.html.j2").module
@@ -94,8 +100,17 @@ def summarise_method(rows: Sequence[SiteRow]) -> dict[str, float]:
 def _task_values(site: Site, task: Task) -> dict[str, Any]:
     run_ids = chain.from_iterable(map(attrgetter("run_ids"), task.table.rows))
     protocol = describe_protocol(site.runs_of(run_ids), task.section.stated)
-    charts = [*map(build_chart, task_views(task.table, site.runs))]
-    return {"task": task, "protocol": protocol, "charts": charts}
+    charts = [*map(build_chart, task_views(task.table, site.runs, site.family))]
+    wins = win_matrix(task.table)
+    return {"task": task, "protocol": protocol, "charts": charts, "wins": wins}
+
+
+def _front_values(site: Site) -> dict[str, Any]:
+    """Return the main task with its first chart: most ranked rows, then most images."""
+    current = [task for task in site.tasks if task.best and not task.section.outdated]
+    task = max(current, key=lambda task: (len(task.table.ranked), task.images), default=None)
+    view = task and accuracy_view(task.table, site.family)
+    return {"main": task, "charts": [build_chart(view)] if view else []}
 
 
 def _method_values(site: Site, method: str) -> dict[str, Any]:
@@ -125,9 +140,12 @@ def _line_name(site_row: SiteRow) -> str:
 
 def _run_values(site: Site, site_row: SiteRow, run: Mapping[str, Any]) -> dict[str, Any]:
     settings = recorded_values(run, "param/")
-    settings.pop("seed", None)
+    for name in ("seed", *site.shared(site_row.section)):
+        settings.pop(name, None)
     views = run_views(run["record"].lines)
+    by_class = run["record"].accuracies_by_class()
     return {
+        "by_class": [(describe_metric(name).label, by_class[name]) for name in by_class],
         "site_row": site_row, "run": run, "protocol": tuple(describe_protocol([run])),
         "flags": run["record"].flags,
         "charts": [*map(build_chart, views)], "accuracies": _accuracies(site, run),

@@ -14,7 +14,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from leaderboards.read.records import frame_rows
-from leaderboards.render.protocol_text import Run
+from leaderboards.render.protocol_text import Run, shared_settings
 from leaderboards.schema.method_card import MethodCard
 from leaderboards.schema.metrics import CHECKPOINT_LABELS, sort_attacks
 from leaderboards.tables.across_tasks import robustness_kept
@@ -44,6 +44,20 @@ class Task:
     @property
     def runs(self) -> int:
         return sum(map(attrgetter("seeds"), self.table.rows))
+
+    @property
+    def dataset(self) -> str:
+        return self.table.rows[0].dataset
+
+    @property
+    def student(self) -> str:
+        return self.table.rows[0].student
+
+    @property
+    def images(self) -> int:
+        """Images that the best row was judged on under AutoAttack."""
+        judged = self.best.ranking.image_accuracy if self.best else None
+        return 0 if judged is None else judged.size
 
     @cached_property
     def kept(self) -> float:
@@ -127,6 +141,22 @@ class Site:
     @cached_property
     def run_paths(self) -> dict[str, str]:
         return _page_paths("runs", self.runs)
+
+    @cached_property
+    def _shared(self) -> dict[str, dict[str, str]]:
+        return {
+            section.experiment: dict(shared_settings(self.runs_of(section.runs["run_id"])))
+            for section in self.sections
+        }
+
+    def shared(self, section: Section) -> dict[str, str]:
+        """Return the recorded settings that have one value in all runs of a section."""
+        return self._shared[section.experiment]
+
+    def family(self, method: str) -> str:
+        """Return the family of a method, "" for one that is not known here."""
+        card = self.about(method)
+        return card.family if card else ""
 
     def runs_of(self, run_ids: Iterable[str]) -> list[Run]:
         return [*map(self.runs.__getitem__, run_ids)]

@@ -1,0 +1,176 @@
+"""The boards: columns of a table with what they mean, its cells, its files and its citation."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from operator import attrgetter
+from typing import Any
+
+from leaderboards.render import csv_tables, json_tables, latex, markdown
+from leaderboards.render.site.site_map import Site, file_names
+from leaderboards.render.protocol_text import Run
+from leaderboards.schema.metrics import (
+    BALANCE,
+    CLASS_SPREAD,
+    CLEAN,
+    DROP,
+    KEPT,
+    MULTIPLY_ADDS,
+    PARAMETERS,
+    RANK_METRIC,
+    TEACHER_MULTIPLY_ADDS,
+    TEACHER_PARAMETERS,
+    TRAIN_SECONDS,
+    WORST,
+    WORST_CLASS,
+    describe_metric,
+)
+from leaderboards.tables.across_tasks import robustness_kept
+from leaderboards.tables.rows import Column, Row, SeedSummary, TaskTable
+from leaderboards.tables.suite_tables import Section
+
+# The columns that a board shows at first, in their order, behind AutoAttack.
+SHOWN = (CLEAN, WORST_CLASS, CLASS_SPREAD, KEPT, BALANCE, DROP, TRAIN_SECONDS)
+SHORT = {CLASS_SPREAD: "Spread"}
+MEANINGS = {
+    CLEAN: "Accuracy on the test images as they are.",
+    WORST_CLASS: "AutoAttack accuracy on the class where it is lowest.",
+    CLASS_SPREAD: "Standard deviation of the AutoAttack accuracies of the classes.",
+    KEPT: "AutoAttack accuracy as a share of the teacher's, on images that both were judged on.",
+    BALANCE: "Clean-robust balance: the harmonic mean of clean and AutoAttack accuracy.",
+    DROP: "Last against best: points lost from the best checkpoint to that of the last epoch.",
+    TRAIN_SECONDS: "Minutes of training. They compare only on one idle machine.",
+    WORST: "Share of images that no attack of the suite fools.",
+}
+
+
+def board_columns(section: Section, table: TaskTable) -> list[Column]:
+    """Return the columns beside AutoAttack with a value in some row, those of SHOWN first."""
+    derived = [Column(name, describe_metric(name).label) for name in (KEPT, BALANCE, DROP)]
+    columns = []
+    for column in (*table.columns, *derived):
+        measured = any(board_cell(section, row, column.metric).n for row in table.ranked)
+        if measured and column.metric != RANK_METRIC:
+            columns.append(Column(column.metric, SHORT.get(column.metric, column.label)))
+    order = {name: position for position, name in enumerate(SHOWN)}
+    columns.sort(key=lambda column: order.get(column.metric, len(order)))
+    return columns
+
+
+def board_cell(section: Section, row: Row, metric: str) -> SeedSummary:
+    """Return a metric of a row; derived ones have no deviation."""
+    if metric == KEPT:
+        value = robustness_kept(row, section.teachers)
+    elif metric in (BALANCE, DROP):
+        value = {BALANCE: row.balance, DROP: row.drop}[metric]
+    else:
+        return row[metric]
+    return SeedSummary(value, n=int(not math.isnan(value)))
+
+
+def explain_column(column: Column) -> str:
+    """Return what a column means in a sentence."""
+    checkpoint = column.label.partition(", ")[2]
+    of = f" of the {checkpoint} checkpoint" if checkpoint else ""
+    attack = column.label.partition(",")[0]
+    return MEANINGS.get(column.metric, f"Accuracy{of} under {attack}.")
+
+
+def board_stems(site: Site) -> dict[int, str]:
+    """Return the stem of the files of each table, by the table's identity."""
+    boards = [*_boards(site)]
+    keys = [(section.experiment, table.title) for section, table in boards]
+    names = file_names(keys)
+    return {id(table): names[key] for (_, table), key in zip(boards, keys, strict=True)}
+
+
+def _boards(site: Site) -> Iterator[tuple[Section, TaskTable]]:
+    for section in site.sections:
+        for table in (*section.tables, section.teachers):
+            if table:
+                yield section, table
+
+
+def render_files(site: Site) -> Iterator[tuple[str, str]]:
+    """Yield (path, content) of each table alone: CSV, Markdown, LaTeX and JSON in tables/."""
+    stems = board_stems(site)
+    for section, table in _boards(site):
+        stem = f"tables/{stems[id(table)]}"
+        is_task = not table.of_teachers
+        tables, teachers = ((table,), None) if is_task else ((), table)
+        alone = dataclasses.replace(section, tables=tables, teachers=teachers, across_tasks=None)
+        yield f"{stem}.csv", _render_csv(section, table)
+        yield f"{stem}.md", markdown.render([alone])
+        yield f"{stem}.tex", latex.render([alone])
+        yield f"{stem}.json", json_tables.render([alone])
+
+
+def _render_csv(section: Section, table: TaskTable) -> str:
+    """Render a line a row: fractions and seconds, not rounded; empty where not measured."""
+    import pandas as pd
+
+    columns = [RANK_METRIC, *(column.metric for column in board_columns(section, table))]
+    lines = []
+    for row in table.rows:
+        first, last = row.ranking.ranks or (None, None)
+        line: dict[str, Any] = {"rank_first": first, "rank_last": last}
+        line |= {name: getattr(row, name) for name in json_tables.SETTING}
+        for metric in columns:
+            cell = board_cell(section, row, metric)
+            line |= {metric: cell.mean, f"{metric}_sd": cell.sd}
+        lines.append(line)
+    frame = pd.DataFrame(lines).astype({"rank_first": "Int64", "rank_last": "Int64"})
+    return csv_tables.render(frame)
+
+
+def cite_table(site: Site, section: Section, title: str, run_ids: list[str]) -> str:
+    """Return BibTeX for a table: suite version, date of its newest run, hash of its records."""
+    runs = sorted(site.runs_of(run_ids), key=lambda run: str(run["spec_id"]))
+    digest = hashlib.sha256()
+    for run in runs:
+        digest.update(run["record"].model_dump_json(by_alias=True).encode())
+    newest = max(run["start_time"] for run in runs)
+    key = "".join(filter(str.isalnum, section.experiment))
+    lines = (
+        f"@misc{{robust-distill-bench-{key}-{digest.hexdigest()[:8]},",
+        "  author = {{robust-distill-bench contributors}},",
+        f"  title = {{robust-distill-bench: {latex.escape(title)}}},",
+        f"  year = {{{newest:%Y}}},",
+        f"  note = {{Suite {latex.escape(section.experiment)}; {len(runs)} runs, the newest of "
+        f"{newest:%Y-%m-%d};",
+        f"    sha256 of their records {digest.hexdigest()}}},",
+        "}",
+    )
+    return "\n".join(lines)
+
+
+def network_sizes(runs: Iterable[Run]) -> list[tuple[str, str]]:
+    """Return parameters and multiply-adds as text, the teacher's too where a run recorded them."""
+    sizes = []
+    pairs = (PARAMETERS, TEACHER_PARAMETERS), (MULTIPLY_ADDS, TEACHER_MULTIPLY_ADDS)
+    for name, teacher_name in pairs:
+        known = [(run.get(name, math.nan), run.get(teacher_name, math.nan)) for run in runs]
+        known = [values for values in known if values[0] > 0]
+        known.sort(key=lambda values: math.isnan(values[1]))
+        for student, teacher in known[:1]:
+            text = f"{student:,.0f}"
+            if teacher > 0:
+                text += f", teacher {teacher:,.0f} ({teacher / student:.1f} times)"
+            sizes.append((describe_metric(name).label, text))
+    return sizes
+
+
+def run_ids_of(rows: Iterable[Row]) -> list[str]:
+    return [*chain.from_iterable(map(attrgetter("run_ids"), rows))]
+
+
+# For templates.
+FUNCTIONS = {
+    "board_columns": board_columns, "board_cell": board_cell, "explain_column": explain_column,
+    "cite_table": cite_table, "network_sizes": network_sizes, "run_ids_of": run_ids_of,
+    "shown_columns": SHOWN, "id_of": id,
+}  # fmt: skip
