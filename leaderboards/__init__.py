@@ -9,11 +9,9 @@ from contextlib import contextmanager, suppress
 from itertools import chain
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from leaderboards.render.site.site_map import Site
     from leaderboards.schema.method_card import MethodCard
 
@@ -49,8 +47,8 @@ def write(
     """Write leaderboard.md, .tex, .json, .csv (a line per finished run) and a site into `out`.
 
     The site is index.html with a page for each task, method and run in folders beside it, and each
-    table alone in tables/. Pages of an earlier call that are no longer current are removed. Without records every file is written
-    too, and says how to make a first run.
+    table alone in tables/. Pages of an earlier call that are no longer current are removed.
+    Without records every file is written too, and says how to make a first run.
 
     Args:
         folder: of records; None for no records.

@@ -11,7 +11,8 @@ FORMULA = re.compile(r"[=+@]|-(?![\d.])")
 
 
 def render(frame: pd.DataFrame) -> str:
-    return _quote_formulas(frame).to_csv(index=False)
+    """Render a frame without its index."""
+    return str(_quote_formulas(frame).to_csv(index=False))
 
 
 def _quote_formulas(frame: pd.DataFrame) -> pd.DataFrame:

@@ -41,6 +41,7 @@ Runs: TypeAlias = Mapping[str, Mapping[str, Any]]  # rows of `collect`'s frame b
 
 
 def no_family(method: str) -> str:
+    """Return "": points then have one colour."""
     return ""
 
 

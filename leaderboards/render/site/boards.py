@@ -11,8 +11,8 @@ from operator import attrgetter
 from typing import Any
 
 from leaderboards.render import csv_tables, json_tables, latex, markdown
-from leaderboards.render.site.site_map import Site, file_names
 from leaderboards.render.protocol_text import Run
+from leaderboards.render.site.site_map import Site, file_names
 from leaderboards.schema.metrics import (
     BALANCE,
     CLASS_SPREAD,
@@ -165,6 +165,7 @@ def network_sizes(runs: Iterable[Run]) -> list[tuple[str, str]]:
 
 
 def run_ids_of(rows: Iterable[Row]) -> list[str]:
+    """Return the ids of the runs of rows."""
     return [*chain.from_iterable(map(attrgetter("run_ids"), rows))]
 
 
