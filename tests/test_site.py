@@ -297,3 +297,84 @@ def test_an_empty_store_says_how_to_begin(page: Page, tmp_path: Path) -> None:
     leaderboards.write(None, tmp_path / "site")
     page.goto((tmp_path / "site" / "index.html").as_uri())
     assert page.get_by_text("python -m bench run --method gacd --suite digits").is_visible()
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site of the repository's own records."""
+    folder = tmp_path_factory.mktemp("recorded")
+    leaderboards.write(RECORDS, folder, about=describe_method)
+    return folder
+
+
+REAL_TASK = "tasks/digits@3-digits-resnet8-w4.html"
+
+
+def test_the_state_of_a_table_is_in_the_address(recorded: Path, page: Page) -> None:
+    page.goto((recorded / REAL_TASK).as_uri())
+    rows = page.locator("#board tbody tr")
+    assert rows.count() == 30
+    page.get_by_label("Family").select_option("control")
+    expect(rows).not_to_have_count(30)
+    assert "board.Family=control" in page.url
+    count = rows.count()
+    page.get_by_text("Columns: what they mean").click()
+    page.get_by_role("checkbox", name="Balance").uncheck()
+    expect(page.locator("#board thead th[data-key='row/balance']")).to_have_count(0)
+    page.reload()
+    expect(rows).to_have_count(count)
+    expect(page.locator("#board thead th[data-key='row/balance']")).to_have_count(0)
+    page.go_back()
+    expect(page.locator("#board thead th[data-key='row/balance']")).to_have_count(1)
+    page.go_back()
+    expect(rows).to_have_count(30)
+
+
+def test_a_row_highlights_its_point_and_itself(recorded: Path, page: Page) -> None:
+    page.goto((recorded / REAL_TASK).as_uri())
+    row = page.locator("#board-r0")
+    row.locator("a").first.focus()
+    expect(row).to_have_class("marked")
+    expect(page.locator(".plot .hoverlayer .hovertext")).to_have_count(1)
+
+
+def test_a_phone_shows_rank_method_and_accuracies(recorded: Path, page: Page) -> None:
+    page.set_viewport_size({"width": 390, "height": 800})
+    page.goto((recorded / REAL_TASK).as_uri())
+    heads = page.locator("#board thead th:visible").all()
+    assert len(heads) == 4
+    for head in heads:
+        box = head.bounding_box()
+        assert box and box["x"] + box["width"] <= 390
+
+
+def test_the_heat_map_and_the_files_of_a_table(recorded: Path, page: Page) -> None:
+    page.goto((recorded / REAL_TASK).as_uri())
+    page.get_by_text("How likely each row beats each other").click()
+    cells = page.locator(".heat tbody tr").nth(0).locator("td").all_inner_texts()
+    back = page.locator(".heat tbody tr").nth(1).locator("td").first.inner_text()
+    assert cells[0] == "-"
+    assert 99 <= int(cells[1]) + int(back) <= 101
+    for kind in ("csv", "md", "tex", "json"):
+        text = (recorded / f"tables/digits@3-digits-resnet8-w4.{kind}").read_text()
+        assert "rslad" in text
+        assert "cifar10" not in text
+    assert "sha256 of their records" in page.locator(".take pre").first.text_content()  # type: ignore[operator]
+
+
+def test_the_site_of_200_runs_is_small(recorded: Path) -> None:
+    files = [path for path in recorded.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files if ".min.js" not in path.name) < 4_000_000
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_axe_finds_no_violation(recorded: Path, page: Page, width: int, scheme: Any) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    page.emulate_media(color_scheme=scheme)
+    page.set_viewport_size({"width": width, "height": 900})
+    run = next(recorded.glob("runs/*.html")).relative_to(recorded)
+    for path in ("index.html", "rows.html", "submit.html", REAL_TASK, "methods/rslad.html", run):
+        page.goto((recorded / path).as_uri())
+        results = axe.run(page, options={"preload": False})
+        assert results.response["violations"] == [], path

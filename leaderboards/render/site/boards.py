@@ -83,7 +83,7 @@ def explain_column(column: Column) -> str:
 def board_stems(site: Site) -> dict[int, str]:
     """Return the stem of the files of each table, by the table's identity."""
     boards = [*_boards(site)]
-    keys = [(section.experiment, table.title) for section, table in boards]
+    keys = [(section.experiment, *table.title.split(", ")) for section, table in boards]
     names = file_names(keys)
     return {id(table): names[key] for (_, table), key in zip(boards, keys, strict=True)}
 

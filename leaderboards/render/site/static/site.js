@@ -146,8 +146,8 @@ function enhanceCharts() {
       const { xaxis, yaxis } = chart.layout;
       if (narrow.matches && yaxis.ticktext) yaxis.ticktext = yaxis.ticktext.map(cut);
       const outside = !yaxis.ticktext && yaxis.range && chart.data.some(line => line.y.some(value => value < yaxis.range[0]));
-      all.parentElement.hidden = !outside;
-      if (outside && all.checked) {
+      if (all) all.parentElement.hidden = !outside;
+      if (outside && all?.checked) {
         for (const axis of [xaxis, yaxis]) delete axis.range;
         delete chart.layout.annotations; // names stand apart only within the frame
       }
@@ -163,7 +163,7 @@ function enhanceCharts() {
     const choices = [...figure.querySelectorAll("input[type=radio]")];
     const chosen = () => Math.max(0, choices.findIndex(choice => choice.checked));
     const refresh = () => draw(chosen());
-    for (const choice of [...choices, all]) choice.addEventListener("change", () => { refresh(); saveState(); });
+    for (const choice of [...choices, all].filter(Boolean)) choice.addEventListener("change", () => { refresh(); saveState(); });
     for (const query of [dark, narrow]) query.addEventListener("change", refresh);
     refreshers.push(refresh);
     figure.hidden = false;
