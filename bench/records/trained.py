@@ -85,10 +85,12 @@ def find_best_seed(store: Path, row: str) -> Record:
     if not seeds:
         raise unknown_name("row", row, {row_address(record) for record in records})
     specs = [record.spec.flat() for record in seeds]
-    different = [name for name in specs[0] if len({str(spec.get(name)) for spec in specs}) > 1]
-    if different not in ([], ["seed"]):
+    settings = specs[0].keys() - {"seed"}
+    different = sorted(
+        name for name in settings if len({str(spec.get(name)) for spec in specs}) > 1
+    )
+    if different:
         runs = ", ".join(record.run_id[:SHOWN_DIGITS] for record in seeds)
-        different.remove("seed")
         raise UsageError(f"{row!r}: runs {runs} differ in {', '.join(different)}: name one of them")
     return max(seeds, key=validation_accuracy)
 

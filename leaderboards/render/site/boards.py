@@ -149,18 +149,18 @@ def cite_table(site: Site, section: Section, title: str, run_ids: list[str]) -> 
 
 
 def network_sizes(runs: Iterable[Run]) -> list[tuple[str, str]]:
-    """Return parameters and multiply-adds as text, the teacher's too where a run recorded them."""
+    """Return (number, text) of parameters and multiply-adds, with the teacher's if recorded."""
     sizes = []
     pairs = (PARAMETERS, TEACHER_PARAMETERS), (MULTIPLY_ADDS, TEACHER_MULTIPLY_ADDS)
     for name, teacher_name in pairs:
-        known = [(run.get(name, math.nan), run.get(teacher_name, math.nan)) for run in runs]
-        known = [values for values in known if values[0] > 0]
-        known.sort(key=lambda values: math.isnan(values[1]))
-        for student, teacher in known[:1]:
-            text = f"{student:,.0f}"
+        measured = [(run.get(name, math.nan), run.get(teacher_name, math.nan)) for run in runs]
+        measured = [values for values in measured if values[0] > 0]
+        measured.sort(key=lambda values: math.isnan(values[1]))
+        for student, teacher in measured[:1]:
+            text = describe_metric(name).label.lower()
             if teacher > 0:
-                text += f", teacher {teacher:,.0f} ({teacher / student:.1f} times)"
-            sizes.append((describe_metric(name).label, text))
+                text += f"; the teacher has {teacher:,.0f}, {teacher / student:.1f} times as many"
+            sizes.append((f"{student:,.0f}", text))
     return sizes
 
 

@@ -152,7 +152,9 @@ function enhanceCharts() {
         delete chart.layout.annotations; // names stand apart only within the frame
       }
       const scatter = [{ hovertemplate: "%{x}, %{y:.4~g}<extra>%{fullData.name}</extra>" }];
-      const layout = { ...chart.layout, template: { layout: theme(), data: { scatter } }, dragmode: touch.matches ? false : "zoom" };
+      const layout = { height: 420, ...chart.layout, template: { layout: theme(), data: { scatter } }, dragmode: touch.matches ? false : "zoom" };
+      // On a phone a long legend would leave no room for the points, whose marks are in the table too.
+      if (narrow.matches && chart.data.length > 4) layout.showlegend = false;
       caption.textContent = chart.caption;
       Plotly.react(plot, chart.data, layout, { responsive: true, displaylogo: false, modeBarButtons: [["toImage", "resetScale2d"]] });
       // The picture alone: what is inside an image, as Plotly's buttons would be, is not read out.
