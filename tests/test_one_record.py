@@ -185,6 +185,15 @@ def test_a_folder_in_place_of_a_record_is_said(root: Path) -> None:
     assert line == f"run {run_id}: cannot write to {str(path.parent)!r}: Is a directory"
 
 
+def test_a_name_with_invisible_letters_makes_one_line(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["export", "\u202eabcd\n", "--store", str(root), "--out", str(root / "out")]
+    assert cli.dispatch(words) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.isprintable()
+
+
 def test_a_record_whose_run_is_gone_is_shown_and_said(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
