@@ -194,6 +194,15 @@ def test_a_name_with_invisible_letters_makes_one_line(
     assert line.isprintable()
 
 
+def test_a_copied_store_shows_its_own_checkpoints(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = only_record(root / "records")
+    assert cli.dispatch(["show", record.run_id, "--json", "--store", str(root)]) == 0
+    address = json.loads(capsys.readouterr().out)["checkpoints"]["best"]["address"]
+    assert Path(address).is_relative_to(root)
+
+
 def test_a_record_whose_run_is_gone_is_shown_and_said(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
