@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -153,6 +154,53 @@ def test_a_record_that_was_changed_is_fetched_again(root: Path) -> None:
     path.write_bytes(content.replace(b"natural", b"naturel"))
     assert sync_records(root).problems == []
     assert path.read_bytes() == content
+
+
+def become_pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def become_loop(path: Path) -> None:
+    path.symlink_to(path)
+
+
+@pytest.mark.parametrize("become", [become_pipe, become_loop])
+def test_what_is_no_file_is_replaced_by_its_runs_record(
+    root: Path, become: Callable[[Path], None]
+) -> None:
+    (path,) = (root / "records").glob("*.json")
+    record = read_record(path)
+    path.unlink()
+    become(path)
+    assert sync_records(root).problems == []
+    assert read_record(path) == record
+
+
+def test_a_folder_in_place_of_a_record_is_said(root: Path) -> None:
+    (path,) = (root / "records").glob("*.json")
+    run_id = read_record(path).run_id
+    path.unlink()
+    path.mkdir()
+    (line,) = sync_records(root).problems
+    assert line == f"run {run_id}: cannot write to {str(path.parent)!r}: Is a directory"
+
+
+def test_a_name_with_invisible_letters_makes_one_line(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["export", "\u202eabcd\n", "--store", str(root), "--out", str(root / "out")]
+    assert cli.dispatch(words) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.isprintable()
+
+
+def test_a_copied_store_shows_its_own_checkpoints(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = only_record(root / "records")
+    assert cli.dispatch(["show", record.run_id, "--json", "--store", str(root)]) == 0
+    address = json.loads(capsys.readouterr().out)["checkpoints"]["best"]["address"]
+    assert Path(address).is_relative_to(root)
 
 
 def test_a_record_whose_run_is_gone_is_shown_and_said(

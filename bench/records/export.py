@@ -11,6 +11,7 @@ from bench.records.sync import sync_records
 from bench.system.errors import BenchError, UsageError, one_line
 from bench.system.files import save_file
 from leaderboards.read.records import StoreError, collect
+from leaderboards.schema.fields import escape_unprintable
 from leaderboards.schema.record import Record, RecordError
 
 
@@ -47,6 +48,6 @@ def print_results(items: Iterable[Any], process: Callable[[Any], str]) -> int:
             print(process(item))
         # ValueError, LookupError and OSError come from records whose spec is wrong.
         except (BenchError, ValueError, LookupError, OSError) as error:
-            print(f"error: {item}: {one_line(error)}", file=sys.stderr)
+            print(f"error: {escape_unprintable(str(item))}: {one_line(error)}", file=sys.stderr)
             exit_code = 1
     return exit_code

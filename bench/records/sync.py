@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.system.database import redact_password
-from bench.system.errors import one_line
+from bench.system.errors import BenchError, one_line
 from bench.system.files import save_file
 from bench.tracking.store import (
     fetch_artifact,
@@ -20,6 +21,7 @@ from bench.tracking.store import (
     suite_runs,
     tracking_uri,
 )
+from leaderboards.read.records import read_content
 from leaderboards.schema.fields import FINISHED, Artifact, Tag
 from leaderboards.schema.record import RecordError, parse_record
 
@@ -60,7 +62,7 @@ def sync_records(root: Path) -> StoreRecords:
             try:
                 content = fetch_record(client, root, run, digest)
                 save_file(folder / parse_record(content).spec.record_name, content)
-            except RecordError as error:
+            except (RecordError, BenchError) as error:
                 problems.append(f"run {run.info.run_id}: {error}")
         without += not digest and spec_id[:8] not in digests
     if without:
@@ -98,7 +100,9 @@ def digest_records(folder: Path) -> dict[str, str]:
     """Return the sha256 of each record by the digits of the spec id that end its name."""
     digests = {}
     for path in folder.glob("*.json"):
-        digests[path.stem[-8:]] = hashlib.sha256(path.read_bytes()).hexdigest()
+        # `collect` names a file that cannot be read.
+        with suppress(RecordError):
+            digests[path.stem[-8:]] = hashlib.sha256(read_content(path)).hexdigest()
     return digests
 
 

@@ -98,6 +98,11 @@ def open_client(uri: str) -> MlflowClient:
     return client
 
 
+def artifact_path(root: Path, run_id: str, artifact: str) -> Path:
+    """Return where a local store has an artifact of a run."""
+    return root / ARTIFACTS / run_id / "artifacts" / artifact
+
+
 def fetch_artifact(
     client: MlflowClient, root: Path, run_id: str, artifact: str, folder: Path
 ) -> Path:
@@ -106,7 +111,7 @@ def fetch_artifact(
     A store that was moved or copied has its artifacts with it, wherever MLflow believes them.
     The errors of stores have no common class.
     """
-    path = root / ARTIFACTS / run_id / "artifacts" / artifact
+    path = artifact_path(root, run_id, artifact)
     if path.exists():
         return path
     return Path(client.download_artifacts(run_id, artifact, str(folder)))

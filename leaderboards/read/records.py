@@ -24,6 +24,11 @@ class StoreError(ConnectionError):
 
 def read_record(path: Path) -> Record:
     """Read the record in a file. Raises RecordError for whatever is wrong with it."""
+    return parse_record(read_content(path))
+
+
+def read_content(path: Path) -> bytes:
+    """Return the bytes of a record's file. Raises RecordError for one that is none."""
     if path.exists() and not path.is_file():
         raise RecordError("no regular file")
     try:
@@ -33,7 +38,7 @@ def read_record(path: Path) -> Record:
         raise RecordError(str(error.strerror)) from error
     if len(content) > MAX_BYTES:
         raise RecordError(f"larger than {MAX_BYTES:,} bytes")
-    return parse_record(content)
+    return content
 
 
 def collect(folder: Path | None, suite: str | None = None) -> pd.DataFrame:

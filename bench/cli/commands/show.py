@@ -80,7 +80,7 @@ def show(options: ShowOptions) -> int:
         raise UsageError(f"{options.run!r} names no run: {rule}")
     runs = read_runs(options.store)
     if options.run:
-        document = describe_run(find_run(runs, options.run))
+        document = describe_run(find_run(runs, options.run), options.store)
         if options.json:
             print_json(document)
         else:
@@ -146,7 +146,7 @@ def table_row(summary: dict[str, Any]) -> list[str]:
     return [(summary | texts)[name] for name in COLUMNS]
 
 
-def describe_run(run: Run) -> dict[str, Any]:
+def describe_run(run: Run, store: Path) -> dict[str, Any]:
     """Return what is recorded of a run, without its curves and its verdicts on single images.
 
     Accuracies are fractions, beside the counts `n` and `aa_n`; costs are seconds, bytes and counts.
@@ -157,7 +157,7 @@ def describe_run(run: Run) -> dict[str, Any]:
         if values := metrics_under(run, f"{checkpoint.metric_prefix}/"):
             accuracy[name] = values
         if sha256 := tags.get(checksum_tag(name)):
-            files[name] = {"address": checkpoint_address(run, name), "sha256": sha256}
+            files[name] = {"address": checkpoint_address(run, name, store), "sha256": sha256}
     texts = (Tag.SPEC_ID, Tag.ROLE, Tag.VARIANT, Tag.TRAINING_PATH, Tag.STATUS_NOTE, Tag.COMMAND)
     return {
         **summarize(run),
@@ -183,9 +183,14 @@ def metrics_under(run: Run, prefix: str) -> dict[str, float]:
     return values
 
 
-def checkpoint_address(run: Run, name: str) -> str:
+def checkpoint_address(run: Run, name: str, store: Path) -> str:
     """Return the path of a checkpoint file, MLflow's address if it lies on a server, "" if gone."""
+    from bench.tracking.store import artifact_path
 
+    # A store that was moved or copied has its artifacts with it.
+    here = artifact_path(store, run.info.run_id, checkpoint_artifact(name))
+    if here.exists():
+        return str(here)
     parts = urlparse(run.info.artifact_uri)
     if parts.scheme not in ("", "file"):
         return f"runs:/{run.info.run_id}/{checkpoint_artifact(name)}"
