@@ -84,11 +84,11 @@ def find_best_seed(store: Path, row: str) -> Record:
     seeds = [record for record in records if row_address(record) == f"{newest}/{names}"]
     if not seeds:
         raise unknown_name("row", row, {row_address(record) for record in records})
-    specs = [record.spec.flat() for record in seeds]
-    settings = specs[0].keys() - {"seed"}
-    different = sorted(
-        name for name in settings if len({str(spec.get(name)) for spec in specs}) > 1
-    )
+    values: dict[str, set[str]] = {}
+    for record in seeds:
+        for name, value in record.spec.flat().items():
+            values.setdefault(name, set()).add(str(value))
+    different = sorted(name for name in values if len(values[name]) > 1 and name != "seed")
     if different:
         runs = ", ".join(record.run_id[:SHOWN_DIGITS] for record in seeds)
         raise UsageError(f"{row!r}: runs {runs} differ in {', '.join(different)}: name one of them")

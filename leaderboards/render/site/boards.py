@@ -53,7 +53,7 @@ def board_columns(section: Section, table: TaskTable) -> list[Column]:
     derived = [Column(name, describe_metric(name).label) for name in (KEPT, BALANCE, DROP)]
     columns = []
     for column in (*table.columns, *derived):
-        measured = any(board_cell(section, row, column.metric).n for row in table.ranked)
+        measured = any(board_summary(section, row, column.metric).n for row in table.ranked)
         if measured and column.metric != RANK_METRIC:
             columns.append(Column(column.metric, SHORT.get(column.metric, column.label)))
     order = {name: position for position, name in enumerate(SHOWN)}
@@ -61,7 +61,7 @@ def board_columns(section: Section, table: TaskTable) -> list[Column]:
     return columns
 
 
-def board_cell(section: Section, row: Row, metric: str) -> SeedSummary:
+def board_summary(section: Section, row: Row, metric: str) -> SeedSummary:
     """Return a metric of a row; derived ones have no deviation."""
     if metric == KEPT:
         value = robustness_kept(row, section.teachers)
@@ -120,8 +120,8 @@ def _render_csv(section: Section, table: TaskTable) -> str:
         line: dict[str, Any] = {"rank_first": first, "rank_last": last}
         line |= {name: getattr(row, name) for name in json_tables.SETTING}
         for metric in columns:
-            cell = board_cell(section, row, metric)
-            line |= {metric: cell.mean, f"{metric}_sd": cell.sd}
+            summary = board_summary(section, row, metric)
+            line |= {metric: summary.mean, f"{metric}_sd": summary.sd}
         lines.append(line)
     frame = pd.DataFrame(lines).astype({"rank_first": "Int64", "rank_last": "Int64"})
     return csv_tables.render(frame)
@@ -171,7 +171,8 @@ def run_ids_of(rows: Iterable[Row]) -> list[str]:
 
 # For templates.
 FUNCTIONS = {
-    "board_columns": board_columns, "board_cell": board_cell, "explain_column": explain_column,
+    "board_columns": board_columns, "board_summary": board_summary,
+    "explain_column": explain_column,
     "cite_table": cite_table, "network_sizes": network_sizes, "run_ids_of": run_ids_of,
     "shown_columns": SHOWN, "id_of": id,
 }  # fmt: skip
