@@ -157,7 +157,7 @@ def test_write_everything(folder: Path, tmp_path: Path) -> None:
         for path in tmp_path.glob("*/*")
     }
     counts = {name: len(paths) for name, paths in kinds.items()}
-    assert counts == {"assets": 7, "tasks": 4, "methods": 9, "runs": 13, "tables": 24}
+    assert counts == {"assets": 7, "tasks": 4, "methods": 9, "runs": 13, "tables": 20}
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == [
         "index.html",
         *(f"leaderboard.{kind}" for kind in sorted(KINDS)),

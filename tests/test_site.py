@@ -349,7 +349,8 @@ def test_a_phone_shows_rank_method_and_accuracies(recorded: Path, page: Page) ->
     assert len(heads) == 4
     for head in heads:
         box = head.bounding_box()
-        assert box and box["x"] + box["width"] <= 390
+        assert box
+        assert box["x"] + box["width"] <= 390
 
 
 def test_the_heat_map_and_the_files_of_a_table(recorded: Path, page: Page) -> None:
