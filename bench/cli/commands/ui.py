@@ -1,4 +1,4 @@
-"""Open MLflow's own pages on the record."""
+"""Open MLflow's own pages of the runs of a store."""
 
 import socket
 import subprocess
@@ -23,7 +23,7 @@ HEALTH_INTERVAL = 0.5  # seconds between questions to a server that starts
 
 @dataclass(frozen=True, kw_only=True)
 class UiOptions:
-    """Open MLflow's own pages on the record, for this machine alone unless --host is given."""
+    """Open MLflow's own pages of the runs, for this machine alone unless --host is given."""
 
     store: StoreFolder = Path("runs")
     host: Annotated[str, option("NAME", "0.0.0.0 lets others in, without a password")] = "127.0.0.1"
