@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -230,9 +229,7 @@ class Record(StrictModel):
 
     def to_json(self) -> str:
         """Return JSON with a line for each field."""
-        content = self.model_dump(by_alias=True) | {"spec": asdict(self.spec)}
-        if not self.spec.tuned:
-            del content["spec"]["tuned"]
+        content = self.model_dump(by_alias=True) | {"spec": self.spec.values}
         lines = [f" {json.dumps(key)}: {_dump_json(value)}" for key, value in content.items()]
         return "{\n" + ",\n".join(lines) + "\n}\n"
 

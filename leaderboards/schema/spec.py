@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import re
@@ -86,11 +85,17 @@ class Spec:
 
     def json(self) -> str:
         """Return the canonical JSON."""
-        values = dataclasses.asdict(self)
+        return json.dumps(self.values, sort_keys=True)
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The fields as plain values, as a record has them."""
+        # dataclasses.asdict copies every value, which takes a tenth of the time of 10,000 records.
+        values = vars(self) | {"training": vars(self.training)}
         if not self.tuned:
             # Records from before there were searches keep their names.
             del values["tuned"]
-        return json.dumps(values, sort_keys=True)
+        return values
 
     @property
     def teacher(self) -> str:
@@ -116,7 +121,7 @@ class Spec:
 
     def flat(self) -> dict[str, Any]:
         """Return one level for MLflow's parameters. Dots join nested names."""
-        return dict(flatten_names("", dataclasses.asdict(self)))
+        return dict(flatten_names("", {"tuned": 0} | self.values))
 
 
 def flatten_names(prefix: str, values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
