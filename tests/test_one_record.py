@@ -131,6 +131,17 @@ def test_names_are_spelled_in_the_schema_alone() -> None:
     assert [name for path in SOURCES for name in spelled_names(path)] == []
 
 
+TEMPLATES = sorted((ROOT / "leaderboards").rglob("*.j2"))
+QUOTED = re.compile(r"[\"']([^\"' ]+)[\"']")
+
+
+@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.name)
+def test_templates_spell_no_name(path: Path) -> None:
+    names = QUOTED.findall(path.read_text(encoding="utf-8"))
+    assert [name for name in names if METRIC.match(name) or name in TAGS | FILES] == []
+    assert "sha256." not in path.read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("text", ["test/aa", "val/", "sha256.best", "code_dirty", "record.json"])
 def test_a_spelled_name_is_noticed(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

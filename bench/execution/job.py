@@ -122,7 +122,8 @@ def train_and_record(job: Job, teacher_sha256: dict[str, str], student_passes: f
     state, cost = train(job)
     cost[metrics.STUDENT_PASSES] = student_passes
     evaluations = evaluate(job)
-    record(job, state, cost | network_sizes(job), evaluations, description)
+    finished = build_run_record(job, state, cost | network_sizes(job), evaluations, description)
+    record(job, state, finished)
     best = evaluations[BEST].accuracy
     shown = [f"{name} {100 * best[name]:.1f}" for name in SHOWN_ACCURACIES if name in best]
     return ", ".join(shown)
@@ -276,31 +277,22 @@ def evaluate(job: Job) -> dict[str, CheckpointEvaluation]:
     return evaluations
 
 
-def record(
-    job: Job,
-    state: State,
-    cost: dict[str, float],
-    evaluations: dict[str, CheckpointEvaluation],
-    description: dict[str, object],
-) -> Record:
+def record(job: Job, state: State, finished: Record) -> None:
     """Record a run: files, then numbers in MLflow and as a file; keep a teacher."""
     run, context, logger, folder = job.run, job.context, job.logger, job.folder
     model = None
     with logger.optional_step("model"):
         model = links.log_checkpoint(logger, run.spec, run_tags(run, context.code, context.group))
-    for name in evaluations:
+    for name in finished.checksums:
         logger.log_file(folder / f"{name}.pt", Artifact.CHECKPOINTS)
     for verdicts in sorted(folder.glob("verdicts_*.npz")):
         logger.log_file(verdicts, Artifact.VERDICTS)
-    finished = build_run_record(job, state, cost, evaluations, description)
-    best = evaluations[BEST].metrics(BEST)
-    logger.log_record(finished, links.metric_link(model, job.data, best))
+    logger.log_record(finished, links.metric_link(model, job.data, finished.metrics_of(BEST)))
     if run.spec.role == "teacher":
         keep_teacher(job, finished.checksums[BEST])
     add_note_and_links(job, model, state, finished)
     # The file comes last: whoever reads it sees a complete run in MLflow.
     context.store.save_record(finished)
-    return finished
 
 
 def network_sizes(job: Job) -> dict[str, float]:

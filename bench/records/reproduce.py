@@ -83,8 +83,7 @@ def compare_results(
     record: Record, measured: dict[str, float], survived: Verdicts | None, share: float
 ) -> str:
     """Compare with a record. Raise RecordError if more than a share of the images differ."""
-    prefix = metrics.accuracy_name("", BEST)
-    recorded = {name: value for name, value in record.metrics.items() if name.startswith(prefix)}
+    recorded = record.metrics_of(BEST)
     unmatched = sorted(recorded.keys() ^ measured.keys())
     if unmatched:
         raise RecordError(f"not reproduced: {unmatched[0]} is in one of record and evaluation")

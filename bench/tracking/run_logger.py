@@ -15,7 +15,6 @@ from bench.system.errors import one_line
 from bench.system.signals import deferred_signals
 from leaderboards.schema.checkpoints import BEST
 from leaderboards.schema.fields import FINISHED, Artifact, Tag, checksum_tag
-from leaderboards.schema.metrics import accuracy_name
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -90,10 +89,8 @@ class RunLogger:
         Its curves and parameters are logged as they arise.
         """
         checksums = {checksum_tag(name): value for name, value in record.checksums.items()}
-        best, others = dict[str, float](), dict[str, float]()
-        for name, value in record.metrics.items():
-            of_best = name.startswith(accuracy_name("", BEST))
-            (best if of_best else others)[name] = value
+        best = record.metrics_of(BEST)
+        others = {name: value for name, value in record.metrics.items() if name not in best}
         self.log_metrics(best, link=link)
         self.log_metrics(others)
         self.set_tags(record.tags | checksums)

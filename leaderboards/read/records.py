@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from leaderboards.schema import fields, metrics
+from leaderboards.schema.checkpoints import BEST
 from leaderboards.schema.record import Record, RecordError, parse_record
 
 MAX_BYTES = 1_000_000
@@ -102,7 +103,7 @@ def _read_all(paths: Iterable[Path], suite: str | None, problems: list[str]) -> 
 
 
 def _refuse_twin(name: str, record: Record, trained: dict[str, tuple[str, Record]]) -> None:
-    sha256 = record.checksums.get("best", record.run_id)
+    sha256 = record.checksums.get(BEST, record.run_id)
     other, twin = trained.setdefault(sha256, (name, record))
     if twin.training_key != record.training_key:
         raise RecordError(f"{other} has the same checkpoint, of another method, network or seed")

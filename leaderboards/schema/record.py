@@ -194,16 +194,20 @@ class Record(StrictModel):
         """The sanity flags, with their evidence."""
         return fields.parse_json_tag(self.tags.get(fields.Tag.FLAGS, "")) or {}
 
+    def metrics_of(self, checkpoint: str) -> dict[str, float]:
+        """Return the accuracies and counts of a checkpoint."""
+        prefix = metrics.accuracy_name("", checkpoint)
+        return {name: value for name, value in self.metrics.items() if name.startswith(prefix)}
+
     @property
     def accuracies(self) -> dict[str, dict[str, float]]:
         """The accuracies by checkpoint and attack, with `clean` and `worst`."""
         accuracies: dict[str, dict[str, float]] = {}
-        for name, checkpoint in CHECKPOINTS.items():
-            prefix = f"{checkpoint.metric_prefix}/"
-            for metric, value in self.metrics.items():
-                if metric.startswith(prefix) and metrics.is_accuracy(metric):
-                    values = accuracies.setdefault(name, {})
-                    values[metric.removeprefix(prefix)] = value
+        for name in CHECKPOINTS:
+            prefix = metrics.accuracy_name("", name)
+            for metric, value in self.metrics_of(name).items():
+                if metrics.is_accuracy(metric):
+                    accuracies.setdefault(name, {})[metric.removeprefix(prefix)] = value
         return accuracies
 
     @property

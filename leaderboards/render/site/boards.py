@@ -132,7 +132,7 @@ def cite_table(site: Site, section: Section, title: str, run_ids: list[str]) -> 
     runs = sorted(site.runs_of(run_ids), key=lambda run: str(run["spec_id"]))
     digest = hashlib.sha256()
     for run in runs:
-        digest.update(run["record"].model_dump_json(by_alias=True).encode())
+        digest.update(site.digests[run["run_id"]])
     newest = max(run["start_time"] for run in runs)
     key = "".join(filter(str.isalnum, section.experiment))
     lines = (

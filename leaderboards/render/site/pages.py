@@ -20,14 +20,21 @@ from leaderboards.render.numbers import FORMATS, format_percent
 from leaderboards.render.protocol_text import describe_protocol, recorded_values, shared_settings
 from leaderboards.render.site.boards import FUNCTIONS, board_stems
 from leaderboards.render.site.site_map import Site, SiteRow, Task
-from leaderboards.schema.fields import escape_unprintable
+from leaderboards.schema.fields import (
+    Tag,
+    checkpoint_artifact,
+    checksum_tag,
+    escape_unprintable,
+)
 from leaderboards.schema.metrics import (
     ATTACK_LABELS,
     CHECKPOINT_LABELS,
+    CLEAN,
     COST,
     METRICS,
     RANK_METRIC,
     TRAIN_SECONDS,
+    WORST_CLASS,
     attack_seconds,
     describe_metric,
 )
@@ -70,6 +77,8 @@ def _engine(site: Site) -> jinja2.Environment:
     engine.policies["json.dumps_kwargs"] = JSON_OPTIONS
     engine.globals |= {
         "site": site, "published": HEADING, "rank": RANK_METRIC, "seconds": TRAIN_SECONDS,
+        "clean": CLEAN, "worst_class": WORST_CLASS, "tag": Tag, "checksum_tag": checksum_tag,
+        "checkpoint_artifact": checkpoint_artifact,
         "zip": zip, **FORMATS,
         "describe_protocol": describe_protocol, "shared_settings": shared_settings,
         "stems": board_stems(site), **FUNCTIONS,

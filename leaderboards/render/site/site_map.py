@@ -95,6 +95,15 @@ class Site:
         return dict(zip(self.collected["run_id"], frame_rows(self.collected), strict=True))
 
     @cached_property
+    def digests(self) -> dict[str, bytes]:
+        """The sha256 of each record by run id; several citations need it."""
+        digests = {}
+        for run_id, run in self.runs.items():
+            content = run["record"].model_dump_json(by_alias=True).encode()
+            digests[run_id] = hashlib.sha256(content).digest()
+        return digests
+
+    @cached_property
     def attacks(self) -> list[str]:
         """The attacks on any checkpoint of any run, those of ATTACK_LABELS first, in its order."""
         names = set()
