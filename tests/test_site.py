@@ -334,6 +334,30 @@ def test_the_state_of_a_table_is_in_the_address(recorded: Path, page: Page) -> N
     expect(rows).to_have_count(30)
 
 
+def test_all_rows_are_narrowed_by_every_facet(recorded: Path, page: Page) -> None:
+    page.goto((recorded / "rows.html").as_uri())
+    rows = page.locator("#rows-table tbody tr")
+    assert rows.count() == 86
+    for facet, value, count in (
+        ("Data", "cifar10", 28),
+        ("Student", "resnet8-w4", 30),
+        ("Suite", "digits@3", 58),
+        ("Teacher", "none", 15),
+        ("Family", "control", 6),
+    ):
+        choice = page.locator(f"select[data-facet='{facet}']")
+        choice.select_option(value)
+        expect(rows).to_have_count(count)
+        choice.select_option("")
+
+
+def test_the_rows_of_a_method_are_narrowed_by_teacher(recorded: Path, page: Page) -> None:
+    page.goto((recorded / "methods" / "gacd.html").as_uri())
+    rows = page.locator("#rows-table tbody tr")
+    page.locator("select[data-facet='Teacher']").select_option("resnet8-w16-trades")
+    expect(rows).to_have_count(2)
+
+
 def test_a_row_highlights_its_point_and_itself(recorded: Path, page: Page) -> None:
     page.goto((recorded / REAL_TASK).as_uri())
     row = page.locator("#board-r0")

@@ -169,10 +169,15 @@ def run_ids_of(rows: Iterable[Row]) -> list[str]:
     return [*chain.from_iterable(map(attrgetter("run_ids"), rows))]
 
 
+def values_of(rows: Iterable[Row], name: str) -> list[Any]:
+    """Return a field of each row. Jinja's `map` would look for a metric of this name."""
+    return [getattr(row, name) for row in rows]
+
+
 # For templates.
 FUNCTIONS = {
     "board_columns": board_columns, "board_summary": board_summary,
     "explain_column": explain_column,
     "cite_table": cite_table, "network_sizes": network_sizes, "run_ids_of": run_ids_of,
-    "shown_columns": SHOWN, "id_of": id,
+    "shown_columns": SHOWN, "id_of": id, "values_of": values_of,
 }  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import chain
 from operator import attrgetter
 from pathlib import Path
@@ -39,6 +39,7 @@ from leaderboards.schema.metrics import (
     describe_metric,
 )
 from leaderboards.tables.published import HEADING
+from leaderboards.tables.rows import Row
 
 if TYPE_CHECKING:
     import jinja2
@@ -81,13 +82,18 @@ def _engine(site: Site) -> jinja2.Environment:
         "checkpoint_artifact": checkpoint_artifact,
         "zip": zip, **FORMATS,
         "describe_protocol": describe_protocol, "shared_settings": shared_settings,
-        "stems": board_stems(site), **FUNCTIONS,
+        "stems": board_stems(site), **FUNCTIONS, "families_of": partial(families_of, site),
         "summarise_method": summarise_method, "layout_diagram": layout_diagram,
     }  # fmt: skip
     parts: Any = engine.get_template("parts.html.j2").module
     # Many runs, one after the other, have the same protocol, settings and environment.
     engine.globals["cached_pairs"] = lru_cache(maxsize=64)(parts.pairs)
     return engine
+
+
+def families_of(site: Site, rows: Sequence[Row]) -> list[str]:
+    """Return the family of each row's method, "" for a method that is not described."""
+    return [site.family(row.method) for row in rows]
 
 
 def summarise_method(rows: Sequence[SiteRow]) -> dict[str, float]:
