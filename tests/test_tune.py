@@ -147,7 +147,7 @@ def test_default_and_tuned_rows_are_side_by_side(folder: Path) -> None:
     assert code == 0, err
     text = (folder / "leaderboard/leaderboard.md").read_text()
     for start in (r"(?!tuned)[^|]*", r"tuned, 5 trials, \w{4}; [^|]*"):
-        row = rf"^\| 1 \| pgd_at \({start}limit_test=8[^|]*\) \| none \| 1 \|"
+        row = rf"^\| 1 to 2 \| pgd_at \({start}limit_test=8[^|]*\) \| none \| 1 \|"
         assert re.search(row, text, flags=re.MULTILINE)
     assert "tuning" not in text
 
@@ -192,7 +192,7 @@ def test_a_tuned_run_with_the_defaults_is_a_copy(workers: int, tmp_path: Path) -
     assert copy.data.metrics == default.data.metrics
     assert copy.data.metrics["cost/train_seconds"] > 0
     own = {"spec_id", "variant", "sets", "status_note", "command", "mlflow.note.content"}
-    own |= {"mlflow.parentRunId", "mlflow.runName"}
+    own |= {"mlflow.parentRunId", "mlflow.runName", "sha256.record"}
     for name in default.data.tags.keys() | copy.data.tags.keys():
         same = default.data.tags.get(name) == copy.data.tags.get(name)
         assert same or name in own, name

@@ -106,9 +106,11 @@ class RunLogger:
         """Log the curves of a record, as a run does epoch by epoch."""
         from mlflow.entities import Metric
 
-        points = []
+        points, epochs = [], set[int]()
         for name, curve in record.curves.items():
             points += [Metric(name, value, record.start_time, epoch) for epoch, value in curve]
+            epochs.update(epoch for epoch, _ in curve)
+        points += [Metric("epoch", epoch, record.start_time, epoch) for epoch in sorted(epochs)]
         for start in range(0, len(points), BATCH_SIZE):
             self.client.log_batch(self.run_id, metrics=points[start : start + BATCH_SIZE])
 
