@@ -109,7 +109,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert code == 0, err
     assert re.fullmatch(r"runs/tuned/digits-digits-resnet8-w4-pgd_at-\w{4}.toml", out.strip())
     assert len(re.findall(rf"^{NAME}: trial \d of 5: ", err, flags=re.MULTILINE)) == 5
-    assert re.search(r"\[2/2\] .* seed 0.*: clean", err)
+    # Where the defaults won, which differs from machine to machine, the second run is a copy.
+    assert re.search(r"\[2/2\] .* seed 0.*: (clean|a copy of run)", err)
     return folder
 
 
