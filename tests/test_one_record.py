@@ -71,9 +71,9 @@ def test_record_and_run_say_the_same(trained: RunContext) -> None:
     assert run.data.params == {name: str(value) for name, value in record.spec.flat().items()}
     for name in record.metrics:
         assert measured.pop(name) == record.metrics[name], name
-    for name, points in record.curves.items():
+    for name, curve in record.curves.items():
         history = trained.store.client.get_metric_history(record.run_id, name)
-        assert [(point.step, point.value) for point in history] == points, name
+        assert [(point.step, point.value) for point in history] == [*zip(*curve, strict=True)], name
         del measured[name]
     assert set(measured) == {"epoch"}, "MLflow has nothing that the record lacks"
 
@@ -94,7 +94,7 @@ def test_files_of_record_and_run_are_the_same(trained: RunContext, tmp_path: Pat
     assert record.metrics[metrics.PARAMETERS] > 1000
     assert record.classes is not None
     assert record.classes.images == record.metrics[metrics.NUM_IMAGES] == 8
-    by_class = record.accuracies_by_class()
+    by_class = record.accuracies_by_class
     assert set(by_class) == {metrics.CLEAN, metrics.RANK_METRIC}
     assert min(by_class[metrics.CLEAN]) <= 0.875 <= max(by_class[metrics.CLEAN])
 

@@ -144,7 +144,7 @@ def test_a_record_of_version_1_has_no_classes(tracked: Records) -> None:
     runs = collect(tracked.folder)
     assert list(runs["method"]) == ["rslad", "ard"]
     assert runs.attrs["problems"] == []
-    assert runs["record"].iloc[1].accuracies_by_class() == {}
+    assert runs["record"].iloc[1].accuracies_by_class == {}
 
 
 @pytest.mark.parametrize("names", [("a.json", "b.json"), ("b.json", "a.json")])
@@ -199,8 +199,11 @@ def test_the_last_point_of_a_curve_is_in_the_frame_and_its_gaps_stay(tracked: Re
     runs = collect(tracked.folder)
     assert runs["val/robust"].iloc[1] == 0.4
     assert "train/ce" not in runs
-    lines = runs["record"].iloc[1].lines
-    assert lines == {"train/ce": ((0, 1, 10), (2.0, 1.0, 3.0)), "val/robust": ((0,), (0.4,))}
+    assert runs["record"].iloc[1].curves == {
+        "train/ce": ((0, 1, 10), (2.0, 1.0, 3.0)),
+        "val/robust": ((0,), (0.4,)),
+        "lr": ((), ()),
+    }
 
 
 def test_an_empty_folder_is_no_error_and_a_missing_one_is(tmp_path: Path) -> None:

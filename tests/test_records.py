@@ -219,7 +219,7 @@ def test_another_store_gives_the_same_leaderboard(origin: Path, records: Path, h
     first, *others = [collect(folder) for folder in (origin / "records", home / "records", records)]
     assert len(first) == 6
     assert first["param/hyper.base"].isin([NASTY]).sum() == first["command"].eq(NASTY).sum() == 1
-    points = [len(curve) for record in first["record"] for curve in record.curves.values()]
+    points = [len(epochs) for record in first["record"] for epochs, _ in record.curves.values()]
     assert sum(points) == 6 * 5
     for frame in others:
         pd.testing.assert_frame_equal(frame.drop(columns="record"), first.drop(columns="record"))

@@ -104,7 +104,7 @@ def row_address(record: Record) -> str:
 
 def validation_accuracy(record: Record) -> float:
     """Return the highest robust accuracy on the validation images, -1 where none was recorded."""
-    return max((value for _, value in record.curves.get(VAL_ROBUST, ())), default=-1.0)
+    return max(record.curves.get(VAL_ROBUST, ((), ()))[1], default=-1.0)
 
 
 def load_network(record: Record, store: Path, name: str) -> Net:

@@ -48,7 +48,8 @@ def run_note(record: Record, epoch: int) -> str:
         flags = [f"- **{escape(name)}**: {escape(text)}" for name, text in record.flags.items()]
         flags = ["Sanity flags:", "", *flags]
     clean, robust = (
-        dict(record.curves[name])[epoch] for name in (metrics.VAL_CLEAN, metrics.VAL_ROBUST)
+        dict(zip(*record.curves[name], strict=True))[epoch]
+        for name in (metrics.VAL_CLEAN, metrics.VAL_ROBUST)
     )
     parts = [
         accuracy_table(record),
@@ -147,7 +148,7 @@ def save_figure(figure: Figure, path: Path) -> None:
 def draw_curves(axes: Axes, label: str, record: Record, names: Iterable[str], scale: float) -> None:
     """Draw metrics over the epochs."""
     for name in names:
-        epochs, values = zip(*record.curves[name], strict=True)
+        epochs, values = record.curves[name]
         marker = "." if len(values) < 20 else ""
         axes.plot(epochs, [scale * value for value in values], marker=marker, label=name)
     axes.set_xlabel("epoch")

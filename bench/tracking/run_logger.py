@@ -108,8 +108,9 @@ class RunLogger:
 
         points, epochs = [], set[int]()
         for name, curve in record.curves.items():
-            points += [Metric(name, value, record.start_time, epoch) for epoch, value in curve]
-            epochs.update(epoch for epoch, _ in curve)
+            for epoch, value in zip(*curve, strict=True):
+                points.append(Metric(name, value, record.start_time, epoch))
+            epochs.update(curve[0])
         points += [Metric("epoch", epoch, record.start_time, epoch) for epoch in sorted(epochs)]
         for start in range(0, len(points), BATCH_SIZE):
             self.client.log_batch(self.run_id, metrics=points[start : start + BATCH_SIZE])

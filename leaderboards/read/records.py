@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,10 @@ def read_record(path: Path) -> Record:
 
 def read_content(path: Path) -> bytes:
     """Return the bytes of a record's file. Raises RecordError for one that is none."""
-    if path.exists() and not path.is_file():
-        raise RecordError("no regular file")
     try:
+        # To open a pipe would wait for its writer.
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise RecordError("no regular file")
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
     except OSError as error:
@@ -69,7 +71,7 @@ def collect(folder: Path | None, suite: str | None = None) -> pd.DataFrame:
         rows.append(record_row(record))
         extra |= dict.fromkeys(rows[-1])
     names = [*COLUMNS, *sorted(extra.keys() - set(COLUMNS))]
-    frame = pd.DataFrame({name: [row.get(name) for row in rows] for name in names}, columns=names)
+    frame = pd.DataFrame(rows, columns=names)
     measured = [
         name for name in names if name.startswith((*metrics.METRIC_PREFIXES, metrics.CLASS))
     ]
@@ -123,11 +125,11 @@ def record_row(record: Record) -> dict[str, Any]:
     for name, text in texts.items():
         row[fields.escape_unprintable(name)] = fields.escape_unprintable(text)
     row |= {"version": int(version), "start_time": record.start_time, "record": record}
-    for name, points in record.curves.items():
-        if points and name.startswith(metrics.METRIC_PREFIXES):
-            row[name] = points[-1][1]
+    for name, (_, values) in record.curves.items():
+        if values and name.startswith(metrics.METRIC_PREFIXES):
+            row[name] = values[-1]
     row |= record.metrics
-    by_class = record.accuracies_by_class()
+    by_class = record.accuracies_by_class
     if clean := by_class.get(metrics.CLEAN):
         row[metrics.WORST_CLASS_CLEAN] = min(clean)
     if robust := by_class.get(metrics.RANK_METRIC):

@@ -44,7 +44,7 @@ def describe_protocol(
     plain = [run for run in students if not run["variant"]] or students
     values = {name: _usual_value(plain, name) for name in chain.from_iterable(PARAMETERS.values())}
     values |= stated or {}
-    sentences = {topic: _sentence(topic, values) for topic in PARAMETERS}
+    sentences = describe_settings(values)
     by_sentence: defaultdict[str, set[str]] = defaultdict(set)
     for run in teachers:
         recorded = recorded_values(run, "param/").items()
@@ -52,10 +52,26 @@ def describe_protocol(
         by_sentence[_sentence("Training", changes)].add(run["method"])
     by_sentence.pop("", None)
     lines = [f"{text} ({', '.join(sorted(names))})" for text, names in by_sentence.items()]
-    sentences |= {"Teachers": "; ".join(lines), "Checkpoint": CHECKPOINT}
+    sentences["Teachers"] = "; ".join(lines)
     seeds = sorted({run["seed"] for run in students} - {""}, key=lambda seed: (len(seed), seed))
     sentences["Seeds"] = " / ".join(seeds)
     return [(topic, text) for topic, text in sentences.items() if text]
+
+
+def describe_settings(values: Mapping[str, str]) -> dict[str, str]:
+    """Return the sentences on the values of parameters by topic, "" for none."""
+    sentences = {topic: _sentence(topic, values) for topic in PARAMETERS}
+    return sentences | {"Checkpoint": CHECKPOINT}
+
+
+def describe_run(run: Run) -> list[tuple[str, str]]:
+    """Return (topic, sentence) pairs on the protocol of one run."""
+    values = {}
+    for name in chain.from_iterable(PARAMETERS.values()):
+        value = run.get(f"param/{name}")
+        if is_recorded(value):
+            values[name] = str(value)
+    return [(topic, text) for topic, text in describe_settings(values).items() if text]
 
 
 def _usual_value(runs: Sequence[Run], name: str) -> str:

@@ -8,14 +8,24 @@ from __future__ import annotations
 
 import json
 import re
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetPydanticSchema,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import CoreSchema, core_schema
 
 from leaderboards.schema import fields, metrics
 from leaderboards.schema.checkpoints import CHECKPOINTS
-from leaderboards.schema.metrics import Curves
+from leaderboards.schema.metrics import Curve
 from leaderboards.schema.packing import (
     Classes,
     Verdicts,
@@ -43,6 +53,23 @@ Images = Annotated[int, Field(gt=0, le=MAX_TEST_IMAGES)]
 
 class RecordError(ValueError):
     """A file or a run makes no record; the message is one line."""
+
+
+def _curve_schema(source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
+    join = core_schema.plain_serializer_function_ser_schema(
+        lambda curve: [*zip(*curve, strict=True)]
+    )
+    points = handler.generate_schema(list[tuple[Epoch, float]])
+    return core_schema.no_info_after_validator_function(_split_points, points, serialization=join)
+
+
+def _split_points(points: list[tuple[int, float]]) -> Curve:
+    epochs, values = zip(*points, strict=True) if points else ((), ())
+    return epochs, values
+
+
+# A file has a list of (epoch, value). Millions of pairs in memory would slow Python down.
+Points = Annotated[Curve, GetPydanticSchema(_curve_schema)]
 
 
 class StrictModel(BaseModel):
@@ -96,7 +123,7 @@ class Record(StrictModel):
     """One finished run.
 
     run_id, start_time (ms): in the store that it is from. checksums: sha256 of checkpoints.
-    metrics: results and costs as fractions, seconds or counts. curves: (epoch, value).
+    metrics: results and costs as fractions, seconds or counts. curves: epochs and their values.
     """
 
     schema_: Schema = Field(alias="schema")
@@ -107,7 +134,7 @@ class Record(StrictModel):
     tags: dict[str, str]
     checksums: dict[str, Hex64]
     metrics: dict[str, float]
-    curves: dict[str, list[tuple[Epoch, float]]]
+    curves: dict[str, Points]
     environment: dict[str, Any]
     classes: PackedClasses | None = None
     verdicts: PackedVerdicts | None
@@ -144,9 +171,8 @@ class Record(StrictModel):
                 raise ValueError(f"metrics: {name} = {value} is no accuracy")
 
     def _check_curves(self) -> None:
-        for name, points in self.curves.items():
-            epochs = [epoch for epoch, _ in points]
-            if not metrics.is_curve(name) or epochs != sorted(set(epochs)):
+        for name, (epochs, _) in self.curves.items():
+            if not metrics.is_curve(name) or [*epochs] != sorted(set(epochs)):
                 raise ValueError(f"curves: {name!r} is none, or its epochs are not in order")
 
     def _check_verdicts(self) -> None:
@@ -216,16 +242,6 @@ class Record(StrictModel):
         return fields.parse_json_tag(self.tags.get(fields.Tag.TEACHER_SHA256, "")) or {}
 
     @property
-    def lines(self) -> Curves:
-        """The curves as epochs and values, by metric."""
-        lines = {}
-        for name, points in sorted(self.curves.items()):
-            if points:
-                epochs, values = zip(*points, strict=True)
-                lines[name] = (epochs, values)
-        return lines
-
-    @property
     def training_key(self) -> tuple[str, ...]:
         """The settings that determine a checkpoint; other attacks on it make another spec."""
         spec = self.spec
@@ -237,10 +253,11 @@ class Record(StrictModel):
         lines = [f" {json.dumps(key)}: {_dump_json(value)}" for key, value in content.items()]
         return "{\n" + ",\n".join(lines) + "\n}\n"
 
+    @cached_property
     def accuracies_by_class(self) -> dict[str, list[float]]:
-        """Return the accuracy on each class that has images, clean and under AutoAttack.
+        """The accuracy on each class that has images, clean and under AutoAttack, by metric.
 
-        By metric, {} where no labels were kept. A class that AutoAttack did not see has none there.
+        {} where no labels were kept. A class that AutoAttack did not see has none there.
         """
         if self.classes is None:
             return {}

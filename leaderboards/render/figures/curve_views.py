@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
-from itertools import chain
 from statistics import fmean
 
 from leaderboards.render.figures.views import Series, View
@@ -30,18 +29,15 @@ TITLES = {VAL_ROBUST: "Robust validation accuracy", VAL_CLEAN: "Clean validation
 
 def mean_curves(runs: Sequence[Curves]) -> dict[str, Curve]:
     """Average each metric over the runs that have it, at the epochs that all of these have."""
-    counts = Counter(chain.from_iterable(runs))
-    by_epoch: dict[str, dict[int, list[float]]] = {}
+    curves = defaultdict(list)
     for run in runs:
-        for metric, (steps, values) in run.items():
-            epochs = by_epoch.setdefault(metric, {})
-            for step, value in zip(steps, values, strict=True):
-                epochs.setdefault(step, []).append(value)
+        for metric, curve in run.items():
+            if curve[0]:
+                curves[metric].append(dict(zip(*curve, strict=True)))
     means: dict[str, Curve] = {}
-    for metric, epochs in by_epoch.items():
-        shared = sorted(step for step in epochs if len(epochs[step]) == counts[metric])
-        if shared:
-            means[metric] = shared, [fmean(epochs[step]) for step in shared]
+    for metric, lines in curves.items():
+        if shared := sorted(set(lines[0]).intersection(*lines)):
+            means[metric] = shared, [fmean([line[step] for line in lines]) for step in shared]
     return means
 
 
@@ -50,8 +46,8 @@ def run_views(curves: Curves) -> list[View]:
     views = []
     for prefix, (title, y_title, scale) in CHARTS.items():
         lines, sentences = [], []
-        for metric, curve in curves.items():
-            if metric.startswith(prefix):
+        for metric, curve in sorted(curves.items()):
+            if curve[0] and metric.startswith(prefix):
                 name = metric.removeprefix(prefix) or metric
                 scaled = _scale_curve(curve, scale)
                 lines.append(_thin_line(name, scaled))

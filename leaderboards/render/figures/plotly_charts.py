@@ -22,7 +22,6 @@ AXES_HEIGHT, AXES_WIDTH = 320, 300
 # Pixels: height of a name, its distance from the point, and width of a letter.
 NAME_HEIGHT, NAME_DISTANCE, LETTER_WIDTH = 17, 24, 7
 DIGITS = 4  # significant
-MAX_DECIMALS = 300  # that numpy can round to
 
 
 def build_chart(view: View) -> Json:
@@ -39,19 +38,10 @@ def escape(name: str) -> str:
 
 def round_numbers(values: Sequence[float]) -> list[float | None]:
     """Round to DIGITS of the largest value, to keep pages small; None where not finite."""
-    import numpy as np
-
-    array = np.asarray(values, dtype=float)
-    finite = np.isfinite(array)
-    largest = float(np.abs(array).max(initial=0.0, where=finite))
-    decimals = 0
-    if largest:
-        decimals = min(DIGITS - math.ceil(math.log10(largest)), MAX_DECIMALS)
-    rounded: list[float | None] = array.round(decimals).tolist()
+    largest = max((abs(value) for value in values if math.isfinite(value)), default=0.0)
+    decimals = DIGITS - math.ceil(math.log10(largest)) if largest else 0
     # JSON has neither NaN nor infinity.
-    for position in np.flatnonzero(~finite):
-        rounded[position] = None
-    return rounded
+    return [round(float(value), decimals) if math.isfinite(value) else None for value in values]
 
 
 def _trace(view: View, series: Series) -> Json:

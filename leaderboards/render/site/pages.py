@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache, partial
@@ -17,7 +18,12 @@ from leaderboards.render.figures.rank_diagram import layout_diagram
 from leaderboards.render.figures.task_views import accuracy_view, task_views
 from leaderboards.render.figures.win_matrix import win_matrix
 from leaderboards.render.numbers import FORMATS, format_percent
-from leaderboards.render.protocol_text import describe_protocol, recorded_values, shared_settings
+from leaderboards.render.protocol_text import (
+    describe_protocol,
+    describe_run,
+    is_recorded,
+    shared_settings,
+)
 from leaderboards.render.site.boards import FUNCTIONS, board_stems
 from leaderboards.render.site.site_map import Site, SiteRow, Task
 from leaderboards.schema.fields import (
@@ -46,12 +52,14 @@ if TYPE_CHECKING:
 
 TEMPLATES = Path(__file__).parent / "templates"
 JSON_OPTIONS = {"allow_nan": False, "ensure_ascii": False, "separators": (",", ":")}
+HYPER = "param/hyper."
 MAX_CURVES = 24  # of a chart: more lines cannot be told apart
 
 
 def render_pages(site: Site) -> Iterator[tuple[str, str]]:
     """Yield (path, HTML) of every page, one at a time: there may be thousands."""
-    engine = _engine(site)
+    # Engine and templates refer to each other, and what they hold would be searched for garbage.
+    engine = _engine(weakref.proxy(site))
     front = engine.get_template("index.html.j2")
     yield "index.html", front.render(root="", **_front_values(site))
     for name in ("rows", "submit"):
@@ -63,10 +71,12 @@ def render_pages(site: Site) -> Iterator[tuple[str, str]]:
     for name, path in site.method_paths.items():
         yield path, template.render(root="../", **_method_values(site, name))
     template = engine.get_template("run.html.j2")
+    parts: Any = engine.get_template("parts.html.j2").module
     for site_row in site.rows:
+        seeds = parts.plain_seeds("../", site_row.row)
         for run_id in site_row.row.run_ids:
             values = _run_values(site, site_row, site.runs[run_id])
-            yield site.run_paths[run_id], template.render(root="../", **values)
+            yield site.run_paths[run_id], template.render(root="../", seeds=seeds, **values)
 
 
 def _engine(site: Site) -> jinja2.Environment:
@@ -132,14 +142,16 @@ def _method_values(site: Site, method: str) -> dict[str, Any]:
     rows = site.methods[method]
     lines = []
     recorded: dict[str, set[str]] = defaultdict(set)
+    names = [name for name in site.collected.columns if name.startswith(HYPER)]
     for site_row in rows:
         runs = site.runs_of(site_row.row.run_ids)
-        curves = mean_curves([run["record"].lines for run in runs])
+        curves = mean_curves([run["record"].curves for run in runs])
         if curves:
             lines.append((_line_name(site_row), curves))
         for run in runs:
-            for name, value in recorded_values(run, "param/hyper.").items():
-                recorded[name].add(str(value))
+            for name in names:
+                if is_recorded(run[name]):
+                    recorded[name.removeprefix(HYPER)].add(str(run[name]))
     charts = [*map(build_chart, method_views(lines[:MAX_CURVES]))]
     more = max(0, len(lines) - MAX_CURVES)
     about = site.about(method)
@@ -154,20 +166,20 @@ def _line_name(site_row: SiteRow) -> str:
 
 
 def _run_values(site: Site, site_row: SiteRow, run: Mapping[str, Any]) -> dict[str, Any]:
-    settings = recorded_values(run, "param/")
-    for name in ("seed", *site.shared(site_row.section)):
-        settings.pop(name, None)
-    views = run_views(run["record"].lines)
-    by_class = run["record"].accuracies_by_class()
+    record = run["record"]
+    settings = [(name, run[f"param/{name}"]) for name in site.varying(site_row.section)]
+    views = run_views(record.curves)
+    by_class = []
+    for name, shares in record.accuracies_by_class.items():
+        by_class.append((describe_metric(name).label, [*map(format_percent, shares)]))
     return {
-        "by_class": [(describe_metric(name).label, by_class[name]) for name in by_class],
-        "site_row": site_row, "run": run, "protocol": tuple(describe_protocol([run])),
-        "flags": run["record"].flags,
+        "site_row": site_row, "run": run, "protocol": tuple(describe_run(run)),
+        "flags": record.flags, "by_class": by_class,
         "charts": [*map(build_chart, views)], "accuracies": _accuracies(site, run),
         "row": site_row.row, "checkpoints": tuple(CHECKPOINT_LABELS.values()),
-        "settings": tuple(settings.items()), "environment": _flatten(run["record"].environment),
-        "cost": cost_lines(run["record"].metrics),
-        "teachers": run["record"].teacher_sha256,
+        "settings": tuple(pair for pair in settings if is_recorded(pair[1])),
+        "environment": _flatten(record.environment),
+        "cost": cost_lines(record.metrics), "teachers": record.teacher_sha256,
     }  # fmt: skip
 
 

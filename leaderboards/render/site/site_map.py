@@ -162,6 +162,20 @@ class Site:
         """Return the recorded settings that have one value in all runs of a section."""
         return self._shared[section.experiment]
 
+    @cached_property
+    def _varying(self) -> dict[str, list[str]]:
+        varying = {}
+        for section in self.sections:
+            columns = section.runs.columns
+            names = columns[columns.str.startswith("param/")].str.removeprefix("param/")
+            shared = {"seed", *self.shared(section)}
+            varying[section.experiment] = [name for name in names if name not in shared]
+        return varying
+
+    def varying(self, section: Section) -> list[str]:
+        """Return the parameters but the seed that have several values in the runs of a section."""
+        return self._varying[section.experiment]
+
     def family(self, method: str) -> str:
         """Return the family of a method, "" for one that is not known here."""
         card = self.about(method)
