@@ -68,14 +68,19 @@ def build_attack(attack: Attack, model: AttackedModel, settings: Settings) -> An
             # The official schedule of p is that of 10,000 queries, also for 5,000.
             return square(model, **common, n_queries=steps, resc_schedule=False)
         case _:
-            return _build_pgd(attack, model, eps, norm)
+            return _build_pgd(attack, model, settings)
 
 
-def _build_pgd(attack: Attack, model: AttackedModel, eps: float, norm: str) -> Any:
-    alpha = 2.5 * eps / attack.steps
-    if attack.step and norm == "Linf":
-        alpha = attack.step * eps / REFERENCE_EPS
-    budget = {"eps": eps, "alpha": alpha, "steps": attack.steps}
+def pgd_step_size(attack: Attack, settings: Settings) -> float:
+    """Return the step of PGD and its kin: the stated one in l-inf, scaled with eps."""
+    if attack.step and settings.norm == "Linf":
+        return attack.step * settings.eps / REFERENCE_EPS
+    return 2.5 * settings.eps / attack.steps
+
+
+def _build_pgd(attack: Attack, model: AttackedModel, settings: Settings) -> Any:
+    eps, norm = settings.eps, settings.norm
+    budget = {"eps": eps, "alpha": pgd_step_size(attack, settings), "steps": attack.steps}
     match attack.kind:
         case "fgsm":
             return torchattacks.FGSM(model, eps=eps)

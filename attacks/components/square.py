@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from types import EllipsisType
+from types import EllipsisType, SimpleNamespace
 
 import torch
 import torchattacks
@@ -20,6 +20,9 @@ MAX_QUERIES_PER_PASS = 8
 MAX_IMAGES_PER_PASS = 512
 # The libraries prepare for each new batch size, so passes are filled up to a multiple.
 BATCH_MULTIPLE = 16
+
+# What torchattacks' schedule of window sizes asks for: its initial share, and no other budget.
+SCHEDULE = SimpleNamespace(p_init=0.8, rescale_schedule=False)
 
 Region = tuple[EllipsisType, slice, slice]
 Window = tuple[Region, Tensor]
@@ -100,7 +103,7 @@ class Square(_SquareBase):
     def _draw_window(self, query: int, image: Tensor) -> Window:
         """Draw the region of a query and its change of every image: (C, 1, 1)."""
         channels, height, width = image.shape
-        side = max(round(math.sqrt(self.p_selection(query) * height * width)), 1)
+        side = window_side(query, height * width)
         region = self._draw_region(side, height, width)
         return region, 2 * self.eps * self.random_choice([channels, 1, 1])
 
@@ -137,6 +140,20 @@ class Square(_SquareBase):
         return margins[: len(rows)]
 
 
+def window_side(query: int, pixels: int) -> int:
+    """Return the side of a query's window, by the official schedule for 10,000 queries."""
+    share = torchattacks.Square.p_selection(SCHEDULE, query)
+    return max(round(math.sqrt(share * pixels)), 1)
+
+
+def window_side_l2(query: int, shape: tuple[int, int, int]) -> int:
+    """Return the odd side of a query's window in L2, for images (C, H, W)."""
+    # In the official order of operations: rounding may change the side.
+    share = torchattacks.Square.p_selection(SCHEDULE, query)
+    side = max(round(math.sqrt(share * math.prod(shape) / shape[0])), 3)
+    return side + 1 - side % 2
+
+
 class SquareL2(_SquareBase):
     """Square in L2 with the norm of its windows channel by channel, as in the official code.
 
@@ -147,7 +164,7 @@ class SquareL2(_SquareBase):
     def attack_single_run(self, x: Tensor, y: Tensor) -> tuple[None, Tensor]:
         """Search from correctly classified images x: (B, C, H, W), until they are fooled."""
         with torch.no_grad():
-            best = (x + _unit_length(self._draw_start(x)) * self.eps).clamp(0, 1)
+            best = (x + unit_length(self._draw_start(x)) * self.eps).clamp(0, 1)
             margin = self.margin_and_loss(best, y)[0]
             for query in range(self.n_queries):
                 rows = (margin > 0).nonzero().flatten()
@@ -175,9 +192,7 @@ class SquareL2(_SquareBase):
     def _draw_candidates(self, query: int, x: Tensor, best: Tensor) -> Tensor:
         """Move the norm of one window to another one, for images x: (B, C, H, W)."""
         channels, height, width = x.shape[1:]
-        # In the official order of operations: rounding may change the side.
-        side = max(round(math.sqrt(self.p_selection(query) * x[0].numel() / channels)), 3)
-        side += 1 - side % 2
+        side = window_side_l2(query, (channels, height, width))
         region = self._draw_region(side, height, width)
         emptied = self._draw_region(side, height, width)
         delta, mask = best - x, torch.zeros_like(x)
@@ -189,7 +204,7 @@ class SquareL2(_SquareBase):
         window = window / (1e-12 + _norm(window, (2, 3))) * budget
         delta[emptied] = 0.0
         delta[region] = window
-        candidates: Tensor = (x + _unit_length(delta) * self.eps).clamp(0, 1)
+        candidates: Tensor = (x + unit_length(delta) * self.eps).clamp(0, 1)
         return candidates
 
     def _draw_pattern(self, side: int, x: Tensor) -> Tensor:
@@ -200,7 +215,7 @@ class SquareL2(_SquareBase):
         return signed
 
 
-def _unit_length(x: Tensor) -> Tensor:
+def unit_length(x: Tensor) -> Tensor:
     """Scale each perturbation, (B, C, H, W), to an L2 norm of 1."""
     # torchattacks 3.5 calls the function of this formula otherwise than 3.3.
     norm = (x**2).flatten(1).sum(dim=1).sqrt()

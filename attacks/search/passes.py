@@ -1,0 +1,174 @@
+"""Passes of the network for a search: in a precision, of few sizes, captured as CUDA graphs."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from attacks.attacked_model import AttackedModel
+from attacks.isolation import backends
+
+Precision = Literal["fp32", "tf32", "bf16"]
+State: TypeAlias = dict[str, Tensor]
+Step: TypeAlias = Callable[[State], State]
+Loss: TypeAlias = Callable[[Tensor], Tensor]
+
+
+class NoMemoryError(RuntimeError):
+    """One image at a time does not fit into the memory of the device."""
+
+
+class Passes:
+    """What a search sees of a model: logits, gradients, and whether the reference is fooled.
+
+    size: images in a pass, halved where memory does not suffice. calls: passes so far. refused:
+    candidates that fooled the search's network and not the reference model.
+    """
+
+    def __init__(self, model: AttackedModel, size: int, precision: Precision) -> None:
+        self.model, self.size, self.precision = model, size, precision
+        self.calls = self.refused = 0
+        self.graphs: dict[int, _StepGraph] = {}
+        self.captures = next(model.buffers(), model.anchor).is_cuda
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Return float32 logits: (B, C, H, W) -> (B, K)."""
+        self.calls += 1
+        self.model.forwards += len(x)
+        with torch.no_grad():
+            return self._network(x)
+
+    def all_logits(self, x: Tensor) -> Tensor:
+        """Return the logits of any number of images: (N, K)."""
+        with low_precision(self.precision):
+            return torch.cat([self.logits(images) for images in x.split(self.size)])
+
+    def gradient(self, x: Tensor, loss: Loss) -> tuple[Tensor, Tensor, Tensor]:
+        """Return logits (B, K), losses (B,) and their gradients at x: (B, C, H, W)."""
+        self.calls += 1
+        self.model.forwards += len(x)
+        self.model.backwards += len(x)
+        images = x.detach().clone().requires_grad_()
+        with torch.enable_grad():
+            logits = self._network(images)
+            losses = loss(logits)
+            (gradient,) = torch.autograd.grad(losses.sum(), images)
+        return logits.detach(), losses.detach(), gradient.contiguous()
+
+    def _network(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            logits: Tensor = self.model.network(x)
+        return logits.float()
+
+    def confirm(self, adv: Tensor, y: Tensor) -> list[bool]:
+        """Return which images (n, C, H, W) the reference model misclassifies, in full precision."""
+        wrong = []
+        for images, labels in zip(adv.split(self.size), y.split(self.size), strict=True):
+            with torch.no_grad():
+                logits = self.model.reference_model(images)
+            self.model.forwards += len(images)
+            wrong.append(logits.argmax(dim=1) != labels)
+        verdicts: list[bool] = torch.cat(wrong).tolist()
+        return verdicts
+
+    def halve(self) -> None:
+        """Make passes half as large."""
+        if self.size == 1:
+            raise NoMemoryError("out of memory with a single image in a pass")
+        self.size //= 2
+        self.graphs.clear()
+        torch.cuda.empty_cache()
+
+    def run_step(self, step: Step, state: State) -> None:
+        """Take a step: it changes `state` in place."""
+        graph = self.graphs.get(len(state["y"]))
+        with low_precision(self.precision):
+            if graph:
+                graph.replay(self)
+            elif self.captures:
+                self._capture(step, state)
+            else:
+                state |= step(state)
+
+    def _capture(self, step: Step, state: State) -> None:
+        """Take a step, and keep it as a graph for the steps to come."""
+        try:
+            self.graphs[len(state["y"])] = _StepGraph(step, state, self)
+        except torch.OutOfMemoryError:
+            raise
+        # What a model may do that cannot be captured has no common class of errors.
+        except Exception as error:
+            reason = str(error).partition("\n")[0]
+            warnings.warn(f"no CUDA graph of the search, which is slower: {reason}", stacklevel=2)
+            self.captures = False
+            state |= step(state)
+
+    def adopt(self, state: State) -> State:
+        """Return the tensors that the graph of this size works on, with the values of `state`."""
+        graph = self.graphs.get(len(state["y"])) if state else None
+        if graph is None:
+            return state
+        for name, values in graph.state.items():
+            if values is not state[name]:
+                values.copy_(state[name])
+        return graph.state
+
+
+class _StepGraph:
+    """A step that a device replays without the host. It works on the tensors of one state."""
+
+    def __init__(self, step: Step, state: State, passes: Passes) -> None:
+        before = passes.calls, passes.model.forwards, passes.model.backwards
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            # The first step may wait: libraries choose their algorithms.
+            changed = step(state)
+        torch.cuda.current_stream().wait_stream(stream)
+        after = passes.calls, passes.model.forwards, passes.model.backwards
+        self.counts = [now - then for now, then in zip(after, before, strict=True)]
+        self.state = {name: values.clone() for name, values in state.items()}
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            for name, values in step(self.state).items():
+                self.state[name].copy_(values)
+        passes.calls, passes.model.forwards, passes.model.backwards = after
+        for name, values in (state | changed).items():
+            self.state[name].copy_(values)
+        state |= self.state
+
+    def replay(self, passes: Passes) -> None:
+        """Take the step."""
+        self.graph.replay()
+        passes.calls += self.counts[0]
+        passes.model.forwards += self.counts[1]
+        passes.model.backwards += self.counts[2]
+
+
+@contextmanager
+def low_precision(precision: Precision) -> Iterator[None]:
+    """Let float32 products and convolutions of a CUDA device run in TF32, if asked for."""
+    if precision != "tf32":
+        yield
+        return
+    for backend in (backends.cuda.matmul, backends.cudnn.conv):
+        backend.fp32_precision = "tf32"
+    try:
+        yield
+    finally:
+        for backend in (backends.cuda.matmul, backends.cudnn.conv):
+            backend.fp32_precision = "ieee"
+
+
+def check_precision(precision: Precision, device: torch.device) -> None:
+    """Raise ValueError for a precision that the device lacks."""
+    if precision == "fp32" or (precision == "bf16" and device.type == "cpu"):
+        return
+    # TF32 and bfloat16 came with the same generation.
+    if device.type != "cuda" or torch.cuda.get_device_capability(device)[0] < 8:
+        raise ValueError(f"a search in {precision}: this device ({device.type}) has fp32 alone")

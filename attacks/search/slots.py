@@ -1,0 +1,194 @@
+"""Slots of a pass, filled with single images as others leave."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from attacks.search.passes import Passes
+
+# What a search keeps of each slot, by name: (B, ...). "x", "y", "candidate" (the last adversarial
+# example or iterate), "margin" (by how much it fools, -inf for none), "done" (the run is at its
+# end) and "finite" (no logit was NaN) belong to the slots, the others to the search.
+State = dict[str, Tensor]
+# Smaller passes are not faster on a device.
+MIN_SIZE = 32
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run on one image: its row, and what the search remembers beside it."""
+
+    image: int
+    batch: int = 0
+    position: int = 0
+    target: int = 0
+
+
+class Search(Protocol):
+    """An attack, step by step, on independent images.
+
+    steps_between_looks: steps after which the host asks who is fooled. keeps_last: whether the
+    last iterate counts, as PGD's does, and not the first one that fools.
+    """
+
+    steps_between_looks: int
+    keeps_last: bool
+
+    def next_jobs(self, room: int) -> list[Job]:
+        """Return at most `room` jobs that can begin now; others may wait for jobs to end."""
+
+    def begin(self, jobs: list[Job]) -> State:
+        """Return the state of new jobs."""
+
+    def step(self, state: State) -> State:
+        """Return what a step changes. Nothing in it may wait for the device."""
+
+    def end(self, job: Job, fooled: bool) -> None:
+        """Take note of the end of a job."""
+
+
+class Slots:
+    """The jobs of a search, in as many slots as a pass has images.
+
+    adv: (N, C, H, W), the images, fooled ones replaced. unclear: images whose logits were not
+    finite, which this search says nothing about.
+    """
+
+    def __init__(self, search: Search, passes: Passes, x: Tensor, y: Tensor) -> None:
+        self.search, self.passes, self.y = search, passes, y
+        self.adv, self.x = x.clone(), x
+        self.state: State = {}
+        self.jobs: list[Job | None] = []
+        # By an out-of-memory.
+        self.interrupted: list[Job] = []
+        self.fooled: set[int] = set()
+        self.unclear: set[int] = set()
+
+    def run(self, progress: Callable[[int], None]) -> None:
+        """Run all jobs; `progress` is called with the images that are fooled."""
+        while True:
+            try:
+                if not self._fill():
+                    return
+                self._steps()
+            except torch.OutOfMemoryError:
+                self._halve()
+            progress(len(self.fooled))
+
+    def _fill(self) -> bool:
+        """Put waiting jobs into free slots; return whether any slot holds one."""
+        waiting: list[Job] = []
+        live = [job for job in self.jobs if job]
+        while room := self.passes.size - len(live) - len(waiting):
+            jobs = self.interrupted[:room] or self.search.next_jobs(room)
+            self.interrupted = self.interrupted[room:]
+            if not jobs:
+                break
+            waiting += [job for job in jobs if job.image not in self.fooled]
+        self._resize(len(live) + len(waiting))
+        free = [slot for slot, job in enumerate(self.jobs) if job is None][: len(waiting)]
+        if waiting:
+            self._put(free, waiting)
+        self.state = self.passes.adopt(self.state)
+        return bool(live or waiting)
+
+    def _put(self, slots: list[int], jobs: list[Job]) -> None:
+        rows = torch.tensor([job.image for job in jobs], device=self.x.device)
+        new = {
+            "x": self.x[rows], "y": self.y[rows], "candidate": self.x[rows],
+            "margin": torch.full((len(jobs),), -torch.inf, device=self.x.device),
+            "done": torch.zeros(len(jobs), dtype=torch.bool, device=self.x.device),
+            "finite": torch.ones(len(jobs), dtype=torch.bool, device=self.x.device),
+        }  # fmt: skip
+        new |= self.search.begin(jobs)
+        where = torch.tensor(slots, device=self.x.device)
+        if not self.state:
+            # Slots without a job pass copies of the first image, and are done.
+            for name, values in new.items():
+                self.state[name] = values[:1].repeat(len(self.jobs), *[1] * (values.ndim - 1))
+            self.state["done"].fill_(True)
+        for name, values in new.items():
+            self.state[name].index_copy_(0, where, values)
+        for slot, job in zip(slots, jobs, strict=True):
+            self.jobs[slot] = job
+
+    def _resize(self, count: int) -> None:
+        """Have slots for `count` jobs: of the few sizes of passes the smallest that holds them."""
+        size = self.passes.size
+        while size // 2 >= max(count, MIN_SIZE):
+            size //= 2
+        if size == len(self.jobs):
+            return
+        rows = [slot for slot, job in enumerate(self.jobs) if job]
+        self.jobs = [self.jobs[row] for row in rows] + [None] * (size - len(rows))
+        if not rows:
+            self.state = {}
+            return
+        index = torch.tensor(rows + [rows[0]] * (size - len(rows)), device=self.x.device)
+        self.state = {name: values[index] for name, values in self.state.items()}
+        self.state["done"][len(rows) :] = True
+
+    def _steps(self) -> None:
+        live = sum(job is not None for job in self.jobs)
+        for _ in range(self.search.steps_between_looks):
+            self.passes.live = live
+            self.passes.run_step(self.search.step, self.state)
+        self._look()
+
+    def _look(self) -> None:
+        """Ask the device who is fooled or done, and free these slots."""
+        wrong, done, finite = self._flags()
+        for slot in self._confirm(wrong):
+            self._end(slot, fooled=True)
+        for slot, job in enumerate(self.jobs):
+            if job and job.image in self.fooled:
+                # Another job of the image fooled it.
+                self._end(slot, fooled=True)
+            elif job and slot in done:
+                if self.search.keeps_last:
+                    self.adv[job.image] = self.state["candidate"][slot]
+                if slot not in finite:
+                    self.unclear.add(job.image)
+                self._end(slot, fooled=False)
+
+    def _flags(self) -> tuple[list[int], set[int], set[int]]:
+        """Return the slots that are fooled, done and finite: the one wait of several steps."""
+        state, ends_early = self.state, not self.search.keeps_last
+        wrong = (state["margin"] > -torch.inf) & ends_early
+        flags = torch.stack([wrong, state["done"], state["finite"]]).tolist()
+        slots = [[slot for slot, flag in enumerate(row) if flag] for row in flags]
+        return [slot for slot in slots[0] if self.jobs[slot]], set(slots[1]), set(slots[2])
+
+    def _confirm(self, slots: list[int]) -> list[int]:
+        """Return the slots that fool the reference model too; the others go on."""
+        if not slots:
+            return []
+        index = torch.tensor(slots, device=self.x.device)
+        candidates = self.state["candidate"][index]
+        fooled = self.passes.confirm(candidates, self.state["y"][index])
+        self.state["margin"].index_fill_(0, index, -torch.inf)
+        self.passes.refused += fooled.count(False)
+        confirmed = [position for position, flag in enumerate(fooled) if flag]
+        for position in confirmed:
+            job = self.jobs[slots[position]]
+            assert job
+            self.fooled.add(job.image)
+            self.adv[job.image] = candidates[position]
+        return [slots[position] for position in confirmed]
+
+    def _end(self, slot: int, fooled: bool) -> None:
+        job = self.jobs[slot]
+        assert job
+        self.jobs[slot] = None
+        self.search.end(job, fooled)
+
+    def _halve(self) -> None:
+        """After an out-of-memory begin the jobs again, in passes of half the size."""
+        self.passes.halve()
+        self.interrupted = [job for job in self.jobs if job] + self.interrupted
+        self.jobs, self.state = [], {}
