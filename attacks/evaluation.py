@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.attacked_model import AttackedModel, frozen_copy, perturbation_norm
-from attacks.build import Settings, build_attack
+from attacks.build import Settings, build_attack, choose_search
 from attacks.catalog import ATTACKS, CONTROLS, MINIMUM_NORM, Attack, attack_components, expand_names
 from attacks.corruptions import corrupt_images
 from attacks.isolation import isolated_state
@@ -46,6 +47,8 @@ def evaluate(
     norm: str = "Linf",
     seed: int = 0,
     batch_size: int = 250,
+    search: str | None = None,
+    precision: str | None = None,
     surrogates: Mapping[str, nn.Module] | None = None,
     probes: int = 64,
     record: Path | None = None,
@@ -62,12 +65,16 @@ def evaluate(
         eps: radius in `norm`, "Linf" or "L2", in pixel units; 0 gives the clean verdict.
         seed: of each batch.
         batch_size: images in a batch, part of the verdict file's key.
+        search: "exact", batch by batch; "device", in full passes; None: "device" on CUDA.
+        precision: in which a device's search sees the network, "fp32", "tf32" or "bf16"; None:
+            TF32 on CUDA. A verdict is fp32's.
         probes: images for the sanity flags, 0 for none.
         record: an .npz file of the verdicts so far, from which the same evaluation continues.
         progress: called before each batch.
     Raises: ValueError for what cannot be evaluated, RuntimeError for an attack outside its ball.
     """
     chosen, settings = expand_names(attacks), Settings(eps, norm, seed, batch_size)
+    settings = choose_search(settings, search, precision, x.device)
     x, used = x.detach().contiguous(), _used_surrogates(chosen, surrogates or {})
     check_request(chosen, used, x, y, settings, probes)
     with isolated_state(seed):
@@ -101,6 +108,7 @@ class _Evaluator:
         self.target, self.x, self.y = target, x, y
         self.settings, self.progress = settings, progress
         self.attacked_models: dict[nn.Module, AttackedModel] = {}
+        self.refused = 0
         self.record: Path | None = None
         self.key = ""
         predictions = self._predict(lambda images: images)
@@ -130,7 +138,7 @@ class _Evaluator:
         for name, surrogate in self.target.surrogates.items():
             networks[name] = frozen_copy(surrogate)
         self.record = record
-        self.key = evaluation_key(networks, self.x, self.y, vars(self.settings))
+        self.key = evaluation_key(networks, self.x, self.y, self.settings.key)
         record.parent.mkdir(parents=True, exist_ok=True)
         load_verdicts(record, self.key, self.result)
         # Fail now, not after hours of attacks.
@@ -180,6 +188,7 @@ class _Evaluator:
         model = self._copy_attacked_model(self.target.source(name))
         start, base = time.perf_counter(), name.partition("@")[0]
         robust, fooled = self.result.clean.clone(), dict[str, int]()
+        self.refused = 0
         components = attack_components(base, self.settings.num_classes)
         if not self.settings.eps:
             components = ()
@@ -191,14 +200,17 @@ class _Evaluator:
             fooled[component.kind] = fooled.get(component.kind, 0) + count
         seconds, device = time.perf_counter() - start, str(self.x.device)
         self.result.robust[name] = robust
-        self.result.cost[name] = Cost(seconds, model.forwards, model.backwards, fooled, device)
+        passes = model.forwards, model.backwards
+        self.result.cost[name] = Cost(seconds, *passes, fooled, device, self.refused)
 
     def _run_component(
         self, component: Attack, model: AttackedModel, label: str, robust: Tensor
     ) -> None:
         """Run one component on the `robust` images: (N,), which it updates."""
-        attack, batch_size = build_attack(component, model, self.settings), self.settings.batch_size
         rows = robust.nonzero().squeeze(1)
+        if self.settings.search == "device":
+            rows = self._search(component, model, label, rows, robust)
+        attack, batch_size = build_attack(component, model, self.settings), self.settings.batch_size
         for done in range(0, len(rows), batch_size):
             if self.progress:
                 self.progress(label, done, len(rows))
@@ -208,6 +220,35 @@ class _Evaluator:
                 adv = attack(images, labels).detach()
                 fooled = self._verify(images, labels, adv, component)
             robust[batch.cpu()] = ~fooled.cpu()
+
+    def _search(
+        self, component: Attack, model: AttackedModel, label: str, rows: Tensor, robust: Tensor
+    ) -> Tensor:
+        """Run a component on a device's search; return the rows that it says nothing about."""
+        from attacks.search.run import can_search, search
+
+        if not len(rows) or not can_search(component, model, self.settings):
+            return rows
+        batch, total = rows.to(self.x.device), len(rows)
+        images, labels = self.x[batch], self.y[batch]
+
+        def tick(done: int) -> None:
+            if self.progress:
+                self.progress(label, done, total)
+
+        with isolated_state(self.settings.seed):
+            result = search(component, model, images, labels, self.settings, tick)
+            fooled = self._verify(images, labels, result.adv, component).cpu()
+        robust[rows] = ~fooled
+        self.refused += result.refused
+        if unstable := int((result.fooled & ~fooled).sum()):
+            warnings.warn(
+                f"{label}: {unstable} images fool in one pass, not in another", stacklevel=2
+            )
+        if result.unclear:
+            reason = f"logits not finite in {self.settings.precision}, searched again in fp32"
+            warnings.warn(f"{label}: {len(result.unclear)} images: {reason}", stacklevel=2)
+        return rows[result.unclear]
 
     def _verify(self, x: Tensor, y: Tensor, adv: Tensor, component: Attack) -> Tensor:
         """Return which adversarial examples are misclassified: (B,).

@@ -24,7 +24,8 @@ class Cost:
     """Cost of an attack: wall-clock seconds, images passed forwards and backwards, the device.
 
     Passes that fill a batch or are in vain count, the one that verifies adversarial examples does
-    not. fooled: images fooled by each component.
+    not. fooled: images fooled by each component. refused: candidates of a device's search that the
+    model withstood in full precision.
     """
 
     seconds: float = 0.0
@@ -32,6 +33,7 @@ class Cost:
     backwards: int = 0
     fooled: dict[str, int] = field(default_factory=dict)
     device: str = "cpu"
+    refused: int = 0
 
     @property
     def images_per_second(self) -> float:

@@ -95,9 +95,9 @@ class CWL2(torchattacks.attack.Attack):  # type: ignore[misc]
 
 def logit_margin(logits: Tensor, labels: Tensor) -> Tensor:
     """Return max_{c != y} z_c - z_y, positive if misclassified: (B, K), (B,) -> (B,)."""
-    true_class = nn.functional.one_hot(labels, logits.shape[1]).bool()
-    runner_up = logits.masked_fill(true_class, -torch.inf).amax(dim=1)
-    return runner_up - logits.gather(1, labels[:, None]).squeeze(1)
+    own = labels[:, None]
+    runner_up = logits.scatter(1, own, -torch.inf).amax(dim=1)
+    return runner_up - logits.gather(1, own).squeeze(1)
 
 
 def l2_norm(delta: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ class APGDSearch:
             rounds = targets
             self.targets = passes.all_logits(x).sort(dim=1)[1].flip(1)[:, 1 : targets + 1]
         batches = split_batches(len(x), settings.batch_size, settings.seed, x.device)
-        self.rounds = Rounds(batches, rounds, self._draw)
+        self.rounds, self.rounds_per_image = Rounds(batches, rounds, self._draw), rounds
         self.next_jobs, self.end = self.rounds.next_jobs, self.rounds.end
 
     def _draw(self, batch: Batch, count: int) -> Tensor:

@@ -20,6 +20,7 @@ class Batch:
     where its PGD does. starts: what was drawn for the images of the current round, by position.
     """
 
+    number: int
     images: list[int]
     host: torch.Generator
     device: torch.Generator
@@ -31,10 +32,10 @@ class Batch:
 def split_batches(count: int, size: int, seed: int, device: torch.device) -> list[Batch]:
     """Return the batches of `count` images. Each starts from the same seed."""
     batches = []
-    for start in range(0, count, size):
+    for number, start in enumerate(range(0, count, size)):
         images = [*range(start, min(start + size, count))]
         host = torch.Generator().manual_seed(seed)
-        batches.append(Batch(images, host, torch.Generator(device).manual_seed(seed)))
+        batches.append(Batch(number, images, host, torch.Generator(device).manual_seed(seed)))
     return batches
 
 
@@ -56,8 +57,8 @@ class Rounds:
         self.fooled: set[int] = set()
         # The jobs of each round that waits for slots.
         self.ready: deque[list[Job]] = deque()
-        for number in range(len(batches)):
-            self._begin_round(number)
+        for batch in batches:
+            self._begin_round(batch)
 
     def next_jobs(self, room: int) -> list[Job]:
         """Return at most `room` jobs of the next round, or none unless all of them fit."""
@@ -74,10 +75,9 @@ class Rounds:
         if fooled:
             self.fooled.add(job.image)
         if not batch.pending:
-            self._begin_round(job.batch)
+            self._begin_round(batch)
 
-    def _begin_round(self, number: int) -> None:
-        batch = self.batches[number]
+    def _begin_round(self, batch: Batch) -> None:
         batch.images = [image for image in batch.images if image not in self.fooled]
         if batch.rounds == self.rounds or not batch.images:
             batch.starts = torch.empty(0)
@@ -86,7 +86,7 @@ class Rounds:
         batch.pending = len(batch.images)
         jobs = []
         for position, image in enumerate(batch.images):
-            jobs.append(Job(image, number, position, batch.rounds))
+            jobs.append(Job(image, batch.number, position, batch.rounds))
         self.ready.append(jobs)
         batch.rounds += 1
 

@@ -17,6 +17,7 @@ from attacks.build import Settings
 from attacks.catalog import Attack
 from attacks.components.fab import (
     BACK_STEP,
+    Projection,
     logit_gap,
     projection_l2,
     projection_linf,
@@ -42,8 +43,8 @@ class FABSearch:
         self.passes, self.x, self.y = passes, x, y
         self.steps, self.eps, self.norm = attack.steps, settings.eps, settings.norm
         self.targets = passes.all_logits(x).argsort(dim=1).flip(1)[:, 1 : targets + 1]
-        self.jobs = self._pairs()
-        self.project = partial(projection_linf, rounds=ROUNDS)
+        self.jobs, self.rounds_per_image = self._pairs(), max(self.targets.shape[1], 1)
+        self.project: Projection = partial(projection_linf, rounds=ROUNDS)
         if settings.norm == "L2":
             self.project = projection_l2
 
@@ -68,9 +69,7 @@ class FABSearch:
     def step(self, state: State) -> State:
         gap = partial(logit_gap, y=state["y"], target=state["target"])
         _, gaps, gradient = self.passes.gradient(state["point"], gap)
-        moved = step_to_plane(
-            state["point"], state["x"], gaps, gradient, self.project, self.norm
-        )
+        moved = step_to_plane(state["point"], state["x"], gaps, gradient, self.project, self.norm)
         logits = self.passes.logits(moved)
         wrong = logits.argmax(dim=1) != state["y"]
         fraction = per_image(torch.where(wrong, BACK_STEP, 1.0))

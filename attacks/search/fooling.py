@@ -16,7 +16,7 @@ def per_image(values: Tensor) -> Tensor:
 
 
 def keep_fooling(state: State, adv: Tensor, logits: Tensor, radius: float, norm: str) -> State:
-    """Return the candidates of a state, with the images of `adv` that fool more and lie in the ball.
+    """Return a state's candidates, with the images of `adv` that fool more and lie in the ball.
 
     Of the images between two looks the one that fools most is kept: it is the likeliest to fool
     the reference model too. A run that is done has no more of them.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -13,7 +13,6 @@ from torch import Tensor
 from attacks.attacked_model import AttackedModel
 from attacks.isolation import backends
 
-Precision = Literal["fp32", "tf32", "bf16"]
 State: TypeAlias = dict[str, Tensor]
 Step: TypeAlias = Callable[[State], State]
 Loss: TypeAlias = Callable[[Tensor], Tensor]
@@ -30,7 +29,7 @@ class Passes:
     candidates that fooled the search's network and not the reference model.
     """
 
-    def __init__(self, model: AttackedModel, size: int, precision: Precision) -> None:
+    def __init__(self, model: AttackedModel, size: int, precision: str) -> None:
         self.model, self.size, self.precision = model, size, precision
         self.calls = self.refused = 0
         self.graphs: dict[int, _StepGraph] = {}
@@ -46,7 +45,7 @@ class Passes:
     def all_logits(self, x: Tensor) -> Tensor:
         """Return the logits of any number of images: (N, K)."""
         with low_precision(self.precision):
-            return torch.cat([self.logits(images) for images in x.split(self.size)])
+            return torch.cat([self.logits(images) for images in torch.split(x, self.size)])
 
     def gradient(self, x: Tensor, loss: Loss) -> tuple[Tensor, Tensor, Tensor]:
         """Return logits (B, K), losses (B,) and their gradients at x: (B, C, H, W)."""
@@ -68,7 +67,9 @@ class Passes:
     def confirm(self, adv: Tensor, y: Tensor) -> list[bool]:
         """Return which images (n, C, H, W) the reference model misclassifies, in full precision."""
         wrong = []
-        for images, labels in zip(adv.split(self.size), y.split(self.size), strict=True):
+        for images, labels in zip(
+            torch.split(adv, self.size), torch.split(y, self.size), strict=True
+        ):
             with torch.no_grad():
                 logits = self.model.reference_model(images)
             self.model.forwards += len(images)
@@ -151,7 +152,7 @@ class _StepGraph:
 
 
 @contextmanager
-def low_precision(precision: Precision) -> Iterator[None]:
+def low_precision(precision: str) -> Iterator[None]:
     """Let float32 products and convolutions of a CUDA device run in TF32, if asked for."""
     if precision != "tf32":
         yield
@@ -163,12 +164,3 @@ def low_precision(precision: Precision) -> Iterator[None]:
     finally:
         for backend in (backends.cuda.matmul, backends.cudnn.conv):
             backend.fp32_precision = "ieee"
-
-
-def check_precision(precision: Precision, device: torch.device) -> None:
-    """Raise ValueError for a precision that the device lacks."""
-    if precision == "fp32" or (precision == "bf16" and device.type == "cpu"):
-        return
-    # TF32 and bfloat16 came with the same generation.
-    if device.type != "cuda" or torch.cuda.get_device_capability(device)[0] < 8:
-        raise ValueError(f"a search in {precision}: this device ({device.type}) has fp32 alone")

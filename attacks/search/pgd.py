@@ -19,6 +19,7 @@ TINY = 1e-10
 class PGDSearch:
     """PGD on the cross-entropy or, as "cw", on the margin, from a random start."""
 
+    rounds_per_image = 1
     steps_between_looks = 5
     keeps_last = True
 
@@ -41,13 +42,15 @@ class PGDSearch:
             radius = torch.zeros_like(length).uniform_(0, 1, generator=batch.device)
             return noise * (radius / length * self.eps)
         if self.on_margin:
-            return self._project(self.eps * noise.uniform_(-1, 1, generator=batch.device))
+            noise.uniform_(-1, 1, generator=batch.device)
+            return self._project(self.eps * noise)
         return noise.uniform_(-self.eps, self.eps, generator=batch.device)
 
     def _project(self, delta: Tensor) -> Tensor:
         if self.norm == "Linf":
             return delta.clamp(-self.eps, self.eps)
-        return delta * (self.eps / (l2_norm(delta) + TINY)).clamp(max=1)
+        factor = self.eps / (l2_norm(delta) + TINY)
+        return torch.mul(delta, factor.clamp(max=1))
 
     def begin(self, jobs: list[Job]) -> State:
         rows = torch.tensor([job.image for job in jobs], device=self.x.device)

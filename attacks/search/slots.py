@@ -32,10 +32,13 @@ class Job:
 class Search(Protocol):
     """An attack, step by step, on independent images.
 
+    steps: of a run, at most. rounds_per_image: runs on an image that stays robust.
     steps_between_looks: steps after which the host asks who is fooled. keeps_last: whether the
     last iterate counts, as PGD's does, and not the first one that fools.
     """
 
+    steps: int
+    rounds_per_image: int
     steps_between_looks: int
     keeps_last: bool
 
@@ -66,6 +69,9 @@ class Slots:
         self.jobs: list[Job | None] = []
         # By an out-of-memory.
         self.interrupted: list[Job] = []
+        # Steps of the jobs in slots, and jobs that did not fool: for the progress.
+        self.taken: dict[Job, int] = {}
+        self.survived = 0
         self.fooled: set[int] = set()
         self.unclear: set[int] = set()
 
@@ -78,7 +84,13 @@ class Slots:
                 self._steps()
             except torch.OutOfMemoryError:
                 self._halve()
-            progress(len(self.fooled))
+            progress(self._done())
+
+    def _done(self) -> int:
+        """Return how many images are done, with parts of those whose runs are under way."""
+        under_way = sum(min(steps / self.search.steps, 1) for steps in self.taken.values())
+        of_robust = (self.survived + under_way) / self.search.rounds_per_image
+        return min(len(self.fooled) + int(of_robust), len(self.x))
 
     def _fill(self) -> bool:
         """Put waiting jobs into free slots; return whether any slot holds one."""
@@ -134,10 +146,10 @@ class Slots:
         self.state["done"][len(rows) :] = True
 
     def _steps(self) -> None:
-        live = sum(job is not None for job in self.jobs)
         for _ in range(self.search.steps_between_looks):
-            self.passes.live = live
             self.passes.run_step(self.search.step, self.state)
+        for job in filter(None, self.jobs):
+            self.taken[job] = self.taken.get(job, 0) + self.search.steps_between_looks
         self._look()
 
     def _look(self) -> None:
@@ -147,7 +159,7 @@ class Slots:
             self._end(slot, fooled=True)
         for slot, job in enumerate(self.jobs):
             if job and job.image in self.fooled:
-                # Another job of the image fooled it.
+                # Another job of the image did.
                 self._end(slot, fooled=True)
             elif job and slot in done:
                 if self.search.keeps_last:
@@ -155,6 +167,8 @@ class Slots:
                 if slot not in finite:
                     self.unclear.add(job.image)
                 self._end(slot, fooled=False)
+        free = [slot for slot, job in enumerate(self.jobs) if job is None]
+        self.state["done"].index_fill_(0, torch.tensor(free, dtype=torch.long, device=self.x.device), True)
 
     def _flags(self) -> tuple[list[int], set[int], set[int]]:
         """Return the slots that are fooled, done and finite: the one wait of several steps."""
@@ -185,10 +199,12 @@ class Slots:
         job = self.jobs[slot]
         assert job
         self.jobs[slot] = None
+        self.taken.pop(job, None)
+        self.survived += not fooled
         self.search.end(job, fooled)
 
     def _halve(self) -> None:
         """After an out-of-memory begin the jobs again, in passes of half the size."""
         self.passes.halve()
         self.interrupted = [job for job in self.jobs if job] + self.interrupted
-        self.jobs, self.state = [], {}
+        self.jobs, self.state, self.taken = [], {}, {}

@@ -30,6 +30,7 @@ class SquareSearch:
     nothing, because its signs are there already, is not passed.
     """
 
+    rounds_per_image = 1
     steps_between_looks = 20
     keeps_last = False
 
@@ -37,7 +38,7 @@ class SquareSearch:
         self, attack: Attack, passes: Passes, settings: Settings, x: Tensor, y: Tensor, targets: int
     ) -> None:
         self.passes, self.x, self.eps = passes, x, settings.eps
-        self.queries, (self.channels, self.height, self.width) = attack.steps, x.shape[1:]
+        self.steps, (self.channels, self.height, self.width) = attack.steps, x.shape[1:]
         sides = [window_side(query, self.height * self.width) for query in range(attack.steps)]
         self.sides = torch.tensor(sides, device=x.device)
         self.row_numbers = torch.arange(self.height, device=x.device).view(1, 1, 1, -1, 1)
@@ -45,7 +46,6 @@ class SquareSearch:
         batches = split_batches(len(x), settings.batch_size, settings.seed, x.device)
         # Of each batch and query: top, left, and a sign for each channel.
         self.windows = torch.empty(len(batches), attack.steps, 2 + self.channels, device=x.device)
-        self.numbers = {id(batch): number for number, batch in enumerate(batches)}
         self.rounds = Rounds(batches, 1, self._draw)
         self.next_jobs, self.end = self.rounds.next_jobs, self.rounds.end
 
@@ -54,12 +54,12 @@ class SquareSearch:
         shape = (count, self.channels, 1, self.width)
         stripes = (2 * torch.rand(shape, generator=batch.host) - 1).sign()
         # One number after the other, in calls as the official ones: top, left, signs.
-        drawn = torch.rand(self.queries, 2 + self.channels, generator=batch.host)
+        drawn = torch.rand(self.steps, 2 + self.channels, generator=batch.host)
         sides = self.sides.cpu()
         drawn[:, 0] = ((self.height - sides) * drawn[:, 0]).floor()
         drawn[:, 1] = ((self.width - sides) * drawn[:, 1]).floor()
         drawn[:, 2:] = (2 * drawn[:, 2:] - 1).sign()
-        self.windows[self.numbers[id(batch)]] = drawn.to(self.x.device)
+        self.windows[batch.number] = drawn.to(self.x.device)
         return stripes.to(self.x.device)
 
     def begin(self, jobs: list[Job]) -> State:
@@ -69,7 +69,8 @@ class SquareSearch:
         query = torch.full((len(jobs),), -1, device=x.device)
         return {
             "batch": torch.tensor([job.batch for job in jobs], device=x.device), "query": query,
-            "tried": start, "best": start, "lowest": torch.full_like(query, torch.inf, dtype=x.dtype),
+            "tried": start, "best": start,
+            "lowest": torch.full_like(query, torch.inf, dtype=x.dtype),
         }  # fmt: skip
 
     def step(self, state: State) -> State:
@@ -80,13 +81,13 @@ class SquareSearch:
         query, tried = self._next_query(state, best)
         return keep_fooling(state, state["tried"], logits, math.inf, "Linf") | {
             "best": best, "lowest": torch.where(better, margin, state["lowest"]),
-            "query": query, "tried": tried, "done": query >= self.queries,
+            "query": query, "tried": tried, "done": query >= self.steps,
         }  # fmt: skip
 
     def _next_query(self, state: State, best: Tensor) -> tuple[Tensor, Tensor]:
         """Return the next query that changes `best`, (B,), and its images (B, C, H, W)."""
         ahead = state["query"][:, None] + torch.arange(1, QUERIES_AHEAD + 1, device=best.device)
-        window = self.windows[state["batch"][:, None], ahead.clamp(max=self.queries - 1)]
+        window = self.windows[state["batch"][:, None], ahead.clamp(max=self.steps - 1)]
         inside = self._inside(ahead, window)
         signs = window[:, :, 2:, None, None]
         low, high = (state["x"] - self.eps).clamp(min=0), (state["x"] + self.eps).clamp(max=1)
@@ -103,7 +104,7 @@ class SquareSearch:
 
     def _inside(self, ahead: Tensor, window: Tensor) -> Tensor:
         """Return whether a pixel lies in the window of each query: (B, Q, 1, H, W)."""
-        side = self.sides[ahead.clamp(max=self.queries - 1)][..., None, None, None]
+        side = self.sides[ahead.clamp(max=self.steps - 1)][..., None, None, None]
         top, left = window[..., 0, None, None, None], window[..., 1, None, None, None]
         rows, columns = self.row_numbers, self.column_numbers
         in_rows = (rows >= top) & (rows < top + side)

@@ -1,8 +1,8 @@
 """Square in L2, in slots. The images of a batch go through the queries side by side.
 
-Andriushchenko et al., "Square Attack", ECCV 2020. Signs are drawn for the images of a batch that are
-robust still, so what an image gets depends on the others: they begin together, and each slot knows
-where in the stream of its batch it is.
+Andriushchenko et al., "Square Attack", ECCV 2020. Signs are drawn for the robust images of a batch,
+so what an image gets depends on the others: they begin together, and each slot knows where in the
+stream of its batch it is.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ HEAD = 5
 class SquareL2Search:
     """Square in L2: a query moves the norm of one window to another one."""
 
+    rounds_per_image = 1
     steps_between_looks = 20
     keeps_last = False
 
@@ -37,8 +38,8 @@ class SquareL2Search:
         self, attack: Attack, passes: Passes, settings: Settings, x: Tensor, y: Tensor, targets: int
     ) -> None:
         self.passes, self.x, self.eps = passes, x, settings.eps
-        self.queries, shape = attack.steps, tuple(x.shape[1:])
-        self.channels, self.height, self.width = shape
+        self.steps, (self.channels, self.height, self.width) = attack.steps, x.shape[1:]
+        shape = self.channels, self.height, self.width
         # Of torchattacks: its pattern of a window.
         self.official: Any = build_attack(attack, passes.model, settings)
         sides = [window_side_l2(query, shape) for query in range(attack.steps)]
@@ -50,12 +51,11 @@ class SquareL2Search:
         passes.size = max(passes.size, largest)
         numbers = attack.steps * (HEAD + largest * self.channels)
         self.streams = torch.empty(len(batches), numbers, device=x.device)
-        self.numbers = {id(batch): number for number, batch in enumerate(batches)}
         self.rounds = Rounds(batches, 1, self._draw, together=True)
         self.next_jobs, self.end = self.rounds.next_jobs, self.rounds.end
 
     def _pattern_table(self, sides: list[int]) -> Tensor:
-        """Return each side's pattern in the corner of an image, also transposed: (H + 1, 2, H * W)."""
+        """Return the pattern of each side in a corner, and transposed: (H + 1, 2, H * W)."""
         table = torch.zeros(self.height + 1, 2, self.height, self.width, device=self.x.device)
         for side in sides:
             pattern = self._pattern(side)
@@ -65,8 +65,9 @@ class SquareL2Search:
 
     def _pattern(self, side: int) -> Tensor:
         """Return the pattern of a window as it is drawn in half of the cases: (side, side)."""
-        halves = self.official.eta_rectangles(side // 2, side), self.official.eta_rectangles(
-            side - side // 2, side
+        halves = (
+            self.official.eta_rectangles(side // 2, side),
+            self.official.eta_rectangles(side - side // 2, side),
         )
         pattern: Tensor = torch.cat((halves[0], -1.0 * halves[1]))
         return pattern / (pattern**2).sum(dim=(0, 1), keepdim=True).sqrt()
@@ -84,8 +85,8 @@ class SquareL2Search:
             top, left = margin + row * side, margin + column * side
             part = start[:, :, top : top + side, left : left + side]
             part += window * signs.sign().to(self.x.device)
-        numbers = torch.rand(self.queries * (HEAD + count * self.channels), generator=batch.host)
-        self.streams[self.numbers[id(batch)], : len(numbers)] = numbers.to(self.x.device)
+        numbers = torch.rand(self.steps * (HEAD + count * self.channels), generator=batch.host)
+        self.streams[batch.number, : len(numbers)] = numbers.to(self.x.device)
         return start
 
     def begin(self, jobs: list[Job]) -> State:
@@ -115,19 +116,22 @@ class SquareL2Search:
         # The pass of the start comes before the first query.
         return keep_fooling(state, state["tried"], logits, math.inf, "L2") | {
             "best": best, "lowest": lowest, "tried": tried, "query": query,
-            "offset": state["offset"] + used, "done": query > self.queries,
+            "offset": state["offset"] + used, "done": query > self.steps,
         }  # fmt: skip
 
     def _next_images(self, state: State, best: Tensor, rank: Tensor) -> Tensor:
-        """Return the images of the next query: (B, C, H, W); rank: of an image in its batch, (B,)."""
+        """Return the images of the next query, (B, C, H, W). rank: (B,), in the batch."""
         x, eps, channels = state["x"], self.eps, self.channels
-        side = self.sides[state["query"].clamp(max=self.queries)]
+        side = self.sides[state["query"].clamp(max=self.steps)]
         head = self._numbers(state, torch.arange(HEAD, device=x.device))
         room = torch.stack([self.height - side, self.width - side] * 2, dim=1)
         top, left, emptied_top, emptied_left = (room * head[:, :4]).floor().long().unbind(1)
         own = HEAD + rank[:, None] * channels + torch.arange(channels, device=x.device)
         signs = (2 * self._numbers(state, own) - 1).sign()[..., None, None]
-        region, emptied = self._inside(top, left, side), self._inside(emptied_top, emptied_left, side)
+        region, emptied = (
+            self._inside(top, left, side),
+            self._inside(emptied_top, emptied_left, side),
+        )
         pattern = self._placed(top, left, side, head[:, 4] > 0.5) * region
         delta = best - x
         in_region = delta * region
