@@ -31,6 +31,8 @@ from attacks.verdict_file import evaluation_key, load_verdicts, save_verdicts
 
 # Called with the name of the attack, images done and images in all.
 Progress = Callable[[str, int, int], None]
+# Images in a pass of a device's search.
+CUDA_SIZE, CPU_SIZE = 1024, 256
 # Images that show whether the training mode changes the logits.
 MODE_IMAGES = 8
 # Images that show whether folding a model keeps its logits.
@@ -108,7 +110,8 @@ class _Evaluator:
         self.target, self.x, self.y = target, x, y
         self.settings, self.progress = settings, progress
         self.attacked_models: dict[nn.Module, AttackedModel] = {}
-        self.refused = 0
+        # Of a device's search: refused candidates, and images in a pass as far as memory allows.
+        self.refused, self.size = 0, CUDA_SIZE if x.is_cuda else CPU_SIZE
         self.record: Path | None = None
         self.key = ""
         predictions = self._predict(lambda images: images)
@@ -237,10 +240,10 @@ class _Evaluator:
                 self.progress(label, done, total)
 
         with isolated_state(self.settings.seed):
-            result = search(component, model, images, labels, self.settings, tick)
+            result = search(component, model, images, labels, self.settings, self.size, tick)
             fooled = self._verify(images, labels, result.adv, component).cpu()
         robust[rows] = ~fooled
-        self.refused += result.refused
+        self.refused, self.size = self.refused + result.refused, result.size
         if unstable := int((result.fooled & ~fooled).sum()):
             warnings.warn(
                 f"{label}: {unstable} images fool in one pass, not in another", stacklevel=2

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import torchattacks
 from tasks import Task, trained
 from test_official import is_telling, official_verdicts, short
 from torch import Tensor, nn
@@ -24,7 +25,6 @@ from attacks.build import Settings, choose_search
 from attacks.catalog import Attack
 from attacks.components.fab import projection_l2, projection_linf
 from attacks.isolation import isolated_state
-from attacks.search import run
 from attacks.search.fab import ROUNDS
 from attacks.search.passes import Passes
 from attacks.search.run import search
@@ -34,7 +34,16 @@ from bench.datasets import augmentation, loading
 
 __all__ = ["short"]
 SIZE = 128
-COMPONENTS = ("apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square", "pgd", "cw")
+# A run of APGD passes one image more than it has steps.
+STEPS = {
+    "apgd-ce": 99,
+    "apgd-dlr": 49,
+    "apgd-t": 24,
+    "fab-t": 20,
+    "square": 200,
+    "pgd": 20,
+    "cw": 30,
+}
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +129,9 @@ def host_reads(waits: Waits) -> Iterator[None]:
         for name in ("tolist", "cpu", "numpy"):
             original = getattr(Tensor, name)
 
-            def counted(tensor: Tensor, *args: Any, original: Any = original, **options: Any) -> Any:
+            def counted(
+                tensor: Tensor, *args: Any, original: Any = original, **options: Any
+            ) -> Any:
                 waits.counts[original.__name__] += 1
                 return original(tensor, *args, **options)
 
@@ -136,6 +147,7 @@ class Observed:
     in_steps: Waits = field(default_factory=Waits)
     outside: Waits = field(default_factory=Waits)
     looks: int = 0
+    calls: int = 0
     fills: list[float] = field(default_factory=list)
     jobs_wait: bool = True
 
@@ -147,10 +159,12 @@ def observed(monkeypatch: pytest.MonkeyPatch) -> Observed:
 
     def observed_fill(slots: Slots) -> bool:
         filled = fill(slots)
-        seen.jobs_wait &= all(slots.jobs) and len(slots.jobs) == SIZE
+        rounds = getattr(slots.search, "rounds", None)
+        seen.jobs_wait = bool(rounds.ready) if rounds else all(slots.jobs)
         return filled
 
     def observed_step(passes: Passes, step: Callable[..., Any], state: dict[str, Tensor]) -> None:
+        seen.calls += 1
         if seen.jobs_wait:
             searched = ~state["done"] & (state["margin"] == -torch.inf)
             seen.fills.append(float(searched.float().mean()))
@@ -162,7 +176,6 @@ def observed(monkeypatch: pytest.MonkeyPatch) -> Observed:
         with host_reads(seen.outside):
             look(slots)
 
-    monkeypatch.setattr(run, "CPU_SIZE", SIZE)
     monkeypatch.setattr(Slots, "_fill", observed_fill)
     monkeypatch.setattr(Slots, "_look", observed_look)
     monkeypatch.setattr(Passes, "run_step", observed_step)
@@ -170,18 +183,189 @@ def observed(monkeypatch: pytest.MonkeyPatch) -> Observed:
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
-@pytest.mark.parametrize("kind", COMPONENTS)
+@pytest.mark.parametrize("kind", STEPS)
 def test_passes_are_full_and_no_step_waits(
     kind: Any, norm: str, thousand: Task, observed: Observed
 ) -> None:
     net, x, y = thousand
-    steps = {"square": 500, "pgd": 20, "cw": 30}.get(kind, 100)
-    settings = Settings(0.12 if norm == "Linf" else 0.6, norm, 0, 100, 10)
+    settings = Settings(0.12 if norm == "Linf" else 0.6, norm, 0, 32, 10)
     with isolated_state(0):
-        result = search(Attack(kind, steps), AttackedModel(net, x[:2]), x, y, settings)
+        result = search(Attack(kind, STEPS[kind]), AttackedModel(net, x[:2]), x, y, settings, SIZE)
     assert observed.in_steps.counts == {}
     # Who is fooled, and whether the reference model is fooled too.
     assert sum(observed.outside.counts.values()) <= 2 * observed.looks
-    fill = sum(observed.fills) / max(len(observed.fills), 1)
-    print(f"\n{kind} {norm}: {result.calls} calls, {fill:.1%} full, {observed.looks} looks, "
-          f"{int(result.fooled.sum())} fooled, {observed.outside.counts}")
+    fill = sum(observed.fills) / len(observed.fills)
+    print(f"\n{kind} {norm}: {result.calls} calls, {fill:.1%} full, {observed.looks} looks")
+    # In L2 the images of a batch wait until there is room for all.
+    assert fill >= (0.75 if (kind, norm) == ("square", "L2") else 0.9)
+    assert len(observed.fills) > 0.5 * observed.calls
+
+
+def test_extra_passes_of_square_are_few(thousand: Task) -> None:
+    """The exact search tries queries in vain; here an image goes on where it was answered."""
+    net, x, y = thousand
+    settings = Settings(0.12, "Linf", 0, 250, 10)
+    model = AttackedModel(net, x[:2])
+    with isolated_state(0):
+        search(Attack("square", 300), model, x[:256], y[:256], settings, SIZE)
+    assert model.forwards < 1.05 * count_queries(net, x[:256], y[:256], 300, settings)
+
+
+def count_queries(net: nn.Module, x: Tensor, y: Tensor, queries: int, settings: Settings) -> int:
+    """Count the passes of torchattacks' own Square, a query after the other."""
+    counts, original = [0], torchattacks.Square.margin_and_loss
+
+    class Counted(torchattacks.Square):  # type: ignore[misc]
+        def margin_and_loss(self, images: Tensor, labels: Tensor) -> Any:
+            counts[0] += len(images)
+            return original(self, images, labels)
+
+    options = {"norm": "Linf", "eps": settings.eps, "n_queries": queries, "resc_schedule": False}
+    for start in range(0, len(x), settings.batch_size):
+        batch = slice(start, start + settings.batch_size)
+        with isolated_state(0):
+            Counted(net, **options, seed=0)(x[batch], y[batch])
+    return counts[0]
+
+
+@pytest.mark.parametrize(("norm", "kind"), [("Linf", "apgd-ce"), ("L2", "square")])
+def test_out_of_memory_halves_the_passes(
+    norm: str, kind: Any, thousand: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net, x, y = (thousand[0], *(part[:200] for part in thousand[1:]))
+    settings = Settings(0.12 if norm == "Linf" else 0.6, norm, 0, 50, 10)
+    attack, run_step, sizes = Attack(kind, 24), Passes.run_step, []
+
+    def verdict() -> Tensor:
+        with isolated_state(0):
+            return search(attack, AttackedModel(net, x[:2]), x, y, settings, 256).fooled
+
+    expected = verdict()
+
+    def limited(passes: Passes, step: Any, state: dict[str, Tensor]) -> None:
+        sizes.append(len(state["y"]))
+        # The second step, too: jobs under way begin again.
+        if len(state["y"]) > 64 and len(sizes) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB.")
+        run_step(passes, step, state)
+
+    monkeypatch.setattr(Passes, "run_step", limited)
+    assert torch.equal(verdict(), expected)
+    assert max(sizes[-9:]) == 64
+
+
+def test_out_of_memory_at_one_image_is_one_line(
+    task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(passes: Passes, step: Any, state: dict[str, Tensor]) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(Passes, "run_step", full)
+    with pytest.raises(RuntimeError, match=r"^out of memory with 1 images in a pass$"):
+        evaluate(*task, ("apgd_ce",), eps=0.12, probes=0, search="device")
+
+
+class LowPrecision(nn.Module):
+    """A network whose logits differ in low precision: by a factor for some of the images."""
+
+    def __init__(self, net: nn.Module, factor: float) -> None:
+        super().__init__()
+        self.net, self.factor = net, factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            # A question to the images, so that the network is not traced.
+            assert x.isfinite().all()
+            logits: Tensor = self.net(x.float())
+        if torch.is_autocast_enabled("cpu"):
+            dark = (x.flatten(1).mean(dim=1) < 0.3)[:, None]
+            logits = torch.where(dark, self.factor * logits, logits)
+        return logits
+
+
+def test_logits_that_low_precision_breaks_are_searched_in_full(task: Task) -> None:
+    net = LowPrecision(task[0], math.nan)
+    options: dict[str, Any] = {"eps": 0.12, "probes": 0}
+    exact = evaluate(net, *task[1:], ("apgd_ce",), **options)
+    with pytest.warns(UserWarning, match=r"apgd_ce: \d+ images: logits not finite in bf16"):
+        device = evaluate(
+            net, *task[1:], ("apgd_ce",), search="device", precision="bf16", **options
+        )
+    assert torch.equal(exact.robust["apgd_ce"], device.robust["apgd_ce"])
+
+
+def test_what_fools_in_low_precision_alone_does_not_count(task: Task) -> None:
+    """With the sign of its logits turned, dark images fool at once, and only there."""
+    net = LowPrecision(task[0], -1.0)
+    options: dict[str, Any] = {"eps": 0.02, "probes": 0}
+    exact = evaluate(net, *task[1:], ("apgd_ce",), **options)
+    device = evaluate(net, *task[1:], ("apgd_ce",), search="device", precision="bf16", **options)
+    assert device.cost["apgd_ce"].refused > 0
+    assert exact.cost["apgd_ce"].refused == 0
+    fooled_by_device_alone = exact.robust["apgd_ce"] & ~device.robust["apgd_ce"]
+    assert not fooled_by_device_alone.any()
+    assert device.robust["apgd_ce"].any()
+
+
+def test_bfloat16_gives_nearly_the_same_verdicts(thousand: Task) -> None:
+    net, x, y = (thousand[0], *(part[:300] for part in thousand[1:]))
+    options: dict[str, Any] = {"eps": 0.12, "probes": 0}
+    names = ("apgd_ce", "pgd20")
+    exact = evaluate(net, x, y, names, **options)
+    device = evaluate(net, x, y, names, search="device", precision="bf16", **options)
+    for name in names:
+        assert int((exact.robust[name] != device.robust[name]).sum()) <= 3
+
+
+def test_a_randomised_network_is_reported(task: Task) -> None:
+    class Noisy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = task[0]
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = self.net(x)
+            return logits + 2 * torch.randn_like(logits)
+
+    with pytest.warns(UserWarning, match=r"apgd_ce: \d+ images fool in one pass, not in another"):
+        evaluate(Noisy(), *task[1:], ("apgd_ce",), eps=0.05, probes=0, search="device")
+
+
+@pytest.mark.parametrize(
+    ("search", "precision", "message"),
+    [
+        ("fast", None, "search = 'fast': exact or device"),
+        ("device", "fp16", "precision = 'fp16': fp32, tf32, bf16"),
+        ("exact", "bf16", "precision = 'bf16': an exact search is in fp32"),
+        ("device", "tf32", r"a search in TF32: this device \(cpu\) has none"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused(
+    search: str, precision: str | None, message: str, task: Task
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        evaluate(*task, ("apgd_ce",), probes=0, search=search, precision=precision)
+
+
+def test_the_device_chooses_the_search() -> None:
+    settings = Settings(0.1, "Linf", 0)
+    chosen = choose_search(settings, None, None, torch.device("cpu"))
+    assert (chosen.search, chosen.precision, chosen) == ("exact", "fp32", settings)
+    assert set(chosen.key) == {"eps", "norm", "seed", "batch_size", "num_classes"}
+
+
+def test_a_file_of_verdicts_is_of_one_search(task: Task, tmp_path: Path) -> None:
+    path = tmp_path / "verdicts.npz"
+    evaluate(*task, ("pgd10",), eps=0.1, probes=0, record=path)
+    with pytest.raises(ForeignVerdictsError):
+        evaluate(*task, ("pgd10",), eps=0.1, probes=0, record=path, search="device")
+
+
+@pytest.mark.parametrize("scale", [1e-3, 0.05, 1.0, 30.0])
+def test_projections_without_a_look_are_those_with_one(scale: float) -> None:
+    torch.manual_seed(0)
+    points = torch.rand(200, 192)
+    w = torch.randn(200, 192) * torch.rand(200, 1)
+    b = (w * points).sum(dim=1) + scale * torch.randn(200)
+    assert torch.equal(projection_linf(points, w, b, rounds=ROUNDS), projection_linf(points, w, b))
+    assert torch.equal(projection_l2(points, w, b), fab.projection_l2(points, w, b))

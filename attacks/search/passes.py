@@ -18,14 +18,10 @@ Step: TypeAlias = Callable[[State], State]
 Loss: TypeAlias = Callable[[Tensor], Tensor]
 
 
-class NoMemoryError(RuntimeError):
-    """One image at a time does not fit into the memory of the device."""
-
-
 class Passes:
     """What a search sees of a model: logits, gradients, and whether the reference is fooled.
 
-    size: images in a pass, halved where memory does not suffice. calls: passes so far. refused:
+    size: images in a pass. calls: passes so far. refused:
     candidates that fooled the search's network and not the reference model.
     """
 
@@ -76,14 +72,6 @@ class Passes:
             wrong.append(logits.argmax(dim=1) != labels)
         verdicts: list[bool] = torch.cat(wrong).tolist()
         return verdicts
-
-    def halve(self) -> None:
-        """Make passes half as large."""
-        if self.size == 1:
-            raise NoMemoryError("out of memory with a single image in a pass")
-        self.size //= 2
-        self.graphs.clear()
-        torch.cuda.empty_cache()
 
     def run_step(self, step: Step, state: State) -> None:
         """Take a step: it changes `state` in place."""

@@ -38,7 +38,7 @@ class PGDSearch:
         noise = torch.empty((count, *self.x.shape[1:]), device=self.x.device)
         if self.norm == "L2" and not self.on_margin:
             noise.normal_(generator=batch.device)
-            length = noise.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+            length = l2_norm(noise)
             radius = torch.zeros_like(length).uniform_(0, 1, generator=batch.device)
             return noise * (radius / length * self.eps)
         if self.on_margin:
@@ -50,7 +50,7 @@ class PGDSearch:
         if self.norm == "Linf":
             return delta.clamp(-self.eps, self.eps)
         factor = self.eps / (l2_norm(delta) + TINY)
-        return torch.mul(delta, factor.clamp(max=1))
+        return delta.mul(factor.clamp(max=1))
 
     def begin(self, jobs: list[Job]) -> State:
         rows = torch.tensor([job.image for job in jobs], device=self.x.device)

@@ -19,9 +19,6 @@ from attacks.search.slots import Search, Slots
 from attacks.search.square import SquareSearch
 from attacks.search.square_l2 import SquareL2Search
 
-# Images in a pass, before any out-of-memory.
-CUDA_SIZE, CPU_SIZE = 1024, 256
-
 SEARCHES: dict[str, Callable[..., Search]] = {
     "apgd-ce": APGDSearch, "apgd-dlr": APGDSearch, "apgd-t": APGDSearch,
     "fab-t": FABSearch, "square": SquareSearch, "pgd": PGDSearch, "cw": PGDSearch,
@@ -48,7 +45,7 @@ class SearchResult:
 
     adv: (N, C, H, W), the images, fooled ones replaced. fooled: (N,) bool, as the search saw it.
     unclear: rows whose logits were not finite in the search's precision. refused: candidates that
-    did not fool the reference model. calls: of the network.
+    did not fool the reference model. calls: of the network. size: images in a pass.
     """
 
     adv: Tensor
@@ -56,6 +53,7 @@ class SearchResult:
     unclear: list[int]
     refused: int
     calls: int
+    size: int
 
 
 def search(
@@ -64,21 +62,38 @@ def search(
     x: Tensor,
     y: Tensor,
     settings: Settings,
+    size: int,
     progress: Callable[[int], None] = lambda done: None,
 ) -> SearchResult:
     """Attack correctly classified images x: (N, C, H, W) with labels y: (N,).
 
-    progress is called with the number of images that are done, as far as can be said.
-    Raises RuntimeError if not even one image fits into the device's memory.
+    Where memory does not suffice it begins again with passes of half the size.
+
+    Args:
+        size: images in a pass, at most.
+        progress: called with the number of images that are done, as far as can be said.
+    Raises: RuntimeError if the smallest passes do not fit into the memory.
     """
-    size = CUDA_SIZE if x.is_cuda else CPU_SIZE
-    passes = Passes(model, size, settings.precision)
+    start_search = search_class(attack.kind, settings.norm)
+    assert start_search
     targets = min(settings.num_classes - 1, MAX_TARGETS)
-    kind = search_class(attack.kind, settings.norm)
-    assert kind
-    slots = Slots(kind(attack, passes, settings, x, y, targets), passes, x, y)
-    slots.run(progress)
+    # The images of a batch go side by side there.
+    smallest = min(settings.batch_size, len(x)) if start_search is SquareL2Search else 1
+    size = max(size, smallest)
+    while True:
+        passes = Passes(model, size, settings.precision)
+        try:
+            slots = Slots(start_search(attack, passes, settings, x, y, targets), passes, x, y)
+            slots.run(progress)
+            break
+        except torch.OutOfMemoryError as error:
+            if size <= smallest:
+                message = f"out of memory with {size} images in a pass"
+                raise RuntimeError(message) from error
+            size = max(size // 2, smallest)
+        # Outside of the handler, which holds on to the tensors of the attempt.
+        torch.cuda.empty_cache()
     fooled = torch.zeros(len(x), dtype=torch.bool)
     fooled[sorted(slots.fooled)] = True
     unclear = sorted(slots.unclear - slots.fooled)
-    return SearchResult(slots.adv, fooled, unclear, passes.refused, passes.calls)
+    return SearchResult(slots.adv, fooled, unclear, passes.refused, passes.calls, size)

@@ -67,8 +67,6 @@ class Slots:
         self.adv, self.x = x.clone(), x
         self.state: State = {}
         self.jobs: list[Job | None] = []
-        # By an out-of-memory.
-        self.interrupted: list[Job] = []
         # Steps of the jobs in slots, and jobs that did not fool: for the progress.
         self.taken: dict[Job, int] = {}
         self.survived = 0
@@ -78,12 +76,9 @@ class Slots:
     def run(self, progress: Callable[[int], None]) -> None:
         """Run all jobs; `progress` is called with the images that are fooled."""
         while True:
-            try:
-                if not self._fill():
-                    return
-                self._steps()
-            except torch.OutOfMemoryError:
-                self._halve()
+            if not self._fill():
+                return
+            self._steps()
             progress(self._done())
 
     def _done(self) -> int:
@@ -97,8 +92,7 @@ class Slots:
         waiting: list[Job] = []
         live = [job for job in self.jobs if job]
         while room := self.passes.size - len(live) - len(waiting):
-            jobs = self.interrupted[:room] or self.search.next_jobs(room)
-            self.interrupted = self.interrupted[room:]
+            jobs = self.search.next_jobs(room)
             if not jobs:
                 break
             waiting += [job for job in jobs if job.image not in self.fooled]
@@ -168,7 +162,8 @@ class Slots:
                     self.unclear.add(job.image)
                 self._end(slot, fooled=False)
         free = [slot for slot, job in enumerate(self.jobs) if job is None]
-        self.state["done"].index_fill_(0, torch.tensor(free, dtype=torch.long, device=self.x.device), True)
+        index = torch.tensor(free, dtype=torch.long, device=self.x.device)
+        self.state["done"].index_fill_(0, index, True)
 
     def _flags(self) -> tuple[list[int], set[int], set[int]]:
         """Return the slots that are fooled, done and finite: the one wait of several steps."""
@@ -202,9 +197,3 @@ class Slots:
         self.taken.pop(job, None)
         self.survived += not fooled
         self.search.end(job, fooled)
-
-    def _halve(self) -> None:
-        """After an out-of-memory begin the jobs again, in passes of half the size."""
-        self.passes.halve()
-        self.interrupted = [job for job in self.jobs if job] + self.interrupted
-        self.jobs, self.state, self.taken = [], {}, {}

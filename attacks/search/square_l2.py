@@ -48,7 +48,6 @@ class SquareL2Search:
         self.pixels = torch.arange(self.height, device=x.device)
         batches = split_batches(len(x), settings.batch_size, settings.seed, x.device)
         largest = max(len(batch.images) for batch in batches)
-        passes.size = max(passes.size, largest)
         numbers = attack.steps * (HEAD + largest * self.channels)
         self.streams = torch.empty(len(batches), numbers, device=x.device)
         self.rounds = Rounds(batches, 1, self._draw, together=True)
