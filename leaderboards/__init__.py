@@ -61,6 +61,7 @@ def write(
     Raises: StoreError, before anything is written; OSError if `out` cannot be written.
     """
     from leaderboards.read.records import collect
+    from leaderboards.render.site.paper_figures import paper_figures
     from leaderboards.render.site.site_map import Site
     from leaderboards.tables import suite_tables
 
@@ -70,8 +71,6 @@ def write(
     tables = _render_tables(site)
     _write_site(site, tables, out)
     if figures:
-        from leaderboards.render.site.paper_figures import paper_figures
-
         (out / "figures").mkdir(exist_ok=True)
         for name, content in paper_figures(site):
             _replace_file(out / name, content)

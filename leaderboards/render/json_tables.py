@@ -35,12 +35,14 @@ def _row_json(row: Row) -> dict[str, Any]:
     ranking = row.ranking
     content = {name: getattr(row, name) for name in SETTING}
     content |= {"ranks": ranking.ranks, "tier": ranking.tier, "interval": ranking.interval}
-    cells = {metric: _cell_json(cell) for metric, cell in row.summaries.items() if cell.n}
+    measured = [(metric, summary) for metric, summary in row.summaries.items() if summary.n]
+    cells = {metric: _summary_json(summary) for metric, summary in measured}
     content |= {"behind_first": ranking.gap_to_first, "cells": cells}
     content |= {"missing": row.missing, "flags": dict(row.flags), "marks": row.marks}
     content |= {"notes": row.notes, "published": row.published and row.published.span}
     return content | {"commands": row.commands, "runs": row.run_ids}
 
 
-def _cell_json(cell: SeedSummary) -> dict[str, float | None]:
-    return {name: value if math.isfinite(value) else None for name, value in vars(cell).items()}
+def _summary_json(summary: SeedSummary) -> dict[str, float | None]:
+    values = vars(summary).items()
+    return {name: value if math.isfinite(value) else None for name, value in values}

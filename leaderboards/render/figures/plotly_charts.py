@@ -77,9 +77,7 @@ def _set_look(trace: Json, view: View, series: Series) -> None:
         if series.muted:
             trace["line"] |= {"width": 1.5, "dash": "dot"}
         return
-    symbol = "circle"
-    if len(view.foreground) > 1:
-        symbol = SYMBOLS[position % len(SYMBOLS)]
+    symbol = SYMBOLS[position % len(SYMBOLS) if len(view.foreground) > 1 else 0]
     trace["marker"] = {"color": colour, "size": 6 if series.muted else 9, "symbol": symbol}
 
 

@@ -274,9 +274,9 @@ def _family_points(
 
 
 def _spread(rows: Iterable[Row], metric: str, scale: float = 100) -> Bars:
-    cells = [row[metric] for row in rows]
-    lows = [scale * (cell.mean - cell.sd) for cell in cells]
-    return lows, [scale * (cell.mean + cell.sd) for cell in cells]
+    summaries = [row[metric] for row in rows]
+    lows = [scale * (summary.mean - summary.sd) for summary in summaries]
+    return lows, [scale * (summary.mean + summary.sd) for summary in summaries]
 
 
 def _to_float(text: Any) -> float:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import math
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import chain
 from operator import attrgetter
 from typing import Any
@@ -81,8 +81,7 @@ def render_files(site: Site) -> Iterator[tuple[str, str]]:
         for table in section.all_tables:
             stem = f"tables/{stems[id(table)]}"
             tables, teachers = ((), table) if table.of_teachers else ((table,), None)
-            parts = {"tables": tables, "teachers": teachers, "across_tasks": None}
-            alone = [dataclasses.replace(section, **parts)]
+            alone = [replace(section, tables=tables, teachers=teachers, across_tasks=None)]
             yield f"{stem}.csv", _render_csv(section, table)
             yield f"{stem}.md", markdown.render(alone)
             yield f"{stem}.tex", latex.render(alone)
