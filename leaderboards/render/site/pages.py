@@ -48,12 +48,10 @@ def render_pages(site: Site) -> Iterator[tuple[str, str]]:
     for name, path in site.method_paths.items():
         yield path, template.render(root="../", **_method_values(site, name))
     template = engine.get_template("run.html.j2")
-    parts: Any = engine.get_template("parts.html.j2").module
     for site_row in site.rows:
-        seeds = parts.plain_seeds("../", site_row.row)
         for run_id in site_row.row.run_ids:
             values = _run_values(site, site_row, site.runs[run_id])
-            yield site.run_paths[run_id], template.render(root="../", seeds=seeds, **values)
+            yield site.run_paths[run_id], template.render(root="../", **values)
 
 
 def _engine(site: Site) -> jinja2.Environment:

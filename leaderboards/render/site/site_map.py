@@ -63,9 +63,7 @@ class Task:
     @cached_property
     def kept(self) -> float:
         """The best row's share of its teacher's robustness; NaN where that cannot be said."""
-        if self.best is None:
-            return math.nan
-        return robustness_kept(self.best, self.section.teachers)
+        return robustness_kept(self.best, self.section.teachers) if self.best else math.nan
 
 
 @dataclass(frozen=True)
