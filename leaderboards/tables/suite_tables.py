@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from operator import itemgetter
@@ -122,11 +122,10 @@ def _split_rows(
         seeds = by_key[itemgetter(*ROW_KEYS)(run)]
         for name, value in run.items():
             seeds[name].append(value)
+    rows = [by_key[key] for key in sorted(by_key)]
     # NaN has no order.
-    means = {
-        key: np.nan_to_num(_summarise(RANK_METRIC, by_key[key]).mean, nan=-1) for key in by_key
-    }
-    return [by_key[key] for key in sorted(by_key, key=lambda key: (-means[key], key))]
+    rows.sort(key=lambda seeds: -np.nan_to_num(_summarise(RANK_METRIC, seeds).mean, nan=-1))
+    return rows
 
 
 def _add_teacher_keys(runs: list[dict[str, Any]]) -> None:
@@ -139,10 +138,10 @@ def _add_teacher_keys(runs: list[dict[str, Any]]) -> None:
     for run in runs:
         recorded = run["record"].teacher_sha256
         run["teacher_checkpoints"] = frozenset(recorded.values())
-        run["teachers"] = [
-            (str(run.get(TEACHER_PREFIX + role)), recorded[role]) for role in recorded
-        ]
-        for identity, sha256 in run["teachers"]:
+        run["teachers"] = []
+        for role, sha256 in recorded.items():
+            identity = str(run.get(TEACHER_PREFIX + role))
+            run["teachers"].append((identity, sha256))
             counts[identity][sha256] += 1
     for run in runs:
         run["other_teachers"] = []
@@ -169,7 +168,7 @@ def _choose_columns(runs: pd.DataFrame) -> tuple[Column, ...]:
     return tuple(Column(metric, describe_metric(metric).label) for metric in chosen)
 
 
-def _build_row(columns: Iterable[Column], seeds: SeedColumns, ranking: Ranking) -> Row:
+def _build_row(columns: Sequence[Column], seeds: SeedColumns, ranking: Ranking) -> Row:
     summaries = {column.metric: _summarise(column.metric, seeds) for column in columns}
     best = [column for column in columns if column.metric.startswith(accuracy_name(""))]
     missing = [column.label for column in best if not summaries[column.metric].n]

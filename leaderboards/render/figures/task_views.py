@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from statistics import median_low
 from typing import Any, TypeAlias
 
-from leaderboards.render.figures import views
-from leaderboards.render.figures.views import MAX_ROWS, Bars, Series, Span, View, row_labels
+from leaderboards.render.figures.views import MAX_ROWS, Bars, Series, View, row_labels, shorten_name
 from leaderboards.schema import metrics
 from leaderboards.schema.metrics import CLEAN, RANK_METRIC, TRAIN_SECONDS, accuracy_name
 from leaderboards.stats.ranks import Array
@@ -24,15 +23,10 @@ FamilyOf: TypeAlias = Callable[[str], str]
 Runs: TypeAlias = Mapping[str, Mapping[str, Any]]  # rows of `collect`'s frame by run id
 
 
-def no_family(method: str) -> str:
-    """Return "": points then have one colour."""
-    return ""
-
-
-def task_views(table: TaskTable, runs: Runs, family_of: FamilyOf = no_family) -> list[View]:
+def task_views(table: TaskTable, runs: Runs, family_of: FamilyOf = lambda method: "") -> list[View]:
     """Return every chart of a task for which something was measured.
 
-    family_of: the family of a method by its name, which its points are coloured by.
+    family_of: the family of a method by its name, which its points are coloured by; "" for none.
     """
     charts = [accuracy_view(table, family_of), seeds_view(table, runs), attacks_view(table)]
     charts += [checkpoints_view(table, runs), cost_view(table, family_of), eps_view(table, runs)]
@@ -49,7 +43,7 @@ def win_matrix(table: TaskTable) -> tuple[list[str], Array] | None:
     return row_labels(table.contenders), table.win_probabilities
 
 
-def accuracy_view(table: TaskTable, family_of: FamilyOf = no_family) -> View | None:
+def accuracy_view(table: TaskTable, family_of: FamilyOf = lambda method: "") -> View | None:
     """Chart robust against clean accuracy, with the Pareto front."""
     rows = [row for row in table.contenders if row[CLEAN].n]
     if not rows:
@@ -118,7 +112,7 @@ def checkpoints_view(table: TaskTable, runs: Runs) -> View | None:
     return _rows_view(table, "last", "Best and last", caption, x_title, series)
 
 
-def cost_view(table: TaskTable, family_of: FamilyOf = no_family) -> View | None:
+def cost_view(table: TaskTable, family_of: FamilyOf = lambda method: "") -> View | None:
     """Chart robust accuracy against minutes of training."""
     rows = [row for row in table.contenders if row[TRAIN_SECONDS].mean > MIN_SECONDS]
     if not rows:
@@ -139,7 +133,7 @@ def eps_view(table: TaskTable, runs: Runs) -> View | None:
     """Chart robust accuracy against eps, for settings that were recorded at several."""
     lines: defaultdict[tuple[str, ...], dict[float, float]] = defaultdict(dict)
     for row in table.ranked:
-        eps = _to_float(runs[row.run_ids[0]].get("param/eps"))
+        eps = float(runs[row.run_ids[0]].get("param/eps", math.nan))
         if row.is_scored and not math.isnan(eps):
             changed = without_eps_change(row.changed)
             points = lines[row.method, row.variant, row.teacher, changed]
@@ -147,7 +141,7 @@ def eps_view(table: TaskTable, runs: Runs) -> View | None:
     series = []
     for setting, points in lines.items():
         if len(points) > 1:
-            name = views.shorten_name(", ".join(filter(None, setting)))
+            name = shorten_name(", ".join(filter(None, setting)))
             x, y = zip(*sorted(points.items()), strict=True)
             series.append(Series(name, x, y, line=True))
     if not series:
@@ -181,7 +175,7 @@ def _means(rows: Iterable[Row], metric: str, scale: float = 100) -> list[float]:
     return [scale * row[metric].mean for row in rows]
 
 
-def _limits(rows: Sequence[Row], metric: str) -> Span:
+def _limits(rows: Sequence[Row], metric: str) -> tuple[float, float]:
     """Frame the rows near the best and at least the better half."""
     scores = [row.score for row in rows]
     threshold = min(NEAR_BEST * max(scores), median_low(scores))
@@ -193,7 +187,7 @@ def _limits(rows: Sequence[Row], metric: str) -> Span:
     return middle - half, min(middle + half, 100.5)
 
 
-def _note_below(rows: Iterable[Row], frame: Span) -> str:
+def _note_below(rows: Iterable[Row], frame: tuple[float, float]) -> str:
     below = sum(accuracy < frame[0] for accuracy in _means(rows, RANK_METRIC))
     if not below:
         return ""
@@ -261,7 +255,7 @@ def _family_points(
             look = (FAMILIES.index(family), teachers.index(teacher), family == "control")
         has_choice = len(teachers) > 2 and teacher != "none"
         yield Series(
-            views.shorten_name(f"{family}, {teacher}") if has_choice and family else family,
+            shorten_name(f"{family}, {teacher}") if has_choice and family else family,
             _means(members, metric, scale),
             _means(members, RANK_METRIC),
             _spread(members, metric, scale),
@@ -277,10 +271,3 @@ def _spread(rows: Iterable[Row], metric: str, scale: float = 100) -> Bars:
     summaries = [row[metric] for row in rows]
     lows = [scale * (summary.mean - summary.sd) for summary in summaries]
     return lows, [scale * (summary.mean + summary.sd) for summary in summaries]
-
-
-def _to_float(text: Any) -> float:
-    try:
-        return float(text)
-    except (TypeError, ValueError):
-        return math.nan
