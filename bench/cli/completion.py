@@ -32,12 +32,11 @@ class CompletionOptions:
     shell: Positional[Annotated[Literal["bash", "zsh", "fish"], option()]]
 
 
-def print_script(options: CompletionOptions) -> int:
+def print_script(options: CompletionOptions) -> None:
     """Print the script of a shell."""
     import shtab
 
     print(shtab.complete(build_parser(), options.shell))
-    return 0
 
 
 def build_parser() -> argparse.ArgumentParser:

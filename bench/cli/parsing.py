@@ -23,10 +23,13 @@ Options = TypeVar("Options")
 
 @dataclass(frozen=True)
 class Command:
-    """A command or an action: its options and the function that takes them."""
+    """A command or an action: its options and the function that takes them.
+
+    The function returns the exit code; None is 0.
+    """
 
     options: type[Any]
-    function: Callable[[Any], int]
+    function: Callable[[Any], int | None]
     # Parses argv where the flags depend on it, as for run; None: parse_options.
     read: Callable[[Sequence[str]], Any] | None = None
 
@@ -34,7 +37,7 @@ class Command:
         """Run the command `name` with the words after it; return the exit code."""
         options = self.read(argv) if self.read else parse_options(self.options, argv, name)
         with command_log(name):
-            return self.function(options)
+            return self.function(options) or 0
 
 
 class UnknownFlag(UsageError):

@@ -7,8 +7,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlparse
-from urllib.request import url2pathname
 
 import torch
 
@@ -26,8 +24,8 @@ from bench.system.log import log_path
 from bench.system.progress import format_duration
 from bench.system.tables import format_table
 from bench.tracking.run_logger import SHOWN_DIGITS
-from bench.tracking.store import TrackingStore
-from leaderboards.schema.fields import FINISHED
+from bench.tracking.store import TrackingStore, local_artifact
+from leaderboards.schema.fields import FINISHED, checkpoint_artifact
 from leaderboards.schema.metrics import (
     ATTACK_LABELS,
     EVAL_SECONDS,
@@ -114,7 +112,7 @@ def format_results(runs: list[PlannedRun], failed: set[str], store: TrackingStor
     for run in runs:
         record = None if run.identity in failed else store.find_run(run.spec, FINISHED)
         rows.append((*describe_run(run), *describe_record(record)))
-        path = checkpoint_path(record) if record else None
+        path = record and local_artifact(store.root, record, checkpoint_artifact())
         if path and (run.spec.role == "student" or len(runs) == 1):
             models.append(path)
     labels = [ATTACK_LABELS[name] for name in SHOWN_ACCURACIES]
@@ -145,13 +143,6 @@ def describe_record(record: Run | None) -> list[str]:
         cells.append(text)
     seconds = values.get(TRAIN_SECONDS, 0.0) + values.get(EVAL_SECONDS, 0.0)
     return [*cells, f"{seconds / 60:.1f}", record.info.run_id[:SHOWN_DIGITS]]
-
-
-def checkpoint_path(record: Run) -> Path | None:
-    """Return the file of a run's best checkpoint, None if it is not on this machine."""
-    address = urlparse(record.info.artifact_uri)
-    path = Path(url2pathname(address.path), "checkpoints", "best.pt")
-    return path if address.scheme in ("", "file") and path.exists() else None
 
 
 def shorten_path(path: Path) -> Path:

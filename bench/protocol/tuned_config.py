@@ -75,11 +75,7 @@ def write(path: Path, config: TunedConfig) -> None:
 
 
 def read(path: Path) -> TunedConfig:
-    """Read a configuration.
-
-    Raises:
-        UsageError: the file is no configuration, or it is for another version of its suite.
-    """
+    """Read a configuration. Raise UsageError for none, or one for another version of its suite."""
     flag = f"--config {str(path)!r}"
     try:
         config = TunedConfig(**tomllib.loads(read_config(path)))

@@ -131,8 +131,8 @@ class RunLogger:
     def log_file(self, path: Path, folder: str | None = None) -> None:
         self.client.log_artifact(self.run_id, str(path), folder)
 
-    def log_folder(self, path: Path, folder: str) -> None:
-        self.client.log_artifacts(self.run_id, str(path), folder)
+    def log_folder(self, path: Path) -> None:
+        self.client.log_artifacts(self.run_id, str(path), path.name)
 
     def finish(self, status: str, note: str = "") -> None:
         """Mark the run with its final status."""

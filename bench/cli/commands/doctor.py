@@ -30,7 +30,7 @@ class DoctorOptions(CommonOptions):
     json: Json = False
 
 
-def diagnose(options: DoctorOptions) -> int:
+def diagnose(options: DoctorOptions) -> None:
     """Print what this machine offers and what it holds; change nothing."""
     from bench.cli.output import print_json
     from bench.execution.speed import busy_warning
@@ -58,7 +58,6 @@ def diagnose(options: DoctorOptions) -> int:
     }
     if options.json:
         print_json(document)
-    return 0
 
 
 def measure_throughput(device: torch.device, say: Say) -> dict[str, Any]:

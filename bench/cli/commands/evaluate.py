@@ -49,7 +49,7 @@ class EvaluateOptions(CommonOptions):
     json: Json = False
 
 
-def evaluate(options: EvaluateOptions) -> int:
+def evaluate(options: EvaluateOptions) -> None:
     """Attack a checkpoint and print a line for each attack."""
     from bench import datasets, models
     from bench.cli.evaluation import attack_test_images, print_accuracies
@@ -80,7 +80,6 @@ def evaluate(options: EvaluateOptions) -> int:
         print_json(to_document(evaluation, options, eps))
     else:
         print_accuracies(evaluation, len(test), f"{NORMS[options.norm]} {eps:.4g}")
-    return 0
 
 
 def to_document(evaluation: Evaluation, options: EvaluateOptions, eps: float) -> dict[str, Any]:

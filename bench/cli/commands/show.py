@@ -10,7 +10,6 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlparse
-from urllib.request import url2pathname
 
 from tyro.conf import Positional
 
@@ -38,12 +37,7 @@ if TYPE_CHECKING:
 
 MIN_PREFIX = 4
 # For people, instead of MLflow's words.
-STATUS_NAMES = {
-    FINISHED: "finished",
-    RUNNING: "running",
-    KILLED: "interrupted",
-    FAILED: "failed",
-}
+STATUS_NAMES = {FINISHED: "finished", RUNNING: "running", KILLED: "interrupted", FAILED: "failed"}
 # In the order of their columns; all but `autoattack` are texts.
 COLUMNS = (
     *("id", "status", "suite", "dataset", "student", "method", "teacher", "seed"),
@@ -70,7 +64,7 @@ class ShowOptions:
     json: Json = False
 
 
-def show(options: ShowOptions) -> int:
+def show(options: ShowOptions) -> None:
     """Print a run, or a line for each run."""
     from bench.cli.output import print_json
     from bench.system.tables import format_table
@@ -79,19 +73,17 @@ def show(options: ShowOptions) -> int:
         rule = f"an id, or at least {MIN_PREFIX} of its first digits, 0-9 and a-f"
         raise UsageError(f"{options.run!r} names no run: {rule}")
     runs = read_runs(options.store)
+    document: dict[str, Any] | list[dict[str, Any]]
     if options.run:
         document = describe_run(find_run(runs, options.run), options.store)
-        if options.json:
-            print_json(document)
-        else:
-            print_run(document)
-        return 0
-    summaries = [summarize(run) for run in reversed(runs)]
-    if options.json:
-        print_json(summaries)
     else:
-        print(format_table(COLUMNS, map(table_row, summaries)))
-    return 0
+        document = [summarize(run) for run in reversed(runs)]
+    if options.json:
+        print_json(document)
+    elif isinstance(document, dict):
+        print_run(document)
+    else:
+        print(format_table(COLUMNS, map(table_row, document)))
 
 
 def read_runs(folder: Path) -> list[Run]:
@@ -100,10 +92,10 @@ def read_runs(folder: Path) -> list[Run]:
     from bench.tracking.store import open_client, store_exists, suite_runs, tracking_uri
 
     uri = tracking_uri(folder)
-    runs = [run for _, run in suite_runs(open_client(uri))] if store_exists(folder) else []
+    runs = suite_runs(open_client(uri)) if store_exists(folder) else []
     if not runs:
         raise BenchError(f"no run is recorded in {redact_password(uri)}")
-    return sorted(runs, key=lambda run: (run.info.start_time, run.info.run_id))
+    return runs
 
 
 def find_run(runs: Sequence[Run], run_id: str) -> Run:
@@ -185,18 +177,14 @@ def metrics_under(run: Run, prefix: str) -> dict[str, float]:
 
 def checkpoint_address(run: Run, name: str, store: Path) -> str:
     """Return the path of a checkpoint file, MLflow's address if it lies on a server, "" if gone."""
-    from bench.tracking.store import artifact_path
+    from bench.tracking.store import local_artifact
 
-    # A store that was moved or copied has its artifacts with it.
-    here = artifact_path(store, run.info.run_id, checkpoint_artifact(name))
-    if here.exists():
-        return str(here)
-    parts = urlparse(run.info.artifact_uri)
-    if parts.scheme not in ("", "file"):
-        return f"runs:/{run.info.run_id}/{checkpoint_artifact(name)}"
-    path = Path(url2pathname(parts.path), checkpoint_artifact(name))
+    artifact = checkpoint_artifact(name)
+    if path := local_artifact(store, run, artifact):
+        return str(path)
     # A record that was imported has no checkpoints.
-    return str(path) if path.exists() else ""
+    is_gone = urlparse(run.info.artifact_uri).scheme in ("", "file")
+    return "" if is_gone else f"runs:/{run.info.run_id}/{artifact}"
 
 
 def print_run(document: dict[str, Any]) -> None:
