@@ -15,8 +15,7 @@ from rich.text import Text
 from bench.reference.sections import Facts
 from bench.system.tables import readable_number
 
-# Without a terminal, for a file or another program.
-PIPED_WIDTH = 120
+PIPED_WIDTH = 120  # without a terminal, for a file or another program
 OVERVIEW_WIDTH = 100
 INDENT = 22
 # The columns of each section's table: heading -> key, or a function of the facts.
@@ -127,12 +126,12 @@ def print_entries(sections: dict[str, list[Facts]]) -> None:
 
 
 def print_entry(title: str, facts: Facts) -> None:
-    """Print all facts of one name, lists of facts as tables below the others."""
+    """Print all facts of one name; several entries with the same keys as a table below."""
     console = make_console()
     console.print(Text(f"{facts['name']} ({title})", "bold"))
     tables = {}
     for key, value in facts.items():
-        if is_table(value):
+        if isinstance(value, list | tuple) and value and isinstance(value[0], dict):
             tables[key] = value
         elif key != "name" and value != "":
             print_fact(console, key, value)
@@ -143,11 +142,6 @@ def print_entry(title: str, facts: Facts) -> None:
             table.add_row(*[Text(readable_value(value)) for value in row.values()])
         console.print(table)
     console.print()
-
-
-def is_table(value: Any) -> bool:
-    """Return whether a value is several entries with the same keys."""
-    return isinstance(value, list | tuple) and bool(value) and isinstance(value[0], dict)
 
 
 def print_fact(console: Console, key: str, value: Any, level: int = 1) -> None:

@@ -208,7 +208,8 @@ def train(job: Job) -> tuple[State, dict[str, float]]:
     Its checkpoints lie in the job's folder.
     """
     run, context = job.run, job.context
-    environment.reset_peak_memory(context.device)
+    if context.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(context.device)
     # The other processes wait in follow_leader.
     context.group.send((run, job.folder))
     module = build_training_module(run, context, job.data)

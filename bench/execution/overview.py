@@ -37,10 +37,8 @@ from leaderboards.schema.metrics import (
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-# Seconds from which a suite for a GPU is doubtful on a CPU.
-LONG_ON_CPU = 24 * 3600
-# Models whose files are listed after a grid.
-MOST_MODELS = 4
+LONG_ON_CPU = 24 * 3600  # seconds from which a suite for a GPU is doubtful on a CPU
+MOST_MODELS = 4  # models whose files are listed after a grid
 
 
 def log_head(device: torch.device, code: dict[str, str]) -> str:
@@ -87,10 +85,8 @@ def cpu_warning(options: ProtocolOptions, costs: list[Cost], device: torch.devic
     seconds = total_seconds(options, costs)
     if device.type != "cpu" or resolve_suite(options.suite).cpu_time or seconds < LONG_ON_CPU:
         return ""
-    others = []
-    for suite in suites.SUITES.values():
-        if suite.cpu_time:
-            others.append(f"{suite.name} ({suite.cpu_time})")
+    small = [suite for suite in suites.SUITES.values() if suite.cpu_time]
+    others = [f"{suite.name} ({suite.cpu_time})" for suite in small]
     return (
         f"{options.suite} is for a GPU: about {format_duration(seconds)} on this CPU"
         f" (threads: {torch.get_num_threads()}); for a CPU there are {' and '.join(others)}"

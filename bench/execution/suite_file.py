@@ -23,8 +23,7 @@ from bench.system.files import read_config
 from leaderboards.schema.record import describe_first_error
 
 SUFFIX = ".toml"
-# How the name of a suite from a file ends.
-DIGEST = re.compile("-[0-9a-f]{8}$")
+DIGEST = re.compile("-[0-9a-f]{8}$")  # how the name of a suite from a file ends
 NAME = re.compile("[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
 # What a file may leave out; without them it states the same protocol.
 LABELS = {"name": "", "version": 1, "about": "", "cpu_time": ""}

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.protocol import suites
-from bench.system.errors import BenchError, UsageError
-from bench.system.files import read_config, write_atomically
+from bench.system.errors import UsageError
+from bench.system.files import read_config, save_file
 
 # What a configuration may set of the training -> the largest value allowed.
 TRAINING = {"lr": 100.0, "momentum": 1.0, "weight_decay": 1.0}
@@ -67,11 +67,7 @@ def write(path: Path, config: TunedConfig) -> None:
     """Write a configuration. Raise BenchError where that fails."""
     import tomli_w
 
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, tomli_w.dumps(dataclasses.asdict(config)).encode())
-    except OSError as error:
-        raise BenchError(f"cannot write {str(path)!r}: {error.strerror}") from error
+    save_file(path, tomli_w.dumps(dataclasses.asdict(config)).encode())
 
 
 def read(path: Path) -> TunedConfig:

@@ -25,12 +25,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 LOGGER = logging.getLogger("bench")
-# Warnings of libraries, once they are captured.
-WARNINGS = logging.getLogger("py.warnings")
-# Above warnings: what a command was asked for.
-RESULT = 35
-# Below details: for the file alone.
-NOTE = 5
+WARNINGS = logging.getLogger("py.warnings")  # warnings of libraries, once they are captured
+RESULT = 35  # above warnings: what a command was asked for
+NOTE = 5  # below details: for the file alone
 logging.addLevelName(RESULT, "RESULT")
 logging.addLevelName(NOTE, "NOTE")
 LOGGER.setLevel(NOTE)

@@ -12,8 +12,7 @@ from bench import datasets
 from bench.protocol import suites
 from bench.system.errors import UsageError
 
-# Teacher roles, which are no names of teachers.
-ROLES = ("robust", "natural")
+ROLES = ("robust", "natural")  # teacher roles, which are no names of teachers
 
 
 @dataclass(frozen=True)

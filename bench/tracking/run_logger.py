@@ -22,10 +22,8 @@ if TYPE_CHECKING:
     from leaderboards.schema.record import Record
     from leaderboards.schema.spec import Spec
 
-# Digits of a run's id that people are shown, enough for `show`.
-SHOWN_DIGITS = 8
-# Metrics that MLflow takes at once.
-BATCH_SIZE = 1000
+SHOWN_DIGITS = 8  # digits of a run's id that people are shown, enough for `show`
+BATCH_SIZE = 1000  # metrics that MLflow takes at once
 
 
 class RunLogger:

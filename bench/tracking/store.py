@@ -33,14 +33,10 @@ if TYPE_CHECKING:
 
 # Tag of a run that an import has not finished; no other process continues it.
 IMPORTING = "importing"
-# The folder of the artifacts of a local store.
-ARTIFACTS = "artifacts"
-# Suffix of the experiment of a suite's searches.
-TUNING_SUFFIX = " tuning"
-# The most runs that MLflow returns at once.
-PAGE_SIZE = 50_000
-# A row of the leaderboard.
-ROW_TAGS = ("dataset", "student", "method", "teacher", "variant")
+ARTIFACTS = "artifacts"  # the folder of the artifacts of a local store
+TUNING_SUFFIX = " tuning"  # suffix of the experiment of a suite's searches
+PAGE_SIZE = 50_000  # the most runs that MLflow returns at once
+ROW_TAGS = ("dataset", "student", "method", "teacher", "variant")  # a row of the leaderboard
 # MLflow's client would retry a dead server for minutes, and print the address of every run.
 CLIENT_SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -229,15 +225,13 @@ class TrackingStore:
         return logger
 
     def _unfinished_run_id(self, spec: Spec, fresh: bool) -> str:
-        for status in (RUNNING, KILLED, FAILED):
-            run = self.find_run(spec, status)
-            if run:
-                break
+        runs = (self.find_run(spec, status) for status in (RUNNING, KILLED, FAILED))
+        run = next(filter(None, runs), None)
         if not run:
             return ""
         if fresh and RunLogger(self.client, run.info.run_id).last_epoch >= 0:
             # Its process was killed before it could mark the run.
-            if status == RUNNING:
+            if run.info.status == RUNNING:
                 self.client.set_terminated(run.info.run_id, KILLED)
             return ""
         return str(run.info.run_id)

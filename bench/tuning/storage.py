@@ -24,12 +24,9 @@ from bench.system.errors import BenchError
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
 HEARTBEAT_SECONDS = 10
-# A worker without a heartbeat for this long counts as dead.
-GRACE_SECONDS = 60
-# How long to wait for a locked database or a silent server.
-BUSY_SECONDS = 30
-# Retries of one trial whose workers die or are interrupted.
-MAX_RETRIES = 20
+GRACE_SECONDS = 60  # a worker without a heartbeat for this long counts as dead
+BUSY_SECONDS = 30  # how long to wait for a locked database or a silent server
+MAX_RETRIES = 20  # retries of one trial whose workers die or are interrupted
 
 
 @contextmanager

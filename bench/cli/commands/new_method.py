@@ -17,8 +17,7 @@ from bench.protocol.options import option
 from bench.system.errors import BenchError, UsageError
 
 TEMPLATES = Path(__file__).parent / "templates"
-# Names that the file itself imports.
-IMPORTED = {"Batch", "Method", "Nets", "Tensor"}
+IMPORTED = {"Batch", "Method", "Nets", "Tensor"}  # names that the file itself imports
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,6 @@ from leaderboards.schema.checkpoints import CHECKPOINTS
 from leaderboards.schema.fields import (
     FAILED,
     FINISHED,
-    IDENTITY_TAGS,
     KILLED,
     RUNNING,
     Tag,
@@ -118,14 +117,9 @@ def find_run(runs: Sequence[Run], run_id: str) -> Run:
 
 def summarize(run: Run) -> dict[str, Any]:
     """Return the columns of the table. The accuracy is a fraction, None if it was not measured."""
-
-    texts = {"id": run.info.run_id, "status": STATUS_NAMES[run.info.status]}
-    texts["suite"] = run.data.tags.get("suite", "")
-    for tag in IDENTITY_TAGS:
-        if tag not in (Tag.ROLE, Tag.SPEC_ID):
-            texts[tag] = escape_unprintable(run.data.tags.get(tag, ""))
-    summary = {name: texts[name] for name in COLUMNS if name in texts}
-    return {**summary, "autoattack": run.data.metrics.get(RANK_METRIC)}
+    texts = {name: escape_unprintable(run.data.tags.get(name, "")) for name in COLUMNS}
+    identity = {"id": run.info.run_id, "status": STATUS_NAMES[run.info.status]}
+    return {**texts, **identity, "autoattack": run.data.metrics.get(RANK_METRIC)}
 
 
 def table_row(summary: dict[str, Any]) -> list[str]:
