@@ -148,7 +148,7 @@ def print_fact(console: Console, key: str, value: Any, level: int = 1) -> None:
     """Print one fact: text behind its key, facts of a fact below it and indented."""
     label = f"{'  ' * level}{key.replace('_', ' ')}".ljust(INDENT)
     if isinstance(value, dict):
-        print_line(console, label.rstrip())
+        console.print(label.rstrip(), soft_wrap=True)
         for inner_key, inner_value in value.items():
             print_fact(console, inner_key, inner_value, level + 1)
         return
@@ -161,13 +161,9 @@ def print_fact(console: Console, key: str, value: Any, level: int = 1) -> None:
             break_on_hyphens=False,
         )
         for part in wrapped or [""]:
-            print_line(console, f"{label}{part}".rstrip())
+            # A link that is too long for the terminal stays whole.
+            console.print(f"{label}{part}".rstrip(), soft_wrap=True)
             label = " " * INDENT
-
-
-def print_line(console: Console, line: str) -> None:
-    """Print a line as it is: a link that is too long for the terminal stays whole."""
-    console.print(line, soft_wrap=True)
 
 
 def readable_value(value: Any) -> str:

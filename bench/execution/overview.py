@@ -158,6 +158,5 @@ def next_steps(options: ProtocolOptions, failed: set[str], store: TrackingStore)
     if failed:
         lines.append(f"next    {continue_hint(options.force)} continues what failed")
     lines.append(f"next    python -m bench leaderboard{flag}")
-    lines.append(f"        python -m bench show RUN{flag}")
-    lines.append(f"        python -m bench ui --open{flag}")
+    lines += [f"        python -m bench {words}{flag}" for words in ("show RUN", "ui --open")]
     return "\n".join(lines)

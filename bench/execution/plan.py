@@ -28,19 +28,14 @@ class PlannedRun:
 
     spec: Spec
     method: Method
-    # Hyper-parameters that differ from the default ones, as text.
-    variant: str
-    # The command that repeats this one run.
-    command: str
-    # Fields of the training that the variant stands for.
-    variant_fields: tuple[str, ...] = ()
+    variant: str  # hyper-parameters that differ from the default ones, as text
+    command: str  # repeats this one run
+    variant_fields: tuple[str, ...] = ()  # of the training, that the variant stands for
 
     @property
     def label(self) -> str:
         """A name for people, unique in a grid."""
-        if not self.variant:
-            return self.spec.label
-        return f"{self.spec.label} ({self.variant})"
+        return f"{self.spec.label} ({self.variant})" if self.variant else self.spec.label
 
     @property
     def identity(self) -> str:
@@ -155,10 +150,9 @@ def plan_student(
     """Return the run of one student; `teachers` maps roles to identities."""
     changes = choice.training | training_flags(options)
     training = replace(suite.training, **changes)
-    if options.awp:
-        training = replace(training, awp=options.awp)
-    if options.epochs is not None:
-        training = replace(training, epochs=options.epochs)
+    for name in ("awp", "epochs"):
+        if value := getattr(options, name):
+            training = replace(training, **{name: value})
     spec = Spec(
         role="student", arch=arch, method=choice.name, teachers=teachers, seed=seed,
         training=training, hyper=dataclasses.asdict(choice.method), tuned=options.tuned,

@@ -177,3 +177,8 @@ def get(name: str) -> Suite:
     if name not in SUITES:
         raise unknown_name("suite", name, SUITES)
     return SUITES[name]
+
+
+def first_with(dataset: str) -> Suite:
+    """Return the first suite that covers a data set."""
+    return next(suite for suite in SUITES.values() if dataset in suite.datasets)

@@ -28,8 +28,7 @@ class TunedConfig:
     """A run, the values of its best trial, and their provenance."""
 
     method: str
-    # name@version
-    suite: str
+    suite: str  # name@version
     dataset: str
     student: str
     teacher: str

@@ -6,7 +6,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlparse
@@ -29,7 +28,7 @@ from leaderboards.schema.fields import (
     escape_unprintable,
     parse_json_tag,
 )
-from leaderboards.schema.metrics import ATTACK_LABELS, COST, RANK_METRIC, sort_attacks
+from leaderboards.schema.metrics import ATTACK_LABELS, COST, RANK_METRIC
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -214,12 +213,9 @@ def print_fact(name: str, text: str) -> None:
 def print_accuracies(accuracy: dict[str, dict[str, float]]) -> None:
     """Print a table in percent: a line for each checkpoint, a column for each attack."""
     from bench.system.tables import format_table
+    from bench.tracking.note import accuracy_rows
 
-    attacks = sort_attacks(chain.from_iterable(accuracy.values()))
-    rows = []
-    for name, values in accuracy.items():
-        cells = [f"{100 * values[key]:.2f}" if key in values else "-" for key in attacks]
-        rows.append([CHECKPOINTS[name].label, *cells])
+    attacks, rows = accuracy_rows(accuracy, digits=2)
     best = next(iter(accuracy.values()))
     images = f"{best.get('n', 0):,.0f} test images"
     if best.get("aa_n"):

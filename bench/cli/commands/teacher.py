@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import Positional
 
 from bench.cli.parsing import Command
+from bench.protocol import suites
 from bench.protocol.options import CommonOptions, ProtocolOptions, StoreFolder, option
 from bench.system.log import set_verbosity
 
@@ -125,7 +126,6 @@ def list_teachers(options: ListTeachersOptions) -> None:
 def verify_teacher(options: VerifyTeacherOptions) -> None:
     """Check hash and keys, measure clean accuracy and PGD-20, and write them on the card."""
     from bench import datasets
-    from bench.cli.evaluation import first_suite
     from bench.execution.suite_file import resolve_suite
     from bench.teachers import cards, checks
     from bench.teachers.releases import Release, resolve_release
@@ -133,7 +133,7 @@ def verify_teacher(options: VerifyTeacherOptions) -> None:
     checks.check_image_count(options.limit_test, 1)
     card = cards.find_card(options.store, options.name)
     info = datasets.get(card.dataset)
-    eps, release = first_suite(info).eps, None
+    eps, release = suites.first_with(info.name).eps, None
     if card.imported:
         request = Release(card.name, info.name, card.arch, mean=card.mean, std=card.std)
         release = resolve_release(request)
