@@ -161,10 +161,12 @@ def mark_for_repeat(run: PlannedRun, context: RunContext) -> None:
 
 
 def is_recorded(run: PlannedRun, context: RunContext) -> bool:
-    """Return whether the run is finished in the tracking store and is not marked for repeat."""
+    """Return whether the run is finished in the tracking store and is not marked for repeat.
+
+    A teacher must have its checkpoint too.
+    """
     if (work_folder(context.root, run.spec) / REPEAT_MARK).exists():
         return False
-    # A teacher without its file is trained again, whatever the record says.
     if run.spec.role == "teacher" and not cards.has_teacher(context.root, run.identity):
         return False
     return context.store.find_run(run.spec, FINISHED) is not None
@@ -248,8 +250,8 @@ def evaluate(job: Job) -> dict[str, CheckpointEvaluation]:
     """Attack every checkpoint of the run on the test images."""
     spec = job.run.spec
     evaluations = {}
-    paths = {name: job.folder / f"{name}.pt" for name in CHECKPOINTS}
-    for name, path in paths.items():
+    for name in CHECKPOINTS:
+        path = job.folder / f"{name}.pt"
         if not path.exists():
             continue
         net = checkpoint.load(path, spec.arch, job.data.info).to(job.context.device)
