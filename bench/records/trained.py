@@ -12,7 +12,13 @@ from bench.models import checkpoint
 from bench.records.sync import sync_records
 from bench.system.errors import BenchError, UsageError, unknown_name
 from bench.tracking.run_logger import SHOWN_DIGITS
-from bench.tracking.store import fetch_artifact, open_client, store_exists, tracking_uri
+from bench.tracking.store import (
+    artifact_path,
+    fetch_artifact,
+    open_client,
+    store_exists,
+    tracking_uri,
+)
 from leaderboards.read.records import collect
 from leaderboards.schema import fields
 from leaderboards.schema.checkpoints import CHECKPOINTS
@@ -111,6 +117,10 @@ def load_network(record: Record, store: Path, name: str) -> Net:
     """
     sha256, artifact = checkpoint_sha256(record, name), checkpoint_artifact(name)
     address = f"runs:/{record.run_id}/{artifact}"
+    arch, data = record.spec.arch, datasets.get(record.spec.dataset)
+    local = artifact_path(store, record.run_id, artifact)
+    if local.is_file():
+        return checkpoint.load(local, arch, data, sha256)
     if not store_exists(store):
         raise BenchError(f"{address} is not in {str(store)!r}, which has no runs")
     client = open_client(tracking_uri(store))
@@ -121,7 +131,7 @@ def load_network(record: Record, store: Path, name: str) -> Net:
         except Exception as error:
             cause = "an imported record has none, and files can be deleted"
             raise BenchError(f"{address} is not in the store: {cause}") from error
-        return checkpoint.load(path, record.spec.arch, datasets.get(record.spec.dataset), sha256)
+        return checkpoint.load(path, arch, data, sha256)
 
 
 def checkpoint_sha256(record: Record, name: str) -> str:
