@@ -61,6 +61,7 @@ def write(
     Raises: StoreError, before anything is written; OSError if `out` cannot be written.
     """
     from leaderboards.read.records import collect
+    from leaderboards.render.site.paper_figures import paper_figures
     from leaderboards.render.site.site_map import Site
     from leaderboards.tables import suite_tables
 
@@ -70,7 +71,9 @@ def write(
     tables = _render_tables(site)
     _write_site(site, tables, out)
     if figures:
-        _write_figures(site, out)
+        (out / "figures").mkdir(exist_ok=True)
+        for name, content in paper_figures(site):
+            _replace_file(out / name, content)
     return [out / name for name in ("index.html", *tables)]
 
 
@@ -94,25 +97,13 @@ def _write_site(site: Site, tables: Mapping[str, str], out: Path) -> None:
 
     for folder in ("assets", "tables", *PAGE_FOLDERS):
         (out / folder).mkdir(parents=True, exist_ok=True)
-    for name, text in tables.items():
-        _replace_file(out / name, text.encode(errors="backslashreplace"))
     current = set()
-    for name, text in render_pages(site):
+    for name, text in chain(tables.items(), render_pages(site), render_files(site)):
         _replace_file(out / name, text.encode(errors="backslashreplace"))
         current.add(out / name)
-    for name, text in render_files(site):
-        _replace_file(out / name, text.encode(errors="backslashreplace"))
     _remove_old_pages(out, current)
     for file in STATIC.iterdir():
         _replace_file(out / "assets" / file.name, file.read_bytes())
-
-
-def _write_figures(site: Site, out: Path) -> None:
-    from leaderboards.render.site.paper_figures import paper_figures
-
-    (out / "figures").mkdir(exist_ok=True)
-    for name, content in paper_figures(site):
-        _replace_file(out / name, content)
 
 
 def _remove_old_pages(out: Path, current: set[Path]) -> None:

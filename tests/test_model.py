@@ -172,6 +172,13 @@ def test_a_network_is_loaded_by_its_run(store: Path) -> None:
             assert torch.equal(logits, logits_of(record, store, "last"))
 
 
+def test_a_checkpoint_beside_its_records_needs_no_database(store: Path) -> None:
+    record = read_seeds(store)[0]
+    expected = logits_of(record, store)
+    (store / "mlflow.db").unlink()
+    assert torch.equal(logits_of(record, store), expected)
+
+
 @pytest.mark.parametrize("best", [0, 1])
 def test_validation_chooses_a_seed_of_a_row(best: int, store: Path) -> None:
     for seed, record in enumerate(read_seeds(store)):

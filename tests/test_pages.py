@@ -226,7 +226,8 @@ def test_long_fractions_are_short_and_pixels_are_of_255() -> None:
             [
                 {f"param/{name}": text for name, text in recorded.items()}
                 | {"seed": "0", "role": "student", "variant": ""}
-            ]
+            ],
+            {},
         )
     )
     assert (sentences["Threat"], sentences["Inner attack"], sentences["Training"]) == (

@@ -21,7 +21,7 @@ from test_leaderboards import scores
 from leaderboards.read.records import collect
 from leaderboards.render import latex
 from leaderboards.render.figures import rank_diagram, task_views
-from leaderboards.render.figures.win_matrix import win_matrix
+from leaderboards.render.figures.task_views import win_matrix
 from leaderboards.render.numbers import format_ranks
 from leaderboards.render.site.site_map import Site
 from leaderboards.schema.fields import NO_BF16

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from tyro.conf import Positional
 
 import methods
 from bench.cli import commands
-from bench.cli.parsing import Command, field_flags
+from bench.cli.parsing import Command, list_options
 from bench.protocol.options import option
 
 # The console script: a shell completes by the first word, which of `python -m bench` is Python's.
@@ -32,12 +31,11 @@ class CompletionOptions:
     shell: Positional[Annotated[Literal["bash", "zsh", "fish"], option()]]
 
 
-def print_script(options: CompletionOptions) -> int:
+def print_script(options: CompletionOptions) -> None:
     """Print the script of a shell."""
     import shtab
 
     print(shtab.complete(build_parser(), options.shell))
-    return 0
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -61,23 +59,17 @@ def add_command(subparsers: Any, name: str, command: Command, group: str = "") -
     """Add a command, or an action of the command `group`, with its flags and positional words."""
     import shtab
 
-    options = command.options
-    summary = (options.__doc__ or "").partition("\n")[0]
-    parser = subparsers.add_parser(name, help=summary)
-    hints, names = get_type_hints(options, include_extras=True), known_names(group)
-    for field in dataclasses.fields(options):
-        hint = hints[field.name]
-        kind, *metadata = get_args(hint) if get_origin(hint) is Annotated else [hint]
-        settings = {"help": next((e.help for e in metadata if isinstance(e, type(option()))), "")}
-        if isinstance(field.default, bool):
+    summary = (command.options.__doc__ or "").partition("\n")[0]
+    parser, names = subparsers.add_parser(name, help=summary), known_names(group)
+    for entry in list_options(command.options):
+        settings = {"help": entry.described("help")}
+        if isinstance(entry.default, bool):
             settings["action"] = "store_true"
-        elif field.name in names or get_origin(kind) is Literal:
-            settings["choices"] = sorted(names.get(field.name, get_args(kind)))
-        if Positional in metadata:
-            argument = parser.add_argument(field.name, **settings)
-        else:
-            argument = parser.add_argument(*field_flags(field, hint), **settings)
-        if "Path" in str(kind):
+        elif entry.name in names or get_origin(entry.kind) is Literal:
+            settings["choices"] = sorted(names.get(entry.name, get_args(entry.kind)))
+        words = [entry.name] if entry.is_positional else entry.flags
+        argument = parser.add_argument(*words, **settings)
+        if "Path" in str(entry.kind):
             argument.complete = shtab.FILE
 
 

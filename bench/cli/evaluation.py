@@ -6,9 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.datasets import Dataset
-from bench.protocol import suites
-from bench.protocol.suites import Suite
 from bench.system.errors import BenchError, UsageError
 from bench.system.progress import Progress
 
@@ -18,11 +15,6 @@ if TYPE_CHECKING:
     from attacks import Evaluation
     from bench.datasets.splits import Split
     from methods.base import Net
-
-
-def first_suite(info: Dataset) -> Suite:
-    """Return the first suite that covers a data set."""
-    return next(suite for suite in suites.SUITES.values() if info.name in suite.datasets)
 
 
 def attack_test_images(

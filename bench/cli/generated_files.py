@@ -20,11 +20,7 @@ README_PARTS = {
 
 
 def render_readme() -> str:
-    """Return the README with its generated parts made again.
-
-    Raises:
-        ValueError: the README lacks one of the lines that enclose a part.
-    """
+    """Return the README with its generated parts made again. Raise ValueError if it lacks one."""
     text = README.read_text(encoding="utf-8")
     for name, render in README_PARTS.items():
         lines = [f"<!-- {name}: {edge} -->\n" for edge in ("begin", "end")]

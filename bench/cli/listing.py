@@ -15,8 +15,7 @@ from rich.text import Text
 from bench.reference.sections import Facts
 from bench.system.tables import readable_number
 
-# Without a terminal, for a file or another program.
-PIPED_WIDTH = 120
+PIPED_WIDTH = 120  # without a terminal, for a file or another program
 OVERVIEW_WIDTH = 100
 INDENT = 22
 # The columns of each section's table: heading -> key, or a function of the facts.
@@ -127,12 +126,12 @@ def print_entries(sections: dict[str, list[Facts]]) -> None:
 
 
 def print_entry(title: str, facts: Facts) -> None:
-    """Print all facts of one name, lists of facts as tables below the others."""
+    """Print all facts of one name; several entries with the same keys as a table below."""
     console = make_console()
     console.print(Text(f"{facts['name']} ({title})", "bold"))
     tables = {}
     for key, value in facts.items():
-        if is_table(value):
+        if isinstance(value, list | tuple) and value and isinstance(value[0], dict):
             tables[key] = value
         elif key != "name" and value != "":
             print_fact(console, key, value)
@@ -145,16 +144,11 @@ def print_entry(title: str, facts: Facts) -> None:
     console.print()
 
 
-def is_table(value: Any) -> bool:
-    """Return whether a value is several entries with the same keys."""
-    return isinstance(value, list | tuple) and bool(value) and isinstance(value[0], dict)
-
-
 def print_fact(console: Console, key: str, value: Any, level: int = 1) -> None:
     """Print one fact: text behind its key, facts of a fact below it and indented."""
     label = f"{'  ' * level}{key.replace('_', ' ')}".ljust(INDENT)
     if isinstance(value, dict):
-        print_line(console, label.rstrip())
+        console.print(label.rstrip(), soft_wrap=True)
         for inner_key, inner_value in value.items():
             print_fact(console, inner_key, inner_value, level + 1)
         return
@@ -167,13 +161,9 @@ def print_fact(console: Console, key: str, value: Any, level: int = 1) -> None:
             break_on_hyphens=False,
         )
         for part in wrapped or [""]:
-            print_line(console, f"{label}{part}".rstrip())
+            # A link that is too long for the terminal stays whole.
+            console.print(f"{label}{part}".rstrip(), soft_wrap=True)
             label = " " * INDENT
-
-
-def print_line(console: Console, line: str) -> None:
-    """Print a line as it is: a link that is too long for the terminal stays whole."""
-    console.print(line, soft_wrap=True)
 
 
 def readable_value(value: Any) -> str:

@@ -8,9 +8,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
+from itertools import chain
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
 
-from tyro.conf import FlagCreatePairsOff
+from tyro.conf import FlagCreatePairsOff, Positional
 
 from bench.system.errors import UsageError
 from bench.system.log import command_log
@@ -23,10 +24,13 @@ Options = TypeVar("Options")
 
 @dataclass(frozen=True)
 class Command:
-    """A command or an action: its options and the function that takes them."""
+    """A command or an action: its options and the function that takes them.
+
+    The function returns the exit code; None is 0.
+    """
 
     options: type[Any]
-    function: Callable[[Any], int]
+    function: Callable[[Any], int | None]
     # Parses argv where the flags depend on it, as for run; None: parse_options.
     read: Callable[[Sequence[str]], Any] | None = None
 
@@ -34,7 +38,7 @@ class Command:
         """Run the command `name` with the words after it; return the exit code."""
         options = self.read(argv) if self.read else parse_options(self.options, argv, name)
         with command_log(name):
-            return self.function(options)
+            return self.function(options) or 0
 
 
 class UnknownFlag(UsageError):
@@ -119,23 +123,49 @@ def argument_name(argument: Any) -> str:
     return str(name)
 
 
+@dataclass(frozen=True)
+class Option:
+    """A field of a dataclass as an option of a command; metadata: what `option` and tyro say."""
+
+    name: str
+    default: Any
+    kind: Any
+    metadata: Sequence[Any]
+
+    @property
+    def is_positional(self) -> bool:
+        """Whether it is a plain word."""
+        return Positional in self.metadata
+
+    @property
+    def flags(self) -> list[str]:
+        """Its flag, and the one that turns it off if there is one."""
+        flags = [flag_name(f"--{self.name}")]
+        # tyro's flags of a bool have a second spelling unless they can only turn it on.
+        if isinstance(self.default, bool) and FlagCreatePairsOff not in self.metadata:
+            flags.append(flag_name(f"--no-{self.name}"))
+        return flags
+
+    def described(self, attribute: str) -> Any:
+        """Return what `option` says of it, the last word where it says it twice; else ""."""
+        values = [getattr(entry, attribute, None) for entry in reversed(self.metadata)]
+        return next(filter(None, values), "")
+
+
+def list_options(options: type[Any]) -> list[Option]:
+    """Return the fields of a dataclass as options."""
+    hints, entries = get_type_hints(options, include_extras=True), []
+    for field in dataclasses.fields(options):
+        hint = hints[field.name]
+        metadata = getattr(hint, "__metadata__", ())
+        kind = get_args(hint)[0] if metadata else hint
+        entries.append(Option(field.name, field.default, kind, metadata))
+    return entries
+
+
 def flags_of(options: type[Any]) -> list[str]:
     """Return the flags of a dataclass."""
-    flags = ["--help"]
-    hints = get_type_hints(options, include_extras=True)
-    for field in dataclasses.fields(options):
-        flags += field_flags(field, hints[field.name])
-    return flags
-
-
-def field_flags(field: dataclasses.Field[Any], hint: Any) -> list[str]:
-    """Return the flag of a field, and the one that turns it off if there is one."""
-    flags = [flag_name(f"--{field.name}")]
-    # tyro's flags of a bool have a second spelling unless they can only turn it on.
-    only_on = FlagCreatePairsOff in getattr(hint, "__metadata__", ())
-    if isinstance(field.default, bool) and not only_on:
-        flags.append(flag_name(f"--no-{field.name}"))
-    return flags
+    return ["--help", *chain.from_iterable(option.flags for option in list_options(options))]
 
 
 def flag_name(word: str) -> str:

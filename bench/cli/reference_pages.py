@@ -9,14 +9,13 @@ import dataclasses
 from collections.abc import Sequence
 from inspect import cleandoc
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
-
-from tyro.conf import Positional
+from typing import Any, Literal, get_args, get_origin
 
 from bench.cli import commands
-from bench.cli.parsing import Command, flag_name
+from bench.cli.parsing import Command, Option, list_options
 from bench.protocol import suites, tuned_config
 from bench.protocol.suites import Suite, Teacher
+from bench.system.tables import readable_number
 from leaderboards.schema.spec import Training
 
 INTROS = Path(__file__).with_name("page_intros")
@@ -41,65 +40,38 @@ def render_command_line() -> str:
 
 def command_text(name: str, command: Command) -> str:
     """Return what a command is for, its usage and a table of its options."""
-    hints = get_type_hints(command.options, include_extras=True)
-    fields = dataclasses.fields(command.options)
-    words = [field for field in fields if is_positional(hints[field.name])]
-    flags = [field for field in fields if field not in words]
-    usage = ["python -m bench", name]
-    usage += [option_name(field, hints[field.name]) for field in words]
-    if flags:
+    # Positional ones first.
+    options = sorted(list_options(command.options), key=lambda option: not option.is_positional)
+    words = [option.described("metavar") for option in options if option.is_positional]
+    usage = ["python -m bench", name, *words]
+    if len(words) < len(options):
         usage.append("[options]")
     text = f"{cleandoc(command.options.__doc__ or '')}\n\n```text\n{' '.join(usage)}\n```\n"
-    rows = [option_row(field, hints[field.name]) for field in (*words, *flags)]
+    rows = [option_row(option) for option in options]
     return "".join([text, f"\n{OPTIONS_HEAD}" if rows else "", *rows])
 
 
-def option_row(field: dataclasses.Field[Any], hint: Any) -> str:
+def option_row(option: Option) -> str:
     """Return an option's line of the table."""
-    kind = get_args(hint)[0]
-    value = described(hint, "metavar")
-    if get_origin(kind) is Literal:
-        value = value or "|".join(map(str, get_args(kind)))
-    elif kind is not bool:
+    value = option.described("metavar")
+    if get_origin(option.kind) is Literal:
+        value = value or "|".join(map(str, get_args(option.kind)))
+    elif option.kind is not bool:
         value = value or "X ..."
-    default = described(hint, "help_behavior_hint").strip("()").removeprefix("default: ")
+    default = option.described("help_behavior_hint").strip("()").removeprefix("default: ")
     values = ", ".join(f"`{choice}`" for choice in value.split("|") if choice)
-    names = ", ".join(f"`{name}`" for name in (option_name(field, hint), *aliases(hint)))
-    return table_row([names, values, default or describe_default(field), described(hint, "help")])
+    name = option.described("metavar") if option.is_positional else option.flags[0]
+    names = ", ".join(f"`{spelling}`" for spelling in (name, *option.described("aliases")))
+    default = default or describe_default(option.default)
+    return table_row([names, values, default, option.described("help")])
 
 
-def described(hint: Any, attribute: str) -> str:
-    """Return what `option` says of an option, the last word where it says it twice; else ""."""
-    texts = [getattr(entry, attribute, None) for entry in hint.__metadata__]
-    return next((text for text in reversed(texts) if text), "")
-
-
-def describe_default(field: dataclasses.Field[Any]) -> str:
+def describe_default(default: Any) -> str:
     """Return an option's default as text: "required" without one, "" for what is empty or off."""
-    if field.default is dataclasses.MISSING:
+    if default is dataclasses.MISSING:
         return "required"
-    is_number = isinstance(field.default, (int, float)) and not isinstance(field.default, bool)
-    return f"`{field.default}`" if field.default or is_number else ""
-
-
-def option_name(field: dataclasses.Field[Any], hint: Any) -> str:
-    """Return a flag, or the name that the usage shows for a plain word."""
-    if is_positional(hint):
-        return described(hint, "metavar")
-    return flag_name(f"--{field.name}")
-
-
-def aliases(hint: Any) -> list[str]:
-    """Return the short spellings of a flag."""
-    names: list[str] = []
-    for entry in hint.__metadata__:
-        names += getattr(entry, "aliases", None) or ()
-    return names
-
-
-def is_positional(hint: Any) -> bool:
-    """Return whether an option is a plain word."""
-    return Positional in hint.__metadata__
+    is_number = isinstance(default, (int, float)) and not isinstance(default, bool)
+    return f"`{default}`" if default or is_number else ""
 
 
 def render_configuration() -> str:
@@ -126,9 +98,9 @@ def suite_values(suite: Suite) -> dict[str, str]:
                 values[f"teachers.{role}"] = describe_teacher(teacher, suite.training)
         elif name == "training":
             for key, setting in vars(suite.training).items():
-                values[f"training.{key}"] = describe_value(key, setting)
+                values[f"training.{key}"] = describe_value(setting)
         elif name not in ("name", "about"):
-            values[name] = describe_value(name, value)
+            values[name] = describe_value(value)
     return values
 
 
@@ -137,21 +109,19 @@ def describe_teacher(teacher: Teacher, training: Training) -> str:
     parts = [f"{teacher.arch} by {teacher.method}"]
     for key, setting in vars(teacher.training).items():
         if setting != getattr(training, key):
-            parts.append(f"{key} {describe_value(key, setting)}")
+            parts.append(f"{key} {describe_value(setting)}")
     if teacher.limit_aa:
         parts.append(f"limit_aa {teacher.limit_aa}")
     return ", ".join(parts)
 
 
-def describe_value(name: str, value: Any) -> str:
+def describe_value(value: Any) -> str:
     """Return a field's value as text."""
     if value is None:
         return "all"
     if isinstance(value, tuple):
         return ", ".join(map(str, value))
-    pixels = 255 * value if name in ("eps", "inner_step") else 0.0
-    # Half units are as fine as the papers' steps.
-    return f"{pixels:g}/255" if pixels and (2 * pixels).is_integer() else str(value)
+    return readable_number(value) if isinstance(value, float) else str(value)
 
 
 def describe_key(name: str) -> str:

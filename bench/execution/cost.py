@@ -21,10 +21,8 @@ from methods.base import Batch, Budget, Net
 # Images of the first step, which loads libraries, and of the first step that is timed.
 WARMUP_IMAGES = 2
 PROBE_IMAGES = 8
-# Seconds of the timed step from which no full batch is tried.
-SLOW_STEP = 0.25
-# Images of the timed forward pass.
-INFERENCE_IMAGES = 64
+SLOW_STEP = 0.25  # seconds of the timed step from which no full batch is tried
+INFERENCE_IMAGES = 64  # images of the timed forward pass
 # Forward passes of evaluation per test image, where half of the images are robust. A backward
 # pass counts as one.
 PASSES = {"fgsm": 2, "pgd20": 40, "pgd20_trades": 40, "cw_inf": 60, "aa": 4000}

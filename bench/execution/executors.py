@@ -5,11 +5,11 @@ A run that fails stops no other, except the students of a teacher that failed.
 
 from __future__ import annotations
 
-import concurrent.futures
 import multiprocessing
 import os
 import traceback
 from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -74,7 +74,7 @@ def follow_leader(options: ProtocolOptions, context: RunContext) -> int:
             module = build_training_module(run, context, data)
             data = data.to(context.device)
             trainer = Trainer(module, data, run.spec, folder, context.group)
-            trainer.fit(ignore_epoch, ignore_tick)
+            trainer.fit(lambda *_: None, lambda *_: None)
     return 0
 
 
@@ -130,12 +130,8 @@ def run_wave(
 ) -> None:
     """Carry out runs that need not wait for each other; add those that failed to `failed`."""
     threads = max(torch.get_num_threads() // options.workers, 1)
-    pool = concurrent.futures.ProcessPoolExecutor(
-        options.workers,
-        multiprocessing.get_context("spawn"),
-        start_worker,
-        (threads, log_settings()),
-    )
+    spawn, arguments = multiprocessing.get_context("spawn"), (threads, log_settings())
+    pool = ProcessPoolExecutor(options.workers, spawn, start_worker, arguments)
     with pool, terminated_on_error(pool):
         futures = {}
         for item in wave:
@@ -144,11 +140,9 @@ def run_wave(
                 failed.add(item.run.identity)
                 tally.finish(item.number, item.run.label, *result)
                 continue
-            future = pool.submit(
-                run_in_worker, options, context.device, context.code, item, tally.total
-            )
-            futures[future] = item
-        for future in concurrent.futures.as_completed(futures):
+            inputs = (options, context.device, context.code, item, tally.total)
+            futures[pool.submit(run_in_worker, *inputs)] = item
+        for future in as_completed(futures):
             item = futures[future]
             result = worker_result(future, options.force)
             if not result.succeeded:
@@ -157,7 +151,7 @@ def run_wave(
 
 
 @contextmanager
-def terminated_on_error(pool: concurrent.futures.ProcessPoolExecutor) -> Iterator[None]:
+def terminated_on_error(pool: ProcessPoolExecutor) -> Iterator[None]:
     """Terminate the processes of a pool if the block is left by an exception."""
     try:
         yield
@@ -194,7 +188,7 @@ def run_in_worker(
         os._exit(1)
 
 
-def worker_result(future: concurrent.futures.Future[RunOutcome], force: bool) -> RunOutcome:
+def worker_result(future: Future[RunOutcome], force: bool) -> RunOutcome:
     """Return what a worker returned, or a failure if its process died."""
     try:
         return future.result()
@@ -226,11 +220,3 @@ def run_and_report(
             return RunOutcome(f"failed: {error}", False)
         # The tracking store, for one, may have gone away since it was opened.
         return RunOutcome(f"failed: {type(error).__name__}: {one_line(error)}", False)
-
-
-def ignore_epoch(row: dict[str, float], epoch: int) -> None:
-    """Ignore the metrics of an epoch."""
-
-
-def ignore_tick(stage: str, done: int, total: int) -> None:
-    """Ignore progress."""

@@ -34,7 +34,7 @@ from bench.system.files import sha256_of_file
 from bench.system.progress import Progress
 from bench.teachers import cards
 from bench.teachers.cards import Card
-from bench.tracking import exported_model, links, note
+from bench.tracking import links, note
 from bench.tracking.copying import copy_results
 from bench.tracking.run_logger import RunLogger
 from bench.tracking.store import TrackingStore
@@ -43,14 +43,7 @@ from bench.training.trainer import STATE, State, Trainer, TrainingModule, derive
 from leaderboards.read.records import read_record
 from leaderboards.schema import metrics
 from leaderboards.schema.checkpoints import BEST, CHECKPOINTS
-from leaderboards.schema.fields import (
-    FAILED,
-    FINISHED,
-    KILLED,
-    RECORD_TAGS,
-    Artifact,
-    Tag,
-)
+from leaderboards.schema.fields import FAILED, FINISHED, KILLED, RECORD_TAGS, Artifact, Tag
 from leaderboards.schema.record import Record, RecordError, build_record
 
 if TYPE_CHECKING:
@@ -97,8 +90,7 @@ def run_job(
 
     `student_passes` is the number of forward passes of the student per training image, estimated.
 
-    Raises:
-        BenchError: something stopped the run. The record says so and its state stays on disk.
+    Raise BenchError if something stopped it: the record says so and its state stays on disk.
     """
     with locked_folder(run, context) as folder:
         if is_recorded(run, context):
@@ -148,11 +140,7 @@ def find_untuned(run: PlannedRun, context: RunContext, teachers: dict[str, str])
 
 @contextmanager
 def locked_folder(run: PlannedRun, context: RunContext) -> Iterator[Path]:
-    """Lock the folder of a run's unfinished work for this process.
-
-    Raises:
-        BenchError: another process is working there.
-    """
+    """Lock the folder of a run's unfinished work. Raise BenchError if another process has it."""
     folder = work_folder(context.root, run.spec)
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -164,10 +152,7 @@ def locked_folder(run: PlannedRun, context: RunContext) -> Iterator[Path]:
 
 
 def mark_for_repeat(run: PlannedRun, context: RunContext) -> None:
-    """Delete a run's unfinished work and mark it to be repeated.
-
-    The mark goes when the run is recorded.
-    """
+    """Delete a run's unfinished work and mark it to be repeated, until it is recorded."""
     # A locked run is being carried out: run_job reports it.
     with suppress(BenchError), locked_folder(run, context) as folder:
         shutil.rmtree(folder, ignore_errors=True)
@@ -182,7 +167,6 @@ def is_recorded(run: PlannedRun, context: RunContext) -> bool:
     """
     if (work_folder(context.root, run.spec) / REPEAT_MARK).exists():
         return False
-    # A teacher without its file is trained again, whatever the record says.
     if run.spec.role == "teacher" and not cards.has_teacher(context.root, run.identity):
         return False
     return context.store.find_run(run.spec, FINISHED) is not None
@@ -226,7 +210,8 @@ def train(job: Job) -> tuple[State, dict[str, float]]:
     Its checkpoints lie in the job's folder.
     """
     run, context = job.run, job.context
-    environment.reset_peak_memory(context.device)
+    if context.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(context.device)
     # The other processes wait in follow_leader.
     context.group.send((run, job.folder))
     module = build_training_module(run, context, job.data)
@@ -265,8 +250,10 @@ def evaluate(job: Job) -> dict[str, CheckpointEvaluation]:
     """Attack every checkpoint of the run on the test images."""
     spec = job.run.spec
     evaluations = {}
-    for name in checkpoint_names(job.folder):
+    for name in CHECKPOINTS:
         path = job.folder / f"{name}.pt"
+        if not path.exists():
+            continue
         net = checkpoint.load(path, spec.arch, job.data.info).to(job.context.device)
         full = name in spec.full_checkpoints
         verdicts = job.folder / f"verdicts_{name}"
@@ -280,16 +267,18 @@ def evaluate(job: Job) -> dict[str, CheckpointEvaluation]:
 def record(job: Job, state: State, finished: Record) -> None:
     """Record a run: files, then numbers in MLflow and as a file; keep a teacher."""
     run, context, logger, folder = job.run, job.context, job.logger, job.folder
-    model = None
+    spec, model = run.spec, None
     with logger.optional_step("model"):
-        model = links.log_checkpoint(logger, run.spec, run_tags(run, context.code, context.group))
+        model = links.log_checkpoint(logger, spec, run_tags(run, context.code, context.group))
     for name in finished.checksums:
         logger.log_file(folder / f"{name}.pt", Artifact.CHECKPOINTS)
     for verdicts in sorted(folder.glob("verdicts_*.npz")):
         logger.log_file(verdicts, Artifact.VERDICTS)
     logger.log_record(finished, links.metric_link(model, job.data, finished.metrics_of(BEST)))
-    if run.spec.role == "teacher":
-        keep_teacher(job, finished.checksums[BEST])
+    if spec.role == "teacher":
+        origin = f"trained here, {spec.suite}, spec {spec.id}"
+        card = Card(run.identity, spec.arch, spec.dataset, finished.checksums[BEST], origin)
+        cards.add_teacher(context.root, folder / "best.pt", card)
     add_note_and_links(job, model, state, finished)
     # The file comes last: whoever reads it sees a complete run in MLflow.
     context.store.save_record(finished)
@@ -351,14 +340,6 @@ def build_curves(history: list[dict[str, float]]) -> dict[str, list[tuple[int, f
     return curves
 
 
-def keep_teacher(job: Job, sha256: str) -> None:
-    """Keep the best checkpoint of a teacher's run among the teachers of the store."""
-    spec = job.run.spec
-    origin = f"trained here, {spec.suite}, spec {spec.id}"
-    card = Card(job.run.identity, spec.arch, spec.dataset, sha256, origin)
-    cards.add_teacher(job.context.root, job.folder / "best.pt", card)
-
-
 def add_note_and_links(job: Job, model: LoggedModel | None, state: State, finished: Record) -> None:
     """Add note, figures, and a version in the registry if one is due, to a complete run."""
     run, context, logger = job.run, job.context, job.logger
@@ -369,7 +350,7 @@ def add_note_and_links(job: Job, model: LoggedModel | None, state: State, finish
         logger.set_tags({note.NOTE_TAG: note.run_note(finished, epoch)})
     with logger.optional_step("figures"):
         note.draw_figures(finished, epoch, job.folder / Artifact.FIGURES)
-        logger.log_folder(job.folder / Artifact.FIGURES, Artifact.FIGURES)
+        logger.log_folder(job.folder / Artifact.FIGURES)
     if model:
         with logger.optional_step("alias"):
             links.register_model(
@@ -381,19 +362,13 @@ def log_best_network(job: Job) -> None:
     """Log the best checkpoint once more, as MLflow loads it."""
     info = job.data.info
     net = checkpoint.load(job.folder / "best.pt", job.run.spec.arch, info)
-    exported_model.log_network(job.logger, net, info.shape, job.folder / Artifact.MODEL)
-
-
-def checkpoint_names(folder: Path) -> list[str]:
-    """Return the names of the checkpoints in a folder, the best first."""
-    return [name for name in CHECKPOINTS if (folder / f"{name}.pt").exists()]
+    links.log_network(job.logger, net, info.shape, job.folder / Artifact.MODEL)
 
 
 def check_teachers(run: PlannedRun, context: RunContext, folder: Path) -> dict[str, str]:
     """Return the sha256 of each teacher's checkpoint by role, kept in the folder for a resumed run.
 
-    Raises:
-        BenchError: an earlier part of the training used other checkpoints.
+    Raise BenchError if an earlier part of the training used other checkpoints.
     """
     checksums = {}
     for role, identity in run.spec.teachers.items():
@@ -411,10 +386,7 @@ def check_teachers(run: PlannedRun, context: RunContext, folder: Path) -> dict[s
 
 
 def build_training_module(run: PlannedRun, context: RunContext, data: Data) -> TrainingModule:
-    """Return student, teachers and parts on the device.
-
-    The initial weights depend on the seed alone.
-    """
+    """Return student, teachers and parts on the device. The seed alone decides initial weights."""
     spec = run.spec
     frozen = {}
     for role, identity in spec.teachers.items():

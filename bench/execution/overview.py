@@ -7,8 +7,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlparse
-from urllib.request import url2pathname
 
 import torch
 
@@ -26,8 +24,8 @@ from bench.system.log import log_path
 from bench.system.progress import format_duration
 from bench.system.tables import format_table
 from bench.tracking.run_logger import SHOWN_DIGITS
-from bench.tracking.store import TrackingStore
-from leaderboards.schema.fields import FINISHED
+from bench.tracking.store import TrackingStore, local_artifact
+from leaderboards.schema.fields import FINISHED, checkpoint_artifact
 from leaderboards.schema.metrics import (
     ATTACK_LABELS,
     EVAL_SECONDS,
@@ -39,10 +37,8 @@ from leaderboards.schema.metrics import (
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-# Seconds from which a suite for a GPU is doubtful on a CPU.
-LONG_ON_CPU = 24 * 3600
-# Models whose files are listed after a grid.
-MOST_MODELS = 4
+LONG_ON_CPU = 24 * 3600  # seconds from which a suite for a GPU is doubtful on a CPU
+MOST_MODELS = 4  # models whose files are listed after a grid
 
 
 def log_head(device: torch.device, code: dict[str, str]) -> str:
@@ -89,10 +85,8 @@ def cpu_warning(options: ProtocolOptions, costs: list[Cost], device: torch.devic
     seconds = total_seconds(options, costs)
     if device.type != "cpu" or resolve_suite(options.suite).cpu_time or seconds < LONG_ON_CPU:
         return ""
-    others = []
-    for suite in suites.SUITES.values():
-        if suite.cpu_time:
-            others.append(f"{suite.name} ({suite.cpu_time})")
+    small = [suite for suite in suites.SUITES.values() if suite.cpu_time]
+    others = [f"{suite.name} ({suite.cpu_time})" for suite in small]
     return (
         f"{options.suite} is for a GPU: about {format_duration(seconds)} on this CPU"
         f" (threads: {torch.get_num_threads()}); for a CPU there are {' and '.join(others)}"
@@ -114,7 +108,7 @@ def format_results(runs: list[PlannedRun], failed: set[str], store: TrackingStor
     for run in runs:
         record = None if run.identity in failed else store.find_run(run.spec, FINISHED)
         rows.append((*describe_run(run), *describe_record(record)))
-        path = checkpoint_path(record) if record else None
+        path = record and local_artifact(store.root, record, checkpoint_artifact())
         if path and (run.spec.role == "student" or len(runs) == 1):
             models.append(path)
     labels = [ATTACK_LABELS[name] for name in SHOWN_ACCURACIES]
@@ -147,13 +141,6 @@ def describe_record(record: Run | None) -> list[str]:
     return [*cells, f"{seconds / 60:.1f}", record.info.run_id[:SHOWN_DIGITS]]
 
 
-def checkpoint_path(record: Run) -> Path | None:
-    """Return the file of a run's best checkpoint, None if it is not on this machine."""
-    address = urlparse(record.info.artifact_uri)
-    path = Path(url2pathname(address.path), "checkpoints", "best.pt")
-    return path if address.scheme in ("", "file") and path.exists() else None
-
-
 def shorten_path(path: Path) -> Path:
     """Return a path from the working folder if it lies there."""
     folder = Path.cwd()
@@ -171,6 +158,5 @@ def next_steps(options: ProtocolOptions, failed: set[str], store: TrackingStore)
     if failed:
         lines.append(f"next    {continue_hint(options.force)} continues what failed")
     lines.append(f"next    python -m bench leaderboard{flag}")
-    lines.append(f"        python -m bench show RUN{flag}")
-    lines.append(f"        python -m bench ui --open{flag}")
+    lines += [f"        python -m bench {words}{flag}" for words in ("show RUN", "ui --open")]
     return "\n".join(lines)

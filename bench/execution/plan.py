@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import shlex
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from bench import datasets, models
 from bench.execution.suite_file import inline_suite, resolve_suite
 from bench.protocol import tuned_config
 from bench.protocol.options import ProtocolOptions, RunOptions
-from bench.protocol.suites import Suite
+from bench.protocol.suites import RECORDED_FIELDS, Suite
 from bench.system.errors import UsageError, unknown_name
 from bench.system.log import LOGGER
 from bench.teachers import cards
@@ -28,19 +28,14 @@ class PlannedRun:
 
     spec: Spec
     method: Method
-    # Hyper-parameters that differ from the default ones, as text.
-    variant: str
-    # The command that repeats this one run.
-    command: str
-    # Fields of the training that the variant stands for.
-    variant_fields: tuple[str, ...] = ()
+    variant: str  # hyper-parameters that differ from the default ones, as text
+    command: str  # repeats this one run
+    variant_fields: tuple[str, ...] = ()  # of the training, that the variant stands for
 
     @property
     def label(self) -> str:
         """A name for people, unique in a grid."""
-        if not self.variant:
-            return self.spec.label
-        return f"{self.spec.label} ({self.variant})"
+        return f"{self.spec.label} ({self.variant})" if self.variant else self.spec.label
 
     @property
     def identity(self) -> str:
@@ -49,16 +44,29 @@ class PlannedRun:
 
 
 @dataclass(frozen=True)
-class StartingValues:
-    """What the authors' script sets otherwise than the method's defaults, before flags do."""
+class MethodChoice:
+    """A method to train with, and what the authors' script sets before flags do.
 
-    hyper: dict[str, Any] = field(default_factory=dict)
-    training: dict[str, Any] = field(default_factory=dict)
+    hyper, training: settings of the script that differ from the defaults; {} without `--official`.
+    """
+
+    name: str
+    method: Method
+    hyper: dict[str, Any]
+    training: dict[str, Any]
 
     @property
     def official(self) -> bool:
         """Whether the script sets anything."""
         return bool(self.hyper or self.training)
+
+    @property
+    def changed_hyper(self) -> dict[str, Any]:
+        """The hyper-parameters whose values are not the starting ones."""
+        fields = dataclasses.fields(self.method)
+        defaults = {field.name: field.default for field in fields} | self.hyper
+        values = dataclasses.asdict(self.method)
+        return {name: value for name, value in values.items() if value != defaults[name]}
 
 
 def plan_runs(options: RunOptions, hyper: dict[str, Any]) -> list[PlannedRun]:
@@ -69,8 +77,7 @@ def plan_runs(options: RunOptions, hyper: dict[str, Any]) -> list[PlannedRun]:
         hyper: all hyper-parameters of the one method, with defaults, `--official` and `--config`
             applied; {} for several methods, each of which takes its own starting values.
 
-    Raises:
-        UsageError: a name does not exist, or options contradict each other.
+    Raise UsageError if a name does not exist, or options contradict each other.
     """
     suite = resolve_suite(options.suite)
     students = split_names(options.student) or suite.students
@@ -78,21 +85,15 @@ def plan_runs(options: RunOptions, hyper: dict[str, Any]) -> list[PlannedRun]:
         models.check(arch)
     check_student_options(options)
     seeds = parse_seeds(options.seeds) or suite.seeds
-    starts = {}
-    built = {}
-    for name in requested_methods(options.method):
-        starts[name] = starting_values(options, name)
-        built[name] = build_method(name, hyper or starts[name].hyper)
-    check_method_options(options, starts, built)
+    choices = [choose_method(options, name, hyper) for name in requested_methods(options.method)]
+    check_method_options(options, choices)
     teacher_runs: dict[str, PlannedRun] = {}
     student_runs = []
     for dataset in requested_datasets(options, suite):
-        for name, method in built.items():
-            identities = teacher_identities(options, suite, dataset, method, teacher_runs)
+        for choice in choices:
+            identities = teacher_identities(options, suite, dataset, choice.method, teacher_runs)
             for arch, seed in itertools.product(students, seeds):
-                run = plan_student(
-                    options, suite, dataset, arch, name, method, identities, seed, starts[name]
-                )
+                run = plan_student(options, suite, dataset, arch, choice, identities, seed)
                 student_runs.append(run)
     return [*teacher_runs.values(), *student_runs]
 
@@ -110,18 +111,16 @@ def check_student_options(options: RunOptions) -> None:
             raise UsageError(f"--{fault.replace('_', '-', 1)}")
 
 
-def check_method_options(
-    options: RunOptions, starts: dict[str, StartingValues], built: dict[str, Method]
-) -> None:
+def check_method_options(options: RunOptions, choices: list[MethodChoice]) -> None:
     """Raise UsageError for options that none of the methods can follow."""
-    if options.official and not any(start.official for start in starts.values()):
+    if options.official and not any(choice.official for choice in choices):
         raise UsageError(
             f"--official: no script of {options.method} is known to do anything otherwise"
         )
-    distils = any(method.teacher_roles for method in built.values())
+    distils = any(choice.method.teacher_roles for choice in choices)
     if options.teacher != "robust" and not distils:
         raise UsageError(f"--teacher {options.teacher}: {options.method} has no teacher")
-    if options.tuned and (options.official or len(built) > 1):
+    if options.tuned and (options.official or len(choices) > 1):
         raise UsageError("--tuned: values of one method, and not those of --official")
 
 
@@ -133,18 +132,10 @@ def plan_teacher(options: ProtocolOptions, suite: Suite, dataset: str, role: str
     if recipe.limit_aa:
         protocol["limit_aa"] = recipe.limit_aa
     spec = Spec(
-        role="teacher",
-        arch=recipe.arch,
-        method=recipe.method,
-        teachers={},
-        seed=0,
-        training=recipe.training,
-        hyper=dataclasses.asdict(method),
-        **protocol,
-    )
-    words = ["teacher", "train", "--suite", inline_suite(options.suite)]
-    words += ["--dataset", dataset, "--role", role]
-    return PlannedRun(spec, method, "", complete_command(words, options))
+        role="teacher", arch=recipe.arch, method=recipe.method, teachers={}, seed=0,
+        training=recipe.training, hyper=dataclasses.asdict(method), **protocol)  # fmt: skip
+    values = {"suite": inline_suite(options.suite), "dataset": dataset, "role": role}
+    return PlannedRun(spec, method, "", command_line("teacher train", values, options))
 
 
 def plan_student(
@@ -152,56 +143,31 @@ def plan_student(
     suite: Suite,
     dataset: str,
     arch: str,
-    name: str,
-    method: Method,
-    teacher_names: dict[str, str],
+    choice: MethodChoice,
+    teachers: dict[str, str],
     seed: int,
-    start: StartingValues,
 ) -> PlannedRun:
-    """Return the run of one student; `teacher_names` maps roles to identities."""
-    changes = start.training | training_flags(options)
+    """Return the run of one student; `teachers` maps roles to identities."""
+    changes = choice.training | training_flags(options)
     training = replace(suite.training, **changes)
-    if options.awp:
-        training = replace(training, awp=options.awp)
-    if options.epochs is not None:
-        training = replace(training, epochs=options.epochs)
+    for name in ("awp", "epochs"):
+        if value := getattr(options, name):
+            training = replace(training, **{name: value})
     spec = Spec(
-        role="student",
-        arch=arch,
-        method=name,
-        teachers=teacher_names,
-        seed=seed,
-        training=training,
-        hyper=dataclasses.asdict(method),
-        tuned=options.tuned,
-        **shared_spec_fields(options, suite, dataset),
-    )
-    variant = variant_text(options, method, start)
-    command = student_command(options, spec, method, start)
-    return PlannedRun(spec, method, variant, command, tuple(changes))
+        role="student", arch=arch, method=choice.name, teachers=teachers, seed=seed,
+        training=training, hyper=dataclasses.asdict(choice.method), tuned=options.tuned,
+        **shared_spec_fields(options, suite, dataset))  # fmt: skip
+    command = student_command(options, spec, choice)
+    return PlannedRun(spec, choice.method, variant_text(options, choice), command, tuple(changes))
 
 
 def shared_spec_fields(options: ProtocolOptions, suite: Suite, dataset: str) -> dict[str, Any]:
     """Return the fields of a spec that teachers and students share."""
-    limit_train, limit_test = suite.limit_train, suite.limit_test
-    if options.limit_train is not None:
-        limit_train = options.limit_train
-    if options.limit_test is not None:
-        limit_test = options.limit_test
-    return {
-        "suite": suite.id,
-        "dataset": dataset,
-        "eps": suite.eps,
-        "inner_step": suite.inner_step,
-        "inner_steps": suite.inner_steps,
-        "attacks": suite.attacks,
-        "full_checkpoints": suite.full_checkpoints,
-        "precision": options.precision,
-        "limit_train": limit_train,
-        "limit_val": suite.limit_val,
-        "limit_test": limit_test,
-        "limit_aa": suite.limit_aa,
-    }
+    fields = {name: getattr(suite, name) for name in (*RECORDED_FIELDS, "full_checkpoints")}
+    for name in ("limit_train", "limit_test"):
+        if getattr(options, name) is not None:
+            fields[name] = getattr(options, name)
+    return fields | {"suite": suite.id, "dataset": dataset, "precision": options.precision}
 
 
 def teacher_identities(
@@ -262,13 +228,14 @@ def requested_methods(text: str) -> list[str]:
     return names
 
 
-def starting_values(options: RunOptions, name: str) -> StartingValues:
-    """Return what `--official` sets of a method; nothing without it."""
-    if not options.official:
-        return StartingValues()
-    method_class = load_method(name)
-    training = {setting: value for setting, value, _ in method_class.recipe}
-    return StartingValues(official_values(method_class), training)
+def choose_method(options: RunOptions, name: str, hyper: dict[str, Any]) -> MethodChoice:
+    """Return a method with these hyper-parameters, for {} with its starting values."""
+    start, training = dict[str, Any](), dict[str, Any]()
+    if options.official:
+        method_class = load_method(name)
+        start = official_values(method_class)
+        training = {setting: value for setting, value, _ in method_class.recipe}
+    return MethodChoice(name, build_method(name, hyper or start), start, training)
 
 
 def training_flags(options: RunOptions) -> dict[str, float]:
@@ -317,21 +284,14 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     return seeds
 
 
-def changed_hyper(method: Method, start: StartingValues) -> dict[str, Any]:
-    """Return the hyper-parameters whose values are not the starting ones."""
-    defaults = {field.name: field.default for field in dataclasses.fields(method)} | start.hyper
-    values = dataclasses.asdict(method)
-    return {name: value for name, value in values.items() if value != defaults[name]}
-
-
-def variant_text(options: RunOptions, method: Method, start: StartingValues) -> str:
+def variant_text(options: RunOptions, choice: MethodChoice) -> str:
     """Say how a student's training differs from the method's default."""
-    parts = ["official"] if start.official else []
-    changes = training_flags(options) | changed_hyper(method, start)
+    parts = ["official"] if choice.official else []
+    changes = training_flags(options) | choice.changed_hyper
     if options.tuned:
         # Quirks are never tuned.
-        quirks = {field.name for field in dataclasses.fields(method) if field.metadata["quirk"]}
-        hyper = dataclasses.asdict(method)
+        fields, hyper = dataclasses.fields(choice.method), dataclasses.asdict(choice.method)
+        quirks = {field.name for field in fields if field.metadata["quirk"]}
         tuned = {name: value for name, value in hyper.items() if name not in quirks}
         digest = tuned_config.values_digest(tuned, training_flags(options))
         parts.append(f"tuned, {options.tuned} trials, {digest}")
@@ -342,40 +302,31 @@ def variant_text(options: RunOptions, method: Method, start: StartingValues) -> 
     return ", ".join(parts)
 
 
-def student_command(options: RunOptions, spec: Spec, method: Method, start: StartingValues) -> str:
+def student_command(options: RunOptions, spec: Spec, choice: MethodChoice) -> str:
     """Return the command line that repeats one student."""
-    words = ["run", "--method", spec.method, "--suite", inline_suite(options.suite)]
-    words += ["--dataset", spec.dataset, "--student", spec.arch, "--seeds", str(spec.seed)]
-    if method.teacher_roles and options.teacher != "robust":
-        words += ["--teacher", options.teacher]
-    if options.epochs is not None:
-        words += ["--epochs", str(options.epochs)]
-    if start.official:
-        words.append("--official")
-    values = training_flags(options) | changed_hyper(method, start)
-    for name in ("awp", "tuned"):
-        if value := getattr(options, name):
-            values[name] = value
+    values: dict[str, Any] = {"method": spec.method, "suite": inline_suite(options.suite)}
+    values |= {"dataset": spec.dataset, "student": spec.arch, "seeds": spec.seed}
+    if choice.method.teacher_roles and options.teacher != "robust":
+        values["teacher"] = options.teacher
+    values |= {"epochs": options.epochs, "official": choice.official or None}
+    values |= training_flags(options) | choice.changed_hyper
+    values |= {"awp": options.awp or None, "tuned": options.tuned or None}
+    return command_line("run", values, options)
+
+
+def command_line(command: str, values: dict[str, Any], options: ProtocolOptions) -> str:
+    """Return a command line with `values`, without those that are None, and what runs share."""
+    values = values | {"limit_train": options.limit_train, "limit_test": options.limit_test}
+    if options.precision != "fp32":
+        values["precision"] = options.precision
+    words = ["python", "-m", "bench", *command.split()]
     for name, value in values.items():
         flag = name.replace("_", "-")
-        if value is True:
-            words.append(f"--{flag}")
-        elif value is False:
-            words.append(f"--no-{flag}")
-        else:
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        elif value is not None:
             words += [f"--{flag}", str(value)]
-    return complete_command(words, options)
-
-
-def complete_command(words: list[str], options: ProtocolOptions) -> str:
-    """Return a command line with the options that every run shares."""
-    if options.limit_train is not None:
-        words += ["--limit-train", str(options.limit_train)]
-    if options.limit_test is not None:
-        words += ["--limit-test", str(options.limit_test)]
-    if options.precision != "fp32":
-        words += ["--precision", options.precision]
-    return f"python -m bench {shlex.join(words)}"
+    return shlex.join(words)
 
 
 def work_folder(store: Path, spec: Spec) -> Path:

@@ -20,21 +20,14 @@ from bench.training.memory_layout import arrange_memory, has_bf16
 from bench.training.trainer import TrainingModule
 from methods.base import Net
 
-# Seconds of measuring a rate, in windows of which the best one counts.
-SECONDS_PER_RATE = 0.5
+SECONDS_PER_RATE = 0.5  # seconds of measuring a rate, in windows of which the best one counts
 WINDOWS = 5
-# Seconds after which a slow step is not measured again.
-MOST_SECONDS = 2.0
-# Steps of one batch that are timed, of which the best one counts.
-STEPS = 4
-# Running processes per core, beside this one, from which a measured rate is in doubt.
-BUSY = 0.5
-# Images of the quick probe.
-PROBE_IMAGES = 4
-# Seconds of a step from which no larger batch is tried.
-LONG_STEP = 1.0
-# Channels and side of a ResNet-18's stages on CIFAR.
-STAGE_SHAPES = ((64, 32), (128, 16), (256, 8))
+MOST_SECONDS = 2.0  # seconds after which a slow step is not measured again
+STEPS = 4  # steps of one batch that are timed, of which the best one counts
+BUSY = 0.5  # running processes per core, beside this one, from which a measured rate is in doubt
+PROBE_IMAGES = 4  # images of the quick probe
+LONG_STEP = 1.0  # seconds of a step from which no larger batch is tried
+STAGE_SHAPES = ((64, 32), (128, 16), (256, 8))  # channels and side of a ResNet-18's stages on CIFAR
 CONVOLUTION_IMAGES = 64
 
 

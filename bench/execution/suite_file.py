@@ -23,8 +23,7 @@ from bench.system.files import read_config
 from leaderboards.schema.record import describe_first_error
 
 SUFFIX = ".toml"
-# How the name of a suite from a file ends.
-DIGEST = re.compile("-[0-9a-f]{8}$")
+DIGEST = re.compile("-[0-9a-f]{8}$")  # how the name of a suite from a file ends
 NAME = re.compile("[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
 # What a file may leave out; without them it states the same protocol.
 LABELS = {"name": "", "version": 1, "about": "", "cpu_time": ""}
@@ -39,8 +38,7 @@ class _SuiteFile(BaseModel, extra="forbid", strict=True, allow_inf_nan=False):
 def resolve_suite(text: str) -> Suite:
     """Return the suite that `--suite` means: a name, a file FILE.toml, or its content as JSON.
 
-    Raises:
-        UsageError: an unknown name, or a content that states no suite.
+    Raise UsageError for an unknown name, or a content that states no suite.
     """
     if not text.endswith(SUFFIX) and not text.startswith("{"):
         return suites.get(text)
@@ -80,10 +78,7 @@ def read_suite(text: str) -> Suite:
     """Read a suite from a file or JSON. Its name ends in eight hex digits of the protocol's hash.
 
     Another protocol under the same name is thus another suite: runs, teachers and rows of the two
-    never mix, whichever store or leaderboard they meet in.
-
-    Raises:
-        UsageError: the file states no suite.
+    never mix, whichever store or leaderboard they meet in. Raise UsageError for no suite.
     """
     try:
         content = read_content(text)

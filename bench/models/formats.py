@@ -19,8 +19,7 @@ FORMATS = {
     ".onnx": "onnx",
     ".pt2": "torch-export",
 }
-# With one image the exported graph would take one image alone.
-EXAMPLE_IMAGES = 2
+EXAMPLE_IMAGES = 2  # with one image the exported graph would take one image alone
 # Images and tolerance with which a graph of ONNX is compared with torch.
 COMPARED_IMAGES = 5
 TOLERANCE = 1e-4

@@ -73,6 +73,12 @@ class Suite:
         return f"{self.name}@{self.version}"
 
 
+def teacher_pair(arch: str, training: Training, limit_aa: int | None = None) -> dict[str, Teacher]:
+    """Return a robust and a natural teacher of one architecture."""
+    methods = {"robust": "trades", "natural": "natural"}
+    return {role: Teacher(arch, name, training, limit_aa) for role, name in methods.items()}
+
+
 QUICK = Training(epochs=30, batch=64, lr=0.2, schedule="onecycle", ema_decay=0.98)
 
 DIGITS = Suite(
@@ -82,10 +88,7 @@ DIGITS = Suite(
     "nothing to download, minutes on a laptop",
     datasets=("digits",),
     students=("resnet8-w4", "resnet8-w8"),
-    teachers={
-        "robust": Teacher("resnet8-w16", "trades", QUICK, limit_aa=100),
-        "natural": Teacher("resnet8-w16", "natural", QUICK, limit_aa=100),
-    },
+    teachers=teacher_pair("resnet8-w16", QUICK, limit_aa=100),
     training=replace(QUICK, epochs=36),
     eps=0.15,
     inner_step=0.06,
@@ -102,10 +105,7 @@ CIFAR_MINI = Suite(
     "a quarter of an hour on two CPU cores",
     datasets=("cifar10",),
     students=("resnet8-w16-s2",),
-    teachers={
-        "robust": Teacher("resnet14-w16-s2", "trades", MINI),
-        "natural": Teacher("resnet14-w16-s2", "natural", MINI),
-    },
+    teachers=teacher_pair("resnet14-w16-s2", MINI),
     training=MINI,
     eps=8 / 255,
     inner_step=2.5 / 255,
@@ -126,10 +126,7 @@ CIFAR = Suite(
     "ResNet-18 teacher: for a GPU",
     datasets=("cifar10", "cifar100"),
     students=("resnet18", "mobilenetv2"),
-    teachers={
-        "robust": Teacher("resnet18", "trades", LONG),
-        "natural": Teacher("resnet18", "natural", LONG),
-    },
+    teachers=teacher_pair("resnet18", LONG),
     training=LONG,
     eps=8 / 255,
     inner_step=2 / 255,
@@ -143,10 +140,7 @@ CIFAR_FAST = replace(
     CIFAR,
     name="cifar-fast",
     about="the cifar suite in 30 epochs with a one-cycle schedule: for a GPU",
-    teachers={
-        "robust": Teacher("resnet18", "trades", FAST),
-        "natural": Teacher("resnet18", "natural", FAST),
-    },
+    teachers=teacher_pair("resnet18", FAST),
     training=FAST,
     full_checkpoints=("best",),
 )
@@ -167,10 +161,8 @@ def protocol(experiment: str) -> dict[str, str]:
 
     A suite or version that is not known here gives {}.
     """
-    for suite in SUITES.values():
-        if suite.id == experiment:
-            break
-    else:
+    suite = SUITES.get(experiment.partition("@")[0])
+    if not suite or suite.id != experiment:
         return {}
     parameters = {}
     for name, value in asdict(suite.training).items():
@@ -185,3 +177,8 @@ def get(name: str) -> Suite:
     if name not in SUITES:
         raise unknown_name("suite", name, SUITES)
     return SUITES[name]
+
+
+def first_with(dataset: str) -> Suite:
+    """Return the first suite that covers a data set."""
+    return next(suite for suite in SUITES.values() if dataset in suite.datasets)

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.protocol import suites
-from bench.system.errors import BenchError, UsageError
-from bench.system.files import read_config, write_atomically
+from bench.system.errors import UsageError
+from bench.system.files import read_config, save_file
 
 # What a configuration may set of the training -> the largest value allowed.
 TRAINING = {"lr": 100.0, "momentum": 1.0, "weight_decay": 1.0}
@@ -28,8 +28,7 @@ class TunedConfig:
     """A run, the values of its best trial, and their provenance."""
 
     method: str
-    # name@version
-    suite: str
+    suite: str  # name@version
     dataset: str
     student: str
     teacher: str
@@ -67,19 +66,11 @@ def write(path: Path, config: TunedConfig) -> None:
     """Write a configuration. Raise BenchError where that fails."""
     import tomli_w
 
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, tomli_w.dumps(dataclasses.asdict(config)).encode())
-    except OSError as error:
-        raise BenchError(f"cannot write {str(path)!r}: {error.strerror}") from error
+    save_file(path, tomli_w.dumps(dataclasses.asdict(config)).encode())
 
 
 def read(path: Path) -> TunedConfig:
-    """Read a configuration.
-
-    Raises:
-        UsageError: the file is no configuration, or it is for another version of its suite.
-    """
+    """Read a configuration. Raise UsageError for none, or one for another version of its suite."""
     flag = f"--config {str(path)!r}"
     try:
         config = TunedConfig(**tomllib.loads(read_config(path)))

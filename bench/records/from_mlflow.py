@@ -27,8 +27,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 VERDICTS_FILE = f"{Artifact.VERDICTS}/verdicts_{BEST}_aa.npz"
-# MLflow stores infinity as about 1.8e308.
-MAX_VALUE = 1e300
+MAX_VALUE = 1e300  # MLflow stores infinity as about 1.8e308
 
 
 def convert_runs(root: Path, data_root: Path) -> int:

@@ -71,7 +71,7 @@ def rounding_share(recorded: Mapping[str, object], device: torch.device) -> floa
 def fetch_checkpoint(store: TrackingStore, record: Record, folder: Path) -> Path | None:
     """Copy the checkpoint of a record from the store into a folder; None if there is none."""
     condition = f"tags.`{checksum_tag(BEST)}` = '{record.checksums.get(BEST, '')}'"
-    for _, run in suite_runs(store.client, condition):
+    for run in suite_runs(store.client, condition):
         # An imported run has no checkpoint.
         with suppress(Exception):
             artifact = checkpoint_artifact(BEST)

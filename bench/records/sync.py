@@ -79,21 +79,15 @@ def newest_finished(client: MlflowClient) -> tuple[dict[str, Run], list[str]]:
     """Return the newest finished run of each spec id, and a line on runs that did not finish."""
     finished: dict[str, Run] = {}
     unfinished = Counter[str]()
-    for _, run in suite_runs(client):
-        spec_id = run.data.tags.get(Tag.SPEC_ID, "")
-        if run.info.status != FINISHED:
+    for run in suite_runs(client):
+        if run.info.status == FINISHED:
+            finished[run.data.tags.get(Tag.SPEC_ID, "")] = run
+        else:
             unfinished[run.info.status] += 1
-        elif spec_id not in finished or is_newer(run, finished[spec_id]):
-            finished[spec_id] = run
-    parts = [f"{count} {status}" for status, count in sorted(unfinished.items())]
-    if not parts:
+    if not unfinished:
         return finished, []
-    return finished, [f"runs that did not finish are left out: {', '.join(parts)}"]
-
-
-def is_newer(run: Run, other: Run) -> bool:
-    """Return whether a run counts instead of another one of its spec."""
-    return bool((run.info.start_time, run.info.run_id) > (other.info.start_time, other.info.run_id))
+    counts = ", ".join(f"{count} {status}" for status, count in sorted(unfinished.items()))
+    return finished, [f"runs that did not finish are left out: {counts}"]
 
 
 def digest_records(folder: Path) -> dict[str, str]:

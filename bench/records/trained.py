@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import tempfile
@@ -13,7 +12,13 @@ from bench.models import checkpoint
 from bench.records.sync import sync_records
 from bench.system.errors import BenchError, UsageError, unknown_name
 from bench.tracking.run_logger import SHOWN_DIGITS
-from bench.tracking.store import fetch_artifact, open_client, store_exists, tracking_uri
+from bench.tracking.store import (
+    artifact_path,
+    fetch_artifact,
+    open_client,
+    store_exists,
+    tracking_uri,
+)
 from leaderboards.read.records import collect
 from leaderboards.schema import fields
 from leaderboards.schema.checkpoints import CHECKPOINTS
@@ -92,7 +97,10 @@ def find_best_seed(store: Path, row: str) -> Record:
     if different:
         runs = ", ".join(record.run_id[:SHOWN_DIGITS] for record in seeds)
         raise UsageError(f"{row!r}: runs {runs} differ in {', '.join(different)}: name one of them")
-    return max(seeds, key=validation_accuracy)
+    # -1 where no validation was recorded.
+    return max(
+        seeds, key=lambda record: max(record.curves.get(VAL_ROBUST, ((), ()))[1], default=-1.0)
+    )
 
 
 def row_address(record: Record) -> str:
@@ -102,45 +110,28 @@ def row_address(record: Record) -> str:
     return "/".join(filter(None, parts))
 
 
-def validation_accuracy(record: Record) -> float:
-    """Return the highest robust accuracy on the validation images, -1 where none was recorded."""
-    return max(record.curves.get(VAL_ROBUST, ((), ()))[1], default=-1.0)
-
-
 def load_network(record: Record, store: Path, name: str) -> Net:
     """Load a checkpoint of a run in eval mode on the CPU.
 
     Raise BenchError where it is not in the store or has another hash than the record says.
     """
-    content = read_checkpoint(record, store, name)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, f"{name}.pt")
-        path.write_bytes(content)
-        return checkpoint.load(path, record.spec.arch, datasets.get(record.spec.dataset))
-
-
-def read_checkpoint(record: Record, store: Path, name: str) -> bytes:
-    """Return a checkpoint's file, from the folder or the server that has it; see `load_network`."""
-    sha256 = checkpoint_sha256(record, name)
-    address = f"runs:/{record.run_id}/{checkpoint_artifact(name)}"
+    sha256, artifact = checkpoint_sha256(record, name), checkpoint_artifact(name)
+    address = f"runs:/{record.run_id}/{artifact}"
+    arch, data = record.spec.arch, datasets.get(record.spec.dataset)
+    local = artifact_path(store, record.run_id, artifact)
+    if local.is_file():
+        return checkpoint.load(local, arch, data, sha256)
     if not store_exists(store):
         raise BenchError(f"{address} is not in {str(store)!r}, which has no runs")
     client = open_client(tracking_uri(store))
     with tempfile.TemporaryDirectory() as folder:
         try:
-            artifact = checkpoint_artifact(name)
-            content = fetch_artifact(
-                client, store, record.run_id, artifact, Path(folder)
-            ).read_bytes()
+            path = fetch_artifact(client, store, record.run_id, artifact, Path(folder))
         # Stores fail in more ways than can be named.
         except Exception as error:
             cause = "an imported record has none, and files can be deleted"
             raise BenchError(f"{address} is not in the store: {cause}") from error
-    digest = hashlib.sha256(content).hexdigest()
-    if digest != sha256:
-        hashes = f"sha256 {digest[:16]}..., not {sha256[:16]}..."
-        raise BenchError(f"{address} has {hashes}: another or damaged file")
-    return content
+        return checkpoint.load(path, arch, data, sha256)
 
 
 def checkpoint_sha256(record: Record, name: str) -> str:

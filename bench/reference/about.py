@@ -18,12 +18,7 @@ from typing import TYPE_CHECKING, Any
 import methods
 from bench.reference import mathml
 from leaderboards.schema.fields import escape_unprintable
-from leaderboards.schema.method_card import (
-    HyperParameter,
-    MethodCard,
-    OfficialSetting,
-    PaperCard,
-)
+from leaderboards.schema.method_card import HyperParameter, MethodCard, OfficialSetting, PaperCard
 
 if TYPE_CHECKING:
     from methods.base import Method

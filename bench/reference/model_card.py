@@ -120,10 +120,10 @@ def render_accuracy(record: Record) -> str:
     images = f"Percent of {record.metrics.get(metrics.NUM_IMAGES, 0):,.0f} test images"
     if attacked := record.metrics.get(metrics.NUM_ATTACKED):
         images += f", AutoAttack (`aa`) and `worst` of the first {attacked:,.0f}"
-    flags = record.flags
-    lines = [f"- sanity flag {escape(name)}: {escape(text)}" for name, text in flags.items()]
-    texts = [note.accuracy_table(record), f"{images}.", "\n".join(lines)]
-    return "\n\n".join(filter(None, [*texts[:2], texts[2] or "No sanity flag was raised."]))
+    flags = record.flags.items()
+    lines = [f"- sanity flag {escape(name)}: {escape(text)}" for name, text in flags]
+    flag_text = "\n".join(lines) or "No sanity flag was raised."
+    return f"{note.accuracy_table(record)}\n\n{images}.\n\n{flag_text}"
 
 
 def render_loader(record: Record, file: ModelFile) -> str:

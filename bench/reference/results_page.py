@@ -57,4 +57,4 @@ def render_chart() -> str:
     by_id = {str(run["run_id"]): run for run in runs.to_dict("records")}
     view = seeds_view(readme_table(), by_id)
     assert view is not None
-    return save_figure(draw_view(view), "svg", background="white").decode()
+    return save_figure(draw_view(view), "svg", transparent=False, facecolor="white").decode()

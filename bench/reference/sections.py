@@ -26,16 +26,6 @@ from leaderboards.schema.method_card import MethodCard
 Facts = dict[str, Any]
 
 
-def no_others(name: str) -> list[Facts]:
-    """Return nothing: a section without names beyond those that it lists."""
-    return []
-
-
-def no_details(name: str, data_root: Path) -> Facts:
-    """Return nothing: a section whose summaries are complete."""
-    return {}
-
-
 @dataclass(frozen=True)
 class Section:
     """One kind of thing that has a name.
@@ -46,8 +36,8 @@ class Section:
 
     title: str
     summaries: Callable[[], list[Facts]]
-    others: Callable[[str], list[Facts]] = no_others
-    details: Callable[[str, Path], Facts] = no_details
+    others: Callable[[str], list[Facts]] = lambda name: []
+    details: Callable[[str, Path], Facts] = lambda name, data_root: {}
 
 
 def find_entries(name: str, data_root: Path) -> dict[str, list[Facts]]:
@@ -65,13 +55,8 @@ def find_entries(name: str, data_root: Path) -> dict[str, list[Facts]]:
     return entries
 
 
-def list_methods() -> list[Facts]:
-    """Return the methods, plugins that cannot be used among them, with their fault."""
-    return [summarise_method(name) for name in methods.names()]
-
-
 def summarise_method(name: str) -> Facts:
-    """Return what a method is, and the fault of a plugin of its name."""
+    """Return what a method is, and the fault of a plugin of its name that cannot be used."""
     fault = methods.plugin_fault(name) if name in methods.plugins() else ""
     if fault and name in methods.builtin():
         fault = f"a plugin of this name {fault}"
@@ -123,11 +108,6 @@ def locate_dataset(name: str, data_root: Path) -> Facts:
     return {"folder": str(folder), "ready": not fault, "fault": fault}
 
 
-def list_models() -> list[Facts]:
-    """Return some of the networks; their names follow patterns."""
-    return [summarise_model(name) for name in models.EXAMPLES]
-
-
 def summarise_model(name: str) -> Facts:
     """Return what a network is."""
     family, _ = models.match_family(name)
@@ -159,29 +139,22 @@ def list_attacks() -> list[Facts]:
     """Return the evaluation attacks with their components, whose budgets are for eps = 8/255."""
     entries = []
     for name, components in catalog.ATTACKS.items():
-        shared = [norm for norm in ("Linf", "L2") if supports_norm(components, norm)]
+        norms = [catalog.supported_norms(part.kind) for part in components]
+        budgets = []
+        for part in components:
+            classes = catalog.MIN_CLASSES.get(part.kind, 2)
+            budgets.append({**dataclasses.asdict(part), "classes": classes})
         facts = {
             "name": name,
             "about": catalog.ABOUT[name],
-            "norms": shared,
+            "norms": [norm for norm in ("Linf", "L2") if all(norm in each for each in norms)],
             "transfer": f"{name}@SURROGATE" if catalog.is_transferable(name) else None,
-            "components": [describe_component(component) for component in components],
+            "components": budgets,
             "command": f"python -m bench evaluate --checkpoint FILE --arch MODEL --dataset DATA "
             f"--attacks {name}",
         }
         entries.append(facts)
     return entries
-
-
-def supports_norm(components: tuple[catalog.Attack, ...], norm: str) -> bool:
-    """Return whether all components are defined in a norm."""
-    return all(norm in catalog.supported_norms(component.kind) for component in components)
-
-
-def describe_component(component: catalog.Attack) -> Facts:
-    """Return the budget of a component and the fewest classes that it needs."""
-    classes = catalog.MIN_CLASSES.get(component.kind, 2)
-    return {**dataclasses.asdict(component), "classes": classes}
 
 
 def list_controls() -> list[Facts]:
@@ -193,11 +166,6 @@ def list_controls() -> list[Facts]:
     return entries
 
 
-def list_teachers() -> list[Facts]:
-    """Return the released teachers; one name may stand for two data sets."""
-    return [summarise_release(release) for release in RELEASES]
-
-
 def summarise_release(release: Release) -> Facts:
     """Return what a released teacher is, with its published accuracy in percent."""
     about = f"{release.arch} for {release.dataset}, AutoAttack {release.autoattack} %"
@@ -206,12 +174,18 @@ def summarise_release(release: Release) -> Facts:
 
 
 SECTIONS = (
-    Section("methods", list_methods),
+    Section("methods", lambda: list(map(summarise_method, methods.names()))),
     Section("suites", list_suites),
     Section("datasets", list_datasets, details=locate_dataset),
-    Section("models", list_models, match_model, measure_model),
+    Section(
+        "models",
+        lambda: [summarise_model(name) for name in models.EXAMPLES],
+        match_model,
+        measure_model,
+    ),
     Section("attacks", list_attacks),
     Section("controls", list_controls),
-    Section("teachers", list_teachers),
+    # One name may stand for two data sets.
+    Section("teachers", lambda: list(map(summarise_release, RELEASES))),
 )
 TITLES = tuple(section.title for section in SECTIONS)

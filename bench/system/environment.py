@@ -15,8 +15,7 @@ from bench import __version__
 from bench.system.errors import UsageError
 from leaderboards.schema.fields import Tag
 
-# Libraries that can alter a result.
-TORCH_PACKAGES = ("torch", "torchvision", "torchattacks")
+TORCH_PACKAGES = ("torch", "torchvision", "torchattacks")  # libraries that can alter a result
 PACKAGES = (*TORCH_PACKAGES, "optuna", "mlflow", "pandas", "numpy", "scikit-learn")
 
 
@@ -44,12 +43,6 @@ def device_name(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
     return f"{platform.processor() or platform.machine()}, {threads} thread{'s' * (threads > 1)}"
-
-
-def reset_peak_memory(device: torch.device) -> None:
-    """Reset `peak_memory`; only CUDA devices can."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_memory(device: torch.device) -> float:

@@ -10,8 +10,7 @@ from pathlib import Path
 
 from bench.system.errors import BenchError
 
-# Dotted keys of a much larger TOML file would be parsed for minutes.
-MAX_CONFIG_BYTES = 20_000
+MAX_CONFIG_BYTES = 20_000  # dotted keys of a much larger TOML file would be parsed for minutes
 
 
 def file_mode(path: Path) -> int:

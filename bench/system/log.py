@@ -25,12 +25,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 LOGGER = logging.getLogger("bench")
-# Warnings of libraries, once they are captured.
-WARNINGS = logging.getLogger("py.warnings")
-# Above warnings: what a command was asked for.
-RESULT = 35
-# Below details: for the file alone.
-NOTE = 5
+WARNINGS = logging.getLogger("py.warnings")  # warnings of libraries, once they are captured
+RESULT = 35  # above warnings: what a command was asked for
+NOTE = 5  # below details: for the file alone
 logging.addLevelName(RESULT, "RESULT")
 logging.addLevelName(NOTE, "NOTE")
 LOGGER.setLevel(NOTE)
@@ -103,10 +100,7 @@ def command_log(command: str) -> Iterator[None]:
 
 def terminal_handler() -> TerminalHandler | None:
     """Return the handler of this process's command, None in a worker and in a library's use."""
-    for handler in LOGGER.handlers:
-        if isinstance(handler, TerminalHandler):
-            return handler
-    return None
+    return next((entry for entry in LOGGER.handlers if isinstance(entry, TerminalHandler)), None)
 
 
 def has_live_line() -> bool:
@@ -119,10 +113,7 @@ def has_live_line() -> bool:
 
 def log_path() -> Path | None:
     """Return the file of the running command, if it has one."""
-    for handler in LOGGER.handlers:
-        if isinstance(handler, LogFile):
-            return handler.path
-    return None
+    return next((entry.path for entry in LOGGER.handlers if isinstance(entry, LogFile)), None)
 
 
 def set_verbosity(quiet: bool, verbose: bool) -> None:

@@ -10,8 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# Time to mark a run after a stop signal.
-STOP_SECONDS = 5.0
+STOP_SECONDS = 5.0  # time to mark a run after a stop signal
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 

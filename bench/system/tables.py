@@ -9,8 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-# More than any table has: the terminal wraps what it cannot show.
-WIDTH = 1000
+WIDTH = 1000  # more than any table has: the terminal wraps what it cannot show
 
 
 def format_table(columns: Sequence[str], rows: Iterable[Sequence[str]], numbers: int = 0) -> str:

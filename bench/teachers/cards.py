@@ -15,7 +15,7 @@ from bench.datasets import Dataset
 from bench.system.errors import BenchError, UsageError, unknown_name
 from bench.system.files import save_file
 from bench.teachers.releases import ROLES, Release
-from leaderboards.schema import record
+from leaderboards.schema.record import describe_first_error
 
 if TYPE_CHECKING:
     from methods.base import Net
@@ -77,17 +77,11 @@ def read_cards(store: Path) -> list[Card]:
     for path in sorted(store.glob("teachers/*.json")):
         try:
             cards.append(adapter.validate_json(path.read_bytes()))
-        except ValidationError as error:
-            raise unreadable_card(path, record.describe_first_error(error)) from error
-        except OSError as error:
-            raise unreadable_card(path, str(error.strerror)) from error
+        except (ValidationError, OSError) as error:
+            fault = error.strerror if isinstance(error, OSError) else describe_first_error(error)
+            remedy = "mend it, or delete it and make the teacher again"
+            raise BenchError(f"{str(path)!r}: {fault}: {remedy}") from error
     return cards
-
-
-def unreadable_card(path: Path, fault: str) -> BenchError:
-    """Return the error for a card that cannot be used."""
-    remedy = "mend it, or delete it and make the teacher again"
-    return BenchError(f"{str(path)!r}: {fault}: {remedy}")
 
 
 def find_card(store: Path, name: str, dataset: str | None = None) -> Card:

@@ -17,12 +17,10 @@ from bench.teachers.cards import Card
 from bench.teachers.releases import Release
 from methods.base import Net
 
-# Test images from which an accuracy says something about an imported teacher.
-MIN_TEST_IMAGES = 100
+MIN_TEST_IMAGES = 100  # test images from which an accuracy says something about an imported teacher
 # A file that is in order exceeds four standard errors once in ten thousand times.
 STANDARD_ERRORS = 4
-# Points of accuracy by which another machine or library may differ.
-ROUNDING = 0.5
+ROUNDING = 0.5  # points of accuracy by which another machine or library may differ
 BATCH = 250
 
 

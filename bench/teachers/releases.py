@@ -12,8 +12,7 @@ from bench import datasets
 from bench.protocol import suites
 from bench.system.errors import UsageError
 
-# Teacher roles, which are no names of teachers.
-ROLES = ("robust", "natural")
+ROLES = ("robust", "natural")  # teacher roles, which are no names of teachers
 
 
 @dataclass(frozen=True)
@@ -94,5 +93,4 @@ def check_description(request: Release) -> Release:
     if not right_count or not finite or min(std, default=1.0) <= 0:
         rule = f"both with {channels} numbers for {request.dataset}, std above 0, or neither"
         raise UsageError(f"--mean and --std: {rule}")
-    radii = [suite.eps for suite in suites.SUITES.values() if request.dataset in suite.datasets]
-    return replace(request, eps=radii[0])
+    return replace(request, eps=suites.first_with(request.dataset).eps)

@@ -2,7 +2,7 @@
 
 No result depends on them: each is made in a `RunLogger.optional_step`. A run that continues finds
 those that it has. The logged model names the checkpoint file. A version in the registry has the
-network a second time, as `mlflow.pytorch.load_model` reads it (exported_model.py).
+network a second time, as `mlflow.pytorch.load_model` reads it.
 """
 
 from __future__ import annotations
@@ -10,15 +10,20 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from bench.datasets.official_files import official_class
 from bench.datasets.splits import Data
-from bench.tracking import exported_model
+from bench.models.formats import export_program
 from bench.tracking.note import NOTE_TAG
 from bench.tracking.run_logger import RunLogger
 from bench.tracking.store import TrackingStore
+from leaderboards.schema.fields import Artifact
 from leaderboards.schema.spec import Spec
+from methods.base import Net
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -169,12 +174,37 @@ def set_alias(
     if versions:
         version = versions[0]
     else:
-        folder = f"runs:/{run_id}/{exported_model.FOLDER}"
+        folder = f"runs:/{run_id}/{Artifact.MODEL}"
         version = client.create_model_version(name, folder, run_id, tags=tags)
     client.set_registered_model_alias(name, alias, version.version)
     # The page of a logged model shows the versions in this tag.
     versions_tag = json.dumps([{"name": name, "version": version.version}])
     client.set_logged_model_tags(tags["model_id"], {"mlflow.modelVersions": versions_tag})
+
+
+def log_network(logger: RunLogger, net: Net, shape: tuple[int, ...], folder: Path) -> None:
+    """Log a network as a graph of torch.export, in the format of MLflow's pytorch flavor.
+
+    What is loaded takes any number of images in [0, 1] and needs no part of this program. The file
+    has the weights and the graph, and nothing that is unpickled without torch's restrictions.
+
+    Args:
+        logger: the run that gets the artifact folder `model`.
+        net: the network, in eval mode on the CPU, where the loaded one will be.
+        shape: channels, height and width of an image.
+        folder: a new folder for the files, called `model` too.
+    """
+    from mlflow.models import Model
+
+    data = folder / "data"
+    data.mkdir(parents=True, exist_ok=True)
+    torch.export.save(export_program(net, shape), data / "model.pt2")
+    model = Model(artifact_path=Artifact.MODEL.value, run_id=logger.run_id)
+    model.add_flavor(
+        "pytorch", model_data=data.name, pytorch_version=str(torch.__version__), code=None
+    )
+    model.save(folder / "MLmodel")
+    logger.log_folder(folder)
 
 
 def registered_name(spec: Spec, name: str) -> str:

@@ -83,16 +83,22 @@ def escape(text: str) -> str:
 
 def accuracy_table(record: Record) -> str:
     """Draw a Markdown table in percent: a line per checkpoint, a column per attack."""
-    accuracy = record.accuracies
-    attacks = metrics.sort_attacks(chain.from_iterable(accuracy.values()))
+    attacks, rows = accuracy_rows(record.accuracies, digits=1)
     heading = " | ".join(map(escape, attacks))
     lines = [f"| checkpoint | {heading} |", f"| --- |{' ---: |' * len(attacks)}"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def accuracy_rows(
+    accuracy: dict[str, dict[str, float]], digits: int
+) -> tuple[list[str], list[list[str]]]:
+    """Return the attacks, and for each checkpoint its label and accuracies in percent, as text."""
+    attacks = metrics.sort_attacks(chain.from_iterable(accuracy.values()))
+    rows = []
     for name, values in accuracy.items():
-        texts = [CHECKPOINTS[name].label]
-        for attack in attacks:
-            texts.append(f"{100 * values[attack]:.1f}" if attack in values else "-")
-        lines.append(f"| {' | '.join(texts)} |")
-    return "\n".join(lines)
+        texts = [f"{100 * values[key]:.{digits}f}" if key in values else "-" for key in attacks]
+        rows.append([CHECKPOINTS[name].label, *texts])
+    return attacks, rows
 
 
 def list_facts(record: Record) -> str:

@@ -22,10 +22,8 @@ if TYPE_CHECKING:
     from leaderboards.schema.record import Record
     from leaderboards.schema.spec import Spec
 
-# Digits of a run's id that people are shown, enough for `show`.
-SHOWN_DIGITS = 8
-# Metrics that MLflow takes at once.
-BATCH_SIZE = 1000
+SHOWN_DIGITS = 8  # digits of a run's id that people are shown, enough for `show`
+BATCH_SIZE = 1000  # metrics that MLflow takes at once
 
 
 class RunLogger:
@@ -131,8 +129,8 @@ class RunLogger:
     def log_file(self, path: Path, folder: str | None = None) -> None:
         self.client.log_artifact(self.run_id, str(path), folder)
 
-    def log_folder(self, path: Path, folder: str) -> None:
-        self.client.log_artifacts(self.run_id, str(path), folder)
+    def log_folder(self, path: Path) -> None:
+        self.client.log_artifacts(self.run_id, str(path), path.name)
 
     def finish(self, status: str, note: str = "") -> None:
         """Mark the run with its final status."""

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlparse
+from urllib.request import url2pathname
 
 from filelock import FileLock
 
@@ -31,14 +33,10 @@ if TYPE_CHECKING:
 
 # Tag of a run that an import has not finished; no other process continues it.
 IMPORTING = "importing"
-# The folder of the artifacts of a local store.
-ARTIFACTS = "artifacts"
-# Suffix of the experiment of a suite's searches.
-TUNING_SUFFIX = " tuning"
-# The most runs that MLflow returns at once.
-PAGE_SIZE = 50_000
-# A row of the leaderboard.
-ROW_TAGS = ("dataset", "student", "method", "teacher", "variant")
+ARTIFACTS = "artifacts"  # the folder of the artifacts of a local store
+TUNING_SUFFIX = " tuning"  # suffix of the experiment of a suite's searches
+PAGE_SIZE = 50_000  # the most runs that MLflow returns at once
+ROW_TAGS = ("dataset", "student", "method", "teacher", "variant")  # a row of the leaderboard
 # MLflow's client would retry a dead server for minutes, and print the address of every run.
 CLIENT_SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -99,7 +97,10 @@ def open_client(uri: str) -> MlflowClient:
 
 
 def artifact_path(root: Path, run_id: str, artifact: str) -> Path:
-    """Return where a local store has an artifact of a run."""
+    """Return where a local store has an artifact of a run.
+
+    A store that was moved or copied has its artifacts with it, wherever MLflow believes them.
+    """
     return root / ARTIFACTS / run_id / "artifacts" / artifact
 
 
@@ -108,32 +109,32 @@ def fetch_artifact(
 ) -> Path:
     """Return an artifact of a run as a file: in the store if it is there, else fetched to a folder.
 
-    A store that was moved or copied has its artifacts with it, wherever MLflow believes them.
     The errors of stores have no common class.
     """
     path = artifact_path(root, run_id, artifact)
-    if path.exists():
-        return path
-    return Path(client.download_artifacts(run_id, artifact, str(folder)))
+    return path if path.exists() else Path(client.download_artifacts(run_id, artifact, str(folder)))
 
 
-def suite_runs(client: MlflowClient, condition: str = "") -> Iterator[tuple[str, Run]]:
-    """Yield (experiment, run) for the single runs of suites that meet a condition."""
-    for experiment in client.search_experiments(max_results=PAGE_SIZE):
-        if EXPERIMENT.fullmatch(experiment.name):
-            runs = all_pages(client, experiment.experiment_id, condition)
-            yield from ((experiment.name, run) for run in runs if PARENT_TAG in run.data.tags)
+def local_artifact(root: Path, run: Run, artifact: str) -> Path | None:
+    """Return an artifact of a run that lies on this machine, else None."""
+    address = urlparse(run.info.artifact_uri)
+    paths = [artifact_path(root, run.info.run_id, artifact)]
+    if address.scheme in ("", "file"):
+        paths.append(Path(url2pathname(address.path), artifact))
+    return next((path for path in paths if path.exists()), None)
 
 
-def all_pages(client: MlflowClient, experiment_id: str, condition: str) -> Iterator[Run]:
-    """Yield the runs on every page of a search."""
+def suite_runs(client: MlflowClient, condition: str = "") -> list[Run]:
+    """Return the single runs of suites that meet a condition, oldest first."""
+    experiments = client.search_experiments(max_results=PAGE_SIZE)
+    ids = [entry.experiment_id for entry in experiments if EXPERIMENT.fullmatch(entry.name)]
+    runs: list[Run] = []
     token: str | None = ""
-    while token is not None:
-        page = client.search_runs(
-            [experiment_id], condition, max_results=1000, page_token=token or None
-        )
-        yield from page
+    while ids and token is not None:
+        page = client.search_runs(ids, condition, max_results=1000, page_token=token or None)
+        runs += [run for run in page if PARENT_TAG in run.data.tags]
         token = page.token or None
+    return sorted(runs, key=lambda run: (run.info.start_time, run.info.run_id))
 
 
 class TrackingStore:
@@ -224,15 +225,13 @@ class TrackingStore:
         return logger
 
     def _unfinished_run_id(self, spec: Spec, fresh: bool) -> str:
-        for status in (RUNNING, KILLED, FAILED):
-            run = self.find_run(spec, status)
-            if run:
-                break
+        runs = (self.find_run(spec, status) for status in (RUNNING, KILLED, FAILED))
+        run = next(filter(None, runs), None)
         if not run:
             return ""
         if fresh and RunLogger(self.client, run.info.run_id).last_epoch >= 0:
             # Its process was killed before it could mark the run.
-            if status == RUNNING:
+            if run.info.status == RUNNING:
                 self.client.set_terminated(run.info.run_id, KILLED)
             return ""
         return str(run.info.run_id)

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -145,8 +146,17 @@ def draw_figures(study: Study, trial_context: TrialContext, folder: Path) -> lis
     from matplotlib import pyplot
     from optuna.visualization import matplotlib as plots
 
+    figures: dict[str, Callable[[Study], object]] = {
+        "history": partial(plots.plot_optimization_history, target_name="robust accuracy"),
+        "importances": plots.plot_param_importances,
+        "parallel": partial(plots.plot_parallel_coordinate, target_name="robust accuracy"),
+        "slice": partial(plots.plot_slice, target_name="robust accuracy"),
+    }
+    objectives = list(trial_context.plan.objectives)
+    if len(objectives) > 1:
+        figures = {"pareto": partial(plots.plot_pareto_front, target_names=objectives)}
     paths = []
-    for name, plot in list_plots(plots, trial_context.plan.objectives).items():
+    for name, plot in figures.items():
         # Without enough trials, or if all have one value, a plot raises.
         with warnings.catch_warnings(), suppress(ValueError, RuntimeError):
             warnings.simplefilter("ignore")
@@ -160,17 +170,3 @@ def draw_figures(study: Study, trial_context: TrialContext, folder: Path) -> lis
             paths.append(folder / f"{name}.png")
         pyplot.close("all")
     return paths
-
-
-def list_plots(plots: Any, objectives: tuple[str, ...]) -> dict[str, Callable[[Study], object]]:
-    """Return the functions that draw a study as the current figure, by file name."""
-    if len(objectives) > 1:
-        names = list(objectives)
-        return {"pareto": lambda study: plots.plot_pareto_front(study, target_names=names)}
-    title = "robust accuracy"
-    return {
-        "history": lambda study: plots.plot_optimization_history(study, target_name=title),
-        "importances": plots.plot_param_importances,
-        "parallel": lambda study: plots.plot_parallel_coordinate(study, target_name=title),
-        "slice": lambda study: plots.plot_slice(study, target_name=title),
-    }

@@ -50,8 +50,7 @@ from methods.base import Budget
 
 # Fields of a spec that a trial does not depend on.
 UNUSED_FIELDS = ("hyper", "limit_test", "limit_aa", "attacks", "full_checkpoints", "tuned")
-# How far below the robust teacher's clean accuracy a configuration may fall.
-CLEAN_ALLOWANCE = 0.1
+CLEAN_ALLOWANCE = 0.1  # how far below the robust teacher's clean accuracy a configuration may fall
 
 
 def tune(options: TuneOptions, dry_run: bool = False) -> int:

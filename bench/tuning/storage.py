@@ -24,12 +24,9 @@ from bench.system.errors import BenchError
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
 HEARTBEAT_SECONDS = 10
-# A worker without a heartbeat for this long counts as dead.
-GRACE_SECONDS = 60
-# How long to wait for a locked database or a silent server.
-BUSY_SECONDS = 30
-# Retries of one trial whose workers die or are interrupted.
-MAX_RETRIES = 20
+GRACE_SECONDS = 60  # a worker without a heartbeat for this long counts as dead
+BUSY_SECONDS = 30  # how long to wait for a locked database or a silent server
+MAX_RETRIES = 20  # retries of one trial whose workers die or are interrupted
 
 
 @contextmanager
@@ -79,14 +76,10 @@ def open_tables(url: str) -> RDBStorage:
         fault = "holds tables of another Optuna, or of MLflow, which needs a database of its own"
         raise BenchError(f"{redact_password(url)} {fault}") from error
     if is_sqlite:
-        sqlalchemy.event.listen(storage.engine, "begin", begin_immediate)
+        # SQLite has no SELECT ... FOR UPDATE: two workers would read one state and both change it.
+        begin = "BEGIN IMMEDIATE"
+        sqlalchemy.event.listen(storage.engine, "begin", lambda db: db.exec_driver_sql(begin))
     return storage
-
-
-def begin_immediate(connection: sqlalchemy.Connection) -> None:
-    """Take SQLite's write lock as a transaction begins."""
-    # SQLite has no SELECT ... FOR UPDATE: two workers would read one state and both change it.
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 def mark_begun(storage: RDBStorage, trial: Trial) -> None:

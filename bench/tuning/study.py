@@ -28,10 +28,8 @@ SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
 }
 # Of fewer trials most are drawn at random: the first 10 by tpe and gp, the first 20 by nsga2.
 FEWEST_TRIALS = 15
-# The first of two rungs is a schedule of the epochs divided by this.
-SHORT_DIVISOR = 4
-# Halving lets about one trial in this many go on; among fewer trials, none.
-REDUCTION_FACTOR = 5
+SHORT_DIVISOR = 4  # the first of two rungs is a schedule of the epochs divided by this
+REDUCTION_FACTOR = 5  # halving lets about one trial in this many go on; among fewer trials, none
 
 
 @dataclass(frozen=True)

@@ -29,10 +29,8 @@ from bench.tuning.storage import exclusive, mark_begun, requeue_trials, was_retr
 from bench.tuning.study import count_over, has_next_trial, load_study, seed_sampler
 from bench.tuning.trial import TrialContext, TrialRunner, print_result
 
-# Pause between looks when the last trials are in other workers' hands.
-POLL_SECONDS = 1.0
-# After this many deaths of workers, more than one of them is at fault.
-MAX_DEATHS = 30
+POLL_SECONDS = 1.0  # pause between looks when the last trials are in other workers' hands
+MAX_DEATHS = 30  # after this many deaths of workers, more than one of them is at fault
 
 
 def run_trials(options: TuneOptions, trial_context: TrialContext, run_context: RunContext) -> None:

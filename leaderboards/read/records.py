@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -65,17 +66,11 @@ def collect(folder: Path | None, suite: str | None = None) -> pd.DataFrame:
     problems: list[str] = []
     records = _read_all(folder.glob("*.json") if folder else (), suite, problems)
     records.sort(key=lambda record: (record.start_time, record.run_id))
-    extra: dict[str, None] = {}
-    rows = []
-    for record in records:
-        rows.append(record_row(record))
-        extra |= dict.fromkeys(rows[-1])
-    names = [*COLUMNS, *sorted(extra.keys() - set(COLUMNS))]
-    frame = pd.DataFrame(rows, columns=names)
-    measured = [
-        name for name in names if name.startswith((*metrics.METRIC_PREFIXES, metrics.CLASS))
-    ]
-    frame[measured] = frame[measured].astype(float)
+    rows = [*map(record_row, records)]
+    extra = set(chain.from_iterable(rows)).difference(COLUMNS)
+    frame = pd.DataFrame(rows, columns=[*COLUMNS, *sorted(extra)])
+    measured = frame.columns.str.startswith((*metrics.METRIC_PREFIXES, metrics.CLASS))
+    frame = frame.astype(dict.fromkeys(frame.columns[measured], float))
     frame["start_time"] = pd.to_datetime(frame["start_time"], unit="ms", utc=True)
     frame.attrs["problems"] = problems
     return frame
@@ -95,9 +90,8 @@ def _read_all(paths: Iterable[Path], suite: str | None, problems: list[str]) -> 
             continue
         other = newest.setdefault(record.spec_id, (name, record))
         if other[1] is not record:
-            later, earlier = sorted(
-                (other, (name, record)), key=lambda item: item[1].start_time, reverse=True
-            )
+            pair = (name, record), other
+            earlier, later = sorted(pair, key=lambda item: item[1].start_time)
             newest[record.spec_id] = later
             problems.append(f"{earlier[0]} is left out: {later[0]} is of the same spec and newer")
     records = [record for _, record in newest.values()]
@@ -117,13 +111,10 @@ def record_row(record: Record) -> dict[str, Any]:
     suite, _, version = spec.suite.rpartition("@")
     texts = {"experiment": spec.suite, "suite": suite, "run_id": record.run_id}
     texts |= spec.identity_tags | dict.fromkeys(fields.RECORD_TAGS, "") | record.tags
-    for name, tag in fields.CHECKSUM_TAGS.items():
-        texts[tag] = record.checksums.get(name, "")
-    for name, value in spec.flat().items():
-        texts[f"param/{name}"] = str(value)
-    row: dict[str, Any] = {}
-    for name, text in texts.items():
-        row[fields.escape_unprintable(name)] = fields.escape_unprintable(text)
+    texts |= {tag: record.checksums.get(name, "") for name, tag in fields.CHECKSUM_TAGS.items()}
+    texts |= {f"param/{name}": str(value) for name, value in spec.flat().items()}
+    escape = fields.escape_unprintable
+    row: dict[str, Any] = {escape(name): escape(text) for name, text in texts.items()}
     row |= {"version": int(version), "start_time": record.start_time, "record": record}
     for name, (_, values) in record.curves.items():
         if values and name.startswith(metrics.METRIC_PREFIXES):

@@ -12,15 +12,11 @@ FORMULA = re.compile(r"[=+@]|-(?![\d.])")
 
 def render(frame: pd.DataFrame) -> str:
     """Render a frame without its index."""
-    return str(_quote_formulas(frame).to_csv(index=False))
-
-
-def _quote_formulas(frame: pd.DataFrame) -> pd.DataFrame:
-    # A spreadsheet would run such a text as a formula, unless an apostrophe is before it.
-    def quote(value: Any) -> Any:
-        if isinstance(value, str) and FORMULA.match(value):
-            return f"'{value}"
-        return value
-
     texts = frame.select_dtypes(exclude=["number", "bool", "datetimetz"])
-    return frame.assign(**{str(name): column.map(quote) for name, column in texts.items()})
+    quoted = {str(name): column.map(_quote_formula) for name, column in texts.items()}
+    return str(frame.assign(**quoted).to_csv(index=False))
+
+
+def _quote_formula(value: Any) -> Any:
+    # A spreadsheet would run such a text, unless an apostrophe is before it.
+    return f"'{value}" if isinstance(value, str) and FORMULA.match(value) else value

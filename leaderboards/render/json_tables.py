@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from typing import Any
@@ -28,27 +27,22 @@ def _section_json(section: Section) -> dict[str, Any]:
 
 
 def _table_json(table: TaskTable) -> dict[str, Any]:
-    columns, rows = map(dataclasses.asdict, table.columns), map(_row_json, table.rows)
-    title = {"title": table.title, "caption": table.caption}
-    return {**title, "columns": [*columns], "rows": [*rows]}
+    columns, rows = [*map(vars, table.columns)], [*map(_row_json, table.rows)]
+    return {"title": table.title, "caption": table.caption, "columns": columns, "rows": rows}
 
 
 def _row_json(row: Row) -> dict[str, Any]:
     ranking = row.ranking
     content = {name: getattr(row, name) for name in SETTING}
     content |= {"ranks": ranking.ranks, "tier": ranking.tier, "interval": ranking.interval}
-    content |= {"behind_first": ranking.gap_to_first, "cells": {}}
-    for metric, summary in row.summaries.items():
-        if summary.n:
-            content["cells"][metric] = _summary_json(summary)
+    measured = [(metric, summary) for metric, summary in row.summaries.items() if summary.n]
+    cells = {metric: _summary_json(summary) for metric, summary in measured}
+    content |= {"behind_first": ranking.gap_to_first, "cells": cells}
     content |= {"missing": row.missing, "flags": dict(row.flags), "marks": row.marks}
     content |= {"notes": row.notes, "published": row.published and row.published.span}
     return content | {"commands": row.commands, "runs": row.run_ids}
 
 
 def _summary_json(summary: SeedSummary) -> dict[str, float | None]:
-    content: dict[str, float | None] = dataclasses.asdict(summary)
-    for name, value in dataclasses.asdict(summary).items():
-        if not math.isfinite(value):
-            content[name] = None
-    return content
+    values = vars(summary).items()
+    return {name: value if math.isfinite(value) else None for name, value in values}

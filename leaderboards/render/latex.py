@@ -43,26 +43,22 @@ def _escape_letter(letter: str) -> str:
 
 
 def accuracy_columns(table: TaskTable) -> list[tuple[Column, float]]:
-    """Return the accuracies of the chosen checkpoint but the worst, with the second best mean."""
+    """Return the accuracies of the chosen checkpoint but the worst, with the second best mean.
+
+    That is NaN where none above 0.0 % lies below the best.
+    """
     columns = []
     for column in table.columns:
         if column.metric.startswith(TEST_PREFIXES[0]) and column.metric != WORST:
-            columns.append((column, _second_best(table, column)))
+            best = table.best(column)
+            means = [row[column.metric].mean for row in table.contenders]
+            below = [mean for mean in means if LEAST_SHOWN <= mean < best]
+            columns.append((column, max(below, default=math.nan)))
     return columns
-
-
-def _second_best(table: TaskTable, column: Column) -> float:
-    """Return the highest mean below the best; NaN where there is none above 0.0 %."""
-    best = table.best(column)
-    means = [row[column.metric].mean for row in table.contenders]
-    return max((mean for mean in means if LEAST_SHOWN <= mean < best), default=math.nan)
 
 
 def teacher_symbols(table: TaskTable) -> dict[str, str]:
     """Return a short symbol for each teacher of a table."""
     # The column is too narrow for the names of teachers.
-    symbols: dict[str, str] = {}
-    for row in table.ranked:
-        if row.teacher != "none":
-            symbols.setdefault(row.teacher, f"T{1 + len(symbols)}")
-    return symbols
+    teachers = dict.fromkeys(row.teacher for row in table.ranked if row.teacher != "none")
+    return {teacher: f"T{number}" for number, teacher in enumerate(teachers, start=1)}

@@ -13,10 +13,8 @@ def format_cell(summary: SeedSummary, column: Column) -> str:
     if not summary.n:
         return "-"
     scale = describe_metric(column.metric).scale
-    mean = f"{summary.mean * scale:.1f}"
-    if math.isnan(summary.sd):
-        return mean
-    return f"{mean} ± {summary.sd * scale:.1f}"
+    spread = "" if math.isnan(summary.sd) else f" ± {summary.sd * scale:.1f}"
+    return f"{summary.mean * scale:.1f}{spread}"
 
 
 def format_interval(row: Row) -> str:
@@ -29,23 +27,17 @@ def format_interval(row: Row) -> str:
 
 def format_ranks(ranks: tuple[int, int] | None) -> str:
     """Format "1", "1 to 16" for a range, "-" for none."""
-    if ranks is None:
-        return "-"
-    return " to ".join(map(str, dict.fromkeys(ranks)))
+    return " to ".join(map(str, dict.fromkeys(ranks))) if ranks else "-"
 
 
 def format_percent(value: float, unit: str = "") -> str:
     """Format a fraction in percent; "-" for NaN."""
-    if math.isnan(value):
-        return "-"
-    return f"{100 * value:.1f}{unit}"
+    return "-" if math.isnan(value) else f"{100 * value:.1f}{unit}"
 
 
 def format_count(count: int, noun: str) -> str:
     """Format "1 run", "2,000 runs"."""
-    if count == 1:
-        return f"1 {noun}"
-    return f"{count:,} {noun}s"
+    return f"{count:,} {noun}{'s' if count != 1 else ''}"
 
 
 def first_command(suite: str | None) -> str:
@@ -55,7 +47,6 @@ def first_command(suite: str | None) -> str:
 
 # For templates.
 FORMATS = {
-    "format_cell": format_cell, "format_count": format_count,
-    "format_interval": format_interval, "format_percent": format_percent,
-    "format_ranks": format_ranks, "first_command": first_command,
+    "format_cell": format_cell, "format_count": format_count, "format_interval": format_interval,
+    "format_percent": format_percent, "format_ranks": format_ranks, "first_command": first_command,
 }  # fmt: skip

@@ -12,6 +12,7 @@ from leaderboards.schema.metrics import ATTACK_LABELS
 
 Run: TypeAlias = Mapping[str, Any]  # a line of `collect`'s frame
 FRACTION = re.compile(r"0\.\d{5,}")  # 8/255 has seventeen digits, 0.5 has one
+# By topic: a parameter and what to say of its value.
 PARAMETERS = {
     "Threat": {"eps": "l-infinity, eps {} in pixels of [0, 1]"},
     "Training": {
@@ -25,15 +26,14 @@ PARAMETERS = {
     "Data": {"limit_train": "first {} training images", "limit_test": "first {} test images"},
     "Attacks": {"attacks": "{}"},
 }
+NAMES = [*chain.from_iterable(PARAMETERS.values())]
 CHECKPOINT = (
     "the one with the best validation accuracy under PGD (clean, for methods without an inner "
     "attack); the test set is read once, at the end"
 )
 
 
-def describe_protocol(
-    runs: Sequence[Run], stated: Mapping[str, str] | None = None
-) -> list[tuple[str, str]]:
+def describe_protocol(runs: Sequence[Run], stated: Mapping[str, str]) -> list[tuple[str, str]]:
     """Return (topic, sentence) pairs: what the suite states, and what its teachers do otherwise.
 
     stated: the suite's parameters. For one that it lacks counts what most students without a
@@ -42,36 +42,32 @@ def describe_protocol(
     teachers = [run for run in runs if run["role"] == "teacher"]
     students = [run for run in runs if run["role"] != "teacher"] or teachers
     plain = [run for run in students if not run["variant"]] or students
-    values = {name: _usual_value(plain, name) for name in chain.from_iterable(PARAMETERS.values())}
-    values |= stated or {}
-    sentences = describe_settings(values)
+    values = {name: _usual_value(plain, name) for name in NAMES} | {**stated}
     by_sentence: defaultdict[str, set[str]] = defaultdict(set)
     for run in teachers:
-        recorded = recorded_values(run, "param/").items()
-        changes = {name: str(value) for name, value in recorded if str(value) != values.get(name)}
+        recorded = recorded_values(run).items()
+        changes = {name: value for name, value in recorded if value != values.get(name)}
         by_sentence[_sentence("Training", changes)].add(run["method"])
     by_sentence.pop("", None)
     lines = [f"{text} ({', '.join(sorted(names))})" for text, names in by_sentence.items()]
-    sentences["Teachers"] = "; ".join(lines)
     seeds = sorted({run["seed"] for run in students} - {""}, key=lambda seed: (len(seed), seed))
-    sentences["Seeds"] = " / ".join(seeds)
-    return [(topic, text) for topic, text in sentences.items() if text]
-
-
-def describe_settings(values: Mapping[str, str]) -> dict[str, str]:
-    """Return the sentences on the values of parameters by topic, "" for none."""
-    sentences = {topic: _sentence(topic, values) for topic in PARAMETERS}
-    return sentences | {"Checkpoint": CHECKPOINT}
+    others = ("Teachers", "; ".join(lines)), ("Seeds", " / ".join(seeds))
+    return _describe_settings(values, *others)
 
 
 def describe_run(run: Run) -> list[tuple[str, str]]:
     """Return (topic, sentence) pairs on the protocol of one run."""
-    values = {}
-    for name in chain.from_iterable(PARAMETERS.values()):
-        value = run.get(f"param/{name}")
-        if is_recorded(value):
-            values[name] = str(value)
-    return [(topic, text) for topic, text in describe_settings(values).items() if text]
+    values = {name: run.get(f"param/{name}") for name in NAMES}
+    recorded = {name: str(value) for name, value in values.items() if is_recorded(value)}
+    return _describe_settings(recorded)
+
+
+def _describe_settings(
+    values: Mapping[str, str], *others: tuple[str, str]
+) -> list[tuple[str, str]]:
+    sentences = [(topic, _sentence(topic, values)) for topic in PARAMETERS]
+    sentences += [("Checkpoint", CHECKPOINT), *others]
+    return [(topic, text) for topic, text in sentences if text]
 
 
 def _usual_value(runs: Sequence[Run], name: str) -> str:
@@ -92,21 +88,14 @@ def _sentence(topic: str, values: Mapping[str, str]) -> str:
 
 def shared_settings(runs: Sequence[Run]) -> list[tuple[str, str]]:
     """Return the recorded parameters that have one value in all runs, by name."""
-    first, *later_runs = runs
-    settings = []
-    for name, value in sorted(recorded_values(first, "param/").items()):
-        if all(run[f"param/{name}"] == value for run in later_runs):
-            settings.append((name, str(value)))
-    return settings
+    settings = sorted(recorded_values(runs[0]).items())
+    return [item for item in settings if all(run[f"param/{item[0]}"] == item[1] for run in runs)]
 
 
-def recorded_values(run: Run, prefix: str) -> dict[str, Any]:
-    """Return the recorded values whose names begin with `prefix`, by the rest of the name."""
-    values = {}
-    for name, value in run.items():
-        if name.startswith(prefix) and is_recorded(value):
-            values[name.removeprefix(prefix)] = value
-    return values
+def recorded_values(run: Run) -> dict[str, str]:
+    """Return the recorded parameters by name."""
+    names = [name for name in run if name.startswith("param/") and is_recorded(run[name])]
+    return {name.removeprefix("param/"): str(run[name]) for name in names}
 
 
 def is_recorded(value: Any) -> bool:

@@ -9,13 +9,12 @@ from typing import Any
 from leaderboards.render.numbers import FORMATS
 from leaderboards.schema.metrics import RANK_METRIC
 
-TEMPLATES = Path(__file__).parent / "templates"
 # The usual delimiters mean something in LaTeX.
-DELIMITERS: Any = {
+OPTIONS: Any = {
     "block_start_string": "<%", "block_end_string": "%>", "variable_start_string": "<<",
     "variable_end_string": ">>", "comment_start_string": "<#", "comment_end_string": "#>",
+    "trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True,
 }  # fmt: skip
-WHITESPACE: Any = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
 
 
 def fill_template(name: str, escape: Callable[[str], str], **values: Any) -> str:
@@ -23,13 +22,11 @@ def fill_template(name: str, escape: Callable[[str], str], **values: Any) -> str
     import jinja2
     from markupsafe import Markup
 
-    def escape_value(value: object) -> str:
-        if isinstance(value, Markup):
-            return value
-        return escape(str(value))
-
     # Jinja's own escaping is for HTML alone.
-    options = {"finalize": escape_value, **DELIMITERS, **WHITESPACE}
-    loader = jinja2.FileSystemLoader(TEMPLATES)
-    engine = jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined, **options)
+    def escape_value(value: object) -> str:
+        return value if isinstance(value, Markup) else escape(str(value))
+
+    options = {"finalize": escape_value, "undefined": jinja2.StrictUndefined, **OPTIONS}
+    loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
+    engine = jinja2.Environment(loader=loader, **options)
     return engine.get_template(name).render(rank=RANK_METRIC, **FORMATS, **values)

@@ -99,21 +99,14 @@ def parse_json_tag(tag: str) -> dict[str, str] | None:
         content = json.loads(tag or "{}")
     except (ValueError, RecursionError):
         return None
-    if not isinstance(content, dict):
-        return None
-    for text in (*content, *content.values()):
-        if not isinstance(text, str) or not text.isprintable():
-            return None
-    return content
+    texts = (*content, *content.values()) if isinstance(content, dict) else (None,)
+    is_sound = all(isinstance(text, str) and text.isprintable() for text in texts)
+    return content if is_sound else None
 
 
 def escape_unprintable(text: str) -> str:
     """Replace letters that are invisible, turn a line around or break it by their escapes."""
     if text.isprintable():
         return text
-    letters = []
-    for letter in text:
-        if not letter.isprintable():
-            letter = letter.encode("unicode_escape").decode()
-        letters.append(letter)
-    return "".join(letters)
+    hidden = {letter for letter in text if not letter.isprintable()}
+    return text.translate({ord(x): x.encode("unicode_escape").decode() for x in hidden})

@@ -12,35 +12,20 @@ from functools import cached_property
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    GetCoreSchemaHandler,
-    GetPydanticSchema,
-    ValidationError,
-    model_validator,
-)
+import pydantic
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import CoreSchema, core_schema
 
-from leaderboards.schema import fields, metrics
+from leaderboards.schema import fields, metrics, packing
 from leaderboards.schema.checkpoints import CHECKPOINTS
 from leaderboards.schema.metrics import Curve
-from leaderboards.schema.packing import (
-    Classes,
-    Verdicts,
-    pack_classes,
-    pack_verdicts,
-    unpack_classes,
-    unpack_verdicts,
-)
+from leaderboards.schema.packing import Classes, Verdicts
 from leaderboards.schema.spec import Spec
 
 # The version changes with the meaning of a field, or where there is one more. Records of version 1
 # have no `classes`.
-NAME, VERSION = "robust-distill-bench/record", 2
-# The bootstrap's memory grows with the test images.
-MAX_TEST_IMAGES = 100_000
+VERSION = 2
+SCHEMA = {"name": "robust-distill-bench/record", "version": VERSION}
 METRIC_NAME = re.compile(r"[a-z0-9_@/:. -]+")
 # An accuracy was computed in single precision, the mean of its verdicts in double.
 ACCURACY_TOLERANCE = 1e-5
@@ -48,14 +33,15 @@ Hex16 = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 Hex32 = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 Hex64 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Epoch = Annotated[int, Field(ge=0, lt=2**31)]
-Images = Annotated[int, Field(gt=0, le=MAX_TEST_IMAGES)]
+# The bootstrap's memory grows with the test images.
+Images = Annotated[int, Field(gt=0, le=100_000)]
 
 
 class RecordError(ValueError):
     """A file or a run makes no record; the message is one line."""
 
 
-def _curve_schema(source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
+def _curve_schema(source: object, handler: pydantic.GetCoreSchemaHandler) -> CoreSchema:
     join = core_schema.plain_serializer_function_ser_schema(
         lambda curve: [*zip(*curve, strict=True)]
     )
@@ -69,7 +55,7 @@ def _split_points(points: list[tuple[int, float]]) -> Curve:
 
 
 # A file has a list of (epoch, value). Millions of pairs in memory would slow Python down.
-Points = Annotated[Curve, GetPydanticSchema(_curve_schema)]
+Points = Annotated[Curve, pydantic.GetPydanticSchema(_curve_schema)]
 
 
 class StrictModel(BaseModel):
@@ -96,7 +82,7 @@ class PackedVerdicts(StrictModel):
 
     def unpack(self) -> Verdicts:
         """Return (images,) bool. Raises ValueError for another number of bits."""
-        return unpack_verdicts(self.survived, self.images)
+        return packing.unpack_verdicts(self.survived, self.images)
 
 
 class PackedClasses(StrictModel):
@@ -111,12 +97,12 @@ class PackedClasses(StrictModel):
     predictions: str | None
 
     def unpack_labels(self) -> Classes:
-        return unpack_classes(self.labels, self.images)
+        return packing.unpack_classes(self.labels, self.images)
 
     def unpack_predictions(self) -> Classes | None:
         if self.predictions is None:
             return None
-        return unpack_classes(self.predictions, self.images)
+        return packing.unpack_classes(self.predictions, self.images)
 
 
 class Record(StrictModel):
@@ -230,10 +216,9 @@ class Record(StrictModel):
         """The accuracies by checkpoint and attack, with `clean` and `worst`."""
         accuracies: dict[str, dict[str, float]] = {}
         for name in CHECKPOINTS:
-            prefix = metrics.accuracy_name("", name)
             for metric, value in self.metrics_of(name).items():
                 if metrics.is_accuracy(metric):
-                    accuracies.setdefault(name, {})[metric.removeprefix(prefix)] = value
+                    accuracies.setdefault(name, {})[metric.partition("/")[2]] = value
         return accuracies
 
     @property
@@ -294,25 +279,23 @@ def build_record(
     """
     verdicts = classes = None
     if survived is not None:
-        verdicts = {"images": survived.size, "survived": pack_verdicts(survived)}
+        verdicts = {"images": survived.size, "survived": packing.pack_verdicts(survived)}
     if labels is not None:
         classes = pack_images(labels, predictions)
-    schema = {"name": NAME, "version": VERSION}
-    content |= {"schema": schema, "classes": classes, "verdicts": verdicts}
+    content |= {"schema": SCHEMA, "classes": classes, "verdicts": verdicts}
     return parse_record(_dump_json(content).encode())
 
 
 def pack_images(labels: Classes, predictions: Classes | None = None) -> dict[str, Any]:
     """Return (images,) classes as the fields of PackedClasses."""
-    packed = None if predictions is None else pack_classes(predictions)
-    return {"images": labels.size, "labels": pack_classes(labels), "predictions": packed}
+    packed = None if predictions is None else packing.pack_classes(predictions)
+    return {"images": labels.size, "labels": packing.pack_classes(labels), "predictions": packed}
 
 
 def copy_record(record: Record, **content: Any) -> Record:
     """Return a record of the current version with other content. Raises RecordError where wrong."""
     values = record.model_dump(exclude={"schema_"}) | {"spec": json.loads(record.spec.json())}
-    schema = {"name": NAME, "version": VERSION}
-    return parse_record(_dump_json(values | {"schema": schema} | content).encode())
+    return parse_record(_dump_json(values | {"schema": SCHEMA} | content).encode())
 
 
 def parse_record(content: bytes) -> Record:

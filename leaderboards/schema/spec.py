@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -121,13 +121,15 @@ class Spec:
 
     def flat(self) -> dict[str, Any]:
         """Return one level for MLflow's parameters. Dots join nested names."""
-        return dict(flatten_names("", {"tuned": 0} | self.values))
+        return dict(flatten_names({"tuned": 0} | self.values))
 
 
-def flatten_names(prefix: str, values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield (dotted name, value) for each leaf of nested dictionaries."""
+def flatten_names(
+    values: Mapping[str, Any], separator: str = ".", prefix: str = ""
+) -> Iterator[tuple[str, Any]]:
+    """Yield (joined name, value) for each leaf of nested dictionaries."""
     for key, value in values.items():
-        if isinstance(value, dict):
-            yield from flatten_names(f"{prefix}{key}.", value)
+        if isinstance(value, Mapping):
+            yield from flatten_names(value, separator, f"{prefix}{key}{separator}")
         else:
             yield f"{prefix}{key}", value

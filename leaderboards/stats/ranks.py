@@ -24,7 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property, lru_cache
+from functools import cached_property, lru_cache
 from typing import TypeAlias
 
 import numpy as np
@@ -51,11 +51,12 @@ def accuracy_interval(verdicts: Verdicts) -> tuple[float, float]:
     is not certainty. Student's over seeds. The distances to their ends are added in squares
     (Zou & Donner, Stat. in Medicine 27, 2008).
     """
+    from scipy.special import ndtri
+
     by_image = verdicts.mean(axis=0)
-    mean, n, z = float(by_image.mean()), by_image.size, _normal_quantile()
+    mean, n, z = float(by_image.mean()), by_image.size, float(ndtri((1 + LEVEL) / 2))
     variance = float(by_image.var()) / max(n - 1, 1)
-    seed_error = 0.0
-    seeds = len(verdicts)
+    seed_error, seeds = 0.0, len(verdicts)
     if seeds > 1:
         share = _noise_share(seeds - 1)
         between, noise = _between_seeds(verdicts)
@@ -118,10 +119,8 @@ class PairedRows:
         freedom = int((counts - 1).sum())
         share = _noise_share(freedom)
         reduced = np.array([seed_variance(verdicts, share) for verdicts in rows])
-        full = np.zeros(len(rows))
-        for row, verdicts in enumerate(rows):
-            if len(verdicts) > 1:
-                full[row] = verdicts.mean(axis=1).var(ddof=1)
+        by_seed = [verdicts.mean(axis=1) for verdicts in rows]
+        full = [means.var(ddof=1) if means.size > 1 else 0.0 for means in by_seed]
         weights = (counts - 1) / max(freedom, 1)
         average = max(0.0, float((weights * np.nan_to_num(reduced)).sum()))
         single = float((weights * full).sum())
@@ -244,13 +243,6 @@ def _resample_counts(n: int) -> NDArray[np.uint8]:
     for draw in range(MAX_DRAWS):
         counts[draw] = np.bincount(rng.integers(n, size=n), minlength=n)
     return counts
-
-
-@cache
-def _normal_quantile() -> float:
-    from scipy.special import ndtri
-
-    return float(ndtri((1 + LEVEL) / 2))
 
 
 def _student_quantile(z: float, freedom: int) -> float:

@@ -84,16 +84,12 @@ def compare_across_tasks(
     for task, table in enumerate(ranked):
         for row in table.contenders:
             by_label[row.label, row.teacher][task] = row
-    common, scores = [], []
-    for _, rows in sorted(by_label.items()):
-        if len(rows) == len(ranked):
-            common.append(list(rows.values()))
-            scores.append([row.score for row in rows.values()])
+    common = [[*rows.values()] for _, rows in sorted(by_label.items()) if len(rows) == len(ranked)]
     if len(ranked) < 2 or len(common) < 2:
         return None
-    accuracies = np.array(scores)
+    accuracies = np.array([[row.score for row in rows] for rows in common])
     positions = mean_positions.mean_positions(accuracies).tolist()
-    entries = map(_make_row, common, scores, positions, repeat(teachers))
+    entries = map(_make_row, common, positions, repeat(teachers))
     return AcrossTasks(
         tuple(table.title for table in ranked),
         tuple(sorted(entries, key=lambda entry: entry.mean_position)),
@@ -104,21 +100,18 @@ def compare_across_tasks(
 
 
 def _make_row(
-    rows: Sequence[Row], scores: Sequence[float], mean_position: float, teachers: TaskTable | None
+    rows: Sequence[Row], mean_position: float, teachers: TaskTable | None
 ) -> AcrossTasksRow:
-    kept, ranks = [], []
-    marks: dict[str, None] = {}
-    for row in rows:
-        ranks.append(row.ranking.ranks)
-        marks |= dict.fromkeys(row.marks)
-        share = robustness_kept(row, teachers)
-        if not math.isnan(share):
-            kept.append(share)
-    mean_kept = sum(kept) / len(kept) if kept else math.nan
-    first = rows[0]
-    by_task = tuple(scores), tuple(ranks)
+    shares = [robustness_kept(row, teachers) for row in rows]
+    shares = [share for share in shares if not math.isnan(share)]
     return AcrossTasksRow(
-        first.label, first.teacher, mean_position, *by_task, mean_kept, tuple(marks)
+        rows[0].label,
+        rows[0].teacher,
+        mean_position,
+        tuple(row.score for row in rows),
+        tuple(row.ranking.ranks for row in rows),
+        sum(shares) / len(shares) if shares else math.nan,
+        tuple(dict.fromkeys(mark for row in rows for mark in row.marks)),
     )
 
 
@@ -147,11 +140,10 @@ def robustness_kept(row: Row, teachers: TaskTable | None) -> float:
 
 def _most_robust_teacher(row: Row, teachers: TaskTable | None) -> Row | None:
     """Return the most robust teacher of `row` that was made and judged under its protocol."""
-    names = row.teacher.split(" + ")
     candidates = []
     for teacher in teachers.ranked if teachers else ():
+        is_named = f"{teacher.student}-{teacher.method}" in row.teacher.split(" + ")
         same_protocol = teacher.dataset == row.dataset and not teacher.changed
-        is_robust = teacher.score >= MIN_TEACHER_ACCURACY
-        if f"{teacher.student}-{teacher.method}" in names and same_protocol and is_robust:
+        if is_named and same_protocol and teacher.score >= MIN_TEACHER_ACCURACY:
             candidates.append(teacher)
     return max(candidates, key=lambda teacher: teacher.score, default=None)

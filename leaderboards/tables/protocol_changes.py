@@ -15,14 +15,8 @@ METHOD_PREFIXES = ("param/hyper.", "param/tuned")
 # A parameter named so, with a role behind it, is the teacher's identity.
 TEACHER_PREFIX = "param/teachers."
 # Parameters that make another experiment.
-PROTOCOL_PREFIXES = (
-    "param/training.",
-    "param/eps",
-    "param/inner_",
-    "param/limit_",
-    "param/attacks",
-    "param/precision",
-)
+PROTOCOL = ("training.", "eps", "inner_", "limit_", "attacks", "precision")
+PROTOCOL_PREFIXES = tuple(f"param/{name}" for name in PROTOCOL)
 # In a sound record they are equal where the parameters are.
 IMAGE_COUNTS = {accuracy_name(count): label for count, label in COUNT_LABELS.items()}
 
@@ -49,10 +43,7 @@ def describe_changes(runs: pd.DataFrame, stated: Mapping[str, str]) -> list[str]
 
 def find_eps_change(changed: str) -> str:
     """Return the change that makes a row's attacks others than those of its table; "" if none."""
-    for change in changed.split(", "):
-        if change.startswith("eps="):
-            return change
-    return ""
+    return next((change for change in changed.split(", ") if change.startswith("eps=")), "")
 
 
 def without_eps_change(changed: str) -> str:
@@ -113,9 +104,8 @@ def _usual_values(runs: pd.DataFrame, prefixes: tuple[str, ...]) -> dict[str, st
 
     Runs whose variant sets some of them, as tuned ones do, count only where there are no others.
     """
-    plain = runs[runs["sets"] == ""]
-    if plain.empty:
-        plain = runs
+    is_plain = runs["sets"] == ""
+    plain = runs[is_plain] if is_plain.any() else runs
     names = runs.columns[runs.columns.str.startswith(prefixes)]
     return {name: _most_common(plain[name].fillna("").tolist()) for name in names}
 

@@ -81,19 +81,15 @@ def find_published(seeds: Mapping[Any, Sequence[Any]]) -> Published | None:
 
 def cite_sources(values: Iterable[Published | None]) -> str:
     """Return EXPLANATION with the sources of a table's values; "" where all are None."""
-    sources: dict[str, None] = {}
-    for published in values:
-        if published:
-            sources |= dict.fromkeys(published.sources)
+    sources = dict.fromkeys(source for value in values if value for source in value.sources)
     return f"{EXPLANATION} Sources: {'; '.join(sources)}." if sources else ""
 
 
 def add_published_columns(runs: pd.DataFrame) -> pd.DataFrame:
     """Append columns "published/..." to `collect`'s frame, if anything is published."""
     rows = frame_rows(runs.reindex(columns=[*KEYS, *map(accuracy_name, ATTACKS)]))
-    columns = []
-    for row, as_published in zip(rows, is_published_task(runs), strict=True):
-        columns.append(_columns_of(row) if as_published else {})
+    pairs = zip(rows, is_published_task(runs), strict=True)
+    columns = [_columns_of(row) if as_published else {} for row, as_published in pairs]
     return pd.concat([runs, pd.DataFrame(columns, index=runs.index)], axis="columns")
 
 

@@ -82,9 +82,7 @@ def caption(runs: pd.DataFrame, rows: Sequence[Row], compete: bool) -> str:
     """Return how many images `runs` were judged on, and what ranks and brackets of `rows` mean."""
     images = _range_text(runs, NUM_IMAGES)
     attacked = _range_text(runs, NUM_ATTACKED) or images
-    text = "The number of test images was not recorded"
-    if images:
-        text = f"{images} test images"
+    text = f"{images} test images" if images else "The number of test images was not recorded"
     if attacked != images:
         text += f", AutoAttack on {attacked} of them"
     text += "."

@@ -165,15 +165,13 @@ class TaskTable:
 
     @property
     def heads(self) -> tuple[str, ...]:
-        if self.of_teachers:
-            return "Method", "Data", "Network", "Seeds"
-        return "Method", "Teacher", "Seeds"
+        middle = ("Data", "Network") if self.of_teachers else ("Teacher",)
+        return "Method", *middle, "Seeds"
 
     def lead(self, row: Row) -> tuple[str, ...]:
         """Return the texts under `heads`."""
-        if self.of_teachers:
-            return row.label, row.dataset, row.student, str(row.seeds)
-        return row.label, row.teacher, str(row.seeds)
+        middle = (row.dataset, row.student) if self.of_teachers else (row.teacher,)
+        return row.label, *middle, str(row.seeds)
 
     @property
     def footnote(self) -> str:
@@ -189,11 +187,10 @@ class TaskTable:
 
     @cached_property
     def _best(self) -> dict[str, float]:
-        best = {}
-        for column in self.columns:
-            means = [row[column.metric].mean for row in self.contenders if row[column.metric].n]
-            best[column.metric] = math.nan
-            ascends = describe_metric(column.metric).higher_is_better
+        best = dict.fromkeys((column.metric for column in self.columns), math.nan)
+        for metric in best:
+            means = [row[metric].mean for row in self.contenders if row[metric].n]
+            ascends = describe_metric(metric).higher_is_better
             if ascends and len(means) > 1 and max(means) >= LEAST_SHOWN:
-                best[column.metric] = max(means)
+                best[metric] = max(means)
         return best

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from operator import itemgetter
@@ -14,18 +14,10 @@ import numpy as np
 import pandas as pd
 
 from leaderboards.read.records import frame_rows
+from leaderboards.schema import metrics
 from leaderboards.schema.checkpoints import BEST, CHECKPOINTS
 from leaderboards.schema.fields import NO_BF16, Tag, checksum_tag
-from leaderboards.schema.metrics import (
-    ATTACK_LABELS,
-    CLASS_SPREAD,
-    RANK_METRIC,
-    TRAIN_SECONDS,
-    WORST_CLASS,
-    accuracy_name,
-    describe_metric,
-    sort_attacks,
-)
+from leaderboards.schema.metrics import RANK_METRIC, accuracy_name, describe_metric
 from leaderboards.tables.across_tasks import AcrossTasks, compare_across_tasks
 from leaderboards.tables.protocol_changes import TEACHER_PREFIX, describe_changes
 from leaderboards.tables.published import find_published, is_published_task
@@ -58,11 +50,14 @@ class Section:
     stated: Mapping[str, str]
 
     @property
+    def all_tables(self) -> tuple[TaskTable, ...]:
+        """The tables of tasks and, if there is one, that of the teachers."""
+        return (*self.tables, self.teachers) if self.teachers else self.tables
+
+    @property
     def rows(self) -> Iterator[Row]:
         """Rows of all tables, the teachers' last."""
-        for table in (*self.tables, self.teachers):
-            if table:
-                yield from table.rows
+        return chain.from_iterable(table.rows for table in self.all_tables)
 
 
 def build_sections(
@@ -74,10 +69,8 @@ def build_sections(
     """
     sections = []
     for _, versions in runs.groupby("suite"):
-        outdated = False
-        for _, part in sorted(versions.groupby("version"), reverse=True):
-            sections.append(_build_section(part, protocol, outdated))
-            outdated = True
+        for number, (_, part) in enumerate(sorted(versions.groupby("version"), reverse=True)):
+            sections.append(_build_section(part, protocol, outdated=number > 0))
     return sections
 
 
@@ -85,9 +78,10 @@ def _build_section(runs: pd.DataFrame, protocol: ProtocolLookup, outdated: bool)
     experiment = str(runs["experiment"].iloc[0])
     stated = protocol(experiment)
     is_teacher = runs["role"] == "teacher"
-    tables = []
-    for (dataset, student), part in runs[~is_teacher].groupby(["dataset", "student"]):
-        tables.append(_build_table(f"{dataset}, {student}", part, stated))
+    tables = [
+        _build_table(f"{dataset}, {student}", part, stated)
+        for (dataset, student), part in runs[~is_teacher].groupby(["dataset", "student"])
+    ]
     teachers = None
     if is_teacher.any():
         teachers = _build_table("Teachers", runs[is_teacher], {}, of_teachers=True)
@@ -122,21 +116,16 @@ def _split_rows(
     )
     run_rows = frame_rows(needed)
     _add_teacher_keys(run_rows)
-    row_key = itemgetter(*ROW_KEYS)
     run_rows.sort(key=lambda run: (len(run["seed"]), run["seed"]))
     by_key: defaultdict[tuple[str, ...], SeedColumns] = defaultdict(lambda: defaultdict(list))
     for run in run_rows:
-        seeds = by_key[row_key(run)]
+        seeds = by_key[itemgetter(*ROW_KEYS)(run)]
         for name, value in run.items():
             seeds[name].append(value)
     rows = [by_key[key] for key in sorted(by_key)]
-    rows.sort(key=_sort_key)
-    return rows
-
-
-def _sort_key(seeds: SeedColumns) -> float:
     # NaN has no order.
-    return -float(np.nan_to_num(_summarise(RANK_METRIC, seeds).mean, nan=-1))
+    rows.sort(key=lambda seeds: -np.nan_to_num(_summarise(RANK_METRIC, seeds).mean, nan=-1))
+    return rows
 
 
 def _add_teacher_keys(runs: list[dict[str, Any]]) -> None:
@@ -168,27 +157,23 @@ def _add_teacher_keys(runs: list[dict[str, Any]]) -> None:
 def _choose_columns(runs: pd.DataFrame) -> tuple[Column, ...]:
     """Choose accuracies that some run has, then other checkpoints, then cost."""
     present = set(runs.columns[runs.notna().any()])
-    attacks: dict[str, list[str]] = {}
-    for checkpoint in CHECKPOINTS:
-        prefix = accuracy_name("", checkpoint)
-        names = [name.removeprefix(prefix) for name in present if name.startswith(prefix)]
-        attacks[checkpoint] = sort_attacks(names)
-    chosen = [accuracy_name(attack) for attack in attacks.pop(BEST)]
-    for checkpoint, names in attacks.items():
-        measured = [attack for attack in ("aa", "pgd20") if attack in names]
-        chosen += [accuracy_name(attack, checkpoint) for attack in measured[:1]]
-    chosen += [name for name in (WORST_CLASS, CLASS_SPREAD, TRAIN_SECONDS) if name in present]
+    best = accuracy_name("")
+    attacks = [name.removeprefix(best) for name in present if name.startswith(best)]
+    chosen = [accuracy_name(attack) for attack in metrics.sort_attacks(attacks)]
+    for checkpoint in [name for name in CHECKPOINTS if name != BEST]:
+        names = [accuracy_name(attack, checkpoint) for attack in ("aa", "pgd20")]
+        chosen += [name for name in names if name in present][:1]
+    others = metrics.WORST_CLASS, metrics.CLASS_SPREAD, metrics.TRAIN_SECONDS
+    chosen += [name for name in others if name in present]
     return tuple(Column(metric, describe_metric(metric).label) for metric in chosen)
 
 
-def _build_row(columns: Iterable[Column], seeds: SeedColumns, ranking: Ranking) -> Row:
-    summaries, missing = {}, []
-    for column in columns:
-        summaries[column.metric] = _summarise(column.metric, seeds)
-        if not summaries[column.metric].n and column.metric.startswith(accuracy_name("")):
-            missing.append(column.label)
+def _build_row(columns: Sequence[Column], seeds: SeedColumns, ranking: Ranking) -> Row:
+    summaries = {column.metric: _summarise(column.metric, seeds) for column in columns}
+    best = [column for column in columns if column.metric.startswith(accuracy_name(""))]
+    missing = [column.label for column in best if not summaries[column.metric].n]
     if RANK_METRIC not in summaries:
-        missing.append(ATTACK_LABELS["aa"])
+        missing.append(metrics.ATTACK_LABELS["aa"])
     scored = summaries.get(RANK_METRIC, SeedSummary()).n
     flags = _collect_flags(seeds)
     return Row(
@@ -240,10 +225,11 @@ def _collect_flags(seeds: SeedColumns) -> tuple[tuple[str, str], ...]:
     for record in seeds["record"]:
         for name, text in record.flags.items():
             evidence[name].append(text)
-    flags = []
-    for name, texts in sorted(evidence.items()):
-        flags.append((name, f"in {len(texts)} of {len(seeds['record'])} runs: {texts[0]}"))
-    return tuple(flags)
+    total = len(seeds["record"])
+    return tuple(
+        (name, f"in {len(texts)} of {total} runs: {texts[0]}")
+        for name, texts in sorted(evidence.items())
+    )
 
 
 def _summarise(metric: str, seeds: SeedColumns) -> SeedSummary:

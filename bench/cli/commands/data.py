@@ -30,28 +30,25 @@ class VerifyDataOptions(FetchDataOptions):
     """Check a data set's files and print its counts and hash."""
 
 
-def fetch_data(options: FetchDataOptions) -> int:
+def fetch_data(options: FetchDataOptions) -> None:
     """Download the files and print where they are."""
     from bench.datasets import fetching
 
     print(fetching.fetch_data(options.name, options.data_root))
-    return 0
 
 
-def import_data(options: ImportDataOptions) -> int:
+def import_data(options: ImportDataOptions) -> None:
     """Copy the files and print where they are."""
     from bench.datasets import fetching
 
     print(fetching.import_data(options.name, options.source, options.data_root))
-    return 0
 
 
-def verify_data(options: VerifyDataOptions) -> int:
+def verify_data(options: VerifyDataOptions) -> None:
     """Check the files and print what they hold."""
     from bench.datasets import fetching
 
     print(fetching.verify_data(options.name, options.data_root))
-    return 0
 
 
 COMMAND = {

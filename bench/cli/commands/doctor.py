@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from bench.cli.parsing import Command
 from bench.protocol.options import CommonOptions, Json, Switch, option
+from bench.protocol.suites import SUITES
 from bench.system.errors import BenchError
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class DoctorOptions(CommonOptions):
     json: Json = False
 
 
-def diagnose(options: DoctorOptions) -> int:
+def diagnose(options: DoctorOptions) -> None:
     """Print what this machine offers and what it holds; change nothing."""
     from bench.cli.output import print_json
     from bench.execution.speed import busy_warning
@@ -58,13 +59,11 @@ def diagnose(options: DoctorOptions) -> int:
     }
     if options.json:
         print_json(document)
-    return 0
 
 
 def measure_throughput(device: torch.device, say: Say) -> dict[str, Any]:
     """Time a forward and a backward pass of each suite's first student."""
     from bench.execution.speed import probe_speed
-    from bench.protocol.suites import SUITES
 
     speeds = {}
     for suite in SUITES.values():
@@ -77,7 +76,6 @@ def measure_throughput(device: torch.device, say: Say) -> dict[str, Any]:
 def measure_training(device: torch.device, say: Say) -> dict[str, Any]:
     """Measure the best rate of convolutions in FLOP/s, then each suite's training step."""
     from bench.execution.speed import peak_rates, training_speed
-    from bench.protocol.suites import SUITES
 
     rates = peak_rates(device)
     line = f"{'convolutions':14}{rates['fp32'] / 1e9:,.0f} GFLOP/s in single precision"

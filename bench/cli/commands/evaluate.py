@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from bench.cli.parsing import Command
+from bench.protocol import suites
 from bench.protocol.options import CommonOptions, Json, option
 from bench.system.errors import BenchError, UsageError, unknown_name
 
@@ -49,7 +50,7 @@ class EvaluateOptions(CommonOptions):
     json: Json = False
 
 
-def evaluate(options: EvaluateOptions) -> int:
+def evaluate(options: EvaluateOptions) -> None:
     """Attack a checkpoint and print a line for each attack."""
     from bench import datasets, models
     from bench.cli.evaluation import attack_test_images, print_accuracies
@@ -80,7 +81,6 @@ def evaluate(options: EvaluateOptions) -> int:
         print_json(to_document(evaluation, options, eps))
     else:
         print_accuracies(evaluation, len(test), f"{NORMS[options.norm]} {eps:.4g}")
-    return 0
 
 
 def to_document(evaluation: Evaluation, options: EvaluateOptions, eps: float) -> dict[str, Any]:
@@ -120,10 +120,8 @@ def check_attacks(attacks: Sequence[str], options: EvaluateOptions) -> None:
 
 def choose_eps(options: EvaluateOptions, info: Dataset) -> float:
     """Return the radius. Raises UsageError for one out of range."""
-    from bench.cli.evaluation import first_suite
-
     if options.norm == "Linf":
-        default, limit = first_suite(info).eps, 1.0
+        default, limit = suites.first_with(info.name).eps, 1.0
     else:
         default, limit = DEFAULT_EPS_L2, math.inf
     eps = default if options.eps is None else options.eps

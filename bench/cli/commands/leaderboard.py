@@ -23,7 +23,7 @@ class LeaderboardOptions:
     records: Annotated[Path | None, option("DIR", "records, instead of the store's")] = None
 
 
-def write_leaderboard(options: LeaderboardOptions) -> int:
+def write_leaderboard(options: LeaderboardOptions) -> None:
     """Write the pages and print their paths."""
     import leaderboards
     from bench.execution.suite_file import DIGEST, resolve_experiment
@@ -54,7 +54,6 @@ def write_leaderboard(options: LeaderboardOptions) -> int:
         print(message, file=sys.stderr)
     for path in paths:
         print(path)
-    return 0
 
 
 COMMAND = Command(LeaderboardOptions, write_leaderboard)

@@ -24,7 +24,7 @@ class ListOptions:
     data_root: DataFolder = Path("data")
 
 
-def list_names(options: ListOptions) -> int:
+def list_names(options: ListOptions) -> None:
     """Print an overview, a section or everything about a name, which several sections may share."""
     from bench.cli import listing
     from bench.cli.output import print_json
@@ -48,7 +48,6 @@ def list_names(options: ListOptions) -> int:
         listing.print_entries(entries)
     else:
         listing.print_section(options.name, entries[options.name])
-    return 0
 
 
 def unknown_entry(name: str, names: Iterable[str]) -> UsageError:

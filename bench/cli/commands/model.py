@@ -31,7 +31,7 @@ class ModelOptions:
     store: StoreFolder = Path("runs")
 
 
-def write_model(options: ModelOptions) -> int:
+def write_model(options: ModelOptions) -> None:
     """Write the file and its card, and print their paths."""
     import hashlib
 
@@ -60,7 +60,6 @@ def write_model(options: ModelOptions) -> int:
     for file, text in ((path, content), (card_path, card.encode())):
         save_file(file, text)
         print(file)
-    return 0
 
 
 COMMAND = Command(ModelOptions, write_model)

@@ -17,8 +17,7 @@ from bench.protocol.options import option
 from bench.system.errors import BenchError, UsageError
 
 TEMPLATES = Path(__file__).parent / "templates"
-# Names that the file itself imports.
-IMPORTED = {"Batch", "Method", "Nets", "Tensor"}
+IMPORTED = {"Batch", "Method", "Nets", "Tensor"}  # names that the file itself imports
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +28,7 @@ class NewMethodOptions:
     out: Annotated[Path, option("DIR", "methods/ of a clone needs no test")] = Path(".")
 
 
-def write_new_method(options: NewMethodOptions) -> int:
+def write_new_method(options: NewMethodOptions) -> None:
     """Write the file and its test, and print what comes next."""
     class_name = "".join(word.capitalize() for word in options.name.split("_"))
     test = options.out / f"test_{options.name}.py"
@@ -45,7 +44,6 @@ def write_new_method(options: NewMethodOptions) -> int:
         write_file(path, fill_template(template, values))
         print(f"wrote {path}")
     print(fill_template(advice, values), end="")
-    return 0
 
 
 def fill_template(name: str, values: dict[str, str]) -> str:

@@ -138,8 +138,7 @@ def check_config(
 ) -> RunCommandOptions:
     """Return the options, without the mark of a tuned row if flags change a value that was found.
 
-    Raises:
-        UsageError: the configuration is for another suite.
+    Raise UsageError if the configuration is for another suite.
     """
     from bench.execution.suite_file import resolve_suite
 

@@ -6,11 +6,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlparse
-from urllib.request import url2pathname
 
 from tyro.conf import Positional
 
@@ -22,7 +20,6 @@ from leaderboards.schema.checkpoints import CHECKPOINTS
 from leaderboards.schema.fields import (
     FAILED,
     FINISHED,
-    IDENTITY_TAGS,
     KILLED,
     RUNNING,
     Tag,
@@ -31,19 +28,14 @@ from leaderboards.schema.fields import (
     escape_unprintable,
     parse_json_tag,
 )
-from leaderboards.schema.metrics import ATTACK_LABELS, COST, RANK_METRIC, sort_attacks
+from leaderboards.schema.metrics import ATTACK_LABELS, COST, RANK_METRIC
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
 MIN_PREFIX = 4
 # For people, instead of MLflow's words.
-STATUS_NAMES = {
-    FINISHED: "finished",
-    RUNNING: "running",
-    KILLED: "interrupted",
-    FAILED: "failed",
-}
+STATUS_NAMES = {FINISHED: "finished", RUNNING: "running", KILLED: "interrupted", FAILED: "failed"}
 # In the order of their columns; all but `autoattack` are texts.
 COLUMNS = (
     *("id", "status", "suite", "dataset", "student", "method", "teacher", "seed"),
@@ -70,7 +62,7 @@ class ShowOptions:
     json: Json = False
 
 
-def show(options: ShowOptions) -> int:
+def show(options: ShowOptions) -> None:
     """Print a run, or a line for each run."""
     from bench.cli.output import print_json
     from bench.system.tables import format_table
@@ -79,19 +71,17 @@ def show(options: ShowOptions) -> int:
         rule = f"an id, or at least {MIN_PREFIX} of its first digits, 0-9 and a-f"
         raise UsageError(f"{options.run!r} names no run: {rule}")
     runs = read_runs(options.store)
+    document: dict[str, Any] | list[dict[str, Any]]
     if options.run:
         document = describe_run(find_run(runs, options.run), options.store)
-        if options.json:
-            print_json(document)
-        else:
-            print_run(document)
-        return 0
-    summaries = [summarize(run) for run in reversed(runs)]
-    if options.json:
-        print_json(summaries)
     else:
-        print(format_table(COLUMNS, map(table_row, summaries)))
-    return 0
+        document = [summarize(run) for run in reversed(runs)]
+    if options.json:
+        print_json(document)
+    elif isinstance(document, dict):
+        print_run(document)
+    else:
+        print(format_table(COLUMNS, map(table_row, document)))
 
 
 def read_runs(folder: Path) -> list[Run]:
@@ -100,10 +90,10 @@ def read_runs(folder: Path) -> list[Run]:
     from bench.tracking.store import open_client, store_exists, suite_runs, tracking_uri
 
     uri = tracking_uri(folder)
-    runs = [run for _, run in suite_runs(open_client(uri))] if store_exists(folder) else []
+    runs = suite_runs(open_client(uri)) if store_exists(folder) else []
     if not runs:
         raise BenchError(f"no run is recorded in {redact_password(uri)}")
-    return sorted(runs, key=lambda run: (run.info.start_time, run.info.run_id))
+    return runs
 
 
 def find_run(runs: Sequence[Run], run_id: str) -> Run:
@@ -126,14 +116,9 @@ def find_run(runs: Sequence[Run], run_id: str) -> Run:
 
 def summarize(run: Run) -> dict[str, Any]:
     """Return the columns of the table. The accuracy is a fraction, None if it was not measured."""
-
-    texts = {"id": run.info.run_id, "status": STATUS_NAMES[run.info.status]}
-    texts["suite"] = run.data.tags.get("suite", "")
-    for tag in IDENTITY_TAGS:
-        if tag not in (Tag.ROLE, Tag.SPEC_ID):
-            texts[tag] = escape_unprintable(run.data.tags.get(tag, ""))
-    summary = {name: texts[name] for name in COLUMNS if name in texts}
-    return {**summary, "autoattack": run.data.metrics.get(RANK_METRIC)}
+    texts = {name: escape_unprintable(run.data.tags.get(name, "")) for name in COLUMNS}
+    identity = {"id": run.info.run_id, "status": STATUS_NAMES[run.info.status]}
+    return {**texts, **identity, "autoattack": run.data.metrics.get(RANK_METRIC)}
 
 
 def table_row(summary: dict[str, Any]) -> list[str]:
@@ -185,18 +170,14 @@ def metrics_under(run: Run, prefix: str) -> dict[str, float]:
 
 def checkpoint_address(run: Run, name: str, store: Path) -> str:
     """Return the path of a checkpoint file, MLflow's address if it lies on a server, "" if gone."""
-    from bench.tracking.store import artifact_path
+    from bench.tracking.store import local_artifact
 
-    # A store that was moved or copied has its artifacts with it.
-    here = artifact_path(store, run.info.run_id, checkpoint_artifact(name))
-    if here.exists():
-        return str(here)
-    parts = urlparse(run.info.artifact_uri)
-    if parts.scheme not in ("", "file"):
-        return f"runs:/{run.info.run_id}/{checkpoint_artifact(name)}"
-    path = Path(url2pathname(parts.path), checkpoint_artifact(name))
+    artifact = checkpoint_artifact(name)
+    if path := local_artifact(store, run, artifact):
+        return str(path)
     # A record that was imported has no checkpoints.
-    return str(path) if path.exists() else ""
+    is_gone = urlparse(run.info.artifact_uri).scheme in ("", "file")
+    return "" if is_gone else f"runs:/{run.info.run_id}/{artifact}"
 
 
 def print_run(document: dict[str, Any]) -> None:
@@ -232,12 +213,9 @@ def print_fact(name: str, text: str) -> None:
 def print_accuracies(accuracy: dict[str, dict[str, float]]) -> None:
     """Print a table in percent: a line for each checkpoint, a column for each attack."""
     from bench.system.tables import format_table
+    from bench.tracking.note import accuracy_rows
 
-    attacks = sort_attacks(chain.from_iterable(accuracy.values()))
-    rows = []
-    for name, values in accuracy.items():
-        cells = [f"{100 * values[key]:.2f}" if key in values else "-" for key in attacks]
-        rows.append([CHECKPOINTS[name].label, *cells])
+    attacks, rows = accuracy_rows(accuracy, digits=2)
     best = next(iter(accuracy.values()))
     images = f"{best.get('n', 0):,.0f} test images"
     if best.get("aa_n"):

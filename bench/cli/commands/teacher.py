@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import Positional
 
 from bench.cli.parsing import Command
+from bench.protocol import suites
 from bench.protocol.options import CommonOptions, ProtocolOptions, StoreFolder, option
 from bench.system.log import set_verbosity
 
@@ -77,7 +78,7 @@ def train_teacher(options: TrainTeacherOptions) -> int:
     return grid.run_grid(options, runs)
 
 
-def import_teacher(options: ImportTeacherOptions) -> int:
+def import_teacher(options: ImportTeacherOptions) -> None:
     """Copy a checkpoint to the teachers after hash, keys and accuracy are checked."""
     from bench import datasets, models
     from bench.models import checkpoint
@@ -104,10 +105,9 @@ def import_teacher(options: ImportTeacherOptions) -> int:
     if not sha256:
         print(f"no sha256 was stated: the card holds the file's own, {card.sha256}")
     print(f"{card.identity} is ready: `run --teacher {options.name}`")
-    return 0
 
 
-def list_teachers(options: ListTeachersOptions) -> int:
+def list_teachers(options: ListTeachersOptions) -> None:
     """Print a line for each teacher at hand, then for each release."""
     from bench.teachers.cards import read_cards
     from bench.teachers.releases import RELEASES
@@ -121,13 +121,11 @@ def list_teachers(options: ListTeachersOptions) -> int:
         network = f"{release.arch:20} {release.dataset:9}"
         accuracy = f"{release.clean:5.2f} {release.autoattack:5.2f}"
         print(f"{release.name:40} {network} {accuracy}  {release.paper:32} {release.where}")
-    return 0
 
 
-def verify_teacher(options: VerifyTeacherOptions) -> int:
+def verify_teacher(options: VerifyTeacherOptions) -> None:
     """Check hash and keys, measure clean accuracy and PGD-20, and write them on the card."""
     from bench import datasets
-    from bench.cli.evaluation import first_suite
     from bench.execution.suite_file import resolve_suite
     from bench.teachers import cards, checks
     from bench.teachers.releases import Release, resolve_release
@@ -135,7 +133,7 @@ def verify_teacher(options: VerifyTeacherOptions) -> int:
     checks.check_image_count(options.limit_test, 1)
     card = cards.find_card(options.store, options.name)
     info = datasets.get(card.dataset)
-    eps, release = first_suite(info).eps, None
+    eps, release = suites.first_with(info.name).eps, None
     if card.imported:
         request = Release(card.name, info.name, card.arch, mean=card.mean, std=card.std)
         release = resolve_release(request)
@@ -145,7 +143,6 @@ def verify_teacher(options: VerifyTeacherOptions) -> int:
     net = cards.load_teacher(options.store, card, info)
     print(f"{card.identity}: file has sha256 {card.sha256}, a {card.arch} for {card.dataset}")
     cards.write_card(options.store, measure_teacher(net, card, release, eps, options))
-    return 0
 
 
 def measure_teacher(

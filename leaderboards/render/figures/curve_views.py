@@ -7,15 +7,8 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from leaderboards.render.figures.views import Series, View
-from leaderboards.schema.metrics import (
-    LEARNING_RATE,
-    TRAIN,
-    VAL,
-    VAL_CLEAN,
-    VAL_ROBUST,
-    Curve,
-    Curves,
-)
+from leaderboards.schema import metrics
+from leaderboards.schema.metrics import LEARNING_RATE, TRAIN, VAL, Curve, Curves
 
 MAX_POINTS = 64  # of a line: with more, a site of 100 runs of 200 epochs would exceed 2 MB
 # The beginning of a metric's name: title, title of the y axis, factor.
@@ -24,7 +17,10 @@ CHARTS = {
     TRAIN: ("Loss terms", "Mean over the epoch", 1.0),
     LEARNING_RATE: ("Learning rate", "Learning rate", 1.0),
 }
-TITLES = {VAL_ROBUST: "Robust validation accuracy", VAL_CLEAN: "Clean validation accuracy"}
+TITLES = {
+    metrics.VAL_ROBUST: "Robust validation accuracy",
+    metrics.VAL_CLEAN: "Clean validation accuracy",
+}
 
 
 def mean_curves(runs: Sequence[Curves]) -> dict[str, Curve]:
@@ -60,12 +56,10 @@ def run_views(curves: Curves) -> list[View]:
 
 def method_views(rows: Sequence[tuple[str, Curves]]) -> list[View]:
     """Return a chart a metric with a line a row (name, mean curves): validation, then losses."""
-    metrics: set[str] = set()
-    for _, curves in rows:
-        metrics.update(curves)
-    first = [metric for metric in TITLES if metric in metrics]
+    names = {name for _, curves in rows for name in curves} - {LEARNING_RATE}
+    first = [metric for metric in TITLES if metric in names]
     views = []
-    for metric in (*first, *sorted(metrics.difference(first, [LEARNING_RATE]))):
+    for metric in (*first, *sorted(names.difference(first))):
         kind, _, term = metric.partition("/")
         _, y_title, scale = CHARTS[f"{kind}/"]
         lines = []
@@ -79,8 +73,7 @@ def method_views(rows: Sequence[tuple[str, Curves]]) -> list[View]:
 
 
 def _scale_curve(curve: Curve, scale: float) -> Curve:
-    steps, values = curve
-    return steps, [scale * value for value in values]
+    return curve[0], [scale * value for value in curve[1]]
 
 
 def _thin_line(name: str, curve: Curve) -> Series:

@@ -10,13 +10,14 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+import numpy as np
+
 from leaderboards.render.figures.rank_diagram import Diagram
 from leaderboards.render.figures.views import MAX_LEGEND, Series, View, bar_lengths
 from leaderboards.stats.ranks import Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
 
 Box: TypeAlias = tuple[float, float, float, float]  # left, bottom, right, top
@@ -27,6 +28,8 @@ FONT = 9.0  # points, as in STYLE
 CELL, SMALLEST_MAP = 0.2, 2.0  # inches of a heat map without its names
 STYLE = Path(__file__).with_name("paper.mplstyle")
 WITHOUT_DATE: Any = {"svg": {"Date": None, "Creator": None}, "pdf": {"CreationDate": None}}
+# From a point to a name that lies apart.
+LEAD = {"arrowstyle": "-", "color": TEXT, "linewidth": 0.5, "alpha": 0.6}
 # Of a diagram: colour and width of each kind of line, alignment of each anchor.
 DIAGRAM_LINES = {"scale": (TEXT, 0.8), "lead": (LINE, 0.8), "bar": (ACCENT, 3.0)}
 ALIGNMENTS = {"start": "left", "middle": "center", "end": "right"}
@@ -71,12 +74,16 @@ def draw_diagram(diagram: Diagram) -> Figure:
 
 def draw_win_matrix(names: Sequence[str], probabilities: Array) -> Figure:
     """Draw a heat map of P(row beats column) in percent, (rows, rows); darker is more likely."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    # From light to dark without a turn: it reads the same in grey.
+    colours = LinearSegmentedColormap.from_list("wins", ("white", BARS, ACCENT, "#05363a"))
     count = len(names)
     side = max(CELL * count, SMALLEST_MAP)
     with _blank_figure(side, side) as figure:
         # The file is cut to what is drawn: names take what room they need around the map.
         axes = figure.add_axes((0, 0, 1, 1))
-        axes.pcolormesh(probabilities, cmap=_win_colours(), vmin=0, vmax=1, linewidth=0)
+        axes.pcolormesh(probabilities, cmap=colours, vmin=0, vmax=1, linewidth=0)
         axes.set(ylim=(count, 0), xlabel="P(row beats column), %")
         middles = [position + 0.5 for position in range(count)]
         axes.set_xticks(middles, names, rotation=90, parse_math=False)
@@ -85,36 +92,20 @@ def draw_win_matrix(names: Sequence[str], probabilities: Array) -> Figure:
         axes.grid(visible=False)
         axes.spines[:].set_visible(False)
         size = min(FONT, 30 * side / count)
-        for row, column in product(range(count), repeat=2):
-            share = probabilities[row, column]
-            colour = "white" if share > 0.5 else TEXT
-            look: Any = {"ha": "center", "va": "center", "color": colour, "fontsize": size}
-            axes.text(middles[column], middles[row], f"{100 * share:.0f}", **look)
+        for (row, column), share in np.ndenumerate(probabilities):
+            look: Any = {"ha": "center", "va": "center", "fontsize": size}
+            look["color"] = "white" if share > 0.5 else TEXT
+            axes.text(column + 0.5, row + 0.5, f"{100 * share:.0f}", **look)
         return figure
 
 
-def _win_colours() -> Colormap:
-    from matplotlib.colors import LinearSegmentedColormap
-
-    # From light to dark without a turn: it reads the same in grey.
-    return LinearSegmentedColormap.from_list("wins", ("white", BARS, ACCENT, "#05363a"))
-
-
-def save_figure(
-    figure: Figure, kind: Literal["svg", "pdf"], background: str | None = None
-) -> bytes:
-    """Return the file, without a background unless one is named.
-
-    The same figure gives the same bytes.
-    """
+def save_figure(figure: Figure, kind: Literal["svg", "pdf"], **look: Any) -> bytes:
+    """Return the file, the same bytes for the same figure; `look`: as `savefig` takes it."""
     import matplotlib
 
-    look: dict[str, Any] = {"metadata": WITHOUT_DATE[kind]}
-    if background:
-        look |= {"transparent": False, "facecolor": background}
     stream = io.BytesIO()
     with matplotlib.rc_context(fname=STYLE):
-        figure.savefig(stream, format=kind, **look)
+        figure.savefig(stream, format=kind, metadata=WITHOUT_DATE[kind], **look)
     return stream.getvalue()
 
 
@@ -129,16 +120,12 @@ def _blank_figure(width: float, height: float) -> Iterator[Figure]:
 
 
 def _draw_series(axes: Axes, view: View, series: Series) -> None:
-    colour, marker = SOFT, MARKERS[0]
-    if not series.muted:
-        position = view.foreground.index(series)
-        colour = COLOURS[position % len(COLOURS)]
-        if len(view.foreground) > 1:
-            marker = MARKERS[position % len(MARKERS)]
-    look: dict[str, Any] = {"color": colour, "label": series.name}
-    if series.name.startswith("_"):
-        # matplotlib hides names that begin so.
-        look["label"] = f"\u200b{series.name}"
+    position = 0 if series.muted else view.foreground.index(series)
+    colour = SOFT if series.muted else COLOURS[position % len(COLOURS)]
+    marker = MARKERS[position % len(MARKERS) if len(view.foreground) > 1 else 0]
+    # matplotlib hides names that begin with "_".
+    label = f"\u200b{series.name}" if series.name.startswith("_") else series.name
+    look: dict[str, Any] = {"color": colour, "label": label}
     if series.line:
         style = ":" if series.muted else "-o"
         axes.plot(series.x, series.y, style, ms=3, linewidth=1, zorder=1, **look)
@@ -170,20 +157,16 @@ def _draw_names(axes: Axes, series: Series) -> None:
     """Write the names of the points within the frame, with a line to those that lie apart."""
     left, right = axes.get_xlim()
     bottom, top = axes.get_ylim()
-    visible, pixels, sizes = [], [], []
-    for x, y, name in zip(series.x, series.y, series.names, strict=True):
-        if left <= x <= right and bottom <= y <= top:
-            visible.append((x, y, name))
-            pixels.append(tuple(axes.transData.transform((x, y))))
-            sizes.append((0.62 * FONT * len(name), 1.3 * FONT))
+    points = zip(series.x, series.y, series.names, strict=True)
+    visible = [item for item in points if left <= item[0] <= right and bottom <= item[1] <= top]
+    pixels = [tuple(axes.transData.transform((x, y))) for x, y, _ in visible]
+    sizes = [(0.62 * FONT * len(name), 1.3 * FONT) for _, _, name in visible]
     bounds = axes.get_window_extent()
     boxes = place_boxes(pixels, sizes, (bounds.x0, bounds.y0, bounds.x1, bounds.y1))
     look: Any = {"ha": "center", "va": "center", "parse_math": False}
     for (x, y, name), pixel, box in zip(visible, pixels, boxes, strict=True):
         offset = ((box[0] + box[2]) / 2 - pixel[0], (box[1] + box[3]) / 2 - pixel[1])
-        arrow = None
-        if abs(offset[1]) > FONT:
-            arrow = {"arrowstyle": "-", "color": TEXT, "linewidth": 0.5, "alpha": 0.6}
+        arrow = LEAD if abs(offset[1]) > FONT else None
         axes.annotate(name, (x, y), offset, textcoords="offset points", arrowprops=arrow, **look)
 
 
@@ -193,9 +176,8 @@ def place_boxes(
     """Place boxes near their points, clear of points, boxes and the edge if possible (pixels)."""
     occupied = [_box_around(x, y, 10, 10) for x, y in points]
     for (x, y), (width, height) in zip(points, sizes, strict=True):
-        options = []
-        for dx, dy in _offsets(width, height):
-            options.append(_box_around(x + dx, y + dy, width, height))
+        offsets = _offsets(width, height)
+        options = [_box_around(x + dx, y + dy, width, height) for dx, dy in offsets]
         occupied.append(min(options, key=lambda box: _crowding(box, occupied, bounds)))
     return occupied[len(points) :]
 
@@ -215,17 +197,14 @@ def _box_around(x: float, y: float, width: float, height: float) -> Box:
 
 
 def _crowding(box: Box, occupied: Sequence[Box], bounds: Box) -> float:
-    return sum(_overlap(box, neighbour) for neighbour in occupied) + 10 * _outside(box, bounds)
+    """Sum the overlaps with other boxes and, at ten times, the lengths beyond the bounds."""
+    left, bottom, right, top = bounds
+    excess = (left - box[0], bottom - box[1], box[2] - right, box[3] - top)
+    outside = sum(max(0.0, length) for length in excess)
+    return sum(_overlap(box, neighbour) for neighbour in occupied) + 10 * outside
 
 
 def _overlap(a: Box, b: Box) -> float:
     width = min(a[2], b[2]) - max(a[0], b[0])
     height = min(a[3], b[3]) - max(a[1], b[1])
     return max(0.0, width) * max(0.0, height)
-
-
-def _outside(box: Box, bounds: Box) -> float:
-    """Sum the lengths by which a box exceeds the bounds."""
-    left, bottom, right, top = bounds
-    excess = (left - box[0], bottom - box[1], box[2] - right, box[3] - top)
-    return sum(max(0.0, length) for length in excess)

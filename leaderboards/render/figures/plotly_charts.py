@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Sequence
-from functools import partial
 from itertools import product
 from operator import itemgetter
 from typing import Any, TypeAlias
@@ -27,7 +26,7 @@ DIGITS = 4  # significant
 def build_chart(view: View) -> Json:
     """Return data and layout as Plotly.react takes them, with title and caption of the view."""
     texts = {"name": view.name, "title": view.title, "caption": view.caption}
-    data = [*map(partial(_trace, view), view.series)]
+    data = [_trace(view, series) for series in view.series]
     return {**texts, "data": data, "layout": _layout(view)}
 
 
@@ -50,7 +49,8 @@ def _trace(view: View, series: Series) -> Json:
         trace["showlegend"] = False
     trace |= _axis_values("x", series.x) | _axis_values("y", series.y)
     if view.rows or series.names:
-        trace["hovertemplate"] = _hover_template(view)
+        point = "%{y}: %{x:.1f}" if view.rows else "%{customdata}<br>%{x:.3~g}, %{y:.4~g}"
+        trace["hovertemplate"] = f"{point}<extra>%{{fullData.name}}</extra>"
     _set_look(trace, view, series)
     for axis, values, bars in (("x", series.x, series.x_bars), ("y", series.y, series.y_bars)):
         if bars:
@@ -64,11 +64,8 @@ def _trace(view: View, series: Series) -> Json:
 
 def _set_look(trace: Json, view: View, series: Series) -> None:
     """Give series of the foreground a colour each and, if there are several, a symbol each."""
-    if series.muted:
-        position, colour = 0, "--soft"
-    else:
-        position = view.foreground.index(series)
-        colour = f"--c{position % COLOURS + 1}"
+    position = 0 if series.muted else view.foreground.index(series)
+    colour = "--soft" if series.muted else f"--c{position % COLOURS + 1}"
     if series.look:
         number, symbol_number, hollow = series.look
         symbol = SYMBOLS[symbol_number % len(SYMBOLS)] + ("-open" if hollow else "")
@@ -80,9 +77,7 @@ def _set_look(trace: Json, view: View, series: Series) -> None:
         if series.muted:
             trace["line"] |= {"width": 1.5, "dash": "dot"}
         return
-    symbol = "circle"
-    if len(view.foreground) > 1:
-        symbol = SYMBOLS[position % len(SYMBOLS)]
+    symbol = SYMBOLS[position % len(SYMBOLS) if len(view.foreground) > 1 else 0]
     trace["marker"] = {"color": colour, "size": 6 if series.muted else 9, "symbol": symbol}
 
 
@@ -90,10 +85,8 @@ def _axis_values(axis: str, values: Sequence[float]) -> Json:
     """Store a range as its beginning, and its step unless that is 1."""
     if not isinstance(values, range):
         return {axis: round_numbers(values)}
-    stored = {f"{axis}0": values.start}
-    if values.step != 1:
-        stored[f"d{axis}"] = values.step
-    return stored
+    step = {f"d{axis}": values.step} if values.step != 1 else {}
+    return {f"{axis}0": values.start} | step
 
 
 def _error_bars(axis: str, values: Sequence[float], bars: Bars) -> Json:
@@ -105,24 +98,15 @@ def _error_bars(axis: str, values: Sequence[float], bars: Bars) -> Json:
     return {f"error_{axis}": look | lengths}
 
 
-def _hover_template(view: View) -> str:
-    if view.rows:
-        return "%{y}: %{x:.1f}<extra>%{fullData.name}</extra>"
-    return "%{customdata}<br>%{x:.3~g}, %{y:.4~g}<extra>%{fullData.name}</extra>"
-
-
 def _layout(view: View) -> Json:
-    x = _axis(view.x_title, view.frame[0])
-    y = _axis(view.y_title, view.frame[1])
+    x, y = map(_axis, (view.x_title, view.y_title), view.frame)
     named = [series for series in view.series if series.name]
-    layout: Json = {
-        "xaxis": x, "yaxis": y, "showlegend": len(view.series) > 1 and len(named) <= MAX_LEGEND,
-    }  # fmt: skip
+    has_legend = len(view.series) > 1 and len(named) <= MAX_LEGEND
+    layout: Json = {"xaxis": x, "yaxis": y, "showlegend": has_legend}
     if view.log_x:
         marks = _log_marks(view.x_values)
         x |= {"type": "log", "tickvals": marks, "ticktext": [*map("{:g}".format, marks)]}
-    annotations = _annotations(view)
-    if annotations:
+    if annotations := _annotations(view):
         layout["annotations"] = annotations
     if view.rows:
         # The scale is on top, where reading begins.
@@ -137,10 +121,7 @@ def _layout(view: View) -> Json:
 
 
 def _axis(title: str, frame: Span | None) -> Json:
-    axis: Json = {"title": {"text": title}}
-    if frame:
-        axis["range"] = [*frame]
-    return axis
+    return {"title": {"text": title}} | ({"range": [*frame]} if frame else {})
 
 
 def _log_marks(values: Sequence[float]) -> list[float]:
@@ -171,9 +152,8 @@ def _annotations(view: View) -> list[Json]:
         if y < bottom or name_top < 0:
             continue
         room = AXES_WIDTH * (right - x) / max(right - left, 1e-9)
-        side, anchor = (-1, "right")
-        if room > NAME_DISTANCE + LETTER_WIDTH * len(name):
-            side, anchor = (1, "left")
+        has_room = room > NAME_DISTANCE + LETTER_WIDTH * len(name)
+        side, anchor = (1, "left") if has_room else (-1, "right")
         annotations.append({
             "x": x, "y": y, "text": escape(name), "ax": NAME_DISTANCE * side,
             "ay": name_top - point_top, "xanchor": anchor, "arrowhead": 0,

@@ -83,12 +83,8 @@ def _add_names(diagram: Diagram, across: AcrossTasks, to_x: Scale, top: float) -
     for position, name in enumerate(row_labels(across.rows)):
         x = to_x(across.rows[position].mean_position)
         diagram.dots.append((x, SCALE_TOP))
-        if position < (count + 1) // 2:
-            y = top + NAME_STEP * (1 + position)
-            edge = SCALE_LEFT - 12
-            diagram.labels.append(Label(edge - 6, y + 4, name, "end"))
-        else:
-            y = top + NAME_STEP * (count - position)
-            edge = SCALE_RIGHT + 12
-            diagram.labels.append(Label(edge + 6, y + 4, name, "start"))
+        is_left = position < (count + 1) // 2
+        y = top + NAME_STEP * (1 + position if is_left else count - position)
+        edge, gap = (SCALE_LEFT - 12, -6) if is_left else (SCALE_RIGHT + 12, 6)
+        diagram.labels.append(Label(edge + gap, y + 4, name, "end" if is_left else "start"))
         diagram.lines.append(("lead", [(x, SCALE_TOP), (x, y), (edge, y)]))

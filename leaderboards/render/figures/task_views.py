@@ -5,30 +5,13 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from operator import attrgetter
 from statistics import median_low
 from typing import Any, TypeAlias
 
-from leaderboards.render.figures.views import (
-    MAX_ROWS,
-    Bars,
-    Series,
-    Span,
-    View,
-    row_labels,
-    shorten_name,
-)
-from leaderboards.schema.metrics import (
-    ATTACK_LABELS,
-    CHECKPOINT_LABELS,
-    CLEAN,
-    RANK_METRIC,
-    TEST_PREFIXES,
-    TRAIN_SECONDS,
-    WORST,
-    accuracy_name,
-    describe_metric,
-)
+from leaderboards.render.figures.views import MAX_ROWS, Bars, Series, View, row_labels, shorten_name
+from leaderboards.schema import metrics
+from leaderboards.schema.metrics import CLEAN, RANK_METRIC, TRAIN_SECONDS, accuracy_name
+from leaderboards.stats.ranks import Array
 from leaderboards.tables.protocol_changes import without_eps_change
 from leaderboards.tables.rows import Row, TaskTable
 
@@ -40,28 +23,33 @@ FamilyOf: TypeAlias = Callable[[str], str]
 Runs: TypeAlias = Mapping[str, Mapping[str, Any]]  # rows of `collect`'s frame by run id
 
 
-def no_family(method: str) -> str:
-    """Return "": points then have one colour."""
-    return ""
-
-
-def task_views(table: TaskTable, runs: Runs, family_of: FamilyOf = no_family) -> list[View]:
+def task_views(table: TaskTable, runs: Runs, family_of: FamilyOf = lambda method: "") -> list[View]:
     """Return every chart of a task for which something was measured.
 
-    family_of: the family of a method by its name, which its points are coloured by.
+    family_of: the family of a method by its name, which its points are coloured by; "" for none.
     """
-    views = [accuracy_view(table, family_of), seeds_view(table, runs), attacks_view(table)]
-    views += [checkpoints_view(table, runs), cost_view(table, family_of), eps_view(table, runs)]
-    return [*filter(None, views)]
+    charts = [accuracy_view(table, family_of), seeds_view(table, runs), attacks_view(table)]
+    charts += [checkpoints_view(table, runs), cost_view(table, family_of), eps_view(table, runs)]
+    return [*filter(None, charts)]
 
 
-def accuracy_view(table: TaskTable, family_of: FamilyOf = no_family) -> View | None:
+def win_matrix(table: TaskTable) -> tuple[list[str], Array] | None:
+    """Return the names of the compared rows, best first, and how likely each beats each other.
+
+    None unless 2 to MAX_ROWS rows are compared.
+    """
+    if table.win_probabilities is None or not 2 <= len(table.contenders) <= MAX_ROWS:
+        return None
+    return row_labels(table.contenders), table.win_probabilities
+
+
+def accuracy_view(table: TaskTable, family_of: FamilyOf = lambda method: "") -> View | None:
     """Chart robust against clean accuracy, with the Pareto front."""
-    rows = _measured(table.contenders, CLEAN)
+    rows = [row for row in table.contenders if row[CLEAN].n]
     if not rows:
         return None
     front = pareto_front(rows, lambda row: row[CLEAN].mean)
-    frame = _limits(_near_best(rows), CLEAN), _limits(_near_best(rows), RANK_METRIC)
+    frame = _limits(rows, CLEAN), _limits(rows, RANK_METRIC)
     caption = (
         "Up and to the right is better; bars are one standard deviation over seeds. On the Pareto "
         f"front, which no row beats in both: {_joined_labels(front)}.{_note_below(rows, frame[1])}"
@@ -75,16 +63,13 @@ def accuracy_view(table: TaskTable, family_of: FamilyOf = no_family) -> View | N
 
 def seeds_view(table: TaskTable, runs: Runs) -> View | None:
     """Chart each row's AutoAttack accuracy with its interval, and its seeds as dots."""
-    rows = _shown_rows(table)
+    rows = table.contenders[:MAX_ROWS]
     dots = _seed_dots(rows, runs)
-    lows, highs = [], []
-    for row in rows:
-        low, high = row.ranking.interval or (math.nan, math.nan)
-        lows.append(100 * low)
-        highs.append(100 * high)
+    intervals = [row.ranking.interval or (math.nan, math.nan) for row in rows]
+    bars = [100 * low for low, _ in intervals], [100 * high for _, high in intervals]
     no_bars = [math.nan] * len(rows)
     y = range(len(rows))
-    means = Series("Mean", _means(rows, RANK_METRIC), y, (lows, highs), (no_bars, no_bars))
+    means = Series("Mean", _means(rows, RANK_METRIC), y, bars, (no_bars, no_bars))
     caption = (
         f"Bars are each row's own 95 % interval{', dots are seeds' if dots.x else ''}. "
         "Rows whose bars overlap may still differ: they are compared on the same images, and the "
@@ -96,54 +81,44 @@ def seeds_view(table: TaskTable, runs: Runs) -> View | None:
 
 def attacks_view(table: TaskTable) -> View | None:
     """Chart the accuracy of every row under each attack."""
-    columns = [column for column in table.columns if column.metric.startswith(TEST_PREFIXES[0])]
+    prefix = metrics.TEST_PREFIXES[0]
+    columns = [column for column in table.columns if column.metric.startswith(prefix)]
     if len(columns) < 2:
         return None
-    rows = _shown_rows(table)
-    series = []
-    for column in columns:
-        if column.metric != WORST:
-            series.append(_dots(rows, column.metric, column.label))
+    attacks = [column for column in columns if column.metric != metrics.WORST]
+    series = [_dots(table, column.metric, column.label) for column in attacks]
     caption = "A long way from PGD-20 to AutoAttack hints at gradients that mislead attacks."
     return _rows_view(table, "attacks", "Attacks", caption, "Accuracy, %", series)
 
 
 def checkpoints_view(table: TaskTable, runs: Runs) -> View | None:
     """Chart the best checkpoint beside the last one and the averages: robust overfitting."""
-    rows = _shown_rows(table)
+    rows = table.contenders[:MAX_ROWS]
     attack = _attack_on_last(rows)
     if not attack:
         return None
-    series = []
-    for prefix, checkpoint in CHECKPOINT_LABELS.items():
-        dots = _dots(rows, f"{prefix}/{attack}", checkpoint)
-        if dots.x:
-            series.append(dots)
-    drops = []
-    for row, name in zip(rows, row_labels(rows), strict=True):
-        drop = _mean_drop(row, attack, runs)
-        if not math.isnan(drop):
-            drops.append((drop, name))
-    worst, name = max(drops, default=(0.0, ""))
+    labels = metrics.CHECKPOINT_LABELS.items()
+    series = [_dots(table, f"{prefix}/{attack}", label) for prefix, label in labels]
+    series = [dots for dots in series if dots.x]
+    drops = [_mean_drop(row, attack, runs) for row in rows]
+    named_drops = zip(drops, row_labels(rows), strict=True)
+    worst, name = max((drop for drop in named_drops if drop[0] > 0), default=(0.0, ""))
     loser = f"{name} loses most: {100 * worst:.1f} points" if worst > 0 else "no row loses"
     caption = (
         "The checkpoint that validation chose (best) beside that of the last epoch and averages of "
         f"the weights. From best to last, {loser}."
     )
-    x_title = f"{ATTACK_LABELS[attack]} accuracy, %"
+    x_title = f"{metrics.ATTACK_LABELS[attack]} accuracy, %"
     return _rows_view(table, "last", "Best and last", caption, x_title, series)
 
 
-def cost_view(table: TaskTable, family_of: FamilyOf = no_family) -> View | None:
+def cost_view(table: TaskTable, family_of: FamilyOf = lambda method: "") -> View | None:
     """Chart robust accuracy against minutes of training."""
-    rows = []
-    for row in table.contenders:
-        if row[TRAIN_SECONDS].mean > MIN_SECONDS:
-            rows.append(row)
+    rows = [row for row in table.contenders if row[TRAIN_SECONDS].mean > MIN_SECONDS]
     if not rows:
         return None
     front = pareto_front(rows, lambda row: -row[TRAIN_SECONDS].mean)
-    frame = None, _limits(_near_best(rows), RANK_METRIC)
+    frame = None, _limits(rows, RANK_METRIC)
     caption = (
         "Up and to the left is better. No row is both cheaper and more robust than: "
         f"{_joined_labels(front)}. Times compare only where the machine was the same and idle."
@@ -156,12 +131,13 @@ def cost_view(table: TaskTable, family_of: FamilyOf = no_family) -> View | None:
 
 def eps_view(table: TaskTable, runs: Runs) -> View | None:
     """Chart robust accuracy against eps, for settings that were recorded at several."""
-    lines: dict[tuple[str, ...], dict[float, float]] = {}
-    for row in _measured(table.ranked, RANK_METRIC):
-        eps = _to_float(runs[row.run_ids[0]].get("param/eps"))
-        if not math.isnan(eps):
-            points = lines.setdefault(_setting_without_eps(row), {})
-            points.setdefault(eps, 100 * row[RANK_METRIC].mean)
+    lines: defaultdict[tuple[str, ...], dict[float, float]] = defaultdict(dict)
+    for row in table.ranked:
+        eps = float(runs[row.run_ids[0]].get("param/eps", math.nan))
+        if row.is_scored and not math.isnan(eps):
+            changed = without_eps_change(row.changed)
+            points = lines[row.method, row.variant, row.teacher, changed]
+            points.setdefault(eps, 100 * row.score)
     series = []
     for setting, points in lines.items():
         if len(points) > 1:
@@ -178,7 +154,7 @@ def _rows_view(
     table: TaskTable, name: str, title: str, caption: str, x_title: str, series: Sequence[Series]
 ) -> View | None:
     """Chart series over the first rows of a table, which count from 0 down."""
-    rows = _shown_rows(table)
+    rows = table.contenders[:MAX_ROWS]
     if not rows:
         return None
     if len(rows) < len(table.contenders):
@@ -186,47 +162,32 @@ def _rows_view(
     return View(name, title, caption, x_title, "", tuple(series), tuple(row_labels(rows)))
 
 
-def _shown_rows(table: TaskTable) -> tuple[Row, ...]:
-    return table.contenders[:MAX_ROWS]
-
-
 def pareto_front(rows: Iterable[Row], value: Callable[[Row], float]) -> list[Row]:
     """Return the rows that none beats in both `value` and AutoAttack, the most robust first."""
     front: list[Row] = []
-    for row in sorted(rows, key=lambda row: (-row[RANK_METRIC].mean, -value(row))):
+    for row in sorted(rows, key=lambda row: (-row.score, -value(row))):
         if not front or value(row) > value(front[-1]):
             front.append(row)
     return front
-
-
-def _measured(rows: Iterable[Row], *metrics: str) -> list[Row]:
-    rows = [*rows]
-    for metric in metrics:
-        rows = [row for row in rows if row[metric].n]
-    return rows
 
 
 def _means(rows: Iterable[Row], metric: str, scale: float = 100) -> list[float]:
     return [scale * row[metric].mean for row in rows]
 
 
-def _limits(rows: Iterable[Row], metric: str) -> Span:
-    # Names need room, and in a narrow frame small differences would look large.
-    values = _means(rows, metric)
+def _limits(rows: Sequence[Row], metric: str) -> tuple[float, float]:
+    """Frame the rows near the best and at least the better half."""
+    scores = [row.score for row in rows]
+    threshold = min(NEAR_BEST * max(scores), median_low(scores))
+    values = _means([row for row in rows if row.score >= threshold], metric)
     low, high = min(values), max(values)
+    # Names need room, and in a narrow frame small differences would look large.
     middle = (low + high) / 2
     half = max(3.0, 0.62 * (high - low))
     return middle - half, min(middle + half, 100.5)
 
 
-def _near_best(rows: Sequence[Row]) -> list[Row]:
-    """Return the rows near the best and at least the better half, which a frame can separate."""
-    scores = [*map(attrgetter("score"), rows)]
-    threshold = min(NEAR_BEST * max(scores), median_low(scores))
-    return [row for row in rows if row.score >= threshold]
-
-
-def _note_below(rows: Iterable[Row], frame: Span) -> str:
+def _note_below(rows: Iterable[Row], frame: tuple[float, float]) -> str:
     below = sum(accuracy < frame[0] for accuracy in _means(rows, RANK_METRIC))
     if not below:
         return ""
@@ -235,31 +196,24 @@ def _note_below(rows: Iterable[Row], frame: Span) -> str:
 
 def _joined_labels(rows: Sequence[Row]) -> str:
     *names, last = row_labels(rows)
-    if not names:
-        return last
-    return f"{', '.join(names)} and {last}"
+    return f"{', '.join(names)} and {last}" if names else last
 
 
 def _attack_on_last(rows: Sequence[Row]) -> str:
     """Return the attack that was run on best and last checkpoints; "" if none was."""
     for attack in ("aa", "pgd20"):
-        if _measured(rows, accuracy_name(attack, "last"), accuracy_name(attack)):
+        names = accuracy_name(attack), accuracy_name(attack, "last")
+        if any(all(row[name].n for name in names) for row in rows):
             return attack
     return ""
 
 
 def _mean_drop(row: Row, attack: str, runs: Runs) -> float:
     """Return the mean loss from best to last, over runs that have both; NaN for none."""
-    drops: list[float] = []
-    for run_id in row.run_ids:
-        run = runs[run_id]
-        best = run.get(accuracy_name(attack), math.nan)
-        drop = best - run.get(accuracy_name(attack, "last"), math.nan)
-        if not math.isnan(drop):
-            drops.append(drop)
-    if not drops:
-        return math.nan
-    return sum(drops) / len(drops)
+    best, last = accuracy_name(attack), accuracy_name(attack, "last")
+    drops = [runs[run_id][best] - runs[run_id][last] for run_id in row.run_ids]
+    drops = [drop for drop in drops if not math.isnan(drop)]
+    return sum(drops) / len(drops) if drops else math.nan
 
 
 def _seed_dots(rows: Sequence[Row], runs: Runs) -> Series:
@@ -273,13 +227,10 @@ def _seed_dots(rows: Sequence[Row], runs: Runs) -> Series:
     return Series("Seeds", x, y, muted=True)
 
 
-def _dots(rows: Sequence[Row], metric: str, name: str) -> Series:
-    x, y = [], []
-    for position, row in enumerate(rows):
-        if row[metric].n:
-            x.append(100 * row[metric].mean)
-            y.append(position)
-    return Series(name, x, y)
+def _dots(table: TaskTable, metric: str, name: str) -> Series:
+    rows = table.contenders[:MAX_ROWS]
+    y = [position for position, row in enumerate(rows) if row[metric].n]
+    return Series(name, _means([rows[position] for position in y], metric), y)
 
 
 def _family_points(
@@ -296,7 +247,7 @@ def _family_points(
     for row in rows:
         family = family_of(row.method)
         groups[family, row.teacher if family else ""].append(row)
-    scale = describe_metric(metric).scale
+    scale = metrics.describe_metric(metric).scale
     for (family, teacher), members in sorted(groups.items()):
         keys = [*map(id, members)]
         look = None
@@ -317,20 +268,6 @@ def _family_points(
 
 
 def _spread(rows: Iterable[Row], metric: str, scale: float = 100) -> Bars:
-    lows, highs = [], []
-    for row in rows:
-        summary = row[metric]
-        lows.append(scale * (summary.mean - summary.sd))
-        highs.append(scale * (summary.mean + summary.sd))
-    return lows, highs
-
-
-def _setting_without_eps(row: Row) -> tuple[str, ...]:
-    return row.method, row.variant, row.teacher, without_eps_change(row.changed)
-
-
-def _to_float(text: Any) -> float:
-    try:
-        return float(text)
-    except (TypeError, ValueError):
-        return math.nan
+    summaries = [row[metric] for row in rows]
+    lows = [scale * (summary.mean - summary.sd) for summary in summaries]
+    return lows, [scale * (summary.mean + summary.sd) for summary in summaries]

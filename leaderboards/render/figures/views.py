@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
-from operator import attrgetter
 from typing import TYPE_CHECKING, TypeAlias
 
 from leaderboards.tables.rows import Row
@@ -57,7 +55,7 @@ class View:
 
     @property
     def x_values(self) -> list[float]:
-        return [*chain.from_iterable(map(attrgetter("x"), self.series))]
+        return [x for series in self.series for x in series.x]
 
     @property
     def foreground(self) -> list[Series]:
@@ -76,17 +74,10 @@ def bar_lengths(values: Sequence[float], bars: Bars) -> NDArray[np.float64]:
 def row_labels(rows: Sequence[Row | AcrossTasksRow]) -> list[str]:
     """Return a short name for each row, with the teacher where two rows would share it."""
     counts = Counter(row.label for row in rows)
-    labels = []
-    for row in rows:
-        label = row.label
-        if counts[label] > 1:
-            label = f"{label}, {row.teacher}"
-        labels.append(shorten_name(label))
-    return labels
+    labels = [f"{row.label}, {row.teacher}" if counts[row.label] > 1 else row.label for row in rows]
+    return [*map(shorten_name, labels)]
 
 
 def shorten_name(name: str) -> str:
     """Cut a name to MAX_LABEL characters."""
-    if len(name) <= MAX_LABEL:
-        return name
-    return f"{name[: MAX_LABEL - 1]}…"
+    return name if len(name) <= MAX_LABEL else f"{name[: MAX_LABEL - 1]}…"

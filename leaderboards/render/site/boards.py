@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import math
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import chain
 from operator import attrgetter
 from typing import Any
@@ -13,52 +13,37 @@ from typing import Any
 from leaderboards.render import csv_tables, json_tables, latex, markdown
 from leaderboards.render.protocol_text import Run
 from leaderboards.render.site.site_map import Site, file_names
-from leaderboards.schema.metrics import (
-    BALANCE,
-    CLASS_SPREAD,
-    CLEAN,
-    DROP,
-    KEPT,
-    MULTIPLY_ADDS,
-    PARAMETERS,
-    RANK_METRIC,
-    TEACHER_MULTIPLY_ADDS,
-    TEACHER_PARAMETERS,
-    TRAIN_SECONDS,
-    WORST,
-    WORST_CLASS,
-    describe_metric,
-)
+from leaderboards.schema import metrics
+from leaderboards.schema.metrics import BALANCE, CLASS_SPREAD, DROP, KEPT, RANK_METRIC
 from leaderboards.tables.across_tasks import robustness_kept
 from leaderboards.tables.rows import Column, Row, SeedSummary, TaskTable
 from leaderboards.tables.suite_tables import Section
 
-# The columns that a board shows at first, in their order, behind AutoAttack.
-SHOWN = (CLEAN, WORST_CLASS, CLASS_SPREAD, KEPT, BALANCE, DROP, TRAIN_SECONDS)
 SHORT = {CLASS_SPREAD: "Spread"}
 MEANINGS = {
-    CLEAN: "Accuracy on the test images as they are.",
-    WORST_CLASS: "AutoAttack accuracy on the class where it is lowest.",
+    metrics.CLEAN: "Accuracy on the test images as they are.",
+    metrics.WORST_CLASS: "AutoAttack accuracy on the class where it is lowest.",
     CLASS_SPREAD: "Standard deviation of the AutoAttack accuracies of the classes.",
     KEPT: "AutoAttack accuracy as a share of the teacher's, on images that both were judged on.",
     BALANCE: "Clean-robust balance: the harmonic mean of clean and AutoAttack accuracy.",
     DROP: "Last against best: points lost from the best checkpoint to that of the last epoch.",
-    TRAIN_SECONDS: "Minutes of training. They compare only on one idle machine.",
-    WORST: "Share of images that no attack of the suite fools.",
+    metrics.TRAIN_SECONDS: "Minutes of training. They compare only on one idle machine.",
+    metrics.WORST: "Share of images that no attack of the suite fools.",
 }
+# The columns that a board shows at first, in their order, behind AutoAttack.
+SHOWN = tuple(name for name in MEANINGS if name != metrics.WORST)
 
 
 def board_columns(section: Section, table: TaskTable) -> list[Column]:
     """Return the columns beside AutoAttack with a value in some row, those of SHOWN first."""
-    derived = [Column(name, describe_metric(name).label) for name in (KEPT, BALANCE, DROP)]
+    derived = [Column(name, metrics.METRICS[name].label) for name in (KEPT, BALANCE, DROP)]
     columns = []
     for column in (*table.columns, *derived):
         measured = any(board_summary(section, row, column.metric).n for row in table.ranked)
         if measured and column.metric != RANK_METRIC:
             columns.append(Column(column.metric, SHORT.get(column.metric, column.label)))
     order = {name: position for position, name in enumerate(SHOWN)}
-    columns.sort(key=lambda column: order.get(column.metric, len(order)))
-    return columns
+    return sorted(columns, key=lambda column: order.get(column.metric, len(order)))
 
 
 def board_summary(section: Section, row: Row, metric: str) -> SeedSummary:
@@ -74,39 +59,33 @@ def board_summary(section: Section, row: Row, metric: str) -> SeedSummary:
 
 def explain_column(column: Column) -> str:
     """Return what a column means in a sentence."""
-    checkpoint = column.label.partition(", ")[2]
+    attack, _, checkpoint = column.label.partition(", ")
     of = f" of the {checkpoint} checkpoint" if checkpoint else ""
-    attack = column.label.partition(",")[0]
     return MEANINGS.get(column.metric, f"Accuracy{of} under {attack}.")
 
 
 def board_stems(site: Site) -> dict[int, str]:
     """Return the stem of the files of each table, by the table's identity."""
-    boards = [*_boards(site)]
-    keys = [(section.experiment, *table.title.split(", ")) for section, table in boards]
-    names = file_names(keys)
-    return {id(table): names[key] for (_, table), key in zip(boards, keys, strict=True)}
-
-
-def _boards(site: Site) -> Iterator[tuple[Section, TaskTable]]:
+    keys = {}
     for section in site.sections:
-        for table in (*section.tables, section.teachers):
-            if table:
-                yield section, table
+        for table in section.all_tables:
+            keys[id(table)] = section.experiment, *table.title.split(", ")
+    names = file_names(keys.values())
+    return {table: names[key] for table, key in keys.items()}
 
 
 def render_files(site: Site) -> Iterator[tuple[str, str]]:
     """Yield (path, content) of each table alone: CSV, Markdown, LaTeX and JSON in tables/."""
     stems = board_stems(site)
-    for section, table in _boards(site):
-        stem = f"tables/{stems[id(table)]}"
-        is_task = not table.of_teachers
-        tables, teachers = ((table,), None) if is_task else ((), table)
-        alone = dataclasses.replace(section, tables=tables, teachers=teachers, across_tasks=None)
-        yield f"{stem}.csv", _render_csv(section, table)
-        yield f"{stem}.md", markdown.render([alone])
-        yield f"{stem}.tex", latex.render([alone])
-        yield f"{stem}.json", json_tables.render([alone])
+    for section in site.sections:
+        for table in section.all_tables:
+            stem = f"tables/{stems[id(table)]}"
+            tables, teachers = ((), table) if table.of_teachers else ((table,), None)
+            alone = [replace(section, tables=tables, teachers=teachers, across_tasks=None)]
+            yield f"{stem}.csv", _render_csv(section, table)
+            yield f"{stem}.md", markdown.render(alone)
+            yield f"{stem}.tex", latex.render(alone)
+            yield f"{stem}.json", json_tables.render(alone)
 
 
 def _render_csv(section: Section, table: TaskTable) -> str:
@@ -130,34 +109,33 @@ def _render_csv(section: Section, table: TaskTable) -> str:
 def cite_table(site: Site, section: Section, title: str, run_ids: list[str]) -> str:
     """Return BibTeX for a table: suite version, date of its newest run, hash of its records."""
     runs = sorted(site.runs_of(run_ids), key=lambda run: str(run["spec_id"]))
-    digest = hashlib.sha256()
-    for run in runs:
-        digest.update(site.digests[run["run_id"]])
+    sha256 = hashlib.sha256(b"".join(site.digests[run["run_id"]] for run in runs)).hexdigest()
     newest = max(run["start_time"] for run in runs)
     key = "".join(filter(str.isalnum, section.experiment))
-    lines = (
-        f"@misc{{robust-distill-bench-{key}-{digest.hexdigest()[:8]},",
-        "  author = {{robust-distill-bench contributors}},",
-        f"  title = {{robust-distill-bench: {latex.escape(title)}}},",
-        f"  year = {{{newest:%Y}}},",
-        f"  note = {{Suite {latex.escape(section.experiment)}; {len(runs)} runs, the newest of "
-        f"{newest:%Y-%m-%d};",
-        f"    sha256 of their records {digest.hexdigest()}}},",
-        "}",
+    suite = latex.escape(section.experiment)
+    return (
+        f"@misc{{robust-distill-bench-{key}-{sha256[:8]},\n"
+        "  author = {{robust-distill-bench contributors}},\n"
+        f"  title = {{robust-distill-bench: {latex.escape(title)}}},\n"
+        f"  year = {{{newest:%Y}}},\n"
+        f"  note = {{Suite {suite}; {len(runs)} runs, the newest of {newest:%Y-%m-%d};\n"
+        f"    sha256 of their records {sha256}}},\n}}"
     )
-    return "\n".join(lines)
 
 
 def network_sizes(runs: Iterable[Run]) -> list[tuple[str, str]]:
     """Return (number, text) of parameters and multiply-adds, with the teacher's if recorded."""
     sizes = []
-    pairs = (PARAMETERS, TEACHER_PARAMETERS), (MULTIPLY_ADDS, TEACHER_MULTIPLY_ADDS)
+    pairs = (
+        (metrics.PARAMETERS, metrics.TEACHER_PARAMETERS),
+        (metrics.MULTIPLY_ADDS, metrics.TEACHER_MULTIPLY_ADDS),
+    )
     for name, teacher_name in pairs:
         measured = [(run.get(name, math.nan), run.get(teacher_name, math.nan)) for run in runs]
         measured = [values for values in measured if values[0] > 0]
         measured.sort(key=lambda values: math.isnan(values[1]))
         for student, teacher in measured[:1]:
-            text = describe_metric(name).label.lower()
+            text = metrics.METRICS[name].label.lower()
             if teacher > 0:
                 text += f"; the teacher has {teacher:,.0f}, {teacher / student:.1f} times as many"
             sizes.append((f"{student:,.0f}", text))
@@ -176,8 +154,7 @@ def values_of(rows: Iterable[Row], name: str) -> list[Any]:
 
 # For templates.
 FUNCTIONS = {
-    "board_columns": board_columns, "board_summary": board_summary,
-    "explain_column": explain_column,
-    "cite_table": cite_table, "network_sizes": network_sizes, "run_ids_of": run_ids_of,
+    "board_columns": board_columns, "board_summary": board_summary, "cite_table": cite_table,
+    "explain_column": explain_column, "network_sizes": network_sizes, "run_ids_of": run_ids_of,
     "shown_columns": SHOWN, "id_of": id, "values_of": values_of,
 }  # fmt: skip

@@ -6,46 +6,23 @@ import math
 import weakref
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache, partial
-from itertools import chain
-from operator import attrgetter
+from functools import lru_cache
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leaderboards.render.figures.curve_views import mean_curves, method_views, run_views
 from leaderboards.render.figures.plotly_charts import build_chart
 from leaderboards.render.figures.rank_diagram import layout_diagram
-from leaderboards.render.figures.task_views import accuracy_view, task_views
-from leaderboards.render.figures.win_matrix import win_matrix
+from leaderboards.render.figures.task_views import accuracy_view, task_views, win_matrix
 from leaderboards.render.numbers import FORMATS, format_percent
-from leaderboards.render.protocol_text import (
-    describe_protocol,
-    describe_run,
-    is_recorded,
-    shared_settings,
-)
-from leaderboards.render.site.boards import FUNCTIONS, board_stems
+from leaderboards.render.protocol_text import describe_protocol, describe_run, is_recorded
+from leaderboards.render.site.boards import FUNCTIONS, board_stems, run_ids_of
 from leaderboards.render.site.site_map import Site, SiteRow, Task
-from leaderboards.schema.fields import (
-    Tag,
-    checkpoint_artifact,
-    checksum_tag,
-    escape_unprintable,
-)
-from leaderboards.schema.metrics import (
-    ATTACK_LABELS,
-    CHECKPOINT_LABELS,
-    CLEAN,
-    COST,
-    METRICS,
-    RANK_METRIC,
-    TRAIN_SECONDS,
-    WORST_CLASS,
-    attack_seconds,
-    describe_metric,
-)
+from leaderboards.schema import fields, metrics
+from leaderboards.schema.metrics import ATTACK_LABELS, CHECKPOINT_LABELS, describe_metric
+from leaderboards.schema.spec import flatten_names
 from leaderboards.tables.published import HEADING
-from leaderboards.tables.rows import Row
 
 if TYPE_CHECKING:
     import jinja2
@@ -71,12 +48,10 @@ def render_pages(site: Site) -> Iterator[tuple[str, str]]:
     for name, path in site.method_paths.items():
         yield path, template.render(root="../", **_method_values(site, name))
     template = engine.get_template("run.html.j2")
-    parts: Any = engine.get_template("parts.html.j2").module
     for site_row in site.rows:
-        seeds = parts.plain_seeds("../", site_row.row)
         for run_id in site_row.row.run_ids:
             values = _run_values(site, site_row, site.runs[run_id])
-            yield site.run_paths[run_id], template.render(root="../", seeds=seeds, **values)
+            yield site.run_paths[run_id], template.render(root="../", **values)
 
 
 def _engine(site: Site) -> jinja2.Environment:
@@ -87,13 +62,10 @@ def _engine(site: Site) -> jinja2.Environment:
     engine = jinja2.Environment(loader=loader, undefined=undefined, autoescape=True, **options)
     engine.policies["json.dumps_kwargs"] = JSON_OPTIONS
     engine.globals |= {
-        "site": site, "published": HEADING, "rank": RANK_METRIC, "seconds": TRAIN_SECONDS,
-        "clean": CLEAN, "worst_class": WORST_CLASS, "tag": Tag, "checksum_tag": checksum_tag,
-        "checkpoint_artifact": checkpoint_artifact,
-        "zip": zip, **FORMATS,
-        "describe_protocol": describe_protocol, "shared_settings": shared_settings,
-        "stems": board_stems(site), **FUNCTIONS, "families_of": partial(families_of, site),
-        "summarise_method": summarise_method, "layout_diagram": layout_diagram,
+        "site": site, "published": HEADING, "rank": metrics.RANK_METRIC, "metrics": metrics,
+        "fields": fields, "describe_protocol": describe_protocol, **FORMATS,
+        "stems": board_stems(site), **FUNCTIONS, "summarise_method": summarise_method,
+        "layout_diagram": layout_diagram,
     }  # fmt: skip
     parts: Any = engine.get_template("parts.html.j2").module
     # Many runs, one after the other, have the same protocol, settings and environment.
@@ -101,33 +73,24 @@ def _engine(site: Site) -> jinja2.Environment:
     return engine
 
 
-def families_of(site: Site, rows: Sequence[Row]) -> list[str]:
-    """Return the family of each row's method, "" for a method that is not described."""
-    return [site.family(row.method) for row in rows]
-
-
 def summarise_method(rows: Sequence[SiteRow]) -> dict[str, float]:
     """Summarise the rows of a method over its tasks of current suite versions."""
-    tasks, first_ranks, shares, runs = set(), set(), [], 0
+    tasks, first_ranks, shares = set(), set(), []
     for site_row in rows:
-        runs += site_row.row.seeds
         if site_row.task and not site_row.section.outdated:
             tasks.add(site_row.task.path)
-            share = site_row.kept
-            if not math.isnan(share):
-                shares.append(share)
+            shares.append(site_row.kept)
             if any(leader is site_row.row for leader in site_row.task.table.leaders):
                 first_ranks.add(site_row.task.path)
-    kept = max(shares, default=math.nan)
+    kept = max((share for share in shares if not math.isnan(share)), default=math.nan)
+    runs = sum(site_row.row.seeds for site_row in rows)
     return {"tasks": len(tasks), "first_ranks": len(first_ranks), "kept": kept, "runs": runs}
 
 
 def _task_values(site: Site, task: Task) -> dict[str, Any]:
-    run_ids = chain.from_iterable(map(attrgetter("run_ids"), task.table.rows))
-    protocol = describe_protocol(site.runs_of(run_ids), task.section.stated)
+    protocol = describe_protocol(site.runs_of(run_ids_of(task.table.rows)), task.section.stated)
     charts = [*map(build_chart, task_views(task.table, site.runs, site.family))]
-    wins = win_matrix(task.table)
-    return {"task": task, "protocol": protocol, "charts": charts, "wins": wins}
+    return {"task": task, "protocol": protocol, "charts": charts, "wins": win_matrix(task.table)}
 
 
 def _front_values(site: Site) -> dict[str, Any]:
@@ -144,42 +107,34 @@ def _method_values(site: Site, method: str) -> dict[str, Any]:
     recorded: dict[str, set[str]] = defaultdict(set)
     names = [name for name in site.collected.columns if name.startswith(HYPER)]
     for site_row in rows:
-        runs = site.runs_of(site_row.row.run_ids)
-        curves = mean_curves([run["record"].curves for run in runs])
-        if curves:
-            lines.append((_line_name(site_row), curves))
-        for run in runs:
-            for name in names:
-                if is_recorded(run[name]):
-                    recorded[name.removeprefix(HYPER)].add(str(run[name]))
+        row = site_row.row
+        runs = site.runs_of(row.run_ids)
+        if curves := mean_curves([run["record"].curves for run in runs]):
+            where = site_row.section.experiment, row.dataset, row.student
+            lines.append((", ".join(filter(None, (*where, row.variant, row.changed))), curves))
+        for run, name in product(runs, names):
+            if is_recorded(run[name]):
+                recorded[name.removeprefix(HYPER)].add(str(run[name]))
+    values = {"name": method, "about": site.about(method), "rows": rows, "recorded": recorded}
     charts = [*map(build_chart, method_views(lines[:MAX_CURVES]))]
-    more = max(0, len(lines) - MAX_CURVES)
-    about = site.about(method)
-    values = {"name": method, "about": about, "rows": rows, "recorded": recorded}
-    return {**values, "charts": charts, "more": more}
-
-
-def _line_name(site_row: SiteRow) -> str:
-    row = site_row.row
-    parts = (site_row.section.experiment, row.dataset, row.student, row.variant, row.changed)
-    return ", ".join(filter(None, parts))
+    return {**values, "charts": charts, "more": max(0, len(lines) - MAX_CURVES)}
 
 
 def _run_values(site: Site, site_row: SiteRow, run: Mapping[str, Any]) -> dict[str, Any]:
     record = run["record"]
-    settings = [(name, run[f"param/{name}"]) for name in site.varying(site_row.section)]
-    views = run_views(record.curves)
+    settings = [(name, run[f"param/{name}"]) for name in site.varying[site_row.section.experiment]]
     by_class = []
     for name, shares in record.accuracies_by_class.items():
         by_class.append((describe_metric(name).label, [*map(format_percent, shares)]))
     return {
-        "site_row": site_row, "run": run, "protocol": tuple(describe_run(run)),
-        "flags": record.flags, "by_class": by_class,
-        "charts": [*map(build_chart, views)], "accuracies": _accuracies(site, run),
-        "row": site_row.row, "checkpoints": tuple(CHECKPOINT_LABELS.values()),
+        "site_row": site_row, "row": site_row.row, "run": run, "by_class": by_class,
+        "protocol": tuple(describe_run(run)), "accuracies": _accuracies(site, run),
+        "charts": [*map(build_chart, run_views(record.curves))], "cost": cost_lines(record.metrics),
         "settings": tuple(pair for pair in settings if is_recorded(pair[1])),
-        "environment": _flatten(record.environment),
-        "cost": cost_lines(record.metrics), "teachers": record.teacher_sha256,
+        "environment": tuple(
+            (fields.escape_unprintable(name), fields.escape_unprintable(str(value)))
+            for name, value in flatten_names(record.environment, " ")
+        ),
     }  # fmt: skip
 
 
@@ -187,9 +142,8 @@ def _accuracies(site: Site, run: Mapping[str, Any]) -> list[tuple[str, list[str]
     """Return the label of each attack with the accuracy of each checkpoint."""
     accuracies = []
     for attack in site.attacks:
-        texts = []
-        for kind in CHECKPOINT_LABELS:
-            texts.append(format_percent(run.get(f"{kind}/{attack}", math.nan)))
+        names = [f"{kind}/{attack}" for kind in CHECKPOINT_LABELS]
+        texts = [format_percent(run.get(name, math.nan)) for name in names]
         if set(texts) != {"-"}:
             accuracies.append((ATTACK_LABELS.get(attack, attack), texts))
     return accuracies
@@ -197,24 +151,12 @@ def _accuracies(site: Site, run: Mapping[str, Any]) -> list[tuple[str, list[str]
 
 def cost_lines(measured: Mapping[str, float]) -> list[tuple[str, str]]:
     """Return (label, text) pairs: the costs of the whole run, then the seconds of each attack."""
-    names = dict.fromkeys((*METRICS, *map(attack_seconds, ATTACK_LABELS), *measured))
+    attacks = map(metrics.attack_seconds, ATTACK_LABELS)
     lines = []
-    for name in names:
-        if name.startswith(COST) and name in measured:
+    for name in dict.fromkeys((*metrics.METRICS, *attacks, *measured)):
+        if name.startswith(metrics.COST) and name in measured:
             metric = describe_metric(name)
             # In tables the heading has the unit, and the cells have none.
             label = metric.label.removesuffix(f" {metric.unit}")
             lines.append((label, metric.format(measured[name])))
     return lines
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> tuple[tuple[str, str], ...]:
-    """Flatten nested mappings, joining names by a space."""
-    pairs: list[tuple[str, str]] = []
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            pairs += _flatten(value, f"{prefix}{name} ")
-        else:
-            label = escape_unprintable(f"{prefix}{name}")
-            pairs.append((label, escape_unprintable(str(value))))
-    return tuple(pairs)

@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from leaderboards.render.figures.matplotlib_figures import (
-    draw_diagram,
-    draw_view,
-    draw_win_matrix,
-    save_figure,
-)
+from leaderboards.render.figures import matplotlib_figures
 from leaderboards.render.figures.rank_diagram import layout_diagram
-from leaderboards.render.figures.task_views import task_views
-from leaderboards.render.figures.win_matrix import win_matrix
+from leaderboards.render.figures.task_views import task_views, win_matrix
 from leaderboards.render.site.site_map import Site, file_names
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-KINDS: tuple[Literal["svg", "pdf"], ...] = ("svg", "pdf")
 
 
 def paper_figures(site: Site) -> Iterator[tuple[str, bytes]]:
@@ -27,17 +19,16 @@ def paper_figures(site: Site) -> Iterator[tuple[str, bytes]]:
     for task in site.tasks:
         stem = task.path.removeprefix("tasks/").removesuffix(".html")
         for view in task_views(task.table, site.runs):
-            yield from _files(f"{stem}-{view.name}", draw_view(view))
-        matrix = win_matrix(task.table)
-        if matrix:
-            yield from _files(f"{stem}-wins", draw_win_matrix(*matrix))
+            yield from _files(f"{stem}-{view.name}", matplotlib_figures.draw_view(view))
+        if matrix := win_matrix(task.table):
+            yield from _files(f"{stem}-wins", matplotlib_figures.draw_win_matrix(*matrix))
     stems = file_names([(section.experiment, "ranks") for section in site.sections])
     for section in site.sections:
-        diagram = section.across_tasks and layout_diagram(section.across_tasks)
-        if diagram:
-            yield from _files(stems[section.experiment, "ranks"], draw_diagram(diagram))
+        if diagram := section.across_tasks and layout_diagram(section.across_tasks):
+            figure = matplotlib_figures.draw_diagram(diagram)
+            yield from _files(stems[section.experiment, "ranks"], figure)
 
 
 def _files(stem: str, figure: Figure) -> Iterator[tuple[str, bytes]]:
-    for kind in KINDS:
-        yield f"figures/{stem}.{kind}", save_figure(figure, kind)
+    yield f"figures/{stem}.svg", matplotlib_figures.save_figure(figure, "svg")
+    yield f"figures/{stem}.pdf", matplotlib_figures.save_figure(figure, "pdf")

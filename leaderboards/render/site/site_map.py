@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from leaderboards.read.records import frame_rows
 from leaderboards.render.protocol_text import Run, shared_settings
 from leaderboards.schema.method_card import MethodCard
-from leaderboards.schema.metrics import CHECKPOINT_LABELS, sort_attacks
+from leaderboards.schema.metrics import is_accuracy, sort_attacks
 from leaderboards.tables.across_tasks import robustness_kept
 from leaderboards.tables.rows import Row, TaskTable
 from leaderboards.tables.suite_tables import Section
@@ -24,6 +24,7 @@ from leaderboards.tables.suite_tables import Section
 if TYPE_CHECKING:
     import pandas as pd
 
+UNSAFE = re.compile(r"[^A-Za-z0-9@._-]+")
 # Names of devices on Windows, and names that end like those that file_names makes unique.
 RESERVED = re.compile(r"-[0-9a-f]{8}$|^(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)
 
@@ -62,9 +63,7 @@ class Task:
     @cached_property
     def kept(self) -> float:
         """The best row's share of its teacher's robustness; NaN where that cannot be said."""
-        if self.best is None:
-            return math.nan
-        return robustness_kept(self.best, self.section.teachers)
+        return robustness_kept(self.best, self.section.teachers) if self.best else math.nan
 
 
 @dataclass(frozen=True)
@@ -106,12 +105,8 @@ class Site:
     @cached_property
     def attacks(self) -> list[str]:
         """The attacks on any checkpoint of any run, those of ATTACK_LABELS first, in its order."""
-        names = set()
-        for column in self.collected.columns:
-            kind, _, name = str(column).partition("/")
-            if kind in CHECKPOINT_LABELS:
-                names.add(name)
-        return sort_attacks(names)
+        columns = filter(is_accuracy, self.collected.columns)
+        return sort_attacks(column.partition("/")[2] for column in columns)
 
     @cached_property
     def tasks(self) -> list[Task]:
@@ -127,9 +122,7 @@ class Site:
     @cached_property
     def rows(self) -> list[SiteRow]:
         """Every row of the site, those of tasks first."""
-        rows = []
-        for task in self.tasks:
-            rows += [SiteRow(task.section, task, row) for row in task.table.rows]
+        rows = [SiteRow(task.section, task, row) for task in self.tasks for row in task.table.rows]
         for section in self.sections:
             if section.teachers:
                 rows += [SiteRow(section, None, row) for row in section.teachers.rows]
@@ -152,34 +145,30 @@ class Site:
         return _page_paths("runs", self.runs)
 
     @cached_property
-    def _shared(self) -> dict[str, dict[str, str]]:
+    def shared(self) -> dict[str, dict[str, str]]:
+        """The recorded settings that have one value in all runs of a section, by experiment."""
         return {
             section.experiment: dict(shared_settings(self.runs_of(section.runs["run_id"])))
             for section in self.sections
         }
 
-    def shared(self, section: Section) -> dict[str, str]:
-        """Return the recorded settings that have one value in all runs of a section."""
-        return self._shared[section.experiment]
-
     @cached_property
-    def _varying(self) -> dict[str, list[str]]:
-        varying = {}
-        for section in self.sections:
-            columns = section.runs.columns
-            names = columns[columns.str.startswith("param/")].str.removeprefix("param/")
-            shared = {"seed", *self.shared(section)}
-            varying[section.experiment] = [name for name in names if name not in shared]
-        return varying
-
-    def varying(self, section: Section) -> list[str]:
-        """Return the parameters but the seed that have several values in the runs of a section."""
-        return self._varying[section.experiment]
+    def varying(self) -> dict[str, list[str]]:
+        """The parameters but the seed that have several values in a section, by experiment."""
+        columns = self.collected.columns
+        names = columns[columns.str.startswith("param/")].str.removeprefix("param/")
+        return {
+            experiment: [name for name in names if name != "seed" and name not in shared]
+            for experiment, shared in self.shared.items()
+        }
 
     def family(self, method: str) -> str:
         """Return the family of a method, "" for one that is not known here."""
         card = self.about(method)
         return card.family if card else ""
+
+    def families(self, methods: Iterable[str]) -> list[str]:
+        return [*map(self.family, methods)]
 
     def runs_of(self, run_ids: Iterable[str]) -> list[Run]:
         return [*map(self.runs.__getitem__, run_ids)]
@@ -187,21 +176,16 @@ class Site:
 
 def file_names(keys: Iterable[tuple[str, ...]]) -> dict[tuple[str, ...], str]:
     """Return a file name without suffix for each key: readable, unique, safe in any file system."""
-    readable = {key: _safe_name("-".join(key)) for key in keys}
-    # Some file systems take "A" and "a" for the same name.
-    counts = Counter(map(str.lower, readable.values()))
     names = {}
-    for key, name in readable.items():
-        changed = name != "-".join(key)
-        if changed or counts[name.lower()] > 1 or RESERVED.search(name):
+    for key in keys:
+        names[key] = UNSAFE.sub("_", "-".join(key)).strip("._")[:80] or "page"
+    # Some file systems take "A" and "a" for the same name.
+    counts = Counter(map(str.lower, names.values()))
+    for key, name in names.items():
+        if name != "-".join(key) or counts[name.lower()] > 1 or RESERVED.search(name):
             digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
-            name = f"{name}-{digest[:8]}"
-        names[key] = name
+            names[key] = f"{name}-{digest[:8]}"
     return names
-
-
-def _safe_name(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9@._-]+", "_", text).strip("._")[:80] or "page"
 
 
 def _page_paths(folder: str, names: Iterable[str]) -> dict[str, str]:
