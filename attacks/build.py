@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-import torch
 import torchattacks
 
 from attacks.attacked_model import AttackedModel
@@ -18,10 +17,6 @@ from attacks.components.square import Square, SquareL2
 REFERENCE_EPS = 8 / 255
 # The official AutoAttack has nine targets, also for more than ten classes.
 MAX_TARGETS = 9
-
-
-SEARCHES = ("exact", "device")
-PRECISIONS = ("fp32", "tf32", "bf16")
 
 
 @dataclass(frozen=True)
@@ -44,33 +39,6 @@ class Settings:
     def key(self) -> dict[str, Any]:
         """What a verdict file is of. Files from before there were two searches are exact."""
         return {name: value for name, value in vars(self).items() if value not in ("exact", "fp32")}
-
-
-def choose_search(
-    settings: Settings, search: str | None, precision: str | None, device: torch.device
-) -> Settings:
-    """Return the settings with a search and its precision, chosen by the device where None.
-
-    Raises ValueError for one that does not exist, or that the device lacks.
-    """
-    on_cuda = device.type == "cuda"
-    search = search or ("device" if on_cuda else "exact")
-    if search not in SEARCHES:
-        raise ValueError(f"search = {search!r}: {' or '.join(SEARCHES)}")
-    if precision is None:
-        precision = "tf32" if search == "device" and has_low_precision(device) else "fp32"
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision = {precision!r}: {', '.join(PRECISIONS)}")
-    if precision != "fp32" and search == "exact":
-        raise ValueError(f"precision = {precision!r}: an exact search is in fp32")
-    if precision == "tf32" and not has_low_precision(device):
-        raise ValueError(f"a search in TF32: this device ({device.type}) has none")
-    return replace(settings, search=search, precision=precision)
-
-
-def has_low_precision(device: torch.device) -> bool:
-    """Return whether a device has TF32. It came in the same generation as bfloat16."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
 
 
 def check_support(attack: Attack, norm: str, pixels: tuple[int, ...]) -> None:

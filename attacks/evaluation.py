@@ -20,13 +20,14 @@ import torch
 from torch import Tensor, nn
 
 from attacks.attacked_model import AttackedModel, frozen_copy, perturbation_norm
-from attacks.build import Settings, build_attack, choose_search
+from attacks.build import Settings, build_attack
 from attacks.catalog import ATTACKS, CONTROLS, MINIMUM_NORM, Attack, attack_components, expand_names
 from attacks.corruptions import corrupt_images
 from attacks.isolation import isolated_state
 from attacks.request import Target, check_model, check_request, copy_model, predict_classes
 from attacks.result import Cost, Evaluation
 from attacks.sanity import probe_model, training_mode_flag
+from attacks.search.choice import AUTO, choose_search
 from attacks.verdict_file import evaluation_key, load_verdicts, save_verdicts
 
 # Called with the name of the attack, images done and images in all.
@@ -49,8 +50,8 @@ def evaluate(
     norm: str = "Linf",
     seed: int = 0,
     batch_size: int = 250,
-    search: str | None = None,
-    precision: str | None = None,
+    search: str = AUTO,
+    precision: str = AUTO,
     surrogates: Mapping[str, nn.Module] | None = None,
     probes: int = 64,
     record: Path | None = None,
@@ -67,16 +68,16 @@ def evaluate(
         eps: radius in `norm`, "Linf" or "L2", in pixel units; 0 gives the clean verdict.
         seed: of each batch.
         batch_size: images in a batch, part of the verdict file's key.
-        search: "exact", batch by batch; "device", in full passes; None: "device" on CUDA.
-        precision: in which a device's search sees the network, "fp32", "tf32" or "bf16"; None:
-            TF32 on CUDA. A verdict is fp32's.
+        search: "exact", batch by batch; "device", in full passes; "auto": "device" on CUDA.
+        precision: in which a device's search sees the network, "fp32", "tf32" or "bf16"; "auto":
+            TF32 where there is TF32. A verdict is fp32's.
         probes: images for the sanity flags, 0 for none.
         record: an .npz file of the verdicts so far, from which the same evaluation continues.
         progress: called before each batch.
     Raises: ValueError for what cannot be evaluated, RuntimeError for an attack outside its ball.
     """
-    chosen, settings = expand_names(attacks), Settings(eps, norm, seed, batch_size)
-    settings = choose_search(settings, search, precision, x.device)
+    chosen, (search, precision) = expand_names(attacks), choose_search(search, precision, x.device)
+    settings = Settings(eps, norm, seed, batch_size, search=search, precision=precision)
     x, used = x.detach().contiguous(), _used_surrogates(chosen, surrogates or {})
     check_request(chosen, used, x, y, settings, probes)
     with isolated_state(seed):

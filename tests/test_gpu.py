@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ from typing import Any
 import pytest
 import torch
 from specs import make_spec
+from tasks import trained
 from torch import Tensor
 
 import attacks
 import methods
+from attacks.search.passes import Passes
 from bench import models
 from bench.datasets import augmentation, loading
 from bench.models import checkpoint
@@ -226,6 +229,41 @@ def test_verdicts_are_those_of_the_cpu() -> None:
     for name in names:
         differs = on_cpu.robust[name].ne(on_gpu.robust[name])
         assert differs.float().mean() <= 0.05, name
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+@pytest.mark.parametrize(("norm", "eps"), [("Linf", 0.12), ("L2", 0.6)])
+def test_a_search_in_full_passes_finds_the_same(norm: str, eps: float, precision: str) -> None:
+    """Captured as CUDA graphs: a step that cannot be warns."""
+    net, x, y = trained(10)
+    task = net.cuda(), x.cuda(), y.cuda()
+    names = ("aa", "pgd20")
+    exact = attacks.evaluate(*task, names, eps=eps, norm=norm, probes=0, search="exact")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        device = attacks.evaluate(
+            *task, names, eps=eps, norm=norm, probes=0, search="device", precision=precision
+        )
+    for name in names:
+        assert int((exact.robust[name] != device.robust[name]).sum()) <= 1
+
+
+def test_replayed_steps_are_the_steps_as_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, x, y = trained(10)
+    task = net.cuda(), x.cuda(), y.cuda()
+    options: dict[str, Any] = {"eps": 0.12, "probes": 0, "search": "device", "precision": "fp32"}
+    replayed = attacks.evaluate(*task, ("aa",), **options)
+    start = Passes.__init__
+
+    def start_as_written(passes: Passes, *arguments: Any) -> None:
+        start(passes, *arguments)
+        passes.captures = False
+
+    monkeypatch.setattr(Passes, "__init__", start_as_written)
+    written = attacks.evaluate(*task, ("aa",), **options)
+    assert torch.equal(replayed.robust["aa"], written.robust["aa"])
+    assert replayed.cost["aa"].forwards == written.cost["aa"].forwards
+    assert replayed.cost["aa"].backwards == written.cost["aa"].backwards
 
 
 @pytest.mark.e2e

@@ -7,12 +7,16 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 import attacks
+from attacks.search.choice import choose_search
 from attacks.verdict_file import ForeignVerdictsError
 from bench.datasets.augmentation import to_float
 from bench.datasets.splits import Split
+from bench.protocol.options import ProtocolOptions
+from bench.system.errors import UsageError
 from bench.training.trainer import Tick
 from leaderboards.schema import metrics
 from leaderboards.schema.spec import Spec
@@ -48,7 +52,13 @@ class CheckpointEvaluation:
 
 
 def evaluate_checkpoint(
-    net: Net, spec: Spec, test: Split, full: bool, verdicts: Path, tick: Tick
+    net: Net,
+    spec: Spec,
+    test: Split,
+    full: bool,
+    verdicts: Path,
+    tick: Tick,
+    search: tuple[str, str] = ("exact", "fp32"),
 ) -> CheckpointEvaluation:
     """Attack a network on the test images.
 
@@ -62,19 +72,21 @@ def evaluate_checkpoint(
         full: whether AutoAttack and the sanity flags are wanted.
         verdicts: the path, without suffix, of the files that keep verdicts on single images.
         tick: receives the progress of each attack.
+        search: how attacks go through the images, and in which precision (attacks.evaluate).
     """
     device = next(net.parameters()).device
     x, y = to_float(test.x).to(device), test.y.to(device)
     start = time.perf_counter()
     names, probes = [name for name in spec.attacks if name != "aa"], NUM_PROBES if full else 0
     path = verdicts.with_suffix(".npz")
-    by_gradients = run_attacks(net, x, y, names, spec, path, tick, probes)
+    attack = partial(run_attacks, net, spec=spec, tick=tick, search=search)
+    by_gradients = attack(x, y, names, path=path, probes=probes)
     results, worst, flags = [by_gradients], by_gradients.worst, by_gradients.flags
     accuracy, count, survived = by_gradients.accuracy(), 0, None
     if full and "aa" in spec.attacks:
         count = min(spec.limit_aa or len(x), len(x))
         path = verdicts.with_name(f"{verdicts.name}_aa.npz")
-        autoattack = run_attacks(net, x[:count], y[:count], ["aa"], spec, path, tick)
+        autoattack = attack(x[:count], y[:count], ["aa"], path=path)
         results.append(autoattack)
         combined = by_gradients.first_images(count) | autoattack
         worst, survived = combined.worst, autoattack.robust["aa"]
@@ -86,6 +98,15 @@ def evaluate_checkpoint(
     return CheckpointEvaluation(
         accuracy, len(x), count, cost, flags, by_gradients.predictions, survived
     )
+
+
+def choose_attack_search(options: ProtocolOptions, device: torch.device) -> tuple[str, str]:
+    """Return search and precision of the attacks. Raise UsageError where they do not fit."""
+    try:
+        return choose_search(options.search, options.search_precision, device)
+    except ValueError as error:
+        flags = f"--search {options.search} --search-precision {options.search_precision}"
+        raise UsageError(f"{flags}: {error}") from error
 
 
 def sum_costs(results: list[attacks.Evaluation]) -> dict[str, float]:
@@ -109,12 +130,15 @@ def run_attacks(
     spec: Spec,
     path: Path,
     tick: Tick,
+    search: tuple[str, str],
     probes: int = 0,
 ) -> attacks.Evaluation:
     """Attack images and keep the verdicts in a file, or continue what is in it."""
+    kind, precision = search
     evaluate = partial(
-        attacks.evaluate, net, x, y, names, eps=spec.eps, probes=probes, record=path, progress=tick
-    )
+        attacks.evaluate, net, x, y, names, eps=spec.eps, search=kind, precision=precision,
+        probes=probes, record=path, progress=tick,
+    )  # fmt: skip
     try:
         return evaluate()
     except ForeignVerdictsError:

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 
 from bench.execution.cost import Cost
+from bench.execution.evaluation import choose_attack_search
 from bench.execution.inputs import LoadData, cached_loader
 from bench.execution.job import RunContext, build_training_module, mark_for_repeat, run_job
 from bench.execution.plan import PlannedRun, work_folder
@@ -179,7 +180,8 @@ def run_in_worker(
     """Carry out one of `total` runs in a process of a pool."""
     run, cost = item.run, item.cost
     try:
-        context = RunContext(TrackingStore(options.store), device, code)
+        store, search = TrackingStore(options.store), choose_attack_search(options, device)
+        context = RunContext(store, device, code, search=search)
         progress = Progress([(cost.train, cost.evaluate)], item.number, total)
         progress.start(run.label, run.spec.training.epochs)
         return run_and_report(run, context, cached_loader(options.data_root), cost, progress)

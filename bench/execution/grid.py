@@ -9,6 +9,7 @@ import torch
 from bench.datasets.loading import split_sizes
 from bench.execution import overview
 from bench.execution.cost import Cost, estimate_costs
+from bench.execution.evaluation import choose_attack_search
 from bench.execution.executors import execute_runs, follow_leader
 from bench.execution.inputs import cached_loader
 from bench.execution.job import RunContext, is_recorded
@@ -45,7 +46,9 @@ def run_grid(
             if group.is_leader:
                 show_dry_run(options, runs, device)
             return 0
-        context = RunContext(TrackingStore(options.store), device, source_state(), group)
+        search = choose_attack_search(options, device)
+        store = TrackingStore(options.store)
+        context = RunContext(store, device, source_state(), group, search)
         if not group.is_leader:
             return follow_leader(options, context)
         failed = run_unrecorded(options, runs, context)

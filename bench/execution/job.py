@@ -58,12 +58,16 @@ SHOWN_ACCURACIES = ("clean", "pgd20", "aa")
 
 @dataclass(frozen=True)
 class RunContext:
-    """Where and with what runs are carried out. `code`: commit and state of the source."""
+    """Where and with what runs are carried out.
+
+    code: commit and state of the source. search: of attacks, and its precision.
+    """
 
     store: TrackingStore
     device: torch.device
     code: dict[str, str]
     group: ProcessGroup = SINGLE_PROCESS
+    search: tuple[str, str] = ("exact", "fp32")
 
     @property
     def root(self) -> Path:
@@ -259,8 +263,10 @@ def evaluate(job: Job) -> dict[str, CheckpointEvaluation]:
         verdicts = job.folder / f"verdicts_{name}"
         job.progress.checkpoint = name
         evaluations[name] = evaluate_checkpoint(
-            net, spec, job.data.test, full, verdicts, job.progress.tick
+            net, spec, job.data.test, full, verdicts, job.progress.tick, job.context.search
         )
+    search, precision = job.context.search
+    job.logger.set_tags({Tag.SEARCH: search if search == "exact" else f"{search}, {precision}"})
     return evaluations
 
 

@@ -317,8 +317,9 @@ def student_command(options: RunOptions, spec: Spec, choice: MethodChoice) -> st
 def command_line(command: str, values: dict[str, Any], options: ProtocolOptions) -> str:
     """Return a command line with `values`, without those that are None, and what runs share."""
     values = values | {"limit_train": options.limit_train, "limit_test": options.limit_test}
-    if options.precision != "fp32":
-        values["precision"] = options.precision
+    for name in ("precision", "search", "search_precision"):
+        if (value := getattr(options, name)) != getattr(ProtocolOptions, name):
+            values[name] = value
     words = ["python", "-m", "bench", *command.split()]
     for name, value in values.items():
         flag = name.replace("_", "-")

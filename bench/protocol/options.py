@@ -46,6 +46,15 @@ Precision = Annotated[
     option(text="bf16: autocast in training; fp32 where the device has no bf16"),
 ]
 
+Search = Annotated[
+    Literal["auto", "exact", "device"],
+    option(text="of attacks: batch by batch, or in full passes; auto: device on CUDA"),
+]
+SearchPrecision = Annotated[
+    Literal["auto", "fp32", "tf32", "bf16"],
+    option(text="of a device's search; verdicts are in fp32; auto: tf32 where there is one"),
+]
+
 
 @dataclass(frozen=True)
 class CommonOptions:
@@ -69,6 +78,8 @@ class ProtocolOptions(CommonOptions):
     )
     limit_test: Annotated[Number, option(text="use the first N test images, teachers too")] = None
     precision: Precision = "fp32"
+    search: Search = "auto"
+    search_precision: SearchPrecision = "auto"
     workers: Annotated[int, option("N", "processes that share the cores, a run each")] = 1
     sync_batchnorm: Annotated[
         Switch,

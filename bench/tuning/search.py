@@ -13,6 +13,7 @@ from mlflow.exceptions import MlflowException
 from optuna.study import Study
 
 from bench.execution.cost import estimate_costs
+from bench.execution.evaluation import choose_attack_search
 from bench.execution.grid import run_grid
 from bench.execution.inputs import cached_loader
 from bench.execution.job import RunContext
@@ -70,7 +71,8 @@ def tune(options: TuneOptions, dry_run: bool = False) -> int:
     # A storage that cannot be reached is reported before anything is trained.
     connect(storage_url(options))
     device, source = environment.resolve_device(options.device), environment.source_state()
-    run_context = RunContext(TrackingStore(options.store), device, source)
+    attack_search = choose_attack_search(options, device)
+    run_context = RunContext(TrackingStore(options.store), device, source, search=attack_search)
     open_log_file(options.store, log_head(device, source))
     if code := train_teachers(options, runs):
         return code

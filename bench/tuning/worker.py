@@ -17,6 +17,7 @@ from optuna.storages import RDBStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
+from bench.execution.evaluation import choose_attack_search
 from bench.execution.inputs import cached_loader
 from bench.execution.job import RunContext
 from bench.system import signals
@@ -96,7 +97,9 @@ def run_worker(
     log_in_worker(settings)
     torch.set_num_threads(max(torch.get_num_threads() // options.workers, 1))
     try:
-        run_trials(options, trial_context, RunContext(TrackingStore(options.store), device, code))
+        search = choose_attack_search(options, device)
+        context = RunContext(TrackingStore(options.store), device, code, search=search)
+        run_trials(options, trial_context, context)
     except BenchError as error:
         LOGGER.error(f"error: {error}")
         LOGGER.log(NOTE, traceback.format_exc())

@@ -33,6 +33,8 @@ class Tag(StrEnum):
     FLAGS = "flags"
     TEACHER_SHA256 = "teacher_sha256"
     TRAINING_PATH = "training_path"
+    # How attacks went through the images, and in which precision: "exact", "device, tf32".
+    SEARCH = "search"
     CODE_DIRTY = "code_dirty"
     CODE_COMMIT = "code_commit"
     COMMAND = "command"

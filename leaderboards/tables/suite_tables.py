@@ -30,7 +30,15 @@ ProtocolLookup: TypeAlias = Callable[[str], Mapping[str, str]]
 ROW_KEYS = ["dataset", "student", "method", "variant", "changed", "teacher"]
 RUN_COLUMNS = [
     *("run_id", "record", checksum_tag()),
-    *(Tag.SEED, Tag.SETS, Tag.STATUS_NOTE, Tag.CODE_DIRTY, Tag.COMMAND, Tag.TRAINING_PATH),
+    *(
+        Tag.SEED,
+        Tag.SETS,
+        Tag.STATUS_NOTE,
+        Tag.CODE_DIRTY,
+        Tag.COMMAND,
+        Tag.TRAINING_PATH,
+        Tag.SEARCH,
+    ),
 ]
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from bench.cli.parsing import Command
 from bench.protocol import suites
-from bench.protocol.options import CommonOptions, Json, option
+from bench.protocol.options import CommonOptions, Json, Search, SearchPrecision, option
 from bench.system.errors import BenchError, UsageError, unknown_name
 
 if TYPE_CHECKING:
@@ -44,6 +44,8 @@ class EvaluateOptions(CommonOptions):
     surrogate_arch: Annotated[str, option("MODEL", "of the surrogate", "--arch")] = ""
     limit_test: Annotated[int | None, option("N", "use the first N test images", "all")] = None
     batch_size: Annotated[int, option("N", "images attacked at once")] = 250
+    search: Search = "auto"
+    search_precision: SearchPrecision = "auto"
     seed: Annotated[int, option("N", "of the attacks' random numbers")] = 0
     sha256: Annotated[str, option("HEX", "refuse the file unless this is its hash")] = ""
     out: Annotated[Path | None, option("FILE", "verdicts, .npz; a second call continues")] = None
@@ -76,7 +78,8 @@ def evaluate(options: EvaluateOptions) -> None:
     with explain_memory_errors(options.batch_size):
         evaluation = attack_test_images(
             net, test, attacks, device, options.out, surrogates=surrogates, eps=eps,
-            norm=options.norm, seed=options.seed, batch_size=options.batch_size)  # fmt: skip
+            norm=options.norm, seed=options.seed, batch_size=options.batch_size,
+            search=options.search, precision=options.search_precision)  # fmt: skip
     if options.json:
         print_json(to_document(evaluation, options, eps))
     else:

@@ -44,7 +44,7 @@ COLUMNS = (
 # What is printed of one run before its numbers.
 FACTS = (
     *("id", Tag.SPEC_ID, "status", Tag.STATUS_NOTE, "started", "suite", Tag.DATASET, Tag.STUDENT),
-    *(Tag.METHOD, Tag.VARIANT, Tag.TEACHER, Tag.SEED, Tag.TRAINING_PATH),
+    *(Tag.METHOD, Tag.VARIANT, Tag.TEACHER, Tag.SEED, Tag.TRAINING_PATH, Tag.SEARCH),
 )
 
 
@@ -143,10 +143,13 @@ def describe_run(run: Run, store: Path) -> dict[str, Any]:
             accuracy[name] = values
         if sha256 := tags.get(checksum_tag(name)):
             files[name] = {"address": checkpoint_address(run, name, store), "sha256": sha256}
-    texts = (Tag.SPEC_ID, Tag.ROLE, Tag.VARIANT, Tag.TRAINING_PATH, Tag.STATUS_NOTE, Tag.COMMAND)
+    texts = (
+        *(Tag.SPEC_ID, Tag.ROLE, Tag.VARIANT, Tag.TRAINING_PATH, Tag.SEARCH, Tag.STATUS_NOTE),
+        *(Tag.COMMAND, Tag.CODE_COMMIT),
+    )
     return {
         **summarize(run),
-        **{str(name): tags.get(name, "") for name in (*texts, Tag.CODE_COMMIT)},
+        **{str(name): tags.get(name, "") for name in texts},
         Tag.CODE_DIRTY.value: tags.get(Tag.CODE_DIRTY) == "true",
         "started": datetime.fromtimestamp(run.info.start_time / 1000, UTC).isoformat(
             timespec="seconds"
