@@ -201,6 +201,24 @@ def test_agreement_on_every_image(name: str) -> None:
     assert torch.equal(result.robust["aa"], expected)
 
 
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_agreement_of_the_search_for_devices(norm: str) -> None:
+    """In each precision that this machine has, against the exact search."""
+    net, (x, y) = network("robust, width 16"), images(500)
+    eps = EPS if norm == "Linf" else 0.5
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    net, x, y = net.to(device), x.to(device), y.to(device)
+    options: dict[str, Any] = {"eps": eps, "norm": norm, "seed": SEED, "probes": 0}
+    exact = evaluate(net, x, y, ("aa",), search="exact", **options)
+    for precision in ("fp32", "bf16", *(("tf32",) if device == "cuda" else ())):
+        result = evaluate(net, x, y, ("aa",), search="device", precision=precision, **options)
+        print_agreement(f"{norm} {precision}", exact.robust["aa"], result.robust["aa"])
+        costs = exact.cost["aa"], result.cost["aa"]
+        print("seconds, forward and backward passes, refused:")
+        print([(cost.seconds, cost.forwards, cost.backwards, cost.refused) for cost in costs])
+        assert int((exact.robust["aa"] != result.robust["aa"]).sum()) <= 1
+
+
 def test_agreement_with_another_seed_and_partition() -> None:
     net, (x, y) = network("robust, width 16"), images(1000)
     expected = official_verdicts(net, x, y)
