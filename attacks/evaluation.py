@@ -3,7 +3,8 @@
 Each named attack starts from all correctly classified images. Inside a name each component gets the
 images that are robust to those before, in consecutive batches, as in the official AutoAttack, and
 every batch starts from the same seed. An adversarial example counts only if it lies in the ball and
-in [0, 1] and a fresh pass of the untouched model misclassifies it.
+in [0, 1] and a fresh pass of the untouched model misclassifies it. The model, its modes and
+gradients and the global random state are left as they are.
 """
 
 from __future__ import annotations
@@ -59,21 +60,15 @@ def evaluate(
 ) -> Evaluation:
     """Attack a model with logits (N, K) for images x: (N, C, H, W) in [0, 1] with labels y: (N,).
 
-    The model, its modes and gradients and the global random state are left as they are. No images
-    give empty verdicts.
-
     Args:
         attacks: names of the catalogue. NAME@S makes its images on `surrogates[S]`; "corruptions",
             or one such as noise-3, is a control outside the ball, no part of `worst`.
         eps: radius in `norm`, "Linf" or "L2", in pixel units; 0 gives the clean verdict.
-        seed: of each batch.
-        batch_size: images in a batch, part of the verdict file's key.
+        seed, batch_size: of each batch; part of the verdict file's key.
         search: "exact", batch by batch; "device", in full passes; "auto": "device" on CUDA.
-        precision: in which a device's search sees the network, "fp32", "tf32" or "bf16"; "auto":
-            TF32 where there is TF32. A verdict is fp32's.
-        probes: images for the sanity flags, 0 for none.
+        precision: of a device's search: fp32, tf32, bf16 or auto. Verdicts are in fp32.
+        probes: images for the sanity flags, 0 for none. progress: called before each batch.
         record: an .npz file of the verdicts so far, from which the same evaluation continues.
-        progress: called before each batch.
     Raises: ValueError for what cannot be evaluated, RuntimeError for an attack outside its ball.
     """
     chosen, (search, precision) = expand_names(attacks), choose_search(search, precision, x.device)
@@ -84,8 +79,7 @@ def evaluate(
         target = Target(net, copy_model(net), used)
         if not len(x):
             return _empty_evaluation(chosen)
-        settings = replace(settings, num_classes=check_model(target, x, y, chosen, norm))
-        return _Evaluator(target, x, y, settings, progress).run(chosen, probes, record)
+        return _Evaluator(target, x, y, settings, chosen, progress).run(probes, record)
 
 
 def _used_surrogates(
@@ -106,10 +100,18 @@ class _Evaluator:
     """An evaluation in progress: its target, images and settings, and the verdicts so far."""
 
     def __init__(
-        self, target: Target, x: Tensor, y: Tensor, settings: Settings, progress: Progress | None
+        self,
+        target: Target,
+        x: Tensor,
+        y: Tensor,
+        settings: Settings,
+        chosen: list[str],
+        progress: Progress | None,
     ) -> None:
         self.target, self.x, self.y = target, x, y
-        self.settings, self.progress = settings, progress
+        self.chosen, self.progress = chosen, progress
+        classes = check_model(target, x, y, chosen, settings.norm)
+        self.settings = replace(settings, num_classes=classes)
         self.attacked_models: dict[nn.Module, AttackedModel] = {}
         # Of a device's search: refused candidates, and images in a pass as far as memory allows.
         self.refused, self.size = 0, CUDA_SIZE if x.is_cuda else CPU_SIZE
@@ -126,13 +128,13 @@ class _Evaluator:
                 classes.append(predict_classes(self.target.reference_model, change(images)))
         return torch.cat(classes)
 
-    def run(self, chosen: list[str], probes: int, record: Path | None) -> Evaluation:
-        """Run what the verdict file `record` does not hold. Return the verdicts of `chosen`."""
+    def run(self, probes: int, record: Path | None) -> Evaluation:
+        """Run what the verdict file `record` does not hold. Return the verdicts."""
         self._open_verdict_file(record)
-        self._run_attacks(chosen)
+        self._run_attacks()
         self._run_probes(probes)
         # The file may hold other attacks too.
-        return self.result.select_attacks(chosen)
+        return self.result.select_attacks(self.chosen)
 
     def _open_verdict_file(self, record: Path | None) -> None:
         """Load the verdicts of a file and check that it can be written."""
@@ -152,9 +154,9 @@ class _Evaluator:
         if self.record is not None:
             save_verdicts(self.record, self.key, self.result)
 
-    def _run_attacks(self, chosen: list[str]) -> None:
+    def _run_attacks(self) -> None:
         """Run the attacks and controls that have no verdict yet."""
-        for name in chosen:
+        for name in self.chosen:
             if name in self.result.robust or name in self.result.control:
                 continue
             if name in CONTROLS:

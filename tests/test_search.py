@@ -156,31 +156,31 @@ class Observed:
 @pytest.fixture
 def observed(monkeypatch: pytest.MonkeyPatch) -> Observed:
     """Passes of SIZE images, observed."""
-    seen, fill, look = Observed(), Slots._fill, Slots._look
+    counts, fill, look = Observed(), Slots._fill, Slots._look
 
     def observed_fill(slots: Slots) -> bool:
         filled = fill(slots)
         rounds = getattr(slots.search, "rounds", None)
-        seen.jobs_wait = bool(rounds.ready) if rounds else all(slots.jobs)
+        counts.jobs_wait = bool(rounds.ready) if rounds else all(slots.jobs)
         return filled
 
     def observed_step(passes: Passes, step: Callable[..., Any], state: dict[str, Tensor]) -> None:
-        seen.calls += 1
-        if seen.jobs_wait:
+        counts.calls += 1
+        if counts.jobs_wait:
             searched = ~state["done"] & (state["margin"] == -torch.inf)
-            seen.fills.append(float(searched.float().mean()))
-        with host_reads(seen.in_steps):
+            counts.fills.append(float(searched.float().mean()))
+        with host_reads(counts.in_steps):
             state |= step(state)
 
     def observed_look(slots: Slots) -> None:
-        seen.looks += 1
-        with host_reads(seen.outside):
+        counts.looks += 1
+        with host_reads(counts.outside):
             look(slots)
 
     monkeypatch.setattr(Slots, "_fill", observed_fill)
     monkeypatch.setattr(Slots, "_look", observed_look)
     monkeypatch.setattr(Passes, "run_step", observed_step)
-    return seen
+    return counts
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])

@@ -67,12 +67,9 @@ def search(
 ) -> SearchResult:
     """Attack correctly classified images x: (N, C, H, W) with labels y: (N,).
 
-    Where memory does not suffice it begins again with passes of half the size.
-
-    Args:
-        size: images in a pass, at most.
-        progress: called with the number of images that are done, as far as can be said.
-    Raises: RuntimeError if the smallest passes do not fit into the memory.
+    size: images in a pass, at most; where memory does not suffice all begins again with half of
+    them. progress is called with the number of images that are done, as far as can be said.
+    Raises RuntimeError if the smallest passes do not fit into the memory.
     """
     start_search = search_class(attack.kind, settings.norm)
     assert start_search

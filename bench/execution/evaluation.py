@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -22,6 +23,8 @@ from leaderboards.schema import metrics
 from leaderboards.schema.spec import Spec
 from methods.base import Net
 
+# How attacks go through images, and in which precision.
+AttackSearch: TypeAlias = tuple[str, str]
 # Test images for the sanity flags.
 NUM_PROBES = 64
 
@@ -58,21 +61,13 @@ def evaluate_checkpoint(
     full: bool,
     verdicts: Path,
     tick: Tick,
-    search: tuple[str, str] = ("exact", "fp32"),
+    search: AttackSearch = ("auto", "auto"),
 ) -> CheckpointEvaluation:
     """Attack a network on the test images.
 
     AutoAttack sees the first `limit_aa` images, and `worst` is over the images that saw every
-    attack.
-
-    Args:
-        net: the network, in eval mode on its device.
-        spec: names attacks, eps and the number of images for AutoAttack.
-        test: the test images.
-        full: whether AutoAttack and the sanity flags are wanted.
-        verdicts: the path, without suffix, of the files that keep verdicts on single images.
-        tick: receives the progress of each attack.
-        search: how attacks go through the images, and in which precision (attacks.evaluate).
+    attack. net: in eval mode on its device. full: whether AutoAttack and the sanity flags are
+    wanted. verdicts: the path, without suffix, of the files that keep verdicts on single images.
     """
     device = next(net.parameters()).device
     x, y = to_float(test.x).to(device), test.y.to(device)
@@ -100,7 +95,7 @@ def evaluate_checkpoint(
     )
 
 
-def choose_attack_search(options: ProtocolOptions, device: torch.device) -> tuple[str, str]:
+def choose_attack_search(options: ProtocolOptions, device: torch.device) -> AttackSearch:
     """Return search and precision of the attacks. Raise UsageError where they do not fit."""
     try:
         return choose_search(options.search, options.search_precision, device)
@@ -130,7 +125,7 @@ def run_attacks(
     spec: Spec,
     path: Path,
     tick: Tick,
-    search: tuple[str, str],
+    search: AttackSearch,
     probes: int = 0,
 ) -> attacks.Evaluation:
     """Attack images and keep the verdicts in a file, or continue what is in it."""

@@ -266,7 +266,9 @@ def evaluate(job: Job) -> dict[str, CheckpointEvaluation]:
             net, spec, job.data.test, full, verdicts, job.progress.tick, job.context.search
         )
     search, precision = job.context.search
-    job.logger.set_tags({Tag.SEARCH: search if search == "exact" else f"{search}, {precision}"})
+    job.logger.set_tags(
+        {Tag.ATTACK_SEARCH: search if search == "exact" else f"{search}, {precision}"}
+    )
     return evaluations
 
 

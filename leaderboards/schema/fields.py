@@ -34,7 +34,7 @@ class Tag(StrEnum):
     TEACHER_SHA256 = "teacher_sha256"
     TRAINING_PATH = "training_path"
     # How attacks went through the images, and in which precision: "exact", "device, tf32".
-    SEARCH = "search"
+    ATTACK_SEARCH = "attack_search"
     CODE_DIRTY = "code_dirty"
     CODE_COMMIT = "code_commit"
     COMMAND = "command"

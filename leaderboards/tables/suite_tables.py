@@ -37,7 +37,7 @@ RUN_COLUMNS = [
         Tag.CODE_DIRTY,
         Tag.COMMAND,
         Tag.TRAINING_PATH,
-        Tag.SEARCH,
+        Tag.ATTACK_SEARCH,
     ),
 ]
 

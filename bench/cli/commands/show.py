@@ -44,7 +44,7 @@ COLUMNS = (
 # What is printed of one run before its numbers.
 FACTS = (
     *("id", Tag.SPEC_ID, "status", Tag.STATUS_NOTE, "started", "suite", Tag.DATASET, Tag.STUDENT),
-    *(Tag.METHOD, Tag.VARIANT, Tag.TEACHER, Tag.SEED, Tag.TRAINING_PATH, Tag.SEARCH),
+    *(Tag.METHOD, Tag.VARIANT, Tag.TEACHER, Tag.SEED, Tag.TRAINING_PATH, Tag.ATTACK_SEARCH),
 )
 
 
@@ -144,7 +144,14 @@ def describe_run(run: Run, store: Path) -> dict[str, Any]:
         if sha256 := tags.get(checksum_tag(name)):
             files[name] = {"address": checkpoint_address(run, name, store), "sha256": sha256}
     texts = (
-        *(Tag.SPEC_ID, Tag.ROLE, Tag.VARIANT, Tag.TRAINING_PATH, Tag.SEARCH, Tag.STATUS_NOTE),
+        *(
+            Tag.SPEC_ID,
+            Tag.ROLE,
+            Tag.VARIANT,
+            Tag.TRAINING_PATH,
+            Tag.ATTACK_SEARCH,
+            Tag.STATUS_NOTE,
+        ),
         *(Tag.COMMAND, Tag.CODE_COMMIT),
     )
     return {
