@@ -21,7 +21,7 @@ from bench.tracking import note
 from leaderboards.read.records import read_record
 from leaderboards.schema.record import Record
 
-IMAGES, FEW = 8, 5
+IMAGES, FEW = 24, 10
 
 
 def plan_first(suite: str) -> PlannedRun:
@@ -61,14 +61,14 @@ def test_the_estimate_counts_the_images_that_autoattack_sees() -> None:
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Record, Path]:
     """A run whose last checkpoint AutoAttack judges too, and the folder of its verdicts."""
-    planned = records.plan_student("pgd_at")
-    spec = dataclasses.replace(
-        planned.spec, attacks=("fgsm", "aa"), full_checkpoints=("best", "last")
-    )
+    options = RunOptions(method="natural", student="resnet8-w4", epochs=3, limit_test=IMAGES)
+    (planned,) = plan_runs(options, {})
+    attacks = {"attacks": ("fgsm", "aa"), "full_checkpoints": ("best", "last")}
+    spec = dataclasses.replace(planned.spec, **attacks, eps=0.05, inner_step=0.02)
     context = records.make_context(tmp_path_factory.mktemp("evaluated"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(suites, "LIMIT_AA_OTHERS", FEW)
-        patch.setitem(ATTACKS, "aa", ATTACKS["fgsm"])
+        patch.setitem(ATTACKS, "aa", ATTACKS["pgd20"])
         images = loading.load_data("digits", "", spec.limit_train, IMAGES)
         progress = Progress([(0.0, 0.0)])
         progress.start(planned.label, spec.training.epochs)
@@ -95,9 +95,7 @@ def test_other_checkpoints_are_judged_on_the_first_images(recorded: tuple[Record
 
 def test_readers_are_told_of_the_smaller_number(recorded: tuple[Record, Path]) -> None:
     record, _ = recorded
-    text = (
-        "8 test images, AutoAttack and worst on the first 8, of the last checkpoint on the first 5"
-    )
+    text = "24 test images, AutoAttack and worst on the first 24, of the last checkpoint on the first 10"
     assert f"{text}. Validation chose" in note.run_note(record, 0)
 
 
