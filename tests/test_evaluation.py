@@ -95,8 +95,8 @@ def test_other_checkpoints_are_judged_on_the_first_images(recorded: tuple[Record
 
 def test_readers_are_told_of_the_smaller_number(recorded: tuple[Record, Path]) -> None:
     record, _ = recorded
-    text = "24 test images, AutoAttack and worst on the first 24, of the last checkpoint on the first 10"
-    assert f"{text}. Validation chose" in note.run_note(record, 0)
+    text = f"{IMAGES} test images, AutoAttack and worst on the first {IMAGES}"
+    assert f"{text}, of the last checkpoint on the first {FEW}. " in note.run_note(record, 0)
 
 
 def test_the_drop_is_on_the_images_that_both_saw(recorded: tuple[Record, Path]) -> None:
