@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from itertools import chain
 from operator import attrgetter
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def write(
     suite: str | None = None,
     about: Callable[[str], MethodCard | None] = lambda method: None,
     figures: bool = False,
-    protocol: Callable[[str], Mapping[str, str]] = lambda experiment: {},
+    protocols: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
     problems: Sequence[str] = (),
 ) -> list[Path]:
     """Write leaderboard.md, .tex, .json, .csv (a line per finished run) and a site into `out`.
@@ -55,7 +56,7 @@ def write(
         suite: the suite to restrict everything to, "digits" or "digits@1".
         about: describes a method by its name.
         figures: add figures for papers, SVG and PDF, in figures/: seconds a task.
-        protocol: the parameters that runs of an experiment ("digits@1") record by default.
+        protocols: what runs of the current suites ("digits@1") record by default.
         problems: lines on what is left out, for the front page.
     Returns: index.html and the tables.
     Raises: StoreError, before anything is written; OSError if `out` cannot be written.
@@ -67,7 +68,7 @@ def write(
 
     runs = collect(folder, suite)
     runs.attrs["problems"] = [*problems, *runs.attrs["problems"]]
-    site = Site(runs, suite_tables.build_sections(runs, protocol), about, suite)
+    site = Site(runs, suite_tables.build_sections(runs, protocols), about, suite)
     tables = _render_tables(site)
     _write_site(site, tables, out)
     if figures:

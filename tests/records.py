@@ -58,8 +58,9 @@ def invent_evaluations(measured: dict[str, float]) -> Callable[..., CheckpointEv
     """
 
     def evaluate(
-        net: Any, spec: Any, test: Split, full: bool, verdicts: Path, *_: Any
+        net: Any, spec: Any, checkpoint: str, test: Split, verdicts: Path, *_: Any
     ) -> CheckpointEvaluation:
+        full = checkpoint in spec.full_checkpoints
         accuracy = {name: value for name, value in measured.items() if full or name != "aa"}
         images, survived = len(test.y), None
         # The first ones are classified rightly, and survive.

@@ -79,7 +79,7 @@ WORDS = {
 ONLY_PARSED = {"data import": "it copies the official files, 170 MB"}
 ENVIRONMENT = {"MLFLOW_TRACKING_URI": {"http://HOST:5000": "sqlite:///server.db"}}
 TWO_PROCESSES = ("--nproc-per-node", "2")
-GPU_SUITES = ("cifar", "cifar-mini", "cifar-fast", "stl")
+GPU_SUITES = ("cifar", "cifar-mini", "cifar-fast", "cifar-sprint", "stl")
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import sites
@@ -211,6 +212,34 @@ def test_sections_come_newest_version_first(runs: pd.DataFrame) -> None:
     ]
 
 
+@pytest.mark.parametrize("suite", ["cifar", "cifar-fast"])
+def test_records_of_an_older_version_are_marked_also_alone(suite: str, tmp_path: Path) -> None:
+    tracked = Records(tmp_path / "records")
+    for method, aa in (("rslad", 0.5), ("kd", 0.1)):
+        tracked.run(method, aa, f"{suite}@2", dataset="cifar10", metrics=scores(0.8, aa, 60))
+    runs = collect(tracked.folder)
+    assert [section.outdated for section in build_sections(runs)] == [False]
+    (section,) = build_sections(runs, suites.protocols())
+    assert (section.experiment, section.outdated, section.stated) == (f"{suite}@2", True, {})
+    leaderboards.write(tracked.folder, tmp_path / "out", protocols=suites.protocols())
+    (document,) = json.loads((tmp_path / "out" / "leaderboard.json").read_text())["suites"]
+    assert (document["suite"], document["outdated"]) == (f"{suite}@2", True)
+    assert "older protocol version" in (tmp_path / "out" / "index.html").read_text()
+    (task,) = (tmp_path / "out" / "tasks").glob("*.html")
+    assert f"{suite}@2, an older protocol version" in task.read_text()
+
+
+def test_a_smaller_number_of_images_of_the_last_checkpoint_is_stated(tmp_path: Path) -> None:
+    tracked = Records(tmp_path)
+    last = {"test_last/aa": 0.4, "test_last/aa_n": 10}
+    survived = np.arange(100) % 2 == 0
+    tracked.run("rslad", 0.5, survived=survived, metrics=scores(0.8, 0.6, 60) | last)
+    (section,) = build_sections(collect(tmp_path))
+    (table,) = section.tables
+    assert "AutoAttack on 100 of them, the last checkpoint's AutoAttack on 10." in table.caption
+    assert table.rows[0].drop == pytest.approx(0.1)
+
+
 def test_teachers_have_a_table_of_their_own(runs: pd.DataFrame) -> None:
     text = render_markdown(runs).partition("### Teachers")[2]
     assert (
@@ -272,7 +301,7 @@ def test_the_repositorys_own_tables_keep_their_numbers() -> None:
     """tests/data/tables.json was written before records were of one kind and had one reader."""
     root = Path(__file__).parents[1]
     runs = collect(root / "leaderboards" / "results")
-    content = json.loads(json_tables.render(build_sections(runs, suites.protocol)))
+    content = json.loads(json_tables.render(build_sections(runs, suites.protocols())))
     rows = {}
     for suite in content["suites"]:
         for table in (*suite["tasks"], suite["teachers"]):

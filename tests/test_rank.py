@@ -401,9 +401,7 @@ def test_a_stated_protocol_outvotes_the_runs(tracked: Records) -> None:
         record_run(tracked, "rslad", 0.9, seed=seed, params={"eps": 0.01})
     runs = collect(tracked.folder)
     assert build_sections(runs)[0].tables[0].ranked[-1].label == "gacd (eps=0.15)"
-    (table,) = build_sections(runs, {"digits@1": {"eps": "0.15", "unheard.of": "1"}}.__getitem__)[
-        0
-    ].tables
+    (table,) = build_sections(runs, {"digits@1": {"eps": "0.15", "unheard.of": "1"}})[0].tables
     assert [(row.label, first_rank(row)) for row in table.ranked] == [
         ("gacd", 1),
         ("rslad (eps=0.01)", None),

@@ -657,7 +657,7 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     checkpoint.save(folder / "best.pt", {"state_dict": net.state_dict()})
     (folder / "verdicts").mkdir()
     stem = folder / "verdicts" / "verdicts_best"
-    result = evaluation.evaluate_checkpoint(net, spec, images.test, True, stem, lambda *_: None)
+    result = evaluation.evaluate_checkpoint(net, spec, "best", images.test, stem, lambda *_: None)
     assert result.accuracy["clean"] == result.accuracy["aa"] == 0
     assert result.survived is not None
     tracking = TrackingStore(folder)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from bench import datasets, models
 from bench.datasets.loading import split_sizes
+from bench.execution.evaluation import count_attacked
 from bench.execution.plan import PlannedRun
 from bench.protocol.suites import Suite
 from bench.teachers import cards
@@ -94,10 +95,8 @@ def evaluation_passes(run: PlannedRun, num_test: int) -> int:
     gradient_passes = sum(PASSES[name] * num_test for name in spec.attacks if name != "aa")
     # best.pt, last.pt and the averages of the weights are evaluated.
     passes = (2 + len(spec.training.averaging)) * gradient_passes
-    if "aa" in spec.attacks:
-        images = min(spec.limit_aa or num_test, num_test)
-        passes += len(spec.full_checkpoints) * PASSES["aa"] * images
-    return passes
+    attacked = sum(count_attacked(spec, name, num_test) for name in spec.full_checkpoints)
+    return passes + PASSES["aa"] * attacked
 
 
 def time_step(

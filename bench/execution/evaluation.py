@@ -16,10 +16,12 @@ from attacks.search.choice import choose_search
 from attacks.verdict_file import ForeignVerdictsError
 from bench.datasets.augmentation import to_float
 from bench.datasets.splits import Split
+from bench.protocol import suites
 from bench.protocol.options import ProtocolOptions
 from bench.system.errors import UsageError
 from bench.training.trainer import Tick
 from leaderboards.schema import metrics
+from leaderboards.schema.checkpoints import BEST
 from leaderboards.schema.spec import Spec
 from methods.base import Net
 
@@ -54,44 +56,74 @@ class CheckpointEvaluation:
         return {metrics.accuracy_name(name, checkpoint): value for name, value in values.items()}
 
 
+def count_attacked(spec: Spec, checkpoint: str, images: int) -> int:
+    """Return how many of the first test images AutoAttack sees of a checkpoint, 0 without it.
+
+    `limit_aa` at most, and of a checkpoint other than best suites.LIMIT_AA_OTHERS at most.
+    """
+    if "aa" not in spec.attacks or checkpoint not in spec.full_checkpoints:
+        return 0
+    most = images if checkpoint == BEST else suites.LIMIT_AA_OTHERS
+    return min(most, spec.limit_aa or images, images)
+
+
 def evaluate_checkpoint(
     net: Net,
     spec: Spec,
+    checkpoint: str,
     test: Split,
-    full: bool,
     verdicts: Path,
     tick: Tick,
     search: AttackSearch = ("auto", "auto"),
 ) -> CheckpointEvaluation:
     """Attack a network on the test images.
 
-    AutoAttack sees the first `limit_aa` images, and `worst` is over the images that saw every
-    attack. net: in eval mode on its device. full: whether AutoAttack and the sanity flags are
-    wanted. verdicts: the path, without suffix, of the files that keep verdicts on single images.
+    Args:
+        net: the network, in eval mode on its device.
+        spec: names attacks, eps, the number of images for AutoAttack, and the checkpoints that get
+            it and the sanity flags.
+        checkpoint: its name.
+        test: the test images.
+        verdicts: the path, without suffix, of the files that keep verdicts on single images.
+        tick: receives the progress of each attack.
+        search: how attacks go through the images, and in which precision (attacks.evaluate).
     """
     device = next(net.parameters()).device
     x, y = to_float(test.x).to(device), test.y.to(device)
     start = time.perf_counter()
-    names, probes = [name for name in spec.attacks if name != "aa"], NUM_PROBES if full else 0
-    path = verdicts.with_suffix(".npz")
     attack = partial(run_attacks, net, spec=spec, tick=tick, search=search)
-    by_gradients = attack(x, y, names, path=path, probes=probes)
-    results, worst, flags = [by_gradients], by_gradients.worst, by_gradients.flags
-    accuracy, count, survived = by_gradients.accuracy(), 0, None
-    if full and "aa" in spec.attacks:
-        count = min(spec.limit_aa or len(x), len(x))
+    names = [name for name in spec.attacks if name != "aa"]
+    probes = NUM_PROBES if checkpoint in spec.full_checkpoints else 0
+    by_gradients = attack(x, y, names, path=verdicts.with_suffix(".npz"), probes=probes)
+    autoattack = None
+    if count := count_attacked(spec, checkpoint, len(x)):
         path = verdicts.with_name(f"{verdicts.name}_aa.npz")
         autoattack = attack(x[:count], y[:count], ["aa"], path=path)
+    return summarise_attacks(by_gradients, autoattack, time.perf_counter() - start)
+
+
+def summarise_attacks(
+    by_gradients: attacks.Evaluation, autoattack: attacks.Evaluation | None, seconds: float
+) -> CheckpointEvaluation:
+    """Summarise what attacks found on all images, and AutoAttack, if any, on the first ones.
+
+    `worst` is over the images that saw every attack.
+    """
+    predictions = by_gradients.predictions
+    assert predictions is not None
+    results, worst, flags = [by_gradients], by_gradients.worst, by_gradients.flags
+    accuracy, attacked, survived = by_gradients.accuracy(), 0, None
+    if autoattack:
         results.append(autoattack)
-        combined = by_gradients.first_images(count) | autoattack
-        worst, survived = combined.worst, autoattack.robust["aa"]
-        flags = flags | combined.contradictions()
+        survived = autoattack.robust["aa"]
+        attacked = len(survived)
+        combined = by_gradients.first_images(attacked) | autoattack
+        worst, flags = combined.worst, flags | combined.contradictions()
         accuracy["aa"] = autoattack.accuracy()["aa"]
     accuracy["worst"] = worst.float().mean().item()
-    cost = {metrics.EVAL_SECONDS: time.perf_counter() - start} | sum_costs(results)
-    assert by_gradients.predictions is not None
+    cost = {metrics.EVAL_SECONDS: seconds} | sum_costs(results)
     return CheckpointEvaluation(
-        accuracy, len(x), count, cost, flags, by_gradients.predictions, survived
+        accuracy, len(predictions), attacked, cost, flags, predictions, survived
     )
 
 

@@ -259,11 +259,10 @@ def evaluate(job: Job) -> dict[str, CheckpointEvaluation]:
         if not path.exists():
             continue
         net = checkpoint.load(path, spec.arch, job.data.info).to(job.context.device)
-        full = name in spec.full_checkpoints
         verdicts = job.folder / f"verdicts_{name}"
         job.progress.checkpoint = name
         evaluations[name] = evaluate_checkpoint(
-            net, spec, job.data.test, full, verdicts, job.progress.tick, job.context.search
+            net, spec, name, job.data.test, verdicts, job.progress.tick, job.context.search
         )
     search, precision = job.context.search
     job.logger.set_tags(

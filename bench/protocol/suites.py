@@ -13,6 +13,10 @@ from annotated_types import Ge, Gt, Le, MinLen
 from bench.system.errors import unknown_name
 from leaderboards.schema.spec import Count, Training
 
+# AutoAttack judges the best checkpoint, which ranks, on `limit_aa` images, and any other on no more
+# than these first ones: enough to tell robust overfitting.
+LIMIT_AA_OTHERS = 1_000
+
 # Fields of a suite that a run records as parameters of the same name.
 RECORDED_FIELDS = (
     *("eps", "inner_step", "inner_steps", "attacks"),
@@ -44,7 +48,8 @@ class Suite:
     teachers: by role; methods distil from "robust" unless told otherwise. eps, inner_step: in
     pixel units of [0, 1], eps for training and evaluation. full_checkpoints: those that get every
     attack; the others get all but AutoAttack. limit_...: the first images of a split;
-    limit_aa: test images for AutoAttack. cpu_time: about how long one method takes on two CPU
+    limit_aa: test images for AutoAttack, LIMIT_AA_OTHERS at most for checkpoints other than best.
+    cpu_time: about how long one method takes on two CPU
     cores; empty for a suite that is for a GPU.
     """
 
@@ -121,7 +126,7 @@ LONG = Training(epochs=200, milestones=(0.5, 0.75), ema_decay=0.9995)
 
 CIFAR = Suite(
     name="cifar",
-    version=2,
+    version=3,
     about="CIFAR-10 and CIFAR-100 in full, ResNet-18 and MobileNetV2, 200 epochs, "
     "ResNet-18 teacher: for a GPU",
     datasets=("cifar10", "cifar100"),
@@ -131,7 +136,7 @@ CIFAR = Suite(
     eps=8 / 255,
     inner_step=2 / 255,
     inner_steps=10,
-    full_checkpoints=("best", "last", "ema", "swa"),
+    full_checkpoints=("best", "last"),
 )
 
 FAST = Training(epochs=30, schedule="onecycle", ema_decay=0.999)
@@ -143,27 +148,47 @@ CIFAR_FAST = replace(
     teachers=teacher_pair("resnet18", FAST),
     training=FAST,
     full_checkpoints=("best",),
+    limit_aa=2_000,
+)
+
+SPRINT = Training(epochs=15, batch=512, lr=0.2, schedule="onecycle", ema_decay=0.99)
+
+CIFAR_SPRINT = replace(
+    CIFAR,
+    name="cifar-sprint",
+    version=1,
+    about="CIFAR-10 in full, ResNet-18, 15 epochs in batches of 512: "
+    "made for minutes on a large GPU",
+    datasets=("cifar10",),
+    students=("resnet18",),
+    teachers=teacher_pair("resnet18", SPRINT),
+    training=SPRINT,
+    inner_step=2.5 / 255,
+    inner_steps=5,
+    full_checkpoints=("best",),
+    limit_aa=1_000,
 )
 
 STL = replace(
     CIFAR,
     name="stl",
+    version=2,
     about="STL-10, 96x96 images, 4,500 of them labelled for training: for a GPU",
     datasets=("stl10",),
     full_checkpoints=("best",),
 )
 
-SUITES = {suite.name: suite for suite in (DIGITS, CIFAR_MINI, CIFAR, CIFAR_FAST, STL)}
+ALL = (DIGITS, CIFAR_MINI, CIFAR, CIFAR_FAST, CIFAR_SPRINT, STL)
+SUITES = {suite.name: suite for suite in ALL}
 
 
-def protocol(experiment: str) -> dict[str, str]:
-    """Return the parameters that a student of "digits@3" records unless told otherwise.
+def protocols() -> dict[str, dict[str, str]]:
+    """Return by id ("digits@3") what a student of each suite records unless told otherwise."""
+    return {suite.id: recorded_parameters(suite) for suite in SUITES.values()}
 
-    A suite or version that is not known here gives {}.
-    """
-    suite = SUITES.get(experiment.partition("@")[0])
-    if not suite or suite.id != experiment:
-        return {}
+
+def recorded_parameters(suite: Suite) -> dict[str, str]:
+    """Return the parameters that a student of a suite records unless told otherwise."""
     parameters = {}
     for name, value in asdict(suite.training).items():
         parameters[f"training.{name}"] = str(value)

@@ -45,11 +45,10 @@ def reproduce(
             raise RecordError(f"not verified: it states other data than those here, {digest}")
         torch_device = resolve_device(device)
         net = load(path, spec.arch, data.info, sha256).to(torch_device)
-        full = BEST in spec.full_checkpoints
         with Progress([(0.0, 0.0)]) as progress:
             progress.start(record.spec.record_name)
             result = evaluation.evaluate_checkpoint(
-                net, spec, data.test, full, Path(name, "verdicts"), progress.tick
+                net, spec, BEST, data.test, Path(name, "verdicts"), progress.tick
             )
     new_flags = sorted(result.flags.keys() - record.flags.keys())
     if new_flags:

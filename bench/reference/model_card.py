@@ -117,9 +117,7 @@ def render_accuracy(record: Record) -> str:
     """Return the accuracies by checkpoint and attack, and the sanity flags."""
     if not record.accuracies:
         return "No accuracy is recorded."
-    images = f"Percent of {record.metrics.get(metrics.NUM_IMAGES, 0):,.0f} test images"
-    if attacked := record.metrics.get(metrics.NUM_ATTACKED):
-        images += f", AutoAttack (`aa`) and `worst` of the first {attacked:,.0f}"
+    images = f"Percent of {metrics.describe_images(record.metrics)}"
     flags = record.flags.items()
     lines = [f"- sanity flag {escape(name)}: {escape(text)}" for name, text in flags]
     flag_text = "\n".join(lines) or "No sanity flag was raised."

@@ -28,7 +28,7 @@ COLUMNS = (Column(CLEAN, "Clean"), Column(RANK_METRIC, "AutoAttack"))
 @cache
 def read_sections() -> list[Section]:
     """Return the tables of the repository's records."""
-    return build_sections(collect(RECORDS), suites.protocol)
+    return build_sections(collect(RECORDS), suites.protocols())
 
 
 def render_page() -> str:

@@ -40,9 +40,6 @@ def run_title(tags: dict[str, str]) -> str:
 
 def run_note(record: Record, epoch: int) -> str:
     """Write the note of a finished run, of which validation chose the checkpoint of an epoch."""
-    images = f"{record.metrics[metrics.NUM_IMAGES]:,.0f} test images"
-    if attacked := record.metrics.get(metrics.NUM_ATTACKED):
-        images += f", AutoAttack on {attacked:,.0f}"
     flags = ["No sanity flag was raised."]
     if record.flags:
         flags = [f"- **{escape(name)}**: {escape(text)}" for name, text in record.flags.items()]
@@ -53,7 +50,7 @@ def run_note(record: Record, epoch: int) -> str:
     )
     parts = [
         accuracy_table(record),
-        f"Accuracy in percent, {images}. "
+        f"Accuracy in percent, {metrics.describe_images(record.metrics)}. "
         f"Validation chose epoch {epoch}, from 0, of {record.spec.training.epochs}: "
         f"{100 * clean:.1f} clean and {100 * robust:.1f} robust there.",
         list_facts(record),

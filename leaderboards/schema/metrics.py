@@ -62,6 +62,18 @@ def accuracy_name(attack: str, checkpoint: str = BEST) -> str:
     return f"{CHECKPOINTS[checkpoint].metric_prefix}/{attack}"
 
 
+def describe_images(values: Mapping[str, float]) -> str:
+    """Return on how many images the metrics of a run were measured, as text."""
+    attacked = []
+    for name, checkpoint in CHECKPOINTS.items():
+        count = values.get(accuracy_name("aa_n", name))
+        if count and (name == BEST or count != values.get(NUM_ATTACKED)):
+            owner = "" if name == BEST else f"of the {checkpoint.label} checkpoint "
+            attacked.append(f"{owner}on the first {count:,.0f}")
+    text = f"{values.get(NUM_IMAGES, 0):,.0f} test images"
+    return f"{text}, AutoAttack and worst {', '.join(attacked)}" if attacked else text
+
+
 def attack_seconds(attack: str) -> str:
     """Return the name of the seconds that an attack took on all checkpoints."""
     return f"{COST}{attack}_seconds"

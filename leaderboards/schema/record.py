@@ -7,6 +7,7 @@ follow from the spec are derived, and so are the last value of a curve and accur
 from __future__ import annotations
 
 import json
+import math
 import re
 from functools import cached_property
 from typing import Annotated, Any, Literal
@@ -220,6 +221,18 @@ class Record(StrictModel):
                 if metrics.is_accuracy(metric):
                     accuracies.setdefault(name, {})[metric.partition("/")[2]] = value
         return accuracies
+
+    def drop(self, attack: str) -> float:
+        """Return the accuracy lost from the best checkpoint to the last; NaN where not measured.
+
+        Under AutoAttack on the images that both were judged on: the last may have seen fewer.
+        """
+        names = metrics.accuracy_name(attack), metrics.accuracy_name(attack, "last")
+        best, last = (self.metrics.get(name, math.nan) for name in names)
+        shared = int(self.metrics.get(metrics.accuracy_name("aa_n", "last"), 0))
+        if attack == "aa" and self.verdicts and 0 < shared < self.verdicts.images:
+            best = float(self.survived[:shared].mean())
+        return best - last
 
     @property
     def teacher_sha256(self) -> dict[str, str]:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from leaderboards.schema.metrics import NUM_ATTACKED, NUM_IMAGES
+from leaderboards.schema.metrics import NUM_ATTACKED, NUM_IMAGES, accuracy_name
 from leaderboards.schema.packing import Verdicts
 from leaderboards.stats.ranks import Array, PairedRows, accuracy_interval, rank_ranges, split_tiers
 from leaderboards.tables.protocol_changes import find_eps_change
@@ -85,6 +85,9 @@ def caption(runs: pd.DataFrame, rows: Sequence[Row], compete: bool) -> str:
     text = f"{images} test images" if images else "The number of test images was not recorded"
     if attacked != images:
         text += f", AutoAttack on {attacked} of them"
+    last = _range_text(runs, accuracy_name("aa_n", "last"))
+    if last not in ("", attacked):
+        text += f", the last checkpoint's AutoAttack on {last}"
     text += "."
     seeds = [row.seeds for row in rows if row.ranking.interval]
     if not seeds:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeAlias
 
-from leaderboards.schema.metrics import CLEAN, RANK_METRIC, accuracy_name, describe_metric
+from leaderboards.schema.metrics import CLEAN, RANK_METRIC, describe_metric
 from leaderboards.stats.ranks import Array
 from leaderboards.tables.published import Published, cite_sources
 
@@ -58,6 +58,7 @@ class Row:
     changed: what differs from the protocol of the other rows. flags: name of a sanity flag, how
     often it was raised and on what evidence. marks: doubts by which a reader may hide rows.
     checkpoints: sha256 of the best ones. teacher_checkpoints: sha256 for each run, if recorded.
+    drop: the accuracy lost from the best checkpoint to the last; NaN where not measured.
     """
 
     method: str
@@ -78,6 +79,7 @@ class Row:
     checkpoints: frozenset[str]
     teacher_checkpoints: tuple[frozenset[str], ...]
     ranking: Ranking = field(default_factory=Ranking)
+    drop: float = math.nan
 
     @property
     def remarks(self) -> list[str]:
@@ -98,18 +100,6 @@ class Row:
         """The harmonic mean of clean and AutoAttack accuracy; NaN unless both were measured."""
         clean, robust = self[CLEAN].mean, self.score
         return 2 * clean * robust / (clean + robust) if clean + robust else math.nan
-
-    @property
-    def drop(self) -> float:
-        """The accuracy that is lost from the best checkpoint to the last; NaN where not measured.
-
-        Under AutoAttack, else PGD-20: the first that all seeds faced on both.
-        """
-        for attack in ("aa", "pgd20"):
-            best, last = self[accuracy_name(attack)], self[accuracy_name(attack, "last")]
-            if best.n and best.n == last.n:
-                return best.mean - last.mean
-        return math.nan
 
     @property
     def setting(self) -> str:

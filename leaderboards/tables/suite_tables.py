@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from operator import itemgetter
+from statistics import fmean
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -18,14 +20,15 @@ from leaderboards.schema import metrics
 from leaderboards.schema.checkpoints import BEST, CHECKPOINTS
 from leaderboards.schema.fields import NO_BF16, Tag, checksum_tag
 from leaderboards.schema.metrics import RANK_METRIC, accuracy_name, describe_metric
+from leaderboards.schema.record import Record
 from leaderboards.tables.across_tasks import AcrossTasks, compare_across_tasks
 from leaderboards.tables.protocol_changes import TEACHER_PREFIX, describe_changes
 from leaderboards.tables.published import find_published, is_published_task
 from leaderboards.tables.ranking import caption, rank_rows
 from leaderboards.tables.rows import Column, Ranking, Row, SeedColumns, SeedSummary, TaskTable
 
-# protocol: experiment name -> recorded parameter -> value.
-ProtocolLookup: TypeAlias = Callable[[str], Mapping[str, str]]
+# Of the suites known here: experiment name -> recorded parameter -> value.
+Protocols: TypeAlias = Mapping[str, Mapping[str, str]]
 # What makes a row. Runs that agree in it are its seeds.
 ROW_KEYS = ["dataset", "student", "method", "variant", "changed", "teacher"]
 RUN_COLUMNS = [
@@ -44,7 +47,7 @@ RUN_COLUMNS = [
 
 @dataclass(frozen=True)
 class Section:
-    """One version of one suite; `outdated` where there is a newer version.
+    """One version of one suite; `outdated` where a newer one is known or has records.
 
     stated: the parameters that the suite states, {} for one that is not known here.
     """
@@ -69,22 +72,24 @@ class Section:
 
 
 def build_sections(
-    runs: pd.DataFrame, protocol: ProtocolLookup = lambda experiment: {}
+    runs: pd.DataFrame, protocols: Protocols = MappingProxyType({})
 ) -> list[Section]:
     """Build sections by suite name, newest version first, from `collect`'s frame.
 
-    `protocol`: as leaderboards.write takes it.
+    `protocols`: as leaderboards.write takes it.
     """
+    current = {suite: int(version) for suite, version in (name.split("@") for name in protocols)}
     sections = []
-    for _, versions in runs.groupby("suite"):
-        for number, (_, part) in enumerate(sorted(versions.groupby("version"), reverse=True)):
-            sections.append(_build_section(part, protocol, outdated=number > 0))
+    for suite, versions in runs.groupby("suite"):
+        newest = max(versions["version"].max(), current.get(suite, 0))
+        for version, part in sorted(versions.groupby("version"), reverse=True):
+            sections.append(_build_section(part, protocols, outdated=bool(version < newest)))
     return sections
 
 
-def _build_section(runs: pd.DataFrame, protocol: ProtocolLookup, outdated: bool) -> Section:
+def _build_section(runs: pd.DataFrame, protocols: Protocols, outdated: bool) -> Section:
     experiment = str(runs["experiment"].iloc[0])
-    stated = protocol(experiment)
+    stated = protocols.get(experiment, {})
     is_teacher = runs["role"] == "teacher"
     tables = [
         _build_table(f"{dataset}, {student}", part, stated)
@@ -198,7 +203,17 @@ def _build_row(columns: Sequence[Column], seeds: SeedColumns, ranking: Ranking) 
         checkpoints=frozenset(filter(None, seeds[checksum_tag()])),
         teacher_checkpoints=tuple(seeds["teacher_checkpoints"]),
         ranking=ranking,
+        drop=_mean_drop(seeds["record"]),
     )
+
+
+def _mean_drop(records: Sequence[Record]) -> float:
+    """Return the accuracy lost from the best checkpoint to the last; NaN where not measured.
+
+    Under AutoAttack, else PGD-20: the first that all seeds faced on both.
+    """
+    means = [fmean(record.drop(attack) for record in records) for attack in ("aa", "pgd20")]
+    return next((mean for mean in means if not math.isnan(mean)), math.nan)
 
 
 def _collect_marks(seeds: SeedColumns, is_flagged: bool) -> Iterator[str]:

@@ -42,7 +42,7 @@ def write_leaderboard(options: LeaderboardOptions) -> None:
     try:
         paths = leaderboards.write(
             folder, options.out, suite or None, describe_method, options.figures,
-            suites.protocol, synced.problems)  # fmt: skip
+            suites.protocols(), synced.problems)  # fmt: skip
     except StoreError as error:
         raise BenchError(str(error)) from error
     except OSError as error:

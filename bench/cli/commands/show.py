@@ -28,7 +28,13 @@ from leaderboards.schema.fields import (
     escape_unprintable,
     parse_json_tag,
 )
-from leaderboards.schema.metrics import ATTACK_LABELS, COST, RANK_METRIC
+from leaderboards.schema.metrics import (
+    ATTACK_LABELS,
+    COST,
+    RANK_METRIC,
+    accuracy_name,
+    describe_images,
+)
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -226,11 +232,12 @@ def print_accuracies(accuracy: dict[str, dict[str, float]]) -> None:
     from bench.tracking.note import accuracy_rows
 
     attacks, rows = accuracy_rows(accuracy, digits=2)
-    best = next(iter(accuracy.values()))
-    images = f"{best.get('n', 0):,.0f} test images"
-    if best.get("aa_n"):
-        images += f", AutoAttack and worst on the first {best['aa_n']:,.0f}"
-    print(f"\naccuracy in percent, {images}")
+    values = {
+        accuracy_name(name, checkpoint): value
+        for checkpoint, measured in accuracy.items()
+        for name, value in measured.items()
+    }
+    print(f"\naccuracy in percent, {describe_images(values)}")
     headings = [ATTACK_LABELS.get(name, name) for name in attacks]
     print(format_table(("checkpoint", *headings), rows, numbers=len(attacks)))
 

@@ -106,7 +106,7 @@ def checkpoints_view(table: TaskTable, runs: Runs) -> View | None:
     loser = f"{name} loses most: {100 * worst:.1f} points" if worst > 0 else "no row loses"
     caption = (
         "The checkpoint that validation chose (best) beside that of the last epoch and averages of "
-        f"the weights. From best to last, {loser}."
+        f"the weights. From best to last, on the same images, {loser}."
     )
     x_title = f"{metrics.ATTACK_LABELS[attack]} accuracy, %"
     return _rows_view(table, "last", "Best and last", caption, x_title, series)
@@ -210,8 +210,7 @@ def _attack_on_last(rows: Sequence[Row]) -> str:
 
 def _mean_drop(row: Row, attack: str, runs: Runs) -> float:
     """Return the mean loss from best to last, over runs that have both; NaN for none."""
-    best, last = accuracy_name(attack), accuracy_name(attack, "last")
-    drops = [runs[run_id][best] - runs[run_id][last] for run_id in row.run_ids]
+    drops = [runs[run_id]["record"].drop(attack) for run_id in row.run_ids]
     drops = [drop for drop in drops if not math.isnan(drop)]
     return sum(drops) / len(drops) if drops else math.nan
 

@@ -26,7 +26,7 @@ MEANINGS = {
     CLASS_SPREAD: "Standard deviation of the AutoAttack accuracies of the classes.",
     KEPT: "AutoAttack accuracy as a share of the teacher's, on images that both were judged on.",
     BALANCE: "Clean-robust balance: the harmonic mean of clean and AutoAttack accuracy.",
-    DROP: "Last against best: points lost from the best checkpoint to that of the last epoch.",
+    DROP: "Points lost from the best checkpoint to that of the last epoch, on the same images.",
     metrics.TRAIN_SECONDS: "Minutes of training. They compare only on one idle machine.",
     metrics.WORST: "Share of images that no attack of the suite fools.",
 }
