@@ -27,6 +27,7 @@ import attacks
 from bench import datasets
 from bench.datasets import augmentation, loading
 from bench.models import checkpoint
+from bench.protocol import suites
 
 WAYS = ("official", "device tf32", "device bf16", "device fp32", "exact fp32")
 COLUMNS = ("way", "seconds", "ratio", "robust", "differ", "refused", "forwards", "backwards")
@@ -35,7 +36,7 @@ COLUMNS = ("way", "seconds", "ratio", "robust", "differ", "refused", "forwards",
 def official(net: nn.Module, x: Tensor, y: Tensor, eps: float) -> Tensor:
     """Return the verdicts of the official package: (N,) bool."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    attack = AutoAttack(net, eps=eps, norm="Linf", seed=0, device=str(x.device), verbose=False)
+    attack = AutoAttack(net, eps=eps, norm="Linf", seed=0, device=str(x.device))
     with torch.random.fork_rng():
         _, classes = attack.run_standard_evaluation(x, y, batch_size=250)
     return classes == y
@@ -85,7 +86,8 @@ def main() -> None:
     x, y = augmentation.to_float(test.x).to(device), test.y.to(device)
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     head = f"{options.images} images, {options.arch}, {name}, torch {torch.__version__}"
-    eps, end = 8 / 255, time.monotonic() + 60 * options.minutes
+    eps = suites.first_with(options.dataset).eps
+    end = time.monotonic() + 60 * options.minutes
     rows: list[dict[str, Any]] = []
     for way in WAYS:
         if time.monotonic() > end or ("tf32" in way and device.type == "cpu"):
