@@ -60,7 +60,8 @@ def write_archive(
             lzma.open(archive, "wb", filters=filters)
             if filters
             else nullcontext(archive) as stream,
-            tarfile.open(fileobj=stream, mode="w") as tar,
+            # What is a link here is a file there.
+            tarfile.open(fileobj=stream, mode="w", dereference=True) as tar,
         ):
             for path_in_archive, path in files.items():
                 tar.add(path, path_in_archive)
@@ -86,9 +87,7 @@ def join_archive(folder: Path, name: str, target: Path) -> None:
             joined.write(read_part(folder / part, digest))
         joined.seek(0)
         try:
-            with tarfile.open(fileobj=joined) as archive:
-                for member in archive:
-                    unpack_member(archive, member, target)
+            unpack_archive(joined, target)
         except (tarfile.TarError, lzma.LZMAError, EOFError) as error:
             raise PartsError(f"{str(listing(folder, name))!r} lists no archive: {error}") from error
 
@@ -101,6 +100,13 @@ def read_part(path: Path, digest: str) -> bytes:
     if hashlib.sha256(content).hexdigest() != digest:
         raise PartsError(f"{str(path)!r} is damaged: bring it again")
     return content
+
+
+def unpack_archive(file: IO[bytes], folder: Path) -> None:
+    """Write the plain files of an archive below a folder."""
+    with tarfile.open(fileobj=file) as archive:
+        for member in archive:
+            unpack_member(archive, member, folder)
 
 
 def unpack_member(archive: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
