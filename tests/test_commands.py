@@ -69,6 +69,7 @@ WORDS = {
     "data verify": {"cifar10": "digits"},
     "new-method": {"NAME": "mine"},
     "export": {"RUN": "$RUN"},
+    "import": {"back/records": "leaderboards/results"},
     "show": {"RUN": "$RUN"},
     "model": {"RUN": "$RUN"},
     "list": {"NAME": "gacd"},
@@ -76,7 +77,12 @@ WORDS = {
     | {release.name: "imported" for release in releases.RELEASES},
 }
 # Why it is parsed alone.
-ONLY_PARSED = {"data import": "it copies the official files, 170 MB"}
+ONLY_PARSED = {
+    "data import": "it copies the official files, 170 MB",
+    **dict.fromkeys(
+        ("slices pack", "slices run", "slices join"), "they need each other: test_slices.py"
+    ),
+}
 ENVIRONMENT = {"MLFLOW_TRACKING_URI": {"http://HOST:5000": "sqlite:///server.db"}}
 TWO_PROCESSES = ("--nproc-per-node", "2")
 GPU_SUITES = ("cifar", "cifar-mini", "cifar-fast", "cifar-sprint", "stl")

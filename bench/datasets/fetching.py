@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import lzma
-import shutil
 import socket
 import tarfile
 import tempfile
@@ -11,7 +10,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPException
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from urllib.error import URLError
 
 from bench.datasets import get
@@ -19,6 +18,7 @@ from bench.datasets.loading import load_data
 from bench.datasets.official_files import damage_in, file_hashes, first_line, official_class
 from bench.system.errors import BenchError, UsageError
 from bench.system.files import save_file
+from bench.system.parts import unpack_member
 
 # Seconds without a byte before a download counts as failed.
 DOWNLOAD_TIMEOUT = 10.0
@@ -108,20 +108,6 @@ def unpack_source(source: Path, scratch: Path) -> Path:
         message = f"{str(source)!r} is neither a folder nor a readable tar archive: {reason}"
         raise BenchError(message) from error
     return scratch
-
-
-def unpack_member(archive: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
-    """Write a plain file of an archive below `folder`, wherever its name points."""
-    # Not `extractall`: its safe filter came with Python 3.11.4.
-    if not member.isfile():
-        return
-    content = archive.extractfile(member)
-    assert content is not None
-    parts = [part for part in PurePosixPath(member.name).parts if part not in ("/", "..")]
-    target = folder.joinpath(*parts)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with target.open("wb") as file:
-        shutil.copyfileobj(content, file)
 
 
 @contextmanager

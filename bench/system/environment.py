@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import resource
 import subprocess
 import sys
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -16,6 +18,8 @@ from bench.system.errors import UsageError
 from leaderboards.schema.fields import Tag
 
 TORCH_PACKAGES = ("torch", "torchvision", "torchattacks")  # libraries that can alter a result
+SOURCE_ROOT = Path(__file__).resolve().parents[2]
+STATE_FILE = "source-state.json"  # in the root of a source without git
 PACKAGES = (*TORCH_PACKAGES, "optuna", "mlflow", "pandas", "numpy", "scikit-learn")
 
 
@@ -80,10 +84,14 @@ def source_state() -> dict[str, str]:
             return {Tag.CODE_COMMIT: _run_git("rev-parse", "HEAD"), Tag.CODE_DIRTY: dirty}
     except (OSError, subprocess.SubprocessError):
         pass
+    # A slice brings what git said where it was packed.
+    with suppress(OSError, ValueError):
+        state: dict[str, str] = json.loads((SOURCE_ROOT / STATE_FILE).read_text())
+        return state
     return {Tag.CODE_COMMIT: "unknown", Tag.CODE_DIRTY: "unknown"}
 
 
 def _run_git(*words: str) -> str:
-    command = ["git", "-C", str(Path(__file__).parents[2]), *words]
+    command = ["git", "-C", str(SOURCE_ROOT), *words]
     run = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
     return run.stdout.strip()
