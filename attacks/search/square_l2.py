@@ -49,7 +49,8 @@ class SquareL2Search:
         batches = split_batches(len(x), settings.batch_size, settings.seed, x.device)
         largest = max(len(batch.images) for batch in batches)
         numbers = attack.steps * (HEAD + largest * self.channels)
-        self.streams = torch.empty(len(batches), numbers, device=x.device)
+        # Slots that are done read on, where nothing was drawn.
+        self.streams = torch.zeros(len(batches), numbers, device=x.device)
         self.rounds = Rounds(batches, 1, self._draw, together=True)
         self.next_jobs, self.end = self.rounds.next_jobs, self.rounds.end
 
