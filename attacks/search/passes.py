@@ -13,6 +13,9 @@ from torch import Tensor
 from attacks.attacked_model import AttackedModel
 from attacks.isolation import backends
 
+# What a search keeps of each slot, by name: (B, ...). "x", "y", "candidate" (the last adversarial
+# example or iterate), "margin" (by how much it fools, -inf for none), "done" (the run is at its
+# end) and "finite" (no logit was NaN) belong to the slots, the others to the search.
 State: TypeAlias = dict[str, Tensor]
 Step: TypeAlias = Callable[[State], State]
 Loss: TypeAlias = Callable[[Tensor], Tensor]
@@ -21,8 +24,8 @@ Loss: TypeAlias = Callable[[Tensor], Tensor]
 class Passes:
     """What a search sees of a model: logits, gradients, and whether the reference is fooled.
 
-    size: images in a pass. calls: passes so far. refused:
-    candidates that fooled the search's network and not the reference model.
+    size: images in a pass. calls: passes so far. refused: candidates that fooled the search's
+    network and not the reference model.
     """
 
     def __init__(self, model: AttackedModel, size: int, precision: str) -> None:

@@ -9,12 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from attacks.search.passes import Passes
+from attacks.search.passes import Passes, State
 
-# What a search keeps of each slot, by name: (B, ...). "x", "y", "candidate" (the last adversarial
-# example or iterate), "margin" (by how much it fools, -inf for none), "done" (the run is at its
-# end) and "finite" (no logit was NaN) belong to the slots, the others to the search.
-State = dict[str, Tensor]
 # Smaller passes are not faster on a device.
 MIN_SIZE = 32
 
@@ -74,7 +70,7 @@ class Slots:
         self.unclear: set[int] = set()
 
     def run(self, progress: Callable[[int], None]) -> None:
-        """Run all jobs; `progress` is called with the images that are fooled."""
+        """Run all jobs; `progress` is called with the number of images that are done."""
         while True:
             if not self._fill():
                 return
