@@ -17,6 +17,7 @@ import pytest
 
 from bench import cli
 from bench.records import slice_pack, slices
+from bench.system import environment
 from bench.system.environment import SOURCE_ROOT, STATE_FILE, source_state
 from bench.system.errors import BenchError
 from bench.system.files import sha256_of_file
@@ -24,6 +25,8 @@ from bench.tracking.store import TrackingStore, open_client
 
 WORDS = "--method natural --epochs 6 --suite digits --student resnet8-w4"
 WORDS += " --limit-train 128 --limit-test 60"
+# What is packed is the checkout; the package may be installed elsewhere.
+CHECKOUT = Path(__file__).parents[1]
 # A network of ten megabytes would make this slow: parts are as much smaller.
 PART_BYTES = 200_000
 
@@ -58,10 +61,10 @@ def results(store: Path) -> list[dict[str, Any]]:
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """Return the results of the runs without a deadline."""
     store = tmp_path_factory.mktemp("unbroken") / "runs"
-    environment = os.environ | {"PYTHONPATH": str(SOURCE_ROOT), "OMP_NUM_THREADS": "1"}
-    environment.pop("MLFLOW_TRACKING_URI", None)
+    variables = os.environ | {"PYTHONPATH": str(SOURCE_ROOT), "OMP_NUM_THREADS": "1"}
+    variables.pop("MLFLOW_TRACKING_URI", None)
     command = [sys.executable, "-m", "bench", "run", *run_words("0,1", store)]
-    subprocess.run(command, env=environment, check=True, capture_output=True)
+    subprocess.run(command, env=variables, check=True, capture_output=True)
     assert len(results(store)) == 2
     return results(store)
 
@@ -228,16 +231,18 @@ def test_mistakes_are_one_line(words: str, message: str) -> None:
 # --- packing
 
 
-def test_packages_that_a_machine_lacks() -> None:
+def test_packages_that_a_machine_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
     """What torch needs is not followed, and a version that does not fit counts as lacking."""
-    complete = slice_pack.missing_packages({}, "3.11")
+    monkeypatch.setattr(slice_pack, "SOURCE_ROOT", CHECKOUT)
+    needs = slice_pack.project_requirements()
+    complete = slice_pack.missing_packages(needs, {}, "3.11")
     names = {text.partition("==")[0] for text in complete}
     assert {"mlflow", "tyro", "sqlalchemy", "numpy", "packaging"} <= names
     assert not {"torch", "torchvision", "triton"} & names
-    without_numpy = slice_pack.missing_packages({"numpy": "", "mlflow": ""}, "3.11")
+    without_numpy = slice_pack.missing_packages(needs, {"numpy": "", "mlflow": ""}, "3.11")
     assert set(without_numpy) < set(complete)
     assert not any(text.startswith(("numpy==", "mlflow==")) for text in without_numpy)
-    old = slice_pack.missing_packages({"numpy": "1.0"}, "3.11")
+    old = slice_pack.missing_packages(needs, {"numpy": "1.0"}, "3.11")
     assert any(text.startswith("numpy==") for text in old)
 
 
@@ -271,8 +276,10 @@ class Official:
 @pytest.mark.e2e
 def test_a_pack_in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Source, data, a wheel and a store arrive, and the program runs there."""
-    if not (SOURCE_ROOT / ".git").exists():
+    if not (CHECKOUT / ".git").exists():
         pytest.skip("no git checkout, whose files could be packed")
+    monkeypatch.setattr(environment, "SOURCE_ROOT", CHECKOUT)
+    monkeypatch.setattr(slice_pack, "SOURCE_ROOT", CHECKOUT)
     monkeypatch.setattr(slice_pack, "official_class", lambda _: Official)
     monkeypatch.setattr(slice_pack, "file_hashes", lambda _: {"batch": ""})
     monkeypatch.setattr(slice_pack, "damage_in", lambda *_: "")
@@ -298,8 +305,8 @@ def test_a_pack_in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert (there / "runs" / "work" / "unfinished" / "state.pt").exists()
     assert json.loads((there / STATE_FILE).read_text()) == source_state()
     code = "import tiny_wheel, bench; print(tiny_wheel.ANSWER, bench.__file__)"
-    environment = os.environ | {"PYTHONPATH": str(there / "site")}
-    output = subprocess.check_output([sys.executable, "-c", code], cwd=there, env=environment)
+    variables = os.environ | {"PYTHONPATH": str(there / "site")}
+    output = subprocess.check_output([sys.executable, "-c", code], cwd=there, env=variables)
     assert output.decode().split() == ["42", str(there / "bench" / "__init__.py")]
     Path("carried/data.001").unlink()
     result = subprocess.run(unpack, capture_output=True, text=True)

@@ -84,7 +84,7 @@ def pack_wheels(folder: Path, have: Path, python: str) -> None:
         have: a file with what the machine has, as `pip freeze` prints it, or names alone.
         python: the version of the machine's Python, such as 3.12.
     """
-    wheels = missing_packages(read_packages(have), python)
+    wheels = missing_packages(project_requirements(), read_packages(have), python)
     with tempfile.TemporaryDirectory() as scratch:
         if wheels:
             download_wheels(wheels, python, Path(scratch))
@@ -113,15 +113,21 @@ def read_packages(path: Path) -> dict[str, str]:
     return packages
 
 
-def missing_packages(have: Mapping[str, str], python: str) -> list[str]:
-    """Return NAME==VERSION of what this project needs, in the end, and a machine lacks.
+def project_requirements() -> list[str]:
+    """Return what the packed source says it needs."""
+    project = tomllib.loads((SOURCE_ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    needs: list[str] = project["project"]["dependencies"]
+    return needs
+
+
+def missing_packages(needs: Iterable[str], have: Mapping[str, str], python: str) -> list[str]:
+    """Return NAME==VERSION of what is needed, in the end, and a machine lacks.
 
     The versions are those that are installed here. Raise BenchError for one that is not.
     """
     values = dict(MACHINE, python_version=python, python_full_version=f"{python}.0")
     environment: dict[str, str] = {**default_environment(), **values}  # type: ignore[dict-item]
-    project = tomllib.loads((SOURCE_ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    todo = [(Requirement(text), {""}) for text in project["project"]["dependencies"]]
+    todo = [(Requirement(text), {""}) for text in needs]
     missing: dict[str, str] = dict.fromkeys(NEVER_PACKED, "")
     while todo:
         requirement, extras = todo.pop()
@@ -132,10 +138,10 @@ def missing_packages(have: Mapping[str, str], python: str) -> list[str]:
             continue
         try:
             missing[name] = version(name)
-            needs = requires(name) or []
+            brought = requires(name) or []
         except PackageNotFoundError as error:
             raise BenchError(f"{name}, which that machine lacks, is not installed here") from error
-        todo += [(Requirement(text), {"", *requirement.extras}) for text in needs]
+        todo += [(Requirement(text), {"", *requirement.extras}) for text in brought]
     return [f"{name}=={number}" for name, number in sorted(missing.items()) if number]
 
 
