@@ -84,7 +84,8 @@ def pack_wheels(folder: Path, have: Path, python: str) -> None:
         have: a file with what the machine has, as `pip freeze` prints it, or names alone.
         python: the version of the machine's Python, such as 3.12.
     """
-    wheels = missing_packages(project_requirements(), read_packages(have), python)
+    packages = read_packages(have)
+    wheels = missing_packages(project_requirements(), packages, python)
     with tempfile.TemporaryDirectory() as scratch:
         if wheels:
             download_wheels(wheels, python, Path(scratch))
