@@ -17,6 +17,8 @@ from attacks.components.square import Square, SquareL2
 REFERENCE_EPS = 8 / 255
 # The official AutoAttack has nine targets, also for more than ten classes.
 MAX_TARGETS = 9
+# Verdict files from before there were two searches do not name theirs.
+FIRST_SEARCH = {"search": "exact", "precision": "fp32"}
 
 
 @dataclass(frozen=True)
@@ -36,9 +38,15 @@ class Settings:
     precision: str = "fp32"
 
     @property
+    def num_targets(self) -> int:
+        """The number of classes that a targeted attack aims at."""
+        return min(self.num_classes - 1, MAX_TARGETS)
+
+    @property
     def key(self) -> dict[str, Any]:
-        """What a verdict file is of. Files from before there were two searches are exact."""
-        return {name: value for name, value in vars(self).items() if value not in ("exact", "fp32")}
+        """What a verdict file is of."""
+        fields = vars(self).items()
+        return {name: value for name, value in fields if FIRST_SEARCH.get(name) != value}
 
 
 def check_support(attack: Attack, norm: str, pixels: tuple[int, ...]) -> None:
@@ -55,7 +63,7 @@ def check_support(attack: Attack, norm: str, pixels: tuple[int, ...]) -> None:
 def build_attack(attack: Attack, model: AttackedModel, settings: Settings) -> Any:
     """Build the torchattacks object of one component. Call `check_support` first."""
     eps, norm, steps = settings.eps, settings.norm, attack.steps
-    targets = min(settings.num_classes - 1, MAX_TARGETS)
+    targets = settings.num_targets
     common = {"norm": norm, "eps": eps, "seed": settings.seed, "n_restarts": attack.restarts}
     match attack.kind:
         case "deepfool":

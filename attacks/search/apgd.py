@@ -15,7 +15,7 @@ from torch import Tensor
 from attacks.build import Settings
 from attacks.catalog import Attack
 from attacks.components.apgd import ROUNDING_SLACK
-from attacks.search.batches import Batch, Rounds, split_batches
+from attacks.search.batches import Batch, BatchedSearch
 from attacks.search.fooling import keep_fooling, per_image
 from attacks.search.passes import Passes, State
 from attacks.search.slots import Job
@@ -25,29 +25,20 @@ MOMENTUM = 0.75
 RISING = 0.75
 
 
-class APGDSearch:
+class APGDSearch(BatchedSearch):
     """Auto-PGD on the cross-entropy or a DLR loss; a round is a restart or a target."""
 
-    steps_between_looks = 5
-    keeps_last = False
-
-    def __init__(
-        self, attack: Attack, passes: Passes, settings: Settings, x: Tensor, y: Tensor, targets: int
-    ) -> None:
-        self.passes, self.settings, self.x = passes, settings, x
-        self.steps, self.eps, self.norm = attack.steps, settings.eps, settings.norm
-        self.kind = attack.kind
+    def __init__(self, attack: Attack, passes: Passes, settings: Settings, x: Tensor) -> None:
+        super().__init__(attack, passes, settings, x)
+        self.kind, self.rounds_per_image = attack.kind, attack.restarts
         self.checks, self.lengths = _schedule(attack.steps, x.device)
-        rounds, self.targets = attack.restarts, y[:, None]
         if attack.kind == "apgd-t":
-            rounds = targets
-            self.targets = passes.all_logits(x).sort(dim=1)[1].flip(1)[:, 1 : targets + 1]
-        batches = split_batches(len(x), settings.batch_size, settings.seed, x.device)
-        self.rounds, self.rounds_per_image = Rounds(batches, rounds, self._draw), rounds
-        self.next_jobs, self.end = self.rounds.next_jobs, self.rounds.end
+            self.targets = self.likeliest(settings.num_targets)
+            self.rounds_per_image = settings.num_targets
+        self.begin_rounds()
 
-    def _draw(self, batch: Batch, count: int) -> Tensor:
-        """Draw the directions of starts as torchattacks does, on the CPU: (n, C, H, W)."""
+    def draw(self, batch: Batch, count: int) -> Tensor:
+        """Draw the directions of starts, on the CPU: (n, C, H, W)."""
         shape = (count, *self.x.shape[1:])
         if self.norm == "Linf":
             noise = 2 * torch.rand(shape, generator=batch.host) - 1
@@ -55,27 +46,27 @@ class APGDSearch:
             noise = torch.randn(shape, generator=batch.host)
         return noise.to(self.x.device)
 
-    def begin(self, jobs: list[Job]) -> State:
-        rows = torch.tensor([job.image for job in jobs], device=self.x.device)
-        target = torch.tensor([job.target for job in jobs], device=self.x.device)
-        x, noise = self.x[rows], self.rounds.starts(jobs)
+    def begin(self, jobs: list[Job], x: Tensor) -> State:
+        noise = self.starts(jobs)
         if self.norm == "Linf":
             largest = noise.flatten(1).abs().amax(dim=1).view(-1, 1, 1, 1)
             start = x + self.eps * noise / largest
         else:
             start = x + self.eps * noise / (_l2(noise) + 1e-12)
         start = start.clamp(0, 1)
-        columns = target.clamp(max=self.targets.shape[1] - 1)
         zeros = torch.zeros(len(jobs), device=x.device)
-        return {
-            "target": self.targets[rows, columns], "age": zeros.long(),
+        state = {
+            "age": zeros.long(),
             "adv": start, "before": start, "best": start, "best_gradient": torch.zeros_like(x),
             "best_loss": zeros - torch.inf, "checked_loss": zeros, "last_loss": zeros,
             "rises": zeros, "reduced": zeros == 0, "step_size": zeros + 2 * self.eps,
         }  # fmt: skip
+        if self.kind == "apgd-t":
+            state["target"] = self.pick(self.targets, jobs)
+        return state
 
     def step(self, state: State) -> State:
-        loss = partial(self._loss, y=state["y"], target=state["target"])
+        loss = partial(self._loss, y=state["y"], target=state.get("target"))
         adv = state["adv"]
         logits, losses, gradient = self.passes.gradient(adv, loss)
         change = keep_fooling(state, adv, logits, self.eps + ROUNDING_SLACK, self.norm)
@@ -133,12 +124,12 @@ class APGDSearch:
         length = torch.clamp(norm + slack, max=self.eps)
         return (x + delta / (norm + 1e-12) * length).clamp(0, 1)
 
-    def _loss(self, logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    def _loss(self, logits: Tensor, y: Tensor, target: Tensor | None) -> Tensor:
         if self.kind == "apgd-ce":
             return F.cross_entropy(logits, y, reduction="none")
         ordered, classes = logits.sort(dim=1)
         own = logits.gather(1, y[:, None]).squeeze(1)
-        if self.kind == "apgd-t":
+        if target is not None:
             spread = ordered[:, -1] - 0.5 * ordered[:, -3] - 0.5 * ordered[:, -4] + 1e-12
             return -(own - logits.gather(1, target[:, None]).squeeze(1)) / spread
         other = torch.where(classes[:, -1] == y, ordered[:, -2], ordered[:, -1])

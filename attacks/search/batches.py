@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from attacks.search.slots import Job
+from attacks.build import Settings
+from attacks.catalog import Attack
+from attacks.search.passes import Passes
+from attacks.search.slots import Job, Search
 
 
 @dataclass
@@ -39,25 +42,29 @@ def split_batches(count: int, size: int, seed: int, device: torch.device) -> lis
     return batches
 
 
-class Rounds:
-    """Rounds of a batch: restarts or targets. One begins when the last job of the one before ended.
+class BatchedSearch(Search):
+    """A search whose images draw in official batches, in rounds: restarts or targets.
 
-    draw: draws the starts of a round for the images of a batch that are not fooled. together:
-    whether the images of a batch have to begin in the same step.
+    A round of a batch begins when the last job of the one before ended. together: whether the
+    images of a batch have to begin in the same step.
     """
 
-    def __init__(
-        self,
-        batches: list[Batch],
-        rounds: int,
-        draw: Callable[[Batch, int], Tensor],
-        together: bool = False,
-    ) -> None:
-        self.batches, self.rounds, self.draw, self.together = batches, rounds, draw, together
+    together = False
+
+    def __init__(self, attack: Attack, passes: Passes, settings: Settings, x: Tensor) -> None:
+        super().__init__(attack, passes, settings, x)
+        self.batches = split_batches(len(x), settings.batch_size, settings.seed, x.device)
         self.fooled: set[int] = set()
         # The jobs of each round that waits for slots.
         self.ready: deque[list[Job]] = deque()
-        for batch in batches:
+
+    @abstractmethod
+    def draw(self, batch: Batch, count: int) -> Tensor:
+        """Draw the starts of a round, as torchattacks does, for `count` robust images: (n, ...)."""
+
+    def begin_rounds(self) -> None:
+        """Begin the first round of each batch."""
+        for batch in self.batches:
             self._begin_round(batch)
 
     def next_jobs(self, room: int) -> list[Job]:
@@ -79,7 +86,7 @@ class Rounds:
 
     def _begin_round(self, batch: Batch) -> None:
         batch.images = [image for image in batch.images if image not in self.fooled]
-        if batch.rounds == self.rounds or not batch.images:
+        if batch.rounds == self.rounds_per_image or not batch.images:
             batch.starts = torch.empty(0)
             return
         batch.starts = self.draw(batch, len(batch.images))

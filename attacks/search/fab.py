@@ -25,25 +25,19 @@ from attacks.components.fab import (
 )
 from attacks.search.fooling import keep_fooling, per_image
 from attacks.search.passes import Passes, State
-from attacks.search.slots import Job
+from attacks.search.slots import Job, Search
 
 # Rounds of Newton's method, more than any projection was seen to need (test_search.py).
 ROUNDS = 24
 
 
-class FABSearch:
+class FABSearch(Search):
     """FAB towards the second to the tenth class of the clean prediction. Nothing is random."""
 
-    steps_between_looks = 5
-    keeps_last = False
-
-    def __init__(
-        self, attack: Attack, passes: Passes, settings: Settings, x: Tensor, y: Tensor, targets: int
-    ) -> None:
-        self.passes, self.x, self.y = passes, x, y
-        self.steps, self.eps, self.norm = attack.steps, settings.eps, settings.norm
-        self.targets = passes.all_logits(x).argsort(dim=1).flip(1)[:, 1 : targets + 1]
-        self.jobs, self.rounds_per_image = self._pairs(), max(self.targets.shape[1], 1)
+    def __init__(self, attack: Attack, passes: Passes, settings: Settings, x: Tensor) -> None:
+        super().__init__(attack, passes, settings, x)
+        self.targets = self.likeliest(settings.num_targets)
+        self.jobs, self.rounds_per_image = self._pairs(), settings.num_targets
         self.project: Projection = partial(projection_linf, rounds=ROUNDS)
         if settings.norm == "L2":
             self.project = projection_l2
@@ -57,14 +51,9 @@ class FABSearch:
     def next_jobs(self, room: int) -> list[Job]:
         return [*islice(self.jobs, room)]
 
-    def end(self, job: Job, fooled: bool) -> None:
-        """No pair waits for another."""
-
-    def begin(self, jobs: list[Job]) -> State:
-        rows = torch.tensor([job.image for job in jobs], device=self.x.device)
-        columns = torch.tensor([job.target for job in jobs], device=self.x.device)
-        age = torch.zeros(len(jobs), dtype=torch.long, device=self.x.device)
-        return {"target": self.targets[rows, columns], "point": self.x[rows], "age": age}
+    def begin(self, jobs: list[Job], x: Tensor) -> State:
+        age = torch.zeros(len(jobs), dtype=torch.long, device=x.device)
+        return {"target": self.pick(self.targets, jobs), "point": x, "age": age}
 
     def step(self, state: State) -> State:
         gap = partial(logit_gap, y=state["y"], target=state["target"])

@@ -24,19 +24,18 @@ Loss: TypeAlias = Callable[[Tensor], Tensor]
 class Passes:
     """What a search sees of a model: logits, gradients, and whether the reference is fooled.
 
-    size: images in a pass. calls: passes so far. refused: candidates that fooled the search's
+    size: images in a pass. refused: candidates that fooled the search's
     network and not the reference model.
     """
 
     def __init__(self, model: AttackedModel, size: int, precision: str) -> None:
         self.model, self.size, self.precision = model, size, precision
-        self.calls = self.refused = 0
+        self.refused = 0
         self.graphs: dict[int, _StepGraph] = {}
         self.captures = next(model.buffers(), model.anchor).is_cuda
 
     def logits(self, x: Tensor) -> Tensor:
         """Return float32 logits: (B, C, H, W) -> (B, K)."""
-        self.calls += 1
         self.model.forwards += len(x)
         with torch.no_grad():
             return self._network(x)
@@ -48,7 +47,6 @@ class Passes:
 
     def gradient(self, x: Tensor, loss: Loss) -> tuple[Tensor, Tensor, Tensor]:
         """Return logits (B, K), losses (B,) and their gradients at x: (B, C, H, W)."""
-        self.calls += 1
         self.model.forwards += len(x)
         self.model.backwards += len(x)
         images = x.detach().clone().requires_grad_()
@@ -115,21 +113,23 @@ class _StepGraph:
     """A step that a device replays without the host. It works on the tensors of one state."""
 
     def __init__(self, step: Step, state: State, passes: Passes) -> None:
-        before = passes.calls, passes.model.forwards, passes.model.backwards
+        before = passes.model.forwards, passes.model.backwards
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             # The first step may wait: libraries choose their algorithms.
             changed = step(state)
         torch.cuda.current_stream().wait_stream(stream)
-        after = passes.calls, passes.model.forwards, passes.model.backwards
-        self.counts = [now - then for now, then in zip(after, before, strict=True)]
+        after = passes.model.forwards, passes.model.backwards
+        self.forwards, self.backwards = (
+            now - then for now, then in zip(after, before, strict=True)
+        )
         self.state = {name: values.clone() for name, values in state.items()}
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph):
             for name, values in step(self.state).items():
                 self.state[name].copy_(values)
-        passes.calls, passes.model.forwards, passes.model.backwards = after
+        passes.model.forwards, passes.model.backwards = after
         for name, values in (state | changed).items():
             self.state[name].copy_(values)
         state |= self.state
@@ -137,9 +137,8 @@ class _StepGraph:
     def replay(self, passes: Passes) -> None:
         """Take the step."""
         self.graph.replay()
-        passes.calls += self.counts[0]
-        passes.model.forwards += self.counts[1]
-        passes.model.backwards += self.counts[2]
+        passes.model.forwards += self.forwards
+        passes.model.backwards += self.backwards
 
 
 @contextmanager

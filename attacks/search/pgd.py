@@ -9,32 +9,25 @@ from torch import Tensor
 from attacks.build import Settings, pgd_step_size
 from attacks.catalog import Attack
 from attacks.components.margin_attacks import l2_norm, logit_margin
-from attacks.search.batches import Batch, Rounds, split_batches
+from attacks.search.batches import Batch, BatchedSearch
 from attacks.search.passes import Passes, State
 from attacks.search.slots import Job
 
 TINY = 1e-10
 
 
-class PGDSearch:
+class PGDSearch(BatchedSearch):
     """PGD on the cross-entropy or, as "cw", on the margin, from a random start."""
 
-    rounds_per_image = 1
-    steps_between_looks = 5
     keeps_last = True
 
-    def __init__(
-        self, attack: Attack, passes: Passes, settings: Settings, x: Tensor, y: Tensor, targets: int
-    ) -> None:
-        self.passes, self.x, self.on_margin = passes, x, attack.kind == "cw"
-        self.steps, self.eps, self.norm = attack.steps, settings.eps, settings.norm
-        self.alpha = pgd_step_size(attack, settings)
-        batches = split_batches(len(x), settings.batch_size, settings.seed, x.device)
-        self.rounds = Rounds(batches, 1, self._draw)
-        self.next_jobs, self.end = self.rounds.next_jobs, self.rounds.end
+    def __init__(self, attack: Attack, passes: Passes, settings: Settings, x: Tensor) -> None:
+        super().__init__(attack, passes, settings, x)
+        self.on_margin, self.alpha = attack.kind == "cw", pgd_step_size(attack, settings)
+        self.begin_rounds()
 
-    def _draw(self, batch: Batch, count: int) -> Tensor:
-        """Draw the starts as torchattacks does, on the images' device: (n, C, H, W)."""
+    def draw(self, batch: Batch, count: int) -> Tensor:
+        """Draw the starts, on the images' device: (n, C, H, W)."""
         noise = torch.empty((count, *self.x.shape[1:]), device=self.x.device)
         if self.norm == "L2" and not self.on_margin:
             noise.normal_(generator=batch.device)
@@ -52,10 +45,9 @@ class PGDSearch:
         factor = self.eps / (l2_norm(delta) + TINY)
         return delta.mul(factor.clamp(max=1))
 
-    def begin(self, jobs: list[Job]) -> State:
-        rows = torch.tensor([job.image for job in jobs], device=self.x.device)
-        start = (self.x[rows] + self.rounds.starts(jobs)).clamp(0, 1)
-        age = torch.zeros(len(jobs), dtype=torch.long, device=self.x.device)
+    def begin(self, jobs: list[Job], x: Tensor) -> State:
+        start = (x + self.starts(jobs)).clamp(0, 1)
+        age = torch.zeros(len(jobs), dtype=torch.long, device=x.device)
         return {"candidate": start, "age": age}
 
     def step(self, state: State) -> State:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from attacks.attacked_model import AttackedModel
-from attacks.build import MAX_TARGETS, Settings
+from attacks.build import Settings
 from attacks.catalog import Attack
 from attacks.search.apgd import APGDSearch
 from attacks.search.fab import FABSearch
@@ -19,13 +20,14 @@ from attacks.search.slots import Search, Slots
 from attacks.search.square import SquareSearch
 from attacks.search.square_l2 import SquareL2Search
 
-SEARCHES: dict[str, Callable[..., Search]] = {
+Starter: TypeAlias = Callable[[Attack, Passes, Settings, Tensor], Search]
+SEARCHES: dict[str, Starter] = {
     "apgd-ce": APGDSearch, "apgd-dlr": APGDSearch, "apgd-t": APGDSearch,
     "fab-t": FABSearch, "square": SquareSearch, "pgd": PGDSearch, "cw": PGDSearch,
 }  # fmt: skip
 
 
-def search_class(kind: str, norm: str) -> Callable[..., Search] | None:
+def search_class(kind: str, norm: str) -> Starter | None:
     """Return the search of a kind of attack, None where there is only the exact one."""
     if (kind, norm) == ("square", "L2"):
         return SquareL2Search
@@ -45,14 +47,13 @@ class SearchResult:
 
     adv: (N, C, H, W), the images, fooled ones replaced. fooled: (N,) bool, as the search saw it.
     unclear: rows whose logits were not finite in the search's precision. refused: candidates that
-    did not fool the reference model. calls: of the network. size: images in a pass.
+    did not fool the reference model. size: images in a pass.
     """
 
     adv: Tensor
     fooled: Tensor
     unclear: list[int]
     refused: int
-    calls: int
     size: int
 
 
@@ -73,14 +74,13 @@ def search(
     """
     start_search = search_class(attack.kind, settings.norm)
     assert start_search
-    targets = min(settings.num_classes - 1, MAX_TARGETS)
     # The images of a batch go side by side there.
     smallest = min(settings.batch_size, len(x)) if start_search is SquareL2Search else 1
     size = max(size, smallest)
     while True:
         passes = Passes(model, size, settings.precision)
         try:
-            slots = Slots(start_search(attack, passes, settings, x, y, targets), passes, x, y)
+            slots = Slots(start_search(attack, passes, settings, x), passes, x, y)
             slots.run(progress)
             break
         except torch.OutOfMemoryError as error:
@@ -93,4 +93,4 @@ def search(
     fooled = torch.zeros(len(x), dtype=torch.bool)
     fooled[sorted(slots.fooled)] = True
     unclear = sorted(slots.unclear - slots.fooled)
-    return SearchResult(slots.adv, fooled, unclear, passes.refused, passes.calls, size)
+    return SearchResult(slots.adv, fooled, unclear, passes.refused, size)

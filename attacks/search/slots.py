@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from attacks.build import Settings
+from attacks.catalog import Attack
 from attacks.search.passes import Passes, State
 
 # Smaller passes are not faster on a device.
@@ -25,30 +27,49 @@ class Job:
     target: int = 0
 
 
-class Search(Protocol):
-    """An attack, step by step, on independent images.
+class Search(ABC):
+    """An attack, step by step, on independent images x: (N, C, H, W).
 
     steps: of a run, at most. rounds_per_image: runs on an image that stays robust.
     steps_between_looks: steps after which the host asks who is fooled. keeps_last: whether the
     last iterate counts, as PGD's does, and not the first one that fools.
     """
 
-    steps: int
-    rounds_per_image: int
-    steps_between_looks: int
-    keeps_last: bool
+    rounds_per_image = 1
+    steps_between_looks = 5
+    keeps_last = False
 
+    def __init__(self, attack: Attack, passes: Passes, settings: Settings, x: Tensor) -> None:
+        self.passes, self.x, self.steps = passes, x, attack.steps
+        self.eps, self.norm = settings.eps, settings.norm
+
+    @abstractmethod
     def next_jobs(self, room: int) -> list[Job]:
         """Return at most `room` jobs that can begin now; others may wait for jobs to end."""
 
-    def begin(self, jobs: list[Job]) -> State:
-        """Return the state of new jobs."""
+    @abstractmethod
+    def begin(self, jobs: list[Job], x: Tensor) -> State:
+        """Return the state of new jobs, on images x: (n, C, H, W)."""
 
+    @abstractmethod
     def step(self, state: State) -> State:
         """Return what a step changes. Nothing in it may wait for the device."""
 
-    def end(self, job: Job, fooled: bool) -> None:
+    def end(self, job: Job, fooled: bool) -> None:  # noqa: B027
         """Take note of the end of a job."""
+
+    def to_tensor(self, numbers: Iterable[int]) -> Tensor:
+        """Return integers on the images' device."""
+        return torch.tensor([*numbers], dtype=torch.long, device=self.x.device)
+
+    def likeliest(self, count: int) -> Tensor:
+        """Return the `count` likeliest classes of each image behind the first: (N, count)."""
+        return self.passes.all_logits(self.x).argsort(dim=1).flip(1)[:, 1 : count + 1]
+
+    def pick(self, targets: Tensor, jobs: list[Job]) -> Tensor:
+        """Return the target of each job from those of all images, (N, T): (n,)."""
+        rows = self.to_tensor(job.image for job in jobs)
+        return targets[rows, self.to_tensor(job.target for job in jobs)]
 
 
 class Slots:
@@ -100,15 +121,15 @@ class Slots:
         return bool(live or waiting)
 
     def _put(self, slots: list[int], jobs: list[Job]) -> None:
-        rows = torch.tensor([job.image for job in jobs], device=self.x.device)
+        rows = self.search.to_tensor(job.image for job in jobs)
+        x, where = self.x[rows], self.search.to_tensor(slots)
         new = {
-            "x": self.x[rows], "y": self.y[rows], "candidate": self.x[rows],
+            "x": x, "y": self.y[rows], "candidate": x,
             "margin": torch.full((len(jobs),), -torch.inf, device=self.x.device),
             "done": torch.zeros(len(jobs), dtype=torch.bool, device=self.x.device),
             "finite": torch.ones(len(jobs), dtype=torch.bool, device=self.x.device),
         }  # fmt: skip
-        new |= self.search.begin(jobs)
-        where = torch.tensor(slots, device=self.x.device)
+        new |= self.search.begin(jobs, x)
         if not self.state:
             # Slots without a job pass copies of the first image, and are done.
             for name, values in new.items():
@@ -131,7 +152,7 @@ class Slots:
         if not rows:
             self.state = {}
             return
-        index = torch.tensor(rows + [rows[0]] * (size - len(rows)), device=self.x.device)
+        index = self.search.to_tensor(rows + [rows[0]] * (size - len(rows)))
         self.state = {name: values[index] for name, values in self.state.items()}
         self.state["done"][len(rows) :] = True
 
@@ -158,8 +179,7 @@ class Slots:
                     self.unclear.add(job.image)
                 self._end(slot, fooled=False)
         free = [slot for slot, job in enumerate(self.jobs) if job is None]
-        index = torch.tensor(free, dtype=torch.long, device=self.x.device)
-        self.state["done"].index_fill_(0, index, True)
+        self.state["done"].index_fill_(0, self.search.to_tensor(free), True)
 
     def _flags(self) -> tuple[list[int], set[int], set[int]]:
         """Return the slots that are fooled, done and finite: the one wait of several steps."""
@@ -173,7 +193,7 @@ class Slots:
         """Return the slots that fool the reference model too; the others go on."""
         if not slots:
             return []
-        index = torch.tensor(slots, device=self.x.device)
+        index = self.search.to_tensor(slots)
         candidates = self.state["candidate"][index]
         fooled = self.passes.confirm(candidates, self.state["y"][index])
         self.state["margin"].index_fill_(0, index, -torch.inf)

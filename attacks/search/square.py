@@ -14,7 +14,7 @@ from attacks.build import Settings
 from attacks.catalog import Attack
 from attacks.components.margin_attacks import logit_margin
 from attacks.components.square import window_side
-from attacks.search.batches import Batch, Rounds, split_batches
+from attacks.search.batches import Batch, BatchedSearch
 from attacks.search.fooling import keep_fooling, per_image
 from attacks.search.passes import Passes, State
 from attacks.search.slots import Job
@@ -23,34 +23,29 @@ from attacks.search.slots import Job
 QUERIES_AHEAD = 8
 
 
-class SquareSearch:
+class SquareSearch(BatchedSearch):
     """Square in l-inf. A query is one window of one sign for all images of a batch.
 
     The windows do not depend on answers, so all are drawn at the start. A window that changes
     nothing, because its signs are there already, is not passed.
     """
 
-    rounds_per_image = 1
     steps_between_looks = 20
-    keeps_last = False
 
-    def __init__(
-        self, attack: Attack, passes: Passes, settings: Settings, x: Tensor, y: Tensor, targets: int
-    ) -> None:
-        self.passes, self.x, self.eps = passes, x, settings.eps
-        self.steps, (self.channels, self.height, self.width) = attack.steps, x.shape[1:]
+    def __init__(self, attack: Attack, passes: Passes, settings: Settings, x: Tensor) -> None:
+        super().__init__(attack, passes, settings, x)
+        self.channels, self.height, self.width = x.shape[1:]
         sides = [window_side(query, self.height * self.width) for query in range(attack.steps)]
         self.sides = torch.tensor(sides, device=x.device)
         self.row_numbers = torch.arange(self.height, device=x.device).view(1, 1, 1, -1, 1)
         self.column_numbers = torch.arange(self.width, device=x.device).view(1, 1, 1, 1, -1)
-        batches = split_batches(len(x), settings.batch_size, settings.seed, x.device)
         # Of each batch and query: top, left, and a sign for each channel.
-        self.windows = torch.empty(len(batches), attack.steps, 2 + self.channels, device=x.device)
-        self.rounds = Rounds(batches, 1, self._draw)
-        self.next_jobs, self.end = self.rounds.next_jobs, self.rounds.end
+        shape = len(self.batches), attack.steps, 2 + self.channels
+        self.windows = torch.empty(shape, device=x.device)
+        self.begin_rounds()
 
-    def _draw(self, batch: Batch, count: int) -> Tensor:
-        """Draw stripes and windows as torchattacks does, on the CPU; return (n, C, 1, W) signs."""
+    def draw(self, batch: Batch, count: int) -> Tensor:
+        """Draw stripes and windows, on the CPU; return the signs of stripes: (n, C, 1, W)."""
         shape = (count, self.channels, 1, self.width)
         stripes = (2 * torch.rand(shape, generator=batch.host) - 1).sign()
         # One number after the other, in calls as the official ones: top, left, signs.
@@ -62,13 +57,11 @@ class SquareSearch:
         self.windows[batch.number] = drawn.to(self.x.device)
         return stripes.to(self.x.device)
 
-    def begin(self, jobs: list[Job]) -> State:
-        rows = torch.tensor([job.image for job in jobs], device=self.x.device)
-        x = self.x[rows]
-        start = (x + self.eps * self.rounds.starts(jobs)).clamp(0, 1)
+    def begin(self, jobs: list[Job], x: Tensor) -> State:
+        start = (x + self.eps * self.starts(jobs)).clamp(0, 1)
         query = torch.full((len(jobs),), -1, device=x.device)
         return {
-            "batch": torch.tensor([job.batch for job in jobs], device=x.device), "query": query,
+            "batch": self.to_tensor(job.batch for job in jobs), "query": query,
             "tried": start, "best": start,
             "lowest": torch.full_like(query, torch.inf, dtype=x.dtype),
         }  # fmt: skip

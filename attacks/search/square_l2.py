@@ -18,7 +18,7 @@ from attacks.build import Settings, build_attack
 from attacks.catalog import Attack
 from attacks.components.margin_attacks import logit_margin
 from attacks.components.square import unit_length, window_side_l2
-from attacks.search.batches import Batch, Rounds, split_batches
+from attacks.search.batches import Batch, BatchedSearch
 from attacks.search.fooling import keep_fooling, per_image
 from attacks.search.passes import Passes, State
 from attacks.search.slots import Job
@@ -27,18 +27,15 @@ from attacks.search.slots import Job
 HEAD = 5
 
 
-class SquareL2Search:
+class SquareL2Search(BatchedSearch):
     """Square in L2: a query moves the norm of one window to another one."""
 
-    rounds_per_image = 1
     steps_between_looks = 20
-    keeps_last = False
+    together = True
 
-    def __init__(
-        self, attack: Attack, passes: Passes, settings: Settings, x: Tensor, y: Tensor, targets: int
-    ) -> None:
-        self.passes, self.x, self.eps = passes, x, settings.eps
-        self.steps, (self.channels, self.height, self.width) = attack.steps, x.shape[1:]
+    def __init__(self, attack: Attack, passes: Passes, settings: Settings, x: Tensor) -> None:
+        super().__init__(attack, passes, settings, x)
+        self.channels, self.height, self.width = x.shape[1:]
         shape = self.channels, self.height, self.width
         # Of torchattacks: its pattern of a window.
         self.official: Any = build_attack(attack, passes.model, settings)
@@ -46,13 +43,11 @@ class SquareL2Search:
         self.sides = torch.tensor([*sides, sides[-1]], device=x.device)
         self.patterns = self._pattern_table(sorted(set(sides)))
         self.pixels = torch.arange(self.height, device=x.device)
-        batches = split_batches(len(x), settings.batch_size, settings.seed, x.device)
-        largest = max(len(batch.images) for batch in batches)
+        largest = max(len(batch.images) for batch in self.batches)
         numbers = attack.steps * (HEAD + largest * self.channels)
         # Slots that are done read on, where nothing was drawn.
-        self.streams = torch.zeros(len(batches), numbers, device=x.device)
-        self.rounds = Rounds(batches, 1, self._draw, together=True)
-        self.next_jobs, self.end = self.rounds.next_jobs, self.rounds.end
+        self.streams = torch.zeros(len(self.batches), numbers, device=x.device)
+        self.begin_rounds()
 
     def _pattern_table(self, sides: list[int]) -> Tensor:
         """Return the pattern of each side in a corner, and transposed: (H + 1, 2, H * W)."""
@@ -72,7 +67,7 @@ class SquareL2Search:
         pattern: Tensor = torch.cat((halves[0], -1.0 * halves[1]))
         return pattern / (pattern**2).sum(dim=(0, 1), keepdim=True).sqrt()
 
-    def _draw(self, batch: Batch, count: int) -> Tensor:
+    def draw(self, batch: Batch, count: int) -> Tensor:
         """Draw a grid of windows over each image, and the stream of the queries: (n, C, H, W)."""
         start = torch.zeros(count, *self.x.shape[1:], device=self.x.device)
         side = self.height // 5
@@ -89,14 +84,12 @@ class SquareL2Search:
         self.streams[batch.number, : len(numbers)] = numbers.to(self.x.device)
         return start
 
-    def begin(self, jobs: list[Job]) -> State:
-        device = self.x.device
-        x = self.x[torch.tensor([job.image for job in jobs], device=device)]
-        start = (x + unit_length(self.rounds.starts(jobs)) * self.eps).clamp(0, 1)
-        zeros = torch.zeros(len(jobs), dtype=torch.long, device=device)
+    def begin(self, jobs: list[Job], x: Tensor) -> State:
+        start = (x + unit_length(self.starts(jobs)) * self.eps).clamp(0, 1)
+        zeros = torch.zeros(len(jobs), dtype=torch.long, device=x.device)
         return {
-            "batch": torch.tensor([job.batch for job in jobs], device=device),
-            "position": torch.tensor([job.position for job in jobs], device=device),
+            "batch": self.to_tensor(job.batch for job in jobs),
+            "position": self.to_tensor(job.position for job in jobs),
             "query": zeros, "offset": zeros, "tried": start, "best": start,
             "lowest": torch.full_like(zeros, torch.inf, dtype=x.dtype),
         }  # fmt: skip
