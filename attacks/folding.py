@@ -44,7 +44,7 @@ def fold_model(model: nn.Module, sample: Tensor, gradient: Tensor) -> nn.Module:
     return folded if same_gradient and same_logits and repeatable else model
 
 
-def mixture_gradient(model: nn.Module, x: Tensor) -> Tensor | None:
+def mixture_gradient(model: Callable[[Tensor], Tensor], x: Tensor) -> Tensor | None:
     """Return the `input_gradient` of a fixed combination that depends on every logit."""
 
     def mix(logits: Tensor) -> Tensor:
@@ -54,7 +54,9 @@ def mixture_gradient(model: nn.Module, x: Tensor) -> Tensor | None:
     return input_gradient(model, x, mix)
 
 
-def input_gradient(model: nn.Module, x: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor | None:
+def input_gradient(
+    model: Callable[[Tensor], Tensor], x: Tensor, loss: Callable[[Tensor], Tensor]
+) -> Tensor | None:
     """Return the gradient of the summed loss at images x: (B, ...).
 
     None if the logits do not depend on them.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from attacks.catalog import Attack
 from attacks.components.fab import projection_l2, projection_linf
 from attacks.isolation import isolated_state
 from attacks.search.choice import choose_search
+from attacks.search.compiling import compile_network, count_operations
 from attacks.search.fab import ROUNDS
 from attacks.search.passes import Passes
 from attacks.search.run import search
@@ -352,6 +354,58 @@ def test_what_cannot_be_searched_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         evaluate(*task, ("apgd_ce",), probes=0, search=search, precision=precision)
+
+
+def break_off(x: Tensor) -> Tensor:
+    raise ValueError("no kernel for this\nin detail")
+
+
+@pytest.mark.parametrize(
+    ("compiled", "reason"),
+    [
+        (break_off, r"ValueError: no kernel for this$"),
+        (lambda x: x.flatten(1)[:, :10], r"compiled, it computes something else$"),
+        (lambda x: x.flatten(1)[:, :10] * math.nan, r"compiled, it computes something else$"),
+    ],
+)
+def test_a_network_that_cannot_be_compiled_runs_as_written(
+    compiled: Any, reason: str, task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"eps": 0.12, "probes": 0, "search": "device"}
+    expected = evaluate(*task, ("apgd_ce",), **options).robust["apgd_ce"]
+    monkeypatch.setattr("attacks.search.run.pays_to_compile", lambda *_: True)
+    monkeypatch.setattr(torch, "compile", lambda network, dynamic: compiled)
+    with pytest.warns(UserWarning, match="network is not compiled, which is slower: " + reason):
+        verdict = evaluate(*task, ("apgd_ce",), **options).robust["apgd_ce"]
+    assert torch.equal(verdict, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="no compiler of C++")
+def test_a_compiled_network_gives_the_same_verdicts(
+    task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"eps": 0.12, "probes": 0, "search": "device"}
+    expected = evaluate(*task, ("apgd_ce", "pgd20"), **options).robust
+    monkeypatch.setattr("attacks.search.run.pays_to_compile", lambda *_: True)
+    made, original = [], compile_network
+
+    def kept(*arguments: Any) -> Any:
+        made.append(original(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr("attacks.search.passes.compile_network", kept)
+    verdicts = evaluate(*task, ("apgd_ce", "pgd20"), **options).robust
+    assert len(made) == 2
+    assert None not in made
+    for name, expectation in expected.items():
+        assert torch.equal(verdicts[name], expectation)
+
+
+def test_operations_are_those_of_one_image() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Flatten(), nn.Linear(8 * 64, 10))
+    multiplications = 8 * 8 * 8 * 3 * 9 + 8 * 64 * 10
+    assert count_operations(network, torch.rand(5, 3, 8, 8)) == 2 * multiplications
 
 
 def test_the_device_chooses_the_search() -> None:

@@ -34,6 +34,8 @@ ROUNDS = 24
 class FABSearch(Search):
     """FAB towards the second to the tenth class of the clean prediction. Nothing is random."""
 
+    passes_per_step = 3
+
     def __init__(self, attack: Attack, passes: Passes, settings: Settings, x: Tensor) -> None:
         super().__init__(attack, passes, settings, x)
         self.targets = self.likeliest(settings.num_targets)

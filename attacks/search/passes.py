@@ -1,4 +1,4 @@
-"""Passes of the network for a search: in a precision, of few sizes, captured as CUDA graphs."""
+"""Passes of the network for a search: in a precision, of few sizes, compiled and captured."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from attacks.attacked_model import AttackedModel
 from attacks.isolation import backends
+from attacks.search.compiling import Network, compile_network
 
 # What a search keeps of each slot, by name: (B, ...). "x", "y", "candidate" (the last adversarial
 # example or iterate), "margin" (by how much it fools, -inf for none), "done" (the run is at its
@@ -24,13 +25,15 @@ Loss: TypeAlias = Callable[[Tensor], Tensor]
 class Passes:
     """What a search sees of a model: logits, gradients, and whether the reference is fooled.
 
-    size: images in a pass. refused: candidates that fooled the search's
-    network and not the reference model.
+    size: images in a pass. refused: candidates that fooled the search's network and not the
+    reference model. compiles: whether the first step compiles the network for passes of its size.
     """
 
     def __init__(self, model: AttackedModel, size: int, precision: str) -> None:
         self.model, self.size, self.precision = model, size, precision
-        self.refused = 0
+        self.refused, self.compiles = 0, False
+        self.compiled: Network | None = None
+        self.compiled_size = 0
         self.graphs: dict[int, _StepGraph] = {}
         self.captures = next(model.buffers(), model.anchor).is_cuda
 
@@ -57,9 +60,15 @@ class Passes:
         return logits.detach(), losses.detach(), gradient.contiguous()
 
     def _network(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            logits: Tensor = self.model.network(x)
-        return logits.float()
+        network: Network = self.model.network
+        if self.compiled is not None and len(x) == self.compiled_size:
+            network = self.compiled
+        with self._autocast(x):
+            return network(x).float()
+
+    def _autocast(self, x: Tensor) -> torch.autocast:
+        enabled = self.precision == "bf16"
+        return torch.autocast(x.device.type, torch.bfloat16, enabled=enabled)
 
     def confirm(self, adv: Tensor, y: Tensor) -> list[bool]:
         """Return which images (n, C, H, W) the reference model misclassifies, in full precision."""
@@ -78,12 +87,19 @@ class Passes:
         """Take a step: it changes `state` in place."""
         graph = self.graphs.get(len(state["y"]))
         with low_precision(self.precision):
+            if self.compiles:
+                self._compile(state["x"])
             if graph:
                 graph.replay(self)
             elif self.captures:
                 self._capture(step, state)
             else:
                 state |= step(state)
+
+    def _compile(self, x: Tensor) -> None:
+        self.compiles, self.compiled_size = False, len(x)
+        with self._autocast(x):
+            self.compiled = compile_network(self.model.network, x)
 
     def _capture(self, step: Step, state: State) -> None:
         """Take a step, and keep it as a graph for the steps to come."""

@@ -13,6 +13,7 @@ from attacks.attacked_model import AttackedModel
 from attacks.build import Settings
 from attacks.catalog import Attack
 from attacks.search.apgd import APGDSearch
+from attacks.search.compiling import MIN_OPERATIONS, count_operations
 from attacks.search.fab import FABSearch
 from attacks.search.passes import Passes
 from attacks.search.pgd import PGDSearch
@@ -39,6 +40,14 @@ def can_search(attack: Attack, model: AttackedModel, settings: Settings) -> bool
     # One pass of a randomised model says nothing, and without gradients only Square can begin.
     has_class = search_class(attack.kind, settings.norm) is not None
     return has_class and attack.eot == 1 and (model.differentiable or attack.kind == "square")
+
+
+def pays_to_compile(search: Search, model: AttackedModel, x: Tensor) -> bool:
+    """Return whether an attack on images x, (N, C, H, W), is long enough to compile the network."""
+    if not x.is_cuda:
+        return False
+    passes = len(x) * search.rounds_per_image * search.steps * search.passes_per_step
+    return passes * count_operations(model.network, x) >= MIN_OPERATIONS
 
 
 @dataclass(frozen=True)
@@ -80,7 +89,9 @@ def search(
     while True:
         passes = Passes(model, size, settings.precision)
         try:
-            slots = Slots(start_search(attack, passes, settings, x), passes, x, y)
+            attack_search = start_search(attack, passes, settings, x)
+            passes.compiles = pays_to_compile(attack_search, model, x)
+            slots = Slots(attack_search, passes, x, y)
             slots.run(progress)
             break
         except torch.OutOfMemoryError as error:

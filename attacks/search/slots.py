@@ -32,10 +32,12 @@ class Search(ABC):
 
     steps: of a run, at most. rounds_per_image: runs on an image that stays robust.
     steps_between_looks: steps after which the host asks who is fooled. keeps_last: whether the
-    last iterate counts, as PGD's does, and not the first one that fools.
+    last iterate counts, as PGD's does, and not the first one that fools. passes_per_step: an input
+    gradient costs as much as another pass.
     """
 
     rounds_per_image = 1
+    passes_per_step = 2
     steps_between_looks = 5
     keeps_last = False
 

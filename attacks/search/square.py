@@ -31,6 +31,7 @@ class SquareSearch(BatchedSearch):
     """
 
     steps_between_looks = 20
+    passes_per_step = 1
 
     def __init__(self, attack: Attack, passes: Passes, settings: Settings, x: Tensor) -> None:
         super().__init__(attack, passes, settings, x)

@@ -31,6 +31,7 @@ class SquareL2Search(BatchedSearch):
     """Square in L2: a query moves the norm of one window to another one."""
 
     steps_between_looks = 20
+    passes_per_step = 1
     together = True
 
     def __init__(self, attack: Attack, passes: Passes, settings: Settings, x: Tensor) -> None:
