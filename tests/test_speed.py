@@ -38,7 +38,7 @@ def test_a_line_for_each_suite(
     monkeypatch.setattr(speed, "SECONDS_PER_RATE", 0.05)
     monkeypatch.setattr("bench.execution.speed.has_bf16", lambda device: bf16)
     monkeypatch.setattr(
-        suites, "SUITES", {"digits": suites.DIGITS, "cifar-mini": suites.CIFAR_MINI}
+        doctor, "SUITES", {"digits": suites.DIGITS, "cifar-mini": suites.CIFAR_MINI}
     )
     doctor.diagnose(doctor.DoctorOptions(speed=True, device="cpu"))
     output = capsys.readouterr().out
@@ -53,6 +53,26 @@ def test_a_line_for_each_suite(
         )
         assert rate
         assert 0 < int(rate[1]) <= 120, "faster than the machine"
+    gains = re.findall(r"; with --precision bf16 ([\d.]+) times as fast", output)
+    assert len(gains) == (2 if bf16 else 0)
+
+
+@pytest.mark.parametrize(
+    ("rates", "line"),
+    [
+        ({"fp32": 2.0}, "this device has no bf16: with --precision bf16 it trains in fp32"),
+        (
+            {"fp32": 2.0, "bf16": 5.0},
+            "--precision bf16 pays here: convolutions 2.5 times as fast",
+        ),
+        (
+            {"fp32": 2.0, "bf16": 1.0},
+            "--precision bf16 does not pay here: convolutions 0.5 times as fast",
+        ),
+    ],
+)
+def test_the_precision_that_pays(rates: dict[str, float], line: str) -> None:
+    assert speed.precision_advice(rates) == line
 
 
 def test_the_ceiling_is_reproducible(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,7 +118,7 @@ def test_a_busy_machine_is_named_in_a_line(
     monkeypatch.setattr("os.getloadavg", lambda: (load, 0.0, 0.0))
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     monkeypatch.setattr(speed, "SECONDS_PER_RATE", 0.01)
-    monkeypatch.setattr(suites, "SUITES", {"digits": suites.DIGITS})
+    monkeypatch.setattr(doctor, "SUITES", {"digits": suites.DIGITS})
     monkeypatch.setattr("bench.execution.speed.has_bf16", lambda device: False)
     for measure in (False, True):
         options = doctor.DoctorOptions(device="cpu", store=tmp_path, json=True, speed=measure)

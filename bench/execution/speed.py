@@ -18,12 +18,13 @@ from bench.protocol.suites import Suite
 from bench.system.progress import format_duration
 from bench.training.memory_layout import arrange_memory, has_bf16
 from bench.training.trainer import TrainingModule
-from methods.base import Net
+from methods.base import Batch, Net
 
 SECONDS_PER_RATE = 0.5  # seconds of measuring a rate, in windows of which the best one counts
 WINDOWS = 5
 MOST_SECONDS = 2.0  # seconds after which a slow step is not measured again
 STEPS = 4  # steps of one batch that are timed, of which the best one counts
+MIN_GAIN = 1.2  # times as fast from which a precision pays
 BUSY = 0.5  # running processes per core, beside this one, from which a measured rate is in doubt
 PROBE_IMAGES = 4  # images of the quick probe
 LONG_STEP = 1.0  # seconds of a step from which no larger batch is tried
@@ -33,7 +34,10 @@ CONVOLUTION_IMAGES = 64
 
 @dataclass(frozen=True)
 class SuiteSpeed:
-    """The training step of a suite's first student; its share of the best rate of convolutions."""
+    """The training step of a suite's first student; its share of the best rate of convolutions.
+
+    bf16_gain: how many times as fast the step is with --precision bf16, where the device has it.
+    """
 
     suite: str
     student: str
@@ -41,15 +45,19 @@ class SuiteSpeed:
     share: float
     epoch_seconds: float
     training_seconds: float
+    bf16_gain: float | None
 
     def __str__(self) -> str:
         """Return a line for people."""
-        return (
+        line = (
             f"{self.suite:14}{self.student}: {self.images_per_second:,.3g} images a second of "
             f"RSLAD, {100 * self.share:.0f} % of that; "
             f"an epoch {format_duration(self.epoch_seconds)}, "
             f"training a student {format_duration(self.training_seconds)}"
         )
+        if self.bf16_gain is not None:
+            line += f"; with --precision bf16 {self.bf16_gain:.1f} times as fast"
+        return line
 
 
 def busy_warning() -> str:
@@ -111,6 +119,15 @@ def peak_rates(device: torch.device) -> dict[str, float]:
     return rates
 
 
+def precision_advice(rates: dict[str, float]) -> str:
+    """Return a line that says, from `peak_rates`, whether bf16 pays on this device."""
+    if "bf16" not in rates:
+        return "this device has no bf16: with --precision bf16 it trains in fp32"
+    gain = rates["bf16"] / rates["fp32"]
+    verdict = "pays" if gain >= MIN_GAIN else "does not pay"
+    return f"--precision bf16 {verdict} here: convolutions {gain:.1f} times as fast"
+
+
 def training_speed(suite: Suite, device: torch.device, peak_rate: float) -> SuiteSpeed:
     """Time a step of RSLAD with the suite's first student and its robust teacher.
 
@@ -127,7 +144,11 @@ def training_speed(suite: Suite, device: torch.device, peak_rate: float) -> Suit
         size = min(max(8 * size, 1), suite.training.batch)
         # The first step of a size may load libraries.
         batch = random_batch(suite, info.name, size, device)
-        seconds = min(time_loss_and_gradient(module, batch, device) for _ in range(STEPS))
+        seconds = step_seconds(module, batch, device)
+    bf16_gain = None
+    if has_bf16(device):
+        with torch.autocast(device.type, torch.bfloat16):
+            bf16_gain = seconds / step_seconds(module, batch, device)
     images_per_second = size / seconds
     epoch_seconds = (suite.limit_train or info.num_train) / images_per_second
     return SuiteSpeed(
@@ -137,7 +158,13 @@ def training_speed(suite: Suite, device: torch.device, peak_rate: float) -> Suit
         operations * images_per_second / peak_rate,
         epoch_seconds,
         epoch_seconds * suite.training.epochs,
+        bf16_gain,
     )
+
+
+def step_seconds(module: TrainingModule, batch: Batch, device: torch.device) -> float:
+    """Return the seconds of a training step, the best of several."""
+    return min(time_loss_and_gradient(module, batch, device) for _ in range(STEPS))
 
 
 def step_operations(student: Net, teacher: Net, shape: tuple[int, ...], steps: int) -> int:

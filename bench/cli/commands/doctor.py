@@ -62,10 +62,12 @@ def diagnose(options: DoctorOptions) -> None:
 
 
 def measure_throughput(device: torch.device, say: Say) -> dict[str, Any]:
-    """Time a forward and a backward pass of each suite's first student."""
-    from bench.execution.speed import probe_speed
+    """Time convolutions, and a forward and a backward pass of each suite's first student."""
+    from bench.execution.speed import peak_rates, precision_advice, probe_speed
 
-    speeds = {}
+    rates = peak_rates(device)
+    say(f"{'precision':14}{precision_advice(rates)}")
+    speeds: dict[str, Any] = {"convolutions": rates}
     for suite in SUITES.values():
         rate, student = probe_speed(suite, device), suite.students[0]
         say(f"{suite.name:14}{student}: {rate:,.0f} images a second, forward and backward")
