@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from records import make_context
 from specs import make_spec
 from torch import Tensor
 from torch._dynamo.backends.debugging import aot_eager
@@ -22,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import methods
 from bench import models
 from bench.datasets import loading
+from bench.system.errors import BenchError
 from bench.training import compiling, memory_layout
 from bench.training.trainer import Trainer, TrainingModule
 from leaderboards.schema.spec import Training
@@ -61,6 +63,7 @@ def has_mask(indices: list[Tensor | None]) -> bool:
 
 def make_trainer(folder: Path, method: Method, precision: Any = "fp32", **changes: Any) -> Trainer:
     """Return a trainer with a robust and a natural teacher; `changes` are fields of Training."""
+    folder.mkdir(exist_ok=True)
     training = Training(epochs=3, batch=32, lr=0.05, **changes)
     spec = make_spec(training, precision=precision)
     torch.manual_seed(0)
@@ -265,6 +268,60 @@ def test_networks_that_cannot_be_compiled_run_as_written(tmp_path: Path) -> None
     assert fold(module.nets.student.eval()), "its attacks are not folded any more"
 
 
+@pytest.mark.usefixtures("compilations")
+@pytest.mark.parametrize("fails_in", [0, 2])
+def test_compiled_code_that_fails_later_is_left(
+    fails_in: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The epoch is begun again: in the first one nothing is left of what was compiled."""
+    as_written = make_trainer(tmp_path / "written", methods.load("rslad")())
+    expected: list[dict[str, float]] = []
+    as_written.fit(lambda row, _: expected.append(row), lambda *_: None)
+    trainer = make_trainer(tmp_path / "compiled", methods.load("rslad")())
+    update, epochs = trainer.update, []
+
+    def fail_in_the_second_step(batch: Batch) -> dict[str, Tensor]:
+        epochs.append(batch.epoch)
+        if trainer.compiled and epochs.count(fails_in) == 2:
+            raise RuntimeError("no such kernel\nas this")
+        return update(batch)
+
+    monkeypatch.setattr(trainer, "update", fail_in_the_second_step)
+    monkeypatch.setattr(trainer, "_pays_to_compile", lambda epochs: True)
+    rows: list[dict[str, float]] = []
+    monkeypatch.setattr("bench.system.log.LOGGER.propagate", True)
+    trainer.fit(lambda row, _: rows.append(row), lambda *_: None)
+    assert trainer.training_path[-1] == f"not compiled since epoch {fails_in} (RuntimeError)"
+    assert f"compiled code failed in epoch {fails_in}, it is not used now: no such" in caplog.text
+    assert [row["epoch"] for row in rows] == [0, 1, 2]
+    exact = {"rel": 0, "abs": 0} if fails_in == 0 else {"rel": 0.02}
+    for row, expectation in zip(rows, expected, strict=True):
+        assert row == pytest.approx(expectation, **exact)
+
+
+@pytest.mark.usefixtures("compilations")
+def test_other_errors_are_not_taken_for_the_compilers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loss that is not finite, too little memory, and what fails as written too."""
+    for error in (BenchError("nan"), torch.OutOfMemoryError("full"), ValueError("again")):
+        trainer = make_trainer(tmp_path / type(error).__name__, methods.load("rslad")())
+        calls = []
+
+        def fail(batch: Batch, error: Exception = error, calls: list[int] = calls) -> None:
+            calls.append(batch.epoch)
+            raise error
+
+        monkeypatch.setattr(trainer, "update", fail)
+        monkeypatch.setattr(trainer, "_pays_to_compile", lambda epochs: True)
+        with pytest.raises(type(error)):
+            trainer.fit(lambda *_: None, lambda *_: None)
+        assert len(calls) == (2 if isinstance(error, ValueError) else 1)
+
+
 @pytest.mark.parametrize(
     ("arch", "safe"),
     [
@@ -331,3 +388,16 @@ def test_freed_memory_is_used_again_without_new_pages() -> None:
     )
     # Two such tensors have 7,800 pages.
     assert float(result.stdout) < 100
+
+
+@pytest.mark.parametrize("stated", ["", "elsewhere"])
+def test_compiled_code_is_kept_in_the_store(
+    stated: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "TORCHINDUCTOR_CACHE_DIR"
+    monkeypatch.setenv(name, stated)
+    if not stated:
+        monkeypatch.delenv(name)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    make_context(tmp_path)
+    assert os.environ[name] == (stated or str(tmp_path.resolve() / "compiled"))

@@ -25,6 +25,7 @@ from bench.models import checkpoint
 from bench.training import compiling, cuda_graphs
 from bench.training.trainer import Trainer, TrainingModule
 from leaderboards.schema.spec import Training
+from methods import inner
 from methods.base import Method
 from methods.inner import Budget, ce, pgd
 from methods.pgd_at import PgdAt
@@ -118,6 +119,44 @@ def test_a_captured_step_is_the_step_as_written(name: str, tmp_path: Path) -> No
         torch.testing.assert_close(
             actual[key], expected[key], rtol=1e-3, atol=1e-4, equal_nan=True, msg=key
         )
+
+
+def test_replayed_steps_draw_fresh_random_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Augmented images and starts of attacks, in two epochs, are those of steps as written."""
+    starts, start_noise = [], inner._start_noise
+
+    def kept_noise(*arguments: Any) -> Tensor:
+        starts.append(start_noise(*arguments))
+        return starts[-1]
+
+    monkeypatch.setattr(inner, "_start_noise", kept_noise)
+    drawn: dict[bool, list[Tensor]] = {}
+    for replays in (True, False):
+        trainer = make_trainer(tmp_path, methods.load("pgd_at")())
+        drawn[replays] = []
+
+        def step(index: Tensor, trainer: Trainer = trainer) -> dict[str, Tensor]:
+            batch = trainer.make_batch(index, 0)
+            trainer.update(batch)
+            return {"images": batch.x, "start": starts[-1]}
+
+        assert trainer.graphs
+        graphs = trainer.graphs
+        trainer.module.train()
+        for epoch in range(2):
+            torch.manual_seed(epoch)
+            run_step = graphs.step_of_epoch(step, epoch_dependent=False) if replays else step
+            for number, index in enumerate(trainer.epoch_batches()[:STEPS]):
+                trainer.set_learning_rates(12 * epoch + number)
+                drawn[replays] += [value.clone() for value in run_step(index).values()]
+        assert replays == (graphs.last_step is not None and graphs.last_step.graph is not None)
+    assert len(drawn[True]) == 2 * 2 * STEPS
+    for replayed, written in zip(drawn[True], drawn[False], strict=True):
+        assert torch.equal(replayed, written)
+    for number, value in enumerate(drawn[True]):
+        assert not any(torch.equal(value, other) for other in drawn[True][:number])
 
 
 @pytest.mark.parametrize(("name", "depends"), [("rslad", False), ("igdm", True)])

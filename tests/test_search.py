@@ -383,10 +383,11 @@ def test_a_network_that_cannot_be_compiled_runs_as_written(
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="no compiler of C++")
 def test_a_compiled_network_gives_the_same_verdicts(
-    task: Task, monkeypatch: pytest.MonkeyPatch
+    task: Task, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     options: dict[str, Any] = {"eps": 0.12, "probes": 0, "search": "device"}
     expected = evaluate(*task, ("apgd_ce", "pgd20"), **options).robust
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr("attacks.search.run.pays_to_compile", lambda *_: True)
     made, original = [], compile_network
 
@@ -398,6 +399,7 @@ def test_a_compiled_network_gives_the_same_verdicts(
     verdicts = evaluate(*task, ("apgd_ce", "pgd20"), **options).robust
     assert len(made) == 2
     assert None not in made
+    assert any(tmp_path.rglob("*.so"))
     for name, expectation in expected.items():
         assert torch.equal(verdicts[name], expectation)
 

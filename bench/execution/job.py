@@ -9,6 +9,7 @@ import dataclasses
 import json
 import logging
 import math
+import os
 import shutil
 import traceback
 from collections import Counter
@@ -53,6 +54,8 @@ if TYPE_CHECKING:
 # mark of a run that is to be repeated, whatever the record says.
 TEACHER_CHECKSUMS_FILE = "teachers.json"
 REPEAT_MARK = "again"
+# Compiled code, which later runs of the store need not compile.
+COMPILED_CODE = "compiled"
 SHOWN_ACCURACIES = ("clean", "pgd20", "aa")
 
 
@@ -68,6 +71,10 @@ class RunContext:
     code: dict[str, str]
     group: ProcessGroup = SINGLE_PROCESS
     search: tuple[str, str] = ("exact", "fp32")
+
+    def __post_init__(self) -> None:
+        # The compiler's own choice is the folder of temporary files.
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(self.root.resolve() / COMPILED_CODE))
 
     @property
     def root(self) -> Path:

@@ -43,9 +43,7 @@ def compile_networks(nets: Nets, sample_loss: Callable[[], Tensor]) -> str:
         sample_loss().backward()  # type: ignore[no-untyped-call]
     except Exception as error:
         # A compiler fails in many ways; a gradient of gradients, for one, cannot be compiled.
-        for net in networks:
-            vars(net).pop("features")
-            net.fold_batchnorm = True
+        decompile_networks(nets)
         return f"not compiled ({type(error).__name__})"
     finally:
         with torch.no_grad():
@@ -54,6 +52,13 @@ def compile_networks(nets: Nets, sample_loss: Callable[[], Tensor]) -> str:
         nets.student.zero_grad(set_to_none=True)
         nets.parts.zero_grad(set_to_none=True)
     return COMPILED
+
+
+def decompile_networks(nets: Nets) -> None:
+    """Let compiled networks run as written again."""
+    for net in all_networks(nets):
+        vars(net).pop("features")
+        net.fold_batchnorm = True
 
 
 @contextmanager

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from bench.datasets.augmentation import augment, to_float
 from bench.datasets.splits import Data, Split
 from bench.models.checkpoint import read, save
-from bench.system.errors import BenchError, UsageError
+from bench.system.errors import BenchError, UsageError, one_line
+from bench.system.log import LOGGER
 from bench.training.averaging import AveragedNetwork
 from bench.training.awp import perturbed_weights
 from bench.training.compiling import (
@@ -30,6 +31,7 @@ from bench.training.compiling import (
     MIN_IMAGES_TO_COMPILE,
     compile_networks,
     cudnn_benchmark,
+    decompile_networks,
     uncompiled,
 )
 from bench.training.cuda_graphs import CAPTURED, CapturedStep, Step, StepGraphs
@@ -123,6 +125,7 @@ class Trainer:
         self.steps_per_epoch = len(data.train.x) // batch
         self.graphs = StepGraphs(self.device) if self.device.type == "cuda" else None
         self.bf16 = spec.precision == "bf16" and has_bf16(self.device)
+        self.compiled = False
         # How steps are made fast on this device, for the record.
         self.training_path = self._prepare_networks()
         self.optimiser = self._make_optimiser()
@@ -169,46 +172,77 @@ class Trainer:
         for row in self.state.history:
             log(row, int(row["epoch"]))
         epochs = range(self.state.epoch, self.spec.training.epochs)
-        compiled = self._compile(epochs)
+        if self._pays_to_compile(epochs):
+            self._compile(epochs[0])
         with self.graphs.freed_on_exit() if self.graphs else nullcontext():
             for epoch in epochs:
-                row = self._train_and_validate(epoch, compiled, tick)
+                row = self._train_and_validate(epoch, tick)
                 if self.process_group.is_leader:
                     log(row, epoch)
         return self.state
 
-    def _train_and_validate(self, epoch: int, compiled: bool, tick: Tick) -> dict[str, float]:
+    def _train_and_validate(self, epoch: int, tick: Tick) -> dict[str, float]:
         """Train one epoch, then validate and write checkpoints on the leader; return metrics."""
         start = time.perf_counter()
         with cudnn_benchmark():
-            row = {"epoch": epoch, **self._train_epoch(epoch, tick)}
+            row = {"epoch": epoch, **self._train_epoch_or_decompile(epoch, tick)}
         if not self.process_group.is_leader:
             return row
         training = self.spec.training
         if (epoch + 1) % training.validate_every == 0 or epoch + 1 == training.epochs:
             # Validation images come in batches of other sizes, each of which would be compiled.
-            with uncompiled() if compiled else nullcontext():
+            with uncompiled() if self.compiled else nullcontext():
                 row |= self._validate(epoch)
         self.state.seconds += time.perf_counter() - start
         self._save_epoch(epoch, row)
         return row
 
-    def _compile(self, epochs: range) -> bool:
-        """Compile the networks where enough training is left; return whether that was done."""
-        if self.graphs is None or self.process_group.sync_batchnorm:
-            # SyncBatchNorm's exchange cannot be compiled.
-            return False
-        if len(epochs) * len(self.data.train) < MIN_IMAGES_TO_COMPILE:
-            return False
+    def _pays_to_compile(self, epochs: range) -> bool:
+        """Return whether networks can be compiled and enough training is left."""
+        # SyncBatchNorm's exchange cannot be compiled.
+        can_compile = self.graphs is not None and not self.process_group.sync_batchnorm
+        return can_compile and len(epochs) * len(self.data.train) >= MIN_IMAGES_TO_COMPILE
+
+    def _compile(self, epoch: int) -> None:
+        """Compile the networks, unless a step of the epoch fails with them."""
 
         def sample_loss() -> Tensor:
-            batch = self.make_batch(self.epoch_batches()[0], epochs[0])
+            batch = self.make_batch(self.epoch_batches()[0], epoch)
             return self.loss_terms(batch, self.attack(batch))[1]
 
         self.module.train()
-        with self.graphs.capture_stream():
+        with self.graphs.capture_stream() if self.graphs else nullcontext():
             self.training_path.append(compile_networks(self.module.nets, sample_loss))
-        return COMPILED in self.training_path
+        self.compiled = COMPILED in self.training_path
+        if self.compiled and not (self.folder / STATE).exists():
+            # Where to go back to, should the compiled code fail in the first epoch.
+            save(self.folder / STATE, self._snapshot())
+
+    def _train_epoch_or_decompile(self, epoch: int, tick: Tick) -> dict[str, float]:
+        """Train an epoch. Where compiled code fails the epoch is begun again as written."""
+        try:
+            return self._train_epoch(epoch, tick)
+        except (BenchError, torch.OutOfMemoryError):
+            raise
+        # A compiler fails in many ways, for a shape or a branch that comes late.
+        except Exception as error:
+            # Of several processes the others would not go back.
+            if not self.compiled or self.process_group.size > 1:
+                raise
+            reason = one_line(error, 200)
+            LOGGER.warning(f"compiled code failed in epoch {epoch}, it is not used now: {reason}")
+            self._decompile(epoch, error)
+        return self._train_epoch(epoch, tick)
+
+    def _decompile(self, epoch: int, error: Exception) -> None:
+        """Go back to the beginning of the epoch, with networks as written."""
+        decompile_networks(self.module.nets)
+        self.compiled = False
+        name = f"not compiled since epoch {epoch} ({type(error).__name__})"
+        self.training_path[self.training_path.index(COMPILED)] = name
+        if self.graphs is not None:
+            self.graphs.last_step = None
+        self._resume()
 
     def _train_epoch(self, epoch: int, tick: Tick) -> dict[str, float]:
         """Pass once over the training images; return the mean of every loss term."""
