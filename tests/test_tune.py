@@ -337,6 +337,8 @@ def test_infeasible_and_failed_trials_are_reported(
         ("--range alpha=-1:0", "--range: rslad: alpha = -1.0: not negative"),
         ("--min-clean 2", "between 0 and 1"),
         ("--sampler grid", "--sampler"),
+        ("--device cuda:99", "there is no such device here"),
+        ("--search device --search-precision tf32 --device cpu", "this device (cpu) has none"),
         ("--storage runs/tuning.journal", "no longer used; use sqlite:///runs/tuning.db"),
         ("--storage postgresql://me:secret@127.0.0.1:1/none --min-clean 0", "cannot be used"),
     ],
@@ -357,6 +359,7 @@ def test_bad_option_is_an_error_of_one_line(
     assert message in error
     assert "Traceback" not in error
     assert "secret" not in error
+    assert not list(tmp_path.iterdir())
 
 
 def test_dry_run_shows_space_and_cost(tmp_path: Path) -> None:

@@ -68,10 +68,10 @@ def tune(options: TuneOptions, dry_run: bool = False) -> int:
     warn_of_few_trials(options)
     if dry_run:
         return show_plan(options, runs, spaces)
-    # A storage that cannot be reached is reported before anything is trained.
-    connect(storage_url(options))
     device, source = environment.resolve_device(options.device), environment.source_state()
     attack_search = choose_attack_search(options, device)
+    # A storage that cannot be reached is reported before anything is trained.
+    connect(storage_url(options))
     run_context = RunContext(TrackingStore(options.store), device, source, search=attack_search)
     open_log_file(options.store, log_head(device, source))
     if code := train_teachers(options, runs):
