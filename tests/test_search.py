@@ -380,6 +380,31 @@ def test_a_network_that_cannot_be_compiled_runs_as_written(
     assert torch.equal(verdict, expected)
 
 
+def test_a_step_that_cannot_be_captured_is_taken_as_written(
+    task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What CUDA says of a capture is invented: there is none on a CPU."""
+    options: dict[str, Any] = {"eps": 0.12, "probes": 0, "search": "device"}
+    expected = evaluate(*task, ("apgd_ce",), **options)
+    start = Passes.__init__
+
+    def start_capturing(passes: Passes, *arguments: Any) -> None:
+        start(passes, *arguments)
+        passes.captures = True
+
+    def fail(step: Any, state: dict[str, Tensor], passes: Passes) -> None:
+        step(state)
+        raise RuntimeError("operation not permitted when stream is capturing\nCUDA kernel errors")
+
+    monkeypatch.setattr(Passes, "__init__", start_capturing)
+    monkeypatch.setattr("attacks.search.passes._StepGraph", fail)
+    reason = "operation not permitted when stream is capturing$"
+    with pytest.warns(UserWarning, match=f"no CUDA graph of the search, which is slower: {reason}"):
+        result = evaluate(*task, ("apgd_ce",), **options)
+    assert torch.equal(result.robust["apgd_ce"], expected.robust["apgd_ce"])
+    assert result.cost["apgd_ce"].forwards == expected.cost["apgd_ce"].forwards
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="no compiler of C++")
 def test_a_compiled_network_gives_the_same_verdicts(

@@ -103,6 +103,7 @@ class Passes:
 
     def _capture(self, step: Step, state: State) -> None:
         """Take a step, and keep it as a graph for the steps to come."""
+        counts = self.model.forwards, self.model.backwards
         try:
             self.graphs[len(state["y"])] = _StepGraph(step, state, self)
         except torch.OutOfMemoryError:
@@ -112,6 +113,7 @@ class Passes:
             reason = str(error).partition("\n")[0]
             warnings.warn(f"no CUDA graph of the search, which is slower: {reason}", stacklevel=2)
             self.captures = False
+            self.model.forwards, self.model.backwards = counts
             state |= step(state)
 
     def adopt(self, state: State) -> State:
