@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from attacks.catalog import ATTACKS, Attack, names
+from attacks.catalog import ATTACKS, Attack, NamedAttack, names
 
 if TYPE_CHECKING:
     from attacks.evaluation import evaluate
     from attacks.result import Evaluation
 
-__all__ = ["ATTACKS", "Attack", "Evaluation", "evaluate", "names"]
+__all__ = ["ATTACKS", "Attack", "Evaluation", "NamedAttack", "evaluate", "names"]
 
 
 def __getattr__(name: str) -> Any:

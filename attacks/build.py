@@ -8,7 +8,7 @@ from typing import Any
 import torchattacks
 
 from attacks.attacked_model import AttackedModel
-from attacks.catalog import Attack, supported_norms
+from attacks.catalog import Attack
 from attacks.components.apgd import APGD, APGDT
 from attacks.components.fab import FAB, FABT
 from attacks.components.margin_attacks import CWL2, MarginPGD
@@ -49,11 +49,8 @@ class Settings:
         return {name: value for name, value in fields if FIRST_SEARCH.get(name) != value}
 
 
-def check_support(attack: Attack, norm: str, pixels: tuple[int, ...]) -> None:
-    """Raise ValueError if an attack is undefined in `norm` or for (height, width) `pixels`."""
-    norms = supported_norms(attack.kind)
-    if norm not in norms:
-        raise ValueError(f"{attack.kind} is an attack in {norms[0]}, not in {norm}")
+def check_pixels(attack: Attack, norm: str, pixels: tuple[int, ...]) -> None:
+    """Raise ValueError if an attack is undefined for images of (height, width) `pixels`."""
     too_small = norm == "L2" and min(pixels) < 5
     if attack.kind == "square" and (len(set(pixels)) > 1 or too_small):
         needed = "Square needs images as wide as high, in L2 of at least 5x5 pixels"
@@ -61,7 +58,7 @@ def check_support(attack: Attack, norm: str, pixels: tuple[int, ...]) -> None:
 
 
 def build_attack(attack: Attack, model: AttackedModel, settings: Settings) -> Any:
-    """Build the torchattacks object of one component. Call `check_support` first."""
+    """Build the torchattacks object of one component. Call `check_pixels` first."""
     eps, norm, steps = settings.eps, settings.norm, attack.steps
     targets = settings.num_targets
     common = {"norm": norm, "eps": eps, "seed": settings.seed, "n_restarts": attack.restarts}
@@ -111,5 +108,8 @@ def _build_pgd(attack: Attack, model: AttackedModel, settings: Settings) -> Any:
             return torchattacks.TPGD(model, **budget)
         case "eotpgd":
             return torchattacks.EOTPGD(model, **budget, eot_iter=attack.eot, random_start=True)
-    pgd = torchattacks.PGD if norm == "Linf" else torchattacks.PGDL2
-    return pgd(model, **budget, random_start=True)
+        case "pgd":
+            pgd = torchattacks.PGD if norm == "Linf" else torchattacks.PGDL2
+            return pgd(model, **budget, random_start=True)
+        case _:
+            return getattr(torchattacks, attack.kind)(model, **budget)

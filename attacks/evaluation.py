@@ -199,7 +199,7 @@ class _Evaluator:
         if not self.settings.eps:
             components = ()
         for component in components:
-            label = f"{name} {component.kind}" if len(ATTACKS[base]) > 1 else name
+            label = f"{name} {component.kind}" if len(ATTACKS[base].components) > 1 else name
             before = int(robust.sum())
             self._run_component(component, model, label, robust)
             count = before - int(robust.sum())

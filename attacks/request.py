@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.attacked_model import frozen_copy
-from attacks.build import Settings, check_support
+from attacks.build import Settings, check_pixels
 from attacks.catalog import ATTACKS, CONTROLS, attack_components, is_transferable
 
 Surrogates = Mapping[str, nn.Module]
@@ -101,8 +101,12 @@ def check_model(target: Target, x: Tensor, y: Tensor, chosen: list[str], norm: s
             raise ValueError(f"surrogate {name} has {outputs} outputs, the model {classes}")
     for name in chosen:
         if name not in CONTROLS:
-            for component in attack_components(name.partition("@")[0], classes):
-                check_support(component, norm, tuple(x.shape[2:]))
+            base = name.partition("@")[0]
+            norms = ATTACKS[base].norms
+            if norm not in norms:
+                raise ValueError(f"{base} is an attack in {norms[0]}, not in {norm}")
+            for component in attack_components(base, classes):
+                check_pixels(component, norm, tuple(x.shape[2:]))
     return classes
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -39,5 +40,5 @@ def runs(folder: Path) -> pd.DataFrame:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> str:
     """Register a cascade of every AutoAttack component with a tiny budget as "quick"."""
-    monkeypatch.setitem(ATTACKS, "quick", QUICK)
+    monkeypatch.setitem(ATTACKS, "quick", replace(ATTACKS["aa"], components=QUICK))
     return "quick"

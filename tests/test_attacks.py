@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import random
 import subprocess
 import sys
@@ -19,9 +20,19 @@ from conftest import QUICK
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from attacks import ATTACKS, Attack, Evaluation, evaluate, evaluation, folding, names
+from attacks import (
+    ATTACKS,
+    Attack,
+    Evaluation,
+    NamedAttack,
+    evaluate,
+    evaluation,
+    folding,
+    names,
+)
 from attacks.attacked_model import AttackedModel
 from attacks.build import MAX_TARGETS, Settings, build_attack
+from attacks.catalog import MINIMUM_NORM
 from attacks.verdict_file import ForeignVerdictsError
 from bench import models
 from bench.datasets import CIFAR10, DIGITS, Dataset
@@ -143,7 +154,8 @@ REACHING = [
 def test_verdict_of_every_white_box_attack_is_the_exact_one(
     name: str, classes: int, norm: str, shift: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(ATTACKS, "cw_l2", (Attack("cw-l2", 300, restarts=12),))
+    short = dataclasses.replace(ATTACKS["cw_l2"], components=(Attack("cw-l2", 300, restarts=12),))
+    monkeypatch.setitem(ATTACKS, "cw_l2", short)
     net = linear_model(classes, shift=shift)
     x, y = labelled_images(net, 40)
     distances = boundary_distances(net, x, y, norm)
@@ -164,7 +176,7 @@ def test_transfer_is_made_on_the_surrogate_and_judged_on_the_model() -> None:
         eps=0.02,
         surrogates={"other": surrogate, "self": net},
     )
-    (component,) = ATTACKS["fgsm"]
+    (component,) = ATTACKS["fgsm"].components
     adv = build_attack(component, AttackedModel(surrogate, x), Settings(0.02, "Linf", 0, 250, 4))(
         x, y
     )
@@ -215,8 +227,8 @@ OFFICIAL = {
 
 @pytest.mark.parametrize(("classes", "targets"), [(4, 3), (10, 9), (100, 9)])
 def test_autoattack_has_the_official_budgets(classes: int, targets: int) -> None:
-    assert [component.kind for component in ATTACKS["aa"]] == list(OFFICIAL)
-    for component in ATTACKS["aa"]:
+    assert [component.kind for component in ATTACKS["aa"].components] == list(OFFICIAL)
+    for component in ATTACKS["aa"].components:
         cls, budget = OFFICIAL[component.kind]
         settings = Settings(EPS, "Linf", seed=3, num_classes=classes)
         attack = build_attack(
@@ -237,7 +249,7 @@ def test_autoattack_has_the_official_budgets(classes: int, targets: int) -> None
 def test_steps_are_the_published_ones_and_scale_with_eps(
     name: str, steps: int, step: float, eps: float
 ) -> None:
-    (component,) = ATTACKS[name]
+    (component,) = ATTACKS[name].components
     settings = Settings(eps, "Linf", seed=0, num_classes=4)
     attack = build_attack(component, AttackedModel(linear_model(4), random_images(2)), settings)
     assert (attack.steps, attack.eps, attack.targeted) == (steps, eps, False)
@@ -249,7 +261,7 @@ def test_fgsm_has_one_step_of_eps_and_no_random_start() -> None:
     net, x = linear_model(2), random_images(6)
     y = net(x).argmax(dim=1)
     settings = Settings(0.05, "Linf", seed=0, num_classes=2)
-    attack = build_attack(*ATTACKS["fgsm"], AttackedModel(net, x), settings)
+    attack = build_attack(*ATTACKS["fgsm"].components, AttackedModel(net, x), settings)
     ways = (net[1].weight[1 - y] - net[1].weight[y]).sign().view_as(x)
     torch.testing.assert_close(attack(x, y), x + 0.05 * ways)
 
@@ -937,7 +949,9 @@ def test_the_view_stays_in_eval_mode_and_its_judge_untouched() -> None:
     model = AttackedModel(net.train(), x)
     before = {name: value.clone() for name, value in model.reference_model.state_dict().items()}
     settings = Settings(EPS, "Linf", seed=0, num_classes=10)
-    build_attack(*ATTACKS["pgd10"], model, settings)(x, torch.zeros(6, dtype=torch.int64))
+    build_attack(*ATTACKS["pgd10"].components, model, settings)(
+        x, torch.zeros(6, dtype=torch.int64)
+    )
     assert not any(module.training for module in model.modules())
     assert all(
         torch.equal(value, before[name])
@@ -987,7 +1001,9 @@ class Tallied(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "component", [*QUICK, *(ATTACKS[name][0] for name in ("fgsm", "pgd20", "cw_inf"))], ids=str
+    "component",
+    [*QUICK, *(ATTACKS[name].components[0] for name in ("fgsm", "pgd20", "cw_inf"))],
+    ids=str,
 )
 def test_view_counts_what_passes_through_the_model(component: Attack) -> None:
     net = Tallied()
@@ -1041,10 +1057,31 @@ def test_progress_tells_part_done_and_total(quick: str) -> None:
     assert totals[1] < n  # later components only get robust images
 
 
-def test_names_and_abouts() -> None:
-    from attacks.catalog import ABOUT
+def test_rows_of_the_catalogue_fit_what_they_name() -> None:
+    """Norms and transfer follow from the kinds; the passes rise with the steps."""
+    assert names() == list(ATTACKS)
+    for name, attack in ATTACKS.items():
+        assert attack.about
+        assert attack.passes >= max(component.steps for component in attack.components) / 2
+        minimum_norm = any(part.kind in MINIMUM_NORM for part in attack.components)
+        assert (attack.norms == ("L2",)) == minimum_norm, name
+        assert not (attack.transferable and (minimum_norm or len(attack.components) > 1)), name
 
-    assert names() == list(ATTACKS) == list(ABOUT)
+
+def test_a_class_of_torchattacks_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With eps, steps and a step size that scales with eps."""
+    row = NamedAttack((Attack("NIFGSM", 5, 2 / 255),), "Nesterov", 10, ("Linf",), True)
+    monkeypatch.setitem(ATTACKS, "nifgsm", row)
+    net = linear_model(4)
+    x, y = labelled_images(net, 30)
+    distances = boundary_distances(net, x, y, "Linf")
+    result = evaluate(net, x, y, ("nifgsm",), eps=0.02, probes=0)
+    fooled = result.clean & ~result.robust["nifgsm"]
+    # An image whose gradient vanishes stays where it is.
+    assert fooled.sum() > 5
+    assert (distances[fooled] <= 0.02).all()
+    with pytest.raises(ValueError, match="nifgsm is an attack in Linf, not in L2"):
+        evaluate(net, x, y, ("nifgsm",), eps=0.02, norm="L2", probes=0)
 
 
 def test_import_is_cheap() -> None:

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -225,7 +225,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        patch.setitem(ATTACKS, "aa", QUICK)
+        patch.setitem(ATTACKS, "aa", replace(ATTACKS["aa"], components=QUICK))
         run = argv("run", {"": [], "--method": ["rslad"]} | small_values("run"))
         assert cli.dispatch(run) == 0
         assert cli.dispatch(["export", "--suite", "digits", "--out", "leaderboards/results"]) == 0
@@ -252,7 +252,7 @@ def folder(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / path.name).symlink_to(path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setitem(ATTACKS, "aa", QUICK)
+    monkeypatch.setitem(ATTACKS, "aa", replace(ATTACKS["aa"], components=QUICK))
     return tmp_path
 
 

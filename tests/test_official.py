@@ -36,7 +36,8 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
         return replace(component, steps=QUERIES if component.kind == "square" else STEPS)
 
     for name in ("aa", "aa_plus", "aa_rand", "apgd_ce", "apgd_dlr", "apgd_t", "fab_t", "square"):
-        monkeypatch.setitem(ATTACKS, name, tuple(map(shorten, ATTACKS[name])))
+        components = tuple(map(shorten, ATTACKS[name].components))
+        monkeypatch.setitem(ATTACKS, name, replace(ATTACKS[name], components=components))
     official_init = AutoAttack.__init__
 
     def short_init(self: AutoAttack, *arguments: Any, **options: Any) -> None:
@@ -172,7 +173,7 @@ def test_each_component_equals_the_official_one(task: Task, name: str, norm: str
             case _:
                 expected = autoattack.square.perturb(x, y)
         settings = Settings(eps, norm, seed=0, num_classes=10)
-        adv = build_attack(*ATTACKS[name], AttackedModel(net, x[:2]), settings)(x, y)
+        adv = build_attack(*ATTACKS[name].components, AttackedModel(net, x[:2]), settings)(x, y)
     assert torch.equal(net(adv).argmax(dim=1) == y, net(expected).argmax(dim=1) == y)
     # Its images are those of the random search, step by step.
     if name == "square":

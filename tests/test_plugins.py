@@ -160,6 +160,34 @@ def test_a_method_touches_exactly_one_file(store: Path, tmp_path: Path) -> None:
     assert re.search(r"\| fresh \([^|]*limit_test=8[^|]*\) \| resnet8-w16-trades \|", text)
 
 
+NIFGSM = """    "nifgsm": NamedAttack(
+        (Attack("NIFGSM", 5, 2 / 255),), "Nesterov momentum", passes=10, norms=("Linf",)
+    ),
+"""
+NIFGSM_SUITE = """name = "mine"
+base = "digits"
+attacks = ["fgsm", "nifgsm"]
+"""
+
+
+def test_an_attack_touches_exactly_one_file(tmp_path: Path) -> None:
+    """List, suite, estimate, record and leaderboard read a new row of the catalogue."""
+    root = Path(methods.__file__).parents[1]
+    for name in ("attacks", "bench", "leaderboards", "methods"):
+        ignore = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(root / name, tmp_path / name, ignore=ignore)
+    catalogue = tmp_path / "attacks" / "catalog.py"
+    head, tail = catalogue.read_text().split('    "deepfool": NamedAttack(')
+    catalogue.write_text(f'{head}{NIFGSM}    "deepfool": NamedAttack({tail}')
+    assert "nifgsm" in output_of("-m bench list attacks", tmp_path)
+    (tmp_path / "mine.toml").write_text(NIFGSM_SUITE)
+    short = "--limit-train 128 --limit-test 8 --epochs 1 --student resnet8-w4"
+    output_of(f"-m bench run --method natural --suite mine.toml {short}", tmp_path)
+    output_of("-m bench leaderboard", tmp_path)
+    pages = (tmp_path / "leaderboard").rglob("*.html")
+    assert any("NIFGSM" in page.read_text() for page in pages)
+
+
 # --- Plugins that cannot be used
 
 

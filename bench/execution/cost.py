@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from attacks.catalog import ATTACKS
 from bench import datasets, models
 from bench.datasets.loading import split_sizes
 from bench.execution.evaluation import count_attacked
@@ -24,9 +25,6 @@ WARMUP_IMAGES = 2
 PROBE_IMAGES = 8
 SLOW_STEP = 0.25  # seconds of the timed step from which no full batch is tried
 INFERENCE_IMAGES = 64  # images of the timed forward pass
-# Forward passes of evaluation per test image, where half of the images are robust. A backward
-# pass counts as one.
-PASSES = {"fgsm": 2, "pgd20": 40, "pgd20_trades": 40, "cw_inf": 60, "aa": 4000}
 
 
 @dataclass(frozen=True)
@@ -90,13 +88,13 @@ def measure_cost(
 
 
 def evaluation_passes(run: PlannedRun, num_test: int) -> int:
-    """Return how many images pass the student in a run's evaluation, by the table PASSES."""
+    """Return how many images pass the student in a run's evaluation, by the catalogue."""
     spec = run.spec
-    gradient_passes = sum(PASSES[name] * num_test for name in spec.attacks if name != "aa")
+    gradient_passes = sum(ATTACKS[name].passes * num_test for name in spec.attacks if name != "aa")
     # best.pt, last.pt and the averages of the weights are evaluated.
     passes = (2 + len(spec.training.averaging)) * gradient_passes
     attacked = sum(count_attacked(spec, name, num_test) for name in spec.full_checkpoints)
-    return passes + PASSES["aa"] * attacked
+    return passes + ATTACKS["aa"].passes * attacked
 
 
 def time_step(

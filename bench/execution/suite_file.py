@@ -132,7 +132,8 @@ def check_names(suite: Suite) -> None:
         datasets.get(dataset)
     for arch in suite.students:
         models.check(arch)
-    attack_names = [name for name in catalog.ATTACKS if is_linf_attack(name)]
+    # L-inf is the norm of every suite.
+    attack_names = [name for name, attack in catalog.ATTACKS.items() if "Linf" in attack.norms]
     check_choices("l-inf attack", suite.attacks, attack_names)
     checkpoints = ["best", "last", *suite.training.averaging]
     check_choices("checkpoint", suite.full_checkpoints, checkpoints)
@@ -155,8 +156,3 @@ def check_choices(kind: str, names: Sequence[str], choices: Sequence[str]) -> No
     for name in names:
         if name not in choices:
             raise unknown_name(kind, name, choices)
-
-
-def is_linf_attack(name: str) -> bool:
-    """Return whether an attack is defined in l-inf, the norm of every suite."""
-    return all("Linf" in catalog.supported_norms(part.kind) for part in catalog.ATTACKS[name])

@@ -138,17 +138,17 @@ def measure_model(name: str, data_root: Path) -> Facts:
 def list_attacks() -> list[Facts]:
     """Return the evaluation attacks with their components, whose budgets are for eps = 8/255."""
     entries = []
-    for name, components in catalog.ATTACKS.items():
-        norms = [catalog.supported_norms(part.kind) for part in components]
+    for name, attack in catalog.ATTACKS.items():
         budgets = []
-        for part in components:
+        for part in attack.components:
             classes = catalog.MIN_CLASSES.get(part.kind, 2)
             budgets.append({**dataclasses.asdict(part), "classes": classes})
         facts = {
             "name": name,
-            "about": catalog.ABOUT[name],
-            "norms": [norm for norm in ("Linf", "L2") if all(norm in each for each in norms)],
-            "transfer": f"{name}@SURROGATE" if catalog.is_transferable(name) else None,
+            "about": attack.about,
+            "norms": [*attack.norms],
+            "passes": attack.passes,
+            "transfer": f"{name}@SURROGATE" if attack.transferable else None,
             "components": budgets,
             "command": f"python -m bench evaluate --checkpoint FILE --arch MODEL --dataset DATA "
             f"--attacks {name}",

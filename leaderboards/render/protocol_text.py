@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any, TypeAlias
 
-from leaderboards.schema.metrics import ATTACK_LABELS
+from leaderboards.schema.metrics import attack_label
 
 Run: TypeAlias = Mapping[str, Any]  # a line of `collect`'s frame
 FRACTION = re.compile(r"0\.\d{5,}")  # 8/255 has seventeen digits, 0.5 has one
@@ -107,7 +107,7 @@ def _readable_value(text: str) -> str:
     """Drop brackets and quotes of a tuple that MLflow stored as text; shorten long fractions."""
     if text.startswith("("):
         names = re.sub(r"[()' ]", "", text).strip(",").split(",")
-        return ", ".join(ATTACK_LABELS.get(name, name) for name in names) or "none"
+        return ", ".join(map(attack_label, names)) or "none"
     if not FRACTION.fullmatch(text):
         return text
     levels = 255 * float(text)

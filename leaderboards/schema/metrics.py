@@ -6,6 +6,7 @@ seconds, bytes and counts under `cost/`; `train/`, `val/` and `lr` have a value 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -43,7 +44,7 @@ CHECKPOINT_LABELS = {
 TEST_PREFIXES = tuple(f"{prefix}/" for prefix in CHECKPOINT_LABELS)
 METRIC_PREFIXES = (*TEST_PREFIXES, COST, VAL)
 
-# In the order of tables.
+# In the order of tables, before other attacks.
 ATTACK_LABELS = {
     "clean": "Clean",
     "aa": "AutoAttack",
@@ -55,6 +56,12 @@ ATTACK_LABELS = {
 }
 # Beside the accuracies of a checkpoint: on how many images, and on how many under AutoAttack.
 COUNT_LABELS = {"n": "images", "aa_n": "images of AutoAttack"}
+
+
+def attack_label(attack: str) -> str:
+    """Return how tables name an attack: "PGD-100" for "pgd100", where no label is stated."""
+    spelled = re.sub(r"([A-Z])(\d)", r"\1-\2", attack.upper().replace("_", "-"))
+    return ATTACK_LABELS.get(attack, spelled)
 
 
 def accuracy_name(attack: str, checkpoint: str = BEST) -> str:
@@ -122,18 +129,18 @@ METRICS = {
 
 
 def describe_metric(name: str) -> Metric:
-    """Return what a name of a metric stands for; an attack that has no label keeps its name."""
+    """Return what a name of a metric stands for."""
     if name in METRICS:
         return METRICS[name]
     kind, _, attack = name.partition("/")
-    label = ATTACK_LABELS.get(attack, attack)
+    label = attack_label(attack)
     if kind in CHECKPOINT_LABELS:
         if kind != CHECKPOINTS[BEST].metric_prefix:
             label = f"{label}, {CHECKPOINT_LABELS[kind]}"
         return Metric(name, label, "%", 100, True)
     if attack.endswith("_seconds"):
         attack = attack.removesuffix("_seconds")
-        return Metric(name, ATTACK_LABELS.get(attack, attack), "s", 1, False)
+        return Metric(name, attack_label(attack), "s", 1, False)
     return Metric(name, attack.replace("_", " "), "")
 
 

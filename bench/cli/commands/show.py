@@ -29,10 +29,10 @@ from leaderboards.schema.fields import (
     parse_json_tag,
 )
 from leaderboards.schema.metrics import (
-    ATTACK_LABELS,
     COST,
     RANK_METRIC,
     accuracy_name,
+    attack_label,
     describe_images,
 )
 
@@ -238,7 +238,7 @@ def print_accuracies(accuracy: dict[str, dict[str, float]]) -> None:
         for name, value in measured.items()
     }
     print(f"\naccuracy in percent, {describe_images(values)}")
-    headings = [ATTACK_LABELS.get(name, name) for name in attacks]
+    headings = [*map(attack_label, attacks)]
     print(format_table(("checkpoint", *headings), rows, numbers=len(attacks)))
 
 

@@ -145,7 +145,7 @@ def _accuracies(site: Site, run: Mapping[str, Any]) -> list[tuple[str, list[str]
         names = [f"{kind}/{attack}" for kind in CHECKPOINT_LABELS]
         texts = [format_percent(run.get(name, math.nan)) for name in names]
         if set(texts) != {"-"}:
-            accuracies.append((ATTACK_LABELS.get(attack, attack), texts))
+            accuracies.append((metrics.attack_label(attack), texts))
     return accuracies
 
 
