@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bench.datasets import Dataset
 from bench.models import build
+from bench.models.adapter import Adapted
 from bench.system.errors import BenchError
 from bench.system.files import sha256_of_file, write_atomically
 from methods.base import Net
@@ -130,6 +131,9 @@ def load(
     state = network_tensors(read(path, sha256))
     if not state:
         raise BenchError(f"{str(path)!r} holds no tensors of a network")
+    if isinstance(net, Adapted):
+        names = net.own_names(network_tensors)
+        state = {names.get(name, name): tensor for name, tensor in state.items()}
     channels = info.shape[0]
     add_statistics(path, state, "mean", mean, (0.0,) * channels)
     add_statistics(path, state, "std", std, (1.0,) * channels)
