@@ -221,21 +221,21 @@ def requested_datasets(options: ProtocolOptions, suite: Suite) -> tuple[str, ...
 def requested_methods(text: str) -> list[str]:
     """Return the methods named, or all that can be used for "all".
 
-    A plugin that cannot be used is named in a line of warning.
+    What cannot be used is named in a line of warning.
     """
     everything = text == "all"
     names = []
     # No name is an unknown one.
     for name in methods.names() if everything else split_names(text) or ("",):
-        builtin = name in methods.builtin()
-        fault = ""
-        if (everything or builtin) and name in methods.plugins():
-            # A plugin that a built-in method hides is reported too; the method is used.
-            fault = methods.plugin_fault(name)
-        if fault:
-            LOGGER.warning(f"warning: plugin {name!r} {fault}")
-        if builtin or not fault:
+        # A plugin that a built-in method hides is reported too; the method is used.
+        if name in methods.builtin() and name in methods.plugins():
+            LOGGER.warning(f"warning: plugin {name!r} {methods.plugin_fault(name)}")
+        try:
+            if everything:
+                methods.load(name)
             names.append(name)
+        except methods.PluginError as error:
+            LOGGER.warning(f"warning: {error}")
     return names
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,8 +10,6 @@ from torch import Tensor, nn
 from bench.datasets import Dataset
 from bench.system.errors import UsageError, one_line
 from methods.base import Net
-
-State = dict[str, Tensor]
 
 
 class Adapted(Net):
@@ -50,17 +47,14 @@ class Adapted(Net):
         logits: Tensor = self.last_linear(f)
         return logits
 
-    def own_names(self, canonical: Callable[[State], State]) -> dict[str, str]:
-        """Return the names of tensors here by those in the module's own checkpoints.
-
-        canonical: renames the tensors of a checkpoint as its reader does.
-        """
-        tensors = self.state_dict(keep_vars=True)
-        module_names = self.trunk.state_dict(keep_vars=True)
-        for name, tensor in self.last_linear.state_dict(keep_vars=True).items():
-            module_names[f"{self.linear_name}.{name}"] = tensor
-        names = {id(tensor): name for name, tensor in tensors.items()}
-        return {name: names[id(tensor)] for name, tensor in canonical(module_names).items()}
+    def module_names(self) -> dict[str, str]:
+        """Return the names of tensors in the module's own checkpoints and what they are here."""
+        names = {}
+        for name in self.state_dict():
+            part, _, rest = name.partition(".")
+            if part in ("trunk", "last_linear"):
+                names[rest if part == "trunk" else f"{self.linear_name}.{rest}"] = name
+        return names
 
 
 def find_classifier(module: nn.Module, images: Tensor, info: Dataset) -> tuple[str, nn.Linear]:

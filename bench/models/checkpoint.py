@@ -131,8 +131,8 @@ def load(
     state = network_tensors(read(path, sha256))
     if not state:
         raise BenchError(f"{str(path)!r} holds no tensors of a network")
-    if isinstance(net, Adapted):
-        names = net.own_names(network_tensors)
+    if isinstance(net, Adapted) and "last_linear.weight" not in state:
+        names = net.module_names()
         state = {names.get(name, name): tensor for name, tensor in state.items()}
     channels = info.shape[0]
     add_statistics(path, state, "mean", mean, (0.0,) * channels)

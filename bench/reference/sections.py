@@ -57,11 +57,13 @@ def find_entries(name: str, data_root: Path) -> dict[str, list[Facts]]:
 
 
 def summarise_method(name: str) -> Facts:
-    """Return what a method is, and the fault of a plugin of its name that cannot be used."""
-    fault = methods.plugin_fault(name) if name in methods.plugins() else ""
-    if fault and name in methods.builtin():
-        fault = f"a plugin of this name {fault}"
+    """Return what a method is, and why it or a plugin of its name cannot be used."""
     described = describe_method(name)
+    fault = methods.plugin_fault(name) if name in methods.plugins() else ""
+    if name in methods.builtin():
+        fault = f"a plugin of this name {fault}" if fault else ""
+        # What is described has a file that can be used.
+        fault = fault if described else methods.builtin_fault(name)
     card = described or MethodCard("", "", "", ())
     facts = dataclasses.asdict(card)
     del facts["mathml"]
