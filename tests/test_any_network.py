@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
-from test_plugins import SMALL, exit_code, output_of, site
+from test_plugins import ROOT, SMALL, exit_code, output_of, site
 from torch import Tensor, nn
 
 import methods
@@ -113,18 +113,18 @@ def test_names_are_listed_without_torch() -> None:
 @pytest.mark.e2e
 def test_a_family_touches_exactly_one_file(tmp_path: Path) -> None:
     """Command line, list, plan, training, record and leaderboard read a new file of families."""
-    root = Path(methods.__file__).parents[1]
     for name in ("attacks", "bench", "leaderboards", "methods"):
         ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(root / name, tmp_path / name, ignore=ignored)
-    (tmp_path / "bench" / "models" / "families" / "fresh.py").write_text(FAMILY)
-    assert "fresh-<k>: a convolution k wide" in output_of("-m bench list", tmp_path)
-    assert "parameters" in output_of("-m bench list fresh-4", tmp_path)
-    arguments = SMALL.replace("resnet8-w4", "fresh-4") + " --teacher fresh-5 --method rslad"
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=ignored)
+    guide = (ROOT / "docs" / "contributing" / "add-a-model.md").read_text()
+    code = guide.partition("```python\n")[2].partition("```")[0]
+    (tmp_path / "bench" / "models" / "families" / "tinynet.py").write_text(code)
+    assert "tinynet-w<k>: one convolution k channels wide" in output_of("-m bench list", tmp_path)
+    assert "parameters" in output_of("-m bench list tinynet-w4", tmp_path)
+    arguments = SMALL.replace("resnet8-w4", "tinynet-w4") + " --teacher tinynet-w5 --method rslad"
     assert "rslad seed 0: clean" in output_of(f"-m bench run {arguments}", tmp_path)
     output_of("-m bench leaderboard", tmp_path)
-    text = (tmp_path / "leaderboard" / "leaderboard.md").read_text()
-    assert "fresh-5-trades" in text
+    assert "tinynet-w5-trades" in (tmp_path / "leaderboard" / "leaderboard.md").read_text()
 
 
 def install_family(folder: Path, name: str, code: str) -> None:

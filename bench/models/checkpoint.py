@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bench.datasets import Dataset
 from bench.models import build
-from bench.models.adapter import Adapted
+from bench.models.adapter import own_names
 from bench.system.errors import BenchError
 from bench.system.files import sha256_of_file, write_atomically
 from methods.base import Net
@@ -128,12 +128,9 @@ def load(
     classes do not match.
     """
     net = build(arch, info)
-    state = network_tensors(read(path, sha256))
+    state = own_names(net, network_tensors(read(path, sha256)))
     if not state:
         raise BenchError(f"{str(path)!r} holds no tensors of a network")
-    if isinstance(net, Adapted) and "last_linear.weight" not in state:
-        names = net.module_names()
-        state = {names.get(name, name): tensor for name, tensor in state.items()}
     channels = info.shape[0]
     add_statistics(path, state, "mean", mean, (0.0,) * channels)
     add_statistics(path, state, "std", std, (1.0,) * channels)

@@ -105,7 +105,8 @@ def create_model(
     for name, value in spec.flat().items():
         if name.startswith(("hyper.", "training.")):
             params[name] = str(value)
-    name = f"{spec.method} {spec.arch} seed {spec.seed}"
+    # Names of logged models have no dots either.
+    name = f"{spec.method} {file_name(spec.arch)} seed {spec.seed}".replace(".", "-")
     create = logger.client.create_logged_model
     return create(experiment_id, name, logger.run_id, model_tags, params, "checkpoint")
 
