@@ -5,6 +5,7 @@ Packages outside this repository add methods, called plugins, through the entry-
 """
 
 import re
+from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -19,7 +20,7 @@ FOLDER = Path(__file__).parent
 
 
 class PluginError(Exception):
-    """A plugin that cannot be used. The message is one line with the cause."""
+    """A method that cannot be used. The message is one line with the cause."""
 
 
 # Cached, because names are checked often and the files do not change.
@@ -49,13 +50,28 @@ def names() -> list[str]:
 
 def load(name: str) -> "type[Method]":
     """Return the class of method `name`, the only one imported. Raises KeyError, PluginError."""
-    if name in builtin():
-        method: type[Method] = import_module(f"methods.{name}").METHOD
-        return method
     try:
-        return load_plugin(plugins()[name])
+        return load_builtin(name) if name in builtin() else load_plugin(plugins()[name])
     except PluginError as error:
-        raise PluginError(f"plugin {name!r} {error}") from error
+        kind = "method" if name in builtin() else "plugin"
+        raise PluginError(f"{kind} {name!r} {error}") from error
+
+
+def builtin_fault(name: str) -> str:
+    """Import the file of method `name` and return why it cannot be used, "" if it can."""
+    try:
+        load_builtin(name)
+    except PluginError as error:
+        return str(error)
+    return ""
+
+
+def load_builtin(name: str) -> "type[Method]":
+    """Import a file of this folder and check its class. Raises PluginError with cause and file."""
+    try:
+        return check_kind(import_object(lambda: import_module(f"methods.{name}").METHOD))
+    except PluginError as error:
+        raise PluginError(f"{error} (methods/{name}.py)") from error
 
 
 def plugin_fault(name: str) -> str:
@@ -89,33 +105,44 @@ def check_name(points: list[EntryPoint]) -> None:
 
 def import_class(point: EntryPoint) -> "type[Method]":
     """Import a plugin's class and check it. Raises PluginError with the cause."""
+    method = check_kind(import_object(point.load))
     try:
-        method = point.load()
-    # A plugin may call sys.exit while it is imported; that must not end the benchmark.
-    except (Exception, SystemExit) as error:
-        raise PluginError(f"cannot be loaded: {describe_error(error)}") from error
-    try:
-        return check_class(method)
+        return check_declarations(method)
     except Exception as error:
         raise PluginError(f"cannot be used: {describe_error(error)}") from error
 
 
-def check_class(candidate: object) -> "type[Method]":
-    """Return a plugin's class, or raise an error if the command line cannot use it."""
+def import_object(load: Callable[[], object]) -> object:
+    """Return what `load` imports. Raises PluginError with the cause."""
+    try:
+        return load()
+    # A module may call sys.exit while it is imported; that must not end the benchmark.
+    except (Exception, SystemExit) as error:
+        raise PluginError(f"cannot be loaded: {describe_error(error)}") from error
+
+
+def check_kind(candidate: object) -> "type[Method]":
+    """Return a method's class. Raises PluginError if it is none."""
     from methods.base import Method
-    from methods.contract import Contract
 
     if not (isinstance(candidate, type) and issubclass(candidate, Method)):
-        raise PluginError("no class derived from methods.base.Method")
+        raise PluginError("cannot be used: no class derived from methods.base.Method")
     if "__dataclass_params__" not in vars(candidate):
-        raise PluginError(f"{candidate.__name__} lacks @dataclass(frozen=True)")
-    case, contract = candidate(), Contract()
+        raise PluginError(f"cannot be used: {candidate.__name__} lacks @dataclass(frozen=True)")
+    return candidate
+
+
+def check_declarations(method: "type[Method]") -> "type[Method]":
+    """Return a plugin's class, or raise an error if the command line cannot use it."""
+    from methods.contract import Contract
+
+    case, contract = method(), Contract()
     contract.test_paper_is_declared(case)
     contract.test_formula_is_declared(case)
     contract.test_hyper_parameters_are_declared(case)
     contract.test_official_values_are_declared(case)
     contract.test_no_flag_is_shadowed(case)
-    return candidate
+    return method
 
 
 def describe_origin(points: list[EntryPoint]) -> str:

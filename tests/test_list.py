@@ -28,7 +28,7 @@ NAMES = {
     "methods": methods.names(),
     "suites": list(suites.SUITES),
     "datasets": list(datasets.DATASETS),
-    "models": list(models.EXAMPLES),
+    "models": list(models.examples()),
     "attacks": catalog.names(),
     "controls": list(catalog.CONTROLS),
     "teachers": [release.name for release in RELEASES],

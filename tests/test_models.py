@@ -46,7 +46,7 @@ def random_images(info: Dataset, n: int = 2) -> Tensor:
 
 
 @pytest.mark.parametrize("info", DATASETS.values(), ids=DATASETS)
-@pytest.mark.parametrize("arch", models.EXAMPLES)
+@pytest.mark.parametrize("arch", models.examples())
 def test_every_example_classifies_every_data_set(arch: str, info: Dataset) -> None:
     models.check(arch)
     with torch.device("meta"):  # shapes without arithmetic, so the largest networks too

@@ -271,6 +271,38 @@ def test_broken_plugins_harm_no_other(
     assert {name for name in sys.modules if name.startswith("pack_")} == {"pack_works"}
 
 
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("import no_such_module", "cannot be loaded: ModuleNotFoundError: No module named"),
+        ("def broken(:", "cannot be loaded: SyntaxError: invalid syntax"),
+        ("import sys; sys.exit(3)", "cannot be loaded: SystemExit: 3"),
+        ("METHOD = 3", "cannot be used: no class derived from methods.base.Method"),
+        (f"{NOT_FROZEN}METHOD = Mine", "cannot be used: Mine lacks @dataclass(frozen=True)"),
+    ],
+)
+def test_a_broken_file_of_methods_is_one_line(
+    code: str,
+    message: str,
+    site: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    (site / "pack_broken.py").write_text(code)
+    monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(site)])
+    monkeypatch.setattr(methods, "builtin", lambda: ["kd", "pack_broken"])
+    assert plan.requested_methods("all") == ["kd"]
+    (warning,) = caplog.messages
+    assert warning.startswith(f"warning: method 'pack_broken' {message}")
+    assert warning.endswith(" (methods/pack_broken.py)")
+    assert exit_code("run --method pack_broken --suite digits") == 1
+    assert capsys.readouterr().err == f"{warning.replace('warning', 'error', 1)}\n"
+    assert exit_code("list") == 0
+    assert message in " ".join(capsys.readouterr().out.split())
+    sys.modules.pop("methods.pack_broken", None)
+
+
 def test_a_plugin_with_a_built_in_name_is_ignored(
     site: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

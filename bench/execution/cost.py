@@ -110,7 +110,8 @@ def time_step(
     def count_images(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         counts.append(len(inputs[0]))
 
-    stem = next(layer for layer in module.student.modules() if isinstance(layer, nn.Conv2d))
+    # A method may ask for the features alone, so the first layer with weights counts.
+    stem = next(layer for layer in module.student.modules() if hasattr(layer, "weight"))
     hook = stem.register_forward_pre_hook(count_images)
     seconds = time_loss_and_gradient(module, batch, device)
     hook.remove()

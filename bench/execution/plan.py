@@ -18,6 +18,7 @@ from bench.protocol.suites import RECORDED_FIELDS, Suite
 from bench.system.errors import UsageError, unknown_name
 from bench.system.log import LOGGER
 from bench.teachers import cards
+from leaderboards.schema.fields import file_name
 from leaderboards.schema.spec import Spec
 from methods.base import Method, official_values
 
@@ -40,7 +41,7 @@ class PlannedRun:
     @property
     def identity(self) -> str:
         """The name of the teacher that this run makes, if it makes one."""
-        return f"{self.spec.arch}-{self.spec.method}-{self.spec.id[:8]}"
+        return f"{file_name(self.spec.arch)}-{self.spec.method}-{self.spec.id[:8]}"
 
 
 @dataclass(frozen=True)
@@ -124,9 +125,13 @@ def check_method_options(options: RunOptions, choices: list[MethodChoice]) -> No
         raise UsageError("--tuned: values of one method, and not those of --official")
 
 
-def plan_teacher(options: ProtocolOptions, suite: Suite, dataset: str, role: str) -> PlannedRun:
-    """Return the run that trains the suite's teacher of a role."""
+def plan_teacher(
+    options: ProtocolOptions, suite: Suite, dataset: str, role: str, arch: str = ""
+) -> PlannedRun:
+    """Return the run that trains the suite's teacher of a role, or another network in its way."""
     recipe = suite.teachers[role]
+    if arch:
+        recipe = replace(recipe, arch=arch)
     method = build_method(recipe.method)
     protocol = shared_spec_fields(options, suite, dataset)
     if recipe.limit_aa:
@@ -134,7 +139,8 @@ def plan_teacher(options: ProtocolOptions, suite: Suite, dataset: str, role: str
     spec = Spec(
         role="teacher", arch=recipe.arch, method=recipe.method, teachers={}, seed=0,
         training=recipe.training, hyper=dataclasses.asdict(method), **protocol)  # fmt: skip
-    values = {"suite": inline_suite(options.suite), "dataset": dataset, "role": role}
+    suite_text = inline_suite(options.suite)
+    values = {"suite": suite_text, "dataset": dataset, "role": role, "arch": arch or None}
     return PlannedRun(spec, method, "", command_line("teacher train", values, options))
 
 
@@ -184,8 +190,13 @@ def teacher_identities(
     identities = {}
     for role in method.teacher_roles:
         name = options.teacher if role == "robust" else role
+        run = None
         if name in suite.teachers:
             run = plan_teacher(options, suite, dataset, name)
+        elif not cards.is_card(options.store, name) and models.is_name(name):
+            models.check(name)
+            run = plan_teacher(options, suite, dataset, role, name)
+        if run:
             teacher_runs[run.identity] = run
             identities[role] = run.identity
         else:
@@ -210,21 +221,21 @@ def requested_datasets(options: ProtocolOptions, suite: Suite) -> tuple[str, ...
 def requested_methods(text: str) -> list[str]:
     """Return the methods named, or all that can be used for "all".
 
-    A plugin that cannot be used is named in a line of warning.
+    What cannot be used is named in a line of warning.
     """
     everything = text == "all"
     names = []
     # No name is an unknown one.
     for name in methods.names() if everything else split_names(text) or ("",):
-        builtin = name in methods.builtin()
-        fault = ""
-        if (everything or builtin) and name in methods.plugins():
-            # A plugin that a built-in method hides is reported too; the method is used.
-            fault = methods.plugin_fault(name)
-        if fault:
-            LOGGER.warning(f"warning: plugin {name!r} {fault}")
-        if builtin or not fault:
+        # A plugin that a built-in method hides is reported too; the method is used.
+        if name in methods.builtin() and name in methods.plugins():
+            LOGGER.warning(f"warning: plugin {name!r} {methods.plugin_fault(name)}")
+        try:
+            if everything:
+                methods.load(name)
             names.append(name)
+        except methods.PluginError as error:
+            LOGGER.warning(f"warning: {error}")
     return names
 
 

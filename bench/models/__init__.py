@@ -1,100 +1,191 @@
-"""The networks by name, whose patterns ABOUT explains. No torch until one is built."""
+"""The networks by name. Each file of `families` that declares `NAMES` is a family.
+
+NAMES: regular expressions of its names -> what such a network is. The first that fits counts.
+EXAMPLES: some names, for `list`.
+build(info, **parts): the network for a data set. parts: the named groups of the name, as text.
+
+`build` returns a `Net`, or any `nn.Module` that returns logits. The constants are literals: they
+are read without importing the file, which loads torch.
+
+Packages outside this repository add families, called plugins, through the entry-point group
+`bench.models`: name = "package.module", a module with the same three names.
+"""
 
 from __future__ import annotations
 
+import ast
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache, partial
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from bench.datasets import Dataset
+import methods
+from bench.datasets import CIFAR10, Dataset
 from bench.system.errors import UsageError, unknown_name
 
 if TYPE_CHECKING:
     from methods.base import Net
 
-EXAMPLES = (
-    "mobilenetv2",
-    "preactresnet18",
-    "preactresnet18-silu",
-    "resnet18",
-    "resnet18-w16",
-    "resnet18-w16-s2",
-    "resnet20-w16",
-    "resnet8-w4",
-    "wrn28-10",
-    "wrn28-10-silu",
-    "wrn34-10",
-    "wrn70-16-silu",
-)
-# Checked in this order: "resnet18-w16" has the form of the last one too.
-PATTERNS = {
-    "mobilenetv2": re.compile("mobilenetv2"),
-    "wrn": re.compile(r"wrn(?P<depth>\d+)-(?P<width>\d+)(?P<silu>-silu)?"),
-    "preactresnet18": re.compile(r"preactresnet18(-w(?P<width>\d+))?(?P<silu>-silu)?"),
-    "resnet18": re.compile(r"resnet18(-w(?P<width>\d+))?(?P<stem>-s2)?"),
-    "resnet": re.compile(r"resnet(?P<depth>\d+)-w(?P<width>\d+)(?P<stem>-s2)?"),
-}
-STRIDE_2 = "-s2: a stem of stride 2, a quarter of the cost"
-SILU = "-silu: as DeepMind's, with SiLU (Swish) for ReLU"
-ABOUT = {
-    "mobilenetv2": "MobileNetV2 for CIFAR",
-    "wrn": f"wrn<d>-<k>: WideResNet of depth d = 6n + 4 and widening factor k; {SILU}",
-    "preactresnet18": "pre-activation ResNet-18; -w<k>: first stage k channels wide, 64 without; "
-    + SILU,
-    "resnet18": "ResNet-18 with the CIFAR stem; -w<k>: first stage k channels wide, 64 without; "
-    + STRIDE_2,
-    "resnet": "resnet<d>-w<k>: three-stage CIFAR ResNet of depth d = 6n + 2, first stage k wide; "
-    + STRIDE_2,
-}
-# A depth is 6n plus this number of layers outside the blocks.
-LAYERS_OUTSIDE_BLOCKS = {"wrn": 4, "resnet": 2}
+GROUP = "bench.models"
+FOLDER = Path(__file__).with_name("families")
+# Lists of names have commas, addresses of rows have slashes.
+SAFE_NAME = re.compile(r"[\w.:+-]+", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Family:
+    """The networks of one module; `fault` says why it cannot be used, "" if it can."""
+
+    name: str
+    module: str
+    names: Mapping[str, str]
+    examples: tuple[str, ...]
+    fault: str = ""
+
+
+@dataclass(frozen=True)
+class Match:
+    """What a name stands for: the module that builds it, the parts of the name."""
+
+    family: Family
+    about: str
+    parts: dict[str, str]
+
+
+@cache
+def builtin() -> tuple[Family, ...]:
+    """Return the families of this repository. Nothing is imported."""
+    families = []
+    for path in sorted(FOLDER.glob("*.py")):
+        if re.search(r"^NAMES\b", path.read_text(encoding="utf-8", errors="replace"), re.MULTILINE):
+            module = f"{__name__}.{FOLDER.name}.{path.stem}"
+            families.append(read_family(path.stem, module, partial(read_literals, path)))
+    return tuple(families)
+
+
+def plugins() -> list[Family]:
+    """Import the families of installed packages and return them, usable or not."""
+    points: list[EntryPoint] = sorted(entry_points(group=GROUP))
+    return [read_family(point.name, point.module, partial(read_plugin, point)) for point in points]
+
+
+def read_family(name: str, module: str, read: Callable[[], Mapping[str, Any]]) -> Family:
+    """Return a family by what `read` returns; what it raises is the family's fault."""
+    try:
+        values = read()
+        family = Family(name, module, dict(values["NAMES"]), tuple(values["EXAMPLES"]))
+        for example in family.examples:
+            assert match_family(family, example), f"{example!r} is no name of the family"
+    # A plugin may call sys.exit while it is imported; that must not end the benchmark.
+    except (Exception, SystemExit) as error:
+        fault = f"cannot be loaded: {methods.describe_error(error)}"
+        return Family(name, module, {}, (), f"models of {module} {fault}")
+    return family
+
+
+def read_literals(path: Path) -> dict[str, Any]:
+    """Return the constants of a file that are literals."""
+    values = {}
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            name = node.targets[0].id
+            if name in ("NAMES", "EXAMPLES"):
+                values[name] = ast.literal_eval(node.value)
+    return values
+
+
+def read_plugin(point: EntryPoint) -> dict[str, Any]:
+    """Import a plugin and return what its module declares."""
+    values: dict[str, Any] = vars(point.load())
+    assert callable(values.get("build")), "no function build(info, **parts)"
+    return values
+
+
+def examples() -> list[str]:
+    """Return some names of each family of this repository."""
+    return sorted(chain.from_iterable(family.examples for family in builtin()))
+
+
+def match_family(family: Family, arch: str) -> Match | None:
+    """Return what a name stands for in a family, None if it is none of its names."""
+    for pattern, about in family.names.items():
+        if SAFE_NAME.fullmatch(arch) and (match := re.fullmatch(pattern, arch)):
+            parts = {name: part for name, part in match.groupdict().items() if part}
+            return Match(family, about, parts)
+    return None
+
+
+def find(arch: str) -> Match:
+    """Return what a name stands for. Raise UsageError if that is no network or several."""
+    # A plugin is imported where no built-in family has the name, which it cannot take over.
+    for families in (builtin, plugins):
+        matches = list(filter(None, [match_family(family, arch) for family in families()]))
+        if len(matches) > 1:
+            modules = " and ".join(match.family.module for match in matches)
+            raise UsageError(f"model {arch!r} is offered by {modules}")
+        if matches:
+            return matches[0]
+    names = [*examples(), *chain.from_iterable(family.examples for family in plugins())]
+    faults = [family.fault for family in (*builtin(), *plugins()) if family.fault]
+    raise UsageError("; ".join([str(unknown_name("model", arch, names)), *faults]))
+
+
+def is_name(arch: str) -> bool:
+    """Return whether a name has the form of a network's."""
+    try:
+        return bool(find(arch))
+    except UsageError:
+        return False
 
 
 def check(arch: str) -> None:
     """Raise UsageError unless `build` accepts `arch`."""
-    parse_name(arch)
+    outline(arch, CIFAR10)
 
 
 def build(arch: str, info: Dataset) -> Net:
     """Build a freshly initialised network for a data set, with its normalisation inside.
 
-    Raise UsageError for a name that stands for no network.
+    Raise UsageError for a name that stands for no network, or for none of this data set.
     """
-    family, depth, width, options = parse_name(arch)
-    if family == "mobilenetv2":
-        from bench.models.mobilenet import MobileNetV2
+    match = find(arch)
+    from bench.models.adapter import as_net
 
-        return MobileNetV2(info)
-    if family in ("wrn", "preactresnet18"):
-        from bench.models import preactivation
-
-        silu = "silu" in options
-        if family == "wrn":
-            return preactivation.wide_resnet(info, depth, width, silu)
-        return preactivation.preact_resnet18(info, width, silu)
-    from bench.models.resnet import ResNet
-
-    blocks = (2, 2, 2, 2) if family == "resnet18" else ((depth - 2) // 6,) * 3
-    return ResNet(info, blocks, width, stem=2 if "stem" in options else 1)
+    try:
+        return as_net(import_module(match.family.module).build(info, **match.parts), info)
+    except UsageError as error:
+        raise UsageError(f"model {arch!r}: {error}") from error
 
 
-def match_family(arch: str) -> tuple[str, dict[str, str | None]]:
-    """Return the family of a name and the parts of its pattern. Raise UsageError without one."""
-    for family, pattern in PATTERNS.items():
-        match = pattern.fullmatch(arch)
-        if match:
-            return family, match.groupdict()
-    raise unknown_name("model", arch, EXAMPLES)
+def outline(arch: str, info: Dataset) -> Net:
+    """Build a network without storage, or with it where that fails: some read their numbers."""
+    import torch
+
+    find(arch)
+    try:
+        with torch.device("meta"):
+            return build(arch, info)
+    except Exception:
+        return build(arch, info)
 
 
-def parse_name(arch: str) -> tuple[str, int, int, set[str]]:
-    """Return family, depth (0 if fixed), width and the options "silu" and "stem" that are on."""
-    family, parts = match_family(arch)
-    depth = int(parts.get("depth") or 0)
-    width = int(parts.get("width") or 64)
-    outside = LAYERS_OUTSIDE_BLOCKS.get(family)
-    if outside and (not 6 + outside <= depth <= 1024 or (depth - outside) % 6):
+def parse_number(text: str, name: str) -> int:
+    """Return a part of a name as a number. Raise UsageError for one out of range."""
+    number = int(text)
+    if not 1 <= number <= 1024:
+        raise UsageError(f"the {name} must be between 1 and 1024")
+    return number
+
+
+def count_blocks(depth: str, outside: int) -> int:
+    """Return n of a depth of 6n + `outside`. Raise UsageError for another one."""
+    blocks, rest = divmod(int(depth) - outside, 6)
+    if rest or blocks < 1 or int(depth) > 1024:
         form = f"6n + {outside}, such as {6 + outside}, and at most 1024"
-        raise UsageError(f"model {arch!r}: the depth must be {form}")
-    if not 1 <= width <= 1024:
-        raise UsageError(f"model {arch!r}: the width must be between 1 and 1024")
-    return family, depth, width, {name for name in ("silu", "stem") if parts.get(name)}
+        raise UsageError(f"the depth must be {form}")
+    return blocks

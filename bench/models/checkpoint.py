@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bench.datasets import Dataset
 from bench.models import build
+from bench.models.adapter import own_names
 from bench.system.errors import BenchError
 from bench.system.files import sha256_of_file, write_atomically
 from methods.base import Net
@@ -127,7 +128,7 @@ def load(
     classes do not match.
     """
     net = build(arch, info)
-    state = network_tensors(read(path, sha256))
+    state = own_names(net, network_tensors(read(path, sha256)))
     if not state:
         raise BenchError(f"{str(path)!r} holds no tensors of a network")
     channels = info.shape[0]

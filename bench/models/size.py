@@ -9,7 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench import datasets
-from bench.models import build
+from bench.models import outline
 from leaderboards.schema import metrics
 
 
@@ -29,9 +29,9 @@ def network_size(arch: str, dataset: str) -> Size:
     """Count without computing. Raise UsageError for an unknown network or data set."""
     info = datasets.get(dataset)
     # Without storage: the largest has a billion bytes.
-    with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
-        net = build(arch, info).eval()
-        net(torch.empty(1, *info.shape))
+    net = outline(arch, info).eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        net(torch.zeros(1, *info.shape, device=net.mean.device))
     parameters = sum(value.numel() for value in net.parameters())
     return Size(parameters, counter.get_total_flops() // 2)
 

@@ -22,8 +22,10 @@ Number = Annotated[int | None, option("N", default=OF_SUITE)]
 StoreFolder = Annotated[Path, option("DIR", "where records, teachers and unfinished work live")]
 DataFolder = Annotated[Path, option("DIR", "where the data sets live")]
 Device = Annotated[str, option("NAME", "auto, cpu, cuda, cuda:1 or mps")]
-Students = Annotated[str, option("NAMES", "models, with commas", OF_SUITE)]
-Teacher = Annotated[str, option("NAME", "robust, natural or an imported teacher")]
+Students = Annotated[str, option("NAMES", "models, with commas; see `list models`", OF_SUITE)]
+Teacher = Annotated[
+    str, option("NAME", "robust, natural, an imported teacher, or a model to train as one")
+]
 Methods = Annotated[
     str,
     arg(

@@ -28,12 +28,13 @@ FILE = Path(__file__).with_name("methods.json")
 
 def describe_method(name: str) -> MethodCard | None:
     """Return what the method `name` is; None if it is unknown or its plugin cannot be used."""
-    if name in methods.builtin():
-        # A new file of methods/ is not in methods.json yet.
-        return read_cards().get(name) or describe_class(methods.load(name))
-    if name not in methods.plugins() or methods.plugin_fault(name):
+    # A new file of methods/ is not in methods.json yet.
+    if name in methods.builtin() and name in read_cards():
+        return read_cards()[name]
+    try:
+        return describe_class(methods.load(name))
+    except (KeyError, methods.PluginError):
         return None
-    return describe_class(methods.load(name))
 
 
 @cache

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,11 +57,13 @@ def find_entries(name: str, data_root: Path) -> dict[str, list[Facts]]:
 
 
 def summarise_method(name: str) -> Facts:
-    """Return what a method is, and the fault of a plugin of its name that cannot be used."""
-    fault = methods.plugin_fault(name) if name in methods.plugins() else ""
-    if fault and name in methods.builtin():
-        fault = f"a plugin of this name {fault}"
+    """Return what a method is, and why it or a plugin of its name cannot be used."""
     described = describe_method(name)
+    fault = methods.plugin_fault(name) if name in methods.plugins() else ""
+    if name in methods.builtin():
+        fault = f"a plugin of this name {fault}" if fault else ""
+        # What is described has a file that can be used.
+        fault = fault if described else methods.builtin_fault(name)
     card = described or MethodCard("", "", "", ())
     facts = dataclasses.asdict(card)
     del facts["mathml"]
@@ -110,15 +113,25 @@ def locate_dataset(name: str, data_root: Path) -> Facts:
 
 def summarise_model(name: str) -> Facts:
     """Return what a network is."""
-    family, _ = models.match_family(name)
-    return {"name": name, "family": family, "about": models.ABOUT[family]}
+    match = models.find(name)
+    return {"name": name, "family": match.family.name, "about": match.about}
+
+
+def list_models() -> list[Facts]:
+    """Return the examples of each family, and of those that cannot be used the fault."""
+    families = (*models.builtin(), *models.plugins())
+    names = sorted({example for family in families for example in family.examples})
+    faults = [
+        {"name": family.name, "family": family.name, "about": family.fault}
+        for family in families
+        if family.fault
+    ]
+    return [*map(summarise_model, names), *faults]
 
 
 def match_model(name: str) -> list[Facts]:
     """Return the network whose name follows a pattern. Raise UsageError if it cannot be built."""
-    try:
-        models.match_family(name)
-    except UsageError:
+    if not models.is_name(name):
         return []
     models.check(name)
     return [summarise_model(name)]
@@ -128,7 +141,11 @@ def measure_model(name: str, data_root: Path) -> Facts:
     """Return a network's parameters, and its multiply-adds for one image, for each data set."""
     from bench.models.size import network_size
 
-    sizes = {dataset: network_size(name, dataset) for dataset in datasets.DATASETS}
+    sizes = {}
+    for dataset in datasets.DATASETS:
+        # A network of others may be for larger images.
+        with suppress(UsageError):
+            sizes[dataset] = network_size(name, dataset)
     return {
         "parameters": {dataset: size.parameters for dataset, size in sizes.items()},
         "multiply_adds": {dataset: size.multiply_adds for dataset, size in sizes.items()},
@@ -177,12 +194,7 @@ SECTIONS = (
     Section("methods", lambda: list(map(summarise_method, methods.names()))),
     Section("suites", list_suites),
     Section("datasets", list_datasets, details=locate_dataset),
-    Section(
-        "models",
-        lambda: [summarise_model(name) for name in models.EXAMPLES],
-        match_model,
-        measure_model,
-    ),
+    Section("models", list_models, match_model, measure_model),
     Section("attacks", list_attacks),
     Section("controls", list_controls),
     # One name may stand for two data sets.

@@ -106,6 +106,11 @@ def find_card(store: Path, name: str, dataset: str | None = None) -> Card:
     raise unknown_name("teacher", name, {*ROLES, *(card.name for card in cards)})
 
 
+def is_card(store: Path, name: str) -> bool:
+    """Return whether a teacher at hand has this identity or name."""
+    return any(name in (card.identity, card.name) for card in read_cards(store))
+
+
 def has_teacher(store: Path, identity: str) -> bool:
     """Return whether file and card of a teacher exist."""
     files = (teacher_file(store, identity, suffix) for suffix in (".pt", ".json"))

@@ -21,7 +21,7 @@ from bench.models.formats import export_program
 from bench.tracking.note import NOTE_TAG
 from bench.tracking.run_logger import RunLogger
 from bench.tracking.store import TrackingStore
-from leaderboards.schema.fields import Artifact
+from leaderboards.schema.fields import Artifact, file_name
 from leaderboards.schema.spec import Spec
 from methods.base import Net
 
@@ -105,7 +105,8 @@ def create_model(
     for name, value in spec.flat().items():
         if name.startswith(("hyper.", "training.")):
             params[name] = str(value)
-    name = f"{spec.method} {spec.arch} seed {spec.seed}"
+    # Names of logged models have no dots either.
+    name = f"{spec.method} {file_name(spec.arch)} seed {spec.seed}".replace(".", "-")
     create = logger.client.create_logged_model
     return create(experiment_id, name, logger.run_id, model_tags, params, "checkpoint")
 
@@ -209,7 +210,7 @@ def log_network(logger: RunLogger, net: Net, shape: tuple[int, ...], folder: Pat
 
 def registered_name(spec: Spec, name: str) -> str:
     """Return the name of a registered model."""
-    return f"{spec.suite}.{spec.dataset}.{name}"
+    return f"{spec.suite}.{spec.dataset}.{file_name(name)}"
 
 
 def find_alias(client: MlflowClient, name: str, alias: str) -> ModelVersion | None:

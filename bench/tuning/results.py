@@ -24,7 +24,7 @@ from bench.tracking.note import NOTE_TAG
 from bench.tracking.run_logger import RunLogger
 from bench.tuning.study import group_attempts, is_over
 from bench.tuning.trial import TrialContext, format_percent
-from leaderboards.schema.fields import FINISHED, Tag
+from leaderboards.schema.fields import FINISHED, Tag, file_name
 
 STATES = ("complete", "pruned", "failed")
 
@@ -110,7 +110,7 @@ def write_results(
     for trial in trials:
         config = build_config(trial, summary, trial_context, commit, teacher)
         digest = tuned_config.values_digest(config.hyper, config.training)
-        name = f"{trial_context.plan.name.replace('/', '-')}-{digest}.toml"
+        name = f"{file_name(trial_context.plan.name)}-{digest}.toml"
         paths.append(run_context.root / "tuned" / name)
         tuned_config.write(paths[-1], config)
     logger.log_metrics({f"trials/{state}": summary.counts[state] for state in STATES})

@@ -86,6 +86,11 @@ def in_suite(experiment: str, suite: str | None) -> bool:
     return match is not None and suite in (None, match["suite"], experiment)
 
 
+def file_name(name: str) -> str:
+    """Return the name of a network in plain ASCII that files and MLflow's models may have."""
+    return re.sub("[^A-Za-z0-9@._+]+", "-", name)
+
+
 def join_teachers(teachers: Mapping[str, str]) -> str:
     """Join the names of teachers, given by role, without their hashes.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
@@ -112,7 +111,7 @@ class Spec:
     def record_name(self) -> str:
         """The name of a record's file: readable, in plain ASCII."""
         name = f"{self.suite}-{self.dataset}-{self.arch}-{self.method}-seed{self.seed}"
-        return f"{re.sub('[^A-Za-z0-9@._+]+', '-', name)[:150]}-{self.id[:8]}.json"
+        return f"{fields.file_name(name)[:150]}-{self.id[:8]}.json"
 
     @property
     def label(self) -> str:

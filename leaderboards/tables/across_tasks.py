@@ -10,6 +10,7 @@ from itertools import repeat
 
 import numpy as np
 
+from leaderboards.schema.fields import file_name
 from leaderboards.stats import mean_positions
 from leaderboards.stats.ranks import LEVEL
 from leaderboards.tables.rows import Row, TaskTable
@@ -142,7 +143,8 @@ def _most_robust_teacher(row: Row, teachers: TaskTable | None) -> Row | None:
     """Return the most robust teacher of `row` that was made and judged under its protocol."""
     candidates = []
     for teacher in teachers.ranked if teachers else ():
-        is_named = f"{teacher.student}-{teacher.method}" in row.teacher.split(" + ")
+        name = f"{file_name(teacher.student)}-{teacher.method}"
+        is_named = name in row.teacher.split(" + ")
         same_protocol = teacher.dataset == row.dataset and not teacher.changed
         if is_named and same_protocol and teacher.score >= MIN_TEACHER_ACCURACY:
             candidates.append(teacher)

@@ -25,6 +25,7 @@ class TrainTeacherOptions(ProtocolOptions):
     """Train a suite's teacher now, as `run` does on first use."""
 
     role: Annotated[Literal["robust", "natural"], option(text="of the suite's two")] = "robust"
+    arch: Annotated[str, option("MODEL", "another network; see `list`", "the suite's")] = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,12 +70,15 @@ MeasureOptions = ImportTeacherOptions | VerifyTeacherOptions
 def train_teacher(options: TrainTeacherOptions) -> int:
     """Train a teacher for each data set; return the exit code."""
     set_verbosity(options.quiet, options.verbose)
+    from bench import models
     from bench.execution import grid, plan
     from bench.execution.suite_file import resolve_suite
 
     suite = resolve_suite(options.suite)
     names = plan.requested_datasets(options, suite)
-    runs = [plan.plan_teacher(options, suite, name, options.role) for name in names]
+    if options.arch:
+        models.check(options.arch)
+    runs = [plan.plan_teacher(options, suite, name, options.role, options.arch) for name in names]
     return grid.run_grid(options, runs)
 
 

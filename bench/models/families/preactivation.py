@@ -17,7 +17,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.datasets import Dataset
+from bench.models import count_blocks, parse_number
 from methods.base import Net
+
+NAMES = {
+    r"wrn(?P<depth>\d+)-(?P<width>\d+)(?P<silu>-silu)?": "wrn<d>-<k>: WideResNet of depth "
+    "d = 6n + 4 and widening factor k; -silu: as DeepMind's, with SiLU (Swish) for ReLU",
+    r"preactresnet18(-w(?P<width>\d+))?(?P<silu>-silu)?": "pre-activation ResNet-18; -w<k>: first "
+    "stage k channels wide, 64 without; -silu: as DeepMind's, with SiLU (Swish) for ReLU",
+}
+EXAMPLES = (
+    "preactresnet18",
+    "preactresnet18-silu",
+    "wrn28-10",
+    "wrn28-10-silu",
+    "wrn34-10",
+    "wrn70-16-silu",
+)
 
 
 @dataclass(frozen=True)
@@ -152,13 +168,12 @@ class PreActivationNet(Net):
         return logits
 
 
-def wide_resnet(info: Dataset, depth: int, factor: int, silu: bool) -> Net:
-    """Build a WideResNet of depth 6n + 4: stages of 16, 32 and 64 times `factor` channels."""
-    widths = [16, 16 * factor, 32 * factor, 64 * factor]
-    return PreActivationNet(info, SILU_WIDE if silu else WIDE, widths, (depth - 4) // 6)
-
-
-def preact_resnet18(info: Dataset, width: int, silu: bool) -> Net:
-    """Build a pre-activation ResNet-18: four stages of two blocks, the first `width` wide."""
-    widths = [width, width, 2 * width, 4 * width, 8 * width]
+def build(info: Dataset, depth: str = "", width: str = "64", silu: str = "") -> Net:
+    """Build a WideResNet; without a depth a pre-activation ResNet-18, which has four stages."""
+    number = parse_number(width, "width")
+    if depth:
+        widths = [16, 16 * number, 32 * number, 64 * number]
+        layout = SILU_WIDE if silu else WIDE
+        return PreActivationNet(info, layout, widths, count_blocks(depth, 4))
+    widths = [number, number, 2 * number, 4 * number, 8 * number]
     return PreActivationNet(info, SILU_PREACT if silu else PREACT, widths, 2)

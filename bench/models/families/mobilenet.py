@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from bench.datasets import Dataset
 from methods.base import Net
 
+NAMES = {"mobilenetv2": "MobileNetV2 for CIFAR"}
+EXAMPLES = ("mobilenetv2",)
+
 # Expansion, channels, blocks, stride of the first block.
 STAGES = (
     (1, 16, 1, 1),
@@ -80,3 +83,8 @@ class MobileNetV2(Net):
     def head(self, f: Tensor) -> Tensor:
         logits: Tensor = self.linear(f)
         return logits
+
+
+def build(info: Dataset) -> Net:
+    """Build a MobileNetV2."""
+    return MobileNetV2(info)

@@ -10,7 +10,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.datasets import Dataset
+from bench.models import count_blocks, parse_number
 from methods.base import Net
+
+# "resnet18-w16" has the form of the second one too.
+NAMES = {
+    r"resnet18(-w(?P<width>\d+))?(?P<stem>-s2)?": "ResNet-18 with the CIFAR stem; -w<k>: first "
+    "stage k channels wide, 64 without; -s2: a stem of stride 2, a quarter of the cost",
+    r"resnet(?P<depth>\d+)-w(?P<width>\d+)(?P<stem>-s2)?": "resnet<d>-w<k>: three-stage CIFAR "
+    "ResNet of depth d = 6n + 2, first stage k wide; -s2: a stem of stride 2, a quarter of the "
+    "cost",
+}
+EXAMPLES = ("resnet18", "resnet18-w16", "resnet18-w16-s2", "resnet20-w16", "resnet8-w4")
 
 
 class Block(nn.Module):
@@ -65,3 +76,9 @@ class ResNet(Net):
     def head(self, f: Tensor) -> Tensor:
         logits: Tensor = self.linear(f)
         return logits
+
+
+def build(info: Dataset, depth: str = "", width: str = "64", stem: str = "") -> Net:
+    """Build a ResNet; without a depth ResNet-18, which has four stages."""
+    blocks = (count_blocks(depth, 2),) * 3 if depth else (2, 2, 2, 2)
+    return ResNet(info, blocks, parse_number(width, "width"), stem=2 if stem else 1)
