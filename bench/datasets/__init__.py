@@ -23,5 +23,12 @@ REGISTRY = Registry("dataset", Dataset, "bench.datasets", DATASETS, _faults)
 
 
 def get(name: str) -> Dataset:
-    """Return the data set called `name`. Raise BenchError for one unknown or unusable."""
+    """Return the data set called `name`, or that of the images in a folder, "folder:PATH".
+
+    Raise BenchError for one unknown or unusable.
+    """
+    if name.startswith("folder:"):
+        from bench.datasets.image_folder import open_folder
+
+        return open_folder(name)
     return REGISTRY.get(name)

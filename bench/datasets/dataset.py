@@ -96,6 +96,10 @@ class Dataset:
         """
         raise NotImplementedError
 
+    def validation_positions(self, count: int) -> Any:
+        """Return which of so many training images are for validation, None to have them drawn."""
+        return None
+
 
 def damage_in(folder: Path, hashes: dict[str, str]) -> str:
     """Describe the first file that is missing or has another md5; "" if none is."""

@@ -32,7 +32,9 @@ def load_data(
     """
     info = get(name)
     pool = to_split(read_half(info, Path(root), train=True))
-    val_rows = stratified_positions(pool.y.numpy(), info.num_val, seed=1)
+    val_rows = info.validation_positions(len(pool))
+    if val_rows is None:
+        val_rows = stratified_positions(pool.y.numpy(), info.num_val, seed=1)
     rest = np.setdiff1d(np.arange(len(pool)), val_rows)
     val_rows = val_rows[: checked_limit("validation", limit_val, len(val_rows))]
     train_size = checked_limit("train", limit_train, len(rest))

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -39,7 +40,7 @@ def pixel_damage(info: Dataset, folder: Path, train: bool) -> str:
     path = pixel_file(info, folder)
     try:
         digest = pixel_digest(read_pixels(info, folder, train))
-    except (OSError, ValueError, LookupError, EOFError) as error:
+    except (OSError, ValueError, LookupError, EOFError, BadZipFile) as error:
         return f"{str(path)!r} cannot be read ({type(error).__name__})"
     if digest != info.pixels_sha256.get(HALVES[train]):
         return f"{str(path)!r} has other pixels or labels than the official {HALVES[train]} half"
@@ -98,7 +99,7 @@ def read_parquet(paths: Iterable[Path], info: Dataset) -> Arrays:
     table = pd.concat([pd.read_parquet(path) for path in paths])
     labels = next(name for name in ("fine_label", "label") if name in table)
     images = next(name for name in ("img", "image") if name in table)
-    contents = (image["bytes"] for image in table[images])
+    contents = ((f"image {row}", image["bytes"]) for row, image in enumerate(table[images]))
     return decode(contents, info.shape), table[labels].to_numpy()
 
 
@@ -114,6 +115,6 @@ def read_numbered(paths: list[Path], info: Dataset) -> Arrays:
             numbered.append((int(match[1]), match[2] or path.parent.name, path))
     numbered.sort()
     classes = sorted({name for _, name, _ in numbered})
-    contents = (path.read_bytes() for *_, path in numbered)
+    contents = ((str(path), path.read_bytes()) for *_, path in numbered)
     labels = [classes.index(name) for _, name, _ in numbered]
     return decode(contents, info.shape), np.array(labels)

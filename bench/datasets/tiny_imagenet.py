@@ -51,7 +51,7 @@ class TinyImagenet(Dataset):
 
         classes = sorted(read_file("wnids.txt").decode().split())
         names = train_names(read_file, classes) if train else test_names(read_file)
-        images = decode(map(read_file, names), self.shape)
+        images = decode(((name, read_file(name)) for name in names), self.shape)
         return images, [classes.index(wnid) for wnid in names.values()]
 
 

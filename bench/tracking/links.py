@@ -8,6 +8,7 @@ network a second time, as `mlflow.pytorch.load_model` reads it.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -208,8 +209,8 @@ def log_network(logger: RunLogger, net: Net, shape: tuple[int, ...], folder: Pat
 
 
 def registered_name(spec: Spec, name: str) -> str:
-    """Return the name of a registered model."""
-    return f"{spec.suite}.{spec.dataset}.{name}"
+    """Return the name of a registered model, which MLflow lets have no slash and no colon."""
+    return re.sub("[/:%#]+", "-", f"{spec.suite}.{spec.dataset}.{name}")
 
 
 def find_alias(client: MlflowClient, name: str, alias: str) -> ModelVersion | None:
