@@ -70,11 +70,11 @@ def pack_data(folder: Path, names: Iterable[str], data_root: Path) -> None:
             continue  # It comes with a package.
         if damage := damage_of(info, data_root):
             raise BenchError(f"{name}: {damage}: run `python -m bench data fetch {name}`")
-        folder = folder_of(info, data_root)
-        paths = [folder / file for file in official.hashes]
+        base = folder_of(info, data_root)
+        paths = [base / file for file in official.hashes]
         if not all(path.is_file() for path in paths):
             # Another form of the same data.
-            paths = [path for path in folder.rglob("*") if path.is_file()]
+            paths = [path for path in base.rglob("*") if path.is_file()]
         for path in paths:
             files[f"data/{path.relative_to(data_root)}"] = path
     if files:
