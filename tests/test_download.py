@@ -25,7 +25,11 @@ STEP = 1 << 14
 
 @dataclass
 class Behaviour:
-    """What a server does. seconds: between steps. cut: bytes after which a connection ends."""
+    """What a server does.
+
+    seconds: between steps, of so many bytes. cut: bytes after which a connection ends. silence:
+    seconds before one that brings nothing.
+    """
 
     content: bytes = CONTENT
     seconds: float = 0.0
@@ -34,7 +38,7 @@ class Behaviour:
     status: int = 200
     ranges: bool = True
     length: bool = True
-    silent: bool = False
+    silence: float = 0.0
     requests: list[str] = field(default_factory=list)
 
 
@@ -48,8 +52,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         does = self.behaviour
         wanted = self.headers.get("Range", "")
         does.requests.append(wanted)
-        if does.silent:
-            time.sleep(1)
+        if does.silence:
+            time.sleep(does.silence)
             return
         start = 0
         if does.status != 200:
@@ -169,7 +173,7 @@ def test_what_is_no_such_file_is_left_for_the_next_address(tmp_path: Path, lengt
 
 def test_silence_is_a_break(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(downloading, "SILENCE", 0.2)
-    with serve(Behaviour(silent=True)) as silent, pytest.raises(DownloadError, match="timed out"):
+    with serve(Behaviour(silence=1)) as silent, pytest.raises(DownloadError, match="timed out"):
         download(file_at(silent), tmp_path / "data.bin")
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from bench.datasets.dataset import Arrays, Dataset
 from bench.datasets.images import SUFFIXES, decode
-from bench.system.errors import BenchError
+from bench.system.errors import BenchError, one_line
 from bench.system.files import save_file
 
 HALVES = {True: "train", False: "test"}
@@ -87,8 +87,9 @@ def read_form(info: Dataset, source: Path, half: str) -> Arrays:
             return read_parquet(parquet, info)
         if images:
             return read_numbered(images, info)
-    except (OSError, ValueError, LookupError) as error:
-        raise BenchError(f"{str(source)!r}: {type(error).__name__}: {error}") from error
+    # pandas reads parquet by pyarrow, which MLflow brings and a smaller install lacks.
+    except (ImportError, OSError, ValueError, LookupError, StopIteration) as error:
+        raise BenchError(f"{str(source)!r}: {type(error).__name__}: {one_line(error)}") from error
     raise BenchError(f"{str(source)!r} holds no {half} files of {info.name}, of no form")
 
 
