@@ -537,13 +537,15 @@ def test_fetch_into_a_file_is_one_line(toy: Toy, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "layout", ["folder", "nested folder", "tar", "tar.gz", "flat tar", "itself"]
+    "layout", ["folder", "nested folder", "tar", "tar.gz", "flat tar", "itself", "file"]
 )
 def test_import_from_a_folder_or_archive(toy: Toy, layout: str, tmp_path: Path) -> None:
     source, root = tmp_path / "source", tmp_path / "root"
     match layout:
         case "folder":
             source = toy.write_files(source)
+        case "file":
+            source = toy.write_files(source) / next(iter(toy.files))
         case "nested folder":
             toy.write_files(source / "deep" / "down")
         case "itself":

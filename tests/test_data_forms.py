@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 import sys
@@ -58,7 +59,7 @@ def test_split_folders_are_the_splits(tmp_path: Path, monkeypatch: pytest.Monkey
     info = datasets.get("folder:pets@16")
     assert (info.num_train, info.num_val, info.num_test) == (60, 60, 60)
     assert (info.num_classes, info.shape, info.pad) == (2, (3, 16, 16), 2)
-    data = load_data(info.name, "")
+    data = load_data(info.name, "data")
     for split in (data.train, data.val, data.test):
         assert split.x.shape == (60, 3, 16, 16)
         # Classes are numbered in the order of their names; cats are red.
@@ -68,7 +69,22 @@ def test_split_folders_are_the_splits(tmp_path: Path, monkeypatch: pytest.Monkey
     pixels = data.train.x.double() / 255
     assert pixels.mean((0, 2, 3)).tolist() == pytest.approx(info.mean, abs=1e-3)
     assert datasets.get(info.name) == info
-    assert load_data("folder:pets@16", "").sha256 == data.sha256
+    assert load_data("folder:pets@16", "data").sha256 == data.sha256
+
+
+def test_images_are_resized_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pets, root = tmp_path / "pets", tmp_path / "data"
+    write_images(pets, *paths_of(""))
+    name = datasets.get(f"folder:{pets}").name
+    first = load_data(name, root).sha256
+    monkeypatch.setattr(image_folder, "decode", lambda *_: pytest.fail("decoded again"))
+    assert load_data(name, root).sha256 == first
+    monkeypatch.undo()
+    # A file that was written again may hold another image.
+    os.utime(pets / "cat" / "3.png", (1, 1))
+    kept = [*(root / "resized").iterdir()]
+    load_data(name, root)
+    assert len([*(root / "resized").iterdir()]) == len(kept) + 1
 
 
 @pytest.mark.parametrize(
@@ -134,7 +150,7 @@ def test_a_damaged_image_is_named(tmp_path: Path) -> None:
     content = (tmp_path / "cat" / "3.png").read_bytes()
     (tmp_path / "cat" / "3.png").write_bytes(bytes(len(content)))
     with pytest.raises(BenchError, match=r"cat/3\.png is no image"):
-        load_data(name, "")
+        load_data(name, tmp_path / "data")
 
 
 def test_a_suite_file_plans_runs_on_a_folder(

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
@@ -14,11 +17,11 @@ import numpy as np
 
 from bench.datasets.dataset import Arrays, Dataset
 from bench.datasets.images import SUFFIXES, decode
-from bench.system.errors import UsageError
+from bench.system.errors import BenchError, UsageError
+from bench.system.files import save_file
 
-PREFIX = "folder:"
 # folder:PATH@SIZE#DIGEST, the last two optional.
-NAME = re.compile(rf"{PREFIX}(?P<path>[^@#]+)(@(?P<size>\d+))?(#(?P<digest>[0-9a-f]{{8}}))?")
+NAME = re.compile(r"folder:(?P<path>[^@#]+)(@(?P<size>[1-9]\d{0,3}))?(#(?P<digest>[0-9a-f]{8}))?")
 DEFAULT_SIZE = 32
 # Shares of images that a hash of their names makes test or validation images, where no folder does.
 TEST_SHARE, VAL_SHARE = 0.2, 0.1
@@ -53,9 +56,21 @@ class ImageFolder(Dataset):
         return np.arange(self.num_train, count)
 
     def read(self, folder: Path, train: bool) -> Arrays:
-        splits = self.splits
+        """Read a half. Its resized images are kept in `folder`, that of all data sets."""
+        splits, source = self.splits, folder_path(self.name)
         images = splits["train"] + splits["val"] if train else splits["test"]
-        return read_images(self.name, images, self.shape), [label for _, label in images]
+        labels = [label for _, label in images]
+        key = files_digest(source, images, str(self.shape), times=True)
+        kept = folder / "resized" / f"{key}.npy"
+        if kept.is_file():
+            return np.load(kept, allow_pickle=False), labels
+        pixels = read_images(source, images, self.shape)
+        content = io.BytesIO()
+        np.save(content, pixels)
+        # Where it cannot be written the next command resizes again.
+        with suppress(BenchError):
+            save_file(kept, content.getvalue())
+        return pixels, labels
 
 
 def folder_path(name: str) -> Path:
@@ -75,16 +90,16 @@ def open_folder(name: str) -> ImageFolder:
     folder, match = folder_path(name), NAME.fullmatch(name)
     assert match
     size, splits = int(match["size"] or DEFAULT_SIZE), list_splits(folder)
-    digest = files_digest(folder, splits)
+    digest = files_digest(folder, [*chain(*splits.values())])[:8]
     if match["digest"] not in (None, digest):
         raise UsageError(f"{name!r}: its files have changed, it is #{digest} now")
     shape = (3, size, size)
     step = max(len(splits["train"]) // SAMPLE, 1)
-    sample = read_images(name, splits["train"][::step][:SAMPLE], shape) / 255
+    sample = read_images(folder, splits["train"][::step][:SAMPLE], shape) / 255
     counts = {split: len(images) for split, images in splits.items()}
     return ImageFolder(
         # A name is part of file names and of addresses with slashes.
-        name=f"{PREFIX}{quote(str(folder), safe='')}@{size}#{digest}",
+        name=f"folder:{quote(str(folder), safe='')}@{size}#{digest}",
         num_classes=len({label for images in splits.values() for _, label in images}),
         shape=shape,
         mean=tuple(sample.mean((0, 2, 3)).round(4).tolist()),
@@ -145,16 +160,15 @@ def hashed_share(name: str) -> float:
     return int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) / 2**32
 
 
-def files_digest(folder: Path, splits: dict[str, Images]) -> str:
-    """Return eight hex digits of the names and sizes of all images."""
-    sha = hashlib.sha256()
-    for images in splits.values():
-        for name, _ in images:
-            sha.update(f"{name}\t{(folder / name).stat().st_size}\n".encode())
-    return sha.hexdigest()[:8]
+def files_digest(folder: Path, images: Images, about: str = "", times: bool = False) -> str:
+    """Hash the names and sizes of images, and when they were written if `times`."""
+    sha = hashlib.sha256(about.encode())
+    for name, _ in images:
+        facts = (folder / name).stat()
+        sha.update(f"{name}\t{facts.st_size}\t{facts.st_mtime_ns if times else 0}\n".encode())
+    return sha.hexdigest()
 
 
-def read_images(name: str, images: Images, shape: tuple[int, int, int]) -> Any:
+def read_images(folder: Path, images: Images, shape: tuple[int, int, int]) -> Any:
     """Return images (N, C, H, W) of uint8, resized to the shape."""
-    folder = folder_path(name)
-    return decode(((file, (folder / file).read_bytes()) for file, _ in images), shape)
+    return decode(((name, (folder / name).read_bytes()) for name, _ in images), shape)

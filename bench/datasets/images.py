@@ -29,7 +29,7 @@ def decode(contents: Iterable[tuple[str, bytes]], shape: tuple[int, int, int]) -
     for name, content in contents:
         try:
             image = Image.open(io.BytesIO(content)).convert("L" if channels == 1 else "RGB")
-        except (OSError, SyntaxError) as error:
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
             raise BenchError(f"{name} is no image, or cut short") from error
         if image.size != (width, height):
             image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
