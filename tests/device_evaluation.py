@@ -86,7 +86,7 @@ def main() -> None:
     x, y = augmentation.to_float(test.x).to(device), test.y.to(device)
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     head = f"{options.images} images, {options.arch}, {name}, torch {torch.__version__}"
-    eps = suites.first_with(options.dataset).eps
+    eps = suites.default_eps(options.dataset)
     end = time.monotonic() + 60 * options.minutes
     rows: list[dict[str, Any]] = []
     for way in WAYS:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import http.client
 import io
 import itertools
 import os
 import pickle
 import tarfile
 import tempfile
-import urllib.error
+import zipfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,13 +19,25 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.io
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 from torchvision import datasets as vision
 
-from bench.datasets import DATASETS, DIGITS, augmentation, fetching, official_files, splits
+from bench.datasets import (
+    DATASETS,
+    DIGITS,
+    augmentation,
+    fetching,
+    official_files,
+    splits,
+    tiny_imagenet,
+)
 from bench.datasets.augmentation import augment
+from bench.datasets.dataset import Download
+from bench.datasets.download import DownloadError
 from bench.datasets.loading import load_data
 from bench.datasets.splits import Data
 from bench.system.errors import BenchError, UsageError
@@ -162,7 +173,7 @@ def test_an_unknown_name_gets_the_nearest_name(
 
 
 def test_cifar10_has_the_official_files_and_sizes(cifar10: Data) -> None:
-    assert official_files.damage_in(ROOT / "cifar-10-batches-py", vision.CIFAR10) == ""
+    assert official_files.damage_of(cifar10.info, ROOT) == ""
     assert [len(split) for split in (cifar10.train, cifar10.val, cifar10.test)] == [
         45_000,
         5_000,
@@ -191,15 +202,21 @@ class Toy:
     """Few images in official files, and the same as x (N, C, H, W) and y, test images last."""
 
     name: str
-    official: Any
     files: dict[str, bytes]
     x: Tensor
     y: Tensor
     num_test: int
 
+    @property
+    def folder(self) -> str:
+        """The official folder."""
+        files = DATASETS[self.name].files()
+        assert files
+        return files.folder
+
     def write_files(self, root: Path, without: str = "") -> Path:
         """Write the files into their official folder under `root`."""
-        folder = root / self.official.base_folder
+        folder = root / self.folder
         folder.mkdir(parents=True)
         for file, content in self.files.items():
             if file != without:
@@ -258,9 +275,75 @@ def stl_files(
     return files
 
 
-def replace_md5(monkeypatch: pytest.MonkeyPatch, official: Any, files: dict[str, bytes]) -> None:
-    """Make torchvision expect the md5 of these files."""
+def svhn_files(
+    x: np.ndarray[Any, Any], y: np.ndarray[Any, Any], sizes: list[int]
+) -> dict[str, bytes]:
+    """Matlab's files: X (H, W, C, N), y (N, 1) from 1, with 10 for the digit 0."""
+    files = {}
+    for part, rows in (("train", slice(0, sizes[0])), ("test", slice(sizes[0], None))):
+        content = io.BytesIO()
+        labels = np.where(y[rows] == 0, 10, y[rows]).astype(np.uint8)[:, None]
+        scipy.io.savemat(content, {"X": x[rows].transpose(2, 3, 1, 0), "y": labels})
+        files[f"{part}_32x32.mat"] = content.getvalue()
+    return files
+
+
+def tiny_imagenet_files(
+    x: np.ndarray[Any, Any], y: np.ndarray[Any, Any], sizes: list[int]
+) -> dict[str, bytes]:
+    """The zip of 64x64 images: by class in train, under one list in val; test has no labels."""
+    classes = [f"n{1000 + label:08}" for label in range(y.max() + 1)]
+    boxes: dict[str, list[str]] = {name: [] for name in classes}
+    annotations = []
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+
+        def add(path: str, data: bytes | str) -> None:
+            archive.writestr(f"tiny-imagenet-200/{path}", data)
+
+        # Not in the order of their numbers.
+        add("wnids.txt", "\n".join(reversed(classes)))
+        add("words.txt", "n00001000\tone")
+        add("test/images/test_0.JPEG", b"no label")
+        for position, (image, label) in enumerate(zip(x, y, strict=True)):
+            name = classes[label]
+            if position < sizes[0]:
+                file = f"{name}_{len(boxes[name])}.JPEG"
+                boxes[name].append(f"{file}\t0\t10\t63\t58\n")
+                add(f"train/{name}/images/{file}", png(image))
+            else:
+                file = f"val_{position - sizes[0]}.JPEG"
+                annotations.append(f"{file}\t{name}\t0\t32\t44\t62\n")
+                add(f"val/images/{file}", png(image))
+        for name, lines in boxes.items():
+            add(f"train/{name}/{name}_boxes.txt", "".join(lines))
+        add("val/val_annotations.txt", "".join(annotations))
+    return {"tiny-imagenet-200.zip": content.getvalue()}
+
+
+def png(image: np.ndarray[Any, Any]) -> bytes:
+    """Encode an image (C, H, W) without loss."""
+    content = io.BytesIO()
+    Image.fromarray(image.transpose(1, 2, 0)).save(content, "PNG")
+    return content.getvalue()
+
+
+def replace_md5(
+    monkeypatch: pytest.MonkeyPatch, name: str, official: Any, files: dict[str, bytes]
+) -> None:
+    """Make the data set expect the md5 of these files."""
     md5 = {file: hashlib.md5(content).hexdigest() for file, content in files.items()}
+    if name == "tiny-imagenet":
+        archive = dataclasses.replace(tiny_imagenet.ARCHIVE, md5=md5["tiny-imagenet-200.zip"])
+        monkeypatch.setattr(tiny_imagenet, "ARCHIVE", archive)
+        return
+    if name == "svhn":
+        lists = {}
+        for half in ("train", "test"):
+            url, file, _ = official.split_list[half]
+            lists[half] = [url, file, md5[file]]
+        monkeypatch.setattr(official, "split_list", lists)
+        return
     for attribute in ("train_list", "test_list"):
         listed = [[file, md5.get(file, old)] for file, old in getattr(official, attribute)]
         monkeypatch.setattr(official, attribute, listed)
@@ -275,21 +358,40 @@ TOYS = {
     "cifar10": ([12] * 5 + [20], 10, 20),
     "cifar100": ([300, 50], 100, 100),
     "stl10": ([40, 12], 10, 10),
+    "svhn": ([40, 12], 10, 10),
+    "tiny-imagenet": ([40, 12], 10, 10),
 }
+OFFICIAL = {
+    "cifar10": vision.CIFAR10,
+    "cifar100": vision.CIFAR100,
+    "stl10": vision.STL10,
+    "svhn": vision.SVHN,
+}
+
+
+def make_toy(name: str, monkeypatch: pytest.MonkeyPatch) -> Toy:
+    sizes, classes, num_val = TOYS[name]
+    official = OFFICIAL.get(name)
+    info = dataclasses.replace(DATASETS[name], num_val=num_val)
+    x = random_images(sum(sizes), *info.shape)
+    y = np.arange(sum(sizes)) % classes
+    if name in ("cifar10", "cifar100"):
+        files = cifar_files(official, x, y, sizes)
+    else:
+        writers = {
+            "stl10": stl_files,
+            "svhn": svhn_files,
+            "tiny-imagenet": tiny_imagenet_files,
+        }
+        files = writers[name](x, y, sizes)
+    replace_md5(monkeypatch, name, official, files)
+    monkeypatch.setitem(DATASETS, name, info)
+    return Toy(name, files, torch.from_numpy(x), torch.from_numpy(y), sizes[-1])
 
 
 @pytest.fixture(params=TOYS)
 def toy(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Toy:
-    name: str = request.param
-    sizes, classes, num_val = TOYS[name]
-    official = {"cifar10": vision.CIFAR10, "cifar100": vision.CIFAR100, "stl10": vision.STL10}[name]
-    info = dataclasses.replace(DATASETS[name], num_val=num_val)
-    x = random_images(sum(sizes), *info.shape)
-    y = np.arange(sum(sizes)) % classes
-    files = stl_files(x, y, sizes) if name == "stl10" else cifar_files(official, x, y, sizes)
-    replace_md5(monkeypatch, official, files)
-    monkeypatch.setitem(DATASETS, name, info)
-    return Toy(name, official, files, torch.from_numpy(x), torch.from_numpy(y), sizes[-1])
+    return make_toy(request.param, monkeypatch)
 
 
 def test_official_files_load_with_pixels_labels_and_orientation(toy: Toy, tmp_path: Path) -> None:
@@ -361,7 +463,7 @@ def test_a_pickle_of_another_origin_is_never_opened(toy: Toy, tmp_path: Path) ->
 def test_a_missing_folder_is_named_with_the_remedy(toy: Toy, tmp_path: Path) -> None:
     with pytest.raises(BenchError, match=f"bench data fetch {toy.name}") as caught:
         load_data(toy.name, tmp_path / "nowhere")
-    assert toy.official.base_folder in assert_one_line(caught.value)
+    assert toy.folder in assert_one_line(caught.value)
     assert str(tmp_path / "nowhere") in str(caught.value)
     assert caught.value.exit_code == 1
 
@@ -369,40 +471,25 @@ def test_a_missing_folder_is_named_with_the_remedy(toy: Toy, tmp_path: Path) -> 
 # Fetching
 
 
-def replace_download(monkeypatch: pytest.MonkeyPatch, toy: Toy, act: Callable[[Path], Any]) -> None:
-    monkeypatch.setattr(toy.official, "download", lambda self: act(Path(self.root)))
+def replace_download(monkeypatch: pytest.MonkeyPatch, act: Callable[[Download, Path], Any]) -> None:
+    monkeypatch.setattr(fetching, "download", act)
 
 
-def raise_on_download(error: Exception) -> Callable[[Path], None]:
-    def act(root: Path) -> None:
+def raise_on_download(error: Exception) -> Callable[[Download, Path], None]:
+    def act(file: Download, target: Path) -> None:
         raise error
 
     return act
 
 
-@pytest.mark.parametrize(
-    ("error", "message"),
-    [
-        (urllib.error.URLError(OSError(101, "Network is unreachable")), "Network is unreachable"),
-        (
-            urllib.error.HTTPError("http://x", 404, "Not Found", http.client.HTTPMessage(), None),
-            "404",
-        ),
-        (TimeoutError("timed out"), "timed out"),
-        (ConnectionResetError(104, "Connection reset by peer"), "reset by peer"),
-        (http.client.IncompleteRead(b"half"), "IncompleteRead"),
-        (RuntimeError("File not found or corrupted.\nTry again"), "File not found or corrupted."),
-    ],
-    ids=lambda value: type(value).__name__,
-)
 def test_fetch_without_network_names_the_files_and_their_folder(
-    toy: Toy, error: Exception, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    replace_download(monkeypatch, toy, raise_on_download(error))
+    replace_download(monkeypatch, raise_on_download(DownloadError("a.org: timed out")))
     with pytest.raises(BenchError, match="cannot be downloaded") as caught:
         fetching.fetch_data(toy.name, tmp_path)
     line = assert_one_line(caught.value)
-    for part in (message, str(tmp_path), toy.official.base_folder, *toy.files):
+    for part in ("a.org: timed out", str(tmp_path), toy.folder, *toy.files):
         assert part in line
     assert f"bench data import {toy.name}" in line
     assert "unlabeled" not in line
@@ -412,7 +499,7 @@ def test_fetch_without_network_names_the_files_and_their_folder(
 def test_fetch_on_a_full_disk_is_refused(
     toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    replace_download(monkeypatch, toy, raise_on_download(OSError(28, "No space left on device")))
+    replace_download(monkeypatch, raise_on_download(OSError(28, "No space left on device")))
     with pytest.raises(BenchError, match=r"cannot write to .*No space left on device") as caught:
         fetching.fetch_data(toy.name, tmp_path)
     assert assert_one_line(caught.value)
@@ -421,12 +508,22 @@ def test_fetch_on_a_full_disk_is_refused(
 def test_fetch_downloads_missing_files_and_verifies(
     toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    replace_download(monkeypatch, toy, toy.write_files)
-    line = fetching.fetch_data(toy.name, tmp_path / "new")
-    assert line == fetching.verify_data(toy.name, tmp_path / "new")
-    assert load_data(toy.name, tmp_path / "new").sha256 in line
-    replace_download(monkeypatch, toy, raise_on_download(AssertionError("downloaded again")))
-    assert fetching.fetch_data(toy.name, tmp_path / "new") == line
+    def serve(file: Download, target: Path) -> None:
+        """Write the file itself, or an archive with more than is needed."""
+        if target.name in toy.files:
+            target.write_bytes(toy.files[target.name])
+        else:
+            toy.write_archive(target, "inside/", **{"unlabeled_X.bin": b"not needed"})
+
+    replace_download(monkeypatch, serve)
+    root = tmp_path / "new"
+    line = fetching.fetch_data(toy.name, root)
+    assert line == fetching.verify_data(toy.name, root)
+    assert load_data(toy.name, root).sha256 in line
+    left = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
+    assert left == {f"{toy.folder}/{file}" for file in toy.files}
+    replace_download(monkeypatch, raise_on_download(AssertionError("downloaded again")))
+    assert fetching.fetch_data(toy.name, root) == line
 
 
 def test_fetch_into_a_file_is_one_line(toy: Toy, tmp_path: Path) -> None:
@@ -440,13 +537,15 @@ def test_fetch_into_a_file_is_one_line(toy: Toy, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "layout", ["folder", "nested folder", "tar", "tar.gz", "flat tar", "itself"]
+    "layout", ["folder", "nested folder", "tar", "tar.gz", "flat tar", "itself", "file"]
 )
 def test_import_from_a_folder_or_archive(toy: Toy, layout: str, tmp_path: Path) -> None:
     source, root = tmp_path / "source", tmp_path / "root"
     match layout:
         case "folder":
             source = toy.write_files(source)
+        case "file":
+            source = toy.write_files(source) / next(iter(toy.files))
         case "nested folder":
             toy.write_files(source / "deep" / "down")
         case "itself":
@@ -457,7 +556,7 @@ def test_import_from_a_folder_or_archive(toy: Toy, layout: str, tmp_path: Path) 
             )
     line = fetching.import_data(toy.name, source, root)
     assert line == fetching.verify_data(toy.name, root)
-    folder = root / toy.official.base_folder
+    folder = root / toy.folder
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == toy.files
 
 
@@ -521,7 +620,7 @@ def test_import_of_a_bad_archive_copies_nothing(
 
 
 def test_import_of_the_wrong_content_copies_nothing(toy: Toy, tmp_path: Path) -> None:
-    first, *_, last = toy.files
+    first, last = next(iter(toy.files)), [*toy.files][-1]
     for damaged in (first, last):
         content = toy.files[damaged][:-1] + b"?"
         source = toy.write_archive(tmp_path / "source.tar", "x/", **{damaged: content})

@@ -216,6 +216,6 @@ def test_sizes_without_files_are_those_of_the_files() -> None:
     assert loading.split_sizes("cifar100", 100, None) == (100, 10_000)
     with pytest.raises(UsageError, match="a test limit of 10,001 is out of range"):
         loading.split_sizes("cifar10", None, 10_001)
-    needs_files = [info for info in DATASETS.values() if info.torchvision_class]
-    assert all(info.download_bytes > 100_000_000 for info in needs_files)
+    needs_files = [files for info in DATASETS.values() if (files := info.files())]
+    assert all(files.size > 100_000_000 for files in needs_files)
     assert all(f"{info.num_test:,} test" in info.about for info in DATASETS.values())

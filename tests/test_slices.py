@@ -266,12 +266,6 @@ def make_wheel(folder: Path) -> None:
         wheel.writestr(f"{metadata}/RECORD", "")
 
 
-class Official:
-    """Stand in for torchvision's class of a data set with one file."""
-
-    base_folder = "images"
-
-
 @pytest.mark.slow
 @pytest.mark.e2e
 def test_a_pack_in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,9 +274,8 @@ def test_a_pack_in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         pytest.skip("no git checkout, whose files could be packed")
     monkeypatch.setattr(environment, "SOURCE_ROOT", CHECKOUT)
     monkeypatch.setattr(slice_pack, "SOURCE_ROOT", CHECKOUT)
-    monkeypatch.setattr(slice_pack, "official_class", lambda _: Official)
-    monkeypatch.setattr(slice_pack, "file_hashes", lambda _: {"batch": ""})
-    monkeypatch.setattr(slice_pack, "damage_in", lambda *_: "")
+    monkeypatch.setattr(slice_pack, "folder_of", lambda _, root: root / "images")
+    monkeypatch.setattr(slice_pack, "damage_of", lambda *_: "")
     monkeypatch.setattr(slice_pack, "PART_BYTES", PART_BYTES)
     monkeypatch.setattr(slice_pack, "download_wheels", lambda *words: make_wheel(words[-1]))
     (tmp_path / "data" / "images").mkdir(parents=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import shlex
 from pathlib import Path
@@ -329,3 +330,57 @@ def test_a_suite_file_from_run_to_record(
     assert len(records) == 3
     error = one_line_error(capsys, f"import {records[0]} --store elsewhere", code=1)
     assert f"unknown suite '{suite.name}'" in error
+
+
+TRAINING_VALUES = {
+    "epochs": 3,
+    "batch": 50,
+    "lr": 0.03,
+    "momentum": 0.5,
+    "weight_decay": 0.001,
+    "milestones": [0.3, 0.6],
+    "schedule": "onecycle",
+    "averaging": ["ema"],
+    "validate_every": 2,
+    "ema_decay": 0.9,
+    "swa_start": 0.5,
+    "awp": 0.01,
+}
+SUITE_VALUES = {
+    "version": 7,
+    "about": "mine",
+    "datasets": ["svhn", "tiny-imagenet"],
+    "students": ["resnet8-w8"],
+    "eps": 0.3,
+    "inner_step": 0.2,
+    "inner_steps": 9,
+    "attacks": ["pgd20"],
+    "full_checkpoints": ["best", "last"],
+    "limit_train": 100,
+    "limit_val": 101,
+    "limit_test": 102,
+    "limit_aa": 103,
+    "seeds": [4, 5],
+    "cpu_time": "an hour",
+}
+
+
+def test_every_field_can_be_set(tmp_path: Path) -> None:
+    fields = {field.name for field in dataclasses.fields(Suite)}
+    assert fields - SUITE_VALUES.keys() == {"name", "teachers", "training"}
+    training = {field.name for field in dataclasses.fields(suites.Training)}
+    assert training == TRAINING_VALUES.keys()
+    for name, value in SUITE_VALUES.items():
+        suite = read_text(f"name = 'x'\nbase = 'digits'\n{name} = {json.dumps(value)}", tmp_path)
+        expected = tuple(value) if isinstance(value, list) else value
+        assert getattr(suite, name) == expected
+    for name, value in TRAINING_VALUES.items():
+        line = f"{name} = {json.dumps(value)}"
+        text = f"name = 'x'\nbase = 'digits'\ntraining.{line}\nteachers.natural.training.{line}"
+        suite = read_text(text, tmp_path)
+        expected = tuple(value) if isinstance(value, list) else value
+        assert getattr(suite.training, name) == expected
+        assert getattr(suite.teachers["natural"].training, name) == expected
+    teacher = "teachers.robust = {arch = 'resnet18', method = 'pgd_at', limit_aa = 5}"
+    robust = read_text(f"name = 'x'\nbase = 'digits'\n{teacher}", tmp_path).teachers["robust"]
+    assert (robust.arch, robust.method, robust.limit_aa) == ("resnet18", "pgd_at", 5)

@@ -77,14 +77,17 @@ def known_names(group: str) -> dict[str, Iterable[str]]:
     """Return the names that an option takes, by its field; a list with commas has the first one."""
     from attacks import catalog
     from bench import datasets, models
-    from bench.protocol.suites import SUITES
+    from bench.protocol import suites
     from bench.teachers.releases import RELEASES
 
-    positional = {"data": datasets.DATASETS, "teacher": [release.name for release in RELEASES]}
+    positional = {
+        "data": datasets.REGISTRY.names(),
+        "teacher": [release.name for release in RELEASES],
+    }
     return {
         "method": [*methods.names(), "all"],
-        "suite": SUITES,
-        "dataset": datasets.DATASETS,
+        "suite": suites.REGISTRY.names(),
+        "dataset": datasets.REGISTRY.names(),
         "student": models.examples(),
         "arch": models.examples(),
         "surrogate_arch": models.examples(),

@@ -1,4 +1,4 @@
-"""The facts of a data set. Importing this loads no torch."""
+"""The facts of a data set, and how it is read. Importing this loads no torch."""
 
 from __future__ import annotations
 
@@ -6,8 +6,48 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from bench.system.files import md5_of_file
+
 # Images (N, C, H, W) in 0 to 255, and labels (N,), as arrays of numpy or lists.
 Arrays = tuple[Any, Any]
+
+
+@dataclass(frozen=True)
+class Download:
+    """A file to download. Each address has the same content."""
+
+    urls: tuple[str, ...]
+    md5: str
+    size: int  # bytes
+
+    @property
+    def name(self) -> str:
+        """The name of the file."""
+        return self.urls[0].rsplit("/", 1)[-1]
+
+
+@dataclass(frozen=True)
+class OfficialFiles:
+    """The files of a data set.
+
+    folder: where they lie below the folder of all data sets. train, test: the md5 of each file that
+    a half needs, by name. downloads: archives of the files, or the files themselves.
+    """
+
+    folder: str
+    train: dict[str, str]
+    test: dict[str, str]
+    downloads: tuple[Download, ...]
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """The md5 of all files."""
+        return self.train | self.test
+
+    @property
+    def size(self) -> int:
+        """Bytes of all downloads."""
+        return sum(download.size for download in self.downloads)
 
 
 @dataclass(frozen=True)
@@ -19,13 +59,10 @@ class Dataset:
     num_val images leave the official training set for validation, num_train stay.
     """
 
-    # The class that knows the official files, and how many of its `train_list` are labelled.
-    torchvision_class: ClassVar[str] = ""
-    labelled_files: ClassVar[int | None] = None
-    # Bytes of the official archive.
-    download_bytes: ClassVar[int] = 0
     # Of the official test set. No field: a record states what was evaluated.
     num_test: ClassVar[int]
+    # Of pixels and labels of each half, "train" and "test", for files of another form.
+    pixels_sha256: ClassVar[dict[str, str]] = {}
 
     name: str
     num_classes: int
@@ -38,6 +75,39 @@ class Dataset:
     num_val: int
     about: str
 
-    def read(self, official: Any, root: Path, train: bool) -> Arrays:
-        """Read the training half or the test half through `official`, a class of torchvision."""
+    @property
+    def source(self) -> str:
+        """What brings the data, in words."""
+        return "the official files"
+
+    def files(self) -> OfficialFiles | None:
+        """Return the official files, None for data that needs none below the folder of all."""
+        return None
+
+    def damage(self, folder: Path, train: bool) -> str:
+        """Describe a file of a half that is missing from `folder` or damaged, "" if none is."""
+        files = self.files()
+        return damage_in(folder, files.train if train else files.test) if files else ""
+
+    def read(self, folder: Path, train: bool) -> Arrays:
+        """Read the training half or the test half from the folder of the official files.
+
+        What `damage` looks at was checked.
+        """
         raise NotImplementedError
+
+    def validation_positions(self, count: int) -> Any:
+        """Return which of so many training images are for validation, None to have them drawn."""
+        return None
+
+
+def damage_in(folder: Path, hashes: dict[str, str]) -> str:
+    """Describe the first file that is missing or has another md5; "" if none is."""
+    for file, md5 in hashes.items():
+        path = folder / file
+        if not path.is_file():
+            return f"{file} is missing from {str(folder)!r}"
+        if md5_of_file(path) != md5:
+            size = f"{path.stat().st_size:,} bytes"
+            return f"{str(path)!r} is damaged or cut short ({size}, not the official md5)"
+    return ""

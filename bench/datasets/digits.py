@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from bench.datasets.dataset import Arrays, Dataset
 
@@ -15,7 +14,11 @@ class Digits(Dataset):
 
     num_test = NUM_TEST
 
-    def read(self, official: Any, root: Path, train: bool) -> Arrays:
+    @property
+    def source(self) -> str:
+        return "scikit-learn, which brings it"
+
+    def read(self, folder: Path, train: bool) -> Arrays:
         import numpy as np
         from sklearn.datasets import load_digits
 
@@ -29,7 +32,7 @@ class Digits(Dataset):
         return x[positions], labels[positions]
 
 
-DIGITS = Digits(
+DATASET = Digits(
     name="digits",
     num_classes=10,
     shape=(1, 8, 8),

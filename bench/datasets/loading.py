@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.datasets import get
-from bench.datasets.official_files import read_halves
+from bench.datasets.official_files import read_half
 from bench.datasets.splits import Data, split_digest, stratified_positions, to_split
 from bench.system.errors import UsageError
 
@@ -31,16 +31,17 @@ def load_data(
     unknown name or a limit out of range, BenchError for missing or damaged files.
     """
     info = get(name)
-    halves = read_halves(info, Path(root), test)
-    pool = to_split(halves[0])
-    val_rows = stratified_positions(pool.y.numpy(), info.num_val, seed=1)
+    pool = to_split(read_half(info, Path(root), train=True))
+    val_rows = info.validation_positions(len(pool))
+    if val_rows is None:
+        val_rows = stratified_positions(pool.y.numpy(), info.num_val, seed=1)
     rest = np.setdiff1d(np.arange(len(pool)), val_rows)
     val_rows = val_rows[: checked_limit("validation", limit_val, len(val_rows))]
     train_size = checked_limit("train", limit_train, len(rest))
     train_rows = np.random.RandomState(2).permutation(rest)[:train_size]
     train, val, held_out = pool.select(train_rows), pool.select(val_rows), pool.select(slice(0))
     if test:
-        held_out = to_split(halves[1])
+        held_out = to_split(read_half(info, Path(root), train=False))
         held_out = held_out.select(slice(checked_limit("test", limit_test, len(held_out))))
     return Data(info, train, val, held_out, split_digest(val_rows, train, val, held_out))
 

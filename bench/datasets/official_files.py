@@ -1,80 +1,52 @@
-"""The official files of a data set, through torchvision's classes."""
+"""The files of a data set below the folder of all data sets: where, whether undamaged, read."""
 
 from __future__ import annotations
 
 import stat
 from pathlib import Path
-from typing import Any
 
 from bench.datasets.dataset import Arrays, Dataset
-from bench.system.errors import BenchError
+from bench.datasets.pixels import pixel_damage, pixel_file, read_pixels
+from bench.system.errors import BenchError, one_line
 from bench.system.files import file_mode
 
 
-def official_class(info: Dataset, test: bool = True) -> Any:
-    """Return torchvision's class for the labelled files, None for a data set without files.
+def folder_of(info: Dataset, root: Path) -> Path:
+    """Return the folder of a data set's files; the root itself for one without files."""
+    files = info.files()
+    return root / files.folder if files else root
 
-    Without `test` it knows no test files.
+
+def damage_of(info: Dataset, root: Path) -> str:
+    """Describe what keeps a data set from being read, "" if nothing does."""
+    folder = folder_of(info, root)
+    return half_damage(info, folder, True) or half_damage(info, folder, False)
+
+
+def half_damage(info: Dataset, folder: Path, train: bool) -> str:
+    """Describe what keeps one half from being read, "" if nothing does."""
+    if pixel_file(info, folder).is_file():
+        return pixel_damage(info, folder, train)
+    return info.damage(folder, train)
+
+
+def read_half(info: Dataset, root: Path, train: bool) -> Arrays:
+    """Check and read the training half or the test half.
+
+    Raise BenchError for missing or damaged files.
     """
-    if not info.torchvision_class:
-        return None
-    import torchvision
-
-    base = getattr(torchvision.datasets, info.torchvision_class)
-    lists = {"train_list": base.train_list[: info.labelled_files]}
-    if not test:
-        lists["test_list"] = []
-    return type(base.__name__, (base,), lists)
-
-
-def file_hashes(official: Any) -> dict[str, str]:
-    """Return the md5 of each official file that is needed, by file name."""
-    hashes = dict([*official.train_list, *official.test_list])
-    if hasattr(official, "meta"):
-        hashes[official.meta["filename"]] = official.meta["md5"]
-    return hashes
-
-
-def damage_in(folder: Path, official: Any) -> str:
-    """Describe the first official file that is missing or damaged; "" if none is."""
-    from torchvision.datasets.utils import check_integrity
-
-    for file, md5 in file_hashes(official).items():
-        path = folder / file
-        if not path.is_file():
-            return f"{file} is missing from {str(folder)!r}"
-        if not check_integrity(path, md5):
-            size = f"{path.stat().st_size:,} bytes"
-            return f"{str(path)!r} is damaged or cut short ({size}, not the official md5)"
-    return ""
-
-
-def read_halves(info: Dataset, root: Path, test: bool = True) -> list[Arrays]:
-    """Read the training half and, with `test`, the test half.
-
-    torchvision checks every file before it reads one. Raise BenchError for missing or damaged ones.
-    """
-    halves = [True]
-    if test:
-        halves.append(False)
-    official = official_class(info, test)
-    if official is None:
-        return [info.read(None, root, train) for train in halves]
-    folder = root / official.base_folder
+    folder = folder_of(info, root)
     remedy = f"run `python -m bench data fetch {info.name}`"
-    if not stat.S_ISDIR(file_mode(folder)):
+    if not stat.S_ISDIR(file_mode(folder)) and folder != root:
         raise BenchError(
             f"{info.name} is not under {str(root)!r}: {remedy},"
-            f" or put the official folder {official.base_folder} there"
+            f" or put the official folder {folder.name} there"
         )
+    if damage := half_damage(info, folder, train):
+        raise BenchError(f"{info.name}: {damage}: {remedy}")
+    if pixel_file(info, folder).is_file():
+        return read_pixels(info, folder, train)
     try:
-        return [info.read(official, root, train) for train in halves]
-    except (RuntimeError, OSError, ValueError) as error:
-        message = damage_in(folder, official) or first_line(error)
-        raise BenchError(f"{info.name}: {message}: {remedy}") from error
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or its type if it has none."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:160]
+        return info.read(folder, train)
+    except (RuntimeError, OSError, ValueError, LookupError) as error:
+        raise BenchError(f"{info.name}: {one_line(error, 160)}") from error

@@ -5,25 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from bench.datasets.dataset import Arrays, Dataset
+from bench.datasets.dataset import Arrays
+from bench.datasets.torchvision_files import TorchvisionDataset
 
 
-class Stl10(Dataset):
+class Stl10(TorchvisionDataset):
     """The labelled part of STL-10, read by torchvision."""
 
     torchvision_class = "STL10"
     # The files after these two are 2.5 GB of unlabelled images.
     labelled_files = 2
     # The archive has those too.
-    download_bytes = 2_640_397_119
+    archive_bytes = 2_640_397_119
     num_test = 8_000
 
-    def read(self, official: Any, root: Path, train: bool) -> Arrays:
+    def read_half(self, official: Any, root: Path, train: bool) -> Arrays:
         half = official(root, split="train" if train else "test")
         return half.data, half.labels
 
 
-STL10 = Stl10(
+DATASET = Stl10(
     name="stl10",
     num_classes=10,
     shape=(3, 96, 96),

@@ -6,8 +6,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-from bench import datasets
-from bench.datasets.fetching import fetch_data, is_missing
+from bench.datasets.fetching import download_size, fetch_data, is_missing
 from bench.datasets.loading import load_data
 from bench.datasets.splits import Data
 from bench.system.log import LOGGER
@@ -27,8 +26,7 @@ def cached_loader(root: Path) -> LoadData:
     @cache
     def load_limited(name: str, limits: tuple[int | None, ...], test: bool) -> Data:
         if is_missing(name, root):
-            size = f"{datasets.get(name).download_bytes:,} bytes"
-            LOGGER.info(f"{name} is not under {root}: fetching it, {size}")
+            LOGGER.info(f"{name} is not under {root}: fetching it, {download_size(name)}")
             fetch_data(name, root)
         return load_data(name, root, *limits, test=test)
 

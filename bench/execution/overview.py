@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from bench import datasets
-from bench.datasets.fetching import is_missing
+from bench.datasets.fetching import download_size, is_missing
 from bench.execution.cost import Cost
 from bench.execution.job import SHOWN_ACCURACIES
 from bench.execution.plan import PlannedRun
@@ -97,7 +96,7 @@ def missing_data(options: ProtocolOptions, todo: list[PlannedRun]) -> Iterator[s
     """Yield a line for each data set that a run would download."""
     for name in dict.fromkeys(run.spec.dataset for run in todo):
         if is_missing(name, options.data_root):
-            size = f"{datasets.get(name).download_bytes:,} bytes"
+            size = download_size(name)
             yield f"{name} is not under {options.data_root}: a run fetches it, {size}"
 
 

@@ -209,13 +209,15 @@ def teacher_identities(
 
 def requested_datasets(options: ProtocolOptions, suite: Suite) -> tuple[str, ...]:
     """Return the data sets asked for. Raise UsageError for one that the suite does not cover."""
+    # A folder of images is named by what it holds.
+    covered = [datasets.get(name).name for name in suite.datasets]
     requested = split_names(options.dataset) or suite.datasets
-    for name in requested:
-        datasets.get(name)
-        if name not in suite.datasets:
-            covered = ", ".join(suite.datasets)
-            raise UsageError(f"suite {suite.name} is not for {name}: it covers {covered}")
-    return requested
+    names = tuple(datasets.get(name).name for name in requested)
+    for name in names:
+        if name not in covered:
+            message = f"suite {suite.name} is not for {name}: it covers {', '.join(covered)}"
+            raise UsageError(message)
+    return names
 
 
 def requested_methods(text: str) -> list[str]:

@@ -40,10 +40,13 @@ def resolve_suite(text: str) -> Suite:
 
     Raise UsageError for an unknown name, or a content that states no suite.
     """
-    if not text.endswith(SUFFIX) and not text.startswith("{"):
-        return suites.get(text)
+    is_file = text.endswith(SUFFIX) or text.startswith("{")
+    if not is_file:
+        suite = suites.get(text)
+        if text in suites.SUITES:
+            return suite
     try:
-        suite = read_suite(text)
+        suite = read_suite(text) if is_file else validate(dataclasses.asdict(suite))
         check_names(suite)
     except UsageError as error:
         raise UsageError(f"--suite {text!r}: {error}") from error
@@ -86,23 +89,28 @@ def read_suite(text: str) -> Suite:
         fields = LABELS | content
         if base is not None:
             fields = merge_tables(dataclasses.asdict(suites.get(str(base))), fields)
-        checked = json.dumps({"suite": fields}, default=str)
-        suite = _SuiteFile.model_validate_json(checked).suite
+        suite = validate(fields)
     except OSError as error:
         raise UsageError(f"{error.strerror}") from error
     except RecursionError as error:
         raise UsageError("its tables are nested too deeply") from error
-    except ValidationError as error:
-        raise UsageError(describe_first_error(error).removeprefix("suite.")) from error
     # tomllib lets int's own error through for a number of thousands of digits.
     except ValueError as error:
         raise UsageError(
             f"no {'JSON' if text.startswith('{') else 'TOML file'}: {error}"
         ) from error
-    if not NAME.fullmatch(suite.name) or suite.name in suites.SUITES:
+    if not NAME.fullmatch(suite.name) or suite.name in suites.REGISTRY.names():
         rule = "letters, digits, - and _, at most 40, and not the name of a built-in suite"
         raise UsageError(f"name = {suite.name!r}: {rule}")
     return dataclasses.replace(suite, name=f"{suite.name}-{protocol_digest(suite)}")
+
+
+def validate(fields: Mapping[str, Any]) -> Suite:
+    """Return the suite with these fields. Raise UsageError for one missing, unknown or no good."""
+    try:
+        return _SuiteFile.model_validate_json(json.dumps({"suite": fields}, default=str)).suite
+    except ValidationError as error:
+        raise UsageError(describe_first_error(error).removeprefix("suite.")) from error
 
 
 def merge_tables(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

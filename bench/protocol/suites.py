@@ -10,7 +10,7 @@ from typing import Annotated
 
 from annotated_types import Ge, Gt, Le, MinLen
 
-from bench.system.errors import unknown_name
+from bench.system.registry import Registry
 from leaderboards.schema.spec import Count, Training
 
 # AutoAttack judges the best checkpoint, which ranks, on `limit_aa` images, and any other on no more
@@ -180,6 +180,8 @@ STL = replace(
 
 ALL = (DIGITS, CIFAR_MINI, CIFAR, CIFAR_FAST, CIFAR_SPRINT, STL)
 SUITES = {suite.name: suite for suite in ALL}
+# Packages add suites: name = "package.module:SUITE".
+REGISTRY = Registry("suite", Suite, "bench.suites", SUITES)
 
 
 def protocols() -> dict[str, dict[str, str]]:
@@ -198,12 +200,13 @@ def recorded_parameters(suite: Suite) -> dict[str, str]:
 
 
 def get(name: str) -> Suite:
-    """Return the suite called `name`. Raise UsageError for an unknown one."""
-    if name not in SUITES:
-        raise unknown_name("suite", name, SUITES)
-    return SUITES[name]
+    """Return the suite called `name`. Raise BenchError for one unknown or unusable."""
+    return REGISTRY.get(name)
 
 
-def first_with(dataset: str) -> Suite:
-    """Return the first suite that covers a data set."""
-    return next(suite for suite in SUITES.values() if dataset in suite.datasets)
+def default_eps(dataset: str) -> float:
+    """Return the radius of the first suite that covers a data set, of `cifar` if none does."""
+    for suite in SUITES.values():
+        if dataset in suite.datasets:
+            return suite.eps
+    return CIFAR.eps

@@ -53,7 +53,7 @@ class TunedConfig:
         options |= {"tuned": self.trials, **self.values}
         suite = self.suite.partition("@")[0]
         # A suite of a file has to be named beside the configuration.
-        return options | {"suite": suite} if suite in suites.SUITES else options
+        return options | {"suite": suite} if suite in suites.REGISTRY.names() else options
 
 
 def values_digest(hyper: dict[str, Any], training: dict[str, float]) -> str:
@@ -98,9 +98,9 @@ def config_fault(config: TunedConfig) -> str:
     for name in TABLES:
         if not isinstance(getattr(config, name), dict):
             return "hyper, training and provenance are tables"
-    suite = suites.SUITES.get(config.suite.partition("@")[0])
-    if suite and suite.id != config.suite:
-        return f"found under {config.suite}, and this is {suite.id}: tune again"
+    name = config.suite.partition("@")[0]
+    if name in suites.REGISTRY.names() and (identity := suites.get(name).id) != config.suite:
+        return f"found under {config.suite}, and this is {identity}: tune again"
     for name, value in config.training.items():
         if name not in TRAINING:
             return f"training.{name}: choose from {', '.join(TRAINING)}"

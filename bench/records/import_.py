@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bench.protocol.suites import SUITES
+from bench.protocol import suites
 from bench.records.complete import complete_record
 from bench.records.export import print_results
 from bench.records.sync import sync_records
@@ -70,9 +70,9 @@ def read_store(store: TrackingStore) -> dict[str, Record]:
 def check_suite(record: Record) -> Record:
     """Return a record of this checkout's suites. Raise RecordError for another suite or version."""
     name, _, version = record.spec.suite.rpartition("@")
-    suite = SUITES.get(name)
-    if not suite:
-        raise RecordError(f"unknown suite {name!r}: here are {', '.join(SUITES)}")
+    if name not in suites.REGISTRY.names():
+        raise RecordError(f"unknown suite {name!r}: here are {', '.join(suites.SUITES)}")
+    suite = suites.get(name)
     if record.spec.suite != suite.id:
         age = "stale" if int(version) < suite.version else "newer"
         versions = f"{record.spec.suite}, this checkout has {suite.id}"

@@ -18,7 +18,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
 from bench import datasets
-from bench.datasets.official_files import damage_in, file_hashes, official_class
+from bench.datasets.official_files import damage_of, folder_of
 from bench.system import parts
 from bench.system.environment import SOURCE_ROOT, STATE_FILE, source_state
 from bench.system.errors import BenchError, UsageError
@@ -64,14 +64,19 @@ def pack_data(folder: Path, names: Iterable[str], data_root: Path) -> None:
     """Pack the official files of data sets. Raise BenchError for a file missing or damaged."""
     files = {}
     for name in names:
-        official = official_class(datasets.get(name))
+        info = datasets.get(name)
+        official = info.files()
         if official is None:
-            continue  # It comes with scikit-learn.
-        base = data_root / official.base_folder
-        if damage := damage_in(base, official):
+            continue  # It comes with a package.
+        if damage := damage_of(info, data_root):
             raise BenchError(f"{name}: {damage}: run `python -m bench data fetch {name}`")
-        for file in file_hashes(official):
-            files[f"data/{official.base_folder}/{file}"] = base / file
+        base = folder_of(info, data_root)
+        paths = [base / file for file in official.hashes]
+        if not all(path.is_file() for path in paths):
+            # Another form of the same data.
+            paths = [path for path in base.rglob("*") if path.is_file()]
+        for path in paths:
+            files[f"data/{path.relative_to(data_root)}"] = path
     if files:
         parts.write_archive(folder, parts.DATA, files, PART_BYTES, IMAGE_FILTERS)
 

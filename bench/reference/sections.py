@@ -16,7 +16,7 @@ from typing import Any
 import methods
 from attacks import catalog
 from bench import datasets, models
-from bench.datasets.official_files import damage_in, official_class
+from bench.datasets.official_files import damage_of, folder_of
 from bench.protocol import suites
 from bench.reference.about import describe_method
 from bench.system.errors import UsageError
@@ -81,7 +81,7 @@ def summarise_method(name: str) -> Facts:
 def list_suites() -> list[Facts]:
     """Return the suites with every number of their protocols."""
     entries = []
-    for name, suite in suites.SUITES.items():
+    for name, suite in suites.REGISTRY.usable():
         command = f"python -m bench run --method gacd --suite {name}"
         entries.append({**dataclasses.asdict(suite), "id": suite.id, "command": command})
     return entries
@@ -90,25 +90,18 @@ def list_suites() -> list[Facts]:
 def list_datasets() -> list[Facts]:
     """Return the data sets."""
     entries = []
-    for info in datasets.DATASETS.values():
-        source = "scikit-learn, which brings it"
-        command = f"python -m bench data verify {info.name}"
-        if info.torchvision_class:
-            source = f"the official files, through torchvision.datasets.{info.torchvision_class}"
-            command = f"python -m bench data fetch {info.name}"
-        facts = {**dataclasses.asdict(info), "num_test": info.num_test}
-        entries.append({**facts, "source": source, "command": command})
+    for name, info in datasets.REGISTRY.usable():
+        facts = {**dataclasses.asdict(info), "num_test": info.num_test, "source": info.source}
+        entries.append({**facts, "command": f"python -m bench data fetch {name}"})
     return entries
 
 
 def locate_dataset(name: str, data_root: Path) -> Facts:
     """Return where the files of a data set belong, and whether they are there and undamaged."""
-    official = official_class(datasets.get(name))
-    if official is None:
-        return {"folder": None, "ready": True, "fault": ""}
-    folder = data_root / official.base_folder
-    fault = damage_in(folder, official)
-    return {"folder": str(folder), "ready": not fault, "fault": fault}
+    info = datasets.get(name)
+    fault = damage_of(info, data_root)
+    folder = str(folder_of(info, data_root)) if info.files() else None
+    return {"folder": folder, "ready": not fault, "fault": fault}
 
 
 def summarise_model(name: str) -> Facts:
@@ -142,7 +135,7 @@ def measure_model(name: str, data_root: Path) -> Facts:
     from bench.models.size import network_size
 
     sizes = {}
-    for dataset in datasets.DATASETS:
+    for dataset, _ in datasets.REGISTRY.usable():
         # A network of others may be for larger images.
         with suppress(UsageError):
             sizes[dataset] = network_size(name, dataset)

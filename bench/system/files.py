@@ -74,3 +74,9 @@ def sha256_of_file(path: Path) -> str:
     """Return the hex digest of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def md5_of_file(path: Path) -> str:
+    """Return the hex digest by which official files are known; it keeps no secret."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()

@@ -93,4 +93,4 @@ def check_description(request: Release) -> Release:
     if not right_count or not finite or min(std, default=1.0) <= 0:
         rule = f"both with {channels} numbers for {request.dataset}, std above 0, or neither"
         raise UsageError(f"--mean and --std: {rule}")
-    return replace(request, eps=suites.first_with(request.dataset).eps)
+    return replace(request, eps=suites.default_eps(request.dataset))

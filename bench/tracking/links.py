@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bench.datasets.official_files import official_class
 from bench.datasets.splits import Data
 from bench.models.formats import export_program
 from bench.tracking.note import NOTE_TAG
@@ -68,9 +67,10 @@ def mlflow_dataset(data: Data) -> Dataset:
     tensors = {}
     for name, spec in {"features": images, "targets": labels}.items():
         tensors[name] = json.dumps([{"type": "tensor", "tensor-spec": spec}])
-    kind, origin = "local", {"uri": "sklearn.datasets.load_digits"}
-    if info.name != "digits":
-        kind, origin = "http", {"url": official_class(info).url}
+    files = info.files()
+    kind, origin = "local", {"uri": info.source}
+    if files:
+        kind, origin = "http", {"url": files.downloads[0].urls[0]}
     sizes = {"training": len(data.train), "validation": len(data.val), "test": len(data.test)}
     about = {"classes": info.num_classes, "sha256": data.sha256}
     profile = json.dumps({"num_rows": sum(sizes.values()), **sizes, **about})
@@ -210,7 +210,7 @@ def log_network(logger: RunLogger, net: Net, shape: tuple[int, ...], folder: Pat
 
 def registered_name(spec: Spec, name: str) -> str:
     """Return the name of a registered model."""
-    return f"{spec.suite}.{spec.dataset}.{file_name(name)}"
+    return file_name(f"{spec.suite}.{spec.dataset}.{name}")
 
 
 def find_alias(client: MlflowClient, name: str, alias: str) -> ModelVersion | None:

@@ -94,11 +94,10 @@ def measure_training(device: torch.device, say: Say) -> dict[str, Any]:
 
 def check_data(root: Path, say: Say) -> dict[str, Any]:
     """Check the files of every data set."""
-    from bench import datasets
-    from bench.datasets import fetching
+    from bench.datasets import REGISTRY, fetching
 
     checks = {}
-    for name in datasets.DATASETS:
+    for name in REGISTRY.names():
         try:
             line, ready = fetching.verify_data(name, root), True
         except BenchError as error:

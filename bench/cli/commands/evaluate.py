@@ -124,7 +124,7 @@ def check_attacks(attacks: Sequence[str], options: EvaluateOptions) -> None:
 def choose_eps(options: EvaluateOptions, info: Dataset) -> float:
     """Return the radius. Raises UsageError for one out of range."""
     if options.norm == "Linf":
-        default, limit = suites.first_with(info.name).eps, 1.0
+        default, limit = suites.default_eps(info.name), 1.0
     else:
         default, limit = DEFAULT_EPS_L2, math.inf
     eps = default if options.eps is None else options.eps

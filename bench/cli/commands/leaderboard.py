@@ -35,8 +35,8 @@ def write_leaderboard(options: LeaderboardOptions) -> None:
 
     suite = resolve_experiment(options.suite)
     name = suite.partition("@")[0]
-    if name and name not in suites.SUITES and not DIGEST.search(name):
-        raise unknown_name("suite", suite, suites.SUITES)
+    if name and name not in suites.REGISTRY.names() and not DIGEST.search(name):
+        raise unknown_name("suite", suite, suites.REGISTRY.names())
     synced = StoreRecords(options.records, []) if options.records else sync_records(options.store)
     folder = synced.folder if options.records or synced.folder.exists() else None
     try:
