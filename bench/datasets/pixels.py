@@ -85,7 +85,7 @@ def read_form(info: Dataset, source: Path, half: str) -> Arrays:
     # pandas reads parquet by pyarrow, which MLflow brings and a smaller install lacks.
     except (ImportError, OSError, ValueError, LookupError, StopIteration) as error:
         raise BenchError(f"{str(source)!r}: {type(error).__name__}: {one_line(error)}") from error
-    raise BenchError(f"{str(source)!r} holds no {half} files of {info.name}, of no form")
+    raise BenchError(f"{str(source)!r} has no official file, Parquet or image of the {half} half")
 
 
 def read_parquet(paths: Iterable[Path], info: Dataset) -> Arrays:
