@@ -521,6 +521,7 @@ def test_fetch_downloads_missing_files_and_verifies(
     assert line == fetching.verify_data(toy.name, root)
     assert load_data(toy.name, root).sha256 in line
     left = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
+    left.discard(f"{toy.folder}/download.lock")
     assert left == {f"{toy.folder}/{file}" for file in toy.files}
     replace_download(monkeypatch, raise_on_download(AssertionError("downloaded again")))
     assert fetching.fetch_data(toy.name, root) == line

@@ -231,7 +231,7 @@ def test_other_pixels_are_refused(cifar: Toy, tmp_path: Path) -> None:
     with pytest.raises(BenchError, match=r"20 test images in .* are not those of cifar10"):
         fetching.import_data("cifar10", source, tmp_path / "root")
     shutil.rmtree(source / "test")
-    with pytest.raises(BenchError, match="no test files"):
+    with pytest.raises(BenchError, match="no official file, Parquet or image of the test half"):
         fetching.import_data("cifar10", source, tmp_path / "root")
     assert not (tmp_path / "root").exists()
 

@@ -145,6 +145,14 @@ def test_a_server_that_cannot_continue_begins_again(tmp_path: Path) -> None:
     assert (tmp_path / "data.bin").read_bytes() == CONTENT
 
 
+def test_beginning_again_is_no_trickle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(downloading, "WINDOW", 0.2)
+    (tmp_path / "data.bin.part").write_bytes(CONTENT[:-1000])
+    with serve(Behaviour(ranges=False, seconds=0.01)) as url:
+        download(file_at(url), tmp_path / "data.bin")
+    assert (tmp_path / "data.bin").read_bytes() == CONTENT
+
+
 def test_a_server_that_cannot_continue_and_breaks_off_is_left(tmp_path: Path) -> None:
     behaviour = Behaviour(ranges=False, cut=400_000)
     with serve(behaviour) as first, serve(Behaviour()) as good:

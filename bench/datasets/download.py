@@ -46,8 +46,8 @@ class Meter:
     """
 
     def __init__(self, name: str, size: int, done: int) -> None:
-        self.name, self.size, self.done = name, size, done
-        self.window_start, self.window_done = time.monotonic(), done
+        self.name, self.size = name, size
+        self.restart(done)
         self.bar = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
@@ -59,6 +59,11 @@ class Meter:
             disable=not log.has_live_line(),
         )
         self.task = self.bar.add_task(name, total=size, completed=done)
+
+    def restart(self, done: int) -> None:
+        """Measure from so many bytes on."""
+        self.done = self.window_done = done
+        self.window_start = time.monotonic()
 
     def add(self, count: int) -> None:
         """Count bytes. Raise DownloadError if a whole window was slow."""
@@ -74,7 +79,7 @@ class Meter:
         progress = f"{self.done / 1e6:,.0f} of {self.size / 1e6:,.0f} MB"
         level = logging.DEBUG if log.has_live_line() else logging.INFO
         LOGGER.log(level, f"{self.name}: {progress}, {rate / 1e6:.2g} MB/s, {left} left")
-        self.window_start, self.window_done = time.monotonic(), self.done
+        self.restart(self.done)
 
 
 def download(file: Download, target: Path) -> None:
@@ -128,7 +133,7 @@ def receive_some(url: str, size: int, part: Path, meter: Meter) -> str:
         # A server that does not continue sends the file from its first byte.
         if start and response.status != 206:
             part.unlink()
-            meter.add(-start)
+            meter.restart(0)
             start = 0
         length = response.length
         if length is not None and start + length != size:

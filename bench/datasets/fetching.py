@@ -9,6 +9,8 @@ import zlib
 from collections.abc import Collection
 from pathlib import Path
 
+from filelock import FileLock
+
 from bench.datasets import get
 from bench.datasets.dataset import Dataset, Download, OfficialFiles, damage_in
 from bench.datasets.download import DownloadError, download
@@ -52,8 +54,10 @@ def fetch_data(name: str, root: str | Path) -> str:
         return verify_data(name, root)
     try:
         (root / files.folder).mkdir(parents=True, exist_ok=True)
-        for file in files.downloads:
-            fetch_file(info, files, file, root)
+        # Processes of one grid may miss the same data.
+        with FileLock(root / files.folder / "download.lock"):
+            for file in files.downloads if damage_of(info, root) else ():
+                fetch_file(info, files, file, root)
     except DownloadError as error:
         raise BenchError(
             f"{name} cannot be downloaded ({error}): put the folder"

@@ -6,7 +6,7 @@ import stat
 from pathlib import Path
 
 from bench.datasets.dataset import Arrays, Dataset
-from bench.datasets.pixels import pixel_damage, pixel_file, read_pixels
+from bench.datasets.pixels import pixel_file, read_pixels
 from bench.system.errors import BenchError, one_line
 from bench.system.files import file_mode
 
@@ -25,9 +25,14 @@ def damage_of(info: Dataset, root: Path) -> str:
 
 def half_damage(info: Dataset, folder: Path, train: bool) -> str:
     """Describe what keeps one half from being read, "" if nothing does."""
-    if pixel_file(info, folder).is_file():
-        return pixel_damage(info, folder, train)
-    return info.damage(folder, train)
+    damage = info.damage(folder, train)
+    if damage and pixel_file(info, folder).is_file():
+        try:
+            read_pixels(info, folder, train)
+        except BenchError as error:
+            return str(error)
+        return ""
+    return damage
 
 
 def read_half(info: Dataset, root: Path, train: bool) -> Arrays:
@@ -42,11 +47,12 @@ def read_half(info: Dataset, root: Path, train: bool) -> Arrays:
             f"{info.name} is not under {str(root)!r}: {remedy},"
             f" or put the official folder {folder.name} there"
         )
-    if damage := half_damage(info, folder, train):
-        raise BenchError(f"{info.name}: {damage}: {remedy}")
-    if pixel_file(info, folder).is_file():
-        return read_pixels(info, folder, train)
+    damage = info.damage(folder, train)
     try:
-        return info.read(folder, train)
-    except (RuntimeError, OSError, ValueError, LookupError) as error:
-        raise BenchError(f"{info.name}: {one_line(error, 160)}") from error
+        if damage and pixel_file(info, folder).is_file():
+            return read_pixels(info, folder, train)
+        if not damage:
+            return info.read(folder, train)
+    except (BenchError, RuntimeError, OSError, ValueError, LookupError) as error:
+        damage = one_line(error)
+    raise BenchError(f"{info.name}: {damage}: {remedy}")

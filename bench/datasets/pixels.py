@@ -30,21 +30,16 @@ def pixel_file(info: Dataset, folder: Path) -> Path:
 
 
 def read_pixels(info: Dataset, folder: Path, train: bool) -> Arrays:
-    """Read a half that `pixel_damage` has checked."""
-    with np.load(pixel_file(info, folder), allow_pickle=False) as arrays:
-        return arrays[f"{HALVES[train]}_x"], arrays[f"{HALVES[train]}_y"]
-
-
-def pixel_damage(info: Dataset, folder: Path, train: bool) -> str:
-    """Describe why the file of pixels does not hold the official half, "" if it does."""
-    path = pixel_file(info, folder)
+    """Read a half from the pixel file. Raise BenchError if it is not the official one."""
+    path, half = pixel_file(info, folder), HALVES[train]
     try:
-        digest = pixel_digest(read_pixels(info, folder, train))
+        with np.load(path, allow_pickle=False) as file:
+            arrays = file[f"{half}_x"], file[f"{half}_y"]
     except (OSError, ValueError, LookupError, EOFError, BadZipFile) as error:
-        return f"{str(path)!r} cannot be read ({type(error).__name__})"
-    if digest != info.pixels_sha256.get(HALVES[train]):
-        return f"{str(path)!r} has other pixels or labels than the official {HALVES[train]} half"
-    return ""
+        raise BenchError(f"{str(path)!r} cannot be read ({type(error).__name__})") from error
+    if pixel_digest(arrays) != info.pixels_sha256.get(half):
+        raise BenchError(f"{str(path)!r} has other pixels or labels than the official {half} half")
+    return arrays
 
 
 def pixel_digest(arrays: Arrays) -> str:
@@ -90,7 +85,7 @@ def read_form(info: Dataset, source: Path, half: str) -> Arrays:
     # pandas reads parquet by pyarrow, which MLflow brings and a smaller install lacks.
     except (ImportError, OSError, ValueError, LookupError, StopIteration) as error:
         raise BenchError(f"{str(source)!r}: {type(error).__name__}: {one_line(error)}") from error
-    raise BenchError(f"{str(source)!r} holds no {half} files of {info.name}, of no form")
+    raise BenchError(f"{str(source)!r} has no official file, Parquet or image of the {half} half")
 
 
 def read_parquet(paths: Iterable[Path], info: Dataset) -> Arrays:

@@ -8,7 +8,7 @@ from bench.protocol import suites
 from bench.records.complete import complete_record
 from bench.records.export import print_results
 from bench.records.sync import sync_records
-from bench.system.errors import BenchError, one_line
+from bench.system.errors import BenchError, UsageError, one_line
 from bench.tracking import note
 from bench.tracking.run_logger import RunLogger
 from bench.tracking.store import IMPORTING, TrackingStore
@@ -70,9 +70,11 @@ def read_store(store: TrackingStore) -> dict[str, Record]:
 def check_suite(record: Record) -> Record:
     """Return a record of this checkout's suites. Raise RecordError for another suite or version."""
     name, _, version = record.spec.suite.rpartition("@")
-    if name not in suites.REGISTRY.names():
-        raise RecordError(f"unknown suite {name!r}: here are {', '.join(suites.SUITES)}")
-    suite = suites.get(name)
+    try:
+        suite = suites.get(name)
+    except UsageError as error:
+        names = ", ".join(suites.REGISTRY.names())
+        raise RecordError(f"unknown suite {name!r}: here are {names}") from error
     if record.spec.suite != suite.id:
         age = "stale" if int(version) < suite.version else "newer"
         versions = f"{record.spec.suite}, this checkout has {suite.id}"
