@@ -321,7 +321,7 @@ def test_a_transformer_of_timm_has_patches_for_small_images(info: Dataset) -> No
 def test_networks_of_others_are_trained_and_attacked(arch: str, tmp_path: Path) -> None:
     pytest.importorskip("timm")
     small = SMALL.replace("resnet8-w4", arch)
-    text = output_of(f"-m bench run --method rslad,gacd {small}", tmp_path)
+    text = output_of(f"-m bench run --method rslad,gacd {small}", tmp_path, ROOT)
     for method in ("rslad", "gacd"):
         assert f"digits {arch} {method} seed 0: clean" in text
 
