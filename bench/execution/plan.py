@@ -82,15 +82,16 @@ def plan_runs(options: RunOptions, hyper: dict[str, Any]) -> list[PlannedRun]:
     """
     suite = resolve_suite(options.suite)
     students = split_names(options.student) or suite.students
-    for arch in students:
-        models.check(arch)
+    names = requested_datasets(options, suite)
+    for name, arch in itertools.product(names, students):
+        models.check(arch, datasets.get(name))
     check_student_options(options)
     seeds = parse_seeds(options.seeds) or suite.seeds
     choices = [choose_method(options, name, hyper) for name in requested_methods(options.method)]
     check_method_options(options, choices)
     teacher_runs: dict[str, PlannedRun] = {}
     student_runs = []
-    for dataset in requested_datasets(options, suite):
+    for dataset in names:
         for choice in choices:
             identities = teacher_identities(options, suite, dataset, choice.method, teacher_runs)
             for arch, seed in itertools.product(students, seeds):
@@ -194,7 +195,7 @@ def teacher_identities(
         if name in suite.teachers:
             run = plan_teacher(options, suite, dataset, name)
         elif not cards.is_card(options.store, name) and models.is_name(name):
-            models.check(name)
+            models.check(name, datasets.get(dataset))
             run = plan_teacher(options, suite, dataset, role, name)
         if run:
             teacher_runs[run.identity] = run

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import re
 import tomllib
@@ -136,10 +137,9 @@ def check_names(suite: Suite) -> None:
         values = getattr(suite, field)
         if len(set(values)) < len(values):
             raise UsageError(f"{field}: each one once")
-    for dataset in suite.datasets:
-        datasets.get(dataset)
-    for arch in suite.students:
-        models.check(arch)
+    archs = {*suite.students, *(teacher.arch for teacher in suite.teachers.values())}
+    for dataset, arch in itertools.product(suite.datasets, sorted(archs)):
+        models.check(arch, datasets.get(dataset))
     # L-inf is the norm of every suite.
     attack_names = [name for name, attack in catalog.ATTACKS.items() if "Linf" in attack.norms]
     check_choices("l-inf attack", suite.attacks, attack_names)
@@ -153,7 +153,6 @@ def check_teachers(suite: Suite) -> None:
     if suite.teachers.keys() != ROLES:
         raise UsageError(f"teachers: {' and '.join(sorted(ROLES))}, no more and no less")
     for role, teacher in suite.teachers.items():
-        models.check(teacher.arch)
         check_choices("method", (teacher.method,), methods.names())
         if methods.load(teacher.method).teacher_roles:
             raise UsageError(f"teachers.{role}: {teacher.method} needs a teacher itself")

@@ -79,6 +79,8 @@ def read_family(name: str, module: str, read: Callable[[], Mapping[str, Any]]) -
     try:
         values = read()
         family = Family(name, module, dict(values["NAMES"]), tuple(values["EXAMPLES"]))
+        for pattern in family.names:
+            re.compile(pattern)
         for example in family.examples:
             assert match_family(family, example), f"{example!r} is no name of the family"
     # A plugin may call sys.exit while it is imported; that must not end the benchmark.
@@ -143,15 +145,15 @@ def is_name(arch: str) -> bool:
         return False
 
 
-def check(arch: str) -> None:
-    """Raise UsageError unless `build` accepts `arch`."""
-    outline(arch, CIFAR10)
+def check(arch: str, info: Dataset = CIFAR10) -> None:
+    """Raise UsageError unless `build` accepts these."""
+    outline(arch, info)
 
 
 def build(arch: str, info: Dataset) -> Net:
     """Build a freshly initialised network for a data set, with its normalisation inside.
 
-    Raise UsageError for a name that stands for no network, or for none of this data set.
+    Raise UsageError for a name that stands for no network, or for none that fits the data set.
     """
     match = find(arch)
     from bench.models.adapter import as_net
@@ -160,6 +162,10 @@ def build(arch: str, info: Dataset) -> Net:
         return as_net(import_module(match.family.module).build(info, **match.parts), info)
     except UsageError as error:
         raise UsageError(f"model {arch!r}: {error}") from error
+    # The code of others may raise anything, and exit.
+    except (Exception, SystemExit) as error:
+        fault = methods.describe_error(error)
+        raise UsageError(f"model {arch!r} cannot be built: {fault}") from error
 
 
 def outline(arch: str, info: Dataset) -> Net:

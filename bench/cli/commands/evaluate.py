@@ -67,7 +67,7 @@ def evaluate(options: EvaluateOptions) -> None:
     check_attacks(attacks, options)
     eps = choose_eps(options, info)
     check_numbers(options)
-    models.check(options.arch)
+    models.check(options.arch, info)
     device = environment.resolve_device(options.device)
     net = checkpoint.load(options.checkpoint, options.arch, info, options.sha256 or None).to(device)
     surrogates: dict[str, Net] = {}

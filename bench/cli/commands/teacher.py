@@ -70,14 +70,15 @@ MeasureOptions = ImportTeacherOptions | VerifyTeacherOptions
 def train_teacher(options: TrainTeacherOptions) -> int:
     """Train a teacher for each data set; return the exit code."""
     set_verbosity(options.quiet, options.verbose)
-    from bench import models
+    from bench import datasets, models
     from bench.execution import grid, plan
     from bench.execution.suite_file import resolve_suite
 
     suite = resolve_suite(options.suite)
     names = plan.requested_datasets(options, suite)
     if options.arch:
-        models.check(options.arch)
+        for name in names:
+            models.check(options.arch, datasets.get(name))
     runs = [plan.plan_teacher(options, suite, name, options.role, options.arch) for name in names]
     return grid.run_grid(options, runs)
 
@@ -98,7 +99,7 @@ def import_teacher(options: ImportTeacherOptions) -> None:
     )
     release = resolve_release(request)
     info = datasets.get(release.dataset)
-    models.check(release.arch)
+    models.check(release.arch, info)
     sha256 = release.sha256
     net = checkpoint.load(file, release.arch, info, sha256 or None, release.mean, release.std)
     if not sha256:

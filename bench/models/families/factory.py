@@ -9,8 +9,6 @@ from importlib import import_module
 from typing import Any
 
 from bench.datasets import Dataset
-from bench.system.errors import UsageError
-from methods import describe_error
 
 NAMES = {
     r"(?!timm:)(?P<module>[A-Za-z_][\w.]*):(?P<name>\w+)": "<package.module>:<function>: the "
@@ -20,16 +18,13 @@ EXAMPLES = ("torchvision.models:resnet18",)
 
 
 def build(info: Dataset, module: str, name: str) -> Any:
-    """Call a function that returns a network. Raise UsageError with what goes wrong."""
+    """Call a function that returns a network."""
     # As for `python -m`; a script that pip installed has its own folder there.
     if not {"", os.getcwd()} & set(sys.path):
         sys.path.append(os.getcwd())
-    try:
-        function = getattr(import_module(module), name)
-        parameters = inspect.signature(function).parameters
-        takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
-        count = {"num_classes": info.num_classes}
-        return function(**count if takes_any or "num_classes" in parameters else {})
-    # The code of others may raise anything, and exit.
-    except (Exception, SystemExit) as error:
-        raise UsageError(f"it cannot be built: {describe_error(error)}") from error
+    function = getattr(import_module(module), name)
+    parameters = inspect.signature(function).parameters
+    takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+    if takes_any or "num_classes" in parameters:
+        return function(num_classes=info.num_classes)
+    return function()

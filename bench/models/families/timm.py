@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
+from contextlib import suppress
 from typing import Any
 
 from torch import nn
 
 from bench.datasets import Dataset
-from bench.system.errors import UsageError, one_line
+from bench.system.errors import UsageError
 
 NAMES = {
     r"timm:(?P<name>\w+)": "timm:<name>: a network of timm, untrained; of a vision transformer, "
@@ -35,12 +36,8 @@ def build(info: Dataset, name: str) -> nn.Module:
     config, side = timm.get_pretrained_cfg(name), min(info.shape[1:])
     sizes: dict[str, Any] = {"img_size": info.shape[1:]}
     patches = {"patch_size": max(1, side // GRID)} if config and side < config.input_size[1] else {}
-    # Convolutional networks have none of the two, some transformers have no size of patches.
-    fault = Exception()
-    for options in (sizes | patches, sizes, {}):
-        try:
-            network: nn.Module = timm.create_model(name, **facts, **options)
-            return network
-        except Exception as error:
-            fault = error
-    raise UsageError(f"timm cannot build it: {one_line(fault)}")
+    # Convolutional networks have no such options, some transformers have no size of patches.
+    for options in (sizes | patches, sizes):
+        with suppress(Exception):
+            return timm.create_model(name, **facts, **options)
+    return timm.create_model(name, **facts)
