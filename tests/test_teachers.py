@@ -613,6 +613,68 @@ def test_a_better_normalisation_is_named_and_can_be_stated(
         torch.testing.assert_close(cards.load_teacher(setup.store, card, DIGITS)(x), original(x))
 
 
+def evaluate_file(capsys: pytest.CaptureFixture[str], file: Path, *more: object) -> dict[str, Any]:
+    """Evaluate a file with one step and return the document."""
+    words = ("--dataset", "digits", "--attacks", "fgsm", "--json", *more)
+    capsys.readouterr()
+    assert run_bench("evaluate", "--checkpoint", file, *words) == 0
+    document: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return document
+
+
+def test_evaluate_flags_a_better_normalisation_and_takes_it(
+    setup: Setup, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bare, arch = setup.write_changed(drop_statistics), ("--arch", "resnet8-w8")
+    raw = evaluate_file(capsys, bare, *arch)
+    assert (raw["mean"], raw["std"]) == ([0], [1])
+    assert re.fullmatch(
+        r"\d+\.\d % of 360 test images are classified correctly, but 9\d\.\d % if the pixels are "
+        "normalised by the mean and std of digits",
+        raw["flags"]["wrong-normalisation"],
+    )
+    statistics = ("--mean", *DIGITS.mean, "--std", *DIGITS.std)
+    stated = evaluate_file(capsys, bare, *arch, *statistics)
+    assert "wrong-normalisation" not in stated["flags"]
+    assert stated["mean"] == pytest.approx(DIGITS.mean)
+    assert stated["accuracy"] == evaluate_file(capsys, setup.file, *arch)["accuracy"]
+    surrogate = ("--attacks", "fgsm@surrogate", "--surrogate", bare)
+    flags = evaluate_file(capsys, setup.file, *arch, *surrogate)["flags"]
+    assert "wrong-normalisation" not in flags
+    assert "normalised by the mean" in flags["wrong-normalisation-surrogate"]
+
+
+def test_evaluate_takes_the_facts_of_a_release(
+    release: Release,
+    setup: Setup,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    mean, std = DIGITS.mean, DIGITS.std
+    publish(dataclasses.replace(release, eps=0.05, mean=mean, std=std), monkeypatch)
+    bare = setup.write_changed(drop_statistics)
+    document = evaluate_file(capsys, bare, "--release", "Known")
+    assert (document["arch"], document["eps"]) == (release.arch, 0.05)
+    assert document["mean"] == pytest.approx(mean)
+    assert "wrong-normalisation" not in document["flags"]
+
+
+def test_a_key_is_part_of_an_imported_teacher(
+    setup: Setup, capsys: pytest.CaptureFixture[str]
+) -> None:
+    untrained = models.build("resnet8-w8", DIGITS).state_dict()
+    several = setup.write_changed(lambda state: {"student": state, "teacher": untrained})
+    assert import_teacher("mine", several) == 2
+    assert "holds several networks, student, teacher: choose one" in last_error(capsys)
+    assert import_teacher("mine", several, "--key", "student") == 0
+    card = setup.card("mine")
+    assert (card.key, card.clean > 90) == ("student", True)
+    assert card.sha256[:8] not in card.identity
+    state = cards.load_teacher(setup.store, card, DIGITS).state_dict()
+    assert not torch.equal(state["linear.weight"], untrained["linear.weight"])
+    assert run_bench("teacher", "verify", "mine") == 0
+
+
 def test_a_flipped_bit_is_refused(setup: Setup, capsys: pytest.CaptureFixture[str]) -> None:
     content = bytearray(setup.file.read_bytes())
     content[len(content) // 2] ^= 1

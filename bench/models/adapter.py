@@ -99,11 +99,3 @@ def as_net(network: nn.Module, info: Dataset) -> Net:
     if not isinstance(network, nn.Module):
         raise UsageError(f"it is {type(network).__name__}, not a module of torch")
     return Adapted(network, info)
-
-
-def own_names(net: Net, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return tensors of a checkpoint, which an adapted module may have named, as `net` does."""
-    if not isinstance(net, Adapted) or "last_linear.weight" in state:
-        return state
-    names = net.module_names()
-    return {names.get(name, name): tensor for name, tensor in state.items()}

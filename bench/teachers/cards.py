@@ -28,7 +28,7 @@ class Card:
     """One teacher.
 
     identity: a name, a dash and eight hex digits, of the spec if trained here, else of the file.
-    mean, std: per channel, where the file holds none.
+    mean, std: per channel, where the file holds none. key: which network of the file.
     clean, pgd20: accuracy in percent on the first `images` test images, 0 if never measured; PGD-20
     in the l-inf ball of radius `eps`. checked: the numbers that they were compared with.
     """
@@ -42,6 +42,7 @@ class Card:
     origin: str
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    key: str = ""
     images: NonNegativeInt = 0
     eps: float = 0.0
     clean: float = 0.0
@@ -120,13 +121,16 @@ def has_teacher(store: Path, identity: str) -> bool:
 def draft_card(store: Path, release: Release, sha256: str, source: str) -> Card:
     """Return the card of a file to import. Raise UsageError for a name in use."""
     digits = sha256
-    # The same file with other statistics is another teacher.
-    if release.mean:
-        content = f"{sha256} {release.mean} {release.std}"
+    # The same file with other statistics, or another network in it, is another teacher.
+    if release.mean or release.key:
+        content = f"{sha256} {release.mean} {release.std} {release.key}".rstrip()
         digits = hashlib.sha256(content.encode()).hexdigest()
     identity = f"{release.name}-{digits[:8]}"
     origin = f"{IMPORTED} {source}, sha256 {'as stated' if release.sha256 else 'unknown before'}"
-    card = Card(identity, release.arch, release.dataset, sha256, origin, release.mean, release.std)
+    mean, std, key = release.mean, release.std, release.key
+    card = Card(
+        identity, release.arch, release.dataset, sha256, origin, mean=mean, std=std, key=key
+    )
     for other in read_cards(store):
         same_name = (other.name, other.dataset) == (card.name, card.dataset)
         if same_name and (other.identity, other.arch) != (card.identity, card.arch):
@@ -155,6 +159,6 @@ def load_teacher(store: Path, card: Card, info: Dataset) -> Net:
     # With an empty hash the file would not be checked.
     sha256 = card.sha256 or "none"
     try:
-        return checkpoint.load(path, card.arch, info, sha256, card.mean, card.std)
+        return checkpoint.load(path, card.arch, info, sha256, card.mean, card.std, card.key)
     except BenchError as error:
         raise BenchError(f"{error}; delete it to have the teacher made again") from error

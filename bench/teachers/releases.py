@@ -7,10 +7,14 @@ import math
 import tomllib
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bench import datasets
 from bench.protocol import suites
 from bench.system.errors import UsageError
+
+if TYPE_CHECKING:
+    from methods.base import Net
 
 ROLES = ("robust", "natural")  # teacher roles, which are no names of teachers
 
@@ -21,7 +25,8 @@ class Release:
 
     clean, autoattack: accuracy in percent, None where none is published; eps: the l-inf radius of
     `autoattack`, pixels in [0, 1]. mean, std: per channel, for a file without; empty if the network
-    takes raw pixels. sha256: of the file, empty where none is published.
+    takes raw pixels. sha256: of the file, empty where none is published. key: which network of the
+    file, where several fit.
     """
 
     name: str
@@ -35,6 +40,7 @@ class Release:
     eps: float = 8 / 255
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    key: str = ""
 
 
 def read_releases() -> tuple[Release, ...]:
@@ -68,8 +74,7 @@ def resolve_release(request: Release) -> Release:
         remedy = "say which with --dataset, or choose another name"
         raise UsageError(f"{name} is a release for {covered}: {remedy}")
     release = fitting[0]
-    if not release.sha256:
-        release = replace(release, sha256=request.sha256)
+    release = replace(release, sha256=release.sha256 or request.sha256, key=request.key)
     for option in ("arch", "mean", "std", "sha256"):
         fact = getattr(release, option)
         if getattr(request, option) not in ("", (), fact):
@@ -94,3 +99,12 @@ def check_description(request: Release) -> Release:
         rule = f"both with {channels} numbers for {request.dataset}, std above 0, or neither"
         raise UsageError(f"--mean and --std: {rule}")
     return replace(request, eps=suites.default_eps(request.dataset))
+
+
+def load_file(path: Path, release: Release) -> Net:
+    """Load a release's network from a file, in eval mode on the CPU. Raise BenchError."""
+    from bench.models import checkpoint
+
+    info, sha256 = datasets.get(release.dataset), release.sha256 or None
+    mean, std, key, where = release.mean, release.std, release.key, release.where
+    return checkpoint.load(path, release.arch, info, sha256, mean, std, key, where)

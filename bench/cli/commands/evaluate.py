@@ -12,18 +12,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from bench.cli.parsing import Command
-from bench.protocol import suites
 from bench.protocol.options import CommonOptions, Json, Search, SearchPrecision, option
 from bench.system.errors import BenchError, UsageError, unknown_name
 
 if TYPE_CHECKING:
     from attacks import Evaluation
-    from bench.datasets import Dataset
+    from bench.teachers.releases import Release
     from methods.base import Net
 
 DEFAULT_ATTACKS = {"Linf": ("fgsm", "pgd20", "pgd20_trades", "cw_inf", "aa"), "L2": ("pgd20", "aa")}
 DEFAULT_ATTACKS_HINT = "fgsm,pgd20,pgd20_trades,cw_inf,aa in Linf, pgd20,aa in L2"
 DEFAULT_EPS_L2 = 0.5
+NEEDED = "the release's"
 NORMS = {"Linf": "l-inf", "L2": "L2"}
 
 
@@ -35,11 +35,17 @@ class EvaluateOptions(CommonOptions):
     """
 
     checkpoint: Annotated[Path, option("FILE")]
-    arch: Annotated[str, option("MODEL", "such as resnet18; see `list`")]
-    dataset: Annotated[str, option("NAME")]
+    arch: Annotated[str, option("MODEL", "such as resnet18; see `list`", NEEDED)] = ""
+    dataset: Annotated[str, option("NAME", "whose test images", NEEDED)] = ""
+    release: Annotated[str, option("NAME", "what the file is; see `teacher list`", "none")] = ""
+    key: Annotated[str, option("NAME", "which network of the file, where several fit")] = ""
+    mean: Annotated[tuple[float, ...], option(text="per channel, if the file has none")] = ()
+    std: Annotated[tuple[float, ...], option(text="as --mean")] = ()
     attacks: Annotated[str, option("NAMES", "with commas; see `list`", DEFAULT_ATTACKS_HINT)] = ""
     norm: Annotated[Literal["Linf", "L2"], option(text="of the perturbation")] = "Linf"
-    eps: Annotated[float | None, option("X", "radius", "the suite's in Linf, 0.5 in L2")] = None
+    eps: Annotated[
+        float | None, option("X", "radius", "the release's or suite's in Linf, 0.5 in L2")
+    ] = None
     surrogate: Annotated[Path | None, option("FILE", "network that NAME@surrogate attacks")] = None
     surrogate_arch: Annotated[str, option("MODEL", "of the surrogate", "--arch")] = ""
     limit_test: Annotated[int | None, option("N", "use the first N test images", "all")] = None
@@ -61,40 +67,65 @@ def evaluate(options: EvaluateOptions) -> None:
     from bench.execution.plan import split_names
     from bench.models import checkpoint
     from bench.system import environment
+    from bench.teachers import checks
+    from bench.teachers.releases import load_file
 
-    info = datasets.get(options.dataset)
+    release = describe_file(options)
+    info = datasets.get(release.dataset)
     attacks = split_names(options.attacks) or DEFAULT_ATTACKS[options.norm]
     check_attacks(attacks, options)
-    eps = choose_eps(options, info)
+    eps = choose_eps(options, release)
     check_numbers(options)
-    models.check(options.arch, info)
+    models.check(release.arch, info)
     device = environment.resolve_device(options.device)
-    net = checkpoint.load(options.checkpoint, options.arch, info, options.sha256 or None).to(device)
+    net = load_file(options.checkpoint, release).to(device)
     surrogates: dict[str, Net] = {}
     if options.surrogate:
-        arch = options.surrogate_arch or options.arch
+        arch = options.surrogate_arch or release.arch
         surrogates["surrogate"] = checkpoint.load(options.surrogate, arch, info).to(device)
-    test = load_data(options.dataset, options.data_root, limit_test=options.limit_test).test
+    test = load_data(info.name, options.data_root, limit_test=options.limit_test).test
     with explain_memory_errors(options.batch_size):
         evaluation = attack_test_images(
             net, test, attacks, device, options.out, surrogates=surrogates, eps=eps,
             norm=options.norm, seed=options.seed, batch_size=options.batch_size,
             search=options.search, precision=options.search_precision)  # fmt: skip
+    evaluation.flags |= checks.normalisation_flags({"": net, **surrogates}, test, info.name)
     if options.json:
-        print_json(to_document(evaluation, options, eps))
+        print_json(to_document(evaluation, options, release, net, eps))
     else:
         print_accuracies(evaluation, len(test), f"{NORMS[options.norm]} {eps:.4g}")
 
 
-def to_document(evaluation: Evaluation, options: EvaluateOptions, eps: float) -> dict[str, Any]:
+def describe_file(options: EvaluateOptions) -> Release:
+    """Return the release that is named, or else the network that the options describe."""
+    from bench.teachers.releases import RELEASES, Release, resolve_release
+
+    names = {release.name for release in RELEASES}
+    if options.release and options.release not in names:
+        raise unknown_name("release", options.release, names)
+    if not options.release and not (options.arch and options.dataset):
+        raise UsageError("missing: --arch and --dataset, or --release")
+    name, sha256, key = options.release or "file", options.sha256.lower(), options.key
+    mean, std = options.mean, options.std
+    request = Release(
+        name, options.dataset, options.arch, sha256=sha256, mean=mean, std=std, key=key
+    )
+    return resolve_release(request)
+
+
+def to_document(
+    evaluation: Evaluation, options: EvaluateOptions, release: Release, net: Net, eps: float
+) -> dict[str, Any]:
     """Return the result for programs: accuracies in [0, 1], costs in passes and seconds."""
     from bench.system.files import sha256_of_file
 
     return {
         "checkpoint": str(options.checkpoint),
         "sha256": sha256_of_file(options.checkpoint),
-        "arch": options.arch,
-        "dataset": options.dataset,
+        "arch": release.arch,
+        "dataset": release.dataset,
+        "mean": net.mean.flatten().tolist(),
+        "std": net.std.flatten().tolist(),
         "norm": options.norm,
         "eps": eps,
         "seed": options.seed,
@@ -121,10 +152,10 @@ def check_attacks(attacks: Sequence[str], options: EvaluateOptions) -> None:
         raise UsageError(f"--surrogate is for attacks such as pgd20@surrogate: {advice}")
 
 
-def choose_eps(options: EvaluateOptions, info: Dataset) -> float:
+def choose_eps(options: EvaluateOptions, release: Release) -> float:
     """Return the radius. Raises UsageError for one out of range."""
     if options.norm == "Linf":
-        default, limit = suites.default_eps(info.name), 1.0
+        default, limit = release.eps, 1.0
     else:
         default, limit = DEFAULT_EPS_L2, math.inf
     eps = default if options.eps is None else options.eps

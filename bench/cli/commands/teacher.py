@@ -43,6 +43,7 @@ class ImportTeacherOptions(CommonOptions):
     sha256: Annotated[str, option("HEX", "refuse the file unless this is its hash")] = ""
     mean: Annotated[tuple[float, ...], option(text="per channel, if the file has none")] = ()
     std: Annotated[tuple[float, ...], option(text="as --mean")] = ()
+    key: Annotated[str, option("NAME", "which network of the file, where several fit")] = ""
     limit_test: Annotated[int, option("N", "use the first N test images, 100 or more")] = 1000
 
 
@@ -89,19 +90,18 @@ def import_teacher(options: ImportTeacherOptions) -> None:
     from bench.models import checkpoint
     from bench.system.files import sha256_of_file
     from bench.teachers import cards, checks
-    from bench.teachers.releases import Release, resolve_release
+    from bench.teachers.releases import Release, load_file, resolve_release
 
     checks.check_image_count(options.limit_test, checks.MIN_TEST_IMAGES)
-    file, mean, std = options.file, options.mean, options.std
-    sha256 = options.sha256.lower()
+    file, sha256, key = options.file, options.sha256.lower(), options.key
+    mean, std = options.mean, options.std
     request = Release(
-        options.name, options.dataset, options.arch, sha256=sha256, mean=mean, std=std
+        options.name, options.dataset, options.arch, sha256=sha256, mean=mean, std=std, key=key
     )
     release = resolve_release(request)
-    info = datasets.get(release.dataset)
-    models.check(release.arch, info)
+    models.check(release.arch, datasets.get(release.dataset))
     sha256 = release.sha256
-    net = checkpoint.load(file, release.arch, info, sha256 or None, release.mean, release.std)
+    net = load_file(file, release)
     if not sha256:
         checkpoint.check_zip_checksums(file)
     card = cards.draft_card(options.store, release, sha256_of_file(file), file.name)
