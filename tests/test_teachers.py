@@ -615,7 +615,8 @@ def test_a_better_normalisation_is_named_and_can_be_stated(
 
 def evaluate_file(capsys: pytest.CaptureFixture[str], file: Path, *more: object) -> dict[str, Any]:
     """Evaluate a file with one step and return the document."""
-    words = ("--dataset", "digits", "--attacks", "fgsm", "--json", *more)
+    attacks = () if "--attacks" in more else ("--attacks", "fgsm")
+    words = ("--dataset", "digits", *attacks, "--json", *more)
     capsys.readouterr()
     assert run_bench("evaluate", "--checkpoint", file, *words) == 0
     document: dict[str, Any] = json.loads(capsys.readouterr().out)
