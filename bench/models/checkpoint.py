@@ -52,11 +52,8 @@ def load(
     channels = info.shape[0]
     wanted = {name: value for name, value in net.state_dict().items() if not name.endswith(COUNTER)}
     content = read(path, sha256, where)
-    names = {name: name for name in wanted}
-    if isinstance(net, Adapted) and not holds(content, "last_linear.weight"):
-        # The file of a module of others, under the module's own names.
-        names = net.module_names()
-    layers = {name: wanted[own] for name, own in names.items() if own in wanted}
+    names = layer_names(net, content, wanted)
+    layers = {name: wanted[own] for name, own in names.items()}
     tensors = find_network(path, content, layers, channels, key)
     state = {names.get(name, name): tensor for name, tensor in tensors.items()}
     add_statistics(path, state, "mean", mean, (0.0,) * channels)
@@ -77,6 +74,14 @@ def load(
         check_values(path, name, state[name])
     net.load_state_dict(state, strict=False)
     return net.eval()
+
+
+def layer_names(net: Net, content: dict[str, Any], wanted: State) -> dict[str, str]:
+    """Return what a network calls each tensor, by the name that the file gives it."""
+    if isinstance(net, Adapted) and not holds(content, "last_linear.weight"):
+        # The file of a module of others, under the module's own names.
+        return {name: own for name, own in net.module_names().items() if own in wanted}
+    return {name: name for name in wanted}
 
 
 def add_statistics(
