@@ -48,8 +48,7 @@ def load(
     the file's address, for the line about a web page. Raise BenchError where file, architecture and
     number of classes do not match.
     """
-    net = build(arch, info)
-    channels = info.shape[0]
+    net, channels = build(arch, info), info.shape[0]
     wanted = {name: value for name, value in net.state_dict().items() if not name.endswith(COUNTER)}
     content = read(path, sha256, where)
     names = layer_names(net, content, wanted)
@@ -58,8 +57,7 @@ def load(
     state = {names.get(name, name): tensor for name, tensor in tensors.items()}
     add_statistics(path, state, "mean", mean, (0.0,) * channels)
     add_statistics(path, state, "std", std, (1.0,) * channels)
-    different = wanted.keys() ^ state.keys()
-    if different:
+    if different := wanted.keys() ^ state.keys():
         count = f"{len(different)} of {len(wanted)} tensors differ, {min(different)!r} first"
         raise BenchError(f"{str(path)!r} is not a {arch}: {count}")
     # Other releases keep the statistics flat.
