@@ -60,9 +60,6 @@ def load(
     if different := wanted.keys() ^ state.keys():
         count = f"{len(different)} of {len(wanted)} tensors differ, {min(different)!r} first"
         raise BenchError(f"{str(path)!r} is not a {arch}: {count}")
-    # Other releases keep the statistics flat.
-    for name in ("mean", "std"):
-        state[name] = state[name].reshape(1, -1, 1, 1)
     misfit = f"{str(path)!r} is not a {arch} for {info.name}"
     check_class_count(misfit, info, net, state)
     for name, tensor in wanted.items():
@@ -90,7 +87,9 @@ def add_statistics(
     Raise BenchError if the file holds others than those stated, to three digits, in any shape.
     """
     expected = torch.tensor(stated or neutral)
-    stored = state.setdefault(name, expected)
+    stored = state.get(name, expected)
+    # Other releases keep them flat.
+    state[name] = stored.reshape(1, -1, 1, 1)
     if not stated:
         return
     equal_count = stored.numel() == len(stated)
