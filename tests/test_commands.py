@@ -66,7 +66,7 @@ VALUES = {
 # Plain words.
 WORDS = {
     "data fetch": {"cifar10": "digits"},
-    "data verify": {"cifar10": "digits"},
+    "data verify": dict.fromkeys(("cifar10", "folder:pets@64"), "digits"),
     "new-method": {"NAME": "mine"},
     "export": {"RUN": "$RUN"},
     "import": {"back/records": "leaderboards/results"},
