@@ -382,7 +382,10 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
         write_bytes(b"\xef\xbb\xbf<html><title>Sign in</title></html>"),
         "is a web page, 'Sign in', not a checkpoint: download the file itself",
     ),
-    "text": (write_bytes(b"Not Found\nsorry"), "is text, which begins 'Not Found'"),
+    "text": (
+        write_bytes(b"Not Found\nsorry"),
+        "is text and not a checkpoint, it begins 'Not Found'",
+    ),
     "Git LFS": (write_bytes(b"version https://git-lfs.github.com/spec/v1\n"), "`git lfs pull`"),
     "empty": (write_bytes(b""), "is empty: download or copy it again"),
     "noise": (write_bytes(bytes(range(1, 256)) * 9), "is not a checkpoint of tensors alone"),

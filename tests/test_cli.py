@@ -116,7 +116,11 @@ BAD = [
     ("evaluate --chekpoint net.pt", 2, "unknown flag --chekpoint: did you mean --checkpoint?"),
     (f"{EVALUATE} none.pt", 1, "there is no checkpoint 'none.pt'"),
     (f"{EVALUATE} {'long' * 64}.pt", 1, "cannot be read: File name too long"),
-    (f"{EVALUATE} page.pt", 1, "'page.pt' is text, which begins 'error: access denied'"),
+    (
+        f"{EVALUATE} page.pt",
+        1,
+        "'page.pt' is text and not a checkpoint, it begins 'error: access denied'",
+    ),
     (f"{EVALUATE} net.pt --sha256 {'0' * 64}", 1, "another or damaged file"),
     (f"{EVALUATE} net.pt --eps -0.1", 2, "--eps -0.1: between 0 and 1"),
     (f"{EVALUATE} net.pt --batch-size 0", 2, "--batch-size 0: at least 1"),
@@ -155,7 +159,7 @@ BAD = [
     (
         "teacher import mine page.pt --arch resnet8-w4 --dataset digits",
         1,
-        "'page.pt' is text, which begins 'error: access denied'",
+        "'page.pt' is text and not a checkpoint, it begins 'error: access denied'",
     ),
     (
         "teacher import robust net.pt --arch resnet8-w4 --dataset digits",

@@ -55,7 +55,7 @@ def test_the_estimate_counts_the_images_that_autoattack_sees() -> None:
     run = plan_first("cifar")
     without = dataclasses.replace(run, spec=dataclasses.replace(run.spec, full_checkpoints=()))
     extra = cost.evaluation_passes(run, 10_000) - cost.evaluation_passes(without, 10_000)
-    assert extra == cost.PASSES["aa"] * (10_000 + 1_000)
+    assert extra == ATTACKS["aa"].passes * (10_000 + 1_000)
 
 
 @pytest.fixture(scope="module")

@@ -350,7 +350,7 @@ def test_a_damaged_safetensors_file_is_one_line(tmp_path: Path) -> None:
     pytest.importorskip("safetensors")
     path = tmp_path / "net.safetensors"
     path.write_bytes(b"no tensors")
-    with pytest.raises(BenchError, match="not a checkpoint of tensors alone, or is damaged"):
+    with pytest.raises(BenchError, match="is text and not a checkpoint, it begins 'no tensors'"):
         bench.load(path, arch="resnet8-w4", dataset="digits")
 
 

@@ -294,7 +294,7 @@ def test_costs_of_the_run_come_before_those_of_attacks() -> None:
     assert cost_lines(spent) == [
         ("Train", "0.5 min"), ("Memory at most", "2 MiB"),
         ("Images forward in evaluation", "1,234"),
-        ("AutoAttack", "2.0 s"), ("odd", "1.0 s"),
+        ("AutoAttack", "2.0 s"), ("ODD", "1.0 s"),
     ]  # fmt: skip
 
 

@@ -260,7 +260,7 @@ def test_a_teacher_is_cached_and_verified_by_hash(folder: Path) -> None:
     result = run_bench(f"run --method ard --epochs 1 {SMALL}", folder)
     file.write_bytes(content)
     assert result.returncode == 1
-    message = "another or damaged file; delete it to have the teacher made again"
+    message = "is cut short: download or copy it again; delete it to have the teacher made again"
     assert message in result.stderr
 
 

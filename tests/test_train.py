@@ -146,7 +146,7 @@ def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
 
 def test_a_damaged_state_names_the_remedy(tmp_path: Path) -> None:
     (tmp_path / "state.pt").write_bytes(b"half")
-    message = r"state\.pt' is not a checkpoint .*; --force restarts the run"
+    message = r"state\.pt' is text and not a checkpoint, .*; --force restarts the run"
     with pytest.raises(BenchError, match=message):
         make_trainer(tmp_path).fit(ignore, ignore)
 

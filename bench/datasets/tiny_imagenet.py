@@ -19,8 +19,8 @@ ARCHIVE = Download(
     md5="90528d7ca1a48142e341f4ef8d21d0de",
     size=248_100_043,
 )
-# Within the zip.
-ROOT = "tiny-imagenet-200"
+# Folders within the zip.
+ROOT, TRAIN, TEST = "tiny-imagenet-200", "train", "val"
 
 
 class TinyImagenet(Dataset):
@@ -64,17 +64,17 @@ def train_names(read_file: Callable[[str], bytes], classes: list[str]) -> dict[s
     """Return the class of each training image by its path, as each class's list of boxes has it."""
     names = {}
     for wnid in classes:
-        boxes = read_file(f"train/{wnid}/{wnid}_boxes.txt").decode()
+        boxes = read_file(f"{TRAIN}/{wnid}/{wnid}_boxes.txt").decode()
         for image in re.findall(r"^\S+", boxes, re.MULTILINE):
-            names[f"train/{wnid}/images/{image}"] = wnid
+            names[f"{TRAIN}/{wnid}/images/{image}"] = wnid
     return names
 
 
 def test_names(read_file: Callable[[str], bytes]) -> dict[str, str]:
     """Return the class of each official validation image by its path."""
-    annotations = io.StringIO(read_file("val/val_annotations.txt").decode())
+    annotations = io.StringIO(read_file(f"{TEST}/val_annotations.txt").decode())
     rows = csv.reader(annotations, delimiter="\t")
-    return {f"val/images/{image}": wnid for image, wnid, *_ in rows}
+    return {f"{TEST}/images/{image}": wnid for image, wnid, *_ in rows}
 
 
 DATASET = TinyImagenet(

@@ -189,7 +189,7 @@ def other_kind(path: Path, head: bytes) -> str:
     if not head:
         return "is empty: download or copy it again"
     if head.isascii() and b"\0" not in head:
-        return f"is text, which begins {head.splitlines()[0][:60].decode()!r}"
+        return f"is text and not a checkpoint, it begins {head.splitlines()[0][:60].decode()!r}"
     if is_safetensors(path):
         return ""
     return f"is a tar archive: {UNPACK}" if tarfile.is_tarfile(path) else DAMAGED

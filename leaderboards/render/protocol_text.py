@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any, TypeAlias
 
+from leaderboards.schema.checkpoints import CHECKPOINTS
 from leaderboards.schema.metrics import attack_label
 
 Run: TypeAlias = Mapping[str, Any]  # a line of `collect`'s frame
@@ -107,7 +108,9 @@ def _readable_value(text: str) -> str:
     """Drop brackets and quotes of a tuple that MLflow stored as text; shorten long fractions."""
     if text.startswith("("):
         names = re.sub(r"[()' ]", "", text).strip(",").split(",")
-        return ", ".join(map(attack_label, names)) or "none"
+        # Of attacks or of checkpoints.
+        labels = [name if name in CHECKPOINTS else attack_label(name) for name in names]
+        return ", ".join(filter(None, labels)) or "none"
     if not FRACTION.fullmatch(text):
         return text
     levels = 255 * float(text)
