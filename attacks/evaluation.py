@@ -64,7 +64,7 @@ def evaluate(
         attacks: names of the catalogue. NAME@S makes its images on `surrogates[S]`; "corruptions",
             or one such as noise-3, is a control outside the ball, no part of `worst`.
         eps: radius in `norm`, "Linf" or "L2", in pixel units; 0 gives the clean verdict.
-        seed, batch_size: of each batch; part of the verdict file's key.
+        seed: of each batch. batch_size: of an official batch; both are in the verdict file's key.
         search: "exact", batch by batch; "device", in full passes; "auto": "device" on CUDA.
         precision: of a device's search: fp32, tf32, bf16 or auto. Verdicts are in fp32.
         probes: images for the sanity flags, 0 for none. progress: called before each batch.
