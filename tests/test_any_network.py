@@ -110,6 +110,7 @@ def test_names_are_listed_without_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.e2e
 def test_a_family_touches_exactly_one_file(tmp_path: Path) -> None:
     """Command line, list, plan, training, record and leaderboard read a new file of families."""
@@ -316,6 +317,7 @@ def test_a_transformer_of_timm_has_patches_for_small_images(info: Dataset) -> No
     assert net(images(info)).shape == (3, 10)
 
 
+@pytest.mark.slow
 @pytest.mark.e2e
 @pytest.mark.parametrize("arch", ["timm:test_vit", "torchvision.models:resnet18"])
 def test_networks_of_others_are_trained_and_attacked(arch: str, tmp_path: Path) -> None:
