@@ -29,7 +29,8 @@ from torch import Tensor, nn
 from attacks import evaluate
 from attacks.components.margin_attacks import MarginPGD
 from bench import models
-from bench.datasets import CIFAR10, augmentation, fetching, loading
+from bench.datasets import CIFAR10, augmentation, loading
+from bench.datasets.files import fetching
 from methods.base import Budget
 from methods.inner import ce, pgd
 

@@ -29,7 +29,8 @@ from specs import make_spec
 
 import methods
 from bench import datasets, models
-from bench.datasets import fetching, loading
+from bench.datasets import loading
+from bench.datasets.files import fetching
 from bench.execution.speed import step_operations
 from bench.tracking.store import TrackingStore
 from bench.training import memory_layout

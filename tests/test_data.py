@@ -37,7 +37,7 @@ from bench.datasets import (
 )
 from bench.datasets.augmentation import augment
 from bench.datasets.dataset import Download
-from bench.datasets.download import DownloadError
+from bench.datasets.files.download import DownloadError
 from bench.datasets.loading import load_data
 from bench.datasets.splits import Data
 from bench.system.errors import BenchError, UsageError

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from bench.datasets import download as downloading
 from bench.datasets.dataset import Download
-from bench.datasets.download import DownloadError, download
+from bench.datasets.files import download as downloading
+from bench.datasets.files.download import DownloadError, download
 
 CONTENT = bytes(range(256)) * 4096
 STEP = 1 << 14

@@ -26,7 +26,8 @@ from tune_program import (
 )
 
 from bench import cli
-from bench.datasets import fetching, loading
+from bench.datasets import loading
+from bench.datasets.files import fetching
 from bench.execution.job import REPEAT_MARK, find_untuned
 from bench.execution.plan import plan_runs, work_folder
 from bench.protocol.options import RunOptions

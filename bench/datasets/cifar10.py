@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.datasets.dataset import Arrays
-from bench.datasets.torchvision_files import TorchvisionDataset
+from bench.datasets.files.torchvision_files import TorchvisionDataset
 
 
 class Cifar10(TorchvisionDataset):

@@ -16,7 +16,7 @@ from urllib.parse import quote, unquote
 import numpy as np
 
 from bench.datasets.dataset import Arrays, Dataset
-from bench.datasets.images import SUFFIXES, decode
+from bench.datasets.files.images import SUFFIXES, decode
 from bench.system.errors import BenchError, UsageError
 from bench.system.files import save_file
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.datasets import get
-from bench.datasets.official_files import read_half
+from bench.datasets.files.official_files import read_half
 from bench.datasets.splits import Data, split_digest, stratified_positions, to_split
 from bench.system.errors import UsageError
 

@@ -47,7 +47,7 @@ class TinyImagenet(Dataset):
 
     def read_half(self, read_file: Callable[[str], bytes], train: bool) -> Arrays:
         """Read a half; `read_file` reads a file by its path in the official folder."""
-        from bench.datasets.images import decode
+        from bench.datasets.files.images import decode
 
         classes = sorted(read_file("wnids.txt").decode().split())
         names = train_names(read_file, classes) if train else test_names(read_file)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-from bench.datasets.fetching import download_size, fetch_data, is_missing
+from bench.datasets.files.fetching import download_size, fetch_data, is_missing
 from bench.datasets.loading import load_data
 from bench.datasets.splits import Data
 from bench.system.log import LOGGER

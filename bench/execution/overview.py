@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from bench.datasets.fetching import download_size, is_missing
+from bench.datasets.files.fetching import download_size, is_missing
 from bench.execution.cost import Cost
 from bench.execution.job import SHOWN_ACCURACIES
 from bench.execution.plan import PlannedRun

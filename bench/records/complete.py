@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
-from bench.datasets.fetching import is_missing
+from bench.datasets.files.fetching import is_missing
 from bench.execution.inputs import cached_loader
 from bench.models.size import size_metrics
 from bench.system.errors import UsageError

@@ -18,7 +18,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
 from bench import datasets
-from bench.datasets.official_files import damage_of, folder_of
+from bench.datasets.files.official_files import damage_of, folder_of
 from bench.system import parts
 from bench.system.environment import SOURCE_ROOT, STATE_FILE, source_state
 from bench.system.errors import BenchError, UsageError

@@ -16,7 +16,7 @@ from typing import Any
 import methods
 from attacks import catalog
 from bench import datasets, models
-from bench.datasets.official_files import damage_of, folder_of
+from bench.datasets.files.official_files import damage_of, folder_of
 from bench.protocol import suites
 from bench.reference.about import describe_method
 from bench.system.errors import UsageError

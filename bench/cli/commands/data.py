@@ -32,21 +32,21 @@ class VerifyDataOptions(FetchDataOptions):
 
 def fetch_data(options: FetchDataOptions) -> None:
     """Download the files and print where they are."""
-    from bench.datasets import fetching
+    from bench.datasets.files import fetching
 
     print(fetching.fetch_data(options.name, options.data_root))
 
 
 def import_data(options: ImportDataOptions) -> None:
     """Copy the files and print where they are."""
-    from bench.datasets import fetching
+    from bench.datasets.files import fetching
 
     print(fetching.import_data(options.name, options.source, options.data_root))
 
 
 def verify_data(options: VerifyDataOptions) -> None:
     """Check the files and print what they hold."""
-    from bench.datasets import fetching
+    from bench.datasets.files import fetching
 
     print(fetching.verify_data(options.name, options.data_root))
 

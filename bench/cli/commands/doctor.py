@@ -94,7 +94,8 @@ def measure_training(device: torch.device, say: Say) -> dict[str, Any]:
 
 def check_data(root: Path, say: Say) -> dict[str, Any]:
     """Check the files of every data set."""
-    from bench.datasets import REGISTRY, fetching
+    from bench.datasets import REGISTRY
+    from bench.datasets.files import fetching
 
     checks = {}
     for name in REGISTRY.names():

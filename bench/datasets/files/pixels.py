@@ -17,7 +17,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from bench.datasets.dataset import Arrays, Dataset
-from bench.datasets.images import SUFFIXES, decode
+from bench.datasets.files.images import SUFFIXES, decode
 from bench.system.errors import BenchError, one_line
 from bench.system.files import save_file
 

@@ -13,10 +13,10 @@ from filelock import FileLock
 
 from bench.datasets import get
 from bench.datasets.dataset import Dataset, Download, OfficialFiles, damage_in
-from bench.datasets.download import DownloadError, download
+from bench.datasets.files.download import DownloadError, download
+from bench.datasets.files.official_files import damage_of, folder_of
+from bench.datasets.files.pixels import import_pixels
 from bench.datasets.loading import load_data
-from bench.datasets.official_files import damage_of, folder_of
-from bench.datasets.pixels import import_pixels
 from bench.system.errors import BenchError, UsageError, one_line
 from bench.system.files import save_file
 from bench.system.parts import unpack_member

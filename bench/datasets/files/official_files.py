@@ -6,7 +6,7 @@ import stat
 from pathlib import Path
 
 from bench.datasets.dataset import Arrays, Dataset
-from bench.datasets.pixels import pixel_file, read_pixels
+from bench.datasets.files.pixels import pixel_file, read_pixels
 from bench.system.errors import BenchError, one_line
 from bench.system.files import file_mode
 

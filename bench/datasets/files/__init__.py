@@ -1,0 +1,1 @@
+"""The files of data sets: downloaded, imported, verified, read."""
