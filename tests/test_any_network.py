@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
-from test_plugins import ROOT, SMALL, exit_code, output_of, site
+from packages import install_package, site
+from test_plugins import ROOT, SMALL, exit_code, output_of
 from torch import Tensor, nn
 
 import methods
@@ -130,12 +131,7 @@ def test_a_family_touches_exactly_one_file(tmp_path: Path) -> None:
 
 def install_family(folder: Path, name: str, code: str) -> None:
     """Install a package whose one module offers the family `name`."""
-    module = f"pack_{name}"
-    (folder / f"{module}.py").write_text(code)
-    about = folder / f"{module}-1.dist-info"
-    about.mkdir()
-    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: pack-{name}\nVersion: 1\n")
-    (about / "entry_points.txt").write_text(f"[bench.models]\n{name} = {module}\n")
+    install_package(folder, "bench.models", name, code)
 
 
 def test_a_plugin_is_a_family_like_any_other(

@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
+from packages import install_package, site
 from PIL import Image
 from test_data import Toy, make_toy, png
 from test_plugins import exit_code, output_of
@@ -19,12 +18,15 @@ from test_plugins import exit_code, output_of
 import bench
 from bench import datasets, models
 from bench.cli.commands.run import read_request
-from bench.datasets import fetching, image_folder
+from bench.datasets import image_folder
+from bench.datasets.files import fetching
+from bench.datasets.files.pixels import pixel_digest
 from bench.datasets.loading import load_data
-from bench.datasets.pixels import pixel_digest
 from bench.execution import plan
 from bench.execution.suite_file import resolve_suite
 from bench.system.errors import BenchError, UsageError
+
+__all__ = ["site"]
 
 # Folders of images
 
@@ -275,28 +277,9 @@ SUITE = replace(DIGITS, name="outside", version=1, datasets=("{dataset}",), abou
 """
 
 
-def install(folder: Path, group: str, name: str, target: str, code: str, package: str = "") -> None:
-    """Install a package into `folder` whose one module `code` offers a value."""
-    package = package or f"pack-{name}"
-    module = package.replace("-", "_")
-    (folder / f"{module}.py").write_text(code)
-    about = folder / f"{module}-1.dist-info"
-    about.mkdir()
-    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1\n")
-    (about / "entry_points.txt").write_text(f"[{group}]\n{name} = {module}:{target}\n")
-
-
-@pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.syspath_prepend(tmp_path)
-    yield tmp_path
-    for name in [name for name in sys.modules if name.startswith("pack_")]:
-        del sys.modules[name]
-
-
 def test_a_package_adds_a_data_set_and_a_suite(site: Path) -> None:
-    install(site, "bench.datasets", "stripes", "DATASET", PLUGIN)
-    install(site, "bench.suites", "outside", "SUITE", SUITE.format(dataset="stripes"))
+    install_package(site, "bench.datasets", "stripes", PLUGIN, "DATASET")
+    install_package(site, "bench.suites", "outside", SUITE.format(dataset="stripes"), "SUITE")
     assert "stripes" in datasets.REGISTRY.names()
     data = load_data("stripes", "")
     assert [len(split) for split in (data.train, data.val, data.test)] == [80, 20, 20]
@@ -321,7 +304,7 @@ def test_a_package_adds_a_data_set_and_a_suite(site: Path) -> None:
 def test_a_package_that_is_no_good_is_one_line(
     code: str, message: str, site: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    install(site, "bench.datasets", "stripes", "DATASET", code)
+    install_package(site, "bench.datasets", "stripes", code, "DATASET")
     assert exit_code("data verify stripes") == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: dataset 'stripes' cannot be used")
@@ -334,16 +317,17 @@ def test_a_package_that_is_no_good_is_one_line(
 
 
 def test_names_of_packages_do_not_take_over(site: Path) -> None:
-    install(site, "bench.datasets", "cifar10", "DATASET", "raise RuntimeError('never imported')")
+    code = "raise RuntimeError('never imported')"
+    install_package(site, "bench.datasets", "cifar10", code, "DATASET")
     for package in ("pack-one", "pack-two"):
-        install(site, "bench.datasets", "twice", "DATASET", PLUGIN, package)
+        install_package(site, "bench.datasets", "twice", PLUGIN, "DATASET", package)
     assert datasets.get("cifar10").num_classes == 10
     with pytest.raises(BenchError, match="more than once: package pack-one and package pack-two"):
         datasets.get("twice")
 
 
 def test_a_suite_of_a_package_is_checked(site: Path) -> None:
-    install(site, "bench.suites", "outside", "SUITE", SUITE.format(dataset="nothing"))
+    install_package(site, "bench.suites", "outside", SUITE.format(dataset="nothing"), "SUITE")
     with pytest.raises(UsageError, match="--suite 'outside': unknown dataset 'nothing'"):
         resolve_suite("outside")
 

@@ -5,20 +5,20 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from packages import install_package, site
 
 import methods
 from bench import cli
 from bench.cli.commands import new_method
 from bench.execution import plan
 
+__all__ = ["site"]
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "examples" / "plugin"
 SMALL = "--epochs 1 --suite digits --student resnet8-w4 --limit-train 128 --limit-test 8"
@@ -56,25 +56,7 @@ def install_plugin(
     folder: Path, name: str, code: str, package: str = "", target: str = "Mine"
 ) -> None:
     """Install a package into `folder` whose one module `code` offers the method `name`."""
-    package = package or f"pack-{name}"
-    module = package.replace("-", "_")
-    (folder / f"{module}.py").write_text(code)
-    about = folder / f"{module}-1.dist-info"
-    about.mkdir()
-    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1\n")
-    (about / "entry_points.txt").write_text(f"[bench.methods]\n{name} = {module}:{target}\n")
-
-
-@pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder of packages on the path; signal handlers and modules are restored."""
-    monkeypatch.syspath_prepend(tmp_path)
-    handlers = {name: signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGHUP)}
-    yield tmp_path
-    for name, handler in handlers.items():
-        signal.signal(name, handler)
-    for name in [name for name in sys.modules if name.startswith("pack_")]:
-        del sys.modules[name]
+    install_package(folder, "bench.methods", name, code, target, package)
 
 
 def exit_code(arguments: str) -> int:
