@@ -90,25 +90,40 @@ def test_few_classes_keep_the_losses_that_are_defined(classes: int) -> None:
     assert device.cost["aa"].fooled == exact.cost["aa"].fooled
 
 
+@pytest.fixture
+def idle(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Count the images that slots without a job pass forward, for lack of images."""
+    counts, steps = [0], Slots._steps
+
+    def counted(slots: Slots) -> None:
+        free = slots.jobs.count(None)
+        # A gradient is one forward pass of its two.
+        forwards = (slots.search.passes_per_step + 1) // 2
+        counts[0] += free * forwards * slots.search.steps_between_looks
+        steps(slots)
+
+    monkeypatch.setattr(Slots, "_steps", counted)
+    return counts
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("norm", "eps"), [("Linf", 0.12), ("L2", 0.6)])
 def test_the_full_budgets_on_many_images(
-    thousand: Task, norm: str, eps: float, monkeypatch: pytest.MonkeyPatch
+    thousand: Task, norm: str, eps: float, idle: list[int]
 ) -> None:
-    # Slots that are idle for lack of images are passed too.
-    monkeypatch.setattr("attacks.evaluation.CPU_SIZE", SIZE)
     net, x, y = (thousand[0], *(part[:300] for part in thousand[1:]))
-    names = ("aa", "pgd20", "pgd100", *(("cw_inf",) if norm == "Linf" else ()))
-    exact, device = (
-        evaluate(net, x, y, names, eps=eps, norm=norm, probes=0, search=kind)
-        for kind in ("exact", "device")
-    )
-    for name in names:
+    options: dict[str, Any] = {"eps": eps, "norm": norm, "probes": 0}
+    names = ("pgd20", "pgd100", *(("cw_inf",) if norm == "Linf" else ()))
+    exact = evaluate(net, x, y, ("aa", *names), search="exact", **options)
+    device = evaluate(net, x, y, ("aa",), search="device", **options)
+    passed = device.cost["aa"].forwards - idle[0]
+    device |= evaluate(net, x, y, names, search="device", **options)
+    for name in ("aa", *names):
         assert device.robust[name].tolist() == exact.robust[name].tolist(), name
     assert 0.3 < exact.accuracy()["aa"] < 0.7
-    ratio = device.cost["aa"].forwards / exact.cost["aa"].forwards
-    assert ratio < 1.3
+    ratio = passed / exact.cost["aa"].forwards
     print(f"\n{norm}: {ratio:.3f} of the exact search's forward passes")
+    assert ratio < 1.06
 
 
 class Waits(TorchDispatchMode):
