@@ -30,13 +30,12 @@ from bench.datasets import (
     DATASETS,
     DIGITS,
     augmentation,
-    fetching,
-    official_files,
     splits,
     tiny_imagenet,
 )
 from bench.datasets.augmentation import augment
 from bench.datasets.dataset import Download
+from bench.datasets.files import fetching, official_files
 from bench.datasets.files.download import DownloadError
 from bench.datasets.loading import load_data
 from bench.datasets.splits import Data
