@@ -86,10 +86,10 @@ def best_rate(step: Callable[[], object], device: torch.device) -> float:
     return max(rates)
 
 
-def probe_speed(suite: Suite, device: torch.device) -> float:
-    """Return images a second, forward and backward through the suite's first student."""
-    info = datasets.get(suite.datasets[0])
-    net = models.build(suite.students[0], info).to(device)
+def probe_speed(arch: str, dataset: str, device: torch.device) -> float:
+    """Return images a second, forward and backward through a network."""
+    info = datasets.get(dataset)
+    net = models.build(arch, info).to(device)
     x = torch.rand(PROBE_IMAGES, *info.shape, device=device)
 
     def step() -> None:
