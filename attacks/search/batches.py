@@ -68,10 +68,12 @@ class BatchedSearch(Search):
             self._begin_round(batch)
 
     def next_jobs(self, room: int) -> list[Job]:
-        """Return at most `room` jobs of the next round, or none unless all of them fit."""
-        if not self.ready or (self.together and len(self.ready[0]) > room):
+        """Return at most `room` jobs of a round, or none unless all of them fit."""
+        fitting = [jobs for jobs in self.ready if not self.together or len(jobs) <= room]
+        if not fitting:
             return []
-        jobs = self.ready.popleft()
+        jobs = fitting[0]
+        self.ready.remove(jobs)
         if jobs[room:]:
             self.ready.appendleft(jobs[room:])
         return jobs[:room]

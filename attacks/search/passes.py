@@ -36,17 +36,19 @@ class Passes:
         self.compiled_size = 0
         self.graphs: dict[int, _StepGraph] = {}
         self.captures = next(model.buffers(), model.anchor).is_cuda
+        # Nothing in the memory of a graph outlives its replay: all of them share it.
+        self.pool = torch.cuda.graph_pool_handle() if self.captures else None
 
     def logits(self, x: Tensor) -> Tensor:
-        """Return float32 logits: (B, C, H, W) -> (B, K)."""
+        """Return float32 logits, in as many passes as it takes: (N, C, H, W) -> (N, K)."""
         self.model.forwards += len(x)
         with torch.no_grad():
-            return self._network(x)
+            return torch.cat([self._network(images) for images in torch.split(x, self.size)])
 
     def all_logits(self, x: Tensor) -> Tensor:
-        """Return the logits of any number of images: (N, K)."""
+        """Return the logits outside of a step: (N, K)."""
         with low_precision(self.precision):
-            return torch.cat([self.logits(images) for images in torch.split(x, self.size)])
+            return self.logits(x)
 
     def gradient(self, x: Tensor, loss: Loss) -> tuple[Tensor, Tensor, Tensor]:
         """Return logits (B, K), losses (B,) and their gradients at x: (B, C, H, W)."""
@@ -88,7 +90,7 @@ class Passes:
         graph = self.graphs.get(len(state["y"]))
         with low_precision(self.precision):
             if self.compiles:
-                self._compile(state["x"])
+                self._compile(state["x"][: self.size])
             if graph:
                 graph.replay(self)
             elif self.captures:
@@ -144,7 +146,7 @@ class _StepGraph:
         )
         self.state = {name: values.clone() for name, values in state.items()}
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
+        with torch.cuda.graph(self.graph, pool=passes.pool):
             for name, values in step(self.state).items():
                 self.state[name].copy_(values)
         passes.model.forwards, passes.model.backwards = after

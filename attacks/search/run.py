@@ -83,9 +83,6 @@ def search(
     """
     start_search = search_class(attack.kind, settings.norm)
     assert start_search
-    # The images of a batch go side by side there.
-    smallest = min(settings.batch_size, len(x)) if start_search is SquareL2Search else 1
-    size = max(size, smallest)
     while True:
         passes = Passes(model, size, settings.precision)
         try:
@@ -95,10 +92,10 @@ def search(
             slots.run(progress)
             break
         except torch.OutOfMemoryError as error:
-            if size <= smallest:
+            if size == 1:
                 message = f"out of memory with {size} images in a pass"
                 raise RuntimeError(message) from error
-            size = max(size // 2, smallest)
+            size //= 2
         # Outside of the handler, which holds on to the tensors of the attempt.
         torch.cuda.empty_cache()
     fooled = torch.zeros(len(x), dtype=torch.bool)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from attacks.search.passes import Passes, State
 
 # Smaller passes are not faster on a device.
 MIN_SIZE = 32
+# Slots of several passes are filled up to a multiple of this part of one.
+PART = 8
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,10 @@ class Search(ABC):
     def __init__(self, attack: Attack, passes: Passes, settings: Settings, x: Tensor) -> None:
         self.passes, self.x, self.steps = passes, x, attack.steps
         self.eps, self.norm = settings.eps, settings.norm
+
+    def capacity(self) -> int:
+        """Return how many slots a step has at most: one pass, or several where it says so."""
+        return self.passes.size
 
     @abstractmethod
     def next_jobs(self, room: int) -> list[Job]:
@@ -75,7 +82,7 @@ class Search(ABC):
 
 
 class Slots:
-    """The jobs of a search, in as many slots as a pass has images.
+    """The jobs of a search, in slots.
 
     adv: (N, C, H, W), the images, fooled ones replaced. unclear: images whose logits were not
     finite, which this search says nothing about.
@@ -110,7 +117,7 @@ class Slots:
         """Put waiting jobs into free slots; return whether any slot holds one."""
         waiting: list[Job] = []
         live = [job for job in self.jobs if job]
-        while room := self.passes.size - len(live) - len(waiting):
+        while room := self.search.capacity() - len(live) - len(waiting):
             jobs = self.search.next_jobs(room)
             if not jobs:
                 break
@@ -143,10 +150,13 @@ class Slots:
             self.jobs[slot] = job
 
     def _resize(self, count: int) -> None:
-        """Have slots for `count` jobs: of the few sizes of passes the smallest that holds them."""
+        """Have slots for `count` jobs: of the few sizes the smallest that holds them."""
         size = self.passes.size
         while size // 2 >= max(count, MIN_SIZE):
             size //= 2
+        if count > size:
+            part = max(size // PART, 1)
+            size = math.ceil(count / part) * part
         if size == len(self.jobs):
             return
         rows = [slot for slot, job in enumerate(self.jobs) if job]

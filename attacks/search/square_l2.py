@@ -23,6 +23,8 @@ from attacks.search.fooling import keep_fooling, per_image
 from attacks.search.passes import Passes, State
 from attacks.search.slots import Job
 
+# A step takes several passes, so that the batches fill them.
+PASSES = 4
 # Numbers of a query before the signs: two windows, and whether the pattern is transposed.
 HEAD = 5
 
@@ -30,7 +32,7 @@ HEAD = 5
 class SquareL2Search(BatchedSearch):
     """Square in L2: a query moves the norm of one window to another one."""
 
-    steps_between_looks = 20
+    steps_between_looks = 5
     passes_per_step = 1
     together = True
 
@@ -44,11 +46,15 @@ class SquareL2Search(BatchedSearch):
         self.sides = torch.tensor([*sides, sides[-1]], device=x.device)
         self.patterns = self._pattern_table(sorted(set(sides)))
         self.pixels = torch.arange(self.height, device=x.device)
-        largest = max(len(batch.images) for batch in self.batches)
-        numbers = attack.steps * (HEAD + largest * self.channels)
+        self.largest_batch = max(len(batch.images) for batch in self.batches)
+        numbers = attack.steps * (HEAD + self.largest_batch * self.channels)
         # Slots that are done read on, where nothing was drawn.
         self.streams = torch.zeros(len(self.batches), numbers, device=x.device)
         self.begin_rounds()
+
+    def capacity(self) -> int:
+        # The images of a batch begin in one step.
+        return max(PASSES * self.passes.size, self.largest_batch)
 
     def _pattern_table(self, sides: list[int]) -> Tensor:
         """Return the pattern of each side in a corner, and transposed: (H + 1, 2, H * W)."""
