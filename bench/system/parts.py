@@ -1,6 +1,6 @@
 """Archives in parts with checksums, and how a bare machine unpacks a slice.
 
-Standard library alone, but for the pixels of images: those take numpy and Pillow, as torchvision
+Standard library alone, except for the pixels of CIFAR: those take numpy and Pillow, as torchvision
 does. `bench slices pack` puts a copy of this file beside the parts as unpack.py.
 """
 
