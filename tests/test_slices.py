@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -13,11 +14,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from bench import cli
 from bench.records import slice_pack, slices
-from bench.system import environment
+from bench.system import environment, parts
 from bench.system.environment import SOURCE_ROOT, STATE_FILE, source_state
 from bench.system.errors import BenchError
 from bench.system.files import sha256_of_file
@@ -251,6 +253,95 @@ def test_names_and_versions_are_read(tmp_path: Path) -> None:
     file.write_text("numpy==2.5.2\nPyYAML\nmine @ file:///x\ntorch==2.11.0+cu130\n\n")
     expected = {"numpy": "2.5.2", "pyyaml": "", "mine": "", "torch": "2.11.0+cu130"}
     assert slice_pack.read_packages(file) == expected
+
+
+def cifar_pickle(pixels: bytes) -> bytes:
+    """Return the bytes of an official file of CIFAR with other images."""
+    rows = (len(pixels) // 3072).to_bytes(2, "little")
+    before = b"\x80\x02}q\x01(U\x06labelsq\x02]q\x03(K\x01K\x02eU\x04dataq\x04"
+    before += b"cnumpy.core.multiarray\n_reconstruct\nq\x05cnumpy\nndarray\nq\x06K\x00\x85U\x01b"
+    before += b"\x87Rq\x07(K\x01M" + rows + b"M\x00\x0c\x86cnumpy\ndtype\nq\x08U\x02u1K\x00K\x01"
+    before += b"\x87Rq\x09(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89T"
+    content = before + len(pixels).to_bytes(4, "little") + pixels
+    content += b"tbU\tfilenamesq\x0a]q\x0b(U\x05a.pngU\x05b.pngeu."
+    assert pickle.loads(content, encoding="latin1")["data"].tobytes() == pixels
+    return content
+
+
+@pytest.fixture
+def data_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+    """Write a data set of two files with images for mosaics, and others; return their contents."""
+    monkeypatch.setattr(slice_pack, "folder_of", lambda _, root: root / "images")
+    monkeypatch.setattr(slice_pack, "damage_of", lambda *_: "")
+    monkeypatch.setattr(slice_pack, "MOSAIC_BYTES", slice_pack.ROW_BYTES)
+    x = np.random.default_rng(0).integers(0, 256, (200, 3072), np.uint8)
+    files = {
+        "train": cifar_pickle(x.tobytes()),
+        "below/test": cifar_pickle(x[:100].tobytes()),
+        "odd": cifar_pickle(x[:99].tobytes()),
+        "meta": pickle.dumps({"label_names": ["cat"]}, protocol=2),
+        "matrix": x[:10].tobytes(),
+        "empty": b"",
+    }
+    for name, content in files.items():
+        path = tmp_path / "data" / "images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return files
+
+
+@pytest.fixture
+def data_pack(data_files: dict[str, bytes], tmp_path: Path) -> Path:
+    """Return a pack of the data set without much else."""
+    pack = tmp_path / "pack"
+    pack.mkdir()
+    slice_pack.pack_data(pack, ["cifar10"], tmp_path / "data")
+    (tmp_path / "README.md").touch()
+    parts.write_archive(pack, parts.SOURCE, {"README.md": tmp_path / "README.md"}, PART_BYTES)
+    return pack
+
+
+def test_images_are_carried_as_mosaics(
+    data_files: dict[str, bytes], data_pack: Path, tmp_path: Path
+) -> None:
+    """All files come back bit for bit, and nothing is left of the pieces."""
+    (tmp_path / "carried").mkdir()
+    parts.join_archive(data_pack, parts.DATA, tmp_path / "carried")
+    images = tmp_path / "carried" / "data" / "images"
+    carried = {str(path.relative_to(images)) for path in images.rglob("*") if path.is_file()}
+    pieces = {"train.000", "train.001.webp", "train.002.webp", "train.003", "train.sha256"}
+    pieces |= {f"below/test.{ending}" for ending in ("000", "001.webp", "002", "sha256")}
+    assert carried == pieces | {"odd", "meta", "matrix", "empty"}
+    there = tmp_path / "there"
+    there.mkdir()
+    parts.unpack_slice(data_pack, there)
+    images = there / "data" / "images"
+    files = [path for path in images.rglob("*") if path.is_file()]
+    assert {str(path.relative_to(images)): path.read_bytes() for path in files} == data_files
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("part", "data.000' is damaged: bring it again"),
+        ("pixels", "test is not the file that was packed: Pillow gives other pixels"),
+        ("pillow", "test takes numpy, and Pillow with WebP: .*PIL"),
+    ],
+)
+def test_images_that_cannot_be_joined_are_one_line(
+    damage: str, message: str, data_pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if damage == "part":
+        (data_pack / "data.000").write_bytes(b"?")
+    elif damage == "pixels":
+        monkeypatch.setattr(parts, "read_mosaic", lambda _: bytes(slice_pack.ROW_BYTES))
+    else:
+        monkeypatch.setitem(sys.modules, "PIL", None)
+    (tmp_path / "there").mkdir()
+    with pytest.raises(parts.PartsError, match=message) as caught:
+        parts.unpack_slice(data_pack, tmp_path / "there")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "there" / "data" / "images" / "below" / "test").exists()
 
 
 def make_wheel(folder: Path) -> None:

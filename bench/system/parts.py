@@ -1,6 +1,7 @@
 """Archives in parts with checksums, and how a bare machine unpacks a slice.
 
-Standard library alone: `bench slices pack` puts a copy of this file beside the parts as unpack.py.
+Standard library alone, except for the pixels of CIFAR: those take numpy and Pillow, as torchvision
+does. `bench slices pack` puts a copy of this file beside the parts as unpack.py.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from typing import IO, Any
 
 SOURCE, DATA, WHEELS, STATE = "source", "data", "wheels", "state"  # archives
 SITE = "site"  # the folder of the wheels that were installed
+# A mosaic has 100 images in a row, of 3 x 32 x 32 bytes.
+COLUMNS, CHANNELS, SIDE = 100, 3, 32
 
 
 class PartsError(Exception):
@@ -123,17 +126,52 @@ def unpack_member(archive: tarfile.TarFile, member: tarfile.TarInfo, folder: Pat
         shutil.copyfileobj(content, file)
 
 
+def join_pieces(first: Path) -> None:
+    """Put a file together from its pieces NAME.000, NAME.001.webp, ... beside it.
+
+    Pieces in WebP are mosaics of images. Raise PartsError if they cannot be read, or the file has
+    not the checksum that NAME.sha256 says.
+    """
+    folder, name = first.parent, first.stem
+    try:
+        pieces = [
+            read_mosaic(path) if path.suffix == ".webp" else path.read_bytes()
+            for path in sorted(folder.glob(f"{name}.[0-9]*"))
+        ]
+    except (ImportError, OSError) as error:
+        raise PartsError(f"{name} takes numpy, and Pillow with WebP: {error}") from error
+    content = b"".join(pieces)
+    if listing(folder, name).read_text() != hashlib.sha256(content).hexdigest():
+        raise PartsError(f"{name} is not the file that was packed: Pillow gives other pixels")
+    (folder / name).write_bytes(content)
+    remove_parts(folder, name)
+
+
+def read_mosaic(path: Path) -> bytes:
+    """Return the pixels of a mosaic, image by image and channel by channel."""
+    import numpy as np
+    from PIL import Image
+
+    with Image.open(path) as mosaic:
+        pixels = np.asarray(mosaic).reshape(-1, SIDE, COLUMNS, SIDE, CHANNELS)
+    return pixels.transpose(0, 2, 4, 1, 3).tobytes()
+
+
 def unpack_slice(folder: Path, target: Path) -> None:
-    """Put source, data, wheels and store of a pack into a folder. Raise PartsError."""
+    """Put source, wheels, data and store of a pack into a folder. Raise PartsError."""
     if not listing(folder, SOURCE).exists():
         raise PartsError(f"{str(folder)!r} holds no {listing(folder, SOURCE).name}")
-    for name in (SOURCE, DATA):
-        if listing(folder, name).exists():
-            join_archive(folder, name, target)
+    join_archive(folder, SOURCE, target)
     if listing(folder, WHEELS).exists():
         with tempfile.TemporaryDirectory() as scratch:
             join_archive(folder, WHEELS, Path(scratch))
             install(sorted(Path(scratch).glob("*.whl")), target)
+        # Pillow may be one of them.
+        sys.path.insert(0, str(target / SITE))
+    if listing(folder, DATA).exists():
+        join_archive(folder, DATA, target)
+        for first in sorted((target / "data").rglob("*.000")):
+            join_pieces(first)
     if listing(folder, STATE).exists():
         run_python("-m", "bench", "slices", "join", str(folder), target=target)
 
