@@ -11,6 +11,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -342,6 +343,24 @@ def test_images_that_cannot_be_joined_are_one_line(
         parts.unpack_slice(data_pack, tmp_path / "there")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "there" / "data" / "images" / "below" / "test").exists()
+
+
+def test_pillow_may_be_one_of_the_wheels(
+    data_pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def install(wheels: list[Path], target: Path) -> None:
+        (target / parts.SITE).mkdir()
+        (target / parts.SITE / f"{wheels[0].stem.partition('-')[0]}.py").touch()
+
+    make_wheel(tmp_path)
+    wheel = next(tmp_path.glob("*.whl"))
+    parts.write_archive(data_pack, parts.WHEELS, {wheel.name: wheel}, PART_BYTES)
+    monkeypatch.setattr(parts, "install", install)
+    monkeypatch.setattr(parts, "join_pieces", lambda _: import_module("tiny_wheel"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "there").mkdir()
+    parts.unpack_slice(data_pack, tmp_path / "there")
+    assert sys.modules.pop("tiny_wheel")
 
 
 def make_wheel(folder: Path) -> None:
