@@ -14,7 +14,7 @@ from rich.text import Text
 
 from bench.reference.sections import Facts
 from bench.system.tables import readable_number
-from leaderboards.schema.spec import NORM_LABELS
+from leaderboards.schema.fields import NORM_LABELS
 
 PIPED_WIDTH = 120  # without a terminal, for a file or another program
 OVERVIEW_WIDTH = 100

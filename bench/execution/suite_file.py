@@ -22,8 +22,8 @@ from bench.protocol import suites
 from bench.protocol.suites import Suite
 from bench.system.errors import UsageError, unknown_name
 from bench.system.files import read_config
+from leaderboards.schema.fields import NORM_LABELS
 from leaderboards.schema.record import describe_first_error
-from leaderboards.schema.spec import NORM_LABELS
 from methods.base import Budget
 
 SUFFIX = ".toml"

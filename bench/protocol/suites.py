@@ -11,7 +11,8 @@ from typing import Annotated
 from annotated_types import Ge, Gt, Le, MinLen
 
 from bench.system.registry import Registry
-from leaderboards.schema.spec import Count, Norm, Training
+from leaderboards.schema.fields import Norm
+from leaderboards.schema.spec import Count, Training
 
 # AutoAttack judges the best checkpoint, which ranks, on `limit_aa` images, and any other on no more
 # than these first ones: enough to tell robust overfitting.

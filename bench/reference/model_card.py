@@ -12,9 +12,8 @@ from bench.system.tables import readable_number
 from bench.tracking import note
 from leaderboards.schema import metrics
 from leaderboards.schema.checkpoints import CHECKPOINTS
-from leaderboards.schema.fields import Tag, escape_unprintable
+from leaderboards.schema.fields import NORM_LABELS, Tag, escape_unprintable
 from leaderboards.schema.record import Record
-from leaderboards.schema.spec import NORM_LABELS
 
 PROJECT = "robust-distill-bench"
 # Lines of Python by format.

@@ -15,8 +15,8 @@ from bench.datasets import Dataset
 from bench.system.errors import BenchError, UsageError, unknown_name
 from bench.system.files import save_file
 from bench.teachers.releases import ROLES, Release
+from leaderboards.schema.fields import NORM_LABELS, Norm
 from leaderboards.schema.record import describe_first_error
-from leaderboards.schema.spec import NORM_LABELS, Norm
 
 if TYPE_CHECKING:
     from methods.base import Net

@@ -13,8 +13,6 @@ from pydantic import Field
 
 from leaderboards.schema import fields
 
-Norm = Literal["Linf", "L2"]
-NORM_LABELS: dict[str, str] = {"Linf": "l-inf", "L2": "L2"}
 # Later fields of Spec. Left out of the JSON at these values, so that earlier specs keep their ids.
 LATER_FIELDS: dict[str, Any] = {"norm": "Linf", "tuned": 0}
 # Values outside these ranges are refused in suite files and records.
@@ -78,7 +76,7 @@ class Spec:
     limit_test: int | None = None
     limit_aa: int | None = None
     # Of eps and inner_step.
-    norm: Norm = "Linf"
+    norm: fields.Norm = "Linf"
     # Trials of the search that found the values. A tuned row is another row, also where the
     # defaults won.
     tuned: int = 0

@@ -18,10 +18,9 @@ import pandas as pd
 from leaderboards.read.records import frame_rows
 from leaderboards.schema import metrics
 from leaderboards.schema.checkpoints import BEST, CHECKPOINTS
-from leaderboards.schema.fields import NO_BF16, Tag, checksum_tag
+from leaderboards.schema.fields import NO_BF16, NORM_LABELS, Tag, checksum_tag
 from leaderboards.schema.metrics import RANK_METRIC, accuracy_name, describe_metric
 from leaderboards.schema.record import Record
-from leaderboards.schema.spec import NORM_LABELS
 from leaderboards.tables.across_tasks import AcrossTasks, compare_across_tasks
 from leaderboards.tables.protocol_changes import (
     TEACHER_PREFIX,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from bench.cli.parsing import Command
 from bench.protocol.options import CommonOptions, Json, Search, SearchPrecision, option
 from bench.system.errors import BenchError, UsageError, unknown_name
-from leaderboards.schema.spec import NORM_LABELS, Norm
+from leaderboards.schema.fields import NORM_LABELS, Norm
 
 if TYPE_CHECKING:
     from attacks import Evaluation

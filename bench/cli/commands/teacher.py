@@ -13,7 +13,7 @@ from bench.cli.parsing import Command
 from bench.protocol import suites
 from bench.protocol.options import CommonOptions, ProtocolOptions, StoreFolder, option
 from bench.system.log import set_verbosity
-from leaderboards.schema.spec import Norm
+from leaderboards.schema.fields import Norm
 
 if TYPE_CHECKING:
     from bench.teachers.cards import Card
