@@ -144,7 +144,7 @@ def _step_function(x: Tensor, budget: Budget) -> Callable[[Tensor, Tensor], Tens
         low, high = (x - budget.eps).clamp(0, 1), (x + budget.eps).clamp(0, 1)
         return lambda adv, gradient: adv.add(gradient.sign(), alpha=budget.step).clamp(low, high)
 
-    # As in Madry's group's `robustness`.
+    # As in `robustness`, the library of Madry's group.
     def step(adv: Tensor, gradient: Tensor) -> Tensor:
         direction = F.normalize(gradient.flatten(1), dim=1).view_as(x)
         change = adv.add(direction, alpha=budget.step) - x

@@ -153,9 +153,9 @@ def check_names(suite: Suite) -> None:
 
 
 def check_threat_model(suite: Suite) -> None:
-    """Raise UsageError for a radius, a step or an attack that is none in the suite's norm."""
+    """Raise UsageError for a radius, a step or an attack that does not fit the suite's norm."""
     for dataset in map(datasets.get, suite.datasets):
-        # That of a ball which holds all images.
+        # The radius of a ball that holds all images.
         largest = 1.0 if suite.norm == "Linf" else math.prod(dataset.shape) ** 0.5
         if suite.eps > largest:
             limit = f"at most {largest:.4g} in {NORM_LABELS[suite.norm]} on {dataset.name}"
