@@ -32,6 +32,7 @@ sync_batchnorm config lr momentum weight_decay tuned search search_precision"""
 RESERVED = frozenset(FLAGS.split())
 EPOCHS, NUM_TRAIN = 3, 64
 BUDGET = Budget(eps=0.1, step=0.05, steps=2)
+BUDGET_L2 = Budget(eps=0.1, step=0.05, steps=2, norm="L2")
 
 
 class Toy(Net):
@@ -311,11 +312,14 @@ class Contract:
                 assert same, f"epoch_dependent is False, but {name} is another in epoch {epoch}"
 
     def test_attack_stays_in_the_ball(self, case: Method) -> None:
-        for batch in every_epoch(images([0, 1, 2, 0])):
-            adv = case.attack(networks(case), batch)
-            assert not adv.requires_grad, "the images require a gradient"
-            assert (adv - batch.x).abs().max() <= batch.budget.eps + 1e-6, "outside the ball"
-            assert torch.equal(adv, adv.clamp(0, 1)), "outside [0, 1]"
+        """In l-inf and in L2: `methods.inner.pgd` follows the norm of the budget."""
+        for budget, order in ((BUDGET, math.inf), (BUDGET_L2, 2)):
+            for batch in every_epoch(images([0, 1, 2, 0])):
+                adv = case.attack(networks(case), dataclasses.replace(batch, budget=budget))
+                assert not adv.requires_grad, "the images require a gradient"
+                lengths = torch.linalg.vector_norm((adv - batch.x).flatten(1), order, dim=1)
+                assert lengths.max() <= budget.eps + 1e-6, f"outside the ball in {budget.norm}"
+                assert torch.equal(adv, adv.clamp(0, 1)), "outside [0, 1]"
 
     def test_attack_is_declared(self, case: Method) -> None:
         """`adversarial` says whether the loss depends on the attack budget."""

@@ -1,12 +1,13 @@
-"""The one training attack: projected gradient ascent inside an l-inf ball and [0, 1].
+"""The one training attack: projected gradient ascent inside an l-inf or L2 ball and [0, 1].
 
 Evaluation attacks live in `attacks` and share no code with it, so one bug cannot hide in both.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -17,18 +18,24 @@ from methods.renamed import module_getattr
 
 Objective = Callable[[nn.Module, Tensor], Tensor]
 Start = Literal["uniform", "gauss", "none"]
+Norm = Literal["Linf", "L2"]
 
 
 @dataclass(frozen=True)
 class Budget:
-    """An l-inf attack budget in pixel units of [0, 1]: radius, step size, number of steps."""
+    """An attack budget in pixel units of [0, 1]: radius, step size, number of steps, norm."""
 
     eps: float = 8 / 255
     step: float = 2 / 255
     steps: int = 10
+    norm: Norm = "Linf"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.eps <= 1 or not 0 <= self.step <= 1 or self.steps < 0:
+        if self.norm not in get_args(Norm):
+            raise ValueError(f"norm {self.norm!r}: Linf or L2")
+        # How long an image may be in L2 depends on its pixels.
+        longest = 1.0 if self.norm == "Linf" else math.inf
+        if not 0 <= self.eps <= longest or not 0 <= self.step <= longest or self.steps < 0:
             raise ValueError(f"attack budget out of range: {self}")
         # A single step may be longer than the radius, as FGSM's from a random start is.
         if self.eps and self.steps > 1 and self.step > self.eps:
@@ -114,11 +121,12 @@ def pgd(
     """Return adversarial examples for x, (B, C, H, W), that ascend `objective(net, adv)`.
 
     objective: a sum over the batch. start: "uniform" in the ball, "gauss" (0.001 N(0, 1)) or
-    "none". train: attack in train mode, so that BatchNorm's statistics move at every step; in eval
+    "none". budget: a step goes along the sign of the gradient in l-inf, along each image's gradient
+    in L2. train: attack in train mode, so that BatchNorm's statistics move at every step; in eval
     mode it is folded (methods/fold.py).
     """
-    adv = (x + _start_noise(x, budget.eps, start)).clamp(0, 1)
-    low, high = (x - budget.eps).clamp(0, 1), (x + budget.eps).clamp(0, 1)
+    adv = (x + _start_noise(x, budget, start)).clamp(0, 1)
+    step = _step_function(x, budget)
     layout = torch.contiguous_format if train else torch.channels_last
     view = nullcontext() if train else folded(net)
     with torch.enable_grad(), mode(net, train), frozen_parameters(net), view:
@@ -126,16 +134,39 @@ def pgd(
             adv = adv.detach().contiguous(memory_format=layout).requires_grad_()
             # Not backward(): the parameters' .grad stay untouched.
             (gradient,) = torch.autograd.grad(objective(net, adv), adv)
-            adv = adv.detach().add(gradient.sign(), alpha=budget.step).clamp(low, high)
+            adv = step(adv.detach(), gradient)
     return adv.detach().contiguous()
 
 
-def _start_noise(x: Tensor, eps: float, start: Start) -> Tensor:
+def _step_function(x: Tensor, budget: Budget) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return the step from (images, gradient) to images inside the ball around x and [0, 1]."""
+    if budget.norm == "Linf":
+        low, high = (x - budget.eps).clamp(0, 1), (x + budget.eps).clamp(0, 1)
+        return lambda adv, gradient: adv.add(gradient.sign(), alpha=budget.step).clamp(low, high)
+
+    # As in `robustness`, the library of Madry's group.
+    def step(adv: Tensor, gradient: Tensor) -> Tensor:
+        direction = F.normalize(gradient.flatten(1), dim=1).view_as(x)
+        change = adv.add(direction, alpha=budget.step) - x
+        # x is in [0, 1], so that the clamp shortens the change.
+        return (x + change.renorm(2, 0, budget.eps)).clamp(0, 1)
+
+    return step
+
+
+def _start_noise(x: Tensor, budget: Budget, start: Start) -> Tensor:
+    eps = budget.eps
     if start == "none" or eps == 0:
         return torch.zeros_like(x)
     if start == "gauss":
-        return (0.001 * torch.randn(x.shape, device=x.device)).clamp(-eps, eps)
-    return (2 * torch.rand(x.shape, device=x.device) - 1) * eps
+        noise = 0.001 * torch.randn(x.shape, device=x.device)
+        return noise.clamp(-eps, eps) if budget.norm == "Linf" else noise.renorm(2, 0, eps)
+    if budget.norm == "Linf":
+        return (2 * torch.rand(x.shape, device=x.device) - 1) * eps
+    # Voelker et al. 2017: a point on the sphere in two more dimensions, without these two.
+    size = x.shape[1:].numel()
+    on_sphere = F.normalize(torch.randn(len(x), size + 2, device=x.device), dim=1)
+    return eps * on_sphere[:, :size].reshape(x.shape)
 
 
 if not TYPE_CHECKING:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import records
+import torch
+from torch import Tensor
 
+import attacks
 from attacks import ATTACKS
 from bench.datasets import loading
 from bench.execution import cost, job
@@ -20,6 +24,7 @@ from bench.system.progress import Progress
 from bench.tracking import note
 from leaderboards.read.records import read_record
 from leaderboards.schema.record import Record
+from methods import inner
 
 IMAGES, FEW = 24, 10
 
@@ -63,8 +68,8 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Record, Path]:
     """A run whose last checkpoint AutoAttack judges too, and the folder of its verdicts."""
     options = RunOptions(method="natural", student="resnet8-w4", epochs=3, limit_test=IMAGES)
     (planned,) = plan_runs(options, {})
-    attacks = {"attacks": ("fgsm", "aa"), "full_checkpoints": ("best", "last")}
-    spec = dataclasses.replace(planned.spec, **attacks, eps=0.05, inner_step=0.02)
+    changes = {"attacks": ("fgsm", "aa"), "full_checkpoints": ("best", "last")}
+    spec = dataclasses.replace(planned.spec, **changes, eps=0.05, inner_step=0.02)
     context = records.make_context(tmp_path_factory.mktemp("evaluated"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(suites, "LIMIT_AA_OTHERS", FEW)
@@ -76,6 +81,50 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Record, Path]:
     (path,) = context.store.records.iterdir()
     (verdicts,) = context.root.glob("artifacts/*/artifacts/verdicts")
     return read_record(path), verdicts
+
+
+L2_SUITE = """
+name = "l2"
+base = "digits"
+students = ["resnet8-w4"]
+norm = "L2"
+eps = 0.6
+inner_step = 0.3
+attacks = ["pgd20"]
+training.epochs = 1
+limit_train = 128
+limit_test = 8
+"""
+
+
+def test_a_run_in_l2_knows_no_other_norm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In estimate, training, validation and evaluation."""
+    (tmp_path / "l2.toml").write_text(L2_SUITE)
+    inner_norms, norms = set(), set()
+    start_noise, evaluate = inner._start_noise, attacks.evaluate
+
+    def kept_noise(x: Tensor, budget: inner.Budget, start: inner.Start) -> Tensor:
+        inner_norms.add(budget.norm)
+        return start_noise(x, budget, start)
+
+    def kept_evaluate(*arguments: Any, **settings: Any) -> attacks.Evaluation:
+        norms.add(settings["norm"])
+        return evaluate(*arguments, **settings)
+
+    monkeypatch.setattr(inner, "_start_noise", kept_noise)
+    monkeypatch.setattr(attacks, "evaluate", kept_evaluate)
+    options = RunOptions(method="pgd_at", suite=str(tmp_path / "l2.toml"))
+    (planned,) = plan_runs(options, {})
+    cost.estimate_costs([planned], tmp_path, torch.device("cpu"))
+    assert inner_norms == {"L2"}
+    context = records.make_context(tmp_path)
+    images = loading.load_data("digits", "", 128, 8)
+    progress = Progress([(0.0, 0.0)])
+    progress.start(planned.label, 1)
+    job.run_job(planned, context, images, 1.0, progress)
+    assert inner_norms == norms == {"L2"}
+    (path,) = context.store.records.iterdir()
+    assert read_record(path).spec.norm == "L2"
 
 
 def test_other_checkpoints_are_judged_on_the_first_images(recorded: tuple[Record, Path]) -> None:

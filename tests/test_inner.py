@@ -10,10 +10,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from methods.inner import Budget, Start, ce, kl_to, mode, pgd
+from methods.inner import Budget, Norm, Start, ce, kl_to, mode, pgd
 
 STARTS: tuple[Start, ...] = ("uniform", "gauss", "none")
+NORMS: tuple[Norm, ...] = ("Linf", "L2")
 BUDGET = Budget(eps=0.1, step=0.03, steps=5)
+
+
+def lengths(change: Tensor, norm: Norm) -> Tensor:
+    """Return the length of each image's change, (B,)."""
+    change = change.flatten(1)
+    return change.abs().amax(dim=1) if norm == "Linf" else change.norm(dim=1)
 
 
 def images(seed: int = 0) -> Tensor:
@@ -59,6 +66,16 @@ def test_budget_refuses(values: tuple[float, float, int]) -> None:
         Budget(*values)
 
 
+def test_the_norm_of_a_budget() -> None:
+    """An L2 ball may be larger than a pixel's range; no other norm is taken for one of the two."""
+    assert Budget(3.0, 1.5, 10, "L2").eps == 3.0
+    for values in ((-0.1, 0.01, 1), (0.5, 0.6, 10), (float("nan"), 0.1, 1)):
+        with pytest.raises(ValueError, match=r"out of range|swapped"):
+            Budget(*values, "L2")
+    with pytest.raises(ValueError, match="norm 'l2': Linf or L2"):
+        Budget(norm="l2")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     "values", [(0, 0, 0), (1, 1, 10), (0.1, 0.1, 10), (0.1, 0.15, 1), (0, 0.1, 10)]
 )
@@ -67,32 +84,34 @@ def test_budget_accepts(values: tuple[float, float, int]) -> None:
     assert Budget(*values).steps == values[2]
 
 
+@pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("steps", [0, 1, 5])
 @pytest.mark.parametrize("train", [False, True])
 @pytest.mark.parametrize("start", STARTS)
-def test_stays_in_ball_and_range(start: Start, train: bool, steps: int) -> None:
-    x = images()
+def test_stays_in_ball_and_range(start: Start, train: bool, steps: int, norm: Norm) -> None:
+    x, budget = images(), Budget(0.1, 0.09, steps, norm)
     visited = []
 
     def objective(net: nn.Module, adv: Tensor) -> Tensor:
         visited.append(adv.detach().clone())
         return ce(labels())(net, adv)
 
-    adv = pgd(network(), x, objective, Budget(0.1, 0.09, steps), start=start, train=train)
+    adv = pgd(network(), x, objective, budget, start=start, train=train)
     assert len(visited) == steps
     for image in (*visited, adv):
         assert image.min() >= 0
         assert image.max() <= 1
-        assert (image - x).abs().max() <= 0.1 + 1e-6
+        assert lengths(image - x, norm).max() <= 0.1 + 1e-6
     assert torch.equal(x, images())
-    # Not vacuous: some pixels went all the way.
+    # Not vacuous: some pixels went all the way, in L2 some image nearly: a clamp shortened it.
     if steps > 1:
-        assert (adv - x).abs().max() >= 0.1 - 1e-6
+        assert lengths(adv - x, norm).max() >= (0.1 - 1e-6 if norm == "Linf" else 0.09)
 
 
+@pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("start", STARTS)
-def test_no_radius_no_change(start: Start) -> None:
-    for budget in (Budget(0, 0.1, 5), Budget(0, 0, 0)):
+def test_no_radius_no_change(start: Start, norm: Norm) -> None:
+    for budget in (Budget(0, 0.1, 5, norm), Budget(0, 0, 0, norm)):
         assert torch.equal(pgd(network(), images(), ce(labels()), budget, start=start), images())
         beyond = 3 * images() - 1
         assert torch.equal(
@@ -129,6 +148,26 @@ def test_worst_case_of_a_linear_classifier(start: Start) -> None:
     away = (weight[1 - y] - weight[y]).sign().view(x.shape)
     adv = pgd(net, x, ce(y), Budget(0.1, 0.05, 5), start=start)
     torch.testing.assert_close(adv, (x + 0.1 * away).clamp(0, 1))
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_worst_case_of_a_linear_model_in_l2(start: Start) -> None:
+    """x + eps w / |w|, approached from any start."""
+    x = torch.full((6, 3, 5, 5), 0.5, dtype=torch.float64)
+    w = torch.randn(3, 5, 5, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    budget = Budget(0.1, 0.05, 20, "L2")
+    adv = pgd(nn.Flatten(), x, lambda net, adv: (adv * w).sum(), budget, start=start)
+    torch.testing.assert_close(adv, x + 0.1 * w / w.norm(), rtol=0, atol=0.003)
+
+
+def test_steps_in_l2_have_the_size_of_the_budget() -> None:
+    """However large the gradient, and for each image on its own; without one it stays."""
+    x = torch.full((3, 1, 2, 2), 0.5)
+    scale = torch.tensor([1e-6, 1e6, 0.0]).view(3, 1, 1, 1)
+    for steps, moved in ((1, 0.03), (2, 0.06), (3, 0.09), (4, 0.1)):
+        budget = Budget(0.1, 0.03, steps, "L2")
+        adv = pgd(nn.Flatten(), x, lambda net, adv: (scale * adv).sum(), budget, start="none")
+        torch.testing.assert_close(lengths(adv - x, "L2"), torch.tensor([moved, moved, 0.0]))
 
 
 def test_steps_have_the_size_of_the_budget() -> None:
@@ -184,14 +223,28 @@ def test_start(start: Start, low: float, high: float) -> None:
     assert torch.equal(adv, next_seed) == (start == "none")
 
 
-def start_images(x: Tensor, start: Start, seed: int, eps: float) -> Tensor:
+def test_uniform_start_in_l2() -> None:
+    """In two dimensions a quarter of the disc's area lies within half of its radius."""
+    x = torch.full((20_000, 1, 1, 2), 0.5)
+    change = start_images(x, "uniform", 0, 0.4, "L2") - x
+    radii = lengths(change, "L2")
+    for share in (0.25, 0.5, 0.75):
+        within = (radii <= 0.4 * share**0.5).float().mean().item()
+        assert within == pytest.approx(share, abs=0.02)
+    assert radii.max() <= 0.4 + 1e-6
+    assert change.mean(dim=0).abs().max() <= 0.01
+
+
+def start_images(x: Tensor, start: Start, seed: int, eps: float, norm: Norm = "Linf") -> Tensor:
     torch.manual_seed(seed)
-    return pgd(nn.Flatten(), x, lambda net, adv: net(adv).sum(), Budget(eps, 0, 0), start=start)
+    budget = Budget(eps, 0, 0, norm)
+    return pgd(nn.Flatten(), x, lambda net, adv: net(adv).sum(), budget, start=start)
 
 
 def test_gauss_start_stays_in_a_small_ball() -> None:
     x = torch.full((8, 3, 16, 16), 0.5)
     assert (start_images(x, "gauss", 0, 0.0005) - x).abs().max() <= 0.0005 + 1e-7
+    assert lengths(start_images(x, "gauss", 0, 0.0005, "L2") - x, "L2").max() <= 0.0005 + 1e-6
 
 
 @pytest.mark.parametrize("train", [False, True])

@@ -491,8 +491,13 @@ FAULTS: list[tuple[str, str, dict[str, Any]]] = [
     ),
     (
         "attack_stays_in_the_ball",
-        "outside the ball",
+        "outside the ball in Linf",
         {"attack": lambda self, nets, batch: 1 - batch.x},
+    ),
+    (
+        "attack_stays_in_the_ball",
+        "outside the ball in L2",
+        {"attack": lambda self, nets, batch: (batch.x + batch.budget.eps).clamp(0, 1)},
     ),
     (
         "attack_stays_in_the_ball",

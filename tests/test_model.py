@@ -407,7 +407,7 @@ def test_a_card_links_the_paper_and_writes_pixels_as_fractions() -> None:
     path = next(folder.glob("cifar-mini@2-cifar10-resnet8-w16-s2-rslad-*.json"))
     record = read_record(path)
     text = render_card(record, ModelFile("net.onnx", "onnx", "best", 64 * "0", 1, 64 * "1"))
-    assert "eps 8/255 of pixels" in text
+    assert "l-inf, eps 8/255 of pixels" in text
     assert "AutoAttack and worst on the first" in text
     assert "](<https://" in text
     assert "(robust; sha256 " in text

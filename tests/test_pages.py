@@ -218,8 +218,10 @@ def test_accuracy_against_eps_is_drawn_where_there_are_several(tmp_path: Path) -
     ]
 
 
-def test_long_fractions_are_short_and_pixels_are_of_255() -> None:
+@pytest.mark.parametrize(("norm", "name"), [("Linf", "l-infinity"), ("L2", "L2")])
+def test_long_fractions_are_short_and_pixels_are_of_255(norm: str, name: str) -> None:
     recorded = {
+        "norm": norm,
         "eps": str(8 / 255),
         "inner_step": str(2.5 / 255),
         "training.lr": "0.2767710726805693",
@@ -234,7 +236,7 @@ def test_long_fractions_are_short_and_pixels_are_of_255() -> None:
         )
     )
     assert (sentences["Threat"], sentences["Inner attack"], sentences["Training"]) == (
-        "l-infinity, eps 8/255 in pixels of [0, 1]", "of 2.5/255", "learning rate 0.2768",
+        f"{name}, eps 8/255 in pixels of [0, 1]", "of 2.5/255", "learning rate 0.2768",
     )  # fmt: skip
 
 

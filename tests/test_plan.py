@@ -293,5 +293,5 @@ def test_students_record_the_protocol_of_their_suite(name: str) -> None:
     run = plan.plan_runs(RunOptions(method="natural", suite=name), {})[0]
     recorded = {key: str(value) for key, value in run.spec.flat().items()}
     protocol = suites.protocols()[suites.get(name).id]
-    assert len(protocol) == 20
+    assert len(protocol) == 21
     assert protocol.items() <= recorded.items()

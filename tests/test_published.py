@@ -156,6 +156,7 @@ def test_difference(ours: float, difference: float, remark: str) -> None:
     [
         {"metrics": {"test/aa_n": 1_000}},
         {"params": {"eps": 0.05}},
+        {"params": {"norm": "L2"}},
         {"params": {"limit_train": 500}},
         {"student": "resnet18-w16"},
         {"dataset": "stl10"},

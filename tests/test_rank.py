@@ -364,6 +364,29 @@ def test_a_row_without_a_rank_is_best_at_nothing(tracked: Records) -> None:
         assert (task.best.method, task.best.score) == ("gacd", 0.8)
 
 
+def test_norms_are_kept_apart(tracked: Records) -> None:
+    """A suite in L2 says so in its titles; in one of l-inf a row in L2 has no rank."""
+    in_l2 = {"norm": "L2", "eps": 0.5}
+    for method in ("gacd", "rslad"):
+        record_run(tracked, method, 0.8)
+        record_run(tracked, method, 0.7, experiment="l2-0123abcd@1", params=in_l2)
+    record_run(tracked, "trades", 0.9, experiment="l2-0123abcd@1", params=in_l2, role="teacher")
+    record_run(tracked, "ard", 0.9, params=in_l2)
+    runs = collect(tracked.folder)
+    linf, l2 = build_sections(runs, {"digits@1": {"norm": "Linf", "eps": "0.15"}})
+    assert [table.title for table in linf.all_tables] == ["digits, resnet8-w4"]
+    assert [table.title for table in l2.all_tables] == [
+        "digits, resnet8-w4, L2, eps 0.5",
+        "Teachers, L2, eps 0.5",
+    ]
+    assert [row.label for row in l2.tables[0].contenders] == ["gacd", "rslad"]
+    last = linf.tables[0].ranked[-1]
+    assert last.label == "ard (eps=0.5, norm=L2)"
+    assert last.ranking.unranked_reason == "attacked with eps=0.5, norm=L2"
+    assert "### digits, resnet8-w4, L2, eps 0.5" in render_markdown(runs)
+    assert "l2-0123abcd@1: digits, resnet8-w4, L2, eps 0.5." in latex.render([l2])
+
+
 def test_compared_rows_are_sorted_by_accuracy_and_the_others_follow(tracked: Records) -> None:
     for method, aa in {"kd": 0.1, "rslad": 0.7, "gacd": 0.8, "absld": 0.7}.items():
         record_run(tracked, method, aa)

@@ -133,6 +133,19 @@ def test_recorded_commands_hold_the_file(
     assert resolve_suite(words[6]).id == student.spec.suite
 
 
+def test_a_file_may_be_in_l2(suite_file: Path) -> None:
+    """Teacher and student are, under another name; in l-inf nothing tells of a norm."""
+    plain = [run.spec for run in plan_command("--method rslad --suite mine.toml")]
+    suite_file.write_text(f"{SHORT}\nnorm = 'Linf'")
+    assert [run.spec for run in plan_command("--method rslad --suite mine.toml")] == plain
+    assert "norm" not in plain[0].json() + plain[1].json()
+    suite_file.write_text(SHORT.replace("fgsm", "pgd20").replace("eps", "norm = 'L2'\neps"))
+    teacher, student = plan_command("--method rslad --suite mine.toml")
+    assert (teacher.spec.norm, student.spec.norm, student.spec.eps) == ("L2", "L2", 0.1)
+    assert student.spec.suite != plain[1].suite
+    assert json.loads(student.spec.json())["norm"] == "L2"
+
+
 def test_adversarial_weight_perturbation_of_a_file_is_used(suite_file: Path) -> None:
     suite_file.write_text(f"{SHORT}\ntraining.awp = 0.005")
 
@@ -182,6 +195,10 @@ def test_the_example_is_as_it_says() -> None:
     assert suite.training == dataclasses.replace(DIGITS.training, epochs=12)
     assert suite.eps == 0.1
     assert suite.inner_step * suite.inner_steps > suite.eps
+    # The guide shows it. It is that of before there were norms.
+    assert suite.id == "small-digits-0e7668eb@1"
+    suite = resolve_suite(str(EXAMPLES / "suites" / "digits-l2.toml"))
+    assert (suite.norm, suite.eps, suite.inner_step) == ("L2", 0.6, 2.5 * 0.6 / 5)
 
 
 def test_the_tuned_configuration_of_the_examples_plans_a_run() -> None:
@@ -223,7 +240,11 @@ DEEP = "x = " + 5000 * "[" + 5000 * "]"
         ("training.schedule = 'cosine'", "training.schedule: Input should be 'multistep' or"),
         ("training.averaging = ['sma']", "training.averaging.0: Input should be 'ema' or 'swa'"),
         ("training.milestones = [0.5, 7]", "training.milestones.1: Input should be less"),
-        ("eps = 8", "eps: Input should be less than or equal to 1"),
+        ("eps = 8", "eps = 8: at most 1 in l-inf on digits"),
+        ("norm = 'L2'\neps = 9", "eps = 9: at most 8 in L2 on digits"),
+        ("norm = 'l2'", "norm: Input should be 'Linf' or 'L2'"),
+        ("norm = 'L2'", "unknown L2 attack 'fgsm': "),
+        ("inner_step = 0.5", "step 0.5 is larger than eps 0.15: swapped?"),
         ("eps = nan", "eps: Input should be a finite number"),
         ("eps = -0.1", "eps: Input should be greater than 0"),
         ("eps = 1979-05-27", "eps: Input should be a valid number"),
@@ -354,6 +375,7 @@ SUITE_VALUES = {
     "eps": 0.3,
     "inner_step": 0.2,
     "inner_steps": 9,
+    "norm": "L2",
     "attacks": ["pgd20"],
     "full_checkpoints": ["best", "last"],
     "limit_train": 100,

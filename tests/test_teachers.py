@@ -778,8 +778,10 @@ def test_the_published_accuracy_bounds_only_radii_no_larger(release: Release) ->
         "Known-0", "resnet8-w8", "digits", "", cards.IMPORTED, images=360, eps=0.2, pgd20=10.0
     )
     release = dataclasses.replace(release, autoattack=80.0)
-    # At a larger radius a lower accuracy is no contradiction.
+    # At a larger radius, and in another norm, a lower accuracy is no contradiction.
     assert checks.check_robust_accuracy(card, 360, release).checked
+    in_l2 = dataclasses.replace(card, norm="L2", eps=0.1)
+    assert checks.check_robust_accuracy(in_l2, 360, release).checked
     with pytest.raises(BenchError, match="this is another network"):
         checks.check_robust_accuracy(dataclasses.replace(card, eps=0.1), 360, release)
 
@@ -831,6 +833,23 @@ def test_an_unmeasured_import_teaches_after_verify(
     assert run_bench("teacher", "verify", "mine") == 0
     assert json.loads(path.read_text())["images"] == 360
     plan.plan_runs(RunOptions(method="kd", teacher="mine", store=setup.store), {})
+
+
+def test_a_teacher_is_measured_in_the_norm_of_the_suite(
+    setup: Setup, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The smaller ball fools fewer images, and the card says which ball it was."""
+    assert import_teacher("mine", setup.file) == 0
+    in_linf = setup.card("mine")
+    assert (in_linf.norm, in_linf.eps) == ("Linf", 0.15)
+    l2 = "name = 'l2'\nbase = 'digits'\nnorm = 'L2'\nattacks = ['pgd20']\n"
+    Path("l2.toml").write_text(f"{l2}eps = 0.16\n")
+    assert run_bench("teacher", "verify", "mine", "--suite", "l2.toml") == 0
+    assert "360 test images, L2 0.16" in capsys.readouterr().out
+    card = setup.card("mine")
+    assert (card.norm, card.eps, card.clean) == ("L2", 0.16, in_linf.clean)
+    assert card.pgd20 > in_linf.pgd20 + 10
+    assert card.measured.endswith("(L2 0.16, 360 test images)")
 
 
 def test_a_teacher_trained_here_needs_no_measurement(tmp_path: Path) -> None:

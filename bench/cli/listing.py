@@ -14,6 +14,7 @@ from rich.text import Text
 
 from bench.reference.sections import Facts
 from bench.system.tables import readable_number
+from leaderboards.schema.fields import NORM_LABELS
 
 PIPED_WIDTH = 120  # without a terminal, for a file or another program
 OVERVIEW_WIDTH = 100
@@ -32,6 +33,7 @@ COLUMNS: dict[str, dict[str, Any]] = {
         "suite": "id",
         "datasets": "datasets",
         "students": "students",
+        "norm": lambda facts: NORM_LABELS[facts["norm"]],
         "eps": "eps",
         "epochs": lambda facts: facts["training"]["epochs"],
         "about": "about",

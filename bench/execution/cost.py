@@ -124,7 +124,7 @@ def random_batch(protocol: Spec | Suite, dataset: str, size: int, device: torch.
     x = torch.rand(size, *info.shape, device=device)
     y = torch.randint(info.num_classes, (size,), device=device)
     index = torch.arange(size, device=device)
-    budget = Budget(protocol.eps, protocol.inner_step, protocol.inner_steps)
+    budget = Budget(protocol.eps, protocol.inner_step, protocol.inner_steps, protocol.norm)
     return Batch(x, y, index, 0, protocol.training.epochs, size, budget)
 
 

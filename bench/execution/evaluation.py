@@ -80,8 +80,8 @@ def evaluate_checkpoint(
 
     Args:
         net: the network, in eval mode on its device.
-        spec: names attacks, eps, the number of images for AutoAttack, and the checkpoints that get
-            it and the sanity flags.
+        spec: names attacks, norm, eps, the number of images for AutoAttack, and the checkpoints
+            that get it and the sanity flags.
         checkpoint: its name.
         test: the test images.
         verdicts: the path, without suffix, of the files that keep verdicts on single images.
@@ -163,8 +163,8 @@ def run_attacks(
     """Attack images and keep the verdicts in a file, or continue what is in it."""
     kind, precision = search
     evaluate = partial(
-        attacks.evaluate, net, x, y, names, eps=spec.eps, search=kind, precision=precision,
-        probes=probes, record=path, progress=tick,
+        attacks.evaluate, net, x, y, names, eps=spec.eps, norm=spec.norm, search=kind,
+        precision=precision, probes=probes, record=path, progress=tick,
     )  # fmt: skip
     try:
         return evaluate()

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import math
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,9 @@ from bench.protocol import suites
 from bench.protocol.suites import Suite
 from bench.system.errors import UsageError, unknown_name
 from bench.system.files import read_config
+from leaderboards.schema.fields import NORM_LABELS
 from leaderboards.schema.record import describe_first_error
+from methods.base import Budget
 
 SUFFIX = ".toml"
 DIGEST = re.compile("-[0-9a-f]{8}$")  # how the name of a suite from a file ends
@@ -128,6 +131,9 @@ def protocol_digest(suite: Suite) -> str:
     protocol = dataclasses.asdict(suite)
     for name in LABELS:
         del protocol[name]
+    if suite.norm == "Linf":
+        # Suites from before there was another keep their names.
+        del protocol["norm"]
     return hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()[:8]
 
 
@@ -140,12 +146,26 @@ def check_names(suite: Suite) -> None:
     archs = {*suite.students, *(teacher.arch for teacher in suite.teachers.values())}
     for dataset, arch in itertools.product(suite.datasets, sorted(archs)):
         models.check(arch, datasets.get(dataset))
-    # L-inf is the norm of every suite.
-    attack_names = [name for name, attack in catalog.ATTACKS.items() if "Linf" in attack.norms]
-    check_choices("l-inf attack", suite.attacks, attack_names)
+    check_threat_model(suite)
     checkpoints = ["best", "last", *suite.training.averaging]
     check_choices("checkpoint", suite.full_checkpoints, checkpoints)
     check_teachers(suite)
+
+
+def check_threat_model(suite: Suite) -> None:
+    """Raise UsageError for a radius, a step or an attack that does not fit the suite's norm."""
+    for dataset in map(datasets.get, suite.datasets):
+        # The radius of a ball that holds all images.
+        largest = 1.0 if suite.norm == "Linf" else math.prod(dataset.shape) ** 0.5
+        if suite.eps > largest:
+            limit = f"at most {largest:.4g} in {NORM_LABELS[suite.norm]} on {dataset.name}"
+            raise UsageError(f"eps = {suite.eps:g}: {limit}")
+    try:
+        Budget(suite.eps, suite.inner_step, suite.inner_steps, suite.norm)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    names = [name for name, attack in catalog.ATTACKS.items() if suite.norm in attack.norms]
+    check_choices(f"{NORM_LABELS[suite.norm]} attack", suite.attacks, names)
 
 
 def check_teachers(suite: Suite) -> None:

@@ -11,6 +11,7 @@ from typing import Annotated
 from annotated_types import Ge, Gt, Le, MinLen
 
 from bench.system.registry import Registry
+from leaderboards.schema.fields import Norm
 from leaderboards.schema.spec import Count, Training
 
 # AutoAttack judges the best checkpoint, which ranks, on `limit_aa` images, and any other on no more
@@ -19,12 +20,12 @@ LIMIT_AA_OTHERS = 1_000
 
 # Fields of a suite that a run records as parameters of the same name.
 RECORDED_FIELDS = (
-    *("eps", "inner_step", "inner_steps", "attacks"),
+    *("norm", "eps", "inner_step", "inner_steps", "attacks"),
     *("limit_train", "limit_val", "limit_test", "limit_aa"),
 )
 
 # Values of a suite file outside these ranges are refused.
-Pixels = Annotated[float, Gt(0), Le(1)]
+Pixels = Annotated[float, Gt(0)]
 Names = Annotated[tuple[str, ...], MinLen(1)]
 
 
@@ -46,11 +47,11 @@ class Suite:
     """One protocol: data, networks, threat model, training, evaluation, seeds.
 
     teachers: by role; methods distil from "robust" unless told otherwise. eps, inner_step: in
-    pixel units of [0, 1], eps for training and evaluation. full_checkpoints: those that get every
-    attack; the others get all but AutoAttack. limit_...: the first images of a split;
-    limit_aa: test images for AutoAttack, LIMIT_AA_OTHERS at most for checkpoints other than best.
-    cpu_time: about how long one method takes on two CPU
-    cores; empty for a suite that is for a GPU.
+    `norm` and pixel units of [0, 1]; eps and norm for training and evaluation. full_checkpoints:
+    those that get every attack; the others get all but AutoAttack. limit_...: the first images of a
+    split; limit_aa: test images for AutoAttack, LIMIT_AA_OTHERS at most for checkpoints other than
+    best. cpu_time: about how long one method takes on two CPU cores; empty for a suite that is for
+    a GPU.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Suite:
     eps: Pixels
     inner_step: Pixels
     inner_steps: Count
+    norm: Norm = "Linf"
     attacks: Names = ("fgsm", "pgd20", "pgd20_trades", "cw_inf", "aa")
     full_checkpoints: Names = ("best",)
     limit_train: Count | None = None

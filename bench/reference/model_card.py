@@ -12,7 +12,7 @@ from bench.system.tables import readable_number
 from bench.tracking import note
 from leaderboards.schema import metrics
 from leaderboards.schema.checkpoints import CHECKPOINTS
-from leaderboards.schema.fields import Tag, escape_unprintable
+from leaderboards.schema.fields import NORM_LABELS, Tag, escape_unprintable
 from leaderboards.schema.record import Record
 
 PROJECT = "robust-distill-bench"
@@ -97,7 +97,7 @@ def list_facts(record: Record, file: ModelFile) -> dict[str, str]:
         for role, identity in spec.teachers.items()
     ]
     size = network_size(spec.arch, spec.dataset)
-    inner = [readable_number(spec.eps), readable_number(spec.inner_step)]
+    eps, inner_step = readable_number(spec.eps), readable_number(spec.inner_step)
     facts = {
         "method": method,
         "variant": escape(record.tags.get(Tag.VARIANT, "")),
@@ -106,8 +106,8 @@ def list_facts(record: Record, file: ModelFile) -> dict[str, str]:
         "network": f"{escape(spec.arch)}, {size.parameters:,} parameters, "
         f"{size.multiply_adds:,} multiply-adds for one image",
         "teacher": "; ".join(teachers) or "none",
-        "threat model": f"l-inf, eps {inner[0]} of pixels in [0, 1]; inner attack: "
-        f"{spec.inner_steps} steps of {inner[1]}",
+        "threat model": f"{NORM_LABELS[spec.norm]}, eps {eps} of pixels in [0, 1]; inner attack: "
+        f"{spec.inner_steps} steps of {inner_step}",
         "file": f"{file.form}, {file.size:,} bytes",
     }
     return {name: text for name, text in facts.items() if text}

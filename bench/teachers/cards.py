@@ -15,6 +15,7 @@ from bench.datasets import Dataset
 from bench.system.errors import BenchError, UsageError, unknown_name
 from bench.system.files import save_file
 from bench.teachers.releases import ROLES, Release
+from leaderboards.schema.fields import NORM_LABELS, Norm
 from leaderboards.schema.record import describe_first_error
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class Card:
     identity: a name, a dash and eight hex digits, of the spec if trained here, else of the file.
     mean, std: per channel, where the file holds none. key: which network of the file.
     clean, pgd20: accuracy in percent on the first `images` test images, 0 if never measured; PGD-20
-    in the l-inf ball of radius `eps`. checked: the numbers that they were compared with.
+    in the ball of radius `eps` in `norm`. checked: the numbers that they were compared with.
     """
 
     __pydantic_config__: ClassVar = {"strict": True, "extra": "forbid", "allow_inf_nan": False}
@@ -44,6 +45,7 @@ class Card:
     std: tuple[float, ...] = ()
     key: str = ""
     images: NonNegativeInt = 0
+    norm: Norm = "Linf"
     eps: float = 0.0
     clean: float = 0.0
     pgd20: float = 0.0
@@ -63,7 +65,12 @@ class Card:
         if not self.images:
             return "not measured"
         accuracy = f"clean {self.clean:.1f} %, PGD-20 {self.pgd20:.1f} %"
-        return f"{accuracy} (l-inf {self.eps:.4g}, {self.images:,} test images)"
+        return f"{accuracy} ({self.threat}, {self.images:,} test images)"
+
+    @property
+    def threat(self) -> str:
+        """The norm and radius of PGD-20, for people."""
+        return f"{NORM_LABELS[self.norm]} {self.eps:.4g}"
 
 
 def teacher_file(store: Path, identity: str, suffix: str = ".pt") -> Path:
@@ -127,10 +134,9 @@ def draft_card(store: Path, release: Release, sha256: str, source: str) -> Card:
         digits = hashlib.sha256(content.encode()).hexdigest()
     identity = f"{release.name}-{digits[:8]}"
     origin = f"{IMPORTED} {source}, sha256 {'as stated' if release.sha256 else 'unknown before'}"
-    mean, std, key = release.mean, release.std, release.key
     card = Card(
-        identity, release.arch, release.dataset, sha256, origin, mean=mean, std=std, key=key
-    )
+        identity, release.arch, release.dataset, sha256, origin,
+        mean=release.mean, std=release.std, key=release.key, eps=release.eps)  # fmt: skip
     for other in read_cards(store):
         same_name = (other.name, other.dataset) == (card.name, card.dataset)
         if same_name and (other.identity, other.arch) != (card.identity, card.arch):

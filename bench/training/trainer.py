@@ -121,7 +121,7 @@ class Trainer:
         if batch % size:
             raise UsageError(f"a batch of {batch} cannot be shared by {size} devices")
         self.device = next(module.parameters()).device
-        self.budget = Budget(spec.eps, spec.inner_step, spec.inner_steps)
+        self.budget = Budget(spec.eps, spec.inner_step, spec.inner_steps, spec.norm)
         self.steps_per_epoch = len(data.train.x) // batch
         self.graphs = StepGraphs(self.device) if self.device.type == "cuda" else None
         self.bf16 = spec.precision == "bf16" and has_bf16(self.device)

@@ -164,7 +164,7 @@ class TrialRunner:
         net = checkpoint.load(folder / "best.pt", spec.arch, self.data.info)
         net = net.to(self.run_context.device)
         torch.manual_seed(derive_seed("judge", spec.seed))
-        budget = Budget(spec.eps, spec.eps / 4, ATTACK_STEPS)
+        budget = Budget(spec.eps, spec.eps / 4, ATTACK_STEPS, spec.norm)
         clean, robust = clean_and_robust_accuracy(net, self.data.val, budget)
         return {"clean": clean, "robust": robust}
 

@@ -12,10 +12,11 @@ from leaderboards.schema.checkpoints import CHECKPOINTS
 from leaderboards.schema.metrics import attack_label
 
 Run: TypeAlias = Mapping[str, Any]  # a line of `collect`'s frame
+NORM_NAMES = {"Linf": "l-infinity", "L2": "L2"}
 FRACTION = re.compile(r"0\.\d{5,}")  # 8/255 has seventeen digits, 0.5 has one
 # By topic: a parameter and what to say of its value.
 PARAMETERS = {
-    "Threat": {"eps": "l-infinity, eps {} in pixels of [0, 1]"},
+    "Threat": {"norm": "{}", "eps": "eps {} in pixels of [0, 1]"},
     "Training": {
         "training.epochs": "{} epochs",
         "training.batch": "batches of {}",
@@ -112,7 +113,7 @@ def _readable_value(text: str) -> str:
         labels = [name if name in CHECKPOINTS else attack_label(name) for name in names]
         return ", ".join(filter(None, labels)) or "none"
     if not FRACTION.fullmatch(text):
-        return text
+        return NORM_NAMES.get(text, text)
     levels = 255 * float(text)
     if abs(2 * levels - round(2 * levels)) < 1e-9:
         return f"{levels:g}/255"

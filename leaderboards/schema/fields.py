@@ -6,9 +6,13 @@ import json
 import re
 from collections.abc import Mapping
 from enum import StrEnum
+from typing import Literal
 
 from leaderboards.schema.checkpoints import BEST, CHECKPOINTS
 
+# Of an adversarial perturbation.
+Norm = Literal["Linf", "L2"]
+NORM_LABELS: dict[str, str] = {"Linf": "l-inf", "L2": "L2"}
 EXPERIMENT = re.compile(r"(?P<suite>.+)@(?P<version>0|[1-9][0-9]{0,5})")
 FINISHED, RUNNING, KILLED, FAILED = "FINISHED", "RUNNING", "KILLED", "FAILED"
 # MLflow sets this tag on single runs. Runs without it are groups.

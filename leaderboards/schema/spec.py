@@ -13,6 +13,8 @@ from pydantic import Field
 
 from leaderboards.schema import fields
 
+# Later fields of Spec. Left out of the JSON at these values, so that earlier specs keep their ids.
+LATER_FIELDS: dict[str, Any] = {"norm": "Linf", "tuned": 0}
 # Values outside these ranges are refused in suite files and records.
 Count = Annotated[int, Ge(1), Le(1_000_000)]
 Share = Annotated[float, Ge(0), Le(1)]
@@ -73,6 +75,8 @@ class Spec:
     limit_val: int | None = None
     limit_test: int | None = None
     limit_aa: int | None = None
+    # Of eps and inner_step.
+    norm: fields.Norm = "Linf"
     # Trials of the search that found the values. A tuned row is another row, also where the
     # defaults won.
     tuned: int = 0
@@ -91,9 +95,9 @@ class Spec:
         """The fields as plain values, as a record has them."""
         # dataclasses.asdict copies every value, which takes a tenth of the time of 10,000 records.
         values = vars(self) | {"training": vars(self.training)}
-        if not self.tuned:
-            # Records from before there were searches keep their names.
-            del values["tuned"]
+        for name, value in LATER_FIELDS.items():
+            if values[name] == value:
+                del values[name]
         return values
 
     @property
@@ -120,7 +124,7 @@ class Spec:
 
     def flat(self) -> dict[str, Any]:
         """Return one level for MLflow's parameters. Dots join nested names."""
-        return dict(flatten_names({"tuned": 0} | self.values))
+        return dict(flatten_names(LATER_FIELDS | self.values))
 
 
 def flatten_names(

@@ -15,7 +15,7 @@ METHOD_PREFIXES = ("param/hyper.", "param/tuned")
 # A parameter named so, with a role behind it, is the teacher's identity.
 TEACHER_PREFIX = "param/teachers."
 # Parameters that make another experiment.
-PROTOCOL = ("training.", "eps", "inner_", "limit_", "attacks", "precision")
+PROTOCOL = ("training.", "norm", "eps", "inner_", "limit_", "attacks", "precision")
 PROTOCOL_PREFIXES = tuple(f"param/{name}" for name in PROTOCOL)
 # In a sound record they are equal where the parameters are.
 IMAGE_COUNTS = {accuracy_name(count): label for count, label in COUNT_LABELS.items()}
@@ -41,9 +41,10 @@ def describe_changes(runs: pd.DataFrame, stated: Mapping[str, str]) -> list[str]
     return list(map(", ".join, changes.values()))
 
 
-def find_eps_change(changed: str) -> str:
-    """Return the change that makes a row's attacks others than those of its table; "" if none."""
-    return next((change for change in changed.split(", ") if change.startswith("eps=")), "")
+def find_threat_change(changed: str) -> str:
+    """Return the changes that make a row's attacks others than those of its table; "" if none."""
+    changes = changed.split(", ")
+    return ", ".join(change for change in changes if change.startswith(("norm=", "eps=")))
 
 
 def without_eps_change(changed: str) -> str:
@@ -54,12 +55,12 @@ def without_eps_change(changed: str) -> str:
 
 def _changed_parameters(runs: pd.DataFrame, stated: Mapping[str, str]) -> Iterator[Change]:
     sets = runs["sets"].to_dict()
-    protocol = _usual_values(runs, PROTOCOL_PREFIXES)
+    protocol = most_common_values(runs, PROTOCOL_PREFIXES)
     for name, value in stated.items():
         if f"param/{name}" in runs:
             protocol[f"param/{name}"] = value
     for _, part in runs.groupby("teacher"):
-        usual_values = protocol | _usual_values(part, (TEACHER_PREFIX,))
+        usual_values = protocol | most_common_values(part, (TEACHER_PREFIX,))
         for index, name, value in _unusual_values(part, usual_values):
             # `sets` names what the variant settles of the training.
             field = name.removeprefix("param/training.")
@@ -99,7 +100,7 @@ def _changed_hyper_parameters(runs: pd.DataFrame) -> Iterator[Change]:
                 yield index, _assignment(name, value)
 
 
-def _usual_values(runs: pd.DataFrame, prefixes: tuple[str, ...]) -> dict[str, str]:
+def most_common_values(runs: pd.DataFrame, prefixes: tuple[str, ...]) -> dict[str, str]:
     """Return the most common value of each recorded parameter whose name starts so.
 
     Runs whose variant sets some of them, as tuned ones do, count only where there are no others.

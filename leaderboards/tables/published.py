@@ -135,8 +135,9 @@ def is_published_task(runs: pd.DataFrame) -> pd.Series[bool]:
     facts = runs.reindex(columns=names).apply(pd.to_numeric, errors="coerce").astype(float)
     all_tested = facts[NUM_ATTACKED].fillna(facts[NUM_IMAGES]).eq(TEST_IMAGES)
     all_trained = facts["param/limit_train"].isna()
-    same_eps = facts["param/eps"].sub(EPS).abs().lt(1e-6)
-    return runs["variant"].isin(["", "official"]) & all_tested & all_trained & same_eps
+    same_norm = runs.reindex(columns=["param/norm"])["param/norm"].eq("Linf")
+    same_budget = same_norm & facts["param/eps"].sub(EPS).abs().lt(1e-6)
+    return runs["variant"].isin(["", "official"]) & all_tested & all_trained & same_budget
 
 
 @cache

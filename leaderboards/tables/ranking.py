@@ -12,7 +12,7 @@ import pandas as pd
 from leaderboards.schema.metrics import NUM_ATTACKED, NUM_IMAGES, accuracy_name
 from leaderboards.schema.packing import Verdicts
 from leaderboards.stats.ranks import Array, PairedRows, accuracy_interval, rank_ranges, split_tiers
-from leaderboards.tables.protocol_changes import find_eps_change
+from leaderboards.tables.protocol_changes import find_threat_change
 from leaderboards.tables.rows import Ranking, Row, SeedColumns
 
 RANKED = (
@@ -47,10 +47,10 @@ def rank_rows(rows: Sequence[SeedColumns], compete: bool) -> tuple[list[Ranking]
             rankings[index] = Ranking(unranked_reason=reason)
             continue
         survived = np.stack([record.survived for record in judged])
-        interval, eps = accuracy_interval(survived), find_eps_change(seeds["changed"][0])
+        interval, threat = accuracy_interval(survived), find_threat_change(seeds["changed"][0])
         rankings[index] = Ranking(interval=interval, image_accuracy=survived.mean(axis=0))
-        if compete and eps:
-            rankings[index] = replace(rankings[index], unranked_reason=f"attacked with {eps}")
+        if compete and threat:
+            rankings[index] = replace(rankings[index], unranked_reason=f"attacked with {threat}")
         else:
             verdicts[index] = survived
     win_probabilities = _compare_rows(rankings, verdicts) if compete and verdicts else None

@@ -18,11 +18,15 @@ import pandas as pd
 from leaderboards.read.records import frame_rows
 from leaderboards.schema import metrics
 from leaderboards.schema.checkpoints import BEST, CHECKPOINTS
-from leaderboards.schema.fields import NO_BF16, Tag, checksum_tag
+from leaderboards.schema.fields import NO_BF16, NORM_LABELS, Tag, checksum_tag
 from leaderboards.schema.metrics import RANK_METRIC, accuracy_name, describe_metric
 from leaderboards.schema.record import Record
 from leaderboards.tables.across_tasks import AcrossTasks, compare_across_tasks
-from leaderboards.tables.protocol_changes import TEACHER_PREFIX, describe_changes
+from leaderboards.tables.protocol_changes import (
+    TEACHER_PREFIX,
+    describe_changes,
+    most_common_values,
+)
 from leaderboards.tables.published import find_published, is_published_task
 from leaderboards.tables.ranking import caption, rank_rows
 from leaderboards.tables.rows import Column, Ranking, Row, SeedColumns, SeedSummary, TaskTable
@@ -91,15 +95,25 @@ def _build_section(runs: pd.DataFrame, protocols: Protocols, outdated: bool) -> 
     experiment = str(runs["experiment"].iloc[0])
     stated = protocols.get(experiment, {})
     is_teacher = runs["role"] == "teacher"
+    threat = _describe_threat(runs)
     tables = [
-        _build_table(f"{dataset}, {student}", part, stated)
+        _build_table(f"{dataset}, {student}{threat}", part, stated)
         for (dataset, student), part in runs[~is_teacher].groupby(["dataset", "student"])
     ]
     teachers = None
     if is_teacher.any():
-        teachers = _build_table("Teachers", runs[is_teacher], {}, of_teachers=True)
+        teachers = _build_table(f"Teachers{threat}", runs[is_teacher], {}, of_teachers=True)
     across_tasks = compare_across_tasks(tables, teachers)
     return Section(experiment, tuple(tables), teachers, runs, across_tasks, outdated, stated)
+
+
+def _describe_threat(runs: pd.DataFrame) -> str:
+    """Return norm and radius of most runs for the titles of tables; "" in l-inf, the usual norm."""
+    usual = most_common_values(runs, ("param/norm", "param/eps"))
+    norm = usual.get("param/norm", "Linf")
+    if norm == "Linf":
+        return ""
+    return f", {NORM_LABELS[norm]}, eps {float(usual['param/eps']):.4g}"
 
 
 def _build_table(

@@ -9,11 +9,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from bench.cli.parsing import Command
 from bench.protocol.options import CommonOptions, Json, Search, SearchPrecision, option
 from bench.system.errors import BenchError, UsageError, unknown_name
+from leaderboards.schema.fields import NORM_LABELS, Norm
 
 if TYPE_CHECKING:
     from attacks import Evaluation
@@ -24,7 +25,6 @@ DEFAULT_ATTACKS = {"Linf": ("fgsm", "pgd20", "pgd20_trades", "cw_inf", "aa"), "L
 DEFAULT_ATTACKS_HINT = "fgsm,pgd20,pgd20_trades,cw_inf,aa in Linf, pgd20,aa in L2"
 DEFAULT_EPS_L2 = 0.5
 NEEDED = "the release's"
-NORMS = {"Linf": "l-inf", "L2": "L2"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class EvaluateOptions(CommonOptions):
     mean: Annotated[tuple[float, ...], option(text="per channel, if the file has none")] = ()
     std: Annotated[tuple[float, ...], option(text="as --mean")] = ()
     attacks: Annotated[str, option("NAMES", "with commas; see `list`", DEFAULT_ATTACKS_HINT)] = ""
-    norm: Annotated[Literal["Linf", "L2"], option(text="of the perturbation")] = "Linf"
+    norm: Annotated[Norm, option(text="of the perturbation")] = "Linf"
     eps: Annotated[
         float | None, option("X", "radius", "the release's or suite's in Linf, 0.5 in L2")
     ] = None
@@ -93,7 +93,7 @@ def evaluate(options: EvaluateOptions) -> None:
     if options.json:
         print_json(to_document(evaluation, options, release, net, eps))
     else:
-        print_accuracies(evaluation, len(test), f"{NORMS[options.norm]} {eps:.4g}")
+        print_accuracies(evaluation, len(test), f"{NORM_LABELS[options.norm]} {eps:.4g}")
 
 
 def describe_file(options: EvaluateOptions) -> Release:

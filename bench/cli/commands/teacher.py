@@ -13,6 +13,7 @@ from bench.cli.parsing import Command
 from bench.protocol import suites
 from bench.protocol.options import CommonOptions, ProtocolOptions, StoreFolder, option
 from bench.system.log import set_verbosity
+from leaderboards.schema.fields import Norm
 
 if TYPE_CHECKING:
     from bench.teachers.cards import Card
@@ -60,7 +61,7 @@ class VerifyTeacherOptions(CommonOptions):
 
     name: Positional[Annotated[str, option("NAME", "as `teacher list` shows it")]]
     suite: Annotated[
-        str, option("NAME|FILE.toml", "whose eps to use", "the first with its data set")
+        str, option("NAME|FILE.toml", "whose norm and eps to use", "the first with its data set")
     ] = ""
     limit_test: Annotated[int, option("N", "use the first N test images")] = 1000
 
@@ -105,7 +106,7 @@ def import_teacher(options: ImportTeacherOptions) -> None:
     if not sha256:
         checkpoint.check_zip_checksums(file)
     card = cards.draft_card(options.store, release, sha256_of_file(file), file.name)
-    card = measure_teacher(net, card, release, release.eps, options)
+    card = measure_teacher(net, card, release, options)
     cards.add_teacher(options.store, file, card)
     if not sha256:
         print(f"no sha256 was stated: the card holds the file's own, {card.sha256}")
@@ -138,22 +139,26 @@ def verify_teacher(options: VerifyTeacherOptions) -> None:
     checks.check_image_count(options.limit_test, 1)
     card = cards.find_card(options.store, options.name)
     info = datasets.get(card.dataset)
+    norm: Norm = "Linf"
     eps, release = suites.default_eps(info.name), None
     if card.imported:
         request = Release(card.name, info.name, card.arch, mean=card.mean, std=card.std)
         release = resolve_release(request)
         eps = release.eps
     if options.suite:
-        eps = resolve_suite(options.suite).eps
+        suite = resolve_suite(options.suite)
+        norm, eps = suite.norm, suite.eps
     net = cards.load_teacher(options.store, card, info)
     print(f"{card.identity}: file has sha256 {card.sha256}, a {card.arch} for {card.dataset}")
-    cards.write_card(options.store, measure_teacher(net, card, release, eps, options))
+    card = dataclasses.replace(card, norm=norm, eps=eps)
+    cards.write_card(options.store, measure_teacher(net, card, release, options))
 
 
-def measure_teacher(
-    net: Net, card: Card, release: Release | None, eps: float, options: MeasureOptions
-) -> Card:
-    """Return the card with clean accuracy and PGD-20 in percent, checked against the release."""
+def measure_teacher(net: Net, card: Card, release: Release | None, options: MeasureOptions) -> Card:
+    """Return the card with clean accuracy and PGD-20 in percent, checked against the release.
+
+    PGD-20 is in the card's norm and radius.
+    """
     from bench.cli.evaluation import attack_test_images, print_accuracies
     from bench.datasets.loading import load_data
     from bench.system import environment
@@ -165,12 +170,12 @@ def measure_teacher(
     test = split.select(slice(options.limit_test))
     if release:
         checks.check_clean_accuracy(net, test, len(split), release)
-    evaluation = attack_test_images(net, test, ("pgd20",), device, eps=eps)
-    print_accuracies(evaluation, len(test), f"l-inf {eps:.4g}")
+    evaluation = attack_test_images(net, test, ("pgd20",), device, norm=card.norm, eps=card.eps)
+    print_accuracies(evaluation, len(test), card.threat)
     accuracy = evaluation.accuracy()
     clean = round(100 * accuracy["clean"], 2)
     pgd20 = round(100 * accuracy["pgd20"], 2)
-    card = dataclasses.replace(card, images=len(test), eps=eps, clean=clean, pgd20=pgd20)
+    card = dataclasses.replace(card, images=len(test), clean=clean, pgd20=pgd20)
     return checks.check_robust_accuracy(card, len(split), release) if release else card
 
 
