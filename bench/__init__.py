@@ -11,13 +11,18 @@ from bench.version import __version__
 __all__ = ["__version__", "evaluate", "leaderboard", "load", "run"]
 
 if TYPE_CHECKING:
-    from bench.api import evaluate, leaderboard, load, run
+    from bench.api.evaluation import evaluate
+    from bench.api.networks import load
+    from bench.api.runs import run
+    from bench.api.tables import leaderboard
 else:
-    # Most users of this package's constants need none of them.
+    MODULES = {"evaluate": "evaluation", "leaderboard": "tables", "load": "networks", "run": "runs"}
+
     def __getattr__(name: str) -> object:
-        if name not in __all__:
+        """Import a function when it is asked for: most users of this package need none."""
+        if name not in MODULES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return getattr(import_module("bench.api"), name)
+        return getattr(import_module(f"bench.api.{MODULES[name]}"), name)
 
     def __dir__() -> list[str]:
         return sorted({*globals(), *__all__})
