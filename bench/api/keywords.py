@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from bench.protocol.options import Option, list_options, unknown_flag
 from bench.system.errors import UsageError
-from bench.system.log import command_log, set_verbosity
+from bench.system.log import command_log
 
 Options = TypeVar("Options")
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -76,11 +76,11 @@ class KeywordReader:
 
 @contextmanager
 def call_log(name: str, keywords: Mapping[str, Any], verbose: bool) -> Iterator[None]:
-    """Print what a call logs if it is to be verbose, else nothing, and no warnings of libraries."""
+    """Print what a call logs and warnings if it is to be verbose, else nothing."""
     words = ", ".join(f"{key}={value!r}" for key, value in keywords.items())
     level = logging.INFO if verbose else logging.CRITICAL
     with command_log(name, level, f"bench.{name}({words})"):
-        set_verbosity(quiet=False, verbose=False)
+        logging.captureWarnings(not verbose)
         yield
 
 

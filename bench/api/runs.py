@@ -13,6 +13,7 @@ import methods
 from bench.api.keywords import KeywordReader, call_log, takes_options
 from bench.protocol.options import DryRun, RunOptions, UnknownFlag, flags_of, option
 from bench.system.errors import BenchError, UsageError, unknown_name
+from bench.system.log import set_verbosity
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -79,6 +80,8 @@ def run(method: str | Sequence[str] = "", *, verbose: bool = False, **options: A
     """
     keywords = {"method": method, **options}
     with call_log("run", keywords, verbose):
+        # Warnings of libraries are for the log, as those of the command.
+        set_verbosity(quiet=False, verbose=False)
         request = read_request(KeywordReader("run", keywords))
         runs, failures = run_all(*request)
         if failures:

@@ -156,12 +156,14 @@ def run_wave(
 @contextmanager
 def terminated_on_error(pool: ProcessPoolExecutor) -> Iterator[None]:
     """Terminate the processes of a pool if the block is left by an exception."""
+    others = multiprocessing.active_children()
     try:
         yield
     except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
         for process in multiprocessing.active_children():
-            process.terminate()
+            if process not in others:
+                process.terminate()
         raise
 
 
