@@ -27,6 +27,7 @@ from bench.models import checkpoint
 from bench.protocol.options import list_options
 from bench.system import log
 from bench.system.errors import BenchError, UsageError
+from bench.system.tables import format_table
 from leaderboards.read.records import collect
 from leaderboards.schema import metrics
 
@@ -75,6 +76,14 @@ def test_importing_it_is_cheap() -> None:
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     heavy = {"torch", "pandas", "mlflow", "pydantic", "bench.api.evaluation"}
     assert not heavy & {*done.stdout.split()}
+
+
+def test_a_notebook_shows_no_table_that_is_made(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    assert format_table(["a"], [["b"]]) == "a\nb"
+    assert capfd.readouterr() == ("", "")
 
 
 def test_other_attributes_do_not_exist() -> None:

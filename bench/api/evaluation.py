@@ -79,8 +79,8 @@ def evaluate(
     The options are the flags of the command `evaluate`. A list of names may be a list.
 
     Args:
-        checkpoint: a file, or a module that maps images in [0, 1] to logits. A module stays on its
-            device, in its mode; it needs a data set, or images and `eps`.
+        checkpoint: a file, or a module that maps images in [0, 1] to logits. A module stays as it
+            is, and is judged in eval mode on its device; it needs a data set, or images and `eps`.
         x: images (N, C, H, W) in [0, 1], instead of a data set's test images.
         y: their labels (N,).
         verbose: print progress.

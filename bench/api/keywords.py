@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import logging
+import reprlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -70,8 +71,8 @@ class KeywordReader:
         try:
             return TypeAdapter(option.kind).validate_python(value)
         except ValidationError as error:
-            reason = error.errors()[0]["msg"].partition(",")[0]
-            raise UsageError(f"{flag}: {reason}, not {value!r} ({self.help_command})") from error
+            reason = f"{error.errors()[0]['msg'].partition(',')[0]}, not {reprlib.repr(value)}"
+            raise UsageError(f"{flag}: {reason} ({self.help_command})") from error
 
 
 @contextmanager
