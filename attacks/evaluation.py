@@ -118,7 +118,10 @@ class _Evaluator:
         self.record: Path | None = None
         self.key = ""
         predictions = self._predict(lambda images: images)
-        self.result = Evaluation((predictions == y).cpu(), predictions=predictions.cpu())
+        about = {"norm": settings.norm, "eps": settings.eps, "seed": settings.seed}
+        self.result = Evaluation(
+            (predictions == y).cpu(), predictions=predictions.cpu(), about=about
+        )
 
     def _predict(self, change: Callable[[Tensor], Tensor]) -> Tensor:
         """Return the classes of the images after a change of them: (N,)."""

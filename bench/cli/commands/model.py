@@ -8,6 +8,7 @@ from tyro.conf import Positional
 
 from bench.cli.parsing import Command
 from bench.protocol.options import StoreFolder, option
+from bench.version import __version__
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +36,7 @@ def write_model(options: ModelOptions) -> None:
     """Write the file and its card, and print their paths."""
     import hashlib
 
-    from bench import __version__, datasets
+    from bench import datasets
     from bench.models import formats
     from bench.records import trained
     from bench.reference.model_card import ModelFile, render_card

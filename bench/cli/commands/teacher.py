@@ -82,7 +82,7 @@ def train_teacher(options: TrainTeacherOptions) -> int:
         for name in names:
             models.check(options.arch, datasets.get(name))
     runs = [plan.plan_teacher(options, suite, name, options.role, options.arch) for name in names]
-    return grid.run_grid(options, runs)
+    return 1 if grid.run_grid(options, runs) else 0
 
 
 def import_teacher(options: ImportTeacherOptions) -> None:
@@ -159,8 +159,8 @@ def measure_teacher(net: Net, card: Card, release: Release | None, options: Meas
 
     PGD-20 is in the card's norm and radius.
     """
-    from bench.cli.evaluation import attack_test_images, print_accuracies
     from bench.datasets.loading import load_data
+    from bench.execution.evaluation import attack_test_images
     from bench.system import environment
     from bench.teachers import checks
 
@@ -171,7 +171,7 @@ def measure_teacher(net: Net, card: Card, release: Release | None, options: Meas
     if release:
         checks.check_clean_accuracy(net, test, len(split), release)
     evaluation = attack_test_images(net, test, ("pgd20",), device, norm=card.norm, eps=card.eps)
-    print_accuracies(evaluation, len(test), card.threat)
+    print(evaluation)
     accuracy = evaluation.accuracy()
     clean = round(100 * accuracy["clean"], 2)
     pgd20 = round(100 * accuracy["pgd20"], 2)
