@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from packages import install_package, site
+from packages import copy_packages, install_package, site
 
 import methods
 from bench import cli
@@ -121,12 +121,9 @@ def test_example_runs(installed: Path, store: Path) -> None:
 @pytest.mark.e2e
 def test_a_method_touches_exactly_one_file(store: Path, tmp_path: Path) -> None:
     """Command line, list, contract, record and leaderboard read a new file in methods/."""
-    root = Path(methods.__file__).parents[1]
-    sources = [root / name for name in ("attacks", "bench", "leaderboards", "methods")]
-    for source in (*sources, Path(__file__).parent):
-        shutil.copytree(
-            source, tmp_path / source.name, ignore=shutil.ignore_patterns("__pycache__")
-        )
+    copy_packages(tmp_path)
+    tests = Path(__file__).parent
+    shutil.copytree(tests, tmp_path / "tests", ignore=shutil.ignore_patterns("__pycache__"))
     before = set(tmp_path.rglob("*"))
     output_of("-m bench new-method fresh --out methods", tmp_path)
     assert set(tmp_path.rglob("*")) - before == {tmp_path / "methods" / "fresh.py"}
@@ -154,10 +151,7 @@ attacks = ["fgsm", "nifgsm"]
 
 def test_an_attack_touches_exactly_one_file(tmp_path: Path) -> None:
     """List, suite, estimate, record and leaderboard read a new row of the catalogue."""
-    root = Path(methods.__file__).parents[1]
-    for name in ("attacks", "bench", "leaderboards", "methods"):
-        ignore = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(root / name, tmp_path / name, ignore=ignore)
+    copy_packages(tmp_path)
     catalogue = tmp_path / "attacks" / "catalog.py"
     head, tail = catalogue.read_text().split('    "deepfool": NamedAttack(')
     catalogue.write_text(f'{head}{NIFGSM}    "deepfool": NamedAttack({tail}')
