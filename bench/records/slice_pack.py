@@ -19,9 +19,11 @@ from packaging.utils import canonicalize_name
 
 from bench import datasets
 from bench.datasets.files.official_files import damage_of, folder_of
+from bench.datasets.image_folder import ImageFolder
 from bench.system import parts
 from bench.system.environment import SOURCE_ROOT, STATE_FILE, source_state
 from bench.system.errors import BenchError, UsageError
+from bench.system.log import LOGGER
 
 PART_BYTES = 45_000_000
 # Differences of neighbouring pixels take less than pixels: CIFAR-10 in 130 MB, not 138.
@@ -66,6 +68,8 @@ def pack_data(folder: Path, names: Iterable[str], data_root: Path) -> None:
     for name in names:
         info = datasets.get(name)
         official = info.files()
+        if isinstance(info, ImageFolder):
+            LOGGER.warning(f"warning: {name} is not packed: copy its folder to the same path there")
         if official is None:
             continue  # It comes with a package.
         if damage := damage_of(info, data_root):

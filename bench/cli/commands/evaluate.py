@@ -48,6 +48,8 @@ class EvaluateOptions(CommonOptions):
     ] = None
     surrogate: Annotated[Path | None, option("FILE", "network that NAME@surrogate attacks")] = None
     surrogate_arch: Annotated[str, option("MODEL", "of the surrogate", "--arch")] = ""
+    surrogate_mean: Annotated[tuple[float, ...], option(text="if that file has none")] = ()
+    surrogate_std: Annotated[tuple[float, ...], option(text="as --surrogate-mean")] = ()
     limit_test: Annotated[int | None, option("N", "use the first N test images", "all")] = None
     batch_size: Annotated[int, option("N", "images attacked at once")] = 250
     search: Search = "auto"
@@ -65,7 +67,6 @@ def evaluate(options: EvaluateOptions) -> None:
     from bench.cli.output import print_json
     from bench.datasets.loading import load_data
     from bench.execution.plan import split_names
-    from bench.models import checkpoint
     from bench.system import environment
     from bench.teachers import checks
     from bench.teachers.releases import load_file
@@ -81,8 +82,8 @@ def evaluate(options: EvaluateOptions) -> None:
     net = load_file(options.checkpoint, release).to(device)
     surrogates: dict[str, Net] = {}
     if options.surrogate:
-        arch = options.surrogate_arch or release.arch
-        surrogates["surrogate"] = checkpoint.load(options.surrogate, arch, info).to(device)
+        described = describe_surrogate(options, release)
+        surrogates["surrogate"] = load_file(options.surrogate, described).to(device)
     test = load_data(info.name, options.data_root, limit_test=options.limit_test).test
     with explain_memory_errors(options.batch_size):
         evaluation = attack_test_images(
@@ -111,6 +112,18 @@ def describe_file(options: EvaluateOptions) -> Release:
         name, options.dataset, options.arch, sha256=sha256, mean=mean, std=std, key=key
     )
     return resolve_release(request)
+
+
+def describe_surrogate(options: EvaluateOptions, release: Release) -> Release:
+    """Return the network that the options describe beside the attacked one."""
+    from bench.teachers.releases import Release, check_description
+
+    arch, mean, std = options.surrogate_arch, options.surrogate_mean, options.surrogate_std
+    request = Release("surrogate", release.dataset, arch or release.arch, mean=mean, std=std)
+    try:
+        return check_description(request)
+    except UsageError as error:
+        raise UsageError(f"{error} (of the surrogate)") from error
 
 
 def to_document(
@@ -146,7 +159,8 @@ def check_attacks(attacks: Sequence[str], options: EvaluateOptions) -> None:
             raise unknown_name("attack", name, [*catalog.ATTACKS, "corruptions", *catalog.CONTROLS])
         if at and (surrogate != "surrogate" or not options.surrogate):
             raise UsageError(f"{name}: write {base}@surrogate and give the file with --surrogate")
-    has_surrogate = options.surrogate or options.surrogate_arch
+    described = options.surrogate_arch or options.surrogate_mean or options.surrogate_std
+    has_surrogate = options.surrogate or described
     if has_surrogate and not any("@" in name for name in attacks):
         advice = "name one with --attacks"
         raise UsageError(f"--surrogate is for attacks such as pgd20@surrogate: {advice}")
