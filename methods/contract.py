@@ -10,7 +10,7 @@ In a test file of the package that defines the method:
 
 pytest runs each test for every case, so give one case for each branch of the loss. As in a run,
 student and parts are in train mode; the teachers are those of `teacher_roles`, frozen in eval mode.
-Of the tests marked `in_order` a case sees no more after its first failure: the rest may follow.
+Once a case fails a test marked `in_order`, the later ones are skipped: they may fail for that.
 """
 
 import dataclasses
