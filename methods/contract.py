@@ -10,20 +10,24 @@ In a test file of the package that defines the method:
 
 pytest runs each test for every case, so give one case for each branch of the loss. As in a run,
 student and parts are in train mode; the teachers are those of `teacher_roles`, frozen in eval mode.
+Once a case fails a test marked `in_order`, the later ones are skipped: they may fail for that.
 """
 
 import dataclasses
+import functools
 import json
 import math
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, get_type_hints
+from unittest import SkipTest
 
 import torch
 from torch import Tensor, nn
 
 from methods.base import RECIPE, Batch, Budget, Method, Net, Nets, Paper, official_values
+from methods.device_check import device_fault
 
 # The flags of `run` and words kept for it: no hyper-parameter may have such a name.
 FLAGS = """store data_root device suite dataset limit_train limit_test precision force method
@@ -127,10 +131,28 @@ def copied(module: nn.Module) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in module.state_dict().items()}
 
 
+def in_order(test: Callable[..., None]) -> Callable[..., None]:
+    """Skip a test for cases that failed an earlier one with this mark."""
+
+    @functools.wraps(test)
+    def checked(self: "Contract", case: Method, *args: Any, **kwargs: Any) -> None:
+        if any(case is other for other in self.failed):
+            raise SkipTest("an earlier test failed")
+        try:
+            test(self, case, *args, **kwargs)
+        except Exception:
+            self.failed.append(case)
+            raise
+
+    return checked
+
+
 class Contract:
     """Inherit, name the class Test..., set `cases`: the method with its values worth a test."""
 
     cases: ClassVar[Sequence[Method]] = ()
+    # What failed a test marked `in_order`.
+    failed: ClassVar[list[Method]] = []
 
     def pytest_generate_tests(self, metafunc: Any) -> None:
         """Run each test for every case and, where it has `classes`, two class counts."""
@@ -140,13 +162,18 @@ class Contract:
         if "classes" in metafunc.fixturenames:
             metafunc.parametrize("classes", (3, 10))
 
+    @in_order
+    def test_is_a_dataclass(self, case: Method) -> None:
+        method = type(case)
+        declared = "__dataclass_params__" in vars(method)
+        assert declared, f"{method.__name__} lacks @dataclass(frozen=True)"
+
     def test_is_documented(self, case: Method) -> None:
         """The class states the formula; the module states the paper and what is assumed."""
         method, name = type(case), type(case).__name__
         formula = (method.__doc__ or "").strip()
         about = (sys.modules[method.__module__].__doc__ or "").strip()
         generated = formula.startswith(f"{name}(")
-        assert "__dataclass_params__" in vars(method), f"{name} lacks @dataclass(frozen=True)"
         assert formula, "no class docstring: state the formula"
         assert not generated, "the class docstring is @dataclass's own: state the formula"
         assert about, "no module docstring: state paper and assumptions"
@@ -215,24 +242,57 @@ class Contract:
             bad_values: tuple[Any, ...] = ("no such choice",)
             if isinstance(field.default, float):
                 bad_values = (math.nan, math.inf, -math.inf)
-            elif not field.metadata["search"]["choices"]:
+            elif not field.metadata.get("search", {}).get("choices"):
                 continue
             for value in bad_values:
                 refused = refuses_value(case, field.name, value)
                 assert refused, f"{field.name} = {value!r} is accepted"
 
+    @in_order
+    def test_tensors_are_on_one_device(self, case: Method) -> None:
+        """What the method makes lies where the networks are; see `methods.device_check`."""
+        batches = every_epoch(images([0, 1, 2, 0]))
+        fault = device_fault(case, networks(case), batches if case.epoch_dependent else batches[:1])
+        assert not fault, fault
+
+    @in_order
+    def test_attack_stays_in_the_ball(self, case: Method) -> None:
+        """In l-inf and in L2: `methods.inner.pgd` follows the norm of the budget."""
+        for budget, order in ((BUDGET, math.inf), (BUDGET_L2, 2)):
+            for batch in every_epoch(images([0, 1, 2, 0])):
+                adv = case.attack(networks(case), dataclasses.replace(batch, budget=budget))
+                check_images(adv, batch.x)
+                lengths = torch.linalg.vector_norm((adv - batch.x).flatten(1), order, dim=1)
+                assert lengths.max() <= budget.eps + 1e-6, f"outside the ball in {budget.norm}"
+                assert torch.equal(adv, adv.clamp(0, 1)), "outside [0, 1]"
+
+    @in_order
     def test_terms_are_finite_scalars(self, case: Method, classes: int) -> None:
         """In every epoch, for batches of two and more, of one class and of several."""
         for y in ([0, 0], [1, 2], [i % classes for i in range(12)]):
             nets = networks(case, classes)
             for batch in every_epoch(images(y)):
                 loss_terms = terms(case, nets, batch)
-                assert loss_terms, "no terms"
+                check_terms(loss_terms)
                 for name, term in loss_terms.items():
-                    assert name.isidentifier(), f"{name!r} is no name"
-                    assert term.shape == (), f"{name} has the shape {tuple(term.shape)}"
                     assert term.isfinite(), f"{name} = {term}, epoch {batch.epoch}, labels {y}"
 
+    @in_order
+    def test_modes_are_restored(self, case: Method) -> None:
+        """Each module's mode and each parameter's requires_grad; `methods.inner.mode` does it."""
+        nets = networks(case)
+        nets.student.get_submodule("trunk.1").eval()
+        nets.student.get_parameter("linear.bias").requires_grad_(False)
+        assert nets.student.training, "build changed the student's mode"
+        modes, trainable = read_modes(nets)
+        for batch in every_epoch(images([0, 1, 2, 0])):
+            terms(case, nets, batch)
+            case.after_step(nets, batch)
+            modes_after, trainable_after = read_modes(nets)
+            assert modes == modes_after, "a module was left in another mode"
+            assert trainable == trainable_after, "requires_grad was changed"
+
+    @in_order
     def test_gradient_reaches_student_and_parts(self, case: Method, classes: int) -> None:
         """Over the epochs together, in full precision and under bf16 autocast."""
         for bf16 in (False, True):
@@ -240,13 +300,16 @@ class Contract:
             for batch in every_epoch(images([i % classes for i in range(12)])):
                 with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
                     loss_terms = terms(case, nets, batch)
-                total(loss_terms).backward()  # type: ignore[no-untyped-call]
+                loss = total(loss_terms)
+                assert loss.requires_grad, f"no gradient reaches the loss (bf16: {bf16})"
+                loss.backward()  # type: ignore[no-untyped-call]
             for name, value in trained_modules(nets).named_parameters():
                 if value.requires_grad:
                     gradient = torch.zeros(1) if value.grad is None else value.grad
                     assert gradient.any(), f"no gradient reaches {name} (bf16: {bf16})"
                     assert gradient.isfinite().all(), f"{name}: gradient not finite (bf16: {bf16})"
 
+    @in_order
     def test_teachers_and_batch_are_untouched(self, case: Method) -> None:
         """Teachers get no gradient, no update, no train mode; x, y and index stay as they are."""
         nets = networks(case)
@@ -266,20 +329,7 @@ class Contract:
                 assert not value.requires_grad, f"teacher {role!r} was unfrozen"
                 assert value.grad is None, f"teacher {role!r} has gradients"
 
-    def test_modes_are_restored(self, case: Method) -> None:
-        """Each module's mode and each parameter's requires_grad; `methods.inner.mode` does it."""
-        nets = networks(case)
-        nets.student.get_submodule("trunk.1").eval()
-        nets.student.get_parameter("linear.bias").requires_grad_(False)
-        assert nets.student.training, "build changed the student's mode"
-        modes, trainable = read_modes(nets)
-        for batch in every_epoch(images([0, 1, 2, 0])):
-            terms(case, nets, batch)
-            case.after_step(nets, batch)
-            modes_after, trainable_after = read_modes(nets)
-            assert modes == modes_after, "a module was left in another mode"
-            assert trainable == trainable_after, "requires_grad was changed"
-
+    @in_order
     def test_same_seed_same_terms(self, case: Method) -> None:
         """Bit for bit: random numbers come from torch's generator alone."""
         for batch in every_epoch(images([0, 1, 2, 0])):
@@ -287,6 +337,7 @@ class Contract:
             second = values(case, networks(case), batch)
             assert first == second, f"{first} becomes {second}"
 
+    @in_order
     def test_state_is_saved(self, case: Method) -> None:
         """A resumed run continues alike: what is learnt lives in student and parts."""
         batches = every_epoch(images([0, 1, 2, 0]))
@@ -299,6 +350,7 @@ class Contract:
         actual = values(dataclasses.replace(case), resumed, batches[2])
         assert expected == actual, f"{expected} becomes {actual}"
 
+    @in_order
     def test_epoch_dependence_is_declared(self, case: Method) -> None:
         """`epoch_dependent = False`: attack, loss and state are the same in every epoch."""
         if case.epoch_dependent:
@@ -311,16 +363,7 @@ class Contract:
                 same = torch.equal(value.nan_to_num(), expected[name].nan_to_num())
                 assert same, f"epoch_dependent is False, but {name} is another in epoch {epoch}"
 
-    def test_attack_stays_in_the_ball(self, case: Method) -> None:
-        """In l-inf and in L2: `methods.inner.pgd` follows the norm of the budget."""
-        for budget, order in ((BUDGET, math.inf), (BUDGET_L2, 2)):
-            for batch in every_epoch(images([0, 1, 2, 0])):
-                adv = case.attack(networks(case), dataclasses.replace(batch, budget=budget))
-                assert not adv.requires_grad, "the images require a gradient"
-                lengths = torch.linalg.vector_norm((adv - batch.x).flatten(1), order, dim=1)
-                assert lengths.max() <= budget.eps + 1e-6, f"outside the ball in {budget.norm}"
-                assert torch.equal(adv, adv.clamp(0, 1)), "outside [0, 1]"
-
+    @in_order
     def test_attack_is_declared(self, case: Method) -> None:
         """`adversarial` says whether the loss depends on the attack budget."""
         differs = False
@@ -330,6 +373,7 @@ class Contract:
             differs |= values(case, networks(case), weak) != values(case, networks(case), strong)
         assert differs == case.adversarial, f"adversarial = {case.adversarial}, the loss shows not"
 
+    @in_order
     def test_loss_falls(self, case: Method) -> None:
         """On one batch, in the first epoch and in the last."""
         first, *_, last = every_epoch(images([0, 1, 2] * 4))
@@ -337,6 +381,26 @@ class Contract:
             # The first four steps fill banks and running means.
             losses = train(case, networks(case), [batch] * 20)[4:]
             assert sum(losses[-4:]) < sum(losses[:4]), f"in epoch {batch.epoch}: {losses}"
+
+
+def check_images(adv: object, x: Tensor) -> None:
+    """Require what an attack returns to be images of the shape of x."""
+    assert isinstance(adv, Tensor), f"attack must return images, not {type(adv).__name__}"
+    assert adv.shape == x.shape, f"attack changes the shape to {tuple(adv.shape)}"
+    assert not adv.requires_grad, "the images require a gradient"
+
+
+def check_terms(loss_terms: Any) -> None:
+    """Assert that a loss is a dict of scalar tensors, each under a name."""
+    rule = "loss must return a dict of scalar tensors"
+    assert isinstance(loss_terms, dict), f"{rule}, not {type(loss_terms).__name__}"
+    assert loss_terms, f"{rule}: no terms"
+    for name, term in loss_terms.items():
+        named = isinstance(name, str) and name.isidentifier()
+        assert named, f"{rule}: {name!r} is no name"
+        assert isinstance(term, Tensor), f"{rule}: {name} is {type(term).__name__}"
+        assert term.shape == (), f"{rule}: {name} has the shape {tuple(term.shape)}"
+        assert term.is_floating_point(), f"{rule}: {name} is {term.dtype}"
 
 
 def check_search_range(name: str, default: Any, search: dict[str, Any]) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+import methods
+
+PACKAGES = ("attacks", "bench", "leaderboards", "methods")
 
 
 def install_package(
@@ -25,6 +30,14 @@ def install_package(
     (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1\n")
     address = f"{module}:{target}" if target else module
     (about / "entry_points.txt").write_text(f"[{group}]\n{name} = {address}\n")
+
+
+def copy_packages(folder: Path) -> None:
+    """Copy the benchmark's packages, for a test that adds to one of their files."""
+    root = Path(methods.__file__).parents[1]
+    for name in PACKAGES:
+        ignore = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(root / name, folder / name, ignore=ignore)
 
 
 @pytest.fixture

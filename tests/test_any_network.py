@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
-from packages import install_package, site
+from packages import copy_packages, install_package, site
 from test_plugins import ROOT, SMALL, exit_code, output_of
 from torch import Tensor, nn
 
@@ -115,9 +114,7 @@ def test_names_are_listed_without_torch() -> None:
 @pytest.mark.e2e
 def test_a_family_touches_exactly_one_file(tmp_path: Path) -> None:
     """Command line, list, plan, training, record and leaderboard read a new file of families."""
-    for name in ("attacks", "bench", "leaderboards", "methods"):
-        ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=ignored)
+    copy_packages(tmp_path)
     guide = (ROOT / "docs" / "contributing" / "add-a-model.md").read_text()
     code = guide.partition("```python\n")[2].partition("```")[0]
     (tmp_path / "bench" / "models" / "families" / "tinynet.py").write_text(code)

@@ -140,6 +140,11 @@ BAD = [
     (f"{ATTACK} aa@surrogate --surrogate net.pt", 2, "aa stops where the surrogate is fooled"),
     (f"{ATTACK} fgsm@surrogate --surrogate none.pt", 1, "there is no checkpoint 'none.pt'"),
     (f"{ATTACK} fgsm --surrogate net.pt", 2, "--surrogate is for attacks such as pgd20@surrogate"),
+    (
+        f"{ATTACK} fgsm@surrogate --surrogate net.pt --surrogate-mean 0.5",
+        2,
+        "both with 1 numbers for digits, std above 0, or neither (of the surrogate)",
+    ),
     (f"{ATTACK} fgsm --norm L2", 2, "fgsm is an attack in Linf, not in L2"),
     (f"{ATTACK} fgsm --norm L3", 2, "invalid choice 'L3'"),
     (f"{ATTACK} noise-6", 2, "did you mean 'noise-"),

@@ -10,12 +10,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from packages import install_package, site
+from packages import copy_packages, install_package, site
 from PIL import Image
 from test_data import Toy, make_toy, png
 from test_plugins import exit_code, output_of
 
-import bench
 from bench import datasets, models
 from bench.cli.commands.run import read_request
 from bench.datasets import image_folder
@@ -332,11 +331,10 @@ def test_a_suite_of_a_package_is_checked(site: Path) -> None:
         resolve_suite("outside")
 
 
+@pytest.mark.e2e
 def test_a_data_set_touches_exactly_one_file(tmp_path: Path) -> None:
-    """Names, facts, reading and completion take a new file; a broken one beside it is one line."""
-    root = Path(bench.__file__).parents[1]
-    for name in ("attacks", "bench", "leaderboards", "methods"):
-        shutil.copytree(root / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    """List, suite, run, record and leaderboard take a new file; a broken one is one line."""
+    copy_packages(tmp_path)
     folder = tmp_path / "bench" / "datasets"
     (folder / "stripes.py").write_text(PLUGIN)
     (folder / "faulty.py").write_text("DATASET = nothing\n")
@@ -347,7 +345,8 @@ def test_a_data_set_touches_exactly_one_file(tmp_path: Path) -> None:
     text = output_of("-m bench list datasets", tmp_path)
     assert " stripes " in text.replace("\n", " \n ")
     assert "warning: dataset 'faulty' cannot be used: NameError" in text
-    text = output_of(
-        "-m bench run --method natural --suite mine.toml --student resnet8-w4 --dry-run", tmp_path
-    )
-    assert "stripes" in text
+    short = "--limit-train 64 --limit-test 8 --epochs 1 --student resnet8-w4"
+    text = output_of(f"-m bench run --method natural --suite mine.toml {short}", tmp_path)
+    assert "stripes resnet8-w4 natural seed 0: clean" in text
+    output_of("-m bench leaderboard", tmp_path)
+    assert "stripes" in (tmp_path / "leaderboard" / "leaderboard.md").read_text()

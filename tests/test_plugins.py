@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from packages import install_package, site
+from packages import copy_packages, install_package, site
 
 import methods
 from bench import cli
@@ -104,15 +104,24 @@ def test_example_is_a_method_like_any_other(installed: Path, tmp_path: Path) -> 
     )
 
 
+def test_example_adds_to_every_list(installed: Path, tmp_path: Path) -> None:
+    lines = output_of("-m bench list", tmp_path, installed / "site").splitlines()
+    names = [line.split()[0] for line in lines if line.startswith("  ")]
+    assert [names.count(name) for name in ("gated", "plainnet-w8", "bars")] == [1, 1, 2]
+
+
 @pytest.mark.e2e
-def test_example_runs(installed: Path, store: Path) -> None:
-    log = output_of(f"-m bench run --method gated --alpha 0.5 {SMALL}", store, installed / "site")
-    assert "gated seed 0 (alpha=0.5): clean" in log
-    output_of("-m bench leaderboard", store)
-    text = (store / "leaderboard" / "leaderboard.md").read_text()
-    assert re.search(
-        r"\| gated \(alpha=0.5; [^|]*limit_test=8[^|]*\) \| resnet8-w16-trades \|", text
-    )
+def test_example_runs(installed: Path, tmp_path: Path) -> None:
+    """Its method trains its model on its data set by its suite, up to the leaderboard."""
+    run = "-m bench run --method gated --alpha 0.5 --suite bars --epochs 1 --limit-test 20"
+    log = output_of(run, tmp_path, installed / "site")
+    assert "bars plainnet-w16 trades seed 0: clean" in log
+    assert "bars plainnet-w8 gated seed 0 (alpha=0.5): clean" in log
+    # Records are read without the package.
+    output_of("-m bench leaderboard", tmp_path)
+    text = (tmp_path / "leaderboard" / "leaderboard.md").read_text()
+    assert "bars@1" in text
+    assert "| gated (alpha=0.5) | plainnet-w16-trades |" in text
 
 
 # --- One file for a built-in method
@@ -121,12 +130,9 @@ def test_example_runs(installed: Path, store: Path) -> None:
 @pytest.mark.e2e
 def test_a_method_touches_exactly_one_file(store: Path, tmp_path: Path) -> None:
     """Command line, list, contract, record and leaderboard read a new file in methods/."""
-    root = Path(methods.__file__).parents[1]
-    sources = [root / name for name in ("attacks", "bench", "leaderboards", "methods")]
-    for source in (*sources, Path(__file__).parent):
-        shutil.copytree(
-            source, tmp_path / source.name, ignore=shutil.ignore_patterns("__pycache__")
-        )
+    copy_packages(tmp_path)
+    tests = Path(__file__).parent
+    shutil.copytree(tests, tmp_path / "tests", ignore=shutil.ignore_patterns("__pycache__"))
     before = set(tmp_path.rglob("*"))
     output_of("-m bench new-method fresh --out methods", tmp_path)
     assert set(tmp_path.rglob("*")) - before == {tmp_path / "methods" / "fresh.py"}
@@ -154,10 +160,7 @@ attacks = ["fgsm", "nifgsm"]
 
 def test_an_attack_touches_exactly_one_file(tmp_path: Path) -> None:
     """List, suite, estimate, record and leaderboard read a new row of the catalogue."""
-    root = Path(methods.__file__).parents[1]
-    for name in ("attacks", "bench", "leaderboards", "methods"):
-        ignore = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(root / name, tmp_path / name, ignore=ignore)
+    copy_packages(tmp_path)
     catalogue = tmp_path / "attacks" / "catalog.py"
     head, tail = catalogue.read_text().split('    "deepfool": NamedAttack(')
     catalogue.write_text(f'{head}{NIFGSM}    "deepfool": NamedAttack({tail}')

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from bench import cli
 from bench.records import slice_pack, slices
@@ -415,3 +416,19 @@ def test_a_pack_in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     result = subprocess.run(unpack, capture_output=True, text=True)
     assert result.returncode == 1
     assert result.stderr == f"error: data.001 is missing from {str(tmp_path / 'carried')!r}\n"
+
+
+def test_images_of_a_folder_are_not_packed_in_silence(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(60):
+        path = tmp_path / "pets" / ("cat", "dog")[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(path)
+    (tmp_path / "pack").mkdir()
+    name = f"folder:{tmp_path / 'pets'}@8"
+    slice_pack.pack_data(tmp_path / "pack", ["digits", name], tmp_path / "data")
+    assert caplog.messages == [
+        f"warning: {name} is not packed: copy its folder to the same path there"
+    ]
+    assert not any((tmp_path / "pack").iterdir())

@@ -9,6 +9,8 @@ import shlex
 from pathlib import Path
 
 import pytest
+from packages import copy_packages
+from test_plugins import output_of
 
 from bench import cli
 from bench.cli.commands.run import read_request
@@ -406,3 +408,24 @@ def test_every_field_can_be_set(tmp_path: Path) -> None:
     teacher = "teachers.robust = {arch = 'resnet18', method = 'pgd_at', limit_aa = 5}"
     robust = read_text(f"name = 'x'\nbase = 'digits'\n{teacher}", tmp_path).teachers["robust"]
     assert (robust.arch, robust.method, robust.limit_aa) == ("resnet18", "pgd_at", 5)
+
+
+FRESH = """FRESH = replace(
+    DIGITS, name="fresh", version=1, about="three epochs", students=("resnet8-w4",)
+)
+"""
+
+
+@pytest.mark.e2e
+def test_a_suite_touches_exactly_one_file(tmp_path: Path) -> None:
+    """List, run, record and leaderboard read a new suite beside the built-in ones."""
+    copy_packages(tmp_path)
+    module = tmp_path / "bench" / "protocol" / "suites.py"
+    start, end = module.read_text().split("ALL = (")
+    module.write_text(f"{start}{FRESH}ALL = (FRESH, {end}")
+    assert "fresh         three epochs" in output_of("-m bench list", tmp_path)
+    short = "--limit-train 128 --limit-test 8 --epochs 1"
+    text = output_of(f"-m bench run --method natural --suite fresh {short}", tmp_path)
+    assert "digits resnet8-w4 natural seed 0: clean" in text
+    output_of("-m bench leaderboard", tmp_path)
+    assert "fresh@1" in (tmp_path / "leaderboard" / "leaderboard.md").read_text()

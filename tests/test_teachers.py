@@ -643,6 +643,9 @@ def test_evaluate_flags_a_better_normalisation_and_takes_it(
     flags = evaluate_file(capsys, setup.file, *arch, *surrogate)["flags"]
     assert "wrong-normalisation" not in flags
     assert "normalised by the mean" in flags["wrong-normalisation-surrogate"]
+    statistics = ("--surrogate-mean", *DIGITS.mean, "--surrogate-std", *DIGITS.std)
+    flags = evaluate_file(capsys, setup.file, *arch, *surrogate, *statistics)["flags"]
+    assert "wrong-normalisation-surrogate" not in flags
 
 
 def test_evaluate_takes_the_facts_of_a_release(

@@ -32,6 +32,7 @@ NEEDED = "the release's"
 # Options that are about files.
 FILE_OPTIONS = {
     *("arch", "release", "key", "mean", "std", "sha256", "device", "surrogate", "surrogate_arch"),
+    *("surrogate_mean", "surrogate_std"),
 }
 
 
@@ -56,6 +57,8 @@ class EvaluateOptions(CommonOptions):
     ] = None
     surrogate: Annotated[Path | None, option("FILE", "network that NAME@surrogate attacks")] = None
     surrogate_arch: Annotated[str, option("MODEL", "of the surrogate", "--arch")] = ""
+    surrogate_mean: Annotated[tuple[float, ...], option(text="if that file has none")] = ()
+    surrogate_std: Annotated[tuple[float, ...], option(text="as --surrogate-mean")] = ()
     limit_test: Annotated[int | None, option("N", "use the first N test images", "all")] = None
     batch_size: Annotated[int, option("N", "images attacked at once")] = 250
     search: Search = "auto"
@@ -122,7 +125,7 @@ def attack_checkpoint(options: EvaluateOptions) -> Evaluation:
     from bench.datasets.loading import load_data
     from bench.system import environment
     from bench.teachers import checks
-    from bench.teachers.releases import Release, load_file
+    from bench.teachers.releases import load_file
 
     release = describe_file(options)
     info = datasets.get(release.dataset)
@@ -131,8 +134,7 @@ def attack_checkpoint(options: EvaluateOptions) -> Evaluation:
     device = environment.resolve_device(options.device)
     networks = {"": load_file(options.checkpoint, release).to(device)}
     if options.surrogate:
-        arch = options.surrogate_arch or release.arch
-        surrogate = Release("surrogate", info.name, arch)
+        surrogate = describe_surrogate(options, release)
         networks["surrogate"] = load_file(options.surrogate, surrogate).to(device)
     test = load_data(info.name, options.data_root, limit_test=options.limit_test).test
     evaluation = attack_networks(networks, to_float(test.x), test.y, options, eps)
@@ -215,6 +217,18 @@ def describe_file(options: EvaluateOptions) -> Release:
     return resolve_release(request)
 
 
+def describe_surrogate(options: EvaluateOptions, release: Release) -> Release:
+    """Return the network that the options describe beside the attacked one."""
+    from bench.teachers.releases import Release, check_description
+
+    arch, mean, std = options.surrogate_arch, options.surrogate_mean, options.surrogate_std
+    request = Release("surrogate", release.dataset, arch or release.arch, mean=mean, std=std)
+    try:
+        return check_description(request)
+    except UsageError as error:
+        raise UsageError(f"{error} (of the surrogate)") from error
+
+
 def attack_names(options: EvaluateOptions) -> Sequence[str]:
     """Return the attacks.
 
@@ -230,7 +244,8 @@ def attack_names(options: EvaluateOptions) -> Sequence[str]:
             raise unknown_name("attack", name, [*catalog.ATTACKS, "corruptions", *catalog.CONTROLS])
         if at and (surrogate != "surrogate" or not options.surrogate):
             raise UsageError(f"{name}: write {base}@surrogate and give the file with --surrogate")
-    has_surrogate = options.surrogate or options.surrogate_arch
+    described = options.surrogate_arch or options.surrogate_mean or options.surrogate_std
+    has_surrogate = options.surrogate or described
     if has_surrogate and not any("@" in name for name in attacks):
         advice = "name one with --attacks"
         raise UsageError(f"--surrogate is for attacks such as pgd20@surrogate: {advice}")

@@ -24,9 +24,11 @@ from PIL import Image
 
 from bench import datasets
 from bench.datasets.files.official_files import damage_of, folder_of
+from bench.datasets.image_folder import ImageFolder
 from bench.system import parts
 from bench.system.environment import SOURCE_ROOT, STATE_FILE, source_state
 from bench.system.errors import BenchError, UsageError
+from bench.system.log import LOGGER
 
 PART_BYTES = 52_000_000
 TEXT_FILTERS = ({"id": lzma.FILTER_LZMA2, "preset": 6},)
@@ -92,6 +94,8 @@ def data_files(names: Iterable[str], data_root: Path) -> list[Path]:
     for name in names:
         info = datasets.get(name)
         official = info.files()
+        if isinstance(info, ImageFolder):
+            LOGGER.warning(f"warning: {name} is not packed: copy its folder to the same path there")
         if official is None:
             continue  # It comes with a package.
         if damage := damage_of(info, data_root):

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
-from gated import Gated
+from bench_example.gated import Gated
 
 from methods.contract import Contract, images, networks, terms
 

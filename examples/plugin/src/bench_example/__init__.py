@@ -1,0 +1,1 @@
+"""A method, a model, a data set and a suite for robust-distill-bench."""
