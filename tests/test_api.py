@@ -133,8 +133,11 @@ def test_a_recorded_run_is_a_row_and_nothing_is_printed(
     assert bench.load(frame["run_id"][0], store)(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
 
 
-def test_training_prints_nothing_either(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    bench.run(**SMALL | {"seeds": 0}, store=tmp_path)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_training_prints_nothing_either(
+    workers: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    bench.run(**SMALL | {"seeds": 0}, store=tmp_path, workers=workers)
     assert capfd.readouterr() == ("", "")
     (path,) = (tmp_path / "logs").iterdir()
     assert "bench.run(method='trades', student='resnet8-w4', epochs=1" in path.read_text()
