@@ -107,18 +107,18 @@ def collect_results(store: Path, runs: list[PlannedRun]) -> pd.DataFrame:
     from bench.records.sync import sync_records
     from leaderboards.read.records import read_record
     from leaderboards.schema import metrics
-    from leaderboards.schema.checkpoints import BEST
     from leaderboards.schema.record import RecordError
 
-    folder, rows, attacks = sync_records(store).folder, [], set[str]()
+    folder, rows = sync_records(store).folder, []
+    attacks = {"clean", "worst"}
     for run in runs:
         spec = run.spec
         row: dict[str, Any] = {"suite": spec.suite, "variant": run.variant}
         row |= spec.identity_tags | {"seed": spec.seed}
+        attacks |= {*spec.attacks}
         with suppress(RecordError):
             record = read_record(folder / spec.record_name)
             row |= {"run_id": record.run_id, "flags": ", ".join(record.flags), **record.metrics}
-            attacks |= record.accuracies[BEST].keys()
         rows.append(row)
     measured = [metrics.accuracy_name(attack) for attack in metrics.sort_attacks(attacks)]
     measured += [metrics.TRAIN_SECONDS, metrics.EVAL_SECONDS]
