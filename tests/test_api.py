@@ -137,7 +137,9 @@ def test_a_recorded_run_is_a_row_and_nothing_is_printed(
 def test_training_prints_nothing_either(
     workers: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    state = torch.get_rng_state()
     bench.run(**SMALL | {"seeds": 0}, store=tmp_path, workers=workers)
+    assert torch.equal(torch.get_rng_state(), state), "random numbers of the caller"
     assert capfd.readouterr() == ("", "")
     (path,) = (tmp_path / "logs").iterdir()
     assert "bench.run(method='trades', student='resnet8-w4', epochs=1" in path.read_text()

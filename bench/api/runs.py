@@ -78,8 +78,12 @@ def run(method: str | Sequence[str] = "", *, verbose: bool = False, **options: A
         bench.system.errors.BenchError: options are wrong (UsageError), or a run failed, after the
             others are recorded; the message is that of the command.
     """
+    import torch
+
     keywords = {"method": method, **options}
-    with call_log("run", keywords, verbose):
+    # The program goes on with its own random numbers.
+    untouched = torch.random.fork_rng(range(torch.cuda.device_count()))
+    with call_log("run", keywords, verbose), untouched:
         # Warnings of libraries are for the log, as those of the command.
         set_verbosity(quiet=False, verbose=False)
         request = read_request(KeywordReader("run", keywords))
