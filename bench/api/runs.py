@@ -63,8 +63,8 @@ def run(method: str | Sequence[str] = "", *, verbose: bool = False, **options: A
     """Train students with one or more methods, evaluate them, record everything.
 
     What is already recorded is skipped, what was interrupted is resumed, teachers are trained on
-    first use, as by the command `run`, whose flags are the options. A list of names may be a list.
-    One method's hyper-parameters are options too.
+    first use, as by the command `run`. The options are its flags, one method's hyper-parameters
+    among them; names with commas may be a list.
 
     Args:
         method: methods, or "all".
@@ -78,8 +78,12 @@ def run(method: str | Sequence[str] = "", *, verbose: bool = False, **options: A
         bench.system.errors.BenchError: options are wrong (UsageError), or a run failed, after the
             others are recorded; the message is that of the command.
     """
+    import torch
+
     keywords = {"method": method, **options}
-    with call_log("run", keywords, verbose):
+    # The program goes on with its own random numbers.
+    untouched = torch.random.fork_rng(range(torch.cuda.device_count()))
+    with call_log("run", keywords, verbose), untouched:
         # Warnings of libraries are for the log, as those of the command.
         set_verbosity(quiet=False, verbose=False)
         request = read_request(KeywordReader("run", keywords))
@@ -107,18 +111,18 @@ def collect_results(store: Path, runs: list[PlannedRun]) -> pd.DataFrame:
     from bench.records.sync import sync_records
     from leaderboards.read.records import read_record
     from leaderboards.schema import metrics
-    from leaderboards.schema.checkpoints import BEST
     from leaderboards.schema.record import RecordError
 
-    folder, rows, attacks = sync_records(store).folder, [], set[str]()
+    folder, rows = sync_records(store).folder, []
+    attacks = {"clean", "worst"}
     for run in runs:
         spec = run.spec
         row: dict[str, Any] = {"suite": spec.suite, "variant": run.variant}
         row |= spec.identity_tags | {"seed": spec.seed}
+        attacks |= {*spec.attacks}
         with suppress(RecordError):
             record = read_record(folder / spec.record_name)
             row |= {"run_id": record.run_id, "flags": ", ".join(record.flags), **record.metrics}
-            attacks |= record.accuracies[BEST].keys()
         rows.append(row)
     measured = [metrics.accuracy_name(attack) for attack in metrics.sort_attacks(attacks)]
     measured += [metrics.TRAIN_SECONDS, metrics.EVAL_SECONDS]

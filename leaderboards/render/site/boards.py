@@ -114,7 +114,8 @@ def _build_frame(lines: list[dict[str, Any]]) -> pd.DataFrame:
     import pandas as pd
 
     ranks = dict.fromkeys(("rank_first", "rank_last"), "Int64")
-    return pd.DataFrame(lines, columns=None if lines else [*ranks]).astype(ranks)
+    columns = None if lines else ["suite", str(Tag.ROLE), *ranks, *json_tables.SETTING]
+    return pd.DataFrame(lines, columns=columns).astype(ranks)
 
 
 def table_lines(section: Section, table: TaskTable) -> list[dict[str, Any]]:
