@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import QUICK
 from mlflow import MlflowClient
 from test_ui import free_port
@@ -26,6 +27,8 @@ from attacks import ATTACKS
 from bench import cli
 from bench.cli import commands
 from bench.cli.parsing import Command, parse_options
+from bench.datasets.augmentation import to_float
+from bench.datasets.loading import load_data
 from bench.protocol import suites, tuned_config
 from bench.protocol.tuned_config import TunedConfig
 from bench.teachers import cards, releases
@@ -233,6 +236,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree("runs", "one-row")
         (card,) = cards.read_cards(Path("runs"))
         shutil.copy(cards.teacher_file(Path("runs"), card.identity), "net.pt")
+        test = load_data("digits", "data", limit_test=int(IMAGES["--limit-test"])).test
+        torch.save(to_float(test.x), "adv.pt")
         words = argv("teacher import", {"": ["mine", "net.pt"]} | small_values("teacher import"))
         assert cli.dispatch(words) == 0
         suite = suites.get("digits").id

@@ -51,8 +51,10 @@ def attack_test_images(
 def print_accuracies(evaluation: Evaluation, count: int, threat: str) -> None:
     """Print accuracies on `count` images, what they cost, and why they may not be believed."""
     print(f"{count} test images, {threat}")
-    for name, value in evaluation.accuracy().items():
-        line = f"{name:14}{100 * value:6.2f} %"
+    accuracy = evaluation.accuracy()
+    width = max(14, *(len(name) + 1 for name in accuracy))
+    for name, value in accuracy.items():
+        line = f"{name:{width}}{100 * value:6.2f} %"
         cost = evaluation.cost.get(name)
         if cost:
             passes = f"{cost.forwards / count:8.0f} forward passes an image"

@@ -16,7 +16,10 @@ from bench.protocol.options import CommonOptions, Json, Search, SearchPrecision,
 from bench.system.errors import BenchError, UsageError, unknown_name
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from attacks import Evaluation
+    from bench.datasets.splits import Split
     from bench.teachers.releases import Release
     from methods.base import Net
 
@@ -24,6 +27,7 @@ DEFAULT_ATTACKS = {"Linf": ("fgsm", "pgd20", "pgd20_trades", "cw_inf", "aa"), "L
 DEFAULT_ATTACKS_HINT = "fgsm,pgd20,pgd20_trades,cw_inf,aa in Linf, pgd20,aa in L2"
 DEFAULT_EPS_L2 = 0.5
 NEEDED = "the release's"
+IMAGES_DIGITS = 16  # of the sha256 of a file of images, in the name of its verdicts
 NORMS = {"Linf": "l-inf", "L2": "L2"}
 
 
@@ -46,6 +50,9 @@ class EvaluateOptions(CommonOptions):
     eps: Annotated[
         float | None, option("X", "radius", "the release's or suite's in Linf, 0.5 in L2")
     ] = None
+    images: Annotated[Path | None, option("FILE", "judge adversarial examples made elsewhere")] = (
+        None
+    )
     surrogate: Annotated[Path | None, option("FILE", "network that NAME@surrogate attacks")] = None
     surrogate_arch: Annotated[str, option("MODEL", "of the surrogate", "--arch")] = ""
     limit_test: Annotated[int | None, option("N", "use the first N test images", "all")] = None
@@ -72,7 +79,8 @@ def evaluate(options: EvaluateOptions) -> None:
 
     release = describe_file(options)
     info = datasets.get(release.dataset)
-    attacks = split_names(options.attacks) or DEFAULT_ATTACKS[options.norm]
+    default_attacks = () if options.images else DEFAULT_ATTACKS[options.norm]
+    attacks = split_names(options.attacks) or default_attacks
     check_attacks(attacks, options)
     eps = choose_eps(options, release)
     check_numbers(options)
@@ -84,9 +92,10 @@ def evaluate(options: EvaluateOptions) -> None:
         arch = options.surrogate_arch or release.arch
         surrogates["surrogate"] = checkpoint.load(options.surrogate, arch, info).to(device)
     test = load_data(info.name, options.data_root, limit_test=options.limit_test).test
+    images = read_images(options, test)
     with explain_memory_errors(options.batch_size):
         evaluation = attack_test_images(
-            net, test, attacks, device, options.out, surrogates=surrogates, eps=eps,
+            net, test, attacks, device, options.out, surrogates=surrogates, images=images, eps=eps,
             norm=options.norm, seed=options.seed, batch_size=options.batch_size,
             search=options.search, precision=options.search_precision)  # fmt: skip
     evaluation.flags |= checks.normalisation_flags({"": net, **surrogates}, test, info.name)
@@ -113,12 +122,28 @@ def describe_file(options: EvaluateOptions) -> Release:
     return resolve_release(request)
 
 
+def read_images(options: EvaluateOptions, test: Split) -> dict[str, Tensor]:
+    """Return the adversarial examples of a file by the first digits of its sha256."""
+    from bench.models.adversarial_file import read_examples
+    from bench.system.files import sha256_of_file
+
+    if not options.images:
+        return {}
+    images = read_examples(options.images, tuple(test.x.shape[1:]))
+    if len(images) != len(test):
+        remedy = "" if len(images) > len(test) else f": --limit-test {len(images)} takes the first"
+        counts = f"{len(images)} images for {len(test)} test images"
+        raise UsageError(f"{str(options.images)!r} holds {counts}{remedy}")
+    return {sha256_of_file(options.images)[:IMAGES_DIGITS]: images}
+
+
 def to_document(
     evaluation: Evaluation, options: EvaluateOptions, release: Release, net: Net, eps: float
 ) -> dict[str, Any]:
     """Return the result for programs: accuracies in [0, 1], costs in passes and seconds."""
     from bench.system.files import sha256_of_file
 
+    images = options.images
     return {
         "checkpoint": str(options.checkpoint),
         "sha256": sha256_of_file(options.checkpoint),
@@ -130,6 +155,7 @@ def to_document(
         "eps": eps,
         "seed": options.seed,
         "n": len(evaluation.worst),
+        "images": {"file": str(images), "sha256": sha256_of_file(images)} if images else None,
         "accuracy": evaluation.accuracy(),
         "cost": {name: dataclasses.asdict(cost) for name, cost in evaluation.cost.items()},
         "flags": evaluation.flags,
