@@ -38,7 +38,7 @@ class EvaluateOptions(CommonOptions):
     The name "corruptions" among the attacks adds noise, blur, contrast and JPEG as a control.
     """
 
-    checkpoint: Annotated[Path, option("FILE")]
+    checkpoint: Annotated[Path, option("FILE", "or hf:OWNER/NAME[@REVISION][:FILE]")]
     arch: Annotated[str, option("MODEL", "such as resnet18; see `list`", NEEDED)] = ""
     dataset: Annotated[str, option("NAME", "whose test images", NEEDED)] = ""
     release: Annotated[str, option("NAME", "what the file is; see `teacher list`", "none")] = ""
@@ -77,6 +77,7 @@ def evaluate(options: EvaluateOptions) -> None:
     from bench.teachers import checks
     from bench.teachers.releases import load_file
 
+    options = fetch_files(options)
     release = describe_file(options)
     info = datasets.get(release.dataset)
     default_attacks = () if options.images else DEFAULT_ATTACKS[options.norm]
@@ -103,6 +104,23 @@ def evaluate(options: EvaluateOptions) -> None:
         print_json(to_document(evaluation, options, release, net, eps))
     else:
         print_accuracies(evaluation, len(test), f"{NORMS[options.norm]} {eps:.4g}")
+
+
+def fetch_files(options: EvaluateOptions) -> EvaluateOptions:
+    """Return the options with files for addresses on a hub, and with what the file's head states.
+
+    Raise BenchError for an address that has no file.
+    """
+    from bench.models import checkpoint, hub
+
+    file, _ = hub.locate(options.checkpoint)
+    surrogate = hub.locate(options.surrogate)[0] if options.surrogate else None
+    arch, dataset = options.arch, options.dataset
+    if not options.release:
+        arch, dataset = checkpoint.stated_network(file, arch, dataset)
+    return dataclasses.replace(
+        options, checkpoint=file, surrogate=surrogate, arch=arch, dataset=dataset
+    )
 
 
 def describe_file(options: EvaluateOptions) -> Release:
