@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import pytest
 import yaml
 
 TOKEN = "hf_write"
@@ -83,7 +84,7 @@ class Hub:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers one request; `hub` is set by `serve`."""
+    """Answers one request; `hub` is set by `serve_hub`."""
 
     hub: Hub
     protocol_version = "HTTP/1.1"
@@ -226,7 +227,7 @@ def as_json(document: dict[str, Any]) -> tuple[int, dict[str, str], bytes]:
 
 
 @contextmanager
-def serve(folder: Path) -> Iterator[Hub]:
+def serve_hub(folder: Path) -> Iterator[Hub]:
     """Serve the repositories of a folder; `hub.url` is the endpoint."""
     hub = Hub(folder)
     handler = type("HubHandler", (Handler,), {"hub": hub})
@@ -238,3 +239,15 @@ def serve(folder: Path) -> Iterator[Hub]:
         yield hub
         server.shutdown()
         thread.join()
+
+
+def connect(url: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set what huggingface_hub has from the environment when a process imports it, and a token."""
+    from huggingface_hub import constants
+
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)

@@ -15,7 +15,7 @@ import pytest
 import records
 import torch
 import yaml
-from hub_server import TOKEN, Hub, serve
+from hub_server import TOKEN, Hub, connect, serve_hub
 from torch import Tensor
 
 import bench
@@ -60,20 +60,9 @@ def record(trained_store: Path) -> Record:
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """Work in a new folder, with a token, beside an empty hub."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    with serve(tmp_path / "hub") as server:
-        use_endpoint(server.url, monkeypatch)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        # The store of large files of the real hub, Xet, has no addresses here.
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    with serve_hub(tmp_path / "hub") as server:
+        connect(server.url, tmp_path, monkeypatch)
         yield server
-
-
-def use_endpoint(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Set what a process has from HF_ENDPOINT when it imports huggingface_hub."""
-    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(constants, "ENDPOINT", url)
 
 
 def network(arch: str = "resnet8-w4") -> bytes:
@@ -329,7 +318,7 @@ def test_no_network_is_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     # Nothing listens on a port of the system that nobody may open.
-    use_endpoint("http://127.0.0.1:1", monkeypatch)
+    connect("http://127.0.0.1:1", Path(), monkeypatch)
     assert run_bench("evaluate", "--checkpoint", "hf:bob/net", *NAMED) == 1
     assert "http://127.0.0.1:1, bob/net: [Errno 111] Connection refused" in last_error(capsys)
     assert run_bench("export", record.run_id, "--store", trained_store, "--hub", REPO) == 1
