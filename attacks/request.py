@@ -62,8 +62,9 @@ def name_examples(images: Mapping[str, Tensor], x: Tensor, settings: Settings) -
 
     Raise ValueError for what is none: each must be an image of the ball.
     """
-    examples = {f"images@{name}": adv.to(x.device) for name, adv in images.items()}
-    for adv in examples.values():
+    examples = {}
+    for name, adv in images.items():
+        examples[f"images@{name}"] = adv = adv.detach().to(x.device).contiguous()
         _check_examples(adv, x, settings)
     return examples
 

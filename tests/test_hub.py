@@ -194,6 +194,17 @@ def test_the_model_file_is_taken_and_others_are_chosen(server: Hub) -> None:
     assert hub.locate(Path("hf:bob/two"))[0].name == "model.safetensors"
 
 
+def test_odd_names_of_files_stay_one_line(server: Hub) -> None:
+    server.write("bob/odd", {"a\n\x1b[2Jb.pt": b"", **{f"{i:03}.pt": b"" for i in range(99)}})
+    with pytest.raises(UsageError) as caught:
+        hub.locate(Path("hf:bob/odd"))
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 300
+    server.write("bob/named", {"a\nb.pt": b"", "c.pt": b""})
+    with pytest.raises(UsageError, match=r"has a\\nb.pt, c.pt: choose"):
+        hub.locate(Path("hf:bob/named"))
+
+
 class Evil:
     """An object whose reading would write a file."""
 

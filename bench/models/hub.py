@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.system.errors import BenchError, UsageError, one_line
+from leaderboards.schema.fields import escape_unprintable
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -22,6 +23,7 @@ REPOSITORY = r"\w[\w.-]*/\w[\w.-]*"
 ADDRESS = re.compile(rf"{SCHEME}({REPOSITORY})(?:@([^\s:]+))?(?::(.+))?", re.ASCII)
 MODEL_FILE = "model.safetensors"
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar")
+MOST_LISTED = 20
 LOG_IN = "a token is taken from `hf auth login` or HF_TOKEN"
 
 
@@ -55,7 +57,8 @@ def locate(source: Path) -> tuple[Path, str]:
 def choose_file(repository: str, names: Sequence[str], wanted: str | None) -> str:
     """Return the file of a network among those of a repository."""
     weights = [name for name in names if name.endswith(SUFFIXES)]
-    listed = ", ".join(weights or names) or "nothing"
+    # Names of strangers, as many as there may be.
+    listed = escape_unprintable(", ".join((weights or names)[:MOST_LISTED])) or "nothing"
     if wanted:
         if wanted not in names:
             raise UsageError(f"{repository} has no file {wanted!r}: it has {listed}")

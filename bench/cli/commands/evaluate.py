@@ -50,9 +50,9 @@ class EvaluateOptions(CommonOptions):
     eps: Annotated[
         float | None, option("X", "radius", "the release's or suite's in Linf, 0.5 in L2")
     ] = None
-    images: Annotated[Path | None, option("FILE", "judge adversarial examples made elsewhere")] = (
-        None
-    )
+    images: Annotated[
+        Path | None, option("FILE", "judge what others made, alone or with --attacks", "none")
+    ] = None
     surrogate: Annotated[Path | None, option("FILE", "network that NAME@surrogate attacks")] = None
     surrogate_arch: Annotated[str, option("MODEL", "of the surrogate", "--arch")] = ""
     limit_test: Annotated[int | None, option("N", "use the first N test images", "all")] = None
