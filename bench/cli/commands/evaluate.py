@@ -38,7 +38,7 @@ class EvaluateOptions(CommonOptions):
     The name "corruptions" among the attacks adds noise, blur, contrast and JPEG as a control.
     """
 
-    checkpoint: Annotated[Path, option("FILE", "or hf:OWNER/NAME[@REVISION][:FILE]")]
+    checkpoint: Annotated[Path, option("FILE", "or `hf:OWNER/NAME[@REVISION][:FILE]`")]
     arch: Annotated[str, option("MODEL", "such as resnet18; see `list`", NEEDED)] = ""
     dataset: Annotated[str, option("NAME", "whose test images", NEEDED)] = ""
     release: Annotated[str, option("NAME", "what the file is; see `teacher list`", "none")] = ""

@@ -38,7 +38,7 @@ class ImportTeacherOptions(CommonOptions):
 
     name: Positional[Annotated[str, option("NAME", "a release, or the name for `--teacher`")]]
     file: Positional[
-        Annotated[Path, option("FILE", "the checkpoint, or hf:OWNER/NAME[@REVISION][:FILE]")]
+        Annotated[Path, option("FILE", "the checkpoint, or `hf:OWNER/NAME[@REVISION][:FILE]`")]
     ]
     arch: Annotated[str, option("MODEL", "such as wrn34-10; see `list`")] = ""
     dataset: Annotated[str, option("NAME", "what it was trained on")] = ""
