@@ -128,7 +128,10 @@ class _Evaluator:
         self.record: Path | None = None
         self.key = ""
         predictions = self._predict(x)
-        self.result = Evaluation((predictions == y).cpu(), predictions=predictions.cpu())
+        about = {"norm": settings.norm, "eps": settings.eps, "seed": settings.seed}
+        self.result = Evaluation(
+            (predictions == y).cpu(), predictions=predictions.cpu(), about=about
+        )
 
     def _predict(self, x: Tensor, change: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Return the classes of images after a change of them: (N,)."""

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # A weaker attack and a stronger one, with the flag for the case that the weaker one wins.
 ATTACK_ORDER = (
@@ -17,6 +21,7 @@ ATTACK_ORDER = (
 )
 
 Flag = tuple[str, str]
+NORMS = {"Linf": "l-inf", "L2": "L2"}
 
 
 @dataclass
@@ -47,7 +52,10 @@ class Evaluation:
 
     robust: by attack. control: by corruption, which is no attack. flags: flag -> evidence, reasons
     not to believe the numbers. probed: images that the sanity flags were computed on. predictions:
-    (N,) classes of the clean images, None for a part of an evaluation.
+    (N,) classes of the clean images, None for a part of an evaluation. about: norm, eps and seed,
+    and what else is known of network and images.
+
+    Its text is a line for each attack.
     """
 
     clean: Tensor
@@ -57,6 +65,44 @@ class Evaluation:
     flags: dict[str, str] = field(default_factory=dict)
     probed: int = 0
     predictions: Tensor | None = None
+    about: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        count, norm = len(self.clean), self.about.get("norm")
+        threat = f", {NORMS[norm]} {self.about['eps']:.4g}" if norm else ""
+        lines = [f"{count} test images{threat}"]
+        accuracy = self.accuracy()
+        width = max(14, *(len(name) + 1 for name in accuracy))
+        for name, value in accuracy.items():
+            line, cost = f"{name:{width}}{100 * value:6.2f} %", self.cost.get(name)
+            if cost and count:
+                passes = f"{cost.forwards / count:8.0f} forward passes an image"
+                line += f"{cost.seconds:8.1f} s {passes} {cost.images_per_second:9.0f} passes/s"
+            lines.append(line)
+        return "\n".join([*lines, *(f"flag {name}: {text}" for name, text in self.flags.items())])
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return accuracy in [0, 1], seconds and passes by attack and control."""
+        import pandas as pd
+
+        names, costs = ("seconds", "forwards", "backwards"), []
+        for attack in self.accuracy():
+            cost = self.cost.get(attack)
+            costs.append([getattr(cost, name, None) for name in names])
+        index = pd.Index([*self.accuracy()], name="attack")
+        frame = pd.DataFrame(costs, columns=[*names], index=index)
+        frame.insert(0, "accuracy", [*self.accuracy().values()])
+        return frame
+
+    def to_document(self) -> dict[str, Any]:
+        """Return everything but the verdicts on single images as values for JSON."""
+        return {
+            **self.about,
+            "n": len(self.clean),
+            "accuracy": self.accuracy(),
+            "cost": {name: asdict(cost) for name, cost in self.cost.items()},
+            "flags": self.flags,
+        }
 
     @property
     def worst(self) -> Tensor:

@@ -35,7 +35,6 @@ def _paused_gc() -> Iterator[None]:
             gc.enable()
 
 
-@_paused_gc()
 def write(
     folder: Path | None,
     out: Path,
@@ -61,14 +60,32 @@ def write(
     Returns: index.html and the tables.
     Raises: StoreError, before anything is written; OSError if `out` cannot be written.
     """
+    return write_site(build_site(folder, suite, about, protocols, problems), out, figures)
+
+
+@_paused_gc()
+def build_site(
+    folder: Path | None,
+    suite: str | None = None,
+    about: Callable[[str], MethodCard | None] = lambda method: None,
+    protocols: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
+    problems: Sequence[str] = (),
+) -> Site:
+    """Rank what a folder records, with the arguments of `write`. Raises: StoreError."""
     from leaderboards.read.records import collect
-    from leaderboards.render.site.paper_figures import paper_figures
     from leaderboards.render.site.site_map import Site
     from leaderboards.tables import suite_tables
 
     runs = collect(folder, suite)
     runs.attrs["problems"] = [*problems, *runs.attrs["problems"]]
-    site = Site(runs, suite_tables.build_sections(runs, protocols), about, suite)
+    return Site(runs, suite_tables.build_sections(runs, protocols), about, suite)
+
+
+@_paused_gc()
+def write_site(site: Site, out: Path, figures: bool = False) -> list[Path]:
+    """Write the files of `write`."""
+    from leaderboards.render.site.paper_figures import paper_figures
+
     tables = _render_tables(site)
     _write_site(site, tables, out)
     if figures:

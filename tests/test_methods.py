@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import methods
-from bench.cli.commands.run import RunCommandOptions
+from bench.api.runs import RunCommandOptions
 from methods import base, contract, inner
 from methods.base import Batch, Method, Nets, hp, official_values
 from methods.contract import Contract

@@ -176,7 +176,7 @@ def test_a_log_holds_no_password_and_the_traceback_of_a_failure(tmp_path: Path) 
     text = path.read_text()
     assert "tune --storage postgresql://host/base" in text
     assert 'raise ValueError("out of luck")' in text
-    assert LOGGER.handlers == []
+    assert not [entry for entry in LOGGER.handlers if isinstance(entry, log.OWN_HANDLERS)]
 
 
 def test_a_worker_logs_to_the_file_of_its_parent(
@@ -186,9 +186,9 @@ def test_a_worker_logs_to_the_file_of_its_parent(
         log.set_verbosity(quiet=True, verbose=False)
         log.open_log_file(tmp_path, "head")
         settings, path = log.log_settings(), log.log_path()
-    # As in a new process: all handlers are gone.
+    # As in a new process: none of the handlers is there.
     with log.command_log("worker"):
-        LOGGER.removeHandler(LOGGER.handlers[0])
+        LOGGER.removeHandler(log.terminal_handler())
         log.log_in_worker(settings)
         LOGGER.info("of a worker")
         LOGGER.error("an error")

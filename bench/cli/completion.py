@@ -11,8 +11,8 @@ from tyro.conf import Positional
 
 import methods
 from bench.cli import commands
-from bench.cli.parsing import Command, list_options
-from bench.protocol.options import option
+from bench.cli.parsing import Command
+from bench.protocol.options import list_options, option
 
 # The console script: a shell completes by the first word, which of `python -m bench` is Python's.
 PROGRAM = "robust-distill-bench"

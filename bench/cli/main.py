@@ -3,11 +3,11 @@
 import sys
 from collections.abc import Mapping, Sequence
 
-from bench import __version__
 from bench.cli import commands
 from bench.cli.parsing import Command
 from bench.system import errors, signals
 from bench.system.errors import BenchError, UsageError, continue_hint, unknown_name
+from bench.version import __version__
 from methods import PluginError
 
 HELP = ("-h", "--help", "help")

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain
-from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from tyro.conf import FlagCreatePairsOff, Positional
-
+from bench.protocol.options import flag_name, unknown_flag
 from bench.system.errors import UsageError
 from bench.system.log import command_log
 
@@ -41,14 +37,6 @@ class Command:
             return self.function(options) or 0
 
 
-class UnknownFlag(UsageError):
-    """A flag that the command does not have."""
-
-    def __init__(self, flag: str, hint: str) -> None:
-        super().__init__(f"unknown flag {flag}: {hint}")
-        self.flag = flag
-
-
 def parse_options(
     options: type[Options], argv: Sequence[str], command: str, default: Options | None = None
 ) -> Options:
@@ -64,6 +52,23 @@ def parse_options(
     values = tyro.MISSING_NONPROP if default is None else default
     with one_line_errors(options, command):
         return tyro.cli(options, args=argv, prog=f"python -m bench {command}", default=values)
+
+
+@dataclass(frozen=True)
+class FlagReader:
+    """The words after a command whose options depend on each other."""
+
+    argv: Sequence[str]
+    command: str
+
+    def partial(self, form: type[Options]) -> Options:
+        """Return the options that a dataclass has, and ignore all other flags."""
+        return parse_known(form, self.argv, self.command)
+
+    def read(self, form: type[Options], defaults: Mapping[str, Any] | None = None) -> Options:
+        """Return the options, all of which the dataclass must have, over `defaults`."""
+        default = None if defaults is None else form(**defaults)
+        return parse_options(form, self.argv, self.command, default)
 
 
 def parse_known(options: type[Options], argv: Sequence[str], command: str) -> Options:
@@ -98,9 +103,7 @@ def usage_error(event: ParseErrorEvent, options: type[Any], help_command: str) -
             | _errors.MissingArgs(unrecognized_tokens=[word, *_])
         ):
             if word.startswith("-"):
-                nearest = difflib.get_close_matches(flag_name(word), flags_of(options), n=1)
-                hint = f"did you mean {nearest[0]}?" if nearest else f"{help_command} lists them"
-                return UnknownFlag(flag_name(word), hint)
+                return unknown_flag(word, options, help_command)
             message = f"unexpected argument {word!r}"
         case _errors.MissingArgs(missing_arguments=arguments):
             names = [argument_name(missing.arg) for missing in arguments]
@@ -121,53 +124,3 @@ def argument_name(argument: Any) -> str:
     """Return a flag, or the name that the help text shows for a positional argument."""
     name = argument.lowered.metavar if argument.is_positional() else argument.display_name()
     return str(name)
-
-
-@dataclass(frozen=True)
-class Option:
-    """A field of a dataclass as an option of a command; metadata: what `option` and tyro say."""
-
-    name: str
-    default: Any
-    kind: Any
-    metadata: Sequence[Any]
-
-    @property
-    def is_positional(self) -> bool:
-        """Whether it is a plain word."""
-        return Positional in self.metadata
-
-    @property
-    def flags(self) -> list[str]:
-        """Its flag, and the one that turns it off if there is one."""
-        flags = [flag_name(f"--{self.name}")]
-        # tyro's flags of a bool have a second spelling unless they can only turn it on.
-        if isinstance(self.default, bool) and FlagCreatePairsOff not in self.metadata:
-            flags.append(flag_name(f"--no-{self.name}"))
-        return flags
-
-    def described(self, attribute: str) -> Any:
-        """Return what `option` says of it, the last word where it says it twice; else ""."""
-        values = [getattr(entry, attribute, None) for entry in reversed(self.metadata)]
-        return next(filter(None, values), "")
-
-
-def list_options(options: type[Any]) -> list[Option]:
-    """Return the fields of a dataclass as options."""
-    hints, entries = get_type_hints(options, include_extras=True), []
-    for field in dataclasses.fields(options):
-        hint = hints[field.name]
-        metadata = getattr(hint, "__metadata__", ())
-        kind = get_args(hint)[0] if metadata else hint
-        entries.append(Option(field.name, field.default, kind, metadata))
-    return entries
-
-
-def flags_of(options: type[Any]) -> list[str]:
-    """Return the flags of a dataclass."""
-    return ["--help", *chain.from_iterable(option.flags for option in list_options(options))]
-
-
-def flag_name(word: str) -> str:
-    """Return the flag in a word such as `--limit_train=8`, as the help text spells it."""
-    return word.partition("=")[0].replace("_", "-")

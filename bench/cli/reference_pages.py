@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from bench.cli import commands
-from bench.cli.parsing import Command, Option, list_options
+from bench.cli.parsing import Command
 from bench.protocol import suites, tuned_config
+from bench.protocol.options import Option, list_options
 from bench.protocol.suites import Suite, Teacher
 from bench.system.tables import readable_number
 from leaderboards.schema.spec import Training

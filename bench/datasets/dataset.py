@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from bench.system.errors import UsageError
 from bench.system.files import md5_of_file
 
 # Images (N, C, H, W) in 0 to 255, and labels (N,), as arrays of numpy or lists.
@@ -95,6 +97,15 @@ class Dataset:
         What `damage` looks at was checked.
         """
         raise NotImplementedError
+
+    def check_statistics(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        """Raise UsageError unless a network's mean and std have a number per channel, or none."""
+        channels = self.shape[0]
+        right_count = len(mean) == len(std) and len(mean) in (0, channels)
+        finite = all(map(math.isfinite, mean + std))
+        if not right_count or not finite or min(std, default=1.0) <= 0:
+            rule = f"both with {channels} numbers for {self.name}, std above 0, or neither"
+            raise UsageError(f"--mean and --std: {rule}")
 
     def validation_positions(self, count: int) -> Any:
         """Return which of so many training images are for validation, None to have them drawn."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import attacks
 from attacks.search.choice import choose_search
@@ -18,7 +19,9 @@ from bench.datasets.augmentation import to_float
 from bench.datasets.splits import Split
 from bench.protocol import suites
 from bench.protocol.options import ProtocolOptions
-from bench.system.errors import UsageError
+from bench.system.errors import BenchError, UsageError
+from bench.system.progress import Progress
+from bench.training.memory_layout import keep_freed_memory
 from bench.training.trainer import Tick
 from leaderboards.schema import metrics
 from leaderboards.schema.checkpoints import BEST
@@ -172,3 +175,43 @@ def run_attacks(
         # An earlier version of the attacks wrote it.
         path.unlink()
         return evaluate()
+
+
+def attack_test_images(
+    net: nn.Module,
+    test: Split,
+    names: Sequence[str],
+    device: torch.device,
+    out: Path | None = None,
+    **settings: Any,
+) -> attacks.Evaluation:
+    """Attack a network on a test split as `attack_images` does."""
+    x, y = to_float(test.x).to(device), test.y.to(device)
+    return attack_images(net, x, y, names, out, **settings)
+
+
+def attack_images(
+    net: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    names: Sequence[str],
+    out: Path | None = None,
+    **settings: Any,
+) -> attacks.Evaluation:
+    """Attack a network on images in [0, 1], with its progress logged.
+
+    `out` takes the verdicts on single images, `settings` are arguments of `attacks.evaluate`.
+    """
+    if x.device.type == "cpu":
+        keep_freed_memory()
+    try:
+        if out:
+            out.parent.mkdir(parents=True, exist_ok=True)
+        with Progress([(0.0, 0.0)]) as progress:
+            progress.start("evaluate")
+            tick = progress.tick
+            return attacks.evaluate(net, x, y, names, record=out, progress=tick, **settings)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    except OSError as error:
+        raise BenchError(f"cannot write {str(out)!r}: {error.strerror}") from error

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 
@@ -30,6 +30,9 @@ from bench.system.progress import ParallelProgress, Progress
 from bench.tracking.store import TrackingStore
 from bench.training.trainer import STATE, Trainer
 from leaderboards.schema.spec import Spec
+
+# The last lines of runs that failed, by identity.
+Failures: TypeAlias = dict[str, str]
 
 
 class RunOutcome(NamedTuple):
@@ -53,8 +56,8 @@ def execute_runs(
     todo: list[PlannedRun],
     costs: list[Cost],
     load: LoadData,
-) -> set[str]:
-    """Carry out runs, each teacher before its students; return the identities that failed."""
+) -> Failures:
+    """Carry out runs, each teacher before its students; return the failures."""
     if options.force:
         # All are marked before the first begins: an interruption leaves none of them out.
         for run in todo:
@@ -64,7 +67,7 @@ def execute_runs(
     return run_one_after_another(context, todo, costs, load)
 
 
-def follow_leader(options: ProtocolOptions, context: RunContext) -> int:
+def follow_leader(options: ProtocolOptions, context: RunContext) -> None:
     """Train what rank 0 of the process group trains until it has nothing more."""
     load = cached_loader(options.data_root)
     while (message := context.group.receive()) is not None:
@@ -76,14 +79,13 @@ def follow_leader(options: ProtocolOptions, context: RunContext) -> int:
             data = data.to(context.device)
             trainer = Trainer(module, data, run.spec, folder, context.group)
             trainer.fit(lambda *_: None, lambda *_: None)
-    return 0
 
 
 def run_one_after_another(
     context: RunContext, todo: list[PlannedRun], costs: list[Cost], load: LoadData
-) -> set[str]:
-    """Carry out runs in order; return the identities of those that failed."""
-    failed: set[str] = set()
+) -> Failures:
+    """Carry out runs in order; return the failures."""
+    failed: Failures = {}
     with Progress([(cost.train, cost.evaluate) for cost in costs]) as progress:
         for run, cost in zip(todo, costs, strict=True):
             progress.start(run.label, run.spec.training.epochs)
@@ -91,16 +93,16 @@ def run_one_after_another(
             if result is None:
                 result = run_and_report(run, context, load, cost, progress)
             if not result.succeeded:
-                failed.add(run.identity)
+                failed[run.identity] = result.message
             progress.finish(*result)
     return failed
 
 
 def run_in_processes(
     options: ProtocolOptions, context: RunContext, todo: list[PlannedRun], costs: list[Cost]
-) -> set[str]:
-    """Carry out runs in `options.workers` processes; return the identities that failed."""
-    failed: set[str] = set()
+) -> Failures:
+    """Carry out runs in `options.workers` processes; return the failures."""
+    failed: Failures = {}
     tally = ParallelProgress(len(todo))
     queued = [*map(QueuedRun, range(1, len(todo) + 1), todo, costs)]
     ids = {run.spec.id for run in todo}
@@ -126,7 +128,7 @@ def run_wave(
     options: ProtocolOptions,
     context: RunContext,
     wave: list[QueuedRun],
-    failed: set[str],
+    failed: Failures,
     tally: ParallelProgress,
 ) -> None:
     """Carry out runs that need not wait for each other; add those that failed to `failed`."""
@@ -138,7 +140,7 @@ def run_wave(
         for item in wave:
             result = result_without_teacher(item.run, failed)
             if result is not None:
-                failed.add(item.run.identity)
+                failed[item.run.identity] = result.message
                 tally.finish(item.number, item.run.label, *result)
                 continue
             inputs = (options, context.device, context.code, item, tally.total)
@@ -147,19 +149,21 @@ def run_wave(
             item = futures[future]
             result = worker_result(future, options.force)
             if not result.succeeded:
-                failed.add(item.run.identity)
+                failed[item.run.identity] = result.message
             tally.finish(item.number, item.run.label, *result)
 
 
 @contextmanager
 def terminated_on_error(pool: ProcessPoolExecutor) -> Iterator[None]:
     """Terminate the processes of a pool if the block is left by an exception."""
+    others = multiprocessing.active_children()
     try:
         yield
     except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
         for process in multiprocessing.active_children():
-            process.terminate()
+            if process not in others:
+                process.terminate()
         raise
 
 
@@ -199,9 +203,9 @@ def worker_result(future: Future[RunOutcome], force: bool) -> RunOutcome:
         return RunOutcome(message, False)
 
 
-def result_without_teacher(run: PlannedRun, failed: set[str]) -> RunOutcome | None:
+def result_without_teacher(run: PlannedRun, failed: Failures) -> RunOutcome | None:
     """Return the result of a run whose teacher failed, None for other runs."""
-    missing = failed & set(run.spec.teachers.values())
+    missing = failed.keys() & set(run.spec.teachers.values())
     if not missing:
         return None
     return RunOutcome(f"not run, its teacher {missing.pop()} failed", False)

@@ -10,7 +10,7 @@ from bench.datasets.loading import split_sizes
 from bench.execution import overview
 from bench.execution.cost import Cost, estimate_costs
 from bench.execution.evaluation import choose_attack_search
-from bench.execution.executors import execute_runs, follow_leader
+from bench.execution.executors import Failures, execute_runs, follow_leader
 from bench.execution.inputs import cached_loader
 from bench.execution.job import RunContext, is_recorded
 from bench.execution.plan import PlannedRun
@@ -28,8 +28,8 @@ def run_grid(
     runs: list[PlannedRun],
     dry_run: bool = False,
     show_results: bool = True,
-) -> int:
-    """Carry out the runs that are not recorded yet, in order. Return 1 if one of them failed.
+) -> dict[str, str]:
+    """Carry out the runs that are not recorded yet, in order. Return why some failed, by label.
 
     show_results: log what is recorded of all of them in the end.
     """
@@ -45,19 +45,20 @@ def run_grid(
         if dry_run:
             if group.is_leader:
                 show_dry_run(options, runs, device)
-            return 0
+            return {}
         search = choose_attack_search(options, device)
         store = TrackingStore(options.store)
         context = RunContext(store, device, source_state(), group, search)
         if not group.is_leader:
-            return follow_leader(options, context)
+            follow_leader(options, context)
+            return {}
         failed = run_unrecorded(options, runs, context)
         # Not after an error: the others may be in the middle of a step, and torchrun ends them.
         group.send(None)
         if show_results:
             LOGGER.log(RESULT, overview.format_results(runs, failed, context.store))
             LOGGER.log(RESULT, overview.next_steps(options, failed, context.store))
-        return 1 if failed else 0
+        return {run.label: failed[run.identity] for run in runs if run.identity in failed}
     finally:
         leave_process_group()
 
@@ -77,14 +78,14 @@ def show_dry_run(options: ProtocolOptions, runs: list[PlannedRun], device: torch
 
 def run_unrecorded(
     options: ProtocolOptions, runs: list[PlannedRun], context: RunContext
-) -> set[str]:
-    """Carry out what is left of a grid; return the identities that failed."""
+) -> Failures:
+    """Carry out what is left of a grid; return the identities that failed, and why."""
     todo = unrecorded_runs(options, runs, context)
     if todo:
         open_log_file(context.root, overview.log_head(context.device, context.code))
     LOGGER.info(overview.count_runs(options, runs, todo))
     if not todo:
-        return set()
+        return {}
     load = cached_loader(options.data_root)
     for run in todo:
         load(run.spec)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import shlex
-import sys
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,10 +40,9 @@ MOST_MODELS = 4  # models whose files are listed after a grid
 
 
 def log_head(device: torch.device, code: dict[str, str]) -> str:
-    """Return the first lines of a log: the command, the machine, versions and commit."""
-    lines = [f"python -m bench {shlex.join(sys.argv[1:])}"]
-    lines += [f"{name}: {value}" for name, value in (describe_environment(device) | code).items()]
-    return "\n".join(lines)
+    """Return the first lines of a log: the machine, versions and commit."""
+    facts = describe_environment(device) | code
+    return "\n".join(f"{name}: {value}" for name, value in facts.items())
 
 
 def count_runs(options: ProtocolOptions, runs: list[PlannedRun], todo: list[PlannedRun]) -> str:
@@ -100,7 +98,7 @@ def missing_data(options: ProtocolOptions, todo: list[PlannedRun]) -> Iterator[s
             yield f"{name} is not under {options.data_root}: a run fetches it, {size}"
 
 
-def format_results(runs: list[PlannedRun], failed: set[str], store: TrackingStore) -> str:
+def format_results(runs: list[PlannedRun], failed: Container[str], store: TrackingStore) -> str:
     """Return a table of what is recorded of the runs, and where the students are."""
     rows = []
     models = []
@@ -146,7 +144,7 @@ def shorten_path(path: Path) -> Path:
     return path.relative_to(folder) if path.is_relative_to(folder) else path
 
 
-def next_steps(options: ProtocolOptions, failed: set[str], store: TrackingStore) -> str:
+def next_steps(options: ProtocolOptions, failed: Container[str], store: TrackingStore) -> str:
     """Return where the records and the log are, and what to type next."""
     lines = [f"records {shorten_path(store.records)}"]
     if log_path():

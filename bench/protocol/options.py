@@ -1,12 +1,18 @@
-"""The options that several commands share. No torch here."""
+"""The options that several commands share, and options as values. No torch here."""
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
-from tyro.conf import FlagCreatePairsOff, arg
+from tyro.conf import FlagCreatePairsOff, Positional, arg
+
+from bench.system.errors import UsageError
 
 Switch = FlagCreatePairsOff[bool]
 
@@ -116,3 +122,69 @@ class RunOptions(ProtocolOptions):
     tuned: Annotated[
         int, option("N", "say in the record that a search of N trials found the values")
     ] = 0
+
+
+@dataclass(frozen=True)
+class Option:
+    """A field of a dataclass as an option of a command; metadata: what `option` and tyro say."""
+
+    name: str
+    default: Any
+    kind: Any
+    metadata: Sequence[Any]
+
+    @property
+    def is_positional(self) -> bool:
+        """Whether it is a plain word."""
+        return Positional in self.metadata
+
+    @property
+    def flags(self) -> list[str]:
+        """Its flag, and the one that turns it off if there is one."""
+        flags = [flag_name(f"--{self.name}")]
+        # tyro's flags of a bool have a second spelling unless they can only turn it on.
+        if isinstance(self.default, bool) and FlagCreatePairsOff not in self.metadata:
+            flags.append(flag_name(f"--no-{self.name}"))
+        return flags
+
+    def described(self, attribute: str) -> Any:
+        """Return what `option` says of it, the last word where it says it twice; else ""."""
+        values = [getattr(entry, attribute, None) for entry in reversed(self.metadata)]
+        return next(filter(None, values), "")
+
+
+def list_options(options: type[Any]) -> list[Option]:
+    """Return the fields of a dataclass as options."""
+    hints, entries = get_type_hints(options, include_extras=True), []
+    for field in dataclasses.fields(options):
+        hint = hints[field.name]
+        metadata = getattr(hint, "__metadata__", ())
+        kind = get_args(hint)[0] if metadata else hint
+        entries.append(Option(field.name, field.default, kind, metadata))
+    return entries
+
+
+def flags_of(options: type[Any]) -> list[str]:
+    """Return the flags of a dataclass."""
+    return ["--help", *chain.from_iterable(option.flags for option in list_options(options))]
+
+
+def flag_name(word: str) -> str:
+    """Return the flag in a word such as `--limit_train=8`, as the help text spells it."""
+    return word.partition("=")[0].replace("_", "-")
+
+
+class UnknownFlag(UsageError):
+    """A flag that the command does not have."""
+
+    def __init__(self, flag: str, hint: str) -> None:
+        super().__init__(f"unknown flag {flag}: {hint}")
+        self.flag = flag
+
+
+def unknown_flag(word: str, options: type[Any], help_command: str) -> UnknownFlag:
+    """Return the error for a flag that a command does not have, with the nearest that it has."""
+    flag = flag_name(word)
+    nearest = difflib.get_close_matches(flag, flags_of(options), n=1)
+    hint = f"did you mean {nearest[0]}?" if nearest else f"{help_command} lists them"
+    return UnknownFlag(flag, hint)

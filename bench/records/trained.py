@@ -32,10 +32,21 @@ FILE_SUFFIXES = (checkpoint.SAFETENSORS, ".pt")
 FORMS = "a run's id or 4 of its first digits, or a row SUITE/DATASET/STUDENT/METHOD"
 
 
-def load(source: str | Path, store: Path, name: str, arch: str, dataset: str) -> Net:
+def load(
+    source: str | Path,
+    store: Path,
+    name: str,
+    arch: str,
+    dataset: str,
+    key: str = "",
+    mean: tuple[float, ...] = (),
+    std: tuple[float, ...] = (),
+) -> Net:
     """Load a network as `bench.load` describes it, whose `checkpoint` is called `name` here."""
     is_file = not isinstance(source, str) or source.endswith(FILE_SUFFIXES)
     if not is_file and not hub.is_address(source):
+        if key or mean or std:
+            raise UsageError(f"key, mean and std: of a file, and {source!r} is a run")
         return load_network(find_record(store, str(source)), store, name)
     path, _ = hub.locate(Path(source))
     if not path.exists():
@@ -43,7 +54,9 @@ def load(source: str | Path, store: Path, name: str, arch: str, dataset: str) ->
     arch, dataset = checkpoint.stated_network(path, arch, dataset)
     if not (arch and dataset):
         raise UsageError(f"{str(path)!r} does not say its network: name arch= and dataset=")
-    return checkpoint.load(path, arch, datasets.get(dataset))
+    info = datasets.get(dataset)
+    info.check_statistics(mean, std)
+    return checkpoint.load(path, arch, info, None, mean, std, key)
 
 
 def read_records(store: Path) -> list[Record]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from bench import __version__, datasets
+from bench import datasets
 from bench.models import formats, hub
 from bench.records import trained
 from bench.reference.model_card import ModelFile, render_card
+from bench.version import __version__
 from leaderboards.schema.checkpoints import BEST
 from leaderboards.schema.record import Record
 

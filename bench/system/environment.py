@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-from bench import __version__
 from bench.system.errors import UsageError
+from bench.version import __version__
 from leaderboards.schema.fields import Tag
 
 TORCH_PACKAGES = ("torch", "torchvision", "torchattacks")  # libraries that can alter a result

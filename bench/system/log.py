@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import shlex
 import sys
 import traceback
 from collections.abc import Iterator
@@ -44,11 +45,14 @@ def console() -> Console:
 
 
 class TerminalHandler(logging.Handler):
-    """Print records on standard error; `command` names the command that logs them."""
+    """Print records on standard error.
 
-    def __init__(self, command: str, level: int) -> None:
+    command: the one that logs them. line: how it was called.
+    """
+
+    def __init__(self, command: str, level: int, line: str = "") -> None:
         super().__init__(level)
-        self.command = command
+        self.command, self.line = command, line
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print one record, above the live line if there is one."""
@@ -78,10 +82,17 @@ class LogFile(logging.FileHandler):
             super().close()
 
 
+OWN_HANDLERS = (TerminalHandler, LogFile)
+
+
 @contextmanager
-def command_log(command: str) -> Iterator[None]:
-    """Print what `command` logs, and close its log file in the end."""
-    LOGGER.addHandler(TerminalHandler(command, logging.INFO))
+def command_log(command: str, level: int = logging.INFO, line: str = "") -> Iterator[None]:
+    """Print what `command` logs from a level on, and close its log file in the end.
+
+    line: how it was called; "" for the command line of the process.
+    """
+    line = line or f"python -m bench {shlex.join(sys.argv[1:])}"
+    LOGGER.addHandler(TerminalHandler(command, level, line))
     try:
         yield
     except Exception:
@@ -92,10 +103,11 @@ def command_log(command: str) -> Iterator[None]:
         raise
     finally:
         logging.captureWarnings(False)
-        for logger in (WARNINGS, LOGGER):
-            for handler in [*logger.handlers]:
+        # A program may have handlers of its own.
+        for handler in [entry for entry in LOGGER.handlers if isinstance(entry, OWN_HANDLERS)]:
+            for logger in (WARNINGS, LOGGER):
                 logger.removeHandler(handler)
-                handler.close()
+            handler.close()
 
 
 def terminal_handler() -> TerminalHandler | None:
@@ -131,9 +143,9 @@ def set_verbosity(quiet: bool, verbose: bool) -> None:
 
 
 def open_log_file(store: Path, head: str) -> None:
-    """Open the log file of the running command, unless it is open; its first record is `head`.
+    """Open the log file of the running command, unless it is open.
 
-    Where that fails, a warning says so.
+    Its first record is the command's line and `head`. Where that fails, a warning says so.
     """
     terminal = terminal_handler()
     if log_path() or not terminal:
@@ -147,7 +159,7 @@ def open_log_file(store: Path, head: str) -> None:
     except OSError as error:
         LOGGER.warning(f"warning: the log {path} cannot be written: {error.strerror}")
         return
-    LOGGER.log(NOTE, head)
+    LOGGER.log(NOTE, f"{terminal.line}\n{head}")
 
 
 def add_file(path: Path) -> None:

@@ -20,7 +20,8 @@ def format_table(columns: Sequence[str], rows: Iterable[Sequence[str]], numbers:
         table.add_column(name, justify="right" if is_number else "left")
     for row in rows:
         table.add_row(*map(Text, row))
-    console = Console(file=io.StringIO(), width=WIDTH, color_system=None)
+    # In a notebook a console shows what it prints.
+    console = Console(file=io.StringIO(), width=WIDTH, color_system=None, force_jupyter=False)
     with console.capture() as capture:
         console.print(table)
     return "\n".join(line.rstrip() for line in capture.get().splitlines())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import math
 import tomllib
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -91,13 +90,7 @@ def check_description(request: Release) -> Release:
         hint = f"did you mean {nearest[0]!r}?" if nearest else "`teacher list` shows them"
         needs = "and a file of your own needs --arch and --dataset"
         raise UsageError(f"{request.name!r} is no known release ({hint}), {needs}")
-    channels = datasets.get(request.dataset).shape[0]
-    mean, std = request.mean, request.std
-    right_count = len(mean) == len(std) and len(mean) in (0, channels)
-    finite = all(map(math.isfinite, mean + std))
-    if not right_count or not finite or min(std, default=1.0) <= 0:
-        rule = f"both with {channels} numbers for {request.dataset}, std above 0, or neither"
-        raise UsageError(f"--mean and --std: {rule}")
+    datasets.get(request.dataset).check_statistics(request.mean, request.std)
     return replace(request, eps=suites.default_eps(request.dataset))
 
 

@@ -153,7 +153,7 @@ def train_teachers(options: TuneOptions, runs: list[PlannedRun]) -> int:
         return 0
     # Other processes that join wait for the teachers.
     with exclusive(storage_url(options), "teachers"):
-        return run_grid(search_options(options), unique, show_results=False)
+        return int(bool(run_grid(search_options(options), unique, show_results=False)))
 
 
 def reference_teacher(options: TuneOptions, student: PlannedRun) -> PlannedRun:
@@ -286,7 +286,7 @@ class Search:
         values: dict[str, Any] = {"tuned": config.trials, **config.training}
         tuned = plan_runs(replace(default, **values), config.hyper)
         runs = plan_runs(default, {}) + [run for run in tuned if run.spec.role == "student"]
-        return run_grid(default, runs)
+        return int(bool(run_grid(default, runs)))
 
 
 def show_plan(options: TuneOptions, runs: list[PlannedRun], spaces: dict[str, SearchSpace]) -> int:

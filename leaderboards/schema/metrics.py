@@ -144,6 +144,13 @@ def describe_metric(name: str) -> Metric:
     return Metric(name, attack.replace("_", " "), "")
 
 
+def column_name(metric: str) -> str:
+    """Return the column of a metric in frames for people: "AutoAttack", "train seconds"."""
+    if describe_metric(metric).unit == "%":
+        return describe_metric(metric).label
+    return metric.partition("/")[2].replace("_", " ")
+
+
 def is_accuracy(name: str) -> bool:
     """Return whether a metric is an accuracy on test images, and no count of them."""
     return name.startswith(TEST_PREFIXES) and name.partition("/")[2] not in COUNT_LABELS

@@ -2,175 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
-import methods
-from bench.cli.parsing import Command, UnknownFlag, flags_of, parse_known, parse_options
-from bench.protocol.options import DryRun, RunOptions, option
-from bench.system.errors import UsageError, unknown_name
+from bench.api import runs
+from bench.api.runs import RunCommandOptions, RunRequest
+from bench.cli.parsing import Command, FlagReader
 from bench.system.log import set_verbosity
 
-if TYPE_CHECKING:
-    from bench.protocol.tuned_config import TunedConfig
-    from methods.base import Method
 
-METAVARS: dict[Any, str] = {float: "X", int: "N"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunCommandOptions(RunOptions):
-    """Train students with one or more methods, evaluate them, record everything.
-
-    What is already recorded is skipped, what was interrupted is resumed, teachers are trained on
-    first use.
-    """
-
-    config: Annotated[
-        Path | None,
-        option("FILE", "a configuration that `tune` wrote: method, suite, student and all values"),
-    ] = None
-    dry_run: DryRun = False
-
-
-# The options, and the hyper-parameters if there is one method.
-RunRequest = tuple[RunCommandOptions, dict[str, Any]]
+def read_request(argv: Sequence[str]) -> RunRequest:
+    """Return the options of a run and the hyper-parameters of its method."""
+    return runs.read_request(FlagReader(argv, "run"))
 
 
 def run(request: RunRequest) -> int:
     """Plan and carry out the runs; return the exit code."""
     options, hyper = request
     set_verbosity(options.quiet, options.verbose)
-    from bench.execution import grid, plan
-
-    return grid.run_grid(options, plan.plan_runs(options, hyper), dry_run=options.dry_run)
-
-
-def read_request(argv: Sequence[str]) -> RunRequest:
-    """Return the options of a run and the hyper-parameters of its method."""
-    # The method, `--config` and `--official` decide which other flags there are and what their
-    # defaults are, so the words are read twice.
-    partial = parse_known(RunCommandOptions, argv, "run")
-    names = method_names(partial.method)
-    config, defaults = None, dict[str, Any]()
-    if partial.config:
-        if partial.official:
-            raise UsageError("--official and --config: one of them")
-        config = read_config(partial.config, names)
-        names, defaults = [config.method], config.flags
-    if len(names) != 1:
-        return parse_without_hyper(argv, names), {}
-    method = methods.load(names[0])
-    if partial.official:
-        from methods.base import official_values
-
-        defaults = official_values(method)
-    combined = add_hyper(names[0], method)
-    parsed = parse_options(combined, argv, "run", combined(**defaults))
-    # Worker processes get the options by pickle, which finds no class that was made here.
-    hyper, values = field_values(parsed, method), field_values(parsed, RunCommandOptions)
-    # A hyper-parameter of a plugin may have the name of an option that came later.
-    options = RunCommandOptions(**{name: values[name] for name in values.keys() - hyper.keys()})
-    if config:
-        options = check_config(config, parsed, options)
-    return options, hyper
-
-
-def parse_without_hyper(argv: Sequence[str], names: Sequence[str]) -> RunCommandOptions:
-    """Return the options for no, several or all methods, none of whose own flags exist."""
-    try:
-        options = parse_options(RunCommandOptions, argv, "run")
-    except UnknownFlag as error:
-        if any(error.flag in flags_of(methods.load(name)) for name in names):
-            hint = "a method's own flags need exactly one --method"
-            raise UnknownFlag(error.flag, hint) from None
-        raise
-    if not options.method:
-        raise UsageError("missing: --method, or --config")
-    return options
-
-
-def method_names(text: str) -> list[str]:
-    """Return the methods in the value of `--method`; none if it is empty or `all`."""
-    if text in ("", "all"):
-        return []
-    names = text.split(",")
-    for name in names:
-        if name not in methods.names():
-            raise unknown_name("method", name, [*methods.names(), "all"])
-    return names
-
-
-def read_config(path: Path, names: Sequence[str]) -> TunedConfig:
-    """Return the configuration in a file, which must fit its method and the names, if any."""
-    from bench.protocol import tuned_config
-    from methods.base import matches_type
-
-    config = tuned_config.read(path)
-    if names and [*names] != [config.method]:
-        raise UsageError(f"--method {','.join(names)}: {path} is for {config.method}")
-    if config.method not in methods.names():
-        raise unknown_name("method", config.method, methods.names())
-    method = methods.load(config.method)
-    fields = dataclasses.fields(method)
-    defaults = {field.name: field.default for field in fields}
-    for name, value in config.hyper.items():
-        if name not in defaults:
-            raise unknown_name(f"hyper-parameter of {config.method} in {path}", name, defaults)
-        if not matches_type(value, defaults[name]):
-            kind = type(defaults[name]).__name__
-            raise UsageError(f"{path}: {name} = {value!r} should be a {kind}")
-        # TOML has whole numbers too, of which another spec would follow.
-        if isinstance(defaults[name], float):
-            config.hyper[name] = float(value)
-    try:
-        method(**config.hyper)
-    except ValueError as error:
-        raise UsageError(f"{config.method}: {error}") from error
-    return config
-
-
-def check_config(
-    config: TunedConfig, parsed: object, options: RunCommandOptions
-) -> RunCommandOptions:
-    """Return the options, without the mark of a tuned row if flags change a value that was found.
-
-    Raise UsageError if the configuration is for another suite.
-    """
-    from bench.execution.suite_file import resolve_suite
-
-    suite = resolve_suite(options.suite).id
-    if config.suite != suite:
-        config_run = f"{config.method} in {config.suite}"
-        raise UsageError(
-            f"--config {str(options.config)!r} is for {config_run}, --suite is {suite}"
-        )
-    if any(getattr(parsed, name) != value for name, value in config.values.items()):
-        return dataclasses.replace(options, tuned=0)
-    return options
-
-
-def add_hyper(name: str, method: type[Method]) -> type[RunCommandOptions]:
-    """Return a dataclass of the options of `run` and the hyper-parameters of the method `name`."""
-    hints = get_type_hints(method)
-    fields: list[Any] = []
-    for field in dataclasses.fields(method):
-        choices = field.metadata["search"]["choices"]
-        kind = Literal[choices] if choices else hints[field.name]
-        described = option(METAVARS.get(kind), f"{name}: {field.metadata['help']}")
-        default = dataclasses.field(default=field.default)
-        fields.append((field.name, Annotated[kind, described], default))
-    return dataclasses.make_dataclass(
-        "RunOptions", fields, bases=(RunCommandOptions,), frozen=True, kw_only=True,
-        namespace={"__doc__": RunCommandOptions.__doc__})  # fmt: skip
-
-
-def field_values(values: object, form: type[Any]) -> dict[str, Any]:
-    """Return the values of the fields of a dataclass, read from an object that has more."""
-    return {field.name: getattr(values, field.name) for field in dataclasses.fields(form)}
+    _, failures = runs.run_all(options, hyper)
+    return 1 if failures else 0
 
 
 COMMAND = Command(RunCommandOptions, run, read_request)

@@ -83,7 +83,7 @@ def train_teacher(options: TrainTeacherOptions) -> int:
         for name in names:
             models.check(options.arch, datasets.get(name))
     runs = [plan.plan_teacher(options, suite, name, options.role, options.arch) for name in names]
-    return grid.run_grid(options, runs)
+    return 1 if grid.run_grid(options, runs) else 0
 
 
 def import_teacher(options: ImportTeacherOptions) -> None:
@@ -155,8 +155,8 @@ def measure_teacher(
     net: Net, card: Card, release: Release | None, eps: float, options: MeasureOptions
 ) -> Card:
     """Return the card with clean accuracy and PGD-20 in percent, checked against the release."""
-    from bench.cli.evaluation import attack_test_images, print_accuracies
     from bench.datasets.loading import load_data
+    from bench.execution.evaluation import attack_test_images
     from bench.system import environment
     from bench.teachers import checks
 
@@ -167,7 +167,7 @@ def measure_teacher(
     if release:
         checks.check_clean_accuracy(net, test, len(split), release)
     evaluation = attack_test_images(net, test, ("pgd20",), device, eps=eps)
-    print_accuracies(evaluation, len(test), f"l-inf {eps:.4g}")
+    print(evaluation)
     accuracy = evaluation.accuracy()
     clean = round(100 * accuracy["clean"], 2)
     pgd20 = round(100 * accuracy["pgd20"], 2)

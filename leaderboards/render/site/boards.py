@@ -8,16 +8,20 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import chain
 from operator import attrgetter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from leaderboards.render import csv_tables, json_tables, latex, markdown
 from leaderboards.render.protocol_text import Run
 from leaderboards.render.site.site_map import Site, file_names
 from leaderboards.schema import metrics
+from leaderboards.schema.fields import Tag
 from leaderboards.schema.metrics import BALANCE, CLASS_SPREAD, DROP, KEPT, RANK_METRIC
 from leaderboards.tables.across_tasks import robustness_kept
 from leaderboards.tables.rows import Column, Row, SeedSummary, TaskTable
 from leaderboards.tables.suite_tables import Section
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SHORT = {CLASS_SPREAD: "Spread"}
 MEANINGS = {
@@ -82,16 +86,39 @@ def render_files(site: Site) -> Iterator[tuple[str, str]]:
             stem = f"tables/{stems[id(table)]}"
             tables, teachers = ((), table) if table.of_teachers else ((table,), None)
             alone = [replace(section, tables=tables, teachers=teachers, across_tasks=None)]
-            yield f"{stem}.csv", _render_csv(section, table)
+            yield f"{stem}.csv", csv_tables.render(_build_frame(table_lines(section, table)))
             yield f"{stem}.md", markdown.render(alone)
             yield f"{stem}.tex", latex.render(alone)
             yield f"{stem}.json", json_tables.render(alone)
 
 
-def _render_csv(section: Section, table: TaskTable) -> str:
-    """Render a line a row: fractions and seconds, not rounded; empty where not measured."""
+def site_frame(site: Site) -> pd.DataFrame:
+    """Return the rows of all tables, under readable names, with suite and role."""
+    lines = []
+    for section in site.sections:
+        for table in section.all_tables:
+            role = "teacher" if table.of_teachers else "student"
+            head = {"suite": section.experiment, str(Tag.ROLE): role}
+            lines += [head | line for line in table_lines(section, table)]
+    return _build_frame(lines).rename(columns=_readable_name)
+
+
+def _readable_name(column: str) -> str:
+    metric = column.removesuffix("_sd")
+    if "/" not in metric:
+        return column
+    return metrics.column_name(metric) + " sd" * (metric != column)
+
+
+def _build_frame(lines: list[dict[str, Any]]) -> pd.DataFrame:
     import pandas as pd
 
+    ranks = dict.fromkeys(("rank_first", "rank_last"), "Int64")
+    return pd.DataFrame(lines, columns=None if lines else [*ranks]).astype(ranks)
+
+
+def table_lines(section: Section, table: TaskTable) -> list[dict[str, Any]]:
+    """Return each row: fractions and seconds, not rounded; NaN where not measured."""
     columns = [RANK_METRIC, *(column.metric for column in board_columns(section, table))]
     lines = []
     for row in table.rows:
@@ -102,8 +129,7 @@ def _render_csv(section: Section, table: TaskTable) -> str:
             summary = board_summary(section, row, metric)
             line |= {metric: summary.mean, f"{metric}_sd": summary.sd}
         lines.append(line)
-    frame = pd.DataFrame(lines).astype({"rank_first": "Int64", "rank_last": "Int64"})
-    return csv_tables.render(frame)
+    return lines
 
 
 def cite_table(site: Site, section: Section, title: str, run_ids: list[str]) -> str:
