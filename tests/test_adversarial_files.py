@@ -18,7 +18,7 @@ from bench import cli, models
 from bench.datasets import DIGITS
 from bench.datasets.augmentation import to_float
 from bench.datasets.loading import load_data
-from bench.models.adversarial_file import read_examples
+from bench.execution.adversarial_file import read_examples
 from bench.system.errors import BenchError
 from bench.system.files import sha256_of_file
 

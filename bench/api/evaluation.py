@@ -150,13 +150,14 @@ def fetch_files(options: EvaluateOptions) -> EvaluateOptions:
 
     Raise BenchError for an address that has no file.
     """
-    from bench.models import checkpoint, hub
+    from bench.teachers.releases import locate_file
 
-    file, _ = hub.locate(options.checkpoint)
-    surrogate = hub.locate(options.surrogate)[0] if options.surrogate else None
-    arch, dataset = options.arch, options.dataset
-    if not options.release:
-        arch, dataset = checkpoint.stated_network(file, arch, dataset)
+    named = options.arch, options.dataset
+    file, *stated = locate_file(options.checkpoint, *named)
+    arch, dataset = named if options.release else stated
+    surrogate = options.surrogate
+    if surrogate:
+        surrogate, *_ = locate_file(surrogate, options.surrogate_arch or arch, dataset)
     return replace(options, checkpoint=file, surrogate=surrogate, arch=arch, dataset=dataset)
 
 
@@ -224,7 +225,7 @@ def read_images(
     options: EvaluateOptions, x: Tensor
 ) -> tuple[dict[str, Tensor], dict[str, dict[str, str]]]:
     """Return the adversarial examples of a file by digits of its sha256, and which file that is."""
-    from bench.models.adversarial_file import read_examples
+    from bench.execution.adversarial_file import read_examples
     from bench.system.files import sha256_of_file
 
     if not options.images:
