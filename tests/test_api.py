@@ -133,8 +133,11 @@ def test_a_recorded_run_is_a_row_and_nothing_is_printed(
     assert bench.load(frame["run_id"][0], store)(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
 
 
-def test_training_prints_nothing_either(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    bench.run(**SMALL | {"seeds": 0}, store=tmp_path)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_training_prints_nothing_either(
+    workers: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    bench.run(**SMALL | {"seeds": 0}, store=tmp_path, workers=workers)
     assert capfd.readouterr() == ("", "")
     (path,) = (tmp_path / "logs").iterdir()
     assert "bench.run(method='trades', student='resnet8-w4', epochs=1" in path.read_text()
@@ -289,13 +292,13 @@ def test_an_evaluation_is_a_frame(file: Path) -> None:
 def test_mean_and_std_are_those_of_the_command(
     file: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    known = {"arch": "resnet8-w4", "dataset": "digits", **ATTACKED}
-    result = bench.evaluate(file, mean=[0.5], std=(0.25,), **known)
+    network = {"arch": "resnet8-w4", "dataset": "digits", **ATTACKED}
+    result = bench.evaluate(file, mean=[0.5], std=(0.25,), **network)
     assert (result.about["mean"], result.about["std"]) == ([0.5], [0.25])
     words = f"evaluate --checkpoint {file} --arch resnet8-w4 --dataset digits --mean 0.5"
     expected = error_of_command(words, capfd)
     with pytest.raises(UsageError) as failure:
-        bench.evaluate(file, mean=[0.5], **known)
+        bench.evaluate(file, mean=[0.5], **network)
     assert str(failure.value) == expected
 
 
@@ -395,18 +398,18 @@ def test_a_leaderboard_that_fails_has_the_line_of_the_command(
 
 
 def test_load_takes_the_normalisation_and_the_key(file: Path, tmp_path: Path) -> None:
-    known = {"arch": "resnet8-w4", "dataset": "digits"}
+    network = {"arch": "resnet8-w4", "dataset": "digits"}
     x = torch.rand(4, 1, 8, 8)
-    raw, scaled = bench.load(file, **known), bench.load(file, **known, mean=[0.5], std=[0.25])
+    raw, scaled = bench.load(file, **network), bench.load(file, **network, mean=[0.5], std=[0.25])
     assert scaled.mean.item() == 0.5
     with torch.no_grad():
         assert torch.allclose(scaled(x), raw((x - 0.5) / 0.25), atol=1e-5)
     state = torch.load(file)
     both = tmp_path / "both.pt"
     torch.save({"one": state, "two": {name: value * 0 for name, value in state.items()}}, both)
-    assert bench.load(both, **known, key="two").state_dict()["linear.bias"].abs().sum() == 0
+    assert bench.load(both, **network, key="two").state_dict()["linear.bias"].abs().sum() == 0
     with pytest.raises(UsageError, match=r"--mean and --std: both with 1 numbers for digits"):
-        bench.load(file, **known, mean=[0.5, 0.5], std=[1, 1])
+        bench.load(file, **network, mean=[0.5, 0.5], std=[1, 1])
 
 
 def test_a_run_has_its_normalisation(store: Path) -> None:

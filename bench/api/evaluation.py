@@ -80,7 +80,7 @@ def evaluate(
 ) -> Evaluation:
     """Attack a checkpoint file or a network in memory.
 
-    The options are the flags of the command `evaluate`. A list of names may be a list.
+    The options are the flags of the command `evaluate`; names with commas may be a list.
 
     Args:
         checkpoint: a file, or a module that maps images in [0, 1] to logits. A module stays as it

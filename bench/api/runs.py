@@ -63,8 +63,8 @@ def run(method: str | Sequence[str] = "", *, verbose: bool = False, **options: A
     """Train students with one or more methods, evaluate them, record everything.
 
     What is already recorded is skipped, what was interrupted is resumed, teachers are trained on
-    first use, as by the command `run`, whose flags are the options. A list of names may be a list.
-    One method's hyper-parameters are options too.
+    first use, as by the command `run`. The options are its flags, one method's hyper-parameters
+    among them; names with commas may be a list.
 
     Args:
         method: methods, or "all".
