@@ -47,7 +47,7 @@ def export_records(options: ExportOptions) -> int:
 
 def publish(options: ExportOptions) -> int:
     """Publish a run and print the address of its commit."""
-    from bench.reference.model_files import publish_run
+    from bench.cli.model_files import publish_run
     from bench.system.errors import UsageError
 
     if len(options.runs) != 1 or options.suite or options.from_mlflow:

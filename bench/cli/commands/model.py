@@ -33,9 +33,9 @@ class ModelOptions:
 
 def write_model(options: ModelOptions) -> None:
     """Write the file and its card, and print their paths."""
+    from bench.cli.model_files import render_model
     from bench.models import formats
     from bench.records import trained
-    from bench.reference.model_files import render_model
     from bench.system.errors import UsageError
     from bench.system.files import save_file
 
