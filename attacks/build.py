@@ -38,6 +38,11 @@ class Settings:
     precision: str = "fp32"
 
     @property
+    def radius(self) -> float:
+        """The radius that adversarial examples may have: eps and what float32 rounds."""
+        return self.eps * (1 + 1e-5) + 1e-6
+
+    @property
     def num_targets(self) -> int:
         """The number of classes that a targeted attack aims at."""
         return min(self.num_classes - 1, MAX_TARGETS)

@@ -25,7 +25,15 @@ from attacks.build import Settings, build_attack
 from attacks.catalog import ATTACKS, CONTROLS, MINIMUM_NORM, Attack, attack_components, expand_names
 from attacks.corruptions import corrupt_images
 from attacks.isolation import isolated_state
-from attacks.request import Target, check_model, check_request, copy_model, predict_classes
+from attacks.request import (
+    Surrogates,
+    Target,
+    check_model,
+    check_request,
+    copy_model,
+    name_examples,
+    predict_classes,
+)
 from attacks.result import Cost, Evaluation
 from attacks.sanity import probe_model, training_mode_flag
 from attacks.search.choice import AUTO, choose_search
@@ -54,6 +62,7 @@ def evaluate(
     search: str = AUTO,
     precision: str = AUTO,
     surrogates: Mapping[str, nn.Module] | None = None,
+    images: Mapping[str, Tensor] | None = None,
     probes: int = 64,
     record: Path | None = None,
     progress: Progress | None = None,
@@ -63,6 +72,7 @@ def evaluate(
     Args:
         attacks: names of the catalogue. NAME@S makes its images on `surrogates[S]`; "corruptions",
             or one such as noise-3, is a control outside the ball, no part of `worst`.
+        images: adversarial examples of x that others made, by name, judged as `images@NAME`.
         eps: radius in `norm`, "Linf" or "L2", in pixel units; 0 gives the clean verdict.
         seed: of each batch. batch_size: of an official batch; both are in the verdict file's key.
         search: "exact", batch by batch; "device", in full passes; "auto": "device" on CUDA.
@@ -76,10 +86,9 @@ def evaluate(
     x, used = x.detach().contiguous(), _used_surrogates(chosen, surrogates or {})
     check_request(chosen, used, x, y, settings, probes)
     with isolated_state(seed):
-        target = Target(net, copy_model(net), used)
         if not len(x):
             return _empty_evaluation(chosen)
-        return _Evaluator(target, x, y, settings, chosen, progress).run(probes, record)
+        return _Evaluator(net, used, x, y, settings, chosen, progress).run(probes, record, images)
 
 
 def _used_surrogates(
@@ -101,43 +110,52 @@ class _Evaluator:
 
     def __init__(
         self,
-        target: Target,
+        net: nn.Module,
+        surrogates: Surrogates,
         x: Tensor,
         y: Tensor,
         settings: Settings,
         chosen: list[str],
         progress: Progress | None,
     ) -> None:
-        self.target, self.x, self.y = target, x, y
+        self.target, self.x, self.y = Target(net, copy_model(net), surrogates), x, y
         self.chosen, self.progress = chosen, progress
-        classes = check_model(target, x, y, chosen, settings.norm)
+        classes = check_model(self.target, x, y, chosen, settings.norm)
         self.settings = replace(settings, num_classes=classes)
         self.attacked_models: dict[nn.Module, AttackedModel] = {}
         # Of a device's search: refused candidates, and images in a pass as far as memory allows.
         self.refused, self.size = 0, CUDA_SIZE if x.is_cuda else CPU_SIZE
         self.record: Path | None = None
         self.key = ""
-        predictions = self._predict(lambda images: images)
+        predictions = self._predict(x)
         about = {"norm": settings.norm, "eps": settings.eps, "seed": settings.seed}
         self.result = Evaluation(
             (predictions == y).cpu(), predictions=predictions.cpu(), about=about
         )
 
-    def _predict(self, change: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return the classes of the images after a change of them: (N,)."""
+    def _predict(self, x: Tensor, change: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """Return the classes of images after a change of them: (N,)."""
         classes = []
         with isolated_state(self.settings.seed):
-            for images in torch.split(self.x, self.settings.batch_size):
-                classes.append(predict_classes(self.target.reference_model, change(images)))
+            for images in torch.split(x, self.settings.batch_size):
+                images = change(images) if change else images
+                classes.append(predict_classes(self.target.reference_model, images))
         return torch.cat(classes)
 
-    def run(self, probes: int, record: Path | None) -> Evaluation:
+    def run(
+        self, probes: int, record: Path | None, images: Mapping[str, Tensor] | None
+    ) -> Evaluation:
         """Run what the verdict file `record` does not hold. Return the verdicts."""
+        examples = name_examples(images or {}, self.x, self.settings)
         self._open_verdict_file(record)
+        # Never from the file: two sets of examples may have one name.
+        for name, adv in examples.items():
+            self.result.robust[name] = (self._predict(adv) == self.y).cpu()
+            self._save()
         self._run_attacks()
         self._run_probes(probes)
         # The file may hold other attacks too.
-        return self.result.select_attacks(self.chosen)
+        return self.result.select_attacks([*examples, *self.chosen])
 
     def _open_verdict_file(self, record: Path | None) -> None:
         """Load the verdicts of a file and check that it can be written."""
@@ -165,7 +183,7 @@ class _Evaluator:
             if name in CONTROLS:
                 kind, severity = CONTROLS[name]
                 corrupt = partial(corrupt_images, kind=kind, severity=severity)
-                self.result.control[name] = (self._predict(corrupt) == self.y).cpu()
+                self.result.control[name] = (self._predict(self.x, corrupt) == self.y).cpu()
             else:
                 self._run_attack(name)
             self._save()
@@ -266,10 +284,8 @@ class _Evaluator:
         ball; there an image does not count.
         """
         eps, norm, kind = self.settings.eps, self.settings.norm, component.kind
-        # Rounding of float32.
-        radius = eps * (1 + 1e-5) + 1e-6
         # False for NaN too.
-        inside = perturbation_norm(adv - x, norm) <= radius
+        inside = perturbation_norm(adv - x, norm) <= self.settings.radius
         if kind in MINIMUM_NORM:
             adv = torch.where(inside.view(-1, 1, 1, 1), adv, x)
         elif adv.isnan().any():

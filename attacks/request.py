@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from attacks.attacked_model import frozen_copy
+from attacks.attacked_model import frozen_copy, perturbation_norm
 from attacks.build import Settings, check_pixels
 from attacks.catalog import ATTACKS, CONTROLS, attack_components, is_transferable
 
@@ -55,6 +55,39 @@ def check_request(
     if x.dtype != torch.float32 or not (x.amin() >= 0 and x.amax() <= 1):
         pixels = f"{x.dtype} in [{x.amin():.3g}, {x.amax():.3g}]"
         raise ValueError(f"images must be float32 in [0, 1], these are {pixels}")
+
+
+def name_examples(images: Mapping[str, Tensor], x: Tensor, settings: Settings) -> dict[str, Tensor]:
+    """Return adversarial examples that others made of x by the name of their verdicts.
+
+    Raise ValueError for what is none: each must be an image of the ball.
+    """
+    examples = {}
+    for name, adv in images.items():
+        examples[f"images@{name}"] = adv = adv.detach().to(x.device).contiguous()
+        _check_examples(adv, x, settings)
+    return examples
+
+
+def _check_examples(adv: Tensor, x: Tensor, settings: Settings) -> None:
+    if adv.shape != x.shape or adv.dtype != torch.float32:
+        shapes = f"{adv.dtype} {tuple(adv.shape)}"
+        raise ValueError(f"adversarial examples must be float32 {tuple(x.shape)}, not {shapes}")
+    pixels, distance = adv.flatten(1), perturbation_norm(adv - x, settings.norm)
+    ball = f"in the ball of eps {settings.eps:.6g} ({settings.norm}) around their test images"
+    # The last one allows for what float32 rounds.
+    rules = {
+        "finite": pixels.isfinite().all(dim=1),
+        "in [0, 1]": ((pixels >= 0) & (pixels <= 1)).all(dim=1),
+        ball: distance <= settings.radius,
+    }
+    for rule, is_kept in rules.items():
+        wrong = (~is_kept).nonzero().flatten().tolist()
+        if wrong:
+            lowest, highest = pixels[wrong[0]].aminmax()
+            first = f"image {wrong[0]} has values in [{lowest:.6g}, {highest:.6g}]"
+            message = f"{len(wrong)} of {len(adv)} are not: {first}, {distance[wrong[0]]:.6g} away"
+            raise ValueError(f"adversarial examples must be {rule}; {message}")
 
 
 def _check_name(name: str, surrogates: Surrogates) -> None:

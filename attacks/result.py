@@ -71,8 +71,10 @@ class Evaluation:
         count, norm = len(self.clean), self.about.get("norm")
         threat = f", {NORMS[norm]} {self.about['eps']:.4g}" if norm else ""
         lines = [f"{count} test images{threat}"]
-        for name, value in self.accuracy().items():
-            line, cost = f"{name:14}{100 * value:6.2f} %", self.cost.get(name)
+        accuracy = self.accuracy()
+        width = max(14, *(len(name) + 1 for name in accuracy))
+        for name, value in accuracy.items():
+            line, cost = f"{name:{width}}{100 * value:6.2f} %", self.cost.get(name)
             if cost and count:
                 passes = f"{cost.forwards / count:8.0f} forward passes an image"
                 line += f"{cost.seconds:8.1f} s {passes} {cost.images_per_second:9.0f} passes/s"

@@ -18,7 +18,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import QUICK
+from hub_server import Hub, connect, serve_hub
 from mlflow import MlflowClient
 from test_ui import free_port
 
@@ -26,6 +28,8 @@ from attacks import ATTACKS
 from bench import cli
 from bench.cli import commands
 from bench.cli.parsing import Command, parse_options
+from bench.datasets.augmentation import to_float
+from bench.datasets.loading import load_data
 from bench.protocol import suites, tuned_config
 from bench.protocol.tuned_config import TunedConfig
 from bench.teachers import cards, releases
@@ -107,6 +111,10 @@ class PageCommand:
     def arguments(self) -> list[str]:
         """The words after the name."""
         return list(self.words[len(self.name.split()) :])
+
+    @property
+    def needs_hub(self) -> bool:
+        return "--hub" in self.words or any(word.startswith("hf:") for word in self.words)
 
     @property
     def is_distributed(self) -> bool:
@@ -207,6 +215,8 @@ def make_small(command: PageCommand, values: dict[str, list[str]]) -> dict[str, 
         kept = {name: value for name, value in values.items() if name != "--teacher"}
         return kept | {"--dry-run": []}
     small = {option: [value] for option, value in SMALL.get(command.name, {}).items()}
+    if command.needs_hub:
+        small.pop("--checkpoint", None)
     return values | small
 
 
@@ -233,6 +243,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree("runs", "one-row")
         (card,) = cards.read_cards(Path("runs"))
         shutil.copy(cards.teacher_file(Path("runs"), card.identity), "net.pt")
+        test = load_data("digits", "data", limit_test=int(IMAGES["--limit-test"])).test
+        torch.save(to_float(test.x), "adv.pt")
         words = argv("teacher import", {"": ["mine", "net.pt"]} | small_values("teacher import"))
         assert cli.dispatch(words) == 0
         suite = suites.get("digits").id
@@ -254,6 +266,16 @@ def folder(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setitem(ATTACKS, "aa", replace(ATTACKS["aa"], components=QUICK))
     return tmp_path
+
+
+@pytest.fixture
+def hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """Serve the repository that pages name."""
+    pytest.importorskip("huggingface_hub")
+    with serve_hub(folder / "hub") as server:
+        connect(server.url, folder, monkeypatch)
+        server.write("OWNER/NAME", {"net.pt": Path("net.pt").read_bytes()})
+        yield server
 
 
 @pytest.fixture(scope="module")
@@ -292,8 +314,14 @@ mlflow server --port 1
 @pytest.mark.slow
 @each_command
 def test_command_of_a_page(
-    command: PageCommand, folder: Path, run_id: str, monkeypatch: pytest.MonkeyPatch
+    command: PageCommand,
+    folder: Path,
+    run_id: str,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ) -> None:
+    if command.needs_hub:
+        request.getfixturevalue("hub")
     entry = commands.load_module(command.words[0]).COMMAND
     if isinstance(entry, dict):
         entry = entry[command.words[1]]

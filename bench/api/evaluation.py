@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
@@ -29,6 +29,7 @@ DEFAULT_ATTACKS = {"Linf": ("fgsm", "pgd20", "pgd20_trades", "cw_inf", "aa"), "L
 DEFAULT_ATTACKS_HINT = "fgsm,pgd20,pgd20_trades,cw_inf,aa in Linf, pgd20,aa in L2"
 DEFAULT_EPS_L2 = 0.5
 NEEDED = "the release's"
+IMAGES_DIGITS = 16  # of the sha256 of a file of images, in the name of its verdicts
 # Options that are about files.
 FILE_OPTIONS = {
     *("arch", "release", "key", "mean", "std", "sha256", "device", "surrogate", "surrogate_arch"),
@@ -43,7 +44,7 @@ class EvaluateOptions(CommonOptions):
     The name "corruptions" among the attacks adds noise, blur, contrast and JPEG as a control.
     """
 
-    checkpoint: Annotated[Path, option("FILE")]
+    checkpoint: Annotated[Path, option("FILE", "or `hf:OWNER/NAME[@REVISION][:FILE]`")]
     arch: Annotated[str, option("MODEL", "such as resnet18; see `list`", NEEDED)] = ""
     dataset: Annotated[str, option("NAME", "whose test images", NEEDED)] = ""
     release: Annotated[str, option("NAME", "what the file is; see `teacher list`", "none")] = ""
@@ -54,6 +55,9 @@ class EvaluateOptions(CommonOptions):
     norm: Annotated[Norm, option(text="of the perturbation")] = "Linf"
     eps: Annotated[
         float | None, option("X", "radius", "the release's or suite's in Linf, 0.5 in L2")
+    ] = None
+    images: Annotated[
+        Path | None, option("FILE", "judge what others made, alone or with --attacks", "none")
     ] = None
     surrogate: Annotated[Path | None, option("FILE", "network that NAME@surrogate attacks")] = None
     surrogate_arch: Annotated[str, option("MODEL", "of the surrogate", "--arch")] = ""
@@ -127,6 +131,7 @@ def attack_checkpoint(options: EvaluateOptions) -> Evaluation:
     from bench.teachers import checks
     from bench.teachers.releases import load_file
 
+    options = fetch_files(options)
     release = describe_file(options)
     info = datasets.get(release.dataset)
     check_options(options)
@@ -141,6 +146,22 @@ def attack_checkpoint(options: EvaluateOptions) -> Evaluation:
     evaluation.flags |= checks.normalisation_flags(networks, test, info.name)
     evaluation.about = describe_checkpoint(options, release, networks[""]) | evaluation.about
     return evaluation
+
+
+def fetch_files(options: EvaluateOptions) -> EvaluateOptions:
+    """Return the options with files for addresses on a hub, and with what the file's head states.
+
+    Raise BenchError for an address that has no file.
+    """
+    from bench.teachers.releases import locate_file
+
+    named = options.arch, options.dataset
+    file, *stated = locate_file(options.checkpoint, *named)
+    arch, dataset = named if options.release else stated
+    surrogate = options.surrogate
+    if surrogate:
+        surrogate, *_ = locate_file(surrogate, options.surrogate_arch or arch, dataset)
+    return replace(options, checkpoint=file, surrogate=surrogate, arch=arch, dataset=dataset)
 
 
 def describe_checkpoint(options: EvaluateOptions, release: Release, net: Net) -> dict[str, Any]:
@@ -192,12 +213,34 @@ def attack_networks(
 
     net = networks[""]
     device = next(net.parameters(), x).device
+    images, about = read_images(options, x)
     with explain_memory_errors(options.batch_size):
-        return attack_images(
+        evaluation = attack_images(
             net, x.to(device), y.to(device), attack_names(options), options.out,
-            surrogates=networks, eps=eps, norm=options.norm, seed=options.seed,
+            surrogates=networks, images=images, eps=eps, norm=options.norm, seed=options.seed,
             batch_size=options.batch_size, search=options.search,
             precision=options.search_precision)  # fmt: skip
+    evaluation.about |= about
+    return evaluation
+
+
+def read_images(
+    options: EvaluateOptions, x: Tensor
+) -> tuple[dict[str, Tensor], dict[str, dict[str, str]]]:
+    """Return the adversarial examples of a file by digits of its sha256, and which file that is."""
+    from bench.execution.adversarial_file import read_examples
+    from bench.system.files import sha256_of_file
+
+    if not options.images:
+        return {}, {}
+    images = read_examples(options.images, tuple(x.shape[1:]))
+    if len(images) != len(x):
+        remedy = "" if len(images) > len(x) else f": --limit-test {len(images)} takes the first"
+        counts = f"{len(images)} images for {len(x)} test images"
+        raise UsageError(f"{str(options.images)!r} holds {counts}{remedy}")
+    sha256 = sha256_of_file(options.images)
+    about = {"images": {"file": str(options.images), "sha256": sha256}}
+    return {sha256[:IMAGES_DIGITS]: images}, about
 
 
 def describe_file(options: EvaluateOptions) -> Release:
@@ -237,7 +280,8 @@ def attack_names(options: EvaluateOptions) -> Sequence[str]:
     from attacks import catalog
     from bench.execution.plan import split_names
 
-    attacks = split_names(options.attacks) or DEFAULT_ATTACKS[options.norm]
+    default_attacks = () if options.images else DEFAULT_ATTACKS[options.norm]
+    attacks = split_names(options.attacks) or default_attacks
     for name in catalog.expand_names(attacks):
         base, at, surrogate = name.partition("@")
         if base not in catalog.ATTACKS and name not in catalog.CONTROLS:

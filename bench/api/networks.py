@@ -25,7 +25,8 @@ def load(
     Args:
         source: the id of a run, its first digits or its spec's id; a row as
             "digits/digits/resnet8-w8/rslad", of whose seeds validation chooses one; or the path of
-            a .safetensors or .pt file, a str that ends so or any Path.
+            a .safetensors or .pt file, a str that ends so or any Path; or
+            `hf:OWNER/NAME[@REVISION][:FILE]`, of a hub of models.
         store: the folder of the run's store.
         checkpoint: of the run: "best", "last", "ema" or "swa".
         arch: the network of a file that does not say it.

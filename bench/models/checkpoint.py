@@ -10,15 +10,23 @@ import torch
 from torch import Tensor, nn
 
 from bench.datasets import Dataset
-from bench.models import build
+from bench.models import build, find
 from bench.models.adapter import Adapted
 from bench.models.reader import SAFETENSORS, check_zip_checksums, read, read_metadata
 from bench.models.weights import State, find_network, holds
-from bench.system.errors import BenchError
+from bench.system.errors import BenchError, UsageError
 from bench.system.files import write_atomically
 from methods.base import Net
 
-__all__ = ["SAFETENSORS", "check_zip_checksums", "load", "read", "read_metadata", "save"]
+__all__ = [
+    "SAFETENSORS",
+    "check_zip_checksums",
+    "load",
+    "read",
+    "read_metadata",
+    "save",
+    "stated_network",
+]
 
 COUNTER = "num_batches_tracked"
 
@@ -69,6 +77,21 @@ def load(
         check_values(path, name, state[name])
     net.load_state_dict(state, strict=False)
     return net.eval()
+
+
+def stated_network(path: Path, arch: str, dataset: str) -> tuple[str, str]:
+    """Return network and data set, where not named those in the head of a safetensors file.
+
+    Raise UsageError for a head that names a function: no file chooses which code runs here.
+    """
+    head = read_metadata(path)
+    if not arch:
+        arch = head.get("arch", "")
+        if arch and find(arch).family.name == "factory":
+            raise UsageError(
+                f"{str(path)!r} is made by the function {arch}: name it if you trust it"
+            )
+    return arch, dataset or head.get("dataset", "")
 
 
 def layer_names(net: Net, content: dict[str, Any], wanted: State) -> dict[str, str]:

@@ -88,11 +88,22 @@ def read(path: Path, sha256: str | None = None, where: str = "") -> dict[str, An
 
     where: the address that the file should be from, for the line about a web page.
     """
+    content = read_content(path, sha256, where)
+    if isinstance(content, StandIn):
+        return {"object": content}
+    if not isinstance(content, dict):
+        kind = type(content).__name__
+        raise BenchError(f"{str(path)!r} holds a {kind}, not a checkpoint's dictionary of tensors")
+    return content
+
+
+def read_content(path: Path, sha256: str | None = None, where: str = "") -> Any:
+    """Return what a file of torch.save or safetensors holds, of any type. Raises as `read`."""
     try:
         check_kind(path, where)
         if sha256:
             check_hash(path, sha256)
-        content = load_safetensors(path) if is_safetensors(path) else load_pickle(path)
+        return load_safetensors(path) if is_safetensors(path) else load_pickle(path)
     except FileNotFoundError as error:
         raise BenchError(f"there is no checkpoint {str(path)!r}") from error
     except BenchError:
@@ -103,12 +114,6 @@ def read(path: Path, sha256: str | None = None, where: str = "") -> dict[str, An
         if isinstance(error, OSError) and error.filename:
             raise BenchError(f"{str(path)!r} cannot be read: {error.strerror}") from error
         raise BenchError(f"{str(path)!r} {explain(error)}") from error
-    if isinstance(content, StandIn):
-        return {"object": content}
-    if not isinstance(content, dict):
-        kind = type(content).__name__
-        raise BenchError(f"{str(path)!r} holds a {kind}, not a checkpoint's dictionary of tensors")
-    return content
 
 
 def load_pickle(path: Path) -> Any:

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from bench import datasets
-from bench.models import checkpoint
+from bench.models import checkpoint, hub
 from bench.records.sync import sync_records
 from bench.system.errors import BenchError, UsageError, unknown_name
 from bench.tracking.run_logger import SHOWN_DIGITS
@@ -43,15 +43,15 @@ def load(
     std: tuple[float, ...] = (),
 ) -> Net:
     """Load a network as `bench.load` describes it, whose `checkpoint` is called `name` here."""
-    if isinstance(source, str) and not source.endswith(FILE_SUFFIXES):
+    is_file = not isinstance(source, str) or source.endswith(FILE_SUFFIXES)
+    if not is_file and not hub.is_address(source):
         if key or mean or std:
             raise UsageError(f"key, mean and std: of a file, and {source!r} is a run")
-        return load_network(find_record(store, source), store, name)
-    path = Path(source)
+        return load_network(find_record(store, str(source)), store, name)
+    path, _ = hub.locate(Path(source))
     if not path.exists():
         raise BenchError(f"there is no file {str(path)!r}")
-    metadata = checkpoint.read_metadata(path)
-    arch, dataset = arch or metadata.get("arch", ""), dataset or metadata.get("dataset", "")
+    arch, dataset = checkpoint.stated_network(path, arch, dataset)
     if not (arch and dataset):
         raise UsageError(f"{str(path)!r} does not say its network: name arch= and dataset=")
     info = datasets.get(dataset)

@@ -34,14 +34,18 @@ WITHOUT = {
 
 @dataclass(frozen=True)
 class ModelFile:
-    """The file beside its card, and the checkpoint of the run that it holds."""
+    """The file beside its card, and the checkpoint of the run that it holds.
+
+    size: in bytes. address: where the file is published, from which it is loaded.
+    """
 
     name: str
     form: str
     checkpoint: str
     source_sha256: str
-    size: int  # in bytes
+    size: int
     sha256: str
+    address: str = ""
 
 
 def render_card(record: Record, file: ModelFile) -> str:
@@ -77,7 +81,8 @@ def render_head(record: Record) -> str:
     spec = record.spec
     tags = ["image-classification", "adversarial-robustness", "knowledge-distillation", spec.method]
     lines = [f"tags: {json.dumps(tags)}", f"datasets: {json.dumps([spec.dataset])}"]
-    return "\n".join(["---", *lines, 'metrics: ["accuracy"]', "---"])
+    task = 'pipeline_tag: "image-classification"'
+    return "\n".join(["---", task, *lines, 'metrics: ["accuracy"]', "---"])
 
 
 def list_facts(record: Record, file: ModelFile) -> dict[str, str]:
@@ -125,9 +130,9 @@ def render_accuracy(record: Record) -> str:
 
 
 def render_loader(record: Record, file: ModelFile) -> str:
-    """Return lines of Python that load the file from its folder and classify two images."""
+    """Return lines of Python that load the file and classify two images."""
     spec = record.spec
-    names = {"file": file.name, "arch": spec.arch, "dataset": spec.dataset}
+    names = {"file": file.address or file.name, "arch": spec.arch, "dataset": spec.dataset}
     loader = LOADERS[file.form].format(**{key: json.dumps(name) for key, name in names.items()})
     shape = ", ".join(map(str, (2, *datasets.get(spec.dataset).shape)))
     code = [

@@ -94,6 +94,17 @@ def check_description(request: Release) -> Release:
     return replace(request, eps=suites.default_eps(request.dataset))
 
 
+def locate_file(source: Path, arch: str, dataset: str) -> tuple[Path, str, str]:
+    """Return the path of a file, fetched from a hub if it is there, its network and data set.
+
+    These are in the head of some files, for those not named. Raise BenchError.
+    """
+    from bench.models import checkpoint, hub
+
+    path, _ = hub.locate(source)
+    return path, *checkpoint.stated_network(path, arch, dataset)
+
+
 def load_file(path: Path, release: Release) -> Net:
     """Load a release's network from a file, in eval mode on the CPU. Raise BenchError."""
     from bench.models import checkpoint

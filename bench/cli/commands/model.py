@@ -8,7 +8,6 @@ from tyro.conf import Positional
 
 from bench.cli.parsing import Command
 from bench.protocol.options import StoreFolder, option
-from bench.version import __version__
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,12 +33,9 @@ class ModelOptions:
 
 def write_model(options: ModelOptions) -> None:
     """Write the file and its card, and print their paths."""
-    import hashlib
-
-    from bench import datasets
+    from bench.cli.model_files import render_model
     from bench.models import formats
     from bench.records import trained
-    from bench.reference.model_card import ModelFile, render_card
     from bench.system.errors import UsageError
     from bench.system.files import save_file
 
@@ -50,14 +46,7 @@ def write_model(options: ModelOptions) -> None:
         if file.exists():
             raise UsageError(f"{str(file)!r} exists: choose another file with --out")
     record = trained.find_record(options.store, options.source)
-    net = trained.load_network(record, options.store, name)
-    source_sha256 = trained.checkpoint_sha256(record, name)
-    metadata = trained.describe(record, name) | {"bench": __version__}
-    content = formats.encode(net, datasets.get(record.spec.dataset).shape, form, metadata)
-    digest = hashlib.sha256(content).hexdigest()
-    card = render_card(
-        record, ModelFile(path.name, form, name, source_sha256, len(content), digest)
-    )
+    content, card = render_model(record, options.store, name, path.name, form)
     for file, text in ((path, content), (card_path, card.encode())):
         save_file(file, text)
         print(file)

@@ -34,11 +34,13 @@ class ImportTeacherOptions(CommonOptions):
     """Take a checkpoint file as a teacher, after its hash, keys and test accuracy are checked.
 
     A release of `teacher list` brings model, data set, normalisation and expected accuracy; any
-    other name needs --arch and --dataset.
+    other name needs --arch and --dataset, unless the file is a safetensors of `model` or `export`.
     """
 
     name: Positional[Annotated[str, option("NAME", "a release, or the name for `--teacher`")]]
-    file: Positional[Annotated[Path, option("FILE", "the checkpoint")]]
+    file: Positional[
+        Annotated[Path, option("FILE", "the checkpoint, or `hf:OWNER/NAME[@REVISION][:FILE]`")]
+    ]
     arch: Annotated[str, option("MODEL", "such as wrn34-10; see `list`")] = ""
     dataset: Annotated[str, option("NAME", "what it was trained on")] = ""
     sha256: Annotated[str, option("HEX", "refuse the file unless this is its hash")] = ""
@@ -88,24 +90,23 @@ def train_teacher(options: TrainTeacherOptions) -> int:
 def import_teacher(options: ImportTeacherOptions) -> None:
     """Copy a checkpoint to the teachers after hash, keys and accuracy are checked."""
     from bench import datasets, models
-    from bench.models import checkpoint
+    from bench.models import checkpoint, hub
     from bench.system.files import sha256_of_file
     from bench.teachers import cards, checks
     from bench.teachers.releases import Release, load_file, resolve_release
 
     checks.check_image_count(options.limit_test, checks.MIN_TEST_IMAGES)
-    file, sha256, key = options.file, options.sha256.lower(), options.key
-    mean, std = options.mean, options.std
-    request = Release(
-        options.name, options.dataset, options.arch, sha256=sha256, mean=mean, std=std, key=key
-    )
+    file, address = hub.locate(options.file)
+    arch, dataset = checkpoint.stated_network(file, options.arch, options.dataset)
+    sha256, mean, std, key = options.sha256.lower(), options.mean, options.std, options.key
+    request = Release(options.name, dataset, arch, sha256=sha256, mean=mean, std=std, key=key)
     release = resolve_release(request)
     models.check(release.arch, datasets.get(release.dataset))
     sha256 = release.sha256
     net = load_file(file, release)
     if not sha256:
         checkpoint.check_zip_checksums(file)
-    card = cards.draft_card(options.store, release, sha256_of_file(file), file.name)
+    card = cards.draft_card(options.store, release, sha256_of_file(file), address or file.name)
     card = measure_teacher(net, card, release, options)
     cards.add_teacher(options.store, file, card)
     if not sha256:
