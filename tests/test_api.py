@@ -338,7 +338,7 @@ def test_a_module_is_a_surrogate() -> None:
         ({"x": 0}, "images, x and y, and a surrogate module need a checkpoint in memory"),
         ({"checkpoint": "a.pt", "x": 0, "y": 0}, "images, x and y, and a surrogate module need"),
         ({"dataset": "digits", "arch": "resnet8-w4"}, "--arch: for files, and the checkpoint is"),
-        ({"dataset": "digits", "surrogate": "net.pt"}, "--surrogate: for files, and the checkpoin"),
+        ({"dataset": "digits", "surrogate": "net.pt"}, "--surrogate: for files, and the"),
         ({"dataset": "digits", "attacks": "pgd"}, "unknown attack 'pgd': did you mean 'tpgd'?"),
         ({"dataset": "mnist"}, "unknown dataset 'mnist'"),
         ({"checkpoint": 3}, "--checkpoint: Input is not a valid path"),
