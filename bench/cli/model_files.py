@@ -11,6 +11,7 @@ from bench.records import trained
 from bench.reference.model_card import ModelFile, render_card
 from bench.version import __version__
 from leaderboards.schema.checkpoints import BEST
+from leaderboards.schema.fields import Artifact
 from leaderboards.schema.record import Record
 
 SAFETENSORS = "safetensors"
@@ -40,7 +41,7 @@ def publish_run(store: Path, source: str, repository: str) -> str:
     record = trained.find_record(store, source)
     address = f"{hub.SCHEME}{repository}"
     content, card = render_model(record, store, BEST, hub.MODEL_FILE, SAFETENSORS, address)
-    texts = {"record.json": record.to_json(), "README.md": card}
+    texts = {Artifact.RECORD: record.to_json(), "README.md": card}
     files = {hub.MODEL_FILE: content} | {name: text.encode() for name, text in texts.items()}
     spec = record.spec
     return hub.publish(repository, files, f"{spec.method} {spec.arch} on {spec.dataset}")
