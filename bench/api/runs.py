@@ -142,6 +142,7 @@ def read_request(reader: Reader) -> RunRequest:
             raise UsageError("--official and --config: one of them")
         config = read_config(partial.config, names)
         names, defaults = [config.method], config.flags
+        check_functions(partial, defaults)
     if len(names) != 1:
         return read_without_hyper(reader, names), {}
     method = methods.load(names[0])
@@ -211,6 +212,16 @@ def read_config(path: Path, names: Sequence[str]) -> TunedConfig:
     except ValueError as error:
         raise UsageError(f"{config.method}: {error}") from error
     return config
+
+
+def check_functions(stated: RunCommandOptions, defaults: Mapping[str, Any]) -> None:
+    """Raise UsageError for a network that a function makes, unless a flag names it too."""
+    from bench import models
+
+    for flag in ("student", "teacher"):
+        names = "" if getattr(stated, flag) == defaults[flag] else defaults[flag]
+        for arch in filter(models.is_name, names.split(",")):
+            models.check_stated(arch, f"--config {str(stated.config)!r}: its {flag}")
 
 
 def check_config(
