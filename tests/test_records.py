@@ -760,9 +760,9 @@ def test_a_record_that_is_not_reproduced_is_refused(
     assert not list(home.glob("records/*"))
 
 
-@pytest.mark.parametrize("place", ["student", "teacher"])
+@pytest.mark.parametrize("role", ["student", "teacher"])
 def test_no_function_that_a_record_names_is_called(
-    place: str,
+    role: str,
     evaluated: tuple[Path, Path],
     home: Path,
     tmp_path: Path,
@@ -774,7 +774,7 @@ def test_no_function_that_a_record_names_is_called(
     Path("planted.py").write_text("open('called', 'w')\ndef net(): pass\n")
     folder, path = evaluated
     entry = json.loads(path.read_text())
-    if place == "student":
+    if role == "student":
         entry["spec"]["arch"] = "planted:net"
     else:
         entry["spec"] |= {"teachers": {"robust": "planted:net-kd-01234567"}, "method": "kd"}
@@ -784,7 +784,7 @@ def test_no_function_that_a_record_names_is_called(
     record.write_text(json.dumps(entry))
     # Records of earlier versions are completed with the sizes of networks.
     assert network_sizes(read_record(record)) == {}
-    if place == "student":
+    if role == "student":
         flags = ("--verify", "--device", "cpu", "--checkpoint", str(folder / "best.pt"))
         assert import_into(home, record, flags=flags) == 1
         message = "not verified: its network is made by the function planted:net: name it if you"
