@@ -255,7 +255,8 @@ def read_images(
         raise UsageError(f"{str(options.images)!r} holds {counts}{remedy}")
     sha256 = sha256_of_file(options.images)
     about = {"images": {"file": str(options.images), "sha256": sha256}}
-    return {sha256[:IMAGES_DIGITS]: images}, about
+    # Only now: a file of a few bytes can hold a view with more images than memory.
+    return {sha256[:IMAGES_DIGITS]: images.float()}, about
 
 
 def describe_file(options: EvaluateOptions) -> Release:
