@@ -26,6 +26,16 @@ LOW_PRECISION_BACKENDS = (
 @contextmanager
 def isolated_state(seed: int) -> Iterator[None]:
     """Turn gradients and full precision on and seed Python, NumPy and every device; restore all."""
+    with default_state(), full_precision():
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        yield
+
+
+@contextmanager
+def default_state() -> Iterator[None]:
+    """Turn gradients and float32 on and autocast off; restore them and all random numbers."""
     devices = range(torch.cuda.device_count())
     python_state, numpy_state = random.getstate(), np.random.get_state()
     dtype = torch.get_default_dtype()
@@ -35,12 +45,8 @@ def isolated_state(seed: int) -> Iterator[None]:
         torch.enable_grad(),
         torch.autocast("cpu", enabled=False),
         torch.autocast("cuda", enabled=False) if devices else nullcontext(),
-        full_precision(),
     ):
         torch.set_default_dtype(torch.float32)
-        torch.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
         try:
             yield
         finally:

@@ -27,6 +27,8 @@ COPY = torch.ops.aten.copy_.default
 READ = torch.ops.aten._local_scalar_dense.default
 # Of a loop that waits for a value.
 MAX_READS = 100
+# Indices, their second argument, may lie on the CPU.
+INDEXING = (torch.ops.aten.index.Tensor, torch.ops.aten.index_put_.default)
 # In all other operations a tensor without dimensions on the CPU counts as a number.
 JOINS = (torch.ops.aten.cat.default, torch.ops.aten.stack.default)
 
@@ -48,10 +50,14 @@ class OneDevice(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        devices = set()
-        for value in tree_leaves((args, kwargs)):
-            if isinstance(value, Tensor) and not (is_number(value) and func not in JOINS):
-                devices.add(value.device.type)
+        values = tree_leaves((args, kwargs))
+        if func in INDEXING:
+            indices = [
+                index for index in args[1] if index is not None and index.device.type != "cpu"
+            ]
+            values = tree_leaves((args[0], indices, args[2:], kwargs))
+        tensors = (value for value in values if isinstance(value, Tensor))
+        devices = {value.device.type for value in tensors if func in JOINS or not is_number(value)}
         if len(devices) > 1 and func is not COPY:
             raise SeveralDevicesError(*devices)
         if func is READ:

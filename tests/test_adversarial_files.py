@@ -203,6 +203,11 @@ REFUSED: dict[str, tuple[str, Callable[[Path], object], str]] = {
     ),
     "complex": ("a.pt", lambda path: torch.save(IMAGES.cfloat(), path), "images of complex64"),
     "sparse": ("a.pt", lambda path: torch.save(IMAGES.to_sparse(), path), "a plain tensor"),
+    "nested": (
+        "a.pt",
+        lambda path: torch.save(torch.nested.nested_tensor([IMAGES[0]]), path),
+        "a plain tensor",
+    ),
     "channels last": (
         "a.npy",
         lambda path: np.save(path, np.zeros((4, 8, 8, 1), "f4")),

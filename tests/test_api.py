@@ -37,7 +37,15 @@ SMALL: dict[str, Any] = {
     "limit_test": 8, "beta": 3, "seeds": [0, 1],
 }  # fmt: skip
 FLAGS = "run --method trades --student resnet8-w4 --epochs 1 --limit-train 128 --limit-test 8"
+IMAGES, LABELS = torch.zeros(2, 1, 1, 1), torch.zeros(2, dtype=torch.int64)
 ATTACKED = {"attacks": ["fgsm", "pgd20"], "limit_test": 20}
+
+
+class Failing(nn.Module):
+    """A network of a caller with a fault."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        raise ValueError("two\nlines")
 
 
 @pytest.fixture(autouse=True)
@@ -175,7 +183,49 @@ def test_it_runs_beside_the_main_thread(store: Path) -> None:
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
 
 
-def test_handlers_and_warnings_of_the_caller_stay(store: Path) -> None:
+def checksums(folder: Path) -> dict[str, str]:
+    """Return the hashes of the best checkpoints of a store by seed."""
+    records = collect(folder / "records")
+    return dict(zip(records["seed"].map(str), records["sha256.best"], strict=True))
+
+
+def test_calls_of_several_threads_take_turns(
+    store: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def train(seed: int) -> None:
+        bench.run(**SMALL | {"seeds": seed}, store=tmp_path)
+
+    threads = [threading.Thread(target=train, args=(seed,)) for seed in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert capfd.readouterr() == ("", "")
+    assert checksums(tmp_path) == checksums(store)
+
+
+def test_what_the_caller_chose_of_torch_stays_and_changes_no_result(
+    store: Path, tmp_path: Path
+) -> None:
+    state = torch.get_rng_state()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.no_grad(), torch.autocast("cpu"):
+            frame = bench.run(**SMALL | {"seeds": 0}, store=tmp_path)
+            net = bench.load(frame["run_id"][0], tmp_path)
+            assert not torch.is_grad_enabled()
+            assert torch.is_autocast_enabled("cpu")
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert net.mean.dtype == torch.float32
+    assert torch.equal(torch.get_rng_state(), state)
+    assert checksums(tmp_path)["0"] == checksums(store)["0"]
+
+
+@pytest.mark.parametrize("captured", [False, True])
+def test_handlers_and_warnings_of_the_caller_stay(captured: bool, store: Path) -> None:
+    logging.captureWarnings(captured)
     handler, shown = logging.NullHandler(), warnings.showwarning
     log.LOGGER.addHandler(handler)
     try:
@@ -184,6 +234,7 @@ def test_handlers_and_warnings_of_the_caller_stay(store: Path) -> None:
         assert warnings.showwarning is shown
     finally:
         log.LOGGER.removeHandler(handler)
+        logging.captureWarnings(False)
 
 
 @pytest.mark.parametrize(
@@ -342,12 +393,21 @@ def test_a_module_is_a_surrogate() -> None:
         ({"dataset": "digits", "attacks": "pgd"}, "unknown attack 'pgd': did you mean 'tpgd'?"),
         ({"dataset": "mnist"}, "unknown dataset 'mnist'"),
         ({"checkpoint": 3}, "--checkpoint: Input is not a valid path"),
+        ({"x": "a", "y": [0], "eps": 0.1}, "x and y must be tensors or arrays of plain numbers"),
+        ({"x": IMAGES, "y": 0, "eps": 0.1}, "x and y must be tensors or arrays of plain numbers"),
+        ({"x": IMAGES.to_sparse(), "y": LABELS, "eps": 0.1}, "x and y must be tensors or arrays"),
+        ({"x": IMAGES.to("meta"), "y": LABELS, "eps": 0.1}, "x and y must be tensors or arrays"),
+        ({"x": IMAGES + 0j, "y": LABELS, "eps": 0.1}, "x and y must be tensors or arrays of"),
+        ({"x": IMAGES, "y": LABELS, "eps": 0.1, "limit_test": -1}, "a test limit of -1 is out of"),
+        ({"x": IMAGES, "y": LABELS, "eps": 0.1, "limit_test": 3}, "a test limit of 3 is out of"),
+        ({"checkpoint": Failing(), "x": IMAGES, "y": LABELS, "eps": 0.1}, "two lines"),
     ],
 )
 def test_what_cannot_be_attacked_is_one_line(keywords: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError) as failure:
         bench.evaluate(**{"checkpoint": nn.Linear(1, 1), **keywords})
     assert str(failure.value).startswith(message)
+    assert len(str(failure.value).splitlines()) == 1
 
 
 def test_the_leaderboard_is_the_rendered_table(store: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
+import methods
 from bench import cli, models
 from bench.datasets import loading
 from bench.execution import evaluation, job, plan
@@ -28,6 +29,7 @@ from bench.models import checkpoint
 from bench.protocol import suites
 from bench.protocol.options import RunOptions
 from bench.records import reproduce
+from bench.records.complete import network_sizes
 from bench.records.sync import sync_records
 from bench.system import environment
 from bench.system.errors import BenchError, UsageError
@@ -756,6 +758,38 @@ def test_a_record_that_is_not_reproduced_is_refused(
     assert import_into(home, bad, flags=flags) == 1
     assert message in capsys.readouterr().err
     assert not list(home.glob("records/*"))
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_no_function_that_a_record_names_is_called(
+    role: str,
+    evaluated: tuple[Path, Path],
+    home: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    Path("planted.py").write_text("open('called', 'w')\ndef net(): pass\n")
+    folder, path = evaluated
+    entry = json.loads(path.read_text())
+    if role == "student":
+        entry["spec"]["arch"] = "planted:net"
+    else:
+        entry["spec"] |= {"teachers": {"robust": "planted:net-kd-01234567"}, "method": "kd"}
+        entry["spec"]["hyper"] = dataclasses.asdict(methods.load("kd")())
+    entry["spec_id"] = spec_id(entry)
+    record = tmp_path / "record.json"
+    record.write_text(json.dumps(entry))
+    # Records of earlier versions are completed with the sizes of networks.
+    assert network_sizes(read_record(record)) == {}
+    if role == "student":
+        flags = ("--verify", "--device", "cpu", "--checkpoint", str(folder / "best.pt"))
+        assert import_into(home, record, flags=flags) == 1
+        message = "not verified: its network is made by the function planted:net: name it if you"
+        assert message in capsys.readouterr().err
+    assert not Path("called").exists()
 
 
 def test_rounding_may_turn_no_image_where_only_the_benchmark_is_newer() -> None:

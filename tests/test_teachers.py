@@ -869,6 +869,11 @@ def test_a_teacher_trained_here_needs_no_measurement(tmp_path: Path) -> None:
     assert cards.find_card(tmp_path, "a", "digits") == card
     with pytest.raises(BenchError, match="was trained on digits, not on cifar10"):
         cards.find_card(tmp_path, "a", "cifar10")
+    # Of another suite, in another norm say.
+    cards.write_card(tmp_path, dataclasses.replace(card, identity="a-1"))
+    with pytest.raises(UsageError, match="2 teachers are called 'a': name one of a-0, a-1"):
+        cards.find_card(tmp_path, "a", "digits")
+    assert cards.find_card(tmp_path, "a-0", "digits") == card
 
 
 @pytest.mark.parametrize(

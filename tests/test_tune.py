@@ -226,6 +226,8 @@ def test_configuration_is_used(folder: Path) -> None:
         ("student = ''", "student = '' is no name"),
         ("dataset = ''", "dataset = '' is no name"),
         ("teacher = 1", "teacher = 1 is no name"),
+        ("student = 'resnet8-w4,os:abort'", "its student is made by the function os:abort"),
+        ("teacher = 'os:abort'", "its teacher is made by the function os:abort: name it if"),
         ("training = {awp = 1.0}", "training.awp: choose from"),
     ],
 )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import re
+import reprlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
@@ -100,18 +101,19 @@ def evaluate(
         bench.system.errors.BenchError: options are wrong (UsageError), or the file cannot be
             evaluated; the message is that of the command.
     """
+    from attacks.isolation import default_state
+
     keywords = {"checkpoint": checkpoint, **options}
     modules = {name: value for name, value in keywords.items() if is_module(value)}
     keywords |= {name: type(module).__name__ for name, module in modules.items()}
-    with call_log("evaluate", keywords, verbose):
+    with call_log("evaluate", keywords, verbose), default_state():
         request = KeywordReader("evaluate", keywords).read(EvaluateOptions)
         if not modules and x is None and y is None:
             return attack_checkpoint(request)
         if "checkpoint" not in modules or (x is None) != (y is None):
             raise UsageError("images, x and y, and a surrogate module need a checkpoint in memory")
-        if stated := FILE_OPTIONS.intersection(options).difference(modules):
-            flags = ", ".join(f"--{name}" for name in sorted(stated))
-            raise UsageError(f"{flags}: for files, and the checkpoint is in memory")
+        if stated := sorted(f"--{name}" for name in FILE_OPTIONS & options.keys() - modules.keys()):
+            raise UsageError(f"{', '.join(stated)}: for files, and the checkpoint is in memory")
         return attack_module(modules, None if x is None or y is None else (x, y), request)
 
 
@@ -182,10 +184,8 @@ def attack_module(
     modules: Mapping[str, nn.Module], images: Images | None, options: EvaluateOptions
 ) -> Evaluation:
     """Attack the module "checkpoint" on its device, on images or else on test images."""
-    import torch
-
     from bench.datasets.augmentation import to_float
-    from bench.datasets.loading import load_data
+    from bench.datasets.loading import checked_limit, load_data
     from bench.protocol import suites
 
     if images is None and not options.dataset:
@@ -198,11 +198,26 @@ def attack_module(
         test = load_data(options.dataset, options.data_root, limit_test=options.limit_test).test
         images = to_float(test.x), test.y
     networks = {"": modules["checkpoint"], **modules}
-    x, y = (torch.as_tensor(values)[: options.limit_test] for values in images)
-    evaluation = attack_networks(networks, x, y, options, eps)
+    x, y = (plain_tensor(values) for values in images)
+    count = checked_limit("test", options.limit_test, len(x))
+    evaluation = attack_networks(networks, x[:count], y[:count], options, eps)
     about = {"network": type(networks[""]).__name__, "dataset": options.dataset}
     evaluation.about = about | evaluation.about
     return evaluation
+
+
+def plain_tensor(values: Any) -> Tensor:
+    """Return an array or a list of real numbers as a tensor. Raise UsageError for what is none."""
+    import torch
+
+    # torch raises whatever fits.
+    with suppress(Exception):
+        tensor = torch.as_tensor(values)
+        is_plain = tensor.layout == torch.strided and not (tensor.is_complex() or tensor.is_meta)
+        if is_plain and tensor.ndim:
+            return tensor
+    kind = reprlib.repr(values)
+    raise UsageError(f"x and y must be tensors or arrays of plain numbers, not {kind}")
 
 
 def attack_networks(
@@ -240,7 +255,8 @@ def read_images(
         raise UsageError(f"{str(options.images)!r} holds {counts}{remedy}")
     sha256 = sha256_of_file(options.images)
     about = {"images": {"file": str(options.images), "sha256": sha256}}
-    return {sha256[:IMAGES_DIGITS]: images}, about
+    # Only now: a file of a few bytes can hold a view with more images than memory.
+    return {sha256[:IMAGES_DIGITS]: images.float()}, about
 
 
 def describe_file(options: EvaluateOptions) -> Release:

@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import logging
 import reprlib
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 # Options that say what a command prints.
 PRINTING = ("quiet", "verbose", "json")
+ONE_CALL = threading.RLock()
 
 
 @dataclass(frozen=True)
@@ -77,10 +79,13 @@ class KeywordReader:
 
 @contextmanager
 def call_log(name: str, keywords: Mapping[str, Any], verbose: bool) -> Iterator[None]:
-    """Print what a call logs and warnings if it is to be verbose, else nothing."""
+    """Print what a call logs and warnings if it is to be verbose, else nothing.
+
+    A call from another thread waits: random numbers, logs and graphs are the whole process's.
+    """
     words = ", ".join(f"{key}={value!r}" for key, value in keywords.items())
     level = logging.INFO if verbose else logging.CRITICAL
-    with command_log(name, level, f"bench.{name}({words})"):
+    with ONE_CALL, command_log(name, level, f"bench.{name}({words})"):
         logging.captureWarnings(not verbose)
         yield
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bench.api.keywords import call_log
+
 if TYPE_CHECKING:
     from methods.base import Net
 
@@ -41,7 +43,9 @@ def load(
         bench.system.errors.BenchError: there is no such network, several, or a damaged file; the
             message is one line.
     """
+    from attacks.isolation import default_state
     from bench.records import trained
 
     statistics = tuple(mean), tuple(std)
-    return trained.load(source, Path(store), checkpoint, arch, dataset, key, *statistics)
+    with call_log("load", {"source": source}, verbose=False), default_state():
+        return trained.load(source, Path(store), checkpoint, arch, dataset, key, *statistics)

@@ -78,12 +78,10 @@ def run(method: str | Sequence[str] = "", *, verbose: bool = False, **options: A
         bench.system.errors.BenchError: options are wrong (UsageError), or a run failed, after the
             others are recorded; the message is that of the command.
     """
-    import torch
+    from attacks.isolation import default_state
 
     keywords = {"method": method, **options}
-    # The program goes on with its own random numbers.
-    untouched = torch.random.fork_rng(range(torch.cuda.device_count()))
-    with call_log("run", keywords, verbose), untouched:
+    with call_log("run", keywords, verbose), default_state():
         # Warnings of libraries are for the log, as those of the command.
         set_verbosity(quiet=False, verbose=False)
         request = read_request(KeywordReader("run", keywords))
@@ -142,6 +140,9 @@ def read_request(reader: Reader) -> RunRequest:
             raise UsageError("--official and --config: one of them")
         config = read_config(partial.config, names)
         names, defaults = [config.method], config.flags
+        from bench.execution.plan import check_config_networks
+
+        check_config_networks(partial, config)
     if len(names) != 1:
         return read_without_hyper(reader, names), {}
     method = methods.load(names[0])

@@ -17,7 +17,7 @@ NUMPY = (".npy", ".npz")
 
 
 def read_examples(path: Path, shape: tuple[int, ...]) -> Tensor:
-    """Return the images of a file, each of `shape`, as float32.
+    """Return the images of a file, each of `shape`, as floats.
 
     Raise BenchError for a file that cannot be read, UsageError for one that holds something else.
     """
@@ -31,14 +31,14 @@ def read_examples(path: Path, shape: tuple[int, ...]) -> Tensor:
         dtype = str(images.dtype).removeprefix("torch.")
         remedy = "save what the attack made, before it is rounded to whole numbers"
         raise UsageError(f"{str(path)!r} holds images of {dtype}, not floats in [0, 1]: {remedy}")
+    if images.layout != torch.strided or images.is_meta or images.is_nested:
+        raise UsageError(f"{str(path)!r} holds something else than a plain tensor")
     if images.shape[1:] != shape:
         wanted = ", ".join(map(str, ("N", *shape)))
         is_channels_last = images.shape[1:] == (*shape[1:], shape[0])
         remedy = ": images.transpose(0, 3, 1, 2) in NumPy" if is_channels_last else ""
         raise UsageError(f"{str(path)!r} holds {tuple(images.shape)}, not ({wanted}){remedy}")
-    if images.layout != torch.strided or images.is_meta:
-        raise UsageError(f"{str(path)!r} holds something else than a plain tensor")
-    return images.detach().float()
+    return images.detach()
 
 
 def read_numpy(path: Path) -> Any:

@@ -19,7 +19,7 @@ from bench.datasets.augmentation import to_float
 from bench.datasets.splits import Split
 from bench.protocol import suites
 from bench.protocol.options import ProtocolOptions
-from bench.system.errors import BenchError, UsageError
+from bench.system.errors import BenchError, UsageError, one_line
 from bench.system.progress import Progress
 from bench.training.memory_layout import keep_freed_memory
 from bench.training.trainer import Tick
@@ -212,6 +212,7 @@ def attack_images(
             tick = progress.tick
             return attacks.evaluate(net, x, y, names, record=out, progress=tick, **settings)
     except ValueError as error:
-        raise UsageError(str(error)) from error
+        # The network's own code may raise it too.
+        raise UsageError(one_line(error, limit=1000)) from error
     except OSError as error:
         raise BenchError(f"cannot write {str(out)!r}: {error.strerror}") from error

@@ -15,6 +15,7 @@ from bench.execution.suite_file import inline_suite, resolve_suite
 from bench.protocol import tuned_config
 from bench.protocol.options import ProtocolOptions, RunOptions
 from bench.protocol.suites import RECORDED_FIELDS, Suite
+from bench.protocol.tuned_config import TunedConfig
 from bench.system.errors import UsageError, unknown_name
 from bench.system.log import LOGGER
 from bench.teachers import cards
@@ -111,6 +112,15 @@ def check_student_options(options: RunOptions) -> None:
     for name, value in training_flags(options).items():
         if fault := tuned_config.setting_fault(name, value):
             raise UsageError(f"--{fault.replace('_', '-', 1)}")
+
+
+def check_config_networks(options: RunOptions, config: TunedConfig) -> None:
+    """Raise UsageError for a function as a configuration's network that no flag names too."""
+    for flag in ("student", "teacher"):
+        stated = getattr(config, flag)
+        names = "" if getattr(options, flag) == stated else stated
+        for arch in filter(models.is_name, names.split(",")):
+            models.check_stated(arch, f"--config: its {flag}")
 
 
 def check_method_options(options: RunOptions, choices: list[MethodChoice]) -> None:

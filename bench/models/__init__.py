@@ -137,6 +137,15 @@ def find(arch: str) -> Match:
     raise UsageError("; ".join([str(unknown_name("model", arch, names)), *faults]))
 
 
+def check_stated(arch: str, where: str) -> None:
+    """Raise UsageError for a network that a file names and a function makes.
+
+    No file of others chooses which code runs here.
+    """
+    if find(arch).family.name == "factory":
+        raise UsageError(f"{where} is made by the function {arch}: name it if you trust it")
+
+
 def is_name(arch: str) -> bool:
     """Return whether a name has the form of a network's."""
     try:

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from bench.datasets import Dataset
-from bench.models import build, find
+from bench.models import build, check_stated
 from bench.models.adapter import Adapted
 from bench.models.reader import SAFETENSORS, check_zip_checksums, read, read_metadata
 from bench.models.weights import State, find_network, holds
-from bench.system.errors import BenchError, UsageError
+from bench.system.errors import BenchError
 from bench.system.files import write_atomically
 from methods.base import Net
 
@@ -82,15 +82,13 @@ def load(
 def stated_network(path: Path, arch: str, dataset: str) -> tuple[str, str]:
     """Return network and data set, where not named those in the head of a safetensors file.
 
-    Raise UsageError for a head that names a function: no file chooses which code runs here.
+    Raise UsageError for a head that names a function.
     """
     head = read_metadata(path)
     if not arch:
         arch = head.get("arch", "")
-        if arch and find(arch).family.name == "factory":
-            raise UsageError(
-                f"{str(path)!r} is made by the function {arch}: name it if you trust it"
-            )
+        if arch:
+            check_stated(arch, repr(str(path)))
     return arch, dataset or head.get("dataset", "")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from bench.datasets.files.fetching import is_missing
 from bench.execution.inputs import cached_loader
+from bench.models import check_stated
 from bench.models.size import size_metrics
 from bench.system.errors import UsageError
 from leaderboards.schema.packing import Classes
@@ -26,11 +27,13 @@ def complete_record(record: Record, data_root: Path) -> Record:
 
 
 def network_sizes(record: Record) -> dict[str, float]:
-    """Return the sizes of a record's networks, {} for those that this version does not have."""
+    """Return the sizes of a record's networks, {} for those of functions or of other versions."""
     spec = record.spec
     # ARCH-METHOD-DIGEST of a teacher that was trained, not imported.
     teacher = spec.teachers.get("robust", "").rsplit("-", 2)[0]
     with suppress(UsageError):
+        for arch in filter(None, (spec.arch, teacher)):
+            check_stated(arch, "it")
         return size_metrics(spec.arch, teacher, spec.dataset)
     return {}
 

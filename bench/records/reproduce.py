@@ -11,6 +11,7 @@ import torch
 
 from bench.execution import evaluation
 from bench.execution.inputs import cached_loader
+from bench.models import check_stated
 from bench.models.checkpoint import load
 from bench.system.environment import describe_environment, resolve_device
 from bench.system.progress import Progress
@@ -33,6 +34,7 @@ def reproduce(
     or nothing could be compared, BenchError for another checkpoint than stated.
     """
     spec, sha256 = record.spec, record.checksums.get(BEST, "")
+    check_stated(spec.arch, "not verified: its network")
     with tempfile.TemporaryDirectory() as name:
         path = checkpoint or fetch_checkpoint(store, record, Path(name))
         if not path or not sha256:

@@ -11,6 +11,7 @@ import multiprocessing
 import shlex
 import sys
 import traceback
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -92,6 +93,7 @@ def command_log(command: str, level: int = logging.INFO, line: str = "") -> Iter
     line: how it was called; "" for the command line of the process.
     """
     line = line or f"python -m bench {shlex.join(sys.argv[1:])}"
+    shown = warnings.showwarning
     LOGGER.addHandler(TerminalHandler(command, level, line))
     try:
         yield
@@ -103,6 +105,9 @@ def command_log(command: str, level: int = logging.INFO, line: str = "") -> Iter
         raise
     finally:
         logging.captureWarnings(False)
+        # The program that calls the API has captured them itself.
+        if warnings.showwarning is not shown:
+            logging.captureWarnings(True)
         # A program may have handlers of its own.
         for handler in [entry for entry in LOGGER.handlers if isinstance(entry, OWN_HANDLERS)]:
             for logger in (WARNINGS, LOGGER):

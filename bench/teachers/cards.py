@@ -95,13 +95,17 @@ def read_cards(store: Path) -> list[Card]:
 def find_card(store: Path, name: str, dataset: str | None = None) -> Card:
     """Return the card with this identity or name; with a data set, of a teacher for it.
 
-    Raise UsageError without one, BenchError for other data or an import that was not measured.
+    Raise UsageError without one or for several, which suites of other norms or epochs train, and
+    BenchError for other data or an import that was not measured.
     """
     cards = read_cards(store)
     named = [card for card in cards if name in (card.identity, card.name)]
     fitting = [card for card in named if dataset in (None, card.dataset)]
+    if len(fitting) > 1:
+        identities = ", ".join(card.identity for card in fitting)
+        raise UsageError(f"{len(fitting)} teachers are called {name!r}: name one of {identities}")
     if fitting:
-        card = fitting[-1]
+        card = fitting[0]
         if dataset and card.imported and not card.images:
             remedy = f"run `python -m bench teacher verify {name}` first"
             raise BenchError(f"teacher {name!r} was never measured: {remedy}")
