@@ -257,8 +257,6 @@ DEEP = "x = " + 5000 * "[" + 5000 * "]"
         ("seeds = [1, 1]", "seeds: each one once"),
         ("students = 'resnet8-w4'", "students: Input should be a valid"),
         ("students = []", "students: "),
-        ("students = ['os:abort']", "a network is made by the function os:abort: name it if you"),
-        ("teachers.robust.arch = 'os:abort'", "a network is made by the function os:abort"),
         ("students = ['resnet9']", "resnet9"),
         ("datasets = ['digist']", "unknown dataset 'digist': did you mean 'digits'"),
         ("attacks = ['pgd21']", "unknown l-inf attack 'pgd21': did you mean 'pgd20'"),

@@ -103,8 +103,6 @@ def read_suite(text: str) -> Suite:
         raise UsageError(
             f"no {'JSON' if text.startswith('{') else 'TOML file'}: {error}"
         ) from error
-    for arch in network_names(suite):
-        models.check_stated(arch, "a network")
     if not NAME.fullmatch(suite.name) or suite.name in suites.REGISTRY.names():
         rule = "letters, digits, - and _, at most 40, and not the name of a built-in suite"
         raise UsageError(f"name = {suite.name!r}: {rule}")
@@ -117,11 +115,6 @@ def validate(fields: Mapping[str, Any]) -> Suite:
         return _SuiteFile.model_validate_json(json.dumps({"suite": fields}, default=str)).suite
     except ValidationError as error:
         raise UsageError(describe_first_error(error).removeprefix("suite.")) from error
-
-
-def network_names(suite: Suite) -> list[str]:
-    """Return the names of the networks in a suite."""
-    return sorted({*suite.students, *(teacher.arch for teacher in suite.teachers.values())})
 
 
 def merge_tables(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -150,7 +143,8 @@ def check_names(suite: Suite) -> None:
         values = getattr(suite, field)
         if len(set(values)) < len(values):
             raise UsageError(f"{field}: each one once")
-    for dataset, arch in itertools.product(suite.datasets, network_names(suite)):
+    archs = {*suite.students, *(teacher.arch for teacher in suite.teachers.values())}
+    for dataset, arch in itertools.product(suite.datasets, sorted(archs)):
         models.check(arch, datasets.get(dataset))
     check_threat_model(suite)
     checkpoints = ["best", "last", *suite.training.averaging]
