@@ -466,7 +466,7 @@ def test_load_takes_the_normalisation_and_the_key(file: Path, tmp_path: Path) ->
     assert scaled.mean.item() == 0.5
     with torch.no_grad():
         assert torch.allclose(scaled(x), raw((x - 0.5) / 0.25), atol=1e-5)
-    state = torch.load(file)
+    state = torch.load(file, weights_only=True)
     both = tmp_path / "both.pt"
     torch.save({"one": state, "two": {name: value * 0 for name, value in state.items()}}, both)
     assert bench.load(both, **network, key="two").state_dict()["linear.bias"].abs().sum() == 0

@@ -123,6 +123,7 @@ BAD = [
     ),
     (f"{EVALUATE} net.pt --sha256 {'0' * 64}", 1, "another or damaged file"),
     (f"{EVALUATE} net.pt --eps -0.1", 2, "--eps -0.1: between 0 and 1"),
+    (f"{EVALUATE} net.pt --norm L2 --eps -0.1", 2, "--eps -0.1: at least 0"),
     (f"{EVALUATE} net.pt --batch-size 0", 2, "--batch-size 0: at least 1"),
     (f"{EVALUATE} net.pt --limit-test 361", 2, "a test limit of 361 is out of range"),
     (f"{EVALUATE} net.pt --out file/x.npz", 1, "cannot write 'file/x.npz'"),

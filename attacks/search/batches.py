@@ -69,10 +69,10 @@ class BatchedSearch(Search):
 
     def next_jobs(self, room: int) -> list[Job]:
         """Return at most `room` jobs of a round, or none unless all of them fit."""
-        fitting = [jobs for jobs in self.ready if not self.together or len(jobs) <= room]
-        if not fitting:
+        fitting = (jobs for jobs in self.ready if not self.together or len(jobs) <= room)
+        jobs = next(fitting, None)
+        if jobs is None:
             return []
-        jobs = fitting[0]
         self.ready.remove(jobs)
         if jobs[room:]:
             self.ready.appendleft(jobs[room:])

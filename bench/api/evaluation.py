@@ -314,12 +314,11 @@ def attack_names(options: EvaluateOptions) -> Sequence[str]:
 
 def choose_eps(options: EvaluateOptions, default: float) -> float:
     """Return the radius, in l-inf a default. Raises UsageError for one out of range."""
-    limit = 1.0
+    limit, rule = 1.0, "between 0 and 1, in pixels of [0, 1], such as 8/255 = 0.03137"
     if options.norm == "L2":
-        default, limit = DEFAULT_EPS_L2, math.inf
+        default, limit, rule = DEFAULT_EPS_L2, math.inf, "at least 0, in pixels of [0, 1]"
     eps = default if options.eps is None else options.eps
     if not 0 <= eps <= limit:
-        rule = "between 0 and 1, in pixels of [0, 1], such as 8/255 = 0.03137"
         raise UsageError(f"--eps {eps}: {rule}")
     return eps
 

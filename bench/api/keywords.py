@@ -106,7 +106,8 @@ def takes_options(form: type[Any]) -> Callable[[Function], Function]:
             default = option.described("help_behavior_hint")
             lines.append(f"    {option.name}: {about} {default}".rstrip())
         parameters.sort(key=lambda parameter: parameter.kind)
-        function.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        described = signature.replace(parameters=parameters)
+        function.__signature__ = described  # type: ignore[attr-defined]
         head = inspect.cleandoc(function.__doc__ or "")
         function.__doc__ = "\n".join([head, "", "Options:", *lines])
         return function
