@@ -89,7 +89,7 @@ def test_files_of_record_and_run_are_the_same(trained: RunContext, tmp_path: Pat
     assert artifact(Artifact.RECORD).read_bytes() == path.read_bytes()
     assert json.loads(artifact(Artifact.SPEC).read_text()) == json.loads(record.spec.json())
     assert json.loads(artifact(Artifact.ENVIRONMENT).read_text()) == record.environment
-    assert record.schema_.version == 2
+    assert record.schema_.version == 3
     assert record.metrics[metrics.CLEAN] == 0.875
     assert record.metrics[metrics.PARAMETERS] > 1000
     assert record.classes is not None

@@ -342,7 +342,7 @@ BAD_RECORDS: dict[str, tuple[Callable[[dict[str, Any]], str], str]] = {
     ),
     "other version": (
         put("schema", "version", value=3),
-        "of schema version 3, this program reads 1 to 2",
+        "of schema version 4, this program reads 1 to 3",
     ),
     "no spec": (put("spec", value={}), "spec.suite: Field required"),
     "unknown field": (put("more", value=1), "more: Extra inputs are not permitted"),

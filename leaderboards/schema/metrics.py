@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from leaderboards.schema.analysis import ANALYSIS, measure_label, split_name
 from leaderboards.schema.checkpoints import BEST, CHECKPOINTS
 
 Curve: TypeAlias = tuple[Sequence[int], Sequence[float]]  # epochs, values
@@ -42,7 +43,7 @@ CHECKPOINT_LABELS = {
     checkpoint.metric_prefix: checkpoint.label for checkpoint in CHECKPOINTS.values()
 }
 TEST_PREFIXES = tuple(f"{prefix}/" for prefix in CHECKPOINT_LABELS)
-METRIC_PREFIXES = (*TEST_PREFIXES, COST, VAL)
+METRIC_PREFIXES = (*TEST_PREFIXES, COST, VAL, ANALYSIS)
 
 # In the order of tables, before other attacks.
 ATTACK_LABELS = {
@@ -132,6 +133,10 @@ def describe_metric(name: str) -> Metric:
     """Return what a name of a metric stands for."""
     if name in METRICS:
         return METRICS[name]
+    if parts := split_name(name):
+        _, measure, _ = parts
+        unit, scale = ("%", 100.0) if measure.percent else ("", 1.0)
+        return Metric(name, measure_label(name), unit, scale, measure.higher_is_closer)
     kind, _, attack = name.partition("/")
     label = attack_label(attack)
     if kind in CHECKPOINT_LABELS:

@@ -18,14 +18,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_core import CoreSchema, core_schema
 
 from leaderboards.schema import fields, metrics, packing
+from leaderboards.schema.analysis import Analysis
 from leaderboards.schema.checkpoints import CHECKPOINTS
 from leaderboards.schema.metrics import Curve
 from leaderboards.schema.packing import Classes, Verdicts
 from leaderboards.schema.spec import Spec
 
 # The version changes with the meaning of a field, or where there is one more. Records of version 1
-# have no `classes`.
-VERSION = 2
+# have no `classes`, of version 2 no `analysis`.
+VERSION = 3
 SCHEMA = {"name": "robust-distill-bench/record", "version": VERSION}
 METRIC_NAME = re.compile(r"[a-z0-9_@/:. -]+")
 # An accuracy was computed in single precision, the mean of its verdicts in double.
@@ -69,7 +70,7 @@ class Schema(StrictModel):
     """The name and version of the format."""
 
     name: Literal["robust-distill-bench/record"]
-    version: Literal[1, 2]
+    version: Literal[1, 2, 3]
 
 
 class PackedVerdicts(StrictModel):
@@ -111,6 +112,7 @@ class Record(StrictModel):
 
     run_id, start_time (ms): in the store that it is from. checksums: sha256 of checkpoints.
     metrics: results and costs as fractions, seconds or counts. curves: epochs and their values.
+    analysis: what `analyze` keeps beside its numbers.
     """
 
     schema_: Schema = Field(alias="schema")
@@ -125,6 +127,7 @@ class Record(StrictModel):
     environment: dict[str, Any]
     classes: PackedClasses | None = None
     verdicts: PackedVerdicts | None
+    analysis: Analysis | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Record:

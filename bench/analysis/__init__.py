@@ -1,0 +1,1 @@
+"""What a student took over from its teacher: structure, features, gradients, other tasks."""
