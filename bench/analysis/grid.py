@@ -26,7 +26,7 @@ from bench.system.log import LOGGER, NOTE, RESULT, log_settings, open_log_file
 from bench.system.progress import ParallelProgress
 from bench.tracking.store import TrackingStore, store_exists
 from leaderboards.schema import analysis
-from leaderboards.schema.fields import in_suite
+from leaderboards.schema.fields import Tag, in_suite
 from leaderboards.schema.record import Record
 
 # Students that are compared with each other, by suite, data set, model and seed.
@@ -37,6 +37,8 @@ def analyze(options: AnalyzeOptions) -> int:
     """Analyse the runs that are asked for; return 1 if one could not be."""
     if options.workers < 1:
         raise UsageError(f"--workers {options.workers}: at least 1")
+    if options.runs and options.suite:
+        raise UsageError("runs and --suite: one of them")
     if not store_exists(options.store):
         raise BenchError(f"nothing is recorded in {str(options.store)!r} yet")
     records = trained.read_records(options.store)
@@ -122,7 +124,7 @@ def analyse_all(
 
 def describe(record: Record) -> str:
     """Return the name of a run for people."""
-    variant = record.tags.get("variant", "")
+    variant = record.tags.get(Tag.VARIANT, "")
     return f"{record.spec.label} ({variant})" if variant else record.spec.label
 
 

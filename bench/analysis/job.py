@@ -41,7 +41,6 @@ from methods.base import Net
 
 # Images of a split: more would not change a mean by what matters, and take their time.
 MAX_TEST, MAX_TRAIN = 500, 2_000
-FOLDER = "analysis"
 EXAMPLES = "examples"  # key of a file of them
 # Digits after the point that a record keeps of matrices, lines and points.
 DECIMALS = 4
@@ -104,7 +103,7 @@ def analyze_run(record: Record, comparison: Comparison, context: AnalysisContext
 @contextmanager
 def locked_run(record: Record, store: TrackingStore) -> Iterator[None]:
     """Lock the analysis of a run. Raise BenchError if another process has it."""
-    folder = store.root / FOLDER
+    folder = store.root / Artifact.ANALYSIS
     folder.mkdir(exist_ok=True)
     lock = FileLock(folder / f"{record.spec_id}.lock")
     try:
@@ -184,12 +183,12 @@ def measure_tasks(record: Record, subject: Subject, context: AnalysisContext) ->
 
 def examples_path(store: TrackingStore, record: Record) -> Path:
     """Return the file of the adversarial examples of a run's best checkpoint."""
-    return store.root / FOLDER / f"{record.checksums[BEST]}.pt"
+    return store.root / Artifact.ANALYSIS / f"{record.checksums[BEST]}.pt"
 
 
 def save_examples(store: TrackingStore, record: Record, subject: Subject) -> None:
     """Keep the adversarial examples of a student, on which others are judged."""
-    adv = examples.student_examples(subject)
+    adv = examples.subject_examples(subject)
     checkpoint.save(examples_path(store, record), {EXAMPLES: adv.cpu()})
 
 
@@ -215,7 +214,9 @@ def save_analysis(
 
     The file comes last: whoever reads it sees its numbers in MLflow.
     """
-    others = {name: value for name, value in record.metrics.items() if name[:9] != ANALYSIS}
+    others = {
+        name: value for name, value in record.metrics.items() if not name.startswith(ANALYSIS)
+    }
     values = {name: float(f"{value:.6g}") for name, value in numbers.items()}
     content = json.loads(kept.model_dump_json())
     updated = copy_record(record, metrics=others | values, analysis=content)
