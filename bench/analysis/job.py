@@ -33,7 +33,14 @@ from bench.teachers import cards
 from bench.tracking.run_logger import RunLogger
 from bench.tracking.store import TrackingStore
 from leaderboards.schema import analysis
-from leaderboards.schema.analysis import ADVERSARIAL, ANALYSIS, PENULTIMATE, Analysis, measure_name
+from leaderboards.schema.analysis import (
+    ADVERSARIAL,
+    ANALYSIS,
+    CLEAN,
+    PENULTIMATE,
+    Analysis,
+    measure_name,
+)
 from leaderboards.schema.checkpoints import BEST
 from leaderboards.schema.fields import Artifact
 from leaderboards.schema.record import Record, copy_record
@@ -53,7 +60,7 @@ MEASURES: tuple[tuple[str, Callable[[Subject], Findings]], ...] = (
 SHOWN = {
     "CKA": measure_name("structure", "cka", PENULTIMATE, ADVERSARIAL),
     "feature cosine under attack": measure_name("features", "cosine", "pgd20"),
-    "gradient cosine": measure_name("gradients", "cosine"),
+    "gradient cosine": measure_name("gradients", "cosine", CLEAN),
 }
 
 

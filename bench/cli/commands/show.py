@@ -216,11 +216,7 @@ def print_run(document: dict[str, Any]) -> None:
         print("\ncost")
     for name, value in document["cost"].items():
         print_fact(f"  {name}", f"{value:,.1f}" if name.endswith("seconds") else f"{value:,.0f}")
-    if document["analysis"]:
-        print("\nanalysis")
-    for name, value in document["analysis"].items():
-        metric = f"{ANALYSIS}{name}"
-        print(f"  {measure_label(metric):48}{format_measure(metric, value):>8}")
+    print_analysis(document["analysis"])
     if document["checkpoints"]:
         print("\ncheckpoints")
     for name, file in document["checkpoints"].items():
@@ -231,6 +227,15 @@ def print_run(document: dict[str, Any]) -> None:
 def print_fact(name: str, text: str) -> None:
     """Print a name and its value, in columns."""
     print(f"{name:24}{text}")
+
+
+def print_analysis(measures: dict[str, float]) -> None:
+    """Print a line for each measure of `analyze`, if there are any."""
+    if measures:
+        print("\nanalysis")
+    for name, value in measures.items():
+        metric = f"{ANALYSIS}{name}"
+        print(f"  {measure_label(metric):48}{format_measure(metric, value):>8}")
 
 
 def print_accuracies(accuracy: dict[str, dict[str, float]]) -> None:
