@@ -1088,7 +1088,9 @@ def test_gacd_freezes_the_trunk_in_its_second_stage(student_input: str) -> None:
     for batch in contract.every_epoch(contract.images([0, 1, 2, 0])):
         before = contract.copied(trunk)
         contract.train(case, nets, [batch])
-        changed = {name for name, value in trunk.state_dict().items() if (value != before[name]).any()}
+        changed = {
+            name for name, value in trunk.state_dict().items() if (value != before[name]).any()
+        }
         assert changed == (set() if batch.reached(0.5) else before.keys())
 
 
