@@ -190,9 +190,9 @@ STL = replace(
 )
 
 # Each assumption of the reconstruction, changed alone against the form of the paper's figure, which
-# is the default. An epoch of digits takes 1,024 images: a queue of 4,096 holds most of them four
-# times, as they were embedded in the last four epochs, so it shows what age does. The last two rows
-# are the former default, and the same without weights, which is crd_adv.
+# is the default. An epoch of digits takes 1,216 images: a queue of 4,096 holds them three times or
+# four, as they were embedded in the last epochs, so it shows what age does. The last two rows are
+# the former default, and the same without weights, which is crd_adv.
 GACD_ROWS = (
     Row("gacd"),
     Row("gacd", {"symmetric": True}),
