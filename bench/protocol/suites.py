@@ -190,9 +190,9 @@ STL = replace(
 )
 
 # Each assumption of the reconstruction, changed alone against the form of the paper's figure, which
-# is the default. A queue of 4,096 is longer than an epoch of digits, 1,216 images: it holds most of
-# them three times, as they were embedded in the last three epochs, so it shows what age does. The
-# last two rows are the former default, and the same without weights, which is crd_adv.
+# is the default. An epoch of digits takes 1,216 images: a queue of 4,096 holds them three times or
+# four, as they were embedded in the last epochs, so it shows what age does. The last two rows are
+# the former default, and the same without weights, which is crd_adv.
 GACD_ROWS = (
     Row("gacd"),
     Row("gacd", {"symmetric": True}),
