@@ -34,6 +34,8 @@ GOLDEN = {
     "cifar-fast": ("71dbaa3c378de1ed", "8350d4b24090d3ae"),
     "cifar-sprint": ("432dfb747dc88a88", "5df5089f990b086d"),
     "stl": ("fc1f321bc436c5c9", "ebda2925dacd4af9"),
+    "digits-halves": ("bb998ad45bca061a", "715fa697b3ec6404"),
+    "cifar-mini-halves": ("00e69fc4eb281815", "012ee60b7204e51e"),
 }
 
 

@@ -138,7 +138,7 @@ def load_task(
     """
     data = load_data(target, data_root)
     y, test_y = data.train.y[:MAX_TRAIN].to(device), data.test.y[:MAX_TEST].to(device)
-    missing = data.info.num_classes - len(y.unique())
+    missing = int((y.bincount(minlength=data.info.num_classes) == 0).sum())
     if missing:
         raise GapError(f"{missing} of its classes have no image among the first {len(y):,}")
     x = fit_images(to_float(data.train.x[:MAX_TRAIN].to(device)), shape)
@@ -211,9 +211,7 @@ def fit_probe(net: Transferred, task: Task, budget: Budget) -> None:
         net.linear.bias.zero_()[-len(bias) :] = bias
 
 
-def train(
-    net: Transferred, task: Task, budget: Budget, *, whole: bool, adversarial: bool
-) -> None:
+def train(net: Transferred, task: Task, budget: Budget, *, whole: bool, adversarial: bool) -> None:
     """Train the new head, or the whole network, on clean images or adversarial examples.
 
     A frozen trunk stays in eval mode. The inner attack, PGD against the network as it is, is in
@@ -235,7 +233,7 @@ def train(
             with mode(net, training=whole):
                 loss = F.cross_entropy(net(adv), y)
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
 
@@ -243,7 +241,7 @@ def train(
 @torch.no_grad()
 def trunk_features(net: Transferred, x: Tensor) -> Tensor:
     """Return the features of images. Raise GapError if no head could use them."""
-    features = torch.cat([net.features(images) for images in x.split(250)])
+    features = torch.cat([net.features(images) for images in torch.split(x, 250)])
     if not features.isfinite().all():
         raise GapError("its features are not finite")
     if (features.amax(0) - features.amin(0)).amax() <= MIN_RANGE * features.abs().amax():

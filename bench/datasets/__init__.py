@@ -1,6 +1,6 @@
-"""The data sets by name, one file each: those with a line `DATASET = ...`; and halves of two of them.
+"""The data sets by name, one file each: those with a line `DATASET = ...`. No torch here.
 
-No torch here.
+The halves of class_splits.py come after them.
 
 Packages outside this repository add data sets through the entry-point group `bench.datasets`:
 name = "package.module:DATASET".
