@@ -230,9 +230,37 @@ GACD_ABLATION_CIFAR = replace(
     rows=GACD_ROWS,
 )
 
+DIGITS_HALVES = replace(
+    DIGITS,
+    name="digits-halves",
+    version=1,
+    about="the digits 0 to 4, to train networks that are then put to 5 to 9: seconds each",
+    datasets=("digits-0-4",),
+    students=("resnet8-w8",),
+    attacks=("fgsm", "pgd20", "aa"),
+    limit_aa=100,
+    seeds=(0, 1, 2),
+)
+
+CIFAR_MINI_HALVES = replace(
+    CIFAR_MINI,
+    name="cifar-mini-halves",
+    version=1,
+    about="CIFAR-10's classes 0 to 4, to train networks that are then put to 5 to 9: "
+    "minutes on two CPU cores",
+    datasets=("cifar10-0-4",),
+    attacks=("fgsm", "pgd20", "aa"),
+    limit_train=5_000,
+    limit_val=250,
+    limit_test=500,
+    limit_aa=200,
+    cpu_time="minutes",
+)
+
 ALL = (
     *(DIGITS, CIFAR_MINI, CIFAR, CIFAR_FAST, CIFAR_SPRINT, STL),
     *(GACD_ABLATION, GACD_ABLATION_CIFAR),
+    *(DIGITS_HALVES, CIFAR_MINI_HALVES),
 )
 SUITES = {suite.name: suite for suite in ALL}
 # Packages add suites: name = "package.module:SUITE".
