@@ -528,13 +528,13 @@ def test_loss_surface_of_a_linear_network(norm: str) -> None:
     a = list(by_eps.values())
     area = sum((a[i] + a[i + 1]) * 0.125 for i in range(6)) + (a[6] + a[7]) / 4
     assert number(findings, "gradients", "area") == pytest.approx(area / 2, abs=1e-5)
-    along = dict(findings.lines[analysis.LOSS_ATTACK])
+    along, tolerance = dict(findings.lines[analysis.LOSS_ATTACK]), 1e-4 if norm == "Linf" else 5e-3
     assert list(along) == pytest.approx([i / 10 for i in range(11)])
     for position, value in along.items():
         expected = float(F.softplus(position * loss - margin).mean())
-        assert value == pytest.approx(expected, rel=1e-3)
+        assert value == pytest.approx(expected, rel=tolerance)
     rise = float((F.softplus(loss - margin) - F.softplus(-margin)).mean())
-    assert number(findings, "gradients", "attack_rise") == pytest.approx(rise, rel=1e-3)
+    assert number(findings, "gradients", "attack_rise") == pytest.approx(rise, rel=5 * tolerance)
     steps = dict(findings.lines[analysis.BY_STEPS])
     assert list(steps) == [1, 2, 5, 10, 20, 50]
     assert steps[20] == steps[50] == by_eps[1] <= steps[1]
