@@ -548,6 +548,8 @@ def test_noise_is_as_large_as_the_attack_and_harms_less(norm: str) -> None:
     torch.testing.assert_close(sizes, torch.full((60,), EPS), rtol=1e-4, atol=0)
     if norm == "Linf":
         assert (corners - subject.x).abs().amin() > 0.99 * EPS
+    black = dataclasses.replace(subject, x=torch.zeros_like(subject.x))
+    assert loss_surface.random_corners(black).min() == 0
     findings = loss_surface.measure(subject)
     noise = dict(findings.lines[analysis.LOSS_RANDOM])
     y = subject.y
