@@ -537,7 +537,9 @@ def test_loss_surface_of_a_linear_network(norm: str) -> None:
     assert number(findings, "gradients", "attack_rise") == pytest.approx(rise, rel=5 * tolerance)
     steps = dict(findings.lines[analysis.BY_STEPS])
     assert list(steps) == [1, 2, 5, 10, 20, 50]
-    assert steps[20] == steps[50] == by_eps[1] <= steps[1]
+    assert steps[20] == steps[50] == by_eps[1]
+    # One step of a quarter of eps, from anywhere in the ball; in L2 of 2.5 eps.
+    assert norm == "L2" or steps[1] > steps[2] > steps[20]
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
