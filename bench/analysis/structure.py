@@ -150,5 +150,5 @@ def error_agreement(student_logits: Tensor, teacher_logits: Tensor, y: Tensor) -
 def kappa(first: Tensor, second: Tensor) -> float:
     """Return Cohen's kappa of two ratings of the same images, (N,) each."""
     if (torch.cat([first, second]) == first[0]).all():
-        raise GapError("both networks answer alike on every image, so chance explains it")
+        raise GapError("one answer on all images from both networks, as by chance")
     return float(cohen_kappa_score(first.numpy(), second.numpy()))
