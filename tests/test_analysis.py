@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from attacks import ATTACKS, evaluate
 from attacks.attacked_model import perturbation_norm
 from bench import models
-from bench.analysis import gradients, loss_surface, robust_features, structure
-from bench.analysis.examples import attack_component, make_examples, subject_examples
-from bench.analysis.findings import Findings, GapError
-from bench.analysis.outputs import collect_logits, collect_outputs, pair_layers
-from bench.analysis.subject import Subject
+from bench.analysis.measures import gradients, loss_surface, robust_features, structure
+from bench.analysis.measures.examples import attack_component, make_examples, subject_examples
+from bench.analysis.measures.findings import Findings, GapError
+from bench.analysis.measures.outputs import collect_logits, collect_outputs, pair_layers
+from bench.analysis.measures.subject import Subject
 from bench.datasets import CIFAR10, DIGITS
 from bench.models.adapter import Adapted
 from leaderboards.schema import analysis

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bench import cli
 from bench.analysis import grid, job
-from bench.analysis.transferability import Exposure, expose, summarise
+from bench.analysis.measures.transferability import Exposure, expose, summarise
 from bench.records import trained
 from bench.tracking.store import artifact_path, tracking_uri
 from leaderboards.schema.analysis import (

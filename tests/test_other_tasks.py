@@ -13,9 +13,9 @@ from test_data import make_toy
 from torch import Tensor, nn
 
 from bench import datasets, models
-from bench.analysis import other_tasks
-from bench.analysis.findings import GapError
-from bench.analysis.other_tasks import FITS, Task, Transferred
+from bench.analysis.measures import other_tasks
+from bench.analysis.measures.findings import GapError
+from bench.analysis.measures.other_tasks import FITS, Task, Transferred
 from leaderboards.schema.analysis import TASK_MODES, TASK_VIEWS, task_name
 from methods.base import Net
 from methods.inner import Budget

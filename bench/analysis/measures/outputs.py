@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.isolation import full_precision
-from bench.analysis.findings import GapError
+from bench.analysis.measures.findings import GapError
 from leaderboards.schema.analysis import PENULTIMATE
 from methods.base import Net
 

@@ -10,16 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attacks.isolation import full_precision
-from bench.analysis.examples import view_images
-from bench.analysis.findings import Findings, GapError
-from bench.analysis.outputs import (
+from bench.analysis.measures.examples import view_images
+from bench.analysis.measures.findings import Findings, GapError
+from bench.analysis.measures.outputs import (
     BATCH_SIZE,
     check_images,
     check_labels,
     check_same_classes,
     collect_logits,
 )
-from bench.analysis.subject import Subject
+from bench.analysis.measures.subject import Subject
 from methods.base import Net
 
 GROUP = "gradients"

@@ -12,9 +12,9 @@ from attacks.attacked_model import AttackedModel
 from attacks.build import Settings, build_attack
 from attacks.catalog import ATTACKS, Attack
 from attacks.isolation import isolated_state
-from bench.analysis.findings import Findings, GapError
-from bench.analysis.outputs import check_images, is_correct
-from bench.analysis.subject import Subject
+from bench.analysis.measures.findings import Findings, GapError
+from bench.analysis.measures.outputs import check_images, is_correct
+from bench.analysis.measures.subject import Subject
 from leaderboards.schema.analysis import ADVERSARIAL, CLEAN, FEATURE_ATTACKS
 from methods.base import Net
 

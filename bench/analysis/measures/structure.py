@@ -12,9 +12,9 @@ import torch
 from sklearn.metrics import cohen_kappa_score
 from torch import Tensor
 
-from bench.analysis.examples import view_images
-from bench.analysis.findings import Findings, GapError
-from bench.analysis.outputs import (
+from bench.analysis.measures.examples import view_images
+from bench.analysis.measures.findings import Findings, GapError
+from bench.analysis.measures.outputs import (
     Outputs,
     check_labels,
     check_same_classes,
@@ -22,7 +22,7 @@ from bench.analysis.outputs import (
     pair_layers,
     varies,
 )
-from bench.analysis.subject import Subject
+from bench.analysis.measures.subject import Subject
 from leaderboards.schema.analysis import CORRELATION, PENULTIMATE
 
 GROUP = "structure"

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from attacks import evaluate
 from attacks.isolation import isolated_state
 from bench import datasets
-from bench.analysis.findings import Findings, GapError
+from bench.analysis.measures.findings import Findings, GapError
 from bench.datasets.augmentation import to_float
 from bench.datasets.loading import load_data
 from bench.system.errors import BenchError, one_line
@@ -41,7 +41,9 @@ TARGETS: Mapping[str, tuple[str, ...]] = {
 # First images of the target's splits.
 MAX_TRAIN, MAX_TEST = 2_000, 500
 # Training of heads and whole networks: SGD, one cycle.
-EPOCHS, BATCH, LR, MOMENTUM = 8, 128, 0.2, 0.9
+EPOCHS, BATCH, MOMENTUM = 8, 128, 0.9
+# A head alone starts from nothing and bears a larger rate.
+LR, HEAD_LR = 0.2, 1.0
 INNER_STEPS = 5
 SEED = 0
 ATTACK = "pgd20"
@@ -223,8 +225,9 @@ def train(net: Transferred, task: Task, budget: Budget, *, whole: bool, adversar
     count = len(task.y)
     batches = -(-count // BATCH)
     trainable = [value for value in net.parameters() if value.requires_grad]
-    optimizer = torch.optim.SGD(trainable, LR, MOMENTUM, nesterov=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=EPOCHS * batches)
+    rate = LR if whole else HEAD_LR
+    optimizer = torch.optim.SGD(trainable, rate, MOMENTUM, nesterov=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=EPOCHS * batches)
     for _ in range(EPOCHS):
         # Of nearly the same size: BatchNorm cannot train on a last batch of one image.
         for rows in torch.randperm(count).to(task.y.device).tensor_split(batches):

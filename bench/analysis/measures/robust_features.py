@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from sklearn.manifold import TSNE as SklearnTSNE
 from torch import Tensor
 
-from bench.analysis.examples import PGD20, subject_examples
-from bench.analysis.findings import Findings, GapError
-from bench.analysis.outputs import collect_outputs, varies
-from bench.analysis.subject import Subject
+from bench.analysis.measures.examples import PGD20, subject_examples
+from bench.analysis.measures.findings import Findings, GapError
+from bench.analysis.measures.outputs import collect_outputs, varies
+from bench.analysis.measures.subject import Subject
 from leaderboards.schema.analysis import (
     ADVERSARIAL,
     CLEAN,

@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.analysis.examples import PGD20, make_examples, subject_examples
-from bench.analysis.findings import Findings, GapError
-from bench.analysis.outputs import collect_logits, is_correct
-from bench.analysis.subject import Subject
+from bench.analysis.measures.examples import PGD20, make_examples, subject_examples
+from bench.analysis.measures.findings import Findings, GapError
+from bench.analysis.measures.outputs import collect_logits, is_correct
+from bench.analysis.measures.subject import Subject
 from leaderboards.schema.analysis import (
     BY_EPS,
     BY_STEPS,
