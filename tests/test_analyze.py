@@ -11,10 +11,12 @@ import torch
 from mlflow import MlflowClient
 from torch import Tensor
 
+import bench
 from bench import cli
 from bench.analysis import grid, job
 from bench.analysis.measures.transferability import Exposure, expose, summarise
 from bench.records import trained
+from bench.system.errors import BenchError
 from bench.tracking.store import artifact_path, tracking_uri
 from leaderboards.schema.analysis import (
     ANALYSIS,
@@ -334,3 +336,17 @@ def test_groups_are_by_suite_data_model_and_seed(store: Path) -> None:
     assert len(keys) == 1
     (key,) = keys
     assert key[1:] == ("digits", "resnet8-w4", 0)
+
+
+def test_python_gets_a_frame_of_measures(analysed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    frame = bench.analyze(store=analysed)
+    records = read(analysed)
+    assert sorted(frame["method"]) == ["natural", "rslad"]
+    row = frame[frame["method"] == "rslad"].iloc[0]
+    name = measure_name("structure", "cka", "features", "adv")
+    assert row["CKA, features, adversarial"] == records["rslad"].metrics[name]
+    one = bench.analyze(records["natural"].run_id, store=analysed)
+    assert one["method"].tolist() == ["natural"]
+    with pytest.raises(BenchError, match="there is no record of a run 'ffff'"):
+        bench.analyze(["ffff"], store=analysed)

@@ -95,12 +95,12 @@ def test_a_notebook_shows_no_table_that_is_made(
 
 
 def test_other_attributes_do_not_exist() -> None:
-    assert {"run", "evaluate", "leaderboard", "load"} < {*dir(bench)}
+    assert {"run", "evaluate", "analyze", "leaderboard", "load"} < {*dir(bench)}
     with pytest.raises(AttributeError, match="module 'bench' has no attribute 'rum'"):
         _ = bench.rum
 
 
-@pytest.mark.parametrize("name", ["run", "evaluate", "leaderboard"])
+@pytest.mark.parametrize("name", ["run", "evaluate", "analyze", "leaderboard"])
 def test_help_shows_the_options_of_the_command(name: str) -> None:
     text = io.StringIO()
     with redirect_stdout(text):

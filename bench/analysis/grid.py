@@ -7,7 +7,7 @@ import os
 import time
 import traceback
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeAlias
@@ -21,7 +21,7 @@ from bench.execution.executors import start_worker, terminated_on_error
 from bench.execution.suite_file import resolve_experiment
 from bench.records import trained
 from bench.system.environment import resolve_device
-from bench.system.errors import BenchError, UsageError, one_line
+from bench.system.errors import BenchError, UsageError, continue_hint, one_line
 from bench.system.log import LOGGER, NOTE, RESULT, log_settings, open_log_file
 from bench.system.progress import ParallelProgress
 from bench.tracking.store import TrackingStore, store_exists
@@ -29,12 +29,18 @@ from leaderboards.schema import analysis
 from leaderboards.schema.fields import Tag, in_suite
 from leaderboards.schema.record import Record
 
-# Students that are compared with each other, by suite, data set, model and seed.
-Groups: TypeAlias = Mapping[tuple[str, str, str, int], Sequence[Record]]
+Pair: TypeAlias = tuple[Record, Comparison]
+Result: TypeAlias = tuple[int, str, bool]  # position, last line, whether it succeeded
+Failures: TypeAlias = dict[str, str]  # why, by what could not be done
+# Suite, data set, model and seed of students that are compared with each other.
+GroupKey: TypeAlias = tuple[str, str, str, int]
 
 
-def analyze(options: AnalyzeOptions) -> int:
-    """Analyse the runs that are asked for; return 1 if one could not be."""
+def analyze_runs(options: AnalyzeOptions) -> tuple[list[str], Failures]:
+    """Analyse the runs that are asked for; return the ids of their specs, and what failed.
+
+    Raise BenchError for a store without records, UsageError for words that name no student.
+    """
     if options.workers < 1:
         raise UsageError(f"--workers {options.workers}: at least 1")
     if options.runs and options.suite:
@@ -49,12 +55,12 @@ def analyze(options: AnalyzeOptions) -> int:
     )
     open_log_file(options.store, f"analyze {len(todo)} of {len(chosen)} runs")
     LOGGER.info(f"{len(todo)} to analyse, {len(chosen) - len(todo)} already analysed")
-    comparisons = [choose_teacher(record, records) for record in todo]
-    failures = analyse_all(options, context, todo, comparisons)
-    failures += compare_groups(options, context, chosen)
+    pairs = [(record, choose_teacher(record, records)) for record in todo]
+    failures = analyse_all(options, context, pairs)
+    failures |= compare_groups(options, context, chosen)
     if not failures:
         LOGGER.log(RESULT, "`python -m bench leaderboard` shows them on pages")
-    return 1 if failures else 0
+    return [record.spec_id for record in chosen], failures
 
 
 def is_analysed(record: Record) -> bool:
@@ -104,21 +110,17 @@ def choose_teacher(record: Record, records: Sequence[Record]) -> Comparison:
 
 
 def analyse_all(
-    options: AnalyzeOptions,
-    context: AnalysisContext,
-    todo: Sequence[Record],
-    comparisons: Sequence[Comparison],
-) -> int:
-    """Analyse runs, in processes if there are to be several; return how many failed."""
-    tally, failures = ParallelProgress(len(todo)), 0
-    pairs = [*zip(todo, comparisons, strict=True)]
-    results = analyse_here(context, pairs)
-    if options.workers > 1:
-        results = analyse_in_processes(options, pairs)
+    options: AnalyzeOptions, context: AnalysisContext, pairs: Sequence[Pair]
+) -> Failures:
+    """Analyse runs, in processes if there are to be several; return what failed."""
+    tally, failures = ParallelProgress(len(pairs)), Failures()
+    several = options.workers > 1
+    results = analyse_in_processes(options, pairs) if several else analyse_here(context, pairs)
     for number, message, succeeded in results:
-        label = describe(todo[number])
+        label = describe(pairs[number][0])
         tally.finish(number + 1, label, message, succeeded)
-        failures += not succeeded
+        if not succeeded:
+            failures[label] = message
     return failures
 
 
@@ -126,10 +128,6 @@ def describe(record: Record) -> str:
     """Return the name of a run for people."""
     variant = record.tags.get(Tag.VARIANT, "")
     return f"{record.spec.label} ({variant})" if variant else record.spec.label
-
-
-Pair: TypeAlias = tuple[Record, Comparison]
-Result: TypeAlias = tuple[int, str, bool]  # position, last line, whether it succeeded
 
 
 def analyse_here(context: AnalysisContext, pairs: Sequence[Pair]) -> Iterator[Result]:
@@ -152,7 +150,8 @@ def analyse_in_processes(options: AnalyzeOptions, pairs: Sequence[Pair]) -> Iter
             try:
                 result = future.result()
             except BrokenProcessPool:
-                result = "failed: a worker process died; the same command continues", False
+                hint = continue_hint(options.force)
+                result = f"failed: a worker process died; {hint} continues", False
             yield futures[future], *result
 
 
@@ -184,26 +183,26 @@ def try_to_analyse(
 
 def compare_groups(
     options: AnalyzeOptions, context: AnalysisContext, chosen: Sequence[Record]
-) -> int:
-    """Judge the students of each group on each other's examples; return how many groups failed."""
+) -> Failures:
+    """Judge the students of each group on each other's examples; return what failed."""
     keys = {group_key(record) for record in chosen}
-    groups: dict[tuple[str, str, str, int], list[Record]] = defaultdict(list)
+    groups: dict[GroupKey, list[Record]] = defaultdict(list)
     for record in trained.read_records(options.store):
         if record.spec.role == "student" and group_key(record) in keys and is_analysed(record):
             groups[group_key(record)].append(record)
-    failures = 0
+    failures = Failures()
     for key, records in groups.items():
         label = " ".join(map(str, (*key[1:3], "seed", key[3])))
         try:
             if group.compare(records, context, options.force):
                 LOGGER.info(f"{label}: {len(records)} students on each other's examples")
         except BenchError as error:
-            LOGGER.error(f"{label}: not compared with each other: {error}")
-            failures += 1
+            failures[label] = f"not compared with each other: {error}"
+            LOGGER.error(f"{label}: {failures[label]}")
     return failures
 
 
-def group_key(record: Record) -> tuple[str, str, str, int]:
+def group_key(record: Record) -> GroupKey:
     """Return what students of a group have in common."""
     spec = record.spec
     return spec.suite, spec.dataset, spec.arch, spec.seed

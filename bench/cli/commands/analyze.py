@@ -10,7 +10,8 @@ def analyze(options: AnalyzeOptions) -> int:
     set_verbosity(options.quiet, options.verbose)
     from bench.analysis import grid
 
-    return grid.analyze(options)
+    _, failures = grid.analyze_runs(options)
+    return 1 if failures else 0
 
 
 COMMAND = Command(AnalyzeOptions, analyze)
