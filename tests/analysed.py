@@ -118,7 +118,7 @@ def _lines(
     falling = clean * np.exp(-shares * np.log(clean / max(robust, 0.01)))
     steps = (1, 2, 5, 10, 20, 50)
     return {
-        analysis.BY_EPS: [*zip((0.2 * shares).tolist(), falling.tolist(), strict=True)],
+        analysis.BY_EPS: [*zip(shares.tolist(), falling.tolist(), strict=True)],
         analysis.BY_STEPS: [(step, float(robust + 0.2 / step)) for step in steps],
         analysis.LOSS_ATTACK: [(x, float(0.3 + 2 * x * (1 - robust))) for x in shares.tolist()],
         analysis.LOSS_RANDOM: [(x, float(0.3 + 0.05 * x * rng.random())) for x in shares.tolist()],

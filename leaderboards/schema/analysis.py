@@ -353,8 +353,14 @@ def probe_pairs(names: Iterable[str]) -> list[tuple[str, str, str]]:
 
 
 def gap_reason(gaps: Mapping[str, str], metric: str) -> str:
-    """Return why a metric is missing: of its own gap, else of its measure's or group's; or ""."""
-    name = metric.removeprefix(ANALYSIS)
-    while name and name not in gaps:
-        name = name.rpartition("/")[0]
-    return gaps.get(name, "")
+    """Return why a metric is missing, "" where no gap says it.
+
+    A gap is of all metrics that have its parts: "structure", "structure/adv", "structure/cka".
+    """
+    group, *parts = metric.removeprefix(ANALYSIS).split("/")
+    reasons = {}
+    for name, reason in gaps.items():
+        gap_group, *gap_parts = name.split("/")
+        if gap_group == group and set(gap_parts) <= set(parts):
+            reasons[len(gap_parts)] = reason
+    return reasons[max(reasons)] if reasons else ""

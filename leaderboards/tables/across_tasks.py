@@ -143,9 +143,13 @@ def _most_robust_teacher(row: Row, teachers: TaskTable | None) -> Row | None:
     """Return the most robust teacher of `row` that was made and judged under its protocol."""
     candidates = []
     for teacher in teachers.ranked if teachers else ():
-        name = f"{file_name(teacher.student)}-{teacher.method}"
-        is_named = name in row.teacher.split(" + ")
+        is_named = teacher_name(teacher) in row.teacher.split(" + ")
         same_protocol = teacher.dataset == row.dataset and not teacher.changed
         if is_named and same_protocol and teacher.score >= MIN_TEACHER_ACCURACY:
             candidates.append(teacher)
     return max(candidates, key=lambda teacher: teacher.score, default=None)
+
+
+def teacher_name(teacher: Row) -> str:
+    """Return how the rows of its students call a teacher."""
+    return f"{file_name(teacher.student)}-{teacher.method}"
