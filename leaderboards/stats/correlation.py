@@ -20,7 +20,7 @@ from leaderboards.stats.ranks import LEVEL
 
 # With fewer methods an interval says nothing: it would be about as wide as -1 to 1.
 MIN_METHODS = 10
-DRAWS = 2000
+DRAWS = 1000
 # Fisher's scale is infinite at 1.
 LARGEST = 1 - 1e-9
 

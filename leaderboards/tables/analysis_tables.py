@@ -70,14 +70,20 @@ class AnalysisTable:
         share = (row[metric].mean - low) / (high - low)
         return share if ascends else 1 - share
 
+    @cached_property
+    def shares(self) -> dict[str, list[float]]:
+        """The shares of all rows that have one, by metric."""
+        columns = [column.metric for column in self.table.columns]
+        shares = {name: [self.share(row, name) for row in self.table.rows] for name in columns}
+        return {name: [x for x in values if x == x] for name, values in shares.items()}
+
     def position(self, row: Row, metric: str) -> tuple[int, int] | None:
         """Return the position of a row by a metric, closest to the claim first, and of how many."""
-        shares = [self.share(other, metric) for other in self.table.rows]
         share = self.share(row, metric)
         if math.isnan(share):
             return None
-        better = sum(other > share for other in shares)
-        return 1 + better, sum(not math.isnan(other) for other in shares)
+        better = sum(other > share for other in self.shares[metric])
+        return 1 + better, len(self.shares[metric])
 
 
 def is_analysed(rows: Iterable[Row], runs: Runs) -> bool:

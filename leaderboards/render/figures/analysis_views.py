@@ -12,12 +12,14 @@ from leaderboards.render.figures.task_views import (
     ROBUST,
     FamilyOf,
     family_points,
+    frame_limits,
     joined_labels,
+    note_below,
     pareto_front,
 )
 from leaderboards.render.figures.views import MAX_ROWS, Series, View, row_labels, shorten_name
 from leaderboards.schema import analysis
-from leaderboards.schema.analysis import Analysis
+from leaderboards.schema.analysis import GROUPS, Analysis
 from leaderboards.schema.metrics import RANK_METRIC
 from leaderboards.schema.record import Record
 from leaderboards.stats.correlation import Correlation, rank_correlation
@@ -64,13 +66,15 @@ def measure_view(
     if not rows:
         return None
     front = pareto_front(rows, lambda row: row[metric].mean)
+    frame = frame_limits(rows, metric), frame_limits(rows, RANK_METRIC)
     caption = (
         f"{READINGS[table.group.name]} Bars are one standard deviation over seeds. Named are the "
-        f"rows that none beats in both: {joined_labels(front)}.{_correlation_text(rows, metric, runs)}"
+        f"rows that none beats in both: {joined_labels(front)}.{note_below(rows, frame[1])}"
+        f"{_correlation_text(rows, metric, runs)}"
     )
     label = analysis.measure_label(metric)
     series = (*family_points(table.table, rows, metric, front, family_of),)
-    return View(table.group.name, label, caption, label, ROBUST, series)
+    return View(table.group.name, label, caption, label, ROBUST, series, frame=frame)
 
 
 def _correlation_text(rows: Sequence[Row], metric: str, runs: Runs) -> str:
@@ -215,16 +219,19 @@ def _class_points(points: Iterable[tuple[float, float, int]]) -> Iterator[Series
 
 
 def correlation_view(entries: Sequence[MeasureCorrelation]) -> View | None:
-    """Chart each measure's correlation with AutoAttack accuracy, with its interval."""
-    shown = [(entry, entry.distilled) for entry in entries if entry.distilled][:MAX_ROWS]
+    """Chart the correlations of main metrics with AutoAttack accuracy, with their intervals."""
+    metrics = [entry.metric for entry in entries]
+    main = {name for group in GROUPS for name in analysis.main_metrics(metrics, group)}
+    shown = [(each, each.distilled) for each in entries if each.distilled and each.metric in main]
     if not shown:
         return None
-    names = tuple(shorten_name(entry.label) for entry, _ in shown)
+    names = tuple(entry.label for entry, _ in shown)
     values = [correlation for _, correlation in shown]
     zero = Series("", [0, 0], [-0.6, len(shown) - 0.4], line=True, muted=True)
     caption = (
         "Spearman's rank correlation with AutoAttack accuracy over the runs that have a teacher, "
-        "and its 95 % interval. An interval across 0 decides nothing."
+        "and its 95 % interval; one across 0 decides nothing. Of each measure the most telling "
+        "form is here, the others are in the table."
     )
     series = (zero, _correlation_dots(values))
     x_title = "Rank correlation with AutoAttack accuracy"

@@ -49,10 +49,10 @@ def accuracy_view(table: TaskTable, family_of: FamilyOf = lambda method: "") -> 
     if not rows:
         return None
     front = pareto_front(rows, lambda row: row[CLEAN].mean)
-    frame = _limits(rows, CLEAN), _limits(rows, RANK_METRIC)
+    frame = frame_limits(rows, CLEAN), frame_limits(rows, RANK_METRIC)
     caption = (
         "Up and to the right is better; bars are one standard deviation over seeds. On the Pareto "
-        f"front, which no row beats in both: {joined_labels(front)}.{_note_below(rows, frame[1])}"
+        f"front, which no row beats in both: {joined_labels(front)}.{note_below(rows, frame[1])}"
     )
     x, y = _means(front, CLEAN), _means(front, RANK_METRIC)
     line = Series("Pareto front", x, y, line=True, muted=True)
@@ -118,11 +118,11 @@ def cost_view(table: TaskTable, family_of: FamilyOf = lambda method: "") -> View
     if not rows:
         return None
     front = pareto_front(rows, lambda row: -row[TRAIN_SECONDS].mean)
-    frame = None, _limits(rows, RANK_METRIC)
+    frame = None, frame_limits(rows, RANK_METRIC)
     caption = (
         "Up and to the left is better. No row is both cheaper and more robust than: "
         f"{joined_labels(front)}. Times compare only where the machine was the same and idle."
-        f"{_note_below(rows, frame[1])}"
+        f"{note_below(rows, frame[1])}"
     )
     series = (*family_points(table, rows, TRAIN_SECONDS, front, family_of),)
     x_title = "Training, minutes (logarithmic)"
@@ -179,19 +179,20 @@ def _means(rows: Iterable[Row], metric: str, scale: float = 100) -> list[float]:
     return [scale * row[metric].mean for row in rows]
 
 
-def _limits(rows: Sequence[Row], metric: str) -> tuple[float, float]:
+def frame_limits(rows: Sequence[Row], metric: str) -> tuple[float, float]:
     """Frame the rows near the best and at least the better half."""
+    scale = metrics.describe_metric(metric).scale
     scores = [row.score for row in rows]
     threshold = min(NEAR_BEST * max(scores), median_low(scores))
-    values = _means([row for row in rows if row.score >= threshold], metric)
+    values = _means([row for row in rows if row.score >= threshold], metric, scale)
     low, high = min(values), max(values)
     # Names need room, and in a narrow frame small differences would look large.
     middle = (low + high) / 2
-    half = max(3.0, 0.62 * (high - low))
-    return middle - half, min(middle + half, 100.5)
+    half = max(0.03 * scale, 0.62 * (high - low))
+    return middle - half, min(middle + half, 1.005 * scale)
 
 
-def _note_below(rows: Iterable[Row], frame: tuple[float, float]) -> str:
+def note_below(rows: Iterable[Row], frame: tuple[float, float]) -> str:
     below = sum(accuracy < frame[0] for accuracy in _means(rows, RANK_METRIC))
     if not below:
         return ""
