@@ -1,6 +1,6 @@
 """Records of the repository with an invented analysis: plausible numbers, gaps, and runs without.
 
-    python tests/analysed.py FOLDER     # records to look at the pages with
+python tests/analysed.py FOLDER     # records to look at the pages with
 """
 
 from __future__ import annotations

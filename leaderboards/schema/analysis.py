@@ -35,6 +35,8 @@ TASK_MODES = {
     "whole_adv": "fine-tuned, adversarial",
 }
 TASK_VIEWS = {"clean": "clean", "pgd20": "PGD-20"}
+# Names of parts in the order of tables; others are sorted, and come last.
+PARTS = (PENULTIMATE, *TASK_MODES, *VIEWS, *FEATURE_ATTACKS)
 # What a measure was taken on, the most telling first: tables show one metric of a measure at first.
 MAIN_PARTS = (ADVERSARIAL, "pgd20", "fgsm", "pgd20-half", CLEAN)
 
@@ -307,14 +309,15 @@ def measure_label(metric: str) -> str:
 
 
 def metrics_of_group(values: Mapping[str, float] | Iterable[str], group: str) -> list[str]:
-    """Return the metrics of a group among names, in the order of its measures."""
+    """Return the metrics of a group among names, in the order of its measures and of PARTS."""
     order = [measure.name for measure in GROUPS[group].measures]
     names = []
     for name in values:
         parts = split_name(name)
         if parts and parts[0].name == group:
-            names.append((order.index(parts[1].name), name))
-    return [name for _, name in sorted(names)]
+            on = [(PARTS.index(part) if part in PARTS else len(PARTS), part) for part in parts[2]]
+            names.append((order.index(parts[1].name), on, name))
+    return [name for _, _, name in sorted(names)]
 
 
 def main_metrics(names: Iterable[str], group: str) -> list[str]:

@@ -90,7 +90,9 @@ def _resampled_correlations(x: Array, y: Array, clusters: NDArray[np.intp]) -> A
     y_ranks -= (weights * y_ranks).sum(axis=1, keepdims=True) / total
     product = (weights * x_ranks * y_ranks).sum(axis=1)
     squares = (weights * x_ranks**2).sum(axis=1) * (weights * y_ranks**2).sum(axis=1)
-    return np.divide(product, np.sqrt(squares), out=np.full(DRAWS, math.nan), where=squares > 0)
+    correlations = np.full(DRAWS, math.nan)
+    np.divide(product, np.sqrt(squares), out=correlations, where=squares > 0)
+    return correlations
 
 
 def weighted_ranks(values: Array, weights: Array) -> Array:

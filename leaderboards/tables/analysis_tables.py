@@ -59,7 +59,9 @@ class AnalysisTable:
             column.metric: [row[column.metric].mean for row in self.table.rows]
             for column in self.table.columns
         }
-        return {name: (_finite(min, values), _finite(max, values)) for name, values in means.items()}
+        return {
+            name: (_finite(min, values), _finite(max, values)) for name, values in means.items()
+        }
 
     def share(self, row: Row, metric: str) -> float:
         """Return how close to the claim a row is, from 0 to 1 over the rows; NaN for neither."""
@@ -93,7 +95,9 @@ def is_analysed(rows: Iterable[Row], runs: Runs) -> bool:
 
 def build_analysis(table: TaskTable, runs: Runs) -> dict[str, AnalysisTable]:
     """Return a table for each group of which a run has a measure or says why it has none."""
-    records = {row.run_ids: [runs[run_id]["record"] for run_id in row.run_ids] for row in table.rows}
+    records = {
+        row.run_ids: [runs[run_id]["record"] for run_id in row.run_ids] for row in table.rows
+    }
     present, gaps = set[str](), set[str]()
     for record in chain.from_iterable(records.values()):
         present |= {name for name in record.metrics if name.startswith(analysis.ANALYSIS)}

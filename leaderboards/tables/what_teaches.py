@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from leaderboards.schema import analysis
-from leaderboards.schema.analysis import ANALYSIS, Group
+from leaderboards.schema.analysis import Group
 from leaderboards.schema.metrics import RANK_METRIC, describe_metric
 from leaderboards.stats.correlation import Correlation, correlation_within, rank_correlation
 from leaderboards.tables.analysis_tables import Runs
@@ -31,6 +31,11 @@ class MeasureCorrelation:
     within: Correlation | None
 
     @property
+    def counted(self) -> Correlation | None:
+        """The correlation over the runs with a teacher, else over all."""
+        return self.distilled or self.every
+
+    @property
     def label(self) -> str:
         return analysis.measure_label(self.metric)
 
@@ -42,7 +47,7 @@ class MeasureCorrelation:
 
 
 def correlate_measures(table: TaskTable, runs: Runs) -> list[MeasureCorrelation]:
-    """Return the measures that can be correlated, the strongest of each kind first.
+    """Return the measures that can be correlated, the strongest correlation first.
 
     Accuracies among the measures are left out: they are another attack's robust accuracy.
     """
@@ -67,8 +72,8 @@ def correlate_measures(table: TaskTable, runs: Runs) -> list[MeasureCorrelation]
                     correlation_within(distilled, robust, methods),
                 )
             )
-    entries = [entry for entry in entries if entry.distilled or entry.every]
-    return sorted(entries, key=lambda entry: -abs((entry.distilled or entry.every).value))
+    entries = [entry for entry in entries if entry.counted]
+    return sorted(entries, key=lambda entry: -abs(entry.counted.value if entry.counted else 0))
 
 
 def _values(runs: Iterable[Any], metric: str) -> Any:

@@ -58,9 +58,7 @@ def _is_measure(metric: str, name: str | None) -> bool:
     return parts is not None and parts[1].name == name
 
 
-def measure_view(
-    table: AnalysisTable, metric: str, runs: Runs, family_of: FamilyOf
-) -> View | None:
+def measure_view(table: AnalysisTable, metric: str, runs: Runs, family_of: FamilyOf) -> View | None:
     """Chart AutoAttack accuracy against a measure, a point a row."""
     rows = [row for row in table.table.ranked if row[metric].n and row.is_scored]
     if not rows:
@@ -99,16 +97,26 @@ def probe_views(table: AnalysisTable, family_of: FamilyOf) -> Iterator[View]:
     for dataset, clean, robust in analysis.probe_pairs(columns):
         rows = [row for row in table.table.ranked if row[clean].n and row[robust].n]
         if rows:
-            front = pareto_front(
-                rows, lambda row: row[clean].mean, lambda row: row[robust].mean  # noqa: B023
-            )
-            points = family_points(table.table, rows, clean, front, family_of, robust)
-            caption = (
-                f"The trunk is frozen, a linear classifier is fitted on {dataset}, and both are "
-                f"attacked end to end. Not beaten in both: {joined_labels(front)}."
-            )
-            x_title, y_title = f"Clean accuracy on {dataset}, %", f"PGD-20 accuracy on {dataset}, %"
-            yield View(f"probe-{dataset}", dataset, caption, x_title, y_title, (*points,))
+            yield _probe_view(table, dataset, rows, (clean, robust), family_of)
+
+
+def _probe_view(
+    table: AnalysisTable,
+    dataset: str,
+    rows: Sequence[Row],
+    probe: tuple[str, str],
+    family_of: FamilyOf,
+) -> View:
+    clean, robust = probe
+    front = pareto_front(rows, lambda row: row[clean].mean, lambda row: row[robust].mean)
+    points = family_points(table.table, rows, clean, front, family_of, robust)
+    caption = (
+        f"The trunk is frozen, a linear classifier is fitted on {dataset}, and both are attacked "
+        f"end to end. No row beats in both: {joined_labels(front)}."
+    )
+    x_title, y_title = f"Clean accuracy on {dataset}, %", f"PGD-20 accuracy on {dataset}, %"
+    frame = frame_limits(rows, clean), frame_limits(rows, robust)
+    return View(f"probe-{dataset}", dataset, caption, x_title, y_title, (*points,), frame=frame)
 
 
 def radius_view(table: AnalysisTable, teachers: Sequence[Row], runs: Runs) -> View | None:
@@ -175,8 +183,8 @@ def run_views(kept: Analysis) -> list[View]:
             x, y = [x for x, _ in line], [100 * y for _, y in line]
             caption = f"From {y[0]:.1f} to {y[-1]:.1f} %, on the first {kept.images:,} test images."
             log_x = name == analysis.BY_STEPS and min(x) > 0
-            series = (Series("", x, y, line=True),)
-            views.append(View(name, title, caption, x_title, "Accuracy, %", series, log_x=log_x))
+            drawn = (Series("", x, y, line=True),)
+            views.append(View(name, title, caption, x_title, "Accuracy, %", drawn, log_x=log_x))
     directions = {"along the attack": analysis.LOSS_ATTACK, "along noise": analysis.LOSS_RANDOM}
     lines = {label: kept.lines.get(name, []) for label, name in directions.items()}
     series = tuple(
@@ -213,9 +221,8 @@ def _class_points(points: Iterable[tuple[float, float, int]]) -> Iterator[Series
     for x, y, label in points:
         by_class[label].append((x, y))
     for label, members in sorted(by_class.items()):
-        x, y = zip(*members, strict=True)
         look = label % COLOURS, label % COLOURS, label // COLOURS % 2 == 1
-        yield Series(str(label), x, y, look=look)
+        yield Series(str(label), [x for x, _ in members], [y for _, y in members], look=look)
 
 
 def correlation_view(entries: Sequence[MeasureCorrelation]) -> View | None:
@@ -234,7 +241,7 @@ def correlation_view(entries: Sequence[MeasureCorrelation]) -> View | None:
         "form is here, the others are in the table."
     )
     series = (zero, _correlation_dots(values))
-    x_title = "Rank correlation with AutoAttack accuracy"
+    x_title = "Rank correlation"
     frame = (-1.02, 1.02), None
     return View("correlations", "Correlations", caption, x_title, "", series, names, frame)
 

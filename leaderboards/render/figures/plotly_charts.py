@@ -76,8 +76,9 @@ def _set_look(trace: Json, view: View, series: Series) -> None:
         trace["line"] = {"color": colour}
         if series.muted:
             trace["line"] |= {"width": 1.5, "dash": "dot"}
-            # Many lines as one.
-            trace["opacity"] = 0.5 if series.names else 1
+            if series.names:
+                # Many lines as one.
+                trace["opacity"] = 0.5
         return
     symbol = SYMBOLS[position % len(SYMBOLS) if len(view.foreground) > 1 else 0]
     trace["marker"] = {"color": colour, "size": 6 if series.muted else 9, "symbol": symbol}

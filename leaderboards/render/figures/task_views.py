@@ -193,6 +193,7 @@ def frame_limits(rows: Sequence[Row], metric: str) -> tuple[float, float]:
 
 
 def note_below(rows: Iterable[Row], frame: tuple[float, float]) -> str:
+    """Return how many rows have less AutoAttack accuracy than a frame shows, or ""."""
     below = sum(accuracy < frame[0] for accuracy in _means(rows, RANK_METRIC))
     if not below:
         return ""
@@ -200,6 +201,7 @@ def note_below(rows: Iterable[Row], frame: tuple[float, float]) -> str:
 
 
 def joined_labels(rows: Sequence[Row]) -> str:
+    """Return the labels of rows as a list in a sentence."""
     *names, last = row_labels(rows)
     return f"{', '.join(names)} and {last}" if names else last
 

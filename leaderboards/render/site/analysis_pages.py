@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from leaderboards.render.figures import analysis_views
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     import jinja2
 
 WHAT_TEACHES = "what-teaches"
+VALUE = "value"
 # A heat map of more classes is larger than a page.
 MAX_CLASSES = 20
 
@@ -84,7 +87,7 @@ def run_analysis(record: Record) -> dict[str, Any] | None:
         metrics = analysis.metrics_of_group(record.metrics, name)
         gaps = [(gap, reason) for gap, reason in sorted(kept.gaps.items()) if _is_of(gap, name)]
         if metrics or gaps:
-            groups.append((group, _measure_lines(metrics, record.metrics), gaps))
+            groups.append((group, *_measure_table(metrics, record.metrics), gaps))
     maps = analysis_views.correlation_maps(record)
     classes = max((len(matrix) for _, pair in maps for _, matrix in pair), default=0)
     return {
@@ -101,22 +104,29 @@ def _is_of(gap: str, group: str) -> bool:
     return gap.partition("/")[0] == group
 
 
-def _measure_lines(
+def _measure_table(
     metrics: Sequence[str], values: Mapping[str, float]
-) -> list[tuple[str, str, str, str]]:
-    """Return label, what it was measured on, value, and meaning, which stands at the first only."""
-    lines = []
-    previous = ""
+) -> tuple[list[str], list[tuple[str, list[str], str]]]:
+    """Return headings, and lines of label, values and meaning.
+
+    A column is what measures were taken on, the last part of their names. Of the lines of one
+    measure the first has the meaning.
+    """
+    lines: defaultdict[tuple[str, ...], dict[str, str]] = defaultdict(dict)
+    abouts: dict[tuple[str, ...], str] = {}
     for metric in metrics:
         parts = split_name(metric)
         assert parts
-        _, measure, views = parts
-        is_first = measure.name != previous
-        previous = measure.name
-        on = ", ".join(map(part_label, views))
-        value = describe_metric(metric).format(values[metric])
-        lines.append((measure.label, on, value, measure.about if is_first else ""))
-    return lines
+        *labels, view = _labels_of(metric) if parts[2] else (parts[1].label, VALUE)
+        lines[*labels,][view] = describe_metric(metric).format(values[metric])
+        if parts[1].about not in abouts.values():
+            abouts[*labels,] = parts[1].about
+    views = [*dict.fromkeys(chain.from_iterable(lines.values()))]
+    table = []
+    for name, cells in lines.items():
+        texts = [cells.get(view, "") for view in views]
+        table.append((", ".join(name), texts, abouts.get(name, "")))
+    return views, table
 
 
 def format_measure(metric: str, value: float) -> str:
@@ -133,9 +143,18 @@ def format_correlation(correlation: Correlation | None) -> str:
 
 
 def heading_parts(metric: str) -> tuple[str, str]:
-    """Return the label of a measure, and what it was measured on."""
-    label, _, parts = analysis.measure_label(metric).partition(", ")
-    return label, parts
+    """Return the label of a measure, and what it was measured on; of a group of one its task."""
+    label, *parts = _labels_of(metric)
+    return label, ", ".join(parts)
+
+
+def _labels_of(metric: str) -> list[str]:
+    """Return the labels of a measure's name, without the measure's in a group of one."""
+    parts = split_name(metric)
+    assert parts
+    group, measure, names = parts
+    labels = [measure.label, *map(part_label, names)]
+    return labels[1:] if len(group.measures) == 1 and names else labels
 
 
 def measure_about(metric: str) -> str:

@@ -122,7 +122,12 @@ def _method_values(site: Site, method: str) -> dict[str, Any]:
         for run, name in product(runs, names):
             if is_recorded(run[name]):
                 recorded[name.removeprefix(HYPER)].add(str(run[name]))
-    values = {"name": method, "about": site.about(method), "rows": rows, "recorded": recorded}
+    values: dict[str, Any] = {
+        "name": method,
+        "about": site.about(method),
+        "rows": rows,
+        "recorded": recorded,
+    }
     charts = [*map(build_chart, method_views(lines[:MAX_CURVES]))]
     values |= {"charts": charts, "more": max(0, len(lines) - MAX_CURVES)}
     return {**values, "measures": method_measures(site, rows)}
