@@ -230,6 +230,14 @@ class Method:
     def after_step(self, nets: Nets, batch: Batch) -> None:
         """Run after the optimiser's step: update loss weights, temperatures and the like."""
 
+    def monitor(self, nets: Nets) -> dict[str, Tensor]:
+        """Return scalars of the last step to log beside the loss terms, by name.
+
+        They are buffers of the parts, which `loss` fills: a captured step does so too. The log has
+        their means over each epoch.
+        """
+        return {}
+
 
 add_renamed_members(Method)
 

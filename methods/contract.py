@@ -278,6 +278,20 @@ class Contract:
                     assert term.isfinite(), f"{name} = {term}, epoch {batch.epoch}, labels {y}"
 
     @in_order
+    def test_monitored_values_are_finite_scalars(self, case: Method) -> None:
+        """After a step of any epoch, as buffers of the parts, which captured steps fill too."""
+        nets = networks(case)
+        for batch in every_epoch(images([0, 1, 2, 0])):
+            train(case, nets, [batch])
+            monitored = case.monitor(nets)
+            buffers = [*nets.parts.buffers()]
+            for name, value in monitored.items():
+                assert name.isidentifier(), f"monitor: {name!r} is no name"
+                assert any(value is buffer for buffer in buffers), f"{name}: no buffer of a part"
+                assert value.shape == (), f"{name} has the shape {tuple(value.shape)}"
+                assert value.isfinite(), f"{name} = {value}, epoch {batch.epoch}"
+
+    @in_order
     def test_modes_are_restored(self, case: Method) -> None:
         """Each module's mode and each parameter's requires_grad; `methods.inner.mode` does it."""
         nets = networks(case)

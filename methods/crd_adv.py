@@ -1,8 +1,9 @@
-"""CRD on adversarial examples, a control: what GACD becomes without its sample weights.
+"""CRD on adversarial examples, a control.
 
-The critic is CRD's. Assumed, as in gacd: the student embeds x~, the teacher x; the attack is the
-cross-entropy's; the contrast weighs 0.2 and not CRD's 0.8, which crowds a small student's
-classifier out (docs/lab/log.md).
+It is GACD without sample weights, with the teacher on clean images and both directions: `gacd
+--weight none --teacher-input clean --symmetric`. The critic is CRD's. Assumed, as in gacd: the
+student embeds x~; the attack is the cross-entropy's; the contrast weighs 0.2 and not CRD's 0.8,
+which crowds a small student's classifier out (docs/lab/log.md).
 """
 
 from dataclasses import dataclass

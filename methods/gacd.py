@@ -1,24 +1,56 @@
 """Guided adversarial contrastive distillation (GACD), a reconstruction.
 
-Only the paper's abstract could be read. Certain from it: robustness is transferred through
-features; the objective is contrastive and tied to mutual information; the teacher is the anchor;
-"sample reweighted estimation" takes away the harm of its mistakes. All else is assumed, A1 to A8 on
-the switch that changes it (A4, the projection, and A6, the critic, on those that crd has too; A3
-has no switch: the teacher is frozen, in eval mode). The critic is CRD's, the weight is the
-teacher's probability of the true class, and there is a cross-entropy at x~, because contrast alone
-ignores the scale of the logits.
+The full text could not be read. From its abstract: robustness is transferred through features; the
+objective is contrastive and tied to mutual information; the teacher is the anchor; "sample
+reweighted estimation" takes away the harm of its mistakes.
+
+From its overview figure, on an author's site: one image enters both networks; both features are
+scaled to unit length; the anchor is the teacher's, the positive the student's of the same image,
+the negatives the student's of others. So both see x~ by default and `symmetric` is off. Teacher on
+clean images and both directions, this method's former default, are `--teacher-input clean
+--symmetric`.
+
+All else is assumed, A1 to A8 on the switch that changes it (A4, the projection, and A6, the critic,
+on those that crd has too; A3 has no switch: the teacher is frozen, in eval mode). That the image is
+adversarial is A1. The critic is CRD's, the weight is the teacher's probability of the true class,
+and there is a cross-entropy at x~, because contrast alone ignores the scale of the logits. The
+contrast weighs 0.2 and not CRD's 0.8, as in crd_adv.
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from methods.base import Batch, Nets, Paper, hp, kl, true_class_probability
+from methods.base import Batch, Net, Nets, Paper, hp, kl, true_class_probability
 from methods.contrast import CRITIC, Contrast
 from methods.crd_adv import CrdAdv
-from methods.inner import pgd
+from methods.inner import mode, pgd
+
+
+class Statistics(nn.Module):
+    """Scalars of the last step: of the sample weights and of the student's embeddings."""
+
+    weight_mean: Tensor
+    weight_spread: Tensor
+    similarity: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("weight_mean", "weight_spread", "similarity"):
+            self.register_buffer(name, torch.zeros(()))
+
+    @torch.no_grad()
+    def update(self, w: Tensor, embeddings: Tensor) -> None:
+        """Measure a batch: weights before their scaling, (B,), unit embeddings, (B, dim)."""
+        self.weight_mean.copy_(w.mean())
+        self.weight_spread.copy_(w.std(correction=0) / w.mean().clamp(min=1e-6))
+        # Of the B (B - 1) pairs of two images: all pairs but B of one image, each 1.
+        size = len(embeddings)
+        total = embeddings.sum(dim=0).square().sum()
+        self.similarity.copy_((total - size) / max(size * (size - 1), 1))
 
 
 @dataclass(frozen=True)
@@ -29,7 +61,8 @@ class Gacd(CrdAdv):
     soft labels are softened by tau_kd; h, t_i, s_i, n_i and Z: as in CRD.
 
     From CrdAdv: the attack on the cross-entropy and lambda_con. From Crd: dim, estimator, bank,
-    tau, symmetric and the part `contrast`.
+    tau and the part `contrast`. Logged each epoch: mean of the weights before their scaling, their
+    standard deviation after it, mean cosine between the student's embeddings of different images.
     """
 
     formula = (
@@ -50,10 +83,13 @@ class Gacd(CrdAdv):
         2020,
         "https://arxiv.org/abs/2009.09922",
     )
+    symmetric: bool = hp(False, "A6: add the student-anchored direction, which the figure lacks")
     student_input: str = hp(
         "adv", "A1: what the student embeds, v", choices=("adv", "clean", "both")
     )
-    teacher_input: str = hp("clean", "A2: what the teacher embeds, u", choices=("clean", "adv"))
+    teacher_input: str = hp(
+        "adv", "A2: what the teacher embeds, u; in the figure, as here, v", choices=("clean", "adv")
+    )
     inner: str = hp("ce", "A5: what the attack maximises", choices=("ce", "feature"))
     weight: str = hp(
         "prob", "A7: sample weight; none: ablation", choices=("prob", "indicator", "none")
@@ -69,6 +105,9 @@ class Gacd(CrdAdv):
         False, "A8: half the epochs contrast alone, then the classifier on frozen features"
     )
 
+    def build(self, student: Net, teachers: dict[str, Net], num_train: int) -> dict[str, nn.Module]:
+        return {**super().build(student, teachers, num_train), "statistics": Statistics()}
+
     @property
     def epoch_dependent(self) -> bool:  # type: ignore[override]
         return self.two_stage
@@ -80,16 +119,20 @@ class Gacd(CrdAdv):
         return super().attack(nets, batch)
 
     def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
+        contrast: Contrast = nets.parts["contrast"]  # type: ignore[assignment]
+        statistics: Statistics = nets.parts["statistics"]  # type: ignore[assignment]
         with torch.no_grad():
             anchor = nets.teacher.features(adv if self.teacher_input == "adv" else batch.x)
             target = nets.teacher.head(anchor)
         features_adv, views = self.student_features(nets, batch, adv)
+        weights = self.sample_weights(target, batch.y)
+        statistics.update(weights, contrast.embed_s(views[0].detach()))
         terms = {}
         if self.trains_features(batch):
-            w, losses = self.sample_weights(target, batch.y), []
+            w, losses = weights / weights.mean().clamp(min=1e-6), []
             # The contrast updates Z and the queue at each call.
             for view in views:
-                positive, negative = nets.parts["contrast"](anchor, view, batch.y, self.symmetric)
+                positive, negative = contrast(anchor, view, batch.y, self.symmetric)
                 w_negative = w if self.weigh == "all" else 1.0
                 losses.append((w * positive + w_negative * negative).mean())
             terms["contrast"] = self.lambda_con * torch.stack(losses).mean()
@@ -100,6 +143,9 @@ class Gacd(CrdAdv):
             losses = [kl(target, nets.student.head(view), self.tau_kd).mean() for view in views]
             terms["kl"] = self.lambda_kd * self.tau_kd**2 * torch.stack(losses).mean()
         return terms
+
+    def monitor(self, nets: Nets) -> dict[str, Tensor]:
+        return dict(nets.parts["statistics"].named_buffers())
 
     def trains_features(self, batch: Batch) -> bool:
         """Return whether this epoch trains the features by contrast: of two stages the first."""
@@ -112,11 +158,16 @@ class Gacd(CrdAdv):
     def student_features(
         self, nets: Nets, batch: Batch, adv: Tensor
     ) -> tuple[Tensor, list[Tensor]]:
-        """Return the student's features of x~, and those of each v."""
-        features = [nets.student.features(adv)]
-        if self.student_input != "adv":
-            features.append(nets.student.features(batch.x))
-        if not self.trains_features(batch):
+        """Return the student's features of x~, and those of each v.
+
+        Where the features are frozen they are those of eval mode, so that no running statistic of
+        the trunk moves and the classifier is fitted to what it will be evaluated on.
+        """
+        trains = self.trains_features(batch)
+        inputs = [adv] if self.student_input == "adv" else [adv, batch.x]
+        with nullcontext() if trains else mode(nets.student, training=False):
+            features = [nets.student.features(x) for x in inputs]
+        if not trains:
             features = [view.detach() for view in features]
         views = features
         if self.student_input == "clean":
@@ -124,18 +175,20 @@ class Gacd(CrdAdv):
         return features[0], views
 
     def sample_weights(self, target: Tensor, y: Tensor) -> Tensor:
-        """Return the sample weights, (B,), of mean 1; with "indicator" 0 if T is never right."""
+        """Return the sample weights before their scaling to mean 1, (B,), in [0, 1]."""
         if self.weight == "none":
             return torch.ones_like(target[:, 0])
         if self.weight == "prob":
-            w = true_class_probability(target, y) ** self.beta
-        else:
-            w = (target.argmax(dim=1) == y).float()
-        return w / w.mean().clamp(min=1e-6)
+            return true_class_probability(target, y) ** self.beta
+        return (target.argmax(dim=1) == y).float()
 
 
 def feature_attack(nets: Nets, batch: Batch) -> Tensor:
-    """Ascend 1 - cos between the student's embedding of x~ and the teacher's of x."""
+    """Ascend 1 - cos between the student's embedding of x~ and the teacher's of x.
+
+    Also where the loss has the teacher's embedding of x~: the teacher's of the clean image does not
+    move while the attack does, so the attack needs no gradient of the teacher.
+    """
     contrast: Contrast = nets.parts["contrast"]  # type: ignore[assignment]
     with torch.no_grad():
         anchor = contrast.embed_t(nets.teacher.features(batch.x))

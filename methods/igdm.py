@@ -79,6 +79,9 @@ class Igdm(Method):
     def after_step(self, nets: Nets, batch: Batch) -> None:
         self.base_method.after_step(nets, batch)
 
+    def monitor(self, nets: Nets) -> dict[str, Tensor]:
+        return self.base_method.monitor(nets)
+
 
 def gradient_kl(nets: Nets, batch: Batch, adv: Tensor, target: Tensor, logits: Tensor) -> Tensor:
     """Return KL(T(x~) - T(x - d) || S(x~) - S(x - d)), (B,), from both logits at x~."""

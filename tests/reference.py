@@ -64,13 +64,13 @@ def gacd(
     contrast: nn.Module,
 ) -> tuple[Tensor, Tensor]:
     """Train as `rslad` does; contrast: both projections and log Z, as in methods.contrast."""
-    with torch.no_grad():
-        anchor = teacher.features(x)
-        probabilities = teacher.head(anchor).softmax(dim=1)
-        true_class_probability = probabilities[torch.arange(len(y)), y]
     adv = attack_student(
         student, x, draw_uniform(x), lambda logits: F.cross_entropy(logits, y, reduction="sum")
     )
+    with torch.no_grad():
+        anchor = teacher.features(adv)
+        probabilities = teacher.head(anchor).softmax(dim=1)
+        true_class_probability = probabilities[torch.arange(len(y)), y]
     features = student.features(adv)
     t, s = F.normalize(contrast.project_t(anchor)), F.normalize(contrast.project_s(features))
     scores = (t @ s.T / 0.07).exp()
@@ -82,10 +82,10 @@ def gacd(
         contrast.log_z.copy_(z.log())
     negatives = y[None] != y[:, None]
     count = negatives.sum(dim=1, keepdim=True).clamp(min=1)
-    # The critic is h = r / (1 + r) with these ratios r.
-    ratio, ratio_back = scores / z / count, scores.T / z / count
-    positive = 2 * (1 + 1 / ratio.diag()).log()
-    negative = (((1 + ratio) * (1 + ratio_back)).log() * negatives).sum(dim=1)
+    # The critic is h = r / (1 + r) with this ratio r.
+    ratio = scores / z / count
+    positive = (1 + 1 / ratio.diag()).log()
+    negative = ((1 + ratio).log() * negatives).sum(dim=1)
     weight = true_class_probability / true_class_probability.mean()
     loss = F.cross_entropy(student.head(features), y)
     return adv, update(optimiser, loss + 0.2 * (weight * (positive + negative)).mean())

@@ -89,7 +89,7 @@ ONLY_PARSED = {
 }
 ENVIRONMENT = {"MLFLOW_TRACKING_URI": {"http://HOST:5000": "sqlite:///server.db"}}
 TWO_PROCESSES = ("--nproc-per-node", "2")
-GPU_SUITES = ("cifar", "cifar-mini", "cifar-fast", "cifar-sprint", "stl")
+GPU_SUITES = ("cifar", "cifar-mini", "cifar-fast", "cifar-sprint", "stl", "gacd-ablation-cifar")
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ from methods.gacd import Gacd
 from methods.iad import Iad
 from methods.iad2 import Iad2
 from methods.igdm import Igdm
-from methods.inner import Objective, kl_between, mode, pgd
+from methods.inner import Objective, eval_logits, kl_between, mode, pgd
 from methods.kd import Kd
 from methods.kdiga import Kdiga
 from methods.mart import Mart
@@ -57,11 +57,12 @@ from methods.trades import Trades
 SWITCHES: tuple[dict[str, Any], ...] = (
     {"student_input": "clean"},
     {"student_input": "both"},
-    {"teacher_input": "adv"},
+    {"teacher_input": "clean"},
     {"estimator": "infonce"},
     {"tau": 0.5},
     {"dim": 32},
-    {"symmetric": False},
+    {"symmetric": True},
+    {"symmetric": True, "teacher_input": "clean"},
     {"weight": "indicator"},
     {"weight": "none"},
     {"beta": 0.3},
@@ -70,7 +71,7 @@ SWITCHES: tuple[dict[str, Any], ...] = (
     {"lambda_con": 0.3},
     {"lambda_kd": 0.5},
     {"student_input": "both", "lambda_kd": 0.5, "tau_kd": 2.0},
-    {"estimator": "infonce", "symmetric": False, "weigh": "positive"},
+    {"estimator": "infonce", "symmetric": True, "weigh": "positive"},
 )
 METHODS = {name: methods.load(name) for name in methods.builtin()}
 CASES: tuple[Method, ...] = tuple(
@@ -434,7 +435,8 @@ def short_training(case: Method, budget: Budget = SOME) -> Tensor:
         (Ard(alpha=0.0), Natural()),
         (Bmtard(rate=0.0), Mtard()),
         (Crd(lambda_con=0.0), Natural()),
-        (CrdAdv(), Gacd(weight="none")),
+        (CrdAdv(), Gacd(weight="none", symmetric=True, teacher_input="clean")),
+        (CrdAdv(symmetric=False), Gacd(weight="none", teacher_input="clean")),
         (CrdAdv(lambda_con=0.0), PgdAt()),
         (FairRslad(power=0.0), Rslad()),
         (Fitnet(beta=0.0), Natural()),
@@ -1028,11 +1030,10 @@ def test_gacd_switch_has_an_effect(switch: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "case", [Gacd(), Gacd(beta=2.0), Gacd(weight="indicator"), Gacd(weight="none")], ids=label
 )
-def test_gacd_weights_have_mean_one(case: Gacd) -> None:
+def test_gacd_weights_before_their_scaling(case: Gacd) -> None:
     target, y = 4 * torch.randn(40, 3), torch.arange(40) % 3
     w = case.sample_weights(target, y)
-    assert w.mean().item() == pytest.approx(1, rel=1e-5)
-    assert (w >= 0).all()
+    assert ((w >= 0) & (w <= 1)).all()
     assert (w.std() > 0.1) == (case.weight != "none")
 
 
@@ -1049,8 +1050,8 @@ def test_gacd_weights_of_a_teacher_that_knows_nothing_are_none() -> None:
 @pytest.mark.parametrize("student_input", ["adv", "clean", "both"])
 @pytest.mark.parametrize("bank", [0, 16])
 def test_gacd_contrast_alone_trains_the_features(student_input: str, bank: int) -> None:
-    """Also without the student-anchored direction, and when the negatives come from a bank."""
-    case = Gacd(student_input=student_input, symmetric=False, bank=bank, lambda_ce=0.0)
+    """Without the student-anchored direction, also when the negatives come from a bank."""
+    case = Gacd(student_input=student_input, bank=bank, lambda_ce=0.0)
     nets = flat_nets(case)
     for _ in range(2):
         contract.total(contract.terms(case, nets, flat_batch())).backward()
@@ -1078,6 +1079,63 @@ def test_gacd_two_stages() -> None:
         )
 
 
+@pytest.mark.parametrize("student_input", ["adv", "both"])
+def test_gacd_freezes_the_trunk_in_its_second_stage(student_input: str) -> None:
+    """Parameters and BatchNorm's running statistics; in the first stage both move."""
+    case = Gacd(two_stage=True, student_input=student_input, lambda_kd=0.5)
+    nets = contract.networks(case)
+    trunk = nets.student.get_submodule("trunk")
+    for batch in contract.every_epoch(contract.images([0, 1, 2, 0])):
+        before = contract.copied(trunk)
+        contract.train(case, nets, [batch])
+        changed = {
+            name for name, value in trunk.state_dict().items() if (value != before[name]).any()
+        }
+        assert changed == (set() if batch.reached(0.5) else before.keys())
+
+
+def test_gacd_fits_the_classifier_to_the_features_of_eval_mode() -> None:
+    case = Gacd(two_stage=True)
+    nets = contract.networks(case)
+    batch = contract.every_epoch(contract.images([0, 1, 2, 0]))[-1]
+    adv = case.attack(nets, batch)
+    loss = case.loss(nets, batch, adv)["ce_adv"]
+    expected = nn.functional.cross_entropy(eval_logits(nets.student, adv), batch.y)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_gacd_monitors_the_weights_and_the_similarity_of_embeddings() -> None:
+    """Against NumPy: weights before their scaling, all pairs of two images."""
+    case = Gacd(beta=0.5, two_stage=True)
+    for epoch in (0, 3):
+        nets, batch = flat_nets(case), flat_batch(SOME, epoch, 4)
+        adv = random_images(batch)
+        at = At(case, nets, batch, adv)
+        case.loss(nets, batch, adv)
+        w = formulas.pick_label(formulas.softmax(at.t_adv), at.y) ** 0.5
+        s = formulas.embed(at, "s", formulas.features(nets.student, adv))
+        off_diagonal = (s @ s.T)[~np.eye(len(s), dtype=bool)]
+        monitored = {name: value.item() for name, value in case.monitor(nets).items()}
+        assert monitored == pytest.approx(
+            {
+                "weight_mean": w.mean(),
+                "weight_spread": w.std() / w.mean(),
+                "similarity": off_diagonal.mean(),
+            },
+            rel=1e-5,
+        )
+
+
+def test_gacd_monitors_a_single_image() -> None:
+    case = Gacd()
+    nets, batch = flat_nets(case), flat_batch()
+    batch = dataclasses.replace(batch, x=batch.x[:1], y=batch.y[:1], index=batch.index[:1])
+    case.loss(nets, batch, batch.x)
+    values = case.monitor(nets)
+    assert values["similarity"].item() == pytest.approx(0, abs=1e-6)
+    assert values["weight_spread"] == 0
+
+
 def test_gacd_attacks_features_while_the_classifier_is_untrained() -> None:
     case = Gacd(two_stage=True)
     starts = [
@@ -1089,7 +1147,7 @@ def test_gacd_attacks_features_while_the_classifier_is_untrained() -> None:
 @pytest.mark.parametrize("estimator", ["nce", "infonce"])
 def test_gacd_negatives_from_the_bank(estimator: str) -> None:
     """Negatives are the first batch's embeddings of other classes; empty entries do not count."""
-    case = Gacd(bank=8, tau=0.5, weight="none", estimator=estimator)
+    case = Gacd(bank=8, tau=0.5, weight="none", estimator=estimator, symmetric=True)
     nets, first = flat_nets(case), flat_batch(NONE)
     second = dataclasses.replace(first, x=1 - first.x, y=first.y.flip(0))
     for batch in (first, second):

@@ -37,8 +37,8 @@ BRANCHES: dict[str, tuple[dict[str, Any], ...]] = {
     "kdiga": ({"inputs": "adv"},),
     "saad": ({"beta": 0.2},),
     "gacd": (
-        {"student_input": "both", "symmetric": False},
-        {"teacher_input": "adv", "inner": "feature"},
+        {"student_input": "both", "symmetric": True},
+        {"teacher_input": "clean", "inner": "feature"},
         {"estimator": "infonce", "bank": 16, "weigh": "positive"},
         {"weight": "indicator", "student_input": "clean"},
         {"two_stage": True, "lambda_kd": 0.5},

@@ -16,6 +16,7 @@ from bench import models
 from bench.cli.commands.run import read_request
 from bench.execution import plan
 from bench.execution.plan import PlannedRun
+from bench.execution.suite_file import check_rows
 from bench.protocol import suites, tuned_config
 from bench.protocol.options import RunOptions
 from bench.protocol.suites import Suite
@@ -34,6 +35,8 @@ GOLDEN = {
     "cifar-fast": ("71dbaa3c378de1ed", "8350d4b24090d3ae"),
     "cifar-sprint": ("432dfb747dc88a88", "5df5089f990b086d"),
     "stl": ("fc1f321bc436c5c9", "ebda2925dacd4af9"),
+    "gacd-ablation": ("c88384fb78f9a2b4", "93c223f925c21e9b"),
+    "gacd-ablation-cifar": ("e716eea691494a78", "0e36fb4eb3bdf742"),
 }
 
 
@@ -106,7 +109,7 @@ def test_all_selects_every_method() -> None:
         ("--limit-test 20", "limit_test", 20),
         ("--precision bf16", "precision", "bf16"),
         ("--tau 0.1", "hyper", None),
-        ("--no-symmetric", "hyper", None),
+        ("--symmetric", "hyper", None),
         ("--teacher natural", "teachers", None),
         ("--awp 0.005", "training", dataclasses.replace(suites.DIGITS.training, awp=0.005)),
     ],
@@ -122,7 +125,7 @@ def test_an_option_changes_the_spec(arguments: str, field: str, value: Any) -> N
 @pytest.mark.parametrize(
     "arguments",
     [
-        "--method gacd --no-symmetric --tau 0.1 --seeds 3 --student resnet8-w8 --epochs 2"
+        "--method gacd --symmetric --tau 0.1 --seeds 3 --student resnet8-w8 --epochs 2"
         " --limit-train 300 --limit-test 9",
         "--method kd --teacher natural --precision bf16 --suite cifar-mini",
         "--method trades --suite cifar --dataset cifar100 --student mobilenetv2",
@@ -286,6 +289,42 @@ def test_the_variant_is_official_only_where_a_script_differs() -> None:
     variants = {run.spec.method: run.variant for run in runs}
     assert variants["ard"] == "official"
     assert variants["gacd"] == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "base"), [("gacd-ablation", "digits"), ("gacd-ablation-cifar", "cifar-mini")]
+)
+def test_the_ablation_changes_one_thing_at_a_time(name: str, base: str) -> None:
+    """In the protocol of its base, and every row trains another student."""
+    suite = suites.get(name)
+    check_rows(suite)
+    shared = [*suites.RECORDED_FIELDS, "training", "teachers", "full_checkpoints"]
+    assert all(getattr(suite, field) == getattr(suites.get(base), field) for field in shared)
+    runs = student_runs(f"--suite {name}")
+    assert len({run.spec.id for run in runs}) == len(suite.rows) * len(suite.seeds)
+    assert (runs[0].spec.method, runs[0].variant) == ("gacd", "")
+    changes = [run.variant.count("=") for run in runs if run.spec.method == "gacd"]
+    assert [count for count in changes if count > 1] == [2] * len(suite.seeds)
+
+
+def test_options_change_every_row_of_a_suite() -> None:
+    runs = student_runs("--suite gacd-ablation --seeds 5 --epochs 2 --lr 0.1 --student resnet8-w4")
+    assert len(runs) == len(suites.GACD_ROWS)
+    assert {run.spec.seed for run in runs} == {5}
+    assert {run.spec.training.epochs for run in runs} == {2}
+    assert runs[0].variant == "lr=0.1"
+    assert runs[1].variant == "lr=0.1, symmetric=True"
+    assert repeat_student(runs[1].command).spec == runs[1].spec
+
+
+def test_tuned_values_are_not_those_of_several_rows() -> None:
+    with pytest.raises(UsageError, match="--tuned: values of one method"):
+        plan_command("--suite gacd-ablation --tuned 3")
+
+
+def test_the_former_default_of_gacd_keeps_its_spec() -> None:
+    words = "--method gacd --symmetric --teacher-input clean --student resnet8-w8"
+    assert student_specs(words)[0].id.startswith("49461488")
 
 
 @pytest.mark.parametrize("name", suites.SUITES)

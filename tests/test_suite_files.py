@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import shlex
 from pathlib import Path
 
@@ -209,6 +210,47 @@ def test_the_tuned_configuration_of_the_examples_plans_a_run() -> None:
     assert student.spec.training.lr != DIGITS.training.lr
 
 
+ROWS = """
+rows = [
+    {method = "gacd"},
+    {method = "gacd", hyper = {tau = 1, symmetric = true}},
+    {method = "pgd_at"},
+]
+"""
+
+
+def test_rows_of_a_file_are_run_without_a_method(suite_file: Path) -> None:
+    """A whole number in the file is the float that the method has, as from a flag."""
+    suite_file.write_text(ROWS + SHORT)
+    runs = [run for run in plan_command("--suite mine.toml") if run.spec.role == "student"]
+    assert [(run.spec.method, run.variant) for run in runs] == [
+        ("gacd", ""),
+        ("gacd", "tau=1.0, symmetric=True"),
+        ("pgd_at", ""),
+    ]
+    stated = plan_command("--method gacd --tau 1 --symmetric --suite mine.toml")[-1]
+    assert stated.spec == runs[1].spec
+    assert [run.spec.method for run in plan_command("--method rslad --suite mine.toml")] == [
+        "trades",
+        "rslad",
+    ]
+
+
+def test_rows_do_not_change_the_name_of_a_file(suite_file: Path) -> None:
+    """They say what is run, as `--method` does, not how: a further row repeats none."""
+    name = read_suite("mine.toml").name
+    suite_file.write_text(ROWS + SHORT)
+    assert read_suite("mine.toml").name == name
+
+
+def test_a_recorded_command_of_a_row_names_its_method_alone(suite_file: Path) -> None:
+    suite_file.write_text(ROWS + SHORT)
+    run = plan_command("--suite mine.toml")[2]
+    words = shlex.split(run.command)
+    assert "rows" not in run.command
+    assert plan.plan_runs(*read_request(words[4:]))[-1].spec == run.spec
+
+
 DEEP = "x = " + 5000 * "[" + 5000 * "]"
 
 
@@ -267,6 +309,24 @@ DEEP = "x = " + 5000 * "[" + 5000 * "]"
         ("teachers.robust.method = 'tradse'", "unknown method 'tradse': did you mean 'trades'"),
         ("teachers.robust.method = 'rslad'", "teachers.robust: rslad needs a teacher itself"),
         ("teachers.robust.limit_aa = 0", "teachers.robust.limit_aa: Input should be greater"),
+        ("rows = 3", "rows: Input should be a valid"),
+        ("rows = ['gacd']", "rows.0: Input should be an object"),
+        ("rows = [{hyper = {}}]", "rows.0.method: Field required"),
+        ("rows = [{method = 'gacd', tau = 0.1}]", "rows.0.tau: Unexpected keyword argument"),
+        ("rows = [{method = 'gcad'}]", "unknown method of rows.0 'gcad': did you mean 'gacd'"),
+        (
+            "rows = [{method = 'kd'}, {method = 'gacd', hyper = {tua = 1}}]",
+            "unknown hyper-parameter of gacd in rows.1 'tua': did you mean 'tau'",
+        ),
+        ("rows = [{method = 'gacd', hyper = {tau = 'a'}}]", "rows.0: tau = 'a' should be a float"),
+        ("rows = [{method = 'gacd', hyper = {dim = 1.5}}]", "rows.0: dim = 1.5 should be a int"),
+        ("rows = [{method = 'gacd', hyper = {tau = [1]}}]", "rows.0.hyper.tau"),
+        ("rows = [{method = 'gacd', hyper = {tau = -1}}]", "gacd: tau = -1.0: more than 0"),
+        ("rows = [{method = 'gacd', hyper = {weight = 'x'}}]", "weight = 'x': choose from prob"),
+        (
+            "rows = [{method = 'gacd'}, {method = 'gacd', hyper = {symmetric = false}}]",
+            "rows: 1 is 0 again",
+        ),
         (DEEP, "nested too deeply"),
         (f"x{5000 * '.x'} = 1", "nested too deeply"),
         ('x = "\\ud800"', "no TOML file"),
@@ -391,7 +451,7 @@ SUITE_VALUES = {
 
 def test_every_field_can_be_set(tmp_path: Path) -> None:
     fields = {field.name for field in dataclasses.fields(Suite)}
-    assert fields - SUITE_VALUES.keys() == {"name", "teachers", "training"}
+    assert fields - SUITE_VALUES.keys() == {"name", "teachers", "training", "rows"}
     training = {field.name for field in dataclasses.fields(suites.Training)}
     assert training == TRAINING_VALUES.keys()
     for name, value in SUITE_VALUES.items():
@@ -423,7 +483,7 @@ def test_a_suite_touches_exactly_one_file(tmp_path: Path) -> None:
     module = tmp_path / "bench" / "protocol" / "suites.py"
     start, end = module.read_text().split("ALL = (")
     module.write_text(f"{start}{FRESH}ALL = (FRESH, {end}")
-    assert "fresh         three epochs" in output_of("-m bench list", tmp_path)
+    assert re.search("^  fresh +three epochs", output_of("-m bench list", tmp_path), re.M)
     short = "--limit-train 128 --limit-test 8 --epochs 1"
     text = output_of(f"-m bench run --method natural --suite fresh {short}", tmp_path)
     assert "digits resnet8-w4 natural seed 0: clean" in text

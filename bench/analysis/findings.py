@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from leaderboards.schema.analysis import measure_name
 
@@ -31,6 +33,18 @@ class Findings:
             self.numbers[name] = float(value)
         else:
             self.gaps["/".join((group, measure, *parts))] = "undefined here: not a finite number"
+
+    def add_measured(
+        self, name: tuple[str, ...], function: Callable[..., float], *values: Any
+    ) -> None:
+        """Add what a function makes of values, under (group, measure, *parts).
+
+        A GapError that it raises is a gap of this name.
+        """
+        try:
+            self.add(function(*values), *name)
+        except GapError as error:
+            self.gaps["/".join(name)] = str(error)
 
     def update(self, other: Findings) -> None:
         """Take over the results of another group."""

@@ -170,7 +170,10 @@ def read_without_hyper(reader: Reader, names: Sequence[str]) -> RunCommandOption
             raise UnknownFlag(error.flag, hint) from None
         raise
     if not options.method:
-        raise UsageError("missing: --method, or --config")
+        from bench.execution.suite_file import resolve_suite
+
+        if not resolve_suite(options.suite).rows:
+            raise UsageError("missing: --method, or --config, or a suite with rows of its own")
     return options
 
 
@@ -187,31 +190,16 @@ def method_names(text: str) -> list[str]:
 
 def read_config(path: Path, names: Sequence[str]) -> TunedConfig:
     """Return the configuration in a file, which must fit its method and the names, if any."""
+    from bench.execution.hyper import check_hyper
     from bench.protocol import tuned_config
-    from methods.base import matches_type
 
     config = tuned_config.read(path)
     if names and [*names] != [config.method]:
         raise UsageError(f"--method {','.join(names)}: {path} is for {config.method}")
     if config.method not in methods.names():
         raise unknown_name("method", config.method, methods.names())
-    method = methods.load(config.method)
-    fields = dataclasses.fields(method)
-    defaults = {field.name: field.default for field in fields}
-    for name, value in config.hyper.items():
-        if name not in defaults:
-            raise unknown_name(f"hyper-parameter of {config.method} in {path}", name, defaults)
-        if not matches_type(value, defaults[name]):
-            kind = type(defaults[name]).__name__
-            raise UsageError(f"{path}: {name} = {value!r} should be a {kind}")
-        # TOML has whole numbers too, of which another spec would follow.
-        if isinstance(defaults[name], float):
-            config.hyper[name] = float(value)
-    try:
-        method(**config.hyper)
-    except ValueError as error:
-        raise UsageError(f"{config.method}: {error}") from error
-    return config
+    hyper = check_hyper(config.method, config.hyper, str(path))
+    return dataclasses.replace(config, hyper=hyper)
 
 
 def check_config(

@@ -100,6 +100,8 @@ def suite_values(suite: Suite) -> dict[str, str]:
         elif name == "training":
             for key, setting in vars(suite.training).items():
                 values[f"training.{key}"] = describe_value(setting)
+        elif name == "rows":
+            values[name] = str(len(value) or "none")
         elif name not in ("name", "about"):
             values[name] = describe_value(value)
     return values

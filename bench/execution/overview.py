@@ -82,7 +82,7 @@ def cpu_warning(options: ProtocolOptions, costs: list[Cost], device: torch.devic
     seconds = total_seconds(options, costs)
     if device.type != "cpu" or resolve_suite(options.suite).cpu_time or seconds < LONG_ON_CPU:
         return ""
-    small = [suite for suite in suites.SUITES.values() if suite.cpu_time]
+    small = [suite for suite in suites.SUITES.values() if suite.cpu_time and not suite.rows]
     others = [f"{suite.name} ({suite.cpu_time})" for suite in small]
     return (
         f"{options.suite} is for a GPU: about {format_duration(seconds)} on this CPU"

@@ -11,12 +11,13 @@ from typing import Any
 
 import methods
 from bench import datasets, models
+from bench.execution.hyper import build_method, check_hyper, load_method
 from bench.execution.suite_file import inline_suite, resolve_suite
 from bench.protocol import tuned_config
 from bench.protocol.options import ProtocolOptions, RunOptions
 from bench.protocol.suites import RECORDED_FIELDS, Suite
 from bench.protocol.tuned_config import TunedConfig
-from bench.system.errors import UsageError, unknown_name
+from bench.system.errors import UsageError
 from bench.system.log import LOGGER
 from bench.teachers import cards
 from leaderboards.schema.fields import file_name
@@ -77,7 +78,8 @@ def plan_runs(options: RunOptions, hyper: dict[str, Any]) -> list[PlannedRun]:
     Args:
         options: what the command asks for.
         hyper: all hyper-parameters of the one method, with defaults, `--official` and `--config`
-            applied; {} for several methods, each of which takes its own starting values.
+            applied; {} for several methods, each of which takes its own starting values, and for
+            a suite's own rows, which state them.
 
     Raise UsageError if a name does not exist, or options contradict each other.
     """
@@ -88,7 +90,7 @@ def plan_runs(options: RunOptions, hyper: dict[str, Any]) -> list[PlannedRun]:
         models.check(arch, datasets.get(name))
     check_student_options(options)
     seeds = parse_seeds(options.seeds) or suite.seeds
-    choices = [choose_method(options, name, hyper) for name in requested_methods(options.method)]
+    choices = choose_methods(options, suite, hyper)
     check_method_options(options, choices)
     teacher_runs: dict[str, PlannedRun] = {}
     student_runs = []
@@ -126,12 +128,12 @@ def check_config_networks(options: RunOptions, config: TunedConfig) -> None:
 def check_method_options(options: RunOptions, choices: list[MethodChoice]) -> None:
     """Raise UsageError for options that none of the methods can follow."""
     if options.official and not any(choice.official for choice in choices):
-        raise UsageError(
-            f"--official: no script of {options.method} is known to do anything otherwise"
-        )
+        names = options.method or "a row"
+        raise UsageError(f"--official: no script of {names} is known to do anything otherwise")
     distils = any(choice.method.teacher_roles for choice in choices)
     if options.teacher != "robust" and not distils:
-        raise UsageError(f"--teacher {options.teacher}: {options.method} has no teacher")
+        names = options.method or "no row"
+        raise UsageError(f"--teacher {options.teacher}: {names} has no teacher")
     if options.tuned and (options.official or len(choices) > 1):
         raise UsageError("--tuned: values of one method, and not those of --official")
 
@@ -252,36 +254,32 @@ def requested_methods(text: str) -> list[str]:
     return names
 
 
+def choose_methods(options: RunOptions, suite: Suite, hyper: dict[str, Any]) -> list[MethodChoice]:
+    """Return the methods that are asked for, the suite's own rows if none is."""
+    if options.method or not suite.rows:
+        names = requested_methods(options.method)
+        return [choose_method(options, name, hyper) for name in names]
+    choices = []
+    for row in suite.rows:
+        stated = check_hyper(row.method, row.hyper, f"the rows of {suite.name}")
+        choices.append(choose_method(options, row.method, stated))
+    return choices
+
+
 def choose_method(options: RunOptions, name: str, hyper: dict[str, Any]) -> MethodChoice:
-    """Return a method with these hyper-parameters, for {} with its starting values."""
+    """Return a method with its starting values, but for these hyper-parameters."""
     start, training = dict[str, Any](), dict[str, Any]()
     if options.official:
         method_class = load_method(name)
         start = official_values(method_class)
         training = {setting: value for setting, value, _ in method_class.recipe}
-    return MethodChoice(name, build_method(name, hyper or start), start, training)
+    return MethodChoice(name, build_method(name, start | hyper), start, training)
 
 
 def training_flags(options: RunOptions) -> dict[str, float]:
     """Return the settings of the students' training that flags state."""
     values = {name: getattr(options, name) for name in tuned_config.TRAINING}
     return {name: value for name, value in values.items() if value is not None}
-
-
-def load_method(name: str) -> type[Method]:
-    """Return a method's class. Raise UsageError for an unknown name."""
-    try:
-        return methods.load(name)
-    except KeyError as error:
-        raise unknown_name("method", name, [*methods.names(), "all"]) from error
-
-
-def build_method(name: str, hyper: dict[str, Any] | None = None) -> Method:
-    """Return a method with its hyper-parameters. Raise UsageError for values out of range."""
-    try:
-        return load_method(name)(**(hyper or {}))
-    except ValueError as error:
-        raise UsageError(f"{name}: {error}") from error
 
 
 def split_names(text: str) -> tuple[str, ...]:

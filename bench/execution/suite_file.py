@@ -18,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 import methods
 from attacks import catalog
 from bench import datasets, models
+from bench.execution.hyper import build_method, check_hyper
 from bench.protocol import suites
 from bench.protocol.suites import Suite
 from bench.system.errors import UsageError, unknown_name
@@ -70,8 +71,9 @@ def inline_suite(text: str) -> str:
     if not text.endswith(SUFFIX):
         return text
     content = read_content(text)
-    # It may be long, and changes nothing.
-    content.pop("about", None)
+    # They may be long, and change nothing where the command names its method.
+    for name in ("about", "rows"):
+        content.pop(name, None)
     return json.dumps(content)
 
 
@@ -127,9 +129,9 @@ def merge_tables(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[st
 
 
 def protocol_digest(suite: Suite) -> str:
-    """Return eight hex digits, the same for the same protocol whatever its labels."""
+    """Return eight hex digits, the same for the same protocol whatever its labels and rows."""
     protocol = dataclasses.asdict(suite)
-    for name in LABELS:
+    for name in (*LABELS, "rows"):
         del protocol[name]
     if suite.norm == "Linf":
         # Suites from before there was another keep their names.
@@ -150,6 +152,7 @@ def check_names(suite: Suite) -> None:
     checkpoints = ["best", "last", *suite.training.averaging]
     check_choices("checkpoint", suite.full_checkpoints, checkpoints)
     check_teachers(suite)
+    check_rows(suite)
 
 
 def check_threat_model(suite: Suite) -> None:
@@ -176,6 +179,20 @@ def check_teachers(suite: Suite) -> None:
         check_choices("method", (teacher.method,), methods.names())
         if methods.load(teacher.method).teacher_roles:
             raise UsageError(f"teachers.{role}: {teacher.method} needs a teacher itself")
+
+
+def check_rows(suite: Suite) -> None:
+    """Raise UsageError for a row that no method can be made from, or that is another's twice."""
+    rows = []
+    for number, row in enumerate(suite.rows):
+        source = f"rows.{number}"
+        check_choices(f"method of {source}", (row.method,), methods.names())
+        rows.append(
+            (row.method, build_method(row.method, check_hyper(row.method, row.hyper, source)))
+        )
+    for number, entry in enumerate(rows):
+        if entry in rows[:number]:
+            raise UsageError(f"rows: {number} is {rows.index(entry)} again")
 
 
 def check_choices(kind: str, names: Sequence[str], choices: Sequence[str]) -> None:

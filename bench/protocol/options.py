@@ -37,7 +37,7 @@ Methods = Annotated[
     arg(
         metavar="NAMES",
         help="methods, with commas, or all",
-        help_behavior_hint="(required, or --config)",
+        help_behavior_hint="(required, or --config; else the rows of a suite that has them)",
     ),
 ]
 DryRun = Annotated[

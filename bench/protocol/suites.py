@@ -5,7 +5,7 @@ A change of any number that can alter a result is a new version; old records kee
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated
 
 from annotated_types import Ge, Gt, Le, MinLen
@@ -43,6 +43,14 @@ class Teacher:
 
 
 @dataclass(frozen=True)
+class Row:
+    """A method of a suite's own grid, with the hyper-parameters that are not its defaults."""
+
+    method: str
+    hyper: dict[str, bool | int | float | str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Suite:
     """One protocol: data, networks, threat model, training, evaluation, seeds.
 
@@ -50,8 +58,8 @@ class Suite:
     `norm` and pixel units of [0, 1]; eps and norm for training and evaluation. full_checkpoints:
     those that get every attack; the others get all but AutoAttack. limit_...: the first images of a
     split; limit_aa: test images for AutoAttack, LIMIT_AA_OTHERS at most for checkpoints other than
-    best. cpu_time: about how long one method takes on two CPU cores; empty for a suite that is for
-    a GPU.
+    best. cpu_time: about how long one method takes on two CPU cores, all rows of a suite that has
+    them; empty for a suite that is for a GPU. rows: what `run` without `--method` trains.
     """
 
     name: str
@@ -73,6 +81,7 @@ class Suite:
     limit_aa: Count | None = None
     seeds: Annotated[tuple[Annotated[int, Ge(0), Le(2**63 - 1)], ...], MinLen(1)] = (0,)
     cpu_time: str = ""
+    rows: tuple[Row, ...] = ()
 
     @property
     def id(self) -> str:
@@ -180,7 +189,51 @@ STL = replace(
     full_checkpoints=("best",),
 )
 
-ALL = (DIGITS, CIFAR_MINI, CIFAR, CIFAR_FAST, CIFAR_SPRINT, STL)
+# Each assumption of the reconstruction, changed alone against the form of the paper's figure, which
+# is the default. A queue of 4,096 is longer than an epoch of digits, 1,216 images: it holds most of
+# them three times, as they were embedded in the last three epochs, so it shows what age does. The
+# last two rows are the former default, and the same without weights, which is crd_adv.
+GACD_ROWS = (
+    Row("gacd"),
+    Row("gacd", {"symmetric": True}),
+    Row("gacd", {"teacher_input": "clean"}),
+    Row("gacd", {"weight": "none"}),
+    Row("gacd", {"weight": "indicator"}),
+    Row("gacd", {"weigh": "positive"}),
+    Row("gacd", {"bank": 1024}),
+    Row("gacd", {"bank": 4096}),
+    Row("gacd", {"tau": 0.1}),
+    Row("gacd", {"tau": 0.5}),
+    Row("gacd", {"two_stage": True}),
+    Row("gacd", {"inner": "feature"}),
+    Row("gacd", {"symmetric": True, "teacher_input": "clean"}),
+    Row("crd_adv"),
+)
+
+GACD_ABLATION = replace(
+    DIGITS,
+    name="gacd-ablation",
+    version=1,
+    about="GACD's assumptions on digits, one changed at a time: rows of its own, no --method",
+    students=("resnet8-w8",),
+    seeds=(0, 1, 2),
+    cpu_time="an hour",
+    rows=GACD_ROWS,
+)
+
+GACD_ABLATION_CIFAR = replace(
+    CIFAR_MINI,
+    name="gacd-ablation-cifar",
+    version=1,
+    about="the rows of gacd-ablation on cifar-mini's images, networks and training",
+    cpu_time="two hours",
+    rows=GACD_ROWS,
+)
+
+ALL = (
+    *(DIGITS, CIFAR_MINI, CIFAR, CIFAR_FAST, CIFAR_SPRINT, STL),
+    *(GACD_ABLATION, GACD_ABLATION_CIFAR),
+)
 SUITES = {suite.name: suite for suite in ALL}
 # Packages add suites: name = "package.module:SUITE".
 REGISTRY = Registry("suite", Suite, "bench.suites", SUITES)

@@ -87,11 +87,16 @@ def find_record(store: Path, source: str) -> Record:
     return matches[0]
 
 
-def find_best_seed(store: Path, row: str) -> Record:
-    """Return the record of a row's seed with the highest robust accuracy in validation.
+def find_records(store: Path, source: str) -> list[Record]:
+    """Return the record of a run, or those of all seeds of a row. Raise UsageError for none."""
+    return find_seeds(store, source) if "/" in source else [find_record(store, source)]
+
+
+def find_seeds(store: Path, row: str) -> list[Record]:
+    """Return the records of a row, oldest first. Raise UsageError for no row.
 
     row: SUITE/DATASET/STUDENT/METHOD, with /VARIANT for one that has a variant; without a version,
-    the suite's newest. Raise UsageError for no row, or runs that are no seeds of one row.
+    the suite's newest.
     """
     records = read_records(store)
     suite, _, names = row.partition("/")
@@ -102,6 +107,16 @@ def find_best_seed(store: Path, row: str) -> Record:
     seeds = [record for record in records if row_address(record) == f"{newest}/{names}"]
     if not seeds:
         raise unknown_name("row", row, {row_address(record) for record in records})
+    return seeds
+
+
+def find_best_seed(store: Path, row: str) -> Record:
+    """Return the record of a row's seed with the highest robust accuracy in validation.
+
+    row: as `find_seeds` takes it. Raise UsageError for no row, or runs that are no seeds of one
+    row.
+    """
+    seeds = find_seeds(store, row)
     values: dict[str, set[str]] = {}
     for record in seeds:
         for name, value in record.spec.flat().items():

@@ -39,7 +39,7 @@ from bench.training.distributed import SINGLE_PROCESS, ProcessGroup, synchronise
 from bench.training.memory_layout import arrange_memory, has_bf16
 from bench.training.schedule import learning_rate
 from leaderboards.schema.fields import NO_BF16
-from leaderboards.schema.metrics import TRAIN, VAL_CLEAN, VAL_ROBUST
+from leaderboards.schema.metrics import MONITOR, TRAIN, VAL_CLEAN, VAL_ROBUST
 from leaderboards.schema.spec import Spec
 from methods.base import Batch, Budget, Method, Net, Nets
 from methods.fold import fold
@@ -245,7 +245,7 @@ class Trainer:
         self._resume()
 
     def _train_epoch(self, epoch: int, tick: Tick) -> dict[str, float]:
-        """Pass once over the training images; return the mean of every loss term."""
+        """Pass once over the training images; return the means of what each step returns."""
         self.module.train()
         torch.manual_seed(derive_seed(self.spec.seed, epoch))
         sums: dict[str, Tensor] = {}
@@ -258,9 +258,9 @@ class Trainer:
         total_steps = self.spec.training.epochs * self.steps_per_epoch
         for step, index in enumerate(batches, first_step):
             self.set_learning_rates(step)
-            for name, term in run_step(index).items():
+            for name, value in run_step(index).items():
                 # Summed on the device: reading a value would wait for it at each step.
-                sums[name] = sums.get(name, torch.zeros_like(term)) + term
+                sums[name] = sums.get(name, torch.zeros_like(value)) + value
             tick("train", step + 1, total_steps)
         captured = isinstance(run_step, CapturedStep) and run_step.graph is not None
         if captured and CAPTURED not in self.training_path:
@@ -269,23 +269,23 @@ class Trainer:
         self.process_group.average(buffers)
         self.process_group.average([*sums.values()])
         self._update_swa(epoch)
-        return self._mean_terms(epoch, sums)
+        return self._means(epoch, sums)
 
     def _update_swa(self, epoch: int) -> None:
         training = self.spec.training
         if "swa" in self.averages and epoch >= int(training.swa_start * training.epochs):
             self.averages["swa"].update(self.module.student)
 
-    def _mean_terms(self, epoch: int, sums: dict[str, Tensor]) -> dict[str, float]:
+    def _means(self, epoch: int, sums: dict[str, Tensor]) -> dict[str, float]:
         """Return the means over the steps. Raise BenchError if one is not finite."""
         means = {}
         for name, total in sums.items():
             mean = (total / self.steps_per_epoch).item()
             if not math.isfinite(mean):
                 raise BenchError(
-                    f"{TRAIN}{name} became {mean} in epoch {epoch}; a lower learning rate may help"
+                    f"{name} became {mean} in epoch {epoch}; a lower learning rate may help"
                 )
-            means[f"{TRAIN}{name}"] = mean
+            means[name] = mean
         return means
 
     def step_function(self, epoch: int) -> Step:
@@ -325,7 +325,10 @@ class Trainer:
             group["lr"] = device_rate.fill_(value) if self.graphs else value
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
-        """Make one update at the rates that are set; return the detached terms of the loss."""
+        """Make one update at the rates that are set; return what of it is logged, by metric.
+
+        Those are the terms of the loss, detached, and what the method monitors.
+        """
         module, student = self.module, self.module.student
         adv = self.attack(batch)
         self.optimiser.zero_grad(set_to_none=True)
@@ -342,7 +345,10 @@ class Trainer:
         module.method.after_step(module.nets, batch)
         if "ema" in self.averages:
             self.averages["ema"].update(student)
-        return {name: term.detach() for name, term in terms.items()}
+        logged = {f"{TRAIN}{name}": term.detach() for name, term in terms.items()}
+        for name, value in module.method.monitor(module.nets).items():
+            logged[f"{MONITOR}{name}"] = value.detach().clone()
+        return logged
 
     def attack(self, batch: Batch) -> Tensor:
         """Return the adversarial examples of the method's attack."""

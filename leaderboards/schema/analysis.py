@@ -200,7 +200,8 @@ GROUPS = {
                 Measure(
                     "fools",
                     "Fools others",
-                    "Mean share of images on which its adversarial examples fool the others.",
+                    "Share of the images that the other students classify rightly and that its "
+                    "adversarial examples turn, on average.",
                     None,
                     percent=True,
                 ),
@@ -209,6 +210,14 @@ GROUPS = {
                     "Resists the teacher's",
                     "Accuracy on the teacher's adversarial examples.",
                     True,
+                    percent=True,
+                ),
+                Measure(
+                    "fools_teacher",
+                    "Fools the teacher",
+                    "Share of the images that the teacher classifies rightly and that its "
+                    "adversarial examples turn.",
+                    None,
                     percent=True,
                 ),
             ),
@@ -250,7 +259,9 @@ class Analysis(BaseModel):
     images: the first test images that were used. teacher_sha256: of the checkpoint that the student
     was compared with, "" for none; its_own: whether it distilled from it. matrices: rows of
     numbers. lines: (x, y) pairs. points: (x, y, class) of images. against: accuracy on the
-    adversarial examples of other runs, by their spec's id. gaps: why a group or measure is missing.
+    adversarial examples of each student of the same suite, data set, model and seed, itself among
+    them, by its spec's id, and of the teacher, by the first digits of its sha256. gaps: why a group
+    or measure is missing.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
@@ -306,6 +317,13 @@ def measure_label(metric: str) -> str:
     """Return the label of a measure's metric: "CKA, features, adversarial"."""
     _, measure, parts = _split_known(metric)
     return ", ".join((measure.label, *map(part_label, parts)))
+
+
+def format_measure(metric: str, value: float) -> str:
+    """Format a measure: "81.2 %" for an accuracy, "0.873" for other numbers."""
+    parts = split_name(metric)
+    percent = parts is not None and parts[1].percent
+    return f"{100 * value:.1f} %" if percent else f"{value:.3f}"
 
 
 def metrics_of_group(values: Mapping[str, float] | Iterable[str], group: str) -> list[str]:

@@ -65,6 +65,7 @@ class Artifact(StrEnum):
     CHECKPOINTS = "checkpoints"
     VERDICTS = "verdicts"
     FIGURES = "figures"
+    ANALYSIS = "analysis"
     # The network of a registered version.
     MODEL = "model"
     # The configurations of a search.

@@ -1,7 +1,8 @@
 """The metrics of a run: what each name means, and how tables show its values.
 
 Accuracies are fractions under `PREFIX/ATTACK`, with the prefix of their checkpoint; costs are
-seconds, bytes and counts under `cost/`; `train/`, `val/` and `lr` have a value for each epoch.
+seconds, bytes and counts under `cost/`; `train/`, `monitor/`, `val/` and `lr` have a value for each
+epoch.
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ class Metric:
 
 
 TRAIN, VAL, COST = "train/", "val/", "cost/"
+# What a method logs beside the terms of its loss.
+MONITOR = "monitor/"
 # By the prefix of their metrics, the best one first.
 CHECKPOINT_LABELS = {
     checkpoint.metric_prefix: checkpoint.label for checkpoint in CHECKPOINTS.values()
@@ -176,4 +179,4 @@ def sort_attacks(names: Iterable[str]) -> list[str]:
 
 def is_curve(name: str) -> bool:
     """Return whether a metric has a value for each epoch."""
-    return name == LEARNING_RATE or name.startswith((TRAIN, VAL))
+    return name == LEARNING_RATE or name.startswith((TRAIN, MONITOR, VAL))

@@ -16,6 +16,7 @@ from bench.cli.parsing import Command
 from bench.protocol.options import Json, StoreFolder, option
 from bench.system.errors import BenchError, UsageError
 from bench.tracking.run_logger import SHOWN_DIGITS
+from leaderboards.schema.analysis import ANALYSIS, format_measure, measure_label
 from leaderboards.schema.checkpoints import CHECKPOINTS
 from leaderboards.schema.fields import (
     FAILED,
@@ -171,6 +172,7 @@ def describe_run(run: Run, store: Path) -> dict[str, Any]:
         "accuracy": accuracy,
         Tag.FLAGS.value: parse_json_tag(tags.get(Tag.FLAGS, "")) or {},
         "cost": metrics_under(run, COST),
+        "analysis": metrics_under(run, ANALYSIS),
         "checkpoints": files,
     }
 
@@ -214,6 +216,7 @@ def print_run(document: dict[str, Any]) -> None:
         print("\ncost")
     for name, value in document["cost"].items():
         print_fact(f"  {name}", f"{value:,.1f}" if name.endswith("seconds") else f"{value:,.0f}")
+    print_analysis(document["analysis"])
     if document["checkpoints"]:
         print("\ncheckpoints")
     for name, file in document["checkpoints"].items():
@@ -224,6 +227,15 @@ def print_run(document: dict[str, Any]) -> None:
 def print_fact(name: str, text: str) -> None:
     """Print a name and its value, in columns."""
     print(f"{name:24}{text}")
+
+
+def print_analysis(measures: dict[str, float]) -> None:
+    """Print a line for each measure of `analyze`, if there are any."""
+    if measures:
+        print("\nanalysis")
+    for name, value in measures.items():
+        metric = f"{ANALYSIS}{name}"
+        print(f"  {measure_label(metric):48}{format_measure(metric, value):>8}")
 
 
 def print_accuracies(accuracy: dict[str, dict[str, float]]) -> None:

@@ -8,13 +8,14 @@ from statistics import fmean
 
 from leaderboards.render.figures.views import Series, View
 from leaderboards.schema import metrics
-from leaderboards.schema.metrics import LEARNING_RATE, TRAIN, VAL, Curve, Curves
+from leaderboards.schema.metrics import LEARNING_RATE, MONITOR, TRAIN, VAL, Curve, Curves
 
 MAX_POINTS = 64  # of a line: with more, a site of 100 runs of 200 epochs would exceed 2 MB
 # The beginning of a metric's name: title, title of the y axis, factor.
 CHARTS = {
     VAL: ("Validation", "Accuracy, %", 100.0),
     TRAIN: ("Loss terms", "Mean over the epoch", 1.0),
+    MONITOR: ("Beside the loss", "Mean over the epoch", 1.0),
     LEARNING_RATE: ("Learning rate", "Learning rate", 1.0),
 }
 TITLES = {
@@ -38,7 +39,7 @@ def mean_curves(runs: Sequence[Curves]) -> dict[str, Curve]:
 
 
 def run_views(curves: Curves) -> list[View]:
-    """Return the charts of a run: accuracies in percent, loss terms, the learning rate."""
+    """Return the charts of a run: accuracies in percent, what training logs, the learning rate."""
     views = []
     for prefix, (title, y_title, scale) in CHARTS.items():
         lines, sentences = [], []
@@ -55,7 +56,7 @@ def run_views(curves: Curves) -> list[View]:
 
 
 def method_views(rows: Sequence[tuple[str, Curves]]) -> list[View]:
-    """Return a chart a metric with a line a row (name, mean curves): validation, then losses."""
+    """Return a chart a metric with a line a row (name, mean curves): validation, then others."""
     names = {name for _, curves in rows for name in curves} - {LEARNING_RATE}
     first = [metric for metric in TITLES if metric in names]
     views = []
@@ -66,7 +67,8 @@ def method_views(rows: Sequence[tuple[str, Curves]]) -> list[View]:
         for name, curves in rows:
             if metric in curves:
                 lines.append(_thin_line(name, _scale_curve(curves[metric], scale)))
-        title = TITLES.get(metric, f"Loss: {term}")
+        kind_title = "Loss" if metric.startswith(TRAIN) else "Beside the loss"
+        title = TITLES.get(metric, f"{kind_title}: {term.replace('_', ' ')}")
         caption = "A line a row, averaged over its seeds."
         views.append(View(metric, title, caption, "Epoch", y_title, tuple(lines)))
     return views

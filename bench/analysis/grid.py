@@ -1,0 +1,209 @@
+"""The analysis of many runs: which, by how many processes, and what they are to each other."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+import traceback
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from typing import TypeAlias
+
+import torch
+
+from bench.analysis import group
+from bench.analysis.job import AnalysisContext, Comparison, analyze_run
+from bench.analysis.options import AnalyzeOptions
+from bench.execution.executors import start_worker, terminated_on_error
+from bench.execution.suite_file import resolve_experiment
+from bench.records import trained
+from bench.system.environment import resolve_device
+from bench.system.errors import BenchError, UsageError, one_line
+from bench.system.log import LOGGER, NOTE, RESULT, log_settings, open_log_file
+from bench.system.progress import ParallelProgress
+from bench.tracking.store import TrackingStore, store_exists
+from leaderboards.schema import analysis
+from leaderboards.schema.fields import Tag, in_suite
+from leaderboards.schema.record import Record
+
+# Students that are compared with each other, by suite, data set, model and seed.
+Groups: TypeAlias = Mapping[tuple[str, str, str, int], Sequence[Record]]
+
+
+def analyze(options: AnalyzeOptions) -> int:
+    """Analyse the runs that are asked for; return 1 if one could not be."""
+    if options.workers < 1:
+        raise UsageError(f"--workers {options.workers}: at least 1")
+    if options.runs and options.suite:
+        raise UsageError("runs and --suite: one of them")
+    if not store_exists(options.store):
+        raise BenchError(f"nothing is recorded in {str(options.store)!r} yet")
+    records = trained.read_records(options.store)
+    chosen = choose_runs(options, records)
+    todo = [record for record in chosen if options.force or not is_analysed(record)]
+    context = AnalysisContext(
+        TrackingStore(options.store), options.data_root, resolve_device(options.device)
+    )
+    open_log_file(options.store, f"analyze {len(todo)} of {len(chosen)} runs")
+    LOGGER.info(f"{len(todo)} to analyse, {len(chosen) - len(todo)} already analysed")
+    comparisons = [choose_teacher(record, records) for record in todo]
+    failures = analyse_all(options, context, todo, comparisons)
+    failures += compare_groups(options, context, chosen)
+    if not failures:
+        LOGGER.log(RESULT, "`python -m bench leaderboard` shows them on pages")
+    return 1 if failures else 0
+
+
+def is_analysed(record: Record) -> bool:
+    """Return whether a record holds an analysis of the current version."""
+    return record.analysis is not None and record.analysis.version == analysis.VERSION
+
+
+def choose_runs(options: AnalyzeOptions, records: Sequence[Record]) -> list[Record]:
+    """Return the records of the students that are asked for, all without a name.
+
+    Raise UsageError for a word that names no student.
+    """
+    students = [record for record in records if record.spec.role == "student"]
+    if options.suite:
+        suite = resolve_experiment(options.suite)
+        students = [record for record in students if in_suite(record.spec.suite, suite)]
+        if not students:
+            raise UsageError(f"--suite {options.suite}: no student of it is recorded")
+    if not options.runs:
+        return students
+    chosen: dict[str, Record] = {}
+    for word in options.runs:
+        for record in trained.find_records(options.store, word):
+            if record.spec.role != "student":
+                raise UsageError(f"{word!r} is a teacher: its students are compared with it")
+            chosen[record.spec_id] = record
+    return [*chosen.values()]
+
+
+def choose_teacher(record: Record, records: Sequence[Record]) -> Comparison:
+    """Return the teacher that a student is compared with.
+
+    A method that reads no teacher is compared with the robust one of most other students of its
+    suite and data set: what a student has in common with a teacher it never saw.
+    """
+    spec = record.spec
+    for role in ("robust", *sorted(spec.teachers)):
+        if role in spec.teachers:
+            return Comparison(spec.teachers[role], record.teacher_sha256.get(role, ""))
+    others = Counter(
+        other.spec.teachers["robust"]
+        for other in records
+        if (other.spec.suite, other.spec.dataset) == (spec.suite, spec.dataset)
+        and "robust" in other.spec.teachers
+    )
+    return Comparison(others.most_common(1)[0][0]) if others else Comparison()
+
+
+def analyse_all(
+    options: AnalyzeOptions,
+    context: AnalysisContext,
+    todo: Sequence[Record],
+    comparisons: Sequence[Comparison],
+) -> int:
+    """Analyse runs, in processes if there are to be several; return how many failed."""
+    tally, failures = ParallelProgress(len(todo)), 0
+    pairs = [*zip(todo, comparisons, strict=True)]
+    results = analyse_here(context, pairs)
+    if options.workers > 1:
+        results = analyse_in_processes(options, pairs)
+    for number, message, succeeded in results:
+        label = describe(todo[number])
+        tally.finish(number + 1, label, message, succeeded)
+        failures += not succeeded
+    return failures
+
+
+def describe(record: Record) -> str:
+    """Return the name of a run for people."""
+    variant = record.tags.get(Tag.VARIANT, "")
+    return f"{record.spec.label} ({variant})" if variant else record.spec.label
+
+
+Pair: TypeAlias = tuple[Record, Comparison]
+Result: TypeAlias = tuple[int, str, bool]  # position, last line, whether it succeeded
+
+
+def analyse_here(context: AnalysisContext, pairs: Sequence[Pair]) -> Iterator[Result]:
+    """Analyse runs one after another."""
+    for number, pair in enumerate(pairs):
+        yield number, *try_to_analyse(*pair, context)
+
+
+def analyse_in_processes(options: AnalyzeOptions, pairs: Sequence[Pair]) -> Iterator[Result]:
+    """Analyse runs in processes that share the cores."""
+    threads = max(torch.get_num_threads() // options.workers, 1)
+    spawn, arguments = multiprocessing.get_context("spawn"), (threads, log_settings())
+    pool = ProcessPoolExecutor(options.workers, spawn, start_worker, arguments)
+    with pool, terminated_on_error(pool):
+        futures = {
+            pool.submit(analyse_in_worker, options, pair): number
+            for number, pair in enumerate(pairs)
+        }
+        for future in as_completed(futures):
+            try:
+                result = future.result()
+            except BrokenProcessPool:
+                result = "failed: a worker process died; the same command continues", False
+            yield futures[future], *result
+
+
+def analyse_in_worker(options: AnalyzeOptions, pair: Pair) -> tuple[str, bool]:
+    """Analyse a run in a process of a pool."""
+    try:
+        device = resolve_device(options.device)
+        context = AnalysisContext(TrackingStore(options.store), options.data_root, device)
+        return try_to_analyse(*pair, context)
+    except SystemExit:
+        # Told to stop: the pool would keep that to itself and take up the next run.
+        os._exit(1)
+
+
+def try_to_analyse(
+    record: Record, comparison: Comparison, context: AnalysisContext
+) -> tuple[str, bool]:
+    """Return a line with numbers of a run, or with the cause of its failure."""
+    start = time.monotonic()
+    try:
+        text = analyze_run(record, comparison, context)
+    # The networks of others raise anything.
+    except Exception as error:
+        LOGGER.log(NOTE, traceback.format_exc())
+        kind = "" if isinstance(error, BenchError) else f"{type(error).__name__}: "
+        return f"failed: {kind}{one_line(error)}", False
+    return f"{text}, {time.monotonic() - start:.0f} s", True
+
+
+def compare_groups(
+    options: AnalyzeOptions, context: AnalysisContext, chosen: Sequence[Record]
+) -> int:
+    """Judge the students of each group on each other's examples; return how many groups failed."""
+    keys = {group_key(record) for record in chosen}
+    groups: dict[tuple[str, str, str, int], list[Record]] = defaultdict(list)
+    for record in trained.read_records(options.store):
+        if record.spec.role == "student" and group_key(record) in keys and is_analysed(record):
+            groups[group_key(record)].append(record)
+    failures = 0
+    for key, records in groups.items():
+        label = " ".join(map(str, (*key[1:3], "seed", key[3])))
+        try:
+            if group.compare(records, context, options.force):
+                LOGGER.info(f"{label}: {len(records)} students on each other's examples")
+        except BenchError as error:
+            LOGGER.error(f"{label}: not compared with each other: {error}")
+            failures += 1
+    return failures
+
+
+def group_key(record: Record) -> tuple[str, str, str, int]:
+    """Return what students of a group have in common."""
+    spec = record.spec
+    return spec.suite, spec.dataset, spec.arch, spec.seed

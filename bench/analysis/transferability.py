@@ -1,0 +1,73 @@
+"""Whose adversarial examples fool whom: every network on the examples of every other one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import fmean
+
+import torch
+from torch import Tensor
+
+from bench.analysis.findings import Findings
+from methods.base import Net
+
+GROUP = "transferability"
+BATCH_SIZE = 250
+
+
+@dataclass(frozen=True)
+class Exposure:
+    """One network on the adversarial examples of others.
+
+    accuracy: on all images, by the source of the examples. fooled: of the images that it classifies
+    rightly without attack, the share that it gets wrong; 0 where there are none.
+    """
+
+    accuracy: dict[str, float]
+    fooled: dict[str, float]
+
+
+def expose(net: Net, x: Tensor, y: Tensor, examples: Mapping[str, Tensor]) -> Exposure:
+    """Classify the adversarial examples of others.
+
+    Args:
+        net: the network that they may fool, in eval mode.
+        x: images (N, C, H, W) in [0, 1].
+        y: their classes (N,).
+        examples: adversarial examples of them, (N, C, H, W), by the network they were made for.
+    """
+    right = classify(net, x) == y
+    accuracy, fooled = {}, {}
+    for source, adv in examples.items():
+        robust = classify(net, adv) == y
+        accuracy[source] = robust.float().mean().item()
+        lost = (right & ~robust).sum().item()
+        fooled[source] = lost / max(int(right.sum()), 1)
+    return Exposure(accuracy, fooled)
+
+
+@torch.no_grad()
+def classify(net: Net, x: Tensor) -> Tensor:
+    """Return the class that a network predicts for each image, (N,)."""
+    return torch.cat([net(batch).argmax(dim=1) for batch in x.split(BATCH_SIZE)])
+
+
+def summarise(name: str, teacher: str, exposures: Mapping[str, Exposure]) -> Findings:
+    """Return the numbers of the student `name` among all networks.
+
+    teacher: the name of the teacher among them, "" for none. Each number is a mean over the other
+    students, or about the teacher.
+    """
+    findings = Findings()
+    others = [source for source in exposures if source not in (name, teacher)]
+    if others:
+        resists = fmean(exposures[name].accuracy[source] for source in others)
+        findings.add(resists, GROUP, "resists")
+        findings.add(fmean(exposures[other].fooled[name] for other in others), GROUP, "fools")
+    else:
+        findings.gaps[GROUP] = "no other student of this suite, data set, model and seed"
+    if teacher:
+        findings.add(exposures[name].accuracy[teacher], GROUP, "resists_teacher")
+        findings.add(exposures[teacher].fooled[name], GROUP, "fools_teacher")
+    return findings

@@ -1,0 +1,332 @@
+"""Test `analyze`: which runs, what is kept of them, what is missing, many at once, interruption."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from mlflow import MlflowClient
+from torch import Tensor
+
+from bench import cli
+from bench.analysis import grid, job
+from bench.analysis.transferability import Exposure, expose, summarise
+from bench.records import trained
+from bench.tracking.store import artifact_path, tracking_uri
+from leaderboards.schema.analysis import (
+    ANALYSIS,
+    BY_EPS,
+    CORRELATION,
+    GROUPS,
+    TSNE,
+    measure_name,
+    metrics_of_group,
+    split_name,
+)
+from leaderboards.schema.record import Record
+from methods.base import Net
+
+SUITE = """
+name = "tiny"
+base = "digits"
+students = ["resnet8-w4"]
+attacks = ["pgd20"]
+limit_train = 256
+limit_test = 60
+training = { epochs = 6 }
+teachers.robust.training = { epochs = 6 }
+teachers.robust.arch = "resnet8-w8"
+"""
+
+
+def run_bench(*words: str) -> int:
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*words])
+    assert isinstance(stop.value.code, int)
+    return stop.value.code
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a store of two trained students: one with a teacher, one without."""
+    folder = tmp_path_factory.mktemp("analyze")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        patch.chdir(folder)
+        Path("tiny.toml").write_text(SUITE)
+        assert run_bench("run", "--suite", "tiny.toml", "--method", "rslad,natural") == 0
+    return folder
+
+
+@pytest.fixture
+def store(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Work in a copy of that folder."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    shutil.copytree(finished, tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    return Path("runs")
+
+
+def read(store: Path) -> dict[str, Record]:
+    """Return the students' records by method."""
+    records = trained.read_records(store)
+    return {record.spec.method: record for record in records if record.spec.role == "student"}
+
+
+def measures(record: Record) -> dict[str, float]:
+    return {name: value for name, value in record.metrics.items() if name.startswith(ANALYSIS)}
+
+
+def test_all_groups_are_in_record_run_and_artifacts(
+    store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_bench("analyze") == 0
+    for record in read(store).values():
+        assert record.analysis
+        values = measures(record)
+        for group in GROUPS.keys() - {"tasks"}:
+            assert metrics_of_group(values, group), group
+        assert all(split_name(name) for name in values)
+        assert record.analysis.gaps.keys() == {"tasks"}
+        for owner in ("student", "teacher"):
+            matrix = record.analysis.matrices[f"{CORRELATION}/{owner}/clean"]
+            assert len(matrix) == len(matrix[0]) == 10
+        assert dict(record.analysis.lines[BY_EPS])[0.0] == pytest.approx(
+            record.metrics["test/clean"]
+        )
+        assert record.analysis.points[f"{TSNE}/clean"]
+        run = MlflowClient(tracking_uri(store)).get_run(record.run_id)
+        recorded = {k: v for k, v in run.data.metrics.items() if k.startswith(ANALYSIS)}
+        assert recorded == values
+        folder = artifact_path(store, record.run_id, "analysis")
+        assert {path.name for path in folder.iterdir()} == {
+            *("correlations.png", "tsne.png", "loss-surface.png")
+        }
+    run_id = read(store)["rslad"].run_id
+    capsys.readouterr()
+    assert run_bench("show", run_id) == 0
+    assert "CKA, features, adversarial" in capsys.readouterr().out
+
+
+def test_students_are_judged_on_each_others_examples(store: Path) -> None:
+    assert run_bench("analyze") == 0
+    records = read(store)
+    rslad, natural = records["rslad"], records["natural"]
+    assert rslad.analysis
+    assert natural.analysis
+    teacher = rslad.analysis.teacher_sha256[:16]
+    keys = {rslad.spec_id, natural.spec_id, teacher}
+    assert rslad.analysis.against.keys() == natural.analysis.against.keys() == keys
+    # On its own examples it has its accuracy under PGD-20: both take the same images.
+    own = rslad.analysis.against[rslad.spec_id]
+    assert own == pytest.approx(rslad.metrics["test/pgd20"], abs=1e-4)
+    resists = measure_name("transferability", "resists")
+    assert rslad.metrics[resists] == pytest.approx(
+        rslad.analysis.against[natural.spec_id], abs=1e-4
+    )
+
+
+def test_a_method_without_teacher_is_compared_with_the_suites(store: Path) -> None:
+    assert run_bench("analyze") == 0
+    records = read(store)
+    rslad, natural = records["rslad"].analysis, records["natural"].analysis
+    assert rslad
+    assert natural
+    assert rslad.its_own
+    assert not natural.its_own
+    assert rslad.teacher_sha256 == natural.teacher_sha256
+    assert rslad.teacher_sha256 == records["rslad"].teacher_sha256["robust"]
+
+
+def test_what_is_analysed_is_skipped_and_forced_again(
+    store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = "tiny/digits/resnet8-w4/rslad"
+    row = next(trained.row_address(r) for r in read(store).values() if r.spec.method == "rslad")
+    assert run_bench("analyze", row) == 0
+    before = read(store)
+    assert not before["natural"].analysis
+    capsys.readouterr()
+    assert run_bench("analyze", row) == 0
+    assert "0 to analyse, 1 already analysed" in capsys.readouterr().err
+    assert read(store) == before
+    assert run_bench("analyze", row, "--force") == 0
+    again = read(store)["rslad"]
+    assert again.metrics == before["rslad"].metrics
+    assert again.analysis == before["rslad"].analysis
+
+
+def test_a_teacher_that_is_gone_is_a_gap(store: Path) -> None:
+    shutil.rmtree(store / "teachers")
+    assert run_bench("analyze") == 0
+    for record in read(store).values():
+        assert record.analysis
+        assert "no teacher" in record.analysis.gaps["structure"]
+        assert record.analysis.teacher_sha256 == ""
+        values = measures(record)
+        assert not metrics_of_group(values, "structure")
+        assert metrics_of_group(values, "features")
+        assert measure_name("gradients", "sparsity", "clean") in values
+        assert measure_name("gradients", "cosine", "clean") not in values
+
+
+def test_another_teacher_than_the_students_own_is_a_gap(store: Path) -> None:
+    (path,) = (store / "teachers").glob("*trades*.pt")
+    card = path.with_suffix(".json")
+    sha256 = read(store)["rslad"].teacher_sha256["robust"]
+    card.write_text(card.read_text().replace(sha256, "0" * 64))
+    assert cli.main(["analyze", read(store)["rslad"].run_id]) == 0
+    analysis = read(store)["rslad"].analysis
+    assert analysis
+    assert "is gone, another is here" in analysis.gaps["structure"]
+
+
+def test_a_checkpoint_that_is_gone_fails_its_run_alone(
+    store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = read(store)
+    artifact_path(store, records["rslad"].run_id, "checkpoints/best.pt").unlink()
+    assert run_bench("analyze") == 1
+    assert "is not in the store" in capsys.readouterr().err
+    records = read(store)
+    assert not records["rslad"].analysis
+    assert records["natural"].analysis
+
+
+def test_other_data_than_the_records_is_refused(
+    store: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load_other(root: Path) -> Callable[..., object]:
+        def load(spec: object) -> object:
+            data = inputs(root)(spec)
+            object.__setattr__(data, "sha256", "0" * 64)
+            return data
+
+        return load
+
+    inputs = job.cached_loader
+    monkeypatch.setattr(job, "cached_loader", load_other)
+    assert run_bench("analyze") == 1
+    assert "it states other data than those here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("ffff",), "there is no record of a run 'ffff'"),
+        (("tiny/digits/resnet8-w4/none",), "unknown row"),
+        (("--suite", "cifar"), "no student of it is recorded"),
+        (("--workers", "0"), "--workers 0: at least 1"),
+        (("ffff", "--suite", "digits"), "runs and --suite: one of them"),
+        (("--store", "nowhere"), "nothing is recorded in 'nowhere' yet"),
+    ],
+)
+def test_bad_words_are_one_line(
+    store: Path, words: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_bench("analyze", *words) in (1, 2)
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not Path("nowhere").exists()
+
+
+def test_a_teacher_is_no_student(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    teacher = next(r for r in trained.read_records(store) if r.spec.role == "teacher")
+    assert run_bench("analyze", teacher.run_id) == 2
+    assert "is a teacher" in capsys.readouterr().err
+
+
+def test_an_interrupted_analysis_continues(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(job.TrackingStore, "save_record", interrupt)
+        assert run_bench("analyze") == 130
+    assert run_bench("analyze") == 0
+    assert all(record.analysis for record in read(store).values())
+
+
+@pytest.mark.slow
+def test_processes_share_the_runs(store: Path) -> None:
+    assert run_bench("analyze", "--workers", "2") == 0
+    parallel = read(store)
+    assert run_bench("analyze", "--force") == 0
+    for method, record in read(store).items():
+        assert measures(record) == pytest.approx(measures(parallel[method]), abs=1e-5)
+
+
+class Threshold(Net):
+    """Two classes by the mean pixel."""
+
+    width, num_classes = 1, 2
+
+    def __init__(self, border: float) -> None:
+        super().__init__((0.0,), (1.0,))
+        self.border = border
+
+    def features(self, x: Tensor) -> Tensor:
+        return x.mean(dim=(1, 2, 3))[:, None] - self.border
+
+    def head(self, f: Tensor) -> Tensor:
+        return torch.cat([-f, f], dim=1)
+
+
+def test_exposure_has_known_values() -> None:
+    x = torch.tensor([0.2, 0.4, 0.6, 0.8]).view(4, 1, 1, 1)
+    y = torch.tensor([0, 0, 1, 1])
+    shifted = x + torch.tensor([0.2, 0.2, -0.2, -0.2]).view(4, 1, 1, 1)
+    exposure = expose(Threshold(0.5), x, y, {"same": x, "other": shifted})
+    assert exposure.accuracy == {"same": 1.0, "other": 0.5}
+    assert exposure.fooled == {"same": 0.0, "other": 0.5}
+    # It is wrong on the second image without attack: of three right ones two are turned.
+    exposure = expose(Threshold(0.3), x, y, {"other": torch.where(x < 0.7, 1 - x, x - 0.6)})
+    assert exposure.accuracy == {"other": 0.0}
+    assert exposure.fooled == {"other": 1.0}
+
+
+def test_an_image_that_was_wrong_is_not_fooled() -> None:
+    x = torch.tensor([0.2, 0.4, 0.6, 0.8]).view(4, 1, 1, 1)
+    y = torch.tensor([0, 1, 1, 1])
+    adv = x.clone()
+    adv[3] = 0.0
+    exposure = expose(Threshold(0.5), x, y, {"other": adv})
+    assert exposure.accuracy["other"] == 0.5
+    assert exposure.fooled["other"] == pytest.approx(1 / 3)
+
+
+def test_numbers_of_a_student_are_means_over_the_others() -> None:
+    exposures = {
+        "a": Exposure({"a": 0.1, "b": 0.5, "c": 0.7, "t": 0.4}, dict.fromkeys("abct", 0.0)),
+        "b": Exposure({}, {"a": 0.2}),
+        "c": Exposure({}, {"a": 0.4}),
+        "t": Exposure({}, {"a": 0.9}),
+    }
+    findings = summarise("a", "t", exposures)
+    name = "transferability"
+    assert findings.numbers == pytest.approx(
+        {
+            measure_name(name, "resists"): 0.6,
+            measure_name(name, "fools"): 0.3,
+            measure_name(name, "resists_teacher"): 0.4,
+            measure_name(name, "fools_teacher"): 0.9,
+        }
+    )
+
+
+def test_a_student_alone_has_a_gap() -> None:
+    exposures = {"a": Exposure({"a": 0.1}, {"a": 0.0})}
+    findings = summarise("a", "", exposures)
+    assert not findings.numbers
+    assert "no other student" in findings.gaps["transferability"]
+
+
+def test_groups_are_by_suite_data_model_and_seed(store: Path) -> None:
+    keys = {grid.group_key(record) for record in read(store).values()}
+    assert len(keys) == 1
+    (key,) = keys
+    assert key[1:] == ("digits", "resnet8-w4", 0)
