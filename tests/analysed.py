@@ -41,11 +41,11 @@ def write_analysed(folder: Path, paths: Iterable[Path] = ()) -> Path:
 
 def analyse(record: Record, others: Iterable[Record]) -> Record:
     """Return the record with invented measures; others: whose adversarial examples it meets."""
-    if record.spec.method == WITHOUT:
+    if record.spec.method == WITHOUT or record.spec.role == "teacher":
         return record
     rng = np.random.default_rng(int(record.spec_id[:8], 16))
     robust = record.metrics[RANK_METRIC]
-    has_teacher = record.spec.method != WITHOUT_TEACHER and record.spec.role == "student"
+    has_teacher = record.spec.method != WITHOUT_TEACHER
     numbers = _own_numbers(rng, robust, record.metrics[CLEAN])
     if has_teacher:
         numbers |= _compared_numbers(rng, robust)
@@ -75,14 +75,15 @@ def _own_numbers(rng: np.random.Generator, robust: float, clean: float) -> dict[
     for view, accuracy in (("clean", clean), ("adv", robust)):
         numbers[measure_name("features", "scatter", view)] = 3 * noisy(accuracy)
         numbers[measure_name("features", "class_mean", view)] = noisy(accuracy)
-    numbers[measure_name("gradients", "sparsity")] = noisy(0.4)
+    for view in analysis.VIEWS:
+        numbers[measure_name("gradients", "sparsity", view)] = noisy(0.4)
     numbers[measure_name("gradients", "attack_rise")] = 4 * noisy(1 - robust)
     numbers[measure_name("gradients", "random_rise")] = float(rng.normal(0, 0.02))
     numbers[measure_name("gradients", "area")] = noisy(robust)
     for mode in analysis.TASK_MODES:
         numbers[task_name("digits-5-9", mode, "clean")] = noisy(0.9)
         numbers[task_name("digits-5-9", mode, "pgd20")] = noisy(robust)
-    for name in ("resists", "fools", "resists_teacher"):
+    for name in ("resists", "fools", "resists_teacher", "fools_teacher"):
         numbers[measure_name("transferability", name)] = noisy(robust)
     return numbers
 
@@ -96,9 +97,9 @@ def _compared_numbers(rng: np.random.Generator, robust: float) -> dict[str, floa
             numbers[measure_name("structure", "procrustes", layer, view)] = 1 - cka
         numbers[measure_name("structure", "correlation_gap", view)] = rng.uniform(0.05, 0.3)
         numbers[measure_name("structure", "prediction_agreement", view)] = rng.uniform(0.4, 0.9)
+        numbers[measure_name("gradients", "cosine", view)] = rng.uniform(0.1, 0.6)
+        numbers[measure_name("gradients", "distance", view)] = rng.uniform(0.3, 0.8)
         numbers[measure_name("structure", "error_agreement", view)] = rng.uniform(-0.05, 0.6)
-    numbers[measure_name("gradients", "cosine")] = rng.uniform(0.1, 0.6)
-    numbers[measure_name("gradients", "distance")] = rng.uniform(0.3, 0.8)
     return numbers
 
 
@@ -141,11 +142,10 @@ def _against(
 ) -> dict[str, float]:
     accuracies = {}
     for other in others:
-        networks = {other.spec.arch, record.spec.arch}
-        same_task = len(networks) == 1 or "teacher" in (other.spec.role, record.spec.role)
-        if other.spec.seed == record.spec.seed and other is not record and same_task:
+        if (other.spec.arch, other.spec.seed) == (record.spec.arch, record.spec.seed):
             robust = record.metrics[RANK_METRIC]
             accuracies[other.spec_id] = float(np.clip(robust + rng.uniform(0, 0.2), 0, 1))
+    accuracies[SHA256[: analysis.TEACHER_KEY_DIGITS]] = record.metrics[RANK_METRIC]
     return accuracies
 
 

@@ -89,7 +89,7 @@ def test_a_gap_of_a_group_or_a_part_is_the_reason_of_each_metric_below() -> None
     assert reason(gaps, GAP) == "view"
     assert reason(gaps, measure_name("structure", "cka", "stage1", "adv")) == "metric"
     assert reason(gaps, measure_name("structure", "cka", "stage1", "clean")) == "group"
-    assert reason(gaps, measure_name("gradients", "cosine")) == ""
+    assert reason(gaps, measure_name("gradients", "cosine", "adv")) == ""
 
 
 def test_the_deepest_colour_is_the_closest_to_the_claim(runs: pd.DataFrame) -> None:
@@ -100,28 +100,28 @@ def test_the_deepest_colour_is_the_closest_to_the_claim(runs: pd.DataFrame) -> N
         row = closest(measured, key=lambda row: row[metric].mean)
         assert table.share(row, metric) == 1
         assert table.position(row, metric) == (1, len(measured))
-    sparsity = measure_name("gradients", "sparsity")
+    sparsity = measure_name("gradients", "sparsity", "adv")
     table = tables["gradients"]
     assert math.isnan(table.share(table.table.rows[0], sparsity))
 
 
 def test_the_matrix_says_whose_examples_fool_whom(tmp_path: Path) -> None:
-    """b gets 40 % wrong on the examples of a; a met none of b; both meet the teacher's."""
+    """b gets 40 % wrong on the examples of a; a met none of b; both fool the teacher in 10 %."""
     records = Records(tmp_path)
-    resists = measure_name("transferability", "resists_teacher")
-    a, b = (records.make(name, 0.5, metrics={resists: 0.75}) for name in ("rslad", "gacd"))
-    empty: dict[str, Any] = {"version": 1, "images": 100}
-    for record, against in ((a, {}), (b, {a.spec_id: 0.6})):
+    fools = measure_name("transferability", "fools_teacher")
+    a, b = (records.make(name, 0.5, metrics={fools: 0.1}) for name in ("rslad", "gacd"))
+    empty: dict[str, Any] = {"version": 1, "images": 100, "teacher_sha256": "ab" * 32}
+    for record, against in ((a, {"ab" * 8: 0.75}), (b, {a.spec_id: 0.6, "0" * 16: 0.9})):
         copy = analysed.copy_record(record, analysis=empty | {"against": against})
         (tmp_path / record.spec.record_name).write_text(copy.to_json())
     runs = collect(tmp_path)
     site = Site(runs, build_sections(runs))
     table = site.tasks[0].table
-    matrix = build_matrix(table, [row.method for row in table.rows], None, site.runs)
+    matrix = build_matrix(table, [row.method for row in table.rows], site.runs)
     assert matrix
     assert matrix.names == ("teacher", "gacd", "rslad")
     nan = math.nan
-    expected = [[nan, 0.25, 0.25], [nan, nan, nan], [nan, 0.4, nan]]
+    expected = [[nan, nan, 0.25], [0.1, nan, nan], [0.1, 0.4, nan]]
     np.testing.assert_allclose(matrix.rates, expected)
 
 
@@ -141,7 +141,8 @@ def test_the_chart_of_gradients_highlights_best_natural_and_teacher(out: Path) -
     (charts,) = read(out, "gradients").data
     names = [trace["name"] for trace in charts[0]["data"]]
     assert names == ["Others", "pgd_at", "natural", "teacher"]
-    others = charts[0]["data"][0]
+    others, *_, teacher = charts[0]["data"]
+    assert (teacher["mode"], teacher["x"]) == ("markers", [0, 1])
     assert others["y"].count(None) == 30 - 1 - 2  # a gap after each line; kd has none
 
 

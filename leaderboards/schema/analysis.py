@@ -239,6 +239,9 @@ GROUPS = {
     )
 }
 
+# In `Analysis.against` the teacher has as its key the first digits of its checkpoint's sha256.
+TEACHER_KEY_DIGITS = 16
+
 STRUCTURE, FEATURES, GRADIENTS, TRANSFERABILITY, TASKS = GROUPS
 
 # Names of matrices, lines and points.

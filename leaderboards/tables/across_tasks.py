@@ -153,3 +153,14 @@ def _most_robust_teacher(row: Row, teachers: TaskTable | None) -> Row | None:
 def teacher_name(teacher: Row) -> str:
     """Return how the rows of its students call a teacher."""
     return f"{file_name(teacher.student)}-{teacher.method}"
+
+
+def usual_teacher(rows: Sequence[Row], teachers: TaskTable | None) -> Row | None:
+    """Return the teacher that most rows distilled from, of two the robust one, if it is here."""
+    names = [row.teacher.split(" + ")[0] for row in rows if row.teacher != "none"]
+    usual = max(names, key=names.count, default="")
+    for teacher in teachers.rows if teachers else ():
+        same_protocol = teacher.dataset == rows[0].dataset and not teacher.changed
+        if usual == teacher_name(teacher) and same_protocol:
+            return teacher
+    return None

@@ -4,54 +4,56 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain
 
 import numpy as np
 
-from leaderboards.schema.analysis import TRANSFERABILITY, measure_name
+from leaderboards.schema.analysis import TEACHER_KEY_DIGITS, TRANSFERABILITY, measure_name
 from leaderboards.schema.record import Record
 from leaderboards.stats.ranks import Array
-from leaderboards.tables.across_tasks import teacher_name
 from leaderboards.tables.analysis_tables import Runs
-from leaderboards.tables.rows import Row, TaskTable
+from leaderboards.tables.rows import TaskTable
 
 TEACHER = "teacher"
+FOOLS_TEACHER = measure_name(TRANSFERABILITY, "fools_teacher")
 # There is no room for more, and a page grows with their square.
-MAX_NETWORKS = 41
+MAX_STUDENTS = 40
 
 
 @dataclass(frozen=True)
 class TransferMatrix:
-    """rates: [a, b], the share of images that b gets wrong on the adversarial examples of a.
+    """The teacher, if there was one, and students, the most robust first.
 
-    A mean over pairs of seeds; NaN where none was measured.
+    rates: [a, b], the share of images that b gets wrong on the adversarial examples of a; where b
+    is the teacher, of those that it classifies rightly without attack. A mean over seeds; NaN where
+    none was measured.
     """
 
     names: tuple[str, ...]
     rates: Array
 
 
-def build_matrix(
-    table: TaskTable, labels: Iterable[str], teachers: TaskTable | None, runs: Runs
-) -> TransferMatrix | None:
-    """Return the matrix of the rows of a task, most robust first, with their teacher before them.
+def build_matrix(table: TaskTable, labels: Iterable[str], runs: Runs) -> TransferMatrix | None:
+    """Return the matrix of the rows of a task, None where no network met another's examples.
 
-    None unless two networks met. labels: of the rows.
+    labels: of the rows.
     """
-    rows = table.rows[: MAX_NETWORKS - 1]
-    records = [[runs[run_id]["record"] for run_id in row.run_ids] for row in rows]
-    teacher_ids = chain.from_iterable(row.run_ids for row in teachers_of(rows, teachers))
-    networks = [[runs[run_id]["record"] for run_id in teacher_ids], *records]
-    names = [TEACHER, *labels][: len(networks)]
-    position = {record.spec_id: i for i, members in enumerate(networks) for record in members}
+    rows = table.rows[:MAX_STUDENTS]
+    # The teacher is network 0.
+    names = [TEACHER, *labels][: len(rows) + 1]
+    members = [[runs[run_id]["record"] for run_id in row.run_ids] for row in rows]
+    position = {
+        record.spec_id: number
+        for number, records in enumerate(members, start=1)
+        for record in records
+    }
     rates: defaultdict[tuple[int, int], list[float]] = defaultdict(list)
-    for victim, members in enumerate(networks):
-        for record in members:
-            for source, accuracy in _accuracies(record, position):
-                rates[source, victim].append(1 - accuracy)
-    matrix = np.full((len(networks), len(networks)), math.nan)
+    for number, records in enumerate(members, start=1):
+        for record in records:
+            for pair, rate in _rates(record, number, position):
+                rates[pair].append(rate)
+    matrix = np.full((len(names), len(names)), math.nan)
     for pair, values in rates.items():
         matrix[pair] = np.mean(values)
     met = ~np.isnan(matrix)
@@ -62,22 +64,15 @@ def build_matrix(
     return TransferMatrix(shown, matrix[kept][:, kept])
 
 
-def _accuracies(record: Record, position: dict[str, int]) -> Iterator[tuple[int, float]]:
-    """Yield (network, accuracy on its adversarial examples); the teacher is network 0."""
+def _rates(
+    record: Record, number: int, position: Mapping[str, int]
+) -> Iterator[tuple[tuple[int, int], float]]:
+    """Yield (whose examples, whom they fool) and how often, of what a record holds."""
     if not record.analysis:
         return
-    for spec_id, accuracy in record.analysis.against.items():
-        if position.get(spec_id):
-            yield position[spec_id], accuracy
-    resists = record.metrics.get(measure_name(TRANSFERABILITY, "resists_teacher"))
-    if resists is not None:
-        yield 0, resists
-
-
-def teachers_of(rows: Iterable[Row], teachers: TaskTable | None) -> Iterator[Row]:
-    """Yield the teachers that most rows distilled from: the first of each row's, the robust one."""
-    names = [row.teacher.split(" + ")[0] for row in rows if row.teacher != "none"]
-    usual = max(names, key=names.count, default="")
-    for teacher in teachers.rows if teachers else ():
-        if usual == teacher_name(teacher) and not teacher.changed:
-            yield teacher
+    sources = {record.analysis.teacher_sha256[:TEACHER_KEY_DIGITS]: 0, **position}
+    for key, accuracy in record.analysis.against.items():
+        if key in sources:
+            yield (sources[key], number), 1 - accuracy
+    if FOOLS_TEACHER in record.metrics:
+        yield (number, 0), record.metrics[FOOLS_TEACHER]

@@ -20,7 +20,7 @@ from leaderboards.render.figures.task_views import (
 from leaderboards.render.figures.views import MAX_ROWS, Series, View, row_labels, shorten_name
 from leaderboards.schema import analysis
 from leaderboards.schema.analysis import GROUPS, Analysis
-from leaderboards.schema.metrics import RANK_METRIC
+from leaderboards.schema.metrics import CLEAN, RANK_METRIC, accuracy_name
 from leaderboards.schema.record import Record
 from leaderboards.stats.correlation import Correlation, rank_correlation
 from leaderboards.tables.analysis_tables import AnalysisTable, Runs
@@ -37,16 +37,17 @@ READINGS = {
     analysis.STRUCTURE: "To the right a student's features are more like its teacher's.",
     analysis.FEATURES: "To the right features move less under attack.",
 }
+PGD20 = accuracy_name("pgd20")
 PLAIN_TRAINING = "natural"
 
 
 def group_views(
-    table: AnalysisTable, teachers: Sequence[Row], runs: Runs, family_of: FamilyOf
+    table: AnalysisTable, teacher: Row | None, runs: Runs, family_of: FamilyOf
 ) -> list[View]:
     """Return the chart of a group of measures over the rows of a task; [] without its numbers."""
     name = table.group.name
     if name == analysis.GRADIENTS:
-        return [*filter(None, [radius_view(table, teachers, runs)])]
+        return [*filter(None, [radius_view(table, teacher, runs)])]
     if name == analysis.TASKS:
         return [*probe_views(table, family_of)]
     metrics = [metric for metric in table.main if _is_measure(metric, CHARTED.get(name))]
@@ -119,8 +120,11 @@ def _probe_view(
     return View(f"probe-{dataset}", dataset, caption, x_title, y_title, (*points,), frame=frame)
 
 
-def radius_view(table: AnalysisTable, teachers: Sequence[Row], runs: Runs) -> View | None:
-    """Chart accuracy against the radius: best row, plain training and teacher before the others."""
+def radius_view(table: AnalysisTable, teacher: Row | None, runs: Runs) -> View | None:
+    """Chart accuracy against the radius: best row, plain training and teacher before the others.
+
+    The teacher has two points, from its own evaluation: unattacked and at the suite's radius.
+    """
     rows = table.table.ranked
     lines = dict(zip(row_labels(rows), (_mean_line(row, runs) for row in rows), strict=True))
     measured = {label: line for label, line in lines.items() if line}
@@ -133,16 +137,17 @@ def radius_view(table: AnalysisTable, teachers: Sequence[Row], runs: Runs) -> Vi
         if row.method == PLAIN_TRAINING and label in measured
     ]
     strong = {best: measured[best]} | {label: measured[label] for label in plain[:1]}
-    for teacher in teachers[:1]:
-        if line := _mean_line(teacher, runs):
-            strong["teacher"] = line
     others = {label: line for label, line in measured.items() if label not in strong}
     series = [_joined_lines(others)] if others else []
     for name, line in strong.items():
         series.append(Series(name, [x for x, _ in line], [100 * y for _, y in line], line=True))
+    if teacher and teacher[PGD20].n:
+        accuracies = [100 * teacher[name].mean for name in (CLEAN, PGD20)]
+        series.append(Series("teacher", [0, 1], accuracies))
     caption = (
         f"PGD-20 at radii from 0 to twice the suite's, mean over seeds; {best} has the highest "
-        "AutoAttack accuracy. Dotted lines are the other rows."
+        "AutoAttack accuracy. Dotted lines are the other rows; the "
+        "teacher's points are of its own evaluation."
     )
     title = "Accuracy over the radius"
     return View("radius", title, caption, RADIUS, "PGD-20 accuracy, %", tuple(series))

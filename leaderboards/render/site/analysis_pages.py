@@ -18,9 +18,10 @@ from leaderboards.schema.analysis import GROUPS, part_label, split_name
 from leaderboards.schema.metrics import describe_metric
 from leaderboards.schema.record import Record
 from leaderboards.stats.correlation import MIN_METHODS, Correlation
+from leaderboards.tables.across_tasks import usual_teacher
 from leaderboards.tables.analysis_tables import AnalysisTable
 from leaderboards.tables.rows import Column, Row, SeedSummary
-from leaderboards.tables.transfer_matrix import TransferMatrix, build_matrix, teachers_of
+from leaderboards.tables.transfer_matrix import TransferMatrix, build_matrix
 
 if TYPE_CHECKING:
     import jinja2
@@ -48,9 +49,8 @@ def render_analysis(site: Site, engine: jinja2.Environment) -> Iterator[tuple[st
 
 
 def _group_values(site: Site, task: Task, table: AnalysisTable) -> dict[str, Any]:
-    rows = table.table.rows
-    teachers = [*teachers_of(rows, task.section.teachers)]
-    views = analysis_views.group_views(table, teachers, site.runs, site.family)
+    teacher = usual_teacher(table.table.rows, task.section.teachers)
+    views = analysis_views.group_views(table, teacher, site.runs, site.family)
     values: dict[str, Any] = {"charts": [*map(build_chart, views)], "matrix": None}
     if table.group.name == analysis.TRANSFERABILITY:
         values["matrix"] = transfer_matrix(site, task)
@@ -60,7 +60,7 @@ def _group_values(site: Site, task: Task, table: AnalysisTable) -> dict[str, Any
 def transfer_matrix(site: Site, task: Task) -> TransferMatrix | None:
     """Return whose adversarial examples fool whom in a task."""
     labels = row_labels(task.table.rows)
-    return build_matrix(task.table, labels, task.section.teachers, site.runs)
+    return build_matrix(task.table, labels, site.runs)
 
 
 def method_measures(site: Site, rows: Iterable[SiteRow]) -> list[dict[str, Any]]:
