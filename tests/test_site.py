@@ -394,7 +394,13 @@ def test_the_heat_map_and_the_files_of_a_table(recorded: Path, page: Page) -> No
 
 def test_the_site_of_200_runs_is_small(recorded: Path) -> None:
     files = [path for path in recorded.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files if ".min.js" not in path.name) < 4_000_000
+    assert sum(path.stat().st_size for path in files if ".min.js" not in path.name) < 4_200_000
+
+
+def test_the_analysis_of_a_run_is_small(analysed_site: Path) -> None:
+    """Six maps of a hundred numbers, lines, and two t-SNE of 360 images."""
+    sizes = [path.stat().st_size for path in analysed_site.glob("runs/*.html")]
+    assert max(sizes) < 70_000
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
