@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bench import cli
 from bench.analysis import grid, job
-from bench.analysis.transferability import Exposure, expose, summarise
+from bench.analysis.measures.transferability import Exposure, expose, summarise
 from bench.records import trained
 from bench.tracking.store import artifact_path, tracking_uri
 from leaderboards.schema.analysis import (
@@ -61,6 +61,18 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def analysed(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a store in which both students are analysed; tests only read it."""
+    folder = tmp_path_factory.mktemp("analysed") / "here"
+    shutil.copytree(finished, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        patch.chdir(folder)
+        assert run_bench("analyze") == 0
+    return folder / "runs"
+
+
 @pytest.fixture
 def store(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Work in a copy of that folder."""
@@ -81,10 +93,9 @@ def measures(record: Record) -> dict[str, float]:
 
 
 def test_all_groups_are_in_record_run_and_artifacts(
-    store: Path, capsys: pytest.CaptureFixture[str]
+    analysed: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run_bench("analyze") == 0
-    for record in read(store).values():
+    for record in read(analysed).values():
         assert record.analysis
         values = measures(record)
         for group in GROUPS.keys() - {"tasks"}:
@@ -95,25 +106,24 @@ def test_all_groups_are_in_record_run_and_artifacts(
             matrix = record.analysis.matrices[f"{CORRELATION}/{owner}/clean"]
             assert len(matrix) == len(matrix[0]) == 10
         assert dict(record.analysis.lines[BY_EPS])[0.0] == pytest.approx(
-            record.metrics["test/clean"]
+            record.metrics["test/clean"], abs=1e-4
         )
         assert record.analysis.points[f"{TSNE}/clean"]
-        run = MlflowClient(tracking_uri(store)).get_run(record.run_id)
+        run = MlflowClient(tracking_uri(analysed)).get_run(record.run_id)
         recorded = {k: v for k, v in run.data.metrics.items() if k.startswith(ANALYSIS)}
         assert recorded == values
-        folder = artifact_path(store, record.run_id, "analysis")
+        folder = artifact_path(analysed, record.run_id, "analysis")
         assert {path.name for path in folder.iterdir()} == {
             *("correlations.png", "tsne.png", "loss-surface.png")
         }
-    run_id = read(store)["rslad"].run_id
+    run_id = read(analysed)["rslad"].run_id
     capsys.readouterr()
-    assert run_bench("show", run_id) == 0
+    assert run_bench("show", run_id, "--store", str(analysed)) == 0
     assert "CKA, features, adversarial" in capsys.readouterr().out
 
 
-def test_students_are_judged_on_each_others_examples(store: Path) -> None:
-    assert run_bench("analyze") == 0
-    records = read(store)
+def test_students_are_judged_on_each_others_examples(analysed: Path) -> None:
+    records = read(analysed)
     rslad, natural = records["rslad"], records["natural"]
     assert rslad.analysis
     assert natural.analysis
@@ -129,9 +139,8 @@ def test_students_are_judged_on_each_others_examples(store: Path) -> None:
     )
 
 
-def test_a_method_without_teacher_is_compared_with_the_suites(store: Path) -> None:
-    assert run_bench("analyze") == 0
-    records = read(store)
+def test_a_method_without_teacher_is_compared_with_the_suites(analysed: Path) -> None:
+    records = read(analysed)
     rslad, natural = records["rslad"].analysis, records["natural"].analysis
     assert rslad
     assert natural
@@ -144,7 +153,6 @@ def test_a_method_without_teacher_is_compared_with_the_suites(store: Path) -> No
 def test_what_is_analysed_is_skipped_and_forced_again(
     store: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    row = "tiny/digits/resnet8-w4/rslad"
     row = next(trained.row_address(r) for r in read(store).values() if r.spec.method == "rslad")
     assert run_bench("analyze", row) == 0
     before = read(store)
@@ -178,19 +186,19 @@ def test_another_teacher_than_the_students_own_is_a_gap(store: Path) -> None:
     card = path.with_suffix(".json")
     sha256 = read(store)["rslad"].teacher_sha256["robust"]
     card.write_text(card.read_text().replace(sha256, "0" * 64))
-    assert cli.main(["analyze", read(store)["rslad"].run_id]) == 0
+    assert run_bench("analyze", read(store)["rslad"].run_id) == 0
     analysis = read(store)["rslad"].analysis
     assert analysis
     assert "is gone, another is here" in analysis.gaps["structure"]
 
 
-def test_a_checkpoint_that_is_gone_fails_its_run_alone(
+def test_a_damaged_checkpoint_fails_its_run_alone(
     store: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     records = read(store)
-    artifact_path(store, records["rslad"].run_id, "checkpoints/best.pt").unlink()
+    artifact_path(store, records["rslad"].run_id, "checkpoints/best.pt").write_bytes(b"")
     assert run_bench("analyze") == 1
-    assert "is not in the store" in capsys.readouterr().err
+    assert "failed: " in capsys.readouterr().err
     records = read(store)
     assert not records["rslad"].analysis
     assert records["natural"].analysis
@@ -283,10 +291,6 @@ def test_exposure_has_known_values() -> None:
     exposure = expose(Threshold(0.5), x, y, {"same": x, "other": shifted})
     assert exposure.accuracy == {"same": 1.0, "other": 0.5}
     assert exposure.fooled == {"same": 0.0, "other": 0.5}
-    # It is wrong on the second image without attack: of three right ones two are turned.
-    exposure = expose(Threshold(0.3), x, y, {"other": torch.where(x < 0.7, 1 - x, x - 0.6)})
-    assert exposure.accuracy == {"other": 0.0}
-    assert exposure.fooled == {"other": 1.0}
 
 
 def test_an_image_that_was_wrong_is_not_fooled() -> None:

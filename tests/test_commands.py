@@ -89,7 +89,10 @@ ONLY_PARSED = {
 }
 ENVIRONMENT = {"MLFLOW_TRACKING_URI": {"http://HOST:5000": "sqlite:///server.db"}}
 TWO_PROCESSES = ("--nproc-per-node", "2")
-GPU_SUITES = ("cifar", "cifar-mini", "cifar-fast", "cifar-sprint", "stl", "gacd-ablation-cifar")
+GPU_SUITES = (
+    *("cifar", "cifar-mini", "cifar-fast", "cifar-sprint", "stl"),
+    *("gacd-ablation-cifar", "cifar-mini-halves"),
+)
 
 
 @dataclass(frozen=True)

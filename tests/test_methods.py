@@ -434,6 +434,11 @@ FAULTS: list[tuple[str, str, dict[str, Any]]] = [
         {"after_step": lambda self, nets, batch: batch.index.zero_()},
     ),
     (
+        "monitored_values_are_finite_scalars",
+        "no buffer of a part",
+        {"monitor": lambda self, nets: {"mean": torch.zeros(())}},
+    ),
+    (
         "modes_are_restored",
         "another mode",
         {"loss": loss_after(lambda nets, batch: nets.student.eval())},

@@ -88,6 +88,63 @@ def test_difference_covers_the_truth(seeds: tuple[int, ...]) -> None:
     assert 0.93 <= np.mean([low <= 0 <= high for _, low, high in differences]) <= 0.985
 
 
+@pytest.mark.parametrize("rows", [2, 8])
+@pytest.mark.parametrize("seeds", [*SEEDS, (1, 3)])
+def test_differences_to_a_control_cover_the_truth_together(
+    seeds: tuple[int, ...], rows: int
+) -> None:
+    """All of a task's intervals at once, of methods that are equal."""
+    rng = np.random.default_rng(8)
+    luck = 0.1 * (seeds != (1,))
+    tasks = [ranks.difference_intervals(simulate(rng, rows, seeds, 0.7, luck)) for _ in range(300)]
+    covered = [all(low <= 0 <= high for _, low, high in task) for task in tasks]
+    assert 0.92 <= np.mean(covered) <= 0.995
+
+
+def test_what_a_seed_does_to_all_rows_does_not_widen_their_differences() -> None:
+    """Seeds are blocks where each row has one network of each."""
+    rng = np.random.default_rng(9)
+    rows = [rng.random((3, 300)) < 0.8 for _ in range(5)]
+    plain = ranks.difference_intervals(rows)
+    for row in rows:
+        row[1] &= np.arange(300) >= 90
+    shifted = ranks.difference_intervals(rows)
+    half = [np.mean([high - low for _, low, high in task]) / 2 for task in (plain, shifted)]
+    assert half[1] < 1.1 * half[0]
+    # Another order of the seeds pairs networks that share nothing.
+    mixed = [np.roll(row, index, axis=0) for index, row in enumerate(rows)]
+    assert np.mean([high - low for _, low, high in ranks.difference_intervals(mixed)]) > 4 * half[0]
+
+
+def test_a_difference_to_a_control_by_hand() -> None:
+    control, row = verdicts(50, n=100), verdicts(62, n=100)
+    half = 1.96 * math.sqrt(0.12 * 0.88 / 99)
+    expected = (0.12, 0.12 - half, 0.12 + half)
+    assert ranks.difference_intervals([control, row])[0] == pytest.approx(expected, abs=0.005)
+
+
+def test_a_real_difference_to_a_control_is_decided() -> None:
+    rng = np.random.default_rng(10)
+    rows = [*simulate(rng, 3, (3,), 0.8, 0.02), *simulate(rng, 1, (3,), 0.5, 0.02)]
+    *same, other = ranks.difference_intervals(rows)
+    assert all(low < 0 < high for _, low, high in same)
+    assert other[2] < 0
+
+
+def test_equal_verdicts_do_not_make_a_certain_difference() -> None:
+    row = verdicts(40, n=100)
+    gap, low, high = ranks.difference_intervals([row, row.copy(), verdicts(60, n=100)])[0]
+    assert gap == 0
+    assert 0.01 < high == -low < 0.03
+
+
+def test_more_rows_have_wider_differences_to_the_control() -> None:
+    rng = np.random.default_rng(11)
+    rows = simulate(rng, 12, (1,), 0.7, 0.0)
+    few, many = ranks.difference_intervals(rows[:2]), ranks.difference_intervals(rows)
+    assert many[0][2] - many[0][1] > 1.2 * (few[0][2] - few[0][1])
+
+
 @pytest.mark.parametrize("rows", [2, 3, 8])
 @pytest.mark.parametrize("seeds", [*SEEDS, (1, 3)])
 def test_equal_methods_share_a_rank(seeds: tuple[int, ...], rows: int) -> None:

@@ -11,15 +11,16 @@ from typing import Any
 import pytest
 import torch
 from specs import make_spec
-from torch import Tensor
+from torch import Tensor, nn
 
 from bench import models
 from bench.datasets import loading
+from bench.execution.job import epoch_metrics
 from bench.system.errors import BenchError, UsageError
 from bench.training.schedule import learning_rate
 from bench.training.trainer import Trainer, TrainingModule, derive_seed
 from leaderboards.schema.spec import Training
-from methods.base import Batch, Method, Nets
+from methods.base import Batch, Method, Net, Nets
 from methods.kd import Kd
 from methods.natural import Natural
 from methods.pgd_at import PgdAt
@@ -49,6 +50,31 @@ def make_trainer(
     teachers = {"robust": models.build("resnet8-w8", DATA.info)}
     module = TrainingModule(method or PgdAt(), student, teachers, len(DATA.train))
     return Trainer(module, DATA, spec, folder)
+
+
+class Monitored(nn.Module):
+    """A part with a buffer that a method fills."""
+
+    mean: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(()))
+
+
+@dataclasses.dataclass(frozen=True)
+class MeanPixel(Natural):
+    """Natural training that logs the mean pixel of its batches."""
+
+    def build(self, student: Net, teachers: dict[str, Net], num_train: int) -> dict[str, nn.Module]:
+        return {"monitored": Monitored()}
+
+    def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
+        nets.parts["monitored"].get_buffer("mean").copy_(batch.x.mean())
+        return super().loss(nets, batch, adv)
+
+    def monitor(self, nets: Nets) -> dict[str, Tensor]:
+        return {"pixel": nets.parts["monitored"].get_buffer("mean")}
 
 
 def take_first_step(trainer: Trainer) -> None:
@@ -82,6 +108,27 @@ def weights_equal(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
 def files_equal(left: Path, right: Path) -> bool:
     """Whether two checkpoints hold the same weights, bit by bit."""
     return weights_equal(load_weights(left), load_weights(right))
+
+
+def test_what_a_method_monitors_is_logged_as_the_mean_of_an_epoch(tmp_path: Path) -> None:
+    """Beside the terms of the loss, which it is not added to."""
+    trainer = make_trainer(tmp_path, MeanPixel())
+    means: list[float] = []
+    make_batch = trainer.make_batch
+
+    def make_batch_and_keep(index: Tensor, epoch: int) -> Batch:
+        batch = make_batch(index, epoch)
+        means.append(batch.x.mean().item())
+        return batch
+
+    trainer.make_batch = make_batch_and_keep  # type: ignore[method-assign]
+    rows = fit_and_log(trainer)
+    plain = fit_and_log(make_trainer(tmp_path / "plain", Natural()))
+    for epoch, row in enumerate(rows):
+        steps = means[epoch * STEPS_PER_EPOCH :][:STEPS_PER_EPOCH]
+        assert row["monitor/pixel"] == pytest.approx(sum(steps) / STEPS_PER_EPOCH, rel=1e-6)
+        assert {**plain[epoch], "monitor/pixel": row["monitor/pixel"]} == row
+    assert epoch_metrics(rows[0])["train/loss"] == pytest.approx(rows[0]["train/ce"])
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from bench.analysis import examples
-from bench.analysis.findings import Findings
 from bench.analysis.job import (
     EXAMPLES,
     MAX_TEST,
@@ -17,7 +15,9 @@ from bench.analysis.job import (
     load_images,
     save_analysis,
 )
-from bench.analysis.transferability import GROUP, Exposure, expose, summarise
+from bench.analysis.measures import examples
+from bench.analysis.measures.findings import Findings
+from bench.analysis.measures.transferability import GROUP, Exposure, expose, summarise
 from bench.datasets import get
 from bench.datasets.augmentation import to_float
 from bench.records import trained

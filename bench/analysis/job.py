@@ -12,17 +12,17 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 
-from bench.analysis import (
+from bench.analysis import figures
+from bench.analysis.measures import (
     examples,
-    figures,
     gradients,
     loss_surface,
     other_tasks,
     robust_features,
     structure,
 )
-from bench.analysis.findings import Findings, GapError
-from bench.analysis.subject import Subject
+from bench.analysis.measures.findings import Findings, GapError
+from bench.analysis.measures.subject import Subject
 from bench.datasets.augmentation import to_float
 from bench.datasets.splits import Data
 from bench.execution.inputs import cached_loader
@@ -55,7 +55,7 @@ MEASURES: tuple[tuple[str, Callable[[Subject], Findings]], ...] = (
     ("structure", structure.measure),
     ("features", robust_features.measure),
     ("gradients", gradients.measure),
-    ("gradients", loss_surface.measure),
+    ("gradients/surface", loss_surface.measure),
 )
 SHOWN = {
     "CKA": measure_name("structure", "cka", PENULTIMATE, ADVERSARIAL),
@@ -95,13 +95,7 @@ def analyze_run(record: Record, comparison: Comparison, context: AnalysisContext
         findings.gaps |= gaps
         findings.update(measure_tasks(record, subject, context))
         save_examples(context.store, record, subject)
-        kept = Analysis(
-            version=analysis.VERSION,
-            images=len(subject.y),
-            teacher_sha256=teacher_sha256,
-            its_own=bool(comparison.sha256),
-            **rounded(findings),
-        )
+        kept = build_analysis(findings, len(subject.y), teacher_sha256, comparison)
         save_analysis(context.store, record, findings.numbers, kept)
     shown = [(name, findings.numbers.get(metric)) for name, metric in SHOWN.items()]
     return ", ".join(f"{name} {value:.3f}" for name, value in shown if value is not None)
@@ -199,19 +193,32 @@ def save_examples(store: TrackingStore, record: Record, subject: Subject) -> Non
     checkpoint.save(examples_path(store, record), {EXAMPLES: adv.cpu()})
 
 
-def rounded(findings: Findings) -> dict[str, object]:
-    """Return what a record keeps beside the numbers."""
-
-    def shorten(rows: list[tuple[float, ...]] | list[list[float]]) -> list[list[float]]:
-        return [[round(value, DECIMALS) for value in row] for row in rows]
-
-    matrices = {name: shorten(rows) for name, rows in findings.matrices.items()}
-    lines = {name: [*map(tuple, shorten(rows))] for name, rows in findings.lines.items()}
-    points = {
-        name: [(round(x, 2), round(y, 2), label) for x, y, label in rows]
-        for name, rows in findings.points.items()
+def build_analysis(
+    findings: Findings, images: int, teacher_sha256: str, comparison: Comparison
+) -> Analysis:
+    """Return what a record keeps beside the numbers, rounded."""
+    matrices = {
+        name: [[round(value, DECIMALS) for value in row] for row in rows]
+        for name, rows in findings.matrices.items()
     }
-    return {"matrices": matrices, "lines": lines, "points": points, "gaps": findings.gaps}
+    lines = {
+        name: [(round(x, DECIMALS), round(y, DECIMALS)) for x, y in pairs]
+        for name, pairs in findings.lines.items()
+    }
+    points = {
+        name: [(round(x, 2), round(y, 2), label) for x, y, label in triples]
+        for name, triples in findings.points.items()
+    }
+    return Analysis(
+        version=analysis.VERSION,
+        images=images,
+        teacher_sha256=teacher_sha256,
+        its_own=bool(comparison.sha256),
+        matrices=matrices,
+        lines=lines,
+        points=points,
+        gaps=findings.gaps,
+    )
 
 
 def save_analysis(

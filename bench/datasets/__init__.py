@@ -1,5 +1,7 @@
 """The data sets by name, one file each: those with a line `DATASET = ...`. No torch here.
 
+The halves of class_splits.py come after them.
+
 Packages outside this repository add data sets through the entry-point group `bench.datasets`:
 name = "package.module:DATASET".
 """
@@ -10,6 +12,7 @@ from pathlib import Path
 
 from bench.datasets.cifar10 import DATASET as CIFAR10
 from bench.datasets.cifar100 import DATASET as CIFAR100
+from bench.datasets.class_splits import CLASS_SPLITS
 from bench.datasets.dataset import Dataset
 from bench.datasets.digits import DATASET as DIGITS
 from bench.datasets.stl10 import DATASET as STL10
@@ -19,6 +22,7 @@ from bench.system.registry import Registry, collect_files
 __all__ = ["CIFAR10", "CIFAR100", "DATASETS", "DIGITS", "REGISTRY", "STL10", "Dataset", "get"]
 
 DATASETS, _faults = collect_files(Path(__file__).parent, __name__, "DATASET", Dataset)
+DATASETS |= {info.name: info for info in CLASS_SPLITS}
 REGISTRY = Registry("dataset", Dataset, "bench.datasets", DATASETS, _faults)
 
 

@@ -78,6 +78,11 @@ class Dataset:
     about: str
 
     @property
+    def whole(self) -> Dataset:
+        """The data set that the files are of: this one, unless it is a part of another."""
+        return self
+
+    @property
     def source(self) -> str:
         """What brings the data, in words."""
         return "the official files"
@@ -97,6 +102,10 @@ class Dataset:
         What `damage` looks at was checked.
         """
         raise NotImplementedError
+
+    def select(self, half: Arrays, train: bool) -> Arrays:
+        """Return its own images and labels of a half of the whole."""
+        return half
 
     def check_statistics(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         """Raise UsageError unless a network's mean and std have a number per channel, or none."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from bench.datasets import get
 from bench.datasets.files.official_files import read_half
-from bench.datasets.splits import Data, split_digest, stratified_positions, to_split
+from bench.datasets.splits import Data, split_digest, to_split, validation_rows
 from bench.system.errors import UsageError
 
 
@@ -32,9 +32,7 @@ def load_data(
     """
     info = get(name)
     pool = to_split(read_half(info, Path(root), train=True))
-    val_rows = info.validation_positions(len(pool))
-    if val_rows is None:
-        val_rows = stratified_positions(pool.y.numpy(), info.num_val, seed=1)
+    val_rows = validation_rows(info, pool.y.numpy())
     rest = np.setdiff1d(np.arange(len(pool)), val_rows)
     val_rows = val_rows[: checked_limit("validation", limit_val, len(val_rows))]
     train_size = checked_limit("train", limit_train, len(rest))

@@ -64,6 +64,12 @@ def stratified_positions(y: Integers, count: int, seed: int) -> Integers:
     return np.sort(order[np.argsort(quantile[order], kind="stable")[:count]])
 
 
+def validation_rows(info: Dataset, y: Integers) -> Integers:
+    """Return which images of the training half, with labels y: (N,), are for validation."""
+    rows: Integers | None = info.validation_positions(len(y))
+    return stratified_positions(y, info.num_val, seed=1) if rows is None else rows
+
+
 def split_digest(val_positions: Integers, *splits: Split) -> str:
     """Hash the validation positions and each split's shape, pixels and labels with sha256."""
     sha = hashlib.sha256(val_positions.astype("<i8").tobytes())

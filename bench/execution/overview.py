@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from bench import datasets
 from bench.datasets.files.fetching import download_size, is_missing
 from bench.execution.cost import Cost
 from bench.execution.job import SHOWN_ACCURACIES
@@ -92,7 +93,8 @@ def cpu_warning(options: ProtocolOptions, costs: list[Cost], device: torch.devic
 
 def missing_data(options: ProtocolOptions, todo: list[PlannedRun]) -> Iterator[str]:
     """Yield a line for each data set that a run would download."""
-    for name in dict.fromkeys(run.spec.dataset for run in todo):
+    # Parts of one data set come with one download.
+    for name in dict.fromkeys(datasets.get(run.spec.dataset).whole.name for run in todo):
         if is_missing(name, options.data_root):
             size = download_size(name)
             yield f"{name} is not under {options.data_root}: a run fetches it, {size}"

@@ -50,7 +50,7 @@ class SuiteSpeed:
     def __str__(self) -> str:
         """Return a line for people."""
         line = (
-            f"{self.suite:14}{self.student}: {self.images_per_second:,.3g} images a second of "
+            f"{self.suite:18}{self.student}: {self.images_per_second:,.3g} images a second of "
             f"RSLAD, {100 * self.share:.0f} % of that; "
             f"an epoch {format_duration(self.epoch_seconds)}, "
             f"training a student {format_duration(self.training_seconds)}"

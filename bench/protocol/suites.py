@@ -190,9 +190,9 @@ STL = replace(
 )
 
 # Each assumption of the reconstruction, changed alone against the form of the paper's figure, which
-# is the default. A queue of 4,096 is longer than an epoch of digits, 1,216 images: it holds most of
-# them three times, as they were embedded in the last three epochs, so it shows what age does. The
-# last two rows are the former default, and the same without weights, which is crd_adv.
+# is the default. An epoch of digits takes 1,216 images: a queue of 4,096 holds them three times or
+# four, as they were embedded in the last epochs, so it shows what age does. The last two rows are
+# the former default, and the same without weights, which is crd_adv.
 GACD_ROWS = (
     Row("gacd"),
     Row("gacd", {"symmetric": True}),
@@ -230,9 +230,37 @@ GACD_ABLATION_CIFAR = replace(
     rows=GACD_ROWS,
 )
 
+DIGITS_HALVES = replace(
+    DIGITS,
+    name="digits-halves",
+    version=1,
+    about="the digits 0 to 4, to train networks that are then put to 5 to 9: seconds each",
+    datasets=("digits-0-4",),
+    students=("resnet8-w8",),
+    attacks=("fgsm", "pgd20", "aa"),
+    limit_aa=100,
+    seeds=(0, 1, 2),
+)
+
+CIFAR_MINI_HALVES = replace(
+    CIFAR_MINI,
+    name="cifar-mini-halves",
+    version=1,
+    about="CIFAR-10's classes 0 to 4, to train networks that are then put to 5 to 9: "
+    "minutes on two CPU cores",
+    datasets=("cifar10-0-4",),
+    attacks=("fgsm", "pgd20", "aa"),
+    limit_train=5_000,
+    limit_val=250,
+    limit_test=500,
+    limit_aa=200,
+    cpu_time="minutes",
+)
+
 ALL = (
     *(DIGITS, CIFAR_MINI, CIFAR, CIFAR_FAST, CIFAR_SPRINT, STL),
     *(GACD_ABLATION, GACD_ABLATION_CIFAR),
+    *(DIGITS_HALVES, CIFAR_MINI_HALVES),
 )
 SUITES = {suite.name: suite for suite in ALL}
 # Packages add suites: name = "package.module:SUITE".

@@ -106,7 +106,8 @@ def data_files(names: Iterable[str], data_root: Path) -> list[Path]:
             # Another form of the same data.
             paths = [path for path in base.rglob("*") if path.is_file()]
         files += paths
-    return files
+    # Parts of one data set have the same files.
+    return list(dict.fromkeys(files))
 
 
 def split_images(content: bytes) -> dict[str, bytes]:

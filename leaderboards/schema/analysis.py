@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 ANALYSIS = "analysis/"
 # A change of a measure's definition, or of its images, is a new version.
-VERSION = 1
+VERSION: Literal[1] = 1
 # On what a measure is taken: test images as they are, and the student's own adversarial examples
 # of them, PGD-20 at the suite's radius.
 CLEAN, ADVERSARIAL = "clean", "adv"

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import TypeAlias
 
@@ -210,6 +210,49 @@ class PairedRows:
         z = float(np.quantile(moves, LEVEL, method="higher"))
         half = math.sqrt(z**2 * images + _student_quantile(z, self.freedom) ** 2 * seeds)
         return gap, gap - half, gap + half
+
+
+def difference_intervals(rows: Sequence[Verdicts]) -> list[tuple[float, float, float]]:
+    """Return each further row less the first with its interval; all hold together in 95 %.
+
+    The rows against one control of Dunnett (JASA 50, 1955), with the largest studentised shift of
+    the paired bootstrap for his normal (single-step max-T; Romano & Wolf 2005). Where all rows have
+    as many seeds, several, the seeds are blocks: rows[i][s] and rows[j][s] are of the same seed,
+    and what a seed does to all rows alike is taken off.
+
+    Args:
+        rows: (seeds, images) each, the control first. Raise ValueError for other images.
+    """
+    paired = _pair_blocks(rows) if len({len(row) for row in rows}) == 1 else None
+    paired = paired or PairedRows.from_verdicts(rows)
+    gaps = paired.images[1:] - paired.images[0]
+    n = gaps.shape[1]
+    # Equal verdicts on n images do not make equal methods: one image may differ at least.
+    images = np.maximum(gaps.var(axis=1) / max(n - 1, 1), 1 / n**2)
+    seeds = paired.seeds[1:] + paired.seeds[0]
+    moves = np.abs(paired.shifts[1:] - paired.shifts[0]) / np.sqrt(images + seeds)[:, None]
+    z = float(np.quantile(moves.max(axis=0), LEVEL, method="higher"))
+    half = np.sqrt(z**2 * images + _student_quantile(z, paired.freedom) ** 2 * seeds)
+    means = gaps.mean(axis=1)
+    return [*zip(means.tolist(), (means - half).tolist(), (means + half).tolist(), strict=True)]
+
+
+def _pair_blocks(rows: Sequence[Verdicts]) -> PairedRows | None:
+    """Pair rows over images and seeds; None for one row or one seed."""
+    count, seeds = len(rows), len(rows[0])
+    if count == 1 or seeds == 1:
+        return None
+    by_seed = np.array([row.mean(axis=1) for row in rows])
+    common = by_seed.mean(axis=0) - by_seed.mean()
+    own = by_seed - by_seed.mean(axis=1, keepdims=True) - common
+    # The common part takes a share of each row's own deviations with it.
+    scaled = own * math.sqrt(count / (count - 1))
+    blocks = [
+        row - mean[:, None] + mean.mean() + deviation[:, None]
+        for row, mean, deviation in zip(rows, by_seed, scaled, strict=True)
+    ]
+    paired = PairedRows.from_verdicts(blocks)
+    return replace(paired, freedom=(count - 1) * (seeds - 1))
 
 
 def rank_ranges(better: NDArray[np.bool_]) -> list[tuple[int, int]]:

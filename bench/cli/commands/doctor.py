@@ -49,7 +49,7 @@ def diagnose(options: DoctorOptions) -> None:
         print(warning, file=sys.stderr)
     description = environment.describe_environment(device)
     for name, value in description.items():
-        say(f"{name:14}{value}")
+        say(f"{name:18}{value}")
     measure = measure_training if options.speed else measure_throughput
     document = {
         "environment": description,
@@ -67,14 +67,14 @@ def measure_throughput(device: torch.device, say: Say) -> dict[str, Any]:
     from bench.execution.speed import peak_rates, precision_advice, probe_speed
 
     rates = peak_rates(device)
-    say(f"{'precision':14}{precision_advice(rates)}")
+    say(f"{'precision':18}{precision_advice(rates)}")
     speeds: dict[str, Any] = {"convolutions": rates}
     probe = cache(partial(probe_speed, device=device))
     for suite in SUITES.values():
         student = suite.students[0]
         # Suites share networks and data.
         rate = probe(student, suite.datasets[0])
-        say(f"{suite.name:14}{student}: {rate:,.0f} images a second, forward and backward")
+        say(f"{suite.name:18}{student}: {rate:,.0f} images a second, forward and backward")
         speeds[suite.name] = {"student": student, "images_per_second": rate}
     return speeds
 
@@ -84,7 +84,7 @@ def measure_training(device: torch.device, say: Say) -> dict[str, Any]:
     from bench.execution.speed import peak_rates, training_speed
 
     rates = peak_rates(device)
-    line = f"{'convolutions':14}{rates['fp32'] / 1e9:,.0f} GFLOP/s in single precision"
+    line = f"{'convolutions':18}{rates['fp32'] / 1e9:,.0f} GFLOP/s in single precision"
     if "bf16" in rates:
         line += f", {rates['bf16'] / 1e9:,.0f} with --precision bf16"
     say(line)

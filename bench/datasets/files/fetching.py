@@ -48,7 +48,7 @@ def fetch_data(name: str, root: str | Path) -> str:
 
     Raise BenchError, with the files and where to put them, if no address has them.
     """
-    root, info = Path(root), get(name)
+    root, info = Path(root), get(name).whole
     files = info.files()
     if files is None or not damage_of(info, root):
         return verify_data(name, root)
@@ -60,9 +60,9 @@ def fetch_data(name: str, root: str | Path) -> str:
                 fetch_file(info, files, file, root)
     except DownloadError as error:
         raise BenchError(
-            f"{name} cannot be downloaded ({error}): put the folder"
+            f"{info.name} cannot be downloaded ({error}): put the folder"
             f" {files.folder} ({', '.join(files.hashes)}) into {str(root)!r},"
-            f" or run `python -m bench data import {name} FILE_OR_FOLDER`"
+            f" or run `python -m bench data import {info.name} FILE_OR_FOLDER`"
         ) from error
     except OSError as error:
         reason = error.strerror or one_line(error)
@@ -91,9 +91,9 @@ def import_data(name: str, source: str | Path, root: str | Path) -> str:
     Parquet or PNG with the same pixels become one file of pixels. Raise BenchError, and copy
     nothing, unless every file has its official md5, or the pixels their official sha256.
     """
-    info = get(name)
+    info = get(name).whole
     if info.files() is None:
-        raise UsageError(f"{name} comes with {info.source}: there is nothing to import")
+        raise UsageError(f"{info.name} comes with {info.source}: there is nothing to import")
     copy_official(info, Path(source), Path(root))
     return verify_data(name, root)
 

@@ -19,8 +19,8 @@ def folder_of(info: Dataset, root: Path) -> Path:
 
 def damage_of(info: Dataset, root: Path) -> str:
     """Describe what keeps a data set from being read, "" if nothing does."""
-    folder = folder_of(info, root)
-    return half_damage(info, folder, True) or half_damage(info, folder, False)
+    whole, folder = info.whole, folder_of(info, root)
+    return half_damage(whole, folder, True) or half_damage(whole, folder, False)
 
 
 def half_damage(info: Dataset, folder: Path, train: bool) -> str:
@@ -40,6 +40,11 @@ def read_half(info: Dataset, root: Path, train: bool) -> Arrays:
 
     Raise BenchError for missing or damaged files.
     """
+    return info.select(read_whole_half(info.whole, root, train), train)
+
+
+def read_whole_half(info: Dataset, root: Path, train: bool) -> Arrays:
+    """Check and read all images of a half, as `read_half`."""
     folder = folder_of(info, root)
     remedy = f"run `python -m bench data fetch {info.name}`"
     if not stat.S_ISDIR(file_mode(folder)) and folder != root:

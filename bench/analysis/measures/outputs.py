@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.isolation import full_precision
-from bench.analysis.findings import GapError
+from bench.analysis.measures.findings import GapError
 from leaderboards.schema.analysis import PENULTIMATE
 from methods.base import Net
 
@@ -45,9 +45,10 @@ def collect_outputs(net: Net, x: Tensor, batch_size: int = BATCH_SIZE) -> Output
     Raises:
         GapError: without images, or for logits or features that are not finite.
     """
+    check_images(x)
     logits, features, resolutions = [], [], list[Resolution]()
     with full_precision():
-        for images in split_images(x, batch_size):
+        for images in torch.split(x, batch_size):
             with record_stages(net) as (pooled, convolved):
                 batch_logits, penultimate = logits_and_features(net, images)
             resolutions = [size for size in pooled if size in convolved[1:] and size != (1, 1)]
@@ -64,17 +65,24 @@ def collect_outputs(net: Net, x: Tensor, batch_size: int = BATCH_SIZE) -> Output
 
 
 @torch.no_grad()
-def collect_logits(net: Net, x: Tensor, batch_size: int = BATCH_SIZE) -> Tensor:
+def collect_logits(net: nn.Module, x: Tensor, batch_size: int = BATCH_SIZE) -> Tensor:
     """Return logits (N, C) of images, in double precision on the CPU. Raises as above."""
+    check_images(x)
     with full_precision():
-        return join_logits([net(images) for images in split_images(x, batch_size)])
+        return join_logits([net(images) for images in torch.split(x, batch_size)])
 
 
-def split_images(x: Tensor, batch_size: int) -> tuple[Tensor, ...]:
-    """Return batches of images. Raise GapError without images."""
+def is_correct(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Return which images are classified correctly: (N,). Raises as `check_labels` too."""
+    logits = collect_logits(net, x)
+    check_labels(logits, y)
+    return logits.argmax(dim=1).to(y.device) == y
+
+
+def check_images(x: Tensor) -> None:
+    """Raise GapError without images."""
     if not len(x):
         raise GapError("no images")
-    return torch.split(x, batch_size)
 
 
 def join_logits(batches: list[Tensor]) -> Tensor:
@@ -151,5 +159,6 @@ def check_same_classes(student_logits: Tensor, teacher_logits: Tensor) -> None:
 
 def varies(values: Tensor, dim: int | None = None) -> Tensor:
     """Return whether values (N, width) vary over images: all together, or along `dim` each."""
-    variation: Tensor = torch.linalg.norm(values - values.mean(dim=0), dim=dim)
-    return variation > MIN_VARIATION * torch.linalg.norm(values, dim=dim)
+    variation = torch.linalg.norm(values - values.mean(dim=0), dim=dim)
+    enough: Tensor = variation > MIN_VARIATION * torch.linalg.norm(values, dim=dim)
+    return enough

@@ -10,16 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attacks.isolation import full_precision
-from bench.analysis.examples import view_images
-from bench.analysis.findings import Findings, GapError
-from bench.analysis.outputs import (
+from bench.analysis.measures.examples import view_images
+from bench.analysis.measures.findings import Findings, GapError
+from bench.analysis.measures.outputs import (
     BATCH_SIZE,
+    check_images,
     check_labels,
     check_same_classes,
     collect_logits,
-    split_images,
 )
-from bench.analysis.subject import Subject
+from bench.analysis.measures.subject import Subject
 from methods.base import Net
 
 GROUP = "gradients"
@@ -65,8 +65,9 @@ def input_gradients(net: Net, x: Tensor, y: Tensor) -> Tensor:
     Raises:
         GapError: if labels are no classes of the network or a gradient is not finite.
     """
+    check_images(x)
     gradients = []
-    batches = zip(split_images(x, BATCH_SIZE), torch.split(y, BATCH_SIZE), strict=True)
+    batches = zip(torch.split(x, BATCH_SIZE), torch.split(y, BATCH_SIZE), strict=True)
     with full_precision():
         for images, labels in batches:
             images = images.detach().clone().requires_grad_()

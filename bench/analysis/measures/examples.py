@@ -12,9 +12,9 @@ from attacks.attacked_model import AttackedModel
 from attacks.build import Settings, build_attack
 from attacks.catalog import ATTACKS, Attack
 from attacks.isolation import isolated_state
-from bench.analysis.findings import Findings, GapError
-from bench.analysis.outputs import check_labels, collect_logits
-from bench.analysis.subject import Subject
+from bench.analysis.measures.findings import Findings, GapError
+from bench.analysis.measures.outputs import check_images, is_correct
+from bench.analysis.measures.subject import Subject
 from leaderboards.schema.analysis import ADVERSARIAL, CLEAN, FEATURE_ATTACKS
 from methods.base import Net
 
@@ -37,16 +37,14 @@ def make_examples(
         GapError: for an attack that the norm does not have, labels that are no classes of the
             network, or a gradient that is not finite.
     """
-    component = attack_component(attack, norm)
-    logits = collect_logits(net, x)
-    check_labels(logits, y)
-    if not eps:
-        return x.clone()
-    settings = Settings(eps, norm, seed, num_classes=logits.shape[1])
-    correct = logits.argmax(dim=1).to(y.device) == y
+    component, settings = attack_component(attack, norm), Settings(eps, norm, seed)
+    check_images(x)
     adv = x.clone()
     with isolated_state(seed):
         model = AttackedModel(net, x[:2])
+        correct = is_correct(model.reference_model, x, y)
+        if not eps:
+            return adv
         attacker = build_attack(component, model, settings)
         for rows in (correct.nonzero().flatten(), (~correct).nonzero().flatten()):
             for batch in torch.split(rows, settings.batch_size):

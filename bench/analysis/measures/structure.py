@@ -12,9 +12,9 @@ import torch
 from sklearn.metrics import cohen_kappa_score
 from torch import Tensor
 
-from bench.analysis.examples import view_images
-from bench.analysis.findings import Findings, GapError
-from bench.analysis.outputs import (
+from bench.analysis.measures.examples import view_images
+from bench.analysis.measures.findings import Findings, GapError
+from bench.analysis.measures.outputs import (
     Outputs,
     check_labels,
     check_same_classes,
@@ -22,7 +22,7 @@ from bench.analysis.outputs import (
     pair_layers,
     varies,
 )
-from bench.analysis.subject import Subject
+from bench.analysis.measures.subject import Subject
 from leaderboards.schema.analysis import CORRELATION, PENULTIMATE
 
 GROUP = "structure"
@@ -150,5 +150,5 @@ def error_agreement(student_logits: Tensor, teacher_logits: Tensor, y: Tensor) -
 def kappa(first: Tensor, second: Tensor) -> float:
     """Return Cohen's kappa of two ratings of the same images, (N,) each."""
     if (torch.cat([first, second]) == first[0]).all():
-        raise GapError("both networks answer alike on every image, so chance explains it")
+        raise GapError("one answer on all images from both networks, as by chance")
     return float(cohen_kappa_score(first.numpy(), second.numpy()))

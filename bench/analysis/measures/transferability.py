@@ -9,7 +9,7 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from bench.analysis.findings import Findings
+from bench.analysis.measures.findings import Findings
 from methods.base import Net
 
 GROUP = "transferability"
@@ -50,7 +50,7 @@ def expose(net: Net, x: Tensor, y: Tensor, examples: Mapping[str, Tensor]) -> Ex
 @torch.no_grad()
 def classify(net: Net, x: Tensor) -> Tensor:
     """Return the class that a network predicts for each image, (N,)."""
-    return torch.cat([net(batch).argmax(dim=1) for batch in x.split(BATCH_SIZE)])
+    return torch.cat([net(batch).argmax(dim=1) for batch in torch.split(x, BATCH_SIZE)])
 
 
 def summarise(name: str, teacher: str, exposures: Mapping[str, Exposure]) -> Findings:

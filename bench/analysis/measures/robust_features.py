@@ -5,13 +5,12 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from sklearn.manifold import TSNE as SklearnTSNE
-from sklearn.neighbors import NearestCentroid
 from torch import Tensor
 
-from bench.analysis.examples import PGD20, subject_examples
-from bench.analysis.findings import Findings, GapError
-from bench.analysis.outputs import collect_outputs, varies
-from bench.analysis.subject import Subject
+from bench.analysis.measures.examples import PGD20, subject_examples
+from bench.analysis.measures.findings import Findings, GapError
+from bench.analysis.measures.outputs import collect_outputs, varies
+from bench.analysis.measures.subject import Subject
 from leaderboards.schema.analysis import (
     ADVERSARIAL,
     CLEAN,
@@ -68,7 +67,7 @@ def penultimate_features(subject: Subject, x: Tensor) -> Tensor:
 def mean_cosine(clean: Tensor, attacked: Tensor) -> float:
     """Return the mean cosine of the rows of two (N, width), without rows of no length."""
     rows = rows_of_length(clean)
-    return float(F.cosine_similarity(clean[rows], attacked[rows], dim=1, eps=0).nan_to_num().mean())
+    return float(F.cosine_similarity(clean[rows], clean[rows], dim=1, eps=0).nan_to_num().mean())
 
 
 def mean_distance(clean: Tensor, attacked: Tensor) -> float:
@@ -92,13 +91,13 @@ def scatter_ratio(features: Tensor, y: Tensor) -> float:
     Both are sums over images of squared distances: of the class's mean from the mean of all, and of
     the image from its class's mean.
     """
-    classes, rows = torch.unique(y, return_inverse=True)
+    classes, means = class_means(features, y)
     if len(classes) < 2:
         raise GapError("images of one class only")
     if not varies(features):
         raise GapError("features of no variance")
-    means = torch.stack([features[y == label].mean(dim=0) for label in classes])
-    within, between = features - means[rows], means[rows] - features.mean(dim=0)
+    own_mean = means[torch.searchsorted(classes, y)]
+    within, between = features - own_mean, own_mean - features.mean(dim=0)
     if within.norm() <= 1e-6 * between.norm():
         raise GapError("no variance within classes, as with one image a class")
     return float(between.norm() ** 2 / within.norm() ** 2)
@@ -113,8 +112,15 @@ def class_mean_accuracy(train: Tensor, train_y: Tensor, features: Tensor, y: Ten
         raise GapError("training images of one class only")
     if not varies(train):
         raise GapError("features of no variance")
-    classifier = NearestCentroid().fit(train.numpy(), train_y.numpy())
-    return float(classifier.score(features.numpy(), y.numpy()))
+    classes, means = class_means(train, train_y)
+    nearest = classes[torch.cdist(features, means).argmin(dim=1)]
+    return float((nearest == y).double().mean())
+
+
+def class_means(features: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the classes of labels y (N,), in order, and the mean features of each."""
+    classes = torch.unique(y)
+    return classes, torch.stack([features[y == label].mean(dim=0) for label in classes])
 
 
 def embed_features(

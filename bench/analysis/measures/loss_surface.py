@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.analysis.examples import PGD20, make_examples, subject_examples
-from bench.analysis.findings import Findings
-from bench.analysis.outputs import check_labels, collect_logits
-from bench.analysis.subject import Subject
+from bench.analysis.measures.examples import PGD20, make_examples, subject_examples
+from bench.analysis.measures.findings import Findings, GapError
+from bench.analysis.measures.outputs import collect_logits, is_correct
+from bench.analysis.measures.subject import Subject
 from leaderboards.schema.analysis import (
     BY_EPS,
     BY_STEPS,
@@ -17,11 +17,10 @@ from leaderboards.schema.analysis import (
     LOSS_ATTACK,
     LOSS_RANDOM,
 )
-from methods.base import Net
 
 GROUP = "gradients"
 # Radii, as shares of the suite's.
-EPS_SHARES = (0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 2)
+EPS_SHARES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 STEPS = (1, 2, 5, 10, 20, 50)
 # From an image, 0, to its adversarial example, 1.
 POSITIONS = tuple(i / 10 for i in range(11))
@@ -35,55 +34,57 @@ Line = list[tuple[float, float]]
 def measure(subject: Subject) -> Findings:
     """Measure accuracy against eps and steps, and the loss along an attack and along noise."""
     findings = Findings()
-    logits = collect_logits(subject.student, subject.x)
-    check_labels(logits, subject.y)
-    by_eps = [(float(share), robust_accuracy(subject, PGD20, share)) for share in EPS_SHARES]
-    by_steps = [(float(steps), robust_accuracy(subject, f"pgd{steps}", 1)) for steps in STEPS]
-    along_attack = loss_line(subject, subject_examples(subject))
-    along_random = loss_line(subject, random_corners(subject))
-    lines = {
-        BY_EPS: by_eps,
-        BY_STEPS: by_steps,
-        LOSS_ATTACK: along_attack,
-        LOSS_RANDOM: along_random,
-    }
-    for name, line in lines.items():
-        findings.lines[name] = [(x, round(y, DIGITS)) for x, y in line]
-    findings.add(along_attack[-1][1] - along_attack[0][1], GROUP, "attack_rise")
-    findings.add(along_random[-1][1] - along_random[0][1], GROUP, "random_rise")
+    correct = is_correct(subject.student, subject.x, subject.y)
+    add_loss_line(findings, subject, random_corners(subject), LOSS_RANDOM, "random_rise")
+    try:
+        add_loss_line(findings, subject, subject_examples(subject), LOSS_ATTACK, "attack_rise")
+        by_eps = [(share, robust_accuracy(subject, correct, PGD20, share)) for share in EPS_SHARES]
+        by_steps = [
+            (float(steps), robust_accuracy(subject, correct, f"pgd{steps}", 1)) for steps in STEPS
+        ]
+    except GapError as error:
+        findings.gaps[f"{GROUP}/attack"] = str(error)
+        return findings
+    findings.lines |= {BY_EPS: rounded(by_eps), BY_STEPS: rounded(by_steps)}
     findings.add(mean_height(by_eps), GROUP, "area")
     return findings
 
 
-def robust_accuracy(subject: Subject, attack: str, share: float) -> float:
+def robust_accuracy(subject: Subject, correct: Tensor, attack: str, share: float) -> float:
     """Return the share of images that are classified correctly, before and after an attack.
 
-    share: of the suite's radius.
+    Args:
+        correct: (N,), which images are before.
+        share: of the suite's radius.
     """
-    net, x, y = subject.student, subject.x, subject.y
-    correct = is_correct(net, x, y)
-    if attack == PGD20 and share in SHARED:
-        adv = subject_examples(subject, name=SHARED[share])[correct]
-    elif correct.any():
-        rows = x[correct], y[correct]
-        adv = make_examples(net, *rows, attack, subject.eps * share, subject.norm)
     if not correct.any():
         return 0.0
-    return float(is_correct(net, adv, y[correct]).sum()) / len(y)
+    net, x, y = subject.student, subject.x[correct], subject.y[correct]
+    if attack == PGD20 and share in SHARED:
+        adv = subject_examples(subject, name=SHARED[share])[correct]
+    else:
+        adv = make_examples(net, x, y, attack, subject.eps * share, subject.norm)
+    return float(is_correct(net, adv, y).sum()) / len(correct)
 
 
-def is_correct(net: Net, x: Tensor, y: Tensor) -> Tensor:
-    """Return which images are classified correctly: (N,)."""
-    return collect_logits(net, x).argmax(dim=1).to(y.device) == y
+def add_loss_line(findings: Findings, subject: Subject, end: Tensor, name: str, rise: str) -> None:
+    """Add the mean cross-entropy on the way from the images to others, and its rise.
 
-
-def loss_line(subject: Subject, end: Tensor) -> Line:
-    """Return the mean cross-entropy on the way from the images to others: (position, loss)."""
+    Args:
+        end: the other images, (N, C, H, W).
+        name, rise: of the line, of the measure.
+    """
     y, line = subject.y.cpu(), []
     for position in POSITIONS:
         logits = collect_logits(subject.student, subject.x + position * (end - subject.x))
         line.append((position, float(F.cross_entropy(logits, y))))
-    return line
+    findings.lines[name] = rounded(line)
+    findings.add(line[-1][1] - line[0][1], GROUP, rise)
+
+
+def rounded(line: Line) -> Line:
+    """Return a line with the digits that a figure shows."""
+    return [(x, round(y, DIGITS)) for x, y in line]
 
 
 def random_corners(subject: Subject, seed: int = 0) -> Tensor:

@@ -1,0 +1,1 @@
+"""The measures: networks and images in, findings out."""
