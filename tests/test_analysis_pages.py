@@ -83,6 +83,18 @@ def test_gaps_are_a_sign_with_a_reason(out: Path) -> None:
     assert f"{NOT_MEASURED}: mart" in read(out, "gradients").text
 
 
+def test_a_group_without_a_measure_says_why(tmp_path: Path) -> None:
+    records = Records(tmp_path / "records")
+    content: dict[str, Any] = {"version": 1, "images": 100, "gaps": {"tasks": "no other task"}}
+    record = records.make("gacd", 0.5, analysis=content)
+    (records.folder / record.spec.record_name).write_text(record.to_json())
+    leaderboards.write(records.folder, tmp_path / "site")
+    (path,) = (tmp_path / "site" / "analysis").glob("*-tasks.html")
+    page = Reader(path.read_text())
+    assert "No run has a measure of this group." in page.text
+    assert "no other task: gacd" in page.text
+
+
 def test_a_gap_of_a_group_or_a_part_is_the_reason_of_each_metric_below() -> None:
     gaps = {"structure": "group", "structure/adv": "view", "structure/cka/stage1/adv": "metric"}
     reason = analysis.gap_reason

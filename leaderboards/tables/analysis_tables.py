@@ -124,8 +124,10 @@ def _build_table(
     columns = tuple(Column(metric, analysis.measure_label(metric)) for metric in metrics)
     measured = replace(table, columns=columns, ranked=ranked, incomplete=incomplete)
     reasons: defaultdict[tuple[str, ...], dict[str, str]] = defaultdict(dict)
+    # Without any metric the reasons are those of the group.
+    wanted = metrics or [analysis.ANALYSIS + group]
     for row in measured.rows:
-        for metric in [metric for metric in metrics if not row[metric].n]:
+        for metric in [name for name in wanted if not row[name].n]:
             reasons[row.run_ids][metric] = _reason(records[row.run_ids], metric)
     main = tuple(analysis.main_metrics(metrics, group))
     return AnalysisTable(GROUPS[group], measured, main, reasons)

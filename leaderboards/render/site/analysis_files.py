@@ -17,6 +17,7 @@ from leaderboards.schema.metrics import RANK_METRIC
 from leaderboards.tables.analysis_tables import AnalysisTable
 from leaderboards.tables.model_pairs import ModelComparison
 from leaderboards.tables.rows import Row
+from leaderboards.tables.transfer_matrix import TransferMatrix
 from leaderboards.tables.what_teaches import MeasureCorrelation
 
 # The version changes with the meaning of a field.
@@ -33,11 +34,7 @@ def render_analysis_files(site: Site) -> Iterator[tuple[str, str]]:
             about = {"group": name, "claim": table.group.claim, "metrics": _explain(table)}
             yield f"{stem}.json", _json(task, about, lines)
         if matrix := transfer_matrix(site, task):
-            lines = [
-                {"examples_of": name, **dict(zip(matrix.names, rates, strict=True))}
-                for name, rates in zip(matrix.names, matrix.rates.tolist(), strict=True)
-            ]
-            yield f"tables/{task.analysis_stem('transfer-matrix')}.csv", _csv(lines)
+            yield f"tables/{task.analysis_stem('transfer-matrix')}.csv", _matrix_csv(matrix)
         lines = [*map(_correlation_line, site.correlations[task.path])]
         stem = f"tables/{task.analysis_stem(WHAT_TEACHES)}"
         yield f"{stem}.csv", _csv(lines)
@@ -93,6 +90,14 @@ def models_lines(comparisons: list[ModelComparison]) -> list[dict[str, Any]]:
             line |= {"seeds": pair.row.seeds, RANK_METRIC: score.mean}
             lines.append(line | {f"{RANK_METRIC}_sd": score.sd, "kept": pair.kept})
     return lines
+
+
+def _matrix_csv(matrix: TransferMatrix) -> str:
+    import pandas as pd
+
+    frame = pd.DataFrame(matrix.rates, columns=list(matrix.names))
+    frame.insert(0, "examples_of", matrix.names)
+    return csv_tables.render(frame)
 
 
 def _csv(lines: list[dict[str, Any]]) -> str:
