@@ -242,8 +242,8 @@ def correlation_view(entries: Sequence[MeasureCorrelation]) -> View | None:
     zero = Series("", [0, 0], [-0.6, len(shown) - 0.4], line=True, muted=True)
     caption = (
         "Spearman's rank correlation with AutoAttack accuracy over the runs that have a teacher, "
-        "and its 95 % interval; one across 0 decides nothing. Of each measure the most telling "
-        "form is here, the others are in the table."
+        "and its 95 % interval; one across 0 decides nothing. Of each measure the form under "
+        "attack, before the classifier, is here; the others are in the table."
     )
     series = (zero, _correlation_dots(values))
     x_title = "Rank correlation"
