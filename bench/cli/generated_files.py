@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench.cli import reference_pages
-from bench.reference import gacd_page, methods_page, results_page
+from bench.reference import gacd_page, methods_page, results_page, transfer_page
 
 README = Path("README.md")
 # What the README takes over, by the name in the lines that enclose it.
@@ -39,6 +39,7 @@ FILES: dict[str, Callable[[], str]] = {
     "docs/images/digits.svg": results_page.render_chart,
     "docs/lab/gacd.md": gacd_page.render_page,
     "docs/lab/results.md": results_page.render_page,
+    "docs/lab/transfer.md": transfer_page.render_page,
     "docs/reference/command-line.md": reference_pages.render_command_line,
     "docs/reference/configuration.md": reference_pages.render_configuration,
     "docs/reference/methods.md": methods_page.render_page,

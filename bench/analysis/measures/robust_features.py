@@ -67,7 +67,7 @@ def penultimate_features(subject: Subject, x: Tensor) -> Tensor:
 def mean_cosine(clean: Tensor, attacked: Tensor) -> float:
     """Return the mean cosine of the rows of two (N, width), without rows of no length."""
     rows = rows_of_length(clean)
-    return float(F.cosine_similarity(clean[rows], clean[rows], dim=1, eps=0).nan_to_num().mean())
+    return float(F.cosine_similarity(clean[rows], attacked[rows], dim=1, eps=0).nan_to_num().mean())
 
 
 def mean_distance(clean: Tensor, attacked: Tensor) -> float:
