@@ -68,8 +68,8 @@ def test_a_page_for_each_group_holds_means_of_seeds(out: Path, runs: pd.DataFram
     head, *lines = page.tables["Structural knowledge of digits, resnet8-w4, with AutoAttack "
                                "accuracy in percent"]  # fmt: skip
     column = head.index("CKAfeatures, adversarial")
-    cells = next(line for line in lines if line[0] == "gacd")
-    cka = values(runs, "gacd", CKA)
+    cells = next(line for line in lines if line[0] == "adaad")
+    cka = values(runs, "adaad", CKA)
     assert cells[column] == f"{cka.mean():.3f} ± {cka.std():.3f}"
     assert len(lines) == 30
 
@@ -170,7 +170,7 @@ def test_what_teaches_is_said_as_correlation(out: Path, runs: pd.DataFrame) -> N
 
 
 def test_a_run_shows_numbers_maps_and_points(out: Path, runs: pd.DataFrame) -> None:
-    run = runs[runs["method"] == "gacd"].iloc[0]
+    run = runs[runs["method"] == "adaad"].iloc[0]
     page = Reader((out / "runs" / f"{run['run_id']}.html").read_text())
     head, *lines = page.tables["Structural knowledge of this run"]
     cka = next(line for line in lines if line[0] == "CKA, features")
@@ -196,13 +196,13 @@ def test_a_run_without_analysis_says_how_to_make_it(out: Path, runs: pd.DataFram
 
 
 def test_a_method_shows_its_position_in_each_task(out: Path, runs: pd.DataFrame) -> None:
-    page = Reader((out / "methods" / "gacd.html").read_text())
-    caption = "Measures of gacd over tasks, with its position and the range of each task"
+    page = Reader((out / "methods" / "adaad.html").read_text())
+    caption = "Measures of adaad over tasks, with its position and the range of each task"
     _, *lines = page.tables[caption]
     line = next(line for line in lines if line[0].startswith("CKA, features, adversarial"))
     students = runs[(runs["role"] == "student")]
     means = students.groupby(["method", "variant"])[CKA].mean()
-    better = (means > means["gacd", ""]).sum()
+    better = (means > means["adaad", ""]).sum()
     assert line[3] == f"{1 + better} of 28"
     assert line[4] == f"{means.min():.3f} to {means.max():.3f}"
 
@@ -220,9 +220,9 @@ def test_pages_lead_to_the_analysis_and_back(out: Path) -> None:
 def test_the_tables_are_files(out: Path, runs: pd.DataFrame) -> None:
     tables = out / "tables"
     lines = pd.read_csv(tables / f"{STEM}-structure.csv")
-    gacd = lines[lines["method"] == "gacd"].iloc[0]
-    assert gacd[CKA] == pytest.approx(values(runs, "gacd", CKA).mean())
-    assert gacd[f"{CKA}_sd"] == pytest.approx(values(runs, "gacd", CKA).std())
+    adaad = lines[lines["method"] == "adaad"].iloc[0]
+    assert adaad[CKA] == pytest.approx(values(runs, "adaad", CKA).mean())
+    assert adaad[f"{CKA}_sd"] == pytest.approx(values(runs, "adaad", CKA).std())
     content = json.loads((tables / f"{STEM}-structure.json").read_text())
     kd = next(row for row in content["rows"] if row["method"] == "kd")
     assert kd[CKA] is None

@@ -456,7 +456,7 @@ def test_the_analysis_is_reached_sorted_and_left(analysed_site: Path, page: Page
     page.get_by_role("link", name="Analysis", exact=True).click()
     page.get_by_role("link", name="Structural knowledge").click()
     assert page.url.endswith(f"analysis/{ANALYSED}-structure.html")
-    assert page.get_by_role("img", name="Chart: CKA, features, adversarial").is_visible()
+    expect(page.get_by_role("img", name="Chart: CKA, features, adversarial")).to_be_visible()
     head = page.locator("#board thead th", has_text="CKA")
     head.click()
     expect(head).to_have_attribute("aria-sort", "descending")
