@@ -162,7 +162,7 @@ def test_write_everything(folder: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == [
         "index.html",
         *(f"leaderboard.{kind}" for kind in sorted(KINDS)),
-        *("rows.html", "submit.html"),
+        *("models.html", "rows.html", "submit.html"),
     ]
     assert len(pd.read_csv(tmp_path / "leaderboard.csv")) == 13
 

@@ -71,7 +71,7 @@ PLANTED: dict[str, tuple[Plant, str]] = {
     ),
     "a date beyond all": (put("start_time", value=9 * 10**18), "start_time: Input should be less"),
     "newer schema": (
-        put("schema", "version", value=3),
+        put("schema", "version", value=4),
         "of schema version 4, this program reads 1 to 3",
     ),
     "flags": (put("tags", "flags", value='{"a": 1'), "tags.flags: not a JSON object of texts"),

@@ -341,7 +341,7 @@ BAD_RECORDS: dict[str, tuple[Callable[[dict[str, Any]], str], str]] = {
         "schema.name: Input should be 'robust-distill-bench/record'",
     ),
     "other version": (
-        put("schema", "version", value=3),
+        put("schema", "version", value=4),
         "of schema version 4, this program reads 1 to 3",
     ),
     "no spec": (put("spec", value={}), "spec.suite: Field required"),

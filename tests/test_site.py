@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import analysed
 import pytest
 from PIL import Image
 from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, expect, sync_playwright
@@ -393,7 +394,13 @@ def test_the_heat_map_and_the_files_of_a_table(recorded: Path, page: Page) -> No
 
 def test_the_site_of_200_runs_is_small(recorded: Path) -> None:
     files = [path for path in recorded.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files if ".min.js" not in path.name) < 4_000_000
+    assert sum(path.stat().st_size for path in files if ".min.js" not in path.name) < 4_200_000
+
+
+def test_the_analysis_of_a_run_is_small(analysed_site: Path) -> None:
+    """Six maps of a hundred numbers, lines, and two t-SNE of 360 images."""
+    sizes = [path.stat().st_size for path in analysed_site.glob("runs/*.html")]
+    assert max(sizes) < 70_000
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -407,3 +414,67 @@ def test_axe_finds_no_violation(recorded: Path, page: Page, width: int, scheme: 
         page.goto((recorded / path).as_uri())
         results = axe.run(page, options={"preload": False})
         assert results.response["violations"] == [], path
+
+
+ANALYSED = "digits@3-digits-resnet8-w4"
+
+
+@pytest.fixture(scope="module")
+def analysed_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site of one task of the repository with an invented analysis."""
+    folder = tmp_path_factory.mktemp("analysed")
+    paths = [*RECORDS.glob("digits@3-*-resnet8-w4-*-seed0-*")]
+    paths += RECORDS.glob("digits@3-*-resnet8-w16-*")
+    leaderboards.write(analysed.write_analysed(folder / "records", paths), folder / "site")
+    return folder / "site"
+
+
+def analysis_pages(site: Path) -> list[str]:
+    """The pages of the analysis, and those of a method and a run with a section of it."""
+    run = next(path for path in site.glob("runs/*.html") if "tsne-adv" in path.read_text())
+    pages = [path.relative_to(site).as_posix() for path in sorted(site.glob("analysis/*.html"))]
+    return [*pages, "models.html", "methods/gacd.html", f"runs/{run.name}"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("width", "scheme"), [(400, "dark"), (1280, "light")])
+def test_axe_finds_no_violation_in_the_analysis(
+    analysed_site: Path, page: Page, width: int, scheme: Any
+) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    page.emulate_media(color_scheme=scheme)
+    page.set_viewport_size({"width": width, "height": 900})
+    for path in analysis_pages(analysed_site):
+        page.goto((analysed_site / path).as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, path
+        results = axe.run(page, options={"preload": False})
+        assert results.response["violations"] == [], path
+
+
+def test_the_analysis_is_reached_sorted_and_left(analysed_site: Path, page: Page) -> None:
+    page.goto((analysed_site / "index.html").as_uri())
+    page.get_by_role("link", name="Analysis", exact=True).click()
+    page.get_by_role("link", name="Structural knowledge").click()
+    assert page.url.endswith(f"analysis/{ANALYSED}-structure.html")
+    expect(page.get_by_role("img", name="Chart: CKA, features, adversarial")).to_be_visible()
+    head = page.locator("#board thead th", has_text="CKA")
+    head.click()
+    expect(head).to_have_attribute("aria-sort", "descending")
+    column = page.locator("#board tbody tr td:nth-child(4)")
+    numbers = [text for text in column.all_inner_texts() if text[0] != "-"]
+    assert numbers == sorted(numbers, reverse=True)
+    page.get_by_text("Columns: what they mean").click()
+    page.get_by_role("checkbox", name="CKA, stage 1, clean").check()
+    expect(page.locator("#board thead th", has_text="stage 1")).to_have_count(1)
+    page.get_by_role("link", name="Leaderboard of the task").click()
+    assert page.url.endswith(f"tasks/{ANALYSED}.html")
+
+
+def test_the_charts_of_a_run_are_chosen_each_for_itself(analysed_site: Path, page: Page) -> None:
+    page.goto((analysed_site / analysis_pages(analysed_site)[-1]).as_uri())
+    page.get_by_role("radio", name="Loss terms").check()
+    page.get_by_role("radio", name="Loss surface").check()
+    assert page.get_by_role("img", name="Chart: Loss terms").is_visible()
+    assert page.get_by_role("img", name="Chart: Loss surface").is_visible()
+    for view in ("clean", "adversarial"):
+        assert page.get_by_role("img", name=f"Chart: t-SNE, {view}").is_visible()

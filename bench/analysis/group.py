@@ -24,14 +24,13 @@ from bench.records import trained
 from bench.system.errors import BenchError
 from bench.system.log import LOGGER
 from bench.teachers import cards
-from leaderboards.schema.analysis import ANALYSIS
+from leaderboards.schema.analysis import ANALYSIS, TEACHER_KEY_DIGITS
 from leaderboards.schema.checkpoints import BEST
 from leaderboards.schema.record import Record
 from methods.base import Net
 
 # Images that each network of a group is judged on, with the examples of every other one.
 MAX_IMAGES = 250
-KEY_DIGITS = 16  # of the sha256 of a teacher's checkpoint
 
 
 def compare(records: Sequence[Record], context: AnalysisContext, force: bool = False) -> bool:
@@ -41,7 +40,7 @@ def compare(records: Sequence[Record], context: AnalysisContext, force: bool = F
     the teacher is not here.
     """
     teacher_sha256 = common_teacher(records)
-    teacher = teacher_sha256[:KEY_DIGITS]
+    teacher = teacher_sha256[:TEACHER_KEY_DIGITS]
     networks = load_students(records, context)
     present = [record for record in records if record.spec_id in networks]
     names = {*networks, teacher} - {""}

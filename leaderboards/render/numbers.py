@@ -12,9 +12,10 @@ def format_cell(summary: SeedSummary, column: Column) -> str:
     """Format "45.3", "45.3 ± 1.2" with several seeds, "-" where nothing was measured."""
     if not summary.n:
         return "-"
-    scale = describe_metric(column.metric).scale
-    spread = "" if math.isnan(summary.sd) else f" ± {summary.sd * scale:.1f}"
-    return f"{summary.mean * scale:.1f}{spread}"
+    metric = describe_metric(column.metric)
+    decimals = metric.decimals
+    spread = "" if math.isnan(summary.sd) else f" ± {summary.sd * metric.scale:.{decimals}f}"
+    return f"{summary.mean * metric.scale:.{decimals}f}{spread}"
 
 
 def format_interval(row: Row) -> str:

@@ -26,14 +26,19 @@ FEATURE_ATTACK_LABELS = {"fgsm": "FGSM", "pgd20": "PGD-20", "pgd20-half": "PGD-2
 # The layer before the classifier; others are "stage1", "stage2", ... from input to output.
 PENULTIMATE = "features"
 # How a network is put to another task.
+PROBE = "probe"
 TASK_MODES = {
-    "probe": "linear probe",
+    PROBE: "linear probe",
     "head": "head, plain",
     "head_adv": "head, adversarial",
     "whole": "fine-tuned, plain",
     "whole_adv": "fine-tuned, adversarial",
 }
 TASK_VIEWS = {"clean": "clean", "pgd20": "PGD-20"}
+# Names of parts in the order of tables; others are sorted, and come last.
+PARTS = (PENULTIMATE, *TASK_MODES, *VIEWS, *FEATURE_ATTACKS)
+# What a measure was taken on, the most telling first: tables show one metric of a measure at first.
+MAIN_PARTS = (ADVERSARIAL, "pgd20", "fgsm", "pgd20-half", CLEAN)
 
 
 @dataclass(frozen=True)
@@ -234,6 +239,11 @@ GROUPS = {
     )
 }
 
+# In `Analysis.against` the teacher has as its key the first digits of its checkpoint's sha256.
+TEACHER_KEY_DIGITS = 16
+
+STRUCTURE, FEATURES, GRADIENTS, TRANSFERABILITY, TASKS = GROUPS
+
 # Names of matrices, lines and points.
 CORRELATION = "structure/correlation"  # + /student, /teacher and /clean, /adv
 BY_EPS, BY_STEPS = "gradients/accuracy_by_eps", "gradients/accuracy_by_steps"
@@ -291,6 +301,12 @@ def split_name(metric: str) -> tuple[Group, Measure, tuple[str, ...]] | None:
     return (group, measures[0], tuple(parts)) if group and measures else None
 
 
+def _split_known(metric: str) -> tuple[Group, Measure, tuple[str, ...]]:
+    parts = split_name(metric)
+    assert parts, metric
+    return parts
+
+
 def part_label(part: str) -> str:
     """Return how pages call what a measure was taken on: a layer, a view, an attack, a task."""
     labels = VIEWS | FEATURE_ATTACK_LABELS | TASK_MODES
@@ -302,9 +318,7 @@ def part_label(part: str) -> str:
 
 def measure_label(metric: str) -> str:
     """Return the label of a measure's metric: "CKA, features, adversarial"."""
-    parts_of_name = split_name(metric)
-    assert parts_of_name, metric
-    _, measure, parts = parts_of_name
+    _, measure, parts = _split_known(metric)
     return ", ".join((measure.label, *map(part_label, parts)))
 
 
@@ -316,11 +330,61 @@ def format_measure(metric: str, value: float) -> str:
 
 
 def metrics_of_group(values: Mapping[str, float] | Iterable[str], group: str) -> list[str]:
-    """Return the metrics of a group among names, in the order of its measures."""
+    """Return the metrics of a group among names, in the order of its measures and of PARTS."""
     order = [measure.name for measure in GROUPS[group].measures]
     names = []
     for name in values:
         parts = split_name(name)
         if parts and parts[0].name == group:
-            names.append((order.index(parts[1].name), name))
-    return [name for _, name in sorted(names)]
+            on = [(PARTS.index(part) if part in PARTS else len(PARTS), part) for part in parts[2]]
+            names.append((order.index(parts[1].name), on, name))
+    return [name for _, _, name in sorted(names)]
+
+
+def main_metrics(names: Iterable[str], group: str) -> list[str]:
+    """Return the metrics of a group that tables show at first, among names.
+
+    One of each measure, on the layer before the classifier and under attack; for other tasks the
+    linear probes.
+    """
+    chosen: dict[tuple[str, ...], str] = {}
+    orders: dict[tuple[str, ...], tuple[bool, int]] = {}
+    for metric in metrics_of_group(names, group):
+        _, measure, parts = _split_known(metric)
+        if group == TASKS and PROBE not in parts:
+            continue
+        key = parts if group == TASKS else (measure.name,)
+        order = (
+            any(part.startswith("stage") for part in parts),
+            min((MAIN_PARTS.index(part) for part in parts if part in MAIN_PARTS), default=0),
+        )
+        if key not in orders or order < orders[key]:
+            chosen[key], orders[key] = metric, order
+    return [*chosen.values()]
+
+
+def probe_pairs(names: Iterable[str]) -> list[tuple[str, str, str]]:
+    """Return (data set, clean, robust) of the linear probes that were judged on both."""
+    present = set(names)
+    pairs = []
+    for metric in metrics_of_group(present, TASKS):
+        _, _, parts = _split_known(metric)
+        dataset, *rest = parts
+        robust = task_name(dataset, PROBE, "pgd20")
+        if rest == [PROBE, CLEAN] and robust in present:
+            pairs.append((dataset, metric, robust))
+    return sorted(pairs)
+
+
+def gap_reason(gaps: Mapping[str, str], metric: str) -> str:
+    """Return why a metric is missing, "" where no gap says it.
+
+    A gap is of all metrics that have its parts: "structure", "structure/adv", "structure/cka".
+    """
+    group, *parts = metric.removeprefix(ANALYSIS).split("/")
+    reasons = {}
+    for name, reason in gaps.items():
+        gap_group, *gap_parts = name.split("/")
+        if gap_group == group and set(gap_parts) <= set(parts):
+            reasons[len(gap_parts)] = reason
+    return reasons[max(reasons)] if reasons else ""

@@ -32,10 +32,16 @@ class Metric:
     scale: float = 1.0
     higher_is_better: bool | None = None
 
+    @property
+    def decimals(self) -> int:
+        """How many are shown; a measure without a unit is a cosine, a distance or the like."""
+        if self.unit in ("%", "min", "s"):
+            return 1
+        return 3 if self.name.startswith(ANALYSIS) else 0
+
     def format(self, value: float) -> str:
         """Format a value with its unit: "12.5 %", "3 MiB", "1,234"."""
-        decimals = 1 if self.unit in ("%", "min", "s") else 0
-        return f"{self.scale * value:,.{decimals}f} {self.unit}".rstrip()
+        return f"{self.scale * value:,.{self.decimals}f} {self.unit}".rstrip()
 
 
 TRAIN, VAL, COST = "train/", "val/", "cost/"
@@ -154,7 +160,7 @@ def describe_metric(name: str) -> Metric:
 
 def column_name(metric: str) -> str:
     """Return the column of a metric in frames for people: "AutoAttack", "train seconds"."""
-    if describe_metric(metric).unit == "%":
+    if describe_metric(metric).unit == "%" or split_name(metric):
         return describe_metric(metric).label
     return metric.partition("/")[2].replace("_", " ")
 

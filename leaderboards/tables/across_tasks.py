@@ -143,9 +143,24 @@ def _most_robust_teacher(row: Row, teachers: TaskTable | None) -> Row | None:
     """Return the most robust teacher of `row` that was made and judged under its protocol."""
     candidates = []
     for teacher in teachers.ranked if teachers else ():
-        name = f"{file_name(teacher.student)}-{teacher.method}"
-        is_named = name in row.teacher.split(" + ")
+        is_named = teacher_name(teacher) in row.teacher.split(" + ")
         same_protocol = teacher.dataset == row.dataset and not teacher.changed
         if is_named and same_protocol and teacher.score >= MIN_TEACHER_ACCURACY:
             candidates.append(teacher)
     return max(candidates, key=lambda teacher: teacher.score, default=None)
+
+
+def teacher_name(teacher: Row) -> str:
+    """Return how the rows of its students call a teacher."""
+    return f"{file_name(teacher.student)}-{teacher.method}"
+
+
+def usual_teacher(rows: Sequence[Row], teachers: TaskTable | None) -> Row | None:
+    """Return the teacher that most rows distilled from, of two the robust one, if it is here."""
+    names = [row.teacher.split(" + ")[0] for row in rows if row.teacher != "none"]
+    usual = max(names, key=names.count, default="")
+    for teacher in teachers.rows if teachers else ():
+        same_protocol = teacher.dataset == rows[0].dataset and not teacher.changed
+        if usual == teacher_name(teacher) and same_protocol:
+            return teacher
+    return None

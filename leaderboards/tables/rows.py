@@ -32,6 +32,14 @@ class SeedSummary:
     sd: float = math.nan
     n: int = 0
 
+    @classmethod
+    def from_values(cls, values: Array) -> SeedSummary:
+        """Summarise the values of single seeds, none of them NaN."""
+        if not len(values):
+            return cls()
+        sd = float(values.std(ddof=1)) if len(values) > 1 else math.nan
+        return cls(float(values.mean()), sd, len(values))
+
 
 @dataclass(frozen=True)
 class Ranking:

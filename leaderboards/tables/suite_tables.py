@@ -278,7 +278,4 @@ def _summarise(metric: str, seeds: SeedColumns) -> SeedSummary:
     values = values[values >= 0]
     if describe_metric(metric).unit == "%":
         values = values[values <= 1]
-    if not len(values):
-        return SeedSummary()
-    sd = float(values.std(ddof=1)) if len(values) > 1 else math.nan
-    return SeedSummary(float(values.mean()), sd, len(values))
+    return SeedSummary.from_values(values)

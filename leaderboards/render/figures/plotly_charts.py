@@ -76,6 +76,9 @@ def _set_look(trace: Json, view: View, series: Series) -> None:
         trace["line"] = {"color": colour}
         if series.muted:
             trace["line"] |= {"width": 1.5, "dash": "dot"}
+            if series.names:
+                # Many lines as one.
+                trace["opacity"] = 0.5
         return
     symbol = SYMBOLS[position % len(SYMBOLS) if len(view.foreground) > 1 else 0]
     trace["marker"] = {"color": colour, "size": 6 if series.muted else 9, "symbol": symbol}

@@ -49,14 +49,14 @@ def accuracy_view(table: TaskTable, family_of: FamilyOf = lambda method: "") -> 
     if not rows:
         return None
     front = pareto_front(rows, lambda row: row[CLEAN].mean)
-    frame = _limits(rows, CLEAN), _limits(rows, RANK_METRIC)
+    frame = frame_limits(rows, CLEAN), frame_limits(rows, RANK_METRIC)
     caption = (
         "Up and to the right is better; bars are one standard deviation over seeds. On the Pareto "
-        f"front, which no row beats in both: {_joined_labels(front)}.{_note_below(rows, frame[1])}"
+        f"front, which no row beats in both: {joined_labels(front)}.{note_below(rows, frame[1])}"
     )
     x, y = _means(front, CLEAN), _means(front, RANK_METRIC)
     line = Series("Pareto front", x, y, line=True, muted=True)
-    series = (line, *_family_points(table, rows, CLEAN, front, family_of))
+    series = (line, *family_points(table, rows, CLEAN, front, family_of))
     title, x_title = "Robust and clean", "Clean accuracy, %"
     return View("scatter", title, caption, x_title, ROBUST, series, frame=frame)
 
@@ -118,13 +118,13 @@ def cost_view(table: TaskTable, family_of: FamilyOf = lambda method: "") -> View
     if not rows:
         return None
     front = pareto_front(rows, lambda row: -row[TRAIN_SECONDS].mean)
-    frame = None, _limits(rows, RANK_METRIC)
+    frame = None, frame_limits(rows, RANK_METRIC)
     caption = (
         "Up and to the left is better. No row is both cheaper and more robust than: "
-        f"{_joined_labels(front)}. Times compare only where the machine was the same and idle."
-        f"{_note_below(rows, frame[1])}"
+        f"{joined_labels(front)}. Times compare only where the machine was the same and idle."
+        f"{note_below(rows, frame[1])}"
     )
-    series = (*_family_points(table, rows, TRAIN_SECONDS, front, family_of),)
+    series = (*family_points(table, rows, TRAIN_SECONDS, front, family_of),)
     x_title = "Training, minutes (logarithmic)"
     return View("cost", "Cost", caption, x_title, ROBUST, series, frame=frame, log_x=True)
 
@@ -162,10 +162,14 @@ def _rows_view(
     return View(name, title, caption, x_title, "", tuple(series), tuple(row_labels(rows)))
 
 
-def pareto_front(rows: Iterable[Row], value: Callable[[Row], float]) -> list[Row]:
-    """Return the rows that none beats in both `value` and AutoAttack, the most robust first."""
+def pareto_front(
+    rows: Iterable[Row],
+    value: Callable[[Row], float],
+    robust: Callable[[Row], float] = lambda row: row.score,
+) -> list[Row]:
+    """Return the rows that none beats in both `value` and `robust`, the most robust first."""
     front: list[Row] = []
-    for row in sorted(rows, key=lambda row: (-row.score, -value(row))):
+    for row in sorted(rows, key=lambda row: (-robust(row), -value(row))):
         if not front or value(row) > value(front[-1]):
             front.append(row)
     return front
@@ -175,26 +179,29 @@ def _means(rows: Iterable[Row], metric: str, scale: float = 100) -> list[float]:
     return [scale * row[metric].mean for row in rows]
 
 
-def _limits(rows: Sequence[Row], metric: str) -> tuple[float, float]:
+def frame_limits(rows: Sequence[Row], metric: str) -> tuple[float, float]:
     """Frame the rows near the best and at least the better half."""
+    scale = metrics.describe_metric(metric).scale
     scores = [row.score for row in rows]
     threshold = min(NEAR_BEST * max(scores), median_low(scores))
-    values = _means([row for row in rows if row.score >= threshold], metric)
+    values = _means([row for row in rows if row.score >= threshold], metric, scale)
     low, high = min(values), max(values)
     # Names need room, and in a narrow frame small differences would look large.
     middle = (low + high) / 2
-    half = max(3.0, 0.62 * (high - low))
-    return middle - half, min(middle + half, 100.5)
+    half = max(0.03 * scale, 0.62 * (high - low))
+    return middle - half, min(middle + half, 1.005 * scale)
 
 
-def _note_below(rows: Iterable[Row], frame: tuple[float, float]) -> str:
+def note_below(rows: Iterable[Row], frame: tuple[float, float]) -> str:
+    """Return how many rows have less AutoAttack accuracy than a frame shows, or ""."""
     below = sum(accuracy < frame[0] for accuracy in _means(rows, RANK_METRIC))
     if not below:
         return ""
     return f" {'1 row lies' if below == 1 else f'{below} rows lie'} below the frame."
 
 
-def _joined_labels(rows: Sequence[Row]) -> str:
+def joined_labels(rows: Sequence[Row]) -> str:
+    """Return the labels of rows as a list in a sentence."""
     *names, last = row_labels(rows)
     return f"{', '.join(names)} and {last}" if names else last
 
@@ -232,8 +239,13 @@ def _dots(table: TaskTable, metric: str, name: str) -> Series:
     return Series(name, _means([rows[position] for position in y], metric), y)
 
 
-def _family_points(
-    table: TaskTable, rows: Sequence[Row], metric: str, front: Iterable[Row], family_of: FamilyOf
+def family_points(
+    table: TaskTable,
+    rows: Sequence[Row],
+    metric: str,
+    front: Iterable[Row],
+    family_of: FamilyOf,
+    y_metric: str = RANK_METRIC,
 ) -> Iterator[Series]:
     """Yield a point a row, one series for rows of no family and one for each family and teacher."""
     # Rows hold dictionaries, so they cannot be elements of a set.
@@ -246,7 +258,7 @@ def _family_points(
     for row in rows:
         family = family_of(row.method)
         groups[family, row.teacher if family else ""].append(row)
-    scale = metrics.describe_metric(metric).scale
+    scale, y_scale = (metrics.describe_metric(name).scale for name in (metric, y_metric))
     for (family, teacher), members in sorted(groups.items()):
         keys = [*map(id, members)]
         look = None
@@ -256,9 +268,9 @@ def _family_points(
         yield Series(
             shorten_name(f"{family}, {teacher}") if has_choice and family else family,
             _means(members, metric, scale),
-            _means(members, RANK_METRIC),
+            _means(members, y_metric, y_scale),
             _spread(members, metric, scale),
-            _spread(members, RANK_METRIC),
+            _spread(members, y_metric, y_scale),
             [labels[key] for key in keys],
             [key in front_ids for key in keys],
             ids=[row_ids[key] for key in keys],

@@ -17,6 +17,12 @@ from leaderboards.render.figures.rank_diagram import layout_diagram
 from leaderboards.render.figures.task_views import accuracy_view, task_views, win_matrix
 from leaderboards.render.numbers import FORMATS, format_percent
 from leaderboards.render.protocol_text import describe_protocol, describe_run, is_recorded
+from leaderboards.render.site.analysis_pages import (
+    ANALYSIS_FUNCTIONS,
+    method_measures,
+    render_analysis,
+    run_analysis,
+)
 from leaderboards.render.site.boards import FUNCTIONS, board_stems, run_ids_of
 from leaderboards.render.site.site_map import Site, SiteRow, Task
 from leaderboards.schema import fields, metrics
@@ -39,11 +45,12 @@ def render_pages(site: Site) -> Iterator[tuple[str, str]]:
     engine = _engine(weakref.proxy(site))
     front = engine.get_template("index.html.j2")
     yield "index.html", front.render(root="", **_front_values(site))
-    for name in ("rows", "submit"):
+    for name in ("rows", "models", "submit"):
         yield f"{name}.html", engine.get_template(f"{name}.html.j2").render(root="")
     template = engine.get_template("task.html.j2")
     for task in site.tasks:
         yield task.path, template.render(root="../", **_task_values(site, task))
+    yield from render_analysis(site, engine)
     template = engine.get_template("method.html.j2")
     for name, path in site.method_paths.items():
         yield path, template.render(root="../", **_method_values(site, name))
@@ -65,7 +72,7 @@ def _engine(site: Site) -> jinja2.Environment:
         "site": site, "published": HEADING, "rank": metrics.RANK_METRIC, "metrics": metrics,
         "fields": fields, "describe_protocol": describe_protocol, **FORMATS,
         "stems": board_stems(site), **FUNCTIONS, "summarise_method": summarise_method,
-        "layout_diagram": layout_diagram,
+        "layout_diagram": layout_diagram, **ANALYSIS_FUNCTIONS,
     }  # fmt: skip
     parts: Any = engine.get_template("parts.html.j2").module
     # Many runs, one after the other, have the same protocol, settings and environment.
@@ -115,9 +122,15 @@ def _method_values(site: Site, method: str) -> dict[str, Any]:
         for run, name in product(runs, names):
             if is_recorded(run[name]):
                 recorded[name.removeprefix(HYPER)].add(str(run[name]))
-    values = {"name": method, "about": site.about(method), "rows": rows, "recorded": recorded}
+    values: dict[str, Any] = {
+        "name": method,
+        "about": site.about(method),
+        "rows": rows,
+        "recorded": recorded,
+    }
     charts = [*map(build_chart, method_views(lines[:MAX_CURVES]))]
-    return {**values, "charts": charts, "more": max(0, len(lines) - MAX_CURVES)}
+    values |= {"charts": charts, "more": max(0, len(lines) - MAX_CURVES)}
+    return {**values, "measures": method_measures(site, rows)}
 
 
 def _run_values(site: Site, site_row: SiteRow, run: Mapping[str, Any]) -> dict[str, Any]:
@@ -129,7 +142,8 @@ def _run_values(site: Site, site_row: SiteRow, run: Mapping[str, Any]) -> dict[s
     return {
         "site_row": site_row, "row": site_row.row, "run": run, "by_class": by_class,
         "protocol": tuple(describe_run(run)), "accuracies": _accuracies(site, run),
-        "charts": [*map(build_chart, run_views(record.curves))], "cost": cost_lines(record.metrics),
+        "charts": [*map(build_chart, run_views(record.curves))],
+        "analysis": run_analysis(record), "cost": cost_lines(record.metrics),
         "settings": tuple(pair for pair in settings if is_recorded(pair[1])),
         "environment": tuple(
             (fields.escape_unprintable(name), fields.escape_unprintable(str(value)))

@@ -18,8 +18,11 @@ from leaderboards.render.protocol_text import Run, shared_settings
 from leaderboards.schema.method_card import MethodCard
 from leaderboards.schema.metrics import is_accuracy, sort_attacks
 from leaderboards.tables.across_tasks import robustness_kept
+from leaderboards.tables.analysis_tables import AnalysisTable, build_analysis, is_analysed
+from leaderboards.tables.model_pairs import ModelComparison, compare_models
 from leaderboards.tables.rows import Row, TaskTable
 from leaderboards.tables.suite_tables import Section
+from leaderboards.tables.what_teaches import MeasureCorrelation, correlate_measures
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -59,6 +62,13 @@ class Task:
         """Images that the best row was judged on under AutoAttack."""
         judged = self.best.ranking.image_accuracy if self.best else None
         return 0 if judged is None else judged.size
+
+    def analysis_stem(self, page: str) -> str:
+        """Return the stem of the files of a page of the analysis: a group of measures."""
+        return f"{self.path.removeprefix('tasks/').removesuffix('.html')}-{page}"
+
+    def analysis_path(self, page: str) -> str:
+        return f"analysis/{self.analysis_stem(page)}.html"
 
     @cached_property
     def kept(self) -> float:
@@ -161,6 +171,30 @@ class Site:
             experiment: [name for name in names if name != "seed" and name not in shared]
             for experiment, shared in self.shared.items()
         }
+
+    @cached_property
+    def analyses(self) -> dict[str, dict[str, AnalysisTable]]:
+        """The tables of the analysed tasks: by the path of the task's page, then by group."""
+        tables = {}
+        for task in self.tasks:
+            if is_analysed(task.table.rows, self.runs):
+                tables[task.path] = build_analysis(task.table, self.runs)
+        return tables
+
+    @cached_property
+    def correlations(self) -> dict[str, list[MeasureCorrelation]]:
+        """How the measures of each analysed task go with robustness, by the path of its page."""
+        return {
+            task.path: correlate_measures(task.table, self.runs) for task in self.analysed_tasks
+        }
+
+    @property
+    def analysed_tasks(self) -> list[Task]:
+        return [task for task in self.tasks if task.path in self.analyses]
+
+    @cached_property
+    def model_comparisons(self) -> list[ModelComparison]:
+        return compare_models(self.sections)
 
     def family(self, method: str) -> str:
         """Return the family of a method, "" for one that is not known here."""
