@@ -56,6 +56,7 @@ SMALL = {
     "teacher import": {"--arch": NETWORK, "--dataset": "digits", "--limit-test": "100"},
     "teacher verify": {"--limit-test": "100"},
     "model": {"--store": "one-row"},
+    "analyze": {"--store": "one-row", "--workers": "1"},
 }
 # Values of options that a page shows and a tiny command cannot have, where it has the option.
 VALUES = {
@@ -63,6 +64,7 @@ VALUES = {
     ("run", "--config"): dict.fromkeys(["FILE", "runs/tuned/FILE"], "tuned.toml"),
     ("evaluate", "--surrogate"): dict.fromkeys(["teacher.pt"], "net.pt"),
     ("evaluate", "--surrogate-arch"): dict.fromkeys(["resnet18"], NETWORK),
+    ("analyze", "--suite"): dict.fromkeys(["digits-halves", "cifar-mini-halves"], "digits"),
     ("tune", "--method"): {"all": "pgd_at"},
     ("tune", "--storage"): {"postgresql://USER@HOST/tuning": "sqlite:///tuning.db"},
     ("import", "--checkpoint"): {"best.pt": "net.pt"},
@@ -76,6 +78,7 @@ WORDS = {
     "import": {"back/records": "leaderboards/results"},
     "show": {"RUN": "$RUN"},
     "model": {"RUN": "$RUN"},
+    "analyze": {"RUN": "$RUN"},
     "list": {"NAME": "gacd"},
     "teacher import": dict.fromkeys(("FILE", "best.pt"), "net.pt")
     | {release.name: "imported" for release in releases.RELEASES},
@@ -89,9 +92,10 @@ ONLY_PARSED = {
 }
 ENVIRONMENT = {"MLFLOW_TRACKING_URI": {"http://HOST:5000": "sqlite:///server.db"}}
 TWO_PROCESSES = ("--nproc-per-node", "2")
-GPU_SUITES = (
+# Suites that are planned and not run: of real images, or of many rows.
+ONLY_PLANNED = (
     *("cifar", "cifar-mini", "cifar-fast", "cifar-sprint", "stl"),
-    *("gacd-ablation-cifar", "cifar-mini-halves"),
+    *("gacd-ablation", "gacd-ablation-cifar", "cifar-mini-halves"),
 )
 
 
@@ -213,7 +217,7 @@ def fill(command: PageCommand, run_id: str) -> dict[str, list[str]]:
 def make_small(command: PageCommand, values: dict[str, list[str]]) -> dict[str, list[str]]:
     """Return a command's options on tiny sizes; a suite for real images is planned alone."""
     suite = "".join(values.get("--suite", []))
-    if suite in GPU_SUITES and not command.is_distributed:
+    if suite in ONLY_PLANNED and not command.is_distributed:
         # Only a store that has imported a teacher knows its name.
         kept = {name: value for name, value in values.items() if name != "--teacher"}
         return kept | {"--dry-run": []}
