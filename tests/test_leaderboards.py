@@ -309,7 +309,7 @@ def test_the_repositorys_own_tables_keep_their_numbers() -> None:
                 setting = (row["method"], row["variant"], row["changed"], row["student"])
                 rows[" | ".join(filter(None, (suite["suite"], table["title"], *setting)))] = row
     expected = json.loads((root / "tests" / "data" / "tables.json").read_text())
-    assert rows.keys() == expected.keys()
+    assert rows.keys() >= expected.keys()
     for name, numbers in expected.items():
         row = rows[name]
         assert row["interval"] == pytest.approx(numbers.pop("interval"), abs=1e-12), name
