@@ -279,10 +279,10 @@ class Contract:
 
     @in_order
     def test_monitored_values_are_finite_scalars(self, case: Method) -> None:
-        """After a step of any epoch, as buffers of the parts, which captured steps fill too."""
+        """After the loss of any epoch, as buffers of the parts, which captured steps fill too."""
         nets = networks(case)
         for batch in every_epoch(images([0, 1, 2, 0])):
-            train(case, nets, [batch])
+            terms(case, nets, batch)
             monitored = case.monitor(nets)
             buffers = [*nets.parts.buffers()]
             for name, value in monitored.items():
