@@ -14,6 +14,8 @@ from torch import Tensor
 import bench
 from bench import cli
 from bench.analysis import grid, job
+from bench.analysis.measures import examples
+from bench.analysis.measures.findings import GapError
 from bench.analysis.measures.transferability import Exposure, expose, summarise
 from bench.records import trained
 from bench.system.errors import BenchError
@@ -260,6 +262,22 @@ def test_an_interrupted_analysis_continues(store: Path, monkeypatch: pytest.Monk
         assert run_bench("analyze") == 130
     assert run_bench("analyze") == 0
     assert all(record.analysis for record in read(store).values())
+
+
+def test_a_student_without_adversarial_examples_is_measured_and_not_compared(
+    store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object) -> Tensor:
+        raise GapError("the network's gradient is not finite")
+
+    monkeypatch.setattr(examples, "attack_batch", refuse)
+    assert run_bench("analyze", read(store)["rslad"].run_id) == 0
+    analysis = read(store)["rslad"].analysis
+    assert analysis
+    assert "not finite" in analysis.gaps["structure/adv"]
+    assert not analysis.against
+    assert measure_name("structure", "cka", "features", "clean") in measures(read(store)["rslad"])
+    assert "has no adversarial examples" in capsys.readouterr().err
 
 
 @pytest.mark.slow

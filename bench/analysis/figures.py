@@ -30,16 +30,12 @@ DPI = 120
 PANEL = 3.2  # inches
 
 
-def draw(record: Record, folder: Path) -> list[Path]:
-    """Draw the figures of a record's analysis as PNG into a new folder; return their paths."""
+def draw(record: Record, folder: Path) -> None:
+    """Draw the figures of a record's analysis as PNG into a new folder."""
     folder.mkdir(parents=True)
-    paths = []
     assert record.analysis
     for name, figure in figures_of(record.analysis):
-        path = folder / f"{name}.png"
-        figure.savefig(path, dpi=DPI)
-        paths.append(path)
-    return paths
+        figure.savefig(folder / f"{name}.png", dpi=DPI)
 
 
 def figures_of(analysis: Analysis) -> Iterator[tuple[str, Figure]]:

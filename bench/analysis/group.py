@@ -9,14 +9,14 @@ from torch import Tensor
 
 from bench.analysis.job import (
     EXAMPLES,
-    MAX_TEST,
     AnalysisContext,
     examples_path,
     load_images,
     save_analysis,
 )
 from bench.analysis.measures import examples
-from bench.analysis.measures.findings import Findings
+from bench.analysis.measures.examples import PGD20
+from bench.analysis.measures.findings import Findings, GapError
 from bench.analysis.measures.transferability import GROUP, Exposure, expose, summarise
 from bench.datasets import get
 from bench.datasets.augmentation import to_float
@@ -50,8 +50,10 @@ def compare(records: Sequence[Record], context: AnalysisContext, force: bool = F
         networks[teacher] = load_teacher(teacher_sha256, present[0], context)
     exposures = expose_all(present, networks, context)
     for record in present:
-        findings = summarise(record.spec_id, teacher, exposures)
-        save_comparison(record, exposures[record.spec_id], findings, context)
+        if exposure := exposures.get(record.spec_id):
+            role = teacher if teacher in exposures else ""
+            findings = summarise(record.spec_id, role, exposures)
+            save_comparison(record, exposure, findings, context)
     return True
 
 
@@ -94,20 +96,25 @@ def common_teacher(records: Sequence[Record]) -> str:
 def expose_all(
     records: Sequence[Record], networks: Mapping[str, Net], context: AnalysisContext
 ) -> dict[str, Exposure]:
-    """Return how each network fares on the examples of all."""
+    """Return how each network fares on the examples of all.
+
+    A network that has none, for want of a gradient say, stays out, with a line.
+    """
     data = load_images(records[0], context)
-    count = min(MAX_IMAGES, MAX_TEST)
-    x = to_float(data.test.x[:count]).to(context.device)
-    y = data.test.y[:count].to(context.device)
+    x = to_float(data.test.x[:MAX_IMAGES]).to(context.device)
+    y = data.test.y[:MAX_IMAGES].to(context.device)
     kept = {record.spec_id: examples_path(context.store, record) for record in records}
     spec, adv = records[0].spec, dict[str, Tensor]()
     for name, net in networks.items():
         path = kept.get(name)
         if path and path.is_file():
-            adv[name] = torch.load(path, weights_only=True)[EXAMPLES][:count].to(context.device)
-        else:
-            adv[name] = examples.make_examples(net, x, y, "pgd20", spec.eps, spec.norm)
-    return {name: expose(net, x, y, adv) for name, net in networks.items()}
+            adv[name] = torch.load(path, weights_only=True)[EXAMPLES][: len(x)].to(context.device)
+            continue
+        try:
+            adv[name] = examples.make_examples(net, x, y, PGD20, spec.eps, spec.norm)
+        except GapError as error:
+            LOGGER.warning(f"{name} has no adversarial examples: {error}")
+    return {name: expose(networks[name], x, y, adv) for name in adv}
 
 
 def load_teacher(sha256: str, record: Record, context: AnalysisContext) -> Net:

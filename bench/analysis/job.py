@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,8 +49,8 @@ from methods.base import Net
 # Images of a split: more would not change a mean by what matters, and take their time.
 MAX_TEST, MAX_TRAIN = 500, 2_000
 EXAMPLES = "examples"  # key of a file of them
-# Digits after the point that a record keeps of matrices, lines and points.
-DECIMALS = 4
+# Digits after the point that a record keeps of matrices and lines, and of points.
+DECIMALS, OF_POINTS = 4, 2
 MEASURES: tuple[tuple[str, Callable[[Subject], Findings]], ...] = (
     ("structure", structure.measure),
     ("features", robust_features.measure),
@@ -96,7 +96,7 @@ def analyze_run(record: Record, comparison: Comparison, context: AnalysisContext
         findings.update(measure_tasks(record, subject, context))
         save_examples(context.store, record, subject)
         kept = build_analysis(findings, len(subject.y), teacher_sha256, comparison)
-        save_analysis(context.store, record, findings.numbers, kept)
+        log_figures(context.store, save_analysis(context.store, record, findings.numbers, kept))
     shown = [(name, findings.numbers.get(metric)) for name, metric in SHOWN.items()]
     return ", ".join(f"{name} {value:.3f}" for name, value in shown if value is not None)
 
@@ -134,9 +134,7 @@ def load_subject(
     test, train = data.test, data.train
     x, y = to_float(test.x[:MAX_TEST]).to(device), test.y[:MAX_TEST].to(device)
     train_x, train_y = to_float(train.x[:MAX_TRAIN]).to(device), train.y[:MAX_TRAIN].to(device)
-    subject = Subject(
-        student, teacher, x, y, train_x, train_y, spec.eps, spec.norm, data.info.num_classes
-    )
+    subject = Subject(student, teacher, x, y, train_x, train_y, spec.eps, spec.norm)
     return subject, sha256, gaps
 
 
@@ -188,9 +186,10 @@ def examples_path(store: TrackingStore, record: Record) -> Path:
 
 
 def save_examples(store: TrackingStore, record: Record, subject: Subject) -> None:
-    """Keep the adversarial examples of a student, on which others are judged."""
-    adv = examples.subject_examples(subject)
-    checkpoint.save(examples_path(store, record), {EXAMPLES: adv.cpu()})
+    """Keep the adversarial examples of a student, on which others are judged, if it has some."""
+    with suppress(GapError):
+        adv = examples.subject_examples(subject)
+        checkpoint.save(examples_path(store, record), {EXAMPLES: adv.cpu()})
 
 
 def build_analysis(
@@ -206,7 +205,7 @@ def build_analysis(
         for name, pairs in findings.lines.items()
     }
     points = {
-        name: [(round(x, 2), round(y, 2), label) for x, y, label in triples]
+        name: [(round(x, OF_POINTS), round(y, OF_POINTS), label) for x, y, label in triples]
         for name, triples in findings.points.items()
     }
     return Analysis(
@@ -236,10 +235,15 @@ def save_analysis(
     updated = copy_record(record, metrics=others | values, analysis=content)
     logger = RunLogger(store.client, record.run_id)
     logger.log_metrics(values)
-    with tempfile.TemporaryDirectory() as name, logger.optional_step("analysis"):
-        folder = Path(name, Artifact.ANALYSIS)
-        figures.draw(updated, folder)
-        logger.log_folder(folder)
     logger.log_record_file(updated)
     store.save_record(updated)
     return updated
+
+
+def log_figures(store: TrackingStore, record: Record) -> None:
+    """Draw the figures of an analysed record among the artifacts of its run."""
+    logger = RunLogger(store.client, record.run_id)
+    with tempfile.TemporaryDirectory() as name, logger.optional_step("analysis"):
+        folder = Path(name, Artifact.ANALYSIS)
+        figures.draw(record, folder)
+        logger.log_folder(folder)

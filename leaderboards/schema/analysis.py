@@ -250,7 +250,6 @@ BY_EPS, BY_STEPS = "gradients/accuracy_by_eps", "gradients/accuracy_by_steps"
 LOSS_ATTACK, LOSS_RANDOM = "gradients/loss_along_attack", "gradients/loss_along_random"
 TSNE = "features/tsne"  # + /clean, /adv
 
-Number = Annotated[float, Field(allow_inf_nan=False)]
 Hex16 = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9_@/:. -]{1,120}$")]
 Reason = Annotated[str, Field(max_length=500)]

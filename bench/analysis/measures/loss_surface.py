@@ -26,7 +26,6 @@ STEPS = (1, 2, 5, 10, 20, 50)
 POSITIONS = tuple(i / 10 for i in range(11))
 # Radii whose PGD-20 examples other measures need too.
 SHARED = {share: name for name, share in FEATURE_ATTACKS.items() if name.startswith(PGD20)}
-DIGITS = 6  # of losses and accuracies in lines
 
 Line = list[tuple[float, float]]
 
@@ -45,7 +44,7 @@ def measure(subject: Subject) -> Findings:
     except GapError as error:
         findings.gaps[f"{GROUP}/attack"] = str(error)
         return findings
-    findings.lines |= {BY_EPS: rounded(by_eps), BY_STEPS: rounded(by_steps)}
+    findings.lines |= {BY_EPS: by_eps, BY_STEPS: by_steps}
     findings.add(mean_height(by_eps), GROUP, "area")
     return findings
 
@@ -78,13 +77,8 @@ def add_loss_line(findings: Findings, subject: Subject, end: Tensor, name: str, 
     for position in POSITIONS:
         logits = collect_logits(subject.student, subject.x + position * (end - subject.x))
         line.append((position, float(F.cross_entropy(logits, y))))
-    findings.lines[name] = rounded(line)
+    findings.lines[name] = line
     findings.add(line[-1][1] - line[0][1], GROUP, rise)
-
-
-def rounded(line: Line) -> Line:
-    """Return a line with the digits that a figure shows."""
-    return [(x, round(y, DIGITS)) for x, y in line]
 
 
 def random_corners(subject: Subject, seed: int = 0) -> Tensor:

@@ -25,7 +25,6 @@ TSNE_IMAGES = 200
 TSNE_STEPS = 500
 MIN_TSNE_IMAGES = 5
 MAX_PERPLEXITY = 30
-DIGITS = 2  # of coordinates in the figure
 
 
 def measure(subject: Subject) -> Findings:
@@ -137,7 +136,7 @@ def embed_features(
     tsne = SklearnTSNE(
         perplexity=perplexity, max_iter=TSNE_STEPS, init="pca", random_state=0, n_jobs=1
     )
-    embedded = tsne.fit_transform(features.numpy()).round(DIGITS).tolist()
+    embedded = tsne.fit_transform(features.numpy()).tolist()
     points = {}
     for position, view in enumerate(views):
         rows = embedded[position * len(labels) : (position + 1) * len(labels)]

@@ -26,7 +26,6 @@ from bench.analysis.measures.subject import Subject
 from leaderboards.schema.analysis import CORRELATION, PENULTIMATE
 
 GROUP = "structure"
-DIGITS = 4  # of correlations in matrices
 
 
 def measure(subject: Subject) -> Findings:
@@ -53,11 +52,11 @@ def add_matrix(findings: Findings, network: str, view: str, logits: Tensor) -> N
     """Add the class-correlation matrix of a network's logits: (N, C)."""
     name = f"{CORRELATION}/{network}/{view}"
     try:
-        rows = class_correlation(logits).tolist()
+        matrix = class_correlation(logits)
     except GapError as error:
         findings.gaps[name] = str(error)
     else:
-        findings.matrices[name] = [[round(value, DIGITS) for value in row] for row in rows]
+        findings.matrices[name] = matrix.tolist()
 
 
 def compare_outputs(

@@ -25,7 +25,6 @@ class Subject:
     train_y: Tensor
     eps: float
     norm: str = "Linf"
-    num_classes: int = 10
     # Adversarial examples that several groups need, by network ("student", "teacher"), attack.
     cached_examples: dict[tuple[str, str], Tensor] = field(
         default_factory=dict, init=False, repr=False, compare=False
