@@ -13,6 +13,7 @@ from torch import Tensor
 
 from methods.base import Batch, Method, Nets, Paper, hp, kl, kl_reduction, kl_scale, quirk
 from methods.inner import kl_between, pgd
+from methods.recipes import RAW_PIXELS, TWO_FALLS_200_EPOCHS
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Adaad(Method):
         "https://openaccess.thecvf.com/content/CVPR2023/html/Huang_Boosting_Accuracy_and_"
         "Robustness_of_Student_Models_via_Adaptive_Adversarial_CVPR_2023_paper.html",
     )
+    recipe = (*TWO_FALLS_200_EPOCHS, *RAW_PIXELS)
     epoch_dependent = False
 
     alpha: float = hp(1.0, "share of the adversarial term", low=0.25, high=1.0, most=1.0)

@@ -29,6 +29,7 @@ class Adaiad(Introspective):
         \tilde{x} &= \mathrm{arg}\max_{x'} \mathrm{KL}(T(x')\,\|\,S(x'))
     """
     paper = Adaad.paper
+    recipe = Adaad.recipe
     tau: float = hp(1.0, "temperature", low=1.0, high=30.0, log=True, above=0.0, official=30.0)
 
     def attack(self, nets: Nets, batch: Batch) -> Tensor:

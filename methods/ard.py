@@ -13,7 +13,7 @@ from torch import Tensor
 
 from methods.base import Batch, Method, Nets, Paper, hp, kl, kl_reduction, kl_scale, quirk
 from methods.inner import ce, pgd
-from methods.recipes import ONE_FALL_200_EPOCHS
+from methods.recipes import ONE_FALL_200_EPOCHS, RAW_PIXELS
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Ard(Method):
         2020,
         "https://arxiv.org/abs/1905.09747",
     )
-    recipe = ONE_FALL_200_EPOCHS
+    recipe = (*ONE_FALL_200_EPOCHS, *RAW_PIXELS)
     epoch_dependent = False
 
     alpha: float = hp(1.0, "share of the distillation term", low=0.0, high=1.0, most=1.0)

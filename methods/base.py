@@ -20,8 +20,8 @@ from methods.renamed import add_renamed_members, lookup_renamed, module_getattr
 
 # The fields of the training protocol that an authors' script may set otherwise.
 RECIPE = (
-    *("epochs", "batch", "lr", "weight_decay", "schedule", "milestones"),
-    *("averaging", "swa_start"),
+    *("epochs", "batch", "lr", "weight_decay", "nesterov", "schedule", "milestones"),
+    *("averaging", "swa_start", "drop_last", "normalise", "clamp_start"),
 )
 
 
@@ -57,6 +57,11 @@ class Net(nn.Module):
 
     def normalise(self, x: Tensor) -> Tensor:
         return (x - self.mean) / self.std
+
+    def see_raw_pixels(self) -> None:
+        """Leave the pixels as they are. The mean and deviation are part of a checkpoint."""
+        self.mean.zero_()
+        self.std.fill_(1.0)
 
     def features(self, x: Tensor) -> Tensor:
         """(B, C, H, W) in [0, 1] -> (B, width), after global pooling."""
@@ -193,6 +198,8 @@ class Method:
     teacher_roles: ClassVar[tuple[str, ...]] = ("robust",)
     # What the authors' script sets in the training: (field of RECIPE, value, how it differs).
     recipe: ClassVar[tuple[tuple[str, Any, str], ...]] = ()
+    # What the script does otherwise also then: a sentence each.
+    unlike_script: ClassVar[tuple[str, ...]] = ()
     # Whether a step depends on `Batch.epoch`. If not, a captured step serves in other epochs too.
     epoch_dependent: ClassVar[bool] = True
 

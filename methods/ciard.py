@@ -3,8 +3,7 @@
 Away from the natural teacher's mistakes, while the robust teacher learns on. Code: eminentgu/CIARD
 at 93a9a2d9dc. From it: the formula with both weights 1, B-MTARD's temperatures, S softened by 5 in
 the push, T trained from a sixth of the epochs at a thousandth of the rate with momentum 0.1.
-Assumed: T stays in eval mode; its rate follows the suite's. Left out: the script's cosine and
-exponential schedules; that its temperatures stop at the first milestone.
+Assumed: T stays in eval mode; its rate follows the suite's.
 """
 
 import copy
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from methods.adaptive import TeacherTemperatures, rate_decay
 from methods.base import Batch, Method, Net, Nets, Paper, hp, kl, kl_reduction, kl_scale, quirk
 from methods.inner import ce, mode, pgd
-from methods.recipes import EPOCHS_300, LOW_WEIGHT_DECAY
+from methods.recipes import FREE_START, sgd
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,20 @@ class Ciard(Method):
         "https://arxiv.org/abs/2509.12633",
     )
     teacher_roles = ("robust", "natural")
-    recipe = (*EPOCHS_300, *LOW_WEIGHT_DECAY)
+    recipe = (
+        *sgd(
+            300,
+            0.5,
+            weight_decay=2e-4,
+            schedule="cosine",
+            why={"milestones": "the cosine begins there"},
+        ),
+        *FREE_START,
+    )
+    unlike_script = (
+        "The cosine has a further factor, which falls from 1 to 0.99.",
+        "The temperatures stop at the first milestone.",
+    )
 
     rate: float = hp(0.001, "step of the temperatures", low=1e-4, high=0.1, log=True)
     push: float = hp(1.0, "factor of the push; 0: none", low=0.0, high=2.0)

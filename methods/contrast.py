@@ -84,7 +84,7 @@ class Contrast(nn.Module):
         if self.estimator == "infonce":
             scores = scores.masked_fill(~allowed, -math.inf)
             return -pairs, torch.cat([pairs[:, None], scores], dim=1).logsumexp(dim=1)
-        log_n = allowed.sum(dim=1).clamp(min=1).log()
+        log_n = allowed.sum(dim=1).clamp(min=1).to(pairs).log()
         # softplus: -log h and -log (1 - h) without the rounding of h near 0 and 1
         positive = F.softplus(log_n - (pairs - self.log_z))
         negative = F.softplus(scores - self.log_z - log_n[:, None])

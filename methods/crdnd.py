@@ -14,7 +14,7 @@ from torch import Tensor
 
 from methods.base import Batch, Method, Nets, Paper, hp, quirk
 from methods.inner import at_least_float32, kl_to, pgd
-from methods.recipes import EPOCHS_300, LOW_WEIGHT_DECAY
+from methods.recipes import FREE_START, sgd
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,8 @@ class Crdnd(Method):
         2023,
         "https://arxiv.org/abs/2302.08764",
     )
-    recipe = (*EPOCHS_300, *LOW_WEIGHT_DECAY)
+    recipe = (*sgd(300, 0.0, weight_decay=2e-4, schedule="cosine"), *FREE_START)
+    unlike_script = ("The reproduction attacks with a CW margin.",)
     epoch_dependent = False
 
     clean_share: float = hp(0.2, "lambda, share of the clean term", low=0.0, high=1.0, most=1.0)
@@ -75,7 +76,7 @@ def nt_xent(a: Tensor, b: Tensor, tau: float) -> Tensor:
 def denoising_matrix(target: Tensor, y: Tensor) -> Tensor:
     """Return M, (C, C), from the teacher's logits, (B, C). Columns sum to 1."""
     classes = target.shape[1]
-    hit = (target.argmax(dim=1) == y).float()
+    hit = (target.argmax(dim=1) == y).to(at_least_float32(target))
     zeros = torch.zeros(classes, dtype=hit.dtype, device=y.device)
     count, hits = zeros.index_add(0, y, torch.ones_like(hit)), zeros.index_add(0, y, hit)
     # A class without images is left as it is.

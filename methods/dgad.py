@@ -12,6 +12,7 @@ from torch import Tensor
 
 from methods.base import Batch, Method, Nets, Paper, hp, kl
 from methods.inner import kl_between, pgd
+from methods.recipes import TWO_FALLS_200_EPOCHS
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class Dgad(Method):
         2024,
         "https://arxiv.org/abs/2409.01627",
     )
+    recipe = TWO_FALLS_200_EPOCHS
+    unlike_script = ("For MobileNetV2 a misplaced parenthesis halves a product.",)
     epoch_dependent = False
 
     beta: float = hp(1.0, "weight of the consistency of the student", low=0.0, high=10.0)

@@ -2,7 +2,7 @@
 
 Code: NISP-official/Fair-ARD at 910c8cd17b. From it: kappa_c, the mean number of attack steps at
 which images of class c are still classified rightly; the square; the clamp to 5/6 and 5/2. kappa is
-counted in the training attack itself. Left out: Nesterov momentum.
+counted in the training attack itself.
 """
 
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ class FairRslad(Method):
         2023,
         "https://openreview.net/forum?id=ywrPcBEXdC",
     )
-    recipe = THREE_FALLS_300_EPOCHS
+    recipe = (*THREE_FALLS_300_EPOCHS, ("nesterov", True, "Nesterov momentum"))
 
     alpha: float = hp(5 / 6, "share of the adversarial term", low=0.5, high=1.0, most=1.0)
     power: float = hp(2.0, "exponent of the class weights; 0: RSLAD", low=0.0, high=4.0, most=16.0)

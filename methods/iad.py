@@ -12,7 +12,7 @@ from torch import Tensor
 
 from methods.base import Batch, Method, Nets, Paper, hp, kl, quirk, true_class_probability
 from methods.inner import ce, pgd
-from methods.recipes import ONE_FALL_200_EPOCHS
+from methods.recipes import ONE_FALL_200_EPOCHS, RAW_PIXELS
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,8 @@ class Iad(Introspective):
         2022,
         "https://arxiv.org/abs/2106.04928",
     )
-    recipe = ONE_FALL_200_EPOCHS
+    recipe = (*ONE_FALL_200_EPOCHS, *RAW_PIXELS)
+    unlike_script = ("BatchNorm sees x~ and x once more each, in passes of no weight.",)
 
     train_mode_attack: bool = quirk(False, True, "BatchNorm's statistics move in the attack")
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from methods.base import Batch, Method, Nets, hp, kl, quirk, true_class_probability
 from methods.iad import Iad
 from methods.inner import ce, pgd
-from methods.recipes import ONE_FALL_200_EPOCHS
+from methods.recipes import ONE_FALL_200_EPOCHS, RAW_PIXELS
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Iad2(Method):
     """
     paper = Iad.paper
     teacher_roles = ("robust", "natural")
-    recipe = ONE_FALL_200_EPOCHS
+    recipe = (*ONE_FALL_200_EPOCHS, *RAW_PIXELS)
 
     alpha_robust: float = hp(0.5, "share of robust teacher and self", low=0.0, high=0.7, most=1.0)
     alpha_natural: float = hp(0.25, "share of the natural teacher", low=0.0, high=0.3, most=1.0)

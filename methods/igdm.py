@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import methods
 from methods.base import Batch, Method, Net, Nets, Paper, hp, kl
-from methods.recipes import LOW_WEIGHT_DECAY
+from methods.recipes import FREE_START, sgd
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Igdm(Method):
         2025,
         "https://arxiv.org/abs/2312.03286",
     )
-    recipe = LOW_WEIGHT_DECAY
+    recipe = (*sgd(200, 0.5, 0.75, weight_decay=2e-4), *FREE_START)
 
     base: str = hp("adaad", "the method given the term, at its defaults; it must attack")
     alpha: float = hp(

@@ -23,12 +23,14 @@ Norm = Literal["Linf", "L2"]
 
 @dataclass(frozen=True)
 class Budget:
-    """An attack budget in pixel units of [0, 1]: radius, step size, number of steps, norm."""
+    """An attack budget in pixel units of [0, 1]: radius, step size, steps, norm and start."""
 
     eps: float = 8 / 255
     step: float = 2 / 255
     steps: int = 10
     norm: Norm = "Linf"
+    # Whether the attack begins inside [0, 1]; its steps always end there.
+    clamp_start: bool = True
 
     def __post_init__(self) -> None:
         if self.norm not in get_args(Norm):
@@ -125,7 +127,9 @@ def pgd(
     in L2. train: attack in train mode, so that BatchNorm's statistics move at every step; in eval
     mode it is folded (methods/fold.py).
     """
-    adv = (x + _start_noise(x, budget, start)).clamp(0, 1)
+    adv = x + _start_noise(x, budget, start)
+    if budget.clamp_start:
+        adv = adv.clamp(0, 1)
     step = _step_function(x, budget)
     layout = torch.contiguous_format if train else torch.channels_last
     view = nullcontext() if train else folded(net)

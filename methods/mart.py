@@ -12,6 +12,7 @@ from torch import Tensor
 
 from methods.base import Batch, Method, Nets, Paper, hp, kl, true_class_probability
 from methods.inner import ce, pgd
+from methods.recipes import FREE_START, RAW_PIXELS, sgd
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,18 @@ class Mart(Method):
     )
     teacher_roles = ()
     recipe = (
-        ("epochs", 120, "shorter than the long suites here"),
-        ("schedule", "multistep", "as in the script"),
-        ("milestones", (74 / 120, 89 / 120, 99 / 120), "three falls instead of two"),
-        ("lr", 0.01, "a tenth of the usual rate"),
-        ("weight_decay", 3.5e-3, "seven times the usual"),
+        *sgd(
+            120,
+            *(74 / 120, 89 / 120, 99 / 120),
+            lr=0.01,
+            weight_decay=3.5e-3,
+            why={
+                "epochs": "shorter than the long suites here",
+                "milestones": "three falls instead of two",
+            },
+        ),
+        *FREE_START,
+        *RAW_PIXELS,
     )
     epoch_dependent = False
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from methods.base import Batch, Method, Net, Nets, Paper, hp, kl, kl_reduction, kl_scale, quirk
 from methods.inner import eval_logits, kl_to, pgd
-from methods.recipes import EPOCHS_300, LOW_WEIGHT_DECAY, average_from
+from methods.recipes import FREE_START, RAW_PIXELS, average_from, sgd
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,9 @@ class Peeraid(Method):
     teacher_roles = ()
     # One epoch earlier than RSLAD, and the average from the first fall on.
     recipe = (
-        *EPOCHS_300,
-        ("schedule", "multistep", "as in the script"),
-        ("milestones", (214 / 300, 259 / 300, 284 / 300), "three late falls"),
-        *LOW_WEIGHT_DECAY,
+        *sgd(300, 214 / 300, 259 / 300, 284 / 300, weight_decay=2e-4),
+        *FREE_START,
+        *RAW_PIXELS,
         *average_from(214 / 300),
     )
     epoch_dependent = False

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from methods.base import Batch, Method, Net, Nets, Paper, hp
 from methods.inner import at_least_float32
+from methods.recipes import sgd
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,13 @@ class Rrm(Method):
         2022,
         "https://www.usenix.org/conference/usenixsecurity22/presentation/vaishnavi",
     )
-    recipe = (("epochs", 48, "a quarter of the long suites here; its rate falls as a cosine"),)
+    recipe = sgd(
+        48,
+        0.0,
+        weight_decay=5e-4,
+        schedule="cosine",
+        why={"epochs": "a quarter of the long suites here"},
+    )
     epoch_dependent = False
 
     alpha: float = hp(0.005, "weight of the cross-entropy", low=0.001, high=1.0, log=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from methods.base import Batch, Method, Nets, Paper, hp, kl, kl_reduction, kl_scale
 from methods.inner import kl_to, pgd
-from methods.recipes import THREE_FALLS_300_EPOCHS
+from methods.recipes import RAW_PIXELS, THREE_FALLS_300_EPOCHS
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Rslad(Method):
         2021,
         "https://arxiv.org/abs/2108.07969",
     )
-    recipe = THREE_FALLS_300_EPOCHS
+    recipe = (*THREE_FALLS_300_EPOCHS, *RAW_PIXELS)
     epoch_dependent = False
 
     alpha: float = hp(5 / 6, "share of the adversarial term", low=0.5, high=1.0, most=1.0)

@@ -17,7 +17,7 @@ from methods.adaptive import softmax_entropy
 from methods.base import Batch, Method, Nets, Paper, hp, kl, quirk
 from methods.igdm import gradient_kl
 from methods.inner import Objective, pgd
-from methods.recipes import LOW_WEIGHT_DECAY, average_from
+from methods.recipes import FREE_START, RAW_PIXELS, average_from, sgd
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,13 @@ class Saad(Method):
         2025,
         "https://arxiv.org/abs/2512.10275",
     )
-    recipe = (*LOW_WEIGHT_DECAY, *average_from(95 / 200))
+    recipe = (
+        *sgd(200, 0.5, 0.75, weight_decay=2e-4),
+        *FREE_START,
+        *RAW_PIXELS,
+        # The 95th epoch is the first that is averaged.
+        *average_from(94 / 200),
+    )
 
     alpha: float = hp(1.0, "weight of IGDM's term (CIFAR-100: 20)", low=0.1, high=30.0, log=True)
     beta: float = hp(0.0, "weight of the clean term; SAAD-C: 0.2", low=0.0, high=1.0)

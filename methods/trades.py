@@ -12,7 +12,7 @@ from torch import Tensor
 
 from methods.base import Batch, Method, Nets, Paper, hp, kl
 from methods.inner import eval_logits, kl_to, pgd
-from methods.recipes import LOW_WEIGHT_DECAY
+from methods.recipes import FREE_START, RAW_PIXELS, sgd
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,17 @@ class Trades(Method):
     )
     teacher_roles = ()
     recipe = (
-        ("epochs", 76, "stops early"),
-        ("schedule", "multistep", "as in the script"),
-        ("milestones", (74 / 76,), "so the rate falls for the last two epochs alone"),
-        *LOW_WEIGHT_DECAY,
+        *sgd(
+            76,
+            74 / 76,
+            weight_decay=2e-4,
+            why={
+                "epochs": "stops early",
+                "milestones": "so the rate falls for the last two epochs alone",
+            },
+        ),
+        *FREE_START,
+        *RAW_PIXELS,
     )
     epoch_dependent = False
 

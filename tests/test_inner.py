@@ -223,6 +223,28 @@ def test_start(start: Start, low: float, high: float) -> None:
     assert torch.equal(adv, next_seed) == (start == "none")
 
 
+@pytest.mark.parametrize("start", ["uniform", "gauss"])
+def test_a_free_start_leaves_the_range_until_the_first_step(start: Start) -> None:
+    x = torch.tensor([0.0, 0.5, 1.0]).repeat(4, 3, 16, 1)
+    seen: list[Tensor] = []
+
+    def keep(net: nn.Module, adv: Tensor) -> Tensor:
+        seen.append(adv.detach())
+        return net(adv).sum()
+
+    for clamp_start in (True, False):
+        torch.manual_seed(0)
+        budget = Budget(0.1, 0.05, 2, clamp_start=clamp_start)
+        adv = pgd(nn.Flatten(), x, keep, budget, start=start)
+        assert adv.min() >= 0
+        assert adv.max() <= 1
+    clamped, stepped, free, stepped_too = seen
+    assert torch.equal(free.clamp(0, 1), clamped)
+    assert free.min() < 0
+    assert free.max() > 1
+    assert min(stepped.min(), stepped_too.min()) >= 0
+
+
 def test_uniform_start_in_l2() -> None:
     """In two dimensions a quarter of the disc's area lies within half of its radius."""
     x = torch.full((20_000, 1, 1, 2), 0.5)

@@ -209,11 +209,24 @@ def test_official_sets_switches_and_training() -> None:
     switches = {"reduction": "mean", "train_mode_attack": True, "extra_forward": True}
     assert spec.hyper == {"alpha": 1.0, "tau": 30.0, **switches}
     assert spec.training == dataclasses.replace(
-        suites.CIFAR.training, epochs=200, milestones=(0.5,), weight_decay=2e-4
+        suites.CIFAR.training,
+        **{"epochs": 200, "milestones": (0.5,), "weight_decay": 2e-4},
+        **{"drop_last": False, "normalise": False, "clamp_start": False},
     )
     runs = student_runs("--method ard,kd --official")
     hyper_by_method = {run.spec.method: run.spec.hyper for run in runs}
     assert hyper_by_method == {"ard": spec.hyper, "kd": {"alpha": 0.9, "tau": 4.0}}
+
+
+def test_official_trains_alike_in_every_suite() -> None:
+    """Rate, batch and schedule of a script are not those of a suite of small images."""
+    trainings = {
+        dataclasses.replace(spec.training, ema_decay=0.999)
+        for suite in ("digits", "cifar", "cifar-mini")
+        for spec in student_specs(f"--method rslad --official --suite {suite}")
+    }
+    assert len(trainings) == 1
+    assert (trainings.pop().batch, suites.DIGITS.training.batch) == (128, 64)
 
 
 def test_recipe_names_are_fields_of_the_training() -> None:
@@ -258,7 +271,7 @@ def test_the_variant_names_the_changes() -> None:
         ("--method kd --weight-decay nan", "--weight-decay = nan: not negative and at most 1"),
         (
             "--method gacd --official",
-            "--official: no script of gacd is known to do anything otherwise",
+            "--official: no script of gacd is known; `python -m bench list gacd` says what is",
         ),
         ("--method kd --awp -1", "--awp -1.0: between 0 and 1"),
     ],

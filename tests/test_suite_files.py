@@ -280,8 +280,12 @@ DEEP = "x = " + 5000 * "[" + 5000 * "]"
         (f"training.epochs = {5000 * '9'}", "no TOML file: Exceeds the limit"),
         (f"training.epochs = 0x{5000 * 'f'}", "no TOML file: Exceeds the limit"),
         ("training.lr = 0.0", "training.lr: Input should be greater than 0"),
+        (
+            "training.momentum = 0.0\ntraining.nesterov = true",
+            "training: Value error, nesterov needs",
+        ),
         ("training.momentum = 2.0", "training.momentum: Input should be less than or equal to 1"),
-        ("training.schedule = 'cosine'", "training.schedule: Input should be 'multistep' or"),
+        ("training.schedule = 'linear'", "training.schedule: Input should be 'multistep' or"),
         ("training.averaging = ['sma']", "training.averaging.0: Input should be 'ema' or 'swa'"),
         ("training.milestones = [0.5, 7]", "training.milestones.1: Input should be less"),
         ("eps = 8", "eps = 8: at most 1 in l-inf on digits"),
@@ -428,6 +432,10 @@ TRAINING_VALUES = {
     "ema_decay": 0.9,
     "swa_start": 0.5,
     "awp": 0.01,
+    "nesterov": True,
+    "drop_last": False,
+    "normalise": False,
+    "clamp_start": False,
 }
 SUITE_VALUES = {
     "version": 7,

@@ -140,6 +140,16 @@ def test_what_a_method_monitors_is_logged_as_the_mean_of_an_epoch(tmp_path: Path
             Training(epochs=10, lr=0.7, schedule="onecycle"),
             [0.7 / 3, 1.4 / 3, 0.7, *(0.7 - 0.1 * i for i in range(7))],
         ),
+        # Half a cosine over all steps, and over the second half of them.
+        (
+            Training(epochs=3, lr=2.0, schedule="cosine", milestones=(0.0,)),
+            [2.0, 1.5, 0.5],
+        ),
+        (
+            Training(epochs=4, lr=2.0, schedule="cosine", milestones=(0.5,)),
+            [2.0, 2.0, 2.0, 1.0],
+        ),
+        (Training(epochs=1, lr=2.0, schedule="cosine", milestones=(1.0,)), [2.0]),
     ],
 )
 def test_schedule(training: Training, rates: list[float]) -> None:
@@ -254,6 +264,40 @@ def test_averages(tmp_path: Path) -> None:
     epoch_ends = snapshots[STEPS_PER_EPOCH - 1 :: STEPS_PER_EPOCH]
     swa = torch.stack(epoch_ends[2:]).mean(dim=0)
     torch.testing.assert_close(load_weights(tmp_path / "swa.pt")[name], swa)
+
+
+def test_averaging_begins_with_the_stated_epoch(tmp_path: Path) -> None:
+    """28 of 100 is 28, though 100 * (29 / 100) is less than 29 in floating point."""
+    trainer = make_trainer(
+        tmp_path, training=dataclasses.replace(SHORT, epochs=100, swa_start=0.29)
+    )
+    for epoch in range(100):
+        trainer._update_swa(epoch)
+    assert int(trainer.averages["swa"].state_dict()["n_averaged"]) == 71
+
+
+def test_the_incomplete_last_batch(tmp_path: Path) -> None:
+    """It is dropped, or the last of an epoch in which every image occurs once."""
+    num_train = len(DATA.train)
+    for drop_last in (True, False):
+        training = dataclasses.replace(SHORT, batch=50, drop_last=drop_last)
+        trainer = make_trainer(tmp_path, training=training)
+        batches = trainer.epoch_batches()
+        sizes = [len(batch) for batch in batches]
+        assert sizes == [50] * (num_train // 50) + [num_train % 50] * (not drop_last)
+        assert len(torch.cat([*batches]).unique()) == sum(sizes)
+        assert trainer.steps_per_epoch == len(batches)
+    assert fit_and_log(trainer)[-1]["epoch"] == SHORT.epochs - 1
+
+
+def test_nesterov_and_the_start_of_attacks_reach_training(tmp_path: Path) -> None:
+    training = dataclasses.replace(SHORT, nesterov=True, clamp_start=False)
+    for trainer, is_changed in (
+        (make_trainer(tmp_path), False),
+        (make_trainer(tmp_path, training=training), True),
+    ):
+        assert trainer.optimiser.defaults["nesterov"] is is_changed
+        assert trainer.budget.clamp_start is not is_changed
 
 
 @pytest.mark.parametrize("averaging", [(), ("swa",)])

@@ -408,6 +408,8 @@ def build_training_module(run: PlannedRun, context: RunContext, data: Data) -> T
         frozen[role] = cards.load_teacher(context.root, card, data.info).to(context.device)
     torch.manual_seed(derive_seed("init", spec.seed))
     student = models.build(spec.arch, data.info).to(context.device)
+    if not spec.training.normalise:
+        student.see_raw_pixels()
     module = TrainingModule(run.method, student, frozen, len(data.train))
     return module.to(context.device)
 

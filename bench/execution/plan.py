@@ -129,7 +129,10 @@ def check_method_options(options: RunOptions, choices: list[MethodChoice]) -> No
     """Raise UsageError for options that none of the methods can follow."""
     if options.official and not any(choice.official for choice in choices):
         names = options.method or "a row"
-        raise UsageError(f"--official: no script of {names} is known to do anything otherwise")
+        raise UsageError(
+            f"--official: no script of {names} is known; `python -m bench list {names}` says what "
+            "is assumed instead"
+        )
     distils = any(choice.method.teacher_roles for choice in choices)
     if options.teacher != "robust" and not distils:
         names = options.method or "no row"

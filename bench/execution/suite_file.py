@@ -25,6 +25,7 @@ from bench.system.errors import UsageError, unknown_name
 from bench.system.files import read_config
 from leaderboards.schema.fields import NORM_LABELS
 from leaderboards.schema.record import describe_first_error
+from leaderboards.schema.spec import LATER_TRAINING, without_defaults
 from methods.base import Budget
 
 SUFFIX = ".toml"
@@ -136,6 +137,8 @@ def protocol_digest(suite: Suite) -> str:
     if suite.norm == "Linf":
         # Suites from before there was another keep their names.
         del protocol["norm"]
+    for table in (protocol, *protocol["teachers"].values()):
+        table["training"] = without_defaults(table["training"], LATER_TRAINING)
     return hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()[:8]
 
 

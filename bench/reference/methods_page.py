@@ -109,6 +109,9 @@ def method_section(name: str, method: type[Method]) -> str:
             instead = f" instead of {setting.default}" if setting.default else ""
             parts.append(f"- `{setting.name}`: {setting.value}{instead}: {setting.reason}")
         parts.append("")
+    if method.unlike_script:
+        sentences = " ".join(method.unlike_script)
+        parts.append(f"What the script does otherwise also then: {sentences}\n")
     return "\n".join(parts)
 
 

@@ -70,6 +70,9 @@ class CapturedStep:
             return self._run_as_written(index)
         if self.graph is None:
             self.graph = self._capture(index)
+        # The smaller last batch of an epoch.
+        if index.shape != self.static_input.shape:
+            return self._run_as_written(index)
         self.static_input.copy_(index)
         self.graph.replay()
         return self.static_result

@@ -67,8 +67,11 @@ class ProcessGroup:
             )
 
     def local_part(self, index: Tensor) -> Tensor:
-        """Return this process's share of a batch: (B,) -> (B / size,)."""
-        return index.chunk(self.size)[self.rank]
+        """Return this process's share of a batch: (B,) -> (B // size,).
+
+        Of an epoch's last batch what cannot be shared is left out.
+        """
+        return index[: len(index) // self.size * self.size].chunk(self.size)[self.rank]
 
     @torch.no_grad()
     def average(self, tensors: Sequence[Tensor]) -> None:

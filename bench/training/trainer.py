@@ -100,6 +100,11 @@ def check_batch_size(batch: int, num_train: int) -> None:
         raise UsageError(f"a batch of {batch} is larger than {images}: raise --limit-train")
 
 
+def count_steps(num_train: int, batch: int, drop_last: bool) -> int:
+    """Return the number of batches of an epoch."""
+    return num_train // batch if drop_last else math.ceil(num_train / batch)
+
+
 class Trainer:
     """Train a module as its spec says, in a folder of its own from which it resumes."""
 
@@ -121,8 +126,10 @@ class Trainer:
         if batch % size:
             raise UsageError(f"a batch of {batch} cannot be shared by {size} devices")
         self.device = next(module.parameters()).device
-        self.budget = Budget(spec.eps, spec.inner_step, spec.inner_steps, spec.norm)
-        self.steps_per_epoch = len(data.train.x) // batch
+        self.budget = Budget(
+            spec.eps, spec.inner_step, spec.inner_steps, spec.norm, spec.training.clamp_start
+        )
+        self.steps_per_epoch = count_steps(len(data.train), batch, spec.training.drop_last)
         self.graphs = StepGraphs(self.device) if self.device.type == "cuda" else None
         self.bf16 = spec.precision == "bf16" and has_bf16(self.device)
         self.compiled = False
@@ -158,6 +165,7 @@ class Trainer:
             lr=training.lr,
             momentum=training.momentum,
             weight_decay=training.weight_decay,
+            nesterov=training.nesterov,
             fused=self.graphs is not None,
         )
 
@@ -273,7 +281,9 @@ class Trainer:
 
     def _update_swa(self, epoch: int) -> None:
         training = self.spec.training
-        if "swa" in self.averages and epoch >= int(training.swa_start * training.epochs):
+        # A share of the epochs such as 29 / 100 may be a little less in floating point.
+        start = int(training.swa_start * training.epochs + 1e-9)
+        if "swa" in self.averages and epoch >= start:
             self.averages["swa"].update(self.module.student)
 
     def _means(self, epoch: int, sums: dict[str, Tensor]) -> dict[str, float]:
@@ -302,7 +312,7 @@ class Trainer:
         """Return an epoch's batches, or this device's parts of them.
 
         Each is (B,) positions in the training set, shuffled. The incomplete last batch is left
-        out.
+        out, unless the spec keeps it.
         """
         shuffled = torch.randperm(len(self.data.train), device=self.device)
         batches = torch.split(shuffled, self.spec.training.batch)[: self.steps_per_epoch]
