@@ -31,3 +31,14 @@ def average_from(start: float) -> Recipe:
         ("averaging", ("swa",), "the script reports the average; here the suite decides"),
         ("swa_start", start, "as in the script, which estimates BatchNorm's statistics anew"),
     )
+
+
+# KD, FitNet and CRD as CRD's authors train them
+REPDISTILLER: Recipe = (
+    ("epochs", 240, "more than the long suites here"),
+    ("batch", 64, "half of the usual"),
+    ("lr", 0.05, "half of the usual, at half of the batch"),
+    ("schedule", "multistep", "as in the script"),
+    ("milestones", (150 / 240, 180 / 240, 210 / 240), "three falls instead of two"),
+    ("weight_decay", 5e-4, "as in the script"),
+)
