@@ -70,7 +70,10 @@ class Absld(Method):
     aliased: bool = quirk(False, True, "each target is divided by both temperatures")
     reduction: str = kl_reduction("tenth")
     class_sums: bool = quirk(
-        False, True, "g_c is of the class's sum: rare classes look easy and get softer labels"
+        False,
+        True,
+        "g_c is of the class's sum: rare classes look easy and get softer labels",
+        later=True,
     )
 
     def build(self, student: Net, teachers: dict[str, Net], num_train: int) -> dict[str, nn.Module]:

@@ -63,7 +63,10 @@ class Ciard(Method):
     )
     reduction: str = kl_reduction("mean")
     script_passes: bool = quirk(
-        False, True, "student and robust teacher see x before the attack, which BatchNorm changes"
+        False,
+        True,
+        "student and robust teacher see x before the attack, which BatchNorm changes",
+        later=True,
     )
 
     def build(self, student: Net, teachers: dict[str, Net], num_train: int) -> dict[str, nn.Module]:

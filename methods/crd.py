@@ -72,7 +72,10 @@ class Crd(Contrastive):
     recipe = REPDISTILLER
 
     memory: int = quirk(
-        0, 16384, "so many negatives are drawn for each image out of a memory, as its positive is"
+        0,
+        16384,
+        "so many negatives are drawn for each image out of a memory, as its positive is",
+        later=True,
     )
 
     def __post_init__(self) -> None:

@@ -48,7 +48,10 @@ class FairRslad(Method):
     power: float = hp(2.0, "exponent of the class weights; 0: RSLAD", low=0.0, high=4.0, most=16.0)
     reduction: str = kl_reduction("mean")
     class_sums: bool = quirk(
-        False, True, "kappa is a sum over N / C, so that rare classes look hard and weigh more"
+        False,
+        True,
+        "kappa is a sum over N / C, so that rare classes look hard and weigh more",
+        later=True,
     )
 
     def build(self, student: Net, teachers: dict[str, Net], num_train: int) -> dict[str, nn.Module]:

@@ -47,7 +47,10 @@ class Mart(Method):
 
     beta: float = hp(5.0, "weight of the term for misclassified images", low=1.0, high=12.0)
     script_passes: bool = quirk(
-        False, True, "the student sees x before x~, so its running statistics end nearer to x~"
+        False,
+        True,
+        "the student sees x before x~, so its running statistics end nearer to x~",
+        later=True,
     )
 
     def attack(self, nets: Nets, batch: Batch) -> Tensor:

@@ -46,7 +46,10 @@ class Mtard(Method):
     gamma: float = hp(1.0, "exponent of the relative losses", low=0.1, high=4.0, log=True)
     reduction: str = kl_reduction("tenth")
     early_weights: bool = quirk(
-        False, True, "the weights move before the step in which they count, one step earlier"
+        False,
+        True,
+        "the weights move before the step in which they count, one step earlier",
+        later=True,
     )
 
     def build(self, student: Net, teachers: dict[str, Net], num_train: int) -> dict[str, nn.Module]:

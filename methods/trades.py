@@ -41,7 +41,10 @@ class Trades(Method):
 
     beta: float = hp(6.0, "weight of the robust term", low=1.0, high=12.0)
     script_passes: bool = quirk(
-        False, True, "the target of the KL is a pass of its own, so running statistics see x twice"
+        False,
+        True,
+        "the target of the KL is a pass of its own, so running statistics see x twice",
+        later=True,
     )
 
     def attack(self, nets: Nets, batch: Batch) -> Tensor:

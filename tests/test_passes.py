@@ -14,7 +14,7 @@ from passes import assert_seen, normed_batch, normed_nets
 
 from methods import contract
 from methods.absld import Absld
-from methods.base import Batch, Method
+from methods.base import Batch, Method, spec_values
 from methods.bmtard import Bmtard
 from methods.ciard import Ciard
 from methods.contract import label
@@ -261,6 +261,26 @@ def test_crd_refuses_switches_that_contradict_the_memory(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         Crd(memory=16384, **switch)
+
+
+# --- Specs
+
+
+@pytest.mark.parametrize(
+    ("case", "switches"),
+    [
+        *((method(), set()) for method in (Mart, Trades, Ciard, Absld, FairRslad, Bmtard, Crd)),
+        (Trades(script_passes=True), {"script_passes"}),
+        (Crd(memory=16384), {"memory"}),
+    ],
+    ids=str,
+)
+def test_specs_of_before_the_switches_keep_their_values(case: Method, switches: set[str]) -> None:
+    """A spec states these switches where they are on."""
+    later = {"script_passes", "class_sums", "early_weights", "memory"}
+    values = spec_values(case)
+    assert values.keys() & later == switches
+    assert type(case)(**values) == case
 
 
 # --- One image in a batch
