@@ -1,7 +1,10 @@
 """Anti-bias soft label distillation (ABSLD): RSLAD with a temperature for each class.
 
 Code: zhaoshiji123/ABSLD at 7407c3ad22. From it: the rate 0.1, the bounds 0.5 and 5, the rule after
-each epoch, the attack on the softened labels.
+each epoch, the attack on the softened labels. The script compares the classes' sums of the
+cross-entropy, here it is their means, which do not depend on how many images a class has: equal
+for balanced classes alone (`class_sums`). By sums the rarest classes look easy and a class that
+never occurs easiest of all: it gets softer labels.
 """
 
 from dataclasses import dataclass
@@ -66,6 +69,12 @@ class Absld(Method):
     rate: float = hp(0.1, "step of the temperatures; 0: RSLAD", low=0.0, high=0.5)
     aliased: bool = quirk(False, True, "each target is divided by both temperatures")
     reduction: str = kl_reduction("tenth")
+    class_sums: bool = quirk(
+        False,
+        True,
+        "g_c is of the class's sum: rare classes look easy and get softer labels",
+        later=True,
+    )
 
     def build(self, student: Net, teachers: dict[str, Net], num_train: int) -> dict[str, nn.Module]:
         return {"classes": ClassTemperatures(student.num_classes)}
@@ -77,7 +86,7 @@ class Absld(Method):
     def temperatures(self, nets: Nets, batch: Batch) -> Tensor:
         """Return those of each image's class, (2, B, 1)."""
         classes: ClassTemperatures = nets.parts["classes"]  # type: ignore[assignment]
-        classes.begin_step(batch, self.rate * rate_decay(batch))
+        classes.begin_step(batch, self.rate * rate_decay(batch), self.class_sums)
         tau = classes.tau[:, batch.y, None]
         # In the script both targets share a tensor.
         return tau.prod(dim=0).expand_as(tau) if self.aliased else tau

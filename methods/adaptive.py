@@ -63,11 +63,16 @@ class ClassMeans(nn.Module):
     def set_extra_state(self, state: Tensor) -> None:
         self.epoch = int(state)
 
-    def begin_step(self, batch: Batch, strength: float) -> None:
-        """Update the values if an epoch begins. Call it in each step, before `add`."""
+    def begin_step(self, batch: Batch, strength: float, class_sums: bool = False) -> None:
+        """Update the values if an epoch begins. Call it in each step, before `add`.
+
+        class_sums: divide each class's sum by the mean number of images of a class. Else an epoch
+        without images of a class changes nothing.
+        """
         if batch.epoch != self.epoch:
-            if self.counts.min() > 0:
-                self.update(self.sums / self.counts, strength)
+            counts = self.counts.mean().expand_as(self.counts) if class_sums else self.counts
+            if counts.min() > 0:
+                self.update(self.sums / counts, strength)
             self.sums.zero_()
             self.counts.zero_()
             self.epoch = batch.epoch
@@ -78,5 +83,5 @@ class ClassMeans(nn.Module):
         self.counts.index_add_(0, y, torch.ones_like(y, dtype=self.counts.dtype))
 
     def update(self, means: Tensor, strength: float) -> None:
-        """Update what the subclass keeps by class from means: (kinds, C)."""
+        """Update what the subclass keeps by class from means, or scaled sums: (kinds, C)."""
         raise NotImplementedError

@@ -157,14 +157,16 @@ def hp(
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def quirk(default: Any, official: Any, why: str) -> Any:
+def quirk(default: Any, official: Any, why: str, *, later: bool = False) -> Any:
     """Declare a switch to the authors' script, set by `--official`. `why`: what differs.
 
-    It is no hyper-parameter, so it is not tuned.
+    It is no hyper-parameter, so it is not tuned. later: records of the method are older than the
+    switch; see `spec_values`.
     """
     choices = () if isinstance(default, bool) else (default, official)
     search = {"low": None, "high": None, "log": False, "choices": choices}
     metadata = {"help": why, "search": search, "official": official, "quirk": True}
+    metadata |= {"later": later}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -254,6 +256,18 @@ def official_values(method_class: type[Method]) -> dict[str, Any]:
     fields = dataclasses.fields(method_class)
     values = {field.name: field.metadata.get("official") for field in fields}
     return {name: value for name, value in values.items() if value is not None}
+
+
+def spec_values(method: Method) -> dict[str, Any]:
+    """Return the values that a run's spec states, by name: all but later quirks at the default.
+
+    So runs, and students of teachers, of before a quirk was declared keep their ids.
+    """
+    values = dataclasses.asdict(method)
+    for field in dataclasses.fields(method):
+        if field.metadata.get("later") and values[field.name] == field.default:
+            del values[field.name]
+    return values
 
 
 def matches_type(value: Any, default: Any) -> bool:

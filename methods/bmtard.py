@@ -2,7 +2,8 @@
 
 MTARD with temperatures of the teachers. They move so that both teachers' outputs become equally
 uncertain; the student is not softened. Code: zhaoshiji123/MTARD-extension at 93506d69de; rate,
-bounds and the sign rule are from it. Assumed: both start at 1.
+bounds, the sign rule and that both start at 1 are from it. There as here they soften the targets of
+a step before they move; the weights move earlier there (`early_weights`).
 """
 
 from dataclasses import dataclass

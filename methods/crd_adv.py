@@ -12,12 +12,12 @@ from torch import Tensor
 
 from methods.base import Batch, Nets, hp
 from methods.contrast import CRITIC
-from methods.crd import Crd
+from methods.crd import Contrastive
 from methods.inner import ce, pgd
 
 
 @dataclass(frozen=True)
-class CrdAdv(Crd):
+class CrdAdv(Contrastive):
     """CE(S(x~), y) + lambda_con mean_i l_i, l_i: between f_T(x) and f_S(x~); inner CE.
 
     h, t_i, s_i, n_i, Z, symmetric and estimator: as in CRD.

@@ -1,6 +1,7 @@
 """Contrastive relationship denoise distillation (CRDND).
 
-The paper was read in a reproduction report (SZU-AdvTech-2023/098 at 7eb0b79). From it: logits,
+The paper was read in a third party's reproduction, report and code (SZU-AdvTech-2023/098 at
+7eb0b79). No script of the authors is known: `--official` follows this one. From it: logits,
 cosines, the temperature 0.5, lambda = 0.2, no labels. Assumed: a class's accuracy is measured in
 the batch; the attack is RSLAD's (the reproduction: a CW margin). The loss ignores the scale of the
 logits, which invites gradient masking: published PGD-20 is 10 points above AutoAttack.

@@ -2,7 +2,10 @@
 
 Code: NISP-official/Fair-ARD at 910c8cd17b. From it: kappa_c, the mean number of attack steps at
 which images of class c are still classified rightly; the square; the clamp to 5/6 and 5/2. kappa is
-counted in the training attack itself.
+counted in the training attack itself. The script divides each class's steps by N / C, images over
+classes, and not by its own number of images: equal for balanced classes alone (`class_sums`). It
+divides by a kappa of 0, so the weight of a class that is always fooled, or never occurs, is NaN;
+here kappa is at least 0.1, with `--official` too.
 """
 
 from dataclasses import dataclass
@@ -11,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from methods.adaptive import ClassMeans
-from methods.base import Batch, Method, Net, Nets, Paper, hp, kl, kl_reduction, kl_scale
+from methods.base import Batch, Method, Net, Nets, Paper, hp, kl, kl_reduction, kl_scale, quirk
 from methods.inner import Objective, kl_to, pgd
 from methods.recipes import THREE_FALLS_300_EPOCHS
 
@@ -44,13 +47,19 @@ class FairRslad(Method):
     alpha: float = hp(5 / 6, "share of the adversarial term", low=0.5, high=1.0, most=1.0)
     power: float = hp(2.0, "exponent of the class weights; 0: RSLAD", low=0.0, high=4.0, most=16.0)
     reduction: str = kl_reduction("mean")
+    class_sums: bool = quirk(
+        False,
+        True,
+        "kappa is a sum over N / C, so that rare classes look hard and weigh more",
+        later=True,
+    )
 
     def build(self, student: Net, teachers: dict[str, Net], num_train: int) -> dict[str, nn.Module]:
         return {"fair": ClassWeights(student.num_classes)}
 
     def attack(self, nets: Nets, batch: Batch) -> Tensor:
         class_weights: ClassWeights = nets.parts["fair"]  # type: ignore[assignment]
-        class_weights.begin_step(batch, self.power)
+        class_weights.begin_step(batch, self.power, self.class_sums)
         # kappa: attack steps at which each image is right, (B,).
         objective, kappa = count_correct(kl_to(nets.teacher_logits(batch)), batch.y)
         adv = pgd(nets.student, batch.x, objective, batch.budget, start="gauss")
@@ -77,7 +86,7 @@ class ClassWeights(ClassMeans):
 
     def update(self, means: Tensor, strength: float) -> None:
         """Update the weights from kappa, (1, C); strength: the exponent."""
-        # 0.1: a class that is always fooled would get an infinite weight.
+        # 0.1: a class that is always fooled, or never occurs, would get an infinite weight.
         w = means[0].clamp(min=0.1) ** -strength
         self.weights.copy_((w / w.mean()).clamp(5 / 6, 5 / 2))
 

@@ -1,8 +1,9 @@
 """Feature regression (FitNet), a control: whether a robust teacher's features transfer robustness.
 
-Code: HobbitLong/RepDistiller at b84f547c5d, whose weight of 100 is the default. Assumed:
-penultimate features and not the second stage's, as networks here promise no more; both networks see
-x~ in the adversarial form.
+Code: HobbitLong/RepDistiller at b84f547c5d, of CRD's authors, whose weight of 100 is the default
+and whose training `--official` sets. Assumed, with `--official` too: penultimate features and not
+the second stage's through a 1x1 convolution, as networks here promise no more; both networks see x~
+in the adversarial form.
 """
 
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from methods.base import Batch, Method, Net, Nets, Paper, hp
 from methods.inner import ce, pgd
+from methods.recipes import REPDISTILLER
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Fitnet(Method):
         2015,
         "https://arxiv.org/abs/1412.6550",
     )
+    recipe = REPDISTILLER
     epoch_dependent = False
 
     beta: float = hp(100.0, "weight of the regression", low=1.0, high=500.0, log=True)

@@ -60,9 +60,10 @@ class Gacd(CrdAdv):
     l_i: contrast of anchor i; w_i = p_T(y_i | u_i)^beta scaled to mean 1; T sees u, S sees v. The
     soft labels are softened by tau_kd; h, t_i, s_i, n_i and Z: as in CRD.
 
-    From CrdAdv: the attack on the cross-entropy and lambda_con. From Crd: dim, estimator, bank,
-    tau and the part `contrast`. Logged each epoch: mean of the weights before their scaling, their
-    standard deviation after it, mean cosine between the student's embeddings of different images.
+    From CrdAdv: the attack on the cross-entropy and lambda_con. From Contrastive: dim, estimator,
+    bank, tau and the part `contrast`. Logged each epoch: mean of the weights before their scaling,
+    their standard deviation after it, mean cosine between the student's embeddings of different
+    images.
     """
 
     formula = (

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -68,6 +68,21 @@ def frozen_parameters(net: nn.Module) -> Iterator[None]:
     finally:
         for value in trainable:
             value.requires_grad_()
+
+
+@contextmanager
+def still_statistics(net: nn.Module) -> Iterator[None]:
+    """Inside, a pass in train mode leaves BatchNorm's running statistics as they are."""
+    layers: list[Any] = [
+        layer for layer in net.modules() if getattr(layer, "track_running_stats", False)
+    ]
+    for layer in layers:
+        layer.track_running_stats = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.track_running_stats = True
 
 
 @torch.no_grad()

@@ -2,7 +2,8 @@
 
 From the paper: the factor tau^2 keeps the size of the soft term's gradient independent of the
 temperature. Defaults alpha = 0.9, tau = 4 are those of the code of CRD's authors,
-HobbitLong/RepDistiller at b84f547c5d.
+HobbitLong/RepDistiller at b84f547c5d. Its training is what `--official` sets; the paper's own is
+not known.
 """
 
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from methods.base import Batch, Method, Nets, Paper, hp, kl
+from methods.recipes import REPDISTILLER
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Kd(Method):
         2015,
         "https://arxiv.org/abs/1503.02531",
     )
+    recipe = REPDISTILLER
     epoch_dependent = False
 
     alpha: float = hp(0.9, "share of the soft term", low=0.0, high=1.0, most=1.0)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from methods.base import Batch, Method, Nets, Paper, hp, kl, true_class_probability
+from methods.base import Batch, Method, Nets, Paper, hp, kl, quirk, true_class_probability
 from methods.inner import ce, pgd
 from methods.recipes import FREE_START, RAW_PIXELS, sgd
 
@@ -54,12 +54,21 @@ class Mart(Method):
     epoch_dependent = False
 
     beta: float = hp(5.0, "weight of the term for misclassified images", low=1.0, high=12.0)
+    script_passes: bool = quirk(
+        False,
+        True,
+        "the student sees x before x~, so its running statistics end nearer to x~",
+        later=True,
+    )
 
     def attack(self, nets: Nets, batch: Batch) -> Tensor:
         return pgd(nets.student, batch.x, ce(batch.y), batch.budget, start="gauss")
 
     def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
-        logits_adv, logits_nat = nets.student(adv), nets.student(batch.x)
+        if self.script_passes:
+            logits_nat, logits_adv = nets.student(batch.x), nets.student(adv)
+        else:
+            logits_adv, logits_nat = nets.student(adv), nets.student(batch.x)
         p_wrong = logits_adv.softmax(dim=1).scatter(1, batch.y[:, None], 0).amax(dim=1)
         # The script's constants: without them a sure network has log 0, or a weight below 0.
         bce = F.cross_entropy(logits_adv, batch.y) - (1.0001 - p_wrong).log().mean()

@@ -2,7 +2,8 @@
 
 A robust teacher for x~, a natural one for x; the two weights move so that the term which has fallen
 less gets more. Code: zhaoshiji123/MTARD at 6480a1b40d; rates and attack (cross-entropy, Gaussian
-start) are from it. There the weights move before the step in which they count, here after.
+start) are from it. There the weights move before the step in which they count, here after it
+(`early_weights`).
 """
 
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from methods.adaptive import rate_decay
-from methods.base import Batch, Method, Net, Nets, Paper, hp, kl, kl_reduction, kl_scale
+from methods.base import Batch, Method, Net, Nets, Paper, hp, kl, kl_reduction, kl_scale, quirk
 from methods.inner import ce, pgd
 from methods.recipes import THREE_FALLS_300_EPOCHS
 
@@ -44,6 +45,12 @@ class Mtard(Method):
     eta: float = hp(0.025, "rate of the weights", low=0.001, high=0.1, log=True, most=1.0)
     gamma: float = hp(1.0, "exponent of the relative losses", low=0.1, high=4.0, log=True)
     reduction: str = kl_reduction("tenth")
+    early_weights: bool = quirk(
+        False,
+        True,
+        "the weights move before the step in which they count, one step earlier",
+        later=True,
+    )
 
     def build(self, student: Net, teachers: dict[str, Net], num_train: int) -> dict[str, nn.Module]:
         return {"balance": Balance()}
@@ -62,11 +69,19 @@ class Mtard(Method):
         kl_nat = weight * kl(natural, nets.student(batch.x)).mean()
         balance: Balance = nets.parts["balance"]  # type: ignore[assignment]
         w = balance.observe(torch.stack([kl_adv, kl_nat]).detach())
+        if self.early_weights:
+            w = self.move_weights(nets, batch).clone()
         return {"kl_robust": w[0] * kl_adv, "kl_natural": w[1] * kl_nat}
 
     def after_step(self, nets: Nets, batch: Batch) -> None:
+        if not self.early_weights:
+            self.move_weights(nets, batch)
+
+    def move_weights(self, nets: Nets, batch: Batch) -> Tensor:
+        """Move the weights one step by the last terms and return them."""
         balance: Balance = nets.parts["balance"]  # type: ignore[assignment]
         balance.move(self.eta * rate_decay(batch), self.gamma)
+        return balance.weights
 
 
 class Balance(nn.Module):

@@ -81,3 +81,17 @@ THREE_FALLS_300_EPOCHS: Recipe = (
     ),
     *FREE_START,
 )
+# KD, FitNet and CRD as CRD's authors train them
+REPDISTILLER: Recipe = sgd(
+    240,
+    *(150 / 240, 180 / 240, 210 / 240),
+    lr=0.05,
+    batch=64,
+    weight_decay=5e-4,
+    why={
+        "epochs": "more than the long suites here",
+        "batch": "half of the usual",
+        "lr": "half of the usual, at half of the batch",
+        "milestones": "three falls instead of two",
+    },
+)

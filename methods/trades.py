@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from methods.base import Batch, Method, Nets, Paper, hp, kl
+from methods.base import Batch, Method, Nets, Paper, hp, kl, quirk
 from methods.inner import eval_logits, kl_to, pgd
 from methods.recipes import FREE_START, RAW_PIXELS, sgd
 
@@ -47,6 +47,12 @@ class Trades(Method):
     epoch_dependent = False
 
     beta: float = hp(6.0, "weight of the robust term", low=1.0, high=12.0)
+    script_passes: bool = quirk(
+        False,
+        True,
+        "the target of the KL is a pass of its own, so running statistics see x twice",
+        later=True,
+    )
 
     def attack(self, nets: Nets, batch: Batch) -> Tensor:
         # In eval mode, as the attack is: else the objective is not zero at x.
@@ -55,7 +61,8 @@ class Trades(Method):
 
     def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
         logits_nat, logits_adv = nets.student(batch.x), nets.student(adv)
-        kl_adv = self.beta * kl(logits_nat, logits_adv).mean()
+        target = nets.student(batch.x) if self.script_passes else logits_nat
+        kl_adv = self.beta * kl(target, logits_adv).mean()
         return {"ce": F.cross_entropy(logits_nat, batch.y), "kl_adv": kl_adv}
 
 

@@ -500,7 +500,8 @@ def denoising_matrix(t: Array, y: Array) -> Array:
 
 
 def crd(a: At) -> Terms:
-    contrast = contrastive(a, a.x, [a.x], np.ones(len(a.y)))
+    each = np.ones(len(a.y))
+    contrast = against_memory(a) if a.m.memory else contrastive(a, a.x, [a.x], each)
     return {"contrast": a.m.lambda_con * contrast, "ce": ce(a.s, a.y).mean()}
 
 
@@ -541,6 +542,40 @@ def contrastive(a: At, u: Tensor, views: list[Tensor], w: Array, of_all: bool = 
         positive, negative = (sum(side) for side in zip(*sides, strict=True))
         losses.append((w * positive + (w if of_all else 1) * negative).mean())
     return float(np.mean(losses))
+
+
+def against_memory(a: At, z: dict[str, float] | None = None) -> float:
+    """Return the loss by CRD's code, all images of other classes being the negatives.
+
+    z: the normaliser of each direction; what is missing is that of a first step, and is added.
+    """
+    z = {} if z is None else z
+    y = a.sg.buffer("contrast.memory_y")
+    y[a.batch.index] = a.y
+    negative = y[None] != a.y[:, None]
+    noise = negative.sum(axis=1, keepdims=True) / len(y)
+    losses = np.zeros(len(a.y))
+    for side in ("s", "t"):
+        e = memory_exponentials(a.nets, a, side)
+        if side not in z:
+            first = memory_exponentials(a.sg.nets, a, side)
+            positive = pick_label(first, a.batch.index.numpy())
+            mean = np.concatenate([first[negative], positive]).mean()
+            z[side] = len(y) * mean
+        p = e / z[side]
+        p_positive = pick_label(p, a.batch.index.numpy())
+        losses -= np.log(p_positive / (p_positive + noise[:, 0]))
+        losses -= (np.log(noise / (p + noise)) * negative).sum(axis=1)
+    return float(losses.mean())
+
+
+def memory_exponentials(nets: Nets, a: At, side: str) -> Array:
+    """Return the scores of one network's embeddings, (B, M), with the other's memory."""
+    anchor = {"s": "t", "t": "s"}[side]
+    net = {"s": nets.student, "t": nets.teacher}[anchor]
+    v = linear(nets.parts["contrast"].get_submodule(f"project_{anchor}"), features(net, a.x))
+    v = v / np.linalg.norm(v, axis=1, keepdims=True)
+    return np.exp(v @ a.sg.buffer(f"contrast.memory_{side}").T / a.m.tau)
 
 
 def exponentials(a: At, u: Tensor, v: Tensor) -> Array:

@@ -29,7 +29,7 @@ from methods.bmtard import Bmtard
 from methods.ciard import Ciard
 from methods.contract import label
 from methods.contrast import Contrast
-from methods.crd import Crd
+from methods.crd import Contrastive, Crd
 from methods.crd_adv import CrdAdv
 from methods.crdnd import Crdnd, denoising_matrix
 from methods.dgad import Dgad
@@ -115,7 +115,7 @@ CASES: tuple[Method, ...] = tuple(
     )
 )
 # Their losses pass through single precision.
-SINGLE_PRECISION = (Absld, Crd, Crdnd, Kdiga, Rrm, Saad)
+SINGLE_PRECISION = (Absld, Contrastive, Crdnd, Kdiga, Rrm, Saad)
 
 
 def test_every_method_has_a_formula() -> None:
@@ -305,21 +305,24 @@ def test_target_of_the_attack_is_of_eval_mode(case: Method) -> None:
 
 
 OFFICIAL: dict[str, dict[str, Any]] = {
-    "absld": {"aliased": True, "reduction": "tenth"},
+    "absld": {"aliased": True, "reduction": "tenth", "class_sums": True},
     "adaad": {"reduction": "mean10", "extra_forward": True},
     "adaiad": {"tau": 30.0, "begin": 60 / 200, "trust_all": True, "plain_self": True},
     "ard": {"reduction": "mean", "train_mode_attack": True, "extra_forward": True},
-    "bmtard": {"reduction": "tenth"},
-    "ciard": {"train_mode_teacher": True, "reduction": "mean"},
+    "bmtard": {"reduction": "tenth", "early_weights": True},
+    "ciard": {"train_mode_teacher": True, "reduction": "mean", "script_passes": True},
+    "crd": {"memory": 16384},
     "crdnd": {"denoise": False},
-    "fair_rslad": {"reduction": "mean"},
+    "fair_rslad": {"reduction": "mean", "class_sums": True},
     "iad": {"begin": 60 / 200, "trust_all": True, "plain_self": True, "train_mode_attack": True},
     "iad2": {"begin": 40 / 200, "train_mode_attack": True},
     "kdiga": {"reduction": "mean"},
-    "mtard": {"reduction": "tenth"},
+    "mart": {"script_passes": True},
+    "mtard": {"reduction": "tenth", "early_weights": True},
     "peeraid": {"reduction": "mean", "detach": False},
     "rslad": {"reduction": "tenth"},
     "saad": {"shifted": True, "ramp": True},
+    "trades": {"script_passes": True},
 }
 
 
@@ -382,6 +385,9 @@ def test_official_values(name: str) -> None:
         (Gacd(student_input="clean"), 2),
         (Gacd(student_input="both"), 2),
         (Igdm(), 3),
+        (Mart(script_passes=True), 2),
+        (Trades(script_passes=True), 3),
+        (Ciard(script_passes=True), 2),
         (Kdiga(inputs="adv"), 2),
         (Saad(beta=0.2), 3),
     ],

@@ -22,7 +22,7 @@ from bench.system.log import LOGGER
 from bench.teachers import cards
 from leaderboards.schema.fields import file_name
 from leaderboards.schema.spec import Spec
-from methods.base import Method, official_values
+from methods.base import Method, official_values, spec_values
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def plan_teacher(
         protocol["limit_aa"] = recipe.limit_aa
     spec = Spec(
         role="teacher", arch=recipe.arch, method=recipe.method, teachers={}, seed=0,
-        training=recipe.training, hyper=dataclasses.asdict(method), **protocol)  # fmt: skip
+        training=recipe.training, hyper=spec_values(method), **protocol)  # fmt: skip
     suite_text = inline_suite(options.suite)
     values = {"suite": suite_text, "dataset": dataset, "role": role, "arch": arch or None}
     return PlannedRun(spec, method, "", command_line("teacher train", values, options))
@@ -177,7 +177,7 @@ def plan_student(
             training = replace(training, **{name: value})
     spec = Spec(
         role="student", arch=arch, method=choice.name, teachers=teachers, seed=seed,
-        training=training, hyper=dataclasses.asdict(choice.method), tuned=options.tuned,
+        training=training, hyper=spec_values(choice.method), tuned=options.tuned,
         **shared_spec_fields(options, suite, dataset))  # fmt: skip
     command = student_command(options, spec, choice)
     return PlannedRun(spec, choice.method, variant_text(options, choice), command, tuple(changes))

@@ -104,7 +104,7 @@ def method_section(name: str, method: type[Method]) -> str:
             parts.append(f"| {flag} | {entry.default} | {entry.searched} | {entry.meaning} |")
         parts.append("")
     if card.official:
-        parts.append("The authors' script, with `--official`:\n")
+        parts.append("With `--official`, as in the code named above:\n")
         for setting in card.official:
             instead = f" instead of {setting.default}" if setting.default else ""
             parts.append(f"- `{setting.name}`: {setting.value}{instead}: {setting.reason}")
