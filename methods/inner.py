@@ -68,12 +68,46 @@ def frozen_parameters(net: nn.Module) -> Iterator[None]:
             value.requires_grad_()
 
 
+@contextmanager
+def still_statistics(net: nn.Module) -> Iterator[None]:
+    """Inside, a pass in train mode leaves BatchNorm's running statistics as they are."""
+    layers = [layer for layer in net.modules() if getattr(layer, "track_running_stats", False)]
+    for layer in layers:
+        layer.track_running_stats = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.track_running_stats = True
+
+
 @torch.no_grad()
 def eval_logits(net: nn.Module, x: Tensor) -> Tensor:
     """Return the logits of x, (B, C), in eval mode and without gradient, as a target."""
     with mode(net, training=False):
         logits: Tensor = net(x)
     return logits
+
+
+@torch.no_grad()
+def update_statistics(net: nn.Module, *passes: Tensor) -> None:
+    """Make a pass for each of these batches of images, for BatchNorm's running statistics alone."""
+    for x in passes:
+        net(x)
+
+
+def both_logits(
+    net: nn.Module, adv: Tensor, x: Tensor, *, clean_first: bool
+) -> tuple[Tensor, Tensor]:
+    """Return the logits at x~ and at x, (B, C) each.
+
+    clean_first: the pass at x comes first. BatchNorm's running statistics show the order.
+    """
+    if clean_first:
+        logits_nat = net(x)
+        return net(adv), logits_nat
+    logits_adv = net(adv)
+    return logits_adv, net(x)
 
 
 def at_least_float32(values: Tensor) -> Tensor:
