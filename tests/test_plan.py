@@ -216,6 +216,22 @@ def test_official_sets_switches_and_training() -> None:
     assert hyper_by_method == {"ard": spec.hyper, "kd": {"alpha": 0.9, "tau": 4.0}}
 
 
+def test_official_training_of_igdm_follows_its_base() -> None:
+    """RSLAD's script has 300 epochs and three milestones, the others the suite's."""
+    common = {"weight_decay": 2e-4}
+    for base, changes in (
+        ("adaad", {}),
+        ("ard", {}),
+        ("rslad", {"epochs": 300, "milestones": (0.7, 0.86, 0.95)}),
+    ):
+        (run, *_) = student_runs(f"--method igdm --base {base} --official --suite cifar")
+        assert run.spec.training == dataclasses.replace(
+            suites.CIFAR.training, **common, **changes
+        ), base
+        assert run.spec.hyper["script_base"] is True
+        assert repeat_student(run.command) == run
+
+
 def test_recipe_names_are_fields_of_the_training() -> None:
     assert set(RECIPE) < {field.name for field in dataclasses.fields(suites.Training)}
 
