@@ -97,8 +97,10 @@ class Kdiga(Method):
         """Return the size of a difference of the summed losses' gradients, shaped as x."""
         if self.gradient_norm == "batch":
             # Once for the mean loss, a B-th of the sum, once for the script's gamma / B.
-            return difference.norm() / len(difference) ** 2
-        return difference.flatten(1).norm(dim=1).mean()
+            norm: Tensor = difference.norm() / len(difference) ** 2
+            return norm
+        norms: Tensor = difference.flatten(1).norm(dim=1)
+        return norms.mean()
 
 
 def input_gradient(logits: Tensor, x: Tensor, y: Tensor, differentiable: bool) -> Tensor:
