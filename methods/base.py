@@ -220,6 +220,10 @@ class Method:
         """Whether the loss sees adversarial examples. Cost and checkpoint rule follow it."""
         return type(self).attack is not Method.attack
 
+    def official_recipe(self) -> tuple[tuple[str, Any, str], ...]:
+        """Return `recipe` for these values: another base, say, may have another script."""
+        return self.recipe
+
     def build(self, student: Net, teachers: dict[str, Net], num_train: int) -> dict[str, nn.Module]:
         """Return trainable parts and buffers beyond the student; they are saved with it."""
         return {}

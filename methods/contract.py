@@ -222,7 +222,7 @@ class Contract:
         """`--official` sets valid values, and each deviation of the training has a reason."""
         method = type(case)
         method(**official_values(method))
-        for name, _, reason in method.recipe:
+        for name, _, reason in case.official_recipe():
             assert name in RECIPE, f"{name}: no field of the training: {', '.join(RECIPE)}"
             assert reason.strip(), f"{name}: no reason"
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from methods.base import Batch, Method, Nets, Paper, hp, kl
-from methods.inner import kl_between, pgd
+from methods.base import Batch, Method, Nets, Paper, hp, kl, quirk
+from methods.inner import both_logits, kl_between, pgd
 from methods.recipes import TWO_FALLS_200_EPOCHS
 
 
@@ -43,6 +43,12 @@ class Dgad(Method):
 
     beta: float = hp(1.0, "weight of the consistency of the student", low=0.0, high=10.0)
     swap: bool = hp(True, "put the teacher's wrong outputs right")
+    script_passes: bool = quirk(
+        False,
+        True,
+        "the student sees x before x~: BatchNorm's statistics end nearer to x~",
+        later=True,
+    )
 
     def attack(self, nets: Nets, batch: Batch) -> Tensor:
         return pgd(nets.student, batch.x, kl_between(nets.teacher), batch.budget, start="gauss")
@@ -54,7 +60,9 @@ class Dgad(Method):
         if self.swap:
             target_nat = swap_true_and_top(target_nat, batch.y)
             target_adv = swap_true_and_top(target_adv, batch.y)
-        logits_adv, logits_nat = nets.student(adv), nets.student(batch.x)
+        logits_adv, logits_nat = both_logits(
+            nets.student, adv, batch.x, clean_first=self.script_passes
+        )
         consistency = F.mse_loss(logits_adv.softmax(dim=1), logits_nat.softmax(dim=1))
         return {
             "kl_adv": (right * kl(target_adv, logits_adv)).mean(),

@@ -93,6 +93,27 @@ def eval_logits(net: nn.Module, x: Tensor) -> Tensor:
     return logits
 
 
+@torch.no_grad()
+def update_statistics(net: nn.Module, *passes: Tensor) -> None:
+    """Make a pass for each of these batches of images, for BatchNorm's running statistics alone."""
+    for x in passes:
+        net(x)
+
+
+def both_logits(
+    net: nn.Module, adv: Tensor, x: Tensor, *, clean_first: bool
+) -> tuple[Tensor, Tensor]:
+    """Return the logits at x~ and at x, (B, C) each.
+
+    clean_first: the pass at x comes first. BatchNorm's running statistics show the order.
+    """
+    if clean_first:
+        logits_nat = net(x)
+        return net(adv), logits_nat
+    logits_adv = net(adv)
+    return logits_adv, net(x)
+
+
 def at_least_float32(values: Tensor) -> Tensor:
     """Return values in single precision at least."""
     # Autocast on a CPU leaves softmax and logarithm in bfloat16.

@@ -2,9 +2,8 @@
 
 From the paper: images on which the teacher is sure are weighed down by its entropy; AdaAD's inner
 problem is linearised, so a step costs one teacher backward and not ten; alpha = 1 and beta = 0.2
-for CIFAR-10. Code: HongsinLee/saad at 295121c5d2; from it: the slope's factor 1. Left out: with
-beta = 0 the student's clean pass, which only BatchNorm sees. Assumed: the entropy of the clean
-term's weight is normalised by log C.
+for CIFAR-10. Code: HongsinLee/saad at 295121c5d2; from it: the slope's factor 1. Assumed: the
+entropy of the clean term's weight is normalised by log C.
 """
 
 import math
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from methods.adaptive import softmax_entropy
 from methods.base import Batch, Method, Nets, Paper, hp, kl, quirk
 from methods.igdm import gradient_kl
-from methods.inner import Objective, pgd
+from methods.inner import Objective, pgd, update_statistics
 from methods.recipes import FREE_START, RAW_PIXELS, average_from, sgd
 
 
@@ -59,6 +58,9 @@ class Saad(Method):
     slope: float = hp(1.0, "factor of the linear correction", low=0.1, high=2.0, log=True)
     shifted: bool = quirk(False, True, "weights are 5 (H_i - min H), clean ones in [0, 1]")
     ramp: bool = quirk(False, True, "alpha grows linearly over the epochs, as in IGDM")
+    script_passes: bool = quirk(
+        False, True, "with beta = 0 BatchNorm sees x too, after x~ and x - d", later=True
+    )
 
     @property
     def epoch_dependent(self) -> bool:  # type: ignore[override]
@@ -81,6 +83,8 @@ class Saad(Method):
         if self.beta:
             kl_nat = w_nat * kl(nets.teacher_logits(batch), nets.student(batch.x))
             terms["kl"] = self.beta * kl_nat.mean()
+        elif self.script_passes:
+            update_statistics(nets.student, batch.x)
         return terms
 
     def entropy_weights(self, target: Tensor) -> tuple[Tensor, Tensor]:

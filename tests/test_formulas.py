@@ -24,7 +24,7 @@ from methods.adaiad import Adaiad
 from methods.adaptive import TeacherTemperatures, rate_decay
 from methods.akd import Akd
 from methods.ard import Ard
-from methods.base import Batch, Budget, Method, Nets, kl, official_values
+from methods.base import Batch, Budget, Method, Net, Nets, kl, official_values
 from methods.bmtard import Bmtard
 from methods.ciard import Ciard
 from methods.contract import label
@@ -102,7 +102,9 @@ CASES: tuple[Method, ...] = tuple(
                 for name in ("pgd_at", "trades", "iad", "rslad", "bmtard", "peeraid")
             ),
             Kd(alpha=0.3, tau=2.0),
+            *(Igdm(base=name, alpha=7.0, script_base=True) for name in ("ard", "rslad", "trades")),
             Kdiga(inputs="adv", alpha=0.3, gamma=2.0, tau=3.0),
+            Kdiga(gamma=2.0, gradient_norm="batch"),
             Mart(beta=2.0),
             Peeraid(tau=2.0, l2=0.7, l3=0.3, g1=0.4, g2=0.9),
             Rrm(alpha=0.4),
@@ -115,7 +117,7 @@ CASES: tuple[Method, ...] = tuple(
     )
 )
 # Their losses pass through single precision.
-SINGLE_PRECISION = (Absld, Contrastive, Crdnd, Kdiga, Rrm, Saad)
+SINGLE_PRECISION = (Absld, Contrastive, Crdnd, Rrm, Saad)
 
 
 def test_every_method_has_a_formula() -> None:
@@ -287,6 +289,12 @@ def test_official_attack_in_train_mode(name: str) -> None:
     assert record_attack(case, flat_nets(case), flat_batch()).train
 
 
+@pytest.mark.parametrize("train", [False, True])
+def test_kdiga_s_attack_in_train_mode(train: bool) -> None:
+    case = Kdiga(inputs="adv", train_mode_attack=train)
+    assert record_attack(case, flat_nets(case), flat_batch()).train == train
+
+
 @pytest.mark.parametrize("case", [Natural(), Kd(), Crd(), Rrm(), Fitnet(), Kdiga()], ids=label)
 def test_no_attack(case: Method) -> None:
     assert torch.equal(case.attack(flat_nets(case), flat_batch()), flat_batch().x)
@@ -307,21 +315,29 @@ def test_target_of_the_attack_is_of_eval_mode(case: Method) -> None:
 OFFICIAL: dict[str, dict[str, Any]] = {
     "absld": {"aliased": True, "reduction": "tenth", "class_sums": True},
     "adaad": {"reduction": "mean10", "extra_forward": True},
-    "adaiad": {"tau": 30.0, "begin": 60 / 200, "trust_all": True, "plain_self": True},
+    "adaiad": {
+        **{"tau": 30.0, "begin": 60 / 200, "trust_all": True, "plain_self": True},
+        "script_passes": True,
+    },
     "ard": {"reduction": "mean", "train_mode_attack": True, "extra_forward": True},
     "bmtard": {"reduction": "tenth", "early_weights": True},
     "ciard": {"train_mode_teacher": True, "reduction": "mean", "script_passes": True},
     "crd": {"memory": 16384},
     "crdnd": {"denoise": False},
+    "dgad": {"script_passes": True},
     "fair_rslad": {"reduction": "mean", "class_sums": True},
     "iad": {"begin": 60 / 200, "trust_all": True, "plain_self": True, "train_mode_attack": True},
     "iad2": {"begin": 40 / 200, "train_mode_attack": True},
-    "kdiga": {"reduction": "mean"},
+    "igdm": {"script_base": True, "script_passes": True},
+    "kdiga": {
+        **{"reduction": "mean", "gradient_norm": "batch"},
+        **{"train_mode_attack": True, "script_passes": True},
+    },
     "mart": {"script_passes": True},
     "mtard": {"reduction": "tenth", "early_weights": True},
     "peeraid": {"reduction": "mean", "detach": False},
     "rslad": {"reduction": "tenth"},
-    "saad": {"shifted": True, "ramp": True},
+    "saad": {"shifted": True, "ramp": True, "script_passes": True},
     "trades": {"script_passes": True},
 }
 
@@ -377,6 +393,11 @@ def test_official_values(name: str) -> None:
         (Ard(alpha=0.5), 2),
         (Ard(extra_forward=True), 2),
         (Ard(extra_forward=True, alpha=0.5), 2),
+        (Kdiga(inputs="adv", train_mode_attack=True), 2 + contract.BUDGET.steps),
+        (
+            Kdiga(inputs="adv", train_mode_attack=True, script_passes=True),
+            3 + contract.BUDGET.steps,
+        ),
         (Ard(train_mode_attack=True), 1 + contract.BUDGET.steps),
         (Iad(train_mode_attack=True), 2 + contract.BUDGET.steps),
         (Iad2(train_mode_attack=True), 2 + contract.BUDGET.steps),
@@ -412,6 +433,128 @@ def test_ciard_s_teacher_is_in_eval_mode() -> None:
     nets = contract.networks(Ciard())
     contract.terms(Ciard(), nets, contract.images(LABELS))
     assert nets.parts["teacher"].get_buffer("trunk.1.num_batches_tracked") == 0
+
+
+class Normed(Net):
+    """BatchNorm between two matrices, for images (3, 2, 2)."""
+
+    def __init__(self, width: int, num_classes: int) -> None:
+        super().__init__((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+        self.width, self.num_classes = width, num_classes
+        self.first, self.last = nn.Linear(12, width), nn.Linear(width, num_classes)
+        self.norm = nn.BatchNorm1d(width)
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.norm(self.first(self.normalise(x).flatten(1))).tanh()
+
+    def head(self, f: Tensor) -> Tensor:
+        return self.last(f)
+
+
+def normed_nets(case: Method) -> Nets:
+    """Build a student in train mode, teachers in eval mode and no parts."""
+    torch.manual_seed(0)
+    teachers: dict[str, Net] = {role: Normed(7, 3).double().eval() for role in case.teacher_roles}
+    return Nets(Normed(5, 3).double().train(), teachers, nn.ModuleDict())
+
+
+def running_statistics(net: nn.Module, passes: list[Tensor]) -> tuple[Array, Array]:
+    """Return running mean and unbiased variance of `Normed` after these passes, in NumPy."""
+    mean, variance = np.zeros(5), np.ones(5)
+    for x in passes:
+        z = formulas.linear(net.get_submodule("first"), 2 * x.numpy().reshape(len(x), -1) - 1)
+        mean = 0.9 * mean + 0.1 * z.mean(axis=0)
+        variance = 0.9 * variance + 0.1 * z.var(axis=0, ddof=1)
+    return mean, variance
+
+
+@pytest.mark.parametrize(
+    ("case", "names"),
+    [
+        (Adaad(), "adv"),
+        (Adaad(alpha=0.5), "adv nat"),
+        (Adaad(extra_forward=True), "nat adv"),
+        (Adaad(extra_forward=True, alpha=0.5), "nat adv"),
+        (Adaiad(), "adv nat"),
+        (Adaiad(script_passes=True), "nat adv nat nat"),
+        (Adaiad(script_passes=True, begin=0.9), "nat adv nat"),
+        (Dgad(), "adv nat"),
+        (Dgad(script_passes=True), "nat adv"),
+        (Igdm(), "adv adv behind"),
+        (Igdm(script_passes=True), "adv nat behind adv"),
+        (Igdm(script_passes=True, script_base=True), "adv nat behind adv"),
+        (Igdm(base="ard", script_passes=True, script_base=True), "adv nat behind"),
+        (Igdm(base="rslad"), "adv nat adv behind"),
+        (Igdm(base="rslad", script_passes=True, script_base=True), "adv adv nat behind"),
+        (Igdm(base="trades", script_passes=True), "nat adv adv behind"),
+        (Kdiga(), "nat"),
+        (Kdiga(script_passes=True), "nat nat"),
+        (Kdiga(inputs="adv"), "nat adv"),
+        (Kdiga(inputs="adv", script_passes=True), "adv nat nat"),
+        (Saad(), "adv behind"),
+        (Saad(script_passes=True), "adv behind nat"),
+        (Saad(script_passes=True, beta=0.2), "adv behind nat"),
+    ],
+    ids=lambda value: label(value) if isinstance(value, Method) else value,
+)
+def test_order_of_the_passes(case: Method, names: str) -> None:
+    """BatchNorm's running statistics after a loss are those of these passes, in this order."""
+    nets, batch = normed_nets(case), flat_batch()
+    adv = random_images(batch)
+    images = {"nat": batch.x, "adv": adv, "behind": 2 * batch.x - adv}
+    case.loss(nets, batch, adv)
+    mean, variance = running_statistics(nets.student, [images[name] for name in names.split()])
+    norm = nets.student.get_submodule("norm")
+    assert norm.get_buffer("running_mean").numpy() == pytest.approx(mean, rel=1e-12)
+    assert norm.get_buffer("running_var").numpy() == pytest.approx(variance, rel=1e-12)
+    assert norm.get_buffer("num_batches_tracked") == len(names.split())
+    assert norm.track_running_stats
+
+
+@pytest.mark.parametrize(
+    ("plain", "switched"),
+    [
+        (Adaad(), Adaad(extra_forward=True)),
+        (Adaad(alpha=0.5), Adaad(alpha=0.5, extra_forward=True)),
+        *(
+            (case, dataclasses.replace(case, script_passes=True))
+            for case in (Adaiad(), Dgad(), Igdm(), Kdiga(), Kdiga(inputs="adv"), Saad())
+        ),
+    ],
+    ids=lambda case: label(case),
+)
+def test_order_of_the_passes_leaves_loss_and_gradient(plain: Method, switched: Method) -> None:
+    """In train mode a pass reads the batch's statistics alone."""
+    batch, results = flat_batch(), []
+    for case in (plain, switched):
+        nets = normed_nets(case)
+        terms = case.loss(nets, batch, random_images(batch))
+        torch.stack([*terms.values()]).sum().backward()
+        gradients = [value.grad.flatten() for value in nets.student.parameters()]
+        results.append(torch.cat([torch.stack([*terms.values()]).detach(), *gradients]))
+    torch.testing.assert_close(*results, rtol=1e-12, atol=1e-14)
+
+
+# --- KDIGA's norm of the gradients
+
+
+@pytest.mark.parametrize("size", [2, 6, 40])
+def test_kdiga_s_two_norms(size: int) -> None:
+    """Ours is B^1.5 mean / rms times the script's, which at B = 128 is less than 1,449."""
+    batch = flat_batch()
+    more = torch.rand(
+        (size, 3, 2, 2), generator=torch.Generator().manual_seed(1), dtype=torch.float64
+    )
+    batch = dataclasses.replace(batch, x=more, y=torch.arange(size) % 3)
+    at = At(Kdiga(), flat_nets(Kdiga()), batch, batch.x)
+    lengths = np.linalg.norm(formulas.input_gradient_difference(at), axis=1)
+    ours, script = (
+        Kdiga(gradient_norm=norm).loss(at.nets, batch, batch.x)["gradient"].item()
+        for norm in ("image", "batch")
+    )
+    rms = np.sqrt((lengths**2).mean())
+    assert ours / script == pytest.approx(size**1.5 * lengths.mean() / rms, rel=1e-10)
+    assert ours == pytest.approx(0.5 * lengths.mean(), rel=1e-10)
 
 
 # --- Identities between methods
@@ -646,6 +789,17 @@ def test_igdm_ignores_a_constant() -> None:
     terms = Igdm().loss(nets, batch, random_images(batch))
     assert terms["igdm"].item() == pytest.approx(0, abs=1e-12)
     assert terms["kl_adv"].item() > 0.01
+
+
+def test_igdm_s_alpha_beside_the_script_s_rslad() -> None:
+    """Ten times as strong for one epoch's share, by half more at the end: 0.9 acts as 13.5."""
+    nets, adv = flat_nets(Igdm()), random_images(flat_batch())
+    plain, script = (
+        Igdm(base="rslad", alpha=alpha, script_base=scripted).loss(nets, flat_batch(), adv)
+        for alpha, scripted in ((13.5, False), (0.9, True))
+    )
+    for name, term in plain.items():
+        assert term.item() == pytest.approx(10 * script[name].item(), rel=1e-12)
 
 
 def test_igdm_grows_over_the_epochs() -> None:

@@ -33,8 +33,15 @@ BRANCHES: dict[str, tuple[dict[str, Any], ...]] = {
     "akd": ({"teacher_input": "clean"},),
     "dgad": ({"swap": False},),
     "fitnet": ({"inputs": "adv"},),
-    "igdm": ({"base": "trades"}, {"base": "mtard"}),
-    "kdiga": ({"inputs": "adv"},),
+    "igdm": (
+        {"base": "trades"},
+        {"base": "mtard"},
+        {"base": "rslad", "script_base": True, "script_passes": True},
+    ),
+    "kdiga": (
+        {"inputs": "adv"},
+        {"inputs": "adv", "train_mode_attack": True, "script_passes": True},
+    ),
     "saad": ({"beta": 0.2},),
     "gacd": (
         {"student_input": "both", "symmetric": True},

@@ -229,6 +229,22 @@ def test_official_trains_alike_in_every_suite() -> None:
     assert (trainings.pop().batch, suites.DIGITS.training.batch) == (128, 64)
 
 
+def test_official_training_of_igdm_follows_its_base() -> None:
+    """RSLAD's script has 300 epochs and three milestones, the others the suite's."""
+    common = {"weight_decay": 2e-4, "drop_last": False}
+    for base, changes in (
+        ("adaad", {"clamp_start": False}),
+        ("ard", {}),
+        ("rslad", {"epochs": 300, "milestones": (0.7, 0.86, 0.95), "clamp_start": False}),
+    ):
+        (run, *_) = student_runs(f"--method igdm --base {base} --official --suite cifar")
+        assert run.spec.training == dataclasses.replace(
+            suites.CIFAR.training, **common, **changes
+        ), base
+        assert run.spec.hyper["script_base"] is True
+        assert repeat_student(run.command) == run
+
+
 def test_recipe_names_are_fields_of_the_training() -> None:
     assert set(RECIPE) < {field.name for field in dataclasses.fields(suites.Training)}
 
@@ -347,5 +363,5 @@ def test_students_record_the_protocol_of_their_suite(name: str) -> None:
     run = plan.plan_runs(RunOptions(method="natural", suite=name), {})[0]
     recorded = {key: str(value) for key, value in run.spec.flat().items()}
     protocol = suites.protocols()[suites.get(name).id]
-    assert len(protocol) == 21
+    assert len(protocol) == 25
     assert protocol.items() <= recorded.items()

@@ -273,10 +273,11 @@ def choose_method(options: RunOptions, name: str, hyper: dict[str, Any]) -> Meth
     """Return a method with its starting values, but for these hyper-parameters."""
     start, training = dict[str, Any](), dict[str, Any]()
     if options.official:
-        method_class = load_method(name)
-        start = official_values(method_class)
-        training = {setting: value for setting, value, _ in method_class.recipe}
-    return MethodChoice(name, build_method(name, start | hyper), start, training)
+        start = official_values(load_method(name))
+    method = build_method(name, start | hyper)
+    if options.official:
+        training = {setting: value for setting, value, _ in method.official_recipe()}
+    return MethodChoice(name, method, start, training)
 
 
 def training_flags(options: RunOptions) -> dict[str, float]:

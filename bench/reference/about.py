@@ -70,7 +70,7 @@ def describe_official(method: type[Method]) -> tuple[OfficialSetting, ...]:
         if value is not None:
             default, reason = str(field.default), field.metadata["help"]
             settings.append(OfficialSetting(field.name, str(value), default, reason))
-    for name, value, reason in method.recipe:
+    for name, value, reason in method().official_recipe():
         settings.append(OfficialSetting(name, str(value), "", reason))
     return tuple(settings)
 
