@@ -63,14 +63,18 @@ class ClassMeans(nn.Module):
     def set_extra_state(self, state: Tensor) -> None:
         self.epoch = int(state)
 
-    def begin_step(self, batch: Batch, strength: float) -> None:
+    def begin_step(self, batch: Batch, strength: float = 1.0) -> None:
         """Update the values if an epoch begins. Call it in each step, before `add`."""
         if batch.epoch != self.epoch:
-            if self.counts.min() > 0:
-                self.update(self.sums / self.counts, strength)
+            self.end_epoch(strength)
             self.sums.zero_()
             self.counts.zero_()
             self.epoch = batch.epoch
+
+    def end_epoch(self, strength: float) -> None:
+        """Update the values from an epoch in which every class occurred, else keep them all."""
+        if self.counts.min() > 0:
+            self.update(self.sums / self.counts, strength)
 
     def add(self, values: Tensor, y: Tensor) -> None:
         """Add the values of a batch's images: (kinds, B); y: (B,)."""
