@@ -1,8 +1,8 @@
 """Adversarial training by the generalised Kullback-Leibler divergence (GKL-AT): no teacher.
 
-TRADES with GKL in place of KL. Code: jiequancui/DKL, DKLv2 at c5e8ad2; all that methods/gkl.py
-names of its adversarial training, and beta, and that the clean logits pass a gradient in wMSE and none in
-sCE. Left out: as there.
+TRADES with GKL in place of KL. Code: jiequancui/DKL, DKLv2 at c5e8ad2. From it: beta, what
+methods/gkl.py names of its adversarial training, and that the clean logits pass a gradient in wMSE
+and none in sCE. Left out: as there.
 """
 
 from dataclasses import dataclass

@@ -907,8 +907,8 @@ def test_gkl_s_prior(case: Gkl) -> None:
             case.loss(nets, part, adv)
             net = nets.teacher if case.teacher_roles else nets.student
             np.add.at(sums, part.y.numpy(), formulas.softmax(formulas.logits(net, part.x) / 2))
-        seen = np.isin(np.arange(3), labels)
-        prior[seen] = sums[seen] / sums[seen].sum(axis=1, keepdims=True)
+        present = np.isin(np.arange(3), labels)
+        prior[present] = sums[present] / sums[present].sum(axis=1, keepdims=True)
     assert np.abs(prior[2] - 1 / 3).max() > 0.01
 
 
@@ -994,8 +994,8 @@ def test_vgap_ignores_width_scale_and_rotation() -> None:
     features, turn = nets.teacher.features, torch.linalg.qr(torch.randn(9, 7).double()).Q
     nets.teacher.features = lambda x: 5 * features(x) @ turn.T + 3
     for name in ("gram", "gram_adv"):
-        turned = Vgap().loss(nets, batch, adv)[name].item()
-        assert turned == pytest.approx(expected[name].item(), rel=1e-9)
+        rotated = Vgap().loss(nets, batch, adv)[name].item()
+        assert rotated == pytest.approx(expected[name].item(), rel=1e-9)
     nets.teacher.features = lambda x: features(x) * (2 if x is adv else 1)
     wider = Vgap().loss(nets, batch, adv)
     assert wider["gram"].item() == pytest.approx(expected["gram"].item(), rel=1e-9)
