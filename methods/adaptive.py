@@ -63,19 +63,23 @@ class ClassMeans(nn.Module):
     def set_extra_state(self, state: Tensor) -> None:
         self.epoch = int(state)
 
-    def begin_step(self, batch: Batch, strength: float, class_sums: bool = False) -> None:
-        """Update the values if an epoch begins. Call it in each step, before `add`.
-
-        class_sums: divide each class's sum by the mean number of images of a class. Else an epoch
-        without images of a class changes nothing.
-        """
+    def begin_step(self, batch: Batch, strength: float = 1.0, class_sums: bool = False) -> None:
+        """Update the values if an epoch begins. Call it in each step, before `add`."""
         if batch.epoch != self.epoch:
-            counts = self.counts.mean().expand_as(self.counts) if class_sums else self.counts
-            if counts.min() > 0:
-                self.update(self.sums / counts, strength)
+            self.end_epoch(strength, class_sums)
             self.sums.zero_()
             self.counts.zero_()
             self.epoch = batch.epoch
+
+    def end_epoch(self, strength: float, class_sums: bool) -> None:
+        """Update the values from an epoch in which every class occurred, else keep them all.
+
+        class_sums: divide each class's sum by the mean number of images of a class; then a class
+        may be missing.
+        """
+        counts = self.counts.mean().expand_as(self.counts) if class_sums else self.counts
+        if counts.min() > 0:
+            self.update(self.sums / counts, strength)
 
     def add(self, values: Tensor, y: Tensor) -> None:
         """Add the values of a batch's images: (kinds, B); y: (B,)."""

@@ -251,7 +251,42 @@ def peeraid(a: At) -> Terms:
     }
 
 
+def lbgat(a: At) -> Terms:
+    n = logits(a.nets.parts["natural"], a.x)
+    return {
+        "mse": ((a.s_adv - n) ** 2).mean(),
+        "natural_ce": ce(n, a.y).mean(),
+        "kl_adv": a.m.beta * kl(a.s, a.s_adv).mean(),
+    }
+
+
+def gkl_at(a: At) -> Terms:
+    """The clean logits pass a gradient in the squared error alone."""
+    return gkl_terms(a, a.s, a.sg.s)
+
+
 # --- Soft labels of one teacher
+
+
+def gkl(a: At) -> Terms:
+    return gkl_terms(a, a.t, a.t)
+
+
+def gkl_terms(a: At, target: Array, fixed: Array) -> Terms:
+    """Sum over all pairs of classes, of the weights too."""
+    q = a.buffer("classes.prior")[a.y] ** a.m.gamma
+    total, weight = 0.0, 0.0
+    for t, s, row in zip(target, a.s_adv, q, strict=True):
+        for i in range(len(row)):
+            for j in range(len(row)):
+                total += row[i] * row[j] * ((t[i] - t[j]) - (s[i] - s[j])) ** 2
+                weight += row[i] * row[j]
+    soft = -(softmax(fixed) * np.log(softmax(a.s_adv))).sum(axis=1).mean()
+    return {
+        "ce": ce(a.s, a.y).mean(),
+        "soft_ce": a.m.alpha * soft,
+        "wmse": a.m.beta * total / weight / 4,
+    }
 
 
 def kd(a: At) -> Terms:
@@ -462,7 +497,33 @@ def ciard(a: At) -> Terms:
     return terms | ({"teacher_ce": ce(learner, a.y).mean()} if a.done >= a.m.begin else {})
 
 
+def dard(a: At) -> Terms:
+    """The robust teacher sees the attack's own examples; its attack draws nothing."""
+    u = a.m.dpgd(a.nets.teacher, a.batch)
+    p = (softmax(logits(a.nets.teacher, u)) + softmax(a.n)) / 2
+    target = softmax(p) if a.m.resoftened else p
+    return {
+        "kl_adv": a.m.alpha * kl_of_probabilities(target, softmax(a.s_adv)).mean(),
+        "ce_adv": (1 - a.m.alpha) * ce(a.s_adv, a.y).mean(),
+    }
+
+
 # --- Features
+
+
+def vgap(a: At) -> Terms:
+    share, grams = a.m.alpha, {}
+    for name, net in (("s", a.nets.student), ("t", a.nets.teacher)):
+        f_adv, f_nat = (f - f.mean(axis=0) for f in (features(net, a.adv), features(net, a.x)))
+        variance = (f_nat**2).sum()
+        grams[name] = f_adv @ f_adv.T / variance, f_nat @ f_nat.T / variance
+    distances = [((s - t) ** 2).sum() for s, t in zip(grams["s"], grams["t"], strict=True)]
+    return {
+        "kl_adv": share * kl(a.t, a.s_adv).mean(),
+        "kl": (1 - share) * kl(a.t, a.s).mean(),
+        "gram_adv": a.m.beta * distances[0],
+        "gram": a.m.beta * distances[1],
+    }
 
 
 def fitnet(a: At) -> Terms:
@@ -616,7 +677,7 @@ def critic(estimator: str, e: Array, z: float, y: Array) -> tuple[Array, Array]:
 FORMULAS = (
     natural, pgd_at, trades, mart, peeraid, kd, ard, iad, adaiad, akd, rslad, fair_rslad, absld,
     adaad, dgad, igdm, saad, kdiga, iad2, mtard, bmtard, ciard, fitnet, rrm, crdnd, crd, crd_adv,
-    gacd,
+    gacd, lbgat, gkl, gkl_at, dard, vgap,
 )  # fmt: skip
 REFERENCES: dict[str, Callable[[At], Terms]] = {formula.__name__: formula for formula in FORMULAS}
 
@@ -649,6 +710,20 @@ def own_clean(a: At) -> Array:
 
 def peer_clean(a: At) -> Array:
     return kl(logits(a.nets.parts["peer"], a.x), a.s_adv)
+
+
+def dice_of_the_first_step(a: At) -> Array:
+    """DPGD's objective at its first step, whose share of the wrong images is -1 / 2n."""
+    return dice_objective(a, -1 / (2 * a.batch.budget.steps))
+
+
+def dice_objective(a: At, share: float) -> Array:
+    p, losses = softmax(a.s_adv), []
+    for chosen in (p.argmax(axis=1) == a.y, p.argmax(axis=1) != a.y):
+        hot = one_hot(a.y, 3)[chosen]
+        top = 2 * (p[chosen] * hot).sum() + 1e-5
+        losses.append(1 - top / ((p[chosen] ** 2).sum() + (hot**2).sum() + 1e-5))
+    return (1 - share) * losses[0] + share * losses[1]
 
 
 def linearised(a: At) -> Array:

@@ -221,7 +221,7 @@ def test_families() -> None:
     controls = {name for name, family in families.items() if family == "control"}
     teacher_free = {name for name, family in families.items() if family == "teacher-free"}
     assert controls == {"crd_adv", "natural"}
-    assert teacher_free == {"mart", "peeraid", "pgd_at", "trades"}
+    assert teacher_free == {"gkl_at", "lbgat", "mart", "peeraid", "pgd_at", "trades"}
     assert {*families.values()} == {"control", "teacher-free", "distiller"}
 
 

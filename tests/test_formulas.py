@@ -32,16 +32,20 @@ from methods.contrast import Contrast
 from methods.crd import Contrastive, Crd
 from methods.crd_adv import CrdAdv
 from methods.crdnd import Crdnd, denoising_matrix
+from methods.dard import Dard
 from methods.dgad import Dgad
 from methods.fair_rslad import FairRslad
 from methods.fitnet import Fitnet
 from methods.gacd import Gacd
+from methods.gkl import ClassPrior, Gkl, soft_ce, weighted_mse
+from methods.gkl_at import GklAt
 from methods.iad import Iad
 from methods.iad2 import Iad2
 from methods.igdm import Igdm
 from methods.inner import Objective, eval_logits, kl_between, mode, pgd
 from methods.kd import Kd
 from methods.kdiga import Kdiga
+from methods.lbgat import Lbgat
 from methods.mart import Mart
 from methods.mtard import Balance, Mtard
 from methods.natural import Natural
@@ -51,6 +55,7 @@ from methods.rrm import Rrm
 from methods.rslad import Rslad
 from methods.saad import Saad
 from methods.trades import Trades
+from methods.vgap import Vgap
 
 # --- Values and gradients, at random images
 
@@ -89,9 +94,12 @@ CASES: tuple[Method, ...] = tuple(
             Crd(estimator="infonce", tau=0.5, symmetric=False),
             CrdAdv(lambda_con=0.5),
             Crdnd(clean_share=0.6, tau=0.3),
+            Dard(alpha=0.4),
             Dgad(beta=2.0, swap=False),
             FairRslad(alpha=0.6),
             Fitnet(inputs="adv", beta=3.0),
+            Gkl(alpha=1.5, beta=3.0, gamma=0.2),
+            GklAt(alpha=1.5, beta=3.0, gamma=0.2, tau=1.0),
             Iad(beta=0.7, tau=2.0),
             Iad(beta=1.0, detach=True),
             Iad(begin=0.7),
@@ -105,6 +113,7 @@ CASES: tuple[Method, ...] = tuple(
             *(Igdm(base=name, alpha=7.0, script_base=True) for name in ("ard", "rslad", "trades")),
             Kdiga(inputs="adv", alpha=0.3, gamma=2.0, tau=3.0),
             Kdiga(gamma=2.0, gradient_norm="batch"),
+            Lbgat(beta=2.0),
             Mart(beta=2.0),
             Peeraid(tau=2.0, l2=0.7, l3=0.3, g1=0.4, g2=0.9),
             Rrm(alpha=0.4),
@@ -112,6 +121,7 @@ CASES: tuple[Method, ...] = tuple(
             Saad(alpha=3.0, beta=0.4),
             Saad(beta=0.4, shifted=True),
             Trades(beta=2.0),
+            Vgap(alpha=0.6, beta=7.0),
             *(Gacd(**switch) for switch in SWITCHES),
         )
     )
@@ -176,7 +186,7 @@ def difference_quotient(
 def with_unequal_state(nets: Nets) -> Nets:
     """Make adapted weights and temperatures differ, as after some training."""
     for name, buffer in nets.parts.named_buffers():
-        if name.endswith(("weights", "tau")):
+        if name.endswith(("weights", "tau", "prior")):
             buffer.copy_(torch.linspace(0.6, 1.4, buffer.numel()).view_as(buffer))
     return nets
 
@@ -244,10 +254,11 @@ INNER: tuple[tuple[Callable[[At], Array], str, tuple[Method, ...]], ...] = (
     ),
     (formulas.true_label, "uniform", (Fitnet(inputs="adv"), Kdiga(inputs="adv"))),
     (formulas.true_label, "gauss", (Mart(), Mtard(), Bmtard(), Ciard())),
-    (formulas.teacher_clean, "gauss", (Rslad(), FairRslad(), Crdnd())),
+    (formulas.teacher_clean, "gauss", (Rslad(), FairRslad(), Crdnd(), Gkl(), Vgap())),
     (formulas.teacher_softened, "gauss", (Absld(), Absld(aliased=True))),
     (formulas.teacher_adv, "gauss", (Adaad(), Adaiad(), Dgad(), Igdm())),
-    (formulas.own_clean, "gauss", (Trades(),)),
+    (formulas.own_clean, "gauss", (Trades(), GklAt(), Lbgat())),
+    (formulas.dice_of_the_first_step, "none", (Dard(),)),
     (formulas.peer_clean, "gauss", (Peeraid(),)),
     (formulas.linearised, "gauss", (Saad(), Saad(slope=0.3))),
     (formulas.feature_angle, "gauss", (Gacd(inner="feature"),)),
@@ -283,7 +294,7 @@ def test_every_attack_has_an_objective() -> None:
     assert covered >= {method for method in METHODS.values() if method().adversarial}
 
 
-@pytest.mark.parametrize("name", ["ard", "iad", "iad2"])
+@pytest.mark.parametrize("name", ["ard", "dard", "iad", "iad2"])
 def test_official_attack_in_train_mode(name: str) -> None:
     case = METHODS[name](**official_values(METHODS[name]))
     assert record_attack(case, flat_nets(case), flat_batch()).train
@@ -300,7 +311,7 @@ def test_no_attack(case: Method) -> None:
     assert torch.equal(case.attack(flat_nets(case), flat_batch()), flat_batch().x)
 
 
-@pytest.mark.parametrize("case", [Trades(), Peeraid()], ids=label)
+@pytest.mark.parametrize("case", [Trades(), Peeraid(), GklAt(), Lbgat()], ids=label)
 def test_target_of_the_attack_is_of_eval_mode(case: Method) -> None:
     """The objective is zero where net and target agree in eval mode, and is not in train mode."""
     nets, batch = contract.networks(case), contract.images(LABELS)
@@ -324,6 +335,7 @@ OFFICIAL: dict[str, dict[str, Any]] = {
     "ciard": {"train_mode_teacher": True, "reduction": "mean", "script_passes": True},
     "crd": {"memory": 16384},
     "crdnd": {"denoise": False},
+    "dard": {"train_mode_attack": True, "resoftened": True},
     "dgad": {"script_passes": True},
     "fair_rslad": {"reduction": "mean", "class_sums": True},
     "iad": {"begin": 60 / 200, "trust_all": True, "plain_self": True, "train_mode_attack": True},
@@ -366,6 +378,7 @@ def test_official_values(name: str) -> None:
                 Crd,
                 CrdAdv,
                 Fitnet,
+                Dard,
                 Gacd,
                 Kdiga,
                 Rrm,
@@ -388,6 +401,8 @@ def test_official_values(name: str) -> None:
             )
         ),
         *((method(), 2) for method in (Peeraid, Rslad, Saad, Trades)),
+        *((method(), 2) for method in (Gkl, GklAt, Lbgat, Vgap)),
+        (Dard(train_mode_attack=True), 1 + contract.BUDGET.steps),
         (Adaad(alpha=0.5), 2),
         (Adaad(extra_forward=True), 2),
         (Ard(alpha=0.5), 2),
@@ -421,7 +436,12 @@ def test_forwards_that_move_batch_statistics(case: Method, count: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("case", "part"), [(Peeraid(), "peer"), (Ciard(train_mode_teacher=True), "teacher")]
+    ("case", "part"),
+    [
+        (Peeraid(), "peer"),
+        (Lbgat(), "natural"),
+        (Ciard(train_mode_teacher=True), "teacher"),
+    ],
 )
 def test_a_part_s_batch_statistics_move_once(case: Method, part: str) -> None:
     nets = contract.networks(case)
@@ -587,6 +607,7 @@ def short_training(case: Method, budget: Budget = SOME) -> Tensor:
         (CrdAdv(), Gacd(weight="none", symmetric=True, teacher_input="clean")),
         (CrdAdv(symmetric=False), Gacd(weight="none", teacher_input="clean")),
         (CrdAdv(lambda_con=0.0), PgdAt()),
+        (Vgap(beta=0.0, alpha=0.6), Rslad(alpha=0.6)),
         (FairRslad(power=0.0), Rslad()),
         (Fitnet(beta=0.0), Natural()),
         (Fitnet(inputs="adv", beta=0.0), PgdAt()),
@@ -618,6 +639,7 @@ def test_equal_methods(first: Method, second: Method) -> None:
     [
         (Adaad(alpha=0.6), Adaad()),
         (Akd(alpha=1.0), Kd(alpha=1.0, tau=1.0)),
+        (Dard(alpha=0.0), PgdAt()),
         (Dgad(beta=1.0, swap=False), Dgad(beta=3.0, swap=False)),
         (Crd(lambda_con=0.2), CrdAdv()),
         (Gacd(lambda_con=0.0, lambda_ce=0.0, lambda_kd=1.0, tau_kd=3.0), Ard(tau=3.0)),
@@ -637,7 +659,9 @@ def test_equal_methods_without_an_attack(first: Method, second: Method) -> None:
 
 
 @pytest.mark.parametrize(
-    "case", [Absld(), Bmtard(), FairRslad(), Igdm(alpha=1.0), Saad(), Dgad(), Mtard()], ids=label
+    "case",
+    [Absld(), Bmtard(), FairRslad(), Igdm(alpha=1.0), Saad(), Dgad(), Mtard(), Vgap()],
+    ids=label,
 )
 def test_what_a_method_adds_has_an_effect(case: Method) -> None:
     """The identities above do not hold for want of an effect."""
@@ -649,6 +673,7 @@ def test_what_a_method_adds_has_an_effect(case: Method) -> None:
         Saad: Adaad(),
         Dgad: Adaad(),
         Mtard: Mtard(eta=0.0),
+        Vgap: Rslad(),
     }
     assert (short_training(case) - short_training(plain[type(case)])).abs().max() > 1e-5
 
@@ -738,6 +763,7 @@ def test_reduction_scales_the_divergences(name: str, classes: int) -> None:
             method()
             for method in (Absld, Adaad, Ard, Bmtard, FairRslad, Iad, Igdm, Mtard, Rslad, Saad)
         ),
+        Vgap(),
         *(
             Adaad(alpha=0.5),
             Akd(alpha=1.0),
@@ -1014,6 +1040,128 @@ def test_class_means_wait_for_every_class() -> None:
     assert nets.parts["classes"].get_buffer("counts").tolist() == torch.bincount(batch.y).tolist()
 
 
+@pytest.mark.parametrize("classes", [2, 10, 100])
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+def test_gkl_s_error_is_the_sum_over_all_pairs(classes: int, offset: float) -> None:
+    """Also far from the origin, where a difference of two squares would lose the digits."""
+    random = torch.Generator().manual_seed(0)
+    target, logits, q = torch.randn(3, 5, classes, generator=random, dtype=torch.float64)
+    target, weights = target + offset, q.softmax(dim=1) ** 0.4
+    gap = target - logits
+    pairs = weights[:, :, None] * weights[:, None]
+    naive = (pairs * (gap[:, :, None] - gap[:, None]) ** 2).sum() / pairs.sum() / 4
+    assert weighted_mse(target, logits, weights).item() == pytest.approx(naive.item(), rel=1e-9)
+
+
+@pytest.mark.parametrize("case", [Gkl(tau=2.0), GklAt(tau=2.0)], ids=label)
+def test_gkl_s_prior(case: Gkl) -> None:
+    """By class, the last epoch's mean softened probabilities; a class without images keeps its."""
+    nets, prior = flat_nets(case), np.full((3, 3), 1 / 3)
+    for epoch, labels in enumerate(([0, 1, 2, 2, 2, 1], [0, 1, 1, 0, 1, 1], LABELS)):
+        batch = dataclasses.replace(flat_batch(epoch=epoch, epochs=9), y=torch.tensor(labels))
+        other = dataclasses.replace(batch, x=1 - batch.x)
+        sums = np.zeros((3, 3))
+        for part in (batch, other):
+            adv = case.attack(nets, part)
+            assert nets.parts["classes"].prior.numpy() == pytest.approx(prior, rel=1e-5)
+            case.loss(nets, part, adv)
+            net = nets.teacher if case.teacher_roles else nets.student
+            np.add.at(sums, part.y.numpy(), formulas.softmax(formulas.logits(net, part.x) / 2))
+        present = np.isin(np.arange(3), labels)
+        prior[present] = sums[present] / sums[present].sum(axis=1, keepdims=True)
+    assert np.abs(prior[2] - 1 / 3).max() > 0.01
+
+
+def test_gkl_s_prior_is_of_all_processes() -> None:
+    """They average the sums and the counts at an epoch's end: the rows stay means."""
+    single, averaged = ClassPrior(3), ClassPrior(3)
+    single.add_logits(torch.eye(3)[[0, 0, 1]], torch.tensor([0, 0, 1]), 1.0)
+    averaged.load_state_dict(single.state_dict())
+    averaged.sums /= 4
+    averaged.counts /= 4
+    for part in (single, averaged):
+        part.begin_step(flat_batch(epoch=1))
+    torch.testing.assert_close(single.prior, averaged.prior)
+    torch.testing.assert_close(single.prior.sum(dim=1), torch.ones(3))
+    assert (single.prior[2] == 1 / 3).all()
+
+
+def test_gkl_at_s_clean_logits_learn_from_the_squared_error_alone() -> None:
+    target = torch.randn(4, 3, requires_grad=True)
+    logits, weights = torch.randn(4, 3), torch.full((4, 3), 1 / 3)
+    case, nets = GklAt(), contract.networks(GklAt())
+    terms = case.terms(nets, contract.images([0, 1, 2, 0]), target, target, logits)
+    assert not terms["soft_ce"].requires_grad
+    (gradient,) = torch.autograd.grad(terms["wmse"], target)
+    assert gradient.any()
+    assert soft_ce(target, target).item() > 0
+    assert weighted_mse(target, target, weights).item() == 0
+
+
+def test_dard_s_attack_turns_to_the_wrong_images() -> None:
+    """Step i of n weighs them by (i - 1) / 2n; the next attack begins anew; no image is no loss."""
+    nets, batch = flat_nets(Dard()), flat_batch(Budget(0.3, 0.1, 5))
+    for _ in range(2):
+        objective = record_attack(Dard(), nets, batch).objective
+        for i in range(5):
+            adv = random_images(batch) * (1 - 0.1 * i)
+            expected = formulas.dice_objective(At(Dard(), nets, batch, adv), (i - 1) / 10)
+            assert objective(nets.student, adv).item() == pytest.approx(expected, rel=1e-9)
+    right = dataclasses.replace(batch, y=nets.student(batch.x).argmax(dim=1))
+    objective = record_attack(Dard(), nets, right).objective
+    assert 0 < objective(nets.student, batch.x).item() < 1.05
+
+
+def test_dard_s_robust_teacher_sees_its_own_examples() -> None:
+    """Where its attack cannot move, it sees the clean images."""
+    nets, batch = flat_nets(Dard()), flat_batch()
+    adv = random_images(batch)
+    moved = loss_value(Dard(), nets, batch, adv)
+    still = loss_value(Dard(), nets, dataclasses.replace(batch, budget=NONE), adv)
+    assert moved != pytest.approx(still, rel=1e-3)
+
+
+@pytest.mark.parametrize("logits", [0.0, 300.0])
+def test_dard_s_target_is_finite(logits: float) -> None:
+    """Also where one teacher rules a class out."""
+    nets, batch = flat_nets(Dard()), flat_batch()
+    nets.teachers["natural"].last.weight.mul_(logits)
+    assert math.isfinite(loss_value(Dard(), nets, batch, random_images(batch)))
+
+
+def test_lbgat_s_networks_train_each_other() -> None:
+    nets, batch = flat_nets(Lbgat()), flat_batch()
+    terms, reached = Lbgat().loss(nets, batch, random_images(batch)), {}
+    for name, term in terms.items():
+        for part, module in (("student", nets.student), ("natural", nets.parts["natural"])):
+            gradients = torch.autograd.grad(
+                term, list(module.parameters()), allow_unused=True, retain_graph=True
+            )
+            if any(gradient is not None for gradient in gradients):
+                reached.setdefault(name, []).append(part)
+    assert reached == {
+        "mse": ["student", "natural"],
+        "natural_ce": ["natural"],
+        "kl_adv": ["student"],
+    }
+
+
+def test_vgap_ignores_width_scale_and_rotation() -> None:
+    """Of the teacher's features, but not how far they spread at x~ beside x."""
+    nets, batch = flat_nets(Vgap()), flat_batch()
+    adv = random_images(batch)
+    expected = Vgap().loss(nets, batch, adv)
+    features, turn = nets.teacher.features, torch.linalg.qr(torch.randn(9, 7).double()).Q
+    nets.teacher.features = lambda x: 5 * features(x) @ turn.T + 3
+    for name in ("gram", "gram_adv"):
+        rotated = Vgap().loss(nets, batch, adv)[name].item()
+        assert rotated == pytest.approx(expected[name].item(), rel=1e-9)
+    nets.teacher.features = lambda x: features(x) * (2 if x is adv else 1)
+    wider = Vgap().loss(nets, batch, adv)
+    assert wider["gram"].item() == pytest.approx(expected["gram"].item(), rel=1e-9)
+    assert wider["gram_adv"].item() > 2 * expected["gram_adv"].item()
+
+
 def test_ciard_s_teacher_learns_once_it_has_begun() -> None:
     """The copy, slowly and with momentum of its own; the robust teacher itself never."""
     case = Ciard(begin=0.5)
@@ -1089,9 +1237,10 @@ def test_peer_and_student_do_not_train_each_other(detach: bool) -> None:
     }
 
 
-def test_peer_begins_as_another_network() -> None:
-    nets = contract.networks(Peeraid())
-    student, peer = nets.student.state_dict(), nets.parts["peer"].state_dict()
+@pytest.mark.parametrize(("case", "part"), [(Peeraid(), "peer"), (Lbgat(), "natural")])
+def test_a_network_beside_the_student_begins_as_another(case: Method, part: str) -> None:
+    nets = contract.networks(case)
+    student, peer = nets.student.state_dict(), nets.parts[part].state_dict()
     assert student.keys() == peer.keys()
     assert not torch.equal(student["trunk.0.weight"], peer["trunk.0.weight"])
     assert not torch.equal(student["linear.weight"], peer["linear.weight"])
@@ -1140,7 +1289,9 @@ def copy_weights(net: nn.Module) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("gamma", [0.005, 0.1])
-@pytest.mark.parametrize("case", [PgdAt(), Gacd(bank=16), Mtard(), Absld(), Ciard()], ids=label)
+@pytest.mark.parametrize(
+    "case", [PgdAt(), Gacd(bank=16), Mtard(), Absld(), Ciard(), Gkl()], ids=label
+)
 def test_weight_perturbation(case: Method, gamma: float) -> None:
     """Each matrix moves by gamma of its norm along the gradient; all state is restored."""
     nets, batch = contract.networks(case), contract.images(LABELS)

@@ -54,8 +54,8 @@ BRANCHES: dict[str, tuple[dict[str, Any], ...]] = {
 ROBUST = ("robust",)
 BOTH = ("robust", "natural")
 ROLES = {
-    **dict.fromkeys(("natural", "pgd_at", "trades", "mart", "peeraid"), ()),
-    **dict.fromkeys(("iad2", "mtard", "bmtard", "ciard"), BOTH),
+    **dict.fromkeys(("natural", "pgd_at", "trades", "mart", "peeraid", "lbgat", "gkl_at"), ()),
+    **dict.fromkeys(("iad2", "mtard", "bmtard", "ciard", "dard"), BOTH),
 }
 
 
@@ -95,7 +95,8 @@ def test_igdm_refuses_itself_and_methods_without_an_attack(base: str) -> None:
 def test_epoch_dependent_methods() -> None:
     """All others' captured steps serve in every epoch."""
     dependent = {name for name in methods.builtin() if methods.load(name)().epoch_dependent}
-    assert dependent == {"absld", "bmtard", "ciard", "fair_rslad", "igdm", "mtard"}
+    by_class = {"absld", "fair_rslad", "gkl", "gkl_at"}
+    assert dependent == by_class | {"bmtard", "ciard", "igdm", "mtard"}
 
 
 @pytest.mark.parametrize(
