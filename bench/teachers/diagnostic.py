@@ -77,7 +77,7 @@ def collect_outputs(net: Net, train: Split, norm: str, eps: float) -> TeacherOut
 
 def describe_attack(norm: str, eps: float) -> str:
     """Return the attack for people: "PGD-10, l-inf 0.03137"."""
-    return f"PGD-{STEPS}, {NORM_LABELS[norm]} {eps:.4g}"  # type: ignore[index]
+    return f"PGD-{STEPS}, {NORM_LABELS[norm]} {eps:.4g}"
 
 
 def report(outputs: TeacherOutputs, attack: str) -> Iterator[str]:
@@ -114,7 +114,7 @@ def class_lines(outputs: TeacherOutputs) -> list[str]:
     """Return a table of the classes that have images, the surest first."""
     nat, adv = softmax_entropy(outputs.nat), softmax_entropy(outputs.adv)
     rows = []
-    for label in outputs.y.unique().tolist():
+    for label in torch.bincount(outputs.y).nonzero().flatten().tolist():
         of = outputs.y == label
         unlearnable = outputs.unlearnable[of]
         shares = _percent(outputs.right[of]), _percent(~unlearnable)
