@@ -112,12 +112,13 @@ def _render_tables(site: Site) -> dict[str, str]:
 def _write_site(site: Site, tables: Mapping[str, str], out: Path) -> None:
     from leaderboards.render.site.analysis_files import render_analysis_files
     from leaderboards.render.site.boards import render_files
+    from leaderboards.render.site.class_pages import render_class_files
     from leaderboards.render.site.pages import render_pages
 
     for folder in ("assets", "tables", *PAGE_FOLDERS):
         (out / folder).mkdir(parents=True, exist_ok=True)
     current = set()
-    files = render_files(site), render_analysis_files(site)
+    files = render_files(site), render_analysis_files(site), render_class_files(site)
     for name, text in chain(tables.items(), render_pages(site), *files):
         _replace_file(out / name, text.encode(errors="backslashreplace"))
         current.add(out / name)

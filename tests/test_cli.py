@@ -181,6 +181,7 @@ BAD = [
     ),
     ("teacher verify robust", 2, "'robust' is a role in a suite"),
     ("teacher verify nobody --limit-test 0", 2, "--limit-test 0: at least 1"),
+    ("teacher verify nobody --limit-train 0", 2, "--limit-train 0: at least 1"),
     ("teacher verify nobody", 2, "unknown teacher 'nobody'"),
     ("leaderboard --suite digit", 2, "unknown suite 'digit': did you mean 'digits'?"),
     ("leaderboard --store file", 2, "--store 'file': a folder, and this is a file"),

@@ -54,7 +54,7 @@ SMALL = {
     "evaluate": EVALUATE,
     "teacher train": {"--suite": "digits"} | IMAGES,
     "teacher import": {"--arch": NETWORK, "--dataset": "digits", "--limit-test": "100"},
-    "teacher verify": {"--limit-test": "100"},
+    "teacher verify": {"--limit-test": "100", "--limit-train": "100"},
     "model": {"--store": "one-row"},
     "analyze": {"--store": "one-row", "--workers": "1"},
 }

@@ -252,7 +252,7 @@ def test_leaderboard(folder: Path) -> None:
 
 def test_a_teacher_is_cached_and_verified_by_hash(folder: Path) -> None:
     assert "trained here, digits@3" in run_bench("teacher list", folder).stdout
-    result = run_bench("teacher verify resnet8-w16-trades --limit-test 8", folder)
+    result = run_bench("teacher verify resnet8-w16-trades --limit-test 8 --limit-train 8", folder)
     assert re.search(r"file has sha256 [0-9a-f]{64}, a resnet8-w16 for digits", result.stdout)
     (file,) = (folder / "runs" / "teachers").glob("*.pt")
     content = file.read_bytes()

@@ -27,10 +27,10 @@ NORMALISATION_IMAGES = 500  # test images on which other normalisations are trie
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
-def check_image_count(count: int, least: int) -> None:
-    """Raise UsageError for a measurement on too few test images."""
+def check_image_count(count: int, least: int, flag: str = "--limit-test") -> None:
+    """Raise UsageError for a measurement on too few images."""
     if count < least:
-        raise UsageError(f"--limit-test {count}: at least {least}")
+        raise UsageError(f"{flag} {count}: at least {least}")
 
 
 def accuracy_margin(percent: float, images: int, total: float = math.inf) -> float:

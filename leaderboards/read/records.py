@@ -9,7 +9,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from leaderboards.schema import fields, metrics
@@ -119,13 +118,7 @@ def record_row(record: Record) -> dict[str, Any]:
     for name, (_, values) in record.curves.items():
         if values and name.startswith(metrics.METRIC_PREFIXES):
             row[name] = values[-1]
-    row |= record.metrics
-    by_class = record.accuracies_by_class
-    if clean := by_class.get(metrics.CLEAN):
-        row[metrics.WORST_CLASS_CLEAN] = min(clean)
-    if robust := by_class.get(metrics.RANK_METRIC):
-        row |= {metrics.WORST_CLASS: min(robust), metrics.CLASS_SPREAD: float(np.std(robust))}
-    return row
+    return row | record.metrics | record.class_metrics
 
 
 def frame_rows(runs: pd.DataFrame) -> list[dict[Any, Any]]:

@@ -107,10 +107,11 @@ PARAMETERS, MULTIPLY_ADDS = f"{COST}parameters", f"{COST}multiply_adds"
 TEACHER_PARAMETERS = f"{COST}teacher_parameters"
 TEACHER_MULTIPLY_ADDS = f"{COST}teacher_multiply_adds"
 # Derived from labels and verdicts, not recorded: of the classes' accuracies the lowest, and the
-# standard deviation.
+# standard deviation, under AutoAttack and clean. Records have no verdicts of other attacks.
 CLASS = "class/"
-WORST_CLASS_CLEAN, WORST_CLASS = f"{CLASS}worst_clean", f"{CLASS}worst"
-CLASS_SPREAD = f"{CLASS}spread"
+WORST_CLASS, CLASS_SPREAD = f"{CLASS}worst", f"{CLASS}spread"
+WORST_CLASS_CLEAN, CLASS_SPREAD_CLEAN = f"{WORST_CLASS}_clean", f"{CLASS_SPREAD}_clean"
+CLASS_METRICS = WORST_CLASS, CLASS_SPREAD, WORST_CLASS_CLEAN, CLASS_SPREAD_CLEAN
 # Derived from the runs of a row: the share of the teacher's robustness, the harmonic mean of clean
 # and robust accuracy, and what the last checkpoint loses against the best.
 KEPT, BALANCE, DROP = "row/kept", "row/balance", "row/drop"
@@ -131,6 +132,7 @@ METRICS = {
         Metric(WORST_CLASS, "Worst class", "%", 100, True),
         Metric(WORST_CLASS_CLEAN, "Worst class, clean", "%", 100, True),
         Metric(CLASS_SPREAD, "Spread over classes", "%", 100, False),
+        Metric(CLASS_SPREAD_CLEAN, "Spread over classes, clean", "%", 100, False),
         Metric(KEPT, "Kept", "%", 100, True),
         Metric(BALANCE, "Balance", "%", 100, True),
         Metric(DROP, "Drop", "%", 100, False),

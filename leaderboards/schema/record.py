@@ -255,7 +255,7 @@ class Record(StrictModel):
         return "{\n" + ",\n".join(lines) + "\n}\n"
 
     @cached_property
-    def accuracies_by_class(self) -> dict[str, list[float]]:
+    def accuracies_by_class(self) -> dict[str, dict[int, float]]:
         """The accuracy on each class that has images, clean and under AutoAttack, by metric.
 
         {} where no labels were kept. A class that AutoAttack did not see has none there.
@@ -271,11 +271,25 @@ class Record(StrictModel):
             accuracies[metrics.RANK_METRIC] = _mean_by_class(labels[: survived.size], survived)
         return accuracies
 
+    @property
+    def class_metrics(self) -> dict[str, float]:
+        """The lowest accuracy of a class and the deviation over classes, as far as they follow."""
+        names = {
+            metrics.RANK_METRIC: (metrics.WORST_CLASS, metrics.CLASS_SPREAD),
+            metrics.CLEAN: (metrics.WORST_CLASS_CLEAN, metrics.CLASS_SPREAD_CLEAN),
+        }
+        values: dict[str, float] = {}
+        for metric, by_class in self.accuracies_by_class.items():
+            worst, spread = names[metric]
+            accuracies = [*by_class.values()]
+            values |= {worst: min(accuracies), spread: float(np.std(accuracies))}
+        return values
 
-def _mean_by_class(labels: Classes, verdicts: Verdicts) -> list[float]:
+
+def _mean_by_class(labels: Classes, verdicts: Verdicts) -> dict[int, float]:
     images = np.bincount(labels)
     correct = np.bincount(labels, weights=verdicts)
-    return [float(share) for share in correct[images > 0] / images[images > 0]]
+    return {int(c): float(correct[c] / images[c]) for c in np.flatnonzero(images)}
 
 
 def build_record(

@@ -190,7 +190,7 @@ def _choose_columns(runs: pd.DataFrame) -> tuple[Column, ...]:
     for checkpoint in [name for name in CHECKPOINTS if name != BEST]:
         names = [accuracy_name(attack, checkpoint) for attack in ("aa", "pgd20")]
         chosen += [name for name in names if name in present][:1]
-    others = metrics.WORST_CLASS, metrics.CLASS_SPREAD, metrics.TRAIN_SECONDS
+    others = *metrics.CLASS_METRICS, metrics.TRAIN_SECONDS
     chosen += [name for name in others if name in present]
     return tuple(Column(metric, describe_metric(metric).label) for metric in chosen)
 

@@ -59,13 +59,20 @@ class ListTeachersOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyTeacherOptions(CommonOptions):
-    """Check a teacher's file, measure clean accuracy and PGD-20, and write them on its card."""
+    """Check a teacher's file, measure clean accuracy and PGD-20, and write them on its card.
+
+    Then print how sure it is of training images, by class and on those that stay unlearnable, and
+    what that means for the methods that weigh images by their teacher.
+    """
 
     name: Positional[Annotated[str, option("NAME", "as `teacher list` shows it")]]
     suite: Annotated[
         str, option("NAME|FILE.toml", "whose norm and eps to use", "the first with its data set")
     ] = ""
     limit_test: Annotated[int, option("N", "use the first N test images")] = 1000
+    limit_train: Annotated[int, option("N", "of the diagnostic: the first N training images")] = (
+        1000
+    )
 
 
 MeasureOptions = ImportTeacherOptions | VerifyTeacherOptions
@@ -131,13 +138,17 @@ def list_teachers(options: ListTeachersOptions) -> None:
 
 
 def verify_teacher(options: VerifyTeacherOptions) -> None:
-    """Check hash and keys, measure clean accuracy and PGD-20, and write them on the card."""
+    """Check hash and keys, measure clean accuracy and PGD-20, and write them on the card.
+
+    Print the diagnostic on training images.
+    """
     from bench import datasets
     from bench.execution.suite_file import resolve_suite
     from bench.teachers import cards, checks
     from bench.teachers.releases import Release, resolve_release
 
     checks.check_image_count(options.limit_test, 1)
+    checks.check_image_count(options.limit_train, 1, "--limit-train")
     card = cards.find_card(options.store, options.name)
     info = datasets.get(card.dataset)
     norm: Norm = "Linf"
@@ -153,6 +164,23 @@ def verify_teacher(options: VerifyTeacherOptions) -> None:
     print(f"{card.identity}: file has sha256 {card.sha256}, a {card.arch} for {card.dataset}")
     card = dataclasses.replace(card, norm=norm, eps=eps)
     cards.write_card(options.store, measure_teacher(net, card, release, options))
+    print_diagnostic(net, card, options)
+
+
+def print_diagnostic(net: Net, card: Card, options: VerifyTeacherOptions) -> None:
+    """Print how sure a teacher is of training images, in the norm and radius of its card."""
+    from bench.datasets.loading import load_data
+    from bench.system import environment
+    from bench.teachers import diagnostic
+
+    # The images of a split are in a fixed random order.
+    train = load_data(card.dataset, options.data_root, test=False).train
+    train = train.select(slice(options.limit_train))
+    net = net.to(environment.resolve_device(options.device))
+    outputs = diagnostic.collect_outputs(net, train, card.norm, card.eps)
+    attack = diagnostic.describe_attack(card.norm, card.eps)
+    for line in diagnostic.report(outputs, attack):
+        print(line)
 
 
 def measure_teacher(net: Net, card: Card, release: Release | None, options: MeasureOptions) -> Card:

@@ -12,6 +12,7 @@ from leaderboards.render.figures import analysis_views
 from leaderboards.render.figures.plotly_charts import build_chart
 from leaderboards.render.figures.views import row_labels
 from leaderboards.render.numbers import format_cell
+from leaderboards.render.site.class_pages import WORST_CLASS_PAGE
 from leaderboards.render.site.site_map import Site, SiteRow, Task
 from leaderboards.schema import analysis
 from leaderboards.schema.analysis import GROUPS, part_label, split_name
@@ -174,11 +175,12 @@ def percent_share(table: AnalysisTable, row: Row, metric: str) -> int | None:
 
 def analysis_links(site: Site, task: Task) -> list[tuple[str, str, str]]:
     """Return (page, title, path) of the analysis pages of a task."""
-    tables = site.analyses.get(task.path)
-    if tables is None:
-        return []
+    tables = site.analyses.get(task.path, {})
     pages = [(name, table.group.title) for name, table in tables.items()]
-    pages.append((WHAT_TEACHES, "Which features teach"))
+    if tables:
+        pages.append((WHAT_TEACHES, "Which features teach"))
+    if task.path in site.class_tables:
+        pages.append((WORST_CLASS_PAGE, "Worst class"))
     return [(name, title, task.analysis_path(name)) for name, title in pages]
 
 

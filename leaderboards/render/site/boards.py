@@ -23,7 +23,7 @@ from leaderboards.tables.suite_tables import Section
 if TYPE_CHECKING:
     import pandas as pd
 
-SHORT = {CLASS_SPREAD: "Spread"}
+SHORT = {CLASS_SPREAD: "Spread", metrics.CLASS_SPREAD_CLEAN: "Spread, clean"}
 MEANINGS = {
     metrics.CLEAN: "Accuracy on the test images as they are.",
     metrics.WORST_CLASS: "AutoAttack accuracy on the class where it is lowest.",
@@ -33,9 +33,12 @@ MEANINGS = {
     DROP: "Points lost from the best checkpoint to that of the last epoch, on the same images.",
     metrics.TRAIN_SECONDS: "Minutes of training. They compare only on one idle machine.",
     metrics.WORST: "Share of images that no attack of the suite fools.",
+    metrics.WORST_CLASS_CLEAN: "Clean accuracy on the class where it is lowest.",
+    metrics.CLASS_SPREAD_CLEAN: "Standard deviation of the clean accuracies of the classes.",
 }
+HIDDEN = (metrics.WORST, metrics.WORST_CLASS_CLEAN, metrics.CLASS_SPREAD_CLEAN)
 # The columns that a board shows at first, in their order, behind AutoAttack.
-SHOWN = tuple(name for name in MEANINGS if name != metrics.WORST)
+SHOWN = tuple(name for name in MEANINGS if name not in HIDDEN)
 
 
 def board_columns(section: Section, table: TaskTable) -> list[Column]:

@@ -7,7 +7,7 @@ import weakref
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +24,11 @@ from leaderboards.render.site.analysis_pages import (
     run_analysis,
 )
 from leaderboards.render.site.boards import FUNCTIONS, board_stems, run_ids_of
+from leaderboards.render.site.class_pages import CLASS_FUNCTIONS, render_class_pages
 from leaderboards.render.site.site_map import Site, SiteRow, Task
 from leaderboards.schema import fields, metrics
 from leaderboards.schema.metrics import ATTACK_LABELS, CHECKPOINT_LABELS, describe_metric
+from leaderboards.schema.record import Record
 from leaderboards.schema.spec import flatten_names
 from leaderboards.tables.published import HEADING
 
@@ -51,6 +53,7 @@ def render_pages(site: Site) -> Iterator[tuple[str, str]]:
     for task in site.tasks:
         yield task.path, template.render(root="../", **_task_values(site, task))
     yield from render_analysis(site, engine)
+    yield from render_class_pages(site, engine)
     template = engine.get_template("method.html.j2")
     for name, path in site.method_paths.items():
         yield path, template.render(root="../", **_method_values(site, name))
@@ -72,7 +75,7 @@ def _engine(site: Site) -> jinja2.Environment:
         "site": site, "published": HEADING, "rank": metrics.RANK_METRIC, "metrics": metrics,
         "fields": fields, "describe_protocol": describe_protocol, **FORMATS,
         "stems": board_stems(site), **FUNCTIONS, "summarise_method": summarise_method,
-        "layout_diagram": layout_diagram, **ANALYSIS_FUNCTIONS,
+        "layout_diagram": layout_diagram, **ANALYSIS_FUNCTIONS, **CLASS_FUNCTIONS,
     }  # fmt: skip
     parts: Any = engine.get_template("parts.html.j2").module
     # Many runs, one after the other, have the same protocol, settings and environment.
@@ -136,11 +139,8 @@ def _method_values(site: Site, method: str) -> dict[str, Any]:
 def _run_values(site: Site, site_row: SiteRow, run: Mapping[str, Any]) -> dict[str, Any]:
     record = run["record"]
     settings = [(name, run[f"param/{name}"]) for name in site.varying[site_row.section.experiment]]
-    by_class = []
-    for name, shares in record.accuracies_by_class.items():
-        by_class.append((describe_metric(name).label, [*map(format_percent, shares)]))
     return {
-        "site_row": site_row, "row": site_row.row, "run": run, "by_class": by_class,
+        "site_row": site_row, "row": site_row.row, "run": run, "by_class": _class_lines(record),
         "protocol": tuple(describe_run(run)), "accuracies": _accuracies(site, run),
         "charts": [*map(build_chart, run_views(record.curves))],
         "analysis": run_analysis(record), "cost": cost_lines(record.metrics),
@@ -150,6 +150,17 @@ def _run_values(site: Site, site_row: SiteRow, run: Mapping[str, Any]) -> dict[s
             for name, value in flatten_names(record.environment, " ")
         ),
     }  # fmt: skip
+
+
+def _class_lines(record: Record) -> tuple[list[int], list[tuple[str, list[str]]]]:
+    """Return the classes, and lines of a label and the accuracy on each, "-" without images."""
+    by_class = record.accuracies_by_class
+    classes = sorted(set(chain.from_iterable(by_class.values())))
+    lines = []
+    for name, shares in by_class.items():
+        texts = [format_percent(shares.get(label, math.nan)) for label in classes]
+        lines.append((describe_metric(name).label, texts))
+    return classes, lines
 
 
 def _accuracies(site: Site, run: Mapping[str, Any]) -> list[tuple[str, list[str]]]:

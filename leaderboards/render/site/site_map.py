@@ -19,6 +19,7 @@ from leaderboards.schema.method_card import MethodCard
 from leaderboards.schema.metrics import is_accuracy, sort_attacks
 from leaderboards.tables.across_tasks import robustness_kept
 from leaderboards.tables.analysis_tables import AnalysisTable, build_analysis, is_analysed
+from leaderboards.tables.class_accuracy import ClassTable, build_class_table
 from leaderboards.tables.model_pairs import ModelComparison, compare_models
 from leaderboards.tables.rows import Row, TaskTable
 from leaderboards.tables.suite_tables import Section
@@ -188,9 +189,21 @@ class Site:
             task.path: correlate_measures(task.table, self.runs) for task in self.analysed_tasks
         }
 
+    @cached_property
+    def class_tables(self) -> dict[str, ClassTable]:
+        """The accuracies by class of each task that has some, by the path of its page."""
+        tables = {task.path: build_class_table(task.table, self.runs) for task in self.tasks}
+        return {path: table for path, table in tables.items() if table}
+
     @property
     def analysed_tasks(self) -> list[Task]:
         return [task for task in self.tasks if task.path in self.analyses]
+
+    @property
+    def examined_tasks(self) -> list[Task]:
+        """The tasks with a page of the analysis: of measures, or of classes."""
+        pages = self.analyses.keys() | self.class_tables.keys()
+        return [task for task in self.tasks if task.path in pages]
 
     @cached_property
     def model_comparisons(self) -> list[ModelComparison]:
