@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from methods.base import Gather, own_rows
 from methods.inner import at_least_float32
 
 Z_MOMENTUM = 0.99
@@ -52,16 +53,21 @@ class Contrast(nn.Module):
         """(B, teacher width) -> (B, dim), unit length."""
         return _embed(self.project_t, f)
 
-    def forward(self, f_t: Tensor, f_s: Tensor, y: Tensor, symmetric: bool) -> Losses:
-        """Return the losses of each anchor's positive pair and of its negatives, (B,) each."""
-        with torch.autocast(f_t.device.type, enabled=False):
-            return self._losses(self.embed_t(f_t), self.embed_s(f_s), y, symmetric)
+    def forward(
+        self, f_t: Tensor, f_s: Tensor, y: Tensor, symmetric: bool, gather: Gather = own_rows
+    ) -> Losses:
+        """Return the losses of each anchor's positive pair and of its negatives, (B,) each.
 
-    def _losses(self, t: Tensor, s: Tensor, y: Tensor, symmetric: bool) -> Losses:
+        gather: the batch's. Anchors are this device's, candidates and Z those of all devices.
+        """
+        with torch.autocast(f_t.device.type, enabled=False):
+            return self._losses(self.embed_t(f_t), self.embed_s(f_s), y, symmetric, gather)
+
+    def _losses(self, t: Tensor, s: Tensor, y: Tensor, symmetric: bool, gather: Gather) -> Losses:
         """`forward` for embeddings t, s: (B, dim)."""
+        candidates_s, candidates_t, labels = whole = gather(s), gather(t), gather(y)
         if self.training:
-            self._track_z(t @ s.T / self.tau)
-        candidates_s, candidates_t, labels = s, t, y
+            self._track_z(candidates_t @ candidates_s.T / self.tau)
         if len(self.bank_y):
             # Copies, because the banks move on before the backward pass.
             candidates_s = self.bank_s.to(s.dtype, copy=True)
@@ -76,7 +82,7 @@ class Contrast(nn.Module):
             positive_s, negative_s = self._anchor_losses(pairs, scores, allowed)
             positive, negative = positive + positive_s, negative + negative_s
         if self.training and len(self.bank_y):
-            self._push(s.detach(), t.detach(), y)
+            self._push(*(values.detach() for values in whole))
         return positive, negative
 
     def _anchor_losses(self, pairs: Tensor, scores: Tensor, allowed: Tensor) -> Losses:
@@ -104,7 +110,7 @@ class Contrast(nn.Module):
 
     @torch.no_grad()
     def _push(self, s: Tensor, t: Tensor, y: Tensor) -> None:
-        """Put a batch at the head of the queues; the oldest embeddings fall out."""
+        """Put the whole batch at the head of the queues; the oldest embeddings fall out."""
         size = len(self.bank_y)
         for bank, new in ((self.bank_s, s), (self.bank_t, t), (self.bank_y, y)):
             bank.copy_(torch.cat([new, bank])[:size])

@@ -49,7 +49,9 @@ class Crd(Method):
         with torch.no_grad():
             anchor = nets.teacher.features(batch.x)
         features = nets.student.features(adv)
-        positive, negative = nets.parts["contrast"](anchor, features, batch.y, self.symmetric)
+        positive, negative = nets.parts["contrast"](
+            anchor, features, batch.y, self.symmetric, batch.gather
+        )
         ce = F.cross_entropy(nets.student.head(features), batch.y)
         return {"contrast": self.lambda_con * (positive + negative).mean(), "ce": ce}
 
