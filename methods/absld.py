@@ -30,7 +30,7 @@ class ClassTemperatures(ClassMeans):
 
     @torch.no_grad()
     def add_losses(self, logits_nat: Tensor, logits_adv: Tensor, y: Tensor) -> None:
-        """Add the cross-entropies of the student's logits, (B, C) each."""
+        """Add the cross-entropies of the student's logits of the whole batch, (B, C) each."""
         ce_nat = F.cross_entropy(at_least_float32(logits_nat), y, reduction="none")
         ce_adv = F.cross_entropy(at_least_float32(logits_adv), y, reduction="none")
         self.add(torch.stack([ce_nat, ce_adv]), y)
@@ -94,7 +94,8 @@ class Absld(Method):
     def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
         tau_nat, tau_adv = self.temperatures(nets, batch)
         logits_adv, logits_nat = nets.student(adv), nets.student(batch.x)
-        nets.parts["classes"].add_losses(logits_nat, logits_adv, batch.y)  # type: ignore[operator]
+        measured = (logits_nat.detach(), logits_adv.detach(), batch.y)
+        nets.parts["classes"].add_losses(*map(batch.gather, measured))  # type: ignore[operator]
         target = nets.teacher_logits(batch)
         weight = kl_scale(self.reduction, target.shape[1])
         return {

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from methods.base import Batch
+from methods.base import Batch, Gather, own_rows
 from methods.inner import at_least_float32
 from methods.recipes import THREE_MILESTONES
 
@@ -32,11 +32,13 @@ class TeacherTemperatures(nn.Module):
         self.register_buffer("entropy", torch.ones(2))
 
     @torch.no_grad()
-    def forward(self, robust: Tensor, natural: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, robust: Tensor, natural: Tensor, gather: Gather = own_rows
+    ) -> tuple[Tensor, Tensor]:
         """Soften both teachers' logits, (B, C), into targets without gradient."""
         softened = robust / self.tau[0], natural / self.tau[1]
         for i, logits in enumerate(softened):
-            self.entropy[i] = softmax_entropy(logits).mean()
+            self.entropy[i] = gather(softmax_entropy(logits)).mean()
         return softened
 
     def move(self, rate: float) -> None:
@@ -82,7 +84,7 @@ class ClassMeans(nn.Module):
             self.update(self.sums / counts, strength)
 
     def add(self, values: Tensor, y: Tensor) -> None:
-        """Add the values of a batch's images: (kinds, B); y: (B,)."""
+        """Add the values of the whole batch's images: (kinds, B); y: (B,)."""
         self.sums.index_add_(1, y, values.to(self.sums))
         self.counts.index_add_(0, y, torch.ones_like(y, dtype=self.counts.dtype))
 

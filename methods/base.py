@@ -6,6 +6,7 @@ once with `hp`: the command line, the documentation and the tuner read them from
 
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -75,11 +76,21 @@ class Net(nn.Module):
         return self.head(self.features(x))
 
 
+# From the rows of one device to those of all, in the order of the batch.
+Gather = Callable[[Tensor], Tensor]
+
+
+def own_rows(values: Tensor) -> Tensor:
+    """Return the rows of a single device, which are all there are."""
+    return values
+
+
 @dataclass(frozen=True)
 class Batch:
     """One training batch, in an epoch that counts from 0, with the suite's inner-attack budget.
 
     x: (B, C, H, W) float in [0, 1]; y: (B,) int64; index: (B,) positions in the training set.
+    Several devices have a part of B images each; `gather` and `mean` are over the whole batch.
     """
 
     x: Tensor
@@ -89,6 +100,8 @@ class Batch:
     epochs: int
     num_train: int
     budget: Budget
+    # All devices' rows of a tensor that has one for each image, with their gradients.
+    gather: Gather = dataclasses.field(default=own_rows, repr=False, compare=False)
     # For `Nets.teacher_logits`.
     cached_logits: dict[nn.Module, Tensor] = dataclasses.field(
         default_factory=dict, init=False, repr=False, compare=False
@@ -98,6 +111,10 @@ class Batch:
     def progress(self) -> float:
         """The share of the epochs that is done after this one, in (0, 1]."""
         return (self.epoch + 1) / self.epochs
+
+    def mean(self, statistic: Tensor) -> Tensor:
+        """Return the mean over the devices of what each computed from its part of the batch."""
+        return self.gather(statistic[None]).mean(dim=0)
 
     def reached(self, share: float) -> bool:
         """Return whether this share of the epochs is done. Share 0 is, whatever the epoch."""

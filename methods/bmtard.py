@@ -45,7 +45,8 @@ class Bmtard(Mtard):
 
     def targets(self, nets: Nets, batch: Batch, adv: Tensor) -> tuple[Tensor, Tensor]:
         robust, natural = super().targets(nets, batch, adv)
-        return nets.parts["uncertainty"](robust, natural)  # type: ignore[no-any-return]
+        uncertainty = nets.parts["uncertainty"]
+        return uncertainty(robust, natural, batch.gather)  # type: ignore[no-any-return]
 
     def after_step(self, nets: Nets, batch: Batch) -> None:
         super().after_step(nets, batch)

@@ -103,7 +103,7 @@ class Ciard(Method):
             robust_adv = nets.parts["teacher"](adv)
         natural_adv = nets.teacher_logits_at(adv, "natural")
         natural = nets.teacher_logits(batch, "natural")
-        target_robust, target_natural = nets.parts["uncertainty"](robust_adv, natural)
+        target_robust, target_natural = nets.parts["uncertainty"](robust_adv, natural, batch.gather)
         logits_adv = nets.student(adv)
         with still_statistics(nets.student) if self.script_passes else nullcontext():
             logits_nat = nets.student(batch.x)
@@ -114,8 +114,10 @@ class Ciard(Method):
         }
         wrong = (natural_adv.argmax(dim=1) != batch.y).float()
         distance = (wrong * kl(natural_adv, logits_adv / 5)).sum()
-        distance = weight * distance / wrong.sum().clamp(min=1)
-        target_size, size = power_of_ten(*terms.values()), power_of_ten(distance)
+        # Not min=1: of several devices' mean number, one image is less. Without any, D is 0.
+        distance = weight * distance / batch.mean(wrong.sum()).clamp(min=1e-6)
+        sizes = batch.mean(torch.stack([*terms.values(), distance]).detach())
+        target_size, size = power_of_ten(sizes[:-1]), power_of_ten(sizes[-1:])
         terms["push"] = -self.push * target_size / size * distance
         if batch.reached(self.begin):
             terms["teacher_ce"] = F.cross_entropy(robust_adv, batch.y)
@@ -125,10 +127,9 @@ class Ciard(Method):
         nets.parts["uncertainty"].move(self.rate * rate_decay(batch))  # type: ignore[operator]
 
 
-def power_of_ten(*values: Tensor) -> Tensor:
-    """Return the power of ten not above the smallest of positive values, without gradient."""
-    smallest = torch.stack([value.detach() for value in values]).min()
-    return 10 ** smallest.clamp(min=1e-6).log10().floor()
+def power_of_ten(values: Tensor) -> Tensor:
+    """Return the power of ten not above the smallest of positive values."""
+    return 10 ** values.min().clamp(min=1e-6).log10().floor()
 
 
 METHOD = Ciard

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from methods.base import Gather, own_rows
 from methods.inner import at_least_float32
 
 Z_MOMENTUM = 0.99
@@ -55,16 +56,21 @@ class Contrast(nn.Module):
         """(B, teacher width) -> (B, dim), unit length."""
         return _embed(self.project_t, f)
 
-    def forward(self, f_t: Tensor, f_s: Tensor, y: Tensor, symmetric: bool) -> Losses:
-        """Return the losses of each anchor's positive pair and of its negatives, (B,) each."""
-        with torch.autocast(f_t.device.type, enabled=False):
-            return self._losses(self.embed_t(f_t), self.embed_s(f_s), y, symmetric)
+    def forward(
+        self, f_t: Tensor, f_s: Tensor, y: Tensor, symmetric: bool, gather: Gather = own_rows
+    ) -> Losses:
+        """Return the losses of each anchor's positive pair and of its negatives, (B,) each.
 
-    def _losses(self, t: Tensor, s: Tensor, y: Tensor, symmetric: bool) -> Losses:
+        gather: the batch's. Anchors are this device's, candidates and Z those of all devices.
+        """
+        with torch.autocast(f_t.device.type, enabled=False):
+            return self._losses(self.embed_t(f_t), self.embed_s(f_s), y, symmetric, gather)
+
+    def _losses(self, t: Tensor, s: Tensor, y: Tensor, symmetric: bool, gather: Gather) -> Losses:
         """`forward` for embeddings t, s: (B, dim)."""
+        candidates_s, candidates_t, labels = whole = gather(s), gather(t), gather(y)
         if self.training:
-            self._track_z(t @ s.T / self.tau)
-        candidates_s, candidates_t, labels = s, t, y
+            self._track_z(candidates_t @ candidates_s.T / self.tau)
         if len(self.bank_y):
             # Copies, because the banks move on before the backward pass.
             candidates_s = self.bank_s.to(s.dtype, copy=True)
@@ -80,7 +86,7 @@ class Contrast(nn.Module):
             positive_s, negative_s = self._anchor_losses(pairs, scores, allowed, self.log_z)
             positive, negative = positive + positive_s, negative + negative_s
         if self.training and len(self.bank_y):
-            self._push(s.detach(), t.detach(), y)
+            self._push(*(values.detach() for values in whole))
         return positive, negative
 
     def _anchor_losses(
@@ -112,7 +118,7 @@ class Contrast(nn.Module):
 
     @torch.no_grad()
     def _push(self, s: Tensor, t: Tensor, y: Tensor) -> None:
-        """Put a batch at the head of the queues; the oldest embeddings fall out."""
+        """Put the whole batch at the head of the queues; the oldest embeddings fall out."""
         size = len(self.bank_y)
         for bank, new in ((self.bank_s, s), (self.bank_t, t), (self.bank_y, y)):
             bank.copy_(torch.cat([new, bank])[:size])
@@ -152,7 +158,9 @@ class MemoryContrast(Contrast):
         # -1: no entry yet.
         self.register_buffer("memory_y", torch.full((num_train,), -1))
 
-    def against_memory(self, f_t: Tensor, f_s: Tensor, y: Tensor, index: Tensor) -> Losses:
+    def against_memory(
+        self, f_t: Tensor, f_s: Tensor, y: Tensor, index: Tensor, gather: Gather = own_rows
+    ) -> Losses:
         """Return the losses of `forward` in both directions; index: (B,) training images."""
         with torch.autocast(f_t.device.type, enabled=False):
             t, s = self.embed_t(f_t), self.embed_s(f_s)
@@ -166,10 +174,11 @@ class MemoryContrast(Contrast):
                 scores = anchor @ memory.to(anchor.dtype, copy=True).T / self.tau
                 pairs, scores = scores.gather(1, index[:, None])[:, 0], scores.gather(1, drawn)
                 if self.training:
-                    _fix_z(log_z, pairs, scores, allowed)
+                    _fix_z(log_z, pairs, scores.masked_fill(~allowed, -math.inf), gather)
                 losses.append(self._anchor_losses(pairs, scores, allowed, log_z))
             if self.training:
-                self._remember(s.detach(), t.detach(), y, index)
+                whole = (gather(values.detach()) for values in (s, t, y, index))
+                self._remember(*whole)
         positive, negative = (torch.stack(sides).sum(dim=0) for sides in zip(*losses, strict=True))
         return positive, negative
 
@@ -186,7 +195,7 @@ class MemoryContrast(Contrast):
 
     @torch.no_grad()
     def _remember(self, s: Tensor, t: Tensor, y: Tensor, index: Tensor) -> None:
-        """Move the entries of a batch's images halfway to their embeddings."""
+        """Move the entries of the whole batch's images halfway to their embeddings."""
         for memory, new in ((self.memory_s, s), (self.memory_t, t)):
             mean = MEMORY_MOMENTUM * memory[index] + (1 - MEMORY_MOMENTUM) * new.to(memory)
             memory.index_copy_(0, index, F.normalize(mean, dim=1))
@@ -194,10 +203,13 @@ class MemoryContrast(Contrast):
 
 
 @torch.no_grad()
-def _fix_z(log_z: Tensor, pairs: Tensor, scores: Tensor, allowed: Tensor) -> None:
-    """Set log Z, if it is not set, to that of the mean exponential of all pairs and negatives."""
-    exponents = torch.cat([pairs[:, None], scores.masked_fill(~allowed, -math.inf)], dim=1)
-    count = (allowed.sum() + len(pairs)).to(pairs.dtype)
+def _fix_z(log_z: Tensor, pairs: Tensor, scores: Tensor, gather: Gather) -> None:
+    """Set log Z, if it is not set, to that of the mean exponential of all pairs and negatives.
+
+    scores: (B, K), minus infinity for what is no negative.
+    """
+    exponents = gather(torch.cat([pairs[:, None], scores], dim=1))
+    count = exponents.isfinite().sum().to(pairs.dtype)
     now = exponents.logsumexp(dim=(0, 1)) - count.log()
     log_z.copy_(torch.where(log_z.isnan(), now, log_z))
 

@@ -40,7 +40,9 @@ class Contrastive(Method):
 
     def contrast(self, nets: Nets, batch: Batch, anchor: Tensor, features: Tensor) -> Tensor:
         """Return l_i from the teacher's and the student's features: (B,)."""
-        positive, negative = nets.parts["contrast"](anchor, features, batch.y, self.symmetric)
+        positive, negative = nets.parts["contrast"](
+            anchor, features, batch.y, self.symmetric, batch.gather
+        )
         return positive + negative  # type: ignore[no-any-return]
 
     def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
@@ -95,7 +97,9 @@ class Crd(Contrastive):
         if not self.memory:
             return super().contrast(nets, batch, anchor, features)
         part: MemoryContrast = nets.parts["contrast"]  # type: ignore[assignment]
-        positive, negative = part.against_memory(anchor, features, batch.y, batch.index)
+        positive, negative = part.against_memory(
+            anchor, features, batch.y, batch.index, batch.gather
+        )
         return positive + negative
 
 

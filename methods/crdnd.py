@@ -55,8 +55,11 @@ class Crdnd(Method):
     def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
         target_adv, target_nat = nets.teacher_logits_at(adv), nets.teacher_logits(batch)
         logits_adv, logits_nat = nets.student(adv), nets.student(batch.x)
-        adv_term = (1 - self.clean_share) * self.contrast(logits_adv, target_adv, batch.y)
-        nat_term = self.clean_share * self.contrast(logits_nat, target_nat, batch.y)
+        # Every device contrasts all devices' images.
+        gather, y = batch.gather, batch.gather(batch.y)
+        adv_term = self.contrast(gather(logits_adv), gather(target_adv), y)
+        nat_term = self.contrast(gather(logits_nat), gather(target_nat), y)
+        adv_term, nat_term = (1 - self.clean_share) * adv_term, self.clean_share * nat_term
         return {"contrast_adv": adv_term, "contrast": nat_term}
 
     def contrast(self, logits: Tensor, target: Tensor, y: Tensor) -> Tensor:

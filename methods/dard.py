@@ -68,7 +68,7 @@ class Dard(Method):
 
     def dpgd(self, net: nn.Module, batch: Batch, train: bool = False) -> Tensor:
         """Return the attack's examples for any network."""
-        objective = dice_objective(batch.y, batch.budget.steps)
+        objective = dice_objective(batch)
         return pgd(net, batch.x, objective, batch.budget, start="none", train=train)
 
     def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
@@ -90,15 +90,16 @@ def log_mean(first: Tensor, second: Tensor) -> Tensor:
     return torch.logaddexp(log_p, log_q) - math.log(2)
 
 
-def dice_objective(y: Tensor, steps: int) -> Objective:
+def dice_objective(batch: Batch) -> Objective:
     """Return DPGD's objective for one attack: each call is a step and shifts its weights."""
-    call = -1
+    call, y = -1, batch.gather(batch.y)
 
     def objective(net: nn.Module, adv: Tensor) -> Tensor:
         nonlocal call
         call += 1
-        share = (call - 1) / (2 * steps)
-        p = at_least_float32(net(adv)).softmax(dim=1)
+        share = (call - 1) / (2 * batch.budget.steps)
+        # The sums are those of the whole batch.
+        p = batch.gather(at_least_float32(net(adv)).softmax(dim=1))
         right = (p.argmax(dim=1) == y).to(p.dtype)
         return (1 - share) * dice(p, y, right) + share * dice(p, y, 1 - right)
 

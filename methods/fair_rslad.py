@@ -63,7 +63,7 @@ class FairRslad(Method):
         # kappa: attack steps at which each image is right, (B,).
         objective, kappa = count_correct(kl_to(nets.teacher_logits(batch)), batch.y)
         adv = pgd(nets.student, batch.x, objective, batch.budget, start="gauss")
-        class_weights.add(kappa[None], batch.y)
+        class_weights.add(batch.gather(kappa)[None], batch.gather(batch.y))
         return adv
 
     def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:

@@ -127,13 +127,14 @@ class Gacd(CrdAdv):
             target = nets.teacher.head(anchor)
         features_adv, views = self.student_features(nets, batch, adv)
         weights = self.sample_weights(target, batch.y)
-        statistics.update(weights, contrast.embed_s(views[0].detach()))
+        embeddings = contrast.embed_s(views[0].detach())
+        statistics.update(batch.gather(weights), batch.gather(embeddings))
         terms = {}
         if self.trains_features(batch):
-            w, losses = weights / weights.mean().clamp(min=1e-6), []
+            w, losses = weights / batch.mean(weights.mean()).clamp(min=1e-6), []
             # The contrast updates Z and the queue at each call.
             for view in views:
-                positive, negative = contrast(anchor, view, batch.y, self.symmetric)
+                positive, negative = contrast(anchor, view, batch.y, self.symmetric, batch.gather)
                 w_negative = w if self.weigh == "all" else 1.0
                 losses.append((w * positive + w_negative * negative).mean())
             terms["contrast"] = self.lambda_con * torch.stack(losses).mean()

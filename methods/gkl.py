@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from methods.adaptive import ClassMeans
-from methods.base import Batch, Method, Net, Nets, Paper, hp
+from methods.base import Batch, Gather, Method, Net, Nets, Paper, hp, own_rows
 from methods.inner import at_least_float32, kl_to, pgd
 
 
@@ -37,7 +37,7 @@ class ClassPrior(ClassMeans):
 
     @torch.no_grad()
     def add_logits(self, logits: Tensor, y: Tensor, tau: float) -> None:
-        """Add the softened probabilities of clean logits, (B, C)."""
+        """Add the softened probabilities of the whole batch's clean logits, (B, C)."""
         self.add((at_least_float32(logits) / tau).softmax(dim=1).T, y)
 
     def end_epoch(self, strength: float, class_sums: bool) -> None:
@@ -112,11 +112,11 @@ class Gkl(Method):
         classes = self.class_prior(nets, batch)
         # Copies: a step adds to the sums, and the next epoch overwrites the prior.
         weights = classes.prior[batch.y].to(target.dtype) ** self.gamma
-        classes.add_logits(target, batch.y, self.tau)
+        classes.add_logits(batch.gather(target.detach()), batch.gather(batch.y), self.tau)
         return {
             "ce": F.cross_entropy(logits_nat, batch.y),
             "soft_ce": self.alpha * soft_ce(target.detach(), logits_adv),
-            "wmse": self.beta * weighted_mse(target, logits_adv, weights),
+            "wmse": self.beta * weighted_mse(target, logits_adv, weights, batch.gather),
         }
 
 
@@ -126,15 +126,21 @@ def soft_ce(target: Tensor, logits: Tensor) -> Tensor:
     return -(probabilities * at_least_float32(logits).log_softmax(dim=1)).sum(dim=1).mean()
 
 
-def weighted_mse(target: Tensor, logits: Tensor, weights: Tensor) -> Tensor:
-    """Return wMSE from the factors of the weights, w_iab = weights_ia weights_ib: (B, C) each."""
+def weighted_mse(
+    target: Tensor, logits: Tensor, weights: Tensor, gather: Gather = own_rows
+) -> Tensor:
+    """Return wMSE from the factors of the weights, w_iab = weights_ia weights_ib: (B, C) each.
+
+    The sum of the weights is that of the whole batch.
+    """
     gap = at_least_float32(target) - at_least_float32(logits)
     total = weights.sum(dim=1, keepdim=True)
     # sum_ab w_a w_b (g_a - g_b)^2 = 2 W sum_a w_a (g_a - mean)^2, with W = sum_a w_a and the
     # weighted mean: no B x C x C tensor, which 100 classes would fill.
     mean = (weights * gap).sum(dim=1, keepdim=True) / total
     spread = total * (weights * (gap - mean) ** 2).sum(dim=1, keepdim=True)
-    return spread.sum() / (2 * (total**2).sum())
+    squares = gather((total**2).sum()[None])
+    return spread.sum() / (2 * squares.mean())
 
 
 METHOD = Gkl

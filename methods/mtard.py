@@ -68,7 +68,7 @@ class Mtard(Method):
         kl_adv = weight * kl(robust, nets.student(adv)).mean()
         kl_nat = weight * kl(natural, nets.student(batch.x)).mean()
         balance: Balance = nets.parts["balance"]  # type: ignore[assignment]
-        w = balance.observe(torch.stack([kl_adv, kl_nat]).detach())
+        w = balance.observe(batch.mean(torch.stack([kl_adv, kl_nat]).detach()))
         if self.early_weights:
             w = self.move_weights(nets, batch).clone()
         return {"kl_robust": w[0] * kl_adv, "kl_natural": w[1] * kl_nat}

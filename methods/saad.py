@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from methods.adaptive import softmax_entropy
-from methods.base import Batch, Method, Nets, Paper, hp, kl, quirk
+from methods.base import Batch, Gather, Method, Nets, Paper, hp, kl, own_rows, quirk
 from methods.igdm import gradient_kl
 from methods.inner import Objective, pgd, update_statistics
 from methods.recipes import FREE_START, RAW_PIXELS, average_from, sgd
@@ -72,7 +72,7 @@ class Saad(Method):
 
     def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
         target = nets.teacher_logits_at(adv)
-        w_adv, w_nat = self.entropy_weights(target)
+        w_adv, w_nat = self.entropy_weights(target, batch.gather)
         alpha = self.alpha * (batch.progress if self.ramp else 1.0)
         logits_adv = nets.student(adv)
         gradient_term = gradient_kl(nets, batch, adv, target, logits_adv)
@@ -87,12 +87,13 @@ class Saad(Method):
             update_statistics(nets.student, batch.x)
         return terms
 
-    def entropy_weights(self, target: Tensor) -> tuple[Tensor, Tensor]:
+    def entropy_weights(self, target: Tensor, gather: Gather = own_rows) -> tuple[Tensor, Tensor]:
         """Return weights of the adversarial and the clean terms, (B,), from T's logits, (B, C)."""
         entropy = softmax_entropy(target)
         if self.shifted:
-            above_min = entropy - entropy.min()
-            return 5 * above_min, 1 - above_min / above_min.max().clamp(min=1e-6)
+            lowest, highest = gather(entropy).aminmax()
+            above_min = entropy - lowest
+            return 5 * above_min, 1 - above_min / (highest - lowest).clamp(min=1e-6)
         return entropy, 1 - entropy / math.log(target.shape[1])
 
 

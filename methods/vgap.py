@@ -60,8 +60,9 @@ class Vgap(Method):
         with torch.no_grad():
             anchor_adv, anchor_nat = teacher.features(adv), teacher.features(batch.x)
         target = nets.teacher_logits(batch)
-        gram_adv, gram_nat = scaled_grams(features_adv, features_nat)
-        target_adv, target_nat = scaled_grams(anchor_adv, anchor_nat)
+        # Every device compares all devices' images.
+        gram_adv, gram_nat = scaled_grams(batch.gather(features_adv), batch.gather(features_nat))
+        target_adv, target_nat = scaled_grams(batch.gather(anchor_adv), batch.gather(anchor_nat))
         return {
             "kl_adv": self.alpha * kl(target, student.head(features_adv)).mean(),
             "kl": (1 - self.alpha) * kl(target, student.head(features_nat)).mean(),

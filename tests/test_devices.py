@@ -6,7 +6,11 @@ import dataclasses
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -20,14 +24,32 @@ from bench import models
 from bench.datasets import loading
 from bench.datasets.splits import Data
 from bench.system.errors import BenchError, UsageError
-from bench.training import distributed, memory_layout
+from bench.training import distributed, memory_layout, trainer
 from bench.training.distributed import ProcessGroup
 from bench.training.trainer import Trainer, TrainingModule
 from leaderboards.schema.spec import Training
-from methods.base import Batch, Method, Net, Nets, kl, official_values
+from methods import inner
+from methods.base import Batch, Budget, Method, Net, Nets, kl, official_values
+from methods.bmtard import Bmtard
+from methods.ciard import Ciard
+from methods.contract import label
+from methods.crd import Crd
+from methods.crd_adv import CrdAdv
+from methods.gacd import Gacd
+from methods.igdm import Igdm
 from methods.inner import ce, pgd
+from methods.saad import Saad
 
 DATA = loading.load_data("digits", "unused", limit_train=160, limit_test=40, limit_val=40)
+# Branches whose state or loss is of several images, beside every method's defaults and switches.
+# Queues of 40 take a batch of 32 and a part of the next one.
+BRANCHES = (
+    *(Crd(bank=40), CrdAdv(bank=40, estimator="infonce"), CrdAdv(estimator="infonce")),
+    *(Gacd(bank=40, student_input="both"), Gacd(symmetric=True, weigh="positive")),
+    *(Gacd(bank=40, weight="indicator", inner="feature"), Gacd(bank=40, two_stage=True)),
+    *(Igdm(base="absld"), Bmtard(rate=0.1), Ciard(rate=0.1, begin=0.0), Saad(beta=0.2)),
+    Saad(beta=0.2, shifted=True),
+)
 
 
 class Plain(Net):
@@ -35,6 +57,8 @@ class Plain(Net):
 
     def __init__(self) -> None:
         super().__init__((0.0,), (1.0,))
+        # Nothing to fold, and to look for it takes longer than an epoch.
+        self.fold_batchnorm = False
         self.width, self.num_classes = 16, 10
         self.hidden, self.last = nn.Linear(64, 16), nn.Linear(16, 10)
 
@@ -92,11 +116,12 @@ def fit(
     work.mkdir(exist_ok=True)
     spec = make_spec(Training(epochs=epochs, batch=32, lr=0.1, averaging=("ema",)))
     rows: list[dict[str, float]] = []
-    trainer = Trainer(module, images, spec, work, group)
-    trainer.fit(lambda row, _: rows.append(row), lambda *_: None)
+    runner = Trainer(module, images, spec, work, group)
+    runner.fit(lambda row, _: rows.append(row), lambda *_: None)
     last_row = rows[-1] if rows else {}
     losses = {key: torch.tensor(value) for key, value in last_row.items()}
-    return {**module.state_dict(), **losses}
+    ema = runner.averages["ema"].module.state_dict()
+    return {**module.state_dict(), **{f"ema.{key}": value for key, value in ema.items()}, **losses}
 
 
 def join_pair(rank: int, work: Path) -> None:
@@ -104,6 +129,12 @@ def join_pair(rank: int, work: Path) -> None:
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{work}/meeting", rank=rank, world_size=2
     )
+
+
+def load_pair(work: Path) -> tuple[Any, Any]:
+    """Return what the two processes saved."""
+    first, second = (torch.load(work / f"{rank}.pt", weights_only=True) for rank in range(2))
+    return first, second
 
 
 def train_in_pair(rank: int, work: Path, student: type[Net]) -> None:
@@ -118,7 +149,7 @@ def test_two_processes_make_the_update_of_one(student: type[Net], tmp_path: Path
     """Weights, buffers and logged losses; with BatchNorm, each normalises its part alone."""
     expected = train_student(tmp_path / "one", distributed.SINGLE_PROCESS, student)
     torch.multiprocessing.spawn(train_in_pair, (tmp_path, student), nprocs=2)
-    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    first, second = load_pair(tmp_path)
     for key in second:
         assert torch.equal(first[key], second[key]), key
     # The variance of the pixels is that of half a batch.
@@ -130,6 +161,82 @@ def test_two_processes_make_the_update_of_one(student: type[Net], tmp_path: Path
         torch.testing.assert_close(first[key], expected[key], rtol=1e-4, atol=1e-6, msg=key)
     names = [sorted(path.name for path in (tmp_path / name).iterdir()) for name in ("one", "two")]
     assert names[0] == names[1]
+
+
+def cases() -> dict[str, Method]:
+    """Return every method at its defaults and with the authors' switches, and the branches."""
+    cases: dict[str, Method] = {}
+    for name in methods.builtin():
+        method_class = methods.load(name)
+        cases[name] = method_class()
+        if official := official_values(method_class):
+            cases[f"{name} official"] = method_class(**official)
+    return cases | {label(case): case for case in BRANCHES}
+
+
+@contextmanager
+def exact_arithmetic() -> Iterator[None]:
+    """Inside, images are of double precision and each attack begins with the same noise."""
+
+    def in_double(pixels: Tensor) -> Tensor:
+        return pixels.double() / 255
+
+    def fixed_noise(x: Tensor, budget: Budget, _: object) -> Tensor:
+        waves = torch.arange(x[0].numel(), dtype=x.dtype).sin()
+        return (0.1 * budget.eps * waves).view_as(x[0]).expand_as(x)
+
+    with (
+        mock.patch.object(trainer, "to_float", in_double),
+        mock.patch.object(inner, "_start_noise", fixed_noise),
+    ):
+        yield
+
+
+def sure_teacher() -> Net:
+    """Return a teacher that is sure of some images, of which both parts have other ones."""
+    teacher = Plain().double()
+    with torch.no_grad():
+        teacher.last.weight.mul_(10)
+    return teacher
+
+
+def train_cases(work: Path, group: ProcessGroup) -> dict[str, dict[str, Tensor]]:
+    """Return each case's state and losses after two epochs of two batches of 32."""
+    few = loading.load_data("digits", "unused", limit_train=64, limit_test=10, limit_val=10)
+    states = {}
+    with exact_arithmetic():
+        for name, case in cases().items():
+            torch.manual_seed(0)
+            teachers: dict[str, Net] = {role: sure_teacher() for role in case.teacher_roles}
+            module = TrainingModule(case, Plain().double(), teachers, len(few.train)).double()
+            states[name] = fit(module, few, work / f"{name}-{group.size}", group, epochs=2)
+    return states
+
+
+def train_cases_in_pair(rank: int, work: Path) -> None:
+    join_pair(rank, work)
+    torch.save(train_cases(work, ProcessGroup(rank, 2)), work / f"{rank}.pt")
+    distributed.leave_process_group()
+
+
+@pytest.fixture(scope="module")
+def trained_cases(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, Any]:
+    """Return the states of one process, and of the two of a pair."""
+    work = tmp_path_factory.mktemp("cases")
+    torch.multiprocessing.spawn(train_cases_in_pair, (work,), nprocs=2)
+    return train_cases(work, distributed.SINGLE_PROCESS), *load_pair(work)
+
+
+@pytest.mark.parametrize("name", cases())
+def test_every_method_has_the_state_of_one_process(
+    name: str, trained_cases: tuple[Any, Any, Any]
+) -> None:
+    """Weights, queues, statistics and losses, over an epoch's end and to the next one's."""
+    one, first, second = (states[name] for states in trained_cases)
+    for key, value in second.items():
+        assert torch.equal(value, first[key]), key
+    for key, value in one.items():
+        torch.testing.assert_close(first[key], value, rtol=1e-7, atol=1e-10, msg=key)
 
 
 def train_every_method(rank: int, work: Path) -> None:
@@ -156,7 +263,7 @@ def train_every_method(rank: int, work: Path) -> None:
 def test_every_method_takes_the_same_passes_in_both_processes(tmp_path: Path) -> None:
     """BatchNorm's counters tell of passes; synchronised BatchNorm would wait for ever."""
     torch.multiprocessing.spawn(train_every_method, (tmp_path,), nprocs=2)
-    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    first, second = load_pair(tmp_path)
     assert len(first) == 2 * len(methods.builtin())
     for name, state in first.items():
         assert torch.equal(state, second[name]), name

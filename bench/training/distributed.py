@@ -1,7 +1,8 @@
 """One run on several devices: `torchrun --nproc-per-node N -m bench run ...`.
 
 Each process has a part of every batch and its own random numbers. Gradients are averaged once a
-step, and once an epoch BatchNorm's running statistics and the other buffers of a method. The
+step, and once an epoch BatchNorm's running statistics. What else a method keeps it computes from
+the whole batch, which it gathers in each step (`Batch.gather`), so it is the same everywhere. The
 process of rank 0 is the program; the others train what it trains.
 """
 
@@ -73,6 +74,16 @@ class ProcessGroup:
         """
         return index[: len(index) // self.size * self.size].chunk(self.size)[self.rank]
 
+    def gather(self, values: Tensor) -> Tensor:
+        """Return the rows of all processes in the order of the batch: (B / size, ...) -> (B, ...).
+
+        Gradients go back to the process that a row comes from.
+        """
+        if self.size == 1:
+            return values
+        gathered: Tensor = GatheredRows.apply(values, self)  # type: ignore[no-untyped-call]
+        return gathered
+
     @torch.no_grad()
     def average(self, tensors: Sequence[Tensor]) -> None:
         """Replace tensors by their means over the processes, in one exchange."""
@@ -95,6 +106,25 @@ class ProcessGroup:
         messages = [None]
         dist.broadcast_object_list(messages, src=0, device=torch.device("cpu"))
         return messages[0]
+
+
+class GatheredRows(torch.autograd.Function):
+    """The rows of all processes, each of which may take the gradient of its own loss for them."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, group: ProcessGroup) -> Tensor:
+        ctx.group = group
+        values = values.contiguous()
+        parts = [torch.empty_like(values) for _ in range(group.size)]
+        dist.all_gather(parts, values)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        # The sum of all losses' gradients for these rows; the trainer divides by their number.
+        total = gradients[0].clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return ctx.group.local_part(total), None
 
 
 SINGLE_PROCESS = ProcessGroup()

@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ from bench.training.schedule import learning_rate
 from leaderboards.schema.fields import NO_BF16
 from leaderboards.schema.metrics import MONITOR, TRAIN, VAL_CLEAN, VAL_ROBUST
 from leaderboards.schema.spec import Spec
-from methods.base import Batch, Budget, Method, Net, Nets
+from methods.base import Batch, Budget, Method, Net, Nets, own_rows
 from methods.fold import fold
 from methods.inner import ce, mode, pgd
 
@@ -216,6 +216,8 @@ class Trainer:
 
         def sample_loss() -> Tensor:
             batch = self.make_batch(self.epoch_batches()[0], epoch)
+            # Alone: the others would wait for ever for a process that cannot compile.
+            batch = replace(batch, gather=own_rows)
             return self.loss_terms(batch, self.attack(batch))[1]
 
         self.module.train()
@@ -273,8 +275,9 @@ class Trainer:
         captured = isinstance(run_step, CapturedStep) and run_step.graph is not None
         if captured and CAPTURED not in self.training_path:
             self.training_path.append(CAPTURED)
-        buffers = [buffer for buffer in self.module.buffers() if buffer.is_floating_point()]
-        self.process_group.average(buffers)
+        for module in (self.module, *self.averages.values()):
+            buffers = [buffer for buffer in module.buffers() if buffer.is_floating_point()]
+            self.process_group.average(buffers)
         self.process_group.average([*sums.values()])
         self._update_swa(epoch)
         return self._means(epoch, sums)
@@ -322,8 +325,8 @@ class Trainer:
         """Return the images at these positions, each augmented for itself on the device."""
         train, info = self.data.train, self.data.info
         x = augment(to_float(train.x[index]), info.pad, info.flip)
-        epochs = self.spec.training.epochs
-        return Batch(x, train.y[index], index, epoch, epochs, len(train), self.budget)
+        epochs, gather = self.spec.training.epochs, self.process_group.gather
+        return Batch(x, train.y[index], index, epoch, epochs, len(train), self.budget, gather)
 
     def set_learning_rates(self, step: int) -> None:
         """Set the learning rates of one of the run's steps."""
