@@ -8,6 +8,7 @@ in the order of the passes of which BatchNorm takes note.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -108,6 +109,18 @@ class Run:
         self.student.train()
         return adv
 
+    def both(self, adv: Tensor, clean_first: bool) -> tuple[Tensor, Tensor]:
+        """Return the student's logits of x~ and of x, seen in this order or the other."""
+        if clean_first:
+            z = self.student(self.x)
+            return self.student(adv), z
+        return self.student(adv), self.student(self.x)
+
+    def look(self, *passes: Tensor) -> None:
+        """Let the student's running statistics see images."""
+        for x in passes:
+            self.student(x)
+
     def ce_attack(self, start: str = "gauss", train: bool = False) -> Tensor:
         return self.ascend(lambda adv: ce(self.student(adv), self.y), start, train)
 
@@ -171,12 +184,13 @@ def own_target(net: Net, x: Tensor) -> Tensor:
 def trades(r: Run) -> tuple[Tensor, Terms]:
     adv = r.kl_attack(own_target(r.student, r.x))
     z, z_adv = r.student(r.x), r.student(adv)
-    return adv, {"ce": ce(z, r.y).mean(), "kl_adv": r.m.beta * kl(z, z_adv).mean()}
+    target = r.student(r.x) if r.m.script_passes else z
+    return adv, {"ce": ce(z, r.y).mean(), "kl_adv": r.m.beta * kl(target, z_adv).mean()}
 
 
 def mart(r: Run) -> tuple[Tensor, Terms]:
     adv = r.ce_attack()
-    z_adv, z = r.student(adv), r.student(r.x)
+    z_adv, z = r.both(adv, r.m.script_passes)
     p = z_adv.softmax(1)
     rival = torch.stack(
         [max(row[c] for c in range(r.classes) if c != y) for row, y in zip(p, r.y, strict=True)]
@@ -241,7 +255,12 @@ def iad(r: Run) -> tuple[Tensor, Terms]:
 
 def adaiad(r: Run) -> tuple[Tensor, Terms]:
     adv = r.disagreement()
-    return adv, introspective(r, adv, r.t(adv))
+    if r.m.script_passes:
+        r.look(r.x)
+    terms = introspective(r, adv, r.t(adv))
+    if r.m.script_passes and r.reached(r.m.begin):
+        r.look(r.x)
+    return adv, terms
 
 
 def akd(r: Run) -> tuple[Tensor, Terms]:
@@ -279,13 +298,22 @@ def ended_epoch(r: Run, *names: str) -> list[dict[int, list[float]]] | None:
         return None
     r.kept["epoch"] = r.epoch
     tables = [r.kept.pop(name, {}) for name in names]
-    return tables if all(len(table) == r.classes for table in tables) else None
+    complete = all(len(table) == r.classes for table in tables)
+    return tables if complete or r.m.class_sums else None
+
+
+def means_by_class(r: Run, table: dict[int, list[float]]) -> list[float]:
+    """Return each class's mean, or its sum over the mean number of images of a class."""
+    sizes: list[float] = [len(table.get(c, [])) for c in range(r.classes)]
+    if r.m.class_sums:
+        sizes = [sum(sizes) / r.classes] * r.classes
+    return [sum(table.get(c, [])) / size for c, size in enumerate(sizes)]
 
 
 def fair_rslad(r: Run) -> tuple[Tensor, Terms]:
     weights = r.kept.setdefault("weights", [1.0] * r.classes)
     if tables := ended_epoch(r, "kappa"):
-        means = [sum(tables[0][c]) / len(tables[0][c]) for c in range(r.classes)]
+        means = means_by_class(r, tables[0])
         raw = [max(mean, 0.1) ** -r.m.power for mean in means]
         weights = [min(max(w * r.classes / sum(raw), 5 / 6), 5 / 2) for w in raw]
         r.kept["weights"] = weights
@@ -307,7 +335,7 @@ def absld(r: Run) -> tuple[Tensor, Terms]:
     tau = r.kept.setdefault("tau", [[1.0] * r.classes, [1.0] * r.classes])
     if tables := ended_epoch(r, *names):
         for row, table in zip(tau, tables, strict=True):
-            means = [sum(table[c]) / len(table[c]) for c in range(r.classes)]
+            means = means_by_class(r, table)
             gaps = [mean - sum(means) / r.classes for mean in means]
             largest = max(map(abs, gaps))
             for c, gap in enumerate(gaps):
@@ -329,12 +357,15 @@ def absld(r: Run) -> tuple[Tensor, Terms]:
 
 def adaad(r: Run) -> tuple[Tensor, Terms]:
     adv, share = r.disagreement(), r.m.alpha
-    terms = {"kl_adv": share * r.factor * kl(r.t(adv), r.student(adv)).mean()}
-    if share < 1 or r.m.extra_forward:
-        clean = kl(r.t(r.x), r.student(r.x)).mean()
-        if share < 1:
-            terms["kl"] = (1 - share) * r.factor * clean
-    return adv, terms
+    if share == 1:
+        if r.m.extra_forward:
+            r.look(r.x)
+        return adv, {"kl_adv": r.factor * kl(r.t(adv), r.student(adv)).mean()}
+    z_adv, z = r.both(adv, r.m.extra_forward)
+    return adv, {
+        "kl_adv": share * r.factor * kl(r.t(adv), z_adv).mean(),
+        "kl": (1 - share) * r.factor * kl(r.t(r.x), z).mean(),
+    }
 
 
 def dgad(r: Run) -> tuple[Tensor, Terms]:
@@ -346,7 +377,7 @@ def dgad(r: Run) -> tuple[Tensor, Terms]:
             for row, c in zip(table, r.y.tolist(), strict=True):
                 top = int(row.argmax())
                 row[[c, top]] = row[[top, c]]
-    z_adv, z = r.student(adv), r.student(r.x)
+    z_adv, z = r.both(adv, r.m.script_passes)
     return adv, {
         "kl_adv": (right * kl(target_adv, z_adv)).mean(),
         "kl": ((1 - right) * kl(target, z)).mean(),
@@ -361,10 +392,17 @@ def along_the_attack(r: Run, adv: Tensor, z_adv: Tensor) -> Tensor:
 
 
 def igdm(r: Run) -> tuple[Tensor, Terms]:
+    """With AdaAD as its base, whose script passes x~, x, x - d and x~ once more."""
     base = Run(**{**vars(r), "m": r.m.base_values})
+    norm = r.student.get_submodule("norm")
+    before = copy.deepcopy(dict(norm.named_buffers()))
     adv, terms = STEPS_OF[r.m.base](base)
     ramp = (r.epoch + 1) / ALL_EPOCHS
     term = r.m.alpha * ramp * along_the_attack(r, adv, r.student(adv)).mean()
+    if r.m.script_passes:
+        for name, value in before.items():
+            setattr(norm, name, value)
+        r.look(adv, r.x, 2 * r.x - adv, adv)
     return adv, terms | {"igdm": term}
 
 
@@ -392,23 +430,33 @@ def saad(r: Run) -> tuple[Tensor, Terms]:
     }
     if m.beta:
         terms["kl"] = m.beta * (sure * kl(r.t(r.x), r.student(r.x))).mean()
+    elif m.script_passes:
+        r.look(r.x)
     return adv, terms
 
 
 def kdiga(r: Run) -> tuple[Tensor, Terms]:
     m = r.m
-    adv = r.ce_attack("uniform") if m.inputs == "adv" else r.x
+    adv = r.ce_attack("uniform", train=m.train_mode_attack) if m.inputs == "adv" else r.x
+    if m.script_passes:
+        seen_first = r.student(adv) if m.inputs == "adv" else None
+        r.look(r.x)
     x = r.x.clone().requires_grad_()
     z, target = r.student(x), r.teachers["robust"](x)
     (own,) = torch.autograd.grad(ce(z, r.y).sum(), x, create_graph=True)
     (taught,) = torch.autograd.grad(ce(target, r.y).sum(), x)
     seen, soft = z, target.detach()
     if m.inputs == "adv":
-        soft, seen = r.t(adv), r.student(adv)
+        soft, seen = r.t(adv), seen_first if m.script_passes else r.student(adv)
+    gap = (own - taught).flatten(1)
+    distance = gap.norm(dim=1).mean()
+    if m.gradient_norm == "batch":
+        # Of the gradients of the mean loss, over the number of images.
+        distance = (gap / len(r.y)).norm() / len(r.y)
     return adv, {
         "ce": (1 - m.alpha) * ce(z, r.y).mean(),
         "kl": m.alpha * m.tau**2 * r.factor * kl(soft, seen, m.tau).mean(),
-        "gradient": m.gamma * (own - taught).flatten(1).norm(dim=1).mean(),
+        "gradient": m.gamma * distance,
     }
 
 
@@ -445,6 +493,8 @@ def balanced(r: Run, adv: Tensor, robust: Tensor, natural_: Tensor) -> Terms:
     w = r.kept.setdefault("w", 0.5)
     ratio = [(term.item() / start) ** r.m.gamma for term, start in zip(terms, first, strict=True)]
     r.kept["w"] = w + r.m.eta * r.decay * (ratio[0] / sum(ratio) - w)
+    if r.m.early_weights:
+        w = r.kept["w"]
     return {"kl_robust": w * terms[0], "kl_natural": (1 - w) * terms[1]}
 
 
@@ -464,11 +514,16 @@ def bmtard(r: Run) -> tuple[Tensor, Terms]:
 
 
 def ciard(r: Run) -> tuple[Tensor, Terms]:
-    adv = r.ce_attack()
     learner = r.parts["teacher"].train(r.m.train_mode_teacher)
+    if r.m.script_passes:
+        z = r.student(r.x)
+        learner(r.x)
+    adv = r.ce_attack()
     z_robust, wrong_way = learner(adv), r.n(adv)
     robust, natural_ = softened(r, z_robust.detach(), r.n(r.x))
-    z_adv, z = r.student(adv), r.student(r.x)
+    z_adv = r.student(adv)
+    if not r.m.script_passes:
+        z = r.student(r.x)
     terms = {
         "kl_robust": r.factor * kl(robust, z_adv).mean(),
         "kl_natural": r.factor * kl(natural_, z).mean(),
@@ -528,8 +583,43 @@ def nt_xent(r: Run, z: Tensor, target: Tensor) -> Tensor:
 
 def crd(r: Run) -> tuple[Tensor, Terms]:
     f, anchor = r.student.features(r.x), r.teachers["robust"].features(r.x).detach()
-    contrast = r.m.lambda_con * contrastive(r, anchor, f).mean()
+    losses = remembered(r, anchor, f) if r.m.memory else contrastive(r, anchor, f)
+    contrast = r.m.lambda_con * losses.mean()
     return r.x, {"contrast": contrast, "ce": ce(r.student.head(f), r.y).mean()}
+
+
+def remembered(r: Run, anchor: Tensor, f: Tensor) -> Tensor:
+    """Return the critic's loss against a memory that has room for all negatives there are."""
+    part, losses = r.parts["contrast"], torch.zeros(len(r.y), dtype=torch.float64)
+    sides = {
+        "t": unit(part.get_submodule("project_t")(anchor)),
+        "s": unit(part.get_submodule("project_s")(f)),
+    }
+    if "memory" not in r.kept:
+        noise = {side: part.get_buffer(f"memory_{side}").clone() for side in sides}
+        r.kept |= {"memory": noise, "labels": [-1] * len(noise["s"]), "fixed": {}}
+    labels = list(r.kept["labels"])
+    for i, c in zip(r.index.tolist(), r.y.tolist(), strict=True):
+        labels[i] = c
+    for side, other in (("t", "s"), ("s", "t")):
+        memory, pairs, others = r.kept["memory"][other], [], []
+        for v, i, c in zip(sides[side], r.index.tolist(), r.y.tolist(), strict=True):
+            pairs.append(v @ memory[i])
+            others.append(
+                [v @ row for row, label_ in zip(memory, labels, strict=True) if label_ != c]
+            )
+        if side not in r.kept["fixed"]:
+            scores = torch.stack([*pairs, *(score for row in others for score in row)])
+            r.kept["fixed"][side] = (scores / r.m.tau).exp().mean().item()
+        z = r.kept["fixed"][side]
+        losses = losses + torch.stack(
+            [critic(r, pair, row, z) for pair, row in zip(pairs, others, strict=True)]
+        )
+    for side, embedded in sides.items():
+        memory = r.kept["memory"][side] = r.kept["memory"][side].clone()
+        memory[r.index] = unit(0.5 * memory[r.index] + 0.5 * embedded.detach())
+    r.kept["labels"] = labels
+    return losses
 
 
 def crd_adv(r: Run) -> tuple[Tensor, Terms]:
@@ -593,10 +683,113 @@ def critic(r: Run, pair: Tensor, others: list[Tensor], z: float) -> Tensor:
     return -h_and_rest(pair)[0].log() - sum(rest, zero)
 
 
+# --- After 2024
+
+
+def gkl(r: Run) -> tuple[Tensor, Terms]:
+    target = r.t(r.x)
+    prior = class_prior(r)
+    adv = r.kl_attack(target)
+    z_adv, z = r.student(adv), r.student(r.x)
+    return adv, decoupled(r, prior, target, z, z_adv)
+
+
+def gkl_at(r: Run) -> tuple[Tensor, Terms]:
+    prior = class_prior(r)
+    adv = r.kl_attack(own_target(r.student, r.x))
+    z_adv, z = r.student(adv), r.student(r.x)
+    return adv, decoupled(r, prior, z, z, z_adv)
+
+
+def class_prior(r: Run) -> list[list[float]]:
+    """Return q: by class the mean softened probabilities in the last epoch, uniform before."""
+    prior = r.kept.setdefault("prior", [[1 / r.classes] * r.classes for _ in range(r.classes)])
+    if r.kept.setdefault("epoch", 0) != r.epoch:
+        r.kept["epoch"] = r.epoch
+        for c, rows in r.kept.pop("probabilities", {}).items():
+            prior[c] = torch.stack(rows).mean(0).tolist()
+    return prior
+
+
+def decoupled(r: Run, prior: Any, target: Tensor, z: Tensor, z_adv: Tensor) -> Terms:
+    up, down = torch.zeros((), dtype=torch.float64), 0.0
+    for t, s, c in zip(target, z_adv, r.y.tolist(), strict=True):
+        q = torch.tensor(prior[c], dtype=torch.float64)
+        w = (q[:, None] * q[None]) ** r.m.gamma
+        gap = (t[:, None] - t[None]) - (s[:, None] - s[None])
+        up, down = up + (w * gap**2).sum(), down + w.sum().item()
+        softened_ = (t.detach() / r.m.tau).softmax(0)
+        r.kept.setdefault("probabilities", {}).setdefault(c, []).append(softened_)
+    soft = -(target.detach().softmax(1) * z_adv.softmax(1).log()).sum(1).mean()
+    return {
+        "ce": ce(z, r.y).mean(),
+        "soft_ce": r.m.alpha * soft,
+        "wmse": r.m.beta * up / down / 4,
+    }
+
+
+def lbgat(r: Run) -> tuple[Tensor, Terms]:
+    adv = r.kl_attack(own_target(r.student, r.x))
+    z_adv, z = r.student(adv), r.student(r.x)
+    n = r.parts["natural"](r.x)
+    return adv, {
+        "mse": (z_adv - n).square().mean(),
+        "natural_ce": ce(n, r.y).mean(),
+        "kl_adv": r.m.beta * kl(z, z_adv).mean(),
+    }
+
+
+def dard(r: Run) -> tuple[Tensor, Terms]:
+    adv = r.ascend(dice_ascent(r, r.student), "none", train=r.m.train_mode_attack)
+    taught = r.t(r.ascend(dice_ascent(r, r.teachers["robust"]), "none"))
+    p = (taught.softmax(1) + r.n(r.x).softmax(1)) / 2
+    if r.m.resoftened:
+        p = p.softmax(1)
+    z = r.student(adv)
+    return adv, {
+        "kl_adv": r.m.alpha * (p * (p / z.softmax(1)).log()).sum(1).mean(),
+        "ce_adv": (1 - r.m.alpha) * ce(z, r.y).mean(),
+    }
+
+
+def dice_ascent(r: Run, net: nn.Module) -> Objective:
+    steps = iter(range(STEPS))
+
+    def objective(adv: Tensor) -> Tensor:
+        p, share = net(adv).softmax(1), (next(steps) - 1) / (2 * STEPS)
+        right, total = p.argmax(1) == r.y, torch.zeros((), dtype=torch.float64)
+        for mask, weight in ((right, 1 - share), (~right, share)):
+            overlap = 2 * label(p, r.y)[mask].sum() if mask.any() else 0
+            size = (p[mask].square().sum(1) + 1).sum()
+            total = total + weight * (1 - (overlap + 1e-5) / (size + 1e-5))
+        return total
+
+    return objective
+
+
+def vgap(r: Run) -> tuple[Tensor, Terms]:
+    target = r.t(r.x)
+    adv = r.kl_attack(target)
+    teacher, share, beta = r.teachers["robust"], r.m.alpha, r.m.beta
+    f_adv, f = r.student.features(adv), r.student.features(r.x)
+    g_adv, g = teacher.features(adv).detach(), teacher.features(r.x).detach()
+    return adv, {
+        "kl_adv": share * kl(target, r.student.head(f_adv)).mean(),
+        "kl": (1 - share) * kl(target, r.student.head(f)).mean(),
+        "gram_adv": beta * (gram(f_adv, f) - gram(g_adv, g)).square().sum(),
+        "gram": beta * (gram(f, f) - gram(g, g)).square().sum(),
+    }
+
+
+def gram(features: Tensor, clean: Tensor) -> Tensor:
+    centred = features - features.mean(0)
+    return centred @ centred.T / (clean - clean.mean(0)).square().sum()
+
+
 FORMULAS = (
     natural, pgd_at, trades, mart, peeraid, kd, ard, iad, adaiad, akd, rslad, fair_rslad, absld,
     adaad, dgad, igdm, saad, kdiga, iad2, mtard, bmtard, ciard, fitnet, rrm, crdnd, crd, crd_adv,
-    gacd,
+    gacd, gkl, gkl_at, lbgat, dard, vgap,
 )  # fmt: skip
 STEPS_OF: dict[str, Callable[[Run], tuple[Tensor, Terms]]] = {f.__name__: f for f in FORMULAS}
 

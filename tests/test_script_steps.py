@@ -42,7 +42,9 @@ OTHERS: dict[str, dict[str, Any]] = {
     "crd_adv": {"bank": 12, "estimator": "infonce"},
     "gacd": {"bank": 12},
     "fitnet": {"inputs": "adv"},
-    "kdiga": {"inputs": "adv"},
+    "kdiga": {"inputs": "adv", "train_mode_attack": True, "script_passes": True},
+    "adaad": {"alpha": 0.5, "extra_forward": True},
+    "absld": {"class_sums": True},
     "saad": {"beta": 0.2},
 }
 Numbers = list[dict[str, float]]

@@ -81,7 +81,7 @@ class ProcessGroup:
         """
         if self.size == 1:
             return values
-        gathered: Tensor = GatheredRows.apply(values, self)  # type: ignore[no-untyped-call]
+        gathered: Tensor = GatheredRows.apply(values, self)
         return gathered
 
     @torch.no_grad()
