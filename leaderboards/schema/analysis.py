@@ -58,7 +58,7 @@ class Measure:
 
 @dataclass(frozen=True)
 class Group:
-    """Measures that are shown on one page. claim: of the paper, what they test."""
+    """Measures that are shown on one page. claim: what they test, in our words."""
 
     name: str
     title: str
@@ -188,7 +188,7 @@ GROUPS = {
         Group(
             "transferability",
             "Transferability of attacks",
-            "Whose adversarial examples fool whom.",
+            "The student resists adversarial examples that were made on other networks.",
             (
                 Measure(
                     "resists",
@@ -207,7 +207,7 @@ GROUPS = {
                 ),
                 Measure(
                     "resists_teacher",
-                    "Resists the teacher's",
+                    "Resists the teacher",
                     "Accuracy on the teacher's adversarial examples.",
                     True,
                     percent=True,
