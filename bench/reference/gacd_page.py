@@ -162,7 +162,7 @@ def describe_evidence(compared: Comparison, seeds: Sequence[int], images: int) -
 
 def render_differences(compared: Comparison) -> str:
     """Return the table: each row's accuracies, and their differences to the control."""
-    lines = ["| Row | Changes | AutoAttack | less the control | Clean | less the control |"]
+    lines = ["| Row | Changes | AutoAttack, % | Difference | Clean, % | Difference |"]
     lines.append("| --- | --- | ---: | ---: | ---: | ---: |")
     for label, records in compared.rows.items():
         robust = mean_percent([record.survived.mean() for record in records])
