@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shlex
 import time
 import traceback
 from collections import Counter, defaultdict
@@ -25,6 +26,7 @@ from bench.system.errors import BenchError, UsageError, continue_hint, one_line
 from bench.system.log import LOGGER, NOTE, RESULT, log_settings, open_log_file
 from bench.system.progress import ParallelProgress
 from bench.tracking.store import TrackingStore, store_exists
+from leaderboards.render.numbers import format_count
 from leaderboards.schema import analysis
 from leaderboards.schema.fields import Tag, in_suite
 from leaderboards.schema.record import Record
@@ -59,7 +61,9 @@ def analyze_runs(options: AnalyzeOptions) -> tuple[list[str], Failures]:
     failures = analyse_all(options, context, pairs)
     failures |= compare_groups(options, context, chosen)
     if not failures:
-        LOGGER.log(RESULT, "`python -m bench leaderboard` shows them on pages")
+        default = options.store == AnalyzeOptions.store
+        flag = "" if default else f" --store {shlex.quote(str(options.store))}"
+        LOGGER.log(RESULT, f"`python -m bench leaderboard{flag}` shows them on pages")
     return [record.spec_id for record in chosen], failures
 
 
@@ -195,7 +199,8 @@ def compare_groups(
         label = " ".join(map(str, (*key[1:3], "seed", key[3])))
         try:
             if group.compare(records, context, options.force):
-                LOGGER.info(f"{label}: {len(records)} students on each other's examples")
+                students = format_count(len(records), "student")
+                LOGGER.info(f"{label}: {students} on the teacher's and each other's examples")
         except BenchError as error:
             failures[label] = f"not compared with each other: {error}"
             LOGGER.error(f"{label}: {failures[label]}")
