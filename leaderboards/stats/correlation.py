@@ -83,7 +83,8 @@ def correlation_within(x: Array, y: Array, methods: Sequence[str]) -> Correlatio
 
 def _differences(values: Array) -> Array:
     """Return what values differ by from their mean, without its rounding: equal ones are ties."""
-    return np.round(values - values.mean(), DECIMALS)
+    rest: Array = np.round(values - values.mean(), DECIMALS)
+    return rest
 
 
 def _resampled_correlations(x: Array, y: Array, clusters: NDArray[np.intp]) -> Array:
