@@ -80,7 +80,7 @@ def test_gaps_are_a_sign_with_a_reason(out: Path) -> None:
     assert "no teacher: its checkpoint is gone: mart" in " ".join(page.text.split())
     assert f"{NOT_ANALYSED}: kd" in page.text
     assert "python -m bench analyze RUN" in page.text
-    assert f"{NOT_MEASURED}: mart" in read(out, "gradients").text
+    assert f"4 measures: {NOT_MEASURED}: mart" in read(out, "gradients").text
 
 
 def test_a_group_without_a_measure_says_why(tmp_path: Path) -> None:
@@ -93,6 +93,19 @@ def test_a_group_without_a_measure_says_why(tmp_path: Path) -> None:
     page = Reader(path.read_text())
     assert "No run has a measure of this group." in page.text
     assert "no other task: gacd" in page.text
+
+
+def test_a_single_gap_names_its_measure(tmp_path: Path) -> None:
+    records = Records(tmp_path)
+    content: dict[str, Any] = {"version": 1, "images": 100}
+    for method, metrics in (("gacd", {CKA: 0.5, GAP: 0.1}), ("rslad", {CKA: 0.5})):
+        gaps = {} if GAP in metrics else {"structure/correlation_gap/adv": "a single class"}
+        record = records.make(method, 0.5, metrics=metrics, analysis=content | {"gaps": gaps})
+        (tmp_path / record.spec.record_name).write_text(record.to_json())
+    runs = collect(tmp_path)
+    (tables,) = Site(runs, build_sections(runs)).analyses.values()
+    expected = {"Correlation gap, adversarial: a single class": ["rslad"]}
+    assert tables["structure"].gaps == expected
 
 
 def test_a_gap_of_a_group_or_a_part_is_the_reason_of_each_metric_below() -> None:
@@ -166,6 +179,10 @@ def test_what_teaches_is_said_as_correlation(out: Path, runs: pd.DataFrame) -> N
     distilled = runs[(runs["role"] == "student") & (runs["teacher"] != "none")]
     expected = distilled[[CKA, RANK_METRIC]].corr("spearman").iloc[0, 1]
     assert line[1].startswith(f"{expected:.2f} [")
+    # Five methods attack nothing; of these `kd` has no analysis.
+    attacked = distilled[~distilled["method"].isin(["kd", "crd", "fitnet", "kdiga", "rrm"])]
+    expected = attacked[[CKA, RANK_METRIC]].corr("spearman").iloc[0, 1]
+    assert line[2].startswith(f"{expected:.2f} [")
     assert "Nearest class mean, adversarial" not in page.text
 
 

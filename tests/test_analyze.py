@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,13 +16,16 @@ from torch import Tensor
 
 import bench
 from bench import cli
-from bench.analysis import grid, job
+from bench.analysis import grid, group, job
 from bench.analysis.measures import examples
 from bench.analysis.measures.findings import GapError
 from bench.analysis.measures.transferability import Exposure, expose, summarise
+from bench.models import checkpoint
 from bench.records import trained
 from bench.system.errors import BenchError
-from bench.tracking.store import artifact_path, tracking_uri
+from bench.teachers import cards
+from bench.tracking.store import TrackingStore, artifact_path, tracking_uri
+from leaderboards.read.records import read_record
 from leaderboards.schema.analysis import (
     ANALYSIS,
     BY_EPS,
@@ -30,7 +36,7 @@ from leaderboards.schema.analysis import (
     metrics_of_group,
     split_name,
 )
-from leaderboards.schema.record import Record
+from leaderboards.schema.record import Record, copy_record
 from methods.base import Net
 
 SUITE = """
@@ -86,6 +92,19 @@ def store(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     return Path("runs")
 
 
+@pytest.fixture
+def copied(analysed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Work in a copy of the store in which both students are analysed."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    shutil.copytree(analysed.parent, tmp_path / "there")
+    monkeypatch.chdir(tmp_path / "there")
+    return Path("runs")
+
+
+def open_context(store: Path) -> job.AnalysisContext:
+    return job.AnalysisContext(TrackingStore(store), Path("data"), torch.device("cpu"))
+
+
 def read(store: Path) -> dict[str, Record]:
     """Return the students' records by method."""
     records = trained.read_records(store)
@@ -102,8 +121,8 @@ def test_all_groups_are_in_record_run_and_artifacts(
     for record in read(analysed).values():
         assert record.analysis
         values = measures(record)
-        for group in GROUPS.keys() - {"tasks"}:
-            assert metrics_of_group(values, group), group
+        for name in GROUPS.keys() - {"tasks"}:
+            assert metrics_of_group(values, name), name
         assert all(split_name(name) for name in values)
         assert record.analysis.gaps.keys() == {"tasks"}
         for owner in ("student", "teacher"):
@@ -278,6 +297,113 @@ def test_a_student_without_adversarial_examples_is_measured_and_not_compared(
     assert not analysis.against
     assert measure_name("structure", "cka", "features", "clean") in measures(read(store)["rslad"])
     assert "has no adversarial examples" in capsys.readouterr().err
+
+
+def test_a_comparison_keeps_what_another_process_wrote_meanwhile(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def expose_and_write(*values: Any) -> dict[str, Exposure]:
+        other = read_record(path)
+        context.store.save_record(copy_record(other, metrics=other.metrics | {name: 0.125}))
+        return expose_all(*values)
+
+    context, records, expose_all = open_context(copied), read(copied), group.expose_all
+    name = measure_name("features", "cosine", "fgsm")
+    path = context.store.records / records["rslad"].spec.record_name
+    monkeypatch.setattr(group, "expose_all", expose_and_write)
+    assert group.compare([*records.values()], context, force=True)
+    assert read_record(path).metrics == records["rslad"].metrics | {name: 0.125}
+
+
+def test_a_comparison_leaves_a_run_alone_that_another_process_analyses(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context, before, saved = open_context(copied), read(copied), list[str]()
+    monkeypatch.setattr(
+        group, "save_analysis", lambda _, record, *rest: saved.append(record.spec.method)
+    )
+    with job.locked_run(before["rslad"], context.store):
+        assert group.compare([*before.values()], context, force=True)
+    assert saved == ["natural"]
+
+
+def test_a_run_that_another_process_has_analysed_is_skipped(copied: Path) -> None:
+    record = read(copied)["rslad"]
+    text = job.analyze_run(
+        record.model_copy(update={"analysis": None}), job.Comparison(), open_context(copied)
+    )
+    assert text == "another process has analysed it meanwhile"
+    assert read(copied)["rslad"] == record
+
+
+def test_a_run_that_was_trained_again_is_not_overwritten(copied: Path) -> None:
+    record = read(copied)["rslad"].model_copy(update={"run_id": "0" * 32})
+    with pytest.raises(BenchError, match="it was trained again meanwhile"):
+        job.analyze_run(record, job.Comparison(), open_context(copied))
+
+
+def test_each_student_meets_the_examples_of_its_own_teacher(copied: Path) -> None:
+    records, context = read(copied), open_context(copied)
+    assert records["rslad"].analysis
+    old = records["rslad"].analysis.teacher_sha256
+    card = next(card for card in cards.read_cards(copied) if card.sha256 == old)
+    content = torch.load(cards.teacher_file(copied, card.identity), weights_only=True)
+    checkpoint.save(Path("other.pt"), content | {"note": torch.zeros(1)})
+    new = hashlib.sha256(Path("other.pt").read_bytes()).hexdigest()
+    other = replace(card, identity=f"other-{new[:8]}", sha256=new)
+    cards.add_teacher(copied, Path("other.pt"), other)
+    kept = records["natural"].analysis
+    assert kept
+    job.save_analysis(
+        context.store,
+        records["natural"],
+        measures(records["natural"]),
+        kept.model_copy(update={"teacher_sha256": new}),
+    )
+    assert group.compare([*read(copied).values()], context)
+    after = read(copied)
+    for method, sha256 in (("rslad", old), ("natural", new)):
+        analysis = after[method].analysis
+        assert analysis
+        assert {old[:16], new[:16]} < analysis.against.keys()
+        name = measure_name("transferability", "resists_teacher")
+        expected = analysis.against[sha256[:16]]
+        assert after[method].metrics[name] == pytest.approx(expected, abs=1e-4)
+        # No teacher is among the other students.
+        resists = measure_name("transferability", "resists")
+        assert after[method].metrics[resists] == records[method].metrics[resists]
+    assert not group.compare([*after.values()], context)
+
+
+@pytest.mark.parametrize("damage", ["cut", "few"])
+def test_damaged_examples_are_made_again(copied: Path, damage: str) -> None:
+    before = read(copied)
+    path = job.examples_path(open_context(copied).store, before["rslad"])
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:100])
+    else:
+        checkpoint.save(path, {job.EXAMPLES: torch.load(path)[job.EXAMPLES][:10]})
+    assert run_bench("analyze", "--suite", "tiny.toml") == 0
+    assert group.compare([*before.values()], open_context(copied), force=True)
+    assert measures(read(copied)["natural"]) == pytest.approx(measures(before["natural"]), abs=1e-3)
+
+
+def test_a_comparison_that_fails_is_one_line(
+    copied: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("the network of others")
+
+    monkeypatch.setattr(group, "compare", fail)
+    capsys.readouterr()
+    assert run_bench("analyze", "--quiet") == 1
+    error = capsys.readouterr().err
+    assert "not compared with each other: RuntimeError: the network of others" in error
+    assert "Traceback" not in error
+
+
+def test_more_processes_than_runs_are_no_fault(copied: Path) -> None:
+    assert run_bench("analyze", "--workers", str(10**12)) == 0
 
 
 @pytest.mark.slow

@@ -90,6 +90,14 @@ def test_within_methods_what_methods_do_differently_plays_no_part() -> None:
     assert within.high < -0.9
 
 
+def test_what_seeds_do_not_differ_in_has_no_correlation_within() -> None:
+    """A mean of equal numbers may be off by rounding, which is no difference."""
+    rng = np.random.default_rng(4)
+    x = np.repeat(rng.normal(size=METHODS).round(6), SEEDS)
+    assert any(x[i : i + SEEDS].mean() != x[i] for i in range(0, x.size, SEEDS))
+    assert correlation_within(x, rng.normal(size=x.size), NAMES) is None
+
+
 def test_too_few_methods_or_one_value_alone_give_none(x: np.ndarray) -> None:
     few = (MIN_METHODS - 1) * SEEDS
     assert rank_correlation(x[:few], x[:few], NAMES[:few]) is None

@@ -97,6 +97,13 @@ def test_a_row_that_differs_matters_and_the_others_stay_open() -> None:
     assert "No row can be told from the figure's form." in clean
 
 
+def test_no_difference_that_was_told_is_below_the_least_that_could_be() -> None:
+    intervals = {"crd_adv": (0.02, 0.01, 0.03), "gacd tau=0.1": (0.0, -0.05, 0.05)}
+    text = gacd_page.describe_decisions("AutoAttack", intervals)
+    assert "- `crd_adv` gains: +2.0 [+1.0, +3.0] points" in text
+    assert "`gacd tau=0.1` (5.0). No difference below 1.0 points could be told." in text
+
+
 def test_one_seed_compares_networks() -> None:
     records = make_records("gacd-ablation-cifar", {"gacd bank=1024": 330})
     text = section(gacd_page.render(records), "gacd-ablation-cifar")

@@ -103,6 +103,12 @@ def test_few_methods_have_no_interval() -> None:
     assert "**better**" not in text
 
 
+def test_one_kind_of_methods_alone_has_no_difference() -> None:
+    text = section(transfer_page.render(make_records({"pgd_at": 0.8})), "digits-halves")
+    assert "| linear probe, PGD-20 | 80.0 | - | - |" in text
+    assert "nan" not in text
+
+
 def test_other_settings_than_the_defaults_stay_out() -> None:
     assert "No analysed records yet." in section(
         transfer_page.render(make_records(PROBES, variant="lr=0.5")), "digits-halves"

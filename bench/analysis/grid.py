@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shlex
 import time
 import traceback
 from collections import Counter, defaultdict
@@ -15,7 +16,7 @@ from typing import TypeAlias
 import torch
 
 from bench.analysis import group
-from bench.analysis.job import AnalysisContext, Comparison, analyze_run
+from bench.analysis.job import AnalysisContext, Comparison, analyze_run, is_analysed
 from bench.analysis.options import AnalyzeOptions
 from bench.execution.executors import start_worker, terminated_on_error
 from bench.execution.suite_file import resolve_experiment
@@ -25,7 +26,7 @@ from bench.system.errors import BenchError, UsageError, continue_hint, one_line
 from bench.system.log import LOGGER, NOTE, RESULT, log_settings, open_log_file
 from bench.system.progress import ParallelProgress
 from bench.tracking.store import TrackingStore, store_exists
-from leaderboards.schema import analysis
+from leaderboards.render.numbers import format_count
 from leaderboards.schema.fields import Tag, in_suite
 from leaderboards.schema.record import Record
 
@@ -59,13 +60,10 @@ def analyze_runs(options: AnalyzeOptions) -> tuple[list[str], Failures]:
     failures = analyse_all(options, context, pairs)
     failures |= compare_groups(options, context, chosen)
     if not failures:
-        LOGGER.log(RESULT, "`python -m bench leaderboard` shows them on pages")
+        default = options.store == AnalyzeOptions.store
+        flag = "" if default else f" --store {shlex.quote(str(options.store))}"
+        LOGGER.log(RESULT, f"`python -m bench leaderboard{flag}` shows them on pages")
     return [record.spec_id for record in chosen], failures
-
-
-def is_analysed(record: Record) -> bool:
-    """Return whether a record holds an analysis of the current version."""
-    return record.analysis is not None and record.analysis.version == analysis.VERSION
 
 
 def choose_runs(options: AnalyzeOptions, records: Sequence[Record]) -> list[Record]:
@@ -114,7 +112,7 @@ def analyse_all(
 ) -> Failures:
     """Analyse runs, in processes if there are to be several; return what failed."""
     tally, failures = ParallelProgress(len(pairs)), Failures()
-    several = options.workers > 1
+    several = min(options.workers, len(pairs)) > 1
     results = analyse_in_processes(options, pairs) if several else analyse_here(context, pairs)
     for number, message, succeeded in results:
         label = describe(pairs[number][0])
@@ -138,9 +136,10 @@ def analyse_here(context: AnalysisContext, pairs: Sequence[Pair]) -> Iterator[Re
 
 def analyse_in_processes(options: AnalyzeOptions, pairs: Sequence[Pair]) -> Iterator[Result]:
     """Analyse runs in processes that share the cores."""
-    threads = max(torch.get_num_threads() // options.workers, 1)
+    workers = min(options.workers, len(pairs))
+    threads = max(torch.get_num_threads() // workers, 1)
     spawn, arguments = multiprocessing.get_context("spawn"), (threads, log_settings())
-    pool = ProcessPoolExecutor(options.workers, spawn, start_worker, arguments)
+    pool = ProcessPoolExecutor(workers, spawn, start_worker, arguments)
     with pool, terminated_on_error(pool):
         futures = {
             pool.submit(analyse_in_worker, options, pair): number
@@ -175,10 +174,15 @@ def try_to_analyse(
         text = analyze_run(record, comparison, context)
     # The networks of others raise anything.
     except Exception as error:
-        LOGGER.log(NOTE, traceback.format_exc())
-        kind = "" if isinstance(error, BenchError) else f"{type(error).__name__}: "
-        return f"failed: {kind}{one_line(error)}", False
+        return f"failed: {describe_error(error)}", False
     return f"{text}, {time.monotonic() - start:.0f} s", True
+
+
+def describe_error(error: Exception) -> str:
+    """Return the cause of a failure in a line; log where it was raised."""
+    LOGGER.log(NOTE, "".join(traceback.format_exception(error)))
+    kind = "" if isinstance(error, BenchError) else f"{type(error).__name__}: "
+    return f"{kind}{one_line(error)}"
 
 
 def compare_groups(
@@ -195,9 +199,11 @@ def compare_groups(
         label = " ".join(map(str, (*key[1:3], "seed", key[3])))
         try:
             if group.compare(records, context, options.force):
-                LOGGER.info(f"{label}: {len(records)} students on each other's examples")
-        except BenchError as error:
-            failures[label] = f"not compared with each other: {error}"
+                students = format_count(len(records), "student")
+                LOGGER.info(f"{label}: {students} on the teacher's and each other's examples")
+        # As above.
+        except Exception as error:
+            failures[label] = f"not compared with each other: {describe_error(error)}"
             LOGGER.error(f"{label}: {failures[label]}")
     return failures
 

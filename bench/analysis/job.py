@@ -32,18 +32,18 @@ from bench.system.errors import BenchError
 from bench.teachers import cards
 from bench.tracking.run_logger import RunLogger
 from bench.tracking.store import TrackingStore
+from leaderboards.read.records import read_record
 from leaderboards.schema import analysis
 from leaderboards.schema.analysis import (
     ADVERSARIAL,
     ANALYSIS,
-    CLEAN,
     PENULTIMATE,
     Analysis,
     measure_name,
 )
 from leaderboards.schema.checkpoints import BEST
 from leaderboards.schema.fields import Artifact
-from leaderboards.schema.record import Record, copy_record
+from leaderboards.schema.record import Record, RecordError, copy_record
 from methods.base import Net
 
 # Images of a split: more would not change a mean by what matters, and take their time.
@@ -57,10 +57,11 @@ MEASURES: tuple[tuple[str, Callable[[Subject], Findings]], ...] = (
     ("gradients", gradients.measure),
     ("gradients/surface", loss_surface.measure),
 )
+# On adversarial examples, as the pages show them first.
 SHOWN = {
     "CKA": measure_name("structure", "cka", PENULTIMATE, ADVERSARIAL),
-    "feature cosine under attack": measure_name("features", "cosine", "pgd20"),
-    "gradient cosine": measure_name("gradients", "cosine", CLEAN),
+    "feature cosine": measure_name("features", "cosine", "pgd20"),
+    "gradient cosine": measure_name("gradients", "cosine", ADVERSARIAL),
 }
 
 
@@ -90,6 +91,9 @@ def analyze_run(record: Record, comparison: Comparison, context: AnalysisContext
     Raise BenchError where its checkpoint or its data are not here.
     """
     with locked_run(record, context.store):
+        before, record = record, read_current(record, context.store)
+        if is_analysed(record) and not is_analysed(before):
+            return "another process has analysed it meanwhile"
         subject, teacher_sha256, gaps = load_subject(record, comparison, context)
         findings = measure_all(subject)
         findings.gaps |= gaps
@@ -98,21 +102,52 @@ def analyze_run(record: Record, comparison: Comparison, context: AnalysisContext
         kept = build_analysis(findings, len(subject.y), teacher_sha256, comparison)
         log_figures(context.store, save_analysis(context.store, record, findings.numbers, kept))
     shown = [(name, findings.numbers.get(metric)) for name, metric in SHOWN.items()]
-    return ", ".join(f"{name} {value:.3f}" for name, value in shown if value is not None)
+    texts = [f"{name} {value:.3f}" for name, value in shown if value is not None]
+    return f"under attack: {', '.join(texts)}" if texts else "analysed"
+
+
+def is_analysed(record: Record) -> bool:
+    """Return whether a record holds an analysis of the current version."""
+    return record.analysis is not None and record.analysis.version == analysis.VERSION
 
 
 @contextmanager
 def locked_run(record: Record, store: TrackingStore) -> Iterator[None]:
     """Lock the analysis of a run. Raise BenchError if another process has it."""
-    folder = store.root / Artifact.ANALYSIS
-    folder.mkdir(exist_ok=True)
-    lock = FileLock(folder / f"{record.spec_id}.lock")
+    lock = open_lock(store, record.spec_id)
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
         raise BenchError("another process is working on it") from error
-    with lock:
+    try:
         yield
+    finally:
+        lock.release()
+
+
+def open_lock(store: TrackingStore, name: str) -> FileLock:
+    """Return a lock of the analysis of a store, not taken yet."""
+    folder = store.root / Artifact.ANALYSIS
+    folder.mkdir(exist_ok=True)
+    return FileLock(folder / f"{name}.lock")
+
+
+def read_current(record: Record, store: TrackingStore) -> Record:
+    """Return a run's record as it is now: other processes write it too.
+
+    Raise BenchError if it cannot be read, or if the run was trained again.
+    """
+    path = store.records / record.spec.record_name
+    if not path.exists():
+        # It was read from a file of another name.
+        return record
+    try:
+        current = read_record(path)
+    except RecordError as error:
+        raise BenchError(f"its record cannot be read: {error}") from error
+    if (current.run_id, current.checksums) != (record.run_id, record.checksums):
+        raise BenchError("it was trained again meanwhile")
+    return current
 
 
 def load_subject(

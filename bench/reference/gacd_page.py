@@ -162,7 +162,7 @@ def describe_evidence(compared: Comparison, seeds: Sequence[int], images: int) -
 
 def render_differences(compared: Comparison) -> str:
     """Return the table: each row's accuracies, and their differences to the control."""
-    lines = ["| Row | Changes | AutoAttack | less the control | Clean | less the control |"]
+    lines = ["| Row | Changes | AutoAttack, % | Difference | Clean, % | Difference |"]
     lines.append("| --- | --- | ---: | ---: | ---: | ---: |")
     for label, records in compared.rows.items():
         robust = mean_percent([record.survived.mean() for record in records])
@@ -200,15 +200,16 @@ def describe_decisions(measure: str, intervals: Mapping[str, Interval]) -> str:
         head = f"**{measure}.** What matters:\n\n" + "\n".join(lines) + "\n\n"
     else:
         head = f"**{measure}.** No row can be told from the figure's form. "
-    return head + describe_undecided({k: v for k, v in intervals.items() if k not in decided})
+    return head + describe_undecided(intervals, decided)
 
 
-def describe_undecided(intervals: Mapping[str, Interval]) -> str:
+def describe_undecided(intervals: Mapping[str, Interval], decided: Sequence[str]) -> str:
     """Say which rows stay undecided, and from which difference on they would not have."""
-    if not intervals:
-        return "Nothing stays undecided."
     halves = {label: (high - low) / 2 for label, (_, low, high) in intervals.items()}
-    names = [f"`{label}` ({100 * half:.1f})" for label, half in halves.items()]
+    names = [f"`{k}` ({100 * half:.1f})" for k, half in halves.items() if k not in decided]
+    if not names:
+        return "Nothing stays undecided."
+    # A decided row may have the shortest interval.
     least = 100 * min(halves.values())
     return (
         f"Undecided, in brackets the smallest difference in points that would have been"

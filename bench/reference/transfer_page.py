@@ -153,13 +153,20 @@ def render_contrasts(contrasts: Mapping[Column, Contrast]) -> str:
     """Return the table of both kinds of methods."""
     lines = ["| | Adversarial | Others | Difference |", "| --- | ---: | ---: | ---: |"]
     for column, pair in contrasts.items():
-        means = f"{100 * pair.adversarial:.1f} | {100 * pair.others:.1f}"
+        means = " | ".join(map(format_percent, (pair.adversarial, pair.others)))
         lines.append(f"| {column_label(column)} | {means} | {format_difference(pair)} |")
     return "\n".join(lines)
 
 
+def format_percent(value: float) -> str:
+    """Return a mean in percent; "-" for NaN."""
+    return "-" if math.isnan(value) else f"{100 * value:.1f}"
+
+
 def format_difference(pair: Contrast) -> str:
-    """Return a difference in points with its interval, if it has one."""
+    """Return a difference in points with its interval, if it has one; "-" for no difference."""
+    if math.isnan(pair.difference):
+        return "-"
     text = f"{100 * pair.difference:+.1f}"
     if math.isnan(pair.low):
         return text

@@ -58,7 +58,7 @@ class Measure:
 
 @dataclass(frozen=True)
 class Group:
-    """Measures that are shown on one page. claim: of the paper, what they test."""
+    """Measures that are shown on one page. claim: what they test, in our words."""
 
     name: str
     title: str
@@ -188,7 +188,7 @@ GROUPS = {
         Group(
             "transferability",
             "Transferability of attacks",
-            "Whose adversarial examples fool whom.",
+            "The student resists adversarial examples that were made on other networks.",
             (
                 Measure(
                     "resists",
@@ -207,7 +207,7 @@ GROUPS = {
                 ),
                 Measure(
                     "resists_teacher",
-                    "Resists the teacher's",
+                    "Resists the teacher",
                     "Accuracy on the teacher's adversarial examples.",
                     True,
                     percent=True,
@@ -239,7 +239,7 @@ GROUPS = {
     )
 }
 
-# In `Analysis.against` the teacher has as its key the first digits of its checkpoint's sha256.
+# In `Analysis.against` a teacher has as its key the first digits of its checkpoint's sha256.
 TEACHER_KEY_DIGITS = 16
 
 STRUCTURE, FEATURES, GRADIENTS, TRANSFERABILITY, TASKS = GROUPS
@@ -262,8 +262,8 @@ class Analysis(BaseModel):
     was compared with, "" for none; its_own: whether it distilled from it. matrices: rows of
     numbers. lines: (x, y) pairs. points: (x, y, class) of images. against: accuracy on the
     adversarial examples of each student of the same suite, data set, model and seed, itself among
-    them, by its spec's id, and of the teacher, by the first digits of its sha256. gaps: why a group
-    or measure is missing.
+    them, by its spec's id, and of their teachers, by the first digits of their sha256. gaps: why a
+    group or measure is missing.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)

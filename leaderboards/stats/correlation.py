@@ -21,6 +21,8 @@ from leaderboards.stats.ranks import LEVEL
 # With fewer methods an interval says nothing: it would be about as wide as -1 to 1.
 MIN_METHODS = 10
 DRAWS = 1000
+# Of a difference from a mean. Measures have six digits, and are about 1.
+DECIMALS = 12
 # Fisher's scale is infinite at 1.
 LARGEST = 1 - 1e-9
 
@@ -74,9 +76,15 @@ def correlation_within(x: Array, y: Array, methods: Sequence[str]) -> Correlatio
     for name in np.unique(names[measured]):
         runs = measured & (names == name)
         if runs.sum() > 1:
-            x_rest[runs] = x[runs] - x[runs].mean()
-            y_rest[runs] = y[runs] - y[runs].mean()
+            x_rest[runs] = _differences(x[runs])
+            y_rest[runs] = _differences(y[runs])
     return rank_correlation(x_rest, y_rest, methods)
+
+
+def _differences(values: Array) -> Array:
+    """Return what values differ by from their mean, without its rounding: equal ones are ties."""
+    rest: Array = np.round(values - values.mean(), DECIMALS)
+    return rest
 
 
 def _resampled_correlations(x: Array, y: Array, clusters: NDArray[np.intp]) -> Array:

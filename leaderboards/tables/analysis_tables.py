@@ -21,6 +21,7 @@ from leaderboards.tables.rows import Column, Row, SeedSummary, TaskTable
 Runs: TypeAlias = Mapping[str, Mapping[str, Any]]  # rows of `collect`'s frame by run id
 NOT_ANALYSED = "not analysed"
 NOT_MEASURED = "not measured"
+MAX_NAMED = 3  # metrics of a gap that are named, not counted
 
 
 @dataclass(frozen=True)
@@ -39,12 +40,24 @@ class AnalysisTable:
 
     @cached_property
     def gaps(self) -> dict[str, list[str]]:
-        """The labels of the rows that lack something, by the reason."""
+        """The labels of the rows that lack something, by what they lack and the reason."""
         labels: dict[str, list[str]] = {}
         for row in self.table.rows:
-            for reason in dict.fromkeys(self.reasons[row.run_ids].values()):
-                labels.setdefault(reason, []).append(row.label)
+            lacking: dict[str, list[str]] = {}
+            for metric, reason in self.reasons[row.run_ids].items():
+                lacking.setdefault(reason, []).append(metric)
+            for reason, metrics in lacking.items():
+                text = f"{self._name_metrics(metrics)}{reason}"
+                labels.setdefault(text, []).append(row.label)
         return labels
+
+    def _name_metrics(self, metrics: Sequence[str]) -> str:
+        """Return "CKA, stage 1, clean: ", or the number of many; "" for all of the group."""
+        if len(metrics) >= len(self.table.columns):
+            return ""
+        if len(metrics) > MAX_NAMED:
+            return f"{len(metrics)} measures: "
+        return f"{'; '.join(map(analysis.measure_label, metrics))}: "
 
     @property
     def measured(self) -> list[Row]:

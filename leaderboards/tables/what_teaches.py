@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,8 @@ import numpy as np
 
 from leaderboards.schema import analysis
 from leaderboards.schema.analysis import Group
-from leaderboards.schema.metrics import RANK_METRIC, describe_metric
+from leaderboards.schema.metrics import RANK_METRIC, STUDENT_PASSES, describe_metric
+from leaderboards.schema.record import Record
 from leaderboards.stats.correlation import Correlation, correlation_within, rank_correlation
 from leaderboards.tables.analysis_tables import Runs
 from leaderboards.tables.rows import TaskTable
@@ -20,20 +22,16 @@ from leaderboards.tables.rows import TaskTable
 class MeasureCorrelation:
     """How a measure goes with AutoAttack accuracy.
 
-    distilled: over the runs with a teacher. every: also over those without. within: over what the
-    seeds of a method with a teacher differ by. None: too few methods.
+    distilled: over the runs with a teacher. attacked: over those of them that train on adversarial
+    examples. within: over what the seeds of a method with a teacher differ by. None: too few
+    methods.
     """
 
     metric: str
     group: Group
     distilled: Correlation | None
-    every: Correlation | None
+    attacked: Correlation | None
     within: Correlation | None
-
-    @property
-    def counted(self) -> Correlation | None:
-        """The correlation over the runs with a teacher, else over all."""
-        return self.distilled or self.every
 
     @property
     def label(self) -> str:
@@ -55,25 +53,32 @@ def correlate_measures(table: TaskTable, runs: Runs) -> list[MeasureCorrelation]
     present = {name for _, run in pairs for name in run["record"].metrics}
     methods = [row.method for row, _ in pairs]
     has_teacher = np.array([row.teacher != "none" for row, _ in pairs])
+    attacked = np.array([trains_on_attacks(run["record"]) for _, run in pairs])
     robust = _values((run for _, run in pairs), RANK_METRIC)
     entries = []
     for group in analysis.GROUPS:
         for metric in analysis.metrics_of_group(sorted(present), group):
             if describe_metric(metric).unit == "%":
                 continue
-            every = _values((run for _, run in pairs), metric)
-            distilled = np.where(has_teacher, every, np.nan)
+            values = _values((run for _, run in pairs), metric)
+            distilled = np.where(has_teacher, values, np.nan)
             entries.append(
                 MeasureCorrelation(
                     metric,
                     analysis.GROUPS[group],
                     rank_correlation(distilled, robust, methods),
-                    rank_correlation(every, robust, methods),
+                    rank_correlation(np.where(attacked, distilled, np.nan), robust, methods),
                     correlation_within(distilled, robust, methods),
                 )
             )
-    entries = [entry for entry in entries if entry.counted]
-    return sorted(entries, key=lambda entry: -abs(entry.counted.value if entry.counted else 0))
+    entries = [entry for entry in entries if entry.distilled]
+    return sorted(entries, key=lambda entry: -abs(entry.distilled.value if entry.distilled else 0))
+
+
+def trains_on_attacks(record: Record) -> bool:
+    """Return whether a training step attacks: an image passes the student once an attack step."""
+    passes: float = record.metrics.get(STUDENT_PASSES, math.nan)
+    return passes > record.spec.inner_steps
 
 
 def _values(runs: Iterable[Any], metric: str) -> Any:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from statistics import fmean
 
-import torch
 from torch import Tensor
 
 from bench.analysis.measures.findings import Findings
+from bench.analysis.measures.outputs import is_correct
 from methods.base import Net
 
 GROUP = "transferability"
-BATCH_SIZE = 250
 
 
 @dataclass(frozen=True)
@@ -36,31 +35,29 @@ def expose(net: Net, x: Tensor, y: Tensor, examples: Mapping[str, Tensor]) -> Ex
         x: images (N, C, H, W) in [0, 1].
         y: their classes (N,).
         examples: adversarial examples of them, (N, C, H, W), by the network they were made for.
+    Raises:
+        GapError: for logits that are not finite.
     """
-    right = classify(net, x) == y
+    right = is_correct(net, x, y)
     accuracy, fooled = {}, {}
     for source, adv in examples.items():
-        robust = classify(net, adv) == y
+        robust = is_correct(net, adv, y)
         accuracy[source] = robust.float().mean().item()
         lost = (right & ~robust).sum().item()
         fooled[source] = lost / max(int(right.sum()), 1)
     return Exposure(accuracy, fooled)
 
 
-@torch.no_grad()
-def classify(net: Net, x: Tensor) -> Tensor:
-    """Return the class that a network predicts for each image, (N,)."""
-    return torch.cat([net(batch).argmax(dim=1) for batch in torch.split(x, BATCH_SIZE)])
-
-
-def summarise(name: str, teacher: str, exposures: Mapping[str, Exposure]) -> Findings:
+def summarise(
+    name: str, teacher: str, exposures: Mapping[str, Exposure], teachers: Collection[str] = ()
+) -> Findings:
     """Return the numbers of the student `name` among all networks.
 
-    teacher: the name of the teacher among them, "" for none. Each number is a mean over the other
-    students, or about the teacher.
+    teacher: the name of its teacher among them, "" for none. teachers: those of all students. Each
+    number is a mean over the other students, or about its teacher.
     """
     findings = Findings()
-    others = [source for source in exposures if source not in (name, teacher)]
+    others = [source for source in exposures if source not in (name, teacher, *teachers)]
     if others:
         resists = fmean(exposures[name].accuracy[source] for source in others)
         findings.add(resists, GROUP, "resists")

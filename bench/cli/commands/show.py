@@ -35,6 +35,7 @@ from leaderboards.schema.metrics import (
     accuracy_name,
     attack_label,
     describe_images,
+    describe_metric,
 )
 
 if TYPE_CHECKING:
@@ -232,10 +233,14 @@ def print_fact(name: str, text: str) -> None:
 def print_analysis(measures: dict[str, float]) -> None:
     """Print a line for each measure of `analyze`, if there are any."""
     if measures:
-        print("\nanalysis")
+        print("\nanalysis, with which values are closer to the claim that a measure tests")
+    labels = {name: measure_label(f"{ANALYSIS}{name}") for name in measures}
+    width = max(map(len, labels.values()), default=0)
     for name, value in measures.items():
         metric = f"{ANALYSIS}{name}"
-        print(f"  {measure_label(metric):48}{format_measure(metric, value):>8}")
+        ascends = describe_metric(metric).higher_is_better
+        closer = {True: "higher", False: "lower", None: "-"}[ascends]
+        print(f"  {labels[name]:{width}}{format_measure(metric, value):>8}  {closer}")
 
 
 def print_accuracies(accuracy: dict[str, dict[str, float]]) -> None:

@@ -112,8 +112,9 @@ def _probe_view(
     front = pareto_front(rows, lambda row: row[clean].mean, lambda row: row[robust].mean)
     points = family_points(table.table, rows, clean, front, family_of, robust)
     caption = (
-        f"The trunk is frozen, a linear classifier is fitted on {dataset}, and both are attacked "
-        f"end to end. No row beats in both: {joined_labels(front)}."
+        f"The student is frozen, a linear classifier is fitted to its features on {dataset}, and "
+        "both are attacked end to end. Bars are one standard deviation over seeds. Named are the "
+        f"rows that none beats in both: {joined_labels(front)}."
     )
     x_title, y_title = f"Clean accuracy on {dataset}, %", f"PGD-20 accuracy on {dataset}, %"
     frame = frame_limits(rows, clean), frame_limits(rows, robust)
@@ -146,8 +147,8 @@ def radius_view(table: AnalysisTable, teacher: Row | None, runs: Runs) -> View |
         series.append(Series("teacher", [0, 1], accuracies))
     caption = (
         f"PGD-20 at radii from 0 to twice the suite's, mean over seeds; {best} has the highest "
-        "AutoAttack accuracy. Dotted lines are the other rows; the "
-        "teacher's points are of its own evaluation."
+        f"AutoAttack accuracy{', natural trains on clean images alone' if plain else ''}. Dotted "
+        "lines are the other rows; the teacher's points are of its own evaluation."
     )
     title = "Accuracy over the radius"
     return View("radius", title, caption, RADIUS, "PGD-20 accuracy, %", tuple(series))

@@ -67,7 +67,7 @@ def _explain(table: AnalysisTable) -> dict[str, str]:
 
 def _correlation_line(entry: MeasureCorrelation) -> dict[str, Any]:
     line: dict[str, Any] = {"metric": entry.metric, "group": entry.group.name}
-    for name in ("distilled", "every", "within"):
+    for name in ("distilled", "attacked", "within"):
         correlation = getattr(entry, name)
         values = asdict(correlation) if correlation else dict.fromkeys(CORRELATION_FIELDS)
         line |= {f"{name}_{field}": value for field, value in values.items()}

@@ -53,6 +53,12 @@ def _group_values(site: Site, task: Task, table: AnalysisTable) -> dict[str, Any
     teacher = usual_teacher(table.table.rows, task.section.teachers)
     views = analysis_views.group_views(table, teacher, site.runs, site.family)
     values: dict[str, Any] = {"charts": [*map(build_chart, views)], "matrix": None}
+    run_ids = [run_id for row in table.measured for run_id in row.run_ids]
+    kept = [*filter(None, (site.runs[run_id]["record"].analysis for run_id in run_ids))]
+    # The other groups have images of their own.
+    on_test = table.group.name in (analysis.STRUCTURE, analysis.FEATURES, analysis.GRADIENTS)
+    images = max((each.images for each in kept), default=0)
+    values |= {"analysed_runs": len(kept), "images": images if on_test else 0}
     if table.group.name == analysis.TRANSFERABILITY:
         values["matrix"] = transfer_matrix(site, task)
     return values
@@ -120,8 +126,8 @@ def _measure_table(
         assert parts
         *labels, view = _labels_of(metric) if parts[2] else (parts[1].label, VALUE)
         lines[*labels,][view] = describe_metric(metric).format(values[metric])
-        if parts[1].about not in abouts.values():
-            abouts[*labels,] = parts[1].about
+        if (about := measure_about(metric)) not in abouts.values():
+            abouts[*labels,] = about
     views = [*dict.fromkeys(chain.from_iterable(lines.values()))]
     table = []
     for name, cells in lines.items():
