@@ -52,8 +52,8 @@ class Gkl(Method):
 
     sCE(t, s) = mean_i -sum_c softmax(t_i)_c log softmax(s_i)_c, whose target passes no gradient.
     wMSE(t, s) = 1/4 sum_i sum_ab w_iab [(t_ia - t_ib) - (s_ia - s_ib)]^2 / sum_i sum_ab w_iab,
-    w_iab = (q_ya q_yb)^gamma, y = y_i. q: by class, mean softmax(T(x) / tau) of the last epoch,
-    uniform in the first.
+    w_iab = (q_ya q_yb)^gamma, y = y_i; a, b: classes. q: by class, mean softmax(T(x) / tau) of the
+    last epoch, uniform in the first.
     """
 
     formula = r"""

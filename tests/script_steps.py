@@ -110,7 +110,7 @@ class Run:
         return adv
 
     def both(self, adv: Tensor, clean_first: bool) -> tuple[Tensor, Tensor]:
-        """Return the student's logits of x~ and of x, seen in this order or the other."""
+        """Return the student's logits of x~ and of x, passed in this order or the other."""
         if clean_first:
             z = self.student(self.x)
             return self.student(adv), z
@@ -439,23 +439,23 @@ def kdiga(r: Run) -> tuple[Tensor, Terms]:
     m = r.m
     adv = r.ce_attack("uniform", train=m.train_mode_attack) if m.inputs == "adv" else r.x
     if m.script_passes:
-        seen_first = r.student(adv) if m.inputs == "adv" else None
+        logits_first = r.student(adv) if m.inputs == "adv" else None
         r.look(r.x)
     x = r.x.clone().requires_grad_()
     z, target = r.student(x), r.teachers["robust"](x)
     (own,) = torch.autograd.grad(ce(z, r.y).sum(), x, create_graph=True)
-    (taught,) = torch.autograd.grad(ce(target, r.y).sum(), x)
-    seen, soft = z, target.detach()
+    (teacher_slope,) = torch.autograd.grad(ce(target, r.y).sum(), x)
+    logits, soft = z, target.detach()
     if m.inputs == "adv":
-        soft, seen = r.t(adv), seen_first if m.script_passes else r.student(adv)
-    gap = (own - taught).flatten(1)
+        soft, logits = r.t(adv), logits_first if m.script_passes else r.student(adv)
+    gap = (own - teacher_slope).flatten(1)
     distance = gap.norm(dim=1).mean()
     if m.gradient_norm == "batch":
         # Of the gradients of the mean loss, over the number of images.
         distance = (gap / len(r.y)).norm() / len(r.y)
     return adv, {
         "ce": (1 - m.alpha) * ce(z, r.y).mean(),
-        "kl": m.alpha * m.tau**2 * r.factor * kl(soft, seen, m.tau).mean(),
+        "kl": m.alpha * m.tau**2 * r.factor * kl(soft, logits, m.tau).mean(),
         "gradient": m.gamma * distance,
     }
 
@@ -741,8 +741,8 @@ def lbgat(r: Run) -> tuple[Tensor, Terms]:
 
 def dard(r: Run) -> tuple[Tensor, Terms]:
     adv = r.ascend(dice_ascent(r, r.student), "none", train=r.m.train_mode_attack)
-    taught = r.t(r.ascend(dice_ascent(r, r.teachers["robust"]), "none"))
-    p = (taught.softmax(1) + r.n(r.x).softmax(1)) / 2
+    robust = r.t(r.ascend(dice_ascent(r, r.teachers["robust"]), "none"))
+    p = (robust.softmax(1) + r.n(r.x).softmax(1)) / 2
     if r.m.resoftened:
         p = p.softmax(1)
     z = r.student(adv)

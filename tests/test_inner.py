@@ -226,10 +226,10 @@ def test_start(start: Start, low: float, high: float) -> None:
 @pytest.mark.parametrize("start", ["uniform", "gauss"])
 def test_a_free_start_leaves_the_range_until_the_first_step(start: Start) -> None:
     x = torch.tensor([0.0, 0.5, 1.0]).repeat(4, 3, 16, 1)
-    seen: list[Tensor] = []
+    visited: list[Tensor] = []
 
     def keep(net: nn.Module, adv: Tensor) -> Tensor:
-        seen.append(adv.detach())
+        visited.append(adv.detach())
         return net(adv).sum()
 
     for clamp_start in (True, False):
@@ -238,7 +238,7 @@ def test_a_free_start_leaves_the_range_until_the_first_step(start: Start) -> Non
         adv = pgd(nn.Flatten(), x, keep, budget, start=start)
         assert adv.min() >= 0
         assert adv.max() <= 1
-    clamped, stepped, free, stepped_too = seen
+    clamped, stepped, free, stepped_too = visited
     assert torch.equal(free.clamp(0, 1), clamped)
     assert free.min() < 0
     assert free.max() > 1

@@ -282,10 +282,13 @@ DEEP = "x = " + 5000 * "[" + 5000 * "]"
         ("training.lr = 0.0", "training.lr: Input should be greater than 0"),
         (
             "training.momentum = 0.0\ntraining.nesterov = true",
-            "training: Value error, nesterov needs",
+            "training: nesterov needs a momentum",
         ),
         ("training.momentum = 2.0", "training.momentum: Input should be less than or equal to 1"),
-        ("training.schedule = 'linear'", "training.schedule: Input should be 'multistep' or"),
+        (
+            "training.schedule = 'linear'",
+            "training.schedule: Input should be 'multistep', 'onecycle' or",
+        ),
         ("training.averaging = ['sma']", "training.averaging.0: Input should be 'ema' or 'swa'"),
         ("training.milestones = [0.5, 7]", "training.milestones.1: Input should be less"),
         ("eps = 8", "eps = 8: at most 1 in l-inf on digits"),
