@@ -269,7 +269,7 @@ class Contract:
     @in_order
     def test_terms_are_finite_scalars(self, case: Method, classes: int) -> None:
         """In every epoch, for batches of one image and more, of one class and of several."""
-        for y in ([1], [0, 0], [1, 2], [i % classes for i in range(12)]):
+        for y in ([0, 0], [1, 2], [i % classes for i in range(12)], [1]):
             nets = networks(case, classes)
             for batch in every_epoch(images(y)):
                 loss_terms = terms(case, nets, batch)

@@ -164,7 +164,8 @@ class MemoryContrast(Contrast):
         """Return the losses of `forward` in both directions; index: (B,) training images."""
         with torch.autocast(f_t.device.type, enabled=False):
             t, s = self.embed_t(f_t), self.embed_s(f_s)
-            drawn, allowed = self._draw_negatives(y, index)
+            labels = self.memory_y.index_copy(0, gather(index), gather(y))
+            drawn, allowed = self._draw_negatives(labels, y)
             losses = list[Losses]()
             for anchor, memory, log_z in (
                 (t, self.memory_s, self.log_z),
@@ -182,12 +183,11 @@ class MemoryContrast(Contrast):
         positive, negative = (torch.stack(sides).sum(dim=0) for sides in zip(*losses, strict=True))
         return positive, negative
 
-    def _draw_negatives(self, y: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    def _draw_negatives(self, labels: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Return positions in the memory, (B, K), and which are of another class than the anchor's.
 
-        All are, unless fewer than K images are.
+        All are, unless fewer than K images are. labels: of the memory's entries, -1 for none yet.
         """
-        labels = self.memory_y.index_copy(0, index, y)
         lots = torch.rand(len(y), len(labels), device=y.device)
         lots = lots.masked_fill(labels[None] == y[:, None], -1)
         best, drawn = lots.topk(min(self.negatives, len(labels)))

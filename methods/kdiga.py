@@ -87,7 +87,7 @@ class Kdiga(Method):
             logits_nat, target_nat = nets.student(x), nets.teacher(x)
             student_gradient = input_gradient(logits_nat, x, batch.y, differentiable=True)
             teacher_gradient = input_gradient(target_nat, x, batch.y, differentiable=False)
-        distance = self.distance(student_gradient - teacher_gradient)
+        distance = self.distance(batch, student_gradient - teacher_gradient)
         target, logits = target_nat.detach(), logits_nat
         if self.adversarial:
             target = nets.teacher_logits_at(adv)
@@ -101,9 +101,10 @@ class Kdiga(Method):
             "gradient": self.gamma * distance,
         }
 
-    def distance(self, difference: Tensor) -> Tensor:
+    def distance(self, batch: Batch, difference: Tensor) -> Tensor:
         """Return the size of a difference of the summed losses' gradients, shaped as x."""
         if self.gradient_norm == "batch":
+            difference = batch.gather(difference)
             # Once for the mean loss, a B-th of the sum, once for the script's gamma / B.
             norm: Tensor = difference.norm() / len(difference) ** 2
             return norm

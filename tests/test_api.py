@@ -412,7 +412,7 @@ def test_what_cannot_be_attacked_is_one_line(keywords: dict[str, Any], message: 
 
 def test_the_leaderboard_is_the_rendered_table(store: Path, tmp_path: Path) -> None:
     frame = bench.leaderboard("digits", store=store, out=tmp_path / "site")
-    (path,) = (tmp_path / "site" / "tables").glob("*.csv")
+    (path,) = (tmp_path / "site" / "tables").glob("*-resnet8-w4.csv")
     rendered = pd.read_csv(path, keep_default_na=False, na_values=[""])
     assert frame["suite"].tolist() == ["digits@3"]
     assert frame["role"].tolist() == ["student"]

@@ -168,7 +168,7 @@ def test_a_term_on_the_cpu_is_that_of_the_loss(site: Path) -> None:
         'return {"kl_adv": (torch.ones(len(adv), device=adv.device) * divergence).mean()}',
         'return {"kl_adv": divergence.mean() * (1 + (divergence.detach().mean().item() > 99))}',
         'return {"kl_adv": divergence[batch.y >= 0].mean()}',
-        'return {"kl_adv": divergence[torch.arange(2)].mean()}',
+        'return {"kl_adv": divergence[torch.arange(1)].mean()}',
         'divergence[torch.tensor([0])] = torch.tensor(0.0); return {"kl_adv": divergence.mean()}',
         'return {"kl_adv": divergence.mean() * float(adv.cpu().numpy().max() >= 0)}',
     ],

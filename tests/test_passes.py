@@ -230,10 +230,10 @@ def test_crd_s_memory_over_three_steps() -> None:
 def test_crd_s_negatives_are_of_other_classes() -> None:
     part = MemoryContrast(5, 7, 32, 0.07, "nce", num_train=40, negatives=20)
     part.memory_y.copy_(torch.arange(40) % 4)
-    y, index = torch.tensor([0, 1, 2]), torch.tensor([0, 1, 2])
+    y = torch.tensor([0, 1, 2])
     positions = set()
     for _ in range(50):
-        drawn, allowed = part._draw_negatives(y, index)
+        drawn, allowed = part._draw_negatives(part.memory_y, y)
         assert drawn.shape == (3, 20)
         assert allowed.all()
         assert (part.memory_y[drawn] != y[:, None]).all()
@@ -242,7 +242,7 @@ def test_crd_s_negatives_are_of_other_classes() -> None:
     assert positions == {i for i in range(40) if i % 4 != 0}
     # Fewer than asked for: all of them.
     part.memory_y.fill_(0)[5] = 1
-    drawn, allowed = part._draw_negatives(y[:1], index[:1])
+    drawn, allowed = part._draw_negatives(part.memory_y, y[:1])
     assert drawn[allowed].tolist() == [5]
 
 
