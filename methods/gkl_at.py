@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from methods.base import Batch, Nets, Paper, hp
+from methods.base import Batch, Nets, hp
 from methods.gkl import Gkl
 from methods.inner import eval_logits, kl_to, pgd
 from methods.recipes import FREE_START, LAST_BATCH
@@ -27,13 +27,7 @@ class GklAt(Gkl):
           + \beta\,\mathrm{wMSE}(S(x), S(\tilde{x})) \\
         \tilde{x} &= \mathrm{arg}\max_{x'} \mathrm{sCE}(S(x), S(x'))
     """
-    paper = Paper(
-        "Cui, Tian, Zhong, Qi, Yu and Zhang",
-        "Decoupled Kullback-Leibler Divergence Loss",
-        "NeurIPS",
-        2024,
-        "https://arxiv.org/abs/2305.13948",
-    )
+    paper = Gkl.paper
     teacher_roles = ()
     recipe = (
         ("epochs", 200, "as in the script"),

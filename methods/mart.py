@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from methods.base import Batch, Method, Nets, Paper, hp, kl, quirk, true_class_probability
-from methods.inner import ce, pgd
+from methods.inner import both_logits, ce, pgd
 from methods.recipes import FREE_START, RAW_PIXELS, sgd
 
 
@@ -65,10 +65,9 @@ class Mart(Method):
         return pgd(nets.student, batch.x, ce(batch.y), batch.budget, start="gauss")
 
     def loss(self, nets: Nets, batch: Batch, adv: Tensor) -> dict[str, Tensor]:
-        if self.script_passes:
-            logits_nat, logits_adv = nets.student(batch.x), nets.student(adv)
-        else:
-            logits_adv, logits_nat = nets.student(adv), nets.student(batch.x)
+        logits_adv, logits_nat = both_logits(
+            nets.student, adv, batch.x, clean_first=self.script_passes
+        )
         p_wrong = logits_adv.softmax(dim=1).scatter(1, batch.y[:, None], 0).amax(dim=1)
         # The script's constants: without them a sure network has log 0, or a weight below 0.
         bce = F.cross_entropy(logits_adv, batch.y) - (1.0001 - p_wrong).log().mean()

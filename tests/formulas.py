@@ -41,6 +41,17 @@ class Flat(Net):
         return self.last(f)
 
 
+class Normed(Flat):
+    """`Flat` with BatchNorm before the tanh."""
+
+    def __init__(self, width: int, num_classes: int, momentum: float = 0.1) -> None:
+        super().__init__(width, num_classes)
+        self.norm = nn.BatchNorm1d(width, momentum=momentum)
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.norm(self.first(self.normalise(x).flatten(1))).tanh()
+
+
 def flat_nets(case: Method, twins: bool = False) -> Nets:
     """Build a student, the teachers that `case` reads and its parts, always with the same weights.
 

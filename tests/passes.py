@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 import torch
-from formulas import LABELS, SOME, Array, linear
+from formulas import LABELS, SOME, Array, Normed, linear
 from torch import Tensor, nn
 
 from methods.base import Batch, Budget, Method, Net, Nets
@@ -14,29 +14,13 @@ from methods.base import Batch, Budget, Method, Net, Nets
 MOMENTUM = 0.1
 
 
-class Normed(Net):
-    """tanh of normalised projections, for images (3, 2, 2)."""
-
-    def __init__(self, width: int, num_classes: int) -> None:
-        super().__init__((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-        self.width, self.num_classes = width, num_classes
-        self.first, self.last = nn.Linear(12, width), nn.Linear(width, num_classes)
-        self.norm = nn.BatchNorm1d(width, momentum=MOMENTUM)
-        nn.init.normal_(self.first.weight)
-        nn.init.normal_(self.last.weight)
-
-    def features(self, x: Tensor) -> Tensor:
-        return self.norm(self.first(self.normalise(x).flatten(1))).tanh()
-
-    def head(self, f: Tensor) -> Tensor:
-        return self.last(f)
-
-
 def normed_nets(case: Method) -> Nets:
     """Build the networks that `case` reads and its parts, always with the same weights."""
     torch.manual_seed(0)
-    student = Normed(5, 3).double()
-    teachers: dict[str, Net] = {role: Normed(7, 3).double() for role in case.teacher_roles}
+    student = Normed(5, 3, MOMENTUM).double()
+    teachers: dict[str, Net] = {
+        role: Normed(7, 3, MOMENTUM).double() for role in case.teacher_roles
+    }
     parts = nn.ModuleDict(case.build(student, teachers, 64)).double()
     for teacher in teachers.values():
         teacher.eval().requires_grad_(False)

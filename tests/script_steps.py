@@ -29,25 +29,6 @@ EPOCHS, ALL_EPOCHS = (0, 3, 3, 9), 10
 MILESTONES = (215 / 300, 260 / 300, 285 / 300)
 
 
-class Small(Net):
-    """Linear, BatchNorm, tanh, linear, for images (3, 2, 2), in double precision."""
-
-    def __init__(self, width: int, classes: int) -> None:
-        super().__init__((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-        self.width, self.num_classes = width, classes
-        self.first, self.norm = nn.Linear(12, width), nn.BatchNorm1d(width)
-        self.last = nn.Linear(width, classes)
-        for layer in (self.first, self.last):
-            nn.init.normal_(layer.weight)
-        self.double()
-
-    def features(self, x: Tensor) -> Tensor:
-        return self.norm(self.first(self.normalise(x).flatten(1))).tanh()
-
-    def head(self, f: Tensor) -> Tensor:
-        return self.last(f)
-
-
 @dataclass
 class Run:
     """What a formula reads and what it keeps between steps.

@@ -382,7 +382,9 @@ def test_damaged_examples_are_made_again(copied: Path, damage: str) -> None:
     if damage == "cut":
         path.write_bytes(path.read_bytes()[:100])
     else:
-        checkpoint.save(path, {job.EXAMPLES: torch.load(path)[job.EXAMPLES][:10]})
+        checkpoint.save(
+            path, {job.EXAMPLES: torch.load(path, weights_only=True)[job.EXAMPLES][:10]}
+        )
     assert run_bench("analyze", "--suite", "tiny.toml") == 0
     assert group.compare([*before.values()], open_context(copied), force=True)
     assert measures(read(copied)["natural"]) == pytest.approx(measures(before["natural"]), abs=1e-3)

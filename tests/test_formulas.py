@@ -12,7 +12,7 @@ import formulas
 import numpy as np
 import pytest
 import torch
-from formulas import LABELS, NONE, REFERENCES, SOME, Array, At, flat_batch, flat_nets
+from formulas import LABELS, NONE, REFERENCES, SOME, Array, At, Normed, flat_batch, flat_nets
 from torch import Tensor, nn
 
 import methods
@@ -453,22 +453,6 @@ def test_ciard_s_teacher_is_in_eval_mode() -> None:
     nets = contract.networks(Ciard())
     contract.terms(Ciard(), nets, contract.images(LABELS))
     assert nets.parts["teacher"].get_buffer("trunk.1.num_batches_tracked") == 0
-
-
-class Normed(Net):
-    """BatchNorm between two matrices, for images (3, 2, 2)."""
-
-    def __init__(self, width: int, num_classes: int) -> None:
-        super().__init__((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-        self.width, self.num_classes = width, num_classes
-        self.first, self.last = nn.Linear(12, width), nn.Linear(width, num_classes)
-        self.norm = nn.BatchNorm1d(width)
-
-    def features(self, x: Tensor) -> Tensor:
-        return self.norm(self.first(self.normalise(x).flatten(1))).tanh()
-
-    def head(self, f: Tensor) -> Tensor:
-        return self.last(f)
 
 
 def normed_nets(case: Method) -> Nets:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import script_steps
 import torch
+from formulas import Normed
 from script_steps import (
     ALL_EPOCHS,
     EPOCHS,
@@ -25,7 +26,6 @@ from script_steps import (
     STEPS,
     WEIGHT_DECAY,
     Run,
-    Small,
 )
 from torch import Tensor, nn
 
@@ -73,8 +73,8 @@ CASES = {
 def build(case: Method, classes: int) -> Nets:
     """Return student, teachers and parts, the same for each call."""
     torch.manual_seed(1)
-    student = Small(5, classes)
-    teachers: dict[str, Net] = {role: Small(7, classes) for role in ("robust", "natural")}
+    student = Normed(5, classes).double()
+    teachers: dict[str, Net] = {role: Normed(7, classes).double() for role in ("robust", "natural")}
     # Statistics as after some training.
     for net in (student, *teachers.values()):
         with torch.no_grad():
