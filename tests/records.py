@@ -81,6 +81,9 @@ def run_planned(run: PlannedRun, context: RunContext, measured: dict[str, float]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(job, "evaluate_checkpoint", invent_evaluations(measured))
         images = loading.load_data("digits", "", run.spec.limit_train, run.spec.limit_test)
-        progress = Progress([(0.0, 0.0)])
-        progress.start(run.label, run.spec.training.epochs)
-        return job.run_job(run, context, images, 1.0, progress)
+        progress = Progress({1: (0.0, 0.0)}, 1)
+        progress.start(1, run.label, run.spec.training.epochs)
+        held = context.claims(run).take(run.spec.id)
+        assert held
+        with held:
+            return job.run_job(run, context, held, images, 1.0, progress)

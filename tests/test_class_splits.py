@@ -19,7 +19,8 @@ from bench.datasets.files import fetching
 from bench.datasets.files.pixels import pixel_digest
 from bench.datasets.loading import load_data
 from bench.datasets.splits import Split
-from bench.execution import overview, plan
+from bench.execution import plan
+from bench.execution.grid import overview
 from bench.protocol.options import RunOptions
 from bench.records.slice_pack import data_files
 from bench.system.errors import BenchError

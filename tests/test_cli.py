@@ -273,7 +273,8 @@ def test_a_dry_run_writes_nothing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(
-        "bench.execution.grid.estimate_costs", lambda todo, *_: [Cost(1.0, 1.0, 1.0)] * len(todo)
+        "bench.execution.grid.run.estimate_costs",
+        lambda todo, *_: [Cost(1.0, 1.0, 1.0)] * len(todo),
     )
     before = sorted(Path().rglob("*"))
     assert exit_code(f"{RUN} natural --dry-run") == 0
@@ -339,7 +340,8 @@ def test_a_dry_run_fetches_nothing_and_warns_of_days(
 ) -> None:
     monkeypatch.setattr("socket.getaddrinfo", unreachable)
     monkeypatch.setattr(
-        "bench.execution.grid.estimate_costs", lambda todo, *_: [Cost(5e5, 4e5, 1.0)] * len(todo)
+        "bench.execution.grid.run.estimate_costs",
+        lambda todo, *_: [Cost(5e5, 4e5, 1.0)] * len(todo),
     )
     before = sorted(Path().rglob("*"))
     assert exit_code("run --method gacd --suite cifar --dry-run --device cpu") == 0

@@ -44,8 +44,8 @@ def test_durations_go_up_to_days(seconds: float, text: str) -> None:
 def test_a_line_every_twenty_seconds_says_where_the_run_is(
     clock: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with Progress([(100.0, 50.0), (100.0, 50.0)]) as shown:
-        shown.start("digits a", epochs=4)
+    with Progress({1: (100.0, 50.0), 2: (100.0, 50.0)}, 2) as shown:
+        shown.start(1, "digits a", epochs=4)
         for step in range(40):
             if step == 20:
                 measured = {"train/a": 0.5, "train/b": 1.0, "val/clean": 0.9, "val/robust": 0.0}
@@ -59,7 +59,7 @@ def test_a_line_every_twenty_seconds_says_where_the_run_is(
         for done in range(3):
             clock[0] += 15.0
             shown.tick("aa fab-t", done, 4)
-        shown.finish("clean 90.0")
+        shown.finish(1, "digits a", "clean 90.0")
     assert capsys.readouterr().err.splitlines() == [
         # Training is at 0.4 of its estimate: 19 of its 40 steps, 20 s of evaluation, 60 s after.
         "[1/2] epoch 3 of 4, loss 1.5, val clean 90.0, robust 0.0, 2 min left",
@@ -73,8 +73,8 @@ def test_a_line_every_twenty_seconds_says_where_the_run_is(
 def test_an_estimate_that_was_exceeded_is_not_shown(
     clock: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with Progress([(0.0, 0.0)], first=3, total=7) as shown:
-        shown.start("evaluate")
+    with Progress({3: (0.0, 0.0)}, 7) as shown:
+        shown.start(3, "evaluate")
         clock[0] = 21.0
         shown.tick("pgd20", 1, 2)
     assert capsys.readouterr().err == "[3/7] evaluating the network: pgd20 50 %\n"

@@ -82,7 +82,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.timed
 def test_the_first_command_takes_a_minute(tmp_path: Path) -> None:
     """Measured in bare starts of five seconds or so: a slow machine would fail a fixed bound."""
-    imports = ["-c", "import bench.execution.grid, bench.execution.job"]
+    imports = ["-c", "import bench.execution.grid.run, bench.execution.job"]
     start = measure_cpu_seconds(imports, tmp_path)
     total = measure_cpu_seconds(["-m", "bench", *FIRST_COMMAND.split()], tmp_path)
     assert total < MOST_STARTS * start, (total, start)
@@ -404,7 +404,7 @@ def test_a_failing_run_stops_no_other(
 
     with monkeypatch.context() as patch:
         patch.setattr(Natural, "loss", fail)
-        patch.setattr("bench.execution.grid.estimate_costs", fixed_costs)
+        patch.setattr("bench.execution.grid.run.estimate_costs", fixed_costs)
         assert cli.dispatch(command) == 1
     errors = capsys.readouterr().err
     assert re.search(r"^kd +digits +resnet8-w4 +0 +failed$", errors, flags=re.MULTILINE)
@@ -430,7 +430,7 @@ def test_an_interrupted_repetition_continues_without_force(
     """The run that was interrupted and the one that had not started both continue."""
     evaluate = records.invent_evaluations(records.MEASURED)
     monkeypatch.setattr(job, "evaluate_checkpoint", evaluate)
-    monkeypatch.setattr("bench.execution.grid.estimate_costs", fixed_costs)
+    monkeypatch.setattr("bench.execution.grid.run.estimate_costs", fixed_costs)
     command = f"run --method natural --seeds 0,1 --epochs 1 {SMALL}".split()
     assert cli.dispatch(command) == 0
 

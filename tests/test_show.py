@@ -14,7 +14,7 @@ from record_store import TAGS
 
 from bench import cli
 from bench.cli.commands.show import find_run
-from bench.execution.overview import describe_record
+from bench.execution.grid.overview import describe_record
 from bench.system.errors import BenchError, UsageError
 
 IDENTITY = {

@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import TypeAlias
 
 import torch
@@ -18,7 +19,7 @@ import torch
 from bench.analysis import group
 from bench.analysis.job import AnalysisContext, Comparison, analyze_run, is_analysed
 from bench.analysis.options import AnalyzeOptions
-from bench.execution.executors import start_worker, terminated_on_error
+from bench.execution.grid.local import start_worker
 from bench.execution.suite_file import resolve_experiment
 from bench.records import trained
 from bench.system.environment import resolve_device
@@ -152,6 +153,20 @@ def analyse_in_processes(options: AnalyzeOptions, pairs: Sequence[Pair]) -> Iter
                 hint = continue_hint(options.force)
                 result = f"failed: a worker process died; {hint} continues", False
             yield futures[future], *result
+
+
+@contextmanager
+def terminated_on_error(pool: ProcessPoolExecutor) -> Iterator[None]:
+    """Terminate the processes of a pool if the block is left by an exception."""
+    others = multiprocessing.active_children()
+    try:
+        yield
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in multiprocessing.active_children():
+            if process not in others:
+                process.terminate()
+        raise
 
 
 def analyse_in_worker(options: AnalyzeOptions, pair: Pair) -> tuple[str, bool]:

@@ -96,10 +96,11 @@ def run_all(
     options: RunCommandOptions, hyper: dict[str, Any]
 ) -> tuple[list[PlannedRun], dict[str, str]]:
     """Plan and carry out runs; return them, and why some failed by their labels."""
-    from bench.execution import grid, plan
+    from bench.execution import plan
+    from bench.execution.grid.run import run_grid
 
     runs = plan.plan_runs(options, hyper)
-    return runs, grid.run_grid(options, runs, dry_run=options.dry_run)
+    return runs, run_grid(options, runs, dry_run=options.dry_run)
 
 
 def collect_results(store: Path, runs: list[PlannedRun]) -> pd.DataFrame:

@@ -1,1 +1,1 @@
-"""The chain of a run: plan, cost, grid, executors, job."""
+"""The chain of a run: plan, cost, job, evaluation."""

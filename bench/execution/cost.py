@@ -36,12 +36,14 @@ class Cost:
     student_passes: float
 
 
-def estimate_costs(todo: list[PlannedRun], store: Path, device: torch.device) -> list[Cost]:
-    """Return the cost of each run, without its data.
+def estimate_costs(
+    todo: list[PlannedRun], runs: list[PlannedRun], store: Path, device: torch.device
+) -> list[Cost]:
+    """Return the cost of each run to do, without its data; `runs` has the teachers to be trained.
 
     Runs that differ in seed alone are probed once. Raise UsageError for a limit out of range.
     """
-    planned_teachers = {run.identity: run.spec.arch for run in todo if run.spec.role == "teacher"}
+    planned_teachers = {run.identity: run.spec.arch for run in runs if run.spec.role == "teacher"}
     probed: dict[tuple[object, ...], Cost] = {}
     costs = []
     for run in todo:

@@ -207,8 +207,8 @@ def attack_images(
     try:
         if out:
             out.parent.mkdir(parents=True, exist_ok=True)
-        with Progress([(0.0, 0.0)]) as progress:
-            progress.start("evaluate")
+        with Progress({1: (0.0, 0.0)}, 1) as progress:
+            progress.start(1, "evaluate")
             tick = progress.tick
             return attacks.evaluate(net, x, y, names, record=out, progress=tick, **settings)
     except ValueError as error:

@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from filelock import FileLock, Timeout
 
 from bench import models
 from bench.datasets.splits import Data
 from bench.execution.evaluation import CheckpointEvaluation, evaluate_checkpoint
 from bench.execution.plan import PlannedRun, work_folder
+from bench.execution.run_teachers import check_teachers
 from bench.models import checkpoint
 from bench.models.size import size_metrics
 from bench.system import environment
@@ -36,7 +36,9 @@ from bench.system.progress import Progress
 from bench.teachers import cards
 from bench.teachers.cards import Card
 from bench.tracking import links, note
+from bench.tracking.claims import Claims, HeldClaim, LostClaimError
 from bench.tracking.copying import copy_results
+from bench.tracking.outage import GridStopError, patiently
 from bench.tracking.run_logger import RunLogger
 from bench.tracking.store import TrackingStore
 from bench.training.distributed import SINGLE_PROCESS, ProcessGroup
@@ -44,15 +46,20 @@ from bench.training.trainer import STATE, State, Trainer, TrainingModule, derive
 from leaderboards.read.records import read_record
 from leaderboards.schema import metrics
 from leaderboards.schema.checkpoints import BEST, CHECKPOINTS
-from leaderboards.schema.fields import FAILED, FINISHED, KILLED, RECORD_TAGS, Artifact, Tag
+from leaderboards.schema.fields import (
+    FAILED,
+    FINISHED,
+    KILLED,
+    RECORD_TAGS,
+    Artifact,
+    Tag,
+)
 from leaderboards.schema.record import Record, RecordError, build_record
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
 
-# Files in the folder of an unfinished run: the checksums of its teachers' checkpoints, and the
-# mark of a run that is to be repeated, whatever the record says.
-TEACHER_CHECKSUMS_FILE = "teachers.json"
+# In the folder of an unfinished run: the mark of one that is to be repeated, whatever is recorded.
 REPEAT_MARK = "again"
 # Compiled code, which later runs of the store need not compile.
 COMPILED_CODE = "compiled"
@@ -81,6 +88,10 @@ class RunContext:
         """The folder of the store."""
         return self.store.root
 
+    def claims(self, run: PlannedRun) -> Claims:
+        """Return the claims on the runs of a run's suite."""
+        return self.store.claims(run.spec.suite)
+
 
 @dataclass(frozen=True)
 class Job:
@@ -88,45 +99,59 @@ class Job:
 
     run: PlannedRun
     context: RunContext
+    held: HeldClaim
     data: Data
     folder: Path
     logger: RunLogger
     progress: Progress
 
+    def tick(self, stage: str, done: int, total: int) -> None:
+        """Show how much of a stage is done. Raise LostClaimError if another process took over."""
+        self.held.check()
+        self.progress.tick(stage, done, total)
+        self.held.doing = self.progress.describe(stage, done, total)
+
 
 def run_job(
-    run: PlannedRun, context: RunContext, data: Data, student_passes: float, progress: Progress
+    run: PlannedRun,
+    context: RunContext,
+    held: HeldClaim,
+    data: Data,
+    student_passes: float,
+    progress: Progress,
 ) -> str:
-    """Train, evaluate and record one run; return a line with its result.
+    """Train, evaluate and record one run that this process claimed; return a line with its result.
 
     `student_passes` is the number of forward passes of the student per training image, estimated.
 
     Raise BenchError if something stopped it: the record says so and its state stays on disk.
     """
-    with locked_folder(run, context) as folder:
-        if is_recorded(run, context):
-            return "recorded by another process meanwhile"
-        folder.mkdir(exist_ok=True)
-        with mlflow_run(run, context, folder) as logger:
-            job = Job(run, context, data, folder, logger, progress)
-            checksums = check_teachers(run, context, folder)
-            if untuned := find_untuned(run, context, checksums):
-                tags = run_tags(run, context.code, context.group)
-                result = copy_results(context.store, logger, untuned, run.spec, tags)
-            else:
-                result = train_and_record(job, checksums, student_passes)
-        shutil.rmtree(folder)
+    folder = work_folder(context.root, run.spec)
+    folder.mkdir(parents=True, exist_ok=True)
+    checksums = check_teachers(run, context.store, folder)
+    with mlflow_run(run, context, held, folder) as logger:
+        job = Job(run, context, held, data, folder, logger, progress)
+        if untuned := find_untuned(run, context, checksums):
+            tags = run_tags(run, context.code, context.group)
+            result = copy_results(context.store, logger, untuned, run.spec, tags)
+        else:
+            result = train_and_record(job, checksums, student_passes)
+    shutil.rmtree(folder)
     return result
 
 
 def train_and_record(job: Job, teacher_sha256: dict[str, str], student_passes: float) -> str:
     """Carry out the steps of a run; return the accuracies that its last line shows, in percent."""
-    description = describe_run(job, teacher_sha256)
+    description = patiently(lambda: describe_run(job, teacher_sha256))
     state, cost = train(job)
     cost[metrics.STUDENT_PASSES] = student_passes
     evaluations = evaluate(job)
-    finished = build_run_record(job, state, cost | network_sizes(job), evaluations, description)
-    record(job, state, finished)
+    cost |= network_sizes(job)
+    finished = patiently(lambda: build_run_record(job, state, cost, evaluations, description))
+    # Numbers of a run that is another process's now would be there twice.
+    patiently(job.held.beat)
+    job.held.check()
+    patiently(lambda: record(job, state, finished))
     best = evaluations[BEST].accuracy
     shown = [f"{name} {100 * best[name]:.1f}" for name in SHOWN_ACCURACIES if name in best]
     return ", ".join(shown)
@@ -149,48 +174,42 @@ def find_untuned(run: PlannedRun, context: RunContext, teachers: dict[str, str])
     return untuned if untuned.teacher_sha256 == teachers else None
 
 
-@contextmanager
-def locked_folder(run: PlannedRun, context: RunContext) -> Iterator[Path]:
-    """Lock the folder of a run's unfinished work. Raise BenchError if another process has it."""
-    folder = work_folder(context.root, run.spec)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        lock = FileLock(folder.with_suffix(".lock")).acquire(timeout=0)
-    except Timeout as error:
-        raise BenchError("another process is working on it") from error
-    with lock:
-        yield folder
-
-
 def mark_for_repeat(run: PlannedRun, context: RunContext) -> None:
     """Delete a run's unfinished work and mark it to be repeated, until it is recorded."""
-    # A locked run is being carried out: run_job reports it.
-    with suppress(BenchError), locked_folder(run, context) as folder:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(exist_ok=True)
-        (folder / REPEAT_MARK).touch()
+    folder = work_folder(context.root, run.spec)
+    held = context.claims(run).take(run.spec.id)
+    # One that another process has is being carried out.
+    if held:
+        with held:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / REPEAT_MARK).touch()
 
 
 def is_recorded(run: PlannedRun, context: RunContext) -> bool:
-    """Return whether the run is finished in the tracking store and is not marked for repeat.
-
-    A teacher must have its checkpoint too.
-    """
+    """Return whether the run is finished in the tracking store and is not marked for repeat."""
     if (work_folder(context.root, run.spec) / REPEAT_MARK).exists():
-        return False
-    if run.spec.role == "teacher" and not cards.has_teacher(context.root, run.identity):
         return False
     return context.store.find_run(run.spec, FINISHED) is not None
 
 
 @contextmanager
-def mlflow_run(run: PlannedRun, context: RunContext, folder: Path) -> Iterator[RunLogger]:
+def mlflow_run(
+    run: PlannedRun, context: RunContext, held: HeldClaim, folder: Path
+) -> Iterator[RunLogger]:
     """Open the MLflow run of a run; its final status tells how the block ended."""
     fresh = not (folder / STATE).exists()
-    logger = context.store.start_run(run.spec, run_tags(run, context.code, context.group), fresh)
+    tags = run_tags(run, context.code, context.group)
+    logger = patiently(lambda: context.store.start_run(run.spec, tags, fresh))
     try:
         yield logger
-        logger.finish(FINISHED, logger.final_note)
+        patiently(lambda: logger.finish(FINISHED, logger.final_note))
+    except LostClaimError:
+        # The MLflow run is the other process's now.
+        raise
+    except GridStopError as error:
+        logger.finish(KILLED, one_line(error))
+        raise
     except (KeyboardInterrupt, SystemExit):
         logger.finish(KILLED, "interrupted")
         raise
@@ -236,7 +255,7 @@ def train(job: Job) -> tuple[State, dict[str, float]]:
         job.logger.log_epoch(epoch_metrics(row), epoch)
 
     try:
-        state = trainer.fit(log_epoch, job.progress.tick)
+        state = trainer.fit(log_epoch, job.tick)
     except BenchError:
         raise
     except Exception as error:
@@ -246,7 +265,8 @@ def train(job: Job) -> tuple[State, dict[str, float]]:
         raise SystemExit(f"{type(error).__name__}: {error}") from error
     path = ", ".join(trainer.training_path) or "as written"
     job.progress.log(f"training path: {path}", logging.DEBUG)
-    job.logger.set_tags({Tag.TRAINING_PATH: path})
+    patiently(job.logger.send_epochs)
+    patiently(lambda: job.logger.set_tags({Tag.TRAINING_PATH: path}))
     peak = environment.peak_memory(context.device)
     return state, {metrics.TRAIN_SECONDS: state.seconds, metrics.PEAK_BYTES: peak}
 
@@ -269,12 +289,11 @@ def evaluate(job: Job) -> dict[str, CheckpointEvaluation]:
         verdicts = job.folder / f"verdicts_{name}"
         job.progress.checkpoint = name
         evaluations[name] = evaluate_checkpoint(
-            net, spec, name, job.data.test, verdicts, job.progress.tick, job.context.search
+            net, spec, name, job.data.test, verdicts, job.tick, job.context.search
         )
     search, precision = job.context.search
-    job.logger.set_tags(
-        {Tag.ATTACK_SEARCH: search if search == "exact" else f"{search}, {precision}"}
-    )
+    text = search if search == "exact" else f"{search}, {precision}"
+    patiently(lambda: job.logger.set_tags({Tag.ATTACK_SEARCH: text}))
     return evaluations
 
 
@@ -377,26 +396,6 @@ def log_best_network(job: Job) -> None:
     info = job.data.info
     net = checkpoint.load(job.folder / "best.pt", job.run.spec.arch, info)
     links.log_network(job.logger, net, info.shape, job.folder / Artifact.MODEL)
-
-
-def check_teachers(run: PlannedRun, context: RunContext, folder: Path) -> dict[str, str]:
-    """Return the sha256 of each teacher's checkpoint by role, kept in the folder for a resumed run.
-
-    Raise BenchError if an earlier part of the training used other checkpoints.
-    """
-    checksums = {}
-    for role, identity in run.spec.teachers.items():
-        checksums[role] = cards.find_card(context.root, identity, run.spec.dataset).sha256
-    if not checksums:
-        return {}
-    path = folder / TEACHER_CHECKSUMS_FILE
-    text = json.dumps(checksums)
-    if (folder / STATE).exists() and path.exists() and path.read_text() != text:
-        raise BenchError(
-            "another checkpoint of its teacher was used before: --force restarts the run"
-        )
-    path.write_text(text)
-    return checksums
 
 
 def build_training_module(run: PlannedRun, context: RunContext, data: Data) -> TrainingModule:

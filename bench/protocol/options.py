@@ -64,6 +64,12 @@ SearchPrecision = Annotated[
 ]
 
 
+Workers = Annotated[
+    int | Literal["auto"],
+    option("N|auto", "processes that share the cores, a run each; auto: one for each CUDA device"),
+]
+
+
 @dataclass(frozen=True)
 class CommonOptions:
     """Folders and device of every command that trains or attacks."""
@@ -88,7 +94,7 @@ class ProtocolOptions(CommonOptions):
     precision: Precision = "fp32"
     search: Search = "auto"
     search_precision: SearchPrecision = "auto"
-    workers: Annotated[int, option("N", "processes that share the cores, a run each")] = 1
+    workers: Workers = 1
     sync_batchnorm: Annotated[
         Switch,
         option(text="under torchrun, BatchNorm over all devices' images and not over each one's"),

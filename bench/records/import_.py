@@ -129,7 +129,7 @@ def create_run(store: TrackingStore, record: Record) -> str:
     name = f"{note.run_title(tags)} seed {spec.seed}"
     run_id, start_time = "", record.start_time
     try:
-        parent = store.get_or_create_parent(experiment_id, tags)
+        parent = store.get_or_create_parent(spec.suite, tags)
         tags |= {fields.PARENT_TAG: parent, IMPORTING: spec.id}
         run_id = str(client.create_run(experiment_id, start_time, tags, name).info.run_id)
         logger = RunLogger(client, run_id)

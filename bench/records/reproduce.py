@@ -47,8 +47,8 @@ def reproduce(
             raise RecordError(f"not verified: it states other data than those here, {digest}")
         torch_device = resolve_device(device)
         net = load(path, spec.arch, data.info, sha256).to(torch_device)
-        with Progress([(0.0, 0.0)]) as progress:
-            progress.start(record.spec.record_name)
+        with Progress({1: (0.0, 0.0)}, 1) as progress:
+            progress.start(1, record.spec.record_name)
             result = evaluation.evaluate_checkpoint(
                 net, spec, BEST, data.test, Path(name, "verdicts"), progress.tick
             )

@@ -17,17 +17,14 @@ BAR_WIDTH = 8  # a live line fits into 80 columns
 
 
 class Progress:
-    """Progress of runs in order.
+    """Progress of runs one after another.
 
-    estimates: seconds of training and of evaluation of each. first, total: the number of the first
-    run, and of all where there are others beside these.
+    estimates: seconds of training and of evaluation, by the number of the run. total: how many
+    runs there are, with others beside these.
     """
 
-    def __init__(
-        self, estimates: list[tuple[float, float]], first: int = 1, total: int = 0
-    ) -> None:
-        self.estimates = estimates
-        self.first, self.total = first, total or len(estimates)
+    def __init__(self, estimates: dict[int, tuple[float, float]], total: int) -> None:
+        self.estimates, self.total = dict(estimates), total
         self.is_live = log.has_live_line()
         columns = (
             TextColumn("{task.description}", markup=False),
@@ -36,7 +33,7 @@ class Progress:
         )
         self.bar = Bar(*columns, console=log.console(), transient=True, disable=not self.is_live)
         self.task = self.bar.add_task("", total=1.0, left="")
-        self.index = -1
+        self.current = 0  # the number of the run
         self.measured_seconds = self.estimated_seconds = 0.0  # of the finished runs
         self.scale = 1.0  # measured to estimated time, of finished runs or the first's training
         self.last_line = time.monotonic()
@@ -51,27 +48,31 @@ class Progress:
     @property
     def number(self) -> str:
         """The current run's number of all, such as "[2/7]"."""
-        return f"[{self.first + self.index}/{self.total}]"
+        return f"[{self.current}/{self.total}]"
 
-    def start(self, label: str, epochs: int = 0) -> None:
-        """Begin the next run, of so many epochs."""
-        self.index += 1
-        self.label, self.epochs = label, epochs
+    def start(self, number: int, label: str, epochs: int = 0) -> None:
+        """Begin a run, of so many epochs."""
+        self.current, self.label, self.epochs = number, label, epochs
         self.run_start = self.stage_start = time.monotonic()
         self.stage, self.start_share = "", 0.0
         # What the last epochs measured, and the checkpoint that is evaluated.
         self.metrics: dict[str, float] = {}
         self.checkpoint = "the network"
 
-    def finish(self, result: str, succeeded: bool = True) -> None:
-        """Log the result of the run."""
-        seconds = time.monotonic() - self.run_start
-        self.measured_seconds += seconds
-        self.estimated_seconds += sum(self.estimates[self.index])
+    def finish(self, number: int, label: str, result: str, succeeded: bool = True) -> None:
+        """Log the result of a run: of the current one, or of one that ended elsewhere."""
+        estimate = sum(self.estimates.pop(number))
+        duration = ""
+        if number == self.current:
+            seconds = time.monotonic() - self.run_start
+            duration = f" ({format_duration(seconds)})"
+            self.measured_seconds += seconds
+            self.estimated_seconds += estimate
         if self.estimated_seconds:
             self.scale = self.measured_seconds / self.estimated_seconds
+        self.last_line = time.monotonic()
         level = logging.INFO if succeeded else logging.ERROR
-        self.log(f"{self.label}: {result} ({format_duration(seconds)})", level)
+        LOGGER.log(level, f"[{number}/{self.total}] {label}: {result}{duration}")
 
     def log(self, message: str, level: int = logging.INFO) -> None:
         """Log a message about the current run."""
@@ -100,7 +101,7 @@ class Progress:
         is_due = not self.is_live and now - self.last_line > LINE_INTERVAL
         if not self.is_live and not is_due:
             return
-        text = self._describe(done, total)
+        text = self.describe(stage, done, total)
         left = self._seconds_left(now, share)
         remaining = f"{format_duration(left)} left" if left > 0 else ""
         self.bar.update(
@@ -109,11 +110,11 @@ class Progress:
         if is_due:
             self.log(f"{text}, {remaining}" if remaining else text)
 
-    def _describe(self, done: int, total: int) -> str:
-        """Say where the current stage is, with what the last epochs measured."""
-        if self.stage != "train":
+    def describe(self, stage: str, done: int, total: int) -> str:
+        """Say how much of a stage is done, with what the last epochs measured."""
+        if stage != "train":
             share = f"{100 * done / max(total, 1):.0f} %"
-            return f"evaluating {self.checkpoint}: {self.stage} {share}"
+            return f"evaluating {self.checkpoint}: {stage} {share}"
         epoch = max(done - 1, 0) * self.epochs // max(total, 1) + 1
         text = f"epoch {epoch} of {self.epochs}"
         losses = [value for name, value in self.metrics.items() if name.startswith(TRAIN)]
@@ -129,13 +130,14 @@ class Progress:
 
         0 if more time has passed than was estimated.
         """
-        train, evaluate = self.estimates[self.index]
+        train, evaluate = self.estimates[self.current]
         elapsed, gained = now - self.stage_start, share - self.start_share
         if self.stage == "train" and gained > 0:
             train = elapsed / gained
-            if not self.measured_seconds and self.estimates[self.index][0]:
-                self.scale = train / self.estimates[self.index][0]
-        later = self.scale * sum(sum(pair) for pair in self.estimates[self.index + 1 :])
+            if not self.measured_seconds and self.estimates[self.current][0]:
+                self.scale = train / self.estimates[self.current][0]
+        others = (sum(pair) for number, pair in self.estimates.items() if number != self.current)
+        later = self.scale * sum(others)
         if self.stage != "train":
             return later + max(self.scale * evaluate - elapsed, 0.0)
         return later + train * (1 - share) + self.scale * evaluate

@@ -146,7 +146,7 @@ def register_model(
         return
     # Outside the lock: a large network takes long. Another run may get the alias meanwhile.
     log_network()
-    with store.exclusive():
+    with store.alone(spec.suite, f"{model_name} {alias}"):
         if is_due(client, model_name, alias, logger.run_id, score):
             tags = {"model_id": model.model_id, "val_robust": score}
             tags["checkpoint"] = model.tags["checkpoint"]

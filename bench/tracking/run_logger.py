@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.system.errors import one_line
 from bench.system.signals import deferred_signals
+from bench.tracking.outage import is_outage
 from leaderboards.schema.checkpoints import BEST
 from leaderboards.schema.fields import FINISHED, Artifact, Tag, checksum_tag
 
@@ -36,6 +37,7 @@ class RunLogger:
         self._complete_write = deferred_signals if is_sqlite else nullcontext
         history = client.get_metric_history(run_id, "epoch")
         self.last_epoch = max((metric.step for metric in history), default=-1)
+        self._waiting: dict[int, dict[str, float]] = {}  # metrics of epochs that are not logged yet
         # For people who see the finished run.
         self.final_note = ""
 
@@ -52,10 +54,24 @@ class RunLogger:
             self.client.log_batch(self.run_id, params=params)
 
     def log_epoch(self, values: dict[str, float], epoch: int) -> None:
-        """Log the metrics of an epoch in one call, unless the run has them."""
+        """Log the metrics of an epoch in one call, unless the run has them.
+
+        While the store is away they wait: training goes on.
+        """
         if epoch > self.last_epoch:
+            self._waiting[epoch] = values
+            try:
+                self.send_epochs()
+            except Exception as error:
+                if not is_outage(error):
+                    raise
+
+    def send_epochs(self) -> None:
+        """Log the epochs that wait."""
+        for epoch, values in sorted(self._waiting.items()):
             self.log_metrics(values, epoch)
             self.last_epoch = epoch
+            del self._waiting[epoch]
 
     def log_metrics(
         self, values: dict[str, float], step: int = 0, link: dict[str, str] | None = None

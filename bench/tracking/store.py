@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 import re
@@ -21,8 +22,9 @@ from bench.system.database import lock_database, redact_password, sqlite_file
 from bench.system.errors import BenchError, UsageError, one_line
 from bench.system.files import file_mode, save_file
 from bench.tracking import note
+from bench.tracking.claims import Claims
 from bench.tracking.run_logger import RunLogger
-from leaderboards.schema.fields import EXPERIMENT, FAILED, KILLED, PARENT_TAG, RUNNING
+from leaderboards.schema.fields import EXPERIMENT, FAILED, FINISHED, KILLED, PARENT_TAG, RUNNING
 from leaderboards.schema.spec import Spec
 
 if TYPE_CHECKING:
@@ -143,6 +145,7 @@ class TrackingStore:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.uri = tracking_uri(root)
+        self._claims: dict[str, Claims] = {}
         try:
             root.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=root):
@@ -173,28 +176,59 @@ class TrackingStore:
 
     def get_or_create_experiment(self, name: str) -> str:
         """Return the id of an experiment, created on first use."""
-        # Two processes that see no experiment would both create it.
-        with self.exclusive():
-            experiment = self.client.get_experiment_by_name(name)
-            if experiment:
-                return str(experiment.experiment_id)
-            location = None
-            if self.uri.startswith("sqlite:"):
-                location = Path(os.path.realpath(self.root / ARTIFACTS)).as_uri()
-            return self.client.create_experiment(name, artifact_location=location)
+        from mlflow.exceptions import MlflowException
+
+        location = None
+        if self.uri.startswith("sqlite:"):
+            location = Path(os.path.realpath(self.root / ARTIFACTS)).as_uri()
+        experiment = self.client.get_experiment_by_name(name)
+        if not experiment:
+            try:
+                return self.client.create_experiment(name, artifact_location=location)
+            except MlflowException:
+                # Another process created it meanwhile: names are unique.
+                experiment = self.client.get_experiment_by_name(name)
+                if not experiment:
+                    raise
+        return str(experiment.experiment_id)
+
+    def claims(self, experiment: str) -> Claims:
+        """Return the claims on the runs of an experiment, which is created on first use."""
+        if experiment not in self._claims:
+            experiment_id = self.get_or_create_experiment(experiment)
+            self._claims[experiment] = Claims(self.client, experiment_id, self.root / "work")
+        return self._claims[experiment]
+
+    @contextmanager
+    def alone(self, experiment: str, purpose: str) -> Iterator[None]:
+        """Keep out all other processes of the tracking store that have the same purpose."""
+        name = hashlib.sha256(purpose.encode()).hexdigest()[:16]
+        with self.claims(experiment).alone(name):
+            yield
 
     def find_run(self, spec: Spec, status: str) -> Run | None:
         """Return the newest run of a spec with a status, unless its import has not finished."""
-        experiment = self.client.get_experiment_by_name(spec.suite)
+        condition = f"tags.spec_id = '{spec.id}' and attributes.status = '{status}'"
+        return self.newest_run(spec.suite, condition)
+
+    def newest_run(self, experiment_name: str, condition: str) -> Run | None:
+        """Return the newest run that meets a condition, unless its import has not finished."""
+        experiment = self.client.get_experiment_by_name(experiment_name)
         if not experiment:
             return None
-        condition = f"tags.spec_id = '{spec.id}' and attributes.status = '{status}'"
         order = ["attributes.start_time DESC"]
         ids = [experiment.experiment_id]
         runs = self.client.search_runs(ids, condition, order_by=order, max_results=1)
         if not runs or IMPORTING in runs[0].data.tags:
             return None
         return runs[0]
+
+    def runs_with_status(self, experiment_name: str, status: str) -> list[Run]:
+        """Return the runs of an experiment that have a spec and a status."""
+        experiment_id = self.get_or_create_experiment(experiment_name)
+        condition = f"attributes.status = '{status}' and tags.spec_id != ''"
+        runs = self.client.search_runs([experiment_id], condition, max_results=PAGE_SIZE)
+        return [run for run in runs if IMPORTING not in run.data.tags]
 
     def unfinished_runs(self) -> list[Run]:
         """Return the runs that are running or were interrupted.
@@ -216,7 +250,7 @@ class TrackingStore:
         run_id = self._unfinished_run_id(spec, fresh)
         if not run_id:
             experiment_id = self.get_or_create_experiment(spec.suite)
-            parent = self.get_or_create_parent(experiment_id, tags)
+            parent = self.get_or_create_parent(spec.suite, tags)
             name = f"{note.run_title(tags)} seed {spec.seed}"
             run_id = self._create_run(experiment_id, name, tags, parent)
         logger = self._resume_run(run_id)
@@ -242,7 +276,7 @@ class TrackingStore:
         """Continue the run with these tags in `key`, or create it; `parent` is "" or a run's id."""
         experiment_id = self.get_or_create_experiment(experiment)
         condition = " and ".join(f"tags.{tag} = '{tags[tag]}'" for tag in key)
-        with self.exclusive():
+        with self.alone(experiment, condition):
             runs = self.client.search_runs([experiment_id], condition, max_results=1)
             if not runs:
                 return self._resume_run(self._create_run(experiment_id, name, tags, parent))
@@ -258,21 +292,34 @@ class TrackingStore:
             tags = tags | {PARENT_TAG: parent}
         return str(self.client.create_run(experiment_id, run_name=name, tags=tags).info.run_id)
 
-    def get_or_create_parent(self, experiment_id: str, tags: dict[str, str]) -> str:
+    def get_or_create_parent(self, experiment: str, tags: dict[str, str]) -> str:
         """Return the parent run of all seeds of a row, created on first use."""
         row = {name: tags[name] for name in ROW_TAGS}
+        parent = self._find_parent(experiment, row)
+        if parent and parent.info.status == FINISHED:
+            return str(parent.info.run_id)
+        with self.alone(experiment, json.dumps(row)):
+            # An unfinished one is of a process that was killed here.
+            parent = self._find_parent(experiment, row)
+            if parent:
+                run_id = str(parent.info.run_id)
+            else:
+                name = f"{note.run_title(tags)}, all seeds"
+                experiment_id = self.get_or_create_experiment(experiment)
+                run_id = self._create_run(experiment_id, name, row | {"role": "group"}, "")
+            if not parent or parent.info.status != FINISHED:
+                text = note.parent_note(tags, self.get_or_create_experiment(experiment), run_id)
+                self.client.set_tag(run_id, note.NOTE_TAG, text)
+                self.client.set_terminated(run_id)
+        return run_id
+
+    def _find_parent(self, experiment: str, row: dict[str, str]) -> Run | None:
         conditions = ["tags.role = 'group'"]
         for name, value in row.items():
             # MLflow's filters cannot express every character: the loop below compares the rest.
             if re.fullmatch(r"[\w@.+=, -]*", value):
                 conditions.append(f"tags.{name} = '{value}'")
         condition = " and ".join(conditions)
-        for run in self.client.search_runs([experiment_id], condition, max_results=PAGE_SIZE):
-            if row.items() <= run.data.tags.items():
-                return str(run.info.run_id)
-        name = f"{note.run_title(tags)}, all seeds"
-        run_id = self._create_run(experiment_id, name, row | {"role": "group"}, "")
-        text = note.parent_note(tags, experiment_id, run_id)
-        self.client.set_tag(run_id, note.NOTE_TAG, text)
-        self.client.set_terminated(run_id)
-        return run_id
+        ids = [self.get_or_create_experiment(experiment)]
+        runs = self.client.search_runs(ids, condition, max_results=PAGE_SIZE)
+        return next((run for run in runs if row.items() <= run.data.tags.items()), None)

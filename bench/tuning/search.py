@@ -14,10 +14,11 @@ from optuna.study import Study
 
 from bench.execution.cost import estimate_costs
 from bench.execution.evaluation import choose_attack_search
-from bench.execution.grid import run_grid
+from bench.execution.grid.local import choose_devices
+from bench.execution.grid.overview import log_head, missing_data
+from bench.execution.grid.run import check_workers, run_grid
 from bench.execution.inputs import cached_loader
 from bench.execution.job import RunContext
-from bench.execution.overview import log_head, missing_data
 from bench.execution.plan import PlannedRun, parse_seeds, plan_runs, plan_teacher
 from bench.execution.suite_file import resolve_suite
 from bench.protocol import tuned_config
@@ -92,8 +93,9 @@ def check_options(options: TuneOptions) -> None:
     """Raise UsageError for options that are wrong whatever the method."""
     if options.force:
         raise UsageError("--force: a search is not repeated; begin another with another --storage")
-    if options.trials < 1 or options.workers < 1:
-        raise UsageError(f"--trials {options.trials} --workers {options.workers}: at least 1")
+    if options.trials < 1:
+        raise UsageError(f"--trials {options.trials}: at least 1")
+    check_workers(options.workers)
     if options.min_clean is not None and not 0 <= options.min_clean <= 1:
         raise UsageError(f"--min-clean {options.min_clean}: between 0 and 1")
     # The samplers seed numpy's generators.
@@ -151,9 +153,8 @@ def train_teachers(options: TuneOptions, runs: list[PlannedRun]) -> int:
     unique = list({run.identity: run for run in needed}.values())
     if not unique:
         return 0
-    # Other processes that join wait for the teachers.
-    with exclusive(storage_url(options), "teachers"):
-        return int(bool(run_grid(search_options(options), unique, show_results=False)))
+    # Other processes that join wait for those that this one trains.
+    return int(bool(run_grid(search_options(options), unique, show_results=False)))
 
 
 def reference_teacher(options: TuneOptions, student: PlannedRun) -> PlannedRun:
@@ -299,13 +300,14 @@ def show_plan(options: TuneOptions, runs: list[PlannedRun], spaces: dict[str, Se
         LOGGER.log(RESULT, format_table((method, "default", "range"), rows))
     for line in missing_data(options, runs):
         LOGGER.log(RESULT, line)
-    costs = estimate_costs(runs, options.store, device)
+    costs = estimate_costs(runs, runs, options.store, device)
     pairs = zip(runs, costs, strict=True)
     seconds = [cost.train for run, cost in pairs if run.spec.role == "student"]
     # Teachers come first, so the last run is a student's.
     epochs = runs[-1].spec.training.epochs
     rungs = rung_epochs(pruner_name(options), epochs)
-    total = options.trials * sum(seconds) * sum(rungs) / epochs / options.workers
+    total = options.trials * sum(seconds) * sum(rungs) / epochs
+    total /= len(choose_devices(options.workers, device))
     text = f"{options.trials} trials of {' and '.join(map(str, rungs))} epochs for each of "
     text += f"{len(seconds)} searches with {options.sampler}: at most about "
     text += f"{format_duration(total)} on {environment.device_name(device)}, then the final runs"

@@ -157,8 +157,8 @@ class TrialRunner:
             progress.end_epoch(row)
             logger.log_epoch(row, epochs_before + epoch)
 
-        with Progress([(0.0, 0.0)], position, self.trial_context.budget) as progress:
-            progress.start(spec.method, spec.training.epochs)
+        with Progress({position: (0.0, 0.0)}, self.trial_context.budget) as progress:
+            progress.start(position, spec.method, spec.training.epochs)
             state = trainer.fit(log_epoch, progress.tick)
         logger.log_metrics({TRAIN_SECONDS: state.seconds}, epochs_before)
         net = checkpoint.load(folder / "best.pt", spec.arch, self.data.info)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import shutil
 import sys
 import time
 import traceback
+from collections.abc import Iterable
 from contextlib import ExitStack
 from multiprocessing.process import BaseProcess
 
@@ -18,11 +18,12 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial
 
 from bench.execution.evaluation import choose_attack_search
+from bench.execution.grid.local import choose_devices, start_process, start_worker
 from bench.execution.inputs import cached_loader
 from bench.execution.job import RunContext
 from bench.system import signals
 from bench.system.errors import BenchError, one_line
-from bench.system.log import LOGGER, NOTE, LogSettings, log_in_worker, log_settings
+from bench.system.log import LOGGER, NOTE, LogSettings, log_settings
 from bench.tracking.store import TrackingStore
 from bench.tuning import storage
 from bench.tuning.options import TuneOptions
@@ -90,12 +91,11 @@ def run_worker(
     trial_context: TrialContext,
     device: torch.device,
     code: dict[str, str],
+    threads: int,
     settings: LogSettings,
 ) -> None:
-    """Run trials in one of `options.workers` processes; exit with 130 if told to stop."""
-    signals.prepare_worker()
-    log_in_worker(settings)
-    torch.set_num_threads(max(torch.get_num_threads() // options.workers, 1))
+    """Run trials in one of several processes; exit with 130 if told to stop."""
+    start_worker(threads, settings)
     try:
         search = choose_attack_search(options, device)
         context = RunContext(TrackingStore(options.store), device, code, search=search)
@@ -110,24 +110,23 @@ def run_worker(
 
 def run_workers(options: TuneOptions, trial_context: TrialContext, run_context: RunContext) -> None:
     """Run trials in several processes. Raises BenchError if one fails, or too many die."""
-    if options.workers == 1:
+    device, code = run_context.device, run_context.code
+    missing, deaths = choose_devices(options.workers, device), 0
+    if len(missing) == 1:
         run_trials(options, trial_context, run_context)
         return
-    spawn = multiprocessing.get_context("spawn")
-    arguments = (options, trial_context, run_context.device, run_context.code, log_settings())
-    running: list[BaseProcess] = []
-    missing, deaths = options.workers, 0
+    threads = max(torch.get_num_threads() // len(missing), 1)
+    arguments = (options, trial_context, device, code, threads, log_settings())
+    running: dict[BaseProcess, str] = {}  # process -> the device that it sees
     try:
         while running or missing:
-            for _ in range(missing):
-                running.append(spawn.Process(target=run_worker, args=arguments))
-                running[-1].start()
+            for visible in missing:
+                running[start_process(run_worker, arguments, visible)] = visible
             time.sleep(POLL_SECONDS / 4)
             ended = [process for process in running if not process.is_alive()]
-            for process in ended:
-                running.remove(process)
-            missing = count_deaths(ended)
-            deaths += missing
+            devices_of = {process: running.pop(process) for process in ended}
+            missing = [devices_of[process] for process in dead_workers(ended)]
+            deaths += len(missing)
             if deaths > MAX_DEATHS:
                 raise BenchError(f"{deaths} workers died")
     finally:
@@ -137,13 +136,13 @@ def run_workers(options: TuneOptions, trial_context: TrialContext, run_context: 
             process.join(signals.STOP_SECONDS)
 
 
-def count_deaths(ended: list[BaseProcess]) -> int:
-    """Count and report the workers that were killed. Raises BenchError for one that failed."""
-    deaths = 0
+def dead_workers(ended: Iterable[BaseProcess]) -> list[BaseProcess]:
+    """Return and report the workers that were killed. Raises BenchError for one that failed."""
+    dead = []
     for process in ended:
         if process.exitcode in (1, 2):
             raise BenchError("a worker failed; the same command continues")
         if process.exitcode:
-            deaths += 1
+            dead.append(process)
             LOGGER.warning(f"a worker died ({process.exitcode}) and is replaced")
-    return deaths
+    return dead

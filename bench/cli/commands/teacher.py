@@ -82,7 +82,8 @@ def train_teacher(options: TrainTeacherOptions) -> int:
     """Train a teacher for each data set; return the exit code."""
     set_verbosity(options.quiet, options.verbose)
     from bench import datasets, models
-    from bench.execution import grid, plan
+    from bench.execution import plan
+    from bench.execution.grid.run import run_grid
     from bench.execution.suite_file import resolve_suite
 
     suite = resolve_suite(options.suite)
@@ -91,7 +92,7 @@ def train_teacher(options: TrainTeacherOptions) -> int:
         for name in names:
             models.check(options.arch, datasets.get(name))
     runs = [plan.plan_teacher(options, suite, name, options.role, options.arch) for name in names]
-    return 1 if grid.run_grid(options, runs) else 0
+    return 1 if run_grid(options, runs) else 0
 
 
 def import_teacher(options: ImportTeacherOptions) -> None:

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 
 import torch
 
 from bench.datasets.loading import split_sizes
-from bench.execution import overview
 from bench.execution.cost import Cost, estimate_costs
 from bench.execution.evaluation import choose_attack_search
-from bench.execution.executors import Failures, execute_runs, follow_leader
-from bench.execution.inputs import cached_loader
-from bench.execution.job import RunContext, is_recorded
+from bench.execution.grid import overview
+from bench.execution.grid.drain import Drain, Failures
+from bench.execution.grid.local import InProcess, InProcesses, choose_devices
+from bench.execution.grid.work import QueuedRun, Worker
+from bench.execution.inputs import LoadData, cached_loader
+from bench.execution.job import RunContext, build_training_module, is_recorded, mark_for_repeat
 from bench.execution.plan import PlannedRun
 from bench.protocol.options import ProtocolOptions
 from bench.system.environment import resolve_device, source_state
-from bench.system.errors import UsageError
+from bench.system.errors import BenchError, UsageError
 from bench.system.log import LOGGER, RESULT, open_log_file
+from bench.system.progress import ParallelProgress, Progress
 from bench.tracking.store import TrackingStore, store_exists
 from bench.training.distributed import join_process_group, leave_process_group
-from bench.training.trainer import check_batch_size
+from bench.training.trainer import Trainer, check_batch_size
 
 
 def run_grid(
@@ -33,12 +37,11 @@ def run_grid(
 
     show_results: log what is recorded of all of them in the end.
     """
-    if options.workers < 1:
-        raise UsageError(f"--workers {options.workers}: at least 1")
+    check_workers(options.workers)
     device = resolve_device(options.device)
     group, device = join_process_group(device, options.sync_batchnorm)
     try:
-        if group.size > 1 and options.workers > 1:
+        if group.size > 1 and options.workers != 1:
             raise UsageError(
                 "--workers under torchrun: a run has either several devices or other runs beside it"
             )
@@ -63,6 +66,12 @@ def run_grid(
         leave_process_group()
 
 
+def check_workers(workers: int | str) -> None:
+    """Raise UsageError for a number of processes that is none."""
+    if workers != "auto" and int(workers) < 1:
+        raise UsageError(f"--workers {workers}: at least 1, or auto")
+
+
 def show_dry_run(options: ProtocolOptions, runs: list[PlannedRun], device: torch.device) -> None:
     """Log what there is to do and about how long it takes; make no store and fetch no data."""
     todo = runs
@@ -73,7 +82,7 @@ def show_dry_run(options: ProtocolOptions, runs: list[PlannedRun], device: torch
     for line in overview.missing_data(options, todo):
         LOGGER.log(RESULT, line)
     if todo:
-        estimate_and_show(options, todo, device, RESULT)
+        estimate_and_show(options, runs, todo, device, RESULT)
 
 
 def run_unrecorded(
@@ -89,8 +98,42 @@ def run_unrecorded(
     load = cached_loader(options.data_root)
     for run in todo:
         load(run.spec)
-    costs = estimate_and_show(options, todo, context.device, logging.INFO)
-    return execute_runs(options, context, todo, costs, load)
+    costs = estimate_and_show(options, runs, todo, context.device, logging.INFO)
+    if options.force:
+        # All are marked before the first begins: an interruption leaves none of them out.
+        for run in todo:
+            mark_for_repeat(run, context)
+    items = [*map(QueuedRun, range(1, len(todo) + 1), todo, costs)]
+    return execute_runs(options, context, items, load)
+
+
+def execute_runs(
+    options: ProtocolOptions, context: RunContext, items: list[QueuedRun], load: LoadData
+) -> Failures:
+    """Carry out runs, each teacher before its students; return the failures."""
+    devices = choose_devices(options.workers, context.device)
+    if len(devices) == 1:
+        estimates = {item.number: (item.cost.train, item.cost.evaluate) for item in items}
+        with Progress(estimates, len(items)) as progress:
+            drain = Drain(items, context, progress)
+            return drain.run(InProcess(Worker(context, load), progress))
+    drain = Drain(items, context, ParallelProgress(len(items)))
+    with InProcesses(options, context.device, context.code, len(items), devices) as executor:
+        return drain.run(executor)
+
+
+def follow_leader(options: ProtocolOptions, context: RunContext) -> None:
+    """Train what rank 0 of the process group trains until it has nothing more."""
+    load = cached_loader(options.data_root)
+    while (message := context.group.receive()) is not None:
+        run, folder = message
+        data = load(run.spec)
+        # What stops the run here stops it on rank 0 too, which reports it.
+        with suppress(BenchError):
+            module = build_training_module(run, context, data)
+            data = data.to(context.device)
+            trainer = Trainer(module, data, run.spec, folder, context.group)
+            trainer.fit(lambda *_: None, lambda *_: None)
 
 
 def unrecorded_runs(
@@ -110,9 +153,13 @@ def unrecorded_runs(
 
 
 def estimate_and_show(
-    options: ProtocolOptions, todo: list[PlannedRun], device: torch.device, level: int
+    options: ProtocolOptions,
+    runs: list[PlannedRun],
+    todo: list[PlannedRun],
+    device: torch.device,
+    level: int,
 ) -> list[Cost]:
-    """Log the runs to do with an estimate; return their costs.
+    """Log the runs to do, of all `runs`, with an estimate; return their costs.
 
     Raise UsageError, before any starts, for a batch or a limit that does not fit the data.
     """
@@ -122,7 +169,7 @@ def estimate_and_show(
         check_batch_size(spec.training.batch, num_train)
     # On a CPU this may take a minute for a suite that is for a GPU.
     LOGGER.info("timing training steps for an estimate")
-    costs = estimate_costs(todo, options.store, device)
+    costs = estimate_costs(todo, runs, options.store, device)
     LOGGER.log(level, overview.format_plan(options, todo, costs, device))
     if warning := overview.cpu_warning(options, costs, device):
         LOGGER.warning(warning)
