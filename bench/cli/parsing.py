@@ -71,6 +71,15 @@ class FlagReader:
         return parse_options(form, self.argv, self.command, default)
 
 
+def split_run_words(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the words before `--`, and those after it, which are of `run`."""
+    words = [*argv]
+    if "--" not in words:
+        return words, []
+    position = words.index("--")
+    return words[:position], words[position + 1 :]
+
+
 def parse_known(options: type[Options], argv: Sequence[str], command: str) -> Options:
     """Parse the flags of `options` and ignore all others, `--help` too."""
     import tyro

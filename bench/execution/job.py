@@ -109,7 +109,7 @@ class Job:
         """Show how much of a stage is done. Raise LostClaimError if another process took over."""
         self.held.check()
         self.progress.tick(stage, done, total)
-        self.held.doing = self.progress.describe(stage, done, total)
+        self.held.doing = self.progress.summary(stage, done, total)
 
 
 def run_job(

@@ -102,7 +102,7 @@ class Progress:
         if not self.is_live and not is_due:
             return
         text = self.describe(stage, done, total)
-        left = self._seconds_left(now, share)
+        left = self._seconds_left(share)
         remaining = f"{format_duration(left)} left" if left > 0 else ""
         self.bar.update(
             self.task, description=f"{self.number} {text}", completed=share, left=remaining
@@ -125,22 +125,31 @@ class Progress:
             text += f", val clean {clean:.1f}, robust {robust:.1f}"
         return text
 
-    def _seconds_left(self, now: float, share: float) -> float:
+    def summary(self, stage: str, done: int, total: int) -> str:
+        """Say how much of a stage is done, and how long the run still takes."""
+        text, left = self.describe(stage, done, total), self._run_seconds_left(done / max(total, 1))
+        return f"{text}, {format_duration(left)} left" if left > 0 else text
+
+    def _seconds_left(self, share: float) -> float:
         """Estimate the rest of the grid: training by its own pace, all else by what was measured.
 
         0 if more time has passed than was estimated.
         """
-        train, evaluate = self.estimates[self.current]
-        elapsed, gained = now - self.stage_start, share - self.start_share
-        if self.stage == "train" and gained > 0:
-            train = elapsed / gained
-            if not self.measured_seconds and self.estimates[self.current][0]:
-                self.scale = train / self.estimates[self.current][0]
+        left = self._run_seconds_left(share)
         others = (sum(pair) for number, pair in self.estimates.items() if number != self.current)
-        later = self.scale * sum(others)
+        return left + self.scale * sum(others)
+
+    def _run_seconds_left(self, share: float) -> float:
+        train, evaluate = self.estimates[self.current]
+        elapsed, gained = time.monotonic() - self.stage_start, share - self.start_share
         if self.stage != "train":
-            return later + max(self.scale * evaluate - elapsed, 0.0)
-        return later + train * (1 - share) + self.scale * evaluate
+            return max(self.scale * evaluate - elapsed, 0.0)
+        if gained > 0:
+            pace = elapsed / gained
+            if not self.measured_seconds and train:
+                self.scale = pace / train
+            train = pace
+        return train * (1 - share) + self.scale * evaluate
 
 
 class ParallelProgress:

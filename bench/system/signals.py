@@ -11,18 +11,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 STOP_SECONDS = 5.0  # time to mark a run after a stop signal
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# Schedulers send SIGUSR1 some time before they end a job, if they are asked to.
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 def interrupt_on_stop_signals() -> None:
-    """Turn SIGTERM and SIGHUP into KeyboardInterrupt."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    """Turn all stop signals into KeyboardInterrupt."""
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.default_int_handler)
 
 
 def prepare_worker() -> None:
     """Make a worker process stop when its parent says so or dies."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # The parent gets them too.
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _exit_worker)
     threading.Thread(target=_follow_parent, daemon=True).start()
 

@@ -48,8 +48,9 @@ class LostClaimError(BenchError):
 class Claim:
     """What a process says of itself in a tag.
 
-    ticket: 0 while it is drawn. folder_id: of the locks, on its machine. since: seconds of its own
-    clock. doing: what it is at, for people. over: claimants that it found dead.
+    ticket: 0 while it is drawn. folder_id: of the locks, on its machine. since, heard: when it
+    began and of its last beat, in seconds of its own clock, for people. doing: what it is at, and
+    code: the commit of its source, for people too. over: claimants that it found dead.
     """
 
     name: str
@@ -60,7 +61,9 @@ class Claim:
     pid: int = 0
     folder_id: str = ""
     since: float = 0.0
+    heard: float = 0.0
     doing: str = ""
+    code: str = ""
     over: tuple[str, ...] = ()
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
@@ -100,8 +103,12 @@ def read_claims(tags: dict[str, str]) -> list[Claim]:
 
 
 def folder_id(folder: Path) -> str:
-    """Return a hash of a folder on this machine since it started, the same in all containers."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Return a hash of a folder on this machine since it started, the same in all containers.
+
+    "" if there is none.
+    """
+    if not folder.exists():
+        return ""
     status = folder.stat()
     try:
         machine = BOOT_ID.read_text()
@@ -109,6 +116,11 @@ def folder_id(folder: Path) -> str:
         machine = f"{platform.node()} {uuid.getnode()}"
     text = f"{machine} {status.st_dev} {status.st_ino}"
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def is_silent(claim: Claim, now: float) -> bool:
+    """Return whether a claim had no beat for long, if its clock is that of this machine."""
+    return now - claim.heard > DEAD_SECONDS
 
 
 def clock() -> float:
@@ -170,7 +182,7 @@ class Claims:
         """Return whether the process of a claim that was read has died."""
         if self.observations[claim.tag].silent >= DEAD_SECONDS:
             return True
-        if claim.folder_id != self.folder_id:
+        if not self.folder_id or claim.folder_id != self.folder_id:
             return False
         if claim.name in self.own:
             return claim.claimant != self.own[claim.name]
@@ -184,9 +196,10 @@ class Claims:
         """Return the file that a process of this machine locks while it has a claim."""
         return self.folder / f"{name}.lock"
 
-    def take(self, name: str) -> HeldClaim | None:
+    def take(self, name: str, code: str = "") -> HeldClaim | None:
         """Claim a name; return None, and leave no trace, if another process has it."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder_id = folder_id(self.folder)
         lock = FileLock(self.lock_path(name), thread_local=False)
         try:
             lock.acquire(timeout=0)
@@ -195,7 +208,7 @@ class Claims:
         claimant = self.own[name] = uuid.uuid4().hex[:12]
         claim = Claim(
             name, claimant, host=platform.node(), pid=os.getpid(), folder_id=self.folder_id,
-            since=time.time())  # fmt: skip
+            since=time.time(), heard=time.time(), code=code)  # fmt: skip
         held = HeldClaim(self, claim, lock)
         try:
             if held.wins():
@@ -283,7 +296,8 @@ class HeldClaim:
             if self.claim.tag not in experiment.tags:
                 self.lost_to = "a process that is over"
                 return
-            self._write(replace(self.claim, beats=self.claim.beats + 1, doing=self.doing))
+            beats, now = self.claim.beats + 1, time.time()
+            self._write(replace(self.claim, beats=beats, heard=now, doing=self.doing))
             self.last_beat = clock()
 
     def release(self) -> None:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 # Tag of a run that an import has not finished; no other process continues it.
 IMPORTING = "importing"
 ARTIFACTS = "artifacts"  # the folder of the artifacts of a local store
+LOCKS = "work"  # the folder of unfinished work, and of the locks of claims
 TUNING_SUFFIX = " tuning"  # suffix of the experiment of a suite's searches
 PAGE_SIZE = 50_000  # the most runs that MLflow returns at once
 ROW_TAGS = ("dataset", "student", "method", "teacher", "variant")  # a row of the leaderboard
@@ -196,7 +197,7 @@ class TrackingStore:
         """Return the claims on the runs of an experiment, which is created on first use."""
         if experiment not in self._claims:
             experiment_id = self.get_or_create_experiment(experiment)
-            self._claims[experiment] = Claims(self.client, experiment_id, self.root / "work")
+            self._claims[experiment] = Claims(self.client, experiment_id, self.root / LOCKS)
         return self._claims[experiment]
 
     @contextmanager

@@ -8,8 +8,8 @@ from typing import Any
 
 from bench.system.errors import unknown_name
 
-COMMANDS = ("run", "tune", "evaluate", "analyze", "teacher", "leaderboard", "show", "model",
-            "export", "import", "ui", "list", "data", "doctor", "slices", "new-method",
+COMMANDS = ("run", "tune", "status", "evaluate", "analyze", "teacher", "leaderboard", "show",
+            "model", "export", "import", "ui", "list", "data", "doctor", "slices", "new-method",
             "completion")  # fmt: skip
 # Modules that cannot have the name of their command, a keyword or a builtin, or lie elsewhere.
 MODULES = {

@@ -12,7 +12,7 @@ from typing import Annotated
 from tyro.conf import Positional
 
 from bench.cli.commands import run
-from bench.cli.parsing import Command, parse_options
+from bench.cli.parsing import Command, parse_options, split_run_words
 from bench.protocol.options import DataFolder, StoreFolder, option
 from bench.system.errors import UsageError, continue_hint
 
@@ -76,10 +76,7 @@ def pack_slice(options: PackOptions) -> None:
 
 def read_request(argv: Sequence[str]) -> SliceRequest:
     """Return the options of a slice and the words of its runs."""
-    before, words = [*argv], list[str]()
-    if "--" in before:
-        position = before.index("--")
-        before, words = before[:position], before[position + 1 :]
+    before, words = split_run_words(argv)
     options = parse_options(RunSliceOptions, before, RUN)
     if not words:
         raise UsageError("missing: `--` and the words of `run`, such as -- --method rslad")

@@ -20,6 +20,7 @@ from bench.tracking.claims import HeldClaim, LostClaimError
 from bench.tracking.outage import GridStopError, is_full_disk, patiently
 from bench.tracking.store import TrackingStore
 from bench.training.trainer import STATE
+from leaderboards.schema.fields import Tag
 
 # busy: another process has it. died: the process is gone. stop: no other run would do better.
 End: TypeAlias = Literal["recorded", "failed", "busy", "died", "stop"]
@@ -57,7 +58,8 @@ class Worker:
         """Claim and carry out a run; return how it ended."""
         run, claims = item.run, self.context.claims(item.run)
         try:
-            held = patiently(lambda: claims.take(run.spec.id))
+            code = self.context.code.get(Tag.CODE_COMMIT, "")
+            held = patiently(lambda: claims.take(run.spec.id, code))
             if not held:
                 return RunOutcome("busy")
             with held:
