@@ -20,6 +20,13 @@ def installed() -> bool:
     return any((folder / "initdb").exists() for folder in BINARIES)
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
 @contextmanager
 def postgresql() -> Iterator[str]:
     """The address of an empty database; the server is stopped and its folder removed afterwards."""
@@ -29,9 +36,7 @@ def postgresql() -> Iterator[str]:
         folder = Path(name)
         if user:
             shutil.chown(folder, user)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
 
         def run(program: str, *words: str) -> None:
             command = [str(binaries / program), *words]

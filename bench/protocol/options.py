@@ -95,6 +95,18 @@ class ProtocolOptions(CommonOptions):
     search: Search = "auto"
     search_precision: SearchPrecision = "auto"
     workers: Workers = 1
+    ray: Annotated[
+        str,
+        option(
+            "ADDRESS", "runs as tasks of a Ray cluster; auto: the one of here; local: a new one"
+        ),
+    ] = ""
+    gpus_per_run: Annotated[
+        float | None, option("X", "GPUs of a run's task on Ray; a fraction shares one", "1, if any")
+    ] = None
+    strict: Annotated[
+        Switch, option(text="refuse a grid that another version of the code has begun")
+    ] = False
     sync_batchnorm: Annotated[
         Switch,
         option(text="under torchrun, BatchNorm over all devices' images and not over each one's"),

@@ -64,7 +64,9 @@ class Drain:
         self.failed: Failures = {}
         self.retry_time: dict[int, float] = {}
         self.deaths: dict[int, int] = {}
-        self.busy_ids: set[str] = set()  # spec ids that other processes have
+        # Spec ids that other processes have, and those that they had before the last listing.
+        self.busy_ids: set[str] = set()
+        self.unlisted_ids: set[str] = set()
         self.next_look = 0.0
         self.next_listing = time.monotonic() + BUSY_SECONDS
         self.earlier_failures = self._ended_runs(FAILED).keys()
@@ -133,12 +135,15 @@ class Drain:
         return self.left[random.choice(choices)] if choices else None
 
     def _can_begin(self, number: int) -> bool:
-        return self.ids[number] not in self.busy_ids and self.needs[number].isdisjoint(self.pending)
+        elsewhere = self.busy_ids | self.unlisted_ids
+        return self.ids[number] not in elsewhere and self.needs[number].isdisjoint(self.pending)
 
     def _look_at_claims(self) -> None:
         own = {self.ids[number] for number in self.running}
         living, _ = patiently(self.context.store.claims(self.suite).look)
-        self.busy_ids = {claim.name for claim in living} - own
+        busy_ids = {claim.name for claim in living} - own
+        self.unlisted_ids |= self.busy_ids - busy_ids
+        self.busy_ids = busy_ids
         self.next_look = time.monotonic() + POLL_SECONDS
 
     def _look_elsewhere(self) -> None:
@@ -146,7 +151,8 @@ class Drain:
         start = time.monotonic()
         if start < self.next_listing or not self.left:
             return
-        if self.busy_ids or self.retry_time:
+        if self.busy_ids or self.unlisted_ids or self.retry_time:
+            self.unlisted_ids.clear()
             finished, failed = self._ended_runs(FINISHED), self._ended_runs(FAILED)
             for number in list(self.left.keys() - self.running):
                 # A teacher that failed has ended its students.

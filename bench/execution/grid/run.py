@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from contextlib import suppress
 
 import torch
@@ -13,6 +14,7 @@ from bench.execution.evaluation import choose_attack_search
 from bench.execution.grid import overview
 from bench.execution.grid.drain import Drain, Failures
 from bench.execution.grid.local import InProcess, InProcesses, choose_devices
+from bench.execution.grid.ray_cluster import OnRay
 from bench.execution.grid.work import QueuedRun, Worker
 from bench.execution.inputs import LoadData, cached_loader
 from bench.execution.job import RunContext, build_training_module, is_recorded, mark_for_repeat
@@ -23,8 +25,9 @@ from bench.system.errors import BenchError, UsageError
 from bench.system.log import LOGGER, RESULT, open_log_file
 from bench.system.progress import ParallelProgress, Progress
 from bench.tracking.store import TrackingStore, store_exists
-from bench.training.distributed import join_process_group, leave_process_group
+from bench.training.distributed import ProcessGroup, join_process_group, leave_process_group
 from bench.training.trainer import Trainer, check_batch_size
+from leaderboards.schema.fields import FINISHED, Tag
 
 
 def run_grid(
@@ -41,10 +44,7 @@ def run_grid(
     device = resolve_device(options.device)
     group, device = join_process_group(device, options.sync_batchnorm)
     try:
-        if group.size > 1 and options.workers != 1:
-            raise UsageError(
-                "--workers under torchrun: a run has either several devices or other runs beside it"
-            )
+        check_executor(options, group)
         if dry_run:
             if group.is_leader:
                 show_dry_run(options, runs, device)
@@ -72,6 +72,21 @@ def check_workers(workers: int | str) -> None:
         raise UsageError(f"--workers {workers}: at least 1, or auto")
 
 
+def check_executor(options: ProtocolOptions, group: ProcessGroup) -> None:
+    """Raise UsageError for two ways to carry out runs at once."""
+    if group.size > 1 and (options.workers != 1 or options.ray):
+        raise UsageError(
+            "--workers or --ray under torchrun: a run has either several devices or other runs "
+            "beside it"
+        )
+    if options.ray and options.workers != 1:
+        raise UsageError("--ray and --workers: one of them")
+    if options.gpus_per_run is not None and not options.ray:
+        raise UsageError("--gpus-per-run: of tasks on Ray, with --ray")
+    if options.gpus_per_run is not None and not options.gpus_per_run >= 0:
+        raise UsageError(f"--gpus-per-run {options.gpus_per_run}: not negative")
+
+
 def show_dry_run(options: ProtocolOptions, runs: list[PlannedRun], device: torch.device) -> None:
     """Log what there is to do and about how long it takes; make no store and fetch no data."""
     todo = runs
@@ -90,6 +105,7 @@ def run_unrecorded(
 ) -> Failures:
     """Carry out what is left of a grid; return the identities that failed, and why."""
     todo = unrecorded_runs(options, runs, context)
+    check_code_versions(options, runs, context)
     if todo:
         open_log_file(context.root, overview.log_head(context.device, context.code))
     LOGGER.info(overview.count_runs(options, runs, todo))
@@ -107,10 +123,38 @@ def run_unrecorded(
     return execute_runs(options, context, items, load)
 
 
+def check_code_versions(
+    options: ProtocolOptions, runs: list[PlannedRun], context: RunContext
+) -> None:
+    """Warn of runs that another version of the code made or is at; with `strict` refuse the grid.
+
+    Raise UsageError.
+    """
+    ids, suite = {run.spec.id for run in runs}, runs[0].spec.suite
+    recorded = context.store.runs_with_status(suite, FINISHED)
+    commits = Counter(
+        run.data.tags.get(Tag.CODE_COMMIT, "unknown")
+        for run in recorded
+        if run.data.tags[Tag.SPEC_ID] in ids
+    )
+    commits.update(claim.code for claim in context.claims(runs[0]).read() if claim.name in ids)
+    commits.pop(context.code.get(Tag.CODE_COMMIT, ""), None)
+    if not commits:
+        return
+    counts = ", ".join(f"{count} of {commit[:10]}" for commit, count in commits.most_common())
+    message = f"runs of this grid were made with other versions of the code: {counts}"
+    if options.strict:
+        raise UsageError(f"--strict: {message}")
+    LOGGER.warning(f"warning: {message}; `status` names them, --strict refuses them")
+
+
 def execute_runs(
     options: ProtocolOptions, context: RunContext, items: list[QueuedRun], load: LoadData
 ) -> Failures:
     """Carry out runs, each teacher before its students; return the failures."""
+    if options.ray:
+        with OnRay(options, len(items)) as cluster:
+            return Drain(items, context, ParallelProgress(len(items))).run(cluster)
     devices = choose_devices(options.workers, context.device)
     if len(devices) == 1:
         estimates = {item.number: (item.cost.train, item.cost.evaluate) for item in items}
