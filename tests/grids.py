@@ -186,10 +186,11 @@ def run_grid(
 
 def read_outcome(address: str, roots: Sequence[Path]) -> Outcome:
     """Return what a tracking store holds."""
+    from mlflow import MlflowClient
+
     from bench.records.sync import sync_records
     from bench.tracking.claims import read_claims
     from bench.tracking.store import tracking_uri
-    from mlflow import MlflowClient
 
     if address:
         os.environ["MLFLOW_TRACKING_URI"] = address

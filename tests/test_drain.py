@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -83,13 +83,13 @@ def store() -> PretendedStore:
 
 
 @pytest.fixture(autouse=True)
-def fast(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
+def fast(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [0.0]
     pretended = SimpleNamespace(
         monotonic=lambda: now[0], sleep=lambda seconds: now.__setitem__(0, now[0] + seconds)
     )
     monkeypatch.setattr(drain, "time", pretended)
-    yield now
+    return now
 
 
 def plan(tmp_path: Path, methods: str = "rslad,pgd_at", seeds: str = "0,1") -> list[PlannedRun]:
@@ -133,9 +133,7 @@ def test_a_failed_teacher_ends_its_students_and_no_other_run(
     assert "not run, its teacher resnet8-w16-trades" in lines.ends[2][0]
 
 
-def test_a_run_that_kills_its_process_is_tried_twice(
-    tmp_path: Path, store: PretendedStore
-) -> None:
+def test_a_run_that_kills_its_process_is_tried_twice(tmp_path: Path, store: PretendedStore) -> None:
     def end(run: PlannedRun) -> RunOutcome:
         return RunOutcome("died") if name_of(run) == "pgd_at 0" else RECORDED
 
@@ -209,9 +207,7 @@ def test_a_failure_elsewhere_ends_a_run_unless_it_is_an_earlier_one(
     assert "pgd_at 1" in executor.order
 
 
-def test_several_processes_begin_with_different_runs(
-    tmp_path: Path, store: PretendedStore
-) -> None:
+def test_several_processes_begin_with_different_runs(tmp_path: Path, store: PretendedStore) -> None:
     runs = plan(tmp_path, "pgd_at", ",".join(map(str, range(20))))
     store.living = [Claim(run.spec.id, "another") for run in runs[:9]]
     firsts = [drain_of(runs, store, Lines())._next_item() for _ in range(200)]

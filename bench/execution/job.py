@@ -59,7 +59,7 @@ from leaderboards.schema.record import Record, RecordError, build_record
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
 
-# In the folder of an unfinished run: the mark of one that is to be repeated, whatever is recorded.
+# In the folder of an unfinished run: the id of the finished run that it is to replace.
 REPEAT_MARK = "again"
 # Compiled code, which later runs of the store need not compile.
 COMPILED_CODE = "compiled"
@@ -183,14 +183,30 @@ def mark_for_repeat(run: PlannedRun, context: RunContext) -> None:
         with held:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / REPEAT_MARK).touch()
+            recorded = context.store.find_run(run.spec, FINISHED)
+            (folder / REPEAT_MARK).write_text(recorded.info.run_id if recorded else "")
 
 
 def is_recorded(run: PlannedRun, context: RunContext) -> bool:
     """Return whether the run is finished in the tracking store and is not marked for repeat."""
-    if (work_folder(context.root, run.spec) / REPEAT_MARK).exists():
-        return False
-    return context.store.find_run(run.spec, FINISHED) is not None
+    recorded = context.store.find_run(run.spec, FINISHED)
+    mark = work_folder(context.root, run.spec) / REPEAT_MARK
+    # A mark is for the run that was finished then, and does not outlive the next one.
+    return recorded is not None and not is_text(mark, recorded.info.run_id)
+
+
+def is_text(path: Path, text: str) -> bool:
+    """Return whether there is a file and it holds a text."""
+    return path.exists() and path.read_text() == text
+
+
+def clear_work(run: PlannedRun, context: RunContext) -> None:
+    """Remove what a run that is recorded left of its work, if its process was killed then."""
+    folder = work_folder(context.root, run.spec)
+    if folder.exists() and (held := context.claims(run).take(run.spec.id)):
+        with held:
+            if is_recorded(run, context):
+                shutil.rmtree(folder)
 
 
 @contextmanager
@@ -204,6 +220,7 @@ def mlflow_run(
     try:
         yield logger
         patiently(lambda: logger.finish(FINISHED, logger.final_note))
+        patiently(lambda: context.store.mark_replaced(run.spec, logger.run_id))
     except LostClaimError:
         # The MLflow run is the other process's now.
         raise

@@ -22,7 +22,7 @@ from bench.tracking.store import (
     tracking_uri,
 )
 from leaderboards.read.records import read_content
-from leaderboards.schema.fields import FINISHED, Artifact, Tag
+from leaderboards.schema.fields import FINISHED, REPLACED_TAG, Artifact, Tag
 from leaderboards.schema.record import RecordError, parse_record
 
 if TYPE_CHECKING:
@@ -80,6 +80,8 @@ def newest_finished(client: MlflowClient) -> tuple[dict[str, Run], list[str]]:
     finished: dict[str, Run] = {}
     unfinished = Counter[str]()
     for run in suite_runs(client):
+        if REPLACED_TAG in run.data.tags:
+            continue
         if run.info.status == FINISHED:
             finished[run.data.tags.get(Tag.SPEC_ID, "")] = run
         else:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import platform
 import re
 import stat
 import tempfile
@@ -24,7 +25,16 @@ from bench.system.files import file_mode, save_file
 from bench.tracking import note
 from bench.tracking.claims import Claims
 from bench.tracking.run_logger import RunLogger
-from leaderboards.schema.fields import EXPERIMENT, FAILED, FINISHED, KILLED, PARENT_TAG, RUNNING
+from leaderboards.schema.fields import (
+    EXPERIMENT,
+    FAILED,
+    FINISHED,
+    KILLED,
+    PARENT_TAG,
+    REPLACED_TAG,
+    RUNNING,
+    Tag,
+)
 from leaderboards.schema.spec import Spec
 
 if TYPE_CHECKING:
@@ -219,10 +229,16 @@ class TrackingStore:
             return None
         order = ["attributes.start_time DESC"]
         ids = [experiment.experiment_id]
-        runs = self.client.search_runs(ids, condition, order_by=order, max_results=1)
-        if not runs or IMPORTING in runs[0].data.tags:
+        runs = self.client.search_runs(ids, condition, order_by=order, max_results=PAGE_SIZE)
+        counting = [run for run in runs if REPLACED_TAG not in run.data.tags]
+        if not counting or IMPORTING in counting[0].data.tags:
             return None
-        return runs[0]
+        return counting[0]
+
+    def mark_replaced(self, spec: Spec, run_id: str) -> None:
+        """Mark the finished runs of a spec but for one, which counts from now on."""
+        while (run := self.find_run(spec, FINISHED)) and run.info.run_id != run_id:
+            self.client.set_tag(run.info.run_id, REPLACED_TAG, run_id)
 
     def runs_with_status(self, experiment_name: str, status: str) -> list[Run]:
         """Return the runs of an experiment that have a spec and a status."""
@@ -268,6 +284,8 @@ class TrackingStore:
             # Its process was killed before it could mark the run.
             if run.info.status == RUNNING:
                 self.client.set_terminated(run.info.run_id, KILLED)
+            note_text = f"begun again on {platform.node()}, which has not its unfinished work"
+            self.client.set_tag(run.info.run_id, Tag.STATUS_NOTE, note_text)
             return ""
         return str(run.info.run_id)
 

@@ -17,6 +17,8 @@ EXPERIMENT = re.compile(r"(?P<suite>.+)@(?P<version>0|[1-9][0-9]{0,5})")
 FINISHED, RUNNING, KILLED, FAILED = "FINISHED", "RUNNING", "KILLED", "FAILED"
 # MLflow sets this tag on single runs. Runs without it are groups.
 PARENT_TAG = "mlflow.parentRunId"
+# Tag of a finished run whose spec was carried out once more: the id of the run that counts.
+REPLACED_TAG = "replaced_by"
 # Part of training_path where bfloat16 was asked for and the device has none.
 NO_BF16 = "fp32 (no bf16 here)"
 

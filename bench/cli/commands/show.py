@@ -22,6 +22,7 @@ from leaderboards.schema.fields import (
     FAILED,
     FINISHED,
     KILLED,
+    REPLACED_TAG,
     RUNNING,
     Tag,
     checkpoint_artifact,
@@ -125,8 +126,13 @@ def find_run(runs: Sequence[Run], run_id: str) -> Run:
 def summarize(run: Run) -> dict[str, Any]:
     """Return the columns of the table. The accuracy is a fraction, None if it was not measured."""
     texts = {name: escape_unprintable(run.data.tags.get(name, "")) for name in COLUMNS}
-    identity = {"id": run.info.run_id, "status": STATUS_NAMES[run.info.status]}
+    identity = {"id": run.info.run_id, "status": status_name(run)}
     return {**texts, **identity, "autoattack": run.data.metrics.get(RANK_METRIC)}
+
+
+def status_name(run: Run) -> str:
+    """Return the status of a run for people."""
+    return "replaced" if REPLACED_TAG in run.data.tags else STATUS_NAMES[run.info.status]
 
 
 def table_row(summary: dict[str, Any]) -> list[str]:

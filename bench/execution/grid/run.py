@@ -17,7 +17,13 @@ from bench.execution.grid.local import InProcess, InProcesses, choose_devices
 from bench.execution.grid.ray_cluster import OnRay
 from bench.execution.grid.work import QueuedRun, Worker
 from bench.execution.inputs import LoadData, cached_loader
-from bench.execution.job import RunContext, build_training_module, is_recorded, mark_for_repeat
+from bench.execution.job import (
+    RunContext,
+    build_training_module,
+    clear_work,
+    is_recorded,
+    mark_for_repeat,
+)
 from bench.execution.plan import PlannedRun
 from bench.protocol.options import ProtocolOptions
 from bench.system.environment import resolve_device, source_state
@@ -105,6 +111,10 @@ def run_unrecorded(
 ) -> Failures:
     """Carry out what is left of a grid; return the identities that failed, and why."""
     todo = unrecorded_runs(options, runs, context)
+    left = {run.identity for run in todo}
+    for run in runs:
+        if run.identity not in left:
+            clear_work(run, context)
     check_code_versions(options, runs, context)
     if todo:
         open_log_file(context.root, overview.log_head(context.device, context.code))

@@ -13,7 +13,7 @@ from bench.system.progress import format_duration
 from bench.system.tables import format_table
 from bench.tracking.claims import Claim, Claims, is_silent
 from bench.tracking.store import LOCKS, open_client, store_exists, suite_runs, tracking_uri
-from leaderboards.schema.fields import FAILED, FINISHED, Tag, escape_unprintable
+from leaderboards.schema.fields import FAILED, FINISHED, REPLACED_TAG, Tag, escape_unprintable
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -75,6 +75,8 @@ def newest_runs(runs: Iterable[Run]) -> dict[str, Run]:
     """Return the run of each spec id: the newest that is finished, else the newest."""
     newest: dict[str, Run] = {}
     for run in runs:
+        if REPLACED_TAG in run.data.tags:
+            continue
         key = run.data.tags.get(Tag.SPEC_ID, "")
         earlier = newest.get(key)
         is_better = run.info.status == FINISHED or not earlier or earlier.info.status != FINISHED
