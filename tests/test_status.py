@@ -9,16 +9,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from specs import SPEC
 
 from bench.cli.commands import status as command
 from bench.cli.main import main
 from bench.execution.grid.status import STATES, RunStatus, format_status, read_status
+from bench.execution.plan import plan_runs
+from bench.protocol.options import RunOptions
 from bench.tracking import claims
 from bench.tracking.claims import Claim, Claims
 from bench.tracking.store import LOCKS, TrackingStore
 from leaderboards.schema.fields import FAILED, FINISHED, KILLED, REPLACED_TAG, Tag
 from leaderboards.schema.spec import Spec
+
+SPEC = plan_runs(RunOptions(method="natural", student="resnet8-w4"), {})[0].spec
 
 
 def spec_of(seed: int) -> Spec:

@@ -224,21 +224,25 @@ class TrackingStore:
 
     def newest_run(self, experiment_name: str, condition: str) -> Run | None:
         """Return the newest run that meets a condition, unless its import has not finished."""
+        runs = self._counting_runs(experiment_name, condition)
+        return None if not runs or IMPORTING in runs[0].data.tags else runs[0]
+
+    def _counting_runs(self, experiment_name: str, condition: str) -> list[Run]:
+        """Return the runs that meet a condition and are not replaced, newest first."""
         experiment = self.client.get_experiment_by_name(experiment_name)
         if not experiment:
-            return None
+            return []
         order = ["attributes.start_time DESC"]
         ids = [experiment.experiment_id]
         runs = self.client.search_runs(ids, condition, order_by=order, max_results=PAGE_SIZE)
-        counting = [run for run in runs if REPLACED_TAG not in run.data.tags]
-        if not counting or IMPORTING in counting[0].data.tags:
-            return None
-        return counting[0]
+        return [run for run in runs if REPLACED_TAG not in run.data.tags]
 
     def mark_replaced(self, spec: Spec, run_id: str) -> None:
         """Mark the finished runs of a spec but for one, which counts from now on."""
-        while (run := self.find_run(spec, FINISHED)) and run.info.run_id != run_id:
-            self.client.set_tag(run.info.run_id, REPLACED_TAG, run_id)
+        condition = f"tags.spec_id = '{spec.id}' and attributes.status = '{FINISHED}'"
+        for run in self._counting_runs(spec.suite, condition):
+            if run.info.run_id != run_id:
+                self.client.set_tag(run.info.run_id, REPLACED_TAG, run_id)
 
     def runs_with_status(self, experiment_name: str, status: str) -> list[Run]:
         """Return the runs of an experiment that have a spec and a status."""
