@@ -93,6 +93,8 @@ def check_options(options: TuneOptions) -> None:
     """Raise UsageError for options that are wrong whatever the method."""
     if options.force:
         raise UsageError("--force: a search is not repeated; begin another with another --storage")
+    if options.ray:
+        raise UsageError("--ray: of runs; several machines join a search by --storage")
     if options.trials < 1:
         raise UsageError(f"--trials {options.trials}: at least 1")
     check_workers(options.workers)
