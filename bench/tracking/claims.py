@@ -237,7 +237,6 @@ class HeldClaim:
         self.claims, self.claim, self.lock = claims, claim, lock
         self.doing = ""
         self.lost_to = ""
-        self.last_beat = clock()
         self._is_over, self._beating = threading.Event(), threading.Lock()
         self._thread: threading.Thread | None = None
 
@@ -274,12 +273,7 @@ class HeldClaim:
         self._thread.start()
 
     def check(self) -> None:
-        """Raise LostClaimError if another process has taken the claim over.
-
-        Asks the store only if the last beat is so old that one might have.
-        """
-        if not self.lost_to and clock() - self.last_beat > DEAD_SECONDS / 2:
-            self.beat()
+        """Raise LostClaimError if another process had taken the claim over at the last beat."""
         if self.lost_to:
             raise LostClaimError(
                 f"taken over by {self.lost_to}: this process was silent for too long"
@@ -298,7 +292,6 @@ class HeldClaim:
                 return
             beats, now = self.claim.beats + 1, time.time()
             self._write(replace(self.claim, beats=beats, heard=now, doing=self.doing))
-            self.last_beat = clock()
 
     def release(self) -> None:
         """Remove the claim and those that it took over; stop its beats."""

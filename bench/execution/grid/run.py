@@ -30,6 +30,7 @@ from bench.system.environment import resolve_device, source_state
 from bench.system.errors import BenchError, UsageError
 from bench.system.log import LOGGER, RESULT, open_log_file
 from bench.system.progress import ParallelProgress, Progress
+from bench.tracking.outage import patiently
 from bench.tracking.store import TrackingStore, store_exists
 from bench.training.distributed import ProcessGroup, join_process_group, leave_process_group
 from bench.training.trainer import Trainer, check_batch_size
@@ -65,7 +66,8 @@ def run_grid(
         # Not after an error: the others may be in the middle of a step, and torchrun ends them.
         group.send(None)
         if show_results:
-            LOGGER.log(RESULT, overview.format_results(runs, failed, context.store))
+            results = patiently(lambda: overview.format_results(runs, failed, context.store))
+            LOGGER.log(RESULT, results)
             LOGGER.log(RESULT, overview.next_steps(options, failed, context.store))
         return {run.label: failed[run.identity] for run in runs if run.identity in failed}
     finally:
@@ -110,12 +112,9 @@ def run_unrecorded(
     options: ProtocolOptions, runs: list[PlannedRun], context: RunContext
 ) -> Failures:
     """Carry out what is left of a grid; return the identities that failed, and why."""
-    todo = unrecorded_runs(options, runs, context)
-    left = {run.identity for run in todo}
-    for run in runs:
-        if run.identity not in left:
-            clear_work(run, context)
-    check_code_versions(options, runs, context)
+    todo = patiently(lambda: unrecorded_runs(options, runs, context))
+    patiently(lambda: clear_leftovers(runs, todo, context))
+    patiently(lambda: check_code_versions(options, runs, context))
     if todo:
         open_log_file(context.root, overview.log_head(context.device, context.code))
     LOGGER.info(overview.count_runs(options, runs, todo))
@@ -131,6 +130,18 @@ def run_unrecorded(
             mark_for_repeat(run, context)
     items = [*map(QueuedRun, range(1, len(todo) + 1), todo, costs)]
     return execute_runs(options, context, items, load)
+
+
+def clear_leftovers(runs: list[PlannedRun], todo: list[PlannedRun], context: RunContext) -> None:
+    """Remove what processes that were killed left of runs that are recorded."""
+    left = {run.identity for run in todo}
+    for run in runs:
+        if run.identity not in left:
+            clear_work(run, context)
+    claims = context.claims(runs[0])
+    for claim in claims.look()[1]:
+        if held := claims.take(claim.name):
+            held.release()
 
 
 def check_code_versions(

@@ -56,10 +56,9 @@ class Worker:
 
     def execute_run(self, item: QueuedRun, progress: Progress) -> RunOutcome:
         """Claim and carry out a run; return how it ended."""
-        run, claims = item.run, self.context.claims(item.run)
+        run, code = item.run, self.context.code.get(Tag.CODE_COMMIT, "")
         try:
-            code = self.context.code.get(Tag.CODE_COMMIT, "")
-            held = patiently(lambda: claims.take(run.spec.id, code))
+            held = patiently(lambda: self.context.claims(run).take(run.spec.id, code))
             if not held:
                 return RunOutcome("busy")
             with held:
