@@ -34,7 +34,6 @@ from bench.system.errors import BenchError, one_line
 from bench.system.files import sha256_of_file
 from bench.system.progress import Progress
 from bench.teachers import cards
-from bench.teachers.cards import Card
 from bench.tracking import links, note
 from bench.tracking.claims import Claims, HeldClaim, LostClaimError
 from bench.tracking.copying import copy_results
@@ -326,8 +325,7 @@ def record(job: Job, state: State, finished: Record) -> None:
         logger.log_file(verdicts, Artifact.VERDICTS)
     logger.log_record(finished, links.metric_link(model, job.data, finished.metrics_of(BEST)))
     if spec.role == "teacher":
-        origin = f"trained here, {spec.suite}, spec {spec.id}"
-        card = Card(run.identity, spec.arch, spec.dataset, finished.checksums[BEST], origin)
+        card = cards.trained_card(spec, finished.checksums[BEST])
         cards.add_teacher(context.root, folder / "best.pt", card)
     add_note_and_links(job, model, state, finished)
     # The file comes last: whoever reads it sees a complete run in MLflow.

@@ -20,7 +20,6 @@ from bench.protocol.tuned_config import TunedConfig
 from bench.system.errors import UsageError
 from bench.system.log import LOGGER
 from bench.teachers import cards
-from leaderboards.schema.fields import file_name
 from leaderboards.schema.spec import Spec
 from methods.base import Method, official_values, spec_values
 
@@ -43,7 +42,7 @@ class PlannedRun:
     @property
     def identity(self) -> str:
         """The name of the teacher that this run makes, if it makes one."""
-        return f"{file_name(self.spec.arch)}-{self.spec.method}-{self.spec.id[:8]}"
+        return cards.teacher_identity(self.spec)
 
 
 @dataclass(frozen=True)

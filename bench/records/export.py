@@ -9,10 +9,14 @@ from typing import Any
 
 from bench.records.sync import sync_records
 from bench.system.errors import BenchError, UsageError, one_line
-from bench.system.files import save_file
+from bench.system.files import save_file, sha256_of_file
+from bench.teachers.cards import teacher_file, teacher_identity
 from leaderboards.read.records import StoreError, collect
+from leaderboards.schema.checkpoints import BEST
 from leaderboards.schema.fields import escape_unprintable
 from leaderboards.schema.record import Record, RecordError
+
+CHECKPOINT_SUFFIX = ".pt"  # of a teacher's checkpoint, beside its record
 
 
 def export_runs(store: Path, out: Path, run_ids: tuple[str, ...], suite: str) -> int:
@@ -35,9 +39,21 @@ def export_runs(store: Path, out: Path, run_ids: tuple[str, ...], suite: str) ->
             raise RecordError("no finished run of a suite has this id, or it has no record")
         path = out / records[run_id].spec.record_name
         save_file(path, (synced.folder / path.name).read_bytes())
-        return str(path)
+        return str(path) + export_checkpoint(store, records[run_id], path)
 
     return print_results(run_ids or records, copy_record)
+
+
+def export_checkpoint(store: Path, record: Record, path: Path) -> str:
+    """Copy a teacher's checkpoint beside its record, so that others train with it; say so."""
+    spec = record.spec
+    source = teacher_file(store, teacher_identity(spec))
+    if spec.role != "teacher" or not source.exists():
+        return ""
+    if sha256_of_file(source) != record.checksums[BEST]:
+        raise RecordError(f"{str(source)!r} is not the checkpoint of its record")
+    save_file(path.with_suffix(CHECKPOINT_SUFFIX), source.read_bytes())
+    return " and its checkpoint"
 
 
 def print_results(items: Iterable[Any], process: Callable[[Any], str]) -> int:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from bench.protocol import suites
 from bench.records.complete import complete_record
-from bench.records.export import print_results
+from bench.records.export import CHECKPOINT_SUFFIX, print_results
 from bench.records.sync import sync_records
 from bench.system.errors import BenchError, UsageError, one_line
+from bench.system.files import sha256_of_file
+from bench.teachers.cards import add_teacher, trained_card
 from bench.tracking import note
 from bench.tracking.run_logger import RunLogger
 from bench.tracking.store import IMPORTING, TrackingStore
@@ -53,7 +57,12 @@ def import_records(
                 record, store, checkpoint=checkpoint, data_root=data_root, device=device
             )
             print(f"{path}: {result}")
-        return f"{path}: {import_record(store, recorded, record)}"
+        line = f"{path}: {import_record(store, recorded, record)}"
+        checkpoint_file = path.with_suffix(CHECKPOINT_SUFFIX)
+        if record.spec.role == "teacher" and checkpoint_file.exists():
+            take_checkpoint(store, record, checkpoint_file)
+            line += ", with its checkpoint"
+        return line
 
     return print_results(paths, import_file)
 
@@ -98,6 +107,18 @@ def import_record(store: TrackingStore, recorded: dict[str, Record], record: Rec
             other = f"other numbers: {name} {imported.get(name)}, not {stored.get(name)}"
             raise RecordError(f"run {earlier.run_id} has the same spec and {other}")
     return f"recorded already as run {earlier.run_id}, skipped"
+
+
+def take_checkpoint(store: TrackingStore, record: Record, path: Path) -> None:
+    """Take a teacher's checkpoint into the store and its run. Raise RecordError for another one."""
+    if sha256_of_file(path) != record.checksums[BEST]:
+        raise RecordError(f"{path.name!r} is not the checkpoint of its record")
+    add_teacher(store.root, path, trained_card(record.spec, record.checksums[BEST]))
+    run = store.find_run(record.spec, FINISHED)
+    assert run, "its record is in the store"
+    with TemporaryDirectory() as folder:
+        copy = shutil.copy(path, Path(folder, Path(fields.checkpoint_artifact()).name))
+        store.client.log_artifact(run.info.run_id, str(copy), fields.Artifact.CHECKPOINTS)
 
 
 def comparable_values(record: Record) -> dict[str, object]:

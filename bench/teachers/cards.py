@@ -15,10 +15,11 @@ from bench.datasets import Dataset
 from bench.system.errors import BenchError, UsageError, unknown_name
 from bench.system.files import save_file
 from bench.teachers.releases import ROLES, Release
-from leaderboards.schema.fields import NORM_LABELS, Norm
+from leaderboards.schema.fields import NORM_LABELS, Norm, file_name
 from leaderboards.schema.record import describe_first_error
 
 if TYPE_CHECKING:
+    from leaderboards.schema.spec import Spec
     from methods.base import Net
 
 IMPORTED = "imported from"
@@ -71,6 +72,17 @@ class Card:
     def threat(self) -> str:
         """The norm and radius of PGD-20, for people."""
         return f"{NORM_LABELS[self.norm]} {self.eps:.4g}"
+
+
+def teacher_identity(spec: Spec) -> str:
+    """Return the name of the teacher that a spec trains."""
+    return f"{file_name(spec.arch)}-{spec.method}-{spec.id[:8]}"
+
+
+def trained_card(spec: Spec, sha256: str) -> Card:
+    """Return the card of a teacher that was trained by a spec."""
+    origin = f"trained here, {spec.suite}, spec {spec.id}"
+    return Card(teacher_identity(spec), spec.arch, spec.dataset, sha256, origin)
 
 
 def teacher_file(store: Path, identity: str, suffix: str = ".pt") -> Path:

@@ -43,8 +43,7 @@ class OnRay:
         store, data_root = options.store.absolute(), options.data_root.absolute()
         self.options = replace(options, store=store, data_root=data_root)
         self.total = total
-        self.ray = import_ray()
-        connect(self.ray, options.ray)
+        self.ray = connect(options.ray)
         self.token = store / LOCKS / f"ray-{uuid.uuid4().hex}"
         gpus, cpus = resources_per_run(self.ray.nodes(), options.gpus_per_run)
         # A retry is the grid's matter: it may be the store or another command that goes on.
@@ -104,10 +103,16 @@ def import_ray() -> ModuleType:
     return ray
 
 
-def connect(ray: ModuleType, address: str) -> None:
-    """Connect to a cluster, or start one for LOCAL, unless this process has one."""
+def check_cluster(options: ProtocolOptions) -> None:
+    """Raise UsageError for a cluster that cannot be reached, or has no node with enough GPUs."""
+    resources_per_run(connect(options.ray).nodes(), options.gpus_per_run)
+
+
+def connect(address: str) -> ModuleType:
+    """Return the package, connected to a cluster, which it starts for LOCAL."""
+    ray = import_ray()
     if ray.is_initialized():
-        return
+        return ray
     passed = [name for name in os.environ if name.startswith(PASSED_VARIABLES)]
     settings: dict[str, Any] = {"runtime_env": {"env_vars": {n: os.environ[n] for n in passed}}}
     if address == LOCAL:
@@ -118,6 +123,7 @@ def connect(ray: ModuleType, address: str) -> None:
     except Exception as error:
         reason = one_line(error, 160)
         raise UsageError(f"--ray {address}: the cluster cannot be reached: {reason}") from error
+    return ray
 
 
 def resources_per_run(nodes: list[dict[str, Any]], gpus: float | None) -> tuple[float, float]:

@@ -14,7 +14,7 @@ from bench.execution.evaluation import choose_attack_search
 from bench.execution.grid import overview
 from bench.execution.grid.drain import Drain, Failures
 from bench.execution.grid.local import InProcess, InProcesses, choose_devices
-from bench.execution.grid.ray_cluster import OnRay
+from bench.execution.grid.ray_cluster import OnRay, check_cluster
 from bench.execution.grid.work import QueuedRun, Worker
 from bench.execution.inputs import LoadData, cached_loader
 from bench.execution.job import (
@@ -56,6 +56,8 @@ def run_grid(
             if group.is_leader:
                 show_dry_run(options, runs, device)
             return {}
+        if options.ray:
+            check_cluster(options)
         search = choose_attack_search(options, device)
         store = TrackingStore(options.store)
         context = RunContext(store, device, source_state(), group, search)
