@@ -19,6 +19,7 @@ from bench.execution.job import RunContext
 from bench.execution.plan import PlannedRun
 from bench.protocol.options import RunOptions
 from bench.system.progress import Progress
+from bench.tracking.claims import HeldClaim
 from bench.tracking.store import TrackingStore
 
 # Of 8 images.
@@ -76,6 +77,13 @@ def invent_evaluations(measured: dict[str, float]) -> Callable[..., CheckpointEv
     return evaluate
 
 
+def claimed(run: PlannedRun, context: RunContext) -> HeldClaim:
+    """Claim a run that nobody else has."""
+    held = context.claims(run).take(run.spec.id)
+    assert held
+    return held
+
+
 def run_planned(run: PlannedRun, context: RunContext, measured: dict[str, float] = MEASURED) -> str:
     """Carry out a run with invented accuracies."""
     with pytest.MonkeyPatch.context() as patch:
@@ -83,7 +91,5 @@ def run_planned(run: PlannedRun, context: RunContext, measured: dict[str, float]
         images = loading.load_data("digits", "", run.spec.limit_train, run.spec.limit_test)
         progress = Progress({1: (0.0, 0.0)}, 1)
         progress.start(1, run.label, run.spec.training.epochs)
-        held = context.claims(run).take(run.spec.id)
-        assert held
-        with held:
+        with claimed(run, context) as held:
             return job.run_job(run, context, held, images, 1.0, progress)

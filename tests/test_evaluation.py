@@ -77,7 +77,9 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Record, Path]:
         images = loading.load_data("digits", "", spec.limit_train, IMAGES)
         progress = Progress({1: (0.0, 0.0)}, 1)
         progress.start(1, planned.label, spec.training.epochs)
-        job.run_job(dataclasses.replace(planned, spec=spec), context, images, 1.0, progress)
+        run = dataclasses.replace(planned, spec=spec)
+        with records.claimed(run, context) as held:
+            job.run_job(run, context, held, images, 1.0, progress)
     (path,) = context.store.records.iterdir()
     (verdicts,) = context.root.glob("artifacts/*/artifacts/verdicts")
     return read_record(path), verdicts
@@ -121,7 +123,8 @@ def test_a_run_in_l2_knows_no_other_norm(tmp_path: Path, monkeypatch: pytest.Mon
     images = loading.load_data("digits", "", 128, 8)
     progress = Progress({1: (0.0, 0.0)}, 1)
     progress.start(1, planned.label, 1)
-    job.run_job(planned, context, images, 1.0, progress)
+    with records.claimed(planned, context) as held:
+        job.run_job(planned, context, held, images, 1.0, progress)
     assert inner_norms == norms == {"L2"}
     (path,) = context.store.records.iterdir()
     assert read_record(path).spec.norm == "L2"

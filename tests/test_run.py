@@ -19,7 +19,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from bench import cli
-from bench.execution import job
+from bench.execution import job, run_teachers
 from bench.execution.cost import Cost
 from bench.execution.plan import PlannedRun
 from bench.system.errors import BenchError
@@ -471,7 +471,8 @@ def test_a_run_does_not_continue_with_another_teacher(
 
     def checksums_with(sha256: str) -> dict[str, str]:
         monkeypatch.setattr(cards, "find_card", lambda *_: SimpleNamespace(sha256=sha256))
-        return job.check_teachers(run, context, tmp_path)
+        monkeypatch.setattr(run_teachers, "bring_teacher", lambda *_: None)
+        return run_teachers.check_teachers(run, context.store, tmp_path)
 
     assert checksums_with("a") == {"robust": "a"}
     assert checksums_with("b") == {"robust": "b"}

@@ -116,8 +116,8 @@ def run_unrecorded(
     """Carry out what is left of a grid; return the identities that failed, and why."""
     todo = patiently(lambda: unrecorded_runs(options, runs, context))
     patiently(lambda: clear_leftovers(runs, todo, context))
-    patiently(lambda: check_code_versions(options, runs, context))
     if todo:
+        patiently(lambda: check_code_versions(options, runs, context))
         open_log_file(context.root, overview.log_head(context.device, context.code))
     LOGGER.info(overview.count_runs(options, runs, todo))
     if not todo:
