@@ -5,6 +5,7 @@ A real browser looks at its pages.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -13,9 +14,10 @@ import socket
 import subprocess
 import sys
 import threading
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -112,6 +114,79 @@ def test_it_serves_the_records(
     }
     tables = [tmp_path / name / "leaderboard.md" for name in ("served", "read")]
     assert tables[0].read_text() == tables[1].read_text()
+
+
+def fetch(address: str, words: dict[str, str], content: bytes | None = None) -> int:
+    """Ask a server for something with these headers; return the status of its answer."""
+    headers = words | {"Content-Type": "application/json"}
+    request = urllib.request.Request(address, content, headers)
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def command_lines(group: int) -> str:
+    """Return the command lines of the processes of a group."""
+    lines = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if os.getpgid(int(folder.name)) == group:
+                lines.append((folder / "cmdline").read_bytes().decode(errors="replace"))
+    return "\n".join(lines)
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
+@pytest.mark.parametrize("host", [socket.gethostname(), "0.0.0.0"])
+def test_a_browser_gets_pages_by_the_name_of_the_host(host: str, tmp_path: Path) -> None:
+    """A page posts what it asks for with its own address as origin. No password is on a line."""
+    name, store, port = socket.gethostname(), tmp_path / "runs", free_port()
+    try:
+        check_port(host, port)
+    except UsageError:
+        pytest.skip("this machine's name has no address")
+    address = "127.0.0.1" if host == "0.0.0.0" else socket.gethostbyname(name)
+    TrackingStore(store).get_or_create_experiment("digits@3")
+    uri = f"sqlite:///{store}/mlflow.db?timeout=20&password=hidden"
+    words = ["ui", "--store", str(store), "--host", host, "--port", str(port)]
+    running = subprocess.Popen(
+        [sys.executable, "-m", "bench", *words],
+        env=os.environ | {"MLFLOW_TRACKING_URI": uri},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        assert running.stdout
+        lines = []
+        for line in running.stdout:
+            lines.append(line)
+            if line.startswith("ready: "):
+                break
+        page, search = f"http://{address}:{port}/", "ajax-api/2.0/mlflow/experiments/search"
+        question = json.dumps({"max_results": 5}).encode()
+        for header in (f"{name}:{port}", name, f"localhost:{port}"):
+            assert fetch(page, {"Host": header}) == 200, header
+            headers = {"Host": header, "Origin": f"http://{name}:{port}"}
+            assert fetch(page + search, headers, question) == 200, header
+        assert fetch(page, {"Host": f"elsewhere.org:{port}"}) == 403
+        origin = {"Origin": f"http://elsewhere.org:{port}"}
+        assert fetch(page + search, {"Host": f"{name}:{port}"} | origin, question) == 403
+        servers = {os.getpgid(child) for child in children_of(running.pid)}
+        shown = "".join(map(command_lines, servers))
+        assert "mlflow" in shown
+        assert "hidden" not in shown + "".join(lines)
+    finally:
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(60) == 130
+
+
+def children_of(process: int) -> list[int]:
+    """Return the ids of the children of a process."""
+    text = Path(f"/proc/{process}/task/{process}/children").read_text()
+    return [int(word) for word in text.split()]
 
 
 @pytest.fixture

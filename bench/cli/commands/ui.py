@@ -1,5 +1,6 @@
 """Open MLflow's own pages of the runs of a store."""
 
+import os
 import socket
 import subprocess
 import sys
@@ -7,7 +8,7 @@ import threading
 import time
 import urllib.request
 import webbrowser
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +19,7 @@ from bench.cli.parsing import Command
 from bench.protocol.options import StoreFolder, Switch, option
 from bench.system.errors import BenchError, UsageError
 
+LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 HEALTH_INTERVAL = 0.5  # seconds between questions to a server that starts
 
 
@@ -56,9 +58,36 @@ def serve_record(options: UiOptions) -> int:
     shown = f"{address} shows {redact_password(uri)}"
     print(f"{shown}: starting, about 10 s ...; Ctrl-C ends it", flush=True)
     page = f"{address}/#{next(iter(views.values()), '')}"
-    command = [sys.executable, "-m", "mlflow", "ui", "--workers", "1", "--backend-store-uri", uri]
+    command = [sys.executable, "-m", "mlflow", "ui", "--workers", "1"]
     command += ["--host", options.host, "--port", str(options.port)]
-    return run_server(command, partial(announce, address, page, options.open))
+    command += access_options(options.host, options.port)
+    # Everyone here can read the words of a command, and the address may have a password.
+    environment = os.environ | {"MLFLOW_BACKEND_STORE_URI": uri}
+    return run_server(command, partial(announce, address, page, options.open), environment)
+
+
+def access_options(host: str, port: int) -> list[str]:
+    """Return the options of MLflow's server that let browsers in by the names of a host.
+
+    Without them it refuses what a page asks of it, unless it was opened as localhost.
+    """
+    # An address that is none in particular: browsers use this machine's own.
+    names = [host] if host not in ("0.0.0.0", "::") else machine_names()
+    names = [f"[{name}]" if ":" in name else name for name in [*names, *LOCAL_NAMES]]
+    hosts = [f"{name}{ending}" for name in names for ending in ("", f":{port}")]
+    origins = [f"http://{name}:{port}" for name in names]
+    return ["--allowed-hosts", ",".join(hosts), "--cors-allowed-origins", ",".join(origins)]
+
+
+def machine_names() -> list[str]:
+    """Return the names and addresses by which others know this machine."""
+    names = [socket.gethostname(), socket.getfqdn()]
+    # The address of the way out; nothing is sent.
+    for family, other in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
+        with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as way:
+            way.connect((other, 9))
+            names.append(way.getsockname()[0])
+    return names
 
 
 def announce(address: str, page: str, browse: bool) -> None:
@@ -74,16 +103,21 @@ def announce(address: str, page: str, browse: bool) -> None:
         print("no browser could be opened", file=sys.stderr)
 
 
-def run_server(command: Sequence[str], when_started: Callable[[], None] = lambda: None) -> int:
+def run_server(
+    command: Sequence[str],
+    when_started: Callable[[], None] = lambda: None,
+    environment: Mapping[str, str] | None = None,
+) -> int:
     """Run a server that ends with this process, even if that is killed; return its exit code.
 
-    `when_started` runs beside it, in a thread that ends with this process.
+    `when_started` runs beside it, in a thread that ends with this process. environment: of the
+    server, None for that of this process.
     """
     # The server starts processes of its own, which it would leave behind: the whole group ends
     # when the shell cannot read any more, because this process has closed the pipe or died.
     script = "read _; kill -s TERM 0"
     guard = subprocess.Popen(["sh", "-c", script], stdin=subprocess.PIPE, process_group=0)
-    server = subprocess.Popen(command, process_group=guard.pid)
+    server = subprocess.Popen(command, process_group=guard.pid, env=environment)
     threading.Thread(target=when_started, daemon=True).start()
     try:
         return server.wait()
