@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -230,3 +232,26 @@ def test_a_teachers_checkpoint_has_an_alias_and_is_an_input_of_students(tmp_path
     inputs = store.client.get_run(logger.run_id).inputs
     assert [model_input.model_id for model_input in inputs.model_inputs] == [model.model_id]
     assert len(inputs.dataset_inputs) == 1
+
+
+EXPORT_TO_A_FULL_DISK = """
+import resource, sys
+from pathlib import Path
+from types import SimpleNamespace
+from bench import datasets, models
+from bench.tracking.links import log_network
+net = models.build("resnet8-w4", datasets.DIGITS).eval()
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, resource.RLIM_INFINITY))
+try:
+    log_network(SimpleNamespace(run_id="0"), net, datasets.DIGITS.shape, Path(sys.argv[1]))
+except OSError as error:
+    print(error.strerror)
+"""
+
+
+@pytest.mark.slow
+def test_a_full_disk_does_not_end_the_process_that_exports(tmp_path: Path) -> None:
+    """Torch's own writer of files aborts it. A limit on the size of files stands for the disk."""
+    words = [sys.executable, "-c", EXPORT_TO_A_FULL_DISK, tmp_path / "model"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "File too large\n"), done.stderr

@@ -7,6 +7,7 @@ network a second time, as `mlflow.pytorch.load_model` reads it.
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from contextlib import suppress
@@ -199,7 +200,10 @@ def log_network(logger: RunLogger, net: Net, shape: tuple[int, ...], folder: Pat
 
     data = folder / "data"
     data.mkdir(parents=True, exist_ok=True)
-    torch.export.save(export_program(net, shape), data / "model.pt2")
+    # Where torch itself writes a file and the disk is full, it ends the process.
+    program = io.BytesIO()
+    torch.export.save(export_program(net, shape), program)
+    (data / "model.pt2").write_bytes(program.getbuffer())
     model = Model(artifact_path=Artifact.MODEL.value, run_id=logger.run_id)
     model.add_flavor(
         "pytorch", model_data=data.name, pytorch_version=str(torch.__version__), code=None
