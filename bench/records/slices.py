@@ -19,28 +19,21 @@ from bench.system import parts
 from bench.system.errors import BenchError, UsageError, one_line
 from bench.system.files import save_file
 from bench.system.signals import deferred_signals
-from bench.tracking.store import ARTIFACTS, tracking_uri
+from bench.tracking.moving import ARTIFACTS, artifacts_address, is_folder, move_addresses
+from bench.tracking.store import DATABASE, local_uri, tracking_uri
 
 BACK_BYTES = 14_000_000  # of a part on the way back
 POLL_SECONDS = 0.5
 STOP_SIGNALS, GRACE_SECONDS = 3, 20.0  # before a run is killed; to wait after each
-DATABASE = "mlflow.db"
 RECORDS, UNFINISHED = "records", ("teachers", "work")  # folders of a store
-# What begins with the address of the folder of artifacts.
-ADDRESSES = {
-    "experiments": "artifact_location",
-    "runs": "artifact_uri",
-    "logged_models": "artifact_location",
-}
 RUNS = "SELECT run_uuid FROM runs UNION SELECT run_uuid || status FROM runs WHERE status='FINISHED'"
 
 
 def local_database(store: Path) -> Path:
     """Return the database of a store. Raise UsageError where its runs are on a server."""
-    path = Path(os.path.realpath(store), DATABASE)
-    if tracking_uri(store) != f"sqlite:///{path}":
+    if tracking_uri(store) != local_uri(store):
         raise UsageError("a slice has its runs in a folder: unset MLFLOW_TRACKING_URI")
-    return path
+    return Path(os.path.realpath(store), DATABASE)
 
 
 def write_store(store: Path, folder: Path, most_bytes: int, finished: bool) -> None:
@@ -156,20 +149,9 @@ def adopt_database(brought: Path, local: Path) -> None:
             if missing:
                 advice = "join into an empty --store and take its records over by `bench import`"
                 raise BenchError(f"the store has runs that the slice does not have: {advice}")
-        address = Path(os.path.realpath(local.parent / ARTIFACTS)).as_uri()
         select = "SELECT DISTINCT artifact_location FROM experiments"
         locations = [location for (location,) in database.execute(select)]
         for old in locations:
-            if old.startswith("file:") and old.endswith(f"/{ARTIFACTS}"):
-                move_addresses(database, old, address)
+            if is_folder(old):
+                move_addresses(database, old, artifacts_address(local.parent))
         database.commit()
-
-
-def move_addresses(database: sqlite3.Connection, old: str, new: str) -> None:
-    """Let the addresses of artifacts that begin with one begin with another."""
-    for table, column in ADDRESSES.items():
-        database.execute(
-            f"UPDATE {table} SET {column} = ? || substr({column}, length(?) + 1)"
-            f" WHERE substr({column} || '/', 1, length(?) + 1) = ? || '/'",
-            (new, old, old, old),
-        )

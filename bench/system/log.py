@@ -12,7 +12,7 @@ import shlex
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -83,7 +83,32 @@ class LogFile(logging.FileHandler):
             super().close()
 
 
+class LibraryHandler(logging.Handler):
+    """Log what a library logs, with tracebacks, to the file alone."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Pass one record on."""
+        LOGGER.log(NOTE, f"{record.name}: {self.format(record)}")
+
+
+LIBRARY_HANDLER = LibraryHandler()
 OWN_HANDLERS = (TerminalHandler, LogFile)
+
+
+def log_to_file_alone(libraries: Iterable[str]) -> None:
+    """Keep warnings and errors that libraries log from the terminal.
+
+    They are of what fails, which a line of this program says already.
+    """
+    for name in list(logging.root.manager.loggerDict):
+        if name.partition(".")[0] in libraries:
+            # Children have their parent's handlers.
+            logger = logging.getLogger(name)
+            logger.handlers, logger.propagate = [], True
+    for name in libraries:
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [LIBRARY_HANDLER], False
+        logger.setLevel(logging.WARNING)
 
 
 @contextmanager

@@ -33,7 +33,7 @@ class RunLogger:
     def __init__(self, client: MlflowClient, run_id: str) -> None:
         self.client, self.run_id = client, run_id
         # An interrupted write to SQLite would leave the database locked.
-        is_sqlite = client.tracking_uri.startswith("sqlite:")
+        is_sqlite = client.tracking_uri.startswith("sqlite")
         self._complete_write = deferred_signals if is_sqlite else nullcontext
         history = client.get_metric_history(run_id, "epoch")
         self.last_epoch = max((metric.step for metric in history), default=-1)

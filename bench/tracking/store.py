@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import platform
 import re
 import stat
 import tempfile
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,14 +17,27 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
-from filelock import FileLock
-
-from bench.system.database import lock_database, redact_password, sqlite_file
+from bench.system.database import (
+    is_database,
+    lock_database,
+    redact_password,
+    sqlite_address,
+    sqlite_file,
+)
 from bench.system.errors import BenchError, UsageError, one_line
 from bench.system.files import file_mode, save_file
+from bench.system.log import log_to_file_alone
 from bench.tracking import note
 from bench.tracking.claims import Claims
+from bench.tracking.moving import (
+    ARTIFACTS,
+    adopt_artifacts,
+    artifacts_address,
+    find_moved,
+    hold_store,
+)
 from bench.tracking.run_logger import RunLogger
+from bench.tracking.tables import ensure_tables
 from leaderboards.schema.fields import (
     EXPERIMENT,
     FAILED,
@@ -45,12 +58,14 @@ if TYPE_CHECKING:
 
 # Tag of a run that an import has not finished; no other process continues it.
 IMPORTING = "importing"
-ARTIFACTS = "artifacts"  # the folder of the artifacts of a local store
 LOCKS = "work"  # the folder of unfinished work, and of the locks of claims
+DATABASE = "mlflow.db"
 TUNING_SUFFIX = " tuning"  # suffix of the experiment of a suite's searches
 PAGE_SIZE = 50_000  # the most runs that MLflow returns at once
 ROW_TAGS = ("dataset", "student", "method", "teacher", "variant")  # a row of the leaderboard
 # MLflow's client would retry a dead server for minutes, and print the address of every run.
+# What logs beside MLflow when a database or a server fails.
+LIBRARIES = ("mlflow", "alembic", "sqlalchemy", "urllib3")
 CLIENT_SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
@@ -70,10 +85,14 @@ def tracking_uri(root: Path) -> str:
         raise UsageError(f"--store {str(root)!r}: {advice}")
     if stat.S_ISREG(file_mode(root)):
         raise UsageError(f"--store {str(root)!r}: a folder, and this is a file")
-    local_file = Path(os.path.realpath(root), "mlflow.db")
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{local_file}"
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or local_uri(root)
     sqlite_file(uri)
     return uri
+
+
+def local_uri(root: Path) -> str:
+    """Return the address of the database in a folder."""
+    return sqlite_address(Path(os.path.realpath(root), DATABASE))
 
 
 def store_exists(root: Path) -> bool:
@@ -84,7 +103,7 @@ def store_exists(root: Path) -> bool:
 
 def records_folder(root: Path, uri: str) -> Path:
     """Return the folder of the records of a tracking store: one for each server."""
-    if uri == f"sqlite:///{Path(os.path.realpath(root), 'mlflow.db')}":
+    if uri == local_uri(root):
         return root / "records"
     address = redact_password(uri)
     return root / f"records-{hashlib.sha256(address.encode()).hexdigest()[:8]}"
@@ -96,15 +115,20 @@ def open_client(uri: str) -> MlflowClient:
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
 
-    # After the import, which sets levels of its own.
-    for name in ("alembic", "mlflow"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    # After the import, which gives them handlers that print.
+    log_to_file_alone(LIBRARIES)
     try:
+        if is_database(uri):
+            ensure_tables(uri)
         client = MlflowClient(uri)
         client.search_experiments(max_results=1)
+    except BenchError:
+        raise
     # A dead server, a locked or foreign database and a bad address have no common class.
     except Exception as error:
-        message = f"the MLflow store {uri} cannot be opened: {one_line(error, 200)}"
+        # SQLAlchemy adds the statement, and where to read about the error.
+        cause = getattr(error, "orig", None) or error
+        message = f"the MLflow store {uri} cannot be opened: {one_line(cause, 200)}"
         raise BenchError(redact_password(message)) from error
     return client
 
@@ -164,9 +188,12 @@ class TrackingStore:
         except OSError as error:
             cause = f"{error.strerror}; choose another folder with --store"
             raise BenchError(f"cannot write to {root}: {cause}") from error
-        # Processes that open an empty database at once would all try to create its tables.
-        with self.exclusive():
-            self.client = open_client(self.uri)
+        self.client = open_client(self.uri)
+        use = hold_store(root)
+        weakref.finalize(self, os.close, use)
+        if self.uri == local_uri(root) and find_moved(root / DATABASE, root):
+            with lock_database(self.uri):
+                adopt_artifacts(root / DATABASE, root, use)
 
     @property
     def records(self) -> Path:
@@ -179,19 +206,12 @@ class TrackingStore:
         save_file(path, record.to_json().encode())
         return path
 
-    @contextmanager
-    def exclusive(self) -> Iterator[None]:
-        """Keep out the other processes that use this folder or, on PostgreSQL, this server."""
-        with FileLock(self.root / "store.lock", timeout=120), lock_database(self.uri):
-            yield
-
     def get_or_create_experiment(self, name: str) -> str:
         """Return the id of an experiment, created on first use."""
         from mlflow.exceptions import MlflowException
 
-        location = None
-        if self.uri.startswith("sqlite:"):
-            location = Path(os.path.realpath(self.root / ARTIFACTS)).as_uri()
+        # A server has a place of its own; MLflow would take `mlruns` in the working folder.
+        location = artifacts_address(self.root) if is_database(self.uri) else None
         experiment = self.client.get_experiment_by_name(name)
         if not experiment:
             try:

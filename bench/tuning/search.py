@@ -24,6 +24,7 @@ from bench.execution.suite_file import resolve_suite
 from bench.protocol import tuned_config
 from bench.protocol.options import ProtocolOptions, RunOptions
 from bench.system import environment
+from bench.system.database import sqlite_address
 from bench.system.errors import BenchError, UsageError, one_line
 from bench.system.log import LOGGER, NOTE, RESULT, open_log_file
 from bench.system.progress import format_duration
@@ -107,7 +108,7 @@ def check_options(options: TuneOptions) -> None:
     if seed in (parse_seeds(options.seeds) or resolve_suite(options.suite).seeds):
         raise UsageError(f"--search-seed {seed}: not one of the final runs', which must be fresh")
     if path and "://" not in path:
-        url = f"sqlite:///{Path(path).with_suffix('.db')}"
+        url = sqlite_address(Path(path).with_suffix(".db"))
         raise UsageError(f"--storage {path}: journal files are no longer used; use {url}")
     # Without this a search begun by 0.1.0 would silently start over.
     journal, database = options.store / "tuning.journal", options.store / "tuning.db"
@@ -139,7 +140,7 @@ def search_options(options: TuneOptions) -> RunOptions:
 
 def storage_url(options: TuneOptions) -> str:
     """Return the address of the studies' database."""
-    return options.storage or f"sqlite:///{options.store / 'tuning.db'}"
+    return options.storage or sqlite_address(options.store / "tuning.db")
 
 
 def pruner_name(options: TuneOptions) -> str:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import optuna
 import sqlalchemy
-from filelock import FileLock
 from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.study import Study
@@ -45,13 +44,12 @@ def storage_errors(url: str, *kinds: type[Exception]) -> Iterator[None]:
         raise BenchError(message) from error
 
 
-@contextmanager
-def exclusive(url: str, purpose: str) -> Iterator[None]:
-    """Hold off all other processes, on any host, that use the storage for the same purpose."""
-    file = database.sqlite_file(url)
-    lock = FileLock(f"{file}.{purpose}.lock") if file else database.lock_database(url, purpose)
-    with lock:
-        yield
+def exclusive(url: str, purpose: str) -> AbstractContextManager[None]:
+    """Hold off all other processes, on any host, that use the storage for the same purpose.
+
+    Some train under it: waiting has no limit.
+    """
+    return database.lock_database(url, purpose, seconds=None)
 
 
 def connect(url: str) -> RDBStorage:
