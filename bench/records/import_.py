@@ -58,11 +58,7 @@ def import_records(
             )
             print(f"{path}: {result}")
         line = f"{path}: {import_record(store, recorded, record)}"
-        checkpoint_file = path.with_suffix(CHECKPOINT_SUFFIX)
-        if record.spec.role == "teacher" and checkpoint_file.exists():
-            take_checkpoint(store, record, checkpoint_file)
-            line += ", with its checkpoint"
-        return line
+        return line + take_checkpoint(store, record, path.with_suffix(CHECKPOINT_SUFFIX))
 
     return print_results(paths, import_file)
 
@@ -109,8 +105,13 @@ def import_record(store: TrackingStore, recorded: dict[str, Record], record: Rec
     return f"recorded already as run {earlier.run_id}, skipped"
 
 
-def take_checkpoint(store: TrackingStore, record: Record, path: Path) -> None:
-    """Take a teacher's checkpoint into the store and its run. Raise RecordError for another one."""
+def take_checkpoint(store: TrackingStore, record: Record, path: Path) -> str:
+    """Take a teacher's checkpoint, if there is one, into the store and its run; say so.
+
+    Raise RecordError for another one.
+    """
+    if record.spec.role != "teacher" or not path.exists():
+        return ""
     if sha256_of_file(path) != record.checksums[BEST]:
         raise RecordError(f"{path.name!r} is not the checkpoint of its record")
     add_teacher(store.root, path, trained_card(record.spec, record.checksums[BEST]))
@@ -119,6 +120,7 @@ def take_checkpoint(store: TrackingStore, record: Record, path: Path) -> None:
     with TemporaryDirectory() as folder:
         copy = shutil.copy(path, Path(folder, Path(fields.checkpoint_artifact()).name))
         store.client.log_artifact(run.info.run_id, str(copy), fields.Artifact.CHECKPOINTS)
+    return ", with its checkpoint"
 
 
 def comparable_values(record: Record) -> dict[str, object]:
