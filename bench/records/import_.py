@@ -72,7 +72,7 @@ def import_records(
             print(escape_unprintable(f"{path}: {result}"))
         line = f"{path}: {import_record(store, recorded, record)}"
         checkpoint_file = path.with_suffix(CHECKPOINT_SUFFIX)
-        if record.spec.role == "teacher" and checkpoint_file.exists():
+        if record.spec.role == "teacher" and checkpoint_file.is_file():
             take_checkpoint(store, record, checkpoint_file)
             line += ", with its checkpoint"
         return line
