@@ -168,8 +168,10 @@ def usage_error(event: ParseErrorEvent, options: type[Any], help_command: str) -
             message = f"{argument_name(argument)}: invalid choice {value!r}"
             message += f", choose from {', '.join(choices)}"
         case _errors.InstantiationFailure(argument=argument, message=text) if argument:
-            # The reason is in the last line, behind the type that refuses the value if it is named.
-            reason = text.rpartition("\n")[2].rpartition(">: ")[2]
+            # A line for each type that refuses the value, behind its name; of a choice, not so.
+            lines = text.splitlines()
+            named = [line for line in lines if ">: " in line]
+            reason = (named or lines)[-1].rpartition(">: ")[2]
             message = f"{argument_name(argument)}: {reason}"
         case _errors.BadValue(argument=argument):
             message = f"{argument_name(argument)} needs a value"
