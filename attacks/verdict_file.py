@@ -73,6 +73,9 @@ def save_verdicts(path: Path, key: str, result: Evaluation) -> None:
 
 def is_verdict_file(path: Path) -> bool:
     """Return whether a file holds verdicts, of any evaluation."""
+    # A pipe would be waited for.
+    if not path.is_file():
+        return False
     try:
         with np.load(path, allow_pickle=False) as archive:
             return {"key", "costs", "clean"} <= set(archive)

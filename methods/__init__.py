@@ -6,11 +6,13 @@ Packages outside this repository add methods, called plugins, through the entry-
 
 import re
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from methods import outside
 
 if TYPE_CHECKING:
     from methods.base import Method
@@ -69,9 +71,15 @@ def builtin_fault(name: str) -> str:
 def load_builtin(name: str) -> "type[Method]":
     """Import a file of this folder and check its class. Raises PluginError with cause and file."""
     try:
-        return check_kind(import_object(lambda: import_module(f"methods.{name}").METHOD))
+        return check_kind(import_object(partial(import_builtin, name)))
     except PluginError as error:
         raise PluginError(f"{error} (methods/{name}.py)") from error
+
+
+def import_builtin(name: str) -> object:
+    """Import a file of this folder; it may raise anything but what would end the program."""
+    with outside.contained():
+        return import_module(f"methods.{name}").METHOD
 
 
 def plugin_fault(name: str) -> str:
@@ -105,9 +113,10 @@ def check_name(points: list[EntryPoint]) -> None:
 
 def import_class(point: EntryPoint) -> "type[Method]":
     """Import a plugin's class and check it. Raises PluginError with the cause."""
-    method = check_kind(import_object(point.load))
+    method = check_kind(import_object(partial(outside.load, point)))
     try:
-        return check_declarations(method)
+        with outside.contained():
+            return check_declarations(method)
     except Exception as error:
         raise PluginError(f"cannot be used: {describe_error(error)}") from error
 
@@ -116,8 +125,7 @@ def import_object(load: Callable[[], object]) -> object:
     """Return what `load` imports. Raises PluginError with the cause."""
     try:
         return load()
-    # A module may call sys.exit while it is imported; that must not end the benchmark.
-    except (Exception, SystemExit) as error:
+    except Exception as error:
         raise PluginError(f"cannot be loaded: {describe_error(error)}") from error
 
 
@@ -154,5 +162,5 @@ def describe_origin(points: list[EntryPoint]) -> str:
 def describe_error(error: BaseException) -> str:
     """Return an error in one line; the contract's messages need no name of their class."""
     message = " ".join(str(error).split())[:300]
-    speaks_plainly = isinstance(error, (AssertionError, PluginError))
+    speaks_plainly = isinstance(error, (AssertionError, PluginError, outside.OutsideError))
     return message if speaks_plainly else f"{type(error).__name__}: {message}"

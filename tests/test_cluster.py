@@ -188,7 +188,7 @@ def test_a_run_on_ray_has_its_share_of_a_node() -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--workers 0", "--workers 0: at least 1, or auto"),
+        ("--workers 0", "--workers 0: at least 1"),
         ("--ray auto --workers 2", "--ray and --workers: one of them"),
         ("--gpus-per-run 1", "--gpus-per-run: of tasks on Ray, with --ray"),
         ("--ray auto --gpus-per-run -1", "not negative"),

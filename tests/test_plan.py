@@ -282,7 +282,7 @@ def test_the_variant_names_the_changes() -> None:
             "--tuned: values of one method, and not those of --official",
         ),
         ("--method kd,rslad --tuned 3", "--tuned: values of one method"),
-        ("--method kd --tuned -3", "--tuned -3: not negative"),
+        ("--method kd --tuned -3", "--tuned -3: at least 0"),
         ("--method kd --lr 0", "--lr = 0.0: more than 0 and at most 100"),
         ("--method kd --weight-decay nan", "--weight-decay = nan: not negative and at most 1"),
         (

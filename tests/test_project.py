@@ -125,6 +125,15 @@ def test_workflows_use_environments_that_exist() -> None:
         assert f"testenv:{name}" in tox, name
 
 
+def test_an_audit_that_cannot_ask_does_not_pass() -> None:
+    """Only so does pip-audit fail for a package that its service has no answer about."""
+    tox = configparser.ConfigParser(interpolation=None)
+    tox.read(ROOT / "tox.ini")
+    words = tox["testenv:audit"]["commands"].split()
+    assert "--strict" in words
+    assert words[words.index("--requirement") + 1] == "constraints.txt"
+
+
 @pytest.mark.parametrize("name", ["bench", "methods", "attacks", "leaderboards"])
 def test_package_is_marked_as_typed(name: str) -> None:
     (folder,) = importlib.import_module(name).__path__

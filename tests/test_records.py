@@ -142,8 +142,6 @@ def plan_all(folder: Path) -> list[tuple[PlannedRun, Verdicts, dict[str, float]]
     planned_runs = plan.plan_runs(options, {})
     spec = dataclasses.replace(
         planned_runs[-1].spec,
-        dataset=NASTY,
-        arch=NASTY,
         method=NASTY,
         teachers={"robust": f"{NASTY}-0"},
         hyper={"base": NASTY},
@@ -424,18 +422,20 @@ BAD_RECORDS: dict[str, tuple[Callable[[dict[str, Any]], str], str]] = {
 def test_one_network_is_not_two_seeds(
     records: Path, home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Nor two methods. Other attacks on the same network are another record of it."""
+    """Nor two methods. More test images for the same network are another record of it."""
     (path, *_) = sorted(records.glob("*ard-seed*"))
     assert import_into(home, path) == 0
     (tmp_path / "a.json").write_bytes(path.read_bytes())
-    changes = {"seed": 77, "method": "rslad", "limit_aa": 61}
+    changes = {"seed": 77, "method": "rslad", "limit_test": 200}
     for number, (name, value) in enumerate(changes.items()):
         content = json.loads(path.read_text()) | {"run_id": f"{number:032}"}
         content["spec"][name] = value
         content["spec_id"] = spec_id(content)
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
-        assert import_into(home, tmp_path / f"{name}.json") == (name != "limit_aa")
-        assert ("its checkpoint is that of run " in capsys.readouterr().err) == (name != "limit_aa")
+        assert import_into(home, tmp_path / f"{name}.json") == (name != "limit_test")
+        assert ("its checkpoint is that of run " in capsys.readouterr().err) == (
+            name != "limit_test"
+        )
     problems = collect(tmp_path).attrs["problems"]
     left_out = "is left out: a.json has the same checkpoint, of another method, network or seed"
     assert problems == [f"method.json {left_out}", f"seed.json {left_out}"]
@@ -648,8 +648,7 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         method="natural", student="resnet8-w4", seeds="0", limit_test=6, store=folder
     )
     planned = plan.plan_runs(options, {})[0]
-    spec = dataclasses.replace(planned.spec, attacks=("fgsm", "aa"))
-    planned = dataclasses.replace(planned, spec=spec)
+    spec = planned.spec
     images = loading.load_data("digits", "", limit_test=6)
     torch.manual_seed(0)
     net = models.build("resnet8-w4", images.info).eval()
@@ -697,7 +696,7 @@ def test_a_record_is_verified_with_the_checkpoint_of_its_store(
     folder, path = evaluated
     assert import_into(folder, path, flags=("--verify", "--device", "cpu")) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == f"{path}: reproduced 6 numbers; verdicts of AutoAttack differ on 0 images"
+    assert lines[0] == f"{path}: reproduced 9 numbers; verdicts of AutoAttack differ on 0 images"
     assert "recorded already" in lines[1]
 
 
@@ -724,7 +723,7 @@ def test_a_record_is_verified_with_a_checkpoint_file_and_not_without(
             put("metrics", "test/fgsm", value=1 / 6),
             "not reproduced: test/fgsm is 0.0000 here, recorded 0.1667",
         ),
-        (put("metrics", "test/pgd20", value=0.0), "not reproduced: test/pgd20 is in one of "),
+        (put("metrics", "test/pgd10", value=0.0), "not reproduced: test/pgd10 is in one of "),
         (
             put("environment", "data", value={"sha256": "0"}),
             "not verified: it states other data than those here",

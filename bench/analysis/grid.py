@@ -26,6 +26,7 @@ from bench.system.environment import resolve_device
 from bench.system.errors import BenchError, UsageError, continue_hint, one_line
 from bench.system.log import LOGGER, NOTE, RESULT, log_settings, open_log_file
 from bench.system.progress import ParallelProgress
+from bench.system.words import check_count
 from bench.tracking.store import TrackingStore, store_exists
 from leaderboards.render.numbers import format_count
 from leaderboards.schema.fields import Tag, in_suite
@@ -43,18 +44,16 @@ def analyze_runs(options: AnalyzeOptions) -> tuple[list[str], Failures]:
 
     Raise BenchError for a store without records, UsageError for words that name no student.
     """
-    if options.workers < 1:
-        raise UsageError(f"--workers {options.workers}: at least 1")
+    check_count("--workers", options.workers)
     if options.runs and options.suite:
         raise UsageError("runs and --suite: one of them")
+    device = resolve_device(options.device)
     if not store_exists(options.store):
         raise BenchError(f"nothing is recorded in {str(options.store)!r} yet")
     records = trained.read_records(options.store)
     chosen = choose_runs(options, records)
     todo = [record for record in chosen if options.force or not is_analysed(record)]
-    context = AnalysisContext(
-        TrackingStore(options.store), options.data_root, resolve_device(options.device)
-    )
+    context = AnalysisContext(TrackingStore(options.store), options.data_root, device)
     open_log_file(options.store, f"analyze {len(todo)} of {len(chosen)} runs")
     LOGGER.info(f"{len(todo)} to analyse, {len(chosen) - len(todo)} already analysed")
     pairs = [(record, choose_teacher(record, records)) for record in todo]

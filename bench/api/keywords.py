@@ -10,11 +10,13 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from bench.protocol.options import Option, list_options, unknown_flag
 from bench.system.errors import UsageError
 from bench.system.log import command_log
+from bench.system.words import check_words
 
 Options = TypeVar("Options")
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -63,6 +65,8 @@ class KeywordReader:
         from pydantic import TypeAdapter, ValidationError
 
         flag = option.flags[0]
+        if isinstance(value, str | Path):
+            check_words([flag, str(value)])
         if option.kind is str:
             # Text with commas stands for a list on a command line.
             return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

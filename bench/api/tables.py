@@ -50,7 +50,6 @@ def leaderboard(suite: str | Path = "", *, verbose: bool = False, **options: Any
 def build_tables(options: TableOptions) -> pd.DataFrame:
     """Return the rows of all tables. attrs: "problems" and the "paths" of what was written."""
     import leaderboards
-    from bench.execution.suite_file import DIGEST, resolve_experiment
     from bench.protocol import suites
     from bench.records.sync import StoreRecords, sync_records
     from bench.reference.about import describe_method
@@ -59,10 +58,7 @@ def build_tables(options: TableOptions) -> pd.DataFrame:
 
     if options.figures and not options.out:
         raise UsageError("--figures: needs --out")
-    suite = resolve_experiment(options.suite)
-    name = suite.partition("@")[0]
-    if name and name not in suites.REGISTRY.names() and not DIGEST.search(name):
-        raise unknown_name("suite", suite, suites.REGISTRY.names())
+    suite = requested_suite(options.suite)
     synced = StoreRecords(options.records, []) if options.records else sync_records(options.store)
     folder = synced.folder if options.records or synced.folder.exists() else None
     try:
@@ -70,6 +66,11 @@ def build_tables(options: TableOptions) -> pd.DataFrame:
         site = leaderboards.build_site(
             folder, suite or None, describe_method, protocols, synced.problems
         )
+        frame = site_frame(site)
+        # A suite that can be run may have no record yet, any other is known by its records alone.
+        can_be_run = suite in (*protocols, *suites.REGISTRY.names()) or suite != options.suite
+        if suite and frame.empty and not can_be_run:
+            raise BenchError(f"no record of {suite} in {str(options.records or options.store)!r}")
         paths = leaderboards.write_site(site, options.out, options.figures) if options.out else []
     except StoreError as error:
         raise BenchError(str(error)) from error
@@ -80,6 +81,20 @@ def build_tables(options: TableOptions) -> pd.DataFrame:
         problems.append(f"nothing is recorded in {str(options.store)!r} yet: the pages are empty")
     for line in problems:
         LOGGER.warning(line)
-    frame = site_frame(site)
     frame.attrs |= {"problems": problems, "paths": paths}
     return frame
+
+
+def requested_suite(text: str) -> str:
+    """Return the suite of `--suite`, "" for all. Raise UsageError for the name of none."""
+    from bench.execution.suite_file import DIGEST, resolve_experiment
+    from bench.protocol import suites
+    from leaderboards.schema.fields import EXPERIMENT
+
+    suite = resolve_experiment(text)
+    name, at, version = suite.partition("@")
+    if name not in ("", *suites.REGISTRY.names()) and not DIGEST.search(name):
+        raise unknown_name("suite", suite, suites.REGISTRY.names())
+    if at and not EXPERIMENT.fullmatch(suite):
+        raise UsageError(f"--suite {suite!r}: {version!r} is no version of {name!r}")
+    return suite

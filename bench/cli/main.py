@@ -29,15 +29,27 @@ def main(argv: Sequence[str] | None = None) -> None:
         # Raised by `--help`, and by processes that must end together.
         code = stop.code
     except (BenchError, PluginError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = getattr(error, "exit_code", 1)
+        code = report(error)
     except KeyboardInterrupt:
         # Options may not be parsed yet, so look for --force in argv.
         print(f"interrupted; {continue_hint('--force' in argv)} continues", file=sys.stderr)
         code = 130
     except OSError as error:
         code = errors.report_os_error(error)
+    except Exception as error:
+        if not errors.damaged_package():
+            raise
+        code = report(error)
     sys.exit(errors.flush_stdout() or code)
+
+
+def report(error: Exception) -> int:
+    """Print the line of an error and return its exit code."""
+    if package := errors.damaged_package():
+        print(f"error: {package}: repair or uninstall it", file=sys.stderr)
+        return 1
+    print(f"error: {error}", file=sys.stderr)
+    return getattr(error, "exit_code", 1)
 
 
 def dispatch(argv: Sequence[str]) -> int:

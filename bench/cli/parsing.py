@@ -6,14 +6,21 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from bench.protocol.options import flag_name, unknown_flag
 from bench.system.errors import UsageError
 from bench.system.log import command_log
+from bench.system.words import check_words, parse_real, parse_whole
 
 if TYPE_CHECKING:
     from tyro._errors import ParseErrorEvent
+    from tyro.constructors import (
+        ConstructorRegistry,
+        PrimitiveConstructorSpec,
+        PrimitiveTypeInfo,
+    )
 
 Options = TypeVar("Options")
 
@@ -43,6 +50,7 @@ def parse_options(
     """Return the options in the words after a command; `default` has what they leave out."""
     import tyro
 
+    check_words(argv)
     # Of a flag that is given twice tyro takes the last value silently.
     if "--" in argv:
         raise UsageError("unknown flag --: every option is a flag or a plain word")
@@ -51,7 +59,13 @@ def parse_options(
             raise UsageError(f"{flag} is given twice")
     values = tyro.MISSING_NONPROP if default is None else default
     with one_line_errors(options, command):
-        return tyro.cli(options, args=argv, prog=f"python -m bench {command}", default=values)
+        return tyro.cli(
+            options,
+            args=argv,
+            prog=f"python -m bench {command}",
+            default=values,
+            registry=plain_numbers(),
+        )
 
 
 @dataclass(frozen=True)
@@ -84,8 +98,41 @@ def parse_known(options: type[Options], argv: Sequence[str], command: str) -> Op
     """Parse the flags of `options` and ignore all others, `--help` too."""
     import tyro
 
+    check_words(argv)
     with one_line_errors(options, command):
-        return tyro.cli(options, args=argv, add_help=False, return_unknown_args=True)[0]
+        parsed, _ = tyro.cli(
+            options,
+            args=argv,
+            add_help=False,
+            return_unknown_args=True,
+            registry=plain_numbers(),
+        )
+    return parsed
+
+
+@cache
+def plain_numbers() -> ConstructorRegistry:
+    """Return how tyro reads numbers: as Python does, but for digits of other scripts and "1_0"."""
+    from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec
+
+    readers: dict[Any, Callable[[str], Any]] = {int: parse_whole, float: parse_real}
+    # A default may be a whole number where fractions are allowed.
+    kinds: dict[Any, tuple[type[Any], ...]] = {int: (int,), float: (float, int)}
+    registry = ConstructorRegistry()
+
+    @registry.primitive_rule
+    def read_number(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+        if info.type not in readers:
+            return None
+        return PrimitiveConstructorSpec(
+            nargs=1,
+            metavar=info.type.__name__.upper(),
+            instance_from_str=lambda words: readers[info.type](words[0]),
+            is_instance=lambda value: isinstance(value, kinds[info.type]),
+            str_from_instance=lambda value: [str(value)],
+        )
+
+    return registry
 
 
 @contextmanager
@@ -121,8 +168,10 @@ def usage_error(event: ParseErrorEvent, options: type[Any], help_command: str) -
             message = f"{argument_name(argument)}: invalid choice {value!r}"
             message += f", choose from {', '.join(choices)}"
         case _errors.InstantiationFailure(argument=argument, message=text) if argument:
-            # The reason is in the last line, behind the type that refuses the value if it is named.
-            reason = text.rpartition("\n")[2].rpartition(">: ")[2]
+            # A line for each type that refuses the value, behind its name; of a choice, not so.
+            lines = text.splitlines()
+            named = [line for line in lines if ">: " in line]
+            reason = (named or lines)[-1].rpartition(">: ")[2]
             message = f"{argument_name(argument)}: {reason}"
         case _errors.BadValue(argument=argument):
             message = f"{argument_name(argument)} needs a value"

@@ -21,7 +21,9 @@ from bench.system.errors import BenchError, UsageError
 from bench.system.files import save_file
 
 # folder:PATH@SIZE#DIGEST, the last two optional.
-NAME = re.compile(r"folder:(?P<path>[^@#]+)(@(?P<size>[1-9]\d{0,3}))?(#(?P<digest>[0-9a-f]{8}))?")
+NAME = re.compile(
+    r"folder:(?P<path>[^@#]+)(@(?P<size>[1-9][0-9]{0,3}))?(#(?P<digest>[0-9a-f]{8}))?"
+)
 DEFAULT_SIZE = 32
 # Shares of images that a hash of their names makes test or validation images, where no folder does.
 TEST_SHARE, VAL_SHARE = 0.2, 0.1
@@ -122,7 +124,8 @@ def list_splits(folder: Path) -> dict[str, Images]:
     """
     if not folder.is_dir():
         raise UsageError(f"{str(folder)!r} is no folder")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    named = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    paths = sorted(path for path in named if path.is_file())
     names = [path.relative_to(folder).as_posix() for path in paths]
     folders = {name.partition("/")[0] for name in names} & {"train", "val", "test"}
     classes: dict[str, list[tuple[str, str]]] = {"train": [], "val": [], "test": []}

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.models.reader import read_content
+from bench.models.reader import is_plain, read_content
 from bench.system.errors import BenchError, UsageError
+from bench.system.files import check_regular
 
 NUMPY = (".npy", ".npz")
 
@@ -23,6 +24,7 @@ def read_examples(path: Path, shape: tuple[int, ...]) -> Tensor:
     """
     if not path.exists():
         raise BenchError(f"there is no file {str(path)!r}")
+    check_regular(path)
     content = read_numpy(path) if path.suffix in NUMPY else read_content(path)
     images = only_images(path, content)
     if isinstance(images, np.ndarray) and images.dtype.kind == "f":
@@ -31,7 +33,7 @@ def read_examples(path: Path, shape: tuple[int, ...]) -> Tensor:
         dtype = str(images.dtype).removeprefix("torch.")
         remedy = "save what the attack made, before it is rounded to whole numbers"
         raise UsageError(f"{str(path)!r} holds images of {dtype}, not floats in [0, 1]: {remedy}")
-    if images.layout != torch.strided or images.is_meta or images.is_nested:
+    if not is_plain(images):
         raise UsageError(f"{str(path)!r} holds something else than a plain tensor")
     if images.shape[1:] != shape:
         wanted = ", ".join(map(str, ("N", *shape)))

@@ -9,15 +9,18 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+import methods
 from attacks.catalog import ATTACKS
 from bench import datasets, models
 from bench.datasets.loading import split_sizes
 from bench.execution.evaluation import count_attacked
 from bench.execution.plan import PlannedRun
 from bench.protocol.suites import Suite
+from bench.system.log import LOGGER
 from bench.teachers import cards
 from bench.training.trainer import TrainingModule
 from leaderboards.schema.spec import Spec
+from methods import outside
 from methods.base import Batch, Budget, Net
 
 # Images of the first step, which loads libraries, and of the first step that is timed.
@@ -36,12 +39,15 @@ class Cost:
     student_passes: float
 
 
+UNKNOWN = Cost(0.0, 0.0, 0.0)
+
+
 def estimate_costs(
     todo: list[PlannedRun], runs: list[PlannedRun], store: Path, device: torch.device
 ) -> list[Cost]:
     """Return the cost of each run to do, without its data; `runs` has the teachers to be trained.
 
-    Runs that differ in seed alone are probed once. Raise UsageError for a limit out of range.
+    Runs that differ in seed alone are probed once.
     """
     planned_teachers = {run.identity: run.spec.arch for run in runs if run.spec.role == "teacher"}
     probed: dict[tuple[object, ...], Cost] = {}
@@ -54,10 +60,23 @@ def estimate_costs(
             archs[role] = planned or cards.find_card(store, identity).arch
         key = (spec.role, spec.dataset, spec.arch, spec.method, tuple(archs.items()))
         if key not in probed:
-            sizes = split_sizes(spec.dataset, spec.limit_train, spec.limit_test)
-            probed[key] = measure_cost(run, archs, sizes, device)
+            probed[key] = try_cost(run, archs, device)
         costs.append(probed[key])
     return costs
+
+
+def try_cost(run: PlannedRun, teacher_archs: dict[str, str], device: torch.device) -> Cost:
+    """Return the cost of a run; where its step fails a warning says so, and the cost is unknown."""
+    spec = run.spec
+    sizes = split_sizes(spec.dataset, spec.limit_train, spec.limit_test)
+    try:
+        with outside.contained():
+            return measure_cost(run, teacher_archs, sizes, device)
+    # A method may raise anything. Its run says what; others follow.
+    except Exception as error:
+        reason = methods.describe_error(error)
+        LOGGER.warning(f"warning: {run.label} cannot be timed: {reason}")
+        return UNKNOWN
 
 
 def measure_cost(

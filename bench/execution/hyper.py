@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import methods
-from bench.system.errors import UsageError, unknown_name
+from bench.system.errors import BenchError, UsageError, unknown_name
+from methods import outside
 from methods.base import Method, matches_type
 
 
@@ -21,10 +22,16 @@ def load_method(name: str) -> type[Method]:
 
 def build_method(name: str, hyper: Mapping[str, Any] | None = None) -> Method:
     """Return a method with its hyper-parameters. Raise UsageError for values out of range."""
+    method = load_method(name)
     try:
-        return load_method(name)(**(hyper or {}))
+        with outside.contained():
+            return method(**(hyper or {}))
     except ValueError as error:
         raise UsageError(f"{name}: {error}") from error
+    # The code of a plugin may raise anything.
+    except Exception as error:
+        fault = methods.describe_error(error)
+        raise BenchError(f"method {name!r} cannot be made: {fault}") from error
 
 
 def check_hyper(name: str, hyper: Mapping[str, Any], source: str) -> dict[str, Any]:

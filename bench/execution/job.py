@@ -143,7 +143,9 @@ def train_and_record(job: Job, teacher_sha256: dict[str, str], student_passes: f
     """Carry out the steps of a run; return the accuracies that its last line shows, in percent."""
     description = patiently(lambda: describe_run(job, teacher_sha256))
     state, cost = train(job)
-    cost[metrics.STUDENT_PASSES] = student_passes
+    # 0 where no step could be timed.
+    if student_passes:
+        cost[metrics.STUDENT_PASSES] = student_passes
     evaluations = evaluate(job)
     cost |= network_sizes(job)
     finished = patiently(lambda: build_run_record(job, state, cost, evaluations, description))

@@ -11,6 +11,7 @@ from typing import Any
 
 import methods
 from bench import datasets, models
+from bench.datasets.loading import split_sizes
 from bench.execution.hyper import build_method, check_hyper, load_method
 from bench.execution.suite_file import inline_suite, resolve_suite
 from bench.protocol import tuned_config
@@ -19,7 +20,9 @@ from bench.protocol.suites import RECORDED_FIELDS, Suite
 from bench.protocol.tuned_config import TunedConfig
 from bench.system.errors import UsageError
 from bench.system.log import LOGGER
+from bench.system.words import check_count, parse_whole
 from bench.teachers import cards
+from bench.training.trainer import check_batch_size
 from leaderboards.schema.spec import Spec
 from methods.base import Method, official_values, spec_values
 
@@ -80,7 +83,8 @@ def plan_runs(options: RunOptions, hyper: dict[str, Any]) -> list[PlannedRun]:
             applied; {} for several methods, each of which takes its own starting values, and for
             a suite's own rows, which state them.
 
-    Raise UsageError if a name does not exist, or options contradict each other.
+    Raise UsageError if a name does not exist, options contradict each other, or a batch or a limit
+    does not fit the data.
     """
     suite = resolve_suite(options.suite)
     students = split_names(options.student) or suite.students
@@ -104,12 +108,11 @@ def plan_runs(options: RunOptions, hyper: dict[str, Any]) -> list[PlannedRun]:
 
 def check_student_options(options: RunOptions) -> None:
     """Raise UsageError for numbers out of range."""
-    if options.epochs is not None and options.epochs < 1:
-        raise UsageError(f"--epochs {options.epochs}: at least 1")
+    if options.epochs is not None:
+        check_count("--epochs", options.epochs)
     if not 0 <= options.awp <= 1:
         raise UsageError(f"--awp {options.awp}: between 0 and 1")
-    if options.tuned < 0:
-        raise UsageError(f"--tuned {options.tuned}: not negative")
+    check_count("--tuned", options.tuned, least=0)
     for name, value in training_flags(options).items():
         if fault := tuned_config.setting_fault(name, value):
             raise UsageError(f"--{fault.replace('_', '-', 1)}")
@@ -154,6 +157,7 @@ def plan_teacher(
     spec = Spec(
         role="teacher", arch=recipe.arch, method=recipe.method, teachers={}, seed=0,
         training=recipe.training, hyper=spec_values(method), **protocol)  # fmt: skip
+    check_sizes(spec)
     suite_text = inline_suite(options.suite)
     values = {"suite": suite_text, "dataset": dataset, "role": role, "arch": arch or None}
     return PlannedRun(spec, method, "", command_line("teacher train", values, options))
@@ -178,8 +182,15 @@ def plan_student(
         role="student", arch=arch, method=choice.name, teachers=teachers, seed=seed,
         training=training, hyper=spec_values(choice.method), tuned=options.tuned,
         **shared_spec_fields(options, suite, dataset))  # fmt: skip
+    check_sizes(spec)
     command = student_command(options, spec, choice)
     return PlannedRun(spec, choice.method, variant_text(options, choice), command, tuple(changes))
+
+
+def check_sizes(spec: Spec) -> None:
+    """Raise UsageError for a batch or a limit that does not fit the data."""
+    num_train, _ = split_sizes(spec.dataset, spec.limit_train, spec.limit_test)
+    check_batch_size(spec.training.batch, num_train)
 
 
 def shared_spec_fields(options: ProtocolOptions, suite: Suite, dataset: str) -> dict[str, Any]:
@@ -301,7 +312,7 @@ def split_names(text: str) -> tuple[str, ...]:
 def parse_seeds(text: str) -> tuple[int, ...]:
     """Return the seeds of a list with commas. Raise UsageError for one that is none."""
     try:
-        seeds = tuple(int(word) for word in split_names(text))
+        seeds = tuple(map(parse_whole, split_names(text)))
     except ValueError as error:
         raise UsageError(f"--seeds {text!r}: whole numbers with commas, such as 0,1,2") from error
     if any(seed < 0 for seed in seeds) or len(set(seeds)) < len(seeds):

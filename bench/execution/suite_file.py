@@ -8,7 +8,6 @@ import itertools
 import json
 import math
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from bench.execution.hyper import build_method, check_hyper
 from bench.protocol import suites
 from bench.protocol.suites import Suite
 from bench.system.errors import UsageError, unknown_name
-from bench.system.files import read_config
+from bench.system.files import parse_tables, read_toml
 from leaderboards.schema.fields import NORM_LABELS
 from leaderboards.schema.record import describe_first_error
 from leaderboards.schema.spec import LATER_TRAINING, without_defaults
@@ -80,8 +79,9 @@ def inline_suite(text: str) -> str:
 
 def read_content(text: str) -> dict[str, Any]:
     """Return the content of a suite file from its path or from JSON. Raise OSError, ValueError."""
-    is_json = text.startswith("{")
-    return dict(json.loads(text) if is_json else tomllib.loads(read_config(Path(text))))
+    if not text.startswith("{"):
+        return read_toml(Path(text))
+    return parse_tables(json.loads, text)
 
 
 def read_suite(text: str) -> Suite:
@@ -99,8 +99,6 @@ def read_suite(text: str) -> Suite:
         suite = validate(fields)
     except OSError as error:
         raise UsageError(f"{error.strerror}") from error
-    except RecursionError as error:
-        raise UsageError("its tables are nested too deeply") from error
     # tomllib lets int's own error through for a number of thousands of digits.
     except ValueError as error:
         raise UsageError(

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 import methods
 from bench.datasets import CIFAR10, Dataset
 from bench.system.errors import UsageError, unknown_name
+from methods import outside
 
 if TYPE_CHECKING:
     from methods.base import Net
@@ -83,8 +84,7 @@ def read_family(name: str, module: str, read: Callable[[], Mapping[str, Any]]) -
             re.compile(pattern)
         for example in family.examples:
             assert match_family(family, example), f"{example!r} is no name of the family"
-    # A plugin may call sys.exit while it is imported; that must not end the benchmark.
-    except (Exception, SystemExit) as error:
+    except Exception as error:
         fault = f"cannot be loaded: {methods.describe_error(error)}"
         return Family(name, module, {}, (), f"models of {module} {fault}")
     return family
@@ -103,7 +103,7 @@ def read_literals(path: Path) -> dict[str, Any]:
 
 def read_plugin(point: EntryPoint) -> dict[str, Any]:
     """Import a plugin and return what its module declares."""
-    values: dict[str, Any] = vars(point.load())
+    values: dict[str, Any] = vars(outside.load(point))
     assert callable(values.get("build")), "no function build(info, **parts)"
     return values
 
@@ -168,11 +168,12 @@ def build(arch: str, info: Dataset) -> Net:
     from bench.models.adapter import as_net
 
     try:
-        return as_net(import_module(match.family.module).build(info, **match.parts), info)
+        with outside.contained():
+            return as_net(import_module(match.family.module).build(info, **match.parts), info)
     except UsageError as error:
         raise UsageError(f"model {arch!r}: {error}") from error
-    # The code of others may raise anything, and exit.
-    except (Exception, SystemExit) as error:
+    # The code of others may raise anything.
+    except Exception as error:
         fault = methods.describe_error(error)
         raise UsageError(f"model {arch!r} cannot be built: {fault}") from error
 

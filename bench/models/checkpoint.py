@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bench.datasets import Dataset
 from bench.models import build, check_stated
 from bench.models.adapter import Adapted
-from bench.models.reader import SAFETENSORS, check_zip_checksums, read, read_metadata
+from bench.models.reader import SAFETENSORS, is_plain, read, read_metadata
 from bench.models.weights import State, find_network, holds
 from bench.system.errors import BenchError
 from bench.system.files import write_atomically
@@ -20,7 +20,6 @@ from methods.base import Net
 
 __all__ = [
     "SAFETENSORS",
-    "check_zip_checksums",
     "load",
     "read",
     "read_metadata",
@@ -66,15 +65,17 @@ def load(
     add_statistics(path, state, "mean", mean, (0.0,) * channels)
     add_statistics(path, state, "std", std, (1.0,) * channels)
     if different := wanted.keys() ^ state.keys():
-        count = f"{len(different)} of {len(wanted)} tensors differ, {min(different)!r} first"
+        count = f"{len(different)} of {len(wanted)} tensors differ, {min(different)[:60]!r} first"
         raise BenchError(f"{str(path)!r} is not a {arch}: {count}")
+    for name in wanted:
+        check_kind(path, name, state[name])
     misfit = f"{str(path)!r} is not a {arch} for {info.name}"
     check_class_count(misfit, info, net, state)
     for name, tensor in wanted.items():
         if tensor.shape != state[name].shape:
             shapes = f"{tuple(state[name].shape)}, not {tuple(tensor.shape)}"
             raise BenchError(f"{misfit}: {name} has shape {shapes}")
-        check_values(path, name, state[name])
+    check_values(path, wanted, state)
     net.load_state_dict(state, strict=False)
     return net.eval()
 
@@ -130,11 +131,18 @@ def check_class_count(misfit: str, info: Dataset, net: Net, state: State) -> Non
                 raise BenchError(f"{misfit}: {shapes}: {count}")
 
 
-def check_values(path: Path, name: str, tensor: Tensor) -> None:
-    """Raise BenchError unless a tensor holds plain, finite, real numbers."""
-    is_strided = tensor.layout == torch.strided and not tensor.is_quantized
-    if tensor.is_complex() or tensor.is_meta or not is_strided:
+def check_values(path: Path, wanted: State, state: State) -> None:
+    """Raise BenchError unless all values are finite, and the standard deviations above 0."""
+    for name, tensor in wanted.items():
+        # In the precision of the network: a larger number of a finer one would be infinite.
+        if not state[name].to(tensor.dtype).isfinite().all():
+            raise BenchError(f"{str(path)!r} holds values that are not finite in {name}")
+    if not (state["std"] > 0).all():
+        raise BenchError(f"{str(path)!r} holds a std that is not above 0")
+
+
+def check_kind(path: Path, name: str, tensor: Tensor) -> None:
+    """Raise BenchError unless a tensor holds plain, real numbers."""
+    if not is_plain(tensor):
         message = f"holds {name} as something else than a plain tensor of real numbers"
         raise BenchError(f"{str(path)!r} {message}")
-    if not tensor.isfinite().all():
-        raise BenchError(f"{str(path)!r} holds values that are not finite in {name}")

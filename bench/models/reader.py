@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from bench.system.errors import BenchError
-from bench.system.files import sha256_of_file
+from bench.system.files import check_regular, sha256_of_file
 
 SAFETENSORS = ".safetensors"
 SAVE_AGAIN = "load it where its code is, and save it again by torch.save(model.state_dict(), FILE)"
@@ -24,6 +24,10 @@ UNPACK = "unpack it, and name the checkpoint in it"
 CUT_SHORT = "is cut short: download or copy it again"
 DAMAGED = "is not a checkpoint of tensors alone, or is damaged"
 
+MOST_LEVELS = 100  # of dictionaries inside each other
+# Eight bits and less are for storage: torch has hardly an operation on them.
+PLAIN_TYPES = {torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool}
+PLAIN_TYPES |= {torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8}
 HEAD_BYTES = 1024
 PAGE_BYTES = 1 << 20
 # What may precede the first tag of a page: a byte order mark and space.
@@ -94,16 +98,44 @@ def read(path: Path, sha256: str | None = None, where: str = "") -> dict[str, An
     if not isinstance(content, dict):
         kind = type(content).__name__
         raise BenchError(f"{str(path)!r} holds a {kind}, not a checkpoint's dictionary of tensors")
+    check_depth(path, content)
     return content
+
+
+def check_depth(path: Path, content: object) -> None:
+    """Raise BenchError for dictionaries inside dictionaries, as no network has them."""
+    level: list[object] = [content]
+    visited = set[int]()
+    for _ in range(MOST_LEVELS):
+        deeper: list[object] = []
+        for value in level:
+            inner = value.state if isinstance(value, StandIn) else value
+            if isinstance(inner, dict) and id(inner) not in visited:
+                visited.add(id(inner))
+                deeper += [entry for entry in inner.values() if isinstance(entry, (dict, StandIn))]
+        level = deeper
+        if not level:
+            return
+    raise BenchError(f"{str(path)!r} holds dictionaries more than {MOST_LEVELS} deep")
+
+
+def is_plain(tensor: torch.Tensor) -> bool:
+    """Return whether a tensor holds real numbers that torch can compute with."""
+    is_special = tensor.is_nested or tensor.is_quantized or tensor.is_meta
+    return tensor.layout == torch.strided and not is_special and tensor.dtype in PLAIN_TYPES
 
 
 def read_content(path: Path, sha256: str | None = None, where: str = "") -> Any:
     """Return what a file of torch.save or safetensors holds, of any type. Raises as `read`."""
     try:
+        check_regular(path)
         check_kind(path, where)
         if sha256:
             check_hash(path, sha256)
-        return load_safetensors(path) if is_safetensors(path) else load_pickle(path)
+        if is_safetensors(path):
+            return load_safetensors(path)
+        check_zip_checksums(path)
+        return load_pickle(path)
     except FileNotFoundError as error:
         raise BenchError(f"there is no checkpoint {str(path)!r}") from error
     except BenchError:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.models.reader import SAVE_AGAIN, StandIn
+from bench.models.reader import SAVE_AGAIN, StandIn, is_plain
 from bench.system.errors import BenchError, UsageError
 from bench.system.log import LOGGER
 
@@ -24,6 +25,7 @@ LEVEL = re.compile(rf"(?<![^./])(?:{'|'.join(LEVELS)})\.")
 SYNONYMS = {"fc": "linear", "downsample": "shortcut"}
 STATISTICS = {"mean": "mean", "mu": "mean", "std": "std", "sigma": "std"}
 AVERAGE = re.compile(r"(?<![^./_])(?:ema|swa|avg|averaged?)(?![^./_])")
+MOST_LISTED = 20
 # Counters, and a block of the TRADES release that its network never uses.
 UNUSED = re.compile(r"sub_block1\.|(?:.*\.)?num_batches_tracked$|n_averaged$")
 
@@ -37,14 +39,26 @@ def find_network(
     or the one that `key` names. Where none fits it is the closest one. Raise BenchError without
     any tensors, UsageError where `key` has to choose.
     """
-    tensors = dict(flatten(content))
+    tensors = {name: real_tensor(tensor) for name, tensor in flatten(content)}
     if not tensors:
         raise BenchError(f"{str(path)!r} holds no tensors of a network{describe(content)}")
     layers = {name: tensor for name, tensor in wanted.items() if name not in STATISTICS}
     weights, statistics = split_statistics(rename_parts(tensors, layers), layers, channels)
-    networks = {prefix: tensors_under(weights, prefix) for prefix in list_prefixes(weights, layers)}
+    weights = dict(sorted(weights.items()))
+    keys = list(weights)
+    networks = {
+        prefix: tensors_under(weights, keys, prefix) for prefix in list_prefixes(weights, layers)
+    }
     prefix = choose_network(path, networks, layers, key)
-    return networks[prefix] | statistics_for(prefix, weights, statistics)
+    return networks[prefix] | statistics_for(prefix, keys, statistics)
+
+
+def real_tensor(tensor: Tensor) -> Tensor:
+    """Return a plain tensor as it is, and an empty one of complex numbers for any other.
+
+    Sparse, nested and quantised ones do not even have a shape to compare. None is a network's.
+    """
+    return tensor if is_plain(tensor) else torch.empty(0, dtype=torch.complex64)
 
 
 def flatten(
@@ -82,7 +96,7 @@ def holds(content: Mapping[str, Any], name: str) -> bool:
 def describe(content: Mapping[str, Any]) -> str:
     """Return what a file holds in place of tensors, for people."""
     kinds = {name: type(value).__name__ for name, value in content.items()}
-    listed = ", ".join(f"{name} ({kind})" for name, kind in list(kinds.items())[:5])
+    listed = ", ".join(f"{name!s:.60} ({kind})" for name, kind in list(kinds.items())[:5])
     advice = f": {SAVE_AGAIN}" if any("." in kind for kind in kinds.values()) else ""
     return f", but {listed}{advice}" if listed else ""
 
@@ -125,13 +139,21 @@ def list_prefixes(weights: State, layers: State) -> list[str]:
     return sorted(prefixes)
 
 
-def tensors_under(weights: State, prefix: str) -> State:
+def keys_under(keys: Sequence[str], prefix: str) -> Iterator[str]:
+    """Yield those of the sorted keys that begin with a prefix."""
+    for position in range(bisect_left(keys, prefix), len(keys)):
+        if not keys[position].startswith(prefix):
+            return
+        yield keys[position]
+
+
+def tensors_under(weights: State, keys: Sequence[str], prefix: str) -> State:
     """Return the tensors under a prefix by the rest of their names, without other dictionaries."""
     state = {}
-    for key, tensor in weights.items():
+    for key in keys_under(keys, prefix):
         name = key.removeprefix(prefix)
-        if key.startswith(prefix) and "/" not in name and not UNUSED.match(name):
-            state[name] = tensor
+        if "/" not in name and not UNUSED.match(name):
+            state[name] = weights[key]
     return state
 
 
@@ -140,7 +162,7 @@ def choose_network(path: Path, networks: dict[str, State], layers: State, key: s
     addresses = {prefix: prefix[:-1].replace("/", ".") or "." for prefix in networks}
     chosen = [prefix for prefix in networks if f".{key}." in f".{addresses[prefix]}."]
     if key and not chosen:
-        held = ", ".join(sorted(set(addresses.values())))
+        held = list_some(sorted(set(addresses.values())))
         raise UsageError(f"{str(path)!r} holds no network under --key {key}: it has {held}")
     candidates = chosen if key else list(networks)
     fitting = [prefix for prefix in candidates if not misfits(networks[prefix], layers)]
@@ -148,12 +170,18 @@ def choose_network(path: Path, networks: dict[str, State], layers: State, key: s
         return min(candidates, key=lambda prefix: misfits(networks[prefix], layers))
     averages = [prefix for prefix in fitting if AVERAGE.search(prefix)]
     if len(fitting) > 1 and len(averages) != 1:
-        names = ", ".join(sorted(addresses[prefix] for prefix in fitting))
+        names = list_some(sorted(addresses[prefix] for prefix in fitting))
         raise UsageError(f"{str(path)!r} holds several networks, {names}: choose one with --key")
     best = (averages or fitting)[0]
     if len(fitting) > 1:
         LOGGER.info(f"{str(path)!r}: the averaged weights, --key {addresses[best]}")
     return best
+
+
+def list_some(names: Sequence[str]) -> str:
+    """Return names of strangers with commas, of many the first ones."""
+    listed = ", ".join(name[:60] for name in names[:MOST_LISTED])
+    return f"{listed} and {len(names) - MOST_LISTED} more" if names[MOST_LISTED:] else listed
 
 
 def misfits(state: State, layers: State) -> int:
@@ -163,13 +191,13 @@ def misfits(state: State, layers: State) -> int:
     return len(different) + len(shapes)
 
 
-def statistics_for(prefix: str, weights: State, statistics: State) -> State:
+def statistics_for(prefix: str, keys: Sequence[str], statistics: State) -> State:
     """Return the mean and std beside the network under a prefix or above it, the nearest ones."""
     owners: dict[str, str] = {}
     for key in statistics:
         owner = key[: -len(last_part(key))]
         # A part that holds nothing else, such as "normalize.", belongs to what is around it.
-        while owner and not any(name.startswith(owner) for name in weights):
+        while owner and not any(keys_under(keys, owner)):
             owner = owner[: -len(last_part(owner[:-1])) - 1]
         owners[key] = owner
     nearest: State = {}

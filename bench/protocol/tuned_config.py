@@ -8,14 +8,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bench.protocol import suites
 from bench.system.errors import UsageError
-from bench.system.files import read_config, save_file
+from bench.system.files import read_toml, save_file
 
 # What a configuration may set of the training -> the largest value allowed.
 TRAINING = {"lr": 100.0, "momentum": 1.0, "weight_decay": 1.0}
@@ -73,10 +72,10 @@ def read(path: Path) -> TunedConfig:
     """Read a configuration. Raise UsageError for none, or one for another version of its suite."""
     flag = f"--config {str(path)!r}"
     try:
-        config = TunedConfig(**tomllib.loads(read_config(path)))
+        config = TunedConfig(**read_toml(path))
     except OSError as error:
         raise UsageError(f"{flag}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise UsageError(f"{flag} is no TOML file: {error}") from error
     except TypeError as error:
         message = str(error).removeprefix("TunedConfig.__init__() ")

@@ -61,7 +61,7 @@ def print_results(items: Iterable[Any], process: Callable[[Any], str]) -> int:
     exit_code = 0
     for item in items:
         try:
-            print(process(item))
+            print(escape_unprintable(process(item)))
         # ValueError, LookupError and OSError come from records whose spec is wrong.
         except (BenchError, ValueError, LookupError, OSError) as error:
             print(f"error: {escape_unprintable(str(item))}: {one_line(error)}", file=sys.stderr)

@@ -13,9 +13,9 @@ import numpy as np
 from bench.records.complete import complete_record
 from bench.records.export import print_results
 from bench.records.sync import newest_finished
-from bench.system.errors import one_line
+from bench.system.errors import BenchError, one_line
 from bench.tracking.run_logger import RunLogger
-from bench.tracking.store import TrackingStore, fetch_artifact
+from bench.tracking.store import TrackingStore, fetch_artifact, store_exists
 from leaderboards.schema import metrics
 from leaderboards.schema.checkpoints import BEST
 from leaderboards.schema.fields import CHECKSUM_TAGS, RECORD_TAGS, Artifact, Tag
@@ -32,6 +32,8 @@ MAX_VALUE = 1e300  # MLflow stores infinity as about 1.8e308
 
 def convert_runs(root: Path, data_root: Path) -> int:
     """Make the records of finished runs that have none; return 1 if one fails."""
+    if not store_exists(root):
+        raise BenchError(f"nothing is recorded in {str(root)!r}")
     store = TrackingStore(root)
     finished, _ = newest_finished(store.client)
     todo = {}

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from bench import datasets, models
+from bench.datasets.loading import split_sizes
 from bench.protocol import suites
+from bench.protocol.suites import Suite
 from bench.records.complete import complete_record
 from bench.records.export import CHECKPOINT_SUFFIX, print_results
 from bench.records.sync import sync_records
@@ -19,9 +23,20 @@ from bench.tracking.store import IMPORTING, TrackingStore
 from leaderboards.read.records import collect, read_record
 from leaderboards.schema import fields
 from leaderboards.schema.checkpoints import BEST
-from leaderboards.schema.fields import FINISHED
+from leaderboards.schema.fields import FINISHED, escape_unprintable
 from leaderboards.schema.metrics import TEST_PREFIXES
 from leaderboards.schema.record import Record, RecordError
+
+# What no option of a run changes. Teachers have a `limit_aa` of their own.
+SUITE_FIELDS = (
+    "norm",
+    "eps",
+    "inner_step",
+    "inner_steps",
+    "attacks",
+    "full_checkpoints",
+    "limit_val",
+)
 
 
 def import_records(
@@ -34,8 +49,37 @@ def import_records(
 ) -> int:
     """Take record files, and folders of them, into a store; return 1 if one is refused.
 
-    `verify`: evaluate each checkpoint again, from the store if there is no file `checkpoint`.
+    The store is made for the first sound record. `verify`: evaluate each checkpoint again, from the
+    store if there is no file `checkpoint`.
     """
+    paths = list_files(sources)
+
+    @cache
+    def open_store() -> tuple[TrackingStore, dict[str, Record]]:
+        store = TrackingStore(root)
+        return store, read_store(store)
+
+    def import_file(path: Path) -> str:
+        record = complete_record(check_protocol(read_record(path)), data_root)
+        store, recorded = open_store()
+        if verify:
+            # Imported here: it brings torch.
+            from bench.records.reproduce import reproduce
+
+            result = reproduce(
+                record, store, checkpoint=checkpoint, data_root=data_root, device=device
+            )
+            print(escape_unprintable(f"{path}: {result}"))
+        line = f"{path}: {import_record(store, recorded, record)}"
+        return line + take_checkpoint(store, record, path.with_suffix(CHECKPOINT_SUFFIX))
+
+    return print_results(paths, import_file)
+
+
+def list_files(sources: tuple[Path, ...]) -> list[Path]:
+    """Return the files named, and those in folders. Raise BenchError for none."""
+    if not sources:
+        raise UsageError("missing: FILE-OR-DIR, records or folders of them")
     paths: list[Path] = []
     for source in sources:
         if source.is_dir():
@@ -44,23 +88,7 @@ def import_records(
             paths.append(source)
     if not paths:
         raise BenchError(f"no record, a file NAME.json, in {', '.join(map(str, sources))}")
-    store = TrackingStore(root)
-    recorded = read_store(store)
-
-    def import_file(path: Path) -> str:
-        record = complete_record(check_suite(read_record(path)), data_root)
-        if verify:
-            # Imported here: it brings torch.
-            from bench.records.reproduce import reproduce
-
-            result = reproduce(
-                record, store, checkpoint=checkpoint, data_root=data_root, device=device
-            )
-            print(f"{path}: {result}")
-        line = f"{path}: {import_record(store, recorded, record)}"
-        return line + take_checkpoint(store, record, path.with_suffix(CHECKPOINT_SUFFIX))
-
-    return print_results(paths, import_file)
+    return paths
 
 
 def read_store(store: TrackingStore) -> dict[str, Record]:
@@ -72,8 +100,31 @@ def read_store(store: TrackingStore) -> dict[str, Record]:
     return dict(zip(runs["spec_id"], runs["record"], strict=True))
 
 
-def check_suite(record: Record) -> Record:
-    """Return a record of this checkout's suites. Raise RecordError for another suite or version."""
+def check_protocol(record: Record) -> Record:
+    """Return a record of this checkout's suites.
+
+    Raise RecordError for another suite, version, data set or threat model, and for what names no
+    network; UsageError for more images than there are.
+    """
+    suite, spec = find_suite(record), record.spec
+    if spec.dataset not in (datasets.get(name).name for name in suite.datasets):
+        raise RecordError(f"{suite.id} is not for the data set {spec.dataset!r}")
+    models.find(spec.arch)
+    split_sizes(spec.dataset, spec.limit_train, spec.limit_test)
+    for name in SUITE_FIELDS:
+        value, stated = getattr(suite, name), getattr(spec, name)
+        if stated != value:
+            raise RecordError(f"{name} = {stated!r}, in {suite.id} it is {value!r}")
+    limits = {suite.limit_aa}
+    if spec.role == "teacher":
+        limits.update(teacher.limit_aa for teacher in suite.teachers.values())
+    if spec.limit_aa not in limits:
+        raise RecordError(f"limit_aa = {spec.limit_aa}, in {suite.id} it is {suite.limit_aa}")
+    return record
+
+
+def find_suite(record: Record) -> Suite:
+    """Return a record's suite. Raise RecordError for one of another name or version."""
     name, _, version = record.spec.suite.rpartition("@")
     try:
         suite = suites.get(name)
@@ -84,7 +135,7 @@ def check_suite(record: Record) -> Record:
         age = "stale" if int(version) < suite.version else "newer"
         versions = f"{record.spec.suite}, this checkout has {suite.id}"
         raise RecordError(f"{age} protocol version: {versions}")
-    return record
+    return suite
 
 
 def import_record(store: TrackingStore, recorded: dict[str, Record], record: Record) -> str:
@@ -110,7 +161,7 @@ def take_checkpoint(store: TrackingStore, record: Record, path: Path) -> str:
 
     Raise RecordError for another one.
     """
-    if record.spec.role != "teacher" or not path.exists():
+    if record.spec.role != "teacher" or not path.is_file():
         return ""
     if sha256_of_file(path) != record.checksums[BEST]:
         raise RecordError(f"{path.name!r} is not the checkpoint of its record")

@@ -28,6 +28,7 @@ from bench.datasets.image_folder import ImageFolder
 from bench.system import parts
 from bench.system.environment import SOURCE_ROOT, STATE_FILE, source_state
 from bench.system.errors import BenchError, UsageError
+from bench.system.files import check_regular
 from bench.system.log import LOGGER
 
 PART_BYTES = 52_000_000
@@ -173,6 +174,7 @@ def pack_wheels(folder: Path, have: Path, python: str) -> None:
 def read_packages(path: Path) -> dict[str, str]:
     """Return name -> version, "" where it is not said, from lines as of `pip freeze`."""
     packages: dict[str, str] = {}
+    check_regular(path)
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:

@@ -113,7 +113,7 @@ def join_slice(folder: Path, store: Path) -> None:
     Raise BenchError, and change nothing, for parts that are missing or damaged, and for a store
     with runs that the slice did not have.
     """
-    names = [name for name in (parts.STATE, ARTIFACTS) if parts.listing(folder, name).exists()]
+    names = [name for name in (parts.STATE, ARTIFACTS) if parts.listing(folder, name).is_file()]
     if not names:
         raise UsageError(f"{str(folder)!r} holds no {parts.listing(folder, parts.STATE).name}")
     database = local_database(store)

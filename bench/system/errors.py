@@ -8,6 +8,9 @@ import io
 import os
 import sys
 from collections.abc import Iterable
+from importlib.metadata import distributions
+
+from leaderboards.schema.fields import escape_unprintable
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -16,6 +19,10 @@ class BenchError(Exception):
     """A failure that the user can mend. The message is one line; the process exits with 1."""
 
     exit_code = 1
+
+    def __init__(self, message: str) -> None:
+        # It may hold names from files of strangers.
+        super().__init__(escape_unprintable(message))
 
 
 class UsageError(BenchError):
@@ -27,6 +34,21 @@ class UsageError(BenchError):
 def one_line(error: BaseException, limit: int = 300) -> str:
     """Return the message of an error on one line, cut at `limit` characters; its type if empty."""
     return " ".join(str(error).split())[:limit] or type(error).__name__
+
+
+def damaged_package() -> str:
+    """Return a line on an installed package whose entry points cannot be read, "" without one.
+
+    All programs that look for plugins fail then, torch and MLflow among them.
+    """
+    for package in distributions():
+        try:
+            package.entry_points  # noqa: B018
+        except Exception as error:
+            folder = str(package.locate_file(""))
+            fault = f"{type(error).__name__}: {one_line(error, 100)}"
+            return f"the entry points of {package.name} in {folder!r} cannot be read ({fault})"
+    return ""
 
 
 def continue_hint(force: bool) -> str:

@@ -6,11 +6,18 @@ import errno
 import hashlib
 import os
 import stat
+import tempfile
+import tomllib
+from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from bench.system.errors import BenchError
 
 MAX_CONFIG_BYTES = 20_000  # dotted keys of a much larger TOML file would be parsed for minutes
+MOST_LEVELS = 20  # of tables inside each other
+TOO_DEEP = "its tables are nested too deeply"
 
 
 def file_mode(path: Path) -> int:
@@ -26,20 +33,62 @@ def file_mode(path: Path) -> int:
         raise
 
 
+def check_regular(path: Path) -> None:
+    """Raise OSError for a folder, and for a device or a pipe, which would be read for ever.
+
+    Where nothing is, opening it fails.
+    """
+    mode = file_mode(path)
+    if stat.S_ISDIR(mode):
+        raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if mode and not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "no regular file", str(path))
+
+
+def check_writable(folder: Path) -> None:
+    """Make a folder if there is none. Raise BenchError unless files can be written in it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise BenchError(f"cannot write to {str(folder)!r}: {error.strerror}") from error
+
+
 def read_config(path: Path) -> str:
     """Return the text of a configuration: a regular file of at most MAX_CONFIG_BYTES.
 
     Raise OSError for anything else, ValueError for text that is not UTF-8.
     """
-    # A device or a pipe would be read for ever.
-    mode = file_mode(path)
-    if mode and not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-        raise OSError(errno.EINVAL, "no regular file")
+    check_regular(path)
     with path.open("rb") as file:
         content = file.read(MAX_CONFIG_BYTES + 1)
     if len(content) > MAX_CONFIG_BYTES:
         raise OSError(errno.EFBIG, f"larger than {MAX_CONFIG_BYTES:,} bytes")
     return content.decode()
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Return the content of a TOML file. Raise OSError as `read_config`, ValueError for no TOML."""
+    return parse_tables(tomllib.loads, read_config(path))
+
+
+def parse_tables(parse: Callable[[str], Any], text: str) -> dict[str, Any]:
+    """Return the tables in a text. Raise ValueError for none, or for too many inside each other."""
+    try:
+        content = parse(text)
+    except RecursionError as error:
+        raise ValueError(TOO_DEEP) from error
+    if not isinstance(content, dict):
+        raise ValueError("it is no table")
+    level: list[Any] = [content]
+    # Dotted keys nest tables without recursion; what works on them is recursive.
+    for _ in range(MOST_LEVELS):
+        tables = [value.values() if isinstance(value, dict) else value for value in level]
+        level = [entry for entry in chain(*tables) if isinstance(entry, (dict, list))]
+        if not level:
+            return content
+    raise ValueError(TOO_DEEP)
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:

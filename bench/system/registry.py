@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 
 from bench.system.errors import BenchError, UsageError, one_line, unknown_name
 from bench.system.log import LOGGER
+from methods import outside
 
 T = TypeVar("T")
 
@@ -49,9 +50,8 @@ class Registry(Generic[T]):
         if len(points) > 1:
             raise BenchError(f"{self.kind} {name!r} is offered more than once: {origins}")
         try:
-            return check_value(points[0].load(), name, self.value_type)
-        # A package may call sys.exit while it is imported; that must not end the program.
-        except (Exception, SystemExit) as error:
+            return check_value(outside.load(points[0]), name, self.value_type)
+        except Exception as error:
             raise BenchError(f"{self.kind} {name!r} {describe_fault(error)} ({origins})") from error
 
     def usable(self) -> Iterator[tuple[str, T]]:
@@ -83,9 +83,10 @@ def collect_files(
             continue
         name = path.stem.replace("_", "-")
         try:
-            value = getattr(import_module(f"{package}.{path.stem}"), attribute)
+            with outside.contained():
+                value = getattr(import_module(f"{package}.{path.stem}"), attribute)
             values[name] = check_value(value, name, value_type)
-        except (Exception, SystemExit) as error:
+        except Exception as error:
             faults[name] = f"{describe_fault(error)} ({path.name})"
     return values, faults
 
@@ -102,7 +103,8 @@ def check_value(value: Any, name: str, value_type: type[T]) -> T:
 
 def describe_fault(error: BaseException) -> str:
     """Say in a line why a value cannot be used."""
-    kind = "" if isinstance(error, UsageError) else f"{type(error).__name__}: "
+    speaks_plainly = isinstance(error, (UsageError, outside.OutsideError))
+    kind = "" if speaks_plainly else f"{type(error).__name__}: "
     return f"cannot be used: {kind}{one_line(error)}"
 
 

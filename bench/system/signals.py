@@ -15,6 +15,10 @@ STOP_SECONDS = 5.0  # time to mark a run after a stop signal
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
+class StopWorker(SystemExit):
+    """Ends a worker process; unlike SystemExit no code of others raises it."""
+
+
 def interrupt_on_stop_signals() -> None:
     """Turn all stop signals into KeyboardInterrupt."""
     for number in STOP_SIGNALS:
@@ -64,4 +68,4 @@ def _exit_worker(*_: object) -> None:
     # A pool repeats the signal when its first worker has exited.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     # Not KeyboardInterrupt: multiprocessing prints its traceback.
-    raise SystemExit(1)
+    raise StopWorker(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from bench.system.errors import UsageError
 if TYPE_CHECKING:
     from methods.base import Net
 
+NAME = re.compile("[A-Za-z0-9_-]*[A-Za-z0-9][A-Za-z0-9_-]*")
 ROLES = ("robust", "natural")  # teacher roles, which are no names of teachers
 
 
@@ -61,7 +63,7 @@ def resolve_release(request: Release) -> Release:
     Raise UsageError for a bad name, an incomplete description or a contradiction to the release.
     """
     name = request.name
-    if not name.replace("_", "").replace("-", "").isalnum() or name in ROLES:
+    if not NAME.fullmatch(name) or name in ROLES:
         rule = "letters, digits, - and _, neither robust nor natural"
         raise UsageError(f"teacher name {name!r}: {rule}")
     named = [release for release in RELEASES if release.name == name]

@@ -83,7 +83,8 @@ def tracking_uri(root: Path) -> str:
     if re.match(r"\w[\w+]+:(/|$)", str(root)):
         advice = "a folder; the address of a database belongs in MLFLOW_TRACKING_URI"
         raise UsageError(f"--store {str(root)!r}: {advice}")
-    if stat.S_ISREG(file_mode(root)):
+    mode = file_mode(root)
+    if mode and not stat.S_ISDIR(mode):
         raise UsageError(f"--store {str(root)!r}: a folder, and this is a file")
     uri = os.environ.get("MLFLOW_TRACKING_URI") or local_uri(root)
     sqlite_file(uri)

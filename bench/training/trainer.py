@@ -44,6 +44,7 @@ from leaderboards.schema.spec import Spec
 from methods.base import Batch, Budget, Method, Net, Nets, own_rows
 from methods.fold import fold
 from methods.inner import ce, mode, pgd
+from methods.outside import contained
 
 Log = Callable[[dict[str, float], int], None]
 Tick = Callable[[str, int, int], None]
@@ -60,7 +61,8 @@ class TrainingModule(nn.Module):
         super().__init__()
         self.method = method
         self.student = student
-        self.parts = nn.ModuleDict(method.build(student, teachers, num_train))
+        with contained():
+            self.parts = nn.ModuleDict(method.build(student, teachers, num_train))
         for teacher in teachers.values():
             fold(teacher.eval().requires_grad_(False))
         # Not modules of this one: teachers are neither trained nor saved with the student.
@@ -182,7 +184,7 @@ class Trainer:
         epochs = range(self.state.epoch, self.spec.training.epochs)
         if self._pays_to_compile(epochs):
             self._compile(epochs[0])
-        with self.graphs.freed_on_exit() if self.graphs else nullcontext():
+        with contained(), self.graphs.freed_on_exit() if self.graphs else nullcontext():
             for epoch in epochs:
                 row = self._train_and_validate(epoch, tick)
                 if self.process_group.is_leader:
@@ -435,6 +437,15 @@ class Trainer:
         # Earlier versions did not note the devices.
         begun_on = saved.get("begun", self.process_group.description)
         self.process_group.check_same_group(begun_on)
+        try:
+            self._load_snapshot(saved)
+        # What the parts of torch raise for a state of another structure has no common class.
+        except Exception as error:
+            fault = f"{type(error).__name__}: {one_line(error, 160)}"
+            message = f"{str(path)!r} is the state of another network or method: {fault}"
+            raise BenchError(f"{message}; --force restarts the run") from error
+
+    def _load_snapshot(self, saved: dict[str, Any]) -> None:
         self.module.load_state_dict(saved["objective"])
         self.optimiser.load_state_dict(saved["optimiser"])
         for group in self.optimiser.param_groups:

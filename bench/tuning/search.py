@@ -29,9 +29,10 @@ from bench.system.errors import BenchError, UsageError, one_line
 from bench.system.log import LOGGER, NOTE, RESULT, open_log_file
 from bench.system.progress import format_duration
 from bench.system.tables import format_table
+from bench.system.words import check_count
 from bench.teachers import cards
 from bench.tracking.run_logger import RunLogger
-from bench.tracking.store import TUNING_SUFFIX, TrackingStore
+from bench.tracking.store import TUNING_SUFFIX, TrackingStore, store_exists
 from bench.training.trainer import clean_and_robust_accuracy
 from bench.tuning.options import TuneOptions
 from bench.tuning.results import summarize, write_results
@@ -72,6 +73,11 @@ def tune(options: TuneOptions, dry_run: bool = False) -> int:
         return show_plan(options, runs, spaces)
     device, source = environment.resolve_device(options.device), environment.source_state()
     attack_search = choose_attack_search(options, device)
+    if not store_exists(options.store):
+        # Data that cannot be had are reported before a store is made.
+        load = cached_loader(options.data_root)
+        for run in runs:
+            load(run.spec, test=False)
     # A storage that cannot be reached is reported before anything is trained.
     connect(storage_url(options))
     run_context = RunContext(TrackingStore(options.store), device, source, search=attack_search)
@@ -96,8 +102,7 @@ def check_options(options: TuneOptions) -> None:
         raise UsageError("--force: a search is not repeated; begin another with another --storage")
     if options.ray:
         raise UsageError("--ray: of runs; several machines join a search by --storage")
-    if options.trials < 1:
-        raise UsageError(f"--trials {options.trials}: at least 1")
+    check_count("--trials", options.trials)
     check_workers(options.workers)
     if options.min_clean is not None and not 0 <= options.min_clean <= 1:
         raise UsageError(f"--min-clean {options.min_clean}: between 0 and 1")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, cast
@@ -19,6 +18,7 @@ from optuna.trial import Trial
 
 from bench.protocol.tuned_config import setting_fault
 from bench.system.errors import UsageError, unknown_name
+from bench.system.words import parse_real, parse_whole
 from leaderboards.schema.spec import Training
 from methods import base
 from methods.base import Method
@@ -242,7 +242,6 @@ def parse_value(kind: type[Any], word: str) -> Any:
         if word.lower() not in ("true", "false"):
             raise ValueError(f"{word!r} is neither true nor false")
         return word.lower() == "true"
-    value = kind(word)
-    if kind is float and not math.isfinite(value):
-        raise ValueError(f"{word} is not finite")
-    return value
+    if kind is str:
+        return word
+    return parse_whole(word) if kind is int else parse_real(word)

@@ -18,6 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from bench.system import database
 from bench.system.database import redact_password
 from bench.system.errors import BenchError
+from bench.system.files import check_regular, check_writable
 
 # Heartbeats, retries, Hyperband and GPSampler are marked so. pyproject.toml bounds the versions.
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
@@ -35,7 +36,10 @@ def storage_errors(url: str, *kinds: type[Exception]) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        need = f"needs {error.name}: pip install 'robust-distill-bench[postgresql]'"
+        remedy = "write sqlite:///FILE or postgresql://..."
+        if url.startswith("postgresql"):
+            remedy = "pip install 'robust-distill-bench[postgresql]'"
+        need = f"needs {error.name}, which is not installed: {remedy}"
         raise BenchError(f"the storage {redact_password(url)} {need}") from error
     except expected as error:
         cause = error.__cause__ or error
@@ -55,8 +59,12 @@ def exclusive(url: str, purpose: str) -> AbstractContextManager[None]:
 def connect(url: str) -> RDBStorage:
     """Open a storage, with new tables if it is empty. Raises BenchError."""
     with storage_errors(url, OSError, ValueError, KeyError):
+        # Before the lock, which is a file beside the database: is this an address, and of what?
+        sqlalchemy.create_engine(url).dispose()
         if file := database.sqlite_file(url):
-            file.parent.mkdir(parents=True, exist_ok=True)
+            check_regular(file)
+            # A lock on a file that cannot be made would be waited for without end.
+            check_writable(file.parent)
         # Two processes that find an empty database at once would both create its tables.
         with exclusive(url, "open"):
             return open_tables(url)

@@ -37,12 +37,15 @@ def diagnose(options: DoctorOptions) -> None:
     from bench.cli.output import print_json
     from bench.execution.speed import busy_warning
     from bench.system import environment
+    from bench.tracking.store import tracking_uri
 
     def say(line: str) -> None:
         if not options.json:
             print(line, flush=True)
 
     device = environment.resolve_device(options.device)
+    # Whether it can be a store is said before minutes of measurements.
+    tracking_uri(options.store)
     # Before this process itself makes the machine busy.
     warning = busy_warning()
     if warning:

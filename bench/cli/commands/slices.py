@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -64,6 +65,13 @@ def pack_slice(options: PackOptions) -> None:
 
     python = options.python or f"{sys.version_info.major}.{sys.version_info.minor}"
     names = options.dataset.split(",") if options.dataset else []
+    if not re.fullmatch("3[.][0-9]{1,2}", python):
+        raise UsageError(f"--python {python!r}: a version such as 3.12")
+    # Nothing is written for a request that cannot be met.
+    slices.local_database(options.store)
+    slice_pack.data_files(names, options.data_root)
+    if options.have:
+        slice_pack.read_packages(options.have)
     options.folder.mkdir(parents=True, exist_ok=True)
     slice_pack.remove_pack(options.folder)
     slices.write_store(options.store, options.folder, slice_pack.PART_BYTES, finished=False)
@@ -87,12 +95,15 @@ def read_request(argv: Sequence[str]) -> SliceRequest:
 
 def run_slice(request: SliceRequest) -> int:
     """Carry out the runs; return 0 if they ended or time is up."""
+    from bench.execution import plan
     from bench.records import slices
-    from bench.system import parts
+    from bench.system import environment, parts
 
     options, words = request
     # What `run` would refuse is refused here.
-    run_options, _ = run.read_request(words)
+    run_options, hyper = run.read_request(words)
+    plan.plan_runs(run_options, hyper)
+    environment.resolve_device(run_options.device)
     deadline = time.monotonic() + 60 * options.minutes
     code = slices.run_slice(
         words, run_options.store, options.folder, lambda: time.monotonic() > deadline

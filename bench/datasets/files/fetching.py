@@ -7,6 +7,7 @@ import tarfile
 import tempfile
 import zlib
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock
@@ -18,9 +19,10 @@ from bench.datasets.files.official_files import damage_of, folder_of
 from bench.datasets.files.pixels import import_pixels
 from bench.datasets.loading import load_data
 from bench.system.errors import BenchError, UsageError, one_line
-from bench.system.files import save_file
+from bench.system.files import check_regular, save_file
 from bench.system.parts import unpack_member
 
+LOCK = "download.lock"
 ARCHIVE_ERRORS = (OSError, EOFError, tarfile.TarError, zlib.error, lzma.LZMAError)
 
 
@@ -52,13 +54,18 @@ def fetch_data(name: str, root: str | Path) -> str:
     files = info.files()
     if files is None or not damage_of(info, root):
         return verify_data(name, root)
+    is_new = not root.exists()
     try:
         (root / files.folder).mkdir(parents=True, exist_ok=True)
         # Processes of one grid may miss the same data.
-        with FileLock(root / files.folder / "download.lock"):
+        with FileLock(root / files.folder / LOCK):
             for file in files.downloads if damage_of(info, root) else ():
                 fetch_file(info, files, file, root)
     except DownloadError as error:
+        remove_unused(root / files.folder)
+        if is_new:
+            with suppress(OSError):
+                root.rmdir()
         raise BenchError(
             f"{info.name} cannot be downloaded ({error}): put the folder"
             f" {files.folder} ({', '.join(files.hashes)}) into {str(root)!r},"
@@ -68,6 +75,15 @@ def fetch_data(name: str, root: str | Path) -> str:
         reason = error.strerror or one_line(error)
         raise BenchError(f"cannot write to {str(root)!r}: {reason}") from error
     return verify_data(name, root)
+
+
+def remove_unused(folder: Path) -> None:
+    """Remove a data set's folder that holds the lock of its download alone."""
+    lock = folder / LOCK
+    with suppress(OSError):
+        if [*folder.iterdir()] == [lock]:
+            lock.unlink()
+            folder.rmdir()
 
 
 def fetch_file(info: Dataset, files: OfficialFiles, file: Download, root: Path) -> None:
@@ -138,6 +154,7 @@ def unpack_source(source: Path, scratch: Path, names: Collection[str]) -> Path:
     if source.name in names:
         return source.parent
     try:
+        check_regular(source)
         with tarfile.open(source) as archive:
             # An archive may hold much more, as STL-10's does.
             for member in (entry for entry in archive if Path(entry.name).name in names):

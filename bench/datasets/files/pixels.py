@@ -73,7 +73,8 @@ def read_form(info: Dataset, source: Path, half: str) -> Arrays:
     """Read a half from files whose path below `source` names it. Raise BenchError without any."""
     paths = []
     for path in source.rglob("*"):
-        if re.search(half, str(path.relative_to(source).as_posix()), re.IGNORECASE):
+        inside = path.relative_to(source).as_posix()
+        if re.search(half, inside, re.IGNORECASE) and path.is_file():
             paths.append(path)
     parquet = sorted(path for path in paths if path.suffix == ".parquet")
     images = [path for path in paths if path.suffix.lower() in SUFFIXES]

@@ -59,7 +59,9 @@ def format_plan(
     """Return a table of the runs to do, and about how long they take."""
     rows = []
     for number, (run, cost) in enumerate(zip(todo, costs, strict=True), 1):
-        duration = format_duration(cost.train + cost.evaluate)
+        duration = "unknown"
+        if cost.train:
+            duration = format_duration(cost.train + cost.evaluate)
         rows.append((str(number), *describe_run(run), run.spec.teacher, duration))
     columns = ("", "method", "data", "student", "seed", "teacher", "about")
     table = format_table(columns, rows)

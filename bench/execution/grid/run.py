@@ -8,7 +8,6 @@ from contextlib import suppress
 
 import torch
 
-from bench.datasets.loading import split_sizes
 from bench.execution.cost import Cost, estimate_costs
 from bench.execution.evaluation import choose_attack_search
 from bench.execution.grid import overview
@@ -30,10 +29,11 @@ from bench.system.environment import resolve_device, source_state
 from bench.system.errors import BenchError, UsageError
 from bench.system.log import LOGGER, RESULT, open_log_file
 from bench.system.progress import ParallelProgress, Progress
+from bench.system.words import check_count
 from bench.tracking.outage import patiently
 from bench.tracking.store import TrackingStore, store_exists
 from bench.training.distributed import ProcessGroup, join_process_group, leave_process_group
-from bench.training.trainer import Trainer, check_batch_size
+from bench.training.trainer import Trainer
 from leaderboards.schema.fields import FINISHED, Tag
 
 
@@ -59,12 +59,15 @@ def run_grid(
         if options.ray:
             check_cluster(options)
         search = choose_attack_search(options, device)
+        load = cached_loader(options.data_root)
+        if group.is_leader:
+            check_data(options, runs, load)
         store = TrackingStore(options.store)
         context = RunContext(store, device, source_state(), group, search)
         if not group.is_leader:
             follow_leader(options, context)
             return {}
-        failed = run_unrecorded(options, runs, context)
+        failed = run_unrecorded(options, runs, context, load)
         # Not after an error: the others may be in the middle of a step, and torchrun ends them.
         group.send(None)
         if show_results:
@@ -78,8 +81,8 @@ def run_grid(
 
 def check_workers(workers: int | str) -> None:
     """Raise UsageError for a number of processes that is none."""
-    if workers != "auto" and int(workers) < 1:
-        raise UsageError(f"--workers {workers}: at least 1, or auto")
+    if workers != "auto":
+        check_count("--workers", int(workers))
 
 
 def check_executor(options: ProtocolOptions, group: ProcessGroup) -> None:
@@ -110,8 +113,15 @@ def show_dry_run(options: ProtocolOptions, runs: list[PlannedRun], device: torch
         estimate_and_show(options, runs, todo, device, RESULT)
 
 
+def check_data(options: ProtocolOptions, runs: list[PlannedRun], load: LoadData) -> None:
+    """Load the data of all runs where nothing is recorded: what is missing is said first."""
+    if not store_exists(options.store):
+        for run in runs:
+            load(run.spec)
+
+
 def run_unrecorded(
-    options: ProtocolOptions, runs: list[PlannedRun], context: RunContext
+    options: ProtocolOptions, runs: list[PlannedRun], context: RunContext, load: LoadData
 ) -> Failures:
     """Carry out what is left of a grid; return the identities that failed, and why."""
     todo = patiently(lambda: unrecorded_runs(options, runs, context))
@@ -122,7 +132,6 @@ def run_unrecorded(
     LOGGER.info(overview.count_runs(options, runs, todo))
     if not todo:
         return {}
-    load = cached_loader(options.data_root)
     for run in todo:
         load(run.spec)
     costs = estimate_and_show(options, runs, todo, context.device, logging.INFO)
@@ -226,14 +235,7 @@ def estimate_and_show(
     device: torch.device,
     level: int,
 ) -> list[Cost]:
-    """Log the runs to do, of all `runs`, with an estimate; return their costs.
-
-    Raise UsageError, before any starts, for a batch or a limit that does not fit the data.
-    """
-    for run in todo:
-        spec = run.spec
-        num_train, _ = split_sizes(spec.dataset, spec.limit_train, spec.limit_test)
-        check_batch_size(spec.training.batch, num_train)
+    """Log the runs to do, of all `runs`, with an estimate; return their costs."""
     # On a CPU this may take a minute for a suite that is for a GPU.
     LOGGER.info("timing training steps for an estimate")
     costs = estimate_costs(todo, runs, options.store, device)
