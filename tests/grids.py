@@ -21,7 +21,7 @@ import tempfile
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +33,7 @@ SUITE = """
 name = "short"
 base = "digits"
 students = ["resnet8-w4"]
-seeds = [0, 1, 2, 3, 4]
+seeds = [0, 1, 2, 3, 4, 5]
 attacks = ["fgsm"]
 full_checkpoints = ["best"]
 training.epochs = 2
@@ -43,7 +43,7 @@ teachers.natural.arch = "resnet8-w8"
 teachers.natural.training.epochs = 2
 """
 WORDS = ("--limit-train", "64", "--limit-test", "16", "--quiet")
-METHODS = "natural,pgd_at,rslad,kd"
+METHODS = "natural,rslad"
 TIMES = ("cost/", "monitor/seconds")
 
 
@@ -75,16 +75,24 @@ class Outcome:
 
 
 @contextmanager
-def tracking_address(kind: str, folder: Path) -> Iterator[str]:
-    """The address of a tracking store: "" for the file of each store folder."""
+def tracking_store(kind: str, folder: Path) -> Iterator[TrackingAddress]:
+    """A tracking store that all commands share."""
     if kind == "sqlite":
-        yield f"sqlite:///{folder}/shared.db"
+        yield TrackingAddress(f"sqlite:///{folder}/shared.db")
     elif kind == "postgresql":
         with server.postgresql() as address:
-            yield address
+            yield TrackingAddress(address)
     else:
         with MlflowServer(folder) as http:
-            yield http.address
+            yield TrackingAddress(http.address, http.restart)
+
+
+@dataclass(frozen=True)
+class TrackingAddress:
+    """Where a tracking store is; restart: kills its server and starts it again, if it has one."""
+
+    address: str
+    restart: Callable[[], None] = lambda: None
 
 
 class MlflowServer:
@@ -115,6 +123,11 @@ class MlflowServer:
                 return
             time.sleep(0.2)
         raise TimeoutError((self.folder / "server.log").read_text()[-2000:])
+
+    def restart(self) -> None:
+        """Kill it and start it again, which takes some seconds."""
+        self.kill()
+        self.start()
 
     def kill(self) -> None:
         """Kill it and its workers."""
@@ -149,9 +162,13 @@ def run_grid(
     address: str,
     roots: Sequence[Path],
     kill_every: float = 0.0,
+    restart: Callable[[], None] | None = None,
     methods: str = METHODS,
 ) -> Outcome:
-    """Drain the grid by a command for each root; each that is killed is started again."""
+    """Drain the grid by a command for each root; each that is killed is started again.
+
+    kill_every: seconds between kills, of a command or, with `restart`, of the server.
+    """
     suite, start = folder / "short.toml", time.monotonic()
     suite.write_text(SUITE)
     rng, kills, codes = random.Random(0), 0, []
@@ -173,7 +190,10 @@ def run_grid(
             continue
         time.sleep(0.05)
         if kill_every and time.monotonic() > next_kill:
-            os.kill(rng.choice(list(running)), signal.SIGKILL)
+            if restart:
+                restart()
+            else:
+                os.kill(rng.choice(list(running)), signal.SIGKILL)
             kills += 1
             next_kill = time.monotonic() + rng.uniform(0.2, 1.8) * kill_every
     seconds = time.monotonic() - start
@@ -232,15 +252,16 @@ def repeat(arguments: argparse.Namespace) -> Iterator[tuple[Outcome, list[str]]]
         with ExitStack() as stack:
             base = "/dev/shm" if Path("/dev/shm").exists() else None
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=base)))
-            shutil.os.chmod(folder, 0o755)  # type: ignore[attr-defined]
-            address = stack.enter_context(tracking_address(arguments.store, folder))
+            folder.chmod(0o755)
+            store = stack.enter_context(tracking_store(arguments.store, folder))
             if undisturbed is None:
-                undisturbed = run_grid(folder, address, [folder / "root"])
+                undisturbed = run_grid(folder, store.address, [folder / "root"])
                 yield undisturbed, undisturbed.faults(undisturbed)
                 continue
             # Half of the commands share a folder, as on one host; the others have their own.
             roots = [folder / f"root{n // 2}" for n in range(arguments.commands)]
-            outcome = run_grid(folder, address, roots, arguments.kill_every)
+            restart = store.restart if arguments.kill == "server" else None
+            outcome = run_grid(folder, store.address, roots, arguments.kill_every, restart)
             faults = outcome.faults(undisturbed)
             if faults and arguments.keep:
                 shutil.copytree(folder, arguments.keep / str(number), dirs_exist_ok=True)
@@ -253,6 +274,7 @@ def main() -> None:
     parser.add_argument("--commands", type=int, default=2)
     parser.add_argument("--repetitions", type=int, default=1)
     parser.add_argument("--kill-every", type=float, default=0.0)
+    parser.add_argument("--kill", choices=("command", "server"), default="command")
     parser.add_argument("--keep", type=Path)
     arguments = parser.parse_args()
     import bench.execution.grid.run

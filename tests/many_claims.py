@@ -87,8 +87,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         folder.chmod(0o755)
-        with grids.tracking_address(arguments.store, folder) as address:
-            os.environ["MLFLOW_TRACKING_URI"] = address
+        with grids.tracking_store(arguments.store, folder) as store:
+            os.environ["MLFLOW_TRACKING_URI"] = store.address
             measure(folder, runs, arguments.workers)
 
 

@@ -1,0 +1,48 @@
+"""Several equal commands on one grid, killed at random or with a server that goes away.
+
+`python tests/grids.py` and `python tests/many_claims.py` do more of it.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parent
+
+
+def outcomes(*words: str) -> list[str]:
+    """Return a line for each repetition, the undisturbed one first."""
+    command = [sys.executable, str(FOLDER / "grids.py"), *words]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=550)
+    assert result.returncode == 0, result.stderr[-2000:]
+    return result.stdout.splitlines()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--store sqlite --commands 2 --kill-every 4",
+        "--store postgresql --commands 3 --kill-every 6",
+        "--store http --commands 2 --kill server --kill-every 20",
+    ],
+    ids=["sqlite", "postgresql", "http"],
+)
+def test_what_is_killed_loses_and_doubles_nothing(words: str) -> None:
+    undisturbed, disturbed = outcomes(*words.split())
+    assert undisturbed.endswith("0 kills, 0 unfinished runs, exit codes [0]: as undisturbed")
+    assert disturbed.endswith(": as undisturbed")
+    assert " 0 kills" not in disturbed
+
+
+@pytest.mark.slow
+def test_many_processes_share_many_runs_out() -> None:
+    command = [sys.executable, str(FOLDER / "many_claims.py"), "--runs", "100", "--workers", "16"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=550)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert result.stdout.startswith("100 of 100 runs by 16 processes in ")
+    assert "s, 0 doubled, 0 claims left, 0 workers failed, status of 100 in " in result.stdout
