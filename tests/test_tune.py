@@ -332,7 +332,7 @@ def test_infeasible_and_failed_trials_are_reported(
     ("words", "message"),
     [
         ("--range gamma=1:2", "unknown parameter 'gamma'"),
-        ("--trials 0", "--trials 0 --workers 1: at least 1"),
+        ("--trials 0", "--trials 0: at least 1"),
         ("--force", "a search is not repeated"),
         ("--search-seed 0 --seeds 0,1", "which must be fresh"),
         ("--search-seed -1", "not negative"),

@@ -100,14 +100,14 @@ def test_ranges_replace_the_declared_ones() -> None:
     [
         (("alpha",), "write NAME=LOW:HIGH"),
         (("alpha=0.9:0.6",), "alpha"),
-        (("alpha=a:b",), "could not convert"),
+        (("alpha=a:b",), "'a' is no finite number"),
         (("alpha=0.5:1", "alpha=0:1"), "each parameter once"),
         (("lr=0:1:log",), "lr"),
         (("lr=0.1:inf",), "finite"),
         (("alpha=nan:1",), "finite"),
-        (("lr=nan",), "--range lr=nan: nan is not finite"),
-        (("lr=1e999",), "1e999 is not finite"),
-        (("lr=0.1,nan,0.2",), "nan is not finite"),
+        (("lr=nan",), "--range lr=nan: 'nan' is no finite number"),
+        (("lr=1e999",), "'1e999' is no finite number"),
+        (("lr=0.1,nan,0.2",), "'nan' is no finite number"),
     ],
 )
 def test_unreadable_range_is_an_error(ranges: tuple[str, ...], message: str) -> None:
