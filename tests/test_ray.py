@@ -54,7 +54,7 @@ def test_a_grid_outlives_a_node(tmp_path: Path, cluster: Any) -> None:
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     outcome = grids.read_outcome("", [tmp_path / "runs"])
-    assert len(outcome.records) == 10
+    assert len(outcome.records) == 12
     assert not outcome.faults(outcome)
     assert "died; it is tried once more" in errors
 

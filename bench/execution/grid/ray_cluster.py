@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
+import socket
 import uuid
 from contextlib import suppress
 from dataclasses import replace
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 LOCAL = "local"  # a cluster of this machine alone, for the time of the command
+CONNECT_SECONDS = 10.0
 # What decides where a task finds the tracking store, and how MLflow behaves there.
 PASSED_VARIABLES = ("MLFLOW_", "AWS_", "OMP_NUM_THREADS", "PYTHONPATH")
 
@@ -113,6 +115,7 @@ def connect(address: str) -> ModuleType:
     ray = import_ray()
     if ray.is_initialized():
         return ray
+    check_reachable(address)
     passed = [name for name in os.environ if name.startswith(PASSED_VARIABLES)]
     settings: dict[str, Any] = {"runtime_env": {"env_vars": {n: os.environ[n] for n in passed}}}
     if address == LOCAL:
@@ -124,6 +127,18 @@ def connect(address: str) -> ModuleType:
         reason = one_line(error, 160)
         raise UsageError(f"--ray {address}: the cluster cannot be reached: {reason}") from error
     return ray
+
+
+def check_reachable(address: str) -> None:
+    """Raise UsageError if nothing listens at HOST:PORT, for which Ray would wait minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        reason = one_line(error, 160)
+        raise UsageError(f"--ray {address}: the cluster cannot be reached: {reason}") from error
 
 
 def resources_per_run(nodes: list[dict[str, Any]], gpus: float | None) -> tuple[float, float]:
