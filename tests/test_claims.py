@@ -52,7 +52,8 @@ def let_pass(clock: list[float], watcher: Claims, seconds: float) -> None:
 
 
 def tags_of(store: TrackingStore) -> dict[str, str]:
-    tags: dict[str, str] = store.client.get_experiment_by_name(EXPERIMENT).tags
+    experiment = store.client.get_experiment(store.get_or_create_experiment(EXPERIMENT))
+    tags: dict[str, str] = experiment.tags
     return {name: text for name, text in tags.items() if name.startswith(claims.PREFIX)}
 
 
