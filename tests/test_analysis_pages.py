@@ -35,8 +35,8 @@ GAP = measure_name("structure", "correlation_gap", "adv")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Records of one task and its teachers."""
-    paths = [*analysed.RESULTS.glob("digits@3-*-resnet8-w4-*-seed[01]-*")]
-    paths += analysed.RESULTS.glob("digits@3-*-resnet8-w16-*")
+    paths = [*analysed.RESULTS.glob("digits@3-*-resnet8-w4-*-seed[01]-*.json")]
+    paths += analysed.RESULTS.glob("digits@3-*-resnet8-w16-*.json")
     return analysed.write_analysed(tmp_path_factory.mktemp("records"), paths)
 
 
@@ -287,7 +287,7 @@ def test_a_site_without_analysis_has_no_such_page(tmp_path: Path) -> None:
 
 
 def test_pages_of_an_analysis_that_is_gone_are_removed(tmp_path: Path) -> None:
-    path = next(analysed.RESULTS.glob("digits@3-*-gacd-*"))
+    path = next(analysed.RESULTS.glob("digits@3-*-gacd-*.json"))
     leaderboards.write(analysed.write_analysed(tmp_path / "records", [path]), tmp_path)
     # What teaches and the worst class have a page each.
     assert len([*(tmp_path / "analysis").iterdir()]) == len(analysis.GROUPS) + 2

@@ -136,8 +136,9 @@ def test_all_groups_are_in_record_run_and_artifacts(
         run = client.get_run(record.run_id)
         recorded = {k: v for k, v in run.data.metrics.items() if k.startswith(ANALYSIS)}
         assert recorded == values
-        figures = client.list_artifacts(record.run_id, "analysis")
-        assert {Path(file.path).name for file in figures} == {
+        # Not by MLflow, which remembers where it found the run of another copy.
+        figures = artifact_path(analysed, record.run_id, "analysis").iterdir()
+        assert {path.name for path in figures} == {
             *("correlations.png", "tsne.png", "loss-surface.png")
         }
     run_id = read(analysed)["rslad"].run_id
@@ -405,7 +406,7 @@ def test_a_comparison_that_fails_is_one_line(
 
 
 def test_more_processes_than_runs_are_no_fault(copied: Path) -> None:
-    assert run_bench("analyze", "--workers", str(10**12)) == 0
+    assert run_bench("analyze", "--workers", "1000000") == 0
 
 
 @pytest.mark.slow

@@ -159,7 +159,9 @@ def test_a_suite_file_plans_runs_on_a_folder(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_images(Path("pets"), *paths_of(""))
-    Path("pets.toml").write_text("name='pets'\nbase='digits'\ndatasets=['folder:pets@16']\n")
+    Path("pets.toml").write_text(
+        "name='pets'\nbase='digits'\ndatasets=['folder:pets@16']\ntraining.batch = 8\n"
+    )
     arguments = "--method natural --suite pets.toml --student resnet8-w4 --dataset folder:pets@16"
     (run,) = plan.plan_runs(*read_request(arguments.split()))
     assert run.spec.dataset == datasets.get("folder:pets@16").name

@@ -141,7 +141,8 @@ methods.names()
 assert not {'torch', 'numpy', 'bench', 'methods.base'} & sys.modules.keys()
 methods.load('natural')
 imported = {name for name in sys.modules if name.startswith('methods.')}
-assert imported == {f'methods.{name}' for name in ('natural', 'base', 'fold', 'inner', 'renamed')}
+names = ('natural', 'base', 'fold', 'inner', 'outside', 'renamed')
+assert imported == {f'methods.{name}' for name in names}
 assert not {'bench', 'attacks', 'leaderboards'} & sys.modules.keys()
 """
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -200,7 +200,7 @@ def test_a_folder_in_place_of_a_record_is_said(root: Path) -> None:
 def test_a_name_with_invisible_letters_makes_one_line(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["export", "\u202eabcd\n", "--store", str(root), "--out", str(root / "out")]
+    words = ["export", "\u202eabcd", "--store", str(root), "--out", str(root / "out")]
     assert cli.dispatch(words) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.isprintable()

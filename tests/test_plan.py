@@ -284,7 +284,7 @@ def test_the_variant_names_the_changes() -> None:
         ("--method kd,rslad --tuned 3", "--tuned: values of one method"),
         ("--method kd --tuned -3", "--tuned -3: at least 0"),
         ("--method kd --lr 0", "--lr = 0.0: more than 0 and at most 100"),
-        ("--method kd --weight-decay nan", "--weight-decay = nan: not negative and at most 1"),
+        ("--method kd --weight-decay nan", "--weight-decay: 'nan' is no finite number"),
         (
             "--method gacd --official",
             "--official: no script of gacd is known; `python -m bench list gacd` says what is",

@@ -216,7 +216,7 @@ def test_a_server_has_no_slices(back: Path, monkeypatch: pytest.MonkeyPatch) -> 
         ("run back", "missing: --minutes"),
         ("run back --minutes 1", "missing: `--` and the words of `run`"),
         ("run back --minutes 1 --", "missing: `--` and the words of `run`"),
-        ("run back --minutes nan -- --method kd", "--minutes nan: more than 0"),
+        ("run back --minutes nan -- --method kd", "--minutes: 'nan' is no finite number"),
         ("run back --minutes 1 -- --method kdd", "unknown method 'kdd'"),
         ("run back --minutes 1 -- --method kd --sede 1", "unknown flag --sede"),
         ("join nothing", "'nothing' holds no state.sha256"),

@@ -684,7 +684,8 @@ def test_a_flipped_bit_is_refused(setup: Setup, capsys: pytest.CaptureFixture[st
     content[len(content) // 2] ^= 1
     flipped = setup.folder / "flipped.pt"
     flipped.write_bytes(content)
-    assert checkpoint.load(flipped, "resnet8-w8", DIGITS)
+    with pytest.raises(BenchError, match="a checksum inside is wrong"):
+        checkpoint.load(flipped, "resnet8-w8", DIGITS)
     assert import_teacher("mine", flipped) == 1
     assert "a checksum inside is wrong" in last_error(capsys)
 

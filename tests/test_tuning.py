@@ -372,7 +372,7 @@ def test_study_is_recognised(url: str, name: str) -> None:
     ("address", "message"),
     [
         ("postgresql://me:secret@127.0.0.1:1/none", "cannot be used: .*[Cc]onnection"),
-        ("sqlite:////proc/none/db", "cannot be used"),
+        ("sqlite:////proc/none/db", "cannot write to '/proc/none'"),
         ("nonsense://x", "cannot be used"),
         ("sqlite://", "is no file"),
         ("sqlite:///:memory:", "is no file"),

@@ -104,6 +104,15 @@ def adopt_artifacts(database: Path, root: Path, use: int) -> None:
         for location in moved:
             move_addresses(connection, location, artifacts_address(root))
         connection.commit()
+    if moved:
+        forget_places()
+
+
+def forget_places() -> None:
+    """Let MLflow look up where artifacts are: it remembers that by run, whatever the store."""
+    from mlflow.tracking._tracking_service import utils
+
+    utils._artifact_repos_cache.clear()
 
 
 def move_addresses(database: sqlite3.Connection, old: str, new: str) -> None:

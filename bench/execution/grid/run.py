@@ -88,9 +88,9 @@ def check_workers(workers: int | str) -> None:
 def check_executor(options: ProtocolOptions, group: ProcessGroup) -> None:
     """Raise UsageError for two ways to carry out runs at once."""
     if group.size > 1 and (options.workers != 1 or options.ray):
+        flag = "--ray" if options.ray else "--workers"
         raise UsageError(
-            "--workers or --ray under torchrun: a run has either several devices or other runs "
-            "beside it"
+            f"{flag} under torchrun: a run has either several devices or other runs beside it"
         )
     if options.ray and options.workers != 1:
         raise UsageError("--ray and --workers: one of them")
