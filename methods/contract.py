@@ -32,7 +32,8 @@ from methods.device_check import device_fault
 # The flags of `run` and words kept for it: no hyper-parameter may have such a name.
 FLAGS = """store data_root device suite dataset limit_train limit_test precision force method
 student teacher seeds epochs official awp dry_run quiet verbose help executor workers
-sync_batchnorm ray gpus_per_run strict config lr momentum weight_decay tuned search search_precision"""
+sync_batchnorm ray gpus_per_run strict config lr momentum weight_decay tuned search
+search_precision"""
 RESERVED = frozenset(FLAGS.split())
 EPOCHS, NUM_TRAIN = 3, 64
 BUDGET = Budget(eps=0.1, step=0.05, steps=2)

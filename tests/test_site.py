@@ -451,8 +451,8 @@ ANALYSED = "digits@3-digits-resnet8-w4"
 def analysed_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The site of one task of the repository with an invented analysis."""
     folder = tmp_path_factory.mktemp("analysed")
-    paths = [*RECORDS.glob("digits@3-*-resnet8-w4-*-seed0-*")]
-    paths += RECORDS.glob("digits@3-*-resnet8-w16-*")
+    paths = [*RECORDS.glob("digits@3-*-resnet8-w4-*-seed0-*.json")]
+    paths += RECORDS.glob("digits@3-*-resnet8-w16-*.json")
     leaderboards.write(analysed.write_analysed(folder / "records", paths), folder / "site")
     return folder / "site"
 
