@@ -1,4 +1,4 @@
-"""Several equal commands on one grid, killed at random or with a server that goes away.
+"""Several equal commands on one grid, killed at random.
 
 `python tests/grids.py` and `python tests/many_claims.py` do more of it.
 """
@@ -28,9 +28,8 @@ def outcomes(*words: str) -> list[str]:
     [
         "--store sqlite --commands 2 --kill-every 4",
         "--store postgresql --commands 3 --kill-every 6",
-        "--store http --commands 2 --kill server --kill-every 20",
     ],
-    ids=["sqlite", "postgresql", "http"],
+    ids=["sqlite", "postgresql"],
 )
 def test_what_is_killed_loses_and_doubles_nothing(words: str) -> None:
     undisturbed, disturbed = outcomes(*words.split())
