@@ -114,8 +114,12 @@ class MlflowServer:
         words = ["--backend-store-uri", f"sqlite:///{self.folder}/server.db", "--workers", "1"]
         words += ["--artifacts-destination", str(self.folder / "served"), "--port", str(self.port)]
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", *words]
+        # Its workers for jobs would outlive it, in sessions of their own.
+        environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         with (self.folder / "server.log").open("ab") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+            self.process = subprocess.Popen(
+                command, stdout=log, stderr=log, start_new_session=True, env=environment
+            )
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
             with suppress(OSError):

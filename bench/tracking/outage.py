@@ -14,7 +14,7 @@ from bench.system.log import LOGGER
 Result = TypeVar("Result")
 
 OUTAGE_SECONDS = 180.0  # to wait for a store that is away, in all
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 15.0  # seconds between two attempts
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 5.0  # seconds between two attempts
 CODE = "TEMPORARILY_UNAVAILABLE"
 NO_ANSWER = "API request to"  # how MLflow's message begins when no server answers
 FULL = "disk is full"
