@@ -61,6 +61,8 @@ SMALL = {
 # Values of options that a page shows and a tiny command cannot have, where it has the option.
 VALUES = {
     ("run", "--method"): {"all": "natural,pgd_at"},
+    ("run", "--ray"): {"auto": "local"},
+    ("ui", "--host"): {"NAME": "127.0.0.1"},
     ("run", "--config"): dict.fromkeys(["FILE", "runs/tuned/FILE"], "tuned.toml"),
     ("evaluate", "--surrogate"): dict.fromkeys(["teacher.pt"], "net.pt"),
     ("evaluate", "--surrogate-arch"): dict.fromkeys(["resnet18"], NETWORK),
