@@ -11,7 +11,7 @@ from functools import cache
 from importlib.metadata import EntryPoint
 
 IMPORT_SECONDS = 30.0  # how long a package may take to be imported
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 class OutsideError(Exception):

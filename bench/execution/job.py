@@ -45,14 +45,7 @@ from bench.training.trainer import STATE, State, Trainer, TrainingModule, derive
 from leaderboards.read.records import read_record
 from leaderboards.schema import metrics
 from leaderboards.schema.checkpoints import BEST, CHECKPOINTS
-from leaderboards.schema.fields import (
-    FAILED,
-    FINISHED,
-    KILLED,
-    RECORD_TAGS,
-    Artifact,
-    Tag,
-)
+from leaderboards.schema.fields import FAILED, FINISHED, KILLED, RECORD_TAGS, Artifact, Tag
 from leaderboards.schema.record import Record, RecordError, build_record
 
 if TYPE_CHECKING:
@@ -127,9 +120,9 @@ def run_job(
     """
     folder = work_folder(context.root, run.spec)
     folder.mkdir(parents=True, exist_ok=True)
-    checksums = check_teachers(run, context.store, folder)
     with mlflow_run(run, context, held, folder) as logger:
         job = Job(run, context, held, data, folder, logger, progress)
+        checksums = check_teachers(run, context.store, folder)
         if untuned := find_untuned(run, context, checksums):
             tags = run_tags(run, context.code, context.group)
             result = copy_results(context.store, logger, untuned, run.spec, tags)
@@ -193,12 +186,9 @@ def is_recorded(run: PlannedRun, context: RunContext) -> bool:
     recorded = context.store.find_run(run.spec, FINISHED)
     mark = work_folder(context.root, run.spec) / REPEAT_MARK
     # A mark is for the run that was finished then, and does not outlive the next one.
-    return recorded is not None and not is_text(mark, recorded.info.run_id)
-
-
-def is_text(path: Path, text: str) -> bool:
-    """Return whether there is a file and it holds a text."""
-    return path.exists() and path.read_text() == text
+    if recorded is None or not mark.exists():
+        return recorded is not None
+    return mark.read_text() != str(recorded.info.run_id)
 
 
 def clear_work(run: PlannedRun, context: RunContext) -> None:

@@ -63,9 +63,9 @@ DATABASE = "mlflow.db"
 TUNING_SUFFIX = " tuning"  # suffix of the experiment of a suite's searches
 PAGE_SIZE = 50_000  # the most runs that MLflow returns at once
 ROW_TAGS = ("dataset", "student", "method", "teacher", "variant")  # a row of the leaderboard
-# MLflow's client would retry a dead server for minutes, and print the address of every run.
-# What logs beside MLflow when a database or a server fails.
+# What logs when a database or a server fails.
 LIBRARIES = ("mlflow", "alembic", "sqlalchemy", "urllib3")
+# MLflow's client would retry a dead server for minutes, and print the address of every run.
 CLIENT_SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
@@ -309,8 +309,10 @@ class TrackingStore:
             # Its process was killed before it could mark the run.
             if run.info.status == RUNNING:
                 self.client.set_terminated(run.info.run_id, KILLED)
-            note_text = f"begun again on {platform.node()}, which has not its unfinished work"
-            self.client.set_tag(run.info.run_id, Tag.STATUS_NOTE, note_text)
+            # Why a run failed stays.
+            if run.info.status != FAILED:
+                text = f"begun again on {platform.node()}, which does not have its unfinished work"
+                self.client.set_tag(run.info.run_id, Tag.STATUS_NOTE, text)
             return ""
         return str(run.info.run_id)
 

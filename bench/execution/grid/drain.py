@@ -77,8 +77,6 @@ class Drain:
             while executor.has_room() and (item := self._next_item()):
                 self.running.add(item.number)
                 executor.start(item)
-                # One process that carries out runs itself has ended it by now.
-                self._settle_all(executor.wait(0.0))
             if self.running:
                 self._settle_all(executor.wait(POLL_SECONDS))
             elif self.left:

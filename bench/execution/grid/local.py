@@ -7,13 +7,14 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
 
-from bench.execution.grid.work import QueuedRun, RunOutcome, Worker
+from bench.execution.grid.work import QueuedRun, RunOutcome, Worker, execute_beside_others
 from bench.protocol.options import ProtocolOptions
 from bench.system import signals
 from bench.system.log import LogSettings, log_in_worker, log_settings
@@ -130,10 +131,9 @@ def serve(
 ) -> None:
     """Carry out the runs that come through a connection, until None comes."""
     start_worker(threads, settings)
-    worker = Worker.open(options, device, code)
+    open_worker = cache(lambda: Worker.open(options, device, code))
     while (item := connection.recv()) is not None:
-        estimates = {item.number: (item.cost.train, item.cost.evaluate)}
-        connection.send(worker.execute_run(item, Progress(estimates, total)))
+        connection.send(execute_beside_others(open_worker, item, total))
 
 
 def start_worker(threads: int, settings: LogSettings) -> None:

@@ -11,18 +11,17 @@ import socket
 import uuid
 from contextlib import suppress
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bench.execution.grid.work import QueuedRun, RunOutcome, Worker
+from bench.execution.grid.work import QueuedRun, RunOutcome, Worker, execute_beside_others
 from bench.protocol.options import ProtocolOptions
 from bench.system.database import sqlite_file
 from bench.system.environment import resolve_device, source_state
-from bench.system.errors import BenchError, UsageError, one_line
-from bench.system.progress import Progress
+from bench.system.errors import UsageError, one_line
 from bench.tracking.store import LOCKS, tracking_uri
 
 if TYPE_CHECKING:
@@ -41,15 +40,15 @@ class OnRay:
     """
 
     def __init__(self, options: ProtocolOptions, total: int) -> None:
-        # Tasks have working folders of their own.
-        store, data_root = options.store.absolute(), options.data_root.absolute()
-        self.options = replace(options, store=store, data_root=data_root)
-        self.total = total
-        self.ray = connect(options.ray)
-        self.token = store / LOCKS / f"ray-{uuid.uuid4().hex}"
+        self.ray, self.total = connect(options.ray), total
         gpus, cpus = resources_per_run(self.ray.nodes(), options.gpus_per_run)
+        # Tasks have working folders of their own. Ray hides no device from one without GPUs.
+        store, data_root = options.store.absolute(), options.data_root.absolute()
+        device = options.device if gpus else "cpu"
+        self.options = replace(options, store=store, data_root=data_root, device=device)
+        self.token = store / LOCKS / f"ray-{uuid.uuid4().hex}"
         # A retry is the grid's matter: it may be the store or another command that goes on.
-        task = self.ray.remote(num_gpus=gpus, num_cpus=cpus, max_retries=0, max_calls=0)
+        task = self.ray.remote(num_gpus=gpus, num_cpus=cpus, max_retries=0)
         self.task = task(execute_on_node)
         self.cpus = cpus
         self.items: dict[Any, QueuedRun] = {}  # task -> run
@@ -95,9 +94,7 @@ class OnRay:
 
 def import_ray() -> ModuleType:
     """Return the package. Raise UsageError without it."""
-    # Its own counts of usage go nowhere, and its logs are those of the nodes.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
         import ray
     except ImportError as error:
@@ -165,12 +162,7 @@ def execute_on_node(
         host, remedy = platform.node(), "set MLFLOW_TRACKING_URI to a server"
         return RunOutcome("stop", f"{host} does not share the folder {options.store}: {remedy}")
     torch.set_num_threads(int(cpus))
-    try:
-        worker = worker_of_process(options)
-    except BenchError as error:
-        return RunOutcome("stop", f"{platform.node()}: {error}")
-    estimates = {item.number: (item.cost.train, item.cost.evaluate)}
-    return worker.execute_run(item, Progress(estimates, total))
+    return execute_beside_others(partial(worker_of_process, options), item, total)
 
 
 @cache

@@ -67,7 +67,7 @@ def read_status(root: Path, planned: Sequence[PlannedRun] = ()) -> list[RunStatu
         for plan in planned:
             run = newest.get(plan.spec.id)
             status = run and state_of_run(run, claims, dead)
-            states.append(status or state_of_plan(plan, claims, planned, finished))
+            states.append(status or state_of_plan(plan, claims, dead, planned, finished))
     return sorted(states, key=lambda status: STATES.index(status.state))
 
 
@@ -90,12 +90,13 @@ def read_claims(client: MlflowClient, root: Path) -> tuple[dict[str, Claim], set
     claims: dict[str, Claim] = {}
     dead_names: set[str] = set()
     for experiment in client.search_experiments():
-        living, dead = Claims(client, experiment.experiment_id, root / LOCKS).look()
-        dead += [claim for claim in living if is_silent(claim, time.time())]
-        dead_names |= {claim.name for claim in dead} - {claim.name for claim in living}
-        for claim in sorted([*dead, *living], key=lambda claim: claim.ticket, reverse=True):
+        heard, dead = Claims(client, experiment.experiment_id, root / LOCKS).look()
+        living = [claim for claim in heard if not is_silent(claim, time.time())]
+        # The lowest ticket holds, and a living one before a dead one.
+        last_first = sorted(heard, key=lambda claim: claim.order, reverse=True)
+        for claim in [*dead, *last_first, *(c for c in last_first if c in living)]:
             claims[claim.name] = claim
-        dead_names |= {claim.name for claim in dead if claims[claim.name] == claim}
+        dead_names |= {c.name for c in [*dead, *heard]} - {c.name for c in living}
     return claims, dead_names
 
 
@@ -124,6 +125,7 @@ def state_of_run(run: Run, claims: dict[str, Claim], dead: set[str]) -> RunStatu
 def state_of_plan(
     plan: PlannedRun,
     claims: dict[str, Claim],
+    dead: set[str],
     planned: Sequence[PlannedRun],
     finished: set[str],
 ) -> RunStatus:
@@ -134,7 +136,8 @@ def state_of_plan(
     missing = sorted(teachers.intersection(spec.teachers.values()))
     if missing:
         return RunStatus("waiting", *identity, str(spec.seed), what=f"for {', '.join(missing)}")
-    if claim := claims.get(spec.id):
+    claim = claims.get(spec.id)
+    if claim and spec.id not in dead:
         return RunStatus("running", *identity, str(spec.seed), host_of(claim), claim.doing)
     return RunStatus("to do", *identity, str(spec.seed))
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import platform
 import traceback
+from collections.abc import Callable
 from typing import Literal, NamedTuple, TypeAlias
 
 import torch
@@ -39,6 +41,21 @@ class RunOutcome(NamedTuple):
 
     end: End
     message: str = ""
+
+
+def execute_beside_others(
+    open_worker: Callable[[], Worker], item: QueuedRun, total: int
+) -> RunOutcome:
+    """Carry out one of `total` runs in a process of several; return how it ended.
+
+    A store that this process cannot open stops the grid.
+    """
+    try:
+        worker = open_worker()
+    except BenchError as error:
+        return RunOutcome("stop", f"{platform.node()}: {error}")
+    estimates = {item.number: (item.cost.train, item.cost.evaluate)}
+    return worker.execute_run(item, Progress(estimates, total))
 
 
 class Worker:
