@@ -11,6 +11,7 @@ from typing import Any
 
 import grids
 import pytest
+from mlflow import MlflowClient
 
 from bench.cli.main import main
 from bench.execution.cost import Cost
@@ -18,6 +19,7 @@ from bench.execution.grid.ray_cluster import execute_on_node
 from bench.execution.grid.work import QueuedRun
 from bench.execution.plan import plan_runs
 from bench.protocol.options import RunOptions
+from bench.tracking.claims import read_claims
 
 cluster_utils = pytest.importorskip("ray.cluster_utils")
 
@@ -43,13 +45,26 @@ def start_grid(folder: Path, address: str, *words: str) -> subprocess.Popen[str]
     )
 
 
+def count_records(folder: Path) -> int:
+    return len([*(folder / "runs" / "records").glob("*.json")])
+
+
+def at_work_under(raylet: int, folder: Path) -> bool:
+    """Return whether a process of a node is at a run."""
+    client = MlflowClient(f"sqlite:///{folder / 'runs' / 'mlflow.db'}")
+    pids = {c.pid for e in client.search_experiments() for c in read_claims(e.tags)}
+    children = Path(f"/proc/{raylet}/task/{raylet}/children").read_text().split()
+    return not pids.isdisjoint(map(int, children))
+
+
 @pytest.mark.slow
 def test_a_grid_outlives_a_node(tmp_path: Path, cluster: Any) -> None:
     process = start_grid(tmp_path, cluster.address)
-    records = tmp_path / "runs" / "records"
     deadline = time.monotonic() + 200
-    while len([*records.glob("*.json")]) < 3 and time.monotonic() < deadline:
-        time.sleep(0.2)
+    raylet = cluster.workers[0].all_processes["raylet"][0].process.pid
+    while not (count_records(tmp_path) and at_work_under(raylet, tmp_path)):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
     cluster.remove_node(cluster.workers[0], allow_graceful=False)
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
