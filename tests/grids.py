@@ -258,14 +258,17 @@ def repeat(arguments: argparse.Namespace) -> Iterator[tuple[Outcome, list[str]]]
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=base)))
             folder.chmod(0o755)
             store = stack.enter_context(tracking_store(arguments.store, folder))
+            methods = arguments.methods
             if undisturbed is None:
-                undisturbed = run_grid(folder, store.address, [folder / "root"])
+                root = [folder / "root"]
+                undisturbed = run_grid(folder, store.address, root, methods=methods)
                 yield undisturbed, undisturbed.faults(undisturbed)
                 continue
             # Half of the commands share a folder, as on one host; the others have their own.
             roots = [folder / f"root{n // 2}" for n in range(arguments.commands)]
             restart = store.restart if arguments.kill == "server" else None
-            outcome = run_grid(folder, store.address, roots, arguments.kill_every, restart)
+            seconds = arguments.kill_every
+            outcome = run_grid(folder, store.address, roots, seconds, restart, methods)
             faults = outcome.faults(undisturbed)
             if faults and arguments.keep:
                 shutil.copytree(folder, arguments.keep / str(number), dirs_exist_ok=True)
@@ -279,7 +282,8 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=1)
     parser.add_argument("--kill-every", type=float, default=0.0)
     parser.add_argument("--kill", choices=("command", "server"), default="command")
-    parser.add_argument("--keep", type=Path)
+    parser.add_argument("--methods", default=METHODS, help="six runs each")
+    parser.add_argument("--keep", type=Path, help="where the folders of grids that differ go")
     arguments = parser.parse_args()
     import bench.execution.grid.run
     import bench.records.sync  # noqa: F401

@@ -20,6 +20,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import grids
+import sqlalchemy
 
 from bench.execution.cost import Cost
 from bench.execution.grid.drain import Drain
@@ -72,6 +73,18 @@ def drain(root: Path, runs: Sequence[PlannedRun]) -> None:
     Drain(items, context, report).run(ClaimAndRecord(context))
 
 
+def database_size(folder: Path) -> str:
+    """Return the size of the tracking store's database, as far as it can be seen from here."""
+    address = os.environ["MLFLOW_TRACKING_URI"]
+    if address.startswith("postgresql"):
+        with sqlalchemy.create_engine(address).connect() as connection:
+            query = sqlalchemy.text("SELECT pg_database_size(current_database())")
+            size = int(connection.execute(query).scalar_one())
+    else:
+        size = sum(path.stat().st_size for path in folder.glob("*.db"))
+    return f"database of {size / 2**20:.1f} MiB"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=1000)
@@ -120,7 +133,7 @@ def measure(folder: Path, runs: Sequence[PlannedRun], workers: int) -> None:
     print(
         f"{len(counts)} of {len(runs)} runs by {workers} processes in {seconds:.1f} s, "
         f"{doubled} doubled, {left} claims left, {sum(map(bool, codes))} workers failed, "
-        f"status of {len(states)} in {status_seconds:.2f} s"
+        f"status of {len(states)} in {status_seconds:.2f} s, {database_size(folder)}"
     )
     sys.stdout.flush()
 

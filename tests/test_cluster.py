@@ -8,21 +8,18 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import yaml
 
 from bench.cli.commands import run as run_command
-from bench.execution.cost import Cost
-from bench.execution.grid import local
-from bench.execution.grid.local import InProcesses, choose_devices
+from bench.execution.grid import processes
+from bench.execution.grid.processes import Processes, choose_devices
 from bench.execution.grid.ray_cluster import resources_per_run
-from bench.execution.grid.work import QueuedRun
 from bench.execution.plan import plan_runs
-from bench.protocol.options import RunOptions
 from bench.system.errors import UsageError
 
 ROOT = Path(__file__).parents[1]
@@ -132,44 +129,43 @@ def test_each_process_has_a_device_of_its_own(
     workers: int | str, device: str, listed: str, expected: list[str],
     monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
-    monkeypatch.setenv(local.VISIBLE_DEVICES, listed)
+    monkeypatch.setenv(processes.VISIBLE_DEVICES, listed)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     assert choose_devices(workers, torch.device(device)) == expected
 
 
-def tell_devices(connection: Any, *_: object) -> None:
-    """Take runs as a worker does; say which device is visible, and die on the second one."""
-    while connection.recv() is not None:
-        device = os.environ.get(local.VISIBLE_DEVICES)
-        connection.send((device, os.getpid()))
-        if device == "1":
+def tell_devices() -> Callable[[str], str]:
+    """Return what says which device its process sees, and what dies on device 1 when told to."""
+
+    def work(item: str) -> str:
+        device = os.environ[processes.VISIBLE_DEVICES]
+        if (item, device) == ("die", "1"):
             os.kill(os.getpid(), signal.SIGKILL)
+        return device
+
+    return work
 
 
 def test_processes_see_their_device_and_are_replaced_when_they_die(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(local, "serve", tell_devices)
-    monkeypatch.delenv(local.VISIBLE_DEVICES, raising=False)
-    options = RunOptions(store=tmp_path, method="natural", student="resnet8-w4", seeds="0")
-    item = QueuedRun(1, plan_runs(options, {})[0], Cost(1.0, 1.0, 1.0))
-    with InProcesses(options, torch.device("cpu"), {}, 1, ["0", "1"]) as executor:
-        executor.start(item)
-        executor.start(item)
-        assert not executor.has_room()
-        ended: list[Any] = []
-        while len(ended) < 2:
-            ended += executor.wait(1.0)
-        assert {outcome[0] for _, outcome in ended} == {"0", "1"}
-        assert local.VISIBLE_DEVICES not in os.environ
-        # The one on device 1 is dead by now; another one takes its place there.
-        executor.start(item)
-        executor.start(item)
-        ends = []
-        while executor.busy:
-            ends += [outcome[0] for _, outcome in executor.wait(1.0)]
-        assert sorted(ends) == ["0", "died"]
-        assert executor.free_devices == ["1"]
+    monkeypatch.delenv(processes.VISIBLE_DEVICES, raising=False)
+    with Processes(tell_devices, (), ["0", "1"], "died") as workers:
+
+        def results_of(item: str) -> list[str]:
+            workers.start(item)
+            workers.start(item)
+            assert not workers.has_room()
+            results = []
+            while workers.busy:
+                results += [result for _, result in workers.wait(1.0)]
+            return sorted(results)
+
+        assert results_of("live") == ["0", "1"]
+        assert processes.VISIBLE_DEVICES not in os.environ
+        assert results_of("die") == ["0", "died"]
+        assert workers.free_devices == ["1"]
+        assert results_of("live") == ["0", "1"]
 
 
 def test_a_run_on_ray_has_its_share_of_a_node() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import multiprocessing
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +26,6 @@ from bench.execution.job import RunContext, is_recorded, mark_for_repeat, mlflow
 from bench.execution.plan import work_folder
 from bench.protocol.options import ProtocolOptions, RunOptions
 from bench.system.errors import BenchError, UsageError
-from bench.system.log import LogSettings
 from bench.tracking import outage
 from bench.tracking.claims import LostClaimError
 from bench.tracking.outage import GridStopError, patiently
@@ -197,13 +195,8 @@ def test_another_version_of_the_code_is_said_and_refused_with_strict(
 def test_a_worker_without_a_store_stops_the_grid(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local, "start_worker", lambda *_: None)
     monkeypatch.setattr(local.Worker, "open", failing_call(BenchError("it cannot be opened")))
-    here, there = multiprocessing.Pipe()
-    here.send(QueuedRun(1, plan_student(), Cost(1.0, 1.0, 1.0)))
-    here.send(None)
-    options, settings = RunOptions(store=tmp_path), LogSettings("", logging.WARNING, None)
-    local.serve(there, options, torch.device("cpu"), {}, 1, 1, settings)
-    outcome = here.recv()
+    run = local.prepare(RunOptions(store=tmp_path), torch.device("cpu"), {}, 1)
+    outcome = run(QueuedRun(1, plan_student(), Cost(1.0, 1.0, 1.0)))
     assert outcome.end == "stop"
     assert outcome.message.endswith(": it cannot be opened")

@@ -38,6 +38,7 @@ GOLDEN = {
     "gacd-ablation": ("c88384fb78f9a2b4", "93c223f925c21e9b"),
     "gacd-ablation-cifar": ("e716eea691494a78", "0e36fb4eb3bdf742"),
     "digits-halves": ("bb998ad45bca061a", "715fa697b3ec6404"),
+    "digits-models": ("7192ef322898ad51", "46411c76cb51f609"),
     "cifar-mini-halves": ("00e69fc4eb281815", "012ee60b7204e51e"),
 }
 

@@ -60,11 +60,12 @@ def at_work_under(raylet: int, folder: Path) -> bool:
 @pytest.mark.slow
 def test_a_grid_outlives_a_node(tmp_path: Path, cluster: Any) -> None:
     process = start_grid(tmp_path, cluster.address)
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 300
     raylet = cluster.workers[0].all_processes["raylet"][0].process.pid
     while not (count_records(tmp_path) and at_work_under(raylet, tmp_path)):
         assert process.poll() is None
         assert time.monotonic() < deadline
+        time.sleep(0.1)
     cluster.remove_node(cluster.workers[0], allow_graceful=False)
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors

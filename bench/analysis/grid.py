@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import shlex
 import time
 import traceback
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from typing import TypeAlias
-
-import torch
 
 from bench.analysis import group
 from bench.analysis.job import AnalysisContext, Comparison, analyze_run, is_analysed
 from bench.analysis.options import AnalyzeOptions
-from bench.execution.grid.local import start_worker
+from bench.execution.grid.processes import Processes, check_workers, choose_devices
 from bench.execution.suite_file import resolve_experiment
 from bench.records import trained
 from bench.system.environment import resolve_device
 from bench.system.errors import BenchError, UsageError, continue_hint, one_line
-from bench.system.log import LOGGER, NOTE, RESULT, log_settings, open_log_file
+from bench.system.log import LOGGER, NOTE, RESULT, open_log_file
 from bench.system.progress import ParallelProgress
-from bench.system.words import check_count
 from bench.tracking.store import TrackingStore, store_exists
 from leaderboards.render.numbers import format_count
 from leaderboards.schema.fields import Tag, in_suite
@@ -38,13 +31,15 @@ Failures: TypeAlias = dict[str, str]  # why, by what could not be done
 # Suite, data set, model and seed of students that are compared with each other.
 GroupKey: TypeAlias = tuple[str, str, str, int]
 
+POLL_SECONDS = 1.0  # between looks at what the processes have done
+
 
 def analyze_runs(options: AnalyzeOptions) -> tuple[list[str], Failures]:
     """Analyse the runs that are asked for; return the ids of their specs, and what failed.
 
     Raise BenchError for a store without records, UsageError for words that name no student.
     """
-    check_count("--workers", options.workers)
+    check_workers(options.workers)
     if options.runs and options.suite:
         raise UsageError("runs and --suite: one of them")
     device = resolve_device(options.device)
@@ -112,8 +107,11 @@ def analyse_all(
 ) -> Failures:
     """Analyse runs, in processes if there are to be several; return what failed."""
     tally, failures = ParallelProgress(len(pairs)), Failures()
-    several = min(options.workers, len(pairs)) > 1
-    results = analyse_in_processes(options, pairs) if several else analyse_here(context, pairs)
+    devices = choose_devices(options.workers, context.device)[: len(pairs)]
+    several = len(devices) > 1
+    results = (
+        analyse_in_processes(options, pairs, devices) if several else analyse_here(context, pairs)
+    )
     for number, message, succeeded in results:
         label = describe(pairs[number][0])
         tally.finish(number + 1, label, message, succeeded)
@@ -134,49 +132,38 @@ def analyse_here(context: AnalysisContext, pairs: Sequence[Pair]) -> Iterator[Re
         yield number, *try_to_analyse(*pair, context)
 
 
-def analyse_in_processes(options: AnalyzeOptions, pairs: Sequence[Pair]) -> Iterator[Result]:
-    """Analyse runs in processes that share the cores."""
-    workers = min(options.workers, len(pairs))
-    threads = max(torch.get_num_threads() // workers, 1)
-    spawn, arguments = multiprocessing.get_context("spawn"), (threads, log_settings())
-    pool = ProcessPoolExecutor(workers, spawn, start_worker, arguments)
-    with pool, terminated_on_error(pool):
-        futures = {
-            pool.submit(analyse_in_worker, options, pair): number
-            for number, pair in enumerate(pairs)
-        }
-        for future in as_completed(futures):
-            try:
-                result = future.result()
-            except BrokenProcessPool:
-                hint = continue_hint(options.force)
-                result = f"failed: a worker process died; {hint} continues", False
-            yield futures[future], *result
+def analyse_in_processes(
+    options: AnalyzeOptions, pairs: Sequence[Pair], devices: Sequence[str]
+) -> Iterator[Result]:
+    """Analyse runs in processes, one for each of `devices`."""
+    died = f"failed: its process died; {continue_hint(options.force)} continues", False
+    waiting, busy = deque(enumerate(pairs)), 0
+    with Processes(prepare, (options,), devices, died) as processes:
+        while waiting or busy:
+            while waiting and processes.has_room():
+                processes.start(waiting.popleft())
+                busy += 1
+            for (number, _), result in processes.wait(POLL_SECONDS):
+                busy -= 1
+                yield number, *result
 
 
-@contextmanager
-def terminated_on_error(pool: ProcessPoolExecutor) -> Iterator[None]:
-    """Terminate the processes of a pool if the block is left by an exception."""
-    others = multiprocessing.active_children()
-    try:
-        yield
-    except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        for process in multiprocessing.active_children():
-            if process not in others:
-                process.terminate()
-        raise
+def prepare(options: AnalyzeOptions) -> Callable[[tuple[int, Pair]], tuple[str, bool]]:
+    """Return what analyses a run in one of several processes."""
 
-
-def analyse_in_worker(options: AnalyzeOptions, pair: Pair) -> tuple[str, bool]:
-    """Analyse a run in a process of a pool."""
-    try:
+    @cache
+    def open_context() -> AnalysisContext:
         device = resolve_device(options.device)
-        context = AnalysisContext(TrackingStore(options.store), options.data_root, device)
-        return try_to_analyse(*pair, context)
-    except SystemExit:
-        # Told to stop: the pool would keep that to itself and take up the next run.
-        os._exit(1)
+        return AnalysisContext(TrackingStore(options.store), options.data_root, device)
+
+    def analyse(item: tuple[int, Pair]) -> tuple[str, bool]:
+        try:
+            context = open_context()
+        except BenchError as error:
+            return f"failed: {error}", False
+        return try_to_analyse(*item[1], context)
+
+    return analyse
 
 
 def try_to_analyse(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from tyro.conf import Positional
 
-from bench.protocol.options import CommonOptions, Quiet, Switch, Verbose, option
+from bench.protocol.options import CommonOptions, Quiet, Switch, Verbose, Workers, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class AnalyzeOptions(CommonOptions):
     suite: Annotated[
         str, option("NAME|FILE.toml", "all students of a suite, such as digits or digits@3")
     ] = ""
-    workers: Annotated[int, option("N", "processes that share the cores, a run each")] = 1
+    workers: Workers = 1
     force: Annotated[Switch, option(text="repeat what is already analysed")] = False
     quiet: Quiet = False
     verbose: Verbose = False

@@ -242,6 +242,16 @@ DIGITS_HALVES = replace(
     seeds=(0, 1, 2),
 )
 
+DIGITS_MODELS = replace(
+    DIGITS,
+    name="digits-models",
+    version=1,
+    about="digits with students of three families of networks, to have teachers of several: "
+    "`--teacher wrn10-2`",
+    students=("resnet8-w8", "preactresnet18-w4", "wrn10-1"),
+    seeds=(0, 1, 2),
+)
+
 CIFAR_MINI_HALVES = replace(
     CIFAR_MINI,
     name="cifar-mini-halves",
@@ -260,7 +270,7 @@ CIFAR_MINI_HALVES = replace(
 ALL = (
     *(DIGITS, CIFAR_MINI, CIFAR, CIFAR_FAST, CIFAR_SPRINT, STL),
     *(GACD_ABLATION, GACD_ABLATION_CIFAR),
-    *(DIGITS_HALVES, CIFAR_MINI_HALVES),
+    *(DIGITS_HALVES, DIGITS_MODELS, CIFAR_MINI_HALVES),
 )
 SUITES = {suite.name: suite for suite in ALL}
 # Packages add suites: name = "package.module:SUITE".

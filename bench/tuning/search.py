@@ -14,9 +14,9 @@ from optuna.study import Study
 
 from bench.execution.cost import estimate_costs
 from bench.execution.evaluation import choose_attack_search
-from bench.execution.grid.local import choose_devices
 from bench.execution.grid.overview import log_head, missing_data
-from bench.execution.grid.run import check_workers, run_grid
+from bench.execution.grid.processes import check_workers, choose_devices
+from bench.execution.grid.run import run_grid
 from bench.execution.inputs import cached_loader
 from bench.execution.job import RunContext
 from bench.execution.plan import PlannedRun, parse_seeds, plan_runs, plan_teacher

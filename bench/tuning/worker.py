@@ -18,7 +18,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial
 
 from bench.execution.evaluation import choose_attack_search
-from bench.execution.grid.local import choose_devices, start_process, start_worker
+from bench.execution.grid.processes import choose_devices, start_process, start_worker
 from bench.execution.inputs import cached_loader
 from bench.execution.job import RunContext
 from bench.system import signals

@@ -12,7 +12,7 @@ import torch
 from bench import datasets
 from bench.datasets.files.fetching import download_size, is_missing
 from bench.execution.cost import Cost
-from bench.execution.grid.local import choose_devices
+from bench.execution.grid.processes import choose_devices
 from bench.execution.job import SHOWN_ACCURACIES
 from bench.execution.plan import PlannedRun
 from bench.execution.suite_file import resolve_suite

@@ -12,7 +12,8 @@ from bench.execution.cost import Cost, estimate_costs
 from bench.execution.evaluation import choose_attack_search
 from bench.execution.grid import overview
 from bench.execution.grid.drain import Drain, Failures
-from bench.execution.grid.local import InProcess, InProcesses, choose_devices
+from bench.execution.grid.local import InProcess, run_processes
+from bench.execution.grid.processes import check_workers, choose_devices
 from bench.execution.grid.ray_cluster import OnRay, check_cluster
 from bench.execution.grid.work import QueuedRun, Worker
 from bench.execution.inputs import LoadData, cached_loader
@@ -29,7 +30,6 @@ from bench.system.environment import resolve_device, source_state
 from bench.system.errors import BenchError, UsageError
 from bench.system.log import LOGGER, RESULT, open_log_file
 from bench.system.progress import ParallelProgress, Progress
-from bench.system.words import check_count
 from bench.tracking.outage import patiently
 from bench.tracking.store import TrackingStore, store_exists
 from bench.training.distributed import ProcessGroup, join_process_group, leave_process_group
@@ -77,12 +77,6 @@ def run_grid(
         return {run.label: failed[run.identity] for run in runs if run.identity in failed}
     finally:
         leave_process_group()
-
-
-def check_workers(workers: int | str) -> None:
-    """Raise UsageError for a number of processes that is none."""
-    if workers != "auto":
-        check_count("--workers", int(workers))
 
 
 def check_executor(options: ProtocolOptions, group: ProcessGroup) -> None:
@@ -194,7 +188,7 @@ def execute_runs(
             drain = Drain(items, context, progress)
             return drain.run(InProcess(Worker(context, load), progress))
     drain = Drain(items, context, ParallelProgress(len(items)))
-    with InProcesses(options, context.device, context.code, len(items), devices) as executor:
+    with run_processes(options, context.device, context.code, len(items), devices) as executor:
         return drain.run(executor)
 
 
