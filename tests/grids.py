@@ -9,6 +9,7 @@ packages imported, so that a grid of short runs is about its runs.
 from __future__ import annotations
 
 import argparse
+import atexit
 import itertools
 import json
 import os
@@ -19,12 +20,14 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 import server
 
@@ -144,20 +147,36 @@ def fork_command(words: Sequence[str], address: str, log: Path) -> int:
     """Start a command of the program in a forked process; return its id."""
     if process := os.fork():
         return process
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
+    redirect_output(log)
     if address:
         os.environ["MLFLOW_TRACKING_URI"] = address
     from bench.cli.main import main
 
     random.seed(os.getpid())
+    exit_after(lambda: main(words))
+
+
+def redirect_output(log: Path) -> None:
+    """Append what this process prints to a file."""
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+
+
+def exit_after(action: Callable[[], None], last: Callable[[], None] = lambda: None) -> NoReturn:
+    """End a forked process after an action, with its exit code; `last` comes in the end."""
     code = 70
     try:
-        main(words)
+        action()
+        code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
     finally:
+        sys.stdout.flush()
+        atexit._run_exitfuncs()
+        last()
         os._exit(code)
 
 
