@@ -11,6 +11,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import optuna
@@ -27,6 +29,7 @@ import methods
 from bench.protocol import suites
 from bench.system.errors import BenchError, UsageError
 from bench.tuning import storage
+from bench.tuning.results import trials_table
 from bench.tuning.space import SearchSpace, build_space, check_ranges
 from bench.tuning.study import (
     SAMPLERS,
@@ -38,6 +41,7 @@ from bench.tuning.study import (
     rung_epochs,
     seed_sampler,
 )
+from bench.tuning.trial import TrialContext
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::optuna.exceptions.ExperimentalWarning", "ignore:Heartbeat of storage"
@@ -201,6 +205,18 @@ def test_retry_does_not_shift_the_seeds(tmp_path: Path) -> None:
         seed_sampler(study, "random", 0)
         drawn.append(study.ask().suggest_float("x", 0, 1))
     assert drawn[0] == drawn[1] != first.params["x"]
+
+
+def test_a_trial_is_named_by_its_position_whatever_was_interrupted(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'db'}"
+    study = make_study(url, "study")
+    study.tell(study.ask(), state=FAIL)
+    requeue(study, url)
+    study.tell(study.ask(), 0.5)
+    (best,) = study.best_trials
+    context = cast(TrialContext, SimpleNamespace(plan=plan_for(url, "study")))
+    assert best.number == 1
+    assert trials_table(study, [best], context).splitlines()[-1].startswith("| 0 |")
 
 
 def test_rungs_are_complete_schedules() -> None:

@@ -22,7 +22,7 @@ from bench.system.database import redact_password
 from bench.system.errors import BenchError
 from bench.tracking.note import NOTE_TAG
 from bench.tracking.run_logger import RunLogger
-from bench.tuning.study import group_attempts, is_over
+from bench.tuning.study import find_position, group_attempts, is_over
 from bench.tuning.trial import TrialContext, format_percent
 from leaderboards.schema.fields import FINISHED, Tag, file_name
 
@@ -80,13 +80,20 @@ def summarize(study: Study, trial_context: TrialContext) -> Summary:
 
 
 def build_config(
-    trial: FrozenTrial, summary: Summary, trial_context: TrialContext, commit: str, teacher: str
+    study: Study,
+    trial: FrozenTrial,
+    summary: Summary,
+    trial_context: TrialContext,
+    commit: str,
+    teacher: str,
 ) -> TunedConfig:
     """Return a trial's values with their provenance."""
     plan, spec = trial_context.plan, trial_context.spec
     storage = redact_password(plan.storage)
     provenance: dict[str, Any] = {"study": plan.name, "storage": storage}
-    provenance |= {"trial": trial.number, "trials": summary.counts.total()}
+    # Its number would be that of the attempt.
+    position = find_position(study, trial.number)
+    provenance |= {"trial": position, "trials": summary.counts.total()}
     for name, value in zip(plan.objectives, trial.values, strict=True):
         provenance[f"val_{name}"] = value
     provenance |= {"val_clean": trial.user_attrs["clean"], "min_clean": trial_context.min_clean}
@@ -108,17 +115,17 @@ def write_results(
     trials, summary = best_trials(study, trial_context), summarize(study, trial_context)
     commit, paths = run_context.code.get(Tag.CODE_COMMIT, ""), []
     for trial in trials:
-        config = build_config(trial, summary, trial_context, commit, teacher)
+        config = build_config(study, trial, summary, trial_context, commit, teacher)
         digest = tuned_config.values_digest(config.hyper, config.training)
         name = f"{file_name(trial_context.plan.name)}-{digest}.toml"
         paths.append(run_context.root / "tuned" / name)
         tuned_config.write(paths[-1], config)
-    logger.log_metrics({f"trials/{state}": summary.counts[state] for state in STATES})
-    logger.log_metrics({"epochs": summary.epochs, "epochs_unpruned": summary.epochs_unpruned})
+    logger.log_results({f"trials/{state}": summary.counts[state] for state in STATES})
+    logger.log_results({"epochs": summary.epochs, "epochs_unpruned": summary.epochs_unpruned})
     for name, value in zip(trial_context.plan.objectives, trials[0].values, strict=True):
-        logger.log_metrics({f"best/{name}": value})
+        logger.log_results({f"best/{name}": value})
     text = f"{trial_context.plan.name}: {summary}"
-    logger.set_tags({NOTE_TAG: f"{text}\n\n{trials_table(trials, trial_context)}"})
+    logger.set_tags({NOTE_TAG: f"{text}\n\n{trials_table(study, trials, trial_context)}"})
     for path in paths:
         logger.log_file(path, "tuned")
     with tempfile.TemporaryDirectory() as folder:
@@ -128,13 +135,14 @@ def write_results(
     return paths
 
 
-def trials_table(trials: list[FrozenTrial], trial_context: TrialContext) -> str:
+def trials_table(study: Study, trials: list[FrozenTrial], trial_context: TrialContext) -> str:
     """Return a Markdown table of trials with their accuracies and values."""
     columns = ["trial", *trial_context.plan.objectives, *trials[0].params]
     lines = [f"| {' | '.join(columns)} |", "| ---: " * len(columns) + "|"]
     for trial in trials:
         cells = [*map(format_percent, trial.values), *map(str, trial.params.values())]
-        lines.append(f"| {trial.number} | {' | '.join(cells)} |")
+        position = find_position(study, trial.number)
+        lines.append(f"| {position} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
