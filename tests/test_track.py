@@ -9,6 +9,7 @@ import multiprocessing
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,21 @@ def test_values_that_are_not_finite_are_tags(store_folder: Path) -> None:
     data = store.client.get_run(logger.run_id).data
     assert data.metrics == {"test/aa": 0.5}
     assert (data.tags["not_finite.test/x"], data.tags["not_finite.test/y"]) == ("nan", "inf")
+
+
+def test_results_that_a_run_has_are_not_logged_again(store_folder: Path) -> None:
+    """The run was killed after it had them, and continued."""
+    store = TrackingStore(store_folder)
+    logger = store.start_run(*spec_and_tags(5))
+    logger.log_results({"test/clean": 0.5, "cost/train_seconds": 1.0})
+    logger.log_results({"test/clean": 0.5, "cost/train_seconds": 2.0, "test/aa": 0.25})
+    history = partial(store.client.get_metric_history, logger.run_id)
+    assert [point.value for point in history("test/clean")] == [0.5]
+    assert store.client.get_run(logger.run_id).data.metrics == {
+        "test/clean": 0.5,
+        "cost/train_seconds": 2.0,
+        "test/aa": 0.25,
+    }
 
 
 def open_experiment(root: str) -> str:

@@ -269,7 +269,7 @@ def save_analysis(
     content = json.loads(kept.model_dump_json())
     updated = copy_record(record, metrics=others | values, analysis=content)
     logger = RunLogger(store.client, record.run_id)
-    logger.log_metrics(values)
+    logger.log_results(values)
     logger.log_record_file(updated)
     store.save_record(updated)
     return updated

@@ -90,6 +90,15 @@ class RunLogger:
         with self._complete_write():
             self.client.log_batch(self.run_id, metrics=metrics, tags=tags)
 
+    def log_results(self, values: dict[str, float], link: dict[str, str] | None = None) -> None:
+        """Log values of the whole run, but for those that it has.
+
+        A step that was interrupted is done again; a second point is no second result.
+        """
+        logged = self.client.get_run(self.run_id).data.metrics
+        missing = {name: value for name, value in values.items() if logged.get(name) != value}
+        self.log_metrics(missing, link=link)
+
     def set_tags(self, values: dict[str, str]) -> None:
         from mlflow.entities import RunTag
 
@@ -105,8 +114,8 @@ class RunLogger:
         checksums = {checksum_tag(name): value for name, value in record.checksums.items()}
         best = record.metrics_of(BEST)
         others = {name: value for name, value in record.metrics.items() if name not in best}
-        self.log_metrics(best, link=link)
-        self.log_metrics(others)
+        self.log_results(best, link)
+        self.log_results(others)
         self.set_tags(record.tags | checksums)
         self.log_record_file(record)
 

@@ -137,7 +137,7 @@ class TrialRunner:
                 robust = format_percent(accuracy["robust"])
                 raise optuna.TrialPruned(f"pruned after {epochs} epochs: {robust} robust")
         trial.set_user_attr("clean", accuracy["clean"])
-        logger.log_metrics({f"tune/{name}": value for name, value in accuracy.items()})
+        logger.log_results({f"tune/{name}": value for name, value in accuracy.items()})
         return tuple(accuracy[name] for name in plan.objectives)
 
     def train_rung(
