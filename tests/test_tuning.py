@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,12 +20,15 @@ import numpy as np
 import optuna
 import pytest
 import server
+import sqlalchemy
 from mlflow import MlflowClient
 from optuna.distributions import FloatDistribution, IntDistribution
-from optuna.storages import JournalStorage
+from optuna.exceptions import StorageInternalError
+from optuna.storages import JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.study import Study
 from optuna.trial import TrialState
+from sqlalchemy.engine import Engine
 
 import methods
 from bench.protocol import suites
@@ -327,6 +332,48 @@ def test_trial_of_a_dead_worker_is_retried_once(url: str, name: str) -> None:
     assert count_over(study) == 1
     counts = {first: len(attempts) for first, attempts in group_attempts(study).items()}
     assert counts == {0: 2, 1: 1}
+
+
+def test_a_heartbeat_that_fails_is_not_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Optuna's thread would print a traceback and end, and the trial would count as dead."""
+    monkeypatch.setattr(storage, "HEARTBEAT_SECONDS", 1)
+    url = f"sqlite:///{tmp_path / 'db'}"
+    study = make_study(url, "study")
+    failed = threading.Event()
+
+    def fail(*_: object) -> None:
+        failed.set()
+        raise StorageInternalError("database or disk is full")
+
+    def wait(trial: optuna.Trial) -> float:
+        assert failed.wait(10)
+        failed.clear()
+        assert failed.wait(10), "no second heartbeat"
+        return 0.0
+
+    monkeypatch.setattr(RDBStorage, "record_heartbeat", fail)
+    study.optimize(wait, 1)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_stop_signal_interrupts_no_write(tmp_path: Path) -> None:
+    """The next write of this process would find the database locked."""
+    url = f"sqlite:///{tmp_path / 'db'}"
+    study = make_study(url, "study")
+    trial = study.ask()
+
+    def stop(*_: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    sqlalchemy.event.listen(Engine, "commit", stop)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            trial.set_user_attr("begun", True)
+    finally:
+        sqlalchemy.event.remove(Engine, "commit", stop)
+    assert study.trials[0].user_attrs == {"begun": True}
 
 
 @pytest.mark.usefixtures("short_grace")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import wraps
+from typing import Any, TypeVar
 
 import optuna
 import sqlalchemy
@@ -19,14 +21,53 @@ from bench.system import database
 from bench.system.database import redact_password
 from bench.system.errors import BenchError
 from bench.system.files import check_regular, check_writable
+from bench.system.signals import deferred_signals
 
 # Heartbeats, retries, Hyperband and GPSampler are marked so. pyproject.toml bounds the versions.
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+
+Result = TypeVar("Result")
 
 HEARTBEAT_SECONDS = 10
 GRACE_SECONDS = 60  # a worker without a heartbeat for this long counts as dead
 BUSY_SECONDS = 30  # how long to wait for a locked database or a silent server
 MAX_RETRIES = 20  # retries of one trial whose workers die or are interrupted
+
+
+def complete(write: Callable[..., Result]) -> Callable[..., Result]:
+    """Return a method that stop signals do not interrupt."""
+
+    @wraps(write)
+    def write_all(*args: Any, **options: Any) -> Result:
+        with deferred_signals():
+            return write(*args, **options)
+
+    return write_all
+
+
+class Storage(RDBStorage):
+    """Optuna's storage. Its writes are whole, and a heartbeat may fail.
+
+    An interrupted write would leave a SQLite database locked by this very process.
+    """
+
+    create_new_study = complete(RDBStorage.create_new_study)
+    create_new_trial = complete(RDBStorage.create_new_trial)
+    set_study_user_attr = complete(RDBStorage.set_study_user_attr)
+    set_study_system_attr = complete(RDBStorage.set_study_system_attr)
+    set_trial_param = complete(RDBStorage.set_trial_param)
+    set_trial_state_values = complete(RDBStorage.set_trial_state_values)
+    set_trial_intermediate_value = complete(RDBStorage.set_trial_intermediate_value)
+    set_trial_user_attr = complete(RDBStorage.set_trial_user_attr)
+    set_trial_system_attr = complete(RDBStorage.set_trial_system_attr)
+
+    def record_heartbeat(self, trial_id: int) -> None:
+        """Say that the worker of a trial lives.
+
+        Optuna's thread would print a traceback and send no more; the next one may succeed.
+        """
+        with deferred_signals(), suppress(StorageInternalError, SQLAlchemyError):
+            super().record_heartbeat(trial_id)
 
 
 @contextmanager
@@ -75,7 +116,7 @@ def open_tables(url: str) -> RDBStorage:
     is_sqlite = url.startswith("sqlite")
     options = {"connect_args": {"timeout" if is_sqlite else "connect_timeout": BUSY_SECONDS}}
     try:
-        storage = RDBStorage(
+        storage = Storage(
             url, options, heartbeat_interval=HEARTBEAT_SECONDS, grace_period=GRACE_SECONDS
         )
     except RuntimeError as error:
