@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import os
 import pickle
+import platform
 import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import pytest
 import torch
@@ -506,7 +508,21 @@ def test_the_file_is_on_disk_before_it_gets_its_name(
         lambda self, to: (events.append(f"{self.name} -> {to.name}"), replace(self, to)),
     )
     checkpoint.save(tmp_path / "net.pt", {"epoch": 1})
-    assert events == ["fsync", f"net.pt.{os.getpid()}.part -> net.pt"]
+    part = f"net.pt.{crc32(platform.node().encode()):08x}-{os.getpid()}.part"
+    assert events == ["fsync", f"{part} -> net.pt"]
+
+
+def test_a_writer_removes_what_killed_ones_left(tmp_path: Path) -> None:
+    """Not those of writers that live, or of other hosts."""
+    host = f"{crc32(platform.node().encode()):08x}"
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    names = [f"net.pt.{host}-{number}.part" for number in (dead.pid, os.getppid(), "x")]
+    names += [f"net.pt.0-{dead.pid}.part", f"other.pt.{host}-{dead.pid}.part"]
+    for name in names:
+        (tmp_path / name).touch()
+    checkpoint.save(tmp_path / "net.pt", {"epoch": 1})
+    assert {path.name for path in tmp_path.iterdir()} == {"net.pt", *names[1:]}
 
 
 INTERRUPTED = """

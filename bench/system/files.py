@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import os
+import platform
 import stat
 import tempfile
 import tomllib
+import zlib
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
@@ -94,10 +97,15 @@ def parse_tables(parse: Callable[[str], Any], text: str) -> dict[str, Any]:
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
     """Write a file of which readers see the old content or the new one, never a part.
 
-    A process killed at any moment leaves one of the two. Raise OSError if it cannot be written.
+    A process killed at any moment leaves one of the two, and a part that the next writer removes.
+    Raise OSError if it cannot be written.
     """
-    # The process id keeps apart processes that write the same file at the same time.
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    # Host and process keep apart those that write the same file at the same time.
+    begin = f"{path.name}.{zlib.crc32(platform.node().encode()):08x}-"
+    for other in path.parent.glob(f"{glob.escape(begin)}*.part"):
+        if not is_process(other.name.removeprefix(begin).removesuffix(".part")):
+            other.unlink(missing_ok=True)
+    part = path.with_name(f"{begin}{os.getpid()}.part")
     try:
         with part.open("wb") as file:
             file.write(content)
@@ -108,6 +116,18 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def is_process(number: str) -> bool:
+    """Return whether a process of this host has a number."""
+    try:
+        os.kill(int(number), 0)
+    except ProcessLookupError:
+        return False
+    # It is another user's, or this is no number.
+    except (OSError, ValueError, OverflowError):
+        pass
+    return True
 
 
 def save_file(path: Path, content: bytes) -> None:
