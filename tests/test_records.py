@@ -19,6 +19,8 @@ import pandas as pd
 import pytest
 import torch
 from mlflow import MlflowClient
+from mlflow.entities import ViewType
+from mlflow.exceptions import MlflowException
 
 import methods
 from bench import cli, models
@@ -441,27 +443,43 @@ def test_one_network_is_not_two_seeds(
     assert problems == [f"method.json {left_out}", f"seed.json {left_out}"]
 
 
-def test_an_import_that_was_stopped_leaves_no_run_to_continue(
-    records: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+STEPS = {
+    "parent": (MlflowClient, "set_terminated"),
+    "numbers": (RunLogger, "log_record"),
+    "finished": (MlflowClient, "delete_tag"),
+    "file": (TrackingStore, "save_record"),
+}
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize(
+    "fault", [KeyboardInterrupt(), MlflowException("database or disk is full")], ids=type
+)
+def test_an_import_goes_on_where_it_was_stopped(
+    step: str, fault: BaseException, records: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (path, *_) = sorted(records.glob("*ard-seed*"))
-    spec = read_record(path).spec
+    spec, tracking = read_record(path).spec, TrackingStore(home)
 
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
+    def stop(*_: object, **__: object) -> None:
+        raise fault
 
     with monkeypatch.context() as patch:
-        patch.setattr(RunLogger, "log_record", stop)
-        # As after SIGKILL.
-        patch.setattr(MlflowClient, "delete_run", lambda *_: None)
-        with pytest.raises(KeyboardInterrupt):
-            import_into(home, path)
-    tracking = TrackingStore(home)
-    query = [tracking.get_or_create_experiment(spec.suite)], f"tags.importing = '{spec.id}'"
-    assert len(tracking.client.search_runs(*query)) == 1
-    assert tracking.find_run(spec, "RUNNING") is None
+        patch.setattr(*STEPS[step], stop)
+        if isinstance(fault, KeyboardInterrupt):
+            with pytest.raises(KeyboardInterrupt):
+                import_into(home, path)
+        else:
+            assert import_into(home, path) == 1
+    assert tracking.find_run(spec, "RUNNING") is None, "`run` would continue it"
     assert import_into(home, path) == 0
-    assert not tracking.client.search_runs(*query)
+    assert tracking.find_run(spec, FINISHED)
+    runs = tracking.client.search_runs(
+        [tracking.get_or_create_experiment(spec.suite)],
+        f"tags.spec_id = '{spec.id}'",
+        run_view_type=ViewType.ALL,
+    )
+    assert ["importing" in run.data.tags for run in runs] == [False]
     assert len(stored(home)) == 1
 
 

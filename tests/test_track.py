@@ -147,6 +147,18 @@ def test_results_that_a_run_has_are_not_logged_again(store_folder: Path) -> None
     }
 
 
+def test_who_continues_a_run_removes_what_was_not_uploaded(store_folder: Path) -> None:
+    store = TrackingStore(store_folder)
+    logger = store.start_run(*spec_and_tags(6))
+    logger.log_text("checkpoints/note.txt", "whole")
+    folder = store_folder / "artifacts" / logger.run_id / "artifacts"
+    # As MLflow leaves it after SIGKILL.
+    (folder / "checkpoints" / ".artifact.uploading.abcd1234").write_text("half")
+    assert store.start_run(*spec_and_tags(6)).run_id == logger.run_id
+    names = {path.name for path in folder.rglob("*")}
+    assert names == {"spec.json", "checkpoints", "note.txt"}
+
+
 def open_experiment(root: str) -> str:
     """Open a store in a process of its own; return the id of an experiment."""
     logging.disable(logging.CRITICAL)

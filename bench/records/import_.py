@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from functools import cache
 from pathlib import Path
@@ -16,8 +17,10 @@ from bench.records.export import CHECKPOINT_SUFFIX, print_results
 from bench.records.sync import sync_records
 from bench.system.errors import BenchError, UsageError, one_line
 from bench.system.files import sha256_of_file
+from bench.system.signals import deferred_signals
 from bench.teachers.cards import add_teacher, trained_card
 from bench.tracking import note
+from bench.tracking.outage import is_full_disk, is_outage
 from bench.tracking.run_logger import RunLogger
 from bench.tracking.store import IMPORTING, TrackingStore
 from leaderboards.read.records import collect, read_record
@@ -168,6 +171,7 @@ def take_checkpoint(store: TrackingStore, record: Record, path: Path) -> str:
     add_teacher(store.root, path, trained_card(record.spec, record.checksums[BEST]))
     run = store.find_run(record.spec, FINISHED)
     assert run, "its record is in the store"
+    store.clear_uploads(run.info.run_id)
     with TemporaryDirectory() as folder:
         copy = shutil.copy(path, Path(folder, Path(fields.checkpoint_artifact()).name))
         store.client.log_artifact(run.info.run_id, str(copy), fields.Artifact.CHECKPOINTS)
@@ -191,32 +195,47 @@ def check_training(recorded: dict[str, Record], record: Record) -> None:
 
 
 def create_run(store: TrackingStore, record: Record) -> str:
-    """Create a run from a record; return its id. Raise RecordError if MLflow refuses a part."""
+    """Create a run from a record; return its id. Raise RecordError if MLflow refuses a part.
+
+    Signals wait meanwhile; an import that was killed goes on with its run.
+    """
     from mlflow.exceptions import MlflowException
 
-    spec, client = record.spec, store.client
-    experiment_id = store.get_or_create_experiment(spec.suite)
-    # Left by an import that was killed.
-    for partial_run in client.search_runs([experiment_id], f"tags.{IMPORTING} = '{spec.id}'"):
-        client.delete_run(partial_run.info.run_id)
-    tags = {fields.Tag.VARIANT: "", "suite": spec.suite} | spec.identity_tags | record.tags
-    name = f"{note.run_title(tags)} seed {spec.seed}"
-    run_id, start_time = "", record.start_time
+    run_id, client = "", store.client
     try:
-        parent = store.get_or_create_parent(spec.suite, tags)
-        tags |= {fields.PARENT_TAG: parent, IMPORTING: spec.id}
-        run_id = str(client.create_run(experiment_id, start_time, tags, name).info.run_id)
-        logger = RunLogger(client, run_id)
-        logger.log_spec(spec)
-        logger.log_curves(record)
-        logger.log_record(record)
-        store.save_record(record)
-        client.set_terminated(run_id, FINISHED, end_time=start_time)
-        client.delete_tag(run_id, IMPORTING)
-    except BaseException as error:
+        with deferred_signals():
+            run_id = open_partial_run(store, record)
+            store.clear_uploads(run_id)
+            logger = RunLogger(client, run_id)
+            logger.log_spec(record.spec)
+            logger.log_curves(record)
+            logger.log_record(record)
+            client.set_terminated(run_id, FINISHED, end_time=record.start_time)
+            client.delete_tag(run_id, IMPORTING)
+            # The file comes last: it says that nothing is left to do.
+            store.save_record(record)
+    except MlflowException as error:
+        if is_full_disk(error) or is_outage(error):
+            raise BenchError(f"the tracking store fails: {one_line(error)}") from error
         if run_id:
             client.delete_run(run_id)
-        if isinstance(error, MlflowException):
-            raise RecordError(f"MLflow refuses it: {one_line(error)}") from error
-        raise
+        raise RecordError(f"MLflow refuses it: {one_line(error)}") from error
     return run_id
+
+
+def open_partial_run(store: TrackingStore, record: Record) -> str:
+    """Return the id of the run that an import of this record left, or of a new one."""
+    client, spec = store.client, record.spec
+    experiment_id = store.get_or_create_experiment(spec.suite)
+    digest = hashlib.sha256(record.to_json().encode()).hexdigest()
+    for run in client.search_runs([experiment_id], f"tags.{IMPORTING} = '{digest}'"):
+        return str(run.info.run_id)
+    # Of another record of this spec.
+    condition = f"tags.{IMPORTING} != '' and tags.{fields.Tag.SPEC_ID} = '{spec.id}'"
+    for run in client.search_runs([experiment_id], condition):
+        client.delete_run(run.info.run_id)
+    tags = {fields.Tag.VARIANT: "", "suite": spec.suite} | spec.identity_tags | record.tags
+    tags[fields.PARENT_TAG] = store.get_or_create_parent(spec.suite, tags)
+    tags[IMPORTING] = digest
+    name = f"{note.run_title(tags)} seed {spec.seed}"
+    return str(client.create_run(experiment_id, record.start_time, tags, name).info.run_id)

@@ -14,6 +14,7 @@ from bench.system.database import redact_password
 from bench.system.errors import BenchError, one_line
 from bench.system.files import save_file
 from bench.tracking.store import (
+    IMPORTING,
     fetch_artifact,
     open_client,
     records_folder,
@@ -82,7 +83,9 @@ def newest_finished(client: MlflowClient) -> tuple[dict[str, Run], list[str]]:
     for run in suite_runs(client):
         if REPLACED_TAG in run.data.tags:
             continue
-        if run.info.status == FINISHED:
+        if IMPORTING in run.data.tags:
+            unfinished["half imported"] += 1
+        elif run.info.status == FINISHED:
             finished[run.data.tags.get(Tag.SPEC_ID, "")] = run
         else:
             unfinished[run.info.status] += 1

@@ -91,13 +91,14 @@ class RunLogger:
             self.client.log_batch(self.run_id, metrics=metrics, tags=tags)
 
     def log_results(self, values: dict[str, float], link: dict[str, str] | None = None) -> None:
-        """Log values of the whole run, but for those that it has.
+        """Log values of the whole run, but for those that it has; all if `link` says of what.
 
-        A step that was interrupted is done again; a second point is no second result.
+        A step that was interrupted is done again, and MLflow would draw each value as two points.
         """
-        logged = self.client.get_run(self.run_id).data.metrics
-        missing = {name: value for name, value in values.items() if logged.get(name) != value}
-        self.log_metrics(missing, link=link)
+        if not link:
+            logged = self.client.get_run(self.run_id).data.metrics
+            values = {name: value for name, value in values.items() if logged.get(name) != value}
+        self.log_metrics(values, link=link)
 
     def set_tags(self, values: dict[str, str]) -> None:
         from mlflow.entities import RunTag

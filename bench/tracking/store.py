@@ -56,11 +56,12 @@ if TYPE_CHECKING:
 
     from leaderboards.schema.record import Record
 
-# Tag of a run that an import has not finished; no other process continues it.
+# Tag of a run that an import has not finished: its record's sha256. No other process continues it.
 IMPORTING = "importing"
 LOCKS = "work"  # the folder of unfinished work, and of the locks of claims
 DATABASE = "mlflow.db"
 TUNING_SUFFIX = " tuning"  # suffix of the experiment of a suite's searches
+UPLOADS = ".artifact.uploading.*"  # artifacts that MLflow has not given their names yet
 PAGE_SIZE = 50_000  # the most runs that MLflow returns at once
 ROW_TAGS = ("dataset", "student", "method", "teacher", "variant")  # a row of the leaderboard
 # What logs when a database or a server fails.
@@ -295,6 +296,7 @@ class TrackingStore:
             parent = self.get_or_create_parent(spec.suite, tags)
             name = f"{note.run_title(tags)} seed {spec.seed}"
             run_id = self._create_run(experiment_id, name, tags, parent)
+        self.clear_uploads(run_id)
         logger = self._resume_run(run_id)
         # Also into a continued run: it may have been killed before it had them.
         logger.log_spec(spec)
@@ -315,6 +317,11 @@ class TrackingStore:
                 self.client.set_tag(run.info.run_id, Tag.STATUS_NOTE, text)
             return ""
         return str(run.info.run_id)
+
+    def clear_uploads(self, run_id: str) -> None:
+        """Remove what a process that was killed left of a run's files; none may write them now."""
+        for path in (self.root / ARTIFACTS / run_id).rglob(UPLOADS):
+            path.unlink(missing_ok=True)
 
     def open_run(
         self, experiment: str, name: str, tags: dict[str, str], parent: str, key: tuple[str, ...]

@@ -126,6 +126,7 @@ def write_results(
         logger.log_results({f"best/{name}": value})
     text = f"{trial_context.plan.name}: {summary}"
     logger.set_tags({NOTE_TAG: f"{text}\n\n{trials_table(study, trials, trial_context)}"})
+    run_context.store.clear_uploads(logger.run_id)
     for path in paths:
         logger.log_file(path, "tuned")
     with tempfile.TemporaryDirectory() as folder:
