@@ -45,7 +45,7 @@ training.epochs = 2
 SMALL = "--limit-train 64 --limit-test 8 --quiet"
 RUN = f"run --suite short.toml --method natural {SMALL}"
 TUNE = f"tune --suite short.toml --method natural --trials 2 --min-clean 0 --search-seed 7 {SMALL}"
-TEACHER = f"teacher train --suite digits --arch resnet8-w4 --epochs 1 {SMALL}"
+TEACHER = f"teacher train --suite digits --arch resnet8-w4 {SMALL}"
 IMPORT_TEACHER = "teacher import mine net.pt --arch resnet8-w4 --dataset digits --limit-test 100"
 LIMIT_SECONDS = 120  # of one command
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
@@ -90,7 +90,7 @@ def make_finished() -> None:
 def make_record() -> None:
     """A teacher's record and its checkpoint, beside a store without runs."""
     run_main(TEACHER)
-    run_main("export --out out")
+    run_main("export --suite digits --out out")
     shutil.rmtree("runs")
     make_store()
 
@@ -220,7 +220,7 @@ class Result:
             if name not in expected:
                 faults.append(f"left over: {name}")
             elif content != expected[name]:
-                faults.append(f"different: {name}: {difference(expected[name], content)}")
+                faults.append(f"different: {name}: {difference(expected[name], content)[:600]}")
         for name, count in self.counts.items():
             if count > undisturbed.counts[name]:
                 faults.append(f"doubled: {name} {count}")
@@ -233,8 +233,11 @@ def difference(expected: Any, content: Any) -> str:
     if isinstance(expected, dict) and isinstance(content, dict):
         names = {n for n in expected | content if expected.get(n) != content.get(n)}
         pairs = [f"{n}: {difference(expected.get(n), content.get(n))}" for n in sorted(names)]
-        return "; ".join(pairs)[:400]
-    return f"{expected!r:.150} -> {content!r:.150}"
+        return "; ".join(pairs)
+    if isinstance(expected, list) and isinstance(content, list):
+        lists = Counter(map(str, expected)), Counter(map(str, content))
+        return f"without {[*lists[0] - lists[1]]}, with {[*lists[1] - lists[0]]}"
+    return f"{expected!r} -> {content!r}"
 
 
 RANDOM_NAME = re.compile(r"[0-9a-f]{16,32}|\d{8}-\d{6}\.\d{3}")
@@ -251,6 +254,8 @@ def read_result(folder: Path) -> Result:
         result.facts[f"teacher {path.name}"] = hashlib.sha256(path.read_bytes()).hexdigest()
     for path in root.glob("tuned/*"):
         values = tomllib.loads(path.read_text())
+        # The commit of the source, which a test may change.
+        del values["provenance"]["code"]
         result.facts[f"tuned {path.name}"] = values
     if (root / "tuning.db").exists():
         read_trials(root / "tuning.db", result)
@@ -301,6 +306,8 @@ def read_database(database: sqlite3.Connection, artifacts: Path, result: Result)
             continue
         result.counts[name] += 1
         result.facts[name] = describe_run(database, run_id, tags, artifacts)
+    versions = database.execute("SELECT name, count(*) FROM model_versions GROUP BY name")
+    result.facts |= {f"versions of {name}": count for name, count in versions}
     ids = {run_id for run_id, *_ in runs}
     for folder in artifacts.glob("*"):
         if folder.name not in ids and folder.name != "models":
@@ -314,14 +321,13 @@ def describe_run(
     select = "SELECT key, step, value FROM metrics WHERE run_uuid = ? ORDER BY key, step, value"
     rows = database.execute(select, (run_id,)).fetchall()
     metrics = [row for row in rows if not row[0].startswith((grids.TIMES, "not_finite"))]
-    files = [path for path in (artifacts / run_id).rglob("*") if path.is_file()]
-    names = sorted(str(path.relative_to(artifacts / run_id)) for path in files)
-    # Figures of a study are drawn from its trials.
-    counts = {}
-    for table, column in {"logged_models": "source_run_id", "model_versions": "run_id"}.items():
-        select = f"SELECT count(*) FROM {table} WHERE {column} = ?"
-        counts[table] = database.execute(select, (run_id,)).fetchone()[0]
-    return {"metrics": metrics, "tags": sorted(tags), "files": names, **counts}
+    folder = artifacts / run_id / "artifacts"
+    names = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
+    # One run of those that are alike is a version of a model.
+    files = sorted(name for name in names if not name.startswith("model/"))
+    select = "SELECT count(*) FROM logged_models WHERE source_run_id = ?"
+    models = database.execute(select, (run_id,)).fetchone()[0]
+    return {"metrics": metrics, "tags": sorted(tags), "files": files, "models": models}
 
 
 class Server:
