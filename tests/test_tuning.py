@@ -46,7 +46,8 @@ from bench.tuning.study import (
     rung_epochs,
     seed_sampler,
 )
-from bench.tuning.trial import TrialContext
+from bench.tuning.trial import TrialContext, TrialRunner
+from bench.tuning.worker import run_next_trial
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::optuna.exceptions.ExperimentalWarning", "ignore:Heartbeat of storage"
@@ -202,6 +203,7 @@ def test_retry_does_not_shift_the_seeds(tmp_path: Path) -> None:
         seed_sampler(study, "random", 0)
         first = study.ask()
         first.suggest_float("x", 0, 1)
+        first.set_user_attr("drawn", True)
         study.tell(first, None if fails else 0.0, FAIL if fails else None)
         requeue(study, url)
         if fails:
@@ -210,6 +212,30 @@ def test_retry_does_not_shift_the_seeds(tmp_path: Path) -> None:
         seed_sampler(study, "random", 0)
         drawn.append(study.ask().suggest_float("x", 0, 1))
     assert drawn[0] == drawn[1] != first.params["x"]
+
+
+@pytest.mark.parametrize("drawn", [0, 1])
+def test_a_retry_draws_what_its_first_attempt_would_have(drawn: int, tmp_path: Path) -> None:
+    """It ended before it had all of its values."""
+    url = f"sqlite:///{tmp_path / 'db'}"
+    values = []
+    for fails in (False, True):
+        study = make_study(url, f"fails {fails}")
+        if fails:
+            seed_sampler(study, "random", 0)
+            first = study.ask()
+            for name in ("x", "y")[:drawn]:
+                first.suggest_float(name, 0, 1)
+            requeue(study, url)
+        seed_sampler(study, "random", 0)
+        trial = study.ask()
+        values.append([trial.suggest_float(name, 0, 1) for name in ("x", "y")])
+        # The next one draws others.
+        study.tell(trial, 0.0)
+        seed_sampler(study, "random", 0)
+        values.append(study.ask().suggest_float("x", 0, 1))
+    assert values[:2] == values[2:]
+    assert values[0][0] != values[1]
 
 
 def test_a_trial_is_named_by_its_position_whatever_was_interrupted(tmp_path: Path) -> None:
@@ -313,6 +339,7 @@ def test_trial_of_a_dead_worker_is_retried_once(url: str, name: str) -> None:
     backend = storage.connect(url)
     trial = study.ask()
     x = trial.suggest_float("x", 0, 1)
+    trial.set_user_attr("drawn", True)
     trial.report(0.5, 9)
     # Notes the rung.
     trial.should_prune()
@@ -374,6 +401,26 @@ def test_a_stop_signal_interrupts_no_write(tmp_path: Path) -> None:
     finally:
         sqlalchemy.event.remove(Engine, "commit", stop)
     assert study.trials[0].user_attrs == {"begun": True}
+
+
+@pytest.mark.parametrize("fault", [StorageInternalError("disk is full"), KeyboardInterrupt()])
+def test_a_result_that_cannot_be_stored_raises_why(
+    fault: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Optuna raises an error of its own then."""
+    url = f"sqlite:///{tmp_path / 'db'}"
+    study = make_study(url, "study")
+    context = SimpleNamespace(
+        plan=plan_for(url, "study"), budget=1, trial_folder=lambda _: tmp_path / "none"
+    )
+    runner = SimpleNamespace(trial_context=context, run_trial=lambda _: (0.0,))
+
+    def fail(*_: object, **__: object) -> None:
+        raise fault
+
+    monkeypatch.setattr(storage.Storage, "set_trial_state_values", fail)
+    with pytest.raises(type(fault)):
+        run_next_trial(study, storage.connect(url), cast(TrialRunner, runner))
 
 
 @pytest.mark.usefixtures("short_grace")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import traceback
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -284,6 +285,8 @@ class Search:
         LOGGER.log(RESULT, f"{plan.name}: {summarize(study, trial_context)}")
         # On a server, two processes that write one tag at once would collide.
         with exclusive(plan.storage, "outcome"):
+            # Of trials whose process was killed when they were over.
+            shutil.rmtree(trial_context.work, ignore_errors=True)
             return write_results(study, trial_context, self.run_context, self.teacher, logger)
 
     def run_final(self, path: Path) -> int:

@@ -154,13 +154,16 @@ def requeue_trials(study: Study) -> None:
 
 
 def retry_trial(study: Study, trial: FrozenTrial) -> None:
-    """Queue a trial once more, with its parameters, unless it had all its retries."""
+    """Queue a trial once more, with its values, unless it had all its retries."""
     # Optuna appends to the list of earlier attempts that the trial itself holds.
     retry = copy.deepcopy(trial)
     # The rungs of the failed attempt would spare the retry its pruning.
     for key in trial.system_attrs:
         if key.startswith(("completed_rung_", "constraints")):
             del retry.system_attrs[key]
+    # A part of the values would make the others different from what they were to be.
+    if "drawn" not in trial.user_attrs:
+        retry.params, retry.distributions = {}, {}
     retry.user_attrs = {"kept": True} if "kept" in trial.user_attrs else {}
     RetryHeartbeatStaleTrialCallback(MAX_RETRIES)(study, retry)
 

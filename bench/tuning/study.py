@@ -55,11 +55,11 @@ def seed_sampler(study: Study, kind: str, seed: int) -> None:
     A study that goes on after a stop proposes what it would have, and two workers never propose the
     same. Call under the study's lock, and hold it until the trial has begun.
     """
-    position = 0
-    for trial in study.get_trials(deepcopy=False):
-        if trial.state == TrialState.WAITING:
-            break
-        position += not storage.retry_history(trial)
+    trials = study.get_trials(deepcopy=False)
+    waiting = (trial for trial in trials if trial.state == TrialState.WAITING)
+    # A retry has the position of its first attempt, which may have ended before it had values.
+    number = next(map(first_attempt, waiting), len(trials))
+    position = sum(not storage.retry_history(trial) for trial in trials[:number])
     study.sampler = SAMPLERS[kind](derive_seed(seed, position) % 2**32)
 
 

@@ -77,6 +77,7 @@ class TrialRunner:
         no retry. Interruptions are raised as they are; such a trial is retried.
         """
         hyper, training = self.trial_context.space.suggest(trial)
+        trial.set_user_attr("drawn", True)
         spec = replace(self.trial_context.spec, hyper=hyper)
         spec = replace(spec, training=replace(spec.training, **training))
         logger = self.open_run(trial, hyper | training)

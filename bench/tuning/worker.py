@@ -32,6 +32,10 @@ from bench.tuning.study import count_over, has_next_trial, load_study, seed_samp
 from bench.tuning.trial import TrialContext, TrialRunner, print_result
 
 POLL_SECONDS = 1.0  # pause between looks when the last trials are in other workers' hands
+# Of a process that had been taken for dead, and whose trial is another's now.
+LATE_ERRORS = (optuna.exceptions.OptunaError, ValueError, FileNotFoundError)
+# Optuna's own, of a result that could not be stored. They hide why.
+HIDING_ERRORS = (AssertionError, UnboundLocalError)
 MAX_DEATHS = 30  # after this many deaths of workers, more than one of them is at fault
 
 
@@ -80,10 +84,11 @@ def run_next_trial(study: Study, backend: RDBStorage, runner: TrialRunner) -> No
         seed_sampler(study, trial_context.plan.sampler, trial_context.plan.seed)
         try:
             study.optimize(run_begun_trial, 1, catch=(BenchError,), callbacks=[finish_trial])
-        except (optuna.exceptions.OptunaError, ValueError, FileNotFoundError):
-            # This process had been taken for dead, and the trial is another's now.
-            if not numbers or not was_retried(study, numbers[0]):
-                raise
+        except (*HIDING_ERRORS, *LATE_ERRORS) as error:
+            cause = (isinstance(error, HIDING_ERRORS) and error.__context__) or error
+            is_late = isinstance(cause, LATE_ERRORS) and numbers and was_retried(study, numbers[0])
+            if not is_late:
+                raise cause from cause.__cause__
 
 
 def run_worker(
