@@ -1,9 +1,11 @@
 """Interrupt a command at each of its steps, give it again, and compare with the undisturbed result.
 
     python tests/faults.py --flow run,tune --fault kill --every 7
+    python tests/faults.py --flow import --instants 33 34
 
-A step is what others can see: a file of the store's folder opened to be written, renamed or
-removed, a folder made or removed, a commit of a database. Prints a line for each flow and fault.
+A step is what others can see: a file of the folder opened to be written, renamed or removed, a
+folder made or removed, a commit of a database. Before step N the process is killed, gets SIGTERM,
+or finds the disk full from then on. Prints what is wrong, and a line for each flow and fault.
 Each command is a process that was forked from one with all packages imported.
 """
 
@@ -54,14 +56,16 @@ REMOVALS = ("os.remove", "os.rmdir")
 # Statements that SQLite's driver commits at once.
 SCHEMA_CHANGES = ("CREATE", "ALTER", "DROP")
 FAULTS = ("kill", "term", "disk")
-KINDS = ("lost", "doubled", "different", "left over", "said")
+# The last two: an exit code 0 before all was there, and other ends, codes or words than expected.
+KINDS = ("lost", "doubled", "different", "left over", "not whole", "said")
+MOST_LINES = 5  # of a command that did not end well
 
 
 @dataclass(frozen=True)
 class Flow:
     """A command to interrupt, in a folder that `prepare` fills.
 
-    again: how it is given once more. steps: which of its steps are instants.
+    again: how it is given once more, if otherwise. last_step: the last that is an instant but one.
     """
 
     words: str
@@ -291,7 +295,6 @@ def read_database(database: sqlite3.Connection, artifacts: Path, result: Result)
     for name, text in database.execute("SELECT key, value FROM experiment_tags"):
         if name.startswith("claim."):
             result.left.append(f"{name} {text}")
-    # The name of experiments is unique.
     select = (
         "SELECT run_uuid, status, e.name FROM runs JOIN experiments e USING (experiment_id)"
         " WHERE runs.lifecycle_stage = 'active'"
@@ -356,7 +359,6 @@ class Server:
             if time.monotonic() > deadline:
                 os.killpg(process, signal.SIGKILL)
             time.sleep(0.01)
-        # Its session is there as long as one of its processes.
         _, status = os.waitpid(process, 0)
         orphans = has_group(process)
         texts = [path.read_text(errors="replace") if path.exists() else "" for path in logs]
@@ -421,8 +423,10 @@ def complaints(ended: Ended, fault: str) -> list[str]:
     faults, expected = [], CODES[fault]
     if ended.code not in expected:
         faults.append(f"said: {fault or 'the next command'} ends with {ended.code}")
-    lines = [line for line in ended.text.splitlines() if line.startswith(("error", "interrupted"))]
-    if "Traceback" in ended.text or "Exception ignored" in ended.text or len(lines) > 1:
+    lines = ended.text.splitlines()
+    errors = [line for line in lines if line.startswith(("error", "interrupted"))]
+    is_long = len(errors) > 1 or (ended.code != 0 and len(lines) > MOST_LINES)
+    if is_long or "Traceback" in ended.text or "Exception ignored" in ended.text:
         faults.append(f"said: {ended.text[-1500:]}")
     if ended.orphans:
         faults.append("left over: a process")
@@ -438,7 +442,7 @@ def try_instant(
     # Some have a step more at times, when another process or the clock has a part in it.
     faults = complaints(ended, fault if len(ended.steps) > instant else "")
     if ended.code == 0:
-        faults += [f"with 0: {text}" for text in read_result(server.folder).faults(undisturbed)]
+        faults += [f"not whole: {text}" for text in read_result(server.folder).faults(undisturbed)]
     again = server.command(flow.again or flow.words)
     faults += complaints(again, "")
     return faults + read_result(server.folder).faults(undisturbed)
@@ -468,8 +472,6 @@ def try_flow(server: Server, name: str, faults: Sequence[str], options: Any) -> 
     """Try a flow with each fault and print what came of it; return whether all is well."""
     flow, start = FLOWS[name], time.monotonic()
     steps, undisturbed = count_steps(server, flow)
-    if options.steps:
-        print("\n".join(f"{number} {step}" for number, step in enumerate(steps)))
     is_well = True
     for fault in faults:
         chosen = choose(len(steps), options.every, options.sample, f"{name} {fault}")
@@ -480,9 +482,9 @@ def try_flow(server: Server, name: str, faults: Sequence[str], options: Any) -> 
             for text in found:
                 print(f"  {name}, {fault} at {instant} ({steps[instant]}): {text}", flush=True)
             # An instant counts once for each kind.
-            counts.update({text.partition(":")[0].removeprefix("with ") for text in found})
+            counts.update({text.partition(":")[0] for text in found})
         is_well &= not counts
-        listed = ", ".join(f"{counts[kind]} {kind}" for kind in (*KINDS, "0"))
+        listed = ", ".join(f"{counts[kind]} {kind}" for kind in KINDS)
         seconds = time.monotonic() - start
         print(
             f"{name}, {fault}: {len(instants)} of {len(steps)} instants: {listed}; {seconds:.0f} s",
@@ -498,7 +500,6 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1)
     parser.add_argument("--sample", type=int, default=0)
     parser.add_argument("--instants", type=int, nargs="*")
-    parser.add_argument("--steps", action="store_true")
     options = parser.parse_args()
     # What commands import, once.
     import bench.execution.grid.run
@@ -506,12 +507,11 @@ def main() -> None:
     import bench.tuning.search  # noqa: F401
 
     os.environ.pop("MLFLOW_TRACKING_URI", None)
-    base = Path(tempfile.mkdtemp(dir="/dev/shm" if Path("/dev/shm").exists() else None))
-    server, is_well = Server(base), True
-    for name in options.flow.split(","):
-        is_well &= try_flow(server, name, options.fault.split(","), options)
-    shutil.rmtree(base)
-    sys.exit(not is_well)
+    base = "/dev/shm" if Path("/dev/shm").exists() else None
+    with tempfile.TemporaryDirectory(dir=base) as folder:
+        server, faults = Server(Path(folder)), options.fault.split(",")
+        is_well = [try_flow(server, name, faults, options) for name in options.flow.split(",")]
+    sys.exit(not all(is_well))
 
 
 if __name__ == "__main__":

@@ -19,5 +19,4 @@ def test_what_is_interrupted_loses_and_doubles_nothing() -> None:
     assert result.returncode == 0, result.stdout + result.stderr[-2000:]
     lines = result.stdout.splitlines()
     assert len(lines) == 6 * 3
-    for line in lines:
-        assert re.search(r": 1 of \d+ instants: 0 lost, 0 doubled, 0 different, 0 left over,", line)
+    assert all(re.search(r": 1 of \d+ instants: 0 lost, 0 doubled, ", line) for line in lines)
