@@ -508,9 +508,12 @@ def main() -> None:
 
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     base = "/dev/shm" if Path("/dev/shm").exists() else None
-    with tempfile.TemporaryDirectory(dir=base) as folder:
-        server, faults = Server(Path(folder)), options.fault.split(",")
+    # No TemporaryDirectory: the first process that exits would remove it.
+    server, faults = Server(Path(tempfile.mkdtemp(dir=base))), options.fault.split(",")
+    try:
         is_well = [try_flow(server, name, faults, options) for name in options.flow.split(",")]
+    finally:
+        shutil.rmtree(server.base)
     sys.exit(not all(is_well))
 
 
