@@ -508,12 +508,9 @@ def main() -> None:
 
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     base = "/dev/shm" if Path("/dev/shm").exists() else None
-    # No TemporaryDirectory: the first process that exits would remove it.
-    server, faults = Server(Path(tempfile.mkdtemp(dir=base))), options.fault.split(",")
-    try:
+    with tempfile.TemporaryDirectory(dir=base) as folder:
+        server, faults = Server(Path(folder)), options.fault.split(",")
         is_well = [try_flow(server, name, faults, options) for name in options.flow.split(",")]
-    finally:
-        shutil.rmtree(server.base)
     sys.exit(not all(is_well))
 
 

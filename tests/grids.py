@@ -9,7 +9,6 @@ packages imported, so that a grid of short runs is about its runs.
 from __future__ import annotations
 
 import argparse
-import atexit
 import itertools
 import json
 import os
@@ -164,7 +163,10 @@ def redirect_output(log: Path) -> None:
 
 
 def exit_after(action: Callable[[], None], last: Callable[[], None] = lambda: None) -> NoReturn:
-    """End a forked process after an action, with its exit code; `last` comes in the end."""
+    """End a forked process after an action, with its exit code; `last` comes in the end.
+
+    What the first process registered for its exit, such as folders to remove, stays.
+    """
     code = 70
     try:
         action()
@@ -175,7 +177,6 @@ def exit_after(action: Callable[[], None], last: Callable[[], None] = lambda: No
         traceback.print_exc()
     finally:
         sys.stdout.flush()
-        atexit._run_exitfuncs()
         last()
         os._exit(code)
 
