@@ -483,6 +483,18 @@ def test_an_import_goes_on_where_it_was_stopped(
     assert len(stored(home)) == 1
 
 
+def test_an_import_removes_the_claims_of_killed_ones(records: Path, home: Path) -> None:
+    """One is made while the parent of a run is."""
+    (path, *_) = sorted(records.glob("*ard-seed*"))
+    tracking, suite = TrackingStore(home), read_record(path).spec.suite
+    with tracking.alone(suite, "parent"):
+        claim = tracking.claims(suite).read()[0]
+    experiment = tracking.get_or_create_experiment(suite)
+    tracking.client.set_experiment_tag(experiment, claim.tag, claim.text)
+    assert import_into(home, path) == 0
+    assert TrackingStore(home).claims(suite).read() == []
+
+
 @pytest.fixture(scope="module")
 def refused(
     empty: Path, records: Path, tmp_path_factory: pytest.TempPathFactory

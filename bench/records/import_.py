@@ -204,6 +204,8 @@ def create_run(store: TrackingStore, record: Record) -> str:
     run_id, client = "", store.client
     try:
         with deferred_signals():
+            # Of an import that was killed while it made the parent.
+            store.claims(record.spec.suite).clear_dead()
             run_id = open_partial_run(store, record)
             store.clear_uploads(run_id)
             logger = RunLogger(client, run_id)

@@ -221,6 +221,12 @@ class Claims:
         held.release()
         return None
 
+    def clear_dead(self) -> None:
+        """Remove the claims of processes that died."""
+        for claim in self.look()[1]:
+            if held := self.take(claim.name):
+                held.release()
+
     @contextmanager
     def alone(self, name: str) -> Iterator[None]:
         """Keep all other processes out of a block of this name, wherever they are."""

@@ -143,10 +143,7 @@ def clear_leftovers(runs: list[PlannedRun], todo: list[PlannedRun], context: Run
     for run in runs:
         if run.identity not in left:
             clear_work(run, context)
-    claims = context.claims(runs[0])
-    for claim in claims.look()[1]:
-        if held := claims.take(claim.name):
-            held.release()
+    context.claims(runs[0]).clear_dead()
 
 
 def check_code_versions(
