@@ -478,11 +478,11 @@ def try_flow(server: Server, name: str, faults: Sequence[str], options: Any) -> 
         instants = options.instants or chosen
         counts = Counter[str]()
         for instant in instants:
-            found = try_instant(server, flow, fault, instant, undisturbed)
-            for text in found:
+            wrong = try_instant(server, flow, fault, instant, undisturbed)
+            for text in wrong:
                 print(f"  {name}, {fault} at {instant} ({steps[instant]}): {text}", flush=True)
             # An instant counts once for each kind.
-            counts.update({text.partition(":")[0] for text in found})
+            counts.update({text.partition(":")[0] for text in wrong})
         is_well &= not counts
         listed = ", ".join(f"{counts[kind]} {kind}" for kind in KINDS)
         seconds = time.monotonic() - start
