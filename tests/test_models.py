@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import os
 import pickle
-import platform
 import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from zlib import crc32
 
 import pytest
 import torch
@@ -508,21 +507,40 @@ def test_the_file_is_on_disk_before_it_gets_its_name(
         lambda self, to: (events.append(f"{self.name} -> {to.name}"), replace(self, to)),
     )
     checkpoint.save(tmp_path / "net.pt", {"epoch": 1})
-    part = f"net.pt.{crc32(platform.node().encode()):08x}-{os.getpid()}.part"
-    assert events == ["fsync", f"{part} -> net.pt"]
+    assert len(events) == 2
+    assert events[0] == "fsync"
+    assert re.fullmatch(r"net\.pt\.[0-9a-f]{32}\.part -> net\.pt", events[1])
 
 
 def test_a_writer_removes_what_killed_ones_left(tmp_path: Path) -> None:
-    """Not those of writers that live, or of other hosts."""
-    host = f"{crc32(platform.node().encode()):08x}"
-    dead = subprocess.Popen(["true"])
-    dead.wait()
-    names = [f"net.pt.{host}-{number}.part" for number in (dead.pid, os.getppid(), "x")]
-    names += [f"net.pt.0-{dead.pid}.part", f"other.pt.{host}-{dead.pid}.part"]
-    for name in names:
+    """Not the part of one that lives, or of another file."""
+    _, living = files.open_part(tmp_path / "net.pt")
+    (living_part,) = tmp_path.iterdir()
+    for name in ("net.pt.dead.part", "net.pt.1.part", "other.pt.dead.part"):
         (tmp_path / name).touch()
     checkpoint.save(tmp_path / "net.pt", {"epoch": 1})
-    assert {path.name for path in tmp_path.iterdir()} == {"net.pt", *names[1:]}
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"net.pt", "other.pt.dead.part", living_part.name}
+    living.close()
+    checkpoint.save(tmp_path / "net.pt", {"epoch": 2})
+    assert {path.name for path in tmp_path.iterdir()} == {"net.pt", "other.pt.dead.part"}
+
+
+def test_a_part_that_was_taken_for_a_dead_ones_is_opened_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another writer looks between the opening and the lock."""
+    path, flock = tmp_path / "net.pt", fcntl.flock
+
+    def look_first(file: Any, operation: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", flock)
+        files.remove_parts(path)
+        flock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", look_first)
+    part, file = files.open_part(path)
+    with file:
+        assert [*tmp_path.iterdir()] == [part]
 
 
 INTERRUPTED = """

@@ -20,7 +20,7 @@ from bench.execution import plan
 from bench.protocol.options import RunOptions
 from bench.system.database import redact_password
 from bench.system.errors import BenchError, one_line
-from bench.tracking.store import TrackingStore, store_exists
+from bench.tracking.store import COPYING, TrackingStore, store_exists
 from leaderboards.schema.fields import FAILED, FINISHED, KILLED, RUNNING
 from leaderboards.schema.spec import Spec
 
@@ -50,6 +50,19 @@ def spec_and_tags(seed: int) -> tuple[Spec, dict[str, str]]:
     """Return a spec that no other test uses, with the tags of its run."""
     spec = dataclasses.replace(SPEC, seed=seed)
     return spec, TAGS | {"spec_id": spec.id}
+
+
+@pytest.mark.parametrize("copying", [True, False])
+def test_epochs_that_were_copied_are_no_lost_work(copying: bool, store_folder: Path) -> None:
+    """Those of a training whose files are elsewhere are: it begins again, in another run."""
+    store = TrackingStore(store_folder)
+    spec, tags = spec_and_tags(2000 + copying)
+    first = store.start_run(spec, tags)
+    store.client.log_metric(first.run_id, "epoch", 3, step=3)
+    if copying:
+        first.set_tags({COPYING: "source"})
+    again = store.start_run(spec, tags, fresh=True)
+    assert (again.run_id == first.run_id) == copying
 
 
 @pytest.mark.parametrize("status", [RUNNING, KILLED, FAILED])

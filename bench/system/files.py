@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import glob
 import hashlib
 import os
-import platform
 import stat
 import tempfile
 import tomllib
-import zlib
+import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from bench.system.errors import BenchError
 
@@ -100,34 +101,40 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
     A process killed at any moment leaves one of the two, and a part that the next writer removes.
     Raise OSError if it cannot be written.
     """
-    # Host and process keep apart those that write the same file at the same time.
-    begin = f"{path.name}.{zlib.crc32(platform.node().encode()):08x}-"
-    for other in path.parent.glob(f"{glob.escape(begin)}*.part"):
-        if not is_process(other.name.removeprefix(begin).removesuffix(".part")):
-            other.unlink(missing_ok=True)
-    part = path.with_name(f"{begin}{os.getpid()}.part")
+    remove_parts(path)
+    part, file = open_part(path)
     try:
-        with part.open("wb") as file:
+        with file:
             file.write(content)
             file.flush()
             # The content must be on disk before it gets the name: a power cut may come between.
             os.fsync(file.fileno())
-        part.replace(path)
+            part.replace(path)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
 
 
-def is_process(number: str) -> bool:
-    """Return whether a process of this host has a number."""
-    try:
-        os.kill(int(number), 0)
-    except ProcessLookupError:
-        return False
-    # It is another user's, or this is no number.
-    except (OSError, ValueError, OverflowError):
-        pass
-    return True
+def open_part(path: Path) -> tuple[Path, BinaryIO]:
+    """Return a new file beside a path, and open: it is locked while its writer lives."""
+    while True:
+        part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
+        file = part.open("wb")
+        # A file system without locks keeps the parts of killed writers.
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        # Another writer may have taken it for a dead one's before it was locked.
+        if os.fstat(file.fileno()).st_nlink:
+            return part, file
+        file.close()
+
+
+def remove_parts(path: Path) -> None:
+    """Remove the parts that killed writers of a file left beside it."""
+    for part in path.parent.glob(f"{glob.escape(path.name)}.*.part"):
+        with suppress(OSError), part.open("rb+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            part.unlink()
 
 
 def save_file(path: Path, content: bytes) -> None:

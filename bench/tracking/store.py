@@ -58,6 +58,8 @@ if TYPE_CHECKING:
 
 # Tag of a run that an import has not finished: its record's sha256. No other process continues it.
 IMPORTING = "importing"
+# Tag of a run whose results are being copied from another: its epochs are no training's.
+COPYING = "copying"
 LOCKS = "work"  # the folder of unfinished work, and of the locks of claims
 DATABASE = "mlflow.db"
 TUNING_SUFFIX = " tuning"  # suffix of the experiment of a suite's searches
@@ -307,7 +309,8 @@ class TrackingStore:
         run = next(filter(None, runs), None)
         if not run:
             return ""
-        if fresh and RunLogger(self.client, run.info.run_id).last_epoch >= 0:
+        begun = COPYING not in run.data.tags
+        if fresh and begun and RunLogger(self.client, run.info.run_id).last_epoch >= 0:
             # Its process was killed before it could mark the run.
             if run.info.status == RUNNING:
                 self.client.set_terminated(run.info.run_id, KILLED)
