@@ -385,7 +385,7 @@ def test_a_run_whose_process_dies_twice_fails_alone(tmp_path: Path) -> None:
         for pid in {claim.pid for claim in claims_of("natural", tmp_path)} - killed:
             os.kill(pid, signal.SIGKILL)
             killed.add(pid)
-        time.sleep(0.01)
+        time.sleep(0.2)
     _, errors = process.communicate()
     assert process.returncode == 1
     assert "Traceback" not in errors

@@ -54,7 +54,7 @@ def resolve_suite(text: str) -> Suite:
         suite = read_suite(text) if is_file else validate(dataclasses.asdict(suite))
         check_names(suite)
     except UsageError as error:
-        raise UsageError(f"--suite {text!r}: {error}") from error
+        raise UsageError(f"--suite {text!r:.500}: {error}") from error
     return suite
 
 
