@@ -41,6 +41,9 @@ def write_analysed(folder: Path, paths: Iterable[Path] = ()) -> Path:
 
 def analyse(record: Record, others: Iterable[Record]) -> Record:
     """Return the record with invented measures; others: whose adversarial examples it meets."""
+    # Some have an analysis of their own.
+    plain = {n: value for n, value in record.metrics.items() if not n.startswith("analysis/")}
+    record = copy_record(record, metrics=plain, analysis=None)
     if record.spec.method == WITHOUT or record.spec.role == "teacher":
         return record
     rng = np.random.default_rng(int(record.spec_id[:8], 16))
