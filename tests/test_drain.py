@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from clocks import pretend_time
 
 from bench.execution.cost import Cost
 from bench.execution.grid import drain
@@ -84,12 +85,7 @@ def store() -> PretendedStore:
 
 @pytest.fixture(autouse=True)
 def fast(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    now = [0.0]
-    pretended = SimpleNamespace(
-        monotonic=lambda: now[0], sleep=lambda seconds: now.__setitem__(0, now[0] + seconds)
-    )
-    monkeypatch.setattr(drain, "time", pretended)
-    return now
+    return pretend_time(monkeypatch, drain)
 
 
 def plan(tmp_path: Path, methods: str = "rslad,pgd_at", seeds: str = "0,1") -> list[PlannedRun]:

@@ -7,12 +7,12 @@ import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import requests
 import torch
+from clocks import pretend_time
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, TEMPORARILY_UNAVAILABLE
 from records import claimed, make_context, plan_student, run_planned
@@ -48,12 +48,7 @@ OTHERS = [MlflowException("no such run", INVALID_PARAMETER_VALUE), ValueError("a
 @pytest.fixture(autouse=True)
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Let waiting take no time."""
-    now = [0.0]
-    pretended = SimpleNamespace(
-        monotonic=lambda: now[0], sleep=lambda seconds: now.__setitem__(0, now[0] + seconds)
-    )
-    monkeypatch.setattr(outage, "time", pretended)
-    return now
+    return pretend_time(monkeypatch, outage)
 
 
 def failing(error: Exception, times: int) -> Callable[[], str]:

@@ -246,7 +246,7 @@ DIGITS_MODELS = replace(
     DIGITS,
     name="digits-models",
     version=1,
-    about="digits with students of three families of networks, to have teachers of several: "
+    about="digits with students of three families of networks, for teachers of several: "
     "`--teacher wrn10-2`",
     students=("resnet8-w8", "preactresnet18-w4", "wrn10-1"),
     seeds=(0, 1, 2),
