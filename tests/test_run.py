@@ -439,6 +439,23 @@ def test_a_failing_run_stops_no_other(
     assert {run.info.status for run in list_runs(working_folder)} == {"FINISHED"}
 
 
+def test_a_network_that_learned_nothing_is_named(
+    working_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    suite = 'name = "short"\nbase = "digits"\nstudents = ["resnet8-w4"]\nattacks = ["fgsm"]\n'
+    Path("short.toml").write_text(suite)
+    command = "run --suite short.toml --method natural --limit-train 64 --limit-test 100"
+    assert cli.dispatch(f"{command} --epochs 1 --lr 1e-9".split()) == 0
+    assert re.search(
+        r"warning: digits resnet8-w4 natural seed 0 \(lr=1e-09\) learned nothing:"
+        r" it classifies \d+\.\d % of 100 test images"
+        r" correctly, no more than by chance",
+        " ".join(capsys.readouterr().err.split()),
+    )
+    assert cli.dispatch(f"{command} --epochs 10".split()) == 0
+    assert "learned nothing" not in capsys.readouterr().err
+
+
 def test_an_interrupted_repetition_continues_without_force(
     working_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -34,6 +34,7 @@ from bench.system.errors import BenchError, one_line
 from bench.system.files import sha256_of_file
 from bench.system.progress import Progress
 from bench.teachers import cards
+from bench.teachers.checks import MIN_TEST_IMAGES, is_by_chance, percent_true
 from bench.tracking import links, note
 from bench.tracking.claims import Claims, HeldClaim, LostClaimError
 from bench.tracking.copying import copy_results
@@ -140,6 +141,7 @@ def train_and_record(job: Job, teacher_sha256: dict[str, str], student_passes: f
     if student_passes:
         cost[metrics.STUDENT_PASSES] = student_passes
     evaluations = evaluate(job)
+    warn_of_chance(job, evaluations[BEST])
     cost |= network_sizes(job)
     finished = patiently(lambda: build_run_record(job, state, cost, evaluations, description))
     # Numbers of a run that is another process's now would be there twice.
@@ -303,6 +305,18 @@ def evaluate(job: Job) -> dict[str, CheckpointEvaluation]:
     text = search if search == "exact" else f"{search}, {precision}"
     patiently(lambda: job.logger.set_tags({Tag.ATTACK_SEARCH: text}))
     return evaluations
+
+
+def warn_of_chance(job: Job, best: CheckpointEvaluation) -> None:
+    """Warn of a network that learned nothing, as far as its test images tell."""
+    correct = best.predictions == job.data.test.y
+    if len(correct) >= MIN_TEST_IMAGES and is_by_chance(correct, job.data.info.num_classes):
+        measured = f"{percent_true(correct):.1f} % of {len(correct):,} test images"
+        job.progress.log(
+            f"warning: {job.run.label} learned nothing: it classifies {measured} correctly,"
+            " no more than by chance",
+            logging.WARNING,
+        )
 
 
 def record(job: Job, state: State, finished: Record) -> None:

@@ -43,6 +43,12 @@ def accuracy_margin(percent: float, images: int, total: float = math.inf) -> flo
     return STANDARD_ERRORS * 100 * math.sqrt(variance) + ROUNDING
 
 
+def is_by_chance(correct: Tensor, classes: int) -> bool:
+    """Return whether guessing may classify as many of these images correctly."""
+    chance = 100 / classes
+    return percent_true(correct) <= chance + accuracy_margin(chance, len(correct))
+
+
 def check_clean_accuracy(net: Net, test: Split, total: int, release: Release) -> None:
     """Raise BenchError unless `net` classifies `test`, of `total` test images, as it must.
 
@@ -54,7 +60,8 @@ def check_clean_accuracy(net: Net, test: Split, total: int, release: Release) ->
     if better:
         remedy = "wrong normalisation (--mean and --std, for a file that holds none)"
         raise BenchError(f"{better}: {remedy}")
-    clean = percent_true(classify_correctly(net, test))
+    correct = classify_correctly(net, test)
+    clean = percent_true(correct)
     measured = f"{clean:.1f} % of {len(test):,} test images are classified correctly"
     if release.clean is not None:
         margin = accuracy_margin(release.clean, len(test), total)
@@ -62,8 +69,7 @@ def check_clean_accuracy(net: Net, test: Split, total: int, release: Release) ->
             published = f"the {release.clean} % of {release.name}, give or take {margin:.1f}"
             raise BenchError(f"{measured}, not {published}: this is another network")
         return
-    chance = 100 / net.num_classes
-    if clean <= chance + accuracy_margin(chance, len(test)):
+    if is_by_chance(correct, net.num_classes):
         causes = "wrong normalisation, other labels or an untrained network"
         raise BenchError(f"{measured}, no more than by chance: {causes}")
 
