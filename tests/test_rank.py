@@ -44,12 +44,17 @@ def simulate(
     accuracy: float,
     luck: float,
     n: int = 300,
+    first: float | None = None,
 ) -> list[Verdicts]:
-    """Rows of the same accuracy; images differ in difficulty, mostly alike, and seeds in luck."""
-    middle = norm.ppf(accuracy) * math.sqrt(1 + 4 + luck**2)
+    """Rows of the same accuracy, or of another for the first.
+
+    Images differ in difficulty, mostly alike, and seeds in luck.
+    """
     hard = rng.normal(size=n)
     simulated = []
     for row in range(rows):
+        wanted = accuracy if first is None or row else first
+        middle = norm.ppf(wanted) * math.sqrt(1 + 4 + luck**2)
         difficulty = 2 * (math.sqrt(0.8) * hard + math.sqrt(0.2) * rng.normal(size=n))
         count = seeds[row % len(seeds)]
         seed_luck = luck * rng.normal(size=(count, 1))
@@ -164,6 +169,22 @@ def test_a_real_difference_is_significant() -> None:
         *simulate(rng, 1, (3,), 0.1, 0.02),
     ]
     assert first_ranks(PairedRows.from_verdicts(rows).better()) == [1, 1, 1, 4, 4, 6]
+
+
+@pytest.mark.parametrize(("seeds", "rows"), [((1,), 20), ((3,), 4), ((3,), 20)])
+def test_the_detectable_difference_is_found_in_four_of_five_cases(
+    seeds: tuple[int, ...], rows: int
+) -> None:
+    """Where a row of the highest accuracy is compared with all others."""
+    rng = np.random.default_rng(rows)
+    # With one seed networks are compared, and their luck is part of what they are.
+    luck = 0.0 if seeds == (1,) else 0.05
+    equal = [simulate(rng, rows, seeds, 0.3, luck, n=1000) for _ in range(20)]
+    step = np.mean([PairedRows.from_verdicts(task).detectable_difference() for task in equal])
+    unequal = [simulate(rng, rows, seeds, 0.3, luck, n=1000, first=0.3 + step) for _ in range(100)]
+    shares = [PairedRows.from_verdicts(task).better()[0, 1:].mean() for task in unequal]
+    assert 0.68 <= np.mean(shares) <= 0.9
+    assert math.isnan(PairedRows.from_verdicts(equal[0][:1]).detectable_difference())
 
 
 def test_rows_are_compared_image_by_image() -> None:

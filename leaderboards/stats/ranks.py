@@ -35,6 +35,8 @@ from leaderboards.schema.packing import Verdicts
 CAUTION = 1.8
 # Of an interval, and of all comparisons in a task together.
 LEVEL = 0.95
+# The share of cases in which a true difference is to be found.
+POWER = 0.8
 # Many rows get fewer resamples, so that pairs x resamples stay near MAX_WORK.
 MAX_DRAWS, MIN_DRAWS, MAX_WORK = 1000, 200, 40_000_000
 # Between two accuracies that are equal but for rounding; one image of 10,000 by one of 10 seeds is
@@ -157,24 +159,55 @@ class PairedRows:
         what is better than a better row is better.
         """
         gap = self.means[:, None] - self.means
-        square = (self.images**2).sum(axis=1)
-        # The second moment of the difference, which is the variance if the means are equal.
-        images = square[:, None] + square - 2 * self.images @ self.images.T
-        images = np.where(images > 1e-9, images, 0) / self.images.shape[1] ** 2
-        seeds = self.seeds[:, None] + self.seeds
-        error = np.sqrt(images + seeds)
-        undecided = np.triu(error > 0, 1)
+        undecided = np.triu(self._error > 0, 1)
         separated = np.zeros_like(undecided)
         while undecided.any():
-            z = self._critical_value(error, undecided)
-            limit = z**2 * images + _student_quantile(z, self.freedom) ** 2 * seeds
-            new = undecided & (gap**2 > limit)
+            new = undecided & (np.abs(gap) > self._significant(undecided))
             if not new.any():
                 break
             separated |= new
             undecided &= ~new
         separated |= separated.T
         return np.asarray(separated & (gap > 0))
+
+    def detectable_difference(self) -> float:
+        """Return by how much two rows must differ to be told apart in POWER of cases.
+
+        In the mean of all pairs, and as long as no other pair is told apart, so rather too much.
+        NaN where no rows differ in any image.
+        """
+        from scipy.optimize import brentq
+        from scipy.special import ndtr
+
+        pairs = np.triu(self._error > 0, 1)
+        if not pairs.any():
+            return math.nan
+        needed, error = self._significant(pairs)[pairs], self._error[pairs]
+
+        def missing(difference: float) -> float:
+            return POWER - float(ndtr((difference - needed) / error).mean())
+
+        return float(brentq(missing, 0, needed.max() + 4 * error.max()))
+
+    @cached_property
+    def _squared_errors(self) -> tuple[Array, Array]:
+        """(rows, rows) each: the squared error of a difference, from images and from seeds."""
+        square = (self.images**2).sum(axis=1)
+        # The second moment of the difference, which is the variance if the means are equal.
+        images = square[:, None] + square - 2 * self.images @ self.images.T
+        images = np.where(images > 1e-9, images, 0) / self.images.shape[1] ** 2
+        return images, self.seeds[:, None] + self.seeds
+
+    @cached_property
+    def _error(self) -> Array:
+        images, seeds = self._squared_errors
+        return np.asarray(np.sqrt(images + seeds))
+
+    def _significant(self, pairs: NDArray[np.bool_]) -> Array:
+        """Return [a, b]: beyond which difference these pairs are told apart, all together."""
+        images, seeds = self._squared_errors
+        z = self._critical_value(self._error, pairs)
+        return np.asarray(np.sqrt(z**2 * images + _student_quantile(z, self.freedom) ** 2 * seeds))
 
     def _critical_value(self, error: Array, pairs: NDArray[np.bool_]) -> float:
         """Return what the largest studentised shift among `pairs` stays below in 95 % of draws."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,7 @@ RANKED = (
     " significantly better and 3 are significantly worse (paired bootstrap over the same images,"
     " and over seeds; 95 % for all pairs of the table together)."
 )
+DETECTABLE = " Two rows that truly differ by {:.1f} points are told apart in four of five cases."
 TIERS = " Every ranked row below a tier is significantly worse than the first row of the tier."
 ONE_SEED = " No row has several seeds: networks are compared, not methods."
 SOME_ONE_SEED = " A row of one seed is compared with the average spread of the others."
@@ -29,12 +31,26 @@ RANK_COLUMNS = ("row/rank_first", "row/rank_last", "row/tier")
 RANKING_COLUMNS = (*RANK_COLUMNS, "row/aa_low", "row/aa_high", *GAP_COLUMNS, "row/marks")
 
 
-def rank_rows(rows: Sequence[SeedColumns], compete: bool) -> tuple[list[Ranking], Array | None]:
+@dataclass(frozen=True)
+class Comparison:
+    """Rows with ranks against each other.
+
+    win_probabilities: [a, b], how likely row a is more accurate than row b. detectable: by how much
+    two must differ to be told apart in four of five cases; NaN where none differ.
+    """
+
+    win_probabilities: Array
+    detectable: float
+
+
+def rank_rows(
+    rows: Sequence[SeedColumns], compete: bool
+) -> tuple[list[Ranking], Comparison | None]:
     """Rank rows; with `compete` against each other, on the same images under the same attack.
 
     Args:
         rows: by accuracy, best first.
-    Returns: the ranking of each row; of those with ranks, how likely each beats each other.
+    Returns: the ranking of each row; the comparison of those with ranks, if there are any.
     """
     rankings = [Ranking()] * len(rows)
     verdicts: dict[int, Verdicts] = {}
@@ -53,11 +69,10 @@ def rank_rows(rows: Sequence[SeedColumns], compete: bool) -> tuple[list[Ranking]
             rankings[index] = replace(rankings[index], unranked_reason=f"attacked with {threat}")
         else:
             verdicts[index] = survived
-    win_probabilities = _compare_rows(rankings, verdicts) if compete and verdicts else None
-    return rankings, win_probabilities
+    return rankings, _compare_rows(rankings, verdicts) if compete and verdicts else None
 
 
-def _compare_rows(rankings: list[Ranking], verdicts: dict[int, Verdicts]) -> Array:
+def _compare_rows(rankings: list[Ranking], verdicts: dict[int, Verdicts]) -> Comparison:
     """Set ranks, tiers and gaps of the rows that were judged on as many images as most."""
     counts = Counter(survived.shape[1] for survived in verdicts.values())
     usual = counts.most_common(1)[0][0]
@@ -75,10 +90,10 @@ def _compare_rows(rankings: list[Ranking], verdicts: dict[int, Verdicts]) -> Arr
     for position, (index, ranks, tier) in enumerate(places):
         gap = paired.difference(0, position)
         rankings[index] = replace(rankings[index], ranks=ranks, tier=tier, gap_to_first=gap)
-    return paired.win_probabilities()
+    return Comparison(paired.win_probabilities(), paired.detectable_difference())
 
 
-def caption(runs: pd.DataFrame, rows: Sequence[Row], compete: bool) -> str:
+def caption(runs: pd.DataFrame, rows: Sequence[Row], comparison: Comparison | None) -> str:
     """Return how many images `runs` were judged on, and what ranks and brackets of `rows` mean."""
     images = _range_text(runs, NUM_IMAGES)
     attacked = _range_text(runs, NUM_ATTACKED) or images
@@ -92,13 +107,15 @@ def caption(runs: pd.DataFrame, rows: Sequence[Row], compete: bool) -> str:
     seeds = [row.seeds for row in rows if row.ranking.interval]
     if not seeds:
         return text
-    comparison, over = "", " and seeds"
+    about_seeds, over = "", " and seeds"
     if max(seeds) == 1:
-        comparison, over = ONE_SEED, ""
+        about_seeds, over = ONE_SEED, ""
     elif 1 in seeds:
-        comparison, over = SOME_ONE_SEED, ", and over seeds where there are several"
-    if compete and len(seeds) > 1:
-        text += RANKED + comparison
+        about_seeds, over = SOME_ONE_SEED, ", and over seeds where there are several"
+    if comparison and len(seeds) > 1:
+        text += RANKED + about_seeds
+        if math.isfinite(comparison.detectable):
+            text += DETECTABLE.format(100 * comparison.detectable)
         if any((row.ranking.tier or 0) > 1 for row in rows):
             text += TIERS
     return text + BRACKETS.format(over)

@@ -121,15 +121,16 @@ def _build_table(
 ) -> TaskTable:
     columns = _choose_columns(runs)
     seeds_by_row = _split_rows(runs, columns, protocol)
-    rankings, win_probabilities = rank_rows(seeds_by_row, compete=not of_teachers)
+    rankings, comparison = rank_rows(seeds_by_row, compete=not of_teachers)
     pairs = zip(seeds_by_row, rankings, strict=True)
     rows = [_build_row(columns, seeds, ranking) for seeds, ranking in pairs]
     rows.sort(key=lambda row: row.ranking.ranks is None)
     # Rows without a score are last: all are by accuracy, and none of these has a rank.
     shown = len(rows) if of_teachers else sum(row.is_scored for row in rows)
     ranked, incomplete = tuple(rows[:shown]), tuple(rows[shown:])
-    text = caption(runs, ranked, not of_teachers)
-    return TaskTable(title, columns, ranked, incomplete, text, of_teachers, win_probabilities)
+    text = caption(runs, ranked, comparison)
+    wins = comparison.win_probabilities if comparison else None
+    return TaskTable(title, columns, ranked, incomplete, text, of_teachers, wins)
 
 
 def _split_rows(
