@@ -226,6 +226,8 @@ GACD_ABLATION_CIFAR = replace(
     name="gacd-ablation-cifar",
     version=1,
     about="the rows of gacd-ablation on cifar-mini's images, networks and training",
+    # Seeds can be added later, images cannot.
+    limit_aa=1_000,
     cpu_time="two hours",
     rows=GACD_ROWS,
 )
