@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from bench.cli import generated_files
+from bench.reference import results_page
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -20,6 +21,15 @@ def test_a_generated_file_is_current(path: str, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.chdir(ROOT)
     text = (ROOT / path).read_text(encoding="utf-8")
     assert text == generated_files.FILES[path](), "python -m bench.cli.generated_files"
+
+
+def test_the_charts_are_current_and_all_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    charts = dict(results_page.render_charts())
+    kept = {path: path.read_text(encoding="utf-8") for path in results_page.CHARTS.iterdir()}
+    assert kept == charts, "python -m bench.cli.generated_files"
+    page = Path("docs/lab/results.md").read_text(encoding="utf-8")
+    assert all(f"(../images/results/{path.name})" in page for path in charts)
 
 
 def test_a_readme_without_the_markers_is_refused(

@@ -38,13 +38,13 @@ GOLDEN = """\
 | 30.0 | - | 0.1 |
 | 3 | 4 | kd | natural | 1 | **96.0** | 0.0 [0.0, 3.7] | 0.0 | 5.0 | - | 0.5 |
 
-360 test images, AutoAttack on 100 of them. A rank is a range where rows cannot be told apart: \
-2 to 5 of 8 rows says that 1 row is significantly better and 3 are significantly worse (paired \
-bootstrap over the same images, and over seeds; 95 % for all pairs of the table together). A row \
-of one seed is compared with the average spread of the others. Two rows that truly differ by \
-21.4 points are told apart in four of five cases. Every ranked row below a tier is significantly \
-worse than the first row of the tier. In brackets is the row's own 95 % interval over images, and \
-over seeds where there are several.
+360 test images, AutoAttack on 100 of them. A row of one seed is compared with the average spread \
+of the others. Two rows that truly differ by 22.1 points are told apart in about four of five \
+cases. A rank is a range where rows cannot be told apart: 2 to 5 of 8 rows says that 1 row is \
+significantly better and 3 are significantly worse (paired bootstrap over the same images, and \
+over seeds; 95 % for all pairs of the table together). Every ranked row below a tier is \
+significantly worse than the first row of the tier. In brackets is the row's own 95 % interval \
+over images, and over seeds where there are several.
 
 Incomplete, not ranked:
 

@@ -183,7 +183,7 @@ def test_the_detectable_difference_is_found_in_four_of_five_cases(
     step = np.mean([PairedRows.from_verdicts(task).detectable_difference() for task in equal])
     unequal = [simulate(rng, rows, seeds, 0.3, luck, n=1000, first=0.3 + step) for _ in range(100)]
     shares = [PairedRows.from_verdicts(task).better()[0, 1:].mean() for task in unequal]
-    assert 0.68 <= np.mean(shares) <= 0.9
+    assert 0.65 <= np.mean(shares) <= 0.9
     assert math.isnan(PairedRows.from_verdicts(equal[0][:1]).detectable_difference())
 
 

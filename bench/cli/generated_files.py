@@ -36,9 +36,9 @@ def render_readme() -> str:
 FILES: dict[str, Callable[[], str]] = {
     "README.md": render_readme,
     "bench/reference/methods.json": methods_page.render_json,
-    "docs/images/digits.svg": results_page.render_chart,
     "docs/lab/gacd.md": gacd_page.render_page,
     "docs/lab/results.md": results_page.render_page,
+    "docs/lab/tables.md": results_page.render_all_tables,
     "docs/lab/transfer.md": transfer_page.render_page,
     "docs/reference/command-line.md": reference_pages.render_command_line,
     "docs/reference/configuration.md": reference_pages.render_configuration,
@@ -53,6 +53,9 @@ def main() -> None:
     try:
         for path, render in FILES.items():
             Path(path).write_text(render(), encoding="utf-8")
+        results_page.CHARTS.mkdir(parents=True, exist_ok=True)
+        for chart, content in results_page.render_charts():
+            chart.write_text(content, encoding="utf-8")
     except ValueError as error:
         raise SystemExit(f"error: {error}") from error
 

@@ -1,10 +1,13 @@
-"""What the repository's own records say: docs/lab/results.md, the README's rows and its chart.
+"""What the repository's own records say: pages of docs/lab, charts, the README's rows.
 
 `python -m bench.cli.generated_files` writes them.
 """
 
 from __future__ import annotations
 
+import re
+from collections import Counter
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -13,16 +16,21 @@ from leaderboards.read.records import collect
 from leaderboards.render import markdown
 from leaderboards.render.figures.matplotlib_figures import draw_view, save_figure
 from leaderboards.render.figures.task_views import seeds_view
-from leaderboards.render.numbers import format_cell, format_interval
-from leaderboards.schema.metrics import CLEAN, RANK_METRIC
+from leaderboards.render.numbers import format_cell, format_interval, format_percent, format_ranks
+from leaderboards.schema.metrics import CLEAN, RANK_METRIC, TRAIN_SECONDS, WORST_CLASS
+from leaderboards.tables.across_tasks import robustness_kept
 from leaderboards.tables.rows import Column, TaskTable
 from leaderboards.tables.suite_tables import Section, build_sections
 
 RECORDS = Path("leaderboards", "results")
+CHARTS = Path("docs", "images", "results")
+INTRO = Path(__file__).with_name("results_intro.md")
 # The table of the README.
 SUITE, TASK = suites.DIGITS.id, "digits, resnet8-w8"
 NUM_ROWS = 5
 COLUMNS = (Column(CLEAN, "Clean"), Column(RANK_METRIC, "AutoAttack"))
+NO_BREAK = "&nbsp;"
+HEAD = ("Rank", "Method", "Seeds", "AutoAttack", "Clean", "Worst class", "Kept", "Train min")
 
 
 @cache
@@ -31,9 +39,75 @@ def read_sections() -> list[Section]:
     return build_sections(collect(RECORDS), suites.protocols())
 
 
-def render_page() -> str:
-    """Return the page with every table."""
+def newest_sections() -> list[Section]:
+    """Return the newest version of each suite that has records, in the order of `list suites`."""
+    newest: dict[str, Section] = {}
+    for section in read_sections():
+        newest.setdefault(suite_name(section), section)
+    return sorted(newest.values(), key=lambda section: [*suites.SUITES].index(suite_name(section)))
+
+
+def suite_name(section: Section) -> str:
+    """Return the name of a section's suite without its version."""
+    return section.experiment.partition("@")[0]
+
+
+def render_all_tables() -> str:
+    """Return the page with every table and column."""
     return markdown.render(read_sections())
+
+
+def render_page() -> str:
+    """Return the page with what is best to know of each table."""
+    parts = [INTRO.read_text(encoding="utf-8")]
+    for section in newest_sections():
+        suite = suites.SUITES[suite_name(section)]
+        method = "" if suite.rows else " --method all"
+        older = " An older version of the suite." if section.outdated else ""
+        about = f"{suite.about[0].upper()}{suite.about[1:]}.{older}"
+        parts.append(f"## {section.experiment}\n\n{about}")
+        parts.append(f"    python -m bench run --suite {suite.name}{method}")
+        parts += [render_task(section, table) for table in section.tables]
+    return "\n\n".join(part.strip("\n") for part in parts) + "\n"
+
+
+def render_task(section: Section, table: TaskTable) -> str:
+    """Return the chart of a table, its best columns, and what it can tell."""
+    lines = [f"### {table.title}", ""]
+    lines += [f"![{table.title}](../images/results/{chart_name(section, table)})", ""]
+    lines += [f"| {' | '.join(HEAD)} |", "| ---: | --- |" + " ---: |" * (len(HEAD) - 2)]
+    labels = Counter(row.label for row in table.ranked)
+    for row in table.ranked:
+        label = row.label if labels[row.label] == 1 else f"{row.label}, {row.teacher}"
+        ranks = format_ranks(row.ranking.ranks).replace(" ", NO_BREAK)
+        cells = [ranks, markdown.escape(label), str(row.seeds)]
+        interval = format_interval(row).replace(" ", NO_BREAK)
+        cells.append(f"{format_percent(row.score)}{NO_BREAK}{interval}")
+        cells += [format_percent(row[metric].mean) for metric in (CLEAN, WORST_CLASS)]
+        cells.append(format_percent(robustness_kept(row, section.teachers)))
+        cells.append(f"{row[TRAIN_SECONDS].mean / 60:.1f}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", table.evidence])
+
+
+def render_charts() -> Iterator[tuple[Path, str]]:
+    """Yield path and content of the chart of each table of the page, as SVG.
+
+    Every row with its interval and its seeds.
+    """
+    runs = {str(run["run_id"]): run for run in collect(RECORDS).to_dict("records")}
+    for section in newest_sections():
+        for table in section.tables:
+            view = seeds_view(table, runs)
+            assert view is not None
+            look = {"transparent": False, "facecolor": "white"}
+            chart = save_figure(draw_view(view), "svg", **look).decode()
+            yield CHARTS / chart_name(section, table), chart
+
+
+def chart_name(section: Section, table: TaskTable) -> str:
+    """Return the file name of a table's chart."""
+    return re.sub(r"[^\w.]+", "-", f"{suite_name(section)} {table.title}") + ".svg"
 
 
 def readme_table() -> TaskTable:
@@ -49,12 +123,3 @@ def render_readme_table() -> str:
         cells = [row.label, row.teacher, *(format_cell(row[c.metric], c) for c in COLUMNS)]
         lines.append(f"|{'|'.join(cells)} {format_interval(row)}|")
     return "\n".join(lines) + "\n"
-
-
-def render_chart() -> str:
-    """Return the chart of that table: every row with its interval and seeds, as SVG."""
-    runs = collect(RECORDS, SUITE)
-    by_id = {str(run["run_id"]): run for run in runs.to_dict("records")}
-    view = seeds_view(readme_table(), by_id)
-    assert view is not None
-    return save_figure(draw_view(view), "svg", transparent=False, facecolor="white").decode()

@@ -5,23 +5,25 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
 from leaderboards.schema.metrics import NUM_ATTACKED, NUM_IMAGES, accuracy_name
 from leaderboards.schema.packing import Verdicts
-from leaderboards.stats.ranks import Array, PairedRows, accuracy_interval, rank_ranges, split_tiers
+from leaderboards.stats.ranks import PairedRows, accuracy_interval, rank_ranges, split_tiers
 from leaderboards.tables.protocol_changes import find_threat_change
-from leaderboards.tables.rows import Ranking, Row, SeedColumns
+from leaderboards.tables.rows import Comparison, Ranking, Row, SeedColumns
 
 RANKED = (
     " A rank is a range where rows cannot be told apart: 2 to 5 of 8 rows says that 1 row is"
     " significantly better and 3 are significantly worse (paired bootstrap over the same images,"
     " and over seeds; 95 % for all pairs of the table together)."
 )
-DETECTABLE = " Two rows that truly differ by {:.1f} points are told apart in four of five cases."
+DETECTABLE = (
+    " Two rows that truly differ by {:.1f} points are told apart in about four of five cases."
+)
 TIERS = " Every ranked row below a tier is significantly worse than the first row of the tier."
 ONE_SEED = " No row has several seeds: networks are compared, not methods."
 SOME_ONE_SEED = " A row of one seed is compared with the average spread of the others."
@@ -29,18 +31,6 @@ BRACKETS = " In brackets is the row's own 95 % interval over images{}."
 GAP_COLUMNS = ("row/behind_first", "row/behind_first_low", "row/behind_first_high")
 RANK_COLUMNS = ("row/rank_first", "row/rank_last", "row/tier")
 RANKING_COLUMNS = (*RANK_COLUMNS, "row/aa_low", "row/aa_high", *GAP_COLUMNS, "row/marks")
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Rows with ranks against each other.
-
-    win_probabilities: [a, b], how likely row a is more accurate than row b. detectable: by how much
-    two must differ to be told apart in four of five cases; NaN where none differ.
-    """
-
-    win_probabilities: Array
-    detectable: float
 
 
 def rank_rows(
@@ -93,8 +83,10 @@ def _compare_rows(rankings: list[Ranking], verdicts: dict[int, Verdicts]) -> Com
     return Comparison(paired.win_probabilities(), paired.detectable_difference())
 
 
-def caption(runs: pd.DataFrame, rows: Sequence[Row], comparison: Comparison | None) -> str:
-    """Return how many images `runs` were judged on, and what ranks and brackets of `rows` mean."""
+def describe_evidence(
+    runs: pd.DataFrame, rows: Sequence[Row], comparison: Comparison | None
+) -> str:
+    """Return how many images `runs` were judged on, and which differences that can tell."""
     images = _range_text(runs, NUM_IMAGES)
     attacked = _range_text(runs, NUM_ATTACKED) or images
     text = f"{images} test images" if images else "The number of test images was not recorded"
@@ -104,21 +96,36 @@ def caption(runs: pd.DataFrame, rows: Sequence[Row], comparison: Comparison | No
     if last not in ("", attacked):
         text += f", the last checkpoint's AutoAttack on {last}"
     text += "."
-    seeds = [row.seeds for row in rows if row.ranking.interval]
+    seeds = ranked_seeds(rows)
+    if not comparison or len(seeds) < 2:
+        return text
+    if max(seeds) == 1:
+        text += ONE_SEED
+    elif 1 in seeds:
+        text += SOME_ONE_SEED
+    if math.isfinite(comparison.detectable):
+        text += DETECTABLE.format(100 * comparison.detectable)
+    return text
+
+
+def explain_ranking(rows: Sequence[Row], compete: bool) -> str:
+    """Return what ranks and brackets of `rows` mean; "" without any."""
+    seeds, text = ranked_seeds(rows), ""
     if not seeds:
         return text
-    about_seeds, over = "", " and seeds"
-    if max(seeds) == 1:
-        about_seeds, over = ONE_SEED, ""
-    elif 1 in seeds:
-        about_seeds, over = SOME_ONE_SEED, ", and over seeds where there are several"
-    if comparison and len(seeds) > 1:
-        text += RANKED + about_seeds
-        if math.isfinite(comparison.detectable):
-            text += DETECTABLE.format(100 * comparison.detectable)
+    if compete and len(seeds) > 1:
+        text += RANKED
         if any((row.ranking.tier or 0) > 1 for row in rows):
             text += TIERS
+    over = "" if max(seeds) == 1 else " and seeds"
+    if 1 in seeds and over:
+        over = ", and over seeds where there are several"
     return text + BRACKETS.format(over)
+
+
+def ranked_seeds(rows: Sequence[Row]) -> list[int]:
+    """Return the number of seeds of each row that was judged image by image."""
+    return [row.seeds for row in rows if row.ranking.interval]
 
 
 def add_ranking_columns(runs: pd.DataFrame, rows: Iterable[Row]) -> pd.DataFrame:

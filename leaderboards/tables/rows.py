@@ -122,21 +122,40 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Comparison:
+    """Rows with ranks against each other.
+
+    win_probabilities: [a, b], how likely row a is more accurate than row b. detectable: by how much
+    two must differ to be told apart in four of five cases; NaN where no verdicts differ.
+    """
+
+    win_probabilities: Array
+    detectable: float
+
+
+@dataclass(frozen=True)
 class TaskTable:
     """Rows of one dataset and one student: `ranked` by AutoAttack, rows with no rank last.
 
     `incomplete` rows have no AutoAttack. The teachers of a suite are one table for reference: all
     are in `ranked` and have no rank.
-    win_probabilities: [a, b], how likely contender a is more accurate than b; None without ranks.
+    evidence: how many images, and which differences they can tell. explanation: of ranks and
+    brackets. comparison: of the contenders; None without ranks.
     """
 
     title: str
     columns: tuple[Column, ...]
     ranked: tuple[Row, ...]
     incomplete: tuple[Row, ...]
-    caption: str
+    evidence: str
+    explanation: str
     of_teachers: bool = False
-    win_probabilities: Array | None = field(default=None, compare=False, repr=False)
+    comparison: Comparison | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def caption(self) -> str:
+        """What stands below the whole table."""
+        return self.evidence + self.explanation
 
     @property
     def rows(self) -> tuple[Row, ...]:

@@ -28,7 +28,7 @@ from leaderboards.tables.protocol_changes import (
     most_common_values,
 )
 from leaderboards.tables.published import find_published, is_published_task
-from leaderboards.tables.ranking import caption, rank_rows
+from leaderboards.tables.ranking import describe_evidence, explain_ranking, rank_rows
 from leaderboards.tables.rows import Column, Ranking, Row, SeedColumns, SeedSummary, TaskTable
 
 # Of the suites known here: experiment name -> recorded parameter -> value.
@@ -128,9 +128,11 @@ def _build_table(
     # Rows without a score are last: all are by accuracy, and none of these has a rank.
     shown = len(rows) if of_teachers else sum(row.is_scored for row in rows)
     ranked, incomplete = tuple(rows[:shown]), tuple(rows[shown:])
-    text = caption(runs, ranked, comparison)
-    wins = comparison.win_probabilities if comparison else None
-    return TaskTable(title, columns, ranked, incomplete, text, of_teachers, wins)
+    evidence = describe_evidence(runs, ranked, comparison)
+    explanation = explain_ranking(ranked, not of_teachers)
+    return TaskTable(
+        title, columns, ranked, incomplete, evidence, explanation, of_teachers, comparison
+    )
 
 
 def _split_rows(

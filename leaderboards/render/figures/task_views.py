@@ -38,9 +38,9 @@ def win_matrix(table: TaskTable) -> tuple[list[str], Array] | None:
 
     None unless 2 to MAX_ROWS rows are compared.
     """
-    if table.win_probabilities is None or not 2 <= len(table.contenders) <= MAX_ROWS:
+    if table.comparison is None or not 2 <= len(table.contenders) <= MAX_ROWS:
         return None
-    return row_labels(table.contenders), table.win_probabilities
+    return row_labels(table.contenders), table.comparison.win_probabilities
 
 
 def accuracy_view(table: TaskTable, family_of: FamilyOf = lambda method: "") -> View | None:
