@@ -26,8 +26,8 @@ def outcomes(*words: str) -> list[str]:
 @pytest.mark.parametrize(
     "words",
     [
-        "--store sqlite --commands 2 --kill-every 4",
-        "--store postgresql --commands 3 --kill-every 6",
+        "--store sqlite --commands 2 --kill-every 4 --methods rslad",
+        "--store postgresql --commands 3 --kill-every 5 --methods rslad",
     ],
     ids=["sqlite", "postgresql"],
 )

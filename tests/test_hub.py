@@ -127,6 +127,23 @@ def test_there_and_back(
     assert commit in documents[0]["checkpoint"]
 
 
+def test_a_record_is_verified_with_a_checkpoint_on_the_hub(
+    server: Hub, trained_store: Path, record: Record, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (path,) = (trained_store / "records").iterdir()
+    artifacts = trained_store / "artifacts" / record.run_id / "artifacts"
+    best = (artifacts / "checkpoints" / "best.pt").read_bytes()
+    server.write(REPO, {"best.pt": best, "last.pt": network()})
+    words = ("import", path, "--verify", "--checkpoint")
+    # It is the record's, and the numbers of this record are invented.
+    assert run_bench(*words, f"hf:{REPO}:best.pt") == 1
+    assert "not reproduced: test/" in last_error(capsys)
+    assert run_bench(*words, f"hf:{REPO}:last.pt") == 1
+    assert "sha256" in last_error(capsys)
+    assert run_bench(*words, f"hf:{REPO}") == 2
+    assert "choose one with hf:" in last_error(capsys)
+
+
 def test_the_card_and_the_record_are_whole(
     server: Hub, trained_store: Path, record: Record, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -20,16 +20,20 @@ class ImportOptions(CommonOptions):
 
     sources: Positional[Annotated[tuple[Path, ...], option("FILE-OR-DIR", "records")]]
     verify: Annotated[Switch, option(text="evaluate again, and refuse other numbers")] = False
-    checkpoint: Annotated[Path | None, option("FILE", "for --verify", "from the store")] = None
+    checkpoint: Annotated[
+        Path | None, option("FILE", "for --verify, or `hf:OWNER/NAME:FILE`", "from the store")
+    ] = None
 
 
 def import_records(options: ImportOptions) -> int:
     """Take the records; return 1 if one was refused."""
+    from bench.models import hub
     from bench.records import import_
 
+    checkpoint = hub.locate(options.checkpoint)[0] if options.checkpoint else None
     return import_.import_records(
         options.store, options.sources, options.data_root, options.device, options.verify,
-        options.checkpoint)  # fmt: skip
+        checkpoint)  # fmt: skip
 
 
 COMMAND = Command(ImportOptions, import_records)
