@@ -29,13 +29,18 @@ class PretendedStore:
     def __init__(self) -> None:
         self.living: list[Claim] = []
         self.ended: dict[str, dict[str, str]] = {FINISHED: {}, FAILED: {}}
+        self.listed: Callable[[], None] = lambda: None
 
     def claims(self, _: str) -> Any:
         return SimpleNamespace(look=lambda: (self.living, []))
 
     def runs_with_status(self, _: str, status: str) -> list[Any]:
+        self.listed()
         return [
-            SimpleNamespace(data=SimpleNamespace(tags={Tag.SPEC_ID: key, Tag.STATUS_NOTE: note}))
+            SimpleNamespace(
+                info=SimpleNamespace(run_id=f"run of {key}"),
+                data=SimpleNamespace(tags={Tag.SPEC_ID: key, Tag.STATUS_NOTE: note}),
+            )
             for key, note in self.ended[status].items()
         ]
 
@@ -85,6 +90,7 @@ def store() -> PretendedStore:
 
 @pytest.fixture(autouse=True)
 def fast(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    monkeypatch.setattr(drain, "is_marked", lambda *_: False)
     return pretend_time(monkeypatch, drain)
 
 
@@ -147,12 +153,9 @@ def test_what_stops_every_run_stops_the_grid(tmp_path: Path, store: PretendedSto
     assert len(executor.order) == 1
 
 
-def test_what_others_are_at_is_left_to_them(
-    tmp_path: Path, store: PretendedStore, fast: list[float], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_others_are_at_is_left_to_them(tmp_path: Path, store: PretendedStore) -> None:
     runs = plan(tmp_path, "pgd_at", "0,1,2")
     store.living = [Claim(runs[0].spec.id, "another")]
-    monkeypatch.setattr(drain, "is_recorded", lambda *_: True)
 
     def end(run: PlannedRun) -> RunOutcome:
         if name_of(run) == "pgd_at 2":
@@ -168,9 +171,8 @@ def test_what_others_are_at_is_left_to_them(
 
 
 def test_a_run_that_another_one_has_is_tried_again_later(
-    tmp_path: Path, store: PretendedStore, fast: list[float], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, store: PretendedStore, fast: list[float]
 ) -> None:
-    monkeypatch.setattr(drain, "is_recorded", lambda *_: False)
     ends = {"pgd_at 0": iter([RunOutcome("busy"), RunOutcome("busy"), RECORDED])}
 
     def end(run: PlannedRun) -> RunOutcome:
@@ -183,9 +185,8 @@ def test_a_run_that_another_one_has_is_tried_again_later(
 
 
 def test_a_failure_elsewhere_ends_a_run_unless_it_is_an_earlier_one(
-    tmp_path: Path, store: PretendedStore, fast: list[float], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, store: PretendedStore, fast: list[float]
 ) -> None:
-    monkeypatch.setattr(drain, "is_recorded", lambda *_: False)
     runs = plan(tmp_path, "pgd_at", "0,1,2")
     ids = [run.spec.id for run in runs]
     store.ended[FAILED] = {ids[1]: "of yesterday"}
@@ -201,6 +202,48 @@ def test_a_failure_elsewhere_ends_a_run_unless_it_is_an_earlier_one(
     failed = drain_of(runs, store, lines).run(executor)
     assert [*failed.values()] == ["failed in another process: no luck"]
     assert "pgd_at 1" in executor.order
+
+
+def test_a_process_with_nothing_to_do_soon_sees_what_others_ended(
+    tmp_path: Path, store: PretendedStore, fast: list[float]
+) -> None:
+    """Also where a listing takes long, as beside many others."""
+
+    def take_long() -> None:
+        fast[0] += 10
+
+    (run,) = plan(tmp_path, "pgd_at", "0")
+    store.living = [Claim(run.spec.id, "another")]
+
+    def end() -> None:
+        take_long()
+        if fast[0] > 100:
+            store.living, store.ended[FINISHED] = [], {run.spec.id: ""}
+
+    store.listed, lines = end, Lines()
+    drain_of([run], store, lines).run(PretendedExecutor(lambda _: RECORDED))
+    assert lines.ends == {1: ("recorded by another process", True)}
+    assert fast[0] < 250
+
+
+def test_a_run_to_be_repeated_is_not_ended_by_the_one_before(
+    tmp_path: Path, store: PretendedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process has it, and the finished run is the marked one."""
+    (run,) = plan(tmp_path, "pgd_at", "0")
+    store.living, store.ended[FINISHED] = [Claim(run.spec.id, "another")], {run.spec.id: ""}
+    marked: list[str] = []
+
+    def is_marked(_: PlannedRun, __: Any, run_id: str) -> bool:
+        marked.append(run_id)
+        store.living = []
+        return True
+
+    monkeypatch.setattr(drain, "is_marked", is_marked)
+    executor = PretendedExecutor(lambda _: RECORDED)
+    drain_of([run], store, Lines()).run(executor)
+    assert set(marked) == {f"run of {run.spec.id}"}
+    assert executor.order == ["pgd_at 0"]
 
 
 def test_several_processes_begin_with_different_runs(tmp_path: Path, store: PretendedStore) -> None:

@@ -136,8 +136,9 @@ def test_a_grid_that_stops_leaves_its_run_to_be_continued(tmp_path: Path) -> Non
 
 def finished_runs(context: RunContext, spec_id: str) -> dict[str, bool]:
     """Return whether each finished run of a spec counts, oldest first."""
-    runs = context.store.runs_with_status("digits@3", FINISHED)
-    runs = [run for run in runs if run.data.tags[Tag.SPEC_ID] == spec_id]
+    experiment = context.store.get_or_create_experiment("digits@3")
+    condition = f"attributes.status = '{FINISHED}' and tags.{Tag.SPEC_ID} = '{spec_id}'"
+    runs = context.store.client.search_runs([experiment], condition)
     ordered = sorted(runs, key=lambda run: run.info.start_time)
     return {run.info.run_id: REPLACED_TAG not in run.data.tags for run in ordered}
 

@@ -186,11 +186,14 @@ def mark_for_repeat(run: PlannedRun, context: RunContext) -> None:
 def is_recorded(run: PlannedRun, context: RunContext) -> bool:
     """Return whether the run is finished in the tracking store and is not marked for repeat."""
     recorded = context.store.find_run(run.spec, FINISHED)
+    return recorded is not None and not is_marked(run, context, recorded.info.run_id)
+
+
+def is_marked(run: PlannedRun, context: RunContext, run_id: str) -> bool:
+    """Return whether the finished run with this id is to be repeated here."""
     mark = work_folder(context.root, run.spec) / REPEAT_MARK
     # A mark is for the run that was finished then, and does not outlive the next one.
-    if recorded is None or not mark.exists():
-        return recorded is not None
-    return mark.read_text() != str(recorded.info.run_id)
+    return mark.exists() and mark.read_text() == run_id
 
 
 def clear_work(run: PlannedRun, context: RunContext) -> None:

@@ -269,10 +269,9 @@ class TrackingStore:
                 self.client.set_tag(run.info.run_id, REPLACED_TAG, run_id)
 
     def runs_with_status(self, experiment_name: str, status: str) -> list[Run]:
-        """Return the runs of an experiment that have a spec and a status."""
-        experiment_id = self.get_or_create_experiment(experiment_name)
+        """Return the runs of an experiment with a spec and a status that count, newest first."""
         condition = f"attributes.status = '{status}' and tags.spec_id != ''"
-        runs = self.client.search_runs([experiment_id], condition, max_results=PAGE_SIZE)
+        runs = self._counting_runs(experiment_name, condition)
         return [run for run in runs if IMPORTING not in run.data.tags]
 
     def unfinished_runs(self) -> list[Run]:

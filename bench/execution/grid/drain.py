@@ -10,22 +10,26 @@ import random
 import time
 from dataclasses import replace
 from itertools import islice
-from typing import Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from bench.execution.grid.work import QueuedRun, RunOutcome
-from bench.execution.job import RunContext, is_recorded
+from bench.execution.job import RunContext, is_marked
 from bench.system.errors import BenchError
 from bench.system.log import LOGGER
 from bench.tracking.outage import patiently
 from leaderboards.schema.fields import FAILED, FINISHED, Tag
 from leaderboards.schema.spec import Spec
 
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
 # The last lines of runs that failed, by identity.
 Failures: TypeAlias = dict[str, str]
 
 POLL_SECONDS = 1.0  # between looks at what others are at
 BUSY_SECONDS = 3.0  # until a run that another process had is tried again
-LISTING_SHARE = 0.05  # of the time that may go into listing what others have ended
+# Of the time that may go into listing what others have ended: beside runs, and with nothing to do.
+LISTING_SHARE, IDLE_SHARE = 0.05, 0.3
 MOST_DEATHS = 2  # of processes that had a run
 
 
@@ -68,7 +72,7 @@ class Drain:
         self.busy_ids: set[str] = set()
         self.unlisted_ids: set[str] = set()
         self.next_look = 0.0
-        self.next_listing = time.monotonic() + BUSY_SECONDS
+        self.listing_seconds, self.last_listing = 0.0, time.monotonic()
         self.earlier_failures = self._ended_runs(FAILED).keys()
 
     def run(self, executor: Executor) -> Failures:
@@ -77,11 +81,12 @@ class Drain:
             while executor.has_room() and (item := self._next_item()):
                 self.running.add(item.number)
                 executor.start(item)
+            share = LISTING_SHARE if self.running else IDLE_SHARE
             if self.running:
                 self._settle_all(executor.wait(POLL_SECONDS))
             elif self.left:
                 time.sleep(POLL_SECONDS)
-            self._look_elsewhere()
+            self._look_elsewhere(share)
         return self.failed
 
     def _settle_all(self, ended: list[tuple[QueuedRun, RunOutcome]]) -> None:
@@ -144,10 +149,14 @@ class Drain:
         self.busy_ids = busy_ids
         self.next_look = time.monotonic() + POLL_SECONDS
 
-    def _look_elsewhere(self) -> None:
-        """End the runs that other processes have recorded, or that failed there."""
+    def _look_elsewhere(self, share: float) -> None:
+        """End the runs that other processes have recorded, or that failed there.
+
+        At most a share of the time goes into it.
+        """
         start = time.monotonic()
-        if start < self.next_listing or not self.left:
+        wait = max(BUSY_SECONDS, self.listing_seconds / share)
+        if start < self.last_listing + wait or not self.left:
             return
         if self.busy_ids or self.unlisted_ids or self.retry_time:
             self.unlisted_ids.clear()
@@ -156,22 +165,24 @@ class Drain:
                 # A teacher that failed has ended its students.
                 if item := self.left.get(number):
                     self._end_if_elsewhere(item, finished, failed)
-        seconds = time.monotonic() - start
-        self.next_listing = time.monotonic() + max(BUSY_SECONDS, seconds / LISTING_SHARE)
+        self.last_listing = time.monotonic()
+        self.listing_seconds = self.last_listing - start
 
     def _end_if_elsewhere(
-        self, item: QueuedRun, finished: dict[str, str], failed: dict[str, str]
+        self, item: QueuedRun, finished: dict[str, Run], failed: dict[str, Run]
     ) -> None:
         spec_id = self.ids[item.number]
-        if spec_id in finished and is_recorded(item.run, self.context):
+        recorded = finished.get(spec_id)
+        if recorded and not is_marked(item.run, self.context, recorded.info.run_id):
             self._end(item, "recorded by another process", succeeded=True)
         elif spec_id in failed.keys() - self.earlier_failures - self.busy_ids:
-            self._end(item, f"failed in another process: {failed[spec_id]}", succeeded=False)
+            note = failed[spec_id].data.tags.get(Tag.STATUS_NOTE, "")
+            self._end(item, f"failed in another process: {note}", succeeded=False)
 
-    def _ended_runs(self, status: str) -> dict[str, str]:
-        """Return the notes of the suite's runs with a status, by spec id."""
+    def _ended_runs(self, status: str) -> dict[str, Run]:
+        """Return the suite's runs with a status by spec id, of several the newest."""
         runs = patiently(lambda: self.context.store.runs_with_status(self.suite, status))
-        return {run.data.tags[Tag.SPEC_ID]: run.data.tags.get(Tag.STATUS_NOTE, "") for run in runs}
+        return {run.data.tags[Tag.SPEC_ID]: run for run in reversed(runs)}
 
 
 def prerequisites(spec: Spec) -> set[str]:
