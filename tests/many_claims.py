@@ -131,9 +131,14 @@ def measure(folder: Path, runs: Sequence[PlannedRun], workers: int) -> None:
     seconds = time.monotonic() - start
     store = TrackingStore(folder / "root0")
     finished = store.runs_with_status(runs[0].spec.suite, FINISHED)
-    counts = Counter(run.data.tags[Tag.SPEC_ID] for run in finished)
+    counts = Counter(run.tags[Tag.SPEC_ID] for run in finished)
     # Processes need a while to see that others have done the rest.
-    last = max(run.info.end_time for run in finished) / 1000 - begin
+    newest = store.client.search_runs(
+        [store.get_or_create_experiment(runs[0].spec.suite)],
+        order_by=["attributes.end_time DESC"],
+        max_results=1,
+    )
+    last = newest[0].info.end_time / 1000 - begin
     start = time.monotonic()
     states = read_status(folder / "root0")
     status_seconds = time.monotonic() - start

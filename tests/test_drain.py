@@ -18,6 +18,7 @@ from bench.execution.plan import PlannedRun, plan_runs
 from bench.protocol.options import RunOptions
 from bench.system.errors import BenchError
 from bench.tracking.claims import Claim
+from bench.tracking.listing import ListedRun
 from leaderboards.schema.fields import FAILED, FINISHED, Tag
 
 RECORDED = RunOutcome("recorded", "clean 90.0")
@@ -34,13 +35,10 @@ class PretendedStore:
     def claims(self, _: str) -> Any:
         return SimpleNamespace(look=lambda: (self.living, []))
 
-    def runs_with_status(self, _: str, status: str) -> list[Any]:
+    def runs_with_status(self, _: str, status: str) -> list[ListedRun]:
         self.listed()
         return [
-            SimpleNamespace(
-                info=SimpleNamespace(run_id=f"run of {key}"),
-                data=SimpleNamespace(tags={Tag.SPEC_ID: key, Tag.STATUS_NOTE: note}),
-            )
+            ListedRun(f"run of {key}", status, 0, {Tag.SPEC_ID: key, Tag.STATUS_NOTE: note})
             for key, note in self.ended[status].items()
         ]
 

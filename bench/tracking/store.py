@@ -29,6 +29,7 @@ from bench.system.files import file_mode, save_file
 from bench.system.log import log_to_file_alone
 from bench.tracking import note
 from bench.tracking.claims import Claims
+from bench.tracking.listing import ListedRun, list_runs
 from bench.tracking.moving import (
     ARTIFACTS,
     adopt_artifacts,
@@ -165,11 +166,15 @@ def local_artifact(root: Path, run: Run, artifact: str) -> Path | None:
     return next((path for path in paths if path.exists()), None)
 
 
+def suite_ids(client: MlflowClient) -> list[str]:
+    """Return the ids of the experiments of suites."""
+    experiments = client.search_experiments(max_results=PAGE_SIZE)
+    return [entry.experiment_id for entry in experiments if EXPERIMENT.fullmatch(entry.name)]
+
+
 def suite_runs(client: MlflowClient, condition: str = "") -> list[Run]:
     """Return the single runs of suites that meet a condition, oldest first."""
-    experiments = client.search_experiments(max_results=PAGE_SIZE)
-    ids = [entry.experiment_id for entry in experiments if EXPERIMENT.fullmatch(entry.name)]
-    runs: list[Run] = []
+    ids, runs = suite_ids(client), list[Run]()
     token: str | None = ""
     while ids and token is not None:
         page = client.search_runs(ids, condition, max_results=1000, page_token=token or None)
@@ -268,11 +273,15 @@ class TrackingStore:
             if run.info.run_id != run_id:
                 self.client.set_tag(run.info.run_id, REPLACED_TAG, run_id)
 
-    def runs_with_status(self, experiment_name: str, status: str) -> list[Run]:
-        """Return the runs of an experiment with a spec and a status that count, newest first."""
-        condition = f"attributes.status = '{status}' and tags.spec_id != ''"
-        runs = self._counting_runs(experiment_name, condition)
-        return [run for run in runs if IMPORTING not in run.data.tags]
+    def runs_with_status(self, experiment_name: str, status: str) -> list[ListedRun]:
+        """Return the runs of an experiment with a spec and a status that count, oldest first."""
+        ids = [self.get_or_create_experiment(experiment_name)]
+        uncounted = {IMPORTING, REPLACED_TAG}
+        return [
+            run
+            for run in list_runs(self.client, self.uri, ids, status)
+            if Tag.SPEC_ID in run.tags and uncounted.isdisjoint(run.tags)
+        ]
 
     def unfinished_runs(self) -> list[Run]:
         """Return the runs that are running or were interrupted.

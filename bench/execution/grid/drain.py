@@ -10,18 +10,16 @@ import random
 import time
 from dataclasses import replace
 from itertools import islice
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
 from bench.execution.grid.work import QueuedRun, RunOutcome
 from bench.execution.job import RunContext, is_marked
 from bench.system.errors import BenchError
 from bench.system.log import LOGGER
+from bench.tracking.listing import ListedRun
 from bench.tracking.outage import patiently
 from leaderboards.schema.fields import FAILED, FINISHED, Tag
 from leaderboards.schema.spec import Spec
-
-if TYPE_CHECKING:
-    from mlflow.entities import Run
 
 # The last lines of runs that failed, by identity.
 Failures: TypeAlias = dict[str, str]
@@ -169,20 +167,20 @@ class Drain:
         self.listing_seconds = self.last_listing - start
 
     def _end_if_elsewhere(
-        self, item: QueuedRun, finished: dict[str, Run], failed: dict[str, Run]
+        self, item: QueuedRun, finished: dict[str, ListedRun], failed: dict[str, ListedRun]
     ) -> None:
         spec_id = self.ids[item.number]
         recorded = finished.get(spec_id)
-        if recorded and not is_marked(item.run, self.context, recorded.info.run_id):
+        if recorded and not is_marked(item.run, self.context, recorded.run_id):
             self._end(item, "recorded by another process", succeeded=True)
         elif spec_id in failed.keys() - self.earlier_failures - self.busy_ids:
-            note = failed[spec_id].data.tags.get(Tag.STATUS_NOTE, "")
+            note = failed[spec_id].tags.get(Tag.STATUS_NOTE, "")
             self._end(item, f"failed in another process: {note}", succeeded=False)
 
-    def _ended_runs(self, status: str) -> dict[str, Run]:
+    def _ended_runs(self, status: str) -> dict[str, ListedRun]:
         """Return the suite's runs with a status by spec id, of several the newest."""
         runs = patiently(lambda: self.context.store.runs_with_status(self.suite, status))
-        return {run.data.tags[Tag.SPEC_ID]: run for run in reversed(runs)}
+        return {run.tags[Tag.SPEC_ID]: run for run in runs}
 
 
 def prerequisites(spec: Spec) -> set[str]:

@@ -156,9 +156,7 @@ def check_code_versions(
     ids, suite = {run.spec.id for run in runs}, runs[0].spec.suite
     recorded = context.store.runs_with_status(suite, FINISHED)
     commits = Counter(
-        run.data.tags.get(Tag.CODE_COMMIT, "unknown")
-        for run in recorded
-        if run.data.tags[Tag.SPEC_ID] in ids
+        run.tags.get(Tag.CODE_COMMIT, "unknown") for run in recorded if run.tags[Tag.SPEC_ID] in ids
     )
     commits.update(claim.code for claim in context.claims(runs[0]).read() if claim.name in ids)
     commits.pop(context.code.get(Tag.CODE_COMMIT, ""), None)

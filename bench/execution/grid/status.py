@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 from bench.system.progress import format_duration
 from bench.system.tables import format_table
 from bench.tracking.claims import Claim, Claims, is_silent
-from bench.tracking.store import LOCKS, open_client, store_exists, suite_runs, tracking_uri
+from bench.tracking.listing import ListedRun, list_runs
+from bench.tracking.store import LOCKS, open_client, store_exists, suite_ids, tracking_uri
 from leaderboards.schema.fields import FAILED, FINISHED, REPLACED_TAG, Tag, escape_unprintable
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
 
     from bench.execution.plan import PlannedRun
 
@@ -51,35 +51,40 @@ def read_status(root: Path, planned: Sequence[PlannedRun] = ()) -> list[RunStatu
 
     Raise BenchError for a store that cannot be opened.
     """
-    runs: list[Run] = []
+    runs: list[ListedRun] = []
     claims: dict[str, Claim] = {}
     dead: set[str] = set()
     if store_exists(root):
-        client = open_client(tracking_uri(root))
-        runs = suite_runs(client)
+        uri = tracking_uri(root)
+        client = open_client(uri)
+        runs = list_runs(client, uri, suite_ids(client))
         claims, dead = read_claims(client, root)
+
+    def read_epoch(run_id: str) -> float | None:
+        return client.get_run(run_id).data.metrics.get("epoch")
+
     newest = newest_runs(runs)
     if not planned:
-        states = [state_of_run(run, claims, dead) for run in newest.values()]
+        states = [state_of_run(run, claims, dead, read_epoch) for run in newest.values()]
     else:
-        finished = {key for key, run in newest.items() if run.info.status == FINISHED}
+        finished = {key for key, run in newest.items() if run.status == FINISHED}
         states = []
         for plan in planned:
             run = newest.get(plan.spec.id)
-            status = run and state_of_run(run, claims, dead)
+            status = run and state_of_run(run, claims, dead, read_epoch)
             states.append(status or state_of_plan(plan, claims, dead, planned, finished))
     return sorted(states, key=lambda status: STATES.index(status.state))
 
 
-def newest_runs(runs: Iterable[Run]) -> dict[str, Run]:
+def newest_runs(runs: Iterable[ListedRun]) -> dict[str, ListedRun]:
     """Return the run of each spec id: the newest that is finished, else the newest."""
-    newest: dict[str, Run] = {}
+    newest: dict[str, ListedRun] = {}
     for run in runs:
-        if REPLACED_TAG in run.data.tags:
+        if REPLACED_TAG in run.tags:
             continue
-        key = run.data.tags.get(Tag.SPEC_ID, "")
+        key = run.tags.get(Tag.SPEC_ID, "")
         earlier = newest.get(key)
-        is_better = run.info.status == FINISHED or not earlier or earlier.info.status != FINISHED
+        is_better = run.status == FINISHED or not earlier or earlier.status != FINISHED
         if is_better:
             newest[key] = run
     return newest
@@ -100,24 +105,29 @@ def read_claims(client: MlflowClient, root: Path) -> tuple[dict[str, Claim], set
     return claims, dead_names
 
 
-def state_of_run(run: Run, claims: dict[str, Claim], dead: set[str]) -> RunStatus:
-    """Return the state of a run that began."""
-    tags, spec_id = run.data.tags, run.data.tags.get(Tag.SPEC_ID, "")
+def state_of_run(
+    run: ListedRun,
+    claims: dict[str, Claim],
+    dead: set[str],
+    read_epoch: Callable[[str], float | None],
+) -> RunStatus:
+    """Return the state of a run that began; read_epoch: of a run id its last epoch, if any."""
+    tags, spec_id = run.tags, run.tags.get(Tag.SPEC_ID, "")
     names = (Tag.SPEC_ID, "suite", *(Tag(name) for name in COLUMNS[2:7]), Tag.CODE_COMMIT)
     values = [escape_unprintable(tags.get(name, "")) for name in names]
     identity = dict(zip((Tag.SPEC_ID, *COLUMNS[1:7], "code"), values, strict=True))
     claim = claims.get(spec_id)
-    if run.info.status == FINISHED:
+    if run.status == FINISHED:
         return RunStatus("done", **identity)
     if claim and spec_id not in dead:
         return RunStatus("running", **identity, where=host_of(claim), what=claim.doing)
-    if run.info.status == FAILED:
+    if run.status == FAILED:
         return RunStatus("failed", **identity, what=tags.get(Tag.STATUS_NOTE, ""))
     if claim:
         silence = format_duration(max(time.time() - claim.heard, 0))
         what = f"no beat for {silence}; the same command takes it up"
         return RunStatus("dead", **identity, where=host_of(claim), what=what)
-    epoch = run.data.metrics.get("epoch")
+    epoch = read_epoch(run.run_id)
     what = "before its first epoch ended" if epoch is None else f"after epoch {epoch + 1:.0f}"
     return RunStatus("interrupted", **identity, what=f"{what}; the same command goes on")
 
