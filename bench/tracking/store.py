@@ -174,7 +174,8 @@ def suite_ids(client: MlflowClient) -> list[str]:
 
 def suite_runs(client: MlflowClient, condition: str = "") -> list[Run]:
     """Return the single runs of suites that meet a condition, oldest first."""
-    ids, runs = suite_ids(client), list[Run]()
+    ids = suite_ids(client)
+    runs: list[Run] = []
     token: str | None = ""
     while ids and token is not None:
         page = client.search_runs(ids, condition, max_results=1000, page_token=token or None)
