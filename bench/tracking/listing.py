@@ -60,7 +60,7 @@ def read_database(
     with connect(uri) as connection:
         for run_id, state, start_time, key, value in connection.execute(query):
             tags[run_id, state, start_time][key] = value
-    return [ListedRun(*run, tags=found) for run, found in tags.items()]
+    return [ListedRun(*run, tags=values) for run, values in tags.items()]
 
 
 def read_server(
