@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 from records import make_context
+from server import free_port
+from sqlalchemy.exc import OperationalError
 
 from bench.tracking import listing
 from bench.tracking.listing import ListedRun, list_runs
+from bench.tracking.outage import is_outage
 from bench.tracking.store import suite_ids
 from leaderboards.schema.fields import FINISHED, PARENT_TAG, REPLACED_TAG, Tag
 
@@ -36,12 +39,20 @@ def test_tables_and_client_say_the_same(tmp_path: Path) -> None:
     for status, expected in {"": [runs[1], runs[2], runs[0]], FINISHED: [runs[1], runs[0]]}.items():
         listed = list_runs(store.client, store.uri, ids, status)
         assert [run.run_id for run in listed] == expected
-        asked = listing.read_server(store.client, store.uri, ids, status)
+        asked = listing.ask_server(store.client, ids, status)
         asked = [without_notes(run) for run in asked if run.run_id != parent]
         assert sorted(asked, key=lambda run: run.start_time) == listed
     assert [run.run_id for run in list_runs(store.client, store.uri, [other])] == [elsewhere]
     assert [run.run_id for run in store.runs_with_status("digits@3", FINISHED)] == [runs[1]]
     assert list_runs(store.client, store.uri, []) == []
+
+
+def test_a_database_that_is_away_is_waited_for(tmp_path: Path) -> None:
+    store = make_context(tmp_path).store
+    away = f"postgresql+psycopg://nobody@127.0.0.1:{free_port()}/mlflow"
+    with pytest.raises(OperationalError) as caught:
+        list_runs(store.client, away, ["1"])
+    assert is_outage(caught.value)
 
 
 def test_a_server_gives_page_after_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,4 +61,4 @@ def test_a_server_gives_page_after_page(tmp_path: Path, monkeypatch: pytest.Monk
     for _ in range(5):
         store.client.create_run(suite, tags={PARENT_TAG: "p"})
     monkeypatch.setattr(listing, "PAGE_SIZE", 2)
-    assert len(listing.read_server(store.client, "", [suite], "")) == 5
+    assert len(listing.ask_server(store.client, [suite], "")) == 5

@@ -16,6 +16,7 @@ from clocks import pretend_time
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, TEMPORARILY_UNAVAILABLE
 from records import claimed, make_context, plan_student, run_planned
+from sqlalchemy.exc import OperationalError
 
 from bench.execution import job
 from bench.execution.cost import Cost
@@ -37,10 +38,12 @@ AWAY = [
     MlflowException("API request to http://host failed with timeout exception"),
     MlflowException("connection refused", TEMPORARILY_UNAVAILABLE),
     requests.ConnectionError("reset"),
+    OperationalError("SELECT 1", None, Exception("server closed the connection")),
 ]
 FULL = [
     OSError(errno.ENOSPC, "No space left on device"),
     MlflowException("(sqlite3.OperationalError) database or disk is full", TEMPORARILY_UNAVAILABLE),
+    OperationalError("SELECT 1", None, Exception("database or disk is full")),
 ]
 OTHERS = [MlflowException("no such run", INVALID_PARAMETER_VALUE), ValueError("a bug")]
 

@@ -36,15 +36,15 @@ def list_runs(
     """
     if not experiment_ids:
         return []
-    read = read_database if is_database(uri) else read_server
-    runs = read(client, uri, experiment_ids, status)
+    if is_database(uri):
+        runs = read_database(uri, experiment_ids, status)
+    else:
+        runs = ask_server(client, experiment_ids, status)
     runs = [run for run in runs if PARENT_TAG in run.tags]
     return sorted(runs, key=lambda run: (run.start_time, run.run_id))
 
 
-def read_database(
-    client: MlflowClient, uri: str, experiment_ids: Sequence[str], status: str
-) -> list[ListedRun]:
+def read_database(uri: str, experiment_ids: Sequence[str], status: str) -> list[ListedRun]:
     """Read the runs from the tables of MLflow."""
     from mlflow.store.tracking.dbmodels.models import SqlRun, SqlTag
     from sqlalchemy import or_, select
@@ -63,9 +63,7 @@ def read_database(
     return [ListedRun(*run, tags=values) for run, values in tags.items()]
 
 
-def read_server(
-    client: MlflowClient, uri: str, experiment_ids: Sequence[str], status: str
-) -> list[ListedRun]:
+def ask_server(client: MlflowClient, experiment_ids: Sequence[str], status: str) -> list[ListedRun]:
     """Ask a server for the runs, page by page."""
     condition = f"attributes.status = '{status}'" if status else ""
     runs: list[ListedRun] = []

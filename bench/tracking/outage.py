@@ -53,9 +53,13 @@ def is_outage(error: Exception) -> bool:
     """Return whether an error says that the tracking store is away for now."""
     import requests
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import OperationalError
 
     if isinstance(error, (requests.ConnectionError, requests.Timeout)):
         return True
+    # Of a database that is read without MLflow, which has CODE for the same.
+    if isinstance(error, OperationalError):
+        return FULL not in str(error)
     if not isinstance(error, MlflowException):
         return False
     message = str(error)
