@@ -206,19 +206,15 @@ def test_a_process_with_nothing_to_do_soon_sees_what_others_ended(
     tmp_path: Path, store: PretendedStore, fast: list[float]
 ) -> None:
     """Also where a listing takes long, as beside many others."""
-
-    def take_long() -> None:
-        fast[0] += 10
-
     (run,) = plan(tmp_path, "pgd_at", "0")
     store.living = [Claim(run.spec.id, "another")]
 
-    def end() -> None:
-        take_long()
+    def take_long() -> None:
+        fast[0] += 10
         if fast[0] > 100:
             store.living, store.ended[FINISHED] = [], {run.spec.id: ""}
 
-    store.listed, lines = end, Lines()
+    store.listed, lines = take_long, Lines()
     drain_of([run], store, lines).run(PretendedExecutor(lambda _: RECORDED))
     assert lines.ends == {1: ("recorded by another process", True)}
     assert fast[0] < 250

@@ -46,6 +46,16 @@ FILES: dict[str, Callable[[], str]] = {
 }
 
 
+def write_charts() -> None:
+    """Write the charts of the results, and remove those of tables that are no more."""
+    charts = dict(results_page.render_charts())
+    results_page.CHARTS.mkdir(parents=True, exist_ok=True)
+    for path, content in charts.items():
+        path.write_text(content, encoding="utf-8")
+    for path in set(results_page.CHARTS.iterdir()) - charts.keys():
+        path.unlink()
+
+
 def main() -> None:
     """Write the files. Raises SystemExit outside a clone, or if the README lacks a part."""
     if not README.exists() or not results_page.RECORDS.is_dir():
@@ -53,9 +63,7 @@ def main() -> None:
     try:
         for path, render in FILES.items():
             Path(path).write_text(render(), encoding="utf-8")
-        results_page.CHARTS.mkdir(parents=True, exist_ok=True)
-        for chart, content in results_page.render_charts():
-            chart.write_text(content, encoding="utf-8")
+        write_charts()
     except ValueError as error:
         raise SystemExit(f"error: {error}") from error
 

@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from bench.protocol import suites
+from bench.protocol.suites import Suite
 from leaderboards.read.records import collect
 from leaderboards.render import markdown
 from leaderboards.render.figures.matplotlib_figures import draw_view, save_figure
@@ -28,6 +29,7 @@ INTRO = Path(__file__).with_name("results_intro.md")
 # The table of the README.
 SUITE, TASK = suites.DIGITS.id, "digits, resnet8-w8"
 NUM_ROWS = 5
+MOST_NAMED = 5  # methods in a command
 COLUMNS = (Column(CLEAN, "Clean"), Column(RANK_METRIC, "AutoAttack"))
 NO_BREAK = "&nbsp;"
 HEAD = ("Rank", "Method", "Seeds", "AutoAttack", "Clean", "Worst class", "Kept", "Train min")
@@ -62,13 +64,27 @@ def render_page() -> str:
     parts = [INTRO.read_text(encoding="utf-8")]
     for section in newest_sections():
         suite = suites.SUITES[suite_name(section)]
-        method = "" if suite.rows else " --method all"
         older = " An older version of the suite." if section.outdated else ""
         about = f"{suite.about[0].upper()}{suite.about[1:]}.{older}"
         parts.append(f"## {section.experiment}\n\n{about}")
-        parts.append(f"    python -m bench run --suite {suite.name}{method}")
+        parts.append("\n".join(f"    {line}" for line in commands(suite, section)))
         parts += [render_task(section, table) for table in section.tables]
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
+
+
+def commands(suite: Suite, section: Section) -> list[str]:
+    """Return the commands that make the rows of a section, but for those with other values."""
+    students = section.runs[section.runs["role"] == "student"]
+    command = f"python -m bench run --suite {suite.name}"
+    names = sorted(students["method"].unique())
+    if not suite.rows:
+        command += f" --method {','.join(names) if len(names) <= MOST_NAMED else 'all'}"
+    seeds = sorted(map(int, students["seed"].unique()))
+    if seeds != sorted(suite.seeds):
+        command += f" --seeds {','.join(map(str, seeds))}"
+    own = {teacher.arch for teacher in suite.teachers.values()}
+    trained = {row.student for row in section.teachers.rows} if section.teachers else set()
+    return [command, *(f"{command} --teacher {arch}" for arch in sorted(trained - own))]
 
 
 def render_task(section: Section, table: TaskTable) -> str:

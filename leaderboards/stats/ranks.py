@@ -200,15 +200,15 @@ class PairedRows:
     def _significant(self, pairs: NDArray[np.bool_]) -> Array:
         """Return [a, b]: beyond which difference these pairs are told apart, all together."""
         images, seeds = self._squared_errors
-        z = self._critical_value(self._error, pairs)
+        z = self._critical_value(pairs)
         return np.asarray(np.sqrt(z**2 * images + _student_quantile(z, self.freedom) ** 2 * seeds))
 
-    def _critical_value(self, error: Array, pairs: NDArray[np.bool_]) -> float:
+    def _critical_value(self, pairs: NDArray[np.bool_]) -> float:
         """Return what the largest studentised shift among `pairs` stays below in 95 % of draws."""
         top = np.zeros(self.shifts.shape[1], dtype=np.float32)
         for row in np.flatnonzero(pairs.any(axis=1)):
             partners = np.flatnonzero(pairs[row])
-            scale = error[row, partners, None].astype(np.float32)
+            scale = self._error[row, partners, None].astype(np.float32)
             moves = np.abs(self.shifts[partners] - self.shifts[row]) / scale
             np.maximum(top, moves.max(axis=0), out=top)
         return float(np.quantile(top, LEVEL, method="higher"))
