@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -49,12 +51,25 @@ def count_records(folder: Path) -> int:
     return len([*(folder / "runs" / "records").glob("*.json")])
 
 
-def at_work_under(raylet: int, folder: Path) -> bool:
-    """Return whether a process of a node is at a run."""
+def find_run(raylet: int, folder: Path) -> int | None:
+    """Return the process of a node that is at a run, if any."""
     client = MlflowClient(f"sqlite:///{folder / 'runs' / 'mlflow.db'}")
     pids = {c.pid for e in client.search_experiments() for c in read_claims(e.tags)}
     children = Path(f"/proc/{raylet}/task/{raylet}/children").read_text().split()
-    return not pids.isdisjoint(map(int, children))
+    return next(iter(pids & {*map(int, children)}), None)
+
+
+def stop_run(raylet: int, folder: Path) -> int | None:
+    """Stop a process of a node in the middle of a run; return it, if there was one."""
+    process = find_run(raylet, folder)
+    if process is None:
+        return None
+    os.kill(process, signal.SIGSTOP)
+    # Its run may have ended before it was stopped.
+    if find_run(raylet, folder) == process:
+        return process
+    os.kill(process, signal.SIGCONT)
+    return None
 
 
 @pytest.mark.slow
@@ -62,11 +77,14 @@ def test_a_grid_outlives_a_node(tmp_path: Path, cluster: Any) -> None:
     process = start_grid(tmp_path, cluster.address)
     deadline = time.monotonic() + 300
     raylet = cluster.workers[0].all_processes["raylet"][0].process.pid
-    while not (count_records(tmp_path) and at_work_under(raylet, tmp_path)):
+    stopped = None
+    while stopped is None:
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.1)
+        stopped = stop_run(raylet, tmp_path) if count_records(tmp_path) else None
     cluster.remove_node(cluster.workers[0], allow_graceful=False)
+    os.kill(stopped, signal.SIGKILL)
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     outcome = grids.read_outcome("", [tmp_path / "runs"])
