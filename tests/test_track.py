@@ -9,6 +9,7 @@ import multiprocessing
 import signal
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,21 @@ def test_results_that_a_run_has_are_not_logged_again(store_folder: Path) -> None
         "cost/train_seconds": 2.0,
         "test/aa": 0.25,
     }
+
+
+def test_results_that_a_run_has_get_a_link_and_no_second_point(store_folder: Path) -> None:
+    """The run was killed after it had them, before the checkpoint's logged model did."""
+    store = TrackingStore(store_folder)
+    logger = store.start_run(*spec_and_tags(7))
+    logger.log_results({"test/clean": 0.5})
+    time.sleep(0.01)
+    experiment_id = store.client.get_run(logger.run_id).info.experiment_id
+    model = store.client.create_logged_model(experiment_id, "net", logger.run_id)
+    logger.log_results({"test/clean": 0.5, "test/aa": 0.25}, {"model_id": model.model_id})
+    points = store.client.get_metric_history(logger.run_id, "test/clean")
+    assert [point.value for point in points] == [0.5]
+    linked = store.client.get_logged_model(model.model_id).metrics
+    assert {point.key: point.value for point in linked} == {"test/clean": 0.5, "test/aa": 0.25}
 
 
 def test_who_continues_a_run_removes_what_was_not_uploaded(store_folder: Path) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,16 +74,24 @@ class RunLogger:
             del self._waiting[epoch]
 
     def log_metrics(
-        self, values: dict[str, float], step: int = 0, link: dict[str, str] | None = None
+        self,
+        values: dict[str, float],
+        step: int = 0,
+        link: dict[str, str] | None = None,
+        times: Mapping[str, int] = {},
     ) -> None:
-        """Log finite values as metrics, the others as tags; `link` is from `metric_link`."""
+        """Log finite values as metrics, the others as tags.
+
+        link: from `metric_link`. times: in ms, of those that are not of now.
+        """
         from mlflow.entities import Metric, RunTag
 
         now = int(time.time() * 1000)
         metrics, tags = [], []
         for name, value in values.items():
             if math.isfinite(value):
-                metrics.append(Metric(name, float(value), now, step, **(link or {})))
+                moment = times.get(name, now)
+                metrics.append(Metric(name, float(value), moment, step, **(link or {})))
             else:
                 # MLflow would store infinity as a large number.
                 tags.append(RunTag(f"not_finite.{name}", str(value)))
@@ -93,12 +101,17 @@ class RunLogger:
     def log_results(self, values: dict[str, float], link: dict[str, str] | None = None) -> None:
         """Log values of the whole run, but for those that it has; all if `link` says of what.
 
-        A step that was interrupted is done again, and MLflow would draw each value as two points.
+        A step that was interrupted is done again, and MLflow would draw each value as two points:
+        those of one time are one.
         """
+        logged = self.client.get_run(self.run_id).data.metrics
+        again = {name for name, value in values.items() if logged.get(name) == value}
         if not link:
-            logged = self.client.get_run(self.run_id).data.metrics
-            values = {name: value for name, value in values.items() if logged.get(name) != value}
-        self.log_metrics(values, link=link)
+            values = {name: value for name, value in values.items() if name not in again}
+            again.clear()
+        history = {name: self.client.get_metric_history(self.run_id, name) for name in again}
+        times = {name: points[-1].timestamp for name, points in history.items()}
+        self.log_metrics(values, link=link, times=times)
 
     def set_tags(self, values: dict[str, str]) -> None:
         from mlflow.entities import RunTag
