@@ -101,7 +101,7 @@ def test_there_and_back(
     address = publish(trained_store, record, capsys)
     commit = server.commit_of(REPO, "main")
     assert address == f"hf:{REPO}@{commit}"
-    names = [".gitattributes", "README.md", "model.safetensors", "record.json"]
+    names = [".gitattributes", "README.md", "best.pt", "model.safetensors", "record.json"]
     assert server.files(REPO, commit) == names
     # Its head says what it is, its tensors how images are normalised.
     assert run_bench("teacher", "import", "mine", f"hf:{REPO}") == 0

@@ -12,15 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.system.errors import BenchError, UsageError, one_line
-from leaderboards.schema.fields import escape_unprintable
+from leaderboards.schema.fields import HUB_REPOSITORY, HUB_SCHEME, escape_unprintable
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-SCHEME = "hf:"
 FORM = "hf:OWNER/NAME[@REVISION][:FILE]"
-REPOSITORY = r"\w[\w.-]*/\w[\w.-]*"
-ADDRESS = re.compile(rf"{SCHEME}({REPOSITORY})(?:@([^\s:]+))?(?::(.+))?", re.ASCII)
+ADDRESS = re.compile(rf"{HUB_SCHEME}({HUB_REPOSITORY})(?:@([^\s:]+))?(?::(.+))?", re.ASCII)
 MODEL_FILE = "model.safetensors"
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar")
 MOST_LISTED = 20
@@ -29,7 +27,7 @@ LOG_IN = "a token is taken from `hf auth login` or HF_TOKEN"
 
 def is_address(source: str | Path) -> bool:
     """Return whether a source is an address on a hub."""
-    return str(source).startswith(SCHEME)
+    return str(source).startswith(HUB_SCHEME)
 
 
 def locate(source: Path) -> tuple[Path, str]:
@@ -51,7 +49,7 @@ def locate(source: Path) -> tuple[Path, str]:
         names = sorted(sibling.rfilename for sibling in info.siblings or ())
         file = choose_file(repository, names, file)
         path = api.hf_hub_download(repository, file, revision=info.sha)
-    return Path(path), f"{SCHEME}{repository}@{info.sha}:{file}"
+    return Path(path), f"{HUB_SCHEME}{repository}@{info.sha}:{file}"
 
 
 def choose_file(repository: str, names: Sequence[str], wanted: str | None) -> str:
@@ -67,8 +65,16 @@ def choose_file(repository: str, names: Sequence[str], wanted: str | None) -> st
         suffixes = ", ".join(SUFFIXES)
         raise BenchError(f"{repository} has no file of weights ({suffixes}): it has {listed}")
     if MODEL_FILE not in weights and len(weights) > 1:
-        raise UsageError(f"{repository} has {listed}: choose one with {SCHEME}{repository}:FILE")
+        raise UsageError(
+            f"{repository} has {listed}: choose one with {HUB_SCHEME}{repository}:FILE"
+        )
     return MODEL_FILE if MODEL_FILE in weights else weights[0]
+
+
+def check_repository(name: str) -> None:
+    """Raise UsageError for a name that no repository of a hub has."""
+    if not re.fullmatch(HUB_REPOSITORY, name, re.ASCII):
+        raise UsageError(f"--hub {name!r}: OWNER/NAME, letters, digits and -, _ or . in them")
 
 
 def publish(repository: str, files: Mapping[str, bytes], message: str) -> str:
@@ -76,8 +82,6 @@ def publish(repository: str, files: Mapping[str, bytes], message: str) -> str:
 
     A repository that does not exist is made, as public as the hub makes it by default.
     """
-    if not re.fullmatch(REPOSITORY, repository, re.ASCII):
-        raise UsageError(f"--hub {repository!r}: OWNER/NAME, letters, digits and -, _ or . in them")
     api = open_hub()
     from huggingface_hub import CommitOperationAdd
 
@@ -85,7 +89,7 @@ def publish(repository: str, files: Mapping[str, bytes], message: str) -> str:
     with explained_errors(api, repository):
         api.create_repo(repository, exist_ok=True)
         commit = api.create_commit(repository, additions, commit_message=message)
-    return f"{SCHEME}{repository}@{commit.oid}"
+    return f"{HUB_SCHEME}{repository}@{commit.oid}"
 
 
 def open_hub() -> HfApi:

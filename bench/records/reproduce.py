@@ -13,6 +13,7 @@ from bench.execution import evaluation
 from bench.execution.inputs import cached_loader
 from bench.models import check_stated
 from bench.models.checkpoint import load
+from bench.records.trained import fetch_published
 from bench.system.environment import describe_environment, resolve_device
 from bench.system.progress import Progress
 from bench.tracking.store import TrackingStore, fetch_artifact, suite_runs
@@ -30,13 +31,14 @@ def reproduce(
 ) -> str:
     """Evaluate the best checkpoint again as the spec says; return what was compared.
 
-    `store` has the checkpoint, if it is not in a file. Raise RecordError if too many images differ
-    or nothing could be compared, BenchError for another checkpoint than stated.
+    A checkpoint that is not in a file is in `store`, or where the record says. Raise RecordError if
+    too many images differ or nothing could be compared, BenchError for another checkpoint than
+    stated.
     """
     spec, sha256 = record.spec, record.checksums.get(BEST, "")
     check_stated(spec.arch, "not verified: its network")
     with tempfile.TemporaryDirectory() as name:
-        path = checkpoint or fetch_checkpoint(store, record, Path(name))
+        path = checkpoint or find_checkpoint(store, record, Path(name))
         if not path or not sha256:
             missing = f"no checkpoint {sha256[:16]}... here; give it with --checkpoint FILE"
             raise RecordError(f"not verified: {missing}")
@@ -69,15 +71,15 @@ def rounding_share(recorded: Mapping[str, object], device: torch.device) -> floa
     return 0.0 if here.items() <= recorded.items() else ROUNDING_SHARE
 
 
-def fetch_checkpoint(store: TrackingStore, record: Record, folder: Path) -> Path | None:
-    """Copy the checkpoint of a record from the store into a folder; None if there is none."""
+def find_checkpoint(store: TrackingStore, record: Record, folder: Path) -> Path | None:
+    """Return the checkpoint with a record's hash: in the store, or from a hub; None without any."""
     condition = f"tags.`{checksum_tag(BEST)}` = '{record.checksums.get(BEST, '')}'"
     for run in suite_runs(store.client, condition):
         # An imported run has no checkpoint.
         with suppress(Exception):
             artifact = checkpoint_artifact(BEST)
             return fetch_artifact(store.client, store.root, run.info.run_id, artifact, folder)
-    return None
+    return fetch_published(record, BEST)
 
 
 def compare_results(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from bench import datasets
@@ -21,7 +22,7 @@ from bench.tracking.store import (
 )
 from leaderboards.read.records import collect
 from leaderboards.schema import fields
-from leaderboards.schema.checkpoints import CHECKPOINTS
+from leaderboards.schema.checkpoints import BEST, CHECKPOINTS
 from leaderboards.schema.fields import Tag, checkpoint_artifact
 from leaderboards.schema.metrics import VAL_ROBUST
 from leaderboards.schema.record import Record
@@ -141,25 +142,41 @@ def row_address(record: Record) -> str:
 def load_network(record: Record, store: Path, name: str) -> Net:
     """Load a checkpoint of a run in eval mode on the CPU.
 
-    Raise BenchError where it is not in the store or has another hash than the record says.
+    Raise BenchError where it cannot be had, or has another hash than the record says.
     """
-    sha256, artifact = checkpoint_sha256(record, name), checkpoint_artifact(name)
-    address = f"runs:/{record.run_id}/{artifact}"
-    arch, data = record.spec.arch, datasets.get(record.spec.dataset)
+    spec, sha256 = record.spec, checkpoint_sha256(record, name)
+    with tempfile.TemporaryDirectory() as folder:
+        path = fetch_checkpoint(record, store, name, Path(folder))
+        return checkpoint.load(path, spec.arch, datasets.get(spec.dataset), sha256)
+
+
+def fetch_checkpoint(record: Record, store: Path, name: str, folder: Path) -> Path:
+    """Return the file of a run's checkpoint: in the store, or fetched to a folder or from a hub.
+
+    Raise BenchError where it is in none of them.
+    """
+    artifact, has_runs = checkpoint_artifact(name), store_exists(store)
     local = artifact_path(store, record.run_id, artifact)
     if local.is_file():
-        return checkpoint.load(local, arch, data, sha256)
-    if not store_exists(store):
-        raise BenchError(f"{address} is not in {str(store)!r}, which has no runs")
-    client = open_client(tracking_uri(store))
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            path = fetch_artifact(client, store, record.run_id, artifact, Path(folder))
+        return local
+    if has_runs:
+        client = open_client(tracking_uri(store))
         # Stores fail in more ways than can be named.
-        except Exception as error:
-            cause = "an imported record has none, and files can be deleted"
-            raise BenchError(f"{address} is not in the store: {cause}") from error
-        return checkpoint.load(path, arch, data, sha256)
+        with suppress(Exception):
+            return fetch_artifact(client, store, record.run_id, artifact, folder)
+    if path := fetch_published(record, name):
+        return path
+    address = f"runs:/{record.run_id}/{artifact}"
+    if not has_runs:
+        raise BenchError(f"{address} is not in {str(store)!r}, which has no runs")
+    cause = "an imported record has none, and files can be deleted"
+    raise BenchError(f"{address} is not in the store: {cause}")
+
+
+def fetch_published(record: Record, name: str) -> Path | None:
+    """Return the file of a checkpoint from the hub that its record names, None if it names none."""
+    address = record.tags.get(Tag.CHECKPOINT_ADDRESS)
+    return hub.locate(Path(address))[0] if address and name == BEST else None
 
 
 def checkpoint_sha256(record: Record, name: str) -> str:

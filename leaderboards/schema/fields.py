@@ -19,6 +19,10 @@ FINISHED, RUNNING, KILLED, FAILED = "FINISHED", "RUNNING", "KILLED", "FAILED"
 PARENT_TAG = "mlflow.parentRunId"
 # Tag of a finished run whose spec was carried out once more: the id of the run that counts.
 REPLACED_TAG = "replaced_by"
+# An address on a hub of models, and that of a file there.
+HUB_SCHEME = "hf:"
+HUB_REPOSITORY = r"\w[\w.-]*/\w[\w.-]*"
+HUB_FILE = re.compile(rf"{HUB_SCHEME}{HUB_REPOSITORY}:[\w./-]+", re.ASCII)
 # Part of training_path where bfloat16 was asked for and the device has none.
 NO_BF16 = "fp32 (no bf16 here)"
 
@@ -44,6 +48,8 @@ class Tag(StrEnum):
     CODE_DIRTY = "code_dirty"
     CODE_COMMIT = "code_commit"
     COMMAND = "command"
+    # Where others find the best checkpoint, a HUB_FILE.
+    CHECKPOINT_ADDRESS = "checkpoint_address"
     # The digest of the record file.
     RECORD = "sha256.record"
 

@@ -151,6 +151,9 @@ class Record(StrictModel):
         for tag in fields.JSON_TAGS:
             if fields.parse_json_tag(self.tags.get(tag, "")) is None:
                 raise ValueError(f"tags.{tag}: not a JSON object of texts")
+        address = self.tags.get(fields.Tag.CHECKPOINT_ADDRESS, "")
+        if address and not fields.HUB_FILE.fullmatch(address):
+            raise ValueError(f"tags.checkpoint_address: {address[:80]!r} is not hf:OWNER/NAME:FILE")
 
     def _check_metrics(self) -> None:
         for name, value in self.metrics.items():
