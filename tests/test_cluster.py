@@ -18,7 +18,7 @@ import yaml
 from bench.cli.commands import run as run_command
 from bench.execution.grid import processes
 from bench.execution.grid.processes import Processes, choose_devices
-from bench.execution.grid.ray_cluster import resources_per_run
+from bench.execution.grid.ray_cluster import count_slots, resources_per_run
 from bench.execution.plan import plan_runs
 from bench.system.errors import UsageError
 
@@ -179,6 +179,9 @@ def test_a_run_on_ray_has_its_share_of_a_node() -> None:
     assert resources_per_run(nodes[1:], None) == (0.0, 1.0)
     with pytest.raises(UsageError, match="--gpus-per-run 9: no node has more than 8"):
         resources_per_run(nodes, 9.0)
+    assert count_slots(nodes, 1.0, 8.0) == 8
+    assert count_slots(nodes, 0.25, 2.0) == 32
+    assert count_slots(nodes, 0.0, 1.0) == 68
 
 
 @pytest.mark.parametrize(

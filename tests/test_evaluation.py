@@ -156,3 +156,12 @@ def test_the_drop_is_on_the_images_that_both_saw(recorded: tuple[Record, Path]) 
     survived = record.survived[:FEW].mean()
     assert record.drop("aa") == pytest.approx(survived - record.metrics["test_last/aa"])
     assert np.isnan(record.drop("pgd20"))
+
+
+@pytest.mark.parametrize(("workers", "seconds"), [(1, 60 + 40), (2, 60 + 20), (9, 60 + 10)])
+def test_teachers_come_before_students_that_share_the_workers(workers: int, seconds: int) -> None:
+    planned = plan_runs(RunOptions(method="kd", student="resnet8-w4", seeds="0,1,2,3"), {})
+    costs = {"teacher": cost.Cost(50.0, 10.0, 1.0), "student": cost.Cost(8.0, 2.0, 1.0)}
+    runs = [(run, costs[run.spec.role]) for run in planned]
+    assert len(runs) == 5
+    assert cost.seconds_side_by_side(runs, workers) == seconds

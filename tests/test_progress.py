@@ -84,7 +84,7 @@ def test_an_estimate_that_was_exceeded_is_not_shown(
 def test_parallel_runs_end_with_a_line_each(
     clock: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tally = ParallelProgress(2)
+    tally = ParallelProgress([1, 2])
     clock[0] = 10.0
     tally.finish(2, "digits b", "clean 90.0", succeeded=True)
     tally.finish(1, "digits a", "failed: out of luck", succeeded=False)
@@ -92,6 +92,25 @@ def test_parallel_runs_end_with_a_line_each(
         "[2/2] digits b: clean 90.0 (1 of 2 done, about 10 s left in all)",
         "[1/2] digits a: failed: out of luck (all done in 10 s)",
     ]
+
+
+@pytest.mark.usefixtures("command")
+def test_the_time_left_of_parallel_runs_is_that_of_those_that_are_left(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A teacher takes as long as four students, which share two workers."""
+    seconds = {1: 60.0, 2: 10.0, 3: 10.0, 4: 10.0, 5: 10.0}
+    tally = ParallelProgress(seconds, lambda numbers: sum(seconds[n] for n in numbers))
+    clock[0] = 120.0
+    tally.finish(1, "teacher", "clean 90.0", succeeded=True)
+    assert "(1 of 5 done, about 80 s left in all)" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("command")
+def test_no_time_left_is_shown_without_an_estimate(capsys: pytest.CaptureFixture[str]) -> None:
+    tally = ParallelProgress([1, 2], lambda numbers: 0.0)
+    tally.finish(1, "digits a", "clean 90.0", succeeded=True)
+    assert capsys.readouterr().err == "[1/2] digits a: clean 90.0 (1 of 2 done)\n"
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,7 @@ def analyse_all(
     options: AnalyzeOptions, context: AnalysisContext, pairs: Sequence[Pair]
 ) -> Failures:
     """Analyse runs, in processes if there are to be several; return what failed."""
-    tally, failures = ParallelProgress(len(pairs)), Failures()
+    tally, failures = ParallelProgress(range(1, len(pairs) + 1)), Failures()
     devices = choose_devices(options.workers, context.device)[: len(pairs)]
     several = len(devices) > 1
     results = (

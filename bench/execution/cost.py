@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,6 +64,14 @@ def estimate_costs(
             probed[key] = try_cost(run, archs, device)
         costs.append(probed[key])
     return costs
+
+
+def seconds_side_by_side(runs: Iterable[tuple[PlannedRun, Cost]], workers: int) -> float:
+    """Return about how long runs take on so many workers: teachers come before students."""
+    stages = {"teacher": [0.0], "student": [0.0]}
+    for run, cost in runs:
+        stages[run.spec.role].append(cost.train + cost.evaluate)
+    return sum(max(sum(seconds) / workers, *seconds) for seconds in stages.values())
 
 
 def try_cost(run: PlannedRun, teacher_archs: dict[str, str], device: torch.device) -> Cost:

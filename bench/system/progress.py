@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable, Collection
 
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
@@ -153,20 +154,30 @@ class Progress:
 
 
 class ParallelProgress:
-    """Progress of runs side by side: a line for each that is over."""
+    """Progress of runs side by side: a line for each that is over.
 
-    def __init__(self, total: int) -> None:
-        self.total, self.finished = total, 0
+    numbers: of the runs. estimate: how long some of them take together, in any unit.
+    """
+
+    def __init__(
+        self, numbers: Collection[int], estimate: Callable[[Collection[int]], float] = len
+    ) -> None:
+        self.left, self.total = set(numbers), len(numbers)
+        self.estimate, self.estimated_all = estimate, estimate(numbers)
         self.start_time = time.monotonic()
 
     def finish(self, number: int, label: str, result: str, succeeded: bool) -> None:
-        """Log the result of a run; the time left is scaled by the number of runs."""
-        self.finished += 1
-        seconds, remaining = time.monotonic() - self.start_time, self.total - self.finished
+        """Log the result of a run, and the time left: as estimated, scaled by what was measured."""
+        self.left.discard(number)
+        seconds = time.monotonic() - self.start_time
         rest = f"all done in {format_duration(seconds)}"
-        if remaining:
-            left = format_duration(seconds * remaining / self.finished)
-            rest = f"{self.finished} of {self.total} done, about {left} left in all"
+        if self.left:
+            rest = f"{self.total - len(self.left)} of {self.total} done"
+            estimated_left = self.estimate(self.left)
+            done = self.estimated_all - estimated_left
+            if done > 0:
+                left = format_duration(seconds * estimated_left / done)
+                rest += f", about {left} left in all"
         level = logging.INFO if succeeded else logging.ERROR
         LOGGER.log(level, f"[{number}/{self.total}] {label}: {result} ({rest})")
 

@@ -11,7 +11,7 @@ import torch
 
 from bench import datasets
 from bench.datasets.files.fetching import download_size, is_missing
-from bench.execution.cost import Cost
+from bench.execution.cost import Cost, seconds_side_by_side
 from bench.execution.grid.processes import choose_devices
 from bench.execution.job import SHOWN_ACCURACIES
 from bench.execution.plan import PlannedRun
@@ -65,7 +65,7 @@ def format_plan(
         rows.append((str(number), *describe_run(run), run.spec.teacher, duration))
     columns = ("", "method", "data", "student", "seed", "teacher", "about")
     table = format_table(columns, rows)
-    duration = format_duration(total_seconds(options, costs, device))
+    duration = format_duration(total_seconds(options, todo, costs, device))
     return f"{table}\non {device_name(device)}, about {duration} in all"
 
 
@@ -76,15 +76,19 @@ def describe_run(run: PlannedRun) -> tuple[str, str, str, str]:
     return f"{spec.method} {run.variant}".strip(), spec.dataset, student, str(spec.seed)
 
 
-def total_seconds(options: ProtocolOptions, costs: list[Cost], device: torch.device) -> float:
+def total_seconds(
+    options: ProtocolOptions, todo: list[PlannedRun], costs: list[Cost], device: torch.device
+) -> float:
     """Return about how long runs take with the workers asked for."""
     workers = len(choose_devices(options.workers, device))
-    return sum(cost.train + cost.evaluate for cost in costs) / workers
+    return seconds_side_by_side(zip(todo, costs, strict=True), workers)
 
 
-def cpu_warning(options: ProtocolOptions, costs: list[Cost], device: torch.device) -> str:
+def cpu_warning(
+    options: ProtocolOptions, todo: list[PlannedRun], costs: list[Cost], device: torch.device
+) -> str:
     """Warn of a suite for a GPU that would take days on a CPU; "" for all others."""
-    seconds = total_seconds(options, costs, device)
+    seconds = total_seconds(options, todo, costs, device)
     if device.type != "cpu" or resolve_suite(options.suite).cpu_time or seconds < LONG_ON_CPU:
         return ""
     small = [suite for suite in suites.SUITES.values() if suite.cpu_time and not suite.rows]

@@ -41,7 +41,9 @@ class OnRay:
 
     def __init__(self, options: ProtocolOptions, total: int) -> None:
         self.ray, self.total = connect(options.ray), total
-        gpus, cpus = resources_per_run(self.ray.nodes(), options.gpus_per_run)
+        nodes = self.ray.nodes()
+        gpus, cpus = resources_per_run(nodes, options.gpus_per_run)
+        self.slots = count_slots(nodes, gpus, cpus)
         # Tasks have working folders of their own. Ray hides no device from one without GPUs.
         store, data_root = options.store.absolute(), options.data_root.absolute()
         device = options.device if gpus else "cpu"
@@ -152,6 +154,17 @@ def resources_per_run(nodes: list[dict[str, Any]], gpus: float | None) -> tuple[
         return 0.0, 1.0
     cores = min(node.get("CPU", 1.0) / node["GPU"] for node in living if node.get("GPU"))
     return gpus, max(float(int(cores * gpus)), 1.0)
+
+
+def count_slots(nodes: list[dict[str, Any]], gpus: float, cpus: float) -> int:
+    """Return how many runs the nodes have room for at once, at least one."""
+    slots = 0
+    for node in nodes:
+        if node["Alive"]:
+            resources = node["Resources"]
+            by_cpus = resources.get("CPU", 0.0) // cpus
+            slots += int(min(by_cpus, resources.get("GPU", 0.0) // gpus) if gpus else by_cpus)
+    return max(slots, 1)
 
 
 def execute_on_node(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Collection
 from contextlib import suppress
 
 import torch
 
-from bench.execution.cost import Cost, estimate_costs
+from bench.execution.cost import Cost, estimate_costs, seconds_side_by_side
 from bench.execution.evaluation import choose_attack_search
 from bench.execution.grid import overview
 from bench.execution.grid.drain import Drain, Failures
@@ -175,16 +176,26 @@ def execute_runs(
     """Carry out runs, each teacher before its students; return the failures."""
     if options.ray:
         with OnRay(options, len(items)) as cluster:
-            return Drain(items, context, ParallelProgress(len(items))).run(cluster)
+            return Drain(items, context, show_progress(items, cluster.slots)).run(cluster)
     devices = choose_devices(options.workers, context.device)
     if len(devices) == 1:
         estimates = {item.number: (item.cost.train, item.cost.evaluate) for item in items}
         with Progress(estimates, len(items)) as progress:
             drain = Drain(items, context, progress)
             return drain.run(InProcess(Worker(context, load), progress))
-    drain = Drain(items, context, ParallelProgress(len(items)))
+    drain = Drain(items, context, show_progress(items, len(devices)))
     with run_processes(options, context.device, context.code, len(items), devices) as executor:
         return drain.run(executor)
+
+
+def show_progress(items: list[QueuedRun], workers: int) -> ParallelProgress:
+    """Return the progress of runs on so many workers."""
+    runs = {item.number: (item.run, item.cost) for item in items}
+
+    def estimate(numbers: Collection[int]) -> float:
+        return seconds_side_by_side((runs[number] for number in numbers), workers)
+
+    return ParallelProgress(runs, estimate)
 
 
 def follow_leader(options: ProtocolOptions, context: RunContext) -> None:
@@ -229,6 +240,6 @@ def estimate_and_show(
     LOGGER.info("timing training steps for an estimate")
     costs = estimate_costs(todo, runs, options.store, device)
     LOGGER.log(level, overview.format_plan(options, todo, costs, device))
-    if warning := overview.cpu_warning(options, costs, device):
+    if warning := overview.cpu_warning(options, todo, costs, device):
         LOGGER.warning(warning)
     return costs
