@@ -151,10 +151,27 @@ def test_difference(ours: float, difference: float, remark: str) -> None:
     assert published.Published(0.5, 0.5, "", ("A",)).remark(0.5) == "1 source; ours within"
 
 
+def test_outside_the_range_it_says_how_both_were_trained() -> None:
+    terms = ("teacher A, last checkpoint", "best checkpoint on the test set", "15 epochs")
+    values = published.Published(0.5, 0.52, "", ("A",), *terms)
+    assert values.remark(0.51) == "1 source; ours within"
+    below, above = values.remark(0.48), values.remark(0.54)
+    assert below.endswith("2.0 below; ours: 15 epochs; theirs: teacher A, last checkpoint")
+    assert above.endswith("2.0 above; ours: 15 epochs; theirs: best checkpoint on the test set")
+
+
+def test_the_first_images_have_the_range_too(tmp_path: Path) -> None:
+    metrics = {"test/aa_n": 1_000}
+    training = {"training.epochs": 15}
+    record_run(Records(tmp_path), "rslad", 0.3, metrics=metrics, params=training)
+    text = render_markdown(collect(tmp_path))
+    assert "ours: 15 epochs, AutoAttack on the first 1,000 images; theirs: teacher " in text
+
+
 @pytest.mark.parametrize(
     "changes",
     [
-        {"metrics": {"test/aa_n": 1_000}},
+        {"metrics": {"test/aa_n": 998}},
         {"params": {"eps": 0.05}},
         {"params": {"norm": "L2"}},
         {"params": {"limit_train": 500}},
@@ -182,10 +199,12 @@ def test_markdown_has_a_last_column(runs: pd.DataFrame) -> None:
     assert head == "*Published AA*"
     assert lines == [
         "",  # gacd
-        "40.57 to 52.21 (9 sources, any teacher; ours 1.3 above)",
-        "51.32 to 51.91 (3 sources, this teacher; ours 1.3 below)",
+        "40.57 to 52.21 (9 sources, any teacher; ours 1.3 above; ours: 30 epochs; "
+        "theirs: teacher LTD WRN-34-10, last checkpoint)",
+        "51.32 to 51.91 (3 sources, this teacher; ours 1.3 below; ours: 30 epochs; "
+        "theirs: teacher TRADES WRN-34-10, last checkpoint)",
         "48.58 (1 source, this teacher; ours within)",
-        "40.85 to 48.04 (9 sources; ours 0.7 below)",
+        "40.85 to 48.04 (9 sources; ours 0.7 below; ours: 30 epochs; theirs: last checkpoint)",
     ]
     assert cells(text, "Teachers")[2] == "46.46 to 49.69 (8 sources; ours within)"
     assert "Published AA, not measured here and no part of the ranking" in text
@@ -226,7 +245,8 @@ def test_page_sets_them_apart(runs: pd.DataFrame) -> None:
     assert (
         len(re.findall('<th scope="col" class="text published[^>]*>Published AA</th>', page)) == 1
     )
-    remark = "9 sources, any teacher; ours 1.3 above"
+    remark = "9 sources, any teacher; ours 1.3 above; ours: 30 epochs; "
+    remark += "theirs: teacher LTD WRN-34-10, last checkpoint"
     assert (
         page.count(
             '<td class="text published extra">40.57 to 52.21'

@@ -28,7 +28,7 @@ from bench.system.files import sha256_of_file
 from bench.tracking.store import TrackingStore, open_client
 
 WORDS = "--method natural --epochs 6 --suite digits --student resnet8-w4"
-WORDS += " --limit-train 128 --limit-test 60"
+WORDS += " --limit-train 128 --limit-test 24"
 # What is packed is the checkout; the package may be installed elsewhere.
 CHECKOUT = Path(__file__).parents[1]
 # A network of ten megabytes would make this slow: parts are as much smaller.

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,31 +22,38 @@ import pandas as pd
 
 from leaderboards.read.records import frame_rows
 from leaderboards.schema.metrics import NUM_ATTACKED, NUM_IMAGES, accuracy_name
+from leaderboards.schema.record import Record
 
 HEADING = "Published AA"
 EXPLANATION = (
     f"{HEADING}, not measured here and no part of the ranking: the lowest to the highest AutoAttack"
     " accuracy published for the same method, data and student, and by how many points ours lies"
     " outside. Teachers (only those named as ours, where there are any), schedules and checkpoint"
-    " rules differ; many checkpoints were chosen on the test set."
+    " rules differ; many checkpoints were chosen on the test set. Where ours lies outside, what may"
+    " be the reason: how ours was trained and judged, and how the nearest published number was."
 )
 KEYS = ["dataset", "student", "method", "teacher"]
 ATTACKS = ("clean", "aa")
-# Of every number in the file.
+# Of every number in the file; of ours AutoAttack may have seen the first ones alone.
 TEST_IMAGES, EPS = 10_000, 8 / 255
+LEAST_ATTACKED = 1_000
 
 
 @dataclass(frozen=True)
 class Published:
     """The lowest and highest of published accuracies, in [0, 1], and the papers they are from.
 
-    teachers: "this teacher", "any teacher", or "" for a method without one.
+    teachers: "this teacher", "any teacher", or "" for a method without one. at_low, at_high: how
+    the network of that number was trained and chosen. ours: how that of the row was.
     """
 
     low: float
     high: float
     teachers: str
     sources: tuple[str, ...]
+    at_low: str = ""
+    at_high: str = ""
+    ours: str = ""
 
     def difference(self, accuracy: float) -> float:
         """Return how far ours is above `high` or, negative, below `low`; 0 between, NaN for NaN."""
@@ -59,7 +66,10 @@ class Published:
         return low if low == high else f"{low} to {high}"
 
     def remark(self, accuracy: float) -> str:
-        """Say "3 sources, any teacher; ours 1.2 below"; nothing about ours where it is NaN."""
+        """Say "3 sources, any teacher; ours 1.2 below", and how both were trained and judged.
+
+        Nothing about ours where it is NaN.
+        """
         count = len(self.sources)
         text = "1 source" if count == 1 else f"{count} sources"
         if self.teachers:
@@ -69,14 +79,26 @@ class Published:
         points = round(100 * self.difference(accuracy), 1)
         if points == 0:
             return f"{text}; ours within"
-        return f"{text}; ours {abs(points):.1f} {'above' if points > 0 else 'below'}"
+        text += f"; ours {abs(points):.1f} {'above' if points > 0 else 'below'}"
+        terms = {"ours": self.ours, "theirs": self.at_high if points > 0 else self.at_low}
+        return "; ".join([text, *(f"{whose}: {how}" for whose, how in terms.items() if how)])
 
 
 def find_published(seeds: Mapping[Any, Sequence[Any]]) -> Published | None:
     """Return published AutoAttack for the columns of a row; None unless all are `as_published`."""
     if not all(seeds["as_published"]):
         return None
-    return lookup(*(seeds[key][0] for key in KEYS), "aa")
+    published = lookup(*(seeds[key][0] for key in KEYS), "aa")
+    return published and replace(published, ours=_describe_run(seeds["record"][0]))
+
+
+def _describe_run(record: Record) -> str:
+    """Return how a network was trained and judged."""
+    terms = [f"{record.spec.training.epochs} epochs"]
+    images = record.metrics.get(NUM_ATTACKED, TEST_IMAGES)
+    if images < TEST_IMAGES:
+        terms.append(f"AutoAttack on the first {images:,.0f} images")
+    return ", ".join(terms)
 
 
 def cite_sources(values: Iterable[Published | None]) -> str:
@@ -121,19 +143,34 @@ def lookup(dataset: str, student: str, method: str, teacher: str, attack: str) -
         teachers = "any teacher"
     else:
         rows = same_teacher
-    percent = rows["accuracy_percent"]
-    low, high = round(percent.min() / 100, 4), round(percent.max() / 100, 4)
-    return Published(low, high, teachers, tuple(rows["source"].unique()))
+    ordered = rows.sort_values("accuracy_percent", kind="stable")
+    low, high = frame_rows(ordered.iloc[[0, -1]])
+    accuracies = (round(row["accuracy_percent"] / 100, 4) for row in (low, high))
+    terms = (_describe_number(row) for row in (low, high))
+    return Published(*accuracies, teachers, tuple(rows["source"].unique()), *terms)
+
+
+def _describe_number(row: dict[Any, Any]) -> str:
+    """Return how the network of a published number was trained and chosen."""
+    terms = [] if row["teacher"] == "none" else [f"teacher {row['teacher']}"]
+    if row["checkpoint"] != "not stated":
+        is_chosen = row["checkpoint"] == "best" and "test set" in row["note"]
+        rule = " on the test set" if is_chosen else ""
+        terms.append(f"{row['checkpoint']} checkpoint{rule}")
+    return ", ".join(terms)
 
 
 def is_published_task(runs: pd.DataFrame) -> pd.Series[bool]:
     """Return which runs had the method as published, all images and the papers' budget.
 
+    AutoAttack may have seen the first LEAST_ATTACKED images.
+
     A run that did not record these did not.
     """
     names = ["param/eps", "param/limit_train", NUM_IMAGES, NUM_ATTACKED]
     facts = runs.reindex(columns=names).apply(pd.to_numeric, errors="coerce").astype(float)
-    all_tested = facts[NUM_ATTACKED].fillna(facts[NUM_IMAGES]).eq(TEST_IMAGES)
+    attacked = facts[NUM_ATTACKED].fillna(facts[NUM_IMAGES])
+    all_tested = facts[NUM_IMAGES].eq(TEST_IMAGES) & attacked.ge(LEAST_ATTACKED)
     all_trained = facts["param/limit_train"].isna()
     same_norm = runs.reindex(columns=["param/norm"])["param/norm"].eq("Linf")
     same_budget = same_norm & facts["param/eps"].sub(EPS).abs().lt(1e-6)
