@@ -95,3 +95,19 @@ def test_from_a_run_elsewhere_to_a_row(tmp_path: Path, monkeypatch: pytest.Monke
         checked = check_records(clone, server.url)
     assert checked.returncode == 1
     assert "not reproduced: test/pgd20 is" in checked.stderr
+
+
+def test_a_checkpoint_beside_its_record_is_the_one_that_is_verified(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (checkpoint,) = (ROOT / "leaderboards" / "results").glob("digits@3-digits-*-trades-seed0-*.pt")
+    file = checkpoint.with_suffix(".json")
+    Path(file.name).write_bytes(file.read_bytes())
+    (other,) = (ROOT / "leaderboards" / "results").glob("digits@3-digits-*-natural-seed0-*.pt")
+    Path(checkpoint.name).write_bytes(other.read_bytes())
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["import", file.name, "--verify"])
+    assert stop.value.code == 1
+    assert f"{checkpoint.name!r} has sha256 " in capsys.readouterr().err

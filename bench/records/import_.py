@@ -52,8 +52,8 @@ def import_records(
 ) -> int:
     """Take record files, and folders of them, into a store; return 1 if one is refused.
 
-    The store is made for the first sound record. `verify`: evaluate each checkpoint again, from the
-    store if there is no file `checkpoint`.
+    The store is made for the first sound record. `verify`: evaluate each checkpoint again; without
+    `checkpoint` it is the file beside the record, in the store, or where the record says.
     """
     paths = list_files(sources)
 
@@ -65,16 +65,16 @@ def import_records(
     def import_file(path: Path) -> str:
         record = complete_record(check_protocol(read_record(path)), data_root)
         store, recorded = open_store()
+        beside = path.with_suffix(CHECKPOINT_SUFFIX)
         if verify:
             # Imported here: it brings torch.
             from bench.records.reproduce import reproduce
 
-            result = reproduce(
-                record, store, checkpoint=checkpoint, data_root=data_root, device=device
-            )
+            file = checkpoint or (beside if beside.is_file() else None)
+            result = reproduce(record, store, checkpoint=file, data_root=data_root, device=device)
             print(escape_unprintable(f"{path}: {result}"))
         line = f"{path}: {import_record(store, recorded, record)}"
-        return line + take_checkpoint(store, record, path.with_suffix(CHECKPOINT_SUFFIX))
+        return line + take_checkpoint(store, record, beside)
 
     return print_results(paths, import_file)
 

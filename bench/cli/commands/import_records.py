@@ -21,7 +21,7 @@ class ImportOptions(CommonOptions):
     sources: Positional[Annotated[tuple[Path, ...], option("FILE-OR-DIR", "records")]]
     verify: Annotated[Switch, option(text="evaluate again, and refuse other numbers")] = False
     checkpoint: Annotated[
-        Path | None, option("FILE", "for --verify, or `hf:OWNER/NAME:FILE`", "from the store")
+        Path | None, option("FILE", "for --verify, or `hf:OWNER/NAME:FILE`", "as recorded")
     ] = None
 
 
