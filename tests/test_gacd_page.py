@@ -99,7 +99,7 @@ def test_a_row_that_differs_matters_and_the_others_stay_open() -> None:
 
 def test_no_difference_that_was_told_is_below_the_least_that_could_be() -> None:
     intervals = {"crd_adv": (0.02, 0.01, 0.03), "gacd tau=0.1": (0.0, -0.05, 0.05)}
-    text = gacd_page.describe_decisions("AutoAttack", intervals)
+    text = gacd_page.describe_decisions("AutoAttack", intervals, 3)
     assert "- `crd_adv` gains: +2.0 [+1.0, +3.0] points" in text
     assert "`gacd tau=0.1` (5.0). No difference below 1.0 points could be told." in text
 
@@ -109,7 +109,7 @@ def test_one_seed_compares_networks() -> None:
     text = section(gacd_page.render(records), "gacd-ablation-cifar")
     assert "14 rows, 1 seed, " in text
     assert "networks are compared, not methods" in text
-    assert "- `gacd bank=1024` gains: +8.3 [" in text
+    assert "- `gacd bank=1024` is above it: +8.3 [" in text
 
 
 def test_rows_without_all_seeds_are_named_and_left_out() -> None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import optuna
+import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from optuna.study import Study
 from optuna.trial import TrialState
 
+from bench.cli.main import main
 from bench.tuning import storage
 from bench.tuning.study import group_attempts
 
@@ -39,10 +43,19 @@ def start(
 
 
 def bench(words: str, folder: Path) -> tuple[int, str, str]:
-    """Run the program; return exit code, standard output and standard error."""
-    running = start(words, folder)
-    out, err = running.communicate()
-    return running.returncode, out, err
+    """Give a command in this process; return exit code, standard output and standard error.
+
+    A process of its own would import everything once more, five seconds each.
+    """
+    out, err, code = io.StringIO(), io.StringIO(), -1
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.chdir(folder)
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        try:
+            main(words.split())
+        except SystemExit as end:
+            code = int(end.code or 0)
+    return code, out.getvalue(), err.getvalue()
 
 
 def load_study(folder: Path, url: str = "", name: str = NAME) -> Study:

@@ -90,9 +90,9 @@ def render_suite(suite: Suite, records: Mapping[str, Record]) -> str:
     parts = [describe_evidence(compared, seeds, images)]
     parts.append(render_differences(compared))
     if compared.robust:
-        parts.append(describe_decisions("AutoAttack", compared.robust))
+        parts.append(describe_decisions("AutoAttack", compared.robust, len(seeds)))
     if compared.clean:
-        parts.append(describe_decisions("Clean accuracy", compared.clean))
+        parts.append(describe_decisions("Clean accuracy", compared.clean, len(seeds)))
     parts.append(render_monitored(compared.rows))
     return title + "\n\n".join(filter(None, parts)) + "\n"
 
@@ -187,17 +187,20 @@ def format_interval(interval: Interval | None) -> str:
     return f"{gap:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
-def describe_decisions(measure: str, intervals: Mapping[str, Interval]) -> str:
+def describe_decisions(measure: str, intervals: Mapping[str, Interval], seeds: int) -> str:
     """Say which rows differ from the control, by how much, and what stays open."""
+    title, verbs = "What matters", ("costs", "gains")
+    if seeds == 1:
+        title, verbs = "Networks that differ from the figure's form", ("is below it", "is above it")
     decided = [label for label, (_, low, high) in intervals.items() if low > 0 or high < 0]
     decided.sort(key=lambda label: -abs(intervals[label][0]))
     lines = []
     for label in decided:
-        verb = "gains" if intervals[label][0] > 0 else "costs"
+        verb = verbs[intervals[label][0] > 0]
         points = format_interval(intervals[label])
         lines.append(f"- `{label}` {verb}: {points} points ({CHANGES.get(label, '')})")
     if lines:
-        head = f"**{measure}.** What matters:\n\n" + "\n".join(lines) + "\n\n"
+        head = f"**{measure}.** {title}:\n\n" + "\n".join(lines) + "\n\n"
     else:
         head = f"**{measure}.** No row can be told from the figure's form. "
     return head + describe_undecided(intervals, decided)
