@@ -253,6 +253,9 @@ def read_result(folder: Path) -> Result:
     """Return what a folder holds that an interruption must not change."""
     result, root = Result(), folder / "runs"
     for path in folder.rglob("*"):
+        # SQLite's own: it ignores one without content, and removes it with the next write.
+        if path.name.endswith("-journal"):
+            continue
         result.files.add(RANDOM_NAME.sub("*", str(path.relative_to(folder))))
     for path in root.glob("records/*.json"):
         result.facts[f"record {path.name}"] = grids.comparable(path)

@@ -25,8 +25,9 @@ from bench.execution.plan import PlannedRun
 from bench.system.errors import BenchError
 from bench.teachers import cards
 from bench.tracking.claims import Claim, read_claims
+from bench.tracking.store import TrackingStore
 from bench.training.trainer import STATE, Trainer
-from leaderboards.schema.fields import Tag
+from leaderboards.schema.fields import FINISHED, REPLACED_TAG, Tag
 from methods.natural import Natural
 
 SMALL = "--suite digits --student resnet8-w4 --limit-train 128 --limit-test 8"
@@ -493,6 +494,32 @@ def test_an_interrupted_repetition_continues_without_force(
     statuses = [run.info.status for run in list_runs(working_folder)]
     # The failed run begins with its first epoch again, and so as another run of the store.
     assert statuses == ["FINISHED", "FINISHED", "FINISHED", "FAILED", "FINISHED"]
+
+
+def test_a_repetition_that_ended_as_it_finished_is_the_one_that_counts(
+    working_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job, "evaluate_checkpoint", records.invent_evaluations(records.MEASURED))
+    monkeypatch.setattr("bench.execution.grid.run.estimate_costs", fixed_costs)
+    command = f"run --method natural --epochs 1 {SMALL}".split()
+    assert cli.dispatch(command) == 0
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrackingStore, "mark_replaced", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            cli.dispatch([*command, "--force"])
+    first, second = list_runs(working_folder)
+    client = make_client(working_folder)
+    # Killed, it could not say that it was interrupted.
+    client.set_terminated(second.info.run_id, FINISHED)
+    assert REPLACED_TAG not in first.data.tags
+    assert cli.dispatch(command) == 0
+    first, second = list_runs(working_folder)
+    assert first.data.tags[REPLACED_TAG] == second.info.run_id
+    assert REPLACED_TAG not in second.data.tags
 
 
 def test_a_run_does_not_continue_with_another_teacher(

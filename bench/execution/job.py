@@ -197,11 +197,13 @@ def is_marked(run: PlannedRun, context: RunContext, run_id: str) -> bool:
 
 
 def clear_work(run: PlannedRun, context: RunContext) -> None:
-    """Remove what a run that is recorded left of its work, if its process was killed then."""
+    """Finish what a run that is recorded left to do, if its process was killed then."""
     folder = work_folder(context.root, run.spec)
     if folder.exists() and (held := context.claims(run).take(run.spec.id)):
         with held:
-            if is_recorded(run, context):
+            recorded = context.store.find_run(run.spec, FINISHED)
+            if recorded and not is_marked(run, context, recorded.info.run_id):
+                context.store.mark_replaced(run.spec, recorded.info.run_id)
                 shutil.rmtree(folder)
 
 

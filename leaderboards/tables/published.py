@@ -145,9 +145,14 @@ def lookup(dataset: str, student: str, method: str, teacher: str, attack: str) -
         rows = same_teacher
     ordered = rows.sort_values("accuracy_percent", kind="stable")
     low, high = frame_rows(ordered.iloc[[0, -1]])
-    accuracies = (round(row["accuracy_percent"] / 100, 4) for row in (low, high))
-    terms = (_describe_number(row) for row in (low, high))
-    return Published(*accuracies, teachers, tuple(rows["source"].unique()), *terms)
+    return Published(
+        low=round(low["accuracy_percent"] / 100, 4),
+        high=round(high["accuracy_percent"] / 100, 4),
+        teachers=teachers,
+        sources=tuple(rows["source"].unique()),
+        at_low=_describe_number(low),
+        at_high=_describe_number(high),
+    )
 
 
 def _describe_number(row: dict[Any, Any]) -> str:
