@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import os
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import optuna
@@ -47,15 +48,35 @@ def bench(words: str, folder: Path) -> tuple[int, str, str]:
 
     A process of its own would import everything once more, five seconds each.
     """
-    out, err, code = io.StringIO(), io.StringIO(), -1
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+    with redirected_output() as read, pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        try:
+        with pytest.raises(SystemExit) as end:
             main(words.split())
-        except SystemExit as end:
-            code = int(end.code or 0)
-    return code, out.getvalue(), err.getvalue()
+        out, err = read()
+    assert isinstance(end.value.code, int)
+    return end.value.code, out, err
+
+
+@contextmanager
+def redirected_output() -> Iterator[Callable[[], list[str]]]:
+    """Redirect output and errors, also those of worker processes; give what reads them."""
+    with ExitStack() as stack:
+        files = [stack.enter_context(tempfile.TemporaryFile("w+", buffering=1)) for _ in "oe"]
+        for number, file in enumerate(files, 1):
+            copy = os.dup(number)
+            stack.callback(os.close, copy)
+            stack.callback(os.dup2, copy, number)
+            os.dup2(file.fileno(), number)
+        stack.enter_context(redirect_stdout(files[0]))
+        stack.enter_context(redirect_stderr(files[1]))
+
+        def read() -> list[str]:
+            for file in files:
+                file.seek(0)
+            return [file.read() for file in files]
+
+        yield read
 
 
 def load_study(folder: Path, url: str = "", name: str = NAME) -> Study:
