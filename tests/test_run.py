@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -520,6 +521,18 @@ def test_a_repetition_that_ended_as_it_finished_is_the_one_that_counts(
     first, second = list_runs(working_folder)
     assert first.data.tags[REPLACED_TAG] == second.info.run_id
     assert REPLACED_TAG not in second.data.tags
+
+
+def test_a_full_disk_before_a_repetition_is_one_line(
+    working_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("bench.execution.grid.run.estimate_costs", fixed_costs)
+    monkeypatch.setattr("bench.execution.grid.run.mark_for_repeat", fail)
+    with pytest.raises(BenchError, match="^no space is left on the disk of the store$"):
+        cli.dispatch(f"run --method natural --epochs 1 --force {SMALL}".split())
 
 
 def test_a_run_does_not_continue_with_another_teacher(

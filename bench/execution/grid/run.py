@@ -6,6 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Collection
 from contextlib import suppress
+from functools import partial
 
 import torch
 
@@ -133,7 +134,7 @@ def run_unrecorded(
     if options.force:
         # All are marked before the first begins: an interruption leaves none of them out.
         for run in todo:
-            mark_for_repeat(run, context)
+            patiently(partial(mark_for_repeat, run, context))
     items = [*map(QueuedRun, range(1, len(todo) + 1), todo, costs)]
     return execute_runs(options, context, items, load)
 
