@@ -531,7 +531,7 @@ def test_a_full_disk_before_a_repetition_is_one_line(
 
     monkeypatch.setattr("bench.execution.grid.run.estimate_costs", fixed_costs)
     monkeypatch.setattr("bench.execution.grid.run.mark_for_repeat", fail)
-    with pytest.raises(BenchError, match="^no space is left on the disk of the store$"):
+    with pytest.raises(BenchError, match=r"^no space is left on the disk of the store$"):
         cli.dispatch(f"run --method natural --epochs 1 --force {SMALL}".split())
 
 
