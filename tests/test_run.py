@@ -26,7 +26,6 @@ from bench.execution.plan import PlannedRun
 from bench.system.errors import BenchError
 from bench.teachers import cards
 from bench.tracking.claims import Claim, read_claims
-from bench.tracking.store import TrackingStore
 from bench.training.trainer import STATE, Trainer
 from leaderboards.schema.fields import FINISHED, REPLACED_TAG, Tag
 from methods.natural import Natural
@@ -458,6 +457,18 @@ def test_a_network_that_learned_nothing_is_named(
     assert "learned nothing" not in capsys.readouterr().err
 
 
+def interrupt_repetition(command: list[str], step: str) -> None:
+    """Give a command with --force, and interrupt it at a step."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(step, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            cli.dispatch([*command, "--force"])
+
+
 def test_an_interrupted_repetition_continues_without_force(
     working_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -468,14 +479,8 @@ def test_an_interrupted_repetition_continues_without_force(
     command = f"run --method natural --seeds 0,1 --epochs 1 {SMALL}".split()
     assert cli.dispatch(command) == 0
 
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        # The last thing that the first run does.
-        patch.setattr(job, "add_note_and_links", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            cli.dispatch([*command, "--force"])
+    # The last thing that the first run does.
+    interrupt_repetition(command, "bench.execution.job.add_note_and_links")
     assert len(saved_states(working_folder)) == 1
     trained_seeds: list[int] = []
 
@@ -505,13 +510,7 @@ def test_a_repetition_that_ended_as_it_finished_is_the_one_that_counts(
     command = f"run --method natural --epochs 1 {SMALL}".split()
     assert cli.dispatch(command) == 0
 
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(TrackingStore, "mark_replaced", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            cli.dispatch([*command, "--force"])
+    interrupt_repetition(command, "bench.tracking.store.TrackingStore.mark_replaced")
     first, second = list_runs(working_folder)
     client = make_client(working_folder)
     # Killed, it could not say that it was interrupted.

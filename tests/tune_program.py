@@ -62,7 +62,7 @@ def bench(words: str, folder: Path) -> tuple[int, str, str]:
 def redirected_output() -> Iterator[Callable[[], list[str]]]:
     """Redirect output and errors, also those of worker processes; give what reads them."""
     with ExitStack() as stack:
-        files = [stack.enter_context(tempfile.TemporaryFile("w+", buffering=1)) for _ in "oe"]
+        files = [stack.enter_context(tempfile.TemporaryFile("w+", buffering=1)) for _ in range(2)]
         for number, file in enumerate(files, 1):
             copy = os.dup(number)
             stack.callback(os.close, copy)

@@ -50,7 +50,7 @@ from leaderboards.schema.fields import FAILED, FINISHED, KILLED, RECORD_TAGS, Ar
 from leaderboards.schema.record import Record, RecordError, build_record
 
 if TYPE_CHECKING:
-    from mlflow.entities import LoggedModel
+    from mlflow.entities import LoggedModel, Run
 
 # In the folder of an unfinished run: the id of the finished run that it is to replace.
 REPEAT_MARK = "again"
@@ -185,8 +185,13 @@ def mark_for_repeat(run: PlannedRun, context: RunContext) -> None:
 
 def is_recorded(run: PlannedRun, context: RunContext) -> bool:
     """Return whether the run is finished in the tracking store and is not marked for repeat."""
+    return find_recorded(run, context) is not None
+
+
+def find_recorded(run: PlannedRun, context: RunContext) -> Run | None:
+    """Return the finished run of the tracking store that is not marked for repeat, if any."""
     recorded = context.store.find_run(run.spec, FINISHED)
-    return recorded is not None and not is_marked(run, context, recorded.info.run_id)
+    return recorded if recorded and not is_marked(run, context, recorded.info.run_id) else None
 
 
 def is_marked(run: PlannedRun, context: RunContext, run_id: str) -> bool:
@@ -201,8 +206,7 @@ def clear_work(run: PlannedRun, context: RunContext) -> None:
     folder = work_folder(context.root, run.spec)
     if folder.exists() and (held := context.claims(run).take(run.spec.id)):
         with held:
-            recorded = context.store.find_run(run.spec, FINISHED)
-            if recorded and not is_marked(run, context, recorded.info.run_id):
+            if recorded := find_recorded(run, context):
                 context.store.mark_replaced(run.spec, recorded.info.run_id)
                 shutil.rmtree(folder)
 

@@ -29,8 +29,9 @@ EXPLANATION = (
     f"{HEADING}, not measured here and no part of the ranking: the lowest to the highest AutoAttack"
     " accuracy published for the same method, data and student, and by how many points ours lies"
     " outside. Teachers (only those named as ours, where there are any), schedules and checkpoint"
-    " rules differ; many checkpoints were chosen on the test set. Where ours lies outside, what may"
-    " be the reason: how ours was trained and judged, and how the nearest published number was."
+    " rules differ; many checkpoints were chosen on the test set. Where ours lies outside, a cell"
+    " says how ours was trained and judged, and how the nearest published number was: a possible"
+    " reason."
 )
 KEYS = ["dataset", "student", "method", "teacher"]
 ATTACKS = ("clean", "aa")
@@ -168,9 +169,8 @@ def _describe_number(row: dict[Any, Any]) -> str:
 def is_published_task(runs: pd.DataFrame) -> pd.Series[bool]:
     """Return which runs had the method as published, all images and the papers' budget.
 
-    AutoAttack may have seen the first LEAST_ATTACKED images.
-
-    A run that did not record these did not.
+    AutoAttack may have seen the first LEAST_ATTACKED images alone. A run that did not record these
+    did not have them.
     """
     names = ["param/eps", "param/limit_train", NUM_IMAGES, NUM_ATTACKED]
     facts = runs.reindex(columns=names).apply(pd.to_numeric, errors="coerce").astype(float)

@@ -177,19 +177,19 @@ def execute_runs(
     """Carry out runs, each teacher before its students; return the failures."""
     if options.ray:
         with OnRay(options, len(items)) as cluster:
-            return Drain(items, context, show_progress(items, cluster.slots)).run(cluster)
+            return Drain(items, context, parallel_progress(items, cluster.slots)).run(cluster)
     devices = choose_devices(options.workers, context.device)
     if len(devices) == 1:
         estimates = {item.number: (item.cost.train, item.cost.evaluate) for item in items}
         with Progress(estimates, len(items)) as progress:
             drain = Drain(items, context, progress)
             return drain.run(InProcess(Worker(context, load), progress))
-    drain = Drain(items, context, show_progress(items, len(devices)))
+    drain = Drain(items, context, parallel_progress(items, len(devices)))
     with run_processes(options, context.device, context.code, len(items), devices) as executor:
         return drain.run(executor)
 
 
-def show_progress(items: list[QueuedRun], workers: int) -> ParallelProgress:
+def parallel_progress(items: list[QueuedRun], workers: int) -> ParallelProgress:
     """Return the progress of runs on so many workers."""
     runs = {item.number: (item.run, item.cost) for item in items}
 
