@@ -18,6 +18,7 @@ import pytest
 import records
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from program import bench
 
 from bench import cli
 from bench.execution import job, run_teachers
@@ -36,14 +37,6 @@ FIRST_COMMAND = f"run --method gacd --epochs 1 {SMALL}"
 MOST_STARTS = 18
 COST = Cost(train=1.0, evaluate=1.0, student_passes=1.0)
 pytestmark = pytest.mark.e2e
-
-
-def run_bench(arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run `python -m bench` in a folder."""
-    command = [sys.executable, "-m", "bench", *arguments.split()]
-    return subprocess.run(
-        command, cwd=folder, env=make_environment(), capture_output=True, text=True
-    )
 
 
 def make_environment() -> dict[str, str]:
@@ -74,11 +67,11 @@ def best_checkpoint(run: Run) -> Path:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder where the README's first command ran, on a few images."""
     folder = tmp_path_factory.mktemp("program")
-    result = run_bench(FIRST_COMMAND, folder)
-    assert result.returncode == 0, result.stderr
-    assert re.search(r"2 to do, 0 already recorded", result.stderr)
-    assert re.search(r"about \d+ (s|min) in all", result.stderr)
-    assert re.search(r"\[2/2\] digits resnet8-w4 gacd seed 0: clean .*, aa ", result.stderr)
+    result = bench(FIRST_COMMAND, folder)
+    assert result.code == 0, result.err
+    assert re.search(r"2 to do, 0 already recorded", result.err)
+    assert re.search(r"about \d+ (s|min) in all", result.err)
+    assert re.search(r"\[2/2\] digits resnet8-w4 gacd seed 0: clean .*, aa ", result.err)
     return folder
 
 
@@ -107,10 +100,10 @@ def measure_cpu_seconds(arguments: list[str], folder: Path) -> float:
 @pytest.mark.slow
 def test_two_workers_make_the_same_records(folder: Path, tmp_path: Path) -> None:
     command = f"run --method gacd,natural --workers 2 --epochs 1 {SMALL}"
-    result = run_bench(command, tmp_path)
-    assert result.returncode == 0, result.stderr
+    result = bench(command, tmp_path)
+    assert result.code == 0, result.err
     for word in ("starts", "clean"):
-        numbers = re.findall(rf"^\[(\d/3)\] .*: {word}", result.stderr, flags=re.MULTILINE)
+        numbers = re.findall(rf"^\[(\d/3)\] .*: {word}", result.err, flags=re.MULTILINE)
         assert sorted(numbers) == ["1/3", "2/3", "3/3"]
     serial, parallel = metrics_by_method(folder), metrics_by_method(tmp_path)
     for method in ("trades", "gacd"):
@@ -119,8 +112,8 @@ def test_two_workers_make_the_same_records(folder: Path, tmp_path: Path) -> None
             if value != parallel[method][name]:
                 differing.add(name)
         assert {name for name in differing if not name.startswith(("cost/", "train/"))} == set()
-    repeated = run_bench(command, tmp_path)
-    assert repeated.stderr.startswith("0 to do, 3 already recorded in runs\nmethod ")
+    repeated = bench(command, tmp_path)
+    assert repeated.err.startswith("0 to do, 3 already recorded in runs\nmethod ")
 
 
 def metrics_by_method(folder: Path) -> dict[str, dict[str, float]]:
@@ -174,8 +167,8 @@ def test_files_are_recorded(folder: Path) -> None:
 
 
 def test_the_results_name_model_and_log(folder: Path) -> None:
-    result = run_bench(f"{FIRST_COMMAND} --quiet", folder)
-    (model,) = re.findall(r"^model   (.*)", result.stderr, flags=re.MULTILINE)
+    result = bench(f"{FIRST_COMMAND} --quiet", folder)
+    (model,) = re.findall(r"^model   (.*)", result.err, flags=re.MULTILINE)
     assert folder / model == best_checkpoint(list_runs(folder)[1])
     (log,) = (folder / "runs" / "logs").iterdir()
     assert re.fullmatch(r"\d{8}-\d{6}\.\d{3}-run\.log", log.name)
@@ -188,9 +181,9 @@ def test_the_results_name_model_and_log(folder: Path) -> None:
 
 def test_the_same_command_does_nothing(folder: Path) -> None:
     before = [run.info.run_id for run in list_runs(folder)]
-    result = run_bench(FIRST_COMMAND, folder)
-    assert result.returncode == 0
-    lines = result.stderr.splitlines()
+    result = bench(FIRST_COMMAND, folder)
+    assert result.code == 0
+    lines = result.err.splitlines()
     assert lines[0] == "0 to do, 2 already recorded in runs"
     assert [line.split()[0] for line in lines[1:4]] == ["method", "trades", "gacd"]
     assert lines[-3] == "next    python -m bench leaderboard"
@@ -202,11 +195,11 @@ def test_the_same_command_does_nothing(folder: Path) -> None:
 def test_evaluate_gives_the_recorded_numbers(folder: Path) -> None:
     student = list_runs(folder)[1]
     file = best_checkpoint(student)
-    result = run_bench(
+    result = bench(
         f"evaluate --checkpoint {file} --arch resnet8-w4 --dataset digits --limit-test 8", folder
     )
-    assert result.returncode == 0, result.stderr
-    percents = re.findall(r"^(\w+) +(\d+\.\d+) %", result.stdout, flags=re.MULTILINE)
+    assert result.code == 0, result.err
+    percents = re.findall(r"^(\w+) +(\d+\.\d+) %", result.out, flags=re.MULTILINE)
     printed = {name: float(percent) / 100 for name, percent in percents}
     recorded = {name: student.data.metrics[f"test/{name}"] for name in printed}
     assert len(printed) == 7
@@ -220,19 +213,19 @@ def test_evaluate_in_another_norm_from_a_surrogate_and_under_corruptions(folder:
     evaluate = f"evaluate --checkpoint {file} --arch resnet8-w4 --dataset digits --limit-test 40"
     surrogate = f"--surrogate {teacher} --surrogate-arch resnet8-w16"
     attacks = "--attacks pgd20,pgd20@surrogate,corruptions"
-    result = run_bench(f"{evaluate} {surrogate} {attacks}", folder)
-    assert result.returncode == 0, result.stderr
-    percents = dict(re.findall(r"^(\S+) +(\d+\.\d+) %", result.stdout, flags=re.MULTILINE))
+    result = bench(f"{evaluate} {surrogate} {attacks}", folder)
+    assert result.code == 0, result.err
+    percents = dict(re.findall(r"^(\S+) +(\d+\.\d+) %", result.out, flags=re.MULTILINE))
     assert len(percents) == 4 + 20
-    assert "40 test images, l-inf 0.15" in result.stdout
-    result = run_bench(f"{evaluate} --norm L2 --attacks pgd20", folder)
-    assert "40 test images, L2 0.5" in result.stdout
+    assert "40 test images, l-inf 0.15" in result.out
+    result = bench(f"{evaluate} --norm L2 --attacks pgd20", folder)
+    assert "40 test images, L2 0.5" in result.out
 
 
 def test_leaderboard(folder: Path) -> None:
-    result = run_bench("leaderboard", folder)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.split() == [
+    result = bench("leaderboard", folder)
+    assert result.code == 0, result.err
+    assert result.out.split() == [
         "leaderboard/index.html",
         "leaderboard/leaderboard.md",
         "leaderboard/leaderboard.tex",
@@ -254,27 +247,27 @@ def test_leaderboard(folder: Path) -> None:
 
 
 def test_a_teacher_is_cached_and_verified_by_hash(folder: Path) -> None:
-    assert "trained here, digits@3" in run_bench("teacher list", folder).stdout
-    result = run_bench("teacher verify resnet8-w16-trades --limit-test 8 --limit-train 8", folder)
-    assert re.search(r"file has sha256 [0-9a-f]{64}, a resnet8-w16 for digits", result.stdout)
+    assert "trained here, digits@3" in bench("teacher list", folder).out
+    result = bench("teacher verify resnet8-w16-trades --limit-test 8 --limit-train 8", folder)
+    assert re.search(r"file has sha256 [0-9a-f]{64}, a resnet8-w16 for digits", result.out)
     (file,) = (folder / "runs" / "teachers").glob("*.pt")
     content = file.read_bytes()
     # A number of a tensor: whatever else a file shows, its hash does.
     middle = len(content) // 2
     file.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
-    result = run_bench(f"run --method ard --epochs 1 {SMALL}", folder)
+    result = bench(f"run --method ard --epochs 1 {SMALL}", folder)
     file.write_bytes(content)
-    assert result.returncode == 1
+    assert result.code == 1
     message = "another or damaged file; delete it to have the teacher made again"
-    assert message in result.stderr
+    assert message in result.err
 
 
 def test_doctor_reports_and_changes_nothing(folder: Path) -> None:
     before = sorted(folder.rglob("*"))
-    result = run_bench("doctor", folder)
-    assert result.returncode == 0, result.stderr
-    assert re.search(r"digits +resnet8-w4: [\d,]+ images a second", result.stdout)
-    assert "1,257 train, 180 validation, 360 test" in result.stdout
+    result = bench("doctor", folder)
+    assert result.code == 0, result.err
+    assert re.search(r"digits +resnet8-w4: [\d,]+ images a second", result.out)
+    assert "1,257 train, 180 validation, 360 test" in result.out
     assert sorted(folder.rglob("*")) == before
 
 
@@ -287,12 +280,12 @@ def test_a_killed_run_resumes_and_ends_the_same(tmp_path: Path) -> None:
     process = start_training(command, killed)
     process.kill()
     process.communicate()
-    report = run_bench("doctor", killed).stdout
+    report = bench("doctor", killed).out
     assert "interrupted or running: natural resnet8-w4 digits seed 0" in report
     for folder, verb in ((killed, "continues"), (unbroken, "starts")):
-        result = run_bench(command, folder)
-        assert result.returncode == 0
-        assert f"digits resnet8-w4 natural seed 0: {verb}" in result.stderr
+        result = bench(command, folder)
+        assert result.code == 0
+        assert f"digits resnet8-w4 natural seed 0: {verb}" in result.err
     (resumed_run,) = list_runs(killed)
     (unbroken_run,) = list_runs(unbroken)
     assert resumed_run.info.status == "FINISHED"
@@ -349,7 +342,7 @@ def test_workers_do_not_outlive_a_killed_program(tmp_path: Path) -> None:
     while any_alive(pids) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not any_alive(pids)
-    assert run_bench(command, tmp_path).returncode == 0
+    assert bench(command, tmp_path).code == 0
 
 
 @pytest.mark.slow
@@ -394,7 +387,7 @@ def test_a_run_whose_process_dies_twice_fails_alone(tmp_path: Path) -> None:
     assert "natural seed 0: failed: its process died 2 times" in errors
     assert "kd seed 0: not run, its teacher" in errors
     assert re.search(r"pgd_at seed 0: clean", errors)
-    assert run_bench(command, tmp_path).returncode == 0
+    assert bench(command, tmp_path).code == 0
 
 
 @pytest.fixture

@@ -23,6 +23,8 @@ import sqlalchemy
 from alembic import command
 from mlflow.store.db import utils
 from mlflow.store.tracking.dbmodels.initial_models import Base as FirstTables
+from program import bench
+from sqlalchemy.engine import Engine
 from test_track import SPEC, TAGS
 
 from bench import cli
@@ -123,6 +125,25 @@ def first_starts(root: Path, steps: list[int], uri: str = "") -> list[str]:
 def test_a_first_start_that_was_killed_is_begun_again(tmp_path: Path) -> None:
     assert first_starts(tmp_path / "runs", [1000, -6]) == ["0"] * 2
     assert not list(tmp_path.glob("runs/*.part"))
+
+
+def test_a_first_start_that_was_interrupted_says_so(tmp_path: Path) -> None:
+    """In Alembic's transactions, which raise an error of their own when one is cut short."""
+
+    def stop(_: object, __: object, statement: str, *___: object) -> None:
+        if statement.lstrip().startswith("DROP TABLE"):
+            raise KeyboardInterrupt
+
+    command = "run --suite digits --method natural --limit-train 64 --limit-test 8 --epochs 1"
+    sqlalchemy.event.listen(Engine, "before_cursor_execute", stop)
+    try:
+        ended = bench(command, tmp_path)
+    finally:
+        sqlalchemy.event.remove(Engine, "before_cursor_execute", stop)
+    assert ended.code == 130, ended.err
+    assert ended.err.splitlines()[-1] == "interrupted; the same command continues"
+    assert not (tmp_path / "runs" / "mlflow.db").exists()
+    assert record_run(tmp_path / "runs", 1)
 
 
 @pytest.mark.slow

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 from optuna.trial import TrialState
+from program import bench
 from tune_program import (
     FEW,
     NAME,
     SMALL,
     assert_budget,
-    bench,
     find_runs,
     load_study,
     mlflow_uri,

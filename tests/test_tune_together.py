@@ -16,7 +16,8 @@ import pytest
 import server
 import sqlalchemy
 from optuna.trial import TrialState
-from tune_program import FEW, SMALL, assert_budget, bench, find_runs, load_study, mlflow_uri, start
+from program import bench, start
+from tune_program import FEW, SMALL, assert_budget, find_runs, load_study, mlflow_uri
 
 from bench.tuning.storage import retry_history
 from bench.tuning.study import group_attempts

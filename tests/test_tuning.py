@@ -33,6 +33,7 @@ from sqlalchemy.engine import Engine
 import methods
 from bench.protocol import suites
 from bench.system.errors import BenchError, UsageError
+from bench.system.signals import StopWorker
 from bench.tuning import storage
 from bench.tuning.results import trials_table
 from bench.tuning.space import SearchSpace, build_space, check_ranges
@@ -420,6 +421,27 @@ def test_a_result_that_cannot_be_stored_raises_why(
 
     monkeypatch.setattr(storage.Storage, "set_trial_state_values", fail)
     with pytest.raises(type(fault)):
+        run_next_trial(study, storage.connect(url), cast(TrialRunner, runner))
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), StopWorker(1)])
+def test_a_stop_signal_ends_a_trial_whatever_fails_after_it(
+    stop: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Optuna reads the trial once more, and says only what that raises."""
+    url = f"sqlite:///{tmp_path / 'db'}"
+    study = make_study(url, "study")
+    context = SimpleNamespace(plan=plan_for(url, "study"), budget=1)
+
+    def read_trial(*_: object) -> None:
+        raise StorageInternalError("cannot start a transaction within a transaction")
+
+    def run_trial(_: object) -> None:
+        monkeypatch.setattr(storage.Storage, "get_trial", read_trial)
+        raise stop
+
+    runner = SimpleNamespace(trial_context=context, run_trial=run_trial)
+    with pytest.raises(KeyboardInterrupt):
         run_next_trial(study, storage.connect(url), cast(TrialRunner, runner))
 
 

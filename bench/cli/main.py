@@ -28,26 +28,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     except SystemExit as stop:
         # Raised by `--help`, and by processes that must end together.
         code = stop.code
-    except (BenchError, PluginError) as error:
-        code = report(error)
-    except KeyboardInterrupt:
-        # Options may not be parsed yet, so look for --force in argv.
-        print(f"interrupted; {continue_hint('--force' in argv)} continues", file=sys.stderr)
-        code = 130
-    except OSError as error:
-        code = errors.report_os_error(error)
-    except Exception as error:
-        if not errors.damaged_package():
-            raise
-        code = report(error)
+    except (KeyboardInterrupt, Exception) as error:
+        code = report(error, argv)
     sys.exit(errors.flush_stdout() or code)
 
 
-def report(error: Exception) -> int:
-    """Print the line of an error and return its exit code."""
+def report(error: BaseException, argv: Sequence[str]) -> int:
+    """Print the line of an expected error and return its exit code; raise any other."""
+    if signals.is_interruption(error):
+        # Options may not be parsed yet, so look for --force in argv.
+        print(f"interrupted; {continue_hint('--force' in argv)} continues", file=sys.stderr)
+        return 130
+    if isinstance(error, OSError):
+        return errors.report_os_error(error)
     if package := errors.damaged_package():
         print(f"error: {package}: repair or uninstall it", file=sys.stderr)
         return 1
+    if not isinstance(error, (BenchError, PluginError)):
+        raise error
     print(f"error: {error}", file=sys.stderr)
     return getattr(error, "exit_code", 1)
 

@@ -7,7 +7,7 @@ import errno
 import io
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from importlib.metadata import distributions
 
 from leaderboards.schema.fields import escape_unprintable
@@ -34,6 +34,18 @@ class UsageError(BenchError):
 def one_line(error: BaseException, limit: int = 300) -> str:
     """Return the message of an error on one line, cut at `limit` characters; its type if empty."""
     return " ".join(str(error).split())[:limit] or type(error).__name__
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error, and all that it was raised from or after."""
+    found, todo = list[BaseException](), [error]
+    while todo:
+        cause = todo.pop()
+        # They can form a ring.
+        if not any(cause is other for other in found):
+            yield cause
+            found.append(cause)
+            todo += filter(None, (cause.__context__, cause.__cause__))
 
 
 def damaged_package() -> str:

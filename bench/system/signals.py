@@ -10,6 +10,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from bench.system.errors import causes
+
 STOP_SECONDS = 5.0  # time to mark a run after a stop signal
 # Schedulers send SIGUSR1 some time before they end a job, if they are asked to.
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
@@ -23,6 +25,14 @@ def interrupt_on_stop_signals() -> None:
     """Turn all stop signals into KeyboardInterrupt."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.default_int_handler)
+
+
+def is_interruption(error: BaseException) -> bool:
+    """Return whether an error is a stop signal's, or came of one.
+
+    What is cut short can raise an error of its own: SQLAlchemy does so in a transaction.
+    """
+    return any(isinstance(cause, (KeyboardInterrupt, StopWorker)) for cause in causes(error))
 
 
 def prepare_worker() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from bench.system.database import redact_password
-from bench.system.errors import DISK_FULL, BenchError, one_line
+from bench.system.errors import DISK_FULL, BenchError, causes, one_line
 from bench.system.log import LOGGER
 
 Result = TypeVar("Result")
@@ -69,9 +69,6 @@ def is_outage(error: Exception) -> bool:
 
 def is_full_disk(error: Exception) -> bool:
     """Return whether an error, or its cause, says that no space is left."""
-    cause: BaseException | None = error
-    while cause:
-        if isinstance(cause, OSError) and cause.errno in DISK_FULL:
-            return True
-        cause = cause.__cause__ or cause.__context__
+    if any(isinstance(cause, OSError) and cause.errno in DISK_FULL for cause in causes(error)):
+        return True
     return FULL in str(error) or f"[Errno {errno.ENOSPC}]" in str(error)

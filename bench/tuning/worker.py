@@ -58,15 +58,18 @@ def run_trials(options: TuneOptions, trial_context: TrialContext, run_context: R
 def run_next_trial(study: Study, backend: RDBStorage, runner: TrialRunner) -> None:
     """Run the next trial, or pause if there is none to begin."""
     trial_context, numbers = runner.trial_context, list[int]()
+    stops = list[BaseException]()
 
     def run_begun_trial(trial: optuna.Trial) -> tuple[float, ...]:
-        mark_begun(backend, trial)
-        lock.close()
-        numbers.append(trial.number)
         try:
+            mark_begun(backend, trial)
+            lock.close()
+            numbers.append(trial.number)
             return runner.run_trial(trial)
-        except SystemExit:
-            # On SystemExit, Optuna would leave the trial running.
+        except (KeyboardInterrupt, SystemExit) as stop:
+            # On SystemExit, Optuna would leave the trial running. After either it asks the
+            # database, which fails where a transaction was cut short, and says only that.
+            stops.append(stop)
             raise KeyboardInterrupt from None
 
     def finish_trial(study: Study, trial: FrozenTrial) -> None:
@@ -84,7 +87,9 @@ def run_next_trial(study: Study, backend: RDBStorage, runner: TrialRunner) -> No
         seed_sampler(study, trial_context.plan.sampler, trial_context.plan.seed)
         try:
             study.optimize(run_begun_trial, 1, catch=(BenchError,), callbacks=[finish_trial])
-        except (*HIDING_ERRORS, *LATE_ERRORS) as error:
+        except Exception as error:
+            if stops:
+                raise KeyboardInterrupt from error
             cause = (isinstance(error, HIDING_ERRORS) and error.__context__) or error
             is_late = isinstance(cause, LATE_ERRORS) and numbers and was_retried(study, numbers[0])
             if not is_late:
@@ -105,12 +110,14 @@ def run_worker(
         search = choose_attack_search(options, device)
         context = RunContext(TrackingStore(options.store), device, code, search=search)
         run_trials(options, trial_context, context)
-    except BenchError as error:
-        LOGGER.error(f"error: {error}")
-        LOGGER.log(NOTE, traceback.format_exc())
-        sys.exit(error.exit_code)
     except (KeyboardInterrupt, SystemExit):
         sys.exit(130)
+    except BenchError as error:
+        LOGGER.log(NOTE, traceback.format_exc())
+        if signals.is_interruption(error):
+            sys.exit(130)
+        LOGGER.error(f"error: {error}")
+        sys.exit(error.exit_code)
 
 
 def run_workers(options: TuneOptions, trial_context: TrialContext, run_context: RunContext) -> None:
