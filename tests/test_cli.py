@@ -355,7 +355,7 @@ def test_a_dry_run_fetches_nothing_and_warns_of_days(
     assert "cifar10 is not under data: a run fetches it, 170,498,071 bytes\n" in output
     assert "cifar100 is not under data: a run fetches it, 169,001,437 bytes\n" in output
     assert "cifar is for a GPU: about 62 days on this CPU (" in output
-    assert "for a CPU there are digits (minutes) and cifar-mini (a quarter of an hour)" in output
+    assert "for a CPU there are digits (minutes) and cifar-mini (half an hour)" in output
     assert exit_code("run --method gacd --suite cifar -q --dry-run --device cpu") == 0
     quiet = capsys.readouterr().err
     assert "6 to do" in quiet

@@ -110,14 +110,14 @@ def test_a_suite_in_full_has_every_number(capsys: pytest.CaptureFixture[str]) ->
     assert run_list("cifar-mini") == 0
     words = " ".join(capsys.readouterr().out.split())
     for fact in (
-        "version 2 ",
+        "version 3 ",
         "eps 8/255 ",
         "inner step 2.5/255 ",
         "limit train 10,000 ",
         "ema decay 0.99 ",
         "teachers robust arch resnet14-w16-s2 method trades training epochs 10 ",
         "attacks fgsm, pgd20, pgd20_trades, cw_inf, aa ",
-        "id cifar-mini@2 ",
+        "id cifar-mini@3 ",
     ):
         assert fact in words
     (facts,) = read_json("cifar-mini", capsys)["suites"]
