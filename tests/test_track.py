@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import records
 
 from bench.cli.commands.doctor import describe_store
 from bench.execution import plan
 from bench.protocol.options import RunOptions
 from bench.system.database import redact_password
 from bench.system.errors import BenchError, one_line
-from bench.tracking.store import COPYING, TrackingStore, store_exists
+from bench.tracking.run_logger import RunLogger
+from bench.tracking.store import COPY_OF, TrackingStore, store_exists
 from leaderboards.schema.fields import FAILED, FINISHED, KILLED, RUNNING
 from leaderboards.schema.spec import Spec
 
@@ -61,9 +63,31 @@ def test_epochs_that_were_copied_are_no_lost_work(copying: bool, store_folder: P
     first = store.start_run(spec, tags)
     store.client.log_metric(first.run_id, "epoch", 3, step=3)
     if copying:
-        first.set_tags({COPYING: "source"})
+        first.set_tags({COPY_OF: "source"})
     again = store.start_run(spec, tags, fresh=True)
     assert (again.run_id == first.run_id) == copying
+
+
+def test_a_copy_whose_process_dies_as_it_ends_is_continued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context, untuned = records.make_context(tmp_path), records.plan_student()
+    records.run_planned(untuned, context)
+    tuned = dataclasses.replace(untuned, spec=dataclasses.replace(untuned.spec, tuned=2))
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunLogger, "finish", die)
+        with pytest.raises(KeyboardInterrupt):
+            records.run_planned(tuned, context)
+    assert "a copy of run" in records.run_planned(tuned, context)
+    runs = context.store.client.search_runs(
+        [context.store.get_or_create_experiment(tuned.spec.suite)],
+        f"tags.spec_id = '{tuned.spec.id}'",
+    )
+    assert [run.info.status for run in runs] == [FINISHED]
 
 
 @pytest.mark.parametrize("status", [RUNNING, KILLED, FAILED])

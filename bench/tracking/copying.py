@@ -6,7 +6,7 @@ import json
 import tempfile
 
 from bench.tracking.run_logger import SHOWN_DIGITS, RunLogger
-from bench.tracking.store import COPYING, TrackingStore
+from bench.tracking.store import COPY_OF, TrackingStore
 from leaderboards.schema.fields import RECORD_TAGS, Artifact, Tag
 from leaderboards.schema.record import Record, copy_record
 from leaderboards.schema.spec import Spec
@@ -39,10 +39,9 @@ def copy_results(
         spec=json.loads(spec.json()),
         tags=copied | own,
     )
-    logger.set_tags({COPYING: source_id})
+    logger.set_tags({COPY_OF: source_id})
     logger.log_curves(record)
     logger.log_record(record)
     store.save_record(record)
-    client.delete_tag(logger.run_id, COPYING)
     logger.final_note = text
     return text

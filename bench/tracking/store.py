@@ -59,8 +59,8 @@ if TYPE_CHECKING:
 
 # Tag of a run that an import has not finished: its record's sha256. No other process continues it.
 IMPORTING = "importing"
-# Tag of a run whose results are being copied from another: its epochs are no training's.
-COPYING = "copying"
+# Tag of a run whose results are copied from another, its id: the epochs are no training's.
+COPY_OF = "copy_of"
 LOCKS = "work"  # the folder of unfinished work, and of the locks of claims
 DATABASE = "mlflow.db"
 TUNING_SUFFIX = " tuning"  # suffix of the experiment of a suite's searches
@@ -318,7 +318,7 @@ class TrackingStore:
         run = next(filter(None, runs), None)
         if not run:
             return ""
-        begun = COPYING not in run.data.tags
+        begun = COPY_OF not in run.data.tags
         if fresh and begun and RunLogger(self.client, run.info.run_id).last_epoch >= 0:
             # Its process was killed before it could mark the run.
             if run.info.status == RUNNING:
