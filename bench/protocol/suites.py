@@ -129,8 +129,7 @@ CIFAR_MINI = Suite(
     limit_train=10_000,
     limit_val=500,
     limit_test=1_000,
-    # Three seeds, each judged on all test images: a difference of 3 points is found in four of
-    # five cases.
+    # More seeds can be added later, images cannot.
     limit_aa=1_000,
     seeds=(0, 1, 2),
     cpu_time="half an hour",

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -41,12 +41,19 @@ def read_sections() -> list[Section]:
     return build_sections(collect(RECORDS), suites.protocols())
 
 
-def newest_sections() -> list[Section]:
-    """Return the newest version of each suite that has records, in the order of `list suites`."""
-    newest: dict[str, Section] = {}
+def shown_sections() -> list[Section]:
+    """Return the newest version of each suite, in the order of `list suites`.
+
+    An older one follows it while it has a method that no newer one has.
+    """
+    shown, methods_of = list[Section](), defaultdict[str, set[str]](set)
     for section in read_sections():
-        newest.setdefault(suite_name(section), section)
-    return sorted(newest.values(), key=lambda section: [*suites.SUITES].index(suite_name(section)))
+        newer = methods_of[suite_name(section)]
+        methods = set(section.runs["method"][section.runs["role"] == "student"])
+        if methods - newer:
+            shown.append(section)
+            newer |= methods
+    return sorted(shown, key=lambda section: [*suites.SUITES].index(suite_name(section)))
 
 
 def suite_name(section: Section) -> str:
@@ -62,12 +69,13 @@ def render_all_tables() -> str:
 def render_page() -> str:
     """Return the page with what is best to know of each table."""
     parts = [INTRO.read_text(encoding="utf-8")]
-    for section in newest_sections():
+    for section in shown_sections():
         suite = suites.SUITES[suite_name(section)]
-        older = " An older version of the suite." if section.outdated else ""
-        about = f"{suite.about[0].upper()}{suite.about[1:]}.{older}"
-        parts.append(f"## {section.experiment}\n\n{about}")
-        parts.append("\n".join(f"    {line}" for line in commands(suite, section)))
+        about = "An older version" if section.outdated else suite.about
+        parts.append(f"## {section.experiment}\n\n{about[0].upper()}{about[1:]}.")
+        # A command makes rows of the newest version.
+        if not section.outdated:
+            parts.append("\n".join(f"    {line}" for line in commands(suite, section)))
         parts += [render_task(section, table) for table in section.tables]
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
 
@@ -112,7 +120,7 @@ def render_charts() -> Iterator[tuple[Path, str]]:
     Every row with its interval and its seeds.
     """
     runs = {str(run["run_id"]): run for run in collect(RECORDS).to_dict("records")}
-    for section in newest_sections():
+    for section in shown_sections():
         for table in section.tables:
             view = seeds_view(table, runs)
             assert view is not None
@@ -123,7 +131,8 @@ def render_charts() -> Iterator[tuple[Path, str]]:
 
 def chart_name(section: Section, table: TaskTable) -> str:
     """Return the file name of a table's chart."""
-    return re.sub(r"[^\w.]+", "-", f"{suite_name(section)} {table.title}") + ".svg"
+    name = section.experiment if section.outdated else suite_name(section)
+    return re.sub(r"[^\w.]+", "-", f"{name} {table.title}") + ".svg"
 
 
 def readme_table() -> TaskTable:

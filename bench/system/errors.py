@@ -38,14 +38,14 @@ def one_line(error: BaseException, limit: int = 300) -> str:
 
 def causes(error: BaseException) -> Iterator[BaseException]:
     """Yield an error, and all that it was raised from or after."""
-    found, todo = list[BaseException](), [error]
-    while todo:
-        cause = todo.pop()
+    visited, waiting = list[BaseException](), [error]
+    while waiting:
+        cause = waiting.pop()
         # They can form a ring.
-        if not any(cause is other for other in found):
+        if not any(cause is other for other in visited):
             yield cause
-            found.append(cause)
-            todo += filter(None, (cause.__context__, cause.__cause__))
+            visited.append(cause)
+            waiting += filter(None, (cause.__context__, cause.__cause__))
 
 
 def damaged_package() -> str:
