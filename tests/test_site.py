@@ -18,6 +18,7 @@ from record_store import Records
 from test_leaderboards import NASTY, fill, scores
 
 import leaderboards
+from bench.protocol import suites
 from bench.reference.about import describe_method
 from leaderboards.read.records import read_record
 
@@ -363,7 +364,9 @@ def recorded_rows() -> list[dict[str, str]]:
 
 def test_all_rows_are_narrowed_by_every_facet(recorded: Path, page: Page) -> None:
     page.goto((recorded / "rows.html").as_uri())
-    rows, wanted = page.locator("#rows-table tbody tr"), recorded_rows()
+    rows, current = page.locator("#rows-table tbody tr"), suites.protocols()
+    # Those of older versions are on the pages of their suites and methods.
+    wanted = [row for row in recorded_rows() if row["Suite"] in current]
     assert rows.count() == len(wanted)
     for facet in ("Data", "Student", "Suite", "Teacher", "Family"):
         choice = page.locator(f"select[data-facet='{facet}']")
