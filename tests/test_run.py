@@ -9,7 +9,6 @@ import re
 import resource
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +17,7 @@ import pytest
 import records
 from mlflow import MlflowClient
 from mlflow.entities import Run
-from program import bench
+from program import PROGRAM, bench, start
 
 from bench import cli
 from bench.execution import job, run_teachers
@@ -37,13 +36,6 @@ FIRST_COMMAND = f"run --method gacd --epochs 1 {SMALL}"
 MOST_STARTS = 18
 COST = Cost(train=1.0, evaluate=1.0, student_passes=1.0)
 pytestmark = pytest.mark.e2e
-
-
-def make_environment() -> dict[str, str]:
-    """Return the environment of the program: one thread, the store of its own folder."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    environment.pop("MLFLOW_TRACKING_URI", None)
-    return environment
 
 
 def make_client(folder: Path) -> MlflowClient:
@@ -78,22 +70,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.timed
 def test_the_first_command_takes_a_minute(tmp_path: Path) -> None:
     """Measured in bare starts of five seconds or so: a slow machine would fail a fixed bound."""
-    imports = ["-c", "import bench.execution.grid.run, bench.execution.job"]
-    start = measure_cpu_seconds(imports, tmp_path)
-    total = measure_cpu_seconds(["-m", "bench", *FIRST_COMMAND.split()], tmp_path)
-    assert total < MOST_STARTS * start, (total, start)
+    imports = ("-c", "import bench.execution.grid.run, bench.execution.job")
+    bare_start = measure_cpu_seconds("", tmp_path, imports)
+    total = measure_cpu_seconds(FIRST_COMMAND, tmp_path)
+    assert total < MOST_STARTS * bare_start, (total, bare_start)
 
 
-def measure_cpu_seconds(arguments: list[str], folder: Path) -> float:
-    """Return the CPU seconds of a Python command."""
+def measure_cpu_seconds(words: str, folder: Path, program: tuple[str, ...] = PROGRAM) -> float:
+    """Return the CPU seconds of a command in a process of its own."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
-    subprocess.run(
-        [sys.executable, *arguments],
-        cwd=folder,
-        env=make_environment(),
-        capture_output=True,
-        check=True,
-    )
+    process = start(words, folder, program)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
     return resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
 
 
@@ -317,13 +305,7 @@ def saved_states(folder: Path) -> list[Path]:
 
 def start_training(arguments: str, folder: Path) -> subprocess.Popen[str]:
     """Start the program in the background and return once a run has finished an epoch."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "bench", *arguments.split()],
-        cwd=folder,
-        env=make_environment(),
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = start(arguments, folder)
     while process.poll() is None and not saved_states(folder):
         time.sleep(0.01)
     assert process.poll() is None, "it ended before it could be killed"
