@@ -31,6 +31,7 @@ from bench.datasets.files import fetching
 from bench.execution.job import REPEAT_MARK, find_untuned
 from bench.execution.plan import plan_runs, work_folder
 from bench.protocol.options import RunOptions
+from bench.tracking.store import COPY_OF
 from bench.training.trainer import STATE
 from bench.tuning import search, trial
 from leaderboards.schema.record import build_record
@@ -134,7 +135,9 @@ def test_a_tuned_run_with_the_defaults_is_a_copy(workers: int, tmp_path: Path) -
     assert copy.data.metrics == default.data.metrics
     assert copy.data.metrics["cost/train_seconds"] > 0
     own = {"spec_id", "variant", "sets", "status_note", "command", "mlflow.note.content"}
-    own |= {"mlflow.parentRunId", "mlflow.runName", "sha256.record"}
+    own |= {"mlflow.parentRunId", "mlflow.runName", "sha256.record", COPY_OF}
+    assert COPY_OF not in default.data.tags
+    assert copy.data.tags[COPY_OF] == default.info.run_id
     for name in default.data.tags.keys() | copy.data.tags.keys():
         same = default.data.tags.get(name) == copy.data.tags.get(name)
         assert same or name in own, name
